@@ -1,0 +1,27 @@
+"""Loads the pack as ``controlled_diffusion``; keeps its root off sys.path, where its ``nodes`` folder would hide ComfyUI's."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+
+from harness.host import load_pack  # noqa: E402
+
+torch.set_num_threads(1)
+load_pack()
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The real server with the pack installed, started by the first test that asks for it; see `harness.server.Server`."""
+    from harness.server import Server
+
+    with Server() as running:
+        yield running

@@ -1,0 +1,239 @@
+"""The real ComfyUI server with the pack installed, in a process and a folder of its own, reachable from this machine only."""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+
+from PIL import Image
+
+from .environment import ROOT, SetupError
+
+PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
+NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
+LOOPBACK = "127.0.0.1"
+PAUSE = 0.2  # seconds between two looks at the server
+
+
+class WorkflowError(Exception):
+    """A prompt was refused or failed; ``node_id``, ``node_type`` and ``message`` say where and why."""
+
+    def __init__(self, message: str, node_id: str | None = None, node_type: str | None = None):
+        self.message, self.node_id, self.node_type = message, node_id, node_type
+        super().__init__(f"node {node_id} ({node_type}): {message}" if node_id else message)
+
+
+class Server:
+    """``with Server() as server: history = server.run(prompt); pictures = server.images(history)``
+
+    ``base`` holds its models, inputs and outputs; by default a temporary folder. ``port`` 0 takes any free port.
+    """
+
+    def __init__(self, base: Path | None = None, port: int = 0, start_timeout: float = 240.0):
+        self.port = free_port(port)
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        self.start_timeout = start_timeout
+        self._own_base = base is None
+        self.base = Path(tempfile.mkdtemp(prefix="controlled-diffusion-")) if base is None else Path(base)
+        self.log = self.base / "server.log"
+        self._process = None
+        self._object_info = None
+
+    def __enter__(self) -> "Server":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        install_pack(self.base / "custom_nodes")
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, start_new_session=os.name != "nt"
+            )
+        deadline = time.monotonic() + self.start_timeout
+        while not self.answers():
+            if self._process.poll() is not None:
+                raise SetupError(f"ComfyUI stopped while starting (exit code {self._process.returncode}):\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise SetupError(f"ComfyUI did not answer within {self.start_timeout:.0f} s:\n{self.log_tail()}")
+            time.sleep(PAUSE)
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, str(Path(__file__).with_name("inside.py")), "serve"),
+            *("--listen", LOOPBACK, "--port", str(self.port), "--base-directory", str(self.base)),
+            *("--database-url", f"sqlite:///{self.base / 'comfyui.db'}"),
+            *("--disable-auto-launch", "--disable-api-nodes"),
+        ]
+
+    def stop(self) -> None:
+        """End the process and, if it was ours, remove its folder."""
+        if self._process is not None:
+            end(self._process)
+            self._process = None
+        if self._own_base:
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def answers(self) -> bool:
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
+
+    def log_tail(self, lines: int = 20) -> str:
+        with open(self.log, errors="replace") as log:
+            return "".join(collections.deque(log, lines))
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, data: bytes, content_type: str = "application/json") -> bytes:
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def object_info(self) -> dict:
+        """Every node type that the server knows, with its inputs and outputs; asked for once."""
+        if self._object_info is None:
+            self._object_info = json.loads(self.get("/object_info"))
+        return self._object_info
+
+    def run(self, prompt: dict, timeout: float = 300.0) -> dict:
+        """Run a prompt in API format and return its history entry. Raises WorkflowError."""
+        prompt_id = self.submit(prompt)
+        deadline = time.monotonic() + timeout
+        while not (entry := self.history(prompt_id)):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                self.post("/interrupt", b"{}")
+                raise WorkflowError(f"did not finish within {timeout:.0f} s")
+            time.sleep(PAUSE)
+        raise_execution_error(entry)
+        return entry
+
+    def submit(self, prompt: dict) -> str:
+        body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
+        try:
+            return json.loads(self.post("/prompt", body))["prompt_id"]
+        except urllib.error.HTTPError as refusal:
+            raise validation_error(refusal.read(), prompt) from None
+
+    def history(self, prompt_id: str) -> dict | None:
+        return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
+
+    def check_alive(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise SetupError(f"ComfyUI ended while it was working:\n{self.log_tail()}")
+
+    def images(self, history: dict) -> list[Image.Image]:
+        """Every picture that a finished prompt saved or previewed, node by node."""
+        return [picture for pictures in self.images_by_node(history).values() for picture in pictures]
+
+    def images_by_node(self, history: dict) -> dict[str, list[Image.Image]]:
+        outputs = sorted(history["outputs"].items(), key=lambda item: (len(item[0]), item[0]))
+        return {node: [self.image(place) for place in output["images"]] for node, output in outputs if output.get("images")}
+
+    def image(self, place: dict) -> Image.Image:
+        data = self.get("/view?" + urllib.parse.urlencode(place))
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        return picture
+
+    def upload_image(self, picture: Image.Image | Path, name: str) -> str:
+        """Put a picture into the server's input folder; returns the name for a LoadImage node."""
+        data = Path(picture).read_bytes() if isinstance(picture, (str, Path)) else png(picture)
+        return self.upload("/upload/image", name, data)
+
+    def upload(self, path: str, name: str, data: bytes) -> str:
+        boundary = uuid.uuid4().hex
+        body = b"".join(
+            [
+                f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'.encode(),
+                f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode(),
+                data,
+                f"\r\n--{boundary}--\r\n".encode(),
+            ]
+        )
+        return json.loads(self.post(path, body, f"multipart/form-data; boundary={boundary}"))["name"]
+
+
+def free_port(port: int) -> int:
+    """``port`` if it is free, any free port for 0."""
+    with socket.socket() as probe:
+        if os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise SetupError(f"Port {port} cannot be used ({error.strerror}). Give another one with --port, or 0 for any free one.") from None
+        return probe.getsockname()[1]
+
+
+def install_pack(custom_nodes: Path) -> None:
+    """Make the pack a custom node: a link to the checkout, or a copy where links are not allowed."""
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    place = custom_nodes / PACK_FOLDER
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
+        shutil.rmtree(place)
+    try:
+        place.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        shutil.copytree(ROOT, place, ignore=NOT_IN_A_COPY)
+
+
+def end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(OSError):
+        process.stdin.close()  # it ends by itself when this pipe does
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def png(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def validation_error(body: bytes, prompt: dict) -> WorkflowError:
+    """What the server said when it refused a prompt; of several faulty nodes, the first."""
+    answer = json.loads(body)
+    for node_id, report in answer.get("node_errors", {}).items():
+        reasons = "; ".join(f"{error['message']}: {error['details']}" for error in report["errors"])
+        return WorkflowError(reasons, node_id, prompt[node_id]["class_type"])
+    error = answer["error"]
+    where = error.get("extra_info", {})
+    return WorkflowError(f"{error['message']} {error.get('details') or ''}".strip(), where.get("node_id"), where.get("class_type"))
+
+
+def raise_execution_error(entry: dict) -> None:
+    for kind, message in entry["status"]["messages"]:
+        if kind == "execution_error":
+            raise WorkflowError(f"{message['exception_type']}: {message['exception_message'].strip()}", message["node_id"], message["node_type"])
+        if kind == "execution_interrupted":
+            raise WorkflowError("interrupted", message["node_id"], message["node_type"])

@@ -1,0 +1,121 @@
+"""Tiny random models made of ComfyUI's own classes: about 1 M parameters each, built in well under a second."""
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.model_base import ModelType
+
+CONTEXT = 64
+FAMILIES = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION, "flow": ModelType.FLOW}
+CLIP_CONFIG = dict(hidden_size=CONTEXT, intermediate_size=128, num_attention_heads=2, num_hidden_layers=2, projection_dim=CONTEXT)
+UNET_CONFIG = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=32,
+    num_res_blocks=[1, 1],
+    channel_mult=[1, 2],
+    transformer_depth=[1, 1],
+    transformer_depth_output=[1, 1, 1, 1],
+    transformer_depth_middle=1,
+    context_dim=CONTEXT,
+    use_spatial_transformer=True,
+    legacy=False,
+    use_checkpoint=False,
+    use_linear_in_transformer=False,
+    adm_in_channels=None,
+    use_temporal_attention=False,
+    use_temporal_resblock=False,
+)
+VAE_CONFIG = dict(
+    double_z=True,
+    z_channels=4,
+    resolution=32,
+    in_channels=3,
+    out_ch=3,
+    ch=32,
+    ch_mult=[1, 1, 1, 1],
+    num_res_blocks=1,
+    attn_resolutions=[],
+    dropout=0.0,
+)
+
+
+class TinyTextModel(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options={**(model_options or {}), "clip_l_model_config": CLIP_CONFIG})
+
+
+class TinySD1(comfy.supported_models.SD15):
+    unet_config = {
+        "context_dim": CONTEXT,
+        "model_channels": 32,
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+        "use_temporal_attention": False,
+    }
+    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+
+    def clip_target(self, state_dict=None):
+        return clip_target()
+
+
+def clip_target():
+    return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, TinyTextModel)
+
+
+def unet(family: str = "eps", seed: int = 0, output_scale: float = 1.0, **config):
+    """A MODEL of the family 'eps', 'v' or 'flow'.
+
+    A random network is wild: ``output_scale`` 0.05 makes it smooth enough for trajectories. ``config`` overrides
+    `UNET_CONFIG`.
+    """
+    settings = TinySD1({**UNET_CONFIG, **config})
+    settings.set_inference_dtype(torch.float32, None)
+    model = fill(comfy.model_base.BaseModel(settings, model_type=FAMILIES[family], device="cpu"), seed)
+    last = model.diffusion_model.out[-1].weight
+    last.data = last.data * output_scale
+    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.CoreModelPatcher(model, *devices)
+
+
+def clip(dtype: torch.dtype | None = None, seed: int = 1, embedding_directory: str | None = None):
+    """A CLIP with ComfyUI's SD1 tokenizer and a two-layer text model."""
+    options = {} if dtype is None else {"dtype": dtype}
+    made = comfy.sd.CLIP(clip_target(), embedding_directory=embedding_directory, model_options=options)
+    fill(made.cond_stage_model, seed)
+    return made
+
+
+def vae(seed: int = 2):
+    """A VAE with 4 latent channels at an eighth of the picture's size."""
+    weights = fill(AutoencoderKL(ddconfig=VAE_CONFIG, embed_dim=4), seed).state_dict()
+    return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": 4}}, dtype=torch.float32)
+
+
+def conditioning(seed: int, tokens: int = 77):
+    """A random CONDITIONING that fits `unet`."""
+    draw = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, tokens, CONTEXT, generator=draw), {"pooled_output": torch.randn(1, CONTEXT, generator=draw)}]]
+
+
+def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Set every parameter: ComfyUI's layers are made with torch.empty."""
+    draw = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        parameter.data = initial(name, parameter.shape, draw).to(parameter.dtype)
+    return module
+
+
+def initial(name: str, shape: torch.Size, draw: torch.Generator) -> torch.Tensor:
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) < 2:
+        return torch.ones(shape)
+    return torch.randn(shape, generator=draw) / shape[1:].numel() ** 0.5
