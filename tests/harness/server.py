@@ -65,6 +65,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         install_pack(self.base / "custom_nodes")
+        skip_first_visit(self.base / "user" / "default" / "comfy.settings.json")
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
                 self.command(), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, start_new_session=os.name != "nt"
@@ -202,6 +203,13 @@ def install_pack(custom_nodes: Path) -> None:
         place.symlink_to(ROOT, target_is_directory=True)
     except OSError:
         shutil.copytree(ROOT, place, ignore=NOT_IN_A_COPY)
+
+
+def skip_first_visit(settings: Path) -> None:
+    """Keep the frontend from opening its template browser over an empty page."""
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true}')
 
 
 def end(process: subprocess.Popen) -> None:

@@ -1,0 +1,166 @@
+"""From a workflow as the frontend saves it (litegraph schema 0.4) to the prompt that the server runs.
+
+What a node's inputs are is read from the server's ``/object_info``; the rules are those of the frontend's own
+``app.graphToPrompt()``, with which a browser test compares this.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+AUTOGROW = "COMFY_AUTOGROW_V3"
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO, "COLOR", "COLORS", "CURVE", "BOUNDING_BOX", "BOUNDING_BOXES"}
+UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload")
+SEEDS = ("seed", "noise_seed")
+NOTES = ("Note", "MarkdownNote")
+REROUTE = "Reroute"
+NEVER, BYPASS = 2, 4  # litegraph's node modes; 0 is the ordinary one
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a node: a socket, or a widget with its value on the node."""
+
+    name: str
+    type: str
+    options: Mapping = field(default_factory=dict)
+    required: bool = True
+
+    @property
+    def is_widget(self) -> bool:
+        kind = self.options.get("widgetType", self.type)
+        return kind in WIDGET_TYPES and not self.options.get("forceInput")
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the frontend keeps a second value behind it: 'fixed', 'randomize' and so on."""
+        return self.type == "INT" and bool(self.options.get("control_after_generate", self.name in SEEDS))
+
+    @property
+    def choices(self) -> list:
+        """What a combo offers; empty when anything goes."""
+        if self.type == DYNAMIC_COMBO:
+            return [option["key"] for option in self.options["options"]]
+        return list(self.options.get("options") or []) if self.type == "COMBO" else []
+
+    @property
+    def default(self):
+        if "default" in self.options:
+            return self.options["default"]
+        if self.choices:
+            return self.choices[0]
+        return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}.get(self.type)
+
+
+def inputs_of(info: Mapping, chosen: Mapping) -> Iterator[Input]:
+    """The inputs of a node type in the frontend's order.
+
+    Which inputs a dynamic combo has depends on its value: ``chosen[name]`` is looked up after the combo itself was
+    yielded, so the caller can fill it in on the way.
+    """
+    for section in ("required", "optional"):
+        specs = info["input"].get(section, {})
+        for name, spec in specs.items():
+            yield from expand(name, spec, section == "required", chosen)
+        if any(options_of(spec).get(upload) for spec in specs.values() for upload in UPLOADS):
+            yield Input("upload", "COMBO", {"default": "image"})
+
+
+def expand(name: str, spec: list, required: bool, chosen: Mapping) -> Iterator[Input]:
+    kind, options = spec[0], options_of(spec)
+    if isinstance(kind, list):
+        kind, options = "COMBO", {**options, "options": kind}
+    if kind == AUTOGROW:
+        yield from expand_autogrow(name, options["template"])
+        return
+    yield Input(name, kind, options, required)
+    if kind == DYNAMIC_COMBO:
+        for option in options["options"]:
+            if option["key"] == chosen[name]:
+                yield from expand_group(name, option["inputs"], chosen)
+
+
+def expand_group(name: str, inputs: Mapping, chosen: Mapping) -> Iterator[Input]:
+    for section in ("required", "optional"):
+        for inner, spec in inputs.get(section, {}).items():
+            yield from expand(f"{name}.{inner}", spec, section == "required", chosen)
+
+
+def expand_autogrow(name: str, template: Mapping) -> Iterator[Input]:
+    ((kind, *options),) = [spec for section in template["input"].values() for spec in section.values()]
+    names = template.get("names") or [f"{template['prefix']}{index}" for index in range(template["max"])]
+    for index, inner in enumerate(names):
+        forced = {**(options[0] if options else {}), "forceInput": True}
+        yield Input(f"{name}.{inner}", kind, forced, required=index < template["min"])
+
+
+def options_of(spec: list) -> Mapping:
+    return spec[1] if len(spec) > 1 else {}
+
+
+def to_prompt(workflow: Mapping | Path, object_info: Mapping) -> dict:
+    """The API prompt of a saved workflow. Raises ValueError for a node type that the server does not know."""
+    if isinstance(workflow, (str, Path)):
+        workflow = json.loads(Path(workflow).read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: tuple(link[1:3]) for link in workflow["links"]}
+    return {str(node["id"]): prompt_node(node, nodes, links, object_info) for node in nodes.values() if runs(node)}
+
+
+def runs(node: Mapping) -> bool:
+    return node["type"] not in (*NOTES, REROUTE) and node.get("mode", 0) not in (NEVER, BYPASS)
+
+
+def prompt_node(node: Mapping, nodes: Mapping, links: Mapping, object_info: Mapping) -> dict:
+    info = info_of(node["type"], object_info)
+    inputs = read_widgets(node, info)
+    inputs.pop("upload", None)
+    for socket in node.get("inputs", []):
+        source = find_source(socket.get("link"), nodes, links)
+        if source is not None:
+            inputs[socket["name"]] = source
+    return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title") or info["display_name"]}}
+
+
+def info_of(class_type: str, object_info: Mapping) -> Mapping:
+    if class_type not in object_info:
+        raise ValueError(f"The server does not know the node type {class_type!r}. Check its spelling, or install the pack that has it.")
+    return object_info[class_type]
+
+
+def read_widgets(node: Mapping, info: Mapping) -> dict:
+    """The values of a node's widgets by name; the frontend saves them as a bare list, in the order of the inputs."""
+    saved = iter(node.get("widgets_values") or [])
+    values = {}
+    for each in inputs_of(info, values):
+        if each.is_widget:
+            value = next(saved, each.default)
+            values[each.name] = {"__value__": value} if isinstance(value, list) else value
+            if each.has_control:
+                next(saved, None)
+    return values
+
+
+def find_source(link: int | None, nodes: Mapping, links: Mapping) -> list | None:
+    """The node and slot that a link really comes from: through reroutes and bypassed nodes; nothing from a muted one."""
+    while link is not None:
+        origin, slot = links[link]
+        node = nodes[origin]
+        if runs(node):
+            return [str(origin), slot]
+        link = passed_on(node, slot)
+    return None
+
+
+def passed_on(node: Mapping, slot: int) -> int | None:
+    """The link that a node hands on at its output ``slot`` without running."""
+    inputs = node.get("inputs", [])
+    if node["type"] == REROUTE:
+        return inputs[0].get("link")
+    if node.get("mode") != BYPASS:
+        return None
+    kind = node["outputs"][slot]["type"]
+    same_place = [inputs[slot]] if slot < len(inputs) else []
+    return next((each.get("link") for each in (*same_place, *inputs) if each["type"] == kind), None)
