@@ -22,6 +22,7 @@ from PIL import Image
 from .environment import ROOT, SetupError
 
 PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
+EXAMPLE_PICTURES = ROOT / "example_workflows" / "input"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
 PAUSE = 0.2  # seconds between two looks at the server
@@ -65,6 +66,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         install_pack(self.base / "custom_nodes")
+        install_pictures(self.base / "input")
         skip_first_visit(self.base / "user" / "default" / "comfy.settings.json")
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -77,6 +79,13 @@ class Server:
             if time.monotonic() > deadline:
                 raise SetupError(f"ComfyUI did not answer within {self.start_timeout:.0f} s:\n{self.log_tail()}")
             time.sleep(PAUSE)
+        self.check_pack()
+
+    def check_pack(self) -> None:
+        """ComfyUI goes on without a pack that does not import; here that is an error."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if PACK_FOLDER in line]
+        if any("IMPORT FAILED" in line for line in lines):
+            raise SetupError("The pack did not load in ComfyUI:\n" + "\n".join(lines))
 
     def command(self) -> list[str]:
         return [
@@ -203,6 +212,13 @@ def install_pack(custom_nodes: Path) -> None:
         place.symlink_to(ROOT, target_is_directory=True)
     except OSError:
         shutil.copytree(ROOT, place, ignore=NOT_IN_A_COPY)
+
+
+def install_pictures(folder: Path) -> None:
+    """The pictures that example workflows load."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in EXAMPLE_PICTURES.glob("*.png"):
+        shutil.copy(picture, folder)
 
 
 def skip_first_visit(settings: Path) -> None:

@@ -1,0 +1,123 @@
+"""``python . demo``: every example workflow on the real server, its pictures in a folder and on one contact sheet."""
+
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from .commands import demo_parser, fail
+from .contact_sheet import draw_contact_sheet
+from .environment import ROOT, SetupError
+from .server import Server, WorkflowError
+from .workflow import to_prompt
+
+WORKFLOWS = ROOT / "example_workflows"
+SERVED = ROOT / ".host" / "server"
+CONTACT_SHEET = "contact_sheet.png"
+
+
+@dataclass
+class Result:
+    """What came of one workflow: labelled pictures, or an error."""
+
+    name: str
+    seconds: float = 0.0
+    pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}  ({self.seconds:.1f} s)"
+
+
+def main(arguments: list[str]) -> int:
+    options = demo_parser().parse_args(arguments)
+    try:
+        return serve(options.port) if options.serve else run_all(choose(options.names), options.output, options.port)
+    except (SetupError, OSError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("\nStopped.")
+
+
+def choose(names: list[str], folder: Path = WORKFLOWS) -> list[Path]:
+    """The workflows with these names; all of them without names."""
+    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    wanted = [Path(name).stem for name in names] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise SetupError(f"There is no example workflow {name!r}; choose from {', '.join(known) or 'none, the folder is empty'}.")
+    return [known[name] for name in wanted]
+
+
+def serve(port: int) -> int:
+    """Leave the server running until Ctrl+C."""
+    say("starting ComfyUI with the pack ...")
+    with Server(base=SERVED, port=port) as server:
+        say(f"Open {server.url} in a browser; the workflows are under Templates. Ctrl+C stops the server.")
+        while True:
+            server.check_alive()
+            time.sleep(1)
+
+
+def run_all(workflows: list[Path], output: Path, port: int) -> int:
+    say("starting ComfyUI with the pack ...", end=" ")
+    start = time.monotonic()
+    with Server(port=port) as server:
+        say(f"{time.monotonic() - start:.0f} s")
+        results = [run_one(server, workflow) for workflow in workflows]
+    return report(results, output)
+
+
+def run_one(server: Server, workflow: Path) -> Result:
+    say(f"{workflow.stem} ...", end=" ")
+    result, start = Result(workflow.stem), time.monotonic()
+    try:
+        prompt = to_prompt(workflow, server.object_info())
+        history = server.run(prompt)
+        result.pictures = label(server.images_by_node(history), prompt)
+    except (WorkflowError, ValueError, json.JSONDecodeError) as error:
+        result.error = str(error)
+    result.seconds = time.monotonic() - start
+    say(f"failed: {result.error}" if result.error else f"{result.seconds:.1f} s, {len(result.pictures)} pictures")
+    return result
+
+
+def label(pictures: dict[str, list[Image.Image]], prompt: dict) -> list[tuple[str, Image.Image]]:
+    """Each picture with the title of the node that made it, numbered when there are several."""
+    labelled = []
+    for node, batch in pictures.items():
+        title = prompt[node]["_meta"]["title"]
+        labelled += [(title if len(batch) == 1 else f"{title} {number}", picture) for number, picture in enumerate(batch, 1)]
+    return labelled
+
+
+def report(results: list[Result], output: Path) -> int:
+    """Write the pictures and the contact sheet; say where, and what failed."""
+    output.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        save_pictures(result, output)
+    rows = [(result.title, result.error or result.pictures) for result in results]
+    draw_contact_sheet("Controlled Diffusion: the example workflows", rows).save(output / CONTACT_SHEET)
+    say(f"pictures: {output}\ncontact sheet: {output / CONTACT_SHEET}")
+    failed = [result.name for result in results if result.error]
+    if failed or not results:
+        return fail(f"Failed: {', '.join(failed)}." if failed else f"There is no workflow in {WORKFLOWS}.")
+    return 0
+
+
+def save_pictures(result: Result, output: Path) -> None:
+    for old in output.glob(f"{result.name}-[0-9][0-9]-*.png"):
+        old.unlink()
+    for number, (title, picture) in enumerate(result.pictures, 1):
+        slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+        picture.save(output / f"{result.name}-{number:02d}-{slug}.png")
+
+
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
