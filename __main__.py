@@ -13,8 +13,7 @@ def main():
     if sys.version_info < (3, 10):
         sys.stderr.write(
             "This needs Python 3.10 or newer; this is Python %d.%d (%s).\n"
-            "Run it again with a newer one, for example: python3.12 . demo\n"
-            % (sys.version_info[0], sys.version_info[1], sys.executable)
+            "Run it again with a newer one, for example: python3.12 . demo\n" % (sys.version_info[0], sys.version_info[1], sys.executable)
         )
         return 1
     # The pack's root must not be importable: its folder `nodes` would hide ComfyUI's own nodes.py.

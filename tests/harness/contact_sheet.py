@@ -31,7 +31,8 @@ def draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, title: str
     draw.line((MARGIN, top, WIDTH - MARGIN, top), FAINT)
     draw.text((MARGIN, top + 10), title, INK, font(20))
     if isinstance(content, str):
-        draw.text((MARGIN, top + TITLE_HEIGHT), shorten(draw, "failed: " + " ".join(content.split()), 14, WIDTH - 2 * MARGIN), ALARM, font(14))
+        message = shorten(draw, "failed: " + " ".join(content.split()), 14, WIDTH - 2 * MARGIN)
+        draw.text((MARGIN, top + TITLE_HEIGHT), message, ALARM, font(14))
         return
     for index, (label, picture) in enumerate(content):
         left = MARGIN + (index % PER_LINE) * (THUMBNAIL + MARGIN)

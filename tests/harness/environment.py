@@ -82,7 +82,7 @@ def build(venv: Path, stamp: str) -> None:
     found = read_stamp(venv)
     refuse_foreign(venv, found)
     refuse_full_disk(venv)
-    same_python = found is not None and found.split(" pins ")[0] == stamp.split(" pins ")[0]
+    same_python = found is not None and found.startswith(stamp.split("pins", maxsplit=1)[0])
     if not same_python:
         shutil.rmtree(venv, ignore_errors=True)
     venv.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def refuse_full_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free / 1e9
     if free < GIGABYTES_NEEDED:
         raise SetupError(
-            f"Setting up needs about {GIGABYTES_NEEDED} GB of disk beside {folder}; only {free:.1f} GB are free. Free some space and run it again."
+            f"Setting up needs about {GIGABYTES_NEEDED} GB of disk for {folder}; {free:.1f} GB are free. Free some space and run it again."
         )
 
 

@@ -7,6 +7,8 @@
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["CLIP"], text="a red circle")
     graph.note("What this shows, in Markdown.")
     graph.save("example_workflows/red_circle.json")
+
+Every name and value is checked when it is given.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .workflow import AUTOGROW, UPLOADS, Input, expand_autogrow, info_of, inputs_of
+from .workflow import AUTOGROW, UPLOADS, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
 TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 18, 280
@@ -220,7 +222,7 @@ def node_size(node: Node) -> tuple[float, float]:
         height += text_height(str(node.widgets[text.name]), width, least=70)
     for each in widgets:
         height += {"CURVE": width, "BOUNDING_BOX": 4 * WIDGET_HEIGHT}.get(each.type, 0)
-    width = max(width, CHARACTER_WIDTH * len(node.title or node.info["display_name"]) + 60)
+    width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
     return width, height + (PICTURE_HEIGHT if shows_picture(node) else 0)
 
 

@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str]) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = own
 

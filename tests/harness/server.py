@@ -69,9 +69,8 @@ class Server:
         install_pictures(self.base / "input")
         skip_first_visit(self.base / "user" / "default" / "comfy.settings.json")
         with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, start_new_session=os.name != "nt"
-            )
+            pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(self.command(), cwd=self.base, start_new_session=os.name != "nt", **pipes)
         deadline = time.monotonic() + self.start_timeout
         while not self.answers():
             if self._process.poll() is not None:
@@ -196,7 +195,7 @@ def free_port(port: int) -> int:
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
-            raise SetupError(f"Port {port} cannot be used ({error.strerror}). Give another one with --port, or 0 for any free one.") from None
+            raise SetupError(f"Port {port} cannot be used: {error.strerror}. Give another one, or 0 for any free one.") from None
         return probe.getsockname()[1]
 
 
@@ -258,6 +257,7 @@ def validation_error(body: bytes, prompt: dict) -> WorkflowError:
 def raise_execution_error(entry: dict) -> None:
     for kind, message in entry["status"]["messages"]:
         if kind == "execution_error":
-            raise WorkflowError(f"{message['exception_type']}: {message['exception_message'].strip()}", message["node_id"], message["node_type"])
+            reason = f"{message['exception_type']}: {message['exception_message'].strip()}"
+            raise WorkflowError(reason, message["node_id"], message["node_type"])
         if kind == "execution_interrupted":
             raise WorkflowError("interrupted", message["node_id"], message["node_type"])

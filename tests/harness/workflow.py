@@ -121,7 +121,11 @@ def prompt_node(node: Mapping, nodes: Mapping, links: Mapping, object_info: Mapp
         source = find_source(socket.get("link"), nodes, links)
         if source is not None:
             inputs[socket["name"]] = source
-    return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title") or info["display_name"]}}
+    return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title") or display_name(info)}}
+
+
+def display_name(info: Mapping) -> str:
+    return info.get("display_name") or info["name"]
 
 
 def info_of(class_type: str, object_info: Mapping) -> Mapping:

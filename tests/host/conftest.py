@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from harness import host
 from harness.comfyui import find_comfyui
 

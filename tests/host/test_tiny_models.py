@@ -4,6 +4,7 @@ import comfy.sample
 import comfy.samplers
 import nodes
 import torch
+
 from host import tiny
 
 

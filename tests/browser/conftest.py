@@ -1,0 +1,23 @@
+"""One server, one browser and one loaded frontend for all tests in this folder."""
+
+import time
+
+import pytest
+
+from browser import chromium
+
+READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
+
+
+@pytest.fixture(scope="session")
+def page(server):
+    """The frontend with an empty graph; console errors so far, the bare frontend's own, are dropped."""
+    executable = chromium.find()
+    if executable is None:
+        pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
+    with chromium.Page(executable) as page:
+        page.open(server.url)
+        page.wait_until(READY)
+        time.sleep(2)  # late requests of the start page
+        page.take_errors()
+        yield page

@@ -1,0 +1,128 @@
+"""The real frontend opens every example workflow, and its own conversion to a prompt is the one that runs."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.demo import WORKFLOWS
+from harness.environment import ROOT
+from harness.graph import Graph
+from harness.workflow import REROUTE, to_prompt
+
+pytestmark = pytest.mark.browser
+SCREENS = ROOT / "demo_output" / "screens"
+BOXES = "app.graph._nodes.map(n => [n.title, ...n.getBounding()])"
+MISSING = "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+
+
+def open_workflow(page, workflow: dict) -> None:
+    page.take_errors()
+    page.evaluate(f"app.loadGraphData({json.dumps(workflow)}).then(() => 1)")
+    page.wait_until(f"app.graph._nodes.length === {len(workflow['nodes'])}", timeout=10)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView').then(() => 1)")
+
+
+def frontends_prompt(page) -> dict:
+    return json.loads(page.evaluate("app.graphToPrompt().then(result => JSON.stringify(result.output))"))
+
+
+def saved_by(page) -> dict:
+    return json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+
+
+def without_titles(prompt: dict) -> dict:
+    return {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in prompt.items()}
+
+
+def picture_of(page, name: str) -> Path:
+    time.sleep(1)  # the view glides to its place
+    return page.screenshot(SCREENS / f"{name}.png")
+
+
+def overlaps(boxes: list) -> list:
+    """Pairs of nodes that cover each other."""
+    return [
+        (a, b)
+        for index, (a, ax, ay, aw, ah) in enumerate(boxes)
+        for b, bx, by, bw, bh in boxes[index + 1 :]
+        if ax < bx + bw and bx < ax + aw and ay < by + bh and by < ay + ah
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_frontend_opens_and_runs_the_example_workflow(page, server, path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    open_workflow(page, workflow)
+    picture_of(page, path.stem)
+    assert page.evaluate(MISSING) == []
+    assert page.evaluate("Object.keys(app.graph.links).length || app.graph.links.size") == len(workflow["links"])
+    assert overlaps(page.evaluate(BOXES)) == []
+    prompt = frontends_prompt(page)
+    assert without_titles(prompt) == without_titles(to_prompt(workflow, server.object_info()))
+    assert page.take_errors() == []
+    assert server.images(server.run(prompt))
+
+
+@pytest.fixture
+def tricky(server) -> dict:
+    """Host nodes only: a group that grows, inputs that depend on a choice, a linked widget, a seed, a muted and a bypassed node."""
+    graph = Graph("Tricky inputs", server.object_info())
+    with graph.group("Pictures"):
+        width = graph.add("PrimitiveInt", title="width", value=48)
+        green = graph.add("EmptyImage", title="green", width=width, height=64, color=0x00FF00)
+        blue = graph.add("EmptyImage", title="blue", width=48, height=64, color=0x0000FF)
+        graph.add("RandomNoise", noise_seed=7)
+    with graph.group("Work"):
+        small = graph.add("ResizeImageMaskNode", input=blue, resize_type="scale by multiplier", **{"resize_type.multiplier": 0.5})
+        inverted = graph.add("ImageInvert", image=green)
+        batch = graph.add("BatchImagesNode", images=[inverted, blue, small])
+        graph.add("StringConcatenate", string_a="several\nlines", string_b="b")
+    with graph.group("Results"):
+        graph.add("SaveImage", title="result", images=batch)
+        graph.add("PreviewImage", title="muted", images=green)
+    graph.note("# A note\n\nwith *Markdown*")
+    workflow = graph.build()
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    nodes[inverted.id]["mode"], nodes[len(graph.nodes)]["mode"] = 4, 2
+    return workflow
+
+
+def test_the_converter_does_what_the_frontend_does(page, server, tricky):
+    open_workflow(page, tricky)
+    picture_of(page, "tricky_inputs")
+    prompt = frontends_prompt(page)
+    assert to_prompt(tricky, server.object_info()) == prompt
+    assert to_prompt(saved_by(page), server.object_info()) == prompt
+    assert overlaps(page.evaluate(BOXES)) == []
+    assert page.take_errors() == []
+    assert [picture.size for picture in server.images(server.run(prompt))] == [(48, 64)] * 3
+
+
+def test_a_reroute_is_passed_through(page, server, tricky):
+    first = tricky["links"][0]
+    tricky["nodes"].append(
+        {
+            "id": 90,
+            "type": REROUTE,
+            "pos": [0, -200],
+            "size": [75, 26],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [{"name": "", "type": "*", "link": 90}],
+            "outputs": [{"name": "", "type": first[5], "links": [first[0]]}],
+            "properties": {},
+        }
+    )
+    tricky["links"].append([90, first[1], first[2], 90, 0, first[5]])
+    first[1:3] = [90, 0]
+    open_workflow(page, tricky)
+    assert to_prompt(tricky, server.object_info()) == frontends_prompt(page)
+
+
+def test_an_unknown_node_type_is_noticed(page, tricky):
+    tricky["nodes"][0]["type"] = "NoSuchNode"
+    open_workflow(page, tricky)
+    assert page.evaluate(MISSING) == ["NoSuchNode"]
