@@ -33,6 +33,7 @@ def saved_by(page) -> dict:
 
 
 def without_titles(prompt: dict) -> dict:
+    """The frontend translates the titles that a node type has by itself; ours are those of the server."""
     return {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in prompt.items()}
 
 
@@ -93,8 +94,8 @@ def test_the_converter_does_what_the_frontend_does(page, server, tricky):
     open_workflow(page, tricky)
     picture_of(page, "tricky_inputs")
     prompt = frontends_prompt(page)
-    assert to_prompt(tricky, server.object_info()) == prompt
-    assert to_prompt(saved_by(page), server.object_info()) == prompt
+    for workflow in (tricky, saved_by(page)):
+        assert without_titles(to_prompt(workflow, server.object_info())) == without_titles(prompt)
     assert overlaps(page.evaluate(BOXES)) == []
     assert page.take_errors() == []
     assert [picture.size for picture in server.images(server.run(prompt))] == [(48, 64)] * 3
@@ -119,7 +120,7 @@ def test_a_reroute_is_passed_through(page, server, tricky):
     tricky["links"].append([90, first[1], first[2], 90, 0, first[5]])
     first[1:3] = [90, 0]
     open_workflow(page, tricky)
-    assert to_prompt(tricky, server.object_info()) == frontends_prompt(page)
+    assert without_titles(to_prompt(tricky, server.object_info())) == without_titles(frontends_prompt(page))
 
 
 def test_an_unknown_node_type_is_noticed(page, tricky):
