@@ -1,5 +1,6 @@
 """``python . demo``: every example workflow on the real server, its pictures in a folder and on one contact sheet."""
 
+import contextlib
 import json
 import re
 import sys
@@ -59,9 +60,12 @@ def serve(port: int) -> int:
     say("starting ComfyUI with the pack ...")
     with Server(base=SERVED, port=port) as server:
         say(f"Open {server.url} in a browser; the workflows are under Templates. Ctrl+C stops the server.")
-        while True:
-            server.check_alive()
-            time.sleep(1)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                server.check_alive()
+                time.sleep(1)
+    say("\nstopped")
+    return 0
 
 
 def run_all(workflows: list[Path], output: Path, port: int) -> int:
