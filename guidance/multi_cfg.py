@@ -1,0 +1,140 @@
+"""Multi-condition guidance: any number of positive and negative conditions, each with its own null, weight and mask.
+
+`D = D_u + sum_k w_k(sigma) (D_k - D_null_k) - sum_m w_m(sigma) (D_m - D_null_m)` on denoised predictions, which for
+every parametrisation is the same as mixing scores (composable diffusion, arXiv 2206.01714, equation 12, with a null
+and a weight per condition).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .schedules import ALWAYS, NoiseScale, Schedule
+
+CONFLICTS = ("sum", "project", "perpendicular")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One condition that pulls the trajectory towards it, or pushes it away (`negative`).
+
+    `conditioning` and `null` are the host's values; a null of None means the guider's unconditional.
+    `mask` is (B or 1, H, W) in [0, 1], any size.
+    """
+    conditioning: object
+    weight: float = 1.0
+    negative: bool = False
+    null: object = None
+    schedule: Schedule = ALWAYS
+    interval: Schedule = ALWAYS
+    mask: torch.Tensor | None = None
+    priority: int = 0
+    name: str = ""
+
+    def __post_init__(self):
+        if not math.isfinite(self.weight):
+            raise ValueError(f"The weight of channel '{self.name}' is {self.weight}; give a finite number, usually 0 to 15.")
+
+    def factor(self, sigma: float, scale: NoiseScale) -> float:
+        """Schedule times interval at `sigma`."""
+        return self.schedule(sigma, scale) * self.interval(sigma, scale)
+
+    def strength(self, sigma: float, scale: NoiseScale) -> float:
+        """The signed weight at `sigma`: below 0 for a negative channel."""
+        return (-self.weight if self.negative else self.weight) * self.factor(sigma, scale)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pushes are added. `norm_cap` is the largest RMS of the summed push in latent units, 0 = none;
+    `rescale` is the share phi of CFG-rescale (arXiv 2305.08891, section 3.4), 0 = none."""
+    conflict: str = "sum"
+    norm_cap: float = 0.0
+    rescale: float = 0.0
+
+    def __post_init__(self):
+        if self.conflict not in CONFLICTS:
+            raise ValueError(f"Unknown conflict rule '{self.conflict}'; choose one of {', '.join(CONFLICTS)}.")
+        for name, value, high in (("norm_cap", self.norm_cap, math.inf), ("rescale", self.rescale, 1.0)):
+            if not 0.0 <= value <= high:
+                raise ValueError(f"{name} is {value}; give a number from 0 (off) to {high}.")
+
+
+@dataclass(frozen=True)
+class Push:
+    """What one channel adds to the prediction at one noise level, any shape (B, C, ...)."""
+    delta: torch.Tensor
+    priority: int = field(default=0)
+
+
+def push(prediction: torch.Tensor, null: torch.Tensor, strength: float, mask: torch.Tensor | None = None,
+         priority: int = 0) -> Push:
+    """`strength * (D_k - D_null)`, inside the mask (broadcastable to the prediction) where there is one."""
+    delta = (prediction - null) * strength
+    return Push(delta if mask is None else delta * mask, priority)
+
+
+def _added(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum, in double precision where there are several, so that their order does not matter."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.stack([t.double() for t in tensors]).sum(0).to(tensors[0].dtype)
+
+
+def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def without_component(delta: torch.Tensor, along: torch.Tensor, only_opposing: bool) -> torch.Tensor:
+    """`delta` less its component along another push, per sample: the whole component (Perp-Neg, arXiv 2304.04968),
+    or only one that points against it."""
+    dot = (delta.double() * along.double()).flatten(1).sum(1)
+    share = dot / along.double().flatten(1).square().sum(1).clamp(min=1e-30)
+    if only_opposing:
+        share = share.clamp(max=0.0)
+    return (delta.double() - _per_sample(share, delta) * along.double()).to(delta.dtype)
+
+
+def resolve(pushes: Sequence[Push], conflict: str = "sum") -> torch.Tensor:
+    """The summed push. With `project` a push of lower priority loses the part that works against the sum of all
+    pushes of higher priority; with `perpendicular` it loses its whole component along that sum."""
+    if conflict == "sum":
+        return _added([p.delta for p in pushes])
+    total = None
+    for priority in sorted({p.priority for p in pushes}, reverse=True):
+        group = [p.delta for p in pushes if p.priority == priority]
+        if total is not None:
+            group = [without_component(d, total, conflict == "project") for d in group]
+        total = _added(group if total is None else [total, *group])
+    return total
+
+
+def capped(delta: torch.Tensor, norm_cap: float) -> torch.Tensor:
+    """`delta` shrunk, per sample, to an RMS of at most `norm_cap`."""
+    rms = delta.flatten(1).square().mean(1).sqrt()
+    return delta * _per_sample((norm_cap / rms.clamp(min=1e-12)).clamp(max=1.0), delta)
+
+
+def rescaled(prediction: torch.Tensor, positives: Sequence[torch.Tensor], phi: float) -> torch.Tensor:
+    """CFG-rescale: the deviation of each sample moves, by the share phi, to the mean deviation of the positives."""
+    def deviation(t):
+        return t.flatten(1).std(1)
+
+    wanted = torch.stack([deviation(p) for p in positives]).mean(0)
+    gain = wanted / deviation(prediction).clamp(min=1e-12)
+    return prediction * _per_sample(phi * gain + (1 - phi), prediction)
+
+
+def combine(base: torch.Tensor, pushes: Sequence[Push], rules: Rules = Rules(),
+            positives: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    """The guided prediction: `base` plus the pushes under the rules; all denoised, (B, C, ...)."""
+    if not pushes:
+        return base
+    delta = resolve(pushes, rules.conflict)
+    if rules.norm_cap > 0:
+        delta = capped(delta, rules.norm_cap)
+    guided = base + delta
+    return rescaled(guided, positives, rules.rescale) if rules.rescale > 0 and positives else guided

@@ -1,0 +1,1 @@
+"""All that is ComfyUI-specific and shared by the nodes; no technique."""

@@ -1,0 +1,83 @@
+"""The demo model as the host's own objects: MODEL, CLIP and VAE, built from the host's classes and one weights file."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+
+from ...training import demo_model
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
+VOCABULARY, LATENT_SCALE = 49408, 0.18215
+
+
+class DemoClip(comfy.sd1_clip.SD1ClipModel):
+    """SD1's text tower at the demo model's width."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, model_options={**model_options, "clip_l_model_config": demo_model.CLIP_CONFIG})
+
+
+class DemoModel(comfy.supported_models.SD15):
+    """SD1.5 in all but size."""
+    unet_config = {"context_dim": demo_model.CONTEXT, "model_channels": demo_model.UNET_CONFIG["model_channels"],
+                   "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False}
+    unet_extra_config = {"num_heads": demo_model.HEADS, "num_head_channels": -1}
+
+    def clip_target(self, state_dict={}):
+        return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, DemoClip)
+
+
+def new_config() -> DemoModel:
+    return DemoModel({**demo_model.UNET_CONFIG})
+
+
+def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The whole token table (49408, width): rows that training never saw keep their seeded start values."""
+    table = demo_model.start_tokens(VOCABULARY, rows.shape[1])
+    table[ids.long()] = rows.to(table.dtype)
+    return table
+
+
+def _read_weights(path: Path) -> tuple[dict, dict, dict]:
+    weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+    unet, clip, vae = (comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
+                       for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model."))
+    table = token_table(clip.pop("token_rows"), clip.pop("token_ids"))
+    clip["clip_l.transformer.text_model.embeddings.token_embedding.weight"] = table.half()
+    return unet, clip, vae
+
+
+def _model(weights: dict, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    config = new_config()
+    dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights),
+                                              supported_dtypes=config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
+    model = config.get_model({}, "", device=offload_device)
+    model.diffusion_model.load_state_dict(weights)
+    patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    return patcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The denoiser alone; the host calls this again when a node asks for a deep copy."""
+    model = _model(_read_weights(Path(path))[0], disable_dynamic)
+    model.cached_patcher_init = (load_model, (path,))
+    return model
+
+
+def load(path: Path = WEIGHTS) -> tuple:
+    """MODEL, CLIP, VAE of the demo model."""
+    _, clip, vae = _read_weights(path)
+    target = new_config().clip_target()
+    text = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=clip)
+    return load_model(str(path)), text, comfy.sd.VAE(sd=vae)

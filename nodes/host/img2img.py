@@ -1,0 +1,124 @@
+"""Noising a latent and sampling it back with the host's samplers, in all or in part of the picture."""
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from ...guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
+from .channels import noise_scale
+
+
+def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
+    """The sigmas from a strength down to 0; empty where the strength is 0."""
+    model_sampling = model.get_model_object("model_sampling")
+    scale = noise_scale(model_sampling)
+    start = start_sigma(strength, unit, scale, process)
+    if start == 0.0:
+        return torch.FloatTensor([])
+    if process == "VE" and not scale.flow:
+        return torch.FloatTensor(geometric_sigmas(start, steps, scale.sigmas[-1]))
+    return torch.FloatTensor(sigmas_from(start, steps, lambda n: comfy.samplers.calculate_sigmas(model_sampling, scheduler, n).tolist()))
+
+
+def report(model, levels: torch.Tensor, process: str, repeats: int) -> str:
+    """What was run, in one line."""
+    if len(levels) == 0:
+        return "strength 0: the guide is returned, no step was run"
+    scale = noise_scale(model.get_model_object("model_sampling"))
+    start, path = float(levels[0]), "the model's flow" if scale.flow else process
+    snr = torch.tensor(scale.log_snr(start)).exp().item()
+    return (f"{path}: start at sigma {start:.4g} (SNR {snr:.4g}, {100 * (1 - scale.percent(start)):.1f} % of the noise scale), "
+            f"{len(levels) - 1} steps x {repeats}")
+
+
+def _samples(picture, vae, name: str) -> torch.Tensor:
+    """The latent samples of a LATENT or an IMAGE."""
+    if isinstance(picture, dict):
+        return picture["samples"]
+    if vae is None:
+        raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
+    return vae.encode(picture[..., :3])
+
+
+def _paired(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two latents of one size with equal batches."""
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"Guide and original differ in size: latents {tuple(a.shape)} and {tuple(b.shape)}. Scale one to the other.")
+    n = max(a.shape[0], b.shape[0])
+    if {a.shape[0], b.shape[0]} - {1, n}:
+        raise ValueError(f"Guide holds {a.shape[0]} pictures and original {b.shape[0]}; give equal numbers, or one of them once.")
+    return comfy.utils.repeat_to_batch_size(a, n), comfy.utils.repeat_to_batch_size(b, n)
+
+
+class Task:
+    """A guide to noise, an original that shows outside the mask, and the mask (1 = may change) at the latent's size."""
+
+    def __init__(self, model, vae, guide, original, mask: torch.Tensor | None):
+        self.model, self.vae, self.original_picture, self.mask_picture = model, vae, original, mask
+        self.template = guide if isinstance(guide, dict) else {}
+        own = guide.get("noise_mask") if isinstance(guide, dict) else None
+        self.mask_picture = own if mask is None else mask
+        guide, original = (comfy.sample.fix_empty_latent_channels(model, _samples(p, vae, n))
+                           for p, n in ((guide, "guide"), (original, "original")))
+        self.guide, self.original = _paired(guide, original)
+        self.mask = None
+        if self.mask_picture is not None:
+            self.mask = self._at_latent_size(self.mask_picture)
+            self.guide = self.guide * self.mask + self.original * (1 - self.mask)
+            self.guide = frozen(self.guide, self.original, self.mask)
+
+    def _at_latent_size(self, mask: torch.Tensor) -> torch.Tensor:
+        count = mask.shape[0] if mask.ndim > 2 else 1
+        if count not in (1, self.guide.shape[0]):
+            raise ValueError(f"The mask holds {count} pictures but the guide {self.guide.shape[0]}; give one mask, or one each.")
+        if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+            raise ValueError(f"The mask has values from {float(mask.min()):.3g} to {float(mask.max()):.3g}; a mask lies between 0 and 1.")
+        return comfy.sampler_helpers.prepare_mask(mask.float(), self.guide.shape, self.guide.device)
+
+    def latent(self, samples: torch.Tensor) -> dict:
+        """A LATENT like the guide's."""
+        kept = {k: v for k, v in self.template.items() if not k.startswith("downscale_ratio")}
+        return {**kept, "samples": samples}
+
+    def sample(self, levels: torch.Tensor, positive, negative, cfg: float, sampler_name: str, seed: int,
+               repeats: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(result, first noisy start) of `repeats` rounds; round k uses seed + k."""
+        current = start = self.guide
+        if len(levels) == 0:
+            return current, start
+        total = len(levels) - 1
+        show = latent_preview.prepare_callback(self.model, total * repeats)
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        for k in range(repeats):
+            noise = comfy.sample.prepare_noise(current, seed + k, self.template.get("batch_index"))
+            start = self._noised(current, noise, levels) if k == 0 else start
+            result = comfy.sample.sample_custom(
+                self.model, noise, cfg, sampler, levels, positive, negative, current, noise_mask=self.mask, seed=seed + k,
+                callback=lambda i, x0, x, _, k=k: show(k * total + i, x0, x, total * repeats),
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
+            current = frozen(result, self.original.to(result), self.mask)
+        return current, start
+
+    def _noised(self, latent: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        inner = self.model.model
+        at_top = comfy.samplers.Sampler().max_denoise(comfy.samplers.KSamplerX0Inpaint(inner, levels), levels)
+        clean = inner.process_latent_in(latent.float())
+        return inner.process_latent_out(inner.model_sampling.noise_scaling(levels[:1], noise.clone(), clean, at_top))
+
+    def picture(self, samples: torch.Tensor) -> torch.Tensor:
+        """The decoded result; where the mask is 0, the pixels of the original itself."""
+        picture = self.vae.decode(samples)
+        picture = picture.reshape(-1, *picture.shape[-3:])
+        if self.mask_picture is None:
+            return picture
+        original = self.original_picture if torch.is_tensor(self.original_picture) else self.vae.decode(self.original)
+        original = original.reshape(-1, *original.shape[-3:])[..., :3].to(picture)
+        original = comfy.utils.repeat_to_batch_size(original[:, :picture.shape[1], :picture.shape[2]], picture.shape[0])
+        mask = self.mask_picture.float().reshape(-1, 1, *self.mask_picture.shape[-2:]).to(picture)
+        mask = torch.nn.functional.interpolate(mask, picture.shape[1:3], mode="bilinear").movedim(1, -1)
+        return torch.where(mask > 0, picture * mask + original * (1 - mask), original)

@@ -1,0 +1,60 @@
+"""Pictures that nodes draw: weight curves."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ...guidance.multi_cfg import Channel
+from .channels import noise_scale
+
+_COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b0a011", "#7a5c45")
+_INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    """A Pillow picture as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
+
+
+def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_label: str, size=(768, 384)) -> Image.Image:
+    """Named lines over a common x axis, with a legend."""
+    width, height = size
+    left, top, right, bottom = 64, 40, width - 20, height - 44
+    points = [p for line in lines.values() for p in line]
+    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
+    y0, y1 = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
+    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
+
+    def place(x, y):
+        return left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top)
+
+    picture = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for i in range(5):
+        value = y0 + (y1 - y0) * i / 4
+        _, y = place(x0, value)
+        draw.line((left, y, right, y), fill=_GRID)
+        draw.text((left - 8, y), f"{value:.3g}", fill=_INK, font=font, anchor="rm")
+        x, _ = place(x0 + (x1 - x0) * i / 4, y0)
+        draw.text((x, bottom + 6), f"{x0 + (x1 - x0) * i / 4:.3g}", fill=_INK, font=font, anchor="ma")
+    draw.text((left, 12), title, fill=_INK, font=font)
+    draw.text(((left + right) / 2, height - 20), x_label, fill=_INK, font=font, anchor="ma")
+    for i, (name, line) in enumerate(lines.items()):
+        color = _COLORS[i % len(_COLORS)]
+        draw.line([place(x, y) for x, y in line], fill=color, width=3, joint="curve")
+        draw.text((right - 6, top + 4 + 18 * i), name, fill=color, font=font, anchor="ra")
+    return picture
+
+
+def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | None) -> torch.Tensor:
+    """The weight of every channel at each step of `sigmas`, or over all percents; an IMAGE."""
+    scale = noise_scale(model.get_model_object("model_sampling"))
+    if sigmas is None:
+        marks = [(i / 200, scale.sigma(i / 200)) for i in range(201)]
+    else:
+        marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
+    lines = {f"{c.name}": [(x, c.strength(s, scale)) for x, s in marks] for c in channels}
+    return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))

@@ -1,0 +1,271 @@
+import comfy.samplers
+import node_helpers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.schedules import Ramp, Schedule
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
+from torch.testing import assert_close
+
+from host.sampling import STEPS, Count, ksampler, latent, run
+from host.tiny import conditioning
+
+EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+def plain_cfg(model, positive, negative, cfg):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def multi(model, *channels, unconditional=EMPTY, **rules):
+    return MultiCFG(model, unconditional, channels, Rules(**rules))
+
+
+def patched(model, *channels, **rules):
+    return MultiCFGWrapper(channels, Rules(**rules)).install(model)
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.5])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
+def test_one_channel_is_the_hosts_cfg_bit_for_bit(any_model, weight, sampler):
+    ours = run(multi(any_model, Channel(CAT, weight)), sampler=sampler)
+    assert torch.equal(ours, run(plain_cfg(any_model, CAT, EMPTY, weight), sampler=sampler))
+
+
+def test_a_channel_of_weight_zero_leaves_the_unconditional(any_model):
+    basic = Guider_Basic(any_model)
+    basic.set_conds(EMPTY)
+    assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), run(basic))
+
+
+def test_one_channel_through_the_patch_is_the_hosts_cfg(any_model):
+    base = ksampler(any_model, CAT, EMPTY, 3.0)
+    assert torch.equal(ksampler(patched(any_model, Channel(DOG, 0.0)), CAT, EMPTY, 3.0), base)
+    assert_close(ksampler(patched(any_model, Channel(CAT, 3.0)), EMPTY, EMPTY, 1.0), base, atol=1e-4, rtol=1e-4)
+
+
+def test_guider_and_patch_agree(any_model):
+    channels = Channel(DOG, 2.0), Channel(SKY, 1.5, negative=True)
+    ours = run(multi(any_model, Channel(CAT, 4.0), *channels))
+    assert_close(ours, ksampler(patched(any_model, *channels), CAT, EMPTY, 4.0))
+
+
+def test_channels_equal_the_hosts_dual_cfg_regular_and_nested(any_model):
+    for nested in (False, True):
+        theirs = Guider_DualCFG(any_model)
+        theirs.set_conds(CAT, DOG, EMPTY)
+        theirs.set_cfg(3.0, 2.0, nested=nested)
+        ours = multi(any_model, Channel(DOG, 2.0), Channel(CAT, 6.0 if nested else 3.0, null=DOG))
+        assert_close(run(ours), run(theirs), atol=5e-3, rtol=1e-3)
+
+
+def test_perpendicular_channels_equal_the_hosts_perp_neg(any_model):
+    theirs = Guider_PerpNeg(any_model)
+    theirs.set_conds(CAT, DOG, EMPTY)
+    theirs.set_cfg(5.0, 0.8)
+    ours = multi(any_model, Channel(CAT, 5.0, priority=1), Channel(DOG, 5.0 * 0.8, negative=True), conflict="perpendicular")
+    assert_close(run(ours), run(theirs), atol=5e-3, rtol=1e-3)
+
+
+def test_the_order_of_channels_changes_nothing(any_model):
+    a, b, c = Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 1.0, negative=True)
+    first = run(multi(any_model, a, b, c))
+    for order in ((b, a, c), (c, b, a)):
+        assert_close(run(multi(any_model, *order)), first, atol=1e-4, rtol=1e-4)
+
+
+def test_every_channel_costs_one_row_and_the_whole_step_one_call(eps_model):
+    count = Count(eps_model)
+    run(multi(count.model, Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 1.0, negative=True)))
+    assert (count.rows, count.calls) == (4 * STEPS, STEPS)
+
+
+@pytest.mark.parametrize("channels, rows", [
+    ((Channel(CAT, 3.0), Channel(DOG, 0.0)), 2),
+    ((Channel(CAT, 3.0), Channel(CAT, 2.0, interval=Schedule(end=1.0))), 2),
+    ((Channel(CAT, 1.0),), 1),
+    ((Channel(CAT, 0.0),), 1),
+    ((Channel(CAT, 3.0), Channel(DOG, 2.0, null=CAT), Channel(SKY, 1.0, null=DOG)), 4),
+    ((Channel(DOG, 1.0, negative=True),), 2),
+], ids=["weight 0", "equal conditionings", "cfg 1", "no guidance", "nulls that are channels", "negative alone"])
+def test_nothing_is_evaluated_twice_or_for_nothing(eps_model, channels, rows):
+    count = Count(eps_model)
+    run(multi(count.model, *channels))
+    assert count.rows == rows * STEPS
+
+
+def test_a_copy_of_a_conditioning_is_recognised_as_equal(eps_model):
+    count = Count(eps_model)
+    copy = [[CAT[0][0].clone(), {k: v.clone() for k, v in CAT[0][1].items()}]]
+    run(multi(count.model, Channel(CAT, 3.0), Channel(copy, 1.0)))
+    assert count.rows == 2 * STEPS
+
+
+def test_a_channel_outside_its_interval_costs_nothing(eps_model):
+    count = Count(eps_model)
+    run(multi(count.model, Channel(CAT, 3.0), Channel(DOG, 2.0, interval=Schedule(end=0.5))))
+    assert 2 * STEPS < count.rows < 3 * STEPS
+
+
+def test_a_conditioning_outside_its_own_range_pulls_to_no_zero_image(any_model):
+    """The host predicts an all-zero image for it; a channel must drop out instead."""
+    late = node_helpers.conditioning_set_values(DOG, {"start_percent": 0.99, "end_percent": 1.0})
+    count = Count(any_model)
+    ours = run(multi(count.model, Channel(CAT, 3.0), Channel(late, 50.0, interval=Schedule(end=0.9))))
+    assert torch.equal(ours, run(plain_cfg(any_model, CAT, EMPTY, 3.0)))
+    assert count.rows == 2 * STEPS
+
+
+def test_a_lead_channel_outside_its_range_leaves_the_unconditional(any_model):
+    late = node_helpers.conditioning_set_values(CAT, {"start_percent": 0.999, "end_percent": 1.0})
+    basic = Guider_Basic(any_model)
+    basic.set_conds(EMPTY)
+    assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), run(basic))
+
+
+def test_when_every_conditioning_is_out_of_range_the_error_says_so(eps_model):
+    never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})
+    with pytest.raises(ValueError, match="No conditioning is active at sigma"):
+        run(multi(eps_model, Channel(never, 3.0), unconditional=never))
+
+
+def test_a_schedule_acts_on_the_lead_and_on_other_channels_alike(any_model):
+    fade = Schedule(Ramp(2.0, 0.0))
+    lead = run(multi(any_model, Channel(CAT, 2.0, schedule=fade), Channel(DOG, 1.0)))
+    other = run(multi(any_model, Channel(DOG, 1.0), Channel(CAT, 2.0, schedule=fade)))
+    assert_close(lead, other, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(lead, run(multi(any_model, Channel(CAT, 2.0), Channel(DOG, 1.0))), atol=1e-2)
+
+
+def test_a_mask_of_any_size_limits_a_channel(any_model):
+    left = torch.zeros(1, 64, 64)
+    left[..., :32] = 1
+    one_step = torch.tensor([float(noise_scale(any_model.get_model_object("model_sampling")).sigmas[0]), 0.0])
+    masked = run(multi(any_model, Channel(CAT, 4.0, mask=left)), sigmas=one_step)
+    inside = run(plain_cfg(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
+    outside = run(plain_cfg(any_model, CAT, EMPTY, 0.0), sigmas=one_step)
+    assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
+    assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_for_another_batch_is_refused(eps_model):
+    with pytest.raises(ValueError, match="mask holds 3 pictures but 2 are sampled"):
+        run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
+
+
+def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_model):
+    before = ksampler(any_model, CAT, EMPTY, 3.0)
+    options = repr(any_model.model_options), repr(any_model.wrappers)
+    model = patched(any_model, Channel(DOG, 2.0), conflict="project", norm_cap=2.0)
+    first = ksampler(model, CAT, EMPTY, 3.0)
+    assert torch.equal(first, ksampler(model, CAT, EMPTY, 3.0))
+    assert not torch.allclose(first, before)
+    assert torch.equal(before, ksampler(any_model, CAT, EMPTY, 3.0))
+    assert options == (repr(any_model.model_options), repr(any_model.wrappers))
+
+
+def test_two_patches_on_one_model_add_up(any_model):
+    both = patched(any_model, Channel(DOG, 2.0), Channel(SKY, 1.0))
+    chained = patched(patched(any_model, Channel(DOG, 2.0)), Channel(SKY, 1.0))
+    assert_close(ksampler(chained, CAT, EMPTY, 3.0), ksampler(both, CAT, EMPTY, 3.0), atol=1e-4, rtol=1e-4)
+
+
+def test_channels_ride_on_a_guider_of_another_kind(any_model):
+    def dual(model):
+        guider = Guider_DualCFG(model)
+        guider.set_conds(CAT, DOG, EMPTY)
+        guider.set_cfg(3.0, 2.0, nested=True)
+        return guider
+
+    ours = multi(any_model, Channel(DOG, 2.0), Channel(CAT, 6.0, null=DOG), Channel(SKY, 1.5))
+    assert_close(run(dual(patched(any_model, Channel(SKY, 1.5)))), run(ours), atol=5e-3, rtol=1e-3)
+
+
+def test_a_guider_without_negative_needs_a_null(flow_model):
+    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, name="dog")))
+    basic.set_conds(CAT)
+    with pytest.raises(ValueError, match="Channel 'dog' has no null"):
+        run(basic)
+    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY)))
+    basic.set_conds(CAT)
+    assert torch.isfinite(run(basic)).all()
+
+
+class Hooks:
+    """Another node's hooks of every kind; each counts its calls and the CFG ones change the result."""
+
+    def __init__(self, model):
+        self.calls = dict.fromkeys(("pre", "cfg", "post", "calc"), 0)
+        self.model = model.clone()
+        self.model.set_model_sampler_pre_cfg_function(self.pre)
+        self.model.set_model_sampler_cfg_function(self.cfg)
+        self.model.set_model_sampler_post_cfg_function(self.post)
+        self.model.set_model_sampler_calc_cond_batch_function(self.calc)
+
+    def pre(self, args):
+        self.calls["pre"] += 1
+        return [args["conds_out"][0] * 1.01, *args["conds_out"][1:]]
+
+    def cfg(self, args):
+        self.calls["cfg"] += 1
+        return args["uncond"] + 1.1 * args["cond_scale"] * (args["cond"] - args["uncond"])
+
+    def post(self, args):
+        self.calls["post"] += 1
+        assert args["cond"] is not None and args["uncond_denoised"] is not None
+        return args["denoised"] * 0.99
+
+    def calc(self, args):
+        self.calls["calc"] += 1
+        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+
+
+def test_all_hooks_of_other_nodes_run_and_act_as_they_do_without_us(any_model):
+    alone, beside = Hooks(any_model), Hooks(any_model)
+    expected = run(plain_cfg(alone.model, CAT, EMPTY, 3.0))
+    assert_close(run(multi(beside.model, Channel(CAT, 3.0), Channel(DOG, 1e-12))), expected, atol=1e-4, rtol=1e-4)
+    assert beside.calls == alone.calls == dict.fromkeys(alone.calls, STEPS)
+
+
+def test_channels_are_evaluated_when_another_node_answers_for_the_host(eps_model):
+    model = eps_model.clone()
+    model.set_model_sampler_calc_cond_batch_function(lambda args: [torch.zeros_like(args["input"]) for _ in args["conds"]])
+    silent = run(plain_cfg(model, CAT, EMPTY, 3.0))
+    assert not torch.allclose(run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0))), silent)
+
+
+def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
+    """Patches that look up row types by index 0 and 1 break on longer lists."""
+    seen = set()
+
+    def look(n, context, value, extra_options):
+        seen.update(extra_options["cond_or_uncond"])
+        return n, context, value
+
+    model = eps_model.clone()
+    model.set_model_attn2_patch(look)
+    run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 2.0, negative=True)))
+    assert seen == {0, 1}
+
+
+def test_cfg_override_reaches_the_lead(eps_model):
+    guider = multi(eps_model, Channel(CAT, 3.0))
+    guider.set_cfg(5.0)
+    assert torch.equal(run(guider), run(plain_cfg(eps_model, CAT, EMPTY, 5.0)))
+
+
+@pytest.mark.parametrize("rules", [dict(conflict="project"), dict(conflict="perpendicular"), dict(norm_cap=100.0)])
+def test_rules_change_nothing_where_nothing_conflicts(any_model, rules):
+    ours = run(multi(any_model, Channel(CAT, 3.0), **rules))
+    assert_close(ours, run(plain_cfg(any_model, CAT, EMPTY, 3.0)), atol=1e-4, rtol=1e-4)
+
+
+def test_batches_and_wide_latents_are_guided_alike(any_model):
+    both = run(multi(any_model, Channel(CAT, 3.0), Channel(DOG, 2.0)), latent(2, 8, 16))
+    assert both.shape == (2, 4, 8, 16) and torch.isfinite(both).all()

@@ -1,0 +1,233 @@
+"""The demo model: a small text-to-image latent diffusion model of the demo world, trained from nothing.
+
+Three stages, each resumable: an autoencoder, the latents of a fixed set of scenes, and the denoiser together with
+its text tower. The networks are the host's own classes and come in from outside; this file knows only torch.
+"""
+from __future__ import annotations
+
+import math
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import demo_world as world
+from .loop import Loop, Step
+
+CONTEXT = 128
+CLIP_CONFIG = dict(hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_attention_heads=4, num_hidden_layers=2,
+                   projection_dim=CONTEXT)
+UNET_CONFIG = dict(image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[2, 1],
+                   channel_mult=[1, 2], transformer_depth=[1, 1, 1], transformer_depth_output=[1] * 5,
+                   transformer_depth_middle=1, context_dim=CONTEXT, use_spatial_transformer=True, legacy=False,
+                   use_checkpoint=False, use_linear_in_transformer=False, adm_in_channels=None,
+                   use_temporal_attention=False, use_temporal_resblock=False)
+HEADS = 4
+SEEDS = {"autoencoder": 10, "scenes": 20, "denoiser": 30, "weights": 40, "tokens": 50}
+
+
+_BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")     # start at zero
+
+
+def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Gives every parameter a start value (the host's layers are allocated without one)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        if p.ndim < 2:
+            value = torch.zeros(p.shape) if name.endswith("bias") else torch.ones(p.shape)
+        else:
+            value = torch.randn(p.shape, generator=generator) / math.sqrt(p[0].numel())
+            value = torch.zeros(p.shape) if name.endswith(_BRANCH_ENDS) else value
+        p.data = value.to(p.dtype)
+    return module
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {k: p.requires_grad_(True) for k, p in module.named_parameters()}
+
+
+def prefetch(make: Callable[[int], object], start: int, stop: int, ahead: int = 8) -> Iterator:
+    """make(start), make(start + 1), ... computed by a thread that runs ahead."""
+    ready: queue.Queue = queue.Queue(ahead)
+
+    def work():
+        for i in range(start, stop):
+            ready.put(make(i))
+
+    threading.Thread(target=work, daemon=True).start()
+    for _ in range(start, stop):
+        yield ready.get()
+
+
+def as_pictures(arrays: list[np.ndarray]) -> torch.Tensor:
+    """uint8 (H, W, 3) arrays to a float batch (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
+
+
+# --- autoencoder ------------------------------------------------------------------------------------------------
+
+def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
+    """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbour inverse: every block is the identity,
+    so that colours and places pass from the first step on."""
+    for name, module in (("encoder", encoder), ("decoder", decoder)):
+        initialise(module, SEEDS["weights"])
+        for layer in module:
+            if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
+                eye = torch.eye(layer.out_channels)[:, :, None, None]
+                layer.weight.data = eye.repeat(1, 1, 3, 3) / 9 if name == "encoder" else F.pad(eye, (1, 1, 1, 1))
+    decoder[-1].bias.data.fill_(0.5)
+
+
+def _crops(index: int, scenes: int, crops: int, size: int) -> torch.Tensor:
+    """Crops on the grid of 16 pixels that touch a thing, from scenes of their own."""
+    rng = np.random.default_rng((SEEDS["autoencoder"], index))
+    cut = []
+    for _ in range(scenes):
+        scene = world.random_scene(rng)
+        picture = world.render(scene)
+        for _ in range(crops):
+            thing = scene.things[int(rng.integers(len(scene.things)))]
+            spot = np.array([thing.y, thing.x]) + rng.uniform(-1, 1, 2) * thing.radius - size / 2
+            top, left = (np.clip(np.round(spot / 16), 0, (world.SIZE - size) // 16).astype(int) * 16)
+            cut.append(picture[top:top + size, left:left + size])
+    return as_pictures(cut)
+
+
+def _moments_loss(latent: torch.Tensor) -> torch.Tensor:
+    """How far each latent channel is from mean 0 and deviation 1."""
+    return (latent.mean((0, 2, 3)) ** 2 + (latent.std((0, 2, 3)) - 1) ** 2).mean()
+
+
+def train_autoencoder(encoder: torch.nn.Module, decoder: torch.nn.Module, loop: Loop, *, noise: float = 0.06,
+                      whole_share: float = 0.05) -> Iterator[Step]:
+    """L1 + MSE on crops of 64, in the last share of the steps on whole pictures; latents carry a little noise."""
+    whole_from = int(loop.steps * (1 - whole_share))
+
+    def batch(index):
+        return _crops(index, 4, 2, 64) if index < whole_from else _crops(index, 2, 1, world.SIZE)
+
+    batches = prefetch(batch, loop.done, loop.steps)
+
+    def loss_of(index):
+        pictures = next(batches).contiguous(memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(index)
+        with torch.autocast("cpu", torch.bfloat16):
+            latent = encoder(pictures).float()
+            jitter = torch.randn(latent.shape, generator=generator) * noise
+            picture = decoder(latent + jitter).float()
+        error = picture - pictures
+        return error.abs().mean() + 4 * error.square().mean() + 0.02 * _moments_loss(latent)
+
+    return loop.run(loss_of)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Peak signal to noise ratio in dB of each picture of two batches in [0, 1]."""
+    return -10 * (a - b).square().flatten(1).mean(1).log10()
+
+
+# --- the set of scenes ------------------------------------------------------------------------------------------
+
+def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
+    """Scene number `index` of the training set; other seeds give held-out sets."""
+    return world.random_scene(np.random.default_rng((seed, index)))
+
+
+@torch.no_grad()
+def encode_scenes(encoder: torch.nn.Module, first: int, last: int) -> torch.Tensor:
+    """Latents of scenes first .. last-1, (N, 4, 16, 16), unit scale."""
+    pictures = as_pictures([world.render(scene(i)) for i in range(first, last)])
+    with torch.autocast("cpu", torch.bfloat16):
+        return encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
+
+
+# --- denoiser and text tower ------------------------------------------------------------------------------------
+
+class Tokens:
+    """Token ids (77,) of a caption, word by word through the host's tokenizer, with a memory."""
+
+    def __init__(self, ids_of_word: Callable[[str], list[int]], start: int = 49406, end: int = 49407, length: int = 77):
+        self.word = lru_cache(None)(ids_of_word)
+        self.start, self.end, self.length = start, end, length
+
+    def __call__(self, text: str) -> torch.Tensor:
+        ids = [i for word in re.findall(r"[a-z]+|[^a-z\s]", text.lower()) for i in self.word(word)]
+        row = [self.start, *ids, self.end]
+        return torch.tensor(row + [self.end] * (self.length - len(row)))
+
+
+def start_tokens(count: int, width: int) -> torch.Tensor:
+    """Start values of the token table (count, width), the same on every machine."""
+    return 0.5 * torch.randn(count, width, generator=torch.Generator().manual_seed(SEEDS["tokens"]))
+
+
+def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
+    """Seeded start of denoiser and text tower; residual branches begin at zero."""
+    initialise(unet, SEEDS["weights"])
+    initialise(tower, SEEDS["weights"] + 1)
+    tokens, places = tower.embeddings.token_embedding.weight, tower.embeddings.position_embedding.weight
+    tokens.data = start_tokens(*tokens.shape)
+    places.data *= 0.1 * math.sqrt(places.shape[1])
+
+
+def matrices_of(parameters: dict[str, torch.nn.Parameter]) -> list[str]:
+    """Weights of linear layers and convolutions; tables and norms are left to AdamW."""
+    return [k for k, p in parameters.items() if p.ndim in (2, 4) and "embedding" not in k]
+
+
+def encode_text(tower: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The host's CLIP text tower without its in-place additions, (B, 77) ids -> (B, 77, width)."""
+    x = tower.embeddings(ids)
+    mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu_(1)
+
+    def attention(q, k, v, heads, mask):
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
+
+    for layer in tower.encoder.layers:
+        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    return tower.final_layer_norm(x)
+
+
+def alphas_cumprod(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> torch.Tensor:
+    """Stable Diffusion's noise schedule, the host's default for eps models."""
+    betas = torch.linspace(start ** 0.5, end ** 0.5, steps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> torch.Tensor:
+    rng = np.random.default_rng((SEEDS["denoiser"], index, 1))
+    texts = [world.random_caption(scene(int(i)), rng).text if rng.random() >= empty else "" for i in picks]
+    return torch.stack([tokens(t) for t in texts])
+
+
+def train_denoiser(unet: torch.nn.Module, tower: torch.nn.Module, tokens: Tokens, latents: torch.Tensor, loop: Loop, *,
+                   batch: int = 48, empty: float = 0.1, gamma: float = 5.0) -> Iterator[Step]:
+    """eps-prediction with the min-SNR weight min(SNR, gamma) / SNR (arXiv 2303.09556, section 3.4)."""
+    from_level = alphas_cumprod()
+
+    def prepare(index):
+        rng = np.random.default_rng((SEEDS["denoiser"], index))
+        picks = rng.integers(len(latents), size=batch)
+        levels = (np.arange(batch) + rng.random(batch)) / batch * 1000        # stratified over the batch
+        return latents[picks].float(), _captions(index, picks, empty, tokens), torch.from_numpy(levels).long()
+
+    batches = prefetch(prepare, loop.done, loop.steps)
+
+    def loss_of(index):
+        x0, ids, t = next(batches)
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
+        a = from_level[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = unet(noisy, t.float(), encode_text(tower, ids)).float()
+        snr = (a / (1 - a)).flatten()
+        return ((eps - noise).square().flatten(1).mean(1) * snr.clamp(max=gamma) / snr).mean()
+
+    return loop.run(loss_of)
