@@ -11,7 +11,7 @@ READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.register
 
 @pytest.fixture(scope="session")
 def page(server):
-    """The frontend with an empty graph; console errors so far, the bare frontend's own, are dropped."""
+    """The frontend with an empty graph; ``page.baseline`` holds the console errors of the bare frontend."""
     executable = chromium.find()
     if executable is None:
         pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
@@ -19,5 +19,5 @@ def page(server):
         page.open(server.url)
         page.wait_until(READY)
         time.sleep(2)  # late requests of the start page
-        page.take_errors()
+        page.baseline = set(page.take_errors())
         yield page

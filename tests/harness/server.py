@@ -26,6 +26,7 @@ EXAMPLE_PICTURES = ROOT / "example_workflows" / "input"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
 PAUSE = 0.2  # seconds between two looks at the server
+ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # never through a proxy: the server is on this machine
 
 
 class WorkflowError(Exception):
@@ -114,12 +115,12 @@ class Server:
             return "".join(collections.deque(log, lines))
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with ask(self.url + path, timeout=60) as answer:
             return answer.read()
 
     def post(self, path: str, data: bytes, content_type: str = "application/json") -> bytes:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with ask(request, timeout=60) as answer:
             return answer.read()
 
     def object_info(self) -> dict:
@@ -133,7 +134,6 @@ class Server:
         prompt_id = self.submit(prompt)
         deadline = time.monotonic() + timeout
         while not (entry := self.history(prompt_id)):
-            self.check_alive()
             if time.monotonic() > deadline:
                 self.post("/interrupt", b"{}")
                 raise WorkflowError(f"did not finish within {timeout:.0f} s")
@@ -149,7 +149,11 @@ class Server:
             raise validation_error(refusal.read(), prompt) from None
 
     def history(self, prompt_id: str) -> dict | None:
-        return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
+        try:
+            return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
+        except OSError:
+            self.check_alive()
+            raise
 
     def check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -172,6 +176,7 @@ class Server:
     def upload_image(self, picture: Image.Image | Path, name: str) -> str:
         """Put a picture into the server's input folder; returns the name for a LoadImage node."""
         data = Path(picture).read_bytes() if isinstance(picture, (str, Path)) else png(picture)
+        self._object_info = None  # loaders list the picture from now on
         return self.upload("/upload/image", name, data)
 
     def upload(self, path: str, name: str, data: bytes) -> str:
