@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from .comfyui import ensure_comfyui, surrounding
-from .environment import ROOT, SetupError, ensure_environment, running_python_is_enough
+from .environment import DISK_ADVICE, ROOT, SetupError, ensure_environment, running_python_is_enough
 
 HELP = """\
 Controlled Diffusion: try it out, or work on it. Everything that is missing is set up inside this folder on first use.
@@ -93,5 +93,5 @@ def fail(sentence: str) -> int:
 
 def disk_sentence(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return f"The disk is full ({error.filename or ROOT}). Free some space (about 3 GB are needed) and run it again."
+        return f"The disk is full ({error.filename or ROOT}). {DISK_ADVICE}"
     return f"{error.strerror or error}: {error.filename or ROOT}. Check that this folder can be written to and run it again."

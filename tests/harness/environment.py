@@ -24,10 +24,11 @@ PINS_WITHOUT_DEPENDENCIES = Path(__file__).with_name("requirements-no-deps.txt")
 STAMP = "controlled-diffusion.stamp"
 UNFINISHED = "unfinished"
 GIGABYTES_NEEDED = 3
+DISK_ADVICE = f"Free some space ({GIGABYTES_NEEDED} GB are needed, 7 GB with a CUDA build of torch) and run it again."
 
 # Words of pip's output, and what they mean for the person who reads them.
 REASONS = (
-    (("No space left on device", "Errno 28"), "The disk is full. Free some space (about 3 GB are needed) and run it again."),
+    (("No space left on device", "Errno 28"), f"The disk is full. {DISK_ADVICE}"),
     (
         ("ConnectionError", "Connection refused", "NewConnection", "name resolution", "unreachable", "timed out", "ProxyError", "SSLError"),
         "No network: pip cannot reach the package index. Check the connection or the proxy settings and run it again.",
@@ -105,9 +106,7 @@ def refuse_foreign(venv: Path, stamp: str | None) -> None:
 def refuse_full_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free / 1e9
     if free < GIGABYTES_NEEDED:
-        raise SetupError(
-            f"Setting up needs about {GIGABYTES_NEEDED} GB of disk for {folder}; {free:.1f} GB are free. Free some space and run it again."
-        )
+        raise SetupError(f"There is too little disk for {folder}: {free:.1f} GB are free. {DISK_ADVICE}")
 
 
 def pip(python: Path, *arguments: str, show=None) -> None:
