@@ -5,6 +5,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host import img2img
+from .host.channels import check_conditionings
 
 
 class SDEditSampler(io.ComfyNode):
@@ -47,6 +48,7 @@ class SDEditSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, guide, seed, steps, cfg, sampler_name, scheduler, strength, strength_unit, process,
                 repeats, vae=None, original=None, mask=None) -> io.NodeOutput:
+        check_conditionings(model, {"positive": positive, "negative": negative})
         task = img2img.Task(model, vae, guide, guide if original is None else original, mask)
         sigmas = img2img.sigmas(model, strength, strength_unit, process, steps, scheduler)
         samples, start = task.sample(sigmas, positive, negative, cfg, sampler_name, seed, repeats)

@@ -117,3 +117,9 @@ def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
 def test_unknown_rules_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         Rules(**rules)
+
+
+@pytest.mark.parametrize("mask", [torch.full((1, 4, 4), 1.5), torch.full((1, 4, 4), math.nan), torch.zeros(0, 4, 4)])
+def test_a_mask_that_is_none_is_refused_by_the_channels_name(mask):
+    with pytest.raises(ValueError, match="The mask of channel 'sky' has the shape"):
+        Channel(None, 1.0, mask=mask, name="sky")

@@ -49,6 +49,24 @@ def same_conditioning(a: list[dict], b: list[dict]) -> bool:
         x.keys() - own == y.keys() - own and all(_same_value(x[k], y[k]) for k in x.keys() - own) for x, y in pairs)
 
 
+def check_conditionings(model, named: dict[str, list]) -> None:
+    """Refuses conditionings that are empty or were encoded for a model of another width."""
+    config = model.model.model_config.unet_config
+    wanted = next((config[k] for k in ("context_dim", "context_in_dim") if isinstance(config.get(k), int)), None)
+    for name, conditioning in named.items():
+        if not conditioning:
+            raise ValueError(f"{name} is an empty conditioning; connect a text encode node (its text may be empty).")
+        for features, _ in conditioning:
+            if wanted and torch.is_tensor(features) and features.shape[-1] != wanted:
+                raise ValueError(f"{name} has text features of width {features.shape[-1]}, but {type(model.model).__name__} takes {wanted}: "
+                                 "it was encoded for another model. Encode it with the CLIP that belongs to this model.")
+
+
+def _channel_conditionings(channels: Sequence[Channel]) -> dict[str, list]:
+    nulls = {f"The null of channel '{c.name}'": c.null for c in channels if c.null is not None}
+    return {f"Channel '{c.name}'": c.conditioning for c in channels} | nulls
+
+
 class Conditionings:
     """The distinct conditionings of one guider by key; equal ones share a key, so each is evaluated once."""
 
@@ -89,14 +107,14 @@ def seats_for(channels: Sequence[Channel], names: Conditionings, base: str | Non
 
 
 def fits(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A mask (B or 1, H, W) at the size of the latent."""
-    mask = mask.reshape(-1, *mask.shape[-2:])
+    """A mask (B or 1, H, W) at the size of a latent (B, C, [frames,] h, w)."""
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    if x.ndim not in (4, 5):
+        raise ValueError(f"A channel's mask needs a picture or a video, but the latent has the shape {tuple(x.shape)}; remove the mask.")
     if mask.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"The channel's mask holds {mask.shape[0]} pictures but {x.shape[0]} are sampled; give one mask, or one each.")
-    shape = (mask.shape[0], 1, *x.shape[2:]) if x.ndim == 4 else (1, 1, *x.shape[2:])
-    resized = comfy.sampler_helpers.prepare_mask(mask.float(), shape, x.device) if x.ndim == 4 else \
-        torch.nn.functional.interpolate(mask.float()[:, None], x.shape[-2:], mode="bilinear").unsqueeze(2).to(x.device)
-    return resized
+    resized = torch.nn.functional.interpolate(mask.to(x), x.shape[-2:], mode="bilinear")
+    return resized.view(-1, 1, *[1] * (x.ndim - 4), *x.shape[-2:])
 
 
 def alive(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
@@ -208,6 +226,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
 
     def __init__(self, model, unconditional, channels: Sequence[Channel], rules: Rules = Rules()):
         super().__init__(model)
+        check_conditionings(model, {"The unconditional": unconditional} | _channel_conditionings(channels))
         self.lead = next((c for c in channels if not c.negative and c.mask is None and c.null is None), None)
         positive = unconditional if self.lead is None else self.lead.conditioning
         self.set_conds(positive, unconditional)
@@ -253,6 +272,7 @@ class MultiCFGWrapper:
 
     def install(self, model):
         """A clone of the model with the channels on top of whatever guides it."""
+        check_conditionings(model, _channel_conditionings(self.channels))
         patched = model.clone()
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.join)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict)

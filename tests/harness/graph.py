@@ -4,7 +4,7 @@
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompt"):
-        positive = graph.add("CLIPTextEncode", title="positive", clip=model["CLIP"], text="a red circle")
+        positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text="a red circle")
     graph.note("What this shows, in Markdown.")
     graph.save("example_workflows/red_circle.json")
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .workflow import AUTOGROW, UPLOADS, Input, display_name, expand_autogrow, info_of, inputs_of
+from .workflow import AUTOGROW, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
 TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 18, 280
@@ -228,7 +228,7 @@ def node_size(node: Node) -> tuple[float, float]:
 
 def shows_picture(node: Node) -> bool:
     shows = node.info.get("output_node") and any(each.type == "IMAGE" for each in node.inputs)
-    return bool(shows or any(each.options.get(upload) for each in node.inputs for upload in UPLOADS))
+    return bool(shows or any(each.name == "upload" for each in node.inputs))
 
 
 def text_height(text: str, width: float, least: float) -> float:

@@ -11,7 +11,20 @@ from pathlib import Path
 
 AUTOGROW = "COMFY_AUTOGROW_V3"
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO, "COLOR", "COLORS", "CURVE", "BOUNDING_BOX", "BOUNDING_BOXES"}
+WIDGET_TYPES = {
+    "INT",
+    "FLOAT",
+    "STRING",
+    "BOOLEAN",
+    "COMBO",
+    DYNAMIC_COMBO,
+    "COLOR",
+    "COLORS",
+    "CURVE",
+    "BOUNDING_BOX",
+    "BOUNDING_BOXES",
+    "PAINTER",
+}
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload")
 SEEDS = ("seed", "noise_seed")
 NOTES = ("Note", "MarkdownNote")
@@ -64,7 +77,7 @@ def inputs_of(info: Mapping, chosen: Mapping) -> Iterator[Input]:
         specs = info["input"].get(section, {})
         for name, spec in specs.items():
             yield from expand(name, spec, section == "required", chosen)
-        if any(options_of(spec).get(upload) for spec in specs.values() for upload in UPLOADS):
+        if any(is_upload(spec) for spec in specs.values()):
             yield Input("upload", "COMBO", {"default": "image"})
 
 
@@ -94,6 +107,11 @@ def expand_autogrow(name: str, template: Mapping) -> Iterator[Input]:
     for index, inner in enumerate(names):
         forced = {**(options[0] if options else {}), "forceInput": True}
         yield Input(f"{name}.{inner}", kind, forced, required=index < template["min"])
+
+
+def is_upload(spec: list) -> bool:
+    """Whether the frontend puts an upload button behind this input."""
+    return (isinstance(spec[0], list) or spec[0] == "COMBO") and any(options_of(spec).get(upload) for upload in UPLOADS)
 
 
 def options_of(spec: list) -> Mapping:

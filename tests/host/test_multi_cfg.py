@@ -269,3 +269,27 @@ def test_rules_change_nothing_where_nothing_conflicts(any_model, rules):
 def test_batches_and_wide_latents_are_guided_alike(any_model):
     both = run(multi(any_model, Channel(CAT, 3.0), Channel(DOG, 2.0)), latent(2, 8, 16))
     assert both.shape == (2, 4, 8, 16) and torch.isfinite(both).all()
+
+
+def test_video_latents_are_guided_under_masks_too():
+    from host.video import tiny_video_model, video_conditioning
+
+    model, (empty, cat) = tiny_video_model(), map(video_conditioning, range(2))
+    left = torch.zeros(1, 32, 32)
+    left[..., :16] = 1
+    one_step = torch.tensor([1.0, 0.0])
+    video = torch.zeros(1, 16, 3, 8, 8)
+    masked = run(MultiCFG(model, empty, [Channel(cat, 4.0, mask=left)]), video, sigmas=one_step)
+    inside, outside = (run(plain_cfg(model, cat, empty, w), video, sigmas=one_step) for w in (4.0, 0.0))
+    assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
+    assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_conditioning_of_another_model_is_refused_by_name(eps_model):
+    foreign = [[torch.zeros(1, 77, 768), {}]]
+    with pytest.raises(ValueError, match="Channel 'sky' has text features of width 768, but BaseModel takes 64"):
+        multi(eps_model, Channel(foreign, 1.0, name="sky"))
+    with pytest.raises(ValueError, match="The null of channel 'sky' has text features of width 768"):
+        patched(eps_model, Channel(CAT, 1.0, null=foreign, name="sky"))
+    with pytest.raises(ValueError, match="The unconditional is an empty conditioning"):
+        multi(eps_model, Channel(CAT, 1.0), unconditional=[])

@@ -1,0 +1,93 @@
+"""What every node of the pack owes its user."""
+
+import json
+from pathlib import Path
+
+import pytest
+from controlled_diffusion.nodes import MODULES
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = [node for module in MODULES for node in module.NODES]
+SNAPSHOT = Path(__file__).with_name("node_ids.json")
+HEADINGS = ["When to use it, and when not", "Inputs", "Good starting values", "Works with, and not with", "Source"]
+each_node = pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+
+
+def schema(node):
+    return node.GET_SCHEMA()
+
+
+def flat_inputs(inputs):
+    """All inputs, those of dynamic combos and growing inputs too."""
+    for given in inputs:
+        yield given
+        for option in getattr(given, "options", None) or ():
+            yield from flat_inputs(getattr(option, "inputs", ()))
+
+
+def help_page(node) -> str:
+    return (ROOT / "nodes" / "web" / "docs" / f"{schema(node).node_id}.md").read_text(encoding="utf-8")
+
+
+def workflows() -> dict[str, dict]:
+    return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((ROOT / "example_workflows").glob("*.json"))}
+
+
+def test_every_file_of_nodes_is_in_the_list_and_every_node_class_in_its_file():
+    files = {p.stem for p in (ROOT / "nodes").glob("*.py")} - {"__init__"}
+    assert files == {m.__name__.rsplit(".", 1)[1] for m in MODULES}
+    for module in MODULES:
+        made_here = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__ and hasattr(v, "define_schema")]
+        assert made_here == module.NODES
+
+
+@each_node
+def test_id_is_the_class_name_and_names_and_category_are_given(node):
+    made = schema(node)
+    assert made.node_id == node.__name__ and made.display_name and made.description and made.search_aliases
+    assert made.category.startswith("controlled diffusion/")
+    assert made.category.split("/")[1] in {"guidance", "inversion", "attention", "training", "demo"}
+
+
+@each_node
+def test_every_input_and_output_has_a_tooltip(node):
+    for given in flat_inputs(schema(node).inputs):
+        shown = given.template.input if hasattr(given, "template") else given
+        assert shown.tooltip, given.id
+    assert all(o.tooltip for o in schema(node).outputs)
+
+
+@each_node
+def test_the_host_can_describe_it_to_the_frontend(node):
+    assert json.dumps(node.GET_NODE_INFO_V1())
+
+
+@each_node
+def test_a_help_page_has_the_headings_and_names_every_input(node):
+    page = help_page(node)
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == HEADINGS
+    assert len(page.splitlines()) < 60
+    missing = [i.id for i in flat_inputs(schema(node).inputs) if f"**{i.id}**" not in page]
+    assert not missing
+
+
+@each_node
+def test_it_stands_in_an_example_workflow(node):
+    used = {n["type"] for flow in workflows().values() for n in flow["nodes"]}
+    assert schema(node).node_id in used
+
+
+def test_every_workflow_has_a_thumbnail_and_a_note():
+    for name, flow in workflows().items():
+        assert (ROOT / "example_workflows" / f"{name}.jpg").stat().st_size > 1000, name
+        assert any(n["type"] in ("Note", "MarkdownNote") for n in flow["nodes"]), name
+
+
+def test_ids_inputs_and_outputs_are_as_promised_to_shared_workflows():
+    """Users share workflow JSON: what changes here breaks theirs. Add to the snapshot, never take away."""
+    promised = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    now = {schema(n).node_id: {"inputs": [i.id for i in schema(n).inputs], "outputs": [o.display_name for o in schema(n).outputs]} for n in NODES}
+    for node_id, promise in promised.items():
+        assert now[node_id]["inputs"][: len(promise["inputs"])] == promise["inputs"], node_id
+        assert now[node_id]["outputs"][: len(promise["outputs"])] == promise["outputs"], node_id
+    assert now.keys() == promised.keys(), "a new node belongs into tests/host/node_ids.json"

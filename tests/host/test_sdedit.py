@@ -1,0 +1,146 @@
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.nodes.host import img2img
+from controlled_diffusion.nodes.sdedit import SDEditSampler
+from torch.testing import assert_close
+
+from host import tiny
+from host.tiny import conditioning
+
+EMPTY, CAT = conditioning(0), conditioning(1)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return tiny.unet(request.param, output_scale=0.1)
+
+
+def guide(batch=1, seed=5):
+    return {"samples": torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed))}
+
+
+def edit(model, guide, **knobs):
+    """(latent samples, image, noisy start, report) of the node with a few steps."""
+    settings = dict(seed=3, steps=4, cfg=3.0, sampler_name="euler", scheduler="normal", strength=0.5, strength_unit="percent",
+                    process="VP", repeats=1) | knobs
+    latent, image, start, report = SDEditSampler.execute(model, CAT, EMPTY, guide, **settings).args
+    return latent["samples"], image, start["samples"], report
+
+
+def half_mask(size=64):
+    mask = torch.zeros(1, size, size)
+    mask[..., size // 2:] = 1
+    return mask
+
+
+def test_strength_zero_returns_the_guide(model):
+    original = guide()
+    result, _, start, report = edit(model, original, strength=0.0)
+    assert torch.equal(result, original["samples"]) and torch.equal(start, original["samples"])
+    assert "no step was run" in report
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc"])
+def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
+    start = guide(2)
+    levels = img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")
+    noise = comfy.sample.prepare_noise(start["samples"], 3)
+    host = comfy.sample.sample_custom(model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY,
+                                      start["samples"], disable_pbar=True, seed=3)
+    assert torch.equal(edit(model, start, sampler_name=sampler)[0], host)
+
+
+def test_every_scheduler_starts_at_the_same_noise_level(model):
+    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    for scheduler in comfy.samplers.KSampler.SCHEDULERS:
+        levels = img2img.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
+        assert float(levels[0]) == pytest.approx(scale.sigma(0.6), rel=1e-5), scheduler
+        assert levels[-1] == 0 and len(levels) - 1 == 6, (scheduler, len(levels))
+
+
+def test_the_noisy_start_is_the_guide_at_the_level_asked_for(model):
+    original = guide()
+    _, _, start, _ = edit(model, original)
+    noise = comfy.sample.prepare_noise(original["samples"], 3)
+    sigma = float(img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")[0])
+    clean = model.model.process_latent_in(original["samples"])
+    flow = model.model.model_type.name == "FLOW"
+    expected = (1 - sigma) * clean + sigma * noise if flow else clean + sigma * noise
+    assert_close(start, model.model.process_latent_out(expected))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde", "uni_pc"])
+def test_what_the_mask_freezes_is_the_original_bit_for_bit(model, sampler, repeats):
+    painted, original = guide(seed=5), guide(seed=6)
+    result = edit(model, painted, original=original, mask=half_mask(), sampler_name=sampler, repeats=repeats)[0]
+    assert torch.equal(result[..., :3], original["samples"][..., :3])
+    assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
+
+
+def test_a_mask_of_zero_returns_the_original_and_a_mask_of_one_changes_nothing(model):
+    painted = guide()
+    assert torch.equal(edit(model, painted, mask=torch.zeros(1, 64, 64))[0], painted["samples"])
+    assert torch.equal(edit(model, painted, mask=torch.ones(1, 64, 64))[0], edit(model, painted)[0])
+
+
+def test_the_mask_that_a_latent_carries_is_used(model):
+    painted = guide()
+    assert torch.equal(edit(model, {**painted, "noise_mask": half_mask()})[0], edit(model, painted, mask=half_mask())[0])
+
+
+def test_repeats_go_on_from_the_last_result_with_the_next_seed(model):
+    once = edit(model, guide())[0]
+    again = edit(model, {"samples": once}, seed=4)[0]
+    assert torch.equal(edit(model, guide(), repeats=2)[0], again)
+
+
+def test_pixels_outside_the_mask_are_the_images_own(model, vae):
+    picture = torch.rand(1, 64, 64, 3)
+    _, image, _, _ = edit(model, picture, vae=vae, mask=half_mask())
+    assert torch.equal(image[:, :, :32], picture[:, :, :32])
+    assert not torch.allclose(image[:, :, 40:], picture[:, :, 40:], atol=1e-2)
+
+
+def test_the_variance_exploding_process_starts_lower_and_runs_its_steps(model):
+    levels = {p: img2img.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
+    assert len(levels["VE"]) == 6
+    if model.model.model_type.name == "FLOW":
+        assert torch.equal(levels["VP"], levels["VE"])
+    else:
+        ratios = levels["VE"][1:-1] / levels["VE"][:-2]
+        assert_close(ratios, ratios[:1].expand_as(ratios))
+
+
+def test_the_report_names_what_was_run(eps_model):
+    report = edit(eps_model, guide(), strength=0.5, steps=4, repeats=2)[3]
+    assert report.startswith("VP: start at sigma ") and "50.0 % of the noise scale" in report and report.endswith("4 steps x 2")
+
+
+def test_video_latents_are_edited_frame_by_frame_under_one_mask():
+    from host.video import tiny_video_model, video_conditioning
+
+    model = tiny_video_model()
+    painted = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+    settings = dict(seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent",
+                    process="VP", repeats=1)
+    result = SDEditSampler.execute(model, video_conditioning(1), video_conditioning(0), painted, mask=half_mask(), **settings).args[0]["samples"]
+    assert result.shape == painted["samples"].shape
+    assert torch.equal(result[..., :3], painted["samples"][..., :3])
+    assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
+
+
+@pytest.mark.parametrize("knobs, message", [
+    (dict(mask=torch.full((1, 8, 8), 2.0)), "values from 2 to 2; a mask lies between 0 and 1"),
+    (dict(mask=torch.full((1, 8, 8), float("nan"))), "a mask lies between 0 and 1"),
+    (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 pictures but the guide 1"),
+    (dict(original={"samples": torch.zeros(1, 4, 16, 8)}), "Guide and original differ in size"),
+    (dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}), "Guide holds 2 pictures and original 3"),
+    (dict(strength=1.2), "strength is 1.2 percent; give 0"),
+    (dict(guide=torch.rand(1, 64, 64, 3)), "'guide' is an IMAGE, which needs the vae")])
+def test_bad_input_is_refused_with_what_to_do(eps_model, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        edit(eps_model, **({"guide": guide()} | knobs))

@@ -1,0 +1,90 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from controlled_diffusion.training import demo_checker, demo_world
+from controlled_diffusion.training.demo_world import PAIR_PLACES, Caption, Claim, Scene, Thing
+
+
+def truth(scene: Scene) -> Caption:
+    """Everything there is to say about a scene."""
+    places = (scene.layout,) if len(scene.things) == 1 else PAIR_PLACES[scene.layout]
+    return Caption("", tuple(Claim(t.shape, t.color, t.texture, t.size, p) for t, p in zip(scene.things, places)), scene.background)
+
+
+def test_the_checker_reads_clean_scenes_right_in_at_least_995_of_1000_facts():
+    rng = np.random.default_rng(7)
+    right, asked = Counter(), Counter()
+    for _ in range(400):
+        scene = demo_world.random_scene(rng)
+        for fact, holds in demo_checker.judge(demo_checker.read(demo_world.render(scene)), truth(scene)).items():
+            right[fact] += holds
+            asked[fact] += 1
+    assert {f: right[f] / asked[f] for f in asked if right[f] / asked[f] < 0.995} == {}
+
+
+def test_the_checkers_masks_are_where_the_things_are():
+    rng = np.random.default_rng(8)
+    overlaps = []
+    for _ in range(100):
+        scene = demo_world.random_scene(rng)
+        seen = demo_checker.read(demo_world.render(scene)).things
+        for mask in demo_world.thing_masks(scene):
+            overlaps.append(max((mask & t.mask).sum() / (mask | t.mask).sum() for t in seen))
+    assert np.mean(overlaps) > 0.9
+
+
+@pytest.mark.parametrize("claim, wrong", [
+    (Claim("circle", "red", "plain", "large", "left"), "color"), (Claim("square", "blue", "plain", "large", "left"), "shape"),
+    (Claim("circle", "blue", "striped", "large", "left"), "texture"), (Claim("circle", "blue", "plain", "small", "left"), "size"),
+    (Claim("circle", "blue", "plain", "large", "top"), "position")])
+def test_each_false_claim_is_caught_and_only_that_one(claim, wrong):
+    picture = demo_world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
+    verdict = demo_checker.judge(demo_checker.read(picture), Caption("", (claim,), "gray"))
+    assert [fact for fact, holds in verdict.items() if not holds and fact != "bound"] == [wrong]
+
+
+def test_swapped_colours_of_two_things_are_not_bound():
+    one, two = Thing("circle", "red", x=34, radius=24), Thing("square", "blue", x=94, radius=24)
+    reading = demo_checker.read(demo_world.render(Scene("white", (one, two), "horizontal")))
+    right = Caption("", (Claim("square", "blue"), Claim("circle", "red")), "white")
+    swapped = Caption("", (Claim("square", "red"), Claim("circle", "blue")), "white")
+    assert demo_checker.judge(reading, right)["bound"] and not demo_checker.judge(reading, swapped)["bound"]
+
+
+def test_an_empty_picture_and_noise_satisfy_no_claim():
+    caption = Caption("", (Claim("circle", "red"),), "black")
+    for picture in (np.full((128, 128, 3), 150, np.uint8), np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)):
+        assert not demo_checker.judge(demo_checker.read(picture), caption)["bound"]
+
+
+def test_two_touching_things_are_told_apart_by_colour():
+    one, two = Thing("square", "red", x=50, radius=24), Thing("square", "blue", x=92, radius=24)
+    seen = demo_checker.read(demo_world.render(Scene("white", (one, two), "horizontal"))).things
+    assert sorted(t.color for t in seen) == ["blue", "red"]
+
+
+def test_captions_are_true_varied_and_silent_about_accessories():
+    rng = np.random.default_rng(9)
+    texts = set()
+    for _ in range(300):
+        scene = demo_world.random_scene(rng)
+        caption = demo_world.random_caption(scene, rng)
+        texts.add(caption.text)
+        whole = truth(scene)
+        for claim in caption.claims:
+            assert any(all(getattr(claim, f) in (None, getattr(t, f)) for f in ("shape", "color", "texture", "size", "position"))
+                       for t in whole.claims), caption.text
+        assert not any(word in caption.text for word in ("eye", "hat", "moon", "teal"))
+    assert len(texts) > 280
+
+
+def test_scenes_and_pictures_follow_the_seed():
+    scenes = [demo_world.random_scene(np.random.default_rng(3)) for _ in range(2)]
+    assert scenes[0] == scenes[1]
+    assert np.array_equal(*(demo_world.render(s) for s in scenes))
+
+
+def test_the_world_is_as_rich_as_promised():
+    assert len(demo_world.COLORS) >= 6 and len(demo_world.SHAPES) >= 5 and len(demo_world.BACKGROUNDS) >= 4
+    assert len(demo_world.TEXTURES) >= 3 and {"left", "right", "top", "bottom"} <= set(demo_world.POSITIONS)
