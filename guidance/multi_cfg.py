@@ -4,6 +4,7 @@
 every parametrisation is the same as mixing scores (composable diffusion, arXiv 2206.01714, equation 12, with a null
 and a weight per condition).
 """
+
 from __future__ import annotations
 
 import math
@@ -24,6 +25,7 @@ class Channel:
     `conditioning` and `null` are the host's values; a null of None means the guider's unconditional.
     `mask` is (B or 1, H, W) in [0, 1], any size.
     """
+
     conditioning: object
     weight: float = 1.0
     negative: bool = False
@@ -37,6 +39,11 @@ class Channel:
     def __post_init__(self):
         if not math.isfinite(self.weight):
             raise ValueError(f"The weight of channel '{self.name}' is {self.weight}; give a finite number, usually 0 to 15.")
+        if self.mask is not None and not (self.mask.numel() and float(self.mask.min()) >= 0 and float(self.mask.max()) <= 1):
+            raise ValueError(
+                f"The mask of channel '{self.name}' has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or "
+                "none at all; give a mask of 0 (off) to 1 (on)."
+            )
 
     def factor(self, sigma: float, scale: NoiseScale) -> float:
         """Schedule times interval at `sigma`."""
@@ -51,6 +58,7 @@ class Channel:
 class Rules:
     """How pushes are added. `norm_cap` is the largest RMS of the summed push in latent units, 0 = none;
     `rescale` is the share phi of CFG-rescale (arXiv 2305.08891, section 3.4), 0 = none."""
+
     conflict: str = "sum"
     norm_cap: float = 0.0
     rescale: float = 0.0
@@ -66,12 +74,12 @@ class Rules:
 @dataclass(frozen=True)
 class Push:
     """What one channel adds to the prediction at one noise level, any shape (B, C, ...)."""
+
     delta: torch.Tensor
     priority: int = field(default=0)
 
 
-def push(prediction: torch.Tensor, null: torch.Tensor, strength: float, mask: torch.Tensor | None = None,
-         priority: int = 0) -> Push:
+def push(prediction: torch.Tensor, null: torch.Tensor, strength: float, mask: torch.Tensor | None = None, priority: int = 0) -> Push:
     """`strength * (D_k - D_null)`, inside the mask (broadcastable to the prediction) where there is one."""
     delta = (prediction - null) * strength
     return Push(delta if mask is None else delta * mask, priority)
@@ -120,6 +128,7 @@ def capped(delta: torch.Tensor, norm_cap: float) -> torch.Tensor:
 
 def rescaled(prediction: torch.Tensor, positives: Sequence[torch.Tensor], phi: float) -> torch.Tensor:
     """CFG-rescale: the deviation of each sample moves, by the share phi, to the mean deviation of the positives."""
+
     def deviation(t):
         return t.flatten(1).std(1)
 
@@ -128,8 +137,7 @@ def rescaled(prediction: torch.Tensor, positives: Sequence[torch.Tensor], phi: f
     return prediction * _per_sample(phi * gain + (1 - phi), prediction)
 
 
-def combine(base: torch.Tensor, pushes: Sequence[Push], rules: Rules = Rules(),
-            positives: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+def combine(base: torch.Tensor, pushes: Sequence[Push], rules: Rules = Rules(), positives: Sequence[torch.Tensor] = ()) -> torch.Tensor:
     """The guided prediction: `base` plus the pushes under the rules; all denoised, (B, C, ...)."""
     if not pushes:
         return base

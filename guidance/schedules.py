@@ -3,6 +3,7 @@
 A schedule is never indexed by step, so it is right for second-order, ancestral and cut samplers. It can be read along
 percent of the sampling, sigma or log-SNR.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,6 +22,7 @@ class NoiseScale:
     `sigmas` are its sigmas at evenly spaced percents from 0 (noisiest) to 1, strictly falling and above 0.
     `flow` models mix `(1 - sigma) x0 + sigma n`, all others `x0 + sigma n`.
     """
+
     sigmas: tuple[float, ...]
     flow: bool = False
 
@@ -60,6 +62,7 @@ class NoiseScale:
 @dataclass(frozen=True)
 class Span:
     """The part of a noise scale between two percents."""
+
     scale: NoiseScale
     start: float = 0.0
     end: float = 1.0
@@ -80,6 +83,7 @@ class Shape(Protocol):
 @dataclass(frozen=True)
 class Constant:
     """The same factor everywhere."""
+
     value: float = 1.0
 
     def __call__(self, sigma: float, span: Span) -> float:
@@ -92,6 +96,7 @@ class SnrPower:
 
     Positive alpha strengthens the end of the sampling (detail), negative alpha the start (layout).
     """
+
     alpha: float
     reference: float = 0.5
     limit: float = 10.0
@@ -105,6 +110,7 @@ class SnrPower:
 @dataclass(frozen=True)
 class SigmaPower:
     """(sigma / sigma at `reference` percent) ** -beta, kept within [1 / limit, limit]."""
+
     beta: float
     reference: float = 0.5
     limit: float = 10.0
@@ -122,6 +128,7 @@ def _clamped_exp(exponent: float, limit: float) -> float:
 @dataclass(frozen=True)
 class Ramp:
     """From `first` at the start of the span to `last` at its end, straight or (`cosine`) eased at both ends."""
+
     first: float
     last: float
     cosine: bool = False
@@ -137,6 +144,7 @@ class Ramp:
 @dataclass(frozen=True)
 class Curve:
     """Any function of the position in the span, for example the host's curve editor; times `height`."""
+
     function: Callable[[float], float]
     height: float = 1.0
     axis: str = "percent"
@@ -148,18 +156,21 @@ class Curve:
 @dataclass(frozen=True)
 class Schedule:
     """A shape inside an interval of percents, 0 outside (guidance interval, arXiv 2404.07724)."""
+
     shape: Shape = Constant()
     start: float = 0.0
     end: float = 1.0
 
     def __post_init__(self):
         if not 0.0 <= self.start <= self.end <= 1.0:
-            raise ValueError(f"A schedule runs from start_percent to end_percent with 0 <= start <= end <= 1, "
-                             f"got {self.start} to {self.end}. Swap or lower them.")
+            raise ValueError(
+                f"A schedule runs from start_percent to end_percent with 0 <= start <= end <= 1, "
+                f"got {self.start} to {self.end}. Swap or lower them."
+            )
 
     def __call__(self, sigma: float, scale: NoiseScale) -> float:
         """Factor of a weight at `sigma`."""
-        if self.start > 0.0 and sigma > scale.sigma(self.start) or self.end < 1.0 and sigma < scale.sigma(self.end):
+        if (self.start > 0.0 and sigma > scale.sigma(self.start)) or (self.end < 1.0 and sigma < scale.sigma(self.end)):
             return 0.0
         return self.shape(sigma, Span(scale, self.start, self.end))
 

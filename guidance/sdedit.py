@@ -4,6 +4,7 @@ The strength t0 is a true noise level, so it means the same for every scheduler 
 space both processes of the paper start at `x = guide + sigma n`; they differ in which sigma belongs to t0 and in the
 grid of sigmas below it.
 """
+
 from __future__ import annotations
 
 import math
@@ -57,7 +58,7 @@ def sigmas_from(start: float, steps: int, grid: Callable[[int], list[float]], fi
 def geometric_sigmas(start: float, steps: int, lowest: float) -> list[float]:
     """The grid of the variance exploding process: `steps` steps in equal ratios from `start` to `lowest`, then 0."""
     ratio = (min(lowest, start) / start) ** (1 / max(1, steps - 1))
-    return [start * ratio ** i for i in range(steps)] + [0.0]
+    return [start * ratio**i for i in range(steps)] + [0.0]
 
 
 def frozen(result: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

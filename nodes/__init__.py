@@ -1,4 +1,5 @@
 """All nodes of the pack, file by file."""
+
 from comfy_api.latest import ComfyExtension
 
 from . import demo, multi_cfg, schedules, sdedit

@@ -1,4 +1,5 @@
 """The demo model: a tiny text-to-image model that ships with the pack, so that every workflow runs with no download."""
+
 from comfy_api.latest import io
 
 from .host import demo
@@ -8,14 +9,19 @@ class DemoModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="DemoModelLoader", display_name="Load Demo Model", category="controlled diffusion/demo",
+            node_id="DemoModelLoader",
+            display_name="Load Demo Model",
+            category="controlled diffusion/demo",
             description="A tiny trained text-to-image model of coloured shapes, for pictures of 128 x 128. It runs on a laptop "
-                        "without a GPU in seconds. To use a model of your own, put its checkpoint loader in this node's place.",
+            "without a GPU in seconds. To use a model of your own, put its checkpoint loader in this node's place.",
             search_aliases=["example model", "tiny model", "test checkpoint", "toy model"],
             inputs=[],
-            outputs=[io.Model.Output(display_name="model", tooltip="The denoiser: SD1.5's UNet at a small size."),
-                     io.Clip.Output(display_name="clip", tooltip="Its text tower, with SD1's tokenizer."),
-                     io.Vae.Output(display_name="vae", tooltip="Its autoencoder: 4 channels, 8 x smaller, as in SD1.5.")])
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The denoiser: SD1.5's UNet at a small size."),
+                io.Clip.Output(display_name="clip", tooltip="Its text tower, with SD1's tokenizer."),
+                io.Vae.Output(display_name="vae", tooltip="Its autoencoder: 4 channels, 8 x smaller, as in SD1.5."),
+            ],
+        )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

@@ -11,8 +11,12 @@ ROOMS = ("guidance", "inversion", "attention", "training", "nodes")
 TORCH = {"torch", "numpy", "PIL", "safetensors", "einops"}
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
 MAY_IMPORT = {  # other rooms of the pack that a room may look into
-    "guidance": set(), "attention": set(), "inversion": {"guidance"}, "training": {"guidance", "attention"},
-    "nodes": {"guidance", "inversion", "attention", "training"}}
+    "guidance": set(),
+    "attention": set(),
+    "inversion": {"guidance"},
+    "training": {"guidance", "attention"},
+    "nodes": {"guidance", "inversion", "attention", "training"},
+}
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
 
@@ -62,14 +66,23 @@ def test_no_attribute_of_an_imported_module_is_assigned(path):
     """The host is never monkeypatched."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    targets = [t for n in ast.walk(tree) if isinstance(n, (ast.Assign, ast.AugAssign))
-               for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Attribute)]
+    targets = [
+        t
+        for n in ast.walk(tree)
+        if isinstance(n, (ast.Assign, ast.AugAssign))
+        for t in (n.targets if isinstance(n, ast.Assign) else [n.target])
+        if isinstance(t, ast.Attribute)
+    ]
     assert not [ast.unparse(t) for t in targets if ast.unparse(t).split(".")[0] in modules]
 
 
 def test_functions_stay_short():
     """Half of all functions under 12 lines; none over 60 but schemas."""
-    sizes = {f"{p.relative_to(ROOT)}:{n.name}": n.end_lineno - n.lineno + 1 for p in FILES
-             for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef) and n.name != "define_schema"}
+    sizes = {
+        f"{p.relative_to(ROOT)}:{n.name}": n.end_lineno - n.lineno + 1
+        for p in FILES
+        for n in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+        if isinstance(n, ast.FunctionDef) and n.name != "define_schema"
+    }
     assert sorted(sizes.values())[len(sizes) // 2] < 12
     assert not {name: size for name, size in sizes.items() if size > 60}

@@ -34,10 +34,16 @@ def test_the_checkers_masks_are_where_the_things_are():
     assert np.mean(overlaps) > 0.9
 
 
-@pytest.mark.parametrize("claim, wrong", [
-    (Claim("circle", "red", "plain", "large", "left"), "color"), (Claim("square", "blue", "plain", "large", "left"), "shape"),
-    (Claim("circle", "blue", "striped", "large", "left"), "texture"), (Claim("circle", "blue", "plain", "small", "left"), "size"),
-    (Claim("circle", "blue", "plain", "large", "top"), "position")])
+@pytest.mark.parametrize(
+    "claim, wrong",
+    [
+        (Claim("circle", "red", "plain", "large", "left"), "color"),
+        (Claim("square", "blue", "plain", "large", "left"), "shape"),
+        (Claim("circle", "blue", "striped", "large", "left"), "texture"),
+        (Claim("circle", "blue", "plain", "small", "left"), "size"),
+        (Claim("circle", "blue", "plain", "large", "top"), "position"),
+    ],
+)
 def test_each_false_claim_is_caught_and_only_that_one(claim, wrong):
     picture = demo_world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
     verdict = demo_checker.judge(demo_checker.read(picture), Caption("", (claim,), "gray"))
@@ -73,8 +79,10 @@ def test_captions_are_true_varied_and_silent_about_accessories():
         texts.add(caption.text)
         whole = truth(scene)
         for claim in caption.claims:
-            assert any(all(getattr(claim, f) in (None, getattr(t, f)) for f in ("shape", "color", "texture", "size", "position"))
-                       for t in whole.claims), caption.text
+            assert any(
+                all(getattr(claim, f) in (None, getattr(t, f)) for f in ("shape", "color", "texture", "size", "position"))
+                for t in whole.claims
+            ), caption.text
         assert not any(word in caption.text for word in ("eye", "hat", "moon", "teal"))
     assert len(texts) > 280
 

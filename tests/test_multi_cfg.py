@@ -79,7 +79,7 @@ def test_conflicts_are_settled_for_each_sample_of_a_batch_alone():
     high, low = draw(2, 4, 8, 8), draw(2, 4, 8, 8, seed=1)
     both = resolve([Push(high, 1), Push(low, 0)], "perpendicular")
     for i in range(2):
-        assert_close(both[i:i + 1], resolve([Push(high[i:i + 1], 1), Push(low[i:i + 1], 0)], "perpendicular"))
+        assert_close(both[i : i + 1], resolve([Push(high[i : i + 1], 1), Push(low[i : i + 1], 0)], "perpendicular"))
 
 
 def test_the_cap_limits_the_rms_of_the_push_and_leaves_small_pushes_alone():
@@ -111,9 +111,15 @@ def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
         Channel(None, weight, name="sky")
 
 
-@pytest.mark.parametrize("rules, message", [
-    (dict(conflict="loudest"), "'loudest'; choose one of sum, project, perpendicular"),
-    (dict(norm_cap=-1.0), "norm_cap is -1.0"), (dict(rescale=1.5), "rescale is 1.5"), (dict(norm_cap=math.nan), "norm_cap is nan")])
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        (dict(conflict="loudest"), "'loudest'; choose one of sum, project, perpendicular"),
+        (dict(norm_cap=-1.0), "norm_cap is -1.0"),
+        (dict(rescale=1.5), "rescale is 1.5"),
+        (dict(norm_cap=math.nan), "norm_cap is nan"),
+    ],
+)
 def test_unknown_rules_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         Rules(**rules)

@@ -1,8 +1,7 @@
 import math
 
 import pytest
-from controlled_diffusion.guidance.schedules import (
-    AXES, Constant, Curve, NoiseScale, Ramp, Schedule, SigmaPower, SnrPower, Span)
+from controlled_diffusion.guidance.schedules import AXES, Constant, Curve, NoiseScale, Ramp, Schedule, SigmaPower, SnrPower, Span
 
 EPS = NoiseScale(tuple(14.6 * (0.03 / 14.6) ** (i / 500) for i in range(501)))
 FLOW = NoiseScale(tuple(max(1 - i / 500, 1e-3) * (1 - 1e-9 * i) for i in range(501)), flow=True)
@@ -18,7 +17,7 @@ def test_percent_is_the_inverse_of_sigma_everywhere_not_only_at_grid_points(scal
 @SCALES
 def test_log_snr_is_signal_power_over_noise_power(scale):
     sigma = 0.4
-    snr = (0.6 / 0.4) ** 2 if scale.flow else 1 / 0.4 ** 2
+    snr = (0.6 / 0.4) ** 2 if scale.flow else 1 / 0.4**2
     assert scale.log_snr(sigma) == pytest.approx(math.log(snr))
     assert scale.sigma_of_log_snr(scale.log_snr(sigma)) == pytest.approx(sigma)
 
@@ -69,7 +68,7 @@ def test_a_ramp_is_straight_along_its_axis(scale, axis):
 
 @SCALES
 def test_a_curve_is_read_at_the_position_in_the_span(scale):
-    schedule = Schedule(Curve(lambda x: x ** 2, height=3.0), 0.5, 1.0)
+    schedule = Schedule(Curve(lambda x: x**2, height=3.0), 0.5, 1.0)
     assert schedule(scale.sigma(0.75), scale) == pytest.approx(3 * 0.25, abs=1e-5)
 
 

@@ -63,9 +63,16 @@ def test_frozen_values_are_the_originals_bit_for_bit():
     assert frozen(result, original, None) is result
 
 
-@pytest.mark.parametrize("strength, unit, message", [
-    (1.5, "percent", "1.5 percent; give 0"), (-0.1, "percent", "-0.1 percent"), (99.0, "sigma", "sigma 99; this model goes from 0 to 14.6"),
-    (0.0, "snr", "an SNR of 0.0; give a number above 0"), (math.nan, "percent", "nan percent")])
+@pytest.mark.parametrize(
+    "strength, unit, message",
+    [
+        (1.5, "percent", "1.5 percent; give 0"),
+        (-0.1, "percent", "-0.1 percent"),
+        (99.0, "sigma", "sigma 99; this model goes from 0 to 14.6"),
+        (0.0, "snr", "an SNR of 0.0; give a number above 0"),
+        (math.nan, "percent", "nan percent"),
+    ],
+)
 def test_an_impossible_strength_is_refused_with_the_range(strength, unit, message):
     with pytest.raises(ValueError, match=message):
         start_sigma(strength, unit, EPS)

@@ -2,6 +2,7 @@
 
 `read` finds the background and every thing; `judge` compares that with what a caption claims.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from PIL import Image
 
 from .demo_world import BACKGROUNDS, COLORS, OUTLINES, SHADE, SHAPES, SIZE, TEAL, Caption, Claim, _coverage
 
-FOREGROUND = 55.0               # RGB distance from the background at which a pixel belongs to a thing
-SMALLEST = 120                  # pixels; anything below is a speck
+FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
+SMALLEST = 120  # pixels; anything below is a speck
 _TEMPLATE = 32
 _SIZES = (("small", 21.5), ("medium", 29.0), ("large", np.inf))
 
@@ -21,19 +22,20 @@ _SIZES = (("small", 21.5), ("medium", 29.0), ("large", np.inf))
 @dataclass(frozen=True)
 class Seen:
     """One thing found in a picture. `score` is the overlap (IoU) with the best shape template."""
+
     shape: str
     color: str
     texture: str
     size: str
     position: str
-    mask: np.ndarray            # bool (128, 128)
+    mask: np.ndarray  # bool (128, 128)
     score: float
 
 
 @dataclass(frozen=True)
 class Reading:
     background: str
-    things: tuple[Seen, ...]    # largest first
+    things: tuple[Seen, ...]  # largest first
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
@@ -74,8 +76,9 @@ def _distance(picture: np.ndarray, color) -> np.ndarray:
 
 
 def _background(picture: np.ndarray) -> str:
-    rim = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3),
-                          picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)])
+    rim = np.concatenate(
+        [picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3), picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)]
+    )
     middle = np.median(rim, axis=0)
     return min(BACKGROUNDS, key=lambda b: np.linalg.norm(middle - BACKGROUNDS[b]))
 
@@ -115,14 +118,14 @@ def _texture(dark: np.ndarray, mask: np.ndarray) -> str:
     if share < 0.08:
         return "plain"
     rows = [dark[r][inner[r]].mean() for r in range(SIZE) if inner[r].sum() >= 4]
-    explained = np.var(rows) / max(share * (1 - share), 1e-6)     # 1 when every row is all dark or all bright
+    explained = np.var(rows) / max(share * (1 - share), 1e-6)  # 1 when every row is all dark or all bright
     return "striped" if explained > 0.5 else "dotted"
 
 
 def _size(mask: np.ndarray, shape: str) -> str:
     r0, r1, c0, c1 = _bounds(mask)
     span = np.ptp(np.asarray(OUTLINES[shape] or [(-1, -1), (1, 1)], dtype=float), axis=0)
-    radius = max((c1 - c0) / span[0], (r1 - r0) / span[1])      # a hat may hide the top
+    radius = max((c1 - c0) / span[0], (r1 - r0) / span[1])  # a hat may hide the top
     return next(name for name, limit in _SIZES if radius < limit)
 
 
@@ -163,9 +166,13 @@ def read(picture: np.ndarray) -> Reading:
     worn = _distance(picture, TEAL) < 60
     foreground = (_distance(picture, BACKGROUNDS[background]) > FOREGROUND) & ~_dilate(worn)
     opened = _dilate(_erode(foreground))
-    things = [_describe(part, list(COLORS)[c], dark)
-              for blob in _components(opened) if blob.sum() >= SMALLEST
-              for part, c in _split_by_color(blob, hue) if part.sum() >= SMALLEST]
+    things = [
+        _describe(part, list(COLORS)[c], dark)
+        for blob in _components(opened)
+        if blob.sum() >= SMALLEST
+        for part, c in _split_by_color(blob, hue)
+        if part.sum() >= SMALLEST
+    ]
     return Reading(background, tuple(sorted(things, key=lambda t: -int(t.mask.sum()))))
 
 
@@ -181,7 +188,7 @@ def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
     """
     claims, n = caption.claims, len(caption.claims)
     facts = [f for f in ("color", "shape", "texture", "size", "position") if any(getattr(c, f) for c in claims)]
-    found = reading.things[:max(n, 2)]
+    found = reading.things[: max(n, 2)]
     orders = list(permutations(found, n)) if len(found) >= n else []
     best = max(orders, default=(), key=lambda o: sum(_agrees(t, c, f) for t, c in zip(o, claims) for f in facts))
     verdict = {f: bool(best) and all(_agrees(t, c, f) for t, c in zip(best, claims)) for f in facts}

@@ -4,6 +4,7 @@ A scene is one or two things on a plain background. Everything a caption can say
 texture, size, position, background) is known exactly, so an edit of a picture can be measured:
 `demo_checker` reads a picture back into these words.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -12,18 +13,28 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 128
-COLORS = {"red": (214, 40, 40), "orange": (242, 140, 40), "yellow": (245, 214, 66),
-          "green": (52, 158, 70), "blue": (48, 92, 214), "purple": (138, 58, 176)}
+COLORS = {
+    "red": (214, 40, 40),
+    "orange": (242, 140, 40),
+    "yellow": (245, 214, 66),
+    "green": (52, 158, 70),
+    "blue": (48, 92, 214),
+    "purple": (138, 58, 176),
+}
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (150, 150, 150), "black": (20, 20, 20), "pink": (247, 188, 200)}
 TEXTURES = ("plain", "striped", "dotted")
-SHADE = 0.5                     # stripes and dots are painted in the thing's colour times this
-TEAL, CREAM = (0, 150, 150), (250, 250, 240)    # only worn by attributes that captions never mention
+SHADE = 0.5  # stripes and dots are painted in the thing's colour times this
+TEAL, CREAM = (0, 150, 150), (250, 250, 240)  # only worn by attributes that captions never mention
 RADII = {"small": (18, 20), "medium": (24, 27), "large": (32, 35)}
 PAIR_RADII = {"small": (18, 20), "medium": (24, 26)}
-POSITIONS = {"left": ((40, 46), (52, 76)), "right": ((82, 88), (52, 76)), "top": ((52, 76), (40, 46)),
-             "bottom": ((52, 76), (82, 88)), "center": ((59, 69), (59, 69))}
-PAIRS = {"horizontal": (((31, 36), (52, 76)), ((92, 97), (52, 76))),
-         "vertical": (((52, 76), (31, 36)), ((52, 76), (92, 97)))}
+POSITIONS = {
+    "left": ((40, 46), (52, 76)),
+    "right": ((82, 88), (52, 76)),
+    "top": ((52, 76), (40, 46)),
+    "bottom": ((52, 76), (82, 88)),
+    "center": ((59, 69), (59, 69)),
+}
+PAIRS = {"horizontal": (((31, 36), (52, 76)), ((92, 97), (52, 76))), "vertical": (((52, 76), (31, 36)), ((52, 76), (92, 97)))}
 PAIR_PLACES = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
 
 
@@ -38,14 +49,20 @@ def _cross(arm: float = 0.36) -> list[tuple[float, float]]:
     return [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
 
 
-OUTLINES = {"circle": None, "square": [(-.9, -.9), (.9, -.9), (.9, .9), (-.9, .9)],
-            "triangle": [(0, -1), (1.05, .85), (-1.05, .85)], "star": _star(), "cross": _cross()}
+OUTLINES = {
+    "circle": None,
+    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+    "triangle": [(0, -1), (1.05, 0.85), (-1.05, 0.85)],
+    "star": _star(),
+    "cross": _cross(),
+}
 SHAPES = tuple(OUTLINES)
 
 
 @dataclass(frozen=True)
 class Thing:
     """One object. `x`, `y`, `radius` are in pixels of a 128 x 128 picture."""
+
     shape: str
     color: str
     texture: str = "plain"
@@ -53,20 +70,21 @@ class Thing:
     x: float = 64
     y: float = 64
     radius: float = 24
-    accessory: str = ""         # "", "eye" or "hat": seen in pictures, never named in captions
+    accessory: str = ""  # "", "eye" or "hat": seen in pictures, never named in captions
 
 
 @dataclass(frozen=True)
 class Scene:
     background: str
     things: tuple[Thing, ...]
-    layout: str                 # a key of POSITIONS for one thing, of PAIRS for two
-    moon: bool = False          # a small teal disc in the corner; never named in captions
+    layout: str  # a key of POSITIONS for one thing, of PAIRS for two
+    moon: bool = False  # a small teal disc in the corner; never named in captions
 
 
 @dataclass(frozen=True)
 class Claim:
     """What a caption says of one thing; None where it says nothing."""
+
     shape: str
     color: str
     texture: str | None = None
@@ -77,6 +95,7 @@ class Claim:
 @dataclass(frozen=True)
 class Caption:
     """A caption and all that it claims. `relation` is a key of PAIRS if the order of two things is named."""
+
     text: str
     claims: tuple[Claim, ...] = ()
     background: str | None = None
@@ -94,8 +113,16 @@ def _place(rng, area) -> tuple[float, float]:
 def _random_thing(rng, area, radii) -> Thing:
     size = _one_of(rng, radii)
     x, y = _place(rng, area)
-    return Thing(_one_of(rng, SHAPES), _one_of(rng, COLORS), _one_of(rng, TEXTURES, (.6, .2, .2)), size,
-                 x, y, float(rng.uniform(*radii[size])), _one_of(rng, ("", "eye", "hat"), (.9, .05, .05)))
+    return Thing(
+        _one_of(rng, SHAPES),
+        _one_of(rng, COLORS),
+        _one_of(rng, TEXTURES, (0.6, 0.2, 0.2)),
+        size,
+        x,
+        y,
+        float(rng.uniform(*radii[size])),
+        _one_of(rng, ("", "eye", "hat"), (0.9, 0.05, 0.05)),
+    )
 
 
 def random_scene(rng: np.random.Generator, pair_share: float = 0.5) -> Scene:
@@ -166,15 +193,19 @@ def thing_masks(scene: Scene) -> list[np.ndarray]:
     return [_coverage(t.shape, t.x, t.y, t.radius) > 0.5 for t in scene.things]
 
 
-_WHERE = {"left": ("on the left", "at the left"), "right": ("on the right", "at the right"),
-          "top": ("at the top", "in the upper half"), "bottom": ("at the bottom", "in the lower half"),
-          "center": ("in the center", "in the middle")}
+_WHERE = {
+    "left": ("on the left", "at the left"),
+    "right": ("on the right", "at the right"),
+    "top": ("at the top", "in the upper half"),
+    "bottom": ("at the bottom", "in the lower half"),
+    "center": ("in the center", "in the middle"),
+}
 _RELATION = {"horizontal": ("to the left of", "left of"), "vertical": ("above", "over")}
 
 
 def _noun(rng, thing: Thing) -> tuple[str, Claim]:
-    size = thing.size if thing.size != "medium" and rng.random() < .75 else None
-    texture = thing.texture if thing.texture != "plain" and rng.random() < .9 else None
+    size = thing.size if thing.size != "medium" and rng.random() < 0.75 else None
+    texture = thing.texture if thing.texture != "plain" and rng.random() < 0.9 else None
     words = [w for w in (size, texture, thing.color, thing.shape) if w]
     article = "an" if words[0][0] in "aeiou" else "a"
     return f"{article} {' '.join(words)}", Claim(thing.shape, thing.color, texture, size)
@@ -182,8 +213,8 @@ def _noun(rng, thing: Thing) -> tuple[str, Claim]:
 
 def _single(rng, scene: Scene) -> tuple[str, tuple[Claim, ...]]:
     noun, claim = _noun(rng, scene.things[0])
-    if rng.random() < .6:
-        return f"{noun} {_one_of(rng, _WHERE[scene.layout][:1 + (rng.random() < .3)])}", (replace(claim, position=scene.layout),)
+    if rng.random() < 0.6:
+        return f"{noun} {_one_of(rng, _WHERE[scene.layout][: 1 + (rng.random() < 0.3)])}", (replace(claim, position=scene.layout),)
     return noun, (claim,)
 
 
@@ -192,12 +223,12 @@ def _pair(rng, scene: Scene) -> tuple[str, tuple[Claim, ...]]:
     places = PAIR_PLACES[scene.layout]
     named = replace(claim_one, position=places[0]), replace(claim_two, position=places[1])
     kind = rng.random()
-    if kind < .3:
+    if kind < 0.3:
         return f"{one} {_one_of(rng, _RELATION[scene.layout])} {two}", named
     phrases = [(one, claim_one), (two, claim_two)]
-    if kind < .6:
+    if kind < 0.6:
         phrases = [(f"{p} {_WHERE[place][0]}", c) for (p, _), c, place in zip(phrases, named, places)]
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         phrases.reverse()
     return " and ".join(p for p, _ in phrases), tuple(c for _, c in phrases)
 
@@ -205,9 +236,10 @@ def _pair(rng, scene: Scene) -> tuple[str, tuple[Claim, ...]]:
 def random_caption(scene: Scene, rng: np.random.Generator) -> Caption:
     """One of many true wordings; most name the background, none names an accessory or the moon."""
     text, claims = (_single if len(scene.things) == 1 else _pair)(rng, scene)
-    background = scene.background if rng.random() < .9 else None
+    background = scene.background if rng.random() < 0.9 else None
     if background:
-        text = _one_of(rng, (f"{text} on a {background} background", f"{text}, {background} background",
-                             f"{text} on {background}"), (.6, .25, .15))
-    prefix = _one_of(rng, ("", "a picture of ", "a drawing of "), (.7, .15, .15))
+        text = _one_of(
+            rng, (f"{text} on a {background} background", f"{text}, {background} background", f"{text} on {background}"), (0.6, 0.25, 0.15)
+        )
+    prefix = _one_of(rng, ("", "a picture of ", "a drawing of "), (0.7, 0.15, 0.15))
     return Caption(prefix + text, claims, background)

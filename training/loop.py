@@ -1,4 +1,5 @@
 """The one training loop: a resumable generator of steps with warm-up, cosine decay and an average of the weights."""
+
 from __future__ import annotations
 
 import math
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 @dataclass(frozen=True)
 class Step:
     """One optimiser step: 1-based `index` of `total`, its loss and learning rate."""
+
     index: int
     total: int
     loss: float
@@ -53,17 +55,27 @@ class Loop:
     optimiser moments in one safetensors file, so that an interrupted run continues where it stopped.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, steps: int, learning_rate: float,
-                 matrices: Collection[str] = (), warmup: int = 100, average: float = 0.999, clip: float = 1.0):
+    def __init__(
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        *,
+        steps: int,
+        learning_rate: float,
+        matrices: Collection[str] = (),
+        warmup: int = 100,
+        average: float = 0.999,
+        clip: float = 1.0,
+    ):
         self.parameters, self.steps, self.learning_rate = parameters, steps, learning_rate
         self.warmup, self.average, self.clip, self.done = warmup, average, clip, 0
         self.matrices = {k: matrix_view(parameters[k]) for k in matrices}
-        self.trained = parameters | self.matrices       # what the optimisers hold, by name
+        self.trained = parameters | self.matrices  # what the optimisers hold, by name
         others = [p for k, p in parameters.items() if k not in self.matrices]
         self.optimizers = [torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0)]
         if self.matrices:
-            self.optimizers.append(torch.optim.Muon(list(self.matrices.values()), weight_decay=0.0,
-                                                    adjust_lr_fn="match_rms_adamw"))
+            self.optimizers.append(
+                torch.optim.Muon(list(self.matrices.values()), weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
+            )
         self.averages = {k: p.detach().clone() for k, p in parameters.items()}
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> Iterator[Step]:

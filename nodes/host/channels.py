@@ -4,6 +4,7 @@ The host's CFG stays what it is. While it predicts, the channels ride along: one
 the same `calc_cond_batch` call, and a post-CFG function, first of its list, adds their pushes. So every hook of other
 nodes still runs, and with no channel active the host's result is untouched.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ def same_conditioning(a: list[dict], b: list[dict]) -> bool:
     own = {"uuid", "model_conds", "prompt_type"}
     pairs = list(zip(a, b))
     return len(a) == len(b) and all(
-        x.keys() - own == y.keys() - own and all(_same_value(x[k], y[k]) for k in x.keys() - own) for x, y in pairs)
+        x.keys() - own == y.keys() - own and all(_same_value(x[k], y[k]) for k in x.keys() - own) for x, y in pairs
+    )
 
 
 def check_conditionings(model, named: dict[str, list]) -> None:
@@ -58,8 +60,10 @@ def check_conditionings(model, named: dict[str, list]) -> None:
             raise ValueError(f"{name} is an empty conditioning; connect a text encode node (its text may be empty).")
         for features, _ in conditioning:
             if wanted and torch.is_tensor(features) and features.shape[-1] != wanted:
-                raise ValueError(f"{name} has text features of width {features.shape[-1]}, but {type(model.model).__name__} takes {wanted}: "
-                                 "it was encoded for another model. Encode it with the CLIP that belongs to this model.")
+                raise ValueError(
+                    f"{name} has text features of width {features.shape[-1]}, but {type(model.model).__name__} takes {wanted}: "
+                    "it was encoded for another model. Encode it with the CLIP that belongs to this model."
+                )
 
 
 def _channel_conditionings(channels: Sequence[Channel]) -> dict[str, list]:
@@ -88,6 +92,7 @@ class Conditionings:
 @dataclass(frozen=True)
 class Seat:
     """A channel with the keys of its conditioning and its null among the guider's conditionings."""
+
     channel: Channel
     key: str
     null: str
@@ -98,8 +103,10 @@ def seats_for(channels: Sequence[Channel], names: Conditionings, base: str | Non
     seats = []
     for channel in channels:
         if channel.null is None and base is None:
-            raise ValueError(f"Channel '{channel.name}' has no null conditioning and the guider has no negative to use "
-                             "instead. Give the channel a null (an empty prompt), or sample with positive and negative.")
+            raise ValueError(
+                f"Channel '{channel.name}' has no null conditioning and the guider has no negative to use "
+                "instead. Give the channel a null (an empty prompt), or sample with positive and negative."
+            )
         key = names.key_of(channel.conditioning, NEGATIVE if channel.negative else POSITIVE)
         null = base if channel.null is None else names.key_of(channel.null, NEGATIVE)
         seats.append(Seat(channel, key, null))
@@ -125,6 +132,7 @@ def alive(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tens
 @dataclass
 class Mixture:
     """The channels of one run. `lead_priority` is the priority of the guider's own positive."""
+
     seats: list[Seat]
     rules: Rules
     scale: NoiseScale
@@ -146,6 +154,7 @@ class Mixture:
 @dataclass
 class Moment:
     """One prediction: asks for the channels' denoised images beside the guider's own, then adds their pushes."""
+
     mixture: Mixture
     conds: dict[str, list[dict]]
     active: list[tuple[Seat, float]]
@@ -169,11 +178,11 @@ class Moment:
         roles = self._roles()
         options = _with_roles(model_options, len(conds), [roles[k] for k in missing])
         out = run(model, [*conds, *(self.conds[k] for k in missing)], x, timestep, options)
-        self.denoised = {k: out[i] for k, i in present.items()} | dict(zip(missing, out[len(conds):]))
-        return out[:len(conds)]
+        self.denoised = {k: out[i] for k, i in present.items()} | dict(zip(missing, out[len(conds) :]))
+        return out[: len(conds)]
 
     def _calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
-        if self.denoised:       # a later call in the same step belongs to another node
+        if self.denoised:  # a later call in the same step belongs to another node
             return executor(model, conds, x, timestep, model_options)
         return self.evaluate(executor, model, conds, x, timestep, model_options)
 
@@ -185,8 +194,16 @@ class Moment:
     def guided(self, prediction: torch.Tensor, lead: torch.Tensor | None = None) -> torch.Tensor:
         """The guider's own prediction plus the channels' pushes. `lead` is the prediction of the guider's positive."""
         rules, seen = self.mixture.rules, self.denoised
-        pushes = [push(seen[s.key], seen[s.null], strength, None if s.channel.mask is None else fits(s.channel.mask, prediction),
-                       s.channel.priority) for s, strength in self.active]
+        pushes = [
+            push(
+                seen[s.key],
+                seen[s.null],
+                strength,
+                None if s.channel.mask is None else fits(s.channel.mask, prediction),
+                s.channel.priority,
+            )
+            for s, strength in self.active
+        ]
         positives = [seen[s.key] for s, strength in self.active if strength > 0]
         if "negative" not in seen or rules == Rules():
             return combine(prediction, pushes)
@@ -234,8 +251,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
         seats = seats_for([c for c in channels if c is not self.lead], names, "negative")
         self.original_conds |= names.added
         self.set_cfg(self.lead.weight if self.lead else 1.0)
-        self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")),
-                               self.lead.priority if self.lead else 0)
+        self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), self.lead.priority if self.lead else 0)
 
     def _cfg_at(self, sigma: float) -> float:
         return self.cfg * self.lead.factor(sigma, self.mixture.scale) if self.lead else 0.0
@@ -249,8 +265,10 @@ class MultiCFG(comfy.samplers.CFGGuider):
         elif cfg == 0.0 or not alive(positive, x, timestep):
             positive, cfg = negative, 1.0
         if not alive(positive, x, timestep):
-            raise ValueError(f"No conditioning is active at sigma {float(timestep.max()):.4g}: every timestep range excludes it. "
-                             "Widen the range of the unconditional or of a channel's conditioning.")
+            raise ValueError(
+                f"No conditioning is active at sigma {float(timestep.max()):.4g}: every timestep range excludes it. "
+                "Widen the range of the unconditional or of a channel's conditioning."
+            )
         if moment.active or self.mixture.rules != Rules():
             model_options = moment.hooked(model_options)
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, model_options, seed)
@@ -258,7 +276,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
 
 def _register_hooks(guider) -> None:
     """Registers the hooks of all conditionings again, now with the channels' among them, as the host does at a run's start."""
-    options = {"transformer_options": {}}       # not the run's: wrappers that it already holds would be added twice
+    options = {"transformer_options": {}}  # not the run's: wrappers that it already holds would be added twice
     comfy.sampler_helpers.prepare_model_patcher(guider.model_patcher, guider.conds, options)
     guider.model_options["registered_hooks"] = options["registered_hooks"]
 

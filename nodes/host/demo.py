@@ -1,4 +1,5 @@
 """The demo model as the host's own objects: MODEL, CLIP and VAE, built from the host's classes and one weights file."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -28,9 +29,15 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
 
 class DemoModel(comfy.supported_models.SD15):
     """SD1.5 in all but size."""
-    unet_config = {"context_dim": demo_model.CONTEXT, "model_channels": demo_model.UNET_CONFIG["model_channels"],
-                   "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False}
-    unet_extra_config = {"num_heads": demo_model.HEADS, "num_head_channels": -1}
+
+    unet_config = {
+        "context_dim": demo_model.CONTEXT,
+        "model_channels": demo_model.UNET_CONFIG["model_channels"],
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+        "use_temporal_attention": False,
+    }
+    unet_extra_config = {"num_heads": -1, "num_head_channels": demo_model.HEAD_CHANNELS}
 
     def clip_target(self, state_dict={}):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, DemoClip)
@@ -49,8 +56,10 @@ def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-    unet, clip, vae = (comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
-                       for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model."))
+    unet, clip, vae = (
+        comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
+        for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
+    )
     table = token_table(clip.pop("token_rows"), clip.pop("token_ids"))
     clip["clip_l.transformer.text_model.embeddings.token_embedding.weight"] = table.half()
     return unet, clip, vae
@@ -59,8 +68,9 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
 def _model(weights: dict, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     config = new_config()
-    dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights),
-                                              supported_dtypes=config.supported_inference_dtypes)
+    dtype = comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=config.supported_inference_dtypes
+    )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
     model = config.get_model({}, "", device=offload_device)
     model.diffusion_model.load_state_dict(weights)

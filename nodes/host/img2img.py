@@ -1,4 +1,5 @@
 """Noising a latent and sampling it back with the host's samplers, in all or in part of the picture."""
+
 from __future__ import annotations
 
 import comfy.model_management
@@ -32,8 +33,10 @@ def report(model, levels: torch.Tensor, process: str, repeats: int) -> str:
     scale = noise_scale(model.get_model_object("model_sampling"))
     start, path = float(levels[0]), "the model's flow" if scale.flow else process
     snr = torch.tensor(scale.log_snr(start)).exp().item()
-    return (f"{path}: start at sigma {start:.4g} (SNR {snr:.4g}, {100 * (1 - scale.percent(start)):.1f} % of the noise scale), "
-            f"{len(levels) - 1} steps x {repeats}")
+    return (
+        f"{path}: start at sigma {start:.4g} (SNR {snr:.4g}, {100 * (1 - scale.percent(start)):.1f} % of the noise scale), "
+        f"{len(levels) - 1} steps x {repeats}"
+    )
 
 
 def _samples(picture, vae, name: str) -> torch.Tensor:
@@ -63,8 +66,9 @@ class Task:
         self.template = guide if isinstance(guide, dict) else {}
         own = guide.get("noise_mask") if isinstance(guide, dict) else None
         self.mask_picture = own if mask is None else mask
-        guide, original = (comfy.sample.fix_empty_latent_channels(model, _samples(p, vae, n))
-                           for p, n in ((guide, "guide"), (original, "original")))
+        guide, original = (
+            comfy.sample.fix_empty_latent_channels(model, _samples(p, vae, n)) for p, n in ((guide, "guide"), (original, "original"))
+        )
         self.guide, self.original = _paired(guide, original)
         self.mask = None
         if self.mask_picture is not None:
@@ -85,8 +89,9 @@ class Task:
         kept = {k: v for k, v in self.template.items() if not k.startswith("downscale_ratio")}
         return {**kept, "samples": samples}
 
-    def sample(self, levels: torch.Tensor, positive, negative, cfg: float, sampler_name: str, seed: int,
-               repeats: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self, levels: torch.Tensor, positive, negative, cfg: float, sampler_name: str, seed: int, repeats: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(result, first noisy start) of `repeats` rounds; round k uses seed + k."""
         current = start = self.guide
         if len(levels) == 0:
@@ -98,9 +103,19 @@ class Task:
             noise = comfy.sample.prepare_noise(current, seed + k, self.template.get("batch_index"))
             start = self._noised(current, noise, levels) if k == 0 else start
             result = comfy.sample.sample_custom(
-                self.model, noise, cfg, sampler, levels, positive, negative, current, noise_mask=self.mask, seed=seed + k,
+                self.model,
+                noise,
+                cfg,
+                sampler,
+                levels,
+                positive,
+                negative,
+                current,
+                noise_mask=self.mask,
+                seed=seed + k,
                 callback=lambda i, x0, x, _, k=k: show(k * total + i, x0, x, total * repeats),
-                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            )
             current = frozen(result, self.original.to(result), self.mask)
         return current, start
 
@@ -118,7 +133,7 @@ class Task:
             return picture
         original = self.original_picture if torch.is_tensor(self.original_picture) else self.vae.decode(self.original)
         original = original.reshape(-1, *original.shape[-3:])[..., :3].to(picture)
-        original = comfy.utils.repeat_to_batch_size(original[:, :picture.shape[1], :picture.shape[2]], picture.shape[0])
+        original = comfy.utils.repeat_to_batch_size(original[:, : picture.shape[1], : picture.shape[2]], picture.shape[0])
         mask = self.mask_picture.float().reshape(-1, 1, *self.mask_picture.shape[-2:]).to(picture)
         mask = torch.nn.functional.interpolate(mask, picture.shape[1:3], mode="bilinear").movedim(1, -1)
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)

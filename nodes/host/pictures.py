@@ -1,4 +1,5 @@
 """Pictures that nodes draw: weight curves."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

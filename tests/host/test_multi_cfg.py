@@ -86,14 +86,18 @@ def test_every_channel_costs_one_row_and_the_whole_step_one_call(eps_model):
     assert (count.rows, count.calls) == (4 * STEPS, STEPS)
 
 
-@pytest.mark.parametrize("channels, rows", [
-    ((Channel(CAT, 3.0), Channel(DOG, 0.0)), 2),
-    ((Channel(CAT, 3.0), Channel(CAT, 2.0, interval=Schedule(end=1.0))), 2),
-    ((Channel(CAT, 1.0),), 1),
-    ((Channel(CAT, 0.0),), 1),
-    ((Channel(CAT, 3.0), Channel(DOG, 2.0, null=CAT), Channel(SKY, 1.0, null=DOG)), 4),
-    ((Channel(DOG, 1.0, negative=True),), 2),
-], ids=["weight 0", "equal conditionings", "cfg 1", "no guidance", "nulls that are channels", "negative alone"])
+@pytest.mark.parametrize(
+    "channels, rows",
+    [
+        ((Channel(CAT, 3.0), Channel(DOG, 0.0)), 2),
+        ((Channel(CAT, 3.0), Channel(CAT, 2.0, interval=Schedule(end=1.0))), 2),
+        ((Channel(CAT, 1.0),), 1),
+        ((Channel(CAT, 0.0),), 1),
+        ((Channel(CAT, 3.0), Channel(DOG, 2.0, null=CAT), Channel(SKY, 1.0, null=DOG)), 4),
+        ((Channel(DOG, 1.0, negative=True),), 2),
+    ],
+    ids=["weight 0", "equal conditionings", "cfg 1", "no guidance", "nulls that are channels", "negative alone"],
+)
 def test_nothing_is_evaluated_twice_or_for_nothing(eps_model, channels, rows):
     count = Count(eps_model)
     run(multi(count.model, *channels))

@@ -37,7 +37,9 @@ def test_every_file_of_nodes_is_in_the_list_and_every_node_class_in_its_file():
     files = {p.stem for p in (ROOT / "nodes").glob("*.py")} - {"__init__"}
     assert files == {m.__name__.rsplit(".", 1)[1] for m in MODULES}
     for module in MODULES:
-        made_here = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__ and hasattr(v, "define_schema")]
+        made_here = [
+            v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__ and hasattr(v, "define_schema")
+        ]
         assert made_here == module.NODES
 
 
@@ -86,7 +88,10 @@ def test_every_workflow_has_a_thumbnail_and_a_note():
 def test_ids_inputs_and_outputs_are_as_promised_to_shared_workflows():
     """Users share workflow JSON: what changes here breaks theirs. Add to the snapshot, never take away."""
     promised = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
-    now = {schema(n).node_id: {"inputs": [i.id for i in schema(n).inputs], "outputs": [o.display_name for o in schema(n).outputs]} for n in NODES}
+    now = {
+        schema(n).node_id: {"inputs": [i.id for i in schema(n).inputs], "outputs": [o.display_name for o in schema(n).outputs]}
+        for n in NODES
+    }
     for node_id, promise in promised.items():
         assert now[node_id]["inputs"][: len(promise["inputs"])] == promise["inputs"], node_id
         assert now[node_id]["outputs"][: len(promise["outputs"])] == promise["outputs"], node_id

@@ -3,6 +3,7 @@
 import re
 
 from comfy_config.config_parser import extract_node_configuration
+
 from harness.environment import ROOT
 
 

@@ -24,15 +24,27 @@ def guide(batch=1, seed=5):
 
 def edit(model, guide, **knobs):
     """(latent samples, image, noisy start, report) of the node with a few steps."""
-    settings = dict(seed=3, steps=4, cfg=3.0, sampler_name="euler", scheduler="normal", strength=0.5, strength_unit="percent",
-                    process="VP", repeats=1) | knobs
+    settings = (
+        dict(
+            seed=3,
+            steps=4,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            strength=0.5,
+            strength_unit="percent",
+            process="VP",
+            repeats=1,
+        )
+        | knobs
+    )
     latent, image, start, report = SDEditSampler.execute(model, CAT, EMPTY, guide, **settings).args
     return latent["samples"], image, start["samples"], report
 
 
 def half_mask(size=64):
     mask = torch.zeros(1, size, size)
-    mask[..., size // 2:] = 1
+    mask[..., size // 2 :] = 1
     return mask
 
 
@@ -48,8 +60,9 @@ def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
     start = guide(2)
     levels = img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")
     noise = comfy.sample.prepare_noise(start["samples"], 3)
-    host = comfy.sample.sample_custom(model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY,
-                                      start["samples"], disable_pbar=True, seed=3)
+    host = comfy.sample.sample_custom(
+        model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY, start["samples"], disable_pbar=True, seed=3
+    )
     assert torch.equal(edit(model, start, sampler_name=sampler)[0], host)
 
 
@@ -125,22 +138,32 @@ def test_video_latents_are_edited_frame_by_frame_under_one_mask():
 
     model = tiny_video_model()
     painted = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
-    settings = dict(seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent",
-                    process="VP", repeats=1)
-    result = SDEditSampler.execute(model, video_conditioning(1), video_conditioning(0), painted, mask=half_mask(), **settings).args[0]["samples"]
+    settings = dict(
+        seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent", process="VP", repeats=1
+    )
+    result = SDEditSampler.execute(model, video_conditioning(1), video_conditioning(0), painted, mask=half_mask(), **settings).args[0][
+        "samples"
+    ]
     assert result.shape == painted["samples"].shape
     assert torch.equal(result[..., :3], painted["samples"][..., :3])
     assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
 
 
-@pytest.mark.parametrize("knobs, message", [
-    (dict(mask=torch.full((1, 8, 8), 2.0)), "values from 2 to 2; a mask lies between 0 and 1"),
-    (dict(mask=torch.full((1, 8, 8), float("nan"))), "a mask lies between 0 and 1"),
-    (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 pictures but the guide 1"),
-    (dict(original={"samples": torch.zeros(1, 4, 16, 8)}), "Guide and original differ in size"),
-    (dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}), "Guide holds 2 pictures and original 3"),
-    (dict(strength=1.2), "strength is 1.2 percent; give 0"),
-    (dict(guide=torch.rand(1, 64, 64, 3)), "'guide' is an IMAGE, which needs the vae")])
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        (dict(mask=torch.full((1, 8, 8), 2.0)), "values from 2 to 2; a mask lies between 0 and 1"),
+        (dict(mask=torch.full((1, 8, 8), float("nan"))), "a mask lies between 0 and 1"),
+        (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 pictures but the guide 1"),
+        (dict(original={"samples": torch.zeros(1, 4, 16, 8)}), "Guide and original differ in size"),
+        (
+            dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}),
+            "Guide holds 2 pictures and original 3",
+        ),
+        (dict(strength=1.2), "strength is 1.2 percent; give 0"),
+        (dict(guide=torch.rand(1, 64, 64, 3)), "'guide' is an IMAGE, which needs the vae"),
+    ],
+)
 def test_bad_input_is_refused_with_what_to_do(eps_model, knobs, message):
     with pytest.raises(ValueError, match=message):
         edit(eps_model, **({"guide": guide()} | knobs))

@@ -9,8 +9,18 @@ import torch
 from host.tiny import fill
 
 CONTEXT = 32
-WAN_CONFIG = dict(image_model="wan2.1", model_type="t2v", in_dim=16, out_dim=16, dim=48, ffn_dim=64, freq_dim=32, text_dim=CONTEXT,
-                  num_heads=2, num_layers=1)
+WAN_CONFIG = dict(
+    image_model="wan2.1",
+    model_type="t2v",
+    in_dim=16,
+    out_dim=16,
+    dim=48,
+    ffn_dim=64,
+    freq_dim=32,
+    text_dim=CONTEXT,
+    num_heads=2,
+    num_layers=1,
+)
 
 
 def tiny_video_model(seed: int = 0):

@@ -1,0 +1,95 @@
+"""What multi-condition guidance does on the demo model, against the prompt alone: `python . run tests/measures/multi_cfg.py`."""
+
+import argparse
+import itertools
+
+import numpy as np
+import torch
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training.demo_world import COLORS, SHAPES, Caption, Claim
+
+from harness.demo_pictures import Studio
+
+BATCH = 32
+
+
+def batches(count: int):
+    return [(first, min(BATCH, count - first)) for first in range(0, count, BATCH)]
+
+
+def share(flags) -> float:
+    return float(np.mean(list(flags)))
+
+
+def has_color(picture: np.ndarray, color: str) -> bool:
+    return any(t.color == color for t in demo_checker.read(picture).things)
+
+
+def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "red") -> tuple[float, float]:
+    """Share of pictures with the colour: prompt alone, and with a negative channel for the colour."""
+    text = "a large circle on a white background"
+    empty, positive, unwanted = (studio.prompt(t) for t in ("", text, f"a large {color} circle on a white background"))
+    guider = MultiCFG(studio.model, empty, [Channel(positive, 4.0), Channel(unwanted, weight, negative=True)])
+    alone = [p for first, n in batches(count) for p in studio.draw([text] * n, seed=1000 + first)]
+    guided = [p for first, n in batches(count) for p in studio.draw_with(guider, n, seed=1000 + first)]
+    return share(has_color(p, color) for p in alone), share(has_color(p, color) for p in guided)
+
+
+def pairs(count: int) -> list[Caption]:
+    """Two things on a white background, the first on the left."""
+    rng = np.random.default_rng(11)
+    every = [(a, b) for a, b in itertools.permutations(itertools.product(COLORS, SHAPES), 2) if a[0] != b[0] and a[1] != b[1]]
+    chosen = [every[i] for i in rng.choice(len(every), count, replace=False)]
+    return [
+        Caption(
+            " and ".join(f"a {c} {s} on the {where}" for (c, s), where in zip(pair, ("left", "right"))) + " on a white background",
+            tuple(Claim(s, c, position=where) for (c, s), where in zip(pair, ("left", "right"))),
+            "white",
+        )
+        for pair in chosen
+    ]
+
+
+def placed(pictures, captions) -> float:
+    """Share in which both things are there, each with its own colour and shape, at its place."""
+    verdicts = [demo_checker.judge(demo_checker.read(p), c) for p, c in zip(pictures, captions)]
+    return share(v["bound"] and v["position"] for v in verdicts)
+
+
+def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[float, float]:
+    """Share of pictures with both things right: one prompt for both, and one masked channel for each."""
+    captions = pairs(count)
+    halves = torch.zeros(2, 1, 128, 128)
+    halves[0, ..., :64], halves[1, ..., 64:] = 1, 1
+    single, guided = [], []
+    for first, n in batches(count):
+        batch = captions[first : first + n]
+        single.extend(studio.draw([c.text for c in batch], seed=2000 + first))
+        sides = [
+            studio.prompt(
+                *(f"a {c.claims[i].color} {c.claims[i].shape} on the {c.claims[i].position} on a white background" for c in batch)
+            )
+            for i in (0, 1)
+        ]
+        guider = MultiCFG(studio.model, studio.prompt(""), [Channel(side, weight, mask=half) for side, half in zip(sides, halves)])
+        guided.extend(studio.draw_with(guider, n, seed=2000 + first))
+    return placed(single, captions), placed(guided, captions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=128, help="pictures for each number")
+    count, studio = parser.parse_args().count, Studio()
+    rows = [
+        ("one negative channel of weight 2: pictures with the unwanted colour", *negative_channel(studio, count)),
+        ("two masked positive channels: both things right, each at its place", *masked_channels(studio, count)),
+    ]
+    print(f"| on {count} pictures | prompt alone | with channels |\n|---|---|---|")
+    for name, alone, guided in rows:
+        print(f"| {name} | {100 * alone:.1f} % | {100 * guided:.1f} % |")
+
+
+if __name__ == "__main__":
+    main()
