@@ -45,7 +45,8 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
     draw.text(((left + right) / 2, height - 20), x_label, fill=_INK, font=font, anchor="ma")
     for i, (name, line) in enumerate(lines.items()):
         color = _COLORS[i % len(_COLORS)]
-        draw.line([place(x, y) for x, y in line], fill=color, width=3, joint="curve")
+        thickness = 3 + 2 * (len(lines) - 1 - i)  # lines that coincide stay visible
+        draw.line([place(x, y) for x, y in line], fill=color, width=thickness, joint="curve")
         draw.text((right - 6, top + 4 + 18 * i), name, fill=color, font=font, anchor="ra")
     return picture
 

@@ -131,22 +131,26 @@ class Server:
 
     def run(self, prompt: dict, timeout: float = 300.0) -> dict:
         """Run a prompt in API format and return its history entry. Raises WorkflowError."""
-        prompt_id = self.submit(prompt)
+        prompt_id, refused = self.submit(prompt)
         deadline = time.monotonic() + timeout
         while not (entry := self.history(prompt_id)):
             if time.monotonic() > deadline:
                 self.post("/interrupt", b"{}")
                 raise WorkflowError(f"did not finish within {timeout:.0f} s")
             time.sleep(PAUSE)
+        if refused:
+            raise refused
         raise_execution_error(entry)
         return entry
 
-    def submit(self, prompt: dict) -> str:
+    def submit(self, prompt: dict) -> tuple[str, WorkflowError | None]:
+        """The prompt's id, and why the server left some of its outputs out while it runs the others."""
         body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
         try:
-            return json.loads(self.post("/prompt", body))["prompt_id"]
+            answer = json.loads(self.post("/prompt", body))
         except urllib.error.HTTPError as refusal:
-            raise validation_error(refusal.read(), prompt) from None
+            raise validation_error(json.loads(refusal.read()), prompt) from None
+        return answer["prompt_id"], validation_error(answer, prompt) if answer.get("node_errors") else None
 
     def history(self, prompt_id: str) -> dict | None:
         try:
@@ -248,9 +252,8 @@ def png(picture: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def validation_error(body: bytes, prompt: dict) -> WorkflowError:
+def validation_error(answer: dict, prompt: dict) -> WorkflowError:
     """What the server said when it refused a prompt; of several faulty nodes, the first."""
-    answer = json.loads(body)
     for node_id, report in answer.get("node_errors", {}).items():
         reasons = "; ".join(f"{error['message']}: {error['details']}" for error in report["errors"])
         return WorkflowError(reasons, node_id, prompt[node_id]["class_type"])

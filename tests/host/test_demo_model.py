@@ -1,0 +1,141 @@
+"""The demo model is the host's own: everything stock works on it, and what training saw is what the host computes."""
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import latent_preview
+import nodes
+import numpy as np
+import pytest
+import torch
+from comfy.sd1_clip import SD1Tokenizer
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training import demo_model, demo_world
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    with torch.inference_mode():
+        return demo.load()
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded[0]
+
+
+def encode(clip, text):
+    return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def sample(model, clip, text="a red circle on a white background", steps=4):
+    empty = {"samples": torch.zeros(1, 4, 16, 16)}
+    return nodes.common_ksampler(model, 1, steps, 4.0, "euler", "normal", encode(clip, text), encode(clip, ""), empty)[0]["samples"]
+
+
+def test_the_weights_are_small_and_safetensors_only():
+    files = list(demo.WEIGHTS.parent.iterdir())
+    assert {f.suffix for f in files} <= {".safetensors", ".md"}
+    assert sum(f.stat().st_size for f in files) <= 16e6
+
+
+def test_tokens_of_training_are_the_tokens_of_the_host():
+    tokenizer = SD1Tokenizer()
+    tokens = demo_model.Tokens(lambda word: tokenizer.clip_l.tokenizer(word)["input_ids"][1:-1])
+    rng = np.random.default_rng(0)
+    texts = [demo_world.random_caption(demo_world.random_scene(rng), rng).text for _ in range(50)] + [""]
+    for text in texts:
+        host = [token for token, _ in tokenizer.tokenize_with_weights(text)["l"][0]]
+        assert tokens(text).tolist() == host, text
+
+
+def test_the_text_tower_of_training_is_the_hosts(loaded):
+    clip = loaded[1]
+    text = "a small striped green star above a blue square, pink background"
+    ids = torch.tensor([[token for token, _ in clip.tokenize(text)["l"][0]]])
+    tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
+    tower.load_state_dict({k: v.float() for k, v in clip.cond_stage_model.clip_l.transformer.text_model.state_dict().items()})
+    host = encode(clip, text)[0][0]
+    assert_close(demo_model.encode_text(tower, ids), host, atol=2e-2, rtol=2e-2)
+
+
+def test_noise_levels_of_training_are_the_hosts(model):
+    sigmas = model.get_model_object("model_sampling").sigmas
+    a = demo_model.alphas_cumprod()
+    assert_close(((1 - a) / a).sqrt(), sigmas, atol=1e-4, rtol=1e-4)
+
+
+def test_words_that_training_never_saw_keep_their_start_values(loaded):
+    table = loaded[1].cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    start = demo_model.start_tokens(*table.shape)
+    changed = (table.float() - start.half().float()).abs().amax(1) > 0
+    assert 40 < int(changed.sum()) < 200
+
+
+def test_a_picture_survives_the_autoencoder(loaded):
+    pictures = demo_model.as_pictures([demo_world.render(demo_model.scene(i, 4321)) for i in range(16)])
+    vae = loaded[2]
+    back = vae.decode(vae.encode(pictures.movedim(1, -1)))
+    assert demo_model.psnr(back.movedim(-1, 1), pictures).mean() >= 30
+    assert vae.encode(pictures.movedim(1, -1)).shape == (16, 4, 16, 16)
+
+
+def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
+    pictures = demo_model.as_pictures([demo_world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
+    latents = loaded[0].model.process_latent_in(loaded[2].encode(pictures))
+    assert latents.mean().abs() < 0.15 and 0.85 < latents.std() < 1.15
+
+
+def test_a_deep_copy_owns_its_weights(model):
+    copy = model.clone(force_deepcopy=True)
+    ours, theirs = (m.model.diffusion_model.out[2].weight for m in (model, copy))
+    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
+def test_a_lora_acts(loaded):
+    model, clip, _ = loaded
+    draw = torch.Generator().manual_seed(0)
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
+    out, width = model.model.state_dict()[f"{key}.weight"].shape
+    lora = {f"{key}.lora_up.weight": torch.randn(out, 4, generator=draw), f"{key}.lora_down.weight": torch.randn(4, width, generator=draw)}
+    patched, _ = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+    before = sample(model, clip)
+    assert not torch.allclose(sample(patched, clip), before)
+    assert torch.equal(sample(model, clip), before)
+
+
+def test_a_controlnet_acts(loaded):
+    model, clip, _ = loaded
+    config = {k: v for k, v in demo_model.UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=demo_model.HEAD_CHANNELS, device="cpu", **config)
+    demo_model.initialise(network, 1)
+    control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
+    hint = torch.rand(1, 128, 128, 3)
+    prompt, empty = encode(clip, "a red circle"), encode(clip, "")
+    controlled = nodes.ControlNetApplyAdvanced().apply_controlnet(prompt, empty, control, hint, 1.0, 0.0, 1.0)
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    with_it, without = (
+        nodes.common_ksampler(model, 1, 3, 4.0, "euler", "normal", *pair, latent)[0]["samples"] for pair in (controlled, (prompt, empty))
+    )
+    assert not torch.allclose(with_it, without)
+
+
+def test_a_preview_is_drawn(model):
+    previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
+    callback = latent_preview.prepare_callback(model, 4)
+    callback(0, torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), 4)
+    assert previewer is None or previewer.decode_latent_to_preview_image("JPEG", torch.zeros(1, 4, 16, 16))
+
+
+def test_the_host_can_save_it_as_a_checkpoint(loaded, tmp_path):
+    model, clip, vae = loaded
+    path = tmp_path / "checkpoint.safetensors"
+    comfy.sd.save_checkpoint(str(path), model, clip, vae)
+    saved = comfy.utils.load_torch_file(str(path))
+    assert any(k.startswith("model.diffusion_model.") for k in saved) and any(k.startswith("first_stage_model.") for k in saved)

@@ -1,0 +1,96 @@
+"""ControlNet, LoRA hooks and masks on the conditioning of a channel keep working."""
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.hooks
+import comfy.model_management
+import comfy.samplers
+import nodes
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from torch.testing import assert_close
+
+from host.sampling import ksampler, latent, run
+from host.tiny import UNET_CONFIG, conditioning, fill
+
+EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
+CLOSE = dict(atol=5e-3, rtol=1e-3)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+def with_control(conditioning):
+    """A conditioning under a tiny random ControlNet, as the host's node makes it."""
+    config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    network = fill(comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=4, device="cpu", **config), 3)
+    control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, EMPTY, control, hint, 0.3, 0.0, 1.0)[0]
+
+
+def with_lora(conditioning):
+    """A conditioning with a LoRA of its own, as the host's hook nodes make it."""
+    draw = torch.Generator().manual_seed(4)
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
+    lora = {f"{name}.lora_up.weight": torch.randn(64, 4, generator=draw), f"{name}.lora_down.weight": torch.randn(4, 64, generator=draw)}
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora, 1.0, 0.0))
+
+
+def with_mask(conditioning):
+    return nodes.ConditioningSetMask().append(conditioning, torch.ones(1, 8, 8), "default", 0.7)[0]
+
+
+DRESSES = pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
+
+
+@DRESSES
+def test_a_dressed_lead_is_the_hosts_cfg(any_model, dress):
+    dressed = dress(CAT)
+    host = comfy.samplers.CFGGuider(any_model)
+    host.set_conds(dressed, EMPTY)
+    host.set_cfg(3.0)
+    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])), run(host))
+
+
+@DRESSES
+def test_a_dressed_further_channel_is_the_hosts_dual_cfg(any_model, dress):
+    dressed = dress(CAT)
+    host = Guider_DualCFG(any_model)
+    host.set_conds(dressed, DOG, EMPTY)
+    host.set_cfg(2.0, 3.0)
+    ours = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0, null=DOG)]))
+    assert_close(ours, run(host), **CLOSE)
+    if dress is not with_mask:
+        bare = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(CAT, 2.0, null=DOG)]))
+        assert not torch.allclose(ours, bare, atol=0.1)
+
+
+@DRESSES
+def test_a_dressed_channel_through_the_patch_is_that_of_the_guider(any_model, dress):
+    dressed = dress(CAT)
+    patched = MultiCFGWrapper([Channel(dressed, 2.0)]).install(any_model)
+    ours = ksampler(patched, DOG, EMPTY, 3.0)
+    assert_close(ours, run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0)])), **CLOSE)
+
+
+def test_a_hook_leaves_no_trace_on_the_model(any_model):
+    before = ksampler(any_model, DOG, EMPTY, 3.0)
+    patched = MultiCFGWrapper([Channel(with_lora(CAT), 2.0)]).install(any_model)
+    first = ksampler(patched, DOG, EMPTY, 3.0)
+    assert torch.equal(ksampler(patched, DOG, EMPTY, 3.0), first)
+    assert torch.equal(ksampler(any_model, DOG, EMPTY, 3.0), before)
+
+
+def test_a_patch_on_attention_acts_on_channels_too(any_model):
+    calls = []
+
+    def quieter(q, context, value, options):
+        calls.append(q.shape[0])
+        return q, context, value
+
+    model = any_model.clone()
+    model.set_model_attn2_patch(quieter)
+    run(MultiCFG(model, EMPTY, [Channel(CAT, 3.0), Channel(DOG, 2.0)]), latent())
+    assert set(calls) == {3}
