@@ -61,6 +61,6 @@ def geometric_sigmas(start: float, steps: int, lowest: float) -> list[float]:
     return [start * ratio**i for i in range(steps)] + [0.0]
 
 
-def frozen(result: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def frozen(result: torch.Tensor, original: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`result` with the original, bit for bit, wherever the mask (broadcastable, 1 = editable) is 0."""
-    return result if mask is None else torch.where(mask > 0, result, original)
+    return torch.where(mask > 0, result, original)

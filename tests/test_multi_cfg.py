@@ -107,7 +107,7 @@ def test_video_latents_are_mixed_like_pictures():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
-    with pytest.raises(ValueError, match="'sky' is (nan|inf); give a finite number"):
+    with pytest.raises(ValueError, match=r"'sky' is (nan|inf); give a finite number"):
         Channel(None, weight, name="sky")
 
 

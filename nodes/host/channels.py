@@ -276,6 +276,11 @@ class MultiCFG(comfy.samplers.CFGGuider):
 
 def _register_hooks(guider) -> None:
     """Registers the hooks of all conditionings again, now with the channels' among them, as the host does at a run's start."""
+    if getattr(guider.model_patcher, "is_dynamic", bool)():
+        raise ValueError(
+            "A channel's conditioning carries hooks (a LoRA of its own), which the patch cannot register while the model is loaded "
+            "dynamically. Use the Multi CFG Guider, or start ComfyUI with --disable-dynamic-vram."
+        )
     options = {"transformer_options": {}}  # not the run's: wrappers that it already holds would be added twice
     comfy.sampler_helpers.prepare_model_patcher(guider.model_patcher, guider.conds, options)
     guider.model_options["registered_hooks"] = options["registered_hooks"]
@@ -299,6 +304,11 @@ class MultiCFGWrapper:
     def join(self, executor, *args, **kwargs):
         """OUTER_SAMPLE: the run's own conditionings plus the channels'."""
         guider = executor.class_obj
+        if self.rules != Rules() and "negative" not in guider.conds:
+            raise ValueError(
+                f"Conflict '{self.rules.conflict}', norm_cap {self.rules.norm_cap} and rescale {self.rules.rescale} measure against the "
+                "negative, which this guider does not have. Use conflict 'sum' with both at 0, or sample with positive and negative."
+            )
         names = Conditionings(guider.conds)
         seats = seats_for(self.channels, names, "negative" if "negative" in guider.conds else None)
         comfy.samplers.preprocess_conds_hooks(names.added)

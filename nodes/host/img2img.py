@@ -58,31 +58,43 @@ def _paired(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return comfy.utils.repeat_to_batch_size(a, n), comfy.utils.repeat_to_batch_size(b, n)
 
 
+def _checked_mask(mask: torch.Tensor, pictures: int) -> torch.Tensor:
+    """A mask as float (B, H, W), refused where it does not fit."""
+    mask = mask.float().reshape(-1, *mask.shape[-2:])
+    if mask.shape[0] not in (1, pictures):
+        raise ValueError(f"The mask holds {mask.shape[0]} pictures but the guide {pictures}; give one mask, or one each.")
+    if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+        raise ValueError(f"The mask has values from {float(mask.min()):.3g} to {float(mask.max()):.3g}; a mask lies between 0 and 1.")
+    return mask
+
+
+def _encoded_part(picture: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The middle of a picture or mask (B, H, W, ...) that the VAE encodes: whole multiples of its scale."""
+    for dim, count in ((1, latent.shape[-2]), (2, latent.shape[-1])):
+        kept = picture.shape[dim] // count * count
+        picture = picture.narrow(dim, (picture.shape[dim] - kept) // 2, kept)
+    return picture
+
+
 class Task:
     """A guide to noise, an original that shows outside the mask, and the mask (1 = may change) at the latent's size."""
 
     def __init__(self, model, vae, guide, original, mask: torch.Tensor | None):
-        self.model, self.vae, self.original_picture, self.mask_picture = model, vae, original, mask
+        self.model, self.vae = model, vae
+        self.guide_picture, self.original_picture = (p if torch.is_tensor(p) else None for p in (guide, original))
         self.template = guide if isinstance(guide, dict) else {}
-        own = guide.get("noise_mask") if isinstance(guide, dict) else None
-        self.mask_picture = own if mask is None else mask
+        mask = self.template.get("noise_mask") if mask is None else mask
         guide, original = (
             comfy.sample.fix_empty_latent_channels(model, _samples(p, vae, n)) for p, n in ((guide, "guide"), (original, "original"))
         )
         self.guide, self.original = _paired(guide, original)
-        self.mask = None
-        if self.mask_picture is not None:
-            self.mask = self._at_latent_size(self.mask_picture)
-            self.guide = self.guide * self.mask + self.original * (1 - self.mask)
-            self.guide = frozen(self.guide, self.original, self.mask)
-
-    def _at_latent_size(self, mask: torch.Tensor) -> torch.Tensor:
-        count = mask.shape[0] if mask.ndim > 2 else 1
-        if count not in (1, self.guide.shape[0]):
-            raise ValueError(f"The mask holds {count} pictures but the guide {self.guide.shape[0]}; give one mask, or one each.")
-        if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
-            raise ValueError(f"The mask has values from {float(mask.min()):.3g} to {float(mask.max()):.3g}; a mask lies between 0 and 1.")
-        return comfy.sampler_helpers.prepare_mask(mask.float(), self.guide.shape, self.guide.device)
+        self.mask = self.mask_picture = None
+        if mask is not None:
+            self.mask_picture = _checked_mask(mask, self.guide.shape[0])
+            if self.original_picture is not None and mask.shape[-2:] == self.original_picture.shape[1:3]:
+                self.mask_picture = _encoded_part(self.mask_picture, self.guide)
+            self.mask = comfy.sampler_helpers.prepare_mask(self.mask_picture, self.guide.shape, self.guide.device)
+            self.guide = frozen(self.guide * self.mask + self.original * (1 - self.mask), self.original, self.mask)
 
     def latent(self, samples: torch.Tensor) -> dict:
         """A LATENT like the guide's."""
@@ -116,24 +128,30 @@ class Task:
                 callback=lambda i, x0, x, _, k=k: show(k * total + i, x0, x, total * repeats),
                 disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             )
-            current = frozen(result, self.original.to(result), self.mask)
+            current = self._frozen(result)
         return current, start
 
+    def _frozen(self, result: torch.Tensor) -> torch.Tensor:
+        return result if self.mask is None else frozen(result, self.original.to(result), self.mask.to(result))
+
     def _noised(self, latent: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        inner = self.model.model
-        at_top = comfy.samplers.Sampler().max_denoise(comfy.samplers.KSamplerX0Inpaint(inner, levels), levels)
-        clean = inner.process_latent_in(latent.float())
-        return inner.process_latent_out(inner.model_sampling.noise_scaling(levels[:1], noise.clone(), clean, at_top))
+        model_sampling = self.model.get_model_object("model_sampling")
+        at_top = float(levels[0]) >= float(model_sampling.sigma_max) * (1 - 1e-5)
+        clean = self.model.model.process_latent_in(latent.float())
+        return self.model.model.process_latent_out(model_sampling.noise_scaling(levels[:1], noise.clone(), clean, at_top))
 
     def picture(self, samples: torch.Tensor) -> torch.Tensor:
-        """The decoded result; where the mask is 0, the pixels of the original itself."""
-        picture = self.vae.decode(samples)
-        picture = picture.reshape(-1, *picture.shape[-3:])
-        if self.mask_picture is None:
+        """The decoded result; where the mask is 0, the pixels of the original itself. A guide that was not touched stays."""
+        if samples is self.guide and self.guide_picture is not None and self.mask is None:
+            return self.guide_picture
+        picture = self._decoded(samples)
+        if self.mask is None:
             return picture
-        original = self.original_picture if torch.is_tensor(self.original_picture) else self.vae.decode(self.original)
-        original = original.reshape(-1, *original.shape[-3:])[..., :3].to(picture)
-        original = comfy.utils.repeat_to_batch_size(original[:, : picture.shape[1], : picture.shape[2]], picture.shape[0])
-        mask = self.mask_picture.float().reshape(-1, 1, *self.mask_picture.shape[-2:]).to(picture)
-        mask = torch.nn.functional.interpolate(mask, picture.shape[1:3], mode="bilinear").movedim(1, -1)
+        original = self._decoded(self.original) if self.original_picture is None else _encoded_part(self.original_picture, self.guide)
+        original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
+        mask = torch.nn.functional.interpolate(self.mask_picture[:, None].to(picture), picture.shape[1:3], mode="bilinear").movedim(1, -1)
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)
+
+    def _decoded(self, samples: torch.Tensor) -> torch.Tensor:
+        picture = self.vae.decode(samples)
+        return picture.reshape(-1, *picture.shape[-3:])

@@ -1,6 +1,7 @@
 """Each technique must do its job on the demo model, by a number, against the plain alternative."""
 
 import pytest
+
 from harness.demo_pictures import Studio
 from measures import multi_cfg, sdedit
 

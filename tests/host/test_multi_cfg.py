@@ -201,6 +201,13 @@ def test_a_guider_without_negative_needs_a_null(flow_model):
     assert torch.isfinite(run(basic)).all()
 
 
+def test_rules_need_a_negative_to_measure_against(flow_model):
+    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY), conflict="project"))
+    basic.set_conds(CAT)
+    with pytest.raises(ValueError, match=r"Conflict 'project', norm_cap 0.0 and rescale 0.0 measure against the negative"):
+        run(basic)
+
+
 class Hooks:
     """Another node's hooks of every kind; each counts its calls and the CFG ones change the result."""
 

@@ -118,6 +118,20 @@ def test_pixels_outside_the_mask_are_the_images_own(model, vae):
     assert not torch.allclose(image[:, :, 40:], picture[:, :, 40:], atol=1e-2)
 
 
+def test_pictures_of_any_size_keep_their_own_pixels_outside_the_mask(model, vae):
+    """The VAE encodes only the middle of a picture whose size is no multiple of 8."""
+    picture, mask = torch.rand(1, 71, 67, 3), torch.zeros(1, 71, 67)
+    mask[:, 40:] = 1
+    _, image, _, _ = edit(model, picture, vae=vae, mask=mask)
+    assert image.shape == (1, 64, 64, 3)
+    assert torch.equal(image[:, :37], picture[:, 3:40, 1:65])
+
+
+def test_a_picture_that_is_not_noised_stays_the_picture(model, vae):
+    picture = torch.rand(1, 64, 64, 3)
+    assert torch.equal(edit(model, picture, vae=vae, strength=0.0)[1], picture)
+
+
 def test_the_variance_exploding_process_starts_lower_and_runs_its_steps(model):
     levels = {p: img2img.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
     assert len(levels["VE"]) == 6
