@@ -47,22 +47,7 @@ class GuidanceChannel(io.ComfyNode):
                     options=["positive", "negative"],
                     tooltip="'positive' pulls towards the conditioning, 'negative' pushes away from it.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Percent of the sampling at which the channel starts. 0 is the noisiest moment.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Percent of the sampling at which the channel ends. 1 is the clean picture.",
-                ),
+                *sockets.percent_range("the channel"),
                 io.Int.Input(
                     "priority",
                     default=0,

@@ -110,22 +110,7 @@ class GuidanceSchedule(io.ComfyNode):
                     tooltip="The course of the factor between start and end percent. 'constant' with both at their "
                     "defaults changes nothing; 'curve' reads the host's Curve Editor.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Percent of the sampling at which it starts; before it the weight is 0. 0 is the noisiest moment.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Percent of the sampling at which it ends; after it the weight is 0. 1 is the clean picture.",
-                ),
+                *sockets.percent_range("the schedule"),
                 sockets.Curve.Input(
                     "curve", optional=True, tooltip="For shape 'curve': a Curve Editor. Left is the start percent, right the end percent."
                 ),

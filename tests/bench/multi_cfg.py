@@ -18,6 +18,7 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.channels import MultiCFG
 
 from harness.demo_pictures import Studio
+from host.sampling import Count
 
 SD15 = dict(
     image_size=32,
@@ -49,18 +50,6 @@ def sd15():
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.02)
     return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
-
-
-class Count:
-    """Rows of the network's batches."""
-
-    def __init__(self, model):
-        self.model, self.rows = model.clone(), 0
-        self.model.set_model_unet_function_wrapper(self._count)
-
-    def _count(self, apply_model, args):
-        self.rows += args["input"].shape[0]
-        return apply_model(args["input"], args["timestep"], **args["c"])
 
 
 def seconds_a_step(guider, latent: torch.Tensor, steps: int) -> float:

@@ -1,5 +1,7 @@
 """The demo model is the host's own: everything stock works on it, and what training saw is what the host computes."""
 
+import inspect
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_management
@@ -93,6 +95,8 @@ def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
 
 
 def test_a_deep_copy_owns_its_weights(model):
+    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
+        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
     copy = model.clone(force_deepcopy=True)
     ours, theirs = (m.model.diffusion_model.out[2].weight for m in (model, copy))
     assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()

@@ -1,0 +1,80 @@
+import comfy.samplers
+import comfy_api.input
+import pytest
+import torch
+from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
+from comfy_extras.nodes_model_advanced import RescaleCFG
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes import schedules
+from controlled_diffusion.nodes.host.channels import MultiCFG, noise_scale
+from controlled_diffusion.nodes.schedules import GuidanceSchedule
+from torch.testing import assert_close
+
+from host import tiny
+from host.sampling import run
+from host.tiny import conditioning
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+def defaults(inputs) -> dict:
+    return {i.id: i.default if i.default is not None else i.options[0] for i in inputs}
+
+
+@pytest.mark.parametrize("shape", [s for s in schedules._SHAPES if s != "curve"])
+def test_every_shape_is_made_from_its_own_widgets(any_model, shape):
+    knobs = defaults(schedules._SHAPES[shape][1]())
+    made = GuidanceSchedule.execute({"shape": shape, **knobs}, 0.0, 1.0).args[0]
+    scale = noise_scale(any_model.get_model_object("model_sampling"))
+    assert all(0 <= made(scale.sigma(p / 10), scale) <= 10.001 for p in range(11))
+
+
+def test_the_hosts_curve_is_read_along_the_sampling(any_model):
+    if not hasattr(comfy_api.input, "CurveInput"):
+        pytest.skip("this host has no curve editor (ComfyUI 0.27 and newer do)")
+    curve = comfy_api.input.CurveInput.from_raw([(0.0, 0.0), (0.4, 1.0), (1.0, 0.2)])
+    made = GuidanceSchedule.execute({"shape": "curve", "height": 2.0, "axis": "percent"}, 0.0, 1.0, curve).args[0]
+    scale = noise_scale(any_model.get_model_object("model_sampling"))
+    for percent in (0.1, 0.4, 0.8):
+        assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
+
+
+def test_a_curve_that_is_not_connected_and_a_shape_that_is_none_are_refused():
+    with pytest.raises(ValueError, match="connect a Curve Editor"):
+        GuidanceSchedule.execute({"shape": "curve", "height": 1.0, "axis": "percent"}, 0.0, 1.0)
+    with pytest.raises(ValueError, match="Unknown shape 'zigzag'; choose one of constant, linear"):
+        GuidanceSchedule.execute({"shape": "zigzag"}, 0.0, 1.0)
+
+
+def test_percents_are_the_hosts_percents(any_model):
+    sampling = any_model.get_model_object("model_sampling")
+    scale = noise_scale(sampling)
+    for percent in (0.01, 0.123, 0.5, 0.9, 0.99):
+        assert scale.sigma(percent) == pytest.approx(sampling.percent_to_sigma(percent), rel=2e-3)
+
+
+def with_pag(model):
+    return nodes_pag.PerturbedAttentionGuidance.execute(model, 2.0).args[0]
+
+
+def with_rescale(model):
+    return RescaleCFG().patch(model, 0.7)[0] if hasattr(RescaleCFG, "patch") else RescaleCFG.execute(model, 0.7).args[0]
+
+
+def with_tcfg(model):
+    return nodes_tcfg.TCFG.execute(model).args[0]
+
+
+def with_mahiro(model):
+    return nodes_mahiro.Mahiro.execute(model).args[0]
+
+
+@pytest.mark.parametrize("patch", [with_pag, with_rescale, with_tcfg, with_mahiro])
+def test_the_hosts_own_guidance_nodes_act_as_with_plain_cfg(patch):
+    model, (empty, cat, dog) = patch(tiny.unet("eps", output_scale=0.2)), map(conditioning, range(3))
+    host = comfy.samplers.CFGGuider(model)
+    host.set_conds(cat, empty)
+    host.set_cfg(3.0)
+    expected = run(host)
+    assert_close(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1e-12)])), expected, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1.0)])), expected, atol=1e-2)
