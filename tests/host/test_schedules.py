@@ -1,5 +1,4 @@
 import comfy.samplers
-import comfy_api.input
 import pytest
 import torch
 from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
@@ -30,6 +29,8 @@ def test_every_shape_is_made_from_its_own_widgets(any_model, shape):
 
 
 def test_the_hosts_curve_is_read_along_the_sampling(any_model):
+    import comfy_api.input  # not above: it can only be imported after comfy_api.latest
+
     if not hasattr(comfy_api.input, "CurveInput"):
         pytest.skip("this host has no curve editor (ComfyUI 0.27 and newer do)")
     curve = comfy_api.input.CurveInput.from_raw([(0.0, 0.0), (0.4, 1.0), (1.0, 0.2)])
