@@ -6,6 +6,7 @@ them, `sheet` draws prompts and pictures. The recipe is training/demo_model.py; 
 
 import argparse
 import sys
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -242,16 +243,9 @@ def sheet(options) -> None:
     for i, (caption, picture) in enumerate(zip(captions, pictures)):
         x, y = i % 8 * cell, i // 8 * cell
         paper.paste(Image.fromarray(picture), (x + 36, y + 4))
-        words, half = caption.text.split(), len(caption.text.split()) // 2
         good = demo_checker.judge(demo_checker.read(picture), caption)["bound"]
-        draw.multiline_text(
-            (x + 100, y + 138),
-            " ".join(words[:half]) + "\n" + " ".join(words[half:]),
-            anchor="ma",
-            align="center",
-            font=font,
-            fill="black" if good else "red",
-        )
+        text = "\n".join(textwrap.wrap(caption.text, 28))
+        draw.multiline_text((x + 100, y + 136), text, anchor="ma", align="center", font=font, fill="black" if good else "red")
     paper.save(options.output)
     say(f"wrote {options.output}")
 

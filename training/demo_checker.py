@@ -118,7 +118,7 @@ def _texture(dark: np.ndarray, mask: np.ndarray) -> str:
     if share < 0.08:
         return "plain"
     rows = [dark[r][inner[r]].mean() for r in range(SIZE) if inner[r].sum() >= 4]
-    explained = np.var(rows) / max(share * (1 - share), 1e-6)  # 1 when every row is all dark or all bright
+    explained = np.var(rows or [0.0]) / max(share * (1 - share), 1e-6)  # 1 when every row is all dark or all bright
     return "striped" if explained > 0.5 else "dotted"
 
 

@@ -167,16 +167,17 @@ class Moment:
             keys.append("negative")
         return [k for k in dict.fromkeys(keys) if k in self.conds]
 
-    def _roles(self) -> dict[str, int]:
+    def _roles(self, conds: list, added: list[str]) -> list[int]:
+        """What other nodes shall see as index of each row's conditioning: 0 for positives, 1 for the rest, as in plain CFG."""
         positive = {seat.key for seat, strength in self.active if strength > 0}
-        return {k: POSITIVE if k in positive else NEGATIVE for k in self.wanted()}
+        own = [NEGATIVE if c is not None and c is self.conds.get("negative") else i for i, c in enumerate(conds)]
+        return own + [POSITIVE if k in positive else NEGATIVE for k in added]
 
     def evaluate(self, run, model, conds: list, x, timestep, model_options: dict) -> list[torch.Tensor]:
         """The host's list of predictions for `conds`; the missing ones of the channels come in the same call."""
         present = {k: i for k in self.wanted() for i, c in enumerate(conds) if c is self.conds[k]}
         missing = [k for k in self.wanted() if k not in present]
-        roles = self._roles()
-        options = _with_roles(model_options, len(conds), [roles[k] for k in missing])
+        options = _with_roles(model_options, self._roles(conds, missing))
         out = run(model, [*conds, *(self.conds[k] for k in missing)], x, timestep, options)
         self.denoised = {k: out[i] for k, i in present.items()} | dict(zip(missing, out[len(conds) :]))
         return out[: len(conds)]
@@ -187,7 +188,7 @@ class Moment:
         return self.evaluate(executor, model, conds, x, timestep, model_options)
 
     def _post_cfg(self, args: dict) -> torch.Tensor:
-        if not self.denoised:
+        if self.active and not self.denoised:
             self.evaluate(comfy.samplers.calc_cond_batch, args["model"], [], args["input"], args["sigma"], args["model_options"])
         return self.guided(args["denoised"], args.get("cond_denoised"))
 
@@ -219,14 +220,13 @@ class Moment:
         return options
 
 
-def _with_roles(model_options: dict, own: int, roles: list[int]) -> dict:
-    """Options in which added conditionings show other nodes the index of their role (0 positive, 1 negative), as with
-    plain CFG, where they would otherwise see indices that only a longer list has."""
-    if not roles:
+def _with_roles(model_options: dict, roles: list[int]) -> dict:
+    """Options in which other nodes see `roles` in the place of the indices of a list that is longer than plain CFG's."""
+    if roles == list(range(len(roles))):
         return model_options
 
     def as_roles(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        shown = [roles[i - own] if own <= i < own + len(roles) else i for i in transformer_options["cond_or_uncond"]]
+        shown = [roles[i] if i < len(roles) else i for i in transformer_options["cond_or_uncond"]]
         return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, "cond_or_uncond": shown}, **kwargs)
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
@@ -269,7 +269,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
                 f"No conditioning is active at sigma {float(timestep.max()):.4g}: every timestep range excludes it. "
                 "Widen the range of the unconditional or of a channel's conditioning."
             )
-        if moment.active or self.mixture.rules != Rules():
+        if moment.active or self.mixture.rules != Rules() or positive is negative:
             model_options = moment.hooked(model_options)
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, model_options, seed)
 

@@ -251,18 +251,31 @@ def test_channels_are_evaluated_when_another_node_answers_for_the_host(eps_model
     assert not torch.allclose(run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0))), silent)
 
 
-def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
-    """Patches that look up row types by index 0 and 1 break on longer lists."""
+def indices_seen(model, guide) -> set[tuple[int, ...]]:
+    """What a patch on attention sees as the kinds of rows, call by call."""
     seen = set()
 
     def look(n, context, value, extra_options):
-        seen.update(extra_options["cond_or_uncond"])
+        seen.add(tuple(sorted(extra_options["cond_or_uncond"])))
         return n, context, value
 
-    model = eps_model.clone()
-    model.set_model_attn2_patch(look)
-    run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 2.0, negative=True)))
-    assert seen == {0, 1}
+    watched = model.clone()
+    watched.set_model_attn2_patch(look)
+    run(guide(watched))
+    return seen
+
+
+def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
+    """Patches that look up row types by index 0 and 1 break on longer lists."""
+    everywhere = torch.ones(1, 8, 8)
+    cat, dog, sky = Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 2.0, negative=True)
+    assert indices_seen(eps_model, lambda m: multi(m, cat, dog, sky)) == {(0, 0, 1, 1)}
+    assert indices_seen(eps_model, lambda m: multi(m, Channel(CAT, 3.0, mask=everywhere), Channel(DOG, 2.0, mask=everywhere))) == {
+        (0, 0, 1)
+    }
+    assert indices_seen(eps_model, lambda m: multi(m, Channel(CAT, 0.0))) == {(1,)}
+    twice = patched(patched(eps_model, dog), sky)
+    assert indices_seen(twice, lambda m: plain_cfg(m, CAT, EMPTY, 3.0)) == {(0, 0, 1, 1)}
 
 
 def test_cfg_override_reaches_the_lead(eps_model):

@@ -1,0 +1,42 @@
+"""The script that makes the demo model, from nothing to a file that loads, with a few steps of each stage."""
+
+import argparse
+
+import pytest
+import torch
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training import demo_model
+
+import demo_model as script
+
+pytestmark = pytest.mark.slow
+FEW = demo_model.Recipe(autoencoder_steps=2, scenes=100, denoiser_steps=2, batch=4)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "STATE", tmp_path / "state")
+    monkeypatch.setattr(demo, "WEIGHTS", tmp_path / "weights" / "demo_model.safetensors")
+    monkeypatch.setattr(demo_model, "RECIPE", FEW)
+    return tmp_path
+
+
+def test_it_trains_saves_and_goes_on_where_it_stopped(elsewhere, capsys):
+    options = argparse.Namespace(threads=1)
+    script.train(options)
+    first = demo.WEIGHTS.read_bytes()
+    assert "autoencoder: 0 of 2 steps done" in capsys.readouterr().out
+    model, clip, vae = demo.load(demo.WEIGHTS)
+    assert torch.isfinite(vae.decode(torch.zeros(1, 4, 16, 16))).all()
+    assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, demo_model.CONTEXT)
+    script.train(options)
+    assert "denoiser: 2 of 2 steps done" in capsys.readouterr().out
+    assert demo.WEIGHTS.read_bytes() == first
+
+
+def test_scores_count_right_and_asked():
+    captions = script.held_out(4)
+    assert len({c.text for c in captions}) == 4
+    pictures = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
+    scores = script.score(captions, pictures)
+    assert all(right == asked for right, asked in scores.values())
