@@ -313,7 +313,8 @@ def thumbnail(server: Server, path: Path) -> None:
     """A square picture of what the workflow makes, beside it."""
     pictures = [p for batch in server.images_by_node(server.run(to_prompt(path, server.object_info()))).values() for p in batch]
     pictures = [p.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for p in pictures if p.width == p.height]
-    pictures = pictures[-4:] if len(pictures) >= 4 else [*pictures, *[pictures[-1]] * (4 - len(pictures))]
+    pictures = [*pictures, *[pictures[-1]] * (4 - len(pictures))]
+    pictures = pictures[:2] + pictures[-2:]
     paper = Image.new("RGB", (512, 512))
     for i, picture in enumerate(pictures):
         paper.paste(picture, (i % 2 * 256, i // 2 * 256))

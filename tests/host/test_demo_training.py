@@ -26,7 +26,7 @@ def test_it_trains_saves_and_goes_on_where_it_stopped(elsewhere, capsys):
     script.train(options)
     first = demo.WEIGHTS.read_bytes()
     assert "autoencoder: 0 of 2 steps done" in capsys.readouterr().out
-    model, clip, vae = demo.load(demo.WEIGHTS)
+    _, clip, vae = demo.load(demo.WEIGHTS)
     assert torch.isfinite(vae.decode(torch.zeros(1, 4, 16, 16))).all()
     assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, demo_model.CONTEXT)
     script.train(options)
