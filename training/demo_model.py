@@ -48,7 +48,7 @@ HEAD_CHANNELS = 32
 @dataclass(frozen=True)
 class Recipe:
     """Steps, rates and amounts of the shipped weights. On 2 CPU cores about 15 minutes for the autoencoder, 10 for the
-    latents and an hour (1 s a step) for the denoiser."""
+    latents and an hour (1 s a step) for the denoiser; not yet measured on a GPU."""
 
     autoencoder_steps: int = 1400
     autoencoder_rate: float = 1.5e-3

@@ -1,6 +1,7 @@
 """Bad input through the real server: a clear node error, and the server lives on."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_bad_input_is_a_node_error_and_the_next_prompt_runs(server, make, messag
     good = prompt_of(server, "sdedit")
     nodes_of(good, "SDEditSampler")[0].update(steps=1)
     assert server.images(server.run(good))
+
+
+def test_a_long_edit_stops_when_the_user_cancels(server):
+    prompt = prompt_of(server, "sdedit")
+    nodes_of(prompt, "SDEditSampler")[0].update(steps=1000, repeats=100)
+    prompt_id, refused = server.submit(prompt)
+    assert refused is None
+    time.sleep(3)
+    server.post("/interrupt", b"{}")
+    cancelled = time.monotonic()
+    while not (entry := server.history(prompt_id)):
+        assert time.monotonic() - cancelled < 20, "it goes on"
+        time.sleep(0.1)
+    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
 
 
 def test_without_a_vae_only_the_picture_is_missing(server):
