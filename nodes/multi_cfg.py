@@ -58,7 +58,7 @@ class GuidanceChannel(io.ComfyNode):
                     "priorities do not touch each other.",
                 ),
                 io.String.Input(
-                    "name", default="", advanced=True, tooltip="What the channel is called in pictures and errors. Empty: it is numbered."
+                    "name", default="", advanced=True, tooltip="What the channel is called in pictures and errors. Empty: its role."
                 ),
                 io.Conditioning.Input(
                     "null",
@@ -88,7 +88,7 @@ class GuidanceChannel(io.ComfyNode):
             Schedule(start=start_percent, end=end_percent),
             mask,
             priority,
-            name or f"{role} {len(previous) + 1}",
+            name or role,
         )
         return io.NodeOutput((*previous, channel))
 

@@ -139,8 +139,13 @@ def train_denoiser(latents: torch.Tensor, recipe):
     return unet, tower
 
 
-def export(autoencoder, mean: float, deviation: float, unet, tower) -> None:
+def scene_pictures(count: int, seed: int = demo_model.SEEDS["scenes"]) -> torch.Tensor:
+    return demo_model.as_pictures([demo_world.render(demo_model.scene(i, seed)) for i in range(count)])
+
+
+def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     """Everything in one fp16 file; of the token table only the rows that training changed."""
+    mean, deviation = float(latents.mean()), float(latents.std())
     table = tower.embeddings.token_embedding.weight.detach()
     ids = (table != demo_model.start_tokens(*table.shape)).any(1).nonzero().flatten()
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
@@ -151,6 +156,7 @@ def export(autoencoder, mean: float, deviation: float, unet, tower) -> None:
     weights |= {
         "cond_stage_model.token_rows": table[ids],
         "first_stage_model.vae_scale": torch.tensor(demo.LATENT_SCALE * deviation),
+        "preview_colors": demo_model.preview_colors((latents[:200] - mean) / deviation, scene_pictures(200)),
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
     }
     weights = {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}
@@ -165,8 +171,7 @@ def train(options) -> None:
     recipe = demo_model.RECIPE
     autoencoder = train_autoencoder(recipe)
     latents = scene_latents(autoencoder, recipe)
-    mean, deviation = float(latents.mean()), float(latents.std())
-    export(autoencoder, mean, deviation, *train_denoiser((latents - mean) / deviation, recipe))
+    export(autoencoder, latents, *train_denoiser((latents - latents.mean()) / latents.std(), recipe))
 
 
 def held_out(count: int) -> list[demo_world.Caption]:
@@ -178,7 +183,7 @@ def held_out(count: int) -> list[demo_world.Caption]:
 @torch.inference_mode()
 def reconstruction(vae, count: int = 64) -> np.ndarray:
     """PSNR in dB of held-out scenes through the autoencoder as shipped."""
-    pictures = demo_model.as_pictures([demo_world.render(demo_model.scene(i, HELD_OUT)) for i in range(count)])
+    pictures = scene_pictures(count, HELD_OUT)
     decoded = torch.cat([vae.decode(vae.encode(p.movedim(0, -1)[None])) for p in pictures])
     return demo_model.psnr(decoded.movedim(-1, 1), pictures).numpy()
 

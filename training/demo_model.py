@@ -180,6 +180,13 @@ def encode_scenes(encoder: torch.nn.Module, first: int, last: int) -> torch.Tens
         return encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
 
 
+def preview_colors(latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """The (5, 3) matrix that best turns a latent pixel and 1 into the mean colour, in [-1, 1], of its 8 x 8 pixels."""
+    colors = F.avg_pool2d(2 * pictures - 1, 8).movedim(1, -1).reshape(-1, 3)
+    pixels = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+    return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
+
+
 # --- denoiser and text tower ------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -27,6 +28,14 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options={**model_options, "clip_l_model_config": demo_model.CLIP_CONFIG})
 
 
+class DemoLatent(comfy.latent_formats.SD15):
+    """SD1.5's latent format; the colours of previews come with the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.taesd_decoder_name = None
+
+
 class DemoModel(comfy.supported_models.SD15):
     """SD1.5 in all but size."""
 
@@ -37,6 +46,7 @@ class DemoModel(comfy.supported_models.SD15):
         "adm_in_channels": None,
         "use_temporal_attention": False,
     }
+    latent_format = DemoLatent
     unet_extra_config = {"num_heads": -1, "num_head_channels": demo_model.HEAD_CHANNELS}
 
     def clip_target(self, state_dict={}):
@@ -55,6 +65,7 @@ def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _read_weights(path: Path) -> tuple[dict, dict, dict]:
+    """State dicts of denoiser, text tower and autoencoder; the first also holds "preview_colors"."""
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
     unet, clip, vae = (
         comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
@@ -62,32 +73,33 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     )
     table = token_table(clip.pop("token_rows"), clip.pop("token_ids"))
     clip["clip_l.transformer.text_model.embeddings.token_embedding.weight"] = table.half()
-    return unet, clip, vae
+    return unet | {"preview_colors": weights["preview_colors"]}, clip, vae
 
 
-def _model(weights: dict, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def _patcher(weights: dict, path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     config = new_config()
-    dtype = comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=config.supported_inference_dtypes
-    )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
+    *factors, bias = weights.pop("preview_colors").float().tolist()
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors, bias
+    supported, count = config.supported_inference_dtypes, comfy.utils.calculate_parameters(weights)
+    dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=supported)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
     model = config.get_model({}, "", device=offload_device)
     model.diffusion_model.load_state_dict(weights)
-    patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    return patcher(model, load_device=load_device, offload_device=offload_device)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
+    patcher.cached_patcher_init = (load_model, (path,))
+    return patcher
 
 
 def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The denoiser alone; the host calls this again when a node asks for a deep copy."""
-    model = _model(_read_weights(Path(path))[0], disable_dynamic)
-    model.cached_patcher_init = (load_model, (path,))
-    return model
+    return _patcher(_read_weights(Path(path))[0], path, disable_dynamic)
 
 
 def load(path: Path = WEIGHTS) -> tuple:
     """MODEL, CLIP, VAE of the demo model."""
-    _, clip, vae = _read_weights(path)
+    unet, clip, vae = _read_weights(path)
     target = new_config().clip_target()
     text = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=clip)
-    return load_model(str(path)), text, comfy.sd.VAE(sd=vae)
+    return _patcher(unet, str(path)), text, comfy.sd.VAE(sd=vae)

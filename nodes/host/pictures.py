@@ -54,9 +54,9 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
 def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | None) -> torch.Tensor:
     """The weight of every channel at each step of `sigmas`, or over all percents; an IMAGE."""
     scale = noise_scale(model.get_model_object("model_sampling"))
-    if sigmas is None:
+    if sigmas is None or len(sigmas) < 2:
         marks = [(i / 200, scale.sigma(i / 200)) for i in range(201)]
     else:
         marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
-    lines = {f"{c.name}": [(x, c.strength(s, scale)) for x, s in marks] for c in channels}
+    lines = {f"{i} {c.name}": [(x, c.strength(s, scale)) for x, s in marks] for i, c in enumerate(channels, 1)}
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))

@@ -130,11 +130,16 @@ def test_a_controlnet_acts(loaded):
     assert not torch.allclose(with_it, without)
 
 
-def test_a_preview_is_drawn(model):
-    previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
-    callback = latent_preview.prepare_callback(model, 4)
-    callback(0, torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), 4)
-    assert previewer is None or previewer.decode_latent_to_preview_image("JPEG", torch.zeros(1, 4, 16, 16))
+def test_previews_have_the_pictures_colours(loaded):
+    model, _, vae = loaded
+    picture = demo_model.as_pictures([demo_world.render(demo_model.scene(5, 4321))])
+    latent = model.model.process_latent_in(vae.encode(picture.movedim(1, -1)))
+    layout = model.model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias)
+    drawn = np.asarray(previewer.decode_latent_to_preview(latent), np.float32) / 255
+    wanted = torch.nn.functional.avg_pool2d(picture, 8)[0].movedim(0, -1).numpy()
+    assert drawn.shape == wanted.shape and np.abs(drawn - wanted).mean() < 0.1
+    latent_preview.prepare_callback(model, 4)(0, latent, latent, 4)
 
 
 def test_the_host_can_save_it_as_a_checkpoint(loaded, tmp_path):
