@@ -127,7 +127,7 @@ def train_denoiser(latents: torch.Tensor, recipe):
         steps=recipe.denoiser_steps,
         learning_rate=recipe.denoiser_rate,
         warmup=200,
-        average=0.9995,
+        average=0.99,
         matrices=demo_model.matrices_of(parameters),
     )
     loop.restore(state)
