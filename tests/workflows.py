@@ -87,8 +87,8 @@ def multi_cfg_guider(graph):
             graph,
             model,
             **{
-                "left wish": "a large red circle on the left on a white background",
-                "right wish": "a large blue star on the right on a white background",
+                "left wish": "a red circle on the left on a white background",
+                "right wish": "a blue star on the right on a white background",
                 "unwanted": "a striped circle on a white background",
                 "unconditional": "",
             },
@@ -310,11 +310,12 @@ WORKFLOWS = [demo_model, multi_cfg_guider, multi_cfg_patch, sdedit, sdedit_maske
 
 
 def thumbnail(server: Server, path: Path) -> None:
-    """A square picture of what the workflow makes, beside it."""
-    pictures = [p for batch in server.images_by_node(server.run(to_prompt(path, server.object_info()))).values() for p in batch]
-    pictures = [p.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for p in pictures if p.width == p.height]
-    pictures = [*pictures, *[pictures[-1]] * (4 - len(pictures))]
-    pictures = pictures[:2] + pictures[-2:]
+    """Four pictures of what the workflow makes, beside it: of two or more nodes, two of the first and two of the last."""
+    made = server.images_by_node(server.run(to_prompt(path, server.object_info()))).values()
+    groups = [[p.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for p in batch if p.width == p.height] for batch in made]
+    groups = [g for g in groups if g]
+    pictures = groups[0][:2] + groups[-1][:2] if len(groups) > 1 and len(groups[0]) > 1 else [p for g in groups for p in g]
+    pictures = [*pictures, *[pictures[-1]] * 3][:4]
     paper = Image.new("RGB", (512, 512))
     for i, picture in enumerate(pictures):
         paper.paste(picture, (i % 2 * 256, i // 2 * 256))

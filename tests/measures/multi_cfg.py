@@ -27,7 +27,7 @@ def has_color(picture: np.ndarray, color: str) -> bool:
     return any(t.color == color for t in demo_checker.read(picture).things)
 
 
-def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "red") -> tuple[float, float]:
+def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "orange") -> tuple[float, float]:
     """Share of pictures with the colour: prompt alone, and with a negative channel for the colour."""
     text = "a large circle on a white background"
     empty, positive, unwanted = (studio.prompt(t) for t in ("", text, f"a large {color} circle on a white background"))
