@@ -156,7 +156,7 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     weights |= {
         "cond_stage_model.token_rows": table[ids],
         "first_stage_model.vae_scale": torch.tensor(demo.LATENT_SCALE * deviation),
-        "preview_colors": demo_model.preview_colors((latents[:200] - mean) / deviation, scene_pictures(200)),
+        "preview_colors": demo_model.preview_colors((latents[:200] - mean) / deviation, scene_pictures(min(200, len(latents)))),
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
     }
     weights = {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}

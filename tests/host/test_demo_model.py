@@ -138,7 +138,7 @@ def test_previews_have_the_pictures_colours(loaded):
     previewer = latent_preview.Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias)
     drawn = np.asarray(previewer.decode_latent_to_preview(latent), np.float32) / 255
     wanted = torch.nn.functional.avg_pool2d(picture, 8)[0].movedim(0, -1).numpy()
-    assert drawn.shape == wanted.shape and np.abs(drawn - wanted).mean() < 0.1
+    assert drawn.shape == wanted.shape and np.abs(drawn - wanted).mean() < 0.2
     latent_preview.prepare_callback(model, 4)(0, latent, latent, 4)
 
 
