@@ -21,7 +21,7 @@ PROCESSES = ("VP", "VE")
 def start_sigma(strength: float, unit: str, scale: NoiseScale, process: str = "VP") -> float:
     """The sigma of a strength: a share t0 of the noise process (`percent`, 0 to 1), a sigma, or a signal to noise ratio.
 
-    VP reads t0 on the model's own schedule; VE on the geometric one, sigma_min (sigma_max / sigma_min)^t0 (section 3.2).
+    VP reads t0 on the model's own schedule; VE on the geometric one, sigma_min (sigma_max / sigma_min)^t0.
     """
     low, high = scale.sigmas[-1], scale.sigmas[0]
     if unit == "percent":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -84,10 +83,9 @@ class Task:
         self.guide_picture, self.original_picture = (p if torch.is_tensor(p) else None for p in (guide, original))
         self.template = guide if isinstance(guide, dict) else {}
         mask = self.template.get("noise_mask") if mask is None else mask
-        guide, original = (
-            comfy.sample.fix_empty_latent_channels(model, _samples(p, vae, n)) for p, n in ((guide, "guide"), (original, "original"))
-        )
-        self.guide, self.original = _paired(guide, original)
+        start = comfy.sample.fix_empty_latent_channels(model, _samples(guide, vae, "guide"))
+        shown = start if original is guide else comfy.sample.fix_empty_latent_channels(model, _samples(original, vae, "original"))
+        self.guide, self.original = _paired(start, shown)
         self.mask = self.mask_picture = None
         if mask is not None:
             self.mask_picture = _checked_mask(mask, self.guide.shape[0])
