@@ -10,20 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
+from .directions import AS_THEY_ARE, Shaping
 from .schedules import ALWAYS, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")
+
+
+class Force(Protocol):
+    """A push that is not a difference of two predictions, such as the gradient of a classifier."""
+
+    through_denoiser: bool  # whether `denoised` must come with its graph back to x
+    latent_format: str  # the host's latent format that it was made for; "" = any
+
+    def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:
+        """The change of the denoised prediction at weight 1, of the shape of the noisy latent x (B, C, ...)."""
 
 
 @dataclass(frozen=True)
 class Channel:
     """One condition that pulls the trajectory towards it, or pushes it away (`negative`).
 
-    `conditioning` and `null` are the host's values; a null of None means the guider's unconditional.
-    `mask` is (B or 1, H, W) in [0, 1], any size.
+    `conditioning` and `null` are the host's values; a null of None means the guider's unconditional. A channel with a
+    `force` has neither. `mask` is (B or 1, H, W) in [0, 1], any size.
     """
 
     conditioning: object
@@ -35,6 +47,7 @@ class Channel:
     mask: torch.Tensor | None = None
     priority: int = 0
     name: str = ""
+    force: Force | None = None
 
     def __post_init__(self):
         if not math.isfinite(self.weight):
@@ -56,19 +69,42 @@ class Channel:
 
 @dataclass(frozen=True)
 class Rules:
-    """How pushes are added. `norm_cap` is the largest RMS of the summed push in latent units, 0 = none;
-    `rescale` is the share phi of CFG-rescale (arXiv 2305.08891, section 3.4), 0 = none."""
+    """How pushes are made and added. `norm_cap` is the largest RMS of the summed push in latent units, 0 = none;
+    `rescale` is the share phi of CFG-rescale (arXiv 2305.08891, section 3.4), 0 = none.
+
+    Outside `interval` (arXiv 2404.07724, section 3) every positive conditioning acts with weight 1 and nothing else does.
+    Before `zero_init`, a percent, the prediction is the noisy latent itself, which does not move it (arXiv 2503.18886).
+    """
 
     conflict: str = "sum"
     norm_cap: float = 0.0
     rescale: float = 0.0
+    shaping: Shaping = AS_THEY_ARE
+    interval: Schedule = ALWAYS
+    zero_init: float = 0.0
 
     def __post_init__(self):
         if self.conflict not in CONFLICTS:
             raise ValueError(f"Unknown conflict rule '{self.conflict}'; choose one of {', '.join(CONFLICTS)}.")
-        for name, value, high in (("norm_cap", self.norm_cap, math.inf), ("rescale", self.rescale, 1.0)):
+        for name, value, high in (
+            ("norm_cap", self.norm_cap, math.inf),
+            ("rescale", self.rescale, 1.0),
+            ("zero_init", self.zero_init, 1.0),
+        ):
             if not 0.0 <= value <= high:
                 raise ValueError(f"{name} is {value}; give a number from 0 (off) to {high}.")
+
+    @property
+    def plain(self) -> bool:
+        """Whether pushes are simply added to whatever is there."""
+        return self.conflict == "sum" and self.norm_cap == self.rescale == 0.0 and self.shaping.neutral
+
+    def strength(self, channel: Channel, sigma: float, scale: NoiseScale) -> float:
+        """The signed weight of a channel at `sigma`."""
+        own = channel.strength(sigma, scale)
+        if self.interval(sigma, scale) > 0.0:
+            return own
+        return 0.0 if channel.force is not None else min(1.0, max(0.0, own))
 
 
 @dataclass(frozen=True)
@@ -79,9 +115,9 @@ class Push:
     priority: int = field(default=0)
 
 
-def push(prediction: torch.Tensor, null: torch.Tensor, strength: float, mask: torch.Tensor | None = None, priority: int = 0) -> Push:
-    """`strength * (D_k - D_null)`, inside the mask (broadcastable to the prediction) where there is one."""
-    delta = (prediction - null) * strength
+def push(direction: torch.Tensor, strength: float, mask: torch.Tensor | None = None, priority: int = 0) -> Push:
+    """`strength` times a direction such as `D_k - D_null`, inside the mask (broadcastable to it) where there is one."""
+    delta = direction * strength
     return Push(delta if mask is None else delta * mask, priority)
 
 

@@ -154,6 +154,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class CfgPlusPlus:
+    """The weight with which plain CFG makes the deterministic step of CFG++ (arXiv 2406.08070): a channel's weight becomes
+    its lambda, usually 0.2 to 1. `sigmas` are the falling sigmas of the run; between them the step ends at the next lower.
+
+    `s / (s - s')` from s to s', and `s (1 - s') / (s - s')` for flow models.
+    """
+
+    sigmas: tuple[float, ...]
+
+    def __call__(self, sigma: float, span: Span) -> float:
+        after = max((s for s in self.sigmas if s < sigma * (1 - 1e-4)), default=0.0)
+        return sigma * (1 - after if span.scale.flow else 1.0) / (sigma - after)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A shape inside an interval of percents, 0 outside (guidance interval, arXiv 2404.07724)."""
 

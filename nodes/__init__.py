@@ -2,11 +2,16 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import demo, multi_cfg, schedules, sdedit
+from . import classifier, demo, diffedit, image_guidance, instruct_pix2pix, multi_cfg, schedules, sdedit
+from .host.demo import offer_controlnet
 
-MODULES = (demo, schedules, multi_cfg, sdedit)
+MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, sdedit, diffedit)
+WAITING = (instruct_pix2pix,)  # complete, but offered only once an instruction model ships for its example workflow
 
 
 class Extension(ComfyExtension):
+    async def on_load(self):
+        offer_controlnet()
+
     async def get_node_list(self):
         return [node for module in MODULES for node in module.NODES]

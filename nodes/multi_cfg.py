@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
+from ..guidance.directions import Shaping
 from ..guidance.multi_cfg import CONFLICTS, Channel, Rules
 from ..guidance.schedules import ALWAYS, Schedule
 from .host import sockets
-from .host.channels import MultiCFG, MultiCFGWrapper
-from .host.pictures import weights_picture
+from .host.channels import MultiCFG, MultiCFGWrapper, record_of
+from .host.pictures import report_picture, weights_picture
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -48,29 +49,14 @@ class GuidanceChannel(io.ComfyNode):
                     tooltip="'positive' pulls towards the conditioning, 'negative' pushes away from it.",
                 ),
                 *sockets.percent_range("the channel"),
-                io.Int.Input(
-                    "priority",
-                    default=0,
-                    min=-100,
-                    max=100,
-                    advanced=True,
-                    tooltip="With conflict 'project' or 'perpendicular' a lower priority gives way to a higher one. Equal "
-                    "priorities do not touch each other.",
-                ),
-                io.String.Input(
-                    "name", default="", advanced=True, tooltip="What the channel is called in pictures and errors. Empty: its role."
-                ),
+                *sockets.channel_identity(),
                 io.Conditioning.Input(
                     "null",
                     optional=True,
                     tooltip="What the conditioning is compared with. Not connected: the unconditional of the guider, "
                     "or KSampler's negative.",
                 ),
-                sockets.GuidanceSchedule.Input(
-                    "schedule", optional=True, tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."
-                ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the channel acts, 1 = fully. Not connected: everywhere."),
-                sockets.GuidanceChannel.Input("previous", optional=True, tooltip="Channels to which this one is added."),
+                *sockets.channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )
@@ -122,6 +108,77 @@ def _rule_inputs():
     ]
 
 
+def _better_inputs():
+    """Options beyond plain CFG, each neutral by default."""
+    return [
+        io.Float.Input(
+            "apg_eta",
+            default=1.0,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Adaptive projected guidance: the share kept of the part of a direction that is parallel to the prediction and "
+            "over-saturates. 1 = plain CFG, 0 as in the paper.",
+        ),
+        io.Float.Input(
+            "apg_momentum",
+            default=0.0,
+            min=-1.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Adaptive projected guidance: how much of the direction so far is added. 0 = off, usual -0.75 to -0.25.",
+        ),
+        io.Float.Input(
+            "apg_norm",
+            default=0.0,
+            min=0.0,
+            max=1e6,
+            step=0.5,
+            advanced=True,
+            tooltip="Adaptive projected guidance: largest length (L2) of a direction in latent units. 0 = off, usual 2.5 to 15 at 512 x 512.",
+        ),
+        io.Boolean.Input(
+            "zero_star",
+            default=False,
+            advanced=True,
+            tooltip="CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models.",
+        ),
+        io.Float.Input(
+            "zero_init_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="CFG-zero-star: up to this percent of the sampling the picture does not move and nothing is evaluated. 0 = off, "
+            "usual 0.04, for flow models.",
+        ),
+    ]
+
+
+def _interval_inputs():
+    return [
+        io.Float.Input(
+            f"interval_{end}_percent",
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip=f"Percent of the sampling at which guidance {end}s. Outside, positive channels act with weight 1 and nothing else does, "
+            "so that a single channel costs one evaluation instead of two.",
+        )
+        for end, default in (("start", 0.0), ("end", 1.0))
+    ]
+
+
+def _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent, start=0.0, end=1.0) -> Rules:
+    shaping = Shaping(apg_eta, apg_momentum, apg_norm, zero_star)
+    return Rules(conflict, norm_cap, rescale, shaping, Schedule(start=start, end=end), zero_init_percent)
+
+
 def _channel_inputs():
     template = io.Autogrow.TemplatePrefix(
         sockets.GuidanceChannel.Input("channel", tooltip="A Guidance Channel, or a chain of them."), prefix="channel_", min=1, max=16
@@ -162,14 +219,34 @@ class MultiCFGGuider(io.ComfyNode):
                 _channel_inputs(),
                 *_rule_inputs(),
                 _sigmas_input(),
+                *_better_inputs(),
+                *_interval_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), io.Image.Output(**_PICTURE)],
         )
 
     @classmethod
-    def execute(cls, model, unconditional, channels, conflict, norm_cap, rescale, sigmas=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        unconditional,
+        channels,
+        conflict,
+        norm_cap,
+        rescale,
+        sigmas=None,
+        apg_eta=1.0,
+        apg_momentum=0.0,
+        apg_norm=0.0,
+        zero_star=False,
+        zero_init_percent=0.0,
+        interval_start_percent=0.0,
+        interval_end_percent=1.0,
+    ) -> io.NodeOutput:
         listed = _listed(channels)
-        guider = MultiCFG(model, unconditional, listed, Rules(conflict, norm_cap, rescale))
+        better = (apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
+        rules = _rules(conflict, norm_cap, rescale, *better, interval_start_percent, interval_end_percent)
+        guider = MultiCFG(model, unconditional, listed, rules)
         return io.NodeOutput(guider, weights_picture(model, listed, sigmas))
 
 
@@ -182,15 +259,66 @@ class MultiCFGPatch(io.ComfyNode):
             category=_CATEGORY,
             description="Adds channels on top of the positive and negative of any sampler: put it between the model and a KSampler.",
             search_aliases=_ALIASES,
-            inputs=[io.Model.Input("model", tooltip="Any model: eps, v or flow."), _channel_inputs(), *_rule_inputs(), _sigmas_input()],
+            inputs=[
+                io.Model.Input("model", tooltip="Any model: eps, v or flow."),
+                _channel_inputs(),
+                *_rule_inputs(),
+                _sigmas_input(),
+                *_better_inputs(),
+            ],
             outputs=[io.Model.Output(display_name="model", tooltip="For a KSampler, or any guider."), io.Image.Output(**_PICTURE)],
         )
 
     @classmethod
-    def execute(cls, model, channels, conflict, norm_cap, rescale, sigmas=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        channels,
+        conflict,
+        norm_cap,
+        rescale,
+        sigmas=None,
+        apg_eta=1.0,
+        apg_momentum=0.0,
+        apg_norm=0.0,
+        zero_star=False,
+        zero_init_percent=0.0,
+    ) -> io.NodeOutput:
         listed = _listed(channels)
-        patched = MultiCFGWrapper(listed, Rules(conflict, norm_cap, rescale)).install(model)
+        rules = _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
+        patched = MultiCFGWrapper(listed, rules).install(model)
         return io.NodeOutput(patched, weights_picture(model, listed, sigmas))
 
 
-NODES = [GuidanceChannel, MultiCFGGuider, MultiCFGPatch]
+class GuidanceReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceReport",
+            display_name="Guidance Report",
+            category=_CATEGORY,
+            description="What guidance did in a finished run, as one picture: the weight and the strength of every channel over the "
+            "steps, which channels fight each other, and how often the network was evaluated. Costs no evaluation.",
+            search_aliases=["guidance analysis", "cfg debug", "channel conflict", "guidance norm", "cosine similarity"],
+            inputs=[
+                io.MultiType.Input(
+                    "source",
+                    types=[io.Guider, io.Model],
+                    tooltip="The guider of Multi CFG Guider, or the model of Multi CFG Patch, with which the latent was sampled.",
+                ),
+                io.Latent.Input("latent", tooltip="The sampled latent; it is passed on. It makes the report wait for the run."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="report", tooltip="Weights, strengths and conflicts over the predictions of the run."),
+                io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
+                io.String.Output(display_name="text", tooltip="The same in words: means, worst conflict, evaluations."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source, latent) -> io.NodeOutput:
+        record = record_of(source)
+        return io.NodeOutput(report_picture(record), latent, record.text())
+
+
+NODES = [GuidanceChannel, MultiCFGGuider, MultiCFGPatch, GuidanceReport]

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..guidance.schedules import AXES, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
+from ..guidance.schedules import AXES, CfgPlusPlus, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
 from .host import sockets
 
 _AXIS = dict(
@@ -90,6 +90,7 @@ _SHAPES = {
             io.Combo.Input("axis", **_AXIS),
         ],
     ),
+    "cfg++": (CfgPlusPlus, list),
 }
 
 
@@ -108,18 +109,23 @@ class GuidanceSchedule(io.ComfyNode):
                     "shape",
                     options=[io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()],
                     tooltip="The course of the factor between start and end percent. 'constant' with both at their "
-                    "defaults changes nothing; 'curve' reads the host's Curve Editor.",
+                    "defaults changes nothing; 'curve' reads the host's Curve Editor; 'cfg++' follows the steps of a run.",
                 ),
                 *sockets.percent_range("the schedule"),
                 sockets.Curve.Input(
                     "curve", optional=True, tooltip="For shape 'curve': a Curve Editor. Left is the start percent, right the end percent."
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1, usual 0.6.",
                 ),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
         )
 
     @classmethod
-    def execute(cls, shape, start_percent, end_percent, curve=None) -> io.NodeOutput:
+    def execute(cls, shape, start_percent, end_percent, curve=None, sigmas=None) -> io.NodeOutput:
         knobs = {k: v for k, v in shape.items() if k != "shape"}
         if shape["shape"] not in _SHAPES:
             raise ValueError(f"Unknown shape '{shape['shape']}'; choose one of {', '.join(_SHAPES)}.")
@@ -127,6 +133,10 @@ class GuidanceSchedule(io.ComfyNode):
             if curve is None:
                 raise ValueError("Shape 'curve' needs a curve: connect a Curve Editor, or choose another shape.")
             knobs["function"] = curve.interp
+        if shape["shape"] == "cfg++":
+            if sigmas is None or len(sigmas) < 2:
+                raise ValueError("Shape 'cfg++' needs the sigmas of the run: connect those that the sampler gets, or choose another shape.")
+            knobs["sigmas"] = tuple(sigmas.tolist())
         return io.NodeOutput(Schedule(_SHAPES[shape["shape"]][0](**knobs), start_percent, end_percent))
 
 

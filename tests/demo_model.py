@@ -1,7 +1,8 @@
-"""Makes and measures the demo model: `python . run tests/demo_model.py train | measure | sheet`.
+"""Makes and measures the demo model: `python . run tests/demo_model.py train | refine | cost | measure | sheet`.
 
-`train` reproduces the weights from nothing (resumable: run it again after a stop), `measure` writes the table beside
-them, `sheet` draws prompts and pictures. The recipe is training/demo_model.py; this script brings the host's networks.
+`train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
+counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and pictures. The recipe is
+training/demo_model.py; this script brings the host's networks.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from controlled_diffusion.training import demo_checker, demo_model, demo_world
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness import demo_pictures
 
@@ -119,24 +121,32 @@ def new_denoiser():
     return unet.to(memory_format=torch.channels_last), tower
 
 
-def train_denoiser(latents: torch.Tensor, recipe):
-    (unet, tower), state = new_denoiser(), STATE / "unet.safetensors"
+def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: int, rate: float, batch: int, noisy_share: float = 0.0):
     parameters = parameters_of(unet=unet, text=tower)
-    loop = Loop(
-        parameters,
-        steps=recipe.denoiser_steps,
-        learning_rate=recipe.denoiser_rate,
-        warmup=200,
-        average=0.99,
-        matrices=demo_model.matrices_of(parameters),
-    )
+    loop = Loop(parameters, steps=steps, learning_rate=rate, warmup=200, average=0.99, matrices=demo_model.matrices_of(parameters))
     loop.restore(state)
     say(f"denoiser: {loop.done} of {loop.steps} steps done")
     tokenizer = SD1Tokenizer().clip_l.tokenizer
     tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
-    shown(saving(loop, demo_model.train_denoiser(Denoiser(unet), tower, tokens, latents, loop, batch=recipe.batch), state))
+    latents = (latents - latents.mean()) / latents.std()
+    steps = demo_model.train_denoiser(Denoiser(unet), tower, tokens, latents, loop, batch=batch, noisy_share=noisy_share)
+    shown(saving(loop, steps, state))
     load_average(state, unet=unet, text=tower)
-    return unet, tower
+
+
+def shipped():
+    """Autoencoder, denoiser and text tower as they lie in the repository."""
+    weights, autoencoder, (unet, tower) = load_file(demo.WEIGHTS), new_autoencoder(), new_denoiser()
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
+
+    rows, ids = weights["cond_stage_model.token_rows"], weights["cond_stage_model.token_ids"]
+    unet.load_state_dict(part("model.diffusion_model."))
+    tower.load_state_dict(part("cond_stage_model.clip_l.transformer.text_model."), strict=False)
+    tower.embeddings.token_embedding.weight.data[ids.long()] = rows.float()
+    autoencoder.load_state_dict(part("first_stage_model."))
+    return autoencoder.requires_grad_(False), unet, tower
 
 
 def scene_pictures(count: int, seed: int = demo_model.SEEDS["scenes"]) -> torch.Tensor:
@@ -166,12 +176,51 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
 
 
 def train(options) -> None:
+    """From nothing."""
     STATE.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    recipe = demo_model.RECIPE
+    recipe, (unet, tower) = demo_model.RECIPE, new_denoiser()
     autoencoder = train_autoencoder(recipe)
     latents = scene_latents(autoencoder, recipe)
-    export(autoencoder, latents, *train_denoiser((latents - latents.mean()) / latents.std(), recipe))
+    steps, rate = recipe.denoiser_steps, recipe.denoiser_rate
+    train_denoiser(unet, tower, latents, STATE / "denoiser.safetensors", steps=steps, rate=rate, batch=recipe.batch)
+    export(autoencoder, latents, unet, tower)
+
+
+def refine(options) -> None:
+    """Trains the denoiser and the text tower that lie in the repository further."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    recipe, (autoencoder, unet, tower) = demo_model.RECIPE, shipped()
+    latents = scene_latents(autoencoder, recipe)
+    steps, rate, share = recipe.refine_steps, recipe.refine_rate, recipe.refine_noisy_share
+    state = STATE / "refined.safetensors"
+    train_denoiser(unet, tower, latents, state, steps=steps, rate=rate, batch=recipe.batch, noisy_share=share)
+    export(autoencoder, latents, unet, tower)
+
+
+def operations(loss) -> float:
+    """Floating point operations of a loss and its gradient."""
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    return float(counter.get_total_flops())
+
+
+def cost(options) -> None:
+    """What the training takes in floating point operations, stage by stage; no clock, so the same on every machine."""
+    torch.set_num_threads(options.threads)
+    recipe, autoencoder, (unet, tower) = demo_model.RECIPE, new_autoencoder(), new_denoiser()
+    parameters_of(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder, unet=unet, text=tower)
+    crops, latents, ids = torch.rand(8, 3, 64, 64), torch.randn(recipe.batch, 4, 16, 16), torch.zeros(recipe.batch, 77, dtype=torch.long)
+    levels = torch.full((recipe.batch,), 500.0)
+    one_autoencoder = operations(lambda: autoencoder.taesd_decoder(autoencoder.taesd_encoder(crops)).mean())
+    one_denoiser = operations(lambda: Denoiser(unet)(latents, levels, demo_model.encode_text(tower, ids)).mean())
+    for name, steps, one in (
+        ("autoencoder", recipe.autoencoder_steps, one_autoencoder),
+        ("denoiser", recipe.denoiser_steps, one_denoiser),
+        ("denoiser, refined", recipe.refine_steps, one_denoiser),
+    ):
+        say(f"  {name}: {steps} steps x {one / 1e12:.3f} = {steps * one / 1e12:.0f} TFLOP")
 
 
 def held_out(count: int) -> list[demo_world.Caption]:
@@ -257,13 +306,13 @@ def sheet(options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "measure", "sheet"])
+    parser.add_argument("what", choices=["train", "refine", "cost", "measure", "sheet"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--count", type=int, default=256, help="prompts to measure or draw")
     parser.add_argument("--write", action="store_true", help="write the measured table beside the weights")
     parser.add_argument("--output", type=Path, default=Path("demo_sheet.png"))
     options = parser.parse_args()
-    {"train": train, "measure": measure, "sheet": sheet}[options.what](options)
+    {"train": train, "refine": refine, "cost": cost, "measure": measure, "sheet": sheet}[options.what](options)
 
 
 if __name__ == "__main__":

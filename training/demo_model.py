@@ -43,18 +43,23 @@ UNET_CONFIG = dict(
     use_temporal_resblock=False,
 )
 HEAD_CHANNELS = 32
+NOISY = 600  # of 1000 levels
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, rates and amounts of the shipped weights. On 2 CPU cores about 15 minutes for the autoencoder, 10 for the
-    latents and an hour (1 s a step) for the denoiser; not yet measured on a GPU."""
+    """Steps, rates and amounts of the shipped weights. On 2 CPU cores about 15 minutes for the autoencoder, 10 for the latents and
+    an hour for each of the denoiser's two stages; 0.7 PFLOP in all (`tests/demo_model.py cost`), which is a minute of a GPU's
+    arithmetic at 10 TFLOP/s; the time on one has not been measured."""
 
     autoencoder_steps: int = 1400
     autoencoder_rate: float = 1.5e-3
     scenes: int = 20_000
     denoiser_steps: int = 3400
     denoiser_rate: float = 1.5e-3
+    refine_steps: int = 2400
+    refine_rate: float = 8e-4
+    refine_noisy_share: float = 0.4
     batch: int = 32
 
 
@@ -251,10 +256,21 @@ def alphas_cumprod(steps: int = 1000, start: float = 0.00085, end: float = 0.012
     return torch.cumprod(1 - betas, 0).float()
 
 
+def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:
+    """`count` random numbers, one in each of as many equal parts of [low, high)."""
+    return low + (np.arange(count) + rng.random(count)) / max(1, count) * (high - low)
+
+
 def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> torch.Tensor:
     rng = np.random.default_rng((SEEDS["denoiser"], index, 1))
     texts = [world.random_caption(scene(int(i)), rng).text if rng.random() >= empty else "" for i in picks]
     return torch.stack([tokens(t) for t in texts])
+
+
+def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
+    """Error of predicted noise (B, C, H, W). On the clean picture the loss weighs sqrt(SNR), at most sqrt(gamma)."""
+    snr = (alpha_bar / (1 - alpha_bar)).flatten()
+    return ((eps - noise).square().flatten(1).mean(1) * snr.clamp(max=gamma).sqrt() / snr).mean()
 
 
 def train_denoiser(
@@ -267,15 +283,18 @@ def train_denoiser(
     batch: int = 48,
     empty: float = 0.1,
     gamma: float = 5.0,
+    noisy_share: float = 0.0,
 ) -> Iterator[Step]:
     """eps-prediction. On the clean picture the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
-    2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction."""
+    2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
+    `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""
     from_level = alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEEDS["denoiser"], index))
         picks = rng.integers(len(latents), size=batch)
-        levels = (np.arange(batch) + rng.random(batch)) / batch * 1000  # stratified over the batch
+        noisy = int(batch * noisy_share)
+        levels = np.concatenate([_spread(rng, noisy, NOISY, 1000), _spread(rng, batch - noisy, 0, 1000)])
         return latents[picks].float(), _captions(index, picks, empty, tokens), torch.from_numpy(levels).long()
 
     batches = prefetch(prepare, loop.done, loop.steps)
@@ -287,7 +306,6 @@ def train_denoiser(
         noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(noisy, t.float(), encode_text(tower, ids)).float()
-        snr = (a / (1 - a)).flatten()
-        return ((eps - noise).square().flatten(1).mean(1) * snr.clamp(max=gamma).sqrt() / snr).mean()
+        return denoising_loss(eps, noise, a, gamma)
 
     return loop.run(loss_of)

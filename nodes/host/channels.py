@@ -8,7 +8,8 @@ nodes still runs, and with no channel active the host's result is untouched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import comfy.model_patcher
 import comfy.model_sampling
@@ -19,6 +20,8 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...guidance.multi_cfg import Channel, Push, Rules, combine, push
 from ...guidance.schedules import NoiseScale
+from . import gradients
+from .record import Record
 
 KEY = "controlled_diffusion.multi_cfg"
 POSITIVE, NEGATIVE = 0, 1
@@ -66,9 +69,28 @@ def check_conditionings(model, named: dict[str, list]) -> None:
                 )
 
 
-def _channel_conditionings(channels: Sequence[Channel]) -> dict[str, list]:
+def check_channels(model, channels: Sequence[Channel]) -> None:
+    """Refuses channels that were made for another model."""
     nulls = {f"The null of channel '{c.name}'": c.null for c in channels if c.null is not None}
-    return {f"Channel '{c.name}'": c.conditioning for c in channels} | nulls
+    check_conditionings(model, {f"Channel '{c.name}'": c.conditioning for c in channels if c.force is None} | nulls)
+    own = type(model.model.latent_format).__name__
+    for channel in channels:
+        wanted = channel.force.latent_format if channel.force else ""
+        if wanted not in ("", own):
+            raise ValueError(
+                f"Channel '{channel.name}' was made for latents of the format {wanted}, but {type(model.model).__name__} has {own}. "
+                "Use one that was trained on this model's latents."
+            )
+
+
+def with_force_models(model, channels: Sequence[Channel]):
+    """The model itself, or a clone that brings what the channels' forces need into memory with it."""
+    models = [m for c in channels if c.force is not None for m in getattr(c.force, "models", ())]
+    if not models:
+        return model
+    clone = model.clone()
+    clone.set_additional_models(KEY, list(dict.fromkeys([*clone.get_additional_models_with_key(KEY), *models])))
+    return clone
 
 
 class Conditionings:
@@ -91,17 +113,20 @@ class Conditionings:
 
 @dataclass(frozen=True)
 class Seat:
-    """A channel with the keys of its conditioning and its null among the guider's conditionings."""
+    """A channel with the keys of its conditioning and its null among the guider's conditionings; a force has none."""
 
     channel: Channel
-    key: str
-    null: str
+    key: str = ""
+    null: str = ""
 
 
 def seats_for(channels: Sequence[Channel], names: Conditionings, base: str | None) -> list[Seat]:
     """Finds or makes a key for every channel's conditioning and null."""
     seats = []
     for channel in channels:
+        if channel.force is not None:
+            seats.append(Seat(channel))
+            continue
         if channel.null is None and base is None:
             raise ValueError(
                 f"Channel '{channel.name}' has no null conditioning and the guider has no negative to use "
@@ -131,24 +156,34 @@ def alive(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tens
 
 @dataclass
 class Mixture:
-    """The channels of one run. `lead_priority` is the priority of the guider's own positive."""
+    """The channels of one run. `lead` names the guider's own positive, `lead_priority` is its priority.
+
+    `running` holds what adaptive projected guidance remembers from step to step, `record` what a report draws.
+    """
 
     seats: list[Seat]
     rules: Rules
     scale: NoiseScale
+    lead: str = "positive"
     lead_priority: int = 0
+    running: dict[int, torch.Tensor] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+
+    def fresh(self) -> Mixture:
+        """The same for a run that begins."""
+        return replace(self, running={}, record=Record())
 
     def at(self, guider, x: torch.Tensor, timestep: torch.Tensor) -> Moment:
         """The channels that count at this sigma."""
-        sigma, conds = float(timestep.max()), guider.conds
-        active = []
+        sigma = float(timestep.max())
+        if self.record.entries and sigma > self.record.entries[-1].sigma:
+            self.running.clear()
+        moment = Moment(self, guider.conds, [], x, sigma)
         for seat in self.seats:
-            strength = seat.channel.strength(sigma, self.scale)
-            if strength != 0.0 and alive(conds[seat.key], x, timestep):
-                null = seat.null if alive(conds[seat.null], x, timestep) else "negative"
-                if null != seat.key and alive(conds.get(null), x, timestep):
-                    active.append((Seat(seat.channel, seat.key, null), strength))
-        return Moment(self, conds, active)
+            strength = self.rules.strength(seat.channel, sigma, self.scale)
+            if strength != 0.0 and (seated := moment.seated(seat, timestep)):
+                moment.active.append((seated, strength))
+        return moment
 
 
 @dataclass
@@ -158,12 +193,24 @@ class Moment:
     mixture: Mixture
     conds: dict[str, list[dict]]
     active: list[tuple[Seat, float]]
-    denoised: dict[str, torch.Tensor] = field(default_factory=dict)
+    x: torch.Tensor
+    sigma: float
+    denoised: dict[str, torch.Tensor] | None = None
+    evaluations: int = 0
+
+    def seated(self, seat: Seat, timestep: torch.Tensor) -> Seat | None:
+        """The seat with a null that is active at this sigma; None where the host would evaluate nothing for it."""
+        if seat.channel.force is not None:
+            return seat
+        if not alive(self.conds[seat.key], self.x, timestep):
+            return None
+        null = seat.null if alive(self.conds[seat.null], self.x, timestep) else "negative"
+        return replace(seat, null=null) if null != seat.key and alive(self.conds.get(null), self.x, timestep) else None
 
     def wanted(self) -> list[str]:
-        """Keys to evaluate, each once, positives first."""
+        """Keys to evaluate, each once, positives first; none for a force."""
         keys = [seat.key for seat, _ in self.active] + [seat.null for seat, _ in self.active]
-        if self.mixture.rules != Rules():
+        if not self.mixture.rules.plain:
             keys.append("negative")
         return [k for k in dict.fromkeys(keys) if k in self.conds]
 
@@ -175,42 +222,79 @@ class Moment:
 
     def evaluate(self, run, model, conds: list, x, timestep, model_options: dict) -> list[torch.Tensor]:
         """The host's list of predictions for `conds`; the missing ones of the channels come in the same call."""
-        present = {k: i for k in self.wanted() for i, c in enumerate(conds) if c is self.conds[k]}
+        keys = [*self.wanted(), *(k for k in ("positive", "negative") if k in self.conds)]
+        present = {k: i for k in keys for i, c in enumerate(conds) if c is self.conds[k]}
         missing = [k for k in self.wanted() if k not in present]
         options = _with_roles(model_options, self._roles(conds, missing))
-        out = run(model, [*conds, *(self.conds[k] for k in missing)], x, timestep, options)
+        asked = [*conds, *(self.conds[k] for k in missing)]
+        out = run(model, asked, x, timestep, options)
+        self.evaluations += sum(len(c) for c in asked if c is not None)
         self.denoised = {k: out[i] for k, i in present.items()} | dict(zip(missing, out[len(conds) :]))
         return out[: len(conds)]
 
     def _calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
-        if self.denoised:  # a later call in the same step belongs to another node
+        if self.denoised is not None:  # a later call in the same step belongs to another node
             return executor(model, conds, x, timestep, model_options)
         return self.evaluate(executor, model, conds, x, timestep, model_options)
 
     def _post_cfg(self, args: dict) -> torch.Tensor:
-        if self.active and not self.denoised:
-            self.evaluate(comfy.samplers.calc_cond_batch, args["model"], [], args["input"], args["sigma"], args["model_options"])
-        return self.guided(args["denoised"], args.get("cond_denoised"))
+        self.evaluate_alone(args["model"], args["input"], args["sigma"], args["model_options"])
+        return self.guided(args["denoised"], args["cond_scale"])
 
-    def guided(self, prediction: torch.Tensor, lead: torch.Tensor | None = None) -> torch.Tensor:
-        """The guider's own prediction plus the channels' pushes. `lead` is the prediction of the guider's positive."""
-        rules, seen = self.mixture.rules, self.denoised
-        pushes = [
-            push(
-                seen[s.key],
-                seen[s.null],
-                strength,
-                None if s.channel.mask is None else fits(s.channel.mask, prediction),
-                s.channel.priority,
-            )
-            for s, strength in self.active
-        ]
-        positives = [seen[s.key] for s, strength in self.active if strength > 0]
-        if "negative" not in seen or rules == Rules():
+    def evaluate_alone(self, model, x, timestep, model_options: dict) -> None:
+        """Evaluates what the channels still miss in a call of their own."""
+        if self.denoised is None and self.wanted():
+            self.evaluate(comfy.samplers.calc_cond_batch, model, [], x, timestep, model_options)
+
+    def _direction(self, number: int, prediction: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
+        """The shaped difference of two predictions; `number` is the channel's, -1 the guider's own."""
+        shaping, running = self.mixture.rules.shaping, self.mixture.running
+        direction, kept = shaping(prediction, null, self.x, running.get(number))
+        if shaping.momentum:
+            running[number] = kept
+        return direction
+
+    def _push(self, number: int, seat: Seat, strength: float, prediction: torch.Tensor) -> Push:
+        channel = seat.channel
+        if channel.force is None:
+            direction = self._direction(number, self.denoised[seat.key], self.denoised[seat.null])
+        else:
+            with nullcontext() if self.through_denoiser else gradients.differentiable():
+                direction = channel.force(self.x, self.sigma, prediction, self.mixture.scale).to(prediction)
+        return push(direction, strength, None if channel.mask is None else fits(channel.mask, prediction), channel.priority)
+
+    @property
+    def through_denoiser(self) -> bool:
+        """Whether an active force needs the prediction with its graph."""
+        return any(s.channel.force is not None and s.channel.force.through_denoiser for s, _ in self.active)
+
+    def _own(self, prediction: torch.Tensor, cfg: float) -> torch.Tensor:
+        """The guider's own push: its prediction less the unconditional one, its direction shaped as the channels' are."""
+        positive, base = (self.denoised.get(k) for k in ("positive", "negative"))
+        own = prediction - base
+        if self.mixture.rules.shaping.neutral or positive is None:
+            return own
+        return own + (cfg - 1) * (self._direction(-1, positive, base) - (positive - base))
+
+    def guided(self, prediction: torch.Tensor, cfg: float = 1.0) -> torch.Tensor:
+        """The guider's own prediction, made at `cfg`, plus the channels' pushes."""
+        rules, seen = self.mixture.rules, self.denoised or {}
+        numbers = {id(s.channel): i for i, s in enumerate(self.mixture.seats)}
+        pushes = [self._push(numbers[id(seat.channel)], seat, strength, prediction) for seat, strength in self.active]
+        self._note(prediction, cfg, pushes)
+        if "negative" not in seen or rules.plain:
             return combine(prediction, pushes)
-        base = seen["negative"]
-        own = [Push(prediction - base, self.mixture.lead_priority)]
-        return combine(base, own + pushes, rules, positives if lead is None else [lead, *positives])
+        own = [Push(self._own(prediction, cfg), self.mixture.lead_priority)]
+        lead = [seen["positive"]] if "positive" in seen else []
+        positives = lead + [seen[s.key] for s, strength in self.active if strength > 0 and s.key not in ("", "positive")]
+        return combine(seen["negative"], own + pushes, rules, positives)
+
+    def _note(self, prediction: torch.Tensor, cfg: float, pushes: list[Push]) -> None:
+        seen = self.denoised or {}
+        lines = [(seat.channel.name, strength, p.delta) for (seat, strength), p in zip(self.active, pushes)]
+        if "positive" in seen and "negative" in seen:
+            lines.insert(0, (self.mixture.lead, cfg, prediction - seen["negative"]))
+        self.mixture.record.note(self.sigma, lines, self.evaluations)
 
     def hooked(self, model_options: dict) -> dict:
         """A copy of the run's options in which this moment takes part."""
@@ -218,6 +302,19 @@ class Moment:
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self._calc_cond_batch, options, is_model_options=True)
         options["sampler_post_cfg_function"] = [self._post_cfg, *options.get("sampler_post_cfg_function", [])]
         return options
+
+
+def _predicted(mixture: Mixture, guider, x: torch.Tensor, timestep: torch.Tensor, predict) -> torch.Tensor:
+    """`predict(moment, x, timestep)`, with a graph back to x where a channel needs one."""
+    if mixture.scale.percent(float(timestep.max())) < mixture.rules.zero_init:
+        return x.clone()
+    moment = mixture.at(guider, x, timestep)
+    if not moment.through_denoiser:
+        return predict(moment, x, timestep)
+    gradients.prepare(guider)
+    with gradients.differentiable():
+        x, timestep = x.clone().detach().requires_grad_(True), gradients.ordinary(timestep)
+        return predict(mixture.at(guider, x, timestep), x, timestep).detach()
 
 
 def _with_roles(model_options: dict, roles: list[int]) -> dict:
@@ -242,24 +339,41 @@ class MultiCFG(comfy.samplers.CFGGuider):
     """
 
     def __init__(self, model, unconditional, channels: Sequence[Channel], rules: Rules = Rules()):
-        super().__init__(model)
-        check_conditionings(model, {"The unconditional": unconditional} | _channel_conditionings(channels))
-        self.lead = next((c for c in channels if not c.negative and c.mask is None and c.null is None), None)
+        super().__init__(with_force_models(model, channels))
+        check_conditionings(model, {"The unconditional": unconditional})
+        check_channels(model, channels)
+        self.lead = next((c for c in channels if not c.negative and c.mask is None and c.null is None and c.force is None), None)
         positive = unconditional if self.lead is None else self.lead.conditioning
         self.set_conds(positive, unconditional)
         names = Conditionings(self.original_conds)
         seats = seats_for([c for c in channels if c is not self.lead], names, "negative")
         self.original_conds |= names.added
         self.set_cfg(self.lead.weight if self.lead else 1.0)
-        self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), self.lead.priority if self.lead else 0)
+        own = dict(lead=self.lead.name, lead_priority=self.lead.priority) if self.lead else {}
+        self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), **own)
+
+    def outer_sample(self, *args, **kwargs):
+        self.mixture = self.mixture.fresh()
+        return super().outer_sample(*args, **kwargs)
 
     def _cfg_at(self, sigma: float) -> float:
-        return self.cfg * self.lead.factor(sigma, self.mixture.scale) if self.lead else 0.0
+        if self.lead is None:
+            return 0.0
+        return self.mixture.rules.strength(replace(self.lead, weight=self.cfg), sigma, self.mixture.scale)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
+        def predict(moment, x, timestep):
+            positive, negative, cfg = self._pair(x, timestep)
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, negative, positive, cfg, moment.hooked(model_options), seed
+            )
+
+        return _predicted(self.mixture, self, x, timestep, predict)
+
+    def _pair(self, x, timestep) -> tuple:
+        """(positive, negative, cfg) for the host's CFG; what is not active at this sigma is left out."""
         positive, negative = self.conds["positive"], self.conds["negative"]
         cfg = self._cfg_at(float(timestep.max()))
-        moment = self.mixture.at(self, x, timestep)
         if not alive(negative, x, timestep):
             negative, cfg = None, 1.0
         elif cfg == 0.0 or not alive(positive, x, timestep):
@@ -269,9 +383,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
                 f"No conditioning is active at sigma {float(timestep.max()):.4g}: every timestep range excludes it. "
                 "Widen the range of the unconditional or of a channel's conditioning."
             )
-        if moment.active or self.mixture.rules != Rules() or positive is negative:
-            model_options = moment.hooked(model_options)
-        return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, model_options, seed)
+        return positive, negative, cfg
 
 
 def _register_hooks(guider) -> None:
@@ -290,13 +402,13 @@ class MultiCFGWrapper:
     """Lets channels ride on any guider of a model: joins the conditionings when a run starts, pushes at every prediction."""
 
     def __init__(self, channels: Sequence[Channel], rules: Rules = Rules()):
-        self.channels, self.rules = tuple(channels), rules
+        self.channels, self.rules, self.mixture = tuple(channels), rules, None
         self._run_key = f"{KEY}/{id(self)}"
 
     def install(self, model):
         """A clone of the model with the channels on top of whatever guides it."""
-        check_conditionings(model, _channel_conditionings(self.channels))
-        patched = model.clone()
+        check_channels(model, self.channels)
+        patched = with_force_models(model, self.channels).clone()
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.join)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict)
         return patched
@@ -304,7 +416,7 @@ class MultiCFGWrapper:
     def join(self, executor, *args, **kwargs):
         """OUTER_SAMPLE: the run's own conditionings plus the channels'."""
         guider = executor.class_obj
-        if self.rules != Rules() and "negative" not in guider.conds:
+        if not self.rules.plain and "negative" not in guider.conds:
             raise ValueError(
                 f"Conflict '{self.rules.conflict}', norm_cap {self.rules.norm_cap} and rescale {self.rules.rescale} measure against the "
                 "negative, which this guider does not have. Use conflict 'sum' with both at 0, or sample with positive and negative."
@@ -316,17 +428,34 @@ class MultiCFGWrapper:
         if any("hooks" in c for conditioning in names.added.values() for c in conditioning):
             _register_hooks(guider)
         scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
-        guider.model_options[self._run_key] = Mixture(seats, self.rules, scale)
+        self.mixture = guider.model_options[self._run_key] = Mixture(seats, self.rules, scale)
         return executor(*args, **kwargs)
 
     def predict(self, executor, x, timestep, model_options={}, seed=None):
         """PREDICT_NOISE: within the host's CFG where the guider is the host's, on top of the result of any other."""
         guider = executor.class_obj
-        moment = guider.model_options[self._run_key].at(guider, x, timestep)
-        if not moment.active and self.rules == Rules():
-            return executor(x, timestep, model_options, seed)
-        if isinstance(guider, MultiCFG) or type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise:
-            return executor(x, timestep, moment.hooked(model_options), seed)
-        prediction = executor(x, timestep, model_options, seed)
-        moment.evaluate(comfy.samplers.calc_cond_batch, guider.inner_model, [], x, timestep, model_options)
-        return moment.guided(prediction)
+        inside = isinstance(guider, MultiCFG) or type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+
+        def predict(moment, x, timestep):
+            if inside:
+                return executor(x, timestep, moment.hooked(model_options), seed)
+            prediction = executor(x, timestep, model_options, seed)
+            moment.evaluate_alone(guider.inner_model, x, timestep, model_options)
+            return moment.guided(prediction)
+
+        return _predicted(guider.model_options[self._run_key], guider, x, timestep, predict)
+
+
+def record_of(source) -> Record:
+    """What was recorded in the last run of a MultiCFG guider, of a guider over a patched model, or of that model."""
+    mixture = getattr(source, "mixture", None)
+    if mixture is None:
+        patcher = getattr(source, "model_patcher", source)
+        joins = patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, []) if hasattr(patcher, "wrappers") else []
+        mixture = next((join.__self__.mixture for join in reversed(joins) if join.__self__.mixture is not None), None)
+    if mixture is None or not mixture.record.entries:
+        raise ValueError(
+            f"There is no finished run to report on: {type(source).__name__} did not sample with guidance channels. Connect the guider of "
+            "Multi CFG Guider or the model of Multi CFG Patch, and the latent that was sampled with it."
+        )
+    return mixture.record

@@ -21,6 +21,11 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
 VOCABULARY, LATENT_SCALE = 49408, 0.18215
 
 
+def offer_controlnet() -> None:
+    """Lists the demo model's own ControlNet in the host's Load ControlNet Model."""
+    folder_paths.add_model_folder_path("controlnet", str(WEIGHTS.parent / "controlnet"))
+
+
 class DemoClip(comfy.sd1_clip.SD1ClipModel):
     """SD1's text tower at the demo model's width."""
 

@@ -67,7 +67,7 @@ def _checked_mask(mask: torch.Tensor, pictures: int) -> torch.Tensor:
     return mask
 
 
-def _encoded_part(picture: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def encoded_part(picture: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """The middle of a picture or mask (B, H, W, ...) that the VAE encodes: whole multiples of its scale."""
     for dim, count in ((1, latent.shape[-2]), (2, latent.shape[-1])):
         kept = picture.shape[dim] // count * count
@@ -90,7 +90,7 @@ class Task:
         if mask is not None:
             self.mask_picture = _checked_mask(mask, self.guide.shape[0])
             if self.original_picture is not None and mask.shape[-2:] == self.original_picture.shape[1:3]:
-                self.mask_picture = _encoded_part(self.mask_picture, self.guide)
+                self.mask_picture = encoded_part(self.mask_picture, self.guide)
             self.mask = comfy.sampler_helpers.prepare_mask(self.mask_picture, self.guide.shape, self.guide.device)
             self.guide = frozen(self.guide * self.mask + self.original * (1 - self.mask), self.original, self.mask)
 
@@ -145,7 +145,7 @@ class Task:
         picture = self._decoded(samples)
         if self.mask is None:
             return picture
-        original = self._decoded(self.original) if self.original_picture is None else _encoded_part(self.original_picture, self.guide)
+        original = self._decoded(self.original) if self.original_picture is None else encoded_part(self.original_picture, self.guide)
         original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
         mask = torch.nn.functional.interpolate(self.mask_picture[:, None].to(picture), picture.shape[1:3], mode="bilinear").movedim(1, -1)
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)

@@ -1,4 +1,4 @@
-"""Pictures that nodes draw: weight curves."""
+"""Pictures that nodes draw: weight curves, and the report of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...guidance.multi_cfg import Channel
 from .channels import noise_scale
+from .record import Record
 
 _COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b0a011", "#7a5c45")
 _INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
@@ -60,3 +61,28 @@ def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | N
         marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
     lines = {f"{i} {c.name}": [(x, c.strength(s, scale)) for x, s in marks] for i, c in enumerate(channels, 1)}
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one width below each other."""
+    paper = Image.new("RGB", (pictures[0].width, sum(p.height for p in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        paper.paste(picture, (0, top))
+        top += picture.height
+    return paper
+
+
+def report_picture(record: Record) -> torch.Tensor:
+    """Weights, strengths and pairwise cosines of every push of a run; an IMAGE."""
+    names, step, size = record.names, "prediction", (768, 300)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    charts = [
+        (f"weight of each channel; {record.evaluations} evaluations of the network in {len(record.entries)} predictions", record.weight),
+        ("strength: RMS of what each channel adds, in latent units", record.norm),
+    ]
+    drawn = [line_chart({n: line for n in names if (line := read(n))}, title, step, size) for title, read in charts if names]
+    cosines = {f"{a} / {b}": line for a, b in pairs if (line := record.cosine(a, b))}
+    if cosines:
+        drawn.append(line_chart(cosines, "cosine of two channels: below 0 they work against each other", step, size))
+    return as_image(stacked(drawn or [line_chart({"nothing": [(0, 0.0)]}, "no channel acted in this run", step, size)]))

@@ -1,0 +1,231 @@
+"""DiffEdit: find what two prompts disagree about in a picture, and change only that (arXiv 2210.11427).
+
+The mask is where the predictions under the source and the target prompt differ on the same noised picture; the edit is
+DDIM from the picture's own DDIM encoding, with everything off the mask held on the encoding. All of it in the host's
+sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flow models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+MEASURES = ("denoised", "eps")
+AGGREGATIONS = ("mean", "median", "mean difference")
+NORMALISATIONS = ("peak", "mean")
+THRESHOLDS = ("share", "quantile", "otsu")
+RULES = ("trajectory", "clean mix")
+PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
+
+InputScale = Callable[[float], float]
+
+
+def _in_range(name: str, value: float, low: float, high: float, usual: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; give {low:g} to {high:g}, {usual}.")
+
+
+def probe_percents(start: float, end: float, levels: int) -> list[float]:
+    """Percents of the sampling at which to compare the prompts: `levels` spread evenly over [start, end], or its middle."""
+    if levels < 1:
+        raise ValueError(f"There are {levels} probe levels; give 1 (the paper's) or more, usually 1 to 5.")
+    if not 0.0 <= start <= end <= 1.0:
+        raise ValueError(
+            f"The probe runs from start_percent {start} to end_percent {end}; give 0 <= start <= end <= 1, usually 0.3 to 0.7."
+        )
+    if levels == 1:
+        return [(start + end) / 2]
+    return [start + (end - start) * i / (levels - 1) for i in range(levels)]
+
+
+def difference(source: torch.Tensor, target: torch.Tensor, sigma: float, measure: str = "denoised") -> torch.Tensor:
+    """The difference of two denoised predictions of the same x at `sigma`, as denoised pictures or as noise (or velocity)."""
+    apart = target - source
+    return apart / sigma if measure == "eps" else apart
+
+
+def heat(levels: Sequence[torch.Tensor], aggregation: str = "mean") -> torch.Tensor:
+    """The heat map (B, h, w) of differences, one tensor (maps, B, C, [frames,] h, w) for each level.
+
+    `mean` is the paper's: the mean over maps, levels and channels of the absolute difference. `median` takes the
+    median of the maps. `mean difference` averages before the absolute value, so that what differs in another way under
+    every noise cancels. A video gets one map, the largest of its frames.
+    """
+    if aggregation == "mean difference":
+        found = torch.stack([d.mean(0).abs().mean(1) for d in levels]).mean(0)
+    else:
+        maps = torch.cat([d.abs().mean(2) for d in levels])
+        found = maps.median(0).values if aggregation == "median" else maps.mean(0)
+    return found.flatten(1, -3).amax(1) if found.ndim > 3 else found
+
+
+def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
+    """The q-quantile of each sample, (B, 1, 1); torch.quantile refuses large pictures."""
+    flat = values.flatten(1)
+    rank = min(max(round(q * flat.shape[1]), 1), flat.shape[1])
+    return flat.kthvalue(rank).values[:, None, None]
+
+
+def normalised(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: float = 3.0) -> torch.Tensor:
+    """A heat map (B, h, w) in [0, 1], each sample by itself; a map without any difference stays 0.
+
+    `mean` is the paper's: 1 at `clamp_ratio` times the mean, so that a threshold of 0.5 keeps what is above
+    `clamp_ratio / 2` times the mean, and small things get a mask that is too large. `peak`: 1 at the 99th percentile.
+    """
+    if not clamp_ratio > 0:
+        raise ValueError(f"clamp_ratio is {clamp_ratio}; give a number above 0, 3 in the paper.")
+    top = found.mean((1, 2), keepdim=True) * clamp_ratio if normalisation == "mean" else _quantile(found, PEAK)
+    top = torch.where(top > 0, top, found.amax((1, 2), keepdim=True))  # a thing smaller than a hundredth of the picture
+    return torch.where(top > 0, found / torch.where(top > 0, top, 1), 0).clamp(0, 1)
+
+
+def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
+    """Otsu's threshold of values (B, h, w) in [0, 1]: it parts them into the two most distinct groups. (B, 1, 1)."""
+    edges = torch.arange(1, bins + 1, device=values.device) / bins
+    found = []
+    for sample in values:
+        counts = torch.histc(sample, bins, 0, 1)
+        below, mass = counts.cumsum(0), (counts * (edges - 0.5 / bins)).cumsum(0)
+        above = below[-1] - below
+        apart = mass / below.clamp(min=1) - (mass[-1] - mass) / above.clamp(min=1)
+        distinct = below * above * apart**2
+        found.append(edges[distinct == distinct.max()].mean())  # the middle of an empty gap
+    return torch.stack(found)[:, None, None]
+
+
+def cut(values: torch.Tensor, threshold: float, kind: str = "share", soft: bool = False) -> torch.Tensor:
+    """A mask (B, h, w) of normalised heat. Hard: 1 above the cut. Soft: 0 at half the cut, 1 at one and a half times it.
+
+    `share` cuts at a share of the normalised heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
+    picture, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
+    """
+    _in_range("threshold", threshold, 0.0, 1.0, "usually 0.3 to 0.6 (0.8 to 0.95 as a quantile)")
+    at = otsu(values) if kind == "otsu" else _quantile(values, threshold) if kind == "quantile" else values.new_tensor(threshold)
+    if not soft:
+        return (values > at).to(values)
+    return torch.where(values > 0, (values / at.clamp(min=1e-6) - 0.5).clamp(0, 1), 0)
+
+
+def _grown(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """The largest value within a square of `radius` pixels; one side after the other, so that it is fast."""
+    along = F.max_pool2d(mask[:, None], (2 * radius + 1, 1), 1, (radius, 0))
+    return F.max_pool2d(along, (1, 2 * radius + 1), 1, (0, radius))[:, 0]
+
+
+def dilated(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """A mask (B, H, W), grown by `radius` pixels; shrunk where it is negative."""
+    return mask if radius == 0 else _grown(mask, radius) if radius > 0 else -_grown(-mask, -radius)
+
+
+def opened(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """Without specks narrower than 2 `radius` + 1 pixels."""
+    return dilated(dilated(mask, -radius), radius)
+
+
+def closed(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """Without gaps and holes narrower than 2 `radius` + 1 pixels. The picture's border is no part of a gap."""
+    if radius == 0:
+        return mask
+    around = F.pad(mask, (radius,) * 4)
+    return dilated(dilated(around, radius), -radius)[..., radius:-radius, radius:-radius]
+
+
+def blurred(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """A mask (B, H, W) under a Gaussian of standard deviation `radius` / 2, cut off at `radius` pixels."""
+    if radius == 0:
+        return mask
+    steps = torch.arange(-radius, radius + 1, device=mask.device, dtype=mask.dtype)
+    kernel = torch.exp(-0.5 * (steps / (radius / 2)) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(mask[:, None], (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0].clamp(0, 1)
+
+
+def resized(found: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A heat map (B, h, w) at the size of a picture, smooth and never below 0."""
+    if found.shape[-2:] == (height, width):
+        return found
+    return F.interpolate(found[:, None], (height, width), mode="bicubic", antialias=False)[:, 0].clamp(min=0)
+
+
+def sharpened(found: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """A heat map at the size of a picture with the edges of `pixels`, the difference of the decoded predictions (B, H, W).
+
+    The geometric mean of both: the latent says surely what differs, but in cells; the pixels say where it ends.
+    """
+    smooth = resized(found, *pixels.shape[-2:])
+    return (_relative(smooth) * _relative(pixels)).sqrt()
+
+
+def _relative(found: torch.Tensor) -> torch.Tensor:
+    mean = found.mean((1, 2), keepdim=True)
+    return torch.where(mean > 0, found / torch.where(mean > 0, mean, 1), 0)
+
+
+def cells(mask: torch.Tensor, height: int, width: int, soft: bool = False) -> torch.Tensor:
+    """A mask (B, H, W) at a latent's size. Hard: every cell that holds a pixel above 0.5. Soft: the mean of its pixels."""
+    if soft:
+        return F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
+    return F.adaptive_max_pool2d((mask[:, None] > 0.5).to(mask), (height, width))[:, 0]
+
+
+def _shown(i: int, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, callback) -> None:
+    if callback is not None:
+        callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+
+@torch.no_grad()
+def encode(model, x0: torch.Tensor, sigmas: torch.Tensor, extra_args=None, callback=None, *, input_scale: InputScale) -> list[torch.Tensor]:
+    """DDIM encoding of a clean latent along rising sigmas; the states at all of them, `x0` itself first.
+
+    Each step asks the network at the level it goes to, with the state that it comes from, as DDIM inversion does in
+    its own space. `input_scale(sigma)` is the factor that the model puts on its input at a sigma: 1 / sqrt(1 + sigma^2)
+    for eps and v, 1 for flow.
+    """
+    states, ones = [x0], x0.new_ones([x0.shape[0]])
+    for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
+        seen = states[-1] * (input_scale(float(now)) / input_scale(float(goal)))
+        denoised = model(seen, goal * ones, **(extra_args or {}))
+        states.append(states[-1] + (goal - now) * (seen - denoised) / goal)
+        _shown(i, states[-1], goal, denoised, callback)
+    return states
+
+
+def mixed(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`inside` where the mask is 1 and `outside` where it is 0, both bit for bit; a blend between."""
+    return torch.where(mask >= 1, inside, torch.where(mask <= 0, outside, mask * inside + (1 - mask) * outside))
+
+
+@torch.no_grad()
+def sample_diffedit(
+    model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    trajectory: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+    rule: str = "trajectory",
+) -> torch.Tensor:
+    """Deterministic DDIM along falling sigmas that end at 0, changing only the mask (broadcastable, 1 = changes).
+
+    `trajectory[i]` is the encoding at `sigmas[i]`; its last is the picture. The rule of the paper (Algorithm 1)
+    puts the encoding of the level AFTER the step off the mask. `clean mix` puts the picture into the predicted clean
+    image off the mask and takes the step from there, which needs no encoding but the first.
+    """
+    if len(trajectory) != len(sigmas):
+        raise ValueError(f"The encoding has {len(trajectory)} states for {len(sigmas)} sigmas; encode along the same sigmas.")
+    clean, ones = trajectory[-1], x.new_ones([x.shape[0]])
+    for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
+        denoised = model(x, now * ones, **(extra_args or {}))
+        if rule == "clean mix":
+            denoised = mixed(denoised, clean, mask)
+        _shown(i, x, now, denoised, callback)
+        x = x + (goal - now) * (x - denoised) / now
+        if rule == "trajectory":
+            x = mixed(x, trajectory[i + 1], mask)
+    return torch.where(mask <= 0, clean, x)

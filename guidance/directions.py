@@ -1,0 +1,75 @@
+"""Shaping a guidance direction D_k - D_null before it is weighted: adaptive projected guidance and CFG-zero-star.
+
+Both are the identity by default and work per sample on denoised predictions, of eps, v and flow models alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """Adaptive projected guidance (arXiv 2410.02416, section 4 and algorithm 1): `eta` keeps that share of the part
+    parallel to the prediction (1 = all, the paper takes 0), `momentum` beta adds the running direction (0 = off, the
+    paper takes -0.75 to -0.25), `norm` r is the largest L2 norm (0 = off). `zero_star` fits the null to the prediction
+    first (CFG-zero-star, arXiv 2503.18886, equation 7)."""
+
+    eta: float = 1.0
+    momentum: float = 0.0
+    norm: float = 0.0
+    zero_star: bool = False
+
+    def __post_init__(self):
+        for name, value, low, high in (
+            ("apg_eta", self.eta, 0.0, 10.0),
+            ("apg_momentum", self.momentum, -1.0, 1.0),
+            ("apg_norm", self.norm, 0.0, math.inf),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; give a number from {low} to {high}.")
+
+    @property
+    def neutral(self) -> bool:
+        return self == AS_THEY_ARE
+
+    def __call__(
+        self, prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor, running: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(direction, running direction for the next step) from two denoised predictions and the noisy latent, (B, C, ...)."""
+        null = fitted_null(prediction, null, x) if self.zero_star else null
+        delta = prediction - null
+        if self.momentum and running is not None:
+            delta = delta + self.momentum * running
+        kept = delta
+        if self.norm > 0:
+            delta = delta * (self.norm / _norm(delta).clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
+        return (projected(delta, prediction, self.eta) if self.eta != 1.0 else delta), kept
+
+
+AS_THEY_ARE = Shaping()
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner product of each sample, in double precision, shaped to broadcast."""
+    return (a.double() * b.double()).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+
+def _norm(a: torch.Tensor) -> torch.Tensor:
+    return _dot(a, a).sqrt()
+
+
+def projected(delta: torch.Tensor, along: torch.Tensor, eta: float) -> torch.Tensor:
+    """`delta` with its part parallel to `along` times `eta`, per sample."""
+    parallel = _dot(delta, along) / _dot(along, along).clamp(min=1e-30) * along.double()
+    return (delta.double() - (1 - eta) * parallel).to(delta.dtype)
+
+
+def fitted_null(prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The null whose velocity, x - null up to a factor, is scaled to lie nearest to that of the prediction."""
+    velocity, null_velocity = x - prediction, x - null
+    share = _dot(velocity, null_velocity) / _dot(null_velocity, null_velocity).clamp(min=1e-30)
+    return (x.double() - share * null_velocity.double()).to(null.dtype)

@@ -1,0 +1,80 @@
+"""Guidance by a loss on the predicted clean picture: universal guidance (arXiv 2302.07121, equation 6), and its cheap form
+without a pass back through the denoiser (manifold preserving guidance, arXiv 2311.16424, algorithm 1).
+
+With log p = -loss the exact change of the prediction is `sigma^2 grad_x log p(D(x))` (see `classifier.towards`), which equals
+`Cov[x0 | x] grad_D log p`. The cheap form takes 1 / (1 + SNR) for the covariance, which is exact for data of unit variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .classifier import as_pictures, gradient_of, towards
+from .schedules import NoiseScale
+
+KINDS = ("color", "brightness", "layout")
+LAYOUT_CELLS = 8
+LUMA = (0.299, 0.587, 0.114)
+
+
+def color_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Squared distance of mean and deviation of each colour, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
+
+    def look(p):
+        flat = p.flatten(2)
+        return torch.cat([flat.mean(2), flat.var(2).clamp(min=1e-6).sqrt()], 1)
+
+    return (look(pictures) - look(reference)).square().sum(1)
+
+
+def brightness_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the light and dark of the picture, blurred to 8 x 8 cells; colour is free."""
+    luma = torch.tensor(LUMA, device=pictures.device, dtype=pictures.dtype).view(1, 3, 1, 1)
+    return layout_distance((pictures * luma).sum(1, True), (reference * luma).sum(1, True))
+
+
+def layout_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of the low frequencies: the pictures as 8 x 8 cells, whatever their sizes."""
+    cells = (F.adaptive_avg_pool2d(p, LAYOUT_CELLS) for p in (pictures, reference))
+    a, b = cells
+    return (a - b).square().sum(1).mean((1, 2))
+
+
+DISTANCES: dict[str, Callable] = {"color": color_distance, "brightness": brightness_distance, "layout": layout_distance}
+
+
+def embedding_distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of two embeddings, (B, width) and (1 or B, width) -> (B,)."""
+    return 1 - F.cosine_similarity(found, wanted, dim=1)
+
+
+@dataclass(frozen=True)
+class ImageForce:
+    """What a loss on the predicted clean latent, (B, C, H, W) -> (B,), adds to the prediction at weight 1.
+
+    The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are the host's
+    patchers that the loss needs in memory; `batch` limits the samples at a time (0 = all).
+    """
+
+    loss: Callable[[torch.Tensor], torch.Tensor]
+    through_denoiser: bool = False
+    latent_format: str = ""
+    models: tuple = ()
+    batch: int = 0
+
+    def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:
+        """(B, C, [frames,] H, W) noisy latent and prediction -> change of the prediction, same shape."""
+        if self.through_denoiser:
+            gradient = torch.autograd.grad(self._log_p(denoised).sum(), x, retain_graph=True)[0]
+            return towards(gradient, sigma, scale.flow)
+        share = 1 / (1 + math.exp(scale.log_snr(sigma)))
+        return gradient_of(self._log_p, denoised, self.batch) * share
+
+    def _log_p(self, denoised: torch.Tensor) -> torch.Tensor:
+        cells = denoised.shape[-1] * denoised.shape[-2]
+        return -cells * self.loss(as_pictures(denoised)).view(len(denoised), -1).mean(1)

@@ -1,0 +1,90 @@
+"""What forces cost beside plain CFG: `python . run tests/bench/image_guidance.py`.
+
+Time of a step as a ratio to the host's CFG in the same run, and the peak of the memory above that before the run.
+"""
+
+import argparse
+import threading
+import time
+from pathlib import Path
+
+import comfy.samplers
+import torch
+from controlled_diffusion.guidance.classifier import ClassifierForce
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.host import classifiers
+from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
+
+from harness.demo_pictures import Studio
+
+
+class Peak:
+    """The most resident memory, in MB, above what there was on entering; read by a thread, as it is on Linux."""
+
+    def __enter__(self):
+        self.start, self.most, self.on = self._now(), 0.0, True
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *error):
+        self.on = False
+        self.watcher.join()
+
+    def _watch(self):
+        while self.on:
+            self.most = max(self.most, self._now() - self.start)
+            time.sleep(0.001)
+
+    @staticmethod
+    def _now() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+@torch.inference_mode()
+def seconds(studio: Studio, guider, count: int, steps: int) -> float:
+    """Seconds a step."""
+    sigmas = comfy.samplers.calculate_sigmas(studio.model.get_model_object("model_sampling"), "normal", steps)
+    noise = studio.noise(count, 0)
+    start = time.perf_counter()
+    guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    return (time.perf_counter() - start) / steps
+
+
+@torch.inference_mode()
+def image_channel(studio: Studio, kind: str, through: bool):
+    reference = torch.rand(1, 128, 128, 3)
+    return ImageGuidanceChannel.execute(studio.model, studio.vae, kind, 1.0, 0.0, 1.0, 0, "", through, 0, image=reference).args[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4)
+    options, studio = parser.parse_args(), Studio()
+    classifier = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    cases = {
+        "CFG": (),
+        "classifier": (Channel(None, 1.0, force=ClassifierForce(classifier, classifier.choices("red"))),),
+        "layout": image_channel(studio, "layout", False),
+        "layout, through the denoiser": image_channel(studio, "layout", True),
+    }
+    lead, empty = Channel(studio.prompt("a red circle"), 4.0), studio.prompt("")
+    guiders = {name: MultiCFG(studio.model, empty, [lead, *channels]) for name, channels in cases.items()}
+    best, memory = dict.fromkeys(guiders, float("inf")), {}
+    for _ in range(options.repeats):
+        for name, guider in guiders.items():
+            best[name] = min(best[name], seconds(studio, guider, options.batch, options.steps))
+    for name, guider in guiders.items():
+        with Peak() as peak:
+            seconds(studio, guider, options.batch, 2)
+        memory[name] = peak.most
+    print(f"| on top of CFG, {options.batch} pictures of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
+    for name in guiders:
+        print(f"| {name} | {best[name] / best['CFG']:.2f} | {memory[name]:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Makes the demo model's noisy classifier: `python . run tests/demo_classifier.py` (resumable; about 10 minutes on 2 cores).
+
+It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
+from controlled_diffusion.nodes.host import classifiers
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
+from controlled_diffusion.training.loop import Loop, saving
+from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
+
+from demo_model import STATE, say, scene_latents, shipped, shown
+
+STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
+LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))
+HELD_OUT = 1000  # the last scenes are never trained on
+
+
+def present(scene: Scene) -> list[float]:
+    """Which labels a scene shows, 0 or 1 each."""
+    seen = {f"{scene.background} background"}
+    for thing in scene.things:
+        seen |= {thing.color, thing.shape, thing.texture}
+    return [float(label in seen) for label in LABELS]
+
+
+@torch.no_grad()
+def accuracy(network, latents, targets) -> list[tuple[float, float]]:
+    """(log-SNR, share of labels that are right) on given scenes."""
+    rows = []
+    for level in np.linspace(*LOG_SNR, 7):
+        log_snr = torch.full((len(latents),), float(level))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(SEED))
+        found = network(noised(latents, log_snr, noise), log_snr) > 0
+        rows.append((float(level), float((found == (targets > 0.5)).float().mean())))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    torch.set_num_threads(parser.parse_args().threads)
+    STATE.mkdir(parents=True, exist_ok=True)
+    recipe, autoencoder = demo_model.RECIPE, shipped()[0]
+    latents = scene_latents(autoencoder, recipe)
+    latents = (latents - latents.mean()) / latents.std()
+    targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
+    network = demo_model.initialise(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
+    loop = Loop(
+        demo_model.trainable(network),
+        steps=STEPS,
+        learning_rate=RATE,
+        warmup=100,
+        average=0.998,
+        matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)],
+    )
+    path = STATE / "classifier.safetensors"
+    loop.restore(path)
+    trained = slice(0, len(latents) - HELD_OUT), slice(len(latents) - HELD_OUT, None)
+    steps = train_noisy_classifier(network, latents[trained[0]], targets[trained[0]], loop, batch=BATCH, seed=SEED)
+    shown(saving(loop, steps, path))
+    with loop.averaged():
+        for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
+            say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
+        classifiers.SHIPPED.mkdir(parents=True, exist_ok=True)
+        target = classifiers.SHIPPED / "demo_model.safetensors"
+        classifiers.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
+        say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

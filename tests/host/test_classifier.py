@@ -1,0 +1,154 @@
+"""Classifier channels inside the host's sampling, and the classifier's file."""
+
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.guidance.classifier import ClassifierForce, LabelledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
+from controlled_diffusion.nodes.host import classifiers
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from host.sampling import STEPS, Count, ksampler, latent, run
+from host.tiny import conditioning
+from host.video import tiny_video_model, video_conditioning
+
+EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
+LABELS = ("red", "blue")
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+class Counted(torch.nn.Module):
+    """A classifier that counts the rows it sees."""
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.rows = NoisyClassifier(channels, len(LABELS), widths=(8, 16)).requires_grad_(False), 0
+
+    def forward(self, x, log_snr):
+        self.rows += len(x)
+        return self.inner(x, log_snr)
+
+
+def labelled(latent_format: str = "SD15", channels: int = 4) -> LabelledClassifier:
+    with torch.inference_mode(False):
+        return LabelledClassifier(Counted(channels), LABELS, latent_format)
+
+
+def toward_red(weight: float, classifier=None, **kwargs) -> Channel:
+    return Channel(None, weight, name="red", force=ClassifierForce(classifier or labelled(), {0: 1.0}), **kwargs)
+
+
+def hosts_cfg(model, cfg: float = 3.0):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(CAT, EMPTY)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def test_scale_0_is_the_hosts_cfg_and_asks_no_classifier(any_model):
+    classifier = labelled()
+    guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(0.0, classifier)]))
+    assert torch.equal(guided, run(hosts_cfg(any_model))) and classifier.network.rows == 0
+
+
+def test_outside_its_interval_the_classifier_is_not_asked(eps_model):
+    channels = ClassifierChannel.execute(labelled(), "red", 2.0, 0.0, 0.5, 0, "", 0).args[0]
+    run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels]))
+    assert 0 < channels[0].force.classifier.network.rows < STEPS
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
+def test_stock_samplers_follow_the_classifier(any_model, sampler):
+    plain = run(hosts_cfg(any_model), sampler=sampler)
+    guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(50.0)]), sampler=sampler)
+    assert torch.isfinite(guided).all() and not torch.allclose(plain, guided)
+
+
+def test_it_costs_no_evaluation_of_the_model(eps_model):
+    plain, guided = Count(eps_model), Count(eps_model)
+    run(MultiCFG(plain.model, EMPTY, [Channel(CAT, 3.0)]))
+    run(MultiCFG(guided.model, EMPTY, [Channel(CAT, 3.0), toward_red(2.0)]))
+    assert guided.rows == plain.rows
+
+
+def test_alone_it_guides_the_unconditional_model(eps_model):
+    counted = Count(eps_model)
+    guided = run(MultiCFG(counted.model, EMPTY, [toward_red(50.0)]))
+    assert counted.rows == STEPS
+    assert not torch.allclose(guided, run(MultiCFG(eps_model, EMPTY, [toward_red(0.0)])))
+
+
+def test_the_patch_does_the_same_under_ksampler(any_model):
+    patched = MultiCFGWrapper([toward_red(20.0)]).install(any_model)
+    guider = MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(20.0)])
+    assert_close(ksampler(patched, CAT, EMPTY, 3.0), run(guider))
+
+
+def test_a_mask_holds_the_gradient_to_its_region(eps_model):
+    half = torch.zeros(1, 8, 8)
+    half[..., :4] = 1
+    scale_free = dict(sampler="euler", sigmas=torch.tensor([2.0, 0.0]))
+    plain = run(MultiCFG(eps_model, EMPTY, [toward_red(0.0)]), **scale_free)
+    guided = run(MultiCFG(eps_model, EMPTY, [toward_red(50.0, mask=half)]), **scale_free)
+    assert torch.equal(plain[..., 4:], guided[..., 4:]) and not torch.allclose(plain[..., :4], guided[..., :4])
+
+
+def test_priorities_hold_for_gradients_too(eps_model):
+    def at(conflict, weight=40.0):
+        channels = [Channel(CAT, 3.0, priority=1), toward_red(weight)]
+        return run(MultiCFG(eps_model, EMPTY, channels, Rules(conflict)))
+
+    assert not torch.allclose(at("sum"), at("perpendicular"))
+    assert_close(at("perpendicular", 0.0), run(hosts_cfg(eps_model)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_and_its_parts_are_guided_alike(eps_model):
+    whole = run(MultiCFG(eps_model, EMPTY, [toward_red(20.0)]), latent(3))
+    part = Channel(None, 20.0, force=ClassifierForce(labelled(), {0: 1.0}, batch=2))
+    assert_close(run(MultiCFG(eps_model, EMPTY, [part]), latent(3)), whole)
+
+
+def test_video_latents_are_guided():
+    model = tiny_video_model()
+    channel = toward_red(20.0, labelled("Wan21", 16))
+    guided = run(MultiCFG(model, video_conditioning(0), [channel]), torch.zeros(1, 16, 2, 8, 8))
+    assert torch.isfinite(guided).all() and guided.ndim == 5
+
+
+def test_a_classifier_of_another_latent_format_is_refused_with_both_names(eps_model):
+    with pytest.raises(ValueError, match=r"format SDXL.* has SD15"):
+        MultiCFG(eps_model, EMPTY, [toward_red(1.0, labelled("SDXL"))])
+    with pytest.raises(ValueError, match="format SDXL"):
+        MultiCFGWrapper([toward_red(1.0, labelled("SDXL"))]).install(eps_model)
+
+
+def test_a_classifier_comes_back_from_its_file(tmp_path):
+    network = NoisyClassifier(4, 2, widths=(8, 16))
+    path = tmp_path / "c.safetensors"
+    classifiers.save(LabelledClassifier(network, LABELS, "SD15", "exclusive"), path)
+    found = classifiers.read(path)
+    assert (found.labels, found.latent_format, found.kind) == (LABELS, "SD15", "exclusive")
+    for key, value in found.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[key].half().float()) and not value.is_inference()
+
+
+def test_another_file_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors is no noisy classifier"):
+        classifiers.read(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../../x.safetensors", "/etc/passwd", "missing.safetensors"])
+def test_names_outside_the_folders_are_refused(name):
+    with pytest.raises(ValueError, match="There is no classifier"):
+        classifiers.load(name)
+
+
+def test_the_shipped_classifier_loads_and_lists_its_labels():
+    classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
+    assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
+    assert (classifiers.SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6

@@ -1,0 +1,370 @@
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
+from controlled_diffusion.nodes.host import img2img, probing
+from torch.testing import assert_close
+
+from host import tiny
+from host.sampling import Count
+from host.tiny import conditioning
+from measures.diffedit import defaults
+
+EMPTY, CAT, DOG = conditioning(0), conditioning(1), conditioning(2)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return tiny.unet(request.param, output_scale=0.1)
+
+
+def picture(batch=1, seed=5, size=8):
+    return {"samples": torch.randn(batch, 4, size, size, generator=torch.Generator().manual_seed(seed))}
+
+
+def find(model, given=None, source=CAT, target=DOG, negative=EMPTY, **knobs):
+    """(mask, heat, latent) of DiffEditMask with its defaults, small."""
+    settings = defaults(DiffEditMask) | dict(seed=3, maps=3, levels=2, close=0, threshold=0.75) | knobs
+    return DiffEditMask.execute(model, source, target, negative, picture() if given is None else given, **settings).args
+
+
+def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY, vae=None, **knobs):
+    """(latent samples, image) of DiffEditSampler with a few steps."""
+    settings = defaults(DiffEditSampler) | dict(steps=4, scheduler="normal") | knobs
+    latent, image = DiffEditSampler.execute(
+        model, positive, negative, picture() if given is None else given, source=source, mask=mask, vae=vae, **settings
+    ).args
+    return latent["samples"], image
+
+
+def half_mask(size=64):
+    mask = torch.zeros(1, size, size)
+    mask[..., size // 2 :] = 1
+    return mask
+
+
+# --- DiffEditMask
+
+
+def test_the_mask_has_the_pictures_size_and_the_latent_carries_it(model):
+    given = picture(2)
+    mask, heat, latent = find(model, given)
+    assert mask.shape == (2, 64, 64) and heat.shape == (2, 64, 64, 3)
+    assert set(mask.unique().tolist()) == {0.0, 1.0} and 0 < mask.mean() < 1
+    assert torch.equal(latent["samples"], given["samples"]) and torch.equal(latent["noise_mask"][:, 0], mask)
+
+
+def test_equal_prompts_give_an_empty_mask_without_asking_the_model(model):
+    counted = Count(model)
+    mask, heat, latent = find(counted.model, source=CAT, target=conditioning(1))
+    assert not mask.any() and torch.isfinite(heat).all() and not latent["noise_mask"].any()
+    assert counted.rows == 0
+
+
+def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model):
+    both = picture(2)
+    both["samples"][1] *= 3
+    first = find(model, {"samples": both["samples"][:1]})[0]
+    second = find(model, {"samples": both["samples"][1:], "batch_index": [1]})[0]
+    together = find(model, {**both, "batch_index": [0, 1]})[0]
+    assert (together[:1] != first).float().mean() < 0.01 and (together[1:] != second).float().mean() < 0.01
+
+
+def noises_of(model, **knobs):
+    """What the network is given at every level, (maps, ...) each."""
+    seen, counted = {}, model.clone()
+
+    def keep(apply_model, args):
+        seen.setdefault(float(args["timestep"][0]), []).append(args["input"])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    counted.set_model_unet_function_wrapper(keep)
+    find(counted, **knobs)
+    return [calls for _, calls in sorted(seen.items())]
+
+
+def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(model):
+    """A public implementation draws one noise for all maps."""
+    latent = model.model.process_latent_in(picture()["samples"])
+    flow, noises = model.model.model_type.name == "FLOW", []
+    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    for percent, (source, target) in zip((0.5, 0.3), noises_of(model)):
+        assert torch.equal(source, target)
+        sigma = scale.sigma(percent)
+        noises += list((source - (1 - sigma if flow else 1) * latent) / sigma)
+    together = torch.stack(noises).flatten(1)
+    assert len(together) == 6
+    assert (torch.corrcoef(together) - torch.eye(6)).abs().max() < 0.35
+    assert_close(together.std(1), torch.ones(6), atol=0.15, rtol=0)
+
+
+def test_maps_of_other_seeds_differ_and_converge(eps_model):
+    def apart(maps):
+        guiders = (probing.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
+        subject = probing.Subject(eps_model, None, picture())
+        one, two = (subject.heat(g, probing.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
+        return float((one - two).norm() / one.norm())
+
+    few, many = apart(1), apart(32)
+    assert many > 0 and many < 0.45 * few
+
+
+def test_neighbouring_seeds_share_no_map():
+    assert not set(probing._seeds(0, 100)) & set(probing._seeds(1, 100))
+
+
+def test_the_same_seed_gives_the_same_mask_and_the_model_is_unchanged(model):
+    before = model.model_options.copy()
+    one, two = find(model)[0], find(model)[0]
+    assert torch.equal(one, two) and model.model_options == before
+
+
+def test_evaluations_are_counted_and_batched(model):
+    counted = Count(model)
+    find(counted.model, maps=5, levels=3)
+    assert (counted.rows, counted.calls) == (5 * 3 * 2, 3 * 2)
+
+
+def test_cfg_only_scales_the_difference(model):
+    plain, counted = find(model)[0], Count(model)
+    guided = find(counted.model, cfg=5.0)[0]
+    assert (plain != guided).float().mean() < 0.01
+    assert counted.rows == 3 * 2 * 2 * 2
+
+
+def test_maps_go_one_by_one_where_memory_is_short_with_the_same_result(model, monkeypatch):
+    whole = find(model)[0]
+    small = Count(model)
+    monkeypatch.setattr(type(small.model), "get_free_memory", lambda self, device: 1.0)
+    parts = find(small.model)[0]
+    assert small.calls == 3 * 2 * 2 and (whole != parts).float().mean() < 0.01
+
+
+def test_other_nodes_guidance_acts_on_the_probe(model):
+    patched, seen = model.clone(), []
+
+    def post(args):
+        seen.append(args["cond_scale"])
+        return args["denoised"]
+
+    patched.set_model_sampler_post_cfg_function(post)
+    assert torch.equal(find(patched)[0], find(model)[0]) and len(seen) == 4
+
+
+def test_an_image_of_any_size_gets_a_mask_of_its_size(model, vae):
+    """The VAE encodes only the middle of a picture whose size is no multiple of 8."""
+    given = torch.rand(1, 71, 67, 3, generator=torch.Generator().manual_seed(1))
+    mask, heat, latent = find(model, given, vae=vae)
+    assert mask.shape == (1, 71, 67) and heat.shape == (1, 71, 67, 3) and latent["noise_mask"].shape == (1, 1, 64, 64)
+    assert not mask[:, :3].any() and not mask[:, -4:].any() and not mask[..., 0].any() and not mask[..., -2:].any()
+    assert torch.equal(mask[:, 3:67, 1:65], latent["noise_mask"][:, 0])
+
+
+def test_refining_needs_the_vae_and_changes_the_edges(model, vae):
+    coarse, fine = (find(model, vae=vae, refine=r)[0] for r in (False, True))
+    assert torch.equal(coarse, find(model, refine=True)[0]) and not torch.equal(coarse, fine)
+
+
+def test_every_knob_of_the_mask_changes_it(eps_model, vae):
+    usual = find(eps_model, vae=vae)[0]
+    knobs = dict(
+        threshold=0.9, close=6, open=3, dilate=5, blur=4, soft=True, threshold_kind="otsu", normalisation="mean", measure="eps", aggregation="median"
+    )  # fmt: skip
+    for name, value in knobs.items():
+        assert not torch.equal(find(eps_model, vae=vae, **{name: value})[0], usual), name
+    three, six = (find(eps_model, vae=vae, normalisation="mean", clamp_ratio=c, threshold=0.3)[0] for c in (3.0, 6.0))
+    assert not torch.equal(three, six)
+
+
+def test_a_video_gets_one_mask_that_the_host_puts_on_all_its_frames():
+    from host.video import tiny_video_model, video_conditioning
+
+    model = tiny_video_model()
+    given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+    one, two, none = (video_conditioning(i) for i in (1, 2, 0))
+    mask, _, latent = find(model, given, source=one, target=two, negative=none)
+    assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
+    noise = comfy.sample.prepare_noise(given["samples"], 3)
+    settings = dict(noise_mask=latent["noise_mask"], denoise=0.6, disable_pbar=True, seed=3)
+    after = comfy.sample.sample(model, noise, 2, 1.0, "euler", "simple", two, none, given["samples"], **settings)
+    kept = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], given["samples"].shape, "cpu") == 0
+    assert kept.any() and not kept.all()
+    assert_close(after[kept], given["samples"][kept], atol=1e-5, rtol=1e-5)
+
+
+def test_a_plain_ksampler_changes_only_the_mask(model):
+    latent = find(model)[2]
+    noise = comfy.sample.prepare_noise(latent["samples"], 3)
+    settings = dict(noise_mask=latent["noise_mask"], denoise=0.6, disable_pbar=True, seed=3)
+    after = comfy.sample.sample(model, noise, 4, 2.0, "euler", "normal", DOG, EMPTY, latent["samples"], **settings)
+    within = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], after.shape, "cpu")
+    assert_close(after[within == 0], latent["samples"][within == 0], atol=1e-5, rtol=1e-5)
+    assert (after - latent["samples"])[within > 0].abs().max() > 0.01
+
+
+# --- DiffEditSampler
+
+
+def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
+    """DDIM encoding and plain DDIM denoising through the host's `sampling_function`, written out: the edit without a mask."""
+    sigmas = img2img.sigmas(model, ratio, "percent", "VP", steps, "normal")
+    flow = model.model.model_type.name == "FLOW"
+
+    class Walk(comfy.samplers.Sampler):
+        def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+            x, one, own = latent_image, latent_image.new_ones([1]), guider.conds["positive"]
+            for now, goal in zip(sigmas.flip(0), sigmas.flip(0)[1:]):
+                guider.conds["positive"], guider.cfg = guider.conds["source"], 1.0
+                seen = x if flow else x * ((1 + goal**2) / (1 + now**2)).sqrt()
+                x = x + (goal - now) * (seen - guider(seen, goal * one, **extra_args)) / goal
+            for now, goal in zip(sigmas, sigmas[1:]):
+                guider.conds["positive"], guider.cfg = own, cfg
+                x = x + (goal - now) * (x - guider(x, now * one, **extra_args)) / now
+            return x
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": DOG, "negative": EMPTY, "source": CAT})
+    return guider.sample(torch.zeros_like(given["samples"]), given["samples"], Walk(), sigmas, disable_pbar=True, seed=0)
+
+
+@pytest.mark.parametrize("rule", ["trajectory", "clean mix"])
+def test_without_a_mask_it_is_the_plain_ddim_inversion_edit(model, rule):
+    expected = by_hand(model, picture())
+    assert_close(edit(model, rule=rule)[0], expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(edit(model, rule=rule, mask=torch.ones(1, 64, 64))[0], edit(model, rule=rule)[0])
+
+
+@pytest.mark.parametrize("rule", ["trajectory", "clean mix"])
+def test_off_the_mask_the_latent_is_the_originals_bit_for_bit(model, rule):
+    given = picture(2)
+    result, _ = edit(model, given, half_mask(), rule=rule)
+    assert torch.equal(result[..., :4], given["samples"][..., :4])
+    assert not torch.allclose(result[..., 4:], given["samples"][..., 4:], atol=1e-2)
+    assert torch.equal(edit(model, given, torch.zeros(1, 64, 64), rule=rule)[0], given["samples"])
+
+
+def test_the_two_rules_differ_within_the_mask(model):
+    one, two = (edit(model, mask=half_mask(), rule=r)[0] for r in ("trajectory", "clean mix"))
+    assert not torch.allclose(one, two, atol=1e-4)
+
+
+def test_an_encode_ratio_of_zero_returns_the_picture(model):
+    assert torch.equal(edit(model, encode_ratio=0.0)[0], picture()["samples"])
+
+
+def test_every_picture_of_a_batch_has_its_own_mask(model):
+    masks = torch.cat([half_mask(), 1 - half_mask()])
+    given = picture(2)
+    result, _ = edit(model, given, masks)
+    assert torch.equal(result[0, ..., :4], given["samples"][0, ..., :4]) and torch.equal(result[1, ..., 4:], given["samples"][1, ..., 4:])
+    assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-2)
+
+
+def test_the_mask_that_a_latent_carries_is_used(model):
+    given = picture()
+    assert torch.equal(edit(model, {**given, "noise_mask": half_mask()})[0], edit(model, given, half_mask())[0])
+
+
+def test_a_soft_mask_blends_and_keeps_its_zeros(model):
+    given, soft = picture(), 0.5 * half_mask()
+    result = edit(model, given, soft, soft=True)[0]
+    hard = edit(model, given, half_mask())[0]
+    assert torch.equal(result[..., :4], given["samples"][..., :4])
+    assert not torch.allclose(result, hard, atol=1e-3) and not torch.allclose(result, given["samples"], atol=1e-3)
+
+
+def test_evaluations_of_the_edit(model):
+    for cfg, rows in ((1.0, 4 + 4), (4.0, 4 + 8)):
+        counted = Count(model)
+        edit(counted.model, cfg=cfg, mask=half_mask())
+        assert counted.rows == rows, cfg
+
+
+def test_pixels_off_the_mask_are_the_images_own(model, vae):
+    given, mask = torch.rand(1, 71, 67, 3), torch.zeros(1, 71, 67)
+    mask[:, 40:] = 1
+    _, image = edit(model, given, mask, vae=vae)
+    assert image.shape == (1, 64, 64, 3)
+    assert torch.equal(image[:, :37], given[:, 3:40, 1:65]) and not torch.allclose(image[:, 45:], given[:, 48:67, 1:65], atol=1e-2)
+
+
+def test_a_hard_edit_cuts_the_mask_at_one_half(model, vae):
+    given, mask = torch.rand(1, 64, 64, 3), 0.3 + 0.5 * half_mask()
+    latent, image = edit(model, given, mask, vae=vae)
+    sharp, clear = edit(model, given, half_mask(), vae=vae)
+    assert torch.equal(latent, sharp) and torch.equal(image, clear) and torch.equal(image[:, :, :32], given[:, :, :32])
+
+
+def test_without_a_vae_there_is_no_picture(eps_model):
+    assert isinstance(edit(eps_model)[1], ExecutionBlocker)
+
+
+def test_without_a_source_the_negative_encodes(model):
+    assert torch.equal(edit(model, source=None)[0], edit(model, source=EMPTY)[0])
+
+
+def test_video_latents_are_edited_under_one_mask_each():
+    from host.video import tiny_video_model, video_conditioning
+
+    given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+    prompts = dict(zip(("positive", "source", "negative"), (video_conditioning(i) for i in (1, 2, 0))))
+    masks = torch.cat([half_mask(), 1 - half_mask()])
+    result, _ = edit(tiny_video_model(), given, masks, **prompts, steps=2)
+    assert result.shape == given["samples"].shape
+    assert torch.equal(result[0, ..., :4], given["samples"][0, ..., :4]) and torch.equal(result[1, ..., 4:], given["samples"][1, ..., 4:])
+    assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
+
+
+# --- both
+
+
+@pytest.mark.parametrize("act", [find, edit])
+def test_it_stops_within_a_step_when_the_user_cancels(eps_model, act):
+    model, calls = eps_model.clone(), []
+
+    def cancel(apply_model, args):
+        calls.append(1)
+        comfy.model_management.interrupt_current_processing()
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        act(model)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("act", [find, edit])
+def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act):
+    late = [[CAT[0][0], {**CAT[0][1], "start_percent": 0.95, "end_percent": 1.0}]]
+    with pytest.raises(ValueError, match="A conditioning is not active at sigma"):
+        act(eps_model, source=late)
+
+
+@pytest.mark.parametrize(
+    "act, knobs, message",
+    [
+        (find, dict(threshold=2.0), "threshold is 2.0; give 0 to 1"),
+        (find, dict(maps=0), "There are 0 maps; give 1 or more"),
+        (find, dict(levels=0), "0 probe levels; give 1"),
+        (find, dict(start_percent=0.7, end_percent=0.2), "start_percent 0.7 to end_percent 0.2"),
+        (find, dict(clamp_ratio=0.0, normalisation="mean"), "clamp_ratio is 0.0"),
+        (find, dict(source=[]), "source is an empty conditioning"),
+        (find, dict(target=[[torch.zeros(1, 77, 768), {}]]), "target has text features of width 768, but BaseModel takes 64"),
+        (find, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
+        (find, dict(given={"samples": torch.zeros(1, 4, 64)}), "needs the latent of a picture or a video"),
+        (edit, dict(encode_ratio=1.2), "strength is 1.2 percent; give 0"),
+        (edit, dict(positive=[]), "positive is an empty conditioning"),
+        (edit, dict(source=[]), "source is an empty conditioning"),
+        (edit, dict(mask=torch.ones(1, 64, 128)), "The mask is 128 x 64 but the latent 8 x 8, of another shape"),
+        (edit, dict(mask=torch.ones(3, 64, 64)), "mask holds 3 pictures"),
+        (edit, dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
+        (edit, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_do(eps_model, act, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        act(eps_model, **knobs)

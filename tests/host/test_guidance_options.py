@@ -1,0 +1,189 @@
+"""Guidance beyond plain CFG: each option against the host's own nodes or its paper's formula, and neutral by default."""
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_apg import APG
+from controlled_diffusion.guidance.directions import Shaping
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, record_of
+from controlled_diffusion.nodes.multi_cfg import GuidanceReport
+from controlled_diffusion.nodes.schedules import GuidanceSchedule
+from torch.testing import assert_close
+
+from host.sampling import STEPS, Count, ksampler, run, sigmas_of
+from host.tiny import conditioning
+from host.tiny import unet as tiny_unet
+
+EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
+CLOSE = dict(atol=2e-4, rtol=2e-4)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+def host_cfg(model, cfg: float, positive=CAT):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, EMPTY)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def ours(model, cfg: float, **rules):
+    return MultiCFG(model, EMPTY, [Channel(CAT, cfg)], Rules(**rules))
+
+
+# --- adaptive projected guidance ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knobs", [dict(eta=0.0), dict(eta=0.5, norm=5.0), dict(eta=0.0, momentum=-0.5, norm=8.0)], ids=str)
+def test_apg_is_the_hosts_node_at_one_scale_less(any_model, knobs):
+    """The host's node adds its scale to a prediction that has weight 1 already; the paper's w is one more."""
+    patched = APG.execute(any_model, knobs["eta"], knobs.get("norm", 0.0), knobs.get("momentum", 0.0)).args[0]
+    assert_close(run(ours(any_model, 4.0, shaping=Shaping(**knobs))), run(host_cfg(patched, 3.0)), **CLOSE)
+
+
+def test_apg_leaves_plain_cfg_alone_by_default_and_changes_it_otherwise(eps_model):
+    plain = run(host_cfg(eps_model, 4.0))
+    assert torch.equal(run(ours(eps_model, 4.0, shaping=Shaping())), plain)
+    assert not torch.allclose(run(ours(eps_model, 4.0, shaping=Shaping(eta=0.0))), plain, atol=1e-2)
+
+
+def test_apg_under_the_patch_is_apg_under_the_guider(eps_model):
+    rules = Rules(shaping=Shaping(eta=0.0, momentum=-0.5, norm=6.0))
+    patched = MultiCFGWrapper([Channel(DOG, 2.0)], rules).install(eps_model)
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 2.0)], rules)
+    assert_close(ksampler(patched, CAT, EMPTY, 4.0), run(guider), **CLOSE)
+
+
+def test_momentum_does_not_pass_from_run_to_run(eps_model):
+    guider = ours(eps_model, 4.0, shaping=Shaping(momentum=-0.75))
+    assert torch.equal(run(guider), run(guider))
+
+
+# --- CFG-zero-star -----------------------------------------------------------------------------------------------
+
+
+def test_zero_star_is_the_papers_formula_on_velocities(any_model):
+    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted picture instead."""
+    sigmas = torch.tensor([0.6, 0.3])
+    moved = lambda guider: run(guider, sigmas=sigmas).double().flatten()  # noqa: E731
+    start = moved(ours(any_model, 4.0, zero_init=1.0))
+    conditioned, null, guided = (
+        moved(g) - start
+        for g in (host_cfg(any_model, 1.0), host_cfg(any_model, 1.0, EMPTY), ours(any_model, 4.0, shaping=Shaping(zero_star=True)))
+    )
+    fitted = (conditioned @ null) / (null @ null) * null
+    assert_close(guided, fitted + 4.0 * (conditioned - fitted), atol=1e-4, rtol=1e-3)
+
+
+def test_zero_init_does_not_move_the_picture_and_evaluates_nothing(flow_model):
+    counted = Count(flow_model)
+    run(ours(counted.model, 4.0, zero_init=0.3))
+    still = sum(float(s) > float(flow_model.get_model_object("model_sampling").percent_to_sigma(0.3)) for s in sigmas_of(flow_model)[:-1])
+    assert still and counted.rows == 2 * (STEPS - still)
+    early = torch.tensor([1.0, 0.99])
+    assert_close(run(ours(flow_model, 4.0, zero_init=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init=1.0), sigmas=early))
+
+
+# --- guidance interval -------------------------------------------------------------------------------------------
+
+
+def test_the_whole_interval_is_plain_cfg(any_model):
+    assert torch.equal(run(ours(any_model, 4.0, interval=Schedule())), run(host_cfg(any_model, 4.0)))
+
+
+def test_outside_the_interval_the_unconditional_is_not_evaluated(any_model):
+    counted, interval = Count(any_model), Schedule(start=0.3, end=0.6)
+    model_sampling = any_model.get_model_object("model_sampling")
+    low, high = (float(model_sampling.percent_to_sigma(p)) for p in (0.6, 0.3))
+    inside = sum(low <= float(s) <= high for s in sigmas_of(any_model, 10)[:-1])
+    run(ours(counted.model, 4.0, interval=interval), sigmas=sigmas_of(any_model, 10))
+    assert 0 < inside < 10 and counted.rows == 10 + inside
+
+
+def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model):
+    never = Schedule(start=0.999, end=0.9995)
+    assert torch.equal(run(ours(any_model, 4.0, interval=never)), run(host_cfg(any_model, 1.0)))
+
+
+def test_outside_the_interval_negative_channels_rest(eps_model):
+    never = Rules(interval=Schedule(start=0.999, end=0.9995))
+    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, negative=True)], never)
+    assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
+
+
+def test_outside_the_interval_a_channel_that_is_off_stays_off(eps_model):
+    never, first_half = Rules(interval=Schedule(start=0.999, end=0.9995)), Schedule(end=0.5)
+    both = [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=Schedule(start=0.9991, end=0.9993))]
+    assert torch.equal(run(MultiCFG(eps_model, EMPTY, both, never)), run(host_cfg(eps_model, 1.0)))
+    counted = Count(eps_model)
+    run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=first_half)], never))
+    assert STEPS < counted.rows < 3 * STEPS
+
+
+# --- CFG++ -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+def test_cfg_plus_plus_as_a_schedule_is_the_hosts_sampler(family):
+    model = tiny_unet(family, output_scale=0.05)
+    sigmas = sigmas_of(model, 6)
+    schedule = GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0, sigmas=sigmas).args[0]
+    guider = MultiCFG(model, EMPTY, [Channel(CAT, 0.6, schedule=schedule)])
+    assert_close(run(guider, sigmas=sigmas), run(host_cfg(model, 0.6), sampler="euler_cfg_pp", sigmas=sigmas), **CLOSE)
+
+
+def test_cfg_plus_plus_needs_the_sigmas():
+    with pytest.raises(ValueError, match="needs the sigmas of the run"):
+        GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0)
+    assert CfgPlusPlus((4.0, 1.0, 0.0))(2.0, _span()) == pytest.approx(2.0)
+
+
+def _span():
+    from controlled_diffusion.guidance.schedules import NoiseScale, Span
+
+    return Span(NoiseScale((10.0, 1.0, 0.1)))
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def channels():
+    return [Channel(CAT, 4.0, name="cat"), Channel(DOG, 2.0, negative=True, name="dog")]
+
+
+def test_the_report_tells_weights_norms_cosines_and_evaluations(eps_model):
+    counted = Count(eps_model)
+    guider = MultiCFG(counted.model, EMPTY, channels())
+    run(guider)
+    record = record_of(guider)
+    assert record.evaluations == counted.rows == 3 * STEPS and len(record.entries) == STEPS
+    assert [w for _, w in record.weight("cat")] == [4.0] * STEPS and [w for _, w in record.weight("dog")] == [-2.0] * STEPS
+    first = dict(sigmas=torch.cat([sigmas_of(eps_model)[:1], torch.zeros(1)]))
+    cond, other, base = (run(host_cfg(eps_model, 1.0, c), **first) for c in (CAT, DOG, EMPTY))
+    pushes = [4.0 * (cond - base), -2.0 * (other - base)]
+    scale = eps_model.model.latent_format.scale_factor
+    for name, push in zip(("cat", "dog"), pushes):
+        assert record.norm(name)[0][1] == pytest.approx(float(push.square().mean().sqrt()) * scale, rel=1e-3)
+    cosine = torch.nn.functional.cosine_similarity(pushes[0].flatten(), pushes[1].flatten(), 0)
+    assert record.cosine("cat", "dog")[0][1] == pytest.approx(float(cosine), abs=1e-3)
+
+
+def test_the_report_of_the_patch_is_read_from_the_model(eps_model):
+    patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
+    latent = {"samples": ksampler(patched, CAT, EMPTY, 4.0)}
+    picture, passed, text = GuidanceReport.execute(patched, latent).args
+    assert passed is latent and picture.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
+
+
+def test_a_second_run_has_a_record_of_its_own(eps_model):
+    guider = MultiCFG(eps_model, EMPTY, channels())
+    for _ in range(2):
+        run(guider)
+    assert len(record_of(guider).entries) == STEPS
+
+
+def test_without_a_run_the_report_says_what_to_connect(eps_model):
+    for source in (MultiCFG(eps_model, EMPTY, channels()), eps_model, host_cfg(eps_model, 2.0)):
+        with pytest.raises(ValueError, match="no finished run to report on"):
+            GuidanceReport.execute(source, {"samples": torch.zeros(1, 4, 8, 8)})

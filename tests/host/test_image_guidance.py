@@ -1,0 +1,187 @@
+"""Image guidance inside the host's sampling: through the real VAE, CLIP vision and, if asked, the denoiser."""
+
+import json
+
+import comfy.clip_vision
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.guidance.image_guidance import ImageForce
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.host import gradients
+from controlled_diffusion.nodes.host.channels import KEY, MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.image_guidance import decoder
+from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
+from torch.testing import assert_close
+
+from host.sampling import Count, ksampler, run
+from host.tiny import conditioning, fill
+from host.tiny import unet as tiny_unet
+
+EMPTY, CAT = conditioning(0), conditioning(1)
+VISION = dict(
+    hidden_size=32,
+    image_size=32,
+    intermediate_size=64,
+    num_attention_heads=2,
+    num_hidden_layers=2,
+    patch_size=16,
+    projection_dim=24,
+    num_channels=3,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    model_type="clip_vision_model",
+)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture
+def vision(tmp_path):
+    config = tmp_path / "vision.json"
+    config.write_text(json.dumps(VISION))
+    tower = comfy.clip_vision.ClipVisionModel(str(config))
+    fill(tower.model, 5)
+    return tower
+
+
+def image(seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def channel(model, vae, weight: float = 3.0, kind: str = "layout", through=False, batch_size=1, **kwargs):
+    given = {"image": image(), **kwargs}
+    return ImageGuidanceChannel.execute(model, vae, kind, weight, 0.0, 1.0, 0, "", through, batch_size, **given).args[0]
+
+
+def host_cfg(model, cfg: float = 3.0):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(CAT, EMPTY)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def test_weight_0_is_the_hosts_cfg_and_decodes_nothing(any_model, vae):
+    calls = []
+    force = ImageForce(lambda z: calls.append(1) or z.sum((1, 2, 3)))
+    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, force=force)])), run(host_cfg(any_model)))
+    assert not calls
+
+
+@pytest.mark.parametrize("kind", ["color", "brightness", "layout"])
+@pytest.mark.parametrize("through", [False, True], ids=["cheap", "through the denoiser"])
+def test_the_picture_comes_nearer_to_the_reference(any_model, vae, kind, through):
+    channels = channel(any_model, vae, 0.5, kind, through)
+    decode = decoder(any_model, vae)
+    plain, guided = (run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))
+    loss = channels[0].force.loss
+    before, after = (float(loss(any_model.model.process_latent_in(z))) for z in (plain, guided))
+    assert after < before and decode(any_model.model.process_latent_in(guided)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc"])
+def test_stock_samplers_follow_it_through_the_denoiser(eps_model, vae, sampler):
+    guided = run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae, through=True)]), sampler=sampler)
+    assert torch.isfinite(guided).all() and not torch.allclose(guided, run(host_cfg(eps_model), sampler=sampler))
+
+
+def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
+    model = tiny_unet("eps", output_scale=0.5)
+    sigma, found = 2.0, []
+
+    class Kept(ImageForce):
+        def __call__(self, x, sigma, denoised, scale):
+            delta = super().__call__(x, sigma, denoised, scale)
+            found.append((x.detach().clone(), delta.clone()))
+            return delta
+
+    def loss(z):
+        return (z[:, :, 2:5, 2:5] - 1).square().mean((1, 2, 3))
+
+    run(
+        MultiCFG(model, EMPTY, [Channel(CAT, 3.0), Channel(None, 1.0, force=Kept(loss, through_denoiser=True))]),
+        sigmas=torch.tensor([sigma, 0.0]),
+    )
+    (x, delta), base = found[0], host_cfg(model)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def log_p(shift):
+        noise = (x + shift * direction) / sigma
+        z = base.sample(
+            noise, torch.zeros_like(x), comfy.samplers.sampler_object("euler"), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0
+        )
+        return -64 * float(loss(model.model.process_latent_in(z)).double())
+
+    slope = (log_p(0.004) - log_p(-0.004)) / 0.008
+    assert sigma**2 * slope == pytest.approx(float((delta * direction).sum()), rel=0.02)
+
+
+def test_through_the_denoiser_at_weight_0_keeps_no_graph_and_is_the_hosts_cfg(eps_model):
+    force, kept = ImageForce(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True), []
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, force=force)])
+    guider.model_patcher = guider.model_patcher.clone()
+    guider.model_patcher.set_model_sampler_post_cfg_function(lambda args: kept.append(args["denoised"].requires_grad) or args["denoised"])
+    guider.model_options = guider.model_patcher.model_options
+    assert torch.equal(run(guider), run(host_cfg(eps_model))) and kept and not any(kept)
+
+
+def test_the_cheap_form_costs_no_evaluation_of_the_model(eps_model, vae):
+    plain, guided = Count(eps_model), Count(eps_model)
+    run(MultiCFG(plain.model, EMPTY, [Channel(CAT, 3.0)]))
+    run(MultiCFG(guided.model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae)]))
+    assert guided.rows == plain.rows
+
+
+def test_the_patch_does_the_same_under_ksampler(eps_model, vae):
+    for through in (False, True):
+        channels = channel(eps_model, vae, through=through)
+        patched = MultiCFGWrapper(channels).install(eps_model)
+        assert_close(
+            ksampler(patched, CAT, EMPTY, 3.0), run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels])), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_the_shared_model_works_as_before_afterwards(eps_model, vae):
+    before = run(host_cfg(eps_model))
+    run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae, through=True)]))
+    assert torch.equal(run(host_cfg(eps_model)), before)
+    assert not any(p.requires_grad for p in eps_model.model.parameters())
+    assert not comfy.model_management.in_training
+
+
+def test_the_vae_is_loaded_with_the_model_and_the_model_handed_in_is_not_changed(eps_model, vae):
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae)])
+    assert vae.patcher in guider.model_patcher.get_nested_additional_models()
+    assert not eps_model.get_additional_models_with_key(KEY)
+
+
+def test_clip_moves_towards_an_image_and_a_text_of_its_space(eps_model, vae, vision):
+    text = [[torch.zeros(1, 77, 64), {"pooled_output": torch.randn(1, 24, generator=torch.Generator().manual_seed(3))}]]
+    for reference in (dict(image=image()), dict(image=None, text=text)):
+        channels = channel(eps_model, vae, 30.0, "clip", clip_vision=vision, **reference)
+        loss = channels[0].force.loss
+        plain, guided = (run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))
+        before, after = (float(loss(eps_model.model.process_latent_in(z))) for z in (plain, guided))
+        assert after < before
+
+
+@pytest.mark.parametrize(
+    "kind, given, message",
+    [
+        ("clip", dict(), "needs a clip_vision"),
+        ("layout", dict(image=None), "needs a reference image"),
+        ("clip", dict(image=None, clip_vision="vision"), "needs an image or a text"),
+        ("clip", dict(image=None, clip_vision="vision", text=CAT), "embeddings of width 24, the text has one of width 64"),
+        ("shape", dict(), "Unknown kind 'shape'"),
+    ],
+)
+def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):
+    given = {k: vision if v == "vision" else v for k, v in given.items()} if "clip_vision" in given else given
+    with pytest.raises(ValueError, match=message):
+        channel(eps_model, vae, 1.0, kind, **given)
+
+
+def test_healing_replaces_only_what_was_made_in_inference_mode(eps_model):
+    model = eps_model.model.diffusion_model
+    values = {k: v.clone() for k, v in model.state_dict().items()}
+    assert gradients.heal(model) > 0 and gradients.heal(model) == 0
+    assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())

@@ -1,0 +1,349 @@
+"""InstructPix2Pix guidance on the host's own 8-channel UNet, beside the host's DualCFGGuider and CFG."""
+
+import comfy.samplers
+import node_helpers
+import pytest
+import torch
+from comfy_extras import nodes_custom_sampler
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
+from torch.testing import assert_close
+
+from host.sampling import STEPS, Count, ksampler, latent, run, sigmas_of
+from host.tiny import conditioning
+from host.tiny_editors import instruct_pix2pix
+
+EMPTY, SNOW, DOG = (conditioning(i) for i in range(3))
+ROUNDING = dict(atol=1e-4, rtol=1e-4)
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+def picture(batch: int = 1, *shape: int, seed: int = 5) -> dict:
+    """A random LATENT to edit."""
+    return {"samples": torch.randn(batch, 4, *(shape or (8, 8)), generator=torch.Generator().manual_seed(seed))}
+
+
+PICTURE = picture()
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def any_editor(request):
+    return instruct_pix2pix(request.param)
+
+
+@pytest.fixture
+def editor():
+    return instruct_pix2pix()
+
+
+def ours(model, text=7.5, image=1.5, image_input=PICTURE, **inputs):
+    return InstructPix2PixGuider.execute(model, SNOW, EMPTY, text, image, image_input, **inputs).args[0]
+
+
+def seeing(conditioning, latent=PICTURE):
+    return node_helpers.conditioning_set_values(conditioning, {"concat_latent_image": latent["samples"]})
+
+
+def host_dual(model, text=7.5, image=1.5, latent=PICTURE):
+    """The paper's arrangement of the host's DualCFGGuider."""
+    guider = Guider_DualCFG(model)
+    guider.set_conds(seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY)
+    guider.set_cfg(text, image)
+    return guider
+
+
+def plain(model, positive, negative, cfg):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def as_channels(model, text=7.5, image=1.5, previous=(), **inputs):
+    made, unconditional, *_ = InstructionChannels.execute(model, SNOW, EMPTY, text, image, PICTURE, previous=previous, **inputs).args
+    return MultiCFG(model, unconditional, made)
+
+
+SCALES = pytest.mark.parametrize(
+    "text, image", [(7.5, 1.5), (3.0, 3.0), (7.5, 1.0), (1.0, 1.5), (0.0, 1.5), (7.5, 0.0), (1.0, 1.0), (2.0, -1.0)]
+)
+
+
+@SCALES
+@pytest.mark.parametrize("made", [ours, as_channels], ids=["guider", "channels"])
+def test_it_is_the_hosts_dual_cfg_in_the_papers_arrangement(any_editor, made, text, image):
+    assert_close(run(made(any_editor, text, image)), run(host_dual(any_editor, text, image)), **ROUNDING)
+
+
+def test_the_two_channels_make_the_very_bits_of_the_hosts_dual_cfg(any_editor):
+    """One step at a time, so that equal predictions are compared and not sampling that amplifies a rounding."""
+    sigmas = sigmas_of(any_editor)[:2]
+    theirs = run(host_dual(any_editor), sigmas=sigmas)
+    assert torch.equal(run(as_channels(any_editor), sigmas=sigmas), theirs)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
+def test_image_scale_one_is_the_hosts_cfg_bit_for_bit(any_editor, sampler):
+    theirs = run(plain(any_editor, seeing(SNOW), seeing(EMPTY), 4.0), sampler=sampler)
+    assert torch.equal(run(ours(any_editor, 4.0, 1.0), sampler=sampler), theirs)
+
+
+def test_equal_scales_are_the_hosts_cfg_from_nothing_to_the_edit_bit_for_bit(any_editor):
+    assert torch.equal(run(ours(any_editor, 3.0, 3.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 3.0)))
+
+
+def test_both_scales_one_are_the_edit_alone_bit_for_bit(any_editor):
+    assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 1.0)))
+
+
+def test_a_blank_picture_leaves_plain_text_guidance(any_editor):
+    blank = {"samples": torch.zeros_like(PICTURE["samples"])}
+    assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(plain(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
+
+
+def test_both_scales_change_the_result(any_editor):
+    results = [run(ours(any_editor, *scales)) for scales in ((7.5, 1.5), (5.0, 1.5), (7.5, 2.5))]
+    assert not torch.allclose(results[0], results[1], atol=1e-2) and not torch.allclose(results[0], results[2], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "text, image, rows",
+    [(7.5, 1.5, 3), (1.0, 1.5, 3), (7.5, 0.0, 3), (3.0, 3.0, 2), (7.5, 1.0, 2), (0.0, 1.5, 2), (1.0, 1.0, 1), (0.0, 1.0, 1), (0.0, 0.0, 1)],
+)
+def test_no_prediction_is_made_for_nothing_and_a_step_is_one_call(editor, text, image, rows):
+    count = Count(editor)
+    run(ours(count.model, text, image))
+    assert (count.rows, count.calls) == (rows * STEPS, STEPS)
+
+
+def test_rows_are_saved_also_where_only_a_schedule_makes_the_scales_so(editor):
+    halved = Schedule(Constant(0.5))
+    for text, image, schedules, rows in (
+        (7.5, 2.0, dict(image_schedule=halved), 2),
+        (6.0, 3.0, dict(text_schedule=halved), 2),
+        (2.0, 2.0, dict(text_schedule=halved, image_schedule=halved), 1),
+        (7.5, 1.5, dict(text_schedule=Schedule(Constant(0.0))), 2),
+    ):
+        count = Count(editor)
+        run(ours(count.model, text, image, **schedules))
+        assert count.rows == rows * STEPS
+    count = Count(editor)
+    run(ours(count.model, 7.5, 1.5, text_schedule=Schedule(end=0.5)))
+    assert 2 * STEPS < count.rows < 3 * STEPS
+
+
+def test_schedules_of_guider_and_channels_agree_and_act(any_editor):
+    schedules = dict(text_schedule=Schedule(Ramp(1.5, 0.5)), image_schedule=Schedule(Ramp(0.5, 2.0, axis="log_snr")))
+    scheduled = run(ours(any_editor, **schedules))
+    assert_close(scheduled, run(as_channels(any_editor, **schedules)), **ROUNDING)
+    assert not torch.allclose(scheduled, run(ours(any_editor)), atol=1e-2)
+
+
+def test_the_patch_makes_a_ksampler_do_the_same(any_editor):
+    model, positive, negative, empty = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.5, PICTURE).args
+    assert_close(ksampler(model, positive, negative, 7.5, empty["samples"]), run(ours(any_editor)), **ROUNDING)
+
+
+def test_the_patch_at_image_scale_one_changes_nothing(any_editor):
+    model, positive, negative, _ = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.0, PICTURE).args
+    assert torch.equal(ksampler(model, positive, negative, 4.0), ksampler(any_editor, seeing(SNOW), seeing(EMPTY), 4.0))
+
+
+@pytest.mark.parametrize("made", [ours, as_channels], ids=["guider", "channels"])
+def test_further_channels_ride_along(any_editor, made):
+    dog = Channel(DOG, 2.0, null=EMPTY)
+    together = run(as_channels(any_editor, previous=(dog,)))
+    if made is ours:
+        assert_close(run(ours(MultiCFGWrapper([dog]).install(any_editor))), together, **ROUNDING)
+        assert_close(
+            run(ours(MultiCFGWrapper([dog]).install(any_editor), 3.0, 3.0)), run(as_channels(any_editor, 3.0, 3.0, (dog,))), **ROUNDING
+        )
+    assert not torch.allclose(together, run(made(any_editor)), atol=1e-2)
+
+
+def test_every_picture_of_a_batch_is_edited_as_if_alone(any_editor):
+    both = picture(2)
+    edited = run(ours(any_editor, image_input=both), latent(2))
+    assert_close(edited, run(host_dual(any_editor, latent=both), latent(2)), **ROUNDING)
+    assert not torch.allclose(edited[:1], run(ours(any_editor, image_input={"samples": both["samples"][1:]})), atol=1e-2)
+    assert_close(edited[:1], run(ours(any_editor, image_input={"samples": both["samples"][:1]})), **ROUNDING)
+    assert run(ours(any_editor), latent(3)).shape[0] == 3
+
+
+def test_a_picture_of_another_size_is_scaled_as_the_host_does(any_editor):
+    wide = picture(1, 12, 10)
+    assert_close(run(ours(any_editor, image_input=wide)), run(host_dual(any_editor, latent=wide)), **ROUNDING)
+
+
+def concat_of(guider) -> torch.Tensor:
+    """What stands beside the noisy latent in the first call, (rows, 4, h, w), and the kinds of rows."""
+    seen = []
+
+    def look(apply_model, args):
+        seen.append((args["c"]["c_concat"].clone(), args["cond_or_uncond"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    guider.model_patcher.set_model_unet_function_wrapper(look)
+    guider.model_options = guider.model_patcher.model_options
+    run(guider)
+    return seen[0][0]
+
+
+def test_the_picture_enters_unscaled_and_its_absence_as_zeros(any_editor):
+    rows = concat_of(ours(any_editor.clone()))
+    shown = [r for r in rows if r.any()]
+    assert len(rows) == 3 and len(shown) == 2
+    assert all(torch.equal(r, PICTURE["samples"][0]) for r in shown)
+
+
+def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
+    image = torch.rand(1, 67, 70, 3, generator=torch.Generator().manual_seed(1))
+    positive, negative, theirs = InstructPixToPixConditioning.execute(SNOW, EMPTY, image, vae).args
+    guider, empty, _ = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 4.0, 1.0, image, vae).args
+    assert torch.equal(empty["samples"], theirs["samples"])
+    assert torch.equal(run(guider, empty["samples"]), run(plain(editor, positive, negative, 4.0), theirs["samples"]))
+
+
+def test_a_picture_that_the_conditioning_carries_already_is_taken(any_editor):
+    for negative in (EMPTY, seeing(EMPTY)):
+        carried = InstructPix2PixGuider.execute(any_editor, seeing(SNOW), negative, 7.5, 1.5).args
+        assert torch.equal(run(carried[0], carried[1]["samples"]), run(ours(any_editor)))
+
+
+def test_a_negative_that_carries_a_picture_of_its_own_keeps_it(any_editor):
+    blurred = picture(seed=6)
+    guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, PICTURE).args[0]
+    assert torch.equal(run(guider), run(plain(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
+
+
+def test_an_unconditional_of_its_own_is_what_the_picture_is_compared_with(any_editor):
+    guider = Guider_DualCFG(any_editor)
+    guider.set_conds(seeing(SNOW), seeing(EMPTY), DOG)
+    guider.set_cfg(7.5, 1.5)
+    for unconditional in (DOG, seeing(DOG)):
+        assert_close(run(ours(any_editor, unconditional=unconditional)), run(guider), **ROUNDING)
+
+
+class Watch:
+    """Another node's CFG functions; they count their calls, keep what they saw, and change the result."""
+
+    def __init__(self, model):
+        self.calls, self.seen = {"pre": 0, "cfg": 0, "post": 0}, []
+        self.model = model.clone()
+        self.model.set_model_sampler_pre_cfg_function(self.pre)
+        self.model.set_model_sampler_cfg_function(self.cfg)
+        self.model.set_model_sampler_post_cfg_function(self.post)
+
+    def pre(self, args):
+        self.calls["pre"] += 1
+        return [args["conds_out"][0] * 1.01, *args["conds_out"][1:]]
+
+    def cfg(self, args):
+        self.calls["cfg"] += 1
+        return args["uncond"] + 1.1 * args["cond_scale"] * (args["cond"] - args["uncond"])
+
+    def post(self, args):
+        self.calls["post"] += 1
+        self.seen.append(args)
+        return args["denoised"] * 0.99
+
+
+@pytest.mark.parametrize("image", [1.0, 1.0 + 1e-7, 4.0], ids=["neutral", "three rows", "equal scales"])
+def test_other_nodes_cfg_functions_act_as_on_plain_guidance_by_the_instruction(any_editor, image):
+    alone, beside = Watch(any_editor), Watch(any_editor)
+    expected = run(plain(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
+    assert_close(run(ours(beside.model, 4.0, image)), expected, **ROUNDING)
+    assert beside.calls == alone.calls == {"pre": STEPS, "cfg": STEPS, "post": STEPS}
+
+
+def test_a_post_cfg_function_sees_the_whole_equation_and_its_parts(any_editor):
+    watch = Watch(any_editor)
+    watch.model.model_options.pop("sampler_cfg_function")
+    watch.model.model_options.pop("sampler_pre_cfg_function")
+    run(ours(watch.model), sigmas=sigmas_of(any_editor)[:2])
+    (seen,) = watch.seen
+    nothing = comfy_prediction(any_editor, EMPTY, seen)
+    image, edit = seen["uncond_denoised"], seen["cond_denoised"]
+    assert seen["cond_scale"] == 7.5
+    assert_close(seen["denoised"], nothing + 1.5 * (image - nothing) + 7.5 * (edit - image), **ROUNDING)
+
+
+def comfy_prediction(model, conditioning, seen: dict) -> torch.Tensor:
+    """The host's denoised prediction with one conditioning where a hook was called."""
+    asked = []
+
+    def keep(args):
+        asked.append(args["cond_denoised"])
+        return args["denoised"]
+
+    probe = model.clone()
+    probe.set_model_sampler_post_cfg_function(keep)
+    run(plain(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
+    return asked[0]
+
+
+@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has no CFG Override")
+def test_the_hosts_cfg_override_is_a_text_scale(any_editor):
+    overridden = nodes_custom_sampler.CFGOverride.execute(any_editor, 3.0, 0.0, 1.0).args[0]
+    for text, image in ((7.5, 1.5), (7.5, 3.0), (1.5, 1.5)):
+        assert torch.equal(run(ours(overridden, text, image)), run(ours(any_editor, 3.0, image)))
+
+
+def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_editor):
+    before, options = run(host_dual(any_editor)), repr((any_editor.model_options, any_editor.wrappers))
+    guider = ours(any_editor)
+    patched = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 2.5, PICTURE).args[0]
+    first, other = run(guider), ksampler(patched, seeing(SNOW), seeing(EMPTY), 7.5)
+    assert torch.equal(run(guider), first)
+    assert torch.equal(ksampler(patched, seeing(SNOW), seeing(EMPTY), 7.5), other)
+    assert torch.equal(run(host_dual(any_editor)), before)
+    assert options == repr((any_editor.model_options, any_editor.wrappers))
+    assert SNOW[0][1].keys() == EMPTY[0][1].keys() == {"pooled_output"}
+
+
+def test_a_model_that_takes_no_picture_is_refused_by_its_class(any_model):
+    with pytest.raises(ValueError, match=r"BaseModel cannot be shown a picture: .* Load an instruction-tuned model \(InstructPix2Pix"):
+        ours(any_model)
+
+
+@pytest.mark.parametrize(
+    "positive, image, message",
+    [
+        (SNOW, None, r"'positive' carries no picture \(concat_latent_image\) and 'image' is not connected"),
+        (seeing(SNOW), PICTURE, r"'positive' already carries a picture \(concat_latent_image\), and 'image' is connected as well"),
+        (SNOW, torch.rand(1, 64, 64, 3), "'image' is an IMAGE, which needs the vae"),
+        (SNOW, {"samples": torch.zeros(1, 16, 8, 8)}, "latent has 16 channels, but SD15_instructpix2pix takes 4"),
+        ([[torch.zeros(1, 77, 768), {}]], PICTURE, "positive has text features of width 768, but SD15_instructpix2pix takes 64"),
+        ([], PICTURE, "positive is an empty conditioning"),
+    ],
+    ids=["no picture", "two pictures", "no vae", "channels", "width", "empty"],
+)
+def test_wrong_input_is_refused_with_the_next_step(editor, positive, image, message):
+    for node, scales in ((InstructPix2PixGuider, (7.5, 1.5)), (InstructPix2PixPatch, (1.5,)), (InstructionChannels, (7.5, 1.5))):
+        with pytest.raises(ValueError, match=message):
+            node.execute(editor, positive, EMPTY, *scales, image)
+
+
+def test_a_scale_that_is_no_number_is_refused(editor):
+    with pytest.raises(ValueError, match="text_scale is nan"):
+        ours(editor, float("nan"))
+    with pytest.raises(ValueError, match="image_scale is inf"):
+        InstructPix2PixPatch.execute(editor, SNOW, EMPTY, float("inf"), PICTURE)
+
+
+def test_a_conditioning_out_of_its_range_pulls_to_no_zero_image(any_editor):
+    """The host predicts an all-zero image for it; with equal scales too it must drop out instead."""
+    late = node_helpers.conditioning_set_values(SNOW, {"start_percent": 0.999, "end_percent": 1.0})
+    sigmas = sigmas_of(any_editor)[:2]
+    gone = InstructPix2PixGuider.execute(any_editor, late, EMPTY, 3.0, 3.0, PICTURE).args[0]
+    assert_close(run(gone, sigmas=sigmas), run(ours(any_editor, 0.0, 3.0), sigmas=sigmas), **ROUNDING)
+
+
+def test_the_scales_are_drawn(editor):
+    for sigmas in (None, sigmas_of(editor)):
+        drawn = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 7.5, 1.5, PICTURE, sigmas=sigmas).args[2]
+        assert drawn.shape[-1] == 3 and drawn.std() > 0

@@ -1,0 +1,168 @@
+"""Masks and edits of DiffEdit on the demo model: `python . run tests/measures/diffedit.py`.
+
+Rendered scenes that the model was never trained on, each with a source and a target caption that differ in one thing: its
+colour, its shape, its texture, or the colour or shape of one thing of two. A mask is measured by its overlap (IoU)
+with the thing in both scenes; an edit succeeds if the checker reads the target's things in the result.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+from controlled_diffusion.guidance import diffedit
+from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
+from controlled_diffusion.training import demo_checker, demo_model
+from controlled_diffusion.training.demo_world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
+
+from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+
+KINDS = ("colour", "shape", "texture", "one of two")
+WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
+PAPER = dict(levels=1, start_percent=0.5, end_percent=0.5, normalisation="mean", threshold=0.5, refine=False, close=0, maps=10)
+
+
+@dataclass(frozen=True)
+class Change:
+    """An edit: two scenes that differ in thing number `thing`."""
+
+    kind: str
+    before: Scene
+    after: Scene
+    thing: int
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Where the thing is, before or after: bool (128, 128)."""
+        return thing_masks(self.before)[self.thing] | thing_masks(self.after)[self.thing]
+
+
+def caption(scene: Scene) -> Caption:
+    places = ("",) if len(scene.things) == 1 else PAIR_PLACES[scene.layout]
+    nouns = []
+    for thing, place in zip(scene.things, places):
+        words = [w for w in (thing.size, thing.texture, thing.color, thing.shape) if w not in ("medium", "plain")]
+        nouns.append(f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}{WHERE[place]}")
+    claims = tuple(Claim(t.shape, t.color, t.texture) for t in scene.things)
+    return Caption(f"{' and '.join(nouns)} on a {scene.background} background", claims, scene.background)
+
+
+def _scene(index: int, pair: bool) -> Scene:
+    """A held-out scene of one or two things, without what captions never name."""
+    found = (demo_model.scene(1000 * index + i, seed=4242) for i in range(1000))
+    return next(s for s in found if (len(s.things) == 2) == pair and not s.moon and not any(t.accessory for t in s.things))
+
+
+def change(index: int) -> Change:
+    """Edit number `index`; the kinds take turns."""
+    kind, rng = KINDS[index % 4], np.random.default_rng((9, index))
+    before = _scene(index, kind == "one of two")
+    chosen = int(rng.integers(len(before.things)))
+    what = {"colour": "color", "one of two": ("color", "shape")[int(rng.integers(2))]}.get(kind, kind)
+    values = {"color": tuple(COLORS), "shape": SHAPES, "texture": TEXTURES}[what]
+    others = [(t.shape, t.color) for i, t in enumerate(before.things) if i != chosen]
+    options = [replace(before.things[chosen], **{what: v}) for v in values if v != getattr(before.things[chosen], what)]
+    options = [t for t in options if (t.shape, t.color) not in others]
+    things = list(before.things)
+    things[chosen] = options[int(rng.integers(len(options)))]
+    return Change(kind, before, replace(before, things=tuple(things)), chosen)
+
+
+def pictures(changes: list[Change]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([render(c.before) for c in changes])).float() / 255
+
+
+def prompts(studio: Studio, changes: list[Change]) -> tuple[list, list]:
+    """(source, target) conditionings, a row for each edit."""
+    return tuple(studio.prompt(*(caption(getattr(c, side)).text for c in changes)) for side in ("before", "after"))
+
+
+def defaults(node) -> dict:
+    """The node's own defaults of its widgets."""
+    inputs = [i for i in node.GET_SCHEMA().inputs if hasattr(i, "default")]
+    return {i.id: i.options[0] if i.default is None and getattr(i, "options", None) else i.default for i in inputs if i.default is not None or getattr(i, "options", None)}  # fmt: skip
+
+
+@torch.inference_mode()
+def masks(studio: Studio, changes: list[Change], **settings) -> torch.Tensor:
+    """What DiffEditMask finds with its defaults, or other settings; bool (N, 128, 128)."""
+    source, target = prompts(studio, changes)
+    knobs = defaults(DiffEditMask) | {"seed": 0} | settings
+    found = DiffEditMask.execute(studio.model, source, target, studio.prompt(""), pictures(changes), vae=studio.vae, **knobs)
+    return found.args[0] > 0.5
+
+
+@torch.inference_mode()
+def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
+    """The plain way: image to image at 0.5 under both prompts from one noise, and the pixels that differ, cut and closed alike."""
+    latents = studio.vae.encode(pictures(changes))
+    made = []
+    for prompt in prompts(studio, changes):
+        noise = studio.noise(len(changes), 0)
+        settings = (STEPS, CFG, SAMPLER, SCHEDULER, prompt, studio.prompt(""), latents)
+        made.append(studio.vae.decode(comfy.sample.sample(studio.model, noise, *settings, denoise=0.5, disable_pbar=True, seed=0)))
+    apart = (made[1] - made[0]).abs().mean(-1)
+    knobs = defaults(DiffEditMask)
+    mask = diffedit.cut(diffedit.normalised(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
+    return diffedit.closed(mask, knobs["close"]) > 0.5
+
+
+def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
+    truth = torch.from_numpy(np.stack([c.truth for c in changes]))
+    return ((found & truth).sum((1, 2)) / (found | truth).sum((1, 2)).clamp(min=1)).tolist()
+
+
+def succeeded(picture: np.ndarray, wish: Change) -> bool:
+    """Whether the checker reads the target: every thing in its colour, shape and texture, nothing more, the background kept."""
+    verdict = demo_checker.judge(demo_checker.read(picture), caption(wish.after))
+    return verdict["bound"] and verdict["texture"] and verdict["background"]
+
+
+@torch.inference_mode()
+def edits(studio: Studio, changes: list[Change], found: torch.Tensor, **settings) -> tuple[list[bool], list[bool]]:
+    """(whether each edit succeeded, whether everything off its mask is exactly unchanged) with DiffEditSampler's defaults."""
+    source, target = prompts(studio, changes)
+    before = pictures(changes)
+    knobs = defaults(DiffEditSampler) | {"scheduler": SCHEDULER} | settings
+    result = DiffEditSampler.execute(
+        studio.model, target, studio.prompt(""), before, source=source, mask=found.float(), vae=studio.vae, **knobs
+    ).args[1]
+    kept = [bool((after == now)[~m].all()) for after, now, m in zip(result, before, found)]
+    made = (result * 255 + 0.5).clamp(0, 255).byte().numpy()
+    return [succeeded(p, c) for p, c in zip(made, changes)], kept
+
+
+def in_batches(function, studio: Studio, changes: list[Change], size: int = 40, **settings) -> list:
+    return [v for i in range(0, len(changes), size) for v in function(studio, changes[i : i + size], **settings)]
+
+
+def row(name: str, values: list, changes: list[Change]) -> str:
+    kinds = [np.mean([v for v, c in zip(values, changes) if c.kind == k]) for k in KINDS]
+    return f"| {name} | {np.mean(values):.3f} | " + " | ".join(f"{k:.3f}" for k in kinds) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="edits, a quarter of each kind")
+    studio, changes = Studio(), [change(i) for i in range(parser.parse_args().count)]
+
+    def say(name, values):
+        sys.stdout.write(row(name, values, changes) + "\n")
+        sys.stdout.flush()
+
+    sys.stdout.write(f"| {len(changes)} edits | all | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS) + "\n")
+    found = torch.stack(in_batches(masks, studio, changes))
+    say("mask IoU, DiffEdit Mask", overlap(found, changes))
+    say("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, **PAPER)), changes))
+    say("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
+    for rule in diffedit.RULES:
+        done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule) for i in range(0, len(changes), 40)]
+        say(f"edit success, {rule}", [v for part, _ in done for v in part])
+        say(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Classifier guidance against exact answers, and what the classifier file promises."""
+
+import pytest
+import torch
+from controlled_diffusion.guidance.classifier import (
+    ClassifierForce,
+    LabelledClassifier,
+    NoisyClassifier,
+    gradient_of,
+    towards,
+    unit_variance,
+)
+from controlled_diffusion.guidance.schedules import NoiseScale
+
+VP = NoiseScale(tuple(14.6 * (0.03 / 14.6) ** (i / 100) for i in range(101)))
+FLOW = NoiseScale(tuple(1 - 0.999 * i / 100 for i in range(101)), True)
+LABELS = ("red", "blue", "circle")
+
+
+def gaussian(x, sigma, flow, y, spread=0.3):
+    """Data N(0, 1) seen through x, and a label y = N(x0, spread^2): (E[x0 | x], E[x0 | x, y], log p(y | x))."""
+    a = 1 - sigma if flow else 1.0
+    variance = 1 / (1 + a**2 / sigma**2)
+    mean = variance * a * x / sigma**2
+    both = 1 / (1 / variance + 1 / spread**2)
+    posterior = both * (mean / variance + y / spread**2)
+    return mean, posterior, lambda x: -((y - variance * a * x / sigma**2) ** 2) / (2 * (variance + spread**2))
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 0.9])
+def test_the_guided_prediction_is_the_exact_posterior_of_a_gaussian_problem(flow, sigma):
+    x = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, posterior, log_p = gaussian(x, sigma, flow, y=0.7)
+    gradient = gradient_of(lambda part: log_p(part).flatten(), x)
+    torch.testing.assert_close(mean + towards(gradient, sigma, flow), posterior, rtol=1e-12, atol=1e-12)
+
+
+def test_flow_stays_finite_at_pure_noise():
+    assert torch.isfinite(towards(torch.ones(2, 3), 1.0, True)).all()
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_data_of_unit_variance_keeps_it(flow):
+    draw = torch.Generator().manual_seed(1)
+    x0, noise = (torch.randn(200_000, dtype=torch.float64, generator=draw) for _ in range(2))
+    x = 0.3 * x0 + 0.7 * noise if flow else x0 + 0.7 * noise
+    assert float(unit_variance(x, 0.7, flow).std()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    return LabelledClassifier(NoisyClassifier(4, len(LABELS), widths=(8, 16)).eval(), LABELS, "SD15")
+
+
+def test_labels_are_read_by_name_with_weights(classifier):
+    assert classifier.choices("red, circle:0.5\nblue:-2") == {0: 1.0, 2: 0.5, 1: -2.0}
+
+
+@pytest.mark.parametrize(
+    "text, words", [("green", "red, blue, circle"), ("", "Name one or more"), ("red:x", "'red:x'"), ("red:0", "other than 0")]
+)
+def test_wrong_labels_are_refused_with_the_labels_there_are(classifier, text, words):
+    with pytest.raises(ValueError, match=words):
+        classifier.choices(text)
+
+
+def test_independent_labels_are_logistic_and_exclusive_ones_a_softmax(classifier):
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    p = logits.sigmoid()
+    found = classifier.log_probability(logits, {0: 1.0, 2: -0.5})
+    torch.testing.assert_close(found, p[:, 0].log() + 0.5 * (1 - p[:, 2]).log())
+    exclusive = LabelledClassifier(classifier.network, LABELS, "SD15", "exclusive")
+    p = logits.softmax(1)
+    torch.testing.assert_close(exclusive.log_probability(logits, {0: 2.0, 2: -1.0}), 2 * p[:, 0].log() + (1 - p[:, 2]).log())
+
+
+@pytest.mark.parametrize("scale", [VP, FLOW], ids=["eps", "flow"])
+def test_the_force_raises_the_probability_and_does_not_depend_on_the_batch_size(classifier, scale):
+    x = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigma = 0.6
+    whole = ClassifierForce(classifier, {0: 1.0})(x, sigma, x, scale)
+    parts = ClassifierForce(classifier, {0: 1.0}, batch=2)(x, sigma, x, scale)
+    torch.testing.assert_close(whole, parts)
+
+    def log_p(x):
+        log_snr = torch.full((5,), scale.log_snr(sigma))
+        return classifier.log_probability(classifier.network(unit_variance(x, sigma, scale.flow), log_snr), {0: 1.0})
+
+    assert (log_p(x + 0.05 * whole / whole.std()) > log_p(x)).all()
+    size = sigma**2 / (1 - sigma) if scale.flow else sigma**2
+    step = 1e-2 * whole / whole.square().sum((1, 2, 3), keepdim=True).sqrt()
+    rise = (log_p(x + step) - log_p(x - step)) / 2
+    torch.testing.assert_close(rise, 1e-2 * whole.square().sum((1, 2, 3)).sqrt() / size, rtol=0.02, atol=1e-6)
+
+
+def test_a_video_is_scored_by_the_mean_over_its_frames(classifier):
+    frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    still = frames[:, :, :1].expand(-1, -1, 3, -1, -1).contiguous()
+    force = ClassifierForce(classifier, {0: 1.0})
+    picture = force(still[:, :, 0], 0.5, still, VP)
+    torch.testing.assert_close(force(still, 0.5, still, VP).sum(2), picture)
+
+
+def test_the_gradient_is_taken_within_inference_mode_too(classifier):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    outside = ClassifierForce(classifier, {1: 1.0})(x, 0.5, x, VP)
+    with torch.inference_mode():
+        inside = ClassifierForce(classifier, {1: 1.0})(x.clone(), 0.5, x, VP)
+    torch.testing.assert_close(inside, outside)
+
+
+def test_an_unknown_kind_is_refused(classifier):
+    with pytest.raises(ValueError, match="independent, exclusive"):
+        LabelledClassifier(classifier.network, LABELS, "SD15", "both")

@@ -1,0 +1,67 @@
+"""Adaptive projected guidance and CFG-zero-star against their definitions and limits."""
+
+import pytest
+import torch
+from controlled_diffusion.guidance.directions import Shaping, fitted_null, projected
+
+DRAW = torch.Generator().manual_seed(0)
+X, COND, NULL = (torch.randn(3, 4, 5, 5, dtype=torch.float64, generator=DRAW) for _ in range(3))
+
+
+def norms(t):
+    return t.flatten(1).norm(dim=1)
+
+
+def dots(a, b):
+    return (a * b).flatten(1).sum(1)
+
+
+def test_neutral_shaping_is_the_plain_difference():
+    direction, kept = Shaping()(COND, NULL, X)
+    assert torch.equal(direction, COND - NULL) and torch.equal(kept, COND - NULL) and Shaping().neutral
+
+
+def test_eta_0_leaves_nothing_parallel_to_the_prediction():
+    direction, _ = Shaping(eta=0.0)(COND, NULL, X)
+    torch.testing.assert_close(dots(direction, COND), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_eta_weighs_the_parallel_part_alone():
+    whole, orthogonal = COND - NULL, projected(COND - NULL, COND, 0.0)
+    torch.testing.assert_close(projected(COND - NULL, COND, 0.3), orthogonal + 0.3 * (whole - orthogonal))
+
+
+def test_the_norm_is_capped_per_sample_and_short_directions_stay():
+    limit = float(norms(COND - NULL)[0]) * 1.0001
+    direction, _ = Shaping(norm=limit)(COND, NULL, X)
+    assert (norms(direction) <= limit * (1 + 1e-9)).all()
+    torch.testing.assert_close(direction[0], (COND - NULL)[0])
+
+
+def test_momentum_adds_the_running_direction_before_the_cap():
+    shaping = Shaping(momentum=-0.5)
+    first, running = shaping(COND, NULL, X)
+    second, after = shaping(COND, NULL, X, running)
+    torch.testing.assert_close(first, COND - NULL)
+    torch.testing.assert_close(second, 0.5 * (COND - NULL))
+    torch.testing.assert_close(after, second)
+    capped, kept = Shaping(momentum=-0.5, norm=1e-3)(COND, NULL, X, running)
+    torch.testing.assert_close(kept, second)
+    torch.testing.assert_close(norms(capped), torch.full((3,), 1e-3, dtype=torch.float64))
+
+
+def test_the_fitted_null_is_the_nearest_multiple_of_its_velocity():
+    fitted = fitted_null(COND, NULL, X)
+    torch.testing.assert_close(dots(COND - fitted, X - NULL), torch.zeros(3, dtype=torch.float64), atol=1e-10, rtol=0)
+    torch.testing.assert_close(fitted_null(COND, X - 2 * (X - COND), X), COND)
+
+
+def test_equal_predictions_have_no_direction():
+    direction, _ = Shaping(eta=0.0, norm=1.0, zero_star=True)(COND, COND, X)
+    torch.testing.assert_close(direction, torch.zeros_like(COND), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [dict(eta=-0.1), dict(momentum=1.5), dict(norm=-1.0), dict(eta=float("nan"))])
+def test_wrong_values_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=f"apg_{next(iter(wrong))} is"):
+        Shaping(**wrong)

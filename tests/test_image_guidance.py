@@ -1,0 +1,79 @@
+"""Guidance by a loss on the predicted picture: exact answers, and distances that mean what they say."""
+
+import pytest
+import torch
+from controlled_diffusion.guidance.image_guidance import (
+    DISTANCES,
+    ImageForce,
+    brightness_distance,
+    color_distance,
+    embedding_distance,
+    layout_distance,
+)
+from controlled_diffusion.guidance.schedules import NoiseScale
+
+VP = NoiseScale(tuple(14.6 * (0.03 / 14.6) ** (i / 100) for i in range(101)))
+FLOW = NoiseScale(tuple(1 - 0.999 * i / 100 for i in range(101)), True)
+
+
+def posterior_mean(x, sigma, flow):
+    """E[x0 | x] of data N(0, 1)."""
+    a = 1 - sigma if flow else 1.0
+    return a * x / (a**2 + sigma**2)
+
+
+@pytest.mark.parametrize("scale", [VP, FLOW], ids=["eps", "flow"])
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
+def test_the_cheap_form_is_the_exact_one_where_data_has_unit_variance(scale, sigma):
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(latents):
+        return (latents - 0.5).square().mean((1, 2, 3)) + latents.sin().mean((1, 2, 3))
+
+    cheap = ImageForce(loss)(x, sigma, posterior_mean(x, sigma, scale.flow), scale)
+    leaf = x.clone().requires_grad_(True)
+    exact = ImageForce(loss, through_denoiser=True)(leaf, sigma, posterior_mean(leaf, sigma, scale.flow), scale)
+    torch.testing.assert_close(cheap, exact, rtol=1e-9, atol=1e-12)
+    assert float(exact.abs().max()) > 1e-3
+
+
+def test_the_weight_means_the_same_at_every_size_and_batch():
+    def moved(size, batch=0):
+        return ImageForce(lambda z: (z - 1).square().mean((1, 2, 3)), batch=batch)(
+            torch.zeros(3, 4, size, size), 1.0, torch.zeros(3, 4, size, size), VP
+        )
+
+    torch.testing.assert_close(moved(8)[:, :, :1, :1], moved(32)[:, :, :1, :1])
+    torch.testing.assert_close(moved(8, batch=2), moved(8))
+
+
+def test_it_moves_towards_less_loss():
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def loss(latents):
+        return (latents - 0.3).square().mean((1, 2, 3))
+
+    step = ImageForce(loss)(z, 1.0, z, VP)
+    assert (loss(z + 0.1 * step) < loss(z)).all()
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_a_picture_is_at_no_distance_from_itself_and_at_one_from_another(kind):
+    a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    assert float(DISTANCES[kind](a, a)) < 1e-9 and float(DISTANCES[kind](a, 0.5 * b)) > 1e-3
+
+
+def test_each_distance_sees_what_it_names():
+    left = torch.zeros(1, 3, 32, 32)
+    left[:, 0, :, :16] = 1.0
+    right, green = left.flip(3), left[:, [1, 0, 2]]
+    assert float(color_distance(left, right)) < 1e-9 < float(color_distance(left, green))
+    assert float(layout_distance(left, right)) > 0.1 and float(layout_distance(left, green)) > 0.1
+    gray = (left * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True).expand(-1, 3, -1, -1)
+    assert float(brightness_distance(left, gray)) < 1e-9 < float(brightness_distance(left, right))
+    assert float(layout_distance(left, torch.nn.functional.interpolate(left, scale_factor=2.0))) < 1e-9
+
+
+def test_embeddings_are_compared_by_angle():
+    a = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(embedding_distance(a, torch.tensor([[3.0, 0.0]])), torch.tensor([0.0, 1.0]))
