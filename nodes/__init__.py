@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, demo, diffedit, image_guidance, instruct_pix2pix, multi_cfg, schedules, sdedit
+from . import classifier, ddim, demo, diffedit, image_guidance, instruct_pix2pix, inversion, multi_cfg, schedules, sdedit
 from .host.demo import offer_controlnet
 
 MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, sdedit, diffedit)
-WAITING = (instruct_pix2pix,)  # complete, but offered only once an instruction model ships for its example workflow
+WAITING = (instruct_pix2pix, ddim, inversion)  # offered once their help pages and example workflows are there
 
 
 class Extension(ComfyExtension):

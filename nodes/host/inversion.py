@@ -1,0 +1,305 @@
+"""Inverting pictures and replaying inversions inside the host's sampling.
+
+Both run as a `Sampler` of the host under the host's own CFG, so loading, conditionings, hooks, wrappers, previews and cancelling are
+the host's. States travel in the model's own latent space and in float32 or float64, so that exact methods stay exact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from ...guidance.diffedit import cells, mixed
+from ...guidance.sdedit import sigmas_from
+from ...inversion.method import Method, Slope, Trail, replay
+from .channels import alive, noise_scale
+
+BRANCHES = ("edit", "source and edit", "direct")
+
+
+@dataclass(frozen=True)
+class ModelTag:
+    """Which model an inversion belongs to."""
+
+    family: str
+    latent_format: str
+    prediction: str
+
+    @classmethod
+    def of(cls, model) -> ModelTag:
+        sampling = model.get_model_object("model_sampling")
+        kinds = {"flow": comfy.model_sampling.CONST, "v": comfy.model_sampling.V_PREDICTION, "eps": comfy.model_sampling.EPS}
+        prediction = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), "another prediction")
+        return cls(type(model.model).__name__, type(model.model.latent_format).__name__, prediction)
+
+    def check(self, model) -> None:
+        """Refuses another model."""
+        own = ModelTag.of(model)
+        if own != self:
+            raise ValueError(
+                f"The inversion was made with {self.family} ({self.latent_format}, {self.prediction}), but the model is {own.family} "
+                f"({own.latent_format}, {own.prediction}). Connect the model of the inversion, or invert again with this one."
+            )
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """An inverted batch of pictures: the value of the socket INVERSION.
+
+    `trail` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the pictures were inverted, `null`
+    the negative CONDITIONING that belongs to the replay (None: whatever the user gives), `cfg` the guidance at which the replay under
+    `source` gives the pictures back. `evaluations` counts rows of the network's batch for one picture.
+    """
+
+    method: Method
+    trail: Trail
+    source: list
+    model: ModelTag
+    null: list | None = None
+    cfg: float = 1.0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    @property
+    def pictures(self) -> int:
+        return self.trail.carries[0][0].shape[0]
+
+
+class Guidance(comfy.samplers.CFGGuider):
+    """The host's CFG; at cfg 1 it needs no negative."""
+
+    def __init__(self, model, positive, negative, cfg: float):
+        super().__init__(model)
+        if negative is None and cfg != 1.0:
+            raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
+        self.inner_set_conds({"positive": positive} if negative is None else {"positive": positive, "negative": negative})
+        self.set_cfg(cfg)
+
+    @property
+    def rows(self) -> int:
+        """Evaluations of the network for one prediction of one picture."""
+        return 1 if self.cfg == 1.0 else 2
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
+        """The prediction at `sigma` (B,); refuses a moment at which a conditioning is not active, of which the host makes zeros."""
+        for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
+            if not alive(self.conds[name], x, sigma):
+                raise ValueError(
+                    f"The {name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
+                    "range, or move end_percent into it."
+                )
+        return self(x, sigma, **extra_args)
+
+
+class Walk(comfy.samplers.Sampler):
+    """A journey through noise levels: `journey(guider, slope, clean, show)` gets the clean latent in the model's own space.
+
+    What the journey returns is in `result`, the number of predictions in `calls`.
+    """
+
+    def __init__(self, journey: Callable, total: int):
+        self.journey, self.total, self.result, self.calls = journey, total, None, 0
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        sampling, done = model_wrap.inner_model.model_sampling, 0
+
+        def input_scale(sigma: float) -> float:
+            return float(sampling.calculate_input(torch.tensor([sigma], dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+
+        def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
+            nonlocal done
+            if callback is not None:
+                callback(min(done, self.total - 1), denoised, x.float(), self.total)
+            done += 1
+
+        slope = Slope(model_wrap.denoised, input_scale, extra_args)
+        self.result = self.journey(model_wrap, slope, latent_image, show)
+        self.calls = slope.calls
+        return latent_image
+
+
+def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], journey: Callable, total: int) -> Walk:
+    """Runs a journey on a latent (as the VAE gives it) inside the host's sampling; progress over `total` steps."""
+    walk = Walk(journey, total)
+    show = latent_preview.prepare_callback(guider.model_patcher, total)
+    hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
+    guider.sample(torch.zeros_like(latent), latent, walk, levels, callback=show, disable_pbar=hidden, seed=0)
+    return walk
+
+
+def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float, ...]:
+    """Falling sigmas to 0: those of KSampler, or of `steps` steps from a later percent of the sampling."""
+    sampling = model.get_model_object("model_sampling")
+
+    def grid(n: int) -> list[float]:
+        return comfy.samplers.calculate_sigmas(sampling, scheduler, n).tolist()
+
+    if not 0.0 <= end_percent < 1.0:
+        raise ValueError(f"end_percent is {end_percent}; give 0 (all the way to noise) to less than 1.")
+    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(noise_scale(sampling).sigma(end_percent), steps, grid))
+
+
+def latent_of(model, vae, picture) -> torch.Tensor:
+    """The latent samples, float32, of a LATENT or an IMAGE."""
+    if isinstance(picture, dict):
+        samples = picture["samples"]
+        if samples.is_nested or samples.ndim not in (4, 5):
+            raise ValueError("Inversion needs the latent of pictures or a video: (batch, channels, [frames,] height, width).")
+    elif vae is None:
+        raise ValueError("'picture' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
+    else:
+        samples = vae.encode(picture[..., :3])
+    return comfy.sample.fix_empty_latent_channels(model, samples.float())
+
+
+def kept(trail: Trail) -> Trail:
+    """A trail on the CPU, with a copy of its own of nothing but the tensors it needs."""
+    carries = tuple(tuple(t.detach().cpu() for t in carry) for carry in trail.carries)
+    return Trail(trail.sigmas, carries, {k: t.detach().cpu() for k, t in trail.extras.items()})
+
+
+def invert(
+    model, vae, picture, source, method: Method, sigmas: Sequence[float], *, negative=None, cfg: float = 1.0, precision=torch.float32
+) -> Inversion:
+    """The inversion of a LATENT or IMAGE under the conditioning `source` by a method that needs nothing but predictions."""
+    began, guider = time.perf_counter(), Guidance(model, source, negative, cfg)
+
+    def journey(guider, slope, clean, show):
+        return kept(method.encode(slope, clean.to(precision), sigmas, show))
+
+    walk = run(guider, latent_of(model, vae, picture), sigmas, journey, len(sigmas) - 1)
+    return Inversion(
+        method,
+        walk.result,
+        source,
+        ModelTag.of(model),
+        cfg=cfg,
+        evaluations=walk.calls * guider.rows,
+        seconds=time.perf_counter() - began,
+    )
+
+
+class InvertedNoise:
+    """The host's NOISE that brings an inversion's start into any sampler that begins at its first sigma, for every parametrisation."""
+
+    def __init__(self, model, inversion: Inversion):
+        self.seed, self.model, self.inversion = 0, model, inversion
+
+    def generate_noise(self, input_latent: dict) -> torch.Tensor:
+        latent, sampling = input_latent["samples"].float(), self.model.get_model_object("model_sampling")
+        clean = self.model.model.process_latent_in(latent) if torch.count_nonzero(latent) else latent
+        first = torch.tensor([self.inversion.trail.sigmas[0]])
+        at_top = bool(first >= float(sampling.sigma_max) * (1 - 1e-5))
+        blank = torch.zeros_like(clean)
+        start = self.inversion.trail.carries[0][0].float().to(clean)
+        gain = sampling.noise_scaling(first, torch.ones_like(clean), blank.clone(), at_top)
+        return (start - sampling.noise_scaling(first, blank, clean, at_top)) / gain
+
+
+def noisy_latent(model, inversion: Inversion) -> dict:
+    """The inversion's start as a LATENT, for a sampler that adds no noise."""
+    start = inversion.trail.carries[0][0].float().to(comfy.model_management.intermediate_device())
+    return {"samples": model.model.process_latent_out(start)}
+
+
+def stacked_conditioning(source: list, target: list, pictures: int) -> list:
+    """One CONDITIONING whose rows are the source for every picture, then the target for every picture.
+
+    A target that already holds several rows is taken as it is: the rows of Prompt-to-Prompt, source first.
+    """
+    if target[0][0].shape[0] > 1:
+        return target
+    if len(source) != 1 or len(target) != 1:
+        raise ValueError(
+            f"Source and target have {len(source)} and {len(target)} parts; two branches need one each. Take combined or scheduled "
+            "conditionings apart, or choose branches 'edit'."
+        )
+    (a, a_extra), (b, b_extra) = source[0], target[0]
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(
+            f"Source and target prompt have {a.shape[1]} and {b.shape[1]} tokens; two branches need equally many. Shorten the longer one."
+        )
+
+    def rows(s, t):
+        return torch.cat([s.expand(pictures, *s.shape[1:]), t.to(s).expand(pictures, *t.shape[1:])])
+
+    extra = {
+        k: rows(a_extra[k], v) if torch.is_tensor(v) and torch.is_tensor(a_extra.get(k)) and v.ndim > 1 else v for k, v in b_extra.items()
+    }
+    return [[rows(a, b), extra]]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change."""
+
+    inversion: Inversion
+    branches: str = "edit"
+    mask: torch.Tensor | None = None
+
+    def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
+        """The latent (as a VAE takes it): the edit, or the source's rows and then the edit's."""
+        inversion = self.inversion
+        inversion.model.check(model)
+        count = 1 if self.branches == "edit" else 2
+        if count == 2:
+            positive = stacked_conditioning(inversion.source, positive, inversion.pictures)
+            count = positive[0][0].shape[0] // inversion.pictures
+        trail = inversion.trail.branches(count)
+        guider = Guidance(model, positive, negative, cfg)
+        clean = model.model.process_latent_out(trail.carries[-1][0].float())
+
+        def journey(guider, slope, latent, show):
+            here = _on(trail, latent.device)
+            return replay(inversion.method, slope, here, between=self._between(here, count), show=show)
+
+        walk = run(guider, clean, trail.sigmas, journey, trail.steps)
+        return model.model.process_latent_out(walk.result.float()).to(comfy.model_management.intermediate_device())
+
+    def _between(self, trail: Trail, count: int) -> Callable:
+        """Keeps the source's rows, and what lies off the mask, on the inversion's own path."""
+        first = self.inversion.pictures
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else torch.cat([self.mask] * count)
+
+        def between(carry, level):
+            own = trail.carries[level]
+            if mask is not None:
+                carry = tuple(mixed(t, kept, mask.to(t)) for t, kept in zip(carry, own))
+            if self.branches == "direct":
+                carry = tuple(torch.cat([kept[:first], t[first:]]) for t, kept in zip(carry, own))
+            return carry
+
+        return between
+
+
+def _on(trail: Trail, device: torch.device) -> Trail:
+    """A trail on the device that the model runs on."""
+    return replace(
+        trail,
+        carries=tuple(tuple(t.to(device) for t in carry) for carry in trail.carries),
+        extras={k: t.to(device) for k, t in trail.extras.items()},
+    )
+
+
+def outputs(model, inversion: Inversion) -> tuple:
+    """What every inverter gives: the inversion, its start as LATENT and as NOISE, and the sigmas of the way back."""
+    sigmas = torch.FloatTensor(list(inversion.trail.sigmas))
+    return inversion, noisy_latent(model, inversion), InvertedNoise(model, inversion), sigmas
+
+
+def mask_for(mask: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+    """A MASK (B or 1, H, W) at the size of the inverted latent: a cell that it touches may change."""
+    clean = inversion.trail.carries[-1][0]
+    found = cells(mask.reshape(-1, *mask.shape[-2:]).float(), *clean.shape[-2:])
+    if len(found) not in (1, inversion.pictures):
+        raise ValueError(f"The mask holds {len(found)} pictures but the inversion {inversion.pictures}; give one mask, or one each.")
+    return found.reshape(len(found), *[1] * (clean.ndim - 3), *found.shape[-2:])

@@ -1,0 +1,74 @@
+"""Makes the demo model's instruction model: `python . run tests/demo_instruct.py` (resumable; about 40 minutes on one core).
+
+It starts from the denoiser that lies in the repository; train it anew after that changes. The text tower and the autoencoder are the
+demo model's own.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from comfy.sd1_clip import SD1Tokenizer
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training import demo_instruct, demo_model
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from safetensors.torch import load_file
+
+from demo_model import STATE, Denoiser, load_average, parameters_of, say, shipped, shown
+
+STEPS, RATE, BATCH = 1600, 6e-4, 24
+TARGET = demo.WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
+
+
+def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
+    """Latents (families, 4, 4, 16, 16) of the demo model's denoiser, encoded once."""
+    done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, 4, 16, 16, dtype=torch.float16)
+    while len(done) < demo_instruct.FAMILIES:
+        last = min(len(done) + 500, demo_instruct.FAMILIES)
+        parts = []
+        for first in range(len(done), last, chunk):
+            scenes = [s for i in range(first, first + chunk) for s in demo_instruct.family(i)[1]]
+            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+            parts.append(latents.half().unflatten(0, (-1, 4)))
+        done = torch.cat([done, *parts])
+        save_atomically({"latents": done}, path)
+        say(f"  encoded {len(done)} of {demo_instruct.FAMILIES} families")
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    torch.set_num_threads(parser.parse_args().threads)
+    STATE.mkdir(parents=True, exist_ok=True)
+    autoencoder, unet, tower = shipped()
+    raw, weights = family_latents(autoencoder, STATE / "families.safetensors"), load_file(demo.WEIGHTS)
+    spread, shift = (weights[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
+    latents = (raw.float() / spread + shift) * demo.LATENT_SCALE  # as the denoiser gets them
+    first = unet.input_blocks[0][0]
+    first.weight = torch.nn.Parameter(demo_instruct.widened(first.weight.detach(), 8))
+    unet.to(memory_format=torch.channels_last)
+    parameters = parameters_of(unet=unet)
+    loop = Loop(parameters, steps=STEPS, learning_rate=RATE, warmup=100, average=0.99, matrices=demo_model.matrices_of(parameters))
+    path = STATE / "instruct.safetensors"
+    loop.restore(path)
+
+    def encode_text(ids):
+        with torch.no_grad():
+            return demo_model.encode_text(tower, ids)
+
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
+    scale = 1 / demo.LATENT_SCALE
+    shown(saving(loop, demo_instruct.train_instruct(Denoiser(unet), encode_text, tokens, latents, scale, loop, batch=BATCH), path))
+    load_average(path, unet=unet)
+    TARGET.parent.mkdir(exist_ok=True)
+    save_atomically({k: v.half() for k, v in unet.state_dict().items()}, TARGET)
+    say(f"wrote {TARGET.name}: {TARGET.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Inversions inside the real host: what all inverters and the Inversion Sampler share."""
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.nodes.ddim import DDIMInverter
+from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.inversion import InversionSampler
+from torch.testing import assert_close
+
+from host import tiny
+from host.sampling import Count
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(family: str):
+    """A tiny random model that is tame enough for trajectories."""
+    return tiny.unet(family, output_scale=0.05)
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return smooth(request.param)
+
+
+def picture(batch: int = 1, *size: int) -> dict:
+    return {"samples": 5 * draw(batch, 4, *(size or (8, 8)))}  # the spread of real latents
+
+
+def invert(model, latent, steps=8, scheduler="normal", end_percent=0.0, source=SOURCE):
+    return DDIMInverter.execute(model, source, latent, steps, scheduler, end_percent).args
+
+
+def sample(model, inversion, cfg=1.0, branches="edit", **inputs):
+    return InversionSampler.execute(model, inversion, cfg, branches, **inputs).args[0]["samples"]
+
+
+def apart(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_the_way_back_gives_the_picture_nearly_and_nearer_with_more_steps(model):
+    latent = picture()
+    errors = [apart(sample(model, invert(model, latent, steps)[0]), latent["samples"]) for steps in (5, 40)]
+    assert errors[1] < errors[0] / 3 and errors[1] < 0.05
+
+
+def test_the_trail_starts_at_ksamplers_first_sigma_and_ends_at_the_picture(model):
+    latent = picture()
+    inversion, *_, sigmas = invert(model, latent)
+    assert torch.equal(sigmas, comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8))
+    assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(latent["samples"]))
+
+
+def test_an_inversion_up_to_a_percent_starts_at_its_sigma_and_keeps_the_steps(model):
+    inversion = invert(model, picture(), end_percent=0.5)[0]
+    scale = inverting.noise_scale(model.get_model_object("model_sampling"))
+    assert inversion.trail.sigmas[0] == pytest.approx(scale.sigma(0.5)) and inversion.trail.steps == 8
+
+
+def test_each_step_evaluates_once_without_guidance_and_twice_with(model):
+    count = Count(model)
+    inversion = invert(count.model, picture())[0]
+    assert count.rows == inversion.evaluations == 8
+    sample(count.model, inversion, 4.0, positive=TARGET, negative=EMPTY)
+    assert count.rows == 8 + 16
+
+
+def test_a_batch_is_its_pictures_one_by_one(model):
+    latent = picture(3)
+    together = sample(model, invert(model, latent)[0], 3.0, positive=TARGET, negative=EMPTY)
+    alone = [sample(model, invert(model, {"samples": x[None]})[0], 3.0, positive=TARGET, negative=EMPTY) for x in latent["samples"]]
+    assert_close(together, torch.cat(alone), atol=1e-3, rtol=1e-3)
+
+
+def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before(model):
+    latent, noise = picture(), draw(1, 4, 8, 8, seed=5)
+
+    def predicted():
+        return comfy.sample.sample(model, noise, 2, 1.0, "euler", "normal", SOURCE, EMPTY, latent["samples"], disable_pbar=True, seed=1)
+
+    before, first = predicted(), invert(model, latent)[0]
+    sample(model, first, 4.0, positive=TARGET, negative=EMPTY)
+    second = invert(model, latent)[0]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first.trail.carries, second.trail.carries))
+    assert torch.equal(before, predicted())
+
+
+@pytest.mark.parametrize("start", [torch.zeros(1, 4, 8, 8), draw(1, 4, 8, 8, seed=9)], ids=["empty latent", "some latent"])
+def test_the_noise_brings_the_start_into_a_stock_sampler_whatever_its_latent_is(model, start):
+    inversion, _, noise, sigmas = invert(model, picture())
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(SOURCE, EMPTY)
+    result = guider.sample(
+        noise.generate_noise({"samples": start}), start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
+    )
+    assert_close(result, sample(model, inversion), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["eps", "v"])
+def test_the_noisy_latent_does_so_without_added_noise(family):
+    model = smooth(family)
+    inversion, latent, _, sigmas = invert(model, picture())
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(SOURCE, EMPTY)
+    start = latent["samples"]
+    result = guider.sample(torch.zeros_like(start), start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    assert_close(result, sample(model, inversion), atol=1e-4, rtol=1e-4)
+
+
+def test_the_direct_source_is_the_picture_and_the_edit_is_as_without_it(model):
+    latent = picture(2)
+    inversion = invert(model, latent)[0]
+    options = dict(positive=TARGET, negative=EMPTY)
+    edit = sample(model, inversion, 7.5, **options)
+    both = sample(model, inversion, 7.5, "direct", **options)
+    assert both.shape[0] == 4
+    assert_close(both[:2], latent["samples"], atol=1e-6, rtol=1e-6)
+    assert_close(both[2:], edit, atol=1e-3, rtol=1e-3)
+
+
+def test_the_source_branch_is_the_replay_under_the_source(model):
+    inversion = invert(model, picture())[0]
+    both = sample(model, inversion, 3.0, "source and edit", positive=TARGET, negative=EMPTY)
+    assert_close(both[:1], sample(model, inversion, 3.0, negative=EMPTY), atol=1e-4, rtol=1e-4)
+    assert_close(both[1:], sample(model, inversion, 3.0, positive=TARGET, negative=EMPTY), atol=1e-4, rtol=1e-4)
+
+
+def test_what_lies_off_the_mask_is_the_picture(model):
+    latent, mask = picture(2), torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    edited = sample(model, invert(model, latent)[0], 5.0, positive=TARGET, negative=EMPTY, mask=mask)
+    assert_close(edited[:, :, 4:], latent["samples"][:, :, 4:], atol=1e-6, rtol=1e-6)
+    assert apart(edited[:, :, :4], latent["samples"][:, :, :4]) > 0.01
+
+
+def test_an_inversion_of_another_model_is_refused():
+    inversion = invert(smooth("eps"), picture())[0]
+    with pytest.raises(ValueError, match=r"made with BaseModel .*eps.* but the model is BaseModel .*flow"):
+        sample(smooth("flow"), inversion)
+
+
+def test_guidance_without_a_negative_is_refused(model):
+    with pytest.raises(ValueError, match=r"cfg is 7\.5, which needs a negative"):
+        sample(model, invert(model, picture())[0], 7.5)
+
+
+def test_an_image_without_a_vae_is_refused(model):
+    with pytest.raises(ValueError, match="'picture' is an IMAGE, which needs the vae"):
+        invert(model, torch.zeros(1, 64, 64, 3))
+
+
+def test_a_conditioning_that_is_not_active_is_refused(model):
+    late = [[SOURCE[0][0], {**SOURCE[0][1], "start_percent": 0.5, "end_percent": 1.0}]]
+    with pytest.raises(ValueError, match="positive conditioning is not active at sigma"):
+        invert(model, picture(), source=late)
+
+
+def test_an_image_is_encoded_and_a_picture_of_an_odd_size_is_cut_by_the_vae(vae):
+    model, image = smooth("eps"), torch.rand(1, 70, 64, 3, generator=torch.Generator().manual_seed(0))
+    inversion = DDIMInverter.execute(model, SOURCE, image, 4, "normal", 0.0, vae).args[0]
+    assert inversion.trail.carries[-1][0].shape == (1, 4, 8, 8)
+    assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(vae.encode(image)).float())
+
+
+def test_the_method_travels_with_the_inversion(model):
+    assert invert(model, picture())[0].method == DDIM()

@@ -1,0 +1,139 @@
+"""An instruction model of the demo world: the demo model, taught to edit a picture as it is told (arXiv 2211.09800).
+
+Its input is the noisy latent and, beside it, the picture's latent; the extra channels of the first convolution start at zero, so
+that training starts from the demo model itself. Edits come in families of four scenes: one, and the same with one thing in another
+colour, in another shape, and gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from . import demo_model
+from . import demo_world as world
+from .loop import Loop, Step
+
+SEED, FAMILIES = 80, 3000
+KINDS = ("color", "shape", "remove")
+DROPOUT = 0.05  # of the picture alone, of the instruction alone, and of both
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An instruction that turns `before` into `after`; `which` thing of `before` it is about."""
+
+    kind: str
+    text: str
+    before: world.Scene
+    after: world.Scene
+    which: int
+
+
+def _other(rng: np.random.Generator, options, current: str, taken: str = "") -> str:
+    left = [o for o in options if o not in (current, taken)]
+    return left[int(rng.integers(len(left)))]
+
+
+def changed(scene: world.Scene, which: int, thing: world.Thing | None) -> world.Scene:
+    """The scene with another thing in the place of one, or none."""
+    things = list(scene.things)
+    things[which : which + 1] = [] if thing is None else [thing]
+    return replace(scene, things=tuple(things))
+
+
+def family(index: int, seed: int = SEED) -> tuple[int, tuple[world.Scene, ...]]:
+    """The thing that changes, and four scenes: as drawn, in another colour, in another shape, and without it."""
+    rng = np.random.default_rng((seed, index))
+    scene = world.random_scene(rng)
+    which = int(rng.integers(len(scene.things)))
+    thing = scene.things[which]
+    rest = scene.things[1 - which] if len(scene.things) > 1 else None
+    recolored = replace(thing, color=_other(rng, world.COLORS, thing.color, rest.color if rest else ""))
+    reshaped = replace(thing, shape=_other(rng, world.SHAPES, thing.shape, rest.shape if rest else ""))
+    return which, (scene, changed(scene, which, recolored), changed(scene, which, reshaped), changed(scene, which, None))
+
+
+def _name(rng: np.random.Generator, scene: world.Scene, which: int) -> str:
+    """A phrase that means one thing of a scene and no other."""
+    thing, others = scene.things[which], [t for i, t in enumerate(scene.things) if i != which]
+    names = [f"the {thing.color} {thing.shape}"]
+    names += [f"the {thing.shape}"] * all(o.shape != thing.shape for o in others)
+    names += [f"the {thing.color} object"] * all(o.color != thing.color for o in others)
+    names += ["it", "the object"] * (not others)
+    return names[int(rng.integers(len(names)))]
+
+
+def instruction(rng: np.random.Generator, before: world.Scene, after: world.Scene, which: int, kind: str) -> str:
+    """What to say so that `before` becomes `after`."""
+    name = _name(rng, before, which)
+    if kind == "remove":
+        return f"{('remove', 'delete', 'erase')[int(rng.integers(3))]} {name}"
+    new = after.things[which]
+    wanted = new.color if kind == "color" else f"{'an' if new.shape[0] in 'aeiou' else 'a'} {new.shape}"
+    return (f"make {name} {wanted}", f"turn {name} {'into ' * (kind == 'shape')}{wanted}")[int(rng.integers(2))]
+
+
+PAIRS = ((0, 1, "color"), (1, 0, "color"), (0, 2, "shape"), (2, 0, "shape"), (0, 3, "remove"), (1, 3, "remove"), (2, 3, "remove"))
+
+
+def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, tuple[int, int]]:
+    """A random edit within a family, and the places of its two scenes in it; each kind equally often."""
+    which, scenes = family(index, seed)
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    options = [p for p in PAIRS if p[2] == kind]
+    before, after, _ = options[int(rng.integers(len(options)))]
+    text = instruction(rng, scenes[before], scenes[after], which, kind)
+    return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
+
+
+def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
+    """A convolution's weight (out, in, kh, kw) with more input channels, all zero."""
+    wide = weight.new_zeros(weight.shape[0], inputs, *weight.shape[2:])
+    wide[:, : weight.shape[1]] = weight
+    return wide
+
+
+def train_instruct(
+    unet: Callable,
+    encode_text: Callable,
+    tokens: demo_model.Tokens,
+    latents: torch.Tensor,
+    picture_scale: float,
+    loop: Loop,
+    *,
+    batch: int = 24,
+) -> Iterator[Step]:
+    """`latents` (families, 4, C, h, w) at unit scale; the picture enters times `picture_scale`, as the host gives it: not scaled.
+
+    `unet(x, levels, context) -> eps` takes the noisy latent and the picture's, one after the other in the channels.
+    """
+    from_level = demo_model.alphas_cumprod()
+
+    def prepare(index):
+        rng = np.random.default_rng((SEED, index, 1))
+        picks = rng.integers(len(latents), size=batch)
+        edits, places = zip(*(edit(rng, int(i)) for i in picks))
+        before, after = (torch.stack([latents[int(i), p[side]] for i, p in zip(picks, places)]).float() for side in (0, 1))
+        draw = rng.random(batch)
+        no_picture = (draw < DROPOUT) | ((draw >= 2 * DROPOUT) & (draw < 3 * DROPOUT))
+        texts = ["" if DROPOUT <= d < 3 * DROPOUT else e.text for d, e in zip(draw, edits)]
+        shown = before * picture_scale * torch.from_numpy(~no_picture).view(-1, 1, 1, 1)
+        levels = (np.arange(batch) + rng.random(batch)) / batch * 1000
+        return after, shown, torch.stack([tokens(t) for t in texts]), torch.from_numpy(levels).long()
+
+    batches = demo_model.prefetch(prepare, loop.done, loop.steps)
+
+    def loss_of(index):
+        x0, shown, ids, t = next(batches)
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
+        a = from_level[t].view(-1, 1, 1, 1)
+        seen = torch.cat([a.sqrt() * x0 + (1 - a).sqrt() * noise, shown], 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = unet(seen, t.float(), encode_text(ids)).float()
+        return demo_model.denoising_loss(eps, noise, a)
+
+    return loop.run(loss_of)
