@@ -1,0 +1,27 @@
+"""The demo model itself."""
+
+from .parts import SWAP, ksampler, prompt_nodes
+
+
+def demo_model(graph):
+    graph.note(
+        "# The demo model\n\nA tiny text-to-image model that ships with the pack: coloured shapes, 128 x 128, seconds on a laptop.\n\n"
+        "Colours: red, orange, yellow, green, blue, purple. Shapes: circle, square, triangle, star, cross. Backgrounds: white, gray, "
+        "black, pink. Also: striped, dotted, small, large; on the left, on the right, at the top, at the bottom." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    with graph.group("2 Prompt"):
+        positive, negative = prompt_nodes(
+            graph, model, positive="a large striped blue star and a small red circle on a gray background", negative=""
+        )
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    with graph.group("3 Sample"):
+        latent = ksampler(graph, model["model"], positive, negative, size)
+    with graph.group("4 Picture"):
+        graph.add(
+            "SaveImage", title="pictures", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="demo_model"
+        )
+
+
+WORKFLOWS = [demo_model]

@@ -1,0 +1,51 @@
+"""Guidance by a picture."""
+
+from .parts import SWAP, color, prompt_nodes, sampled_with, stroke
+
+
+def image_guidance(graph):
+    graph.note(
+        "# Image guidance\n\nTwo strokes of paint are the only wish: their layout pulls the picture at every step, with no prompt. The upper "
+        "pictures are the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as a further channel; "
+        "*through_denoiser* (slower, exact)." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        (empty,) = prompt_nodes(graph, model, unconditional="")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
+    with graph.group("2 Reference"):
+        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+        reference = stroke(graph, stroke(graph, paper, (52, 158, 70), 10, 44, 44, 44), (138, 58, 176), 74, 44, 44, 44)
+        off, on = (
+            graph.add(
+                "ImageGuidanceChannel",
+                title=title,
+                model=model["model"],
+                vae=model["vae"],
+                kind="layout",
+                weight=weight,
+                image=reference,
+                end_percent=0.9,
+            )
+            for title, weight in (("switched off", 0.0), ("layout", 16.0))
+        )
+    with graph.group("3 Sample"):
+        latents = [
+            sampled_with(
+                graph,
+                model,
+                graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
+                size,
+                sigmas,
+                seed=3,
+            )
+            for channel in (off, on)
+        ]
+    with graph.group("4 Picture"):
+        graph.add("PreviewImage", title="reference", images=reference)
+        for title, latent in zip(("without", "with the reference"), latents):
+            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+
+
+WORKFLOWS = [image_guidance]

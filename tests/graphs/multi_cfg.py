@@ -1,0 +1,165 @@
+"""Multi-condition guidance."""
+
+from .parts import SWAP, half, prompt_nodes, sampled_with
+
+
+def multi_cfg_guider(graph):
+    graph.note(
+        "# Multi CFG Guider\n\nTwo wishes, each in its own half of the picture, and a third that pushes away. Every channel has its own "
+        "weight, schedule and region; the picture on the right draws the weights over the steps.\n\nTry: swap the masks; set a weight "
+        "to 0 (the channel is no longer evaluated); set *conflict* to `perpendicular`." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    with graph.group("2 Wishes"):
+        red, blue, striped, empty = prompt_nodes(
+            graph,
+            model,
+            **{
+                "left wish": "a red circle on the left on a white background",
+                "right wish": "a blue star on the right on a white background",
+                "unwanted": "a striped circle on a white background",
+                "unconditional": "",
+            },
+        )
+    with graph.group("3 Regions and time"):
+        left, right = half(graph, True), half(graph, False)
+        early = graph.add(
+            "GuidanceSchedule",
+            title="fade out",
+            shape="cosine",
+            **{"shape.first": 1.5, "shape.last": 0.5, "shape.axis": "percent"},
+            start_percent=0.0,
+            end_percent=1.0,
+        )
+    with graph.group("4 Channels"):
+        one = graph.add(
+            "GuidanceChannel",
+            title="left",
+            conditioning=red,
+            weight=5.0,
+            role="positive",
+            name="left: red circle",
+            mask=left,
+            schedule=early,
+        )
+        two = graph.add(
+            "GuidanceChannel",
+            title="right",
+            conditioning=blue,
+            weight=5.0,
+            role="positive",
+            name="right: blue star",
+            mask=right,
+            schedule=early,
+            previous=one,
+        )
+        three = graph.add(
+            "GuidanceChannel",
+            title="not striped",
+            conditioning=striped,
+            weight=1.0,
+            role="negative",
+            name="not striped",
+            end_percent=0.7,
+            previous=two,
+        )
+    with graph.group("5 Sample"):
+        sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
+        guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum", sigmas=sigmas)
+        latent = graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("RandomNoise", noise_seed=3),
+            guider=guider["guider"],
+            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+            sigmas=sigmas,
+            latent_image=size,
+        )
+    with graph.group("6 Picture"):
+        graph.add(
+            "SaveImage",
+            title="pictures",
+            images=graph.add("VAEDecode", samples=latent["output"], vae=model["vae"]),
+            filename_prefix="multi_cfg",
+        )
+        graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
+
+
+def multi_cfg_patch(graph):
+    graph.note(
+        "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* and leaves the colour open; one "
+        "channel pushes red away, another pulls towards *striped*. The upper picture is the KSampler alone, with the same seed.\n\n"
+        "A channel of weight 0 costs nothing and changes nothing." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    with graph.group("2 Prompts"):
+        positive, negative, more, less = prompt_nodes(
+            graph,
+            model,
+            positive="a large circle on a white background",
+            negative="",
+            more="a large striped circle on a white background",
+            less="a red circle on a white background",
+        )
+    with graph.group("3 Channels"):
+        first = graph.add("GuidanceChannel", title="more stripes", conditioning=more, weight=4.0, role="positive", name="striped")
+        second = graph.add("GuidanceChannel", title="less red", conditioning=less, weight=2.0, role="negative", name="red")
+        patch = graph.add("MultiCFGPatch", model=model["model"], channels=[first, second], conflict="sum")
+    settings = dict(
+        positive=positive,
+        negative=negative,
+        latent_image=size,
+        seed=5,
+        steps=20,
+        cfg=4.0,
+        sampler_name="euler",
+        scheduler="normal",
+        denoise=1.0,
+    )
+    with graph.group("4 Sample"):
+        plain = graph.add("KSampler", title="KSampler alone", model=model["model"], **settings)
+        guided = graph.add("KSampler", title="KSampler with channels", model=patch["model"], **settings)
+    with graph.group("5 Picture"):
+        for title, latent in (("alone", plain), ("with channels", guided)):
+            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+
+
+def guidance_report(graph):
+    graph.note(
+        "# Guidance Report\n\nThree wishes that cannot all come true: a circle, a star, and nothing red. The report shows how heavily each "
+        "channel weighed, how hard it pushed, and which two worked against each other.\n\nTry *conflict* `project` with the circle at "
+        "priority 1, and look at the report again." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
+    with graph.group("2 Wishes"):
+        circle, star, red, empty = prompt_nodes(
+            graph,
+            model,
+            circle="a large circle on a white background",
+            star="a large star on a white background",
+            red="a red circle on a white background",
+            unconditional="",
+        )
+    with graph.group("3 Channels"):
+        one = graph.add("GuidanceChannel", title="circle", conditioning=circle, weight=4.0, role="positive", name="circle", priority=1)
+        two = graph.add("GuidanceChannel", title="star", conditioning=star, weight=2.0, role="positive", name="star", previous=one)
+        three = graph.add(
+            "GuidanceChannel", title="not red", conditioning=red, weight=2.0, role="negative", name="not red", end_percent=0.8, previous=two
+        )
+    with graph.group("4 Sample"):
+        guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum")["guider"]
+        latent = sampled_with(graph, model, guider, size, sigmas, seed=11)
+    with graph.group("5 Report"):
+        report = graph.add("GuidanceReport", source=guider, latent=latent)
+        graph.add("SaveImage", title="report", images=report["report"], filename_prefix="guidance_report")
+        pictures = graph.add("VAEDecode", samples=report["latent"], vae=model["vae"])
+        graph.add("SaveImage", title="pictures", images=pictures, filename_prefix="guidance_report_pictures")
+
+
+WORKFLOWS = [multi_cfg_guider, multi_cfg_patch, guidance_report]

@@ -1,0 +1,56 @@
+"""What several example workflows share."""
+
+SWAP = "\n\n*To use your own model, put your checkpoint loader in the place of **Load Demo Model** and set the latent's size.*"
+
+
+def prompt_nodes(graph, model, **texts):
+    return [graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=text) for title, text in texts.items()]
+
+
+def color(red: int, green: int, blue: int) -> int:
+    return red << 16 | green << 8 | blue
+
+
+def sampled_with(graph, model, guider, size, sigmas, seed: int):
+    """The latent that SamplerCustomAdvanced makes with a guider."""
+    sampler, noise = graph.add("KSamplerSelect", sampler_name="euler"), graph.add("RandomNoise", noise_seed=seed)
+    return graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=size)["output"]
+
+
+def stroke(graph, picture, paint: tuple, x: int, y: int, width: int, height: int):
+    """A rectangle of paint on a picture."""
+    return graph.add(
+        "ImageCompositeMasked",
+        title="stroke",
+        destination=picture,
+        source=graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint)),
+        x=x,
+        y=y,
+        resize_source=False,
+    )
+
+
+def half(graph, left: bool):
+    """A mask of one half of the picture."""
+    side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
+    nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
+    return graph.add(
+        "MaskComposite",
+        title=f"{'left' if left else 'right'} half",
+        destination=nothing,
+        source=side,
+        x=0 if left else 64,
+        y=0,
+        operation="add",
+    )
+
+
+def ksampler(graph, model, positive, negative, latent_image, **widgets):
+    """The host's KSampler as the examples use it; `widgets` change what differs."""
+    usual = dict(seed=1, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0)
+    return graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent_image, **usual | widgets)
+
+
+def saved(graph, vae, latent, name: str, title: str = "pictures"):
+    """Decodes a latent and saves the pictures."""
+    return graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=vae), filename_prefix=name)

@@ -1,0 +1,90 @@
+"""SDEdit."""
+
+from .parts import SWAP, color, half, ksampler, prompt_nodes, stroke
+
+
+def sdedit(graph):
+    graph.note(
+        "# SDEdit: strokes to picture\n\nTwo rough strokes of paint say what goes where. The sampler noises them to the *strength* and denoises "
+        "them with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        positive, negative = prompt_nodes(
+            graph, model, positive="a red star on the left and a blue circle on the right on a white background", negative=""
+        )
+    with graph.group("2 Paint"):
+        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+        strokes = stroke(graph, stroke(graph, paper, (214, 40, 40), 14, 42, 42, 40), (48, 92, 214), 74, 44, 40, 42)
+    with graph.group("3 Sample"):
+        result = graph.add(
+            "SDEditSampler",
+            model=model["model"],
+            positive=positive,
+            negative=negative,
+            guide=strokes,
+            vae=model["vae"],
+            seed=2,
+            steps=20,
+            cfg=4.0,
+            sampler_name="euler_ancestral",
+            scheduler="normal",
+            strength=0.65,
+            strength_unit="percent",
+            process="VP",
+            repeats=1,
+        )
+    with graph.group("4 Picture"):
+        graph.add("PreviewImage", title="strokes", images=strokes)
+        graph.add("PreviewImage", title="noisy start", images=graph.add("VAEDecode", samples=result["noisy_start"], vae=model["vae"]))
+        graph.add("SaveImage", title="picture", images=result["image"], filename_prefix="sdedit")
+
+
+def sdedit_masked(graph):
+    graph.note(
+        "# SDEdit with a mask\n\nA picture of the model itself; a stroke of paint on its right half, and a mask that lets only this half change. "
+        "The left half stays as it is, to the last pixel.\n\nConnect your own picture and mask (right click, *Open in MaskEditor*) in their place."
+        + SWAP
+    )
+    with graph.group("1 Model and picture"):
+        model = graph.add("DemoModelLoader")
+        before, after, negative = prompt_nodes(
+            graph,
+            model,
+            before="a green square on the left on a white background",
+            after="a green square on the left and a red circle on the right on a white background",
+            negative="",
+        )
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        latent = ksampler(graph, model["model"], before, negative, size, seed=4)
+        picture = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+    with graph.group("2 Paint and mask"):
+        painted = stroke(graph, picture, (214, 40, 40), 74, 44, 42, 42)
+        mask = half(graph, False)
+    with graph.group("3 Sample"):
+        result = graph.add(
+            "SDEditSampler",
+            model=model["model"],
+            positive=after,
+            negative=negative,
+            guide=painted,
+            original=picture,
+            mask=mask,
+            vae=model["vae"],
+            seed=2,
+            steps=20,
+            cfg=4.0,
+            sampler_name="euler_ancestral",
+            scheduler="normal",
+            strength=0.7,
+            strength_unit="percent",
+            process="VP",
+            repeats=1,
+        )
+    with graph.group("4 Picture"):
+        for title, image in (("before", picture), ("painted", painted)):
+            graph.add("PreviewImage", title=title, images=image)
+        graph.add("SaveImage", title="after", images=result["image"], filename_prefix="sdedit_masked")
+
+
+WORKFLOWS = [sdedit, sdedit_masked]

@@ -1,0 +1,62 @@
+"""A ControlNet as a channel."""
+
+from .parts import SWAP, prompt_nodes, sampled_with, stroke
+
+
+def structure_channel(graph):
+    graph.note(
+        "# Structure as a channel\n\nA ControlNet takes the silhouette; the channel compares *the prompt with it* to *the prompt without it*, so the "
+        "structure has a weight of its own beside the prompt's. The upper pictures are the prompt alone.\n\nTry the weight of the structure "
+        "from 0 to 3, another prompt, your own silhouette (white on black)." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        text, empty = prompt_nodes(graph, model, text="a purple cross on a gray background", unconditional="")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
+    with graph.group("2 Silhouette"):
+        black = graph.add("EmptyImage", title="black", width=128, height=128, batch_size=1, color=0)
+        white = (255, 255, 255)
+        silhouette = stroke(graph, stroke(graph, black, white, 80, 20, 20, 52), white, 64, 36, 52, 20)
+        control = graph.add("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
+        controlled = graph.add(
+            "ControlNetApplyAdvanced",
+            positive=text,
+            negative=empty,
+            control_net=control,
+            image=silhouette,
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+        )
+    with graph.group("3 Channels"):
+        words = graph.add("GuidanceChannel", title="the prompt", conditioning=text, weight=4.0, role="positive", name="prompt")
+        structure = graph.add(
+            "GuidanceChannel",
+            title="the structure",
+            conditioning=controlled["positive"],
+            null=text,
+            weight=1.0,
+            role="positive",
+            name="structure",
+            previous=words,
+        )
+    with graph.group("4 Sample"):
+        latents = [
+            sampled_with(
+                graph,
+                model,
+                graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
+                size,
+                sigmas,
+                seed=21,
+            )
+            for channel in (words, structure)
+        ]
+    with graph.group("5 Picture"):
+        graph.add("PreviewImage", title="silhouette", images=silhouette)
+        for title, latent in zip(("the prompt alone", "with the structure"), latents):
+            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+
+
+WORKFLOWS = [structure_channel]
