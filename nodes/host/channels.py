@@ -171,7 +171,7 @@ class Mixture:
 
     def fresh(self) -> Mixture:
         """The same for a run that begins."""
-        return replace(self, running={}, record=Record())
+        return replace(self, running={}, record=type(self.record)())
 
     def at(self, guider, x: torch.Tensor, timestep: torch.Tensor) -> Moment:
         """The channels that count at this sigma."""

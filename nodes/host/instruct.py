@@ -109,6 +109,7 @@ class InstructPix2Pix(MultiCFG):
         if coefficients(text_scale, image_scale)["image"] != 0.0 or not everything:
             return super().predict_noise(x, timestep, model_options, seed)
         positive, cfg = (edit, text_scale) if text_scale != 0.0 else (nothing, 1.0)
+        self.mixture.record.note(sigma, [], 1 if cfg == 1.0 else 2)
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, nothing, positive, cfg, model_options, seed)
 
 

@@ -1,12 +1,12 @@
 """What forces cost beside plain CFG: `python . run tests/bench/image_guidance.py`.
 
-Time of a step as a ratio to the host's CFG in the same run, and the peak of the memory above that before the run.
+Time of a step as a ratio to the host's CFG in the same run, and the most memory that torch held at a time above that before the run.
+The last row is CFG whose report is switched off.
 """
 
 import argparse
-import threading
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import comfy.samplers
 import torch
@@ -14,32 +14,18 @@ from controlled_diffusion.guidance.classifier import ClassifierForce
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import classifiers
 from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.record import Record
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
 from harness.demo_pictures import Studio
+from harness.memory import peak
 
 
-class Peak:
-    """The most resident memory, in MB, above what there was on entering; read by a thread, as it is on Linux."""
+class Silent(Record):
+    """Writes nothing down."""
 
-    def __enter__(self):
-        self.start, self.most, self.on = self._now(), 0.0, True
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
-        return self
-
-    def __exit__(self, *error):
-        self.on = False
-        self.watcher.join()
-
-    def _watch(self):
-        while self.on:
-            self.most = max(self.most, self._now() - self.start)
-            time.sleep(0.001)
-
-    @staticmethod
-    def _now() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+    def note(self, *values):
+        pass
 
 
 @torch.inference_mode()
@@ -71,16 +57,16 @@ def main() -> None:
         "layout": image_channel(studio, "layout", False),
         "layout, through the denoiser": image_channel(studio, "layout", True),
     }
+    cases["CFG, its report switched off"] = ()
     lead, empty = Channel(studio.prompt("a red circle"), 4.0), studio.prompt("")
     guiders = {name: MultiCFG(studio.model, empty, [lead, *channels]) for name, channels in cases.items()}
+    guiders["CFG, its report switched off"].mixture = replace(guiders["CFG"].mixture, record=Silent())
     best, memory = dict.fromkeys(guiders, float("inf")), {}
     for _ in range(options.repeats):
         for name, guider in guiders.items():
             best[name] = min(best[name], seconds(studio, guider, options.batch, options.steps))
     for name, guider in guiders.items():
-        with Peak() as peak:
-            seconds(studio, guider, options.batch, 2)
-        memory[name] = peak.most
+        memory[name] = peak(lambda guider=guider: seconds(studio, guider, options.batch, 2))
     print(f"| on top of CFG, {options.batch} pictures of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
     for name in guiders:
         print(f"| {name} | {best[name] / best['CFG']:.2f} | {memory[name]:.0f} |")

@@ -1,11 +1,10 @@
 """What classifier guidance does on the demo model without any prompt: `python . run tests/measures/classifier.py`.
 
-For every scale: the share of pictures that show the asked label, and how varied the rest still is (entropy of what was
-not asked for, 1 = as varied as without guidance).
+For every scale: the share of pictures that show the asked label, and how varied the rest still is: the effective number of different
+pictures for each label (Vendi score).
 """
 
 import argparse
-from collections import Counter
 
 import numpy as np
 from controlled_diffusion.guidance.classifier import ClassifierForce
@@ -24,18 +23,24 @@ def shows(picture: np.ndarray, label: str) -> bool:
     return any(label in (t.color, t.shape) for t in demo_checker.read(picture).things)
 
 
-def entropy(values) -> float:
-    """Entropy in bits of the values."""
-    shares = np.array(list(Counter(values).values()), dtype=float)
-    shares /= shares.sum()
-    return float(-(shares * np.log2(shares)).sum())
-
-
 def rest(picture: np.ndarray, label: str) -> tuple:
-    """Background, layout and, of the largest thing, what was not asked for."""
+    """What was not asked for: background, number of things and, of the largest, its other name, place, size and texture."""
     seen = demo_checker.read(picture)
-    things = seen.things[:1]
-    return (seen.background, len(seen.things), *((t.shape if label in COLORS else t.color, t.position) for t in things))
+    thing = seen.things[0] if seen.things else None
+    return (
+        seen.background,
+        len(seen.things),
+        *((thing.shape if label in COLORS else thing.color, thing.position, thing.size, thing.texture) if thing else "----"),
+    )
+
+
+def vendi(descriptions) -> float:
+    """The effective number of different pictures, the Vendi score (arXiv 2210.02410, definition 3.1); two pictures are as similar as the
+    share of words that they have in common."""
+    words = np.array([[str(word) for word in d] for d in descriptions])
+    similar = (words[:, None] == words[None]).mean(-1)
+    shares = np.linalg.eigvalsh(similar / len(words)).clip(1e-12)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def guided(studio: Studio, label: str, scale: float, count: int, seed: int = 4000) -> np.ndarray:
@@ -47,13 +52,13 @@ def guided(studio: Studio, label: str, scale: float, count: int, seed: int = 400
 
 
 def success(studio: Studio, labels, scale: float, count: int) -> tuple[float, float]:
-    """(share that shows its label, mean over labels of the entropy of the rest in bits)."""
-    right, bits = [], []
+    """(share that shows its label, mean over labels of the effective number of different pictures)."""
+    right, different = [], []
     for label in labels:
         pictures = guided(studio, label, scale, count)
         right += [shows(p, label) for p in pictures]
-        bits.append(np.mean([entropy(part) for part in zip(*(rest(p, label)[:2] for p in pictures))]))
-    return float(np.mean(right)), float(np.mean(bits))
+        different.append(vendi([rest(p, label) for p in pictures]))
+    return float(np.mean(right)), float(np.mean(different))
 
 
 def main() -> None:
@@ -62,11 +67,11 @@ def main() -> None:
     count, studio = parser.parse_args().count, Studio()
     labels = (*COLORS, *SHAPES)
     print(
-        f"| classifier scale ({count} pictures for each of {len(labels)} labels) | the label is there | entropy of the rest, bits |\n|---|---|---|"
+        f"| classifier scale ({count} pictures for each of {len(labels)} labels) | the label is there | different pictures for each label |\n|---|---|---|"
     )
     for scale in SCALES:
-        share, bits = success(studio, labels, scale, count)
-        print(f"| {scale:g} | {100 * share:.0f} % | {bits:.2f} |")
+        share, different = success(studio, labels, scale, count)
+        print(f"| {scale:g} | {100 * share:.0f} % | {different:.1f} |")
 
 
 if __name__ == "__main__":
