@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -18,6 +19,7 @@ import torch
 from ...training import demo_model
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
+INSTRUCT_WEIGHTS = WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
 VOCABULARY, LATENT_SCALE = 49408, 0.18215
 
 
@@ -58,8 +60,19 @@ class DemoModel(comfy.supported_models.SD15):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, DemoClip)
 
 
+class DemoInstruct(DemoModel):
+    """The demo model with the picture to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return comfy.model_base.SD15_instructpix2pix(self, device=device)
+
+
 def new_config() -> DemoModel:
     return DemoModel({**demo_model.UNET_CONFIG})
+
+
+def new_instruct_config() -> DemoInstruct:
+    return DemoInstruct({**demo_model.UNET_CONFIG, "in_channels": 2 * demo_model.UNET_CONFIG["in_channels"]})
 
 
 def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -81,9 +94,8 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     return unet | {"preview_colors": weights["preview_colors"]}, clip, vae
 
 
-def _patcher(weights: dict, path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool, again: tuple) -> comfy.model_patcher.ModelPatcher:
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    config = new_config()
     *factors, bias = weights.pop("preview_colors").float().tolist()
     config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors, bias
     supported, count = config.supported_inference_dtypes, comfy.utils.calculate_parameters(weights)
@@ -93,13 +105,20 @@ def _patcher(weights: dict, path: str, disable_dynamic: bool = False) -> comfy.m
     model.diffusion_model.load_state_dict(weights)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    patcher.cached_patcher_init = (load_model, (path,))
+    patcher.cached_patcher_init = again  # how the host loads it once more when a node asks for a deep copy
     return patcher
 
 
 def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The denoiser alone; the host calls this again when a node asks for a deep copy."""
-    return _patcher(_read_weights(Path(path))[0], path, disable_dynamic)
+    """The denoiser alone."""
+    return _patcher(_read_weights(Path(path))[0], new_config(), disable_dynamic, (load_model, (path,)))
+
+
+def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The instruction model's denoiser; its text tower and autoencoder are the demo model's."""
+    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    weights["preview_colors"] = comfy.utils.load_torch_file(str(WEIGHTS), safe_load=True)["preview_colors"]
+    return _patcher(weights, new_instruct_config(), disable_dynamic, (load_instruct, (path,)))
 
 
 def load(path: Path = WEIGHTS) -> tuple:
@@ -107,4 +126,4 @@ def load(path: Path = WEIGHTS) -> tuple:
     unet, clip, vae = _read_weights(path)
     target = new_config().clip_target()
     text = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=clip)
-    return _patcher(unet, str(path)), text, comfy.sd.VAE(sd=vae)
+    return _patcher(unet, new_config(), False, (load_model, (str(path),))), text, comfy.sd.VAE(sd=vae)

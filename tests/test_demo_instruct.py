@@ -1,0 +1,105 @@
+"""The demo world's edits, and how the instruction model starts."""
+
+import numpy as np
+import pytest
+import torch
+from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction, widened
+from controlled_diffusion.training.loop import Loop
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_a_family_differs_in_one_thing_alone(index):
+    which, (first, recolored, reshaped, gone) = family(index)
+    thing, new_color, new_shape = first.things[which], recolored.things[which], reshaped.things[which]
+    assert new_color.color != thing.color and new_color.shape == thing.shape
+    assert new_shape.shape != thing.shape and new_shape.color == thing.color
+    rest = [t for i, t in enumerate(first.things) if i != which]
+    assert list(gone.things) == rest
+    for scene in (recolored, reshaped):
+        assert [t for i, t in enumerate(scene.things) if i != which] == rest
+        assert len({(t.color, t.shape) for t in scene.things}) == len(scene.things)
+
+
+def test_a_family_is_the_same_every_time_and_another_seed_is_another():
+    assert family(3) == family(3) and family(3) != family(4) and family(3) != family(3, seed=1)
+
+
+@pytest.mark.parametrize("index", range(30))
+def test_an_instruction_names_one_thing_and_what_becomes_of_it(index):
+    rng = np.random.default_rng(index)
+    which, scenes = family(index)
+    for before, after, kind in PAIRS:
+        text = instruction(rng, scenes[before], scenes[after], which, kind)
+        words, thing = text.split(), scenes[before].things[which]
+        other = [t for i, t in enumerate(scenes[before].things) if i != which]
+        if other and thing.shape in words and thing.color not in words:
+            assert other[0].shape != thing.shape
+        if other:
+            assert "it" not in words and not text.endswith("the object")
+        if kind == "remove":
+            assert words[0] in ("remove", "delete", "erase")
+        else:
+            new = scenes[after].things[which]
+            assert words[-1] == (new.color if kind == "color" else new.shape)
+
+
+def test_an_edit_is_of_its_family_and_kinds_are_balanced():
+    rng = np.random.default_rng(0)
+    drawn = [edit(rng, i % 50) for i in range(600)]
+    for asked, (before, after) in drawn[:50]:
+        assert (before, after, asked.kind) in PAIRS
+    kinds = [asked.kind for asked, _ in drawn]
+    assert all(150 < kinds.count(k) < 250 for k in demo_instruct.KINDS)
+
+
+def test_the_checker_reads_the_scene_after_the_edit():
+    _, (first, recolored, _, gone) = family(1)
+    for scene in (first, recolored, gone):
+        seen = sorted((t.color, t.shape) for t in demo_checker.read(world.render(scene)).things)
+        assert seen == sorted((t.color, t.shape) for t in scene.things)
+
+
+def test_a_widened_convolution_ignores_the_new_channels():
+    draw = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(6, 4, 3, 3, generator=draw), torch.randn(2, 8, 5, 5, generator=draw)
+    same = torch.nn.functional.conv2d(x, widened(weight, 8), padding=1)
+    torch.testing.assert_close(same, torch.nn.functional.conv2d(x[:, :4], weight, padding=1))
+
+
+def test_dropout_takes_the_picture_the_instruction_and_both_a_twentieth_each():
+    """Counts what the network is given, over many samples."""
+    counted = {"picture": 0, "text": 0, "both": 0, "all": 0}
+    weight = torch.nn.Parameter(torch.zeros(1))
+
+    def unet(seen, levels, context):
+        no_picture, no_text = (seen[:, 4:] == 0).all((1, 2, 3)), context == 0
+        counted["picture"] += int((no_picture & ~no_text).sum())
+        counted["text"] += int((~no_picture & no_text).sum())
+        counted["both"] += int((no_picture & no_text).sum())
+        counted["all"] += len(seen)
+        return seen[:, :4] * weight
+
+    loop = Loop({"w": weight}, steps=40, learning_rate=1e-3, warmup=1)
+    tokens = lambda text: torch.tensor(len(text))  # noqa: E731
+    latents = torch.randn(20, 4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    for _ in demo_instruct.train_instruct(unet, lambda ids: ids, tokens, latents, 5.0, loop, batch=100):
+        pass
+    for name in ("picture", "text", "both"):
+        assert 0.035 < counted[name] / counted["all"] < 0.065, counted
+
+
+def test_the_loss_falls_to_nothing_for_a_network_that_knows_the_noise():
+    """The noisy latent and the picture after: a network that is told the answer has no loss."""
+    latents = torch.zeros(5, 4, 4, 2, 2)
+    weight, levels_of = torch.nn.Parameter(torch.ones(1)), demo_model.alphas_cumprod()
+
+    def unet(seen, levels, context):
+        a = levels_of[levels.long()].view(-1, 1, 1, 1)
+        return seen[:, :4] / (1 - a).sqrt() * weight
+
+    loop = Loop({"w": weight}, steps=2, learning_rate=0.0, warmup=1)
+    tokens = lambda text: torch.tensor(len(text))  # noqa: E731
+    steps = list(demo_instruct.train_instruct(unet, lambda ids: ids, tokens, latents, 5.0, loop, batch=8))
+    assert max(s.loss for s in steps) < 1e-3  # bfloat16
