@@ -36,8 +36,28 @@ def test_the_guided_prediction_is_the_exact_posterior_of_a_gaussian_problem(flow
     torch.testing.assert_close(mean + towards(gradient, sigma, flow), posterior, rtol=1e-12, atol=1e-12)
 
 
-def test_flow_stays_finite_at_pure_noise():
-    assert torch.isfinite(towards(torch.ones(2, 3), 1.0, True)).all()
+def test_flow_stays_finite_at_pure_noise_and_exact_up_to_there():
+    one = torch.ones(1, dtype=torch.float64)
+    assert float(towards(one, 1.0, True)) == pytest.approx(1 / 0.01)
+    assert float(towards(one, 0.985, True)) == pytest.approx(0.985**2 / 0.015)
+
+
+def test_a_gradient_in_parts_is_the_whole_and_no_part_is_larger_than_asked():
+    x, sizes = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)), []
+
+    def score(part):
+        sizes.append(len(part))
+        return part.square().sum(1)
+
+    torch.testing.assert_close(gradient_of(score, x, batch=2), 2 * x)
+    assert sizes == [2, 2, 1]
+
+
+def test_the_classifier_knows_the_noise_level():
+    torch.manual_seed(0)
+    network, x = NoisyClassifier(4, 3, widths=(8, 16)), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    clean, noisy = (network(x, torch.tensor([level])) for level in (5.0, -5.0))
+    assert not torch.allclose(clean, noisy, atol=1e-4)
 
 
 @pytest.mark.parametrize("flow", [False, True])

@@ -77,3 +77,10 @@ def test_each_distance_sees_what_it_names():
 def test_embeddings_are_compared_by_angle():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     torch.testing.assert_close(embedding_distance(a, torch.tensor([[3.0, 0.0]])), torch.tensor([0.0, 1.0]))
+
+
+def test_colours_of_one_mean_differ_in_their_spread():
+    gray = torch.full((1, 3, 8, 8), 0.5)
+    checks = gray.clone()
+    checks[..., ::2], checks[..., 1::2] = 0.2, 0.8
+    assert float(color_distance(checks, gray)) == pytest.approx(3 * 0.3**2, rel=0.05)

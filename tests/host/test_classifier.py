@@ -152,3 +152,7 @@ def test_the_shipped_classifier_loads_and_lists_its_labels():
     classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
     assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
     assert (classifiers.SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6
+
+
+def test_the_shipped_classifier_takes_no_gradients_itself():
+    assert not any(p.requires_grad for p in classifiers.load("demo_model.safetensors").network.parameters())

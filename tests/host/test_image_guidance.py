@@ -10,10 +10,11 @@ from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import gradients
 from controlled_diffusion.nodes.host.channels import KEY, MultiCFG, MultiCFGWrapper
-from controlled_diffusion.nodes.host.image_guidance import decoder
+from controlled_diffusion.nodes.host.image_guidance import decoder, nearest_size
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 from torch.testing import assert_close
 
+from host import tiny
 from host.sampling import Count, ksampler, run
 from host.tiny import conditioning, fill
 from host.tiny import unet as tiny_unet
@@ -76,6 +77,18 @@ def test_the_picture_comes_nearer_to_the_reference(any_model, vae, kind, through
     loss = channels[0].force.loss
     before, after = (float(loss(any_model.model.process_latent_in(z))) for z in (plain, guided))
     assert after < before and decode(any_model.model.process_latent_in(guided)).shape == (1, 3, 64, 64)
+
+
+def test_a_vae_that_was_loaded_in_a_node_has_gradients(eps_model):
+    made = tiny.vae()
+    assert all(p.is_inference() for p in made.first_stage_model.parameters())
+    assert torch.isfinite(run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, made)]))).all()
+
+
+def test_a_reference_is_made_smaller_but_never_larger():
+    small, large = torch.rand(1, 64, 48, 3), torch.rand(1, 2048, 1024, 3)
+    assert nearest_size(small) is small
+    assert nearest_size(large).shape == (1, 512, 256, 3)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc"])
