@@ -8,6 +8,7 @@ from controlled_diffusion.guidance.directions import Shaping
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, record_of
+from controlled_diffusion.nodes.host.record import Record
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 from torch.testing import assert_close
@@ -121,6 +122,18 @@ def test_outside_the_interval_a_channel_that_is_off_stays_off(eps_model):
     assert STEPS < counted.rows < 3 * STEPS
 
 
+def test_outside_the_interval_a_force_rests(eps_model):
+    class Shout:
+        through_denoiser, latent_format = False, ""
+
+        def __call__(self, x, sigma, denoised, scale):
+            return torch.ones_like(denoised)
+
+    never = Rules(interval=Schedule(start=0.999, end=0.9995))
+    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(None, 3.0, force=Shout())], never)
+    assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
+
+
 # --- CFG++ -------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +180,12 @@ def test_the_report_tells_weights_norms_cosines_and_evaluations(eps_model):
         assert record.norm(name)[0][1] == pytest.approx(float(push.square().mean().sqrt()) * scale, rel=1e-3)
     cosine = torch.nn.functional.cosine_similarity(pushes[0].flatten(), pushes[1].flatten(), 0)
     assert record.cosine("cat", "dog")[0][1] == pytest.approx(float(cosine), abs=1e-3)
+
+
+def test_the_most_opposed_pair_is_named():
+    record, push = Record(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    record.note(1.0, [("a", 1.0, push), ("b", 1.0, -push), ("c", 1.0, push)], 4)
+    assert "most opposed: a and b, mean cosine -1.000" in record.text() or "most opposed: b and c, mean cosine -1.000" in record.text()
 
 
 def test_the_report_of_the_patch_is_read_from_the_model(eps_model):
