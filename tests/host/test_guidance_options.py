@@ -1,5 +1,7 @@
 """Guidance beyond plain CFG: each option against the host's own nodes or its paper's formula, and neutral by default."""
 
+from types import SimpleNamespace
+
 import comfy.samplers
 import pytest
 import torch
@@ -7,7 +9,7 @@ from comfy_extras.nodes_apg import APG
 from controlled_diffusion.guidance.directions import Shaping
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, record_of
+from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFGWrapper, noise_scale, record_of
 from controlled_diffusion.nodes.host.record import Record
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
@@ -62,6 +64,16 @@ def test_momentum_does_not_pass_from_run_to_run(eps_model):
 
 
 # --- CFG-zero-star -----------------------------------------------------------------------------------------------
+
+
+def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
+    mixture = Mixture([], Rules(), noise_scale(eps_model.get_model_object("model_sampling")))
+    mixture.record.note(1.0, [], 1)
+    mixture.running[0], x, guider = torch.ones(1), torch.zeros(1, 4, 8, 8), SimpleNamespace(conds={})
+    mixture.at(guider, x, torch.tensor([0.5]))
+    assert mixture.running
+    mixture.at(guider, x, torch.tensor([2.0]))
+    assert not mixture.running
 
 
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
