@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import comfy.model_sampling
@@ -22,33 +22,40 @@ from ...guidance.diffedit import cells, mixed
 from ...guidance.sdedit import sigmas_from
 from ...inversion.method import Method, Slope, Trail, replay
 from .channels import alive, noise_scale
+from .fingerprint import Weights
 
 BRANCHES = ("edit", "source and edit", "direct")
 
 
 @dataclass(frozen=True)
 class ModelTag:
-    """Which model an inversion belongs to."""
+    """Which model an inversion belongs to. `patched` weights carried a LoRA when it was made; a later one may carry others."""
 
     family: str
     latent_format: str
     prediction: str
+    weights: Weights = field(repr=False)
+    patched: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, model) -> ModelTag:
         sampling = model.get_model_object("model_sampling")
         kinds = {"flow": comfy.model_sampling.CONST, "v": comfy.model_sampling.V_PREDICTION, "eps": comfy.model_sampling.EPS}
         prediction = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), "another prediction")
-        return cls(type(model.model).__name__, type(model.model.latent_format).__name__, prediction)
+        kind = type(model.model).__name__, type(model.model.latent_format).__name__, prediction
+        return cls(*kind, Weights.of(model), len(model.patches))
+
+    @property
+    def kind(self) -> str:
+        return f"{self.family} ({self.latent_format}, {self.prediction})"
 
     def check(self, model) -> None:
-        """Refuses another model."""
-        own = ModelTag.of(model)
-        if own != self:
-            raise ValueError(
-                f"The inversion was made with {self.family} ({self.latent_format}, {self.prediction}), but the model is {own.family} "
-                f"({own.latent_format}, {own.prediction}). Connect the model of the inversion, or invert again with this one."
-            )
+        """Refuses a model of another kind, or of other weights; the same weights in another precision, or with LoRA, pass."""
+        own, advice = ModelTag.of(model), "Connect the model of the inversion, or invert again with this one."
+        if own.kind != self.kind:
+            raise ValueError(f"The inversion was made with {self.kind}, but the model is {own.kind}. {advice}")
+        if not self.weights.same(own.weights):
+            raise ValueError(f"The inversion was made with another {self.kind}: the weights of this model are not the same. {advice}")
 
 
 @dataclass(frozen=True)

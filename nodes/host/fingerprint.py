@@ -1,0 +1,60 @@
+"""Tells one model's weights from another's, whatever their precision and device, and whatever LoRA lies on them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+SAMPLES = 16  # values of every weight
+_GOLDEN, _WORD = 0x9E3779B1, 1 << 32  # multiples of the golden ratio spread evenly, in every dimension
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`layout` is a digest of the names and shapes of all weights, `signs` the sign of some values of each: '+', '-' or '0'.
+
+    Rounding to another precision changes no sign, it can only make a value 0; other training changes some of thousands.
+    """
+
+    layout: str
+    signs: str
+
+    @classmethod
+    def of(cls, model) -> Weights:
+        """Those of a MODEL as it was loaded, without the LoRA and hooks that may be baked into it; copies no weight."""
+        whole = model.model_state_dict("diffusion_model.")
+        named = sorted((k, _unpatched(model, k, weight)) for k, weight in whole.items())
+        layout = hashlib.sha256("".join(f"{k} {tuple(w.shape)}\n" for k, w in named).encode()).hexdigest()[:32]
+        signs = [_signs(w) for _, w in named if w.is_floating_point() and w.numel()]
+        return cls(layout, "".join("-0+"[s + 1] for s in _gathered(signs)))
+
+    def same(self, other: Weights) -> bool:
+        """Whether both can be roundings of the same weights."""
+        alike = self.layout == other.layout and len(self.signs) == len(other.signs)
+        return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
+
+
+def _unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:
+    if key in model.hook_backup:
+        return model.hook_backup[key][0]
+    return model.backup[key].weight if key in model.backup else weight
+
+
+def _signs(weight: torch.Tensor) -> torch.Tensor:
+    """Signs of SAMPLES values at fixed places, int8, where the weight lies."""
+    places = [(i * _GOLDEN % _WORD) * weight.numel() >> 32 for i in range(1, SAMPLES + 1)]
+    found = weight.detach()[torch.unravel_index(torch.tensor(places), weight.shape)] if weight.ndim else weight.detach().view(1)
+    return found.float().sign().to(torch.int8)
+
+
+def _gathered(parts: list[torch.Tensor]) -> list[int]:
+    """All values as numbers; one transfer from each device."""
+    places = {device: [i for i, p in enumerate(parts) if p.device == device] for device in {p.device for p in parts}}
+    found: list[list[int]] = [[]] * len(parts)
+    for chosen in places.values():
+        values = torch.cat([parts[i] for i in chosen]).tolist()
+        for i in chosen:
+            found[i], values = values[: len(parts[i])], values[len(parts[i]) :]
+    return [v for part in found for v in part]

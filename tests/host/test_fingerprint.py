@@ -1,0 +1,77 @@
+"""Which model an inversion belongs to: told by its weights, in any precision, under any LoRA."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from controlled_diffusion.nodes.host.fingerprint import Weights
+from controlled_diffusion.nodes.host.inversion import ModelTag
+
+from host import tiny
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def in_precision(dtype):
+    model = tiny.unet("eps")
+    for p in model.model.diffusion_model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def with_lora(model, strength: float = 1.0):
+    """The model with a strong LoRA on one weight, baked into it as the host does when it loads."""
+    shape = model.model.state_dict()[KEY].shape
+    lora = {f"{KEY[:-7]}.lora_up.weight": torch.ones(shape[0], 2), f"{KEY[:-7]}.lora_down.weight": torch.randn(2, shape[1])}
+    patched, _ = comfy.sd.load_lora_for_models(model, None, {f"{k}": v for k, v in lora.items()}, strength, 0)
+    comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
+    return patched
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_the_same_weights_in_another_precision_are_the_same(dtype):
+    assert Weights.of(in_precision(dtype)).same(Weights.of(tiny.unet("eps")))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_order_in_memory_does_not_matter(layout):
+    model = tiny.unet("eps")
+    model.model.diffusion_model.to(memory_format=layout)
+    assert Weights.of(model) == Weights.of(tiny.unet("eps"))
+
+
+def test_other_weights_are_told_apart_even_if_they_differ_by_a_hundredth():
+    own, model = Weights.of(tiny.unet("eps")), tiny.unet("eps")
+    assert not own.same(Weights.of(tiny.unet("eps", seed=3)))
+    for p in model.model.diffusion_model.parameters():
+        p.data = p.data + 0.02 * p.data.std(unbiased=False) * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    assert not own.same(Weights.of(model))
+
+
+def test_other_shapes_are_told_apart():
+    assert not Weights.of(tiny.unet("eps")).same(Weights.of(tiny.unet("eps", model_channels=64)))
+
+
+def test_a_lora_changes_nothing_while_it_is_baked_in_or_after_and_is_counted():
+    model = tiny.unet("eps")
+    before, weight = Weights.of(model), model.model.state_dict()[KEY].clone()
+    patched = with_lora(model)
+    assert not torch.equal(model.model.state_dict()[KEY], weight), "the LoRA is not baked in: nothing is tested"
+    assert Weights.of(patched) == before == Weights.of(model)
+    assert ModelTag.of(patched).patched == 1 and ModelTag.of(model).patched == 0
+    ModelTag.of(patched).check(model)
+    patched.detach()
+    assert Weights.of(model) == before
+
+
+def test_the_weights_are_only_looked_at():
+    model = tiny.unet("eps")
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    Weights.of(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+
+
+def test_another_model_of_the_same_kind_is_refused():
+    with pytest.raises(ValueError, match=r"another BaseModel \(SD15, eps\): the weights of this model are not the same\. Connect"):
+        ModelTag.of(tiny.unet("eps")).check(tiny.unet("eps", seed=3))
