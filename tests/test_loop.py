@@ -1,6 +1,9 @@
+from itertools import islice
+
 import pytest
 import torch
-from controlled_diffusion.training.loop import Loop, matrix_view, save_atomically, saving, warm_cosine
+from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving, warm_cosine
+from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
 from torch.testing import assert_close
 
 
@@ -89,3 +92,177 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(AttributeError):
         save_atomically({"a": "no tensor"}, path)
     assert not list(tmp_path.iterdir())
+
+
+# --- what trainers need of it
+
+
+def plain(net, steps=8, **knobs):
+    settings = dict(steps=steps, learning_rate=0.02, warmup=2, average=0.0) | knobs
+    return Loop(dict(net.named_parameters()), **settings)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_path):
+    rate = 1.0 if optimizer == "prodigy" else 0.02
+    knobs = dict(optimizer=optimizer, accumulate=accumulate, learning_rate=rate, loss_scale=4.0)
+    net = network()
+    whole = [s.loss for s in plain(net, **knobs).run(loss_of(net))]
+    net = network()
+    first = plain(net, **knobs)
+    begun = [s.loss for s in islice(first.run(loss_of(net)), 5)]
+    first.save(tmp_path / "state.safetensors")
+    net = network()
+    second = plain(net, **knobs)
+    second.restore(tmp_path / "state.safetensors")
+    assert begun + [s.loss for s in second.run(loss_of(net))] == whole
+    assert [s.loss for s in second.history] == whole and [s.index for s in second.history] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_every_optimizer_learns(optimizer):
+    net = network()
+    rate = {"prodigy": 1.0, "sgd": 0.2}.get(optimizer, 0.02)
+    steps = list(plain(net, 60, optimizer=optimizer, learning_rate=rate).run(loss_of(net)))
+    assert steps[-1].loss < 0.5 * steps[0].loss
+
+
+def test_prodigy_finds_the_size_of_its_steps_by_itself():
+    """The solution is 300 away; no rate is given but the neutral 1."""
+    x = torch.nn.Parameter(torch.zeros(5))
+    loop = Loop({"x": x}, steps=400, learning_rate=1.0, warmup=0, average=0.0, clip=0.0, optimizer="prodigy", schedule="constant")
+    losses = [s.loss for s in loop.run(lambda i: (x - 300).abs().sum())]
+    assert min(losses) < 0.02 * losses[0]
+    assert 30 < float(loop.optimizers[0].state[x]["d"]) < 3000
+
+
+def test_accumulated_parts_are_one_large_batch():
+    def parts(net):
+        def loss(index):
+            x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))[index % 3 :: 3]
+            return net(x).square().mean()
+
+        return loss
+
+    def whole(net):
+        return lambda index: net(torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))).square().mean()
+
+    split, together = network(), network()
+    one = list(plain(split, 4, optimizer="sgd", accumulate=3).run(parts(split)))
+    two = list(plain(together, 4, optimizer="sgd").run(whole(together)))
+    assert_close([s.loss for s in one], [s.loss for s in two], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(split.parameters(), together.parameters()):
+        assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_parts_are_counted_through_all_steps():
+    net, seen = network(), []
+    good = loss_of(net)
+    list(plain(net, 3, accumulate=2).run(lambda index: seen.append(index) or good(index)))
+    assert seen == list(range(6))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_where_a_number_is_lost_it_stops_with_the_last_good_state(what):
+    net = network()
+    good = loss_of(net)
+
+    def loss(index):
+        if index < 3:
+            return good(index)
+        first = next(net.parameters())
+        return good(index) * float("nan") if what == "loss" else (first - first.detach()).square().sum().sqrt()
+
+    loop, seen = plain(net), []
+    with pytest.raises(Diverged, match=f"The {what} became .* at step 4 of 8.* Lower the learning rate"):
+        for step in loop.run(loss):
+            seen.append(step)
+            kept = [p.detach().clone() for p in net.parameters()]
+    assert len(seen) == loop.done == len(loop.history) == 3
+    assert all(torch.equal(p, q) and torch.isfinite(p).all() for p, q in zip(net.parameters(), kept))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone():
+    net, other = network(), network()
+    good, loop = loss_of(net), plain(net)
+
+    def stopped(index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return good(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(loop.run(stopped))
+    assert loop.done == 4 and all(p.grad is None for p in net.parameters())
+    list(loop.run(good))
+    list(plain(other).run(loss_of(other)))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters()))
+
+
+def test_a_loss_scale_that_overflows_is_halved_and_changes_nothing_else(tmp_path):
+    def half(net):
+        good = loss_of(net)
+
+        class Narrow(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, grad):
+                return torch.where(grad.abs() > 2000, torch.inf, grad)
+
+        return lambda index: Narrow.apply(good(index))
+
+    net, other = network(), network()
+    loop = plain(net, loss_scale=2.0**14)
+    scaled = [s.loss for s in loop.run(half(net))]
+    assert loop.loss_scale == 2.0**10
+    loop.save(tmp_path / "state.safetensors")
+    again = plain(network(), loss_scale=2.0**14)
+    assert again.restore(tmp_path / "state.safetensors") and again.loss_scale == 2.0**10
+    assert scaled == [s.loss for s in plain(other).run(loss_of(other))]
+
+
+def test_the_state_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    plain(network(), about={"seed": "1", "pictures": "8"}).save(path)
+    with pytest.raises(ValueError, match=r"another training: seed was 1, now 2\. Set these back"):
+        plain(network(), about={"seed": "2", "pictures": "8"}).restore(path)
+
+
+def test_parameters_are_moved_after_every_step():
+    net = network()
+
+    def project():
+        with torch.no_grad():
+            next(net.parameters()).clamp_(-0.01, 0.01)
+
+    for _ in plain(net, after_step=project).run(loss_of(net)):
+        assert next(net.parameters()).abs().max() <= 0.01
+
+
+def test_without_an_average_the_average_is_the_weights():
+    net = network()
+    loop = plain(net)
+    list(loop.run(loss_of(net)))
+    assert all(torch.equal(loop.averages[k], p) for k, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_rises_and_then_goes_its_way(schedule):
+    rates = [rate_factor(schedule, i, 100, 10) for i in range(100)]
+    assert_close(rates[:10], [0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert_close(rates[55], {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule])
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert (rates[-1] < 0.02) == (schedule != "constant")
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'lion'; choose one of adamw, sgd, adafactor, prodigy"):
+        plain(network(), optimizer="lion")
+    with pytest.raises(ValueError, match="'step'; choose one of cosine, linear, constant"):
+        rate_factor("step", 0, 1, 0)

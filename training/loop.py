@@ -1,7 +1,8 @@
-"""The one training loop: a resumable generator of steps with warm-up, cosine decay and an average of the weights."""
+"""The one training loop: a resumable generator of steps with warm-up, a schedule and an average of the weights."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -14,6 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .optimizers import optimizer as make_optimizer
+from .optimizers import rate_factor, warm_cosine
+
+__all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "warm_cosine"]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -25,18 +31,15 @@ class Step:
     learning_rate: float
 
 
+class Diverged(ValueError):
+    """The loss or its gradient is no number. The parameters are those of the last good step."""
+
+
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes safetensors to a temporary name beside `path` and moves it there."""
     temporary = path.with_name(f".{path.name}.partial")
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
-
-
-def warm_cosine(index: int, total: int, warmup: int) -> float:
-    """Factor of the learning rate at 0-based step `index`: linear rise over `warmup`, then a cosine to zero."""
-    if index < warmup:
-        return (index + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (index - warmup) / max(1, total - warmup)))
 
 
 def matrix_view(weight: torch.Tensor) -> torch.nn.Parameter:
@@ -50,9 +53,12 @@ def matrix_view(weight: torch.Tensor) -> torch.nn.Parameter:
 class Loop:
     """Minimises a loss over named parameters.
 
-    Weights named in `matrices` (of linear layers and convolutions) are trained by Muon, all others by AdamW.
-    `averaged()` swaps in the exponential average of the weights; `save`/`restore` keep parameters, average and
-    optimiser moments in one safetensors file, so that an interrupted run continues where it stopped.
+    Weights named in `matrices` (of linear layers and convolutions) are trained by Muon, all others by `optimizer` (a name in
+    `optimizers.OPTIMIZERS`). The gradient of a step is the mean over `accumulate` parts, clipped at norm `clip` (0 = not at all).
+    `loss_scale` above 1 lifts gradients out of half precision's hole at zero; it is halved where they overflow. After each step
+    `after_step()` may move the parameters, as a projection does. `averaged()` swaps in the exponential average of the weights.
+    `save`/`restore` keep parameters, average, optimiser moments and the curve of losses in one safetensors file, so that an
+    interrupted run continues where it stopped; `about` says what the run is, and another run's state is refused.
     """
 
     def __init__(
@@ -65,13 +71,23 @@ class Loop:
         warmup: int = 100,
         average: float = 0.999,
         clip: float = 1.0,
+        optimizer: str = "adamw",
+        schedule: str = "cosine",
+        weight_decay: float = 0.0,
+        accumulate: int = 1,
+        loss_scale: float = 1.0,
+        after_step: Callable[[], None] = lambda: None,
+        about: dict[str, str] | None = None,
     ):
         self.parameters, self.steps, self.learning_rate = parameters, steps, learning_rate
         self.warmup, self.average, self.clip, self.done = warmup, average, clip, 0
+        self.schedule, self.accumulate, self.loss_scale = schedule, accumulate, loss_scale
+        self.after_step, self.about = after_step, about or {}
+        self.history: list[Step] = []
         self.matrices = {k: matrix_view(parameters[k]) for k in matrices}
         self.trained = parameters | self.matrices  # what the optimisers hold, by name
         others = [p for k, p in parameters.items() if k not in self.matrices]
-        self.optimizers = [torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0)]
+        self.optimizers = [make_optimizer(optimizer, others, weight_decay)]
         if self.matrices:
             self.optimizers.append(
                 torch.optim.Muon(list(self.matrices.values()), weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
@@ -79,16 +95,51 @@ class Loop:
         self.averages = {k: p.detach().clone() for k, p in parameters.items()}
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> Iterator[Step]:
-        """Yields after every step; `loss_of(index)` builds the loss of the 0-based step `index`."""
+        """Yields after every step; `loss_of(index)` builds the loss of part `index`, 0-based, counted through all steps.
+
+        Raises `Diverged` before a step whose loss or gradient is not finite. Whatever `loss_of` raises leaves the parameters as the last
+        step left them; a new `run` goes on from there.
+        """
         while self.done < self.steps:
-            rate = self.learning_rate * warm_cosine(self.done, self.steps, self.warmup)
-            loss = loss_of(self.done)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-            self._update(rate)
+            rate = self.learning_rate * rate_factor(self.schedule, self.done, self.steps, self.warmup)
+            try:
+                loss = self._gradient(loss_of)
+                self._update(rate)
+            finally:
+                self._forget_gradients()
             self.done += 1
+            self.after_step()
             self._update_averages()
-            yield Step(self.done, self.steps, float(loss.detach()), rate)
+            self.history.append(Step(self.done, self.steps, loss, rate))
+            yield self.history[-1]
+
+    def _gradient(self, loss_of: Callable[[int], torch.Tensor]) -> float:
+        """Leaves the clipped mean gradient of this step's parts in the parameters; gives their mean loss."""
+        while True:
+            loss = sum(self._part(loss_of(self.done * self.accumulate + part)) for part in range(self.accumulate)) / self.accumulate
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            if self.loss_scale != 1.0:
+                torch._foreach_div_(gradients, self.loss_scale)
+            if math.isfinite(float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip or math.inf))):
+                return loss
+            if self.loss_scale <= 1.0:
+                raise self._diverged("gradient", math.nan)
+            self.loss_scale /= 2
+            self._forget_gradients()
+
+    def _part(self, loss: torch.Tensor) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._diverged("loss", value)
+        factor = self.loss_scale / self.accumulate
+        (loss if factor == 1.0 else loss * factor).backward()
+        return value
+
+    def _diverged(self, what: str, value: float) -> Diverged:
+        return Diverged(
+            f"The {what} became {value} at step {self.done + 1} of {self.steps}. What was learnt in the {self.done} steps before it is kept. "
+            "Lower the learning rate or raise the warm-up, and look for pictures or masks that are empty."
+        )
 
     def _update(self, rate: float) -> None:
         for name, matrix in self.matrices.items():
@@ -98,6 +149,8 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
+
+    def _forget_gradients(self) -> None:
         for p in self.parameters.values():
             p.grad = None
 
@@ -130,20 +183,35 @@ class Loop:
         state = {f"weight/{k}": p for k, p in self.parameters.items()}
         state |= {f"average/{k}": v for k, v in self.averages.items()}
         state |= {f"{name}/{k}": m for k, moments in self._moments().items() for name, m in moments.items()}
-        save_atomically(state, path, {"done": str(self.done)})
+        state["curve/losses"] = torch.tensor([[s.loss, s.learning_rate] for s in self.history], dtype=torch.float64).reshape(-1, 2)
+        facts = {"done": str(self.done), "loss_scale": str(self.loss_scale), "about": json.dumps(self.about)}
+        save_atomically(state, path, facts)
 
     def restore(self, path: Path) -> bool:
-        """Continues from `path` if it exists; says whether it did."""
+        """Continues from `path` if it exists; says whether it did. Raises ValueError on the state of another run."""
         if not path.exists():
             return False
         with safe_open(path, "pt") as file:
-            self.done = int(file.metadata()["done"])
+            facts = file.metadata()
+            self._check_same_run(json.loads(facts.get("about", "{}")), path)
+            self.done, self.loss_scale = int(facts["done"]), float(facts.get("loss_scale", self.loss_scale))
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
-            self.averages = {k: file.get_tensor(f"average/{k}") for k in self.parameters}
-            for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/"))):
-                owner = self.optimizers[key in self.matrices]
-                owner.state[self.trained[key]][name] = file.get_tensor(f"{name}/{key}")
+            self.averages = {k: file.get_tensor(f"average/{k}").to(p.device) for k, p in self.parameters.items()}
+            curve = file.get_tensor("curve/losses").tolist() if "curve/losses" in file.keys() else []
+            self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in enumerate(curve, 1)]
+            for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/", "curve/"))):
+                owner, p = self.optimizers[key in self.matrices], self.trained[key]
+                moment = file.get_tensor(f"{name}/{key}")
+                owner.state[p][name] = moment if name == "step" else moment.to(p.device)
         return True
+
+    def _check_same_run(self, other: dict[str, str], path: Path) -> None:
+        changed = [f"{k} was {other.get(k, 'not set')}, now {v}" for k, v in self.about.items() if other.get(k) != v]
+        if changed:
+            raise ValueError(
+                f"{path.name} is the state of another training: {'; '.join(changed)}. Set these back to continue it, or start a new one under "
+                "another name."
+            )
 
 
 def saving(loop: Loop, steps: Iterator[Step], path: Path, every_seconds: float = 120) -> Iterator[Step]:

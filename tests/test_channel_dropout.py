@@ -1,0 +1,84 @@
+import pytest
+import torch
+from controlled_diffusion.training.channel_dropout import ChannelDropout, dropped, jointly, rate_for
+from torch.testing import assert_close
+
+COUNT = 40_000
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_all_channels_are_dropped_together_at_the_rate_asked_for(channels):
+    keep = ChannelDropout.together(0.1, channels).keep(torch.zeros(COUNT), generator())
+    assert keep.shape == (COUNT, channels) and keep.dtype == torch.bool
+    assert_close(float((~keep).all(1).float().mean()), 0.1, atol=0.006, rtol=0)
+    assert_close((~keep).float().mean(0), torch.full((channels,), 0.1 ** (1 / channels)), atol=0.01, rtol=0)
+
+
+def test_channels_are_dropped_independently():
+    keep = ChannelDropout((0.3, 0.6, 0.5)).keep(torch.zeros(COUNT), generator())
+    gone = (~keep).float()
+    assert_close(gone.mean(0), torch.tensor([0.3, 0.6, 0.5]), atol=0.01, rtol=0)
+    assert (torch.corrcoef(gone.T) - torch.eye(3)).abs().max() < 0.02
+
+
+def test_rates_of_one_and_zero_are_kept_exactly():
+    keep = ChannelDropout((0.0, 1.0)).keep(torch.zeros(1000), generator())
+    assert keep[:, 0].all() and not keep[:, 1].any()
+    assert rate_for(0.0, 3) == 0.0 and rate_for(1.0, 3) == 1.0
+
+
+def test_a_rate_may_follow_the_noise():
+    dropout = ChannelDropout((0.1, 0.5), clean=(0.9, 0.5))
+    rates = dropout.rate(torch.tensor([-30.0, 0.0, 30.0]))
+    assert_close(rates, torch.tensor([[0.1, 0.5], [0.5, 0.5], [0.9, 0.5]], dtype=torch.float64))
+    clean = dropout.keep(torch.full((COUNT,), 30.0), generator())
+    assert_close((~clean).float().mean(0), torch.tensor([0.9, 0.5]), atol=0.01, rtol=0)
+
+
+def test_without_clean_rates_the_noise_does_not_matter():
+    dropout = ChannelDropout((0.2,))
+    assert torch.equal(dropout.keep(torch.linspace(-9, 9, 500), generator()), dropout.keep(torch.zeros(500), generator()))
+
+
+def test_the_same_seed_drops_the_same():
+    dropout = ChannelDropout((0.5, 0.5))
+    one, two, other = (dropout.keep(torch.zeros(100), generator(s)) for s in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_instruct_pix2pix_drops_each_alone_and_both_in_one_sample_of_twenty():
+    keep = jointly((torch.arange(COUNT) + 0.5) / COUNT)
+    shares = {(p, t): float(((keep[:, 0] == p) & (keep[:, 1] == t)).float().mean()) for p in (True, False) for t in (True, False)}
+    assert_close(shares, {(True, True): 0.85, (True, False): 0.05, (False, True): 0.05, (False, False): 0.05}, atol=1e-3, rtol=0)
+
+
+def test_a_dropped_channel_is_its_own_null_and_a_kept_one_is_untouched():
+    text, picture = torch.randn(3, 5, 4), torch.randn(3, 2, 6, 6)
+    keep = torch.tensor([[True, True], [False, True], [True, False]])
+    nulls = torch.full((1, 5, 4), 7.0), torch.zeros(1)
+    new_text, new_picture = dropped([text, picture], nulls, keep)
+    assert torch.equal(new_text[[0, 2]], text[[0, 2]]) and (new_text[1] == 7).all()
+    assert torch.equal(new_picture[:2], picture[:2]) and (new_picture[2] == 0).all()
+
+
+def test_gradients_pass_through_kept_rows_alone():
+    text = torch.randn(2, 3, requires_grad=True)
+    dropped([text], [torch.zeros(1)], torch.tensor([[True], [False]]))[0].sum().backward()
+    assert_close(text.grad, torch.tensor([[1.0] * 3, [0.0] * 3]))
+
+
+def test_bad_rates_and_counts_are_refused():
+    with pytest.raises(ValueError, match=r"at the rate 1.5; give 0 \(never\) to 1"):
+        ChannelDropout((0.1, 1.5))
+    with pytest.raises(ValueError, match="2 rates at pure noise but 1 at clean"):
+        ChannelDropout((0.1, 0.2), clean=(0.3,))
+    with pytest.raises(ValueError, match="rate is 2 for 1 channels"):
+        ChannelDropout.together(2, 1)
+    with pytest.raises(ValueError, match="2 channels, 1 nulls and masks for 2"):
+        dropped([torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"a share of 0\.5; give 0 to 1/3"):
+        jointly(torch.rand(3), 0.5)

@@ -1,0 +1,75 @@
+"""Dropout of the channels of a condition, each by itself, so that a model learns every combination of them.
+
+Guidance with several conditions mixes predictions in which some of them are left out. A model can only make those if it has seen
+them in training: every channel is replaced by its own null with a rate of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+def rate_for(unconditional: float, channels: int) -> float:
+    """The rate q = u^(1/K) at which K independent channels are all dropped in a share u of the samples."""
+    if not 0.0 <= unconditional <= 1.0 or channels < 1:
+        raise ValueError(f"The unconditional rate is {unconditional} for {channels} channels; give 0 to 1, and one channel or more.")
+    return unconditional ** (1 / channels)
+
+
+@dataclass(frozen=True)
+class ChannelDropout:
+    """Independent keep masks m_k ~ Bernoulli(1 - q_k).
+
+    `rates` are the q_k, one a channel. With `clean` the rate depends on the noise level: `rates` at pure noise, `clean` at clean
+    pictures, between them along sigmoid(log SNR); so a channel that decides the layout can be left out mostly where detail is made.
+    """
+
+    rates: tuple[float, ...]
+    clean: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        for q in (*self.rates, *(self.clean or ())):
+            if not 0.0 <= q <= 1.0:
+                raise ValueError(f"A channel is dropped at the rate {q}; give 0 (never) to 1 (always).")
+        if self.clean is not None and len(self.clean) != len(self.rates):
+            raise ValueError(
+                f"There are {len(self.rates)} rates at pure noise but {len(self.clean)} at clean pictures; give one a channel."
+            )
+
+    @classmethod
+    def together(cls, unconditional: float, channels: int) -> ChannelDropout:
+        """One rate for all channels, so that a share `unconditional` of the samples has none of them."""
+        return cls((rate_for(unconditional, channels),) * channels)
+
+    def rate(self, log_snr: torch.Tensor) -> torch.Tensor:
+        """q_k at log-SNR (B,): (B, K)."""
+        noisy = torch.tensor(self.rates, dtype=torch.float64, device=log_snr.device)
+        clean = noisy if self.clean is None else torch.tensor(self.clean, dtype=torch.float64, device=log_snr.device)
+        return noisy + (clean - noisy) * log_snr.double().sigmoid()[:, None]
+
+    def keep(self, log_snr: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Which channels stay, bool (B, K), for samples at log-SNR (B,)."""
+        draw = torch.rand(len(log_snr), len(self.rates), dtype=torch.float64, generator=generator)
+        return draw.to(log_snr.device) >= self.rate(log_snr)
+
+
+def jointly(draw: torch.Tensor, rate: float = 0.05) -> torch.Tensor:
+    """InstructPix2Pix's dropout (arXiv 2211.09800, section 3.2.1), bool (B, 2) for (picture, text), from uniform numbers (B,).
+
+    The picture alone, both, and the text alone are each left out in a share `rate` of the samples.
+    """
+    if not 0.0 <= rate <= 1 / 3:
+        raise ValueError(f"Each of three cases is to have a share of {rate}; give 0 to 1/3, 0.05 in the paper.")
+    picture = draw >= 2 * rate
+    text = (draw < rate) | (draw >= 3 * rate)
+    return torch.stack([picture, text], 1)
+
+
+def dropped(values: Sequence[torch.Tensor], nulls: Sequence[torch.Tensor], keep: torch.Tensor) -> list[torch.Tensor]:
+    """Channels (B, ...) with the null of each, broadcastable, in the rows where `keep` (B, K) is False."""
+    if not len(values) == len(nulls) == keep.shape[1]:
+        raise ValueError(f"There are {len(values)} channels, {len(nulls)} nulls and masks for {keep.shape[1]}; give one of each.")
+    return [torch.where(keep[:, k].view(-1, *[1] * (v.ndim - 1)), v, null.to(v)) for k, (v, null) in enumerate(zip(values, nulls))]
