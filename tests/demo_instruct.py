@@ -1,7 +1,7 @@
-"""Makes the demo model's instruction model: `python . run tests/demo_instruct.py` (resumable; about 40 minutes on one core).
+"""Makes the demo model's instruction model: `python . run tests/demo_instruct.py train | refine` (resumable).
 
-It starts from the denoiser that lies in the repository; train it anew after that changes. The text tower and the autoencoder are the
-demo model's own.
+`train` starts from the demo model's denoiser as it lies in the repository, `refine` from the instruction model that lies there, with
+more of the noisy levels. Each takes 30 to 60 minutes on one core. The text tower and the autoencoder are the demo model's own.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from demo_model import STATE, Denoiser, load_average, parameters_of, say, shipped, shown
 
-STEPS, RATE, BATCH = 1600, 6e-4, 24
-TARGET = demo.WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
+BATCH = 24
+STAGES = {"train": dict(steps=1600, rate=6e-4, noisy=0.0), "refine": dict(steps=2200, rate=8e-4, noisy=0.4)}
 
 
 def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
@@ -41,8 +41,11 @@ def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    stage = STAGES[options.stage]
     STATE.mkdir(parents=True, exist_ok=True)
     autoencoder, unet, tower = shipped()
     raw, weights = family_latents(autoencoder, STATE / "families.safetensors"), load_file(demo.WEIGHTS)
@@ -50,10 +53,13 @@ def main() -> None:
     latents = (raw.float() / spread + shift) * demo.LATENT_SCALE  # as the denoiser gets them
     first = unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(demo_instruct.widened(first.weight.detach(), 8))
+    if options.stage == "refine":
+        unet.load_state_dict(load_file(demo.INSTRUCT_WEIGHTS))
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
-    loop = Loop(parameters, steps=STEPS, learning_rate=RATE, warmup=100, average=0.99, matrices=demo_model.matrices_of(parameters))
-    path = STATE / "instruct.safetensors"
+    matrices = demo_model.matrices_of(parameters)
+    loop = Loop(parameters, steps=stage["steps"], learning_rate=stage["rate"], warmup=100, average=0.99, matrices=matrices)
+    path = STATE / f"instruct_{options.stage}.safetensors"
     loop.restore(path)
 
     def encode_text(ids):
@@ -63,11 +69,13 @@ def main() -> None:
     tokenizer = SD1Tokenizer().clip_l.tokenizer
     tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
     scale = 1 / demo.LATENT_SCALE
-    shown(saving(loop, demo_instruct.train_instruct(Denoiser(unet), encode_text, tokens, latents, scale, loop, batch=BATCH), path))
+    denoiser, share = Denoiser(unet), stage["noisy"]
+    steps = demo_instruct.train_instruct(denoiser, encode_text, tokens, latents, scale, loop, batch=BATCH, noisy_share=share)
+    shown(saving(loop, steps, path))
     load_average(path, unet=unet)
-    TARGET.parent.mkdir(exist_ok=True)
-    save_atomically({k: v.half() for k, v in unet.state_dict().items()}, TARGET)
-    say(f"wrote {TARGET.name}: {TARGET.stat().st_size / 1e6:.2f} MB")
+    demo.INSTRUCT_WEIGHTS.parent.mkdir(exist_ok=True)
+    save_atomically({k: v.half() for k, v in unet.state_dict().items()}, demo.INSTRUCT_WEIGHTS)
+    say(f"wrote {demo.INSTRUCT_WEIGHTS.name}: {demo.INSTRUCT_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

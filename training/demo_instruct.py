@@ -106,10 +106,12 @@ def train_instruct(
     loop: Loop,
     *,
     batch: int = 24,
+    noisy_share: float = 0.0,
 ) -> Iterator[Step]:
     """`latents` (families, 4, C, h, w) at unit scale; the picture enters times `picture_scale`, as the host gives it: not scaled.
 
-    `unet(x, levels, context) -> eps` takes the noisy latent and the picture's, one after the other in the channels.
+    `unet(x, levels, context) -> eps` takes the noisy latent and the picture's, one after the other in the channels. `noisy_share` of
+    each batch is drawn from the noisy levels alone, where it is decided which thing changes.
     """
     from_level = demo_model.alphas_cumprod()
 
@@ -122,7 +124,7 @@ def train_instruct(
         no_picture = (draw < DROPOUT) | ((draw >= 2 * DROPOUT) & (draw < 3 * DROPOUT))
         texts = ["" if DROPOUT <= d < 3 * DROPOUT else e.text for d, e in zip(draw, edits)]
         shown = before * picture_scale * torch.from_numpy(~no_picture).view(-1, 1, 1, 1)
-        levels = (np.arange(batch) + rng.random(batch)) / batch * 1000
+        levels = demo_model.spread_levels(rng, batch, noisy_share)
         return after, shown, torch.stack([tokens(t) for t in texts]), torch.from_numpy(levels).long()
 
     batches = demo_model.prefetch(prepare, loop.done, loop.steps)

@@ -261,6 +261,12 @@ def _spread(rng: np.random.Generator, count: int, low: float, high: float) -> np
     return low + (np.arange(count) + rng.random(count)) / max(1, count) * (high - low)
 
 
+def spread_levels(rng: np.random.Generator, batch: int, noisy_share: float = 0.0) -> np.ndarray:
+    """Noise levels of a batch, evenly over all 1000, but `noisy_share` of them evenly over those above NOISY."""
+    noisy = int(batch * noisy_share)
+    return np.concatenate([_spread(rng, noisy, NOISY, 1000), _spread(rng, batch - noisy, 0, 1000)])
+
+
 def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> torch.Tensor:
     rng = np.random.default_rng((SEEDS["denoiser"], index, 1))
     texts = [world.random_caption(scene(int(i)), rng).text if rng.random() >= empty else "" for i in picks]
@@ -293,8 +299,7 @@ def train_denoiser(
     def prepare(index):
         rng = np.random.default_rng((SEEDS["denoiser"], index))
         picks = rng.integers(len(latents), size=batch)
-        noisy = int(batch * noisy_share)
-        levels = np.concatenate([_spread(rng, noisy, NOISY, 1000), _spread(rng, batch - noisy, 0, 1000)])
+        levels = spread_levels(rng, batch, noisy_share)
         return latents[picks].float(), _captions(index, picks, empty, tokens), torch.from_numpy(levels).long()
 
     batches = prefetch(prepare, loop.done, loop.steps)
