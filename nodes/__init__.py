@@ -2,11 +2,25 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, ddim, demo, diffedit, image_guidance, instruct_pix2pix, inversion, multi_cfg, schedules, sdedit
+from . import (
+    classifier,
+    ddim,
+    demo,
+    diffedit,
+    image_guidance,
+    instruct_pix2pix,
+    inversion,
+    inversion_files,
+    inversion_report,
+    multi_cfg,
+    schedules,
+    sdedit,
+)
 from .host.demo import offer_controlnet
 
 MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, sdedit, diffedit)
-WAITING = (instruct_pix2pix, ddim, inversion)  # offered once their help pages and example workflows are there
+# Offered once their help pages and example workflows are there.
+WAITING = (instruct_pix2pix, ddim, inversion, inversion_files, inversion_report)
 
 
 class Extension(ComfyExtension):

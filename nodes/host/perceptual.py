@@ -1,0 +1,29 @@
+"""LPIPS (arXiv 1801.03924), where the package `lpips` and the weights of its network are already on the machine; nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import comfy.model_management
+import torch
+
+_ALEXNET = "alexnet-owt-7be5be79.pth"  # what torchvision calls the weights, and where it looks for them
+
+
+def available() -> bool:
+    """Whether LPIPS can be measured."""
+    installed = all(importlib.util.find_spec(name) for name in ("lpips", "torchvision"))
+    return installed and (Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET).is_file()
+
+
+@torch.no_grad()
+def lpips(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """LPIPS (AlexNet, version 0.1), (B,), of pictures (B, H, W, 3) in [0, 1]; 0 for equal ones. See `available`."""
+    with torch.inference_mode(False):
+        network = importlib.import_module("lpips").LPIPS(net="alex", verbose=False)
+    network = network.eval().to(comfy.model_management.get_torch_device())
+    here = next(network.parameters())
+    x, y = (t.movedim(-1, 1).to(here) * 2 - 1 for t in (a, b))
+    return torch.cat([network(i[None], j[None]).view(1) for i, j in zip(x, y)]).double().cpu()

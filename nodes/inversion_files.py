@@ -1,0 +1,94 @@
+"""Inversions as files: invert once, edit many times."""
+
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from .host import inversion as inverting
+from .host import inversion_files as files
+from .host import sockets
+
+_CATEGORY = "controlled diffusion/inversion"
+
+
+class SaveInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SaveInversion",
+            display_name="Save Inversion",
+            category=_CATEGORY,
+            description="Writes an inversion to output/inversions, every bit of it, so that a picture is inverted once and edited many times.",
+            search_aliases=["store inversion", "export inversion", "cache inversion", "keep inverted image"],
+            is_output_node=True,
+            inputs=[
+                sockets.Inversion.Input("inversion", tooltip="From any inverter."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="inversion",
+                    tooltip="Name of the file in output/inversions; a counter follows it, so nothing is overwritten. It may name a folder "
+                    "(cats/black) and the date (%year%-%month%-%day%).",
+                ),
+            ],
+            outputs=[
+                sockets.Inversion.Output(display_name="inversion", tooltip="The inversion as it came in."),
+                io.String.Output(display_name="name", tooltip="The file's name, as Load Inversion lists it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
+        name = files.save(inversion, filename_prefix)
+        return io.NodeOutput(inversion, name, ui=ui.PreviewText(name))
+
+
+class LoadInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadInversion",
+            display_name="Load Inversion",
+            category=_CATEGORY,
+            description="Reads an inversion that Save Inversion wrote, with all that the inverter gave. It belongs to one model; another one "
+            "is refused.",
+            search_aliases=["import inversion", "reuse inversion", "open inversion", "invert once edit many"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
+                io.Combo.Input(
+                    "name",
+                    options=files.names(),
+                    tooltip="A file in output/inversions, marked [output], or in models/inversions. Press R to see new ones.",
+                ),
+            ],
+            outputs=[
+                *sockets.inverter_outputs(),
+                io.Conditioning.Output(display_name="source", tooltip="The conditioning under which the picture was inverted."),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The negative that belongs to the way back, from null-text or negative-prompt inversion; others bring none.",
+                ),
+                io.Latent.Output(display_name="picture", tooltip="The picture itself, as it was inverted."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name):
+        try:
+            files.path_of(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name, **linked):
+        return files.stamp(name)
+
+    @classmethod
+    def execute(cls, model, name) -> io.NodeOutput:
+        found = files.load(name)
+        found.model.check(model)
+        missing = ExecutionBlocker(f"'{name}' brings no negative conditioning. Connect a prompt, which may be empty.")
+        given = inverting.outputs(model, found)
+        return io.NodeOutput(*given, found.source, missing if found.null is None else found.null, files.picture(model, found))
+
+
+NODES = [SaveInversion, LoadInversion]

@@ -1,0 +1,262 @@
+"""Save Inversion and Load Inversion in the real host: invert once, edit many times."""
+
+import asyncio
+import os
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import comfy.hooks
+import execution
+import folder_paths
+import nodes
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.method import Method, method_named
+from controlled_diffusion.nodes.demo import DemoModelLoader
+from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import inversion_files
+from controlled_diffusion.nodes.host.inversion import Inversion
+from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
+from torch.testing import assert_close
+
+from host import tiny
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path):
+    """The host's output folder, empty for each test."""
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    yield tmp_path / "output" / "inversions"
+    folder_paths.set_output_directory(before)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.unet("eps", output_scale=0.05)
+
+
+def inverted(model, source=SOURCE, batch: int = 1):
+    latent = {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    return inverting.invert(model, None, latent, source, DDIM(), inverting.levels(model, "normal", 5, 0.0))
+
+
+def save(inversion, prefix: str = "inversion") -> str:
+    return SaveInversion.execute(inversion, prefix).args[1]
+
+
+def sample(model, inversion, **inputs):
+    return InversionSampler.execute(model, inversion, 3.0, "edit", negative=EMPTY, **inputs).args[0]["samples"]
+
+
+def same(a, b) -> bool:
+    """Whether two values are the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, Inversion) or hasattr(a, "carries"):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return a == b
+
+
+def test_an_inversion_comes_back_with_every_bit_of_everything(model):
+    found = inverted(model, batch=2)
+    rich = [
+        [SOURCE[0][0], {**SOURCE[0][1], "area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}]
+    ]
+    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trail.carries)
+    extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
+    whole = replace(
+        found,
+        trail=replace(found.trail, carries=doubled, extras=extras),
+        source=rich,
+        null=[[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))],
+        cfg=7.5,
+        model=replace(found.model, patched=3),
+        evaluations=123,
+        seconds=4.5,
+    )
+    assert all(getattr(whole, f.name) != f.default for f in fields(Inversion)), "a field that is at its default shows nothing"
+    back = inversion_files.load(save(whole))
+    assert same(back, whole) and back.model.patched == 3
+
+
+def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
+    found = inverted(model)
+    name = save(found)
+    loaded = LoadInversion.execute(model, name).args
+    assert torch.equal(sample(model, loaded[0], positive=TARGET), sample(model, found, positive=TARGET))
+    assert torch.equal(sample(model, loaded[0]), sample(model, found))
+
+
+def test_the_loader_gives_what_the_inverter_gave_and_the_picture(model):
+    latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    given = inverting.outputs(model, inverted(model))
+    inversion, noisy, noise, sigmas, source, negative, picture = LoadInversion.execute(model, save(given[0])).args
+    assert same(inversion, given[0]) and same(noisy, given[1]) and same(sigmas, given[3]) and same(source, SOURCE)
+    assert torch.equal(noise.generate_noise(latent), given[2].generate_noise(latent))
+    assert isinstance(negative, ExecutionBlocker) and "brings no negative" in negative.message
+    assert_close(picture["samples"], latent["samples"])
+
+
+def test_the_negative_of_an_inversion_comes_along(model):
+    name = save(replace(inverted(model), null=EMPTY, cfg=7.5))
+    assert same(LoadInversion.execute(model, name).args[5], EMPTY)
+
+
+@pytest.mark.parametrize("method", sorted(Method.__subclasses__(), key=lambda m: m.name), ids=lambda m: m.name)
+def test_every_method_of_the_pack_comes_back_with_its_settings(model, method):
+    held = replace(inverted(model), method=method())
+    assert inversion_files.load(save(held)).method == held.method == method_named(method.name)()
+
+
+def test_the_file_is_the_output_nodes_and_a_counter_keeps_the_older_ones(model, output):
+    found = inverted(model)
+    first, second = SaveInversion.execute(found, "cats/black"), SaveInversion.execute(replace(found, cfg=2.0), "cats/black")
+    assert first.args[0] is found
+    assert first.args[1] == "inversions/cats/black_00001_.safetensors [output]" and first.ui.as_dict() == {"text": (first.args[1],)}
+    assert second.args[1] == "inversions/cats/black_00002_.safetensors [output]"
+    assert sorted(p.name for p in (output / "cats").iterdir()) == ["black_00001_.safetensors", "black_00002_.safetensors"]
+    assert inversion_files.load(first.args[1]).cfg == 1.0 and inversion_files.load(second.args[1]).cfg == 2.0
+    assert SaveInversion.GET_SCHEMA().is_output_node
+
+
+def test_a_free_name_is_found_where_the_counter_is_wrong(model, output):
+    output.mkdir(parents=True)
+    (output / "x_00001_.safetensors").write_text("mine")
+    (output / "x_00003_.safetensors").write_text("mine")
+    assert save(inverted(model), "x") == "inversions/x_00004_.safetensors [output]"
+    assert (output / "x_00001_.safetensors").read_text() == (output / "x_00003_.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "/tmp/x", "", "  ", "folder/", "."])
+def test_a_name_outside_the_folder_is_refused_when_saving(model, prefix, output):
+    with pytest.raises(ValueError, match="which is no name inside output/inversions"):
+        save(inverted(model), prefix)
+    assert not output.parent.exists() or not [p for p in output.parent.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "../x.safetensors [output]", "inversions/../../x.safetensors [output]", "/etc/passwd", "nowhere", ""]
+)
+def test_only_listed_files_are_loaded(model, name, tmp_path):
+    shutil.copy(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="There is no inversion '"):
+        inversion_files.load(name)
+    assert "There is no inversion '" in LoadInversion.validate_inputs(name)
+
+
+def test_a_link_out_of_the_output_folder_is_not_followed(model, output, tmp_path):
+    shutil.move(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    os.symlink(tmp_path / "x.safetensors", output / "link.safetensors")
+    assert "inversions/link.safetensors [output]" not in inversion_files.names()
+
+
+def test_files_of_the_models_folder_are_listed_too(model):
+    folder = Path(folder_paths.models_dir) / "inversions" / "mine"
+    folder.mkdir(parents=True)
+    shutil.move(inversion_files.path_of(save(inverted(model))), folder / "a.safetensors")
+    try:
+        assert "mine/a.safetensors" in inversion_files.names()
+        assert LoadInversion.execute(model, "mine/a.safetensors").args[0].method == DDIM()
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+def checked(monkeypatch, name: str):
+    """What the host says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
+    offered = {"LoadInversion": LoadInversion, "DemoModelLoader": DemoModelLoader, "InversionSampler": InversionSampler}
+    for node_id, node in offered.items():
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node_id, node)
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "SaveLatent", nodes.SaveLatent)
+    prompt = {
+        "1": {"class_type": "DemoModelLoader", "inputs": {}},
+        "2": {"class_type": "LoadInversion", "inputs": {"model": ["1", 0], "name": name}},
+        "3": {"class_type": "InversionSampler", "inputs": {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit"}},
+        "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}},
+    }
+    valid, _, _, errors = asyncio.run(execution.validate_prompt("a", prompt, None))
+    return valid, errors
+
+
+def test_the_host_takes_a_file_that_was_just_written_and_tells_which_there_are_of_one_that_is_not(model, monkeypatch):
+    name = save(inverted(model))
+    assert checked(monkeypatch, name) == (True, {})
+    valid, errors = checked(monkeypatch, "inversions/../secret.safetensors [output]")
+    assert (
+        not valid
+        and f"There is no inversion 'inversions/../secret.safetensors [output]'. In output/inversions and models/inversions lie: {name}"
+        in str(errors)
+    )
+
+
+def test_a_new_file_is_offered_without_a_restart_and_one_replaced_is_read_again(model):
+    def listed():
+        return next(i for i in LoadInversion.INPUT_TYPES()["required"].values() if "options" in i[1])[1]["options"]
+
+    assert not [n for n in listed() if n.endswith("[output]")]
+    name = save(inverted(model))
+    assert name in listed() and LoadInversion.validate_inputs(name) is True
+    before = LoadInversion.fingerprint_inputs(name)
+    assert before == LoadInversion.fingerprint_inputs(name)
+    other = inversion_files.path_of(save(replace(inverted(model), cfg=2.0), "other"))
+    os.replace(other, inversion_files.path_of(name))
+    assert LoadInversion.fingerprint_inputs(name) != before
+    assert inversion_files.load(name).cfg == 2.0
+
+
+def test_another_model_is_refused_when_loading_and_when_sampling(model):
+    name, other = save(inverted(model)), tiny.unet("eps", output_scale=0.05, seed=5)
+    with pytest.raises(ValueError, match=r"another BaseModel .* the weights of this model are not the same"):
+        LoadInversion.execute(other, name)
+    with pytest.raises(ValueError, match=r"another BaseModel .* the weights of this model are not the same"):
+        sample(other, inversion_files.load(name))
+    with pytest.raises(ValueError, match=r"made with BaseModel .*eps\), but the model is BaseModel .*flow\)"):
+        LoadInversion.execute(tiny.unet("flow"), name)
+
+
+def test_a_model_in_another_precision_is_taken(model):
+    name, half = save(inverted(model)), tiny.unet("eps", output_scale=0.05)
+    half.model.diffusion_model.half()
+    assert same(LoadInversion.execute(half, name).args[0].trail, inversion_files.load(name).trail)
+
+
+def control():
+    import comfy.controlnet
+
+    return comfy.controlnet.ControlBase()
+
+
+@pytest.mark.parametrize("what, made, kind", [("control", control, "ControlBase"), ("hooks", comfy.hooks.HookGroup, "HookGroup")])
+def test_a_conditioning_with_objects_is_refused_by_name(model, output, what, made, kind):
+    with pytest.raises(
+        ValueError, match=rf"'source conditioning\.0\.1\.{what}' is a {kind}, which a file cannot keep.* Invert without it, or use"
+    ):
+        save(replace(inverted(model), source=[[SOURCE[0][0], {what: made()}]]))
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_a_file_with_settings_that_the_method_does_not_know_is_refused(model, output):
+    name = save(inverted(model))
+    held = inversion_files.files.load(inversion_files.path_of(name))
+    inversion_files.files.save(held | {"settings": {"warp": 9}}, output / "new.safetensors")
+    with pytest.raises(ValueError, match=r"new\.safetensors.* was written by another version of the pack .*warp.* Update"):
+        inversion_files.load("inversions/new.safetensors [output]")
+
+
+def test_a_file_of_an_unknown_method_is_refused(model, output):
+    name = save(inverted(model))
+    held = inversion_files.files.load(inversion_files.path_of(name))
+    inversion_files.files.save(held | {"method": "warp"}, output / "new.safetensors")
+    with pytest.raises(ValueError, match="'warp' is no inversion method of this version"):
+        inversion_files.load("inversions/new.safetensors [output]")

@@ -1,0 +1,173 @@
+"""Values in files: what comes back is what was kept, and nothing else is read."""
+
+import struct
+
+import pytest
+import torch
+from controlled_diffusion.inversion import files
+from safetensors.torch import load_file, save_file
+
+
+def kept(tmp_path, **values):
+    files.save(values, tmp_path / "kept.safetensors")
+    return files.load(tmp_path / "kept.safetensors")
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def bits(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        draw(2, 3).to(dtype)
+        for dtype in (
+            torch.float64,
+            torch.float32,
+            torch.float16,
+            torch.bfloat16,
+            torch.float8_e4m3fn,
+            torch.int64,
+            torch.uint8,
+            torch.bool,
+        )
+    ]
+    + [
+        torch.tensor(3.5),
+        torch.zeros(0, 4),
+        torch.tensor([float("nan"), float("inf"), -0.0]),
+        draw(4, 6).T,
+        draw(4, 6)[1:3, ::2],
+        draw(1, 3).expand(5, 3),
+        draw(1, 4, 3, 3).to(memory_format=torch.channels_last),
+        torch.nn.Parameter(draw(2)),
+    ],
+    ids=lambda t: f"{t.dtype} {tuple(t.shape)}",
+)
+def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path, tensor):
+    back = kept(tmp_path, it=tensor)["it"]
+    assert back.dtype == tensor.dtype and back.shape == tensor.shape and not back.requires_grad
+    assert torch.equal(bits(back), bits(tensor.detach()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        7,
+        0.1 + 0.2,
+        float("inf"),
+        "grün\n'x'",
+        (1.5, (2, "a")),
+        [1, [2.0], ()],
+        {"a": 1, 3: {"b": None}, "dict": {}, "tensor": "x"},
+    ],
+    ids=repr,
+)
+def test_every_plain_value_comes_back_as_it_was(tmp_path, value):
+    back = kept(tmp_path, it=value)["it"]
+    assert back == value and repr(back) == repr(value)
+
+
+def test_tensors_are_found_wherever_they_stand(tmp_path):
+    value = [[draw(2), {"mask": draw(3), "area": (1, [draw(4)])}]]
+    back = kept(tmp_path, it=value)["it"]
+    assert torch.equal(back[0][0], draw(2)) and torch.equal(back[0][1]["mask"], draw(3)) and torch.equal(back[0][1]["area"][1][0], draw(4))
+
+
+def test_equal_tensors_are_kept_once_and_such_that_only_look_equal_each(tmp_path):
+    whole = draw(4, 8)
+    kept(tmp_path, it=[whole, whole, whole.clone(), whole[:2], whole.double(), whole.reshape(8, 4), {"again": whole}])
+    assert len(load_file(tmp_path / "kept.safetensors")) == 4
+
+
+def test_what_is_loaded_depends_on_the_file_no_more_and_takes_gradients(tmp_path):
+    with torch.inference_mode():
+        back = kept(tmp_path, it=draw(3))["it"]
+    (tmp_path / "kept.safetensors").write_bytes(b"\0" * (tmp_path / "kept.safetensors").stat().st_size)
+    assert torch.equal(back, draw(3)) and not back.is_inference()
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [(object(), "object"), (torch.float32, "dtype"), ({1, 2}, "set"), ({(1, 2): 3}, "dict")],
+    ids=["object", "dtype", "set", "keys"],
+)
+def test_what_no_file_can_keep_is_refused_by_its_name_and_leaves_no_file(tmp_path, value, kind):
+    with pytest.raises(ValueError, match=rf"'source\.0\.1\.control' is a {kind}, which a file cannot keep.* Invert without it"):
+        kept(tmp_path, source=[[draw(2), {"control": value}]])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tensor", [draw(2).to(torch.complex64), draw(2, 2).to_sparse()], ids=["complex", "sparse"])
+def test_a_tensor_that_safetensors_cannot_keep_is_refused(tmp_path, tensor):
+    with pytest.raises(ValueError, match=r"'it' is a tensor of .* that safetensors cannot keep"):
+        kept(tmp_path, it=tensor)
+
+
+def test_an_existing_file_stays(tmp_path):
+    path = tmp_path / "kept.safetensors"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError):
+        files.save({"it": 1}, path)
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.save({"it": draw(2)}, tmp_path / "kept.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def written(tmp_path, **metadata):
+    """A whole file whose metadata say something else."""
+    files.save({"it": draw(64)}, tmp_path / "first.safetensors")
+    about, tensors = files._read(tmp_path / "first.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", about | metadata)
+    return tmp_path / "a.safetensors"
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    save_file({"weight": draw(2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=r"lora\.safetensors is no inversion: its metadata lacks the format"):
+        files.load(tmp_path / "lora.safetensors")
+
+
+def test_another_version_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has format version 2; this pack reads 1\. Update"):
+        files.load(written(tmp_path, version="2"))
+
+
+@pytest.mark.parametrize("change", [{"it": "5"}, {"more": "5"}, {"checksum": "0"}], ids=["changed", "added", "checksum"])
+def test_changed_metadata_are_noticed(tmp_path, change):
+    with pytest.raises(ValueError, match="is damaged: what it holds does not fit its checksum"):
+        files.load(written(tmp_path, **change))
+
+
+def test_a_whole_copy_is_read(tmp_path):
+    assert torch.equal(files.load(written(tmp_path))["it"], draw(64))
+
+
+def test_one_changed_bit_is_noticed(tmp_path):
+    data = bytearray(written(tmp_path).read_bytes())
+    data[-3] ^= 1
+    (tmp_path / "b.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged: what it holds does not fit its checksum"):
+        files.load(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-40], lambda d: d[:30], lambda d: b"", lambda d: struct.pack("<Q", 1 << 60) + d[8:]])
+def test_a_file_that_is_cut_or_no_safetensors_is_refused(tmp_path, damage):
+    path = written(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.safetensors cannot be read: it is damaged or no safetensors file .* Choose another"):
+        files.load(path)
