@@ -63,7 +63,7 @@ def measured(name: str, pictures: torch.Tensor, reference: torch.Tensor) -> Show
         Measure("SSIM", quality.ssim(pictures, reference), "{:.4f}".format),
         Measure("max error", quality.largest_error(pictures, reference), "{:.3f}".format),
     ]
-    if perceptual.available():
+    if perceptual.available() and min(pictures.shape[1:3]) >= perceptual.SMALLEST:
         found.append(Measure("LPIPS", perceptual.lpips(pictures, reference), "{:.4f}".format))
     return Shown(name, pictures, tuple(found))
 

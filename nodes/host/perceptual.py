@@ -9,6 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
+SMALLEST = 32  # pixels of a side; of less, its network leaves nothing
 _ALEXNET = "alexnet-owt-7be5be79.pth"  # what torchvision calls the weights, and where it looks for them
 
 

@@ -1,0 +1,227 @@
+"""Inversions compared on the demo model: `python . run tests/measures/inversion.py [--count 100] [--only METHOD ...]`.
+
+Rendered scenes that the model was never trained on, inverted under their true captions in 50 steps and replayed twice: under the same
+caption, which should give the picture back, and under one in which one colour or shape is another, which should change that thing alone.
+All PSNR are against the VAE's own round trip. What is measured is kept in .host/measures, so that a run that was stopped goes on, and
+the table shows every method that has been measured.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from controlled_diffusion.inversion import quality
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.inversion import InversionSampler
+
+from harness.demo_pictures import SCHEDULER, Studio
+from harness.host import PRIVATE
+from host.sampling import Count
+from measures.diffedit import Change, change, defaults, pictures, prompts, succeeded
+
+STEPS, CFG = 50, 7.5
+FOLDER = PRIVATE / "measures" / "inversion"
+EXACT_CFG = 3.0  # of the exact methods, up and down: that of EDICT's paper
+ROOM = 4  # pixels around the changed thing that do not count as off the target: half a cell of the latent
+COLUMNS = ("own", "replay", "edit", "off", "seconds", "evaluations", "edit_seconds", "edit_evaluations", "memory")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A row of the table: an inverter with settings, and the cfg of the replay and of the edit."""
+
+    module: str
+    node: str
+    settings: dict = field(default_factory=dict)
+    replay: float = CFG
+    edit: float = CFG
+    branches: str = "edit"
+
+    def invert(self, studio: Studio, source: list, latents: torch.Tensor):
+        inverter = getattr(importlib.import_module(f"controlled_diffusion.nodes.{self.module}"), self.node)
+        names = {i.id for i in inverter.GET_SCHEMA().inputs}
+        knobs = defaults(inverter) | {"steps": STEPS, "scheduler": SCHEDULER} | self.settings
+        given = {"negative": studio.prompt("")} if "negative" in names else {}
+        return inverter.execute(model=studio.model, source=source, picture={"samples": latents}, **given, **knobs).args[0]
+
+
+def exact(module: str, node: str) -> Way:
+    return Way(module, node, {"cfg": EXACT_CFG}, EXACT_CFG, EXACT_CFG)
+
+
+WAYS = {
+    "ddim": Way("ddim", "DDIMInverter"),
+    "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 10, "acceleration": "anderson"}),
+    "negative-prompt": Way("negative_prompt", "NegativePromptInverter"),
+    "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty"}),
+    "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
+    "direct": Way("ddim", "DDIMInverter", branches="direct"),
+    "edict": exact("edict", "EDICTInverter"),
+    "bdia": exact("bdia", "BDIAInverter"),
+    "o-belm": exact("belm", "BELMInverter"),
+    "edit-friendly": Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5}, 3.5),
+}
+
+
+class Peak:
+    """The most memory in use inside of a `with`, above what was in use before, in MB; of the GPU if there is one."""
+
+    def __enter__(self):
+        self.gpu, self.megabytes = torch.cuda.is_available(), float("nan")
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            with contextlib.suppress(OSError, AttributeError):
+                gc.collect()
+                ctypes.CDLL(None).malloc_trim(0)  # gives back what is free, so that it counts when it is taken again
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            self.before = self._kilobytes("VmRSS")
+        return self
+
+    def __exit__(self, *error):
+        if self.gpu:
+            self.megabytes = (torch.cuda.max_memory_allocated() - self.before) / 2**20
+        else:
+            self.megabytes = (self._kilobytes("VmHWM") - self.before) / 2**10
+
+    @staticmethod
+    def _kilobytes(name: str) -> float:
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return float(next(line for line in lines if line.startswith(name)).split()[1])
+        return float("nan")
+
+
+def edits(count: int) -> list[Change]:
+    """Changes of one word: a colour or a shape, of the only thing or of one of two."""
+    found = (change(i) for i in range(4 * count))
+    return [c for c in found if c.kind != "texture"][:count]
+
+
+def off_target(made: torch.Tensor, floor: torch.Tensor, wish: Change) -> float:
+    """PSNR over all pixels that lie off the changed thing, in both scenes."""
+    near = torch.nn.functional.max_pool2d(torch.from_numpy(wish.truth)[None, None].float(), 2 * ROOM + 1, 1, ROOM)[0, 0] > 0
+    return -10 * float((made - floor)[~near].square().mean().clamp(min=1e-12).log10())
+
+
+def psnr(made: torch.Tensor, floor: torch.Tensor) -> list[float]:
+    return quality.psnr(made, floor).clamp(max=120).tolist()
+
+
+class Replays:
+    """Walks an inversion back, and counts what that takes."""
+
+    def __init__(self, studio: Studio, inversion):
+        self.studio, self.inversion, self.count = studio, inversion, Count(studio.model)
+
+    def pictures(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
+        negative = self.studio.prompt("") if self.inversion.null is None else None
+        made = InversionSampler.execute(self.count.model, self.inversion, cfg, branches, positive=target, negative=negative).args[0]
+        return self.studio.vae.decode(made["samples"])
+
+
+def both(source: list, target: list) -> list:
+    """One conditioning for two branches: the rows of the source, then those of the target."""
+    return [[torch.cat([source[0][0], target[0][0]]), {}]]
+
+
+@torch.inference_mode()
+def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
+    """The numbers of every picture of a batch."""
+    source, target = prompts(studio, changes)
+    latents = studio.vae.encode(pictures(changes))
+    floor, count, direct = studio.vae.decode(latents), len(changes), way.branches != "edit"
+    with Peak() as peak:
+        inversion = way.invert(studio, source, latents)
+    replays = Replays(studio, inversion)
+    own = replays.pictures(inversion.cfg)
+    again = own if way.replay == inversion.cfg else replays.pictures(way.replay)
+    replays.count.rows, began = 0, time.perf_counter()
+    made = replays.pictures(way.edit, way.branches, both(source, target) if direct else target)
+    seconds = (time.perf_counter() - began) / count
+    if direct:
+        again, made = made[:count], made[count:]
+    cost = {
+        "seconds": inversion.seconds / count,
+        "evaluations": inversion.evaluations,
+        "edit_seconds": seconds,
+        "edit_evaluations": replays.count.rows / count,
+        "memory": peak.megabytes / count,
+    }
+    shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
+    return [
+        {"own": a, "replay": b, "edit": succeeded(p, c), "off": off_target(m, f, c), **cost}
+        for a, b, p, m, f, c in zip(psnr(own, floor), psnr(again, floor), shown, made, floor, changes)
+    ]
+
+
+class Kept:
+    """What was measured of a way so far, in a file; begun anew when the model or the settings are others."""
+
+    def __init__(self, name: str):
+        self.path = FOLDER / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
+        self.about = {"way": asdict(WAYS[name]), "steps": STEPS, "scheduler": SCHEDULER, "weights": weights}
+        held = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.pictures: list[dict] = held["pictures"] if held.get("about") == self.about else []
+
+    def add(self, found: list[dict]) -> None:
+        self.pictures += found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps({"about": self.about, "pictures": self.pictures}))
+        os.replace(temporary, self.path)
+
+
+def table(count: int) -> str:
+    """A line for each way that has been measured on as many pictures."""
+    lines = [
+        "| method | cfg inverted / replayed / edited | PSNR at the inversion's cfg | PSNR replayed | edit success | PSNR off the target "
+        "| inversion: seconds | evaluations | edit: seconds | evaluations | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, way in WAYS.items():
+        found = Kept(name).pictures[:count]
+        if len(found) == count:
+            mean = {c: float(np.mean([p[c] for p in found])) for c in COLUMNS}
+            lines.append(
+                f"| {name} | {way.settings.get('cfg', 1.0):g} / {way.replay:g} / {way.edit:g} | {mean['own']:.1f} dB | {mean['replay']:.1f} dB "
+                f"| {100 * mean['edit']:.0f} % | {mean['off']:.1f} dB | {mean['seconds']:.2f} | {mean['evaluations']:.0f} "
+                f"| {mean['edit_seconds']:.2f} | {mean['edit_evaluations']:.0f} | {mean['memory']:.1f} MB |"
+            )
+    return "\n".join(lines) + f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture; PSNR of 120 dB and more count as 120.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=100, help="pictures")
+    parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
+    parser.add_argument("--only", nargs="*", choices=list(WAYS), metavar="METHOD", help=f"some of: {'; '.join(WAYS)}")
+    parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
+    options = parser.parse_args()
+    if not options.table:
+        studio, changes = Studio(), edits(options.count)
+        for name in WAYS if options.only is None else options.only:
+            kept = Kept(name)
+            while len(kept.pictures) < options.count:
+                done = len(kept.pictures)
+                kept.add(measured(studio, WAYS[name], changes[done : min(done + options.batch, options.count)]))
+                sys.stdout.write(f"{name}: {len(kept.pictures)} of {options.count}\n")
+                sys.stdout.flush()
+    sys.stdout.write(table(options.count))
+
+
+if __name__ == "__main__":
+    main()
