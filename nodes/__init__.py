@@ -18,9 +18,9 @@ from . import (
 )
 from .host.demo import offer_controlnet
 
-MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, sdedit, diffedit)
+MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit)
 # Offered once their help pages and example workflows are there.
-WAITING = (instruct_pix2pix, ddim, inversion, inversion_files, inversion_report)
+WAITING = (ddim, inversion, inversion_files, inversion_report)
 
 
 class Extension(ComfyExtension):

@@ -28,4 +28,28 @@ class DemoModelLoader(io.ComfyNode):
         return io.NodeOutput(*demo.load())
 
 
-NODES = [DemoModelLoader]
+class DemoInstructModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DemoInstructModelLoader",
+            display_name="Load Demo Instruction Model",
+            category="controlled diffusion/demo",
+            description="The demo model, taught to edit a picture as it is told: 'make the circle blue', 'turn it into a star', 'remove the "
+            "square'. An InstructPix2Pix model of a few MB that runs on a laptop without a GPU in seconds.",
+            search_aliases=["instruct pix2pix demo", "instruction editing", "tiny editor", "example model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The denoiser, with the picture as extra input channels."),
+                io.Clip.Output(display_name="clip", tooltip="The demo model's text tower."),
+                io.Vae.Output(display_name="vae", tooltip="The demo model's autoencoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        _, clip, vae = demo.load()
+        return io.NodeOutput(demo.load_instruct(), clip, vae)
+
+
+NODES = [DemoModelLoader, DemoInstructModelLoader]

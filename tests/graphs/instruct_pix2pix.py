@@ -1,22 +1,28 @@
 """InstructPix2Pix guidance."""
 
-from .parts import SWAP, color, ksampler, prompt_nodes
+from .parts import SWAP, ksampler, prompt_nodes, saved
+
+LOADER = "DemoInstructModelLoader"
 
 
-def instruct_pix2pix(graph, loader: str):
-    """Waits for an instruction model that ships with the pack: `loader` is the node that loads it (model, clip, vae)."""
+def picture_of(graph, text: str, seed: int):
+    """A picture that the demo model draws."""
+    demo = graph.add("DemoModelLoader")
+    before, empty = prompt_nodes(graph, demo, before=text, empty="")
+    drawn = ksampler(graph, demo["model"], before, empty, graph.add("EmptyLatentImage", width=128, height=128, batch_size=1), seed=seed)
+    return graph.add("VAEDecode", samples=drawn, vae=demo["vae"])
+
+
+def instruct_pix2pix(graph):
     graph.note(
         "# InstructPix2Pix\n\nAn instruction edits a picture. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
         "the result keeps to the picture.\n\nTry: image_scale 1 and 2.5; text_scale 3 and 10. The lower picture is made by a KSampler with "
         "the patch, whose cfg is the text scale." + SWAP
     )
     with graph.group("1 Picture"):
-        demo = graph.add("DemoModelLoader")
-        before, empty = prompt_nodes(graph, demo, before="a red circle on a white background", empty="")
-        drawn = ksampler(graph, demo["model"], before, empty, graph.add("EmptyLatentImage", width=128, height=128, batch_size=1), seed=4)
-        picture = graph.add("VAEDecode", samples=drawn, vae=demo["vae"])
+        picture = picture_of(graph, "a red circle on a white background", 4)
     with graph.group("2 Instruction"):
-        editor = graph.add(loader)
+        editor = graph.add(LOADER)
         positive, negative = (
             graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
             for title, text in (("instruction", "make the circle blue"), ("no instruction", ""))
@@ -44,35 +50,37 @@ def instruct_pix2pix(graph, loader: str):
         graph.add("PreviewImage", title="scales over the steps", images=guider["weights"])
 
 
-def instruction_channels(graph, loader: str):
-    """Waits as `instruct_pix2pix` does."""
+def instruction_channels(graph):
     graph.note(
-        "# Instruction Channels\n\nThe picture and the instruction as two channels, with a third beside them that pushes red away." + SWAP
+        "# Instruction Channels\n\nThe picture and an instruction as two channels, and a second instruction beside them with a weight of "
+        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 12; *conflict* `project`." + SWAP
     )
-    with graph.group("1 Picture and instruction"):
-        editor = graph.add(loader)
-        positive, negative, red = (
-            graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
-            for title, text in (("instruction", "make the circle blue"), ("no instruction", ""), ("unwanted", "a red circle"))
+    with graph.group("1 Picture and instructions"):
+        picture = picture_of(graph, "a large green square on a gray background", 2)
+        editor = graph.add(LOADER)
+        first, second, nothing = prompt_nodes(
+            graph, editor, **{"first instruction": "make it yellow", "second instruction": "make it a star", "no instruction": ""}
         )
-        picture = graph.add("EmptyImage", title="picture", width=128, height=128, batch_size=1, color=color(214, 40, 40))
     with graph.group("2 Channels"):
-        away = graph.add("GuidanceChannel", title="less red", conditioning=red, weight=2.0, role="negative", name="red")
+        shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=picture)
+        other = graph.add(
+            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=6.0, role="positive", name="second"
+        )
         channels = graph.add(
             "InstructionChannels",
-            model=editor[0],
-            positive=positive,
-            negative=negative,
-            text_scale=7.5,
+            model=editor["model"],
+            positive=first,
+            negative=nothing,
+            text_scale=6.0,
             image_scale=1.5,
             image=picture,
-            vae=editor[2],
-            previous=away,
+            vae=editor["vae"],
+            previous=other,
         )
     with graph.group("3 Sample"):
-        sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
+        sigmas = graph.add("BasicScheduler", model=editor["model"], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add(
-            "MultiCFGGuider", model=editor[0], unconditional=channels["unconditional"], channels=[channels["channel"]], sigmas=sigmas
+            "MultiCFGGuider", model=editor["model"], unconditional=channels["unconditional"], channels=[channels["channel"]], sigmas=sigmas
         )
         latent = graph.add(
             "SamplerCustomAdvanced",
@@ -83,9 +91,9 @@ def instruction_channels(graph, loader: str):
             latent_image=channels["latent"],
         )
     with graph.group("4 Picture"):
-        decoded = graph.add("VAEDecode", samples=latent["output"], vae=editor[2])
-        graph.add("SaveImage", title="edited", images=decoded, filename_prefix="instruction_channels")
+        graph.add("PreviewImage", title="before", images=picture)
+        saved(graph, editor["vae"], latent["output"], "instruction_channels", "edited")
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
-WORKFLOWS = []
+WORKFLOWS = [instruct_pix2pix, instruction_channels]

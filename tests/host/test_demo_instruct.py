@@ -1,0 +1,47 @@
+"""The demo instruction model as the host's own InstructPix2Pix model, and that it does as it is told."""
+
+import comfy.model_base
+import pytest
+import torch
+from controlled_diffusion.nodes.demo import DemoInstructModelLoader
+from controlled_diffusion.nodes.host import demo
+
+from measures import instruct_pix2pix as measure
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return measure.Editor()
+
+
+def test_it_is_the_hosts_model_with_the_demo_models_text_tower_and_autoencoder():
+    model, clip, vae = DemoInstructModelLoader.execute().args
+    assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
+    assert model.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
+    plain, other_clip, other_vae = demo.load()
+    assert model.model.latent_format.latent_rgb_factors == plain.model.latent_format.latent_rgb_factors
+    assert torch.equal(*(c.encode_from_tokens(c.tokenize("make it blue")) for c in (clip, other_clip)))
+    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(vae.decode(latent), other_vae.decode(latent))
+
+
+def test_a_deep_copy_owns_its_weights():
+    model = demo.load_instruct()
+    copy = model.clone(force_deepcopy=True)
+    ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (model, copy))
+    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("kind", measure.demo_instruct.KINDS)
+def test_it_does_as_it_is_told_and_leaves_the_rest(editor, kind):
+    asked = [e for e in measure.edits(24, kind) if len(e.before.things) == 1][:8]
+    success, kept = measure.judged(editor, asked)
+    assert success >= 0.4 and kept >= 24
+
+
+def test_without_an_instruction_it_keeps_the_picture(editor):
+    asked = [e for e in measure.edits(12, "color") if len(e.before.things) == 1][:4]
+    success, _ = measure.judged(editor, asked, text=0.0, image=1.0)
+    assert success == 0.0
