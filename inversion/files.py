@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def save(values: Mapping[str, object], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         save_file(packing.tensors, temporary, entries | frame)
+        shutil.copymode(path, temporary)  # safetensors lets nobody else read its files
         os.replace(temporary, path)
     except BaseException:
         path.unlink()

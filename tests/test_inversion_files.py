@@ -118,6 +118,13 @@ def test_an_existing_file_stays(tmp_path):
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_may_be_read_by_those_who_may_read_other_new_files(tmp_path):
+    (tmp_path / "other").touch()
+    kept(tmp_path, it=draw(2))
+    assert (tmp_path / "kept.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")

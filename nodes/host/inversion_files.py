@@ -70,20 +70,25 @@ def new_path(prefix: str) -> Path:
     return path
 
 
-def save(inversion: Inversion, prefix: str) -> str:
-    """Writes an inversion, every bit of it; the name by which `load` finds it."""
-    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OWN}
+def values(inversion: Inversion) -> dict:
+    """All that a file of an inversion holds, by name."""
     method, trail = inversion.method, inversion.trail
-    path = new_path(prefix)
-    own = {
+    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OWN}
+    return {
         "method": method.name,
         "settings": {f.name: getattr(method, f.name) for f in fields(method)},
         "model": asdict(inversion.model),
         "sigmas": trail.sigmas,
         "states": trail.carries,
         "extras": trail.extras,
+        **{f"{k} conditioning" if k in ("source", "null") else k: v for k, v in plain.items()},
     }
-    files.save(own | {f"{k} conditioning" if k in ("source", "null") else k: v for k, v in plain.items()}, path)
+
+
+def save(inversion: Inversion, prefix: str) -> str:
+    """Writes an inversion, every bit of it; the name by which `load` finds it."""
+    path = new_path(prefix)
+    files.save(values(inversion), path)
     return f"{FOLDER}/{path.relative_to(_output()).as_posix()}{_OUTPUT}"
 
 

@@ -15,14 +15,19 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.method import Method, method_named
+from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
 from controlled_diffusion.nodes.host import inversion as inverting
 from controlled_diffusion.nodes.host import inversion_files
 from controlled_diffusion.nodes.host.inversion import Inversion
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training.demo_world import Caption, Claim, render
 from torch.testing import assert_close
 
+import demo_inversion
+from harness.demo_pictures import Studio
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -260,3 +265,16 @@ def test_a_file_of_an_unknown_method_is_refused(model, output):
     inversion_files.files.save(held | {"method": "warp"}, output / "new.safetensors")
     with pytest.raises(ValueError, match="'warp' is no inversion method of this version"):
         inversion_files.load("inversions/new.safetensors [output]")
+
+
+def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
+    """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
+    studio = Studio()
+    inversion, *_, source, _, picture = LoadInversion.execute(studio.model, "demo_model.safetensors").args
+    caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
+    rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
+    assert same(source, studio.prompt(caption.text))
+    assert float(psnr(studio.vae.decode(picture["samples"]), rendered)) > 25
+    back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
+    assert float(psnr(studio.vae.decode(back), studio.vae.decode(picture["samples"]))) > 25
+    assert demo_checker.judge(demo_checker.read(studio.pictures(back)[0]), caption)["bound"]
