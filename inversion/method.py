@@ -16,6 +16,15 @@ Carry = tuple[torch.Tensor, ...]  # the state (B, C, ...) first; exact methods c
 Show = Callable[[torch.Tensor, torch.Tensor], None]  # (x, denoised), after every step
 
 
+def single(x: torch.Tensor) -> torch.Tensor:
+    """x in float32, from float64 a hair off the values that lie midway between two of float32.
+
+    Sums of float32 numbers often lie there, and would round to either side after a change in their last digit: what was inverted in
+    float64 would come back with the error of float32.
+    """
+    return (x * (1 + 3e-9) if x.dtype == torch.float64 else x).float()
+
+
 class Slope:
     """The slope `d = (x - D(x, sigma)) / sigma` of a model, `model(x, sigma (B,), **extra_args) -> denoised`.
 
@@ -33,7 +42,7 @@ class Slope:
         A state of another level is scaled so that the network sees what it sees in its own space, where DDIM inversion is defined.
         """
         seen = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
-        self.denoised = self.model(seen.float(), torch.full([len(x)], at, dtype=torch.float32, device=x.device), **self.extra_args)
+        self.denoised = self.model(single(seen), torch.full([len(x)], at, dtype=torch.float32, device=x.device), **self.extra_args)
         self.calls += 1
         return (seen - self.denoised.to(x.dtype)) / at
 
@@ -113,5 +122,5 @@ def replay(
     carry = trail.carries[0]
     for i in range(trail.steps):
         carry = between(method.step(slope, carry, i, trail), i + 1)
-        show(carry[0], slope.denoised)
+        show(carry[0], carry[0] if slope.denoised is None else slope.denoised)
     return carry[0]

@@ -3,10 +3,13 @@
 from comfy_api.latest import ComfyExtension
 
 from . import (
+    bdia,
+    belm,
     classifier,
     ddim,
     demo,
     diffedit,
+    edict,
     image_guidance,
     instruct_pix2pix,
     inversion,
@@ -20,7 +23,7 @@ from .host.demo import offer_controlnet
 
 MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit)
 # Offered once their help pages and example workflows are there.
-WAITING = (ddim, inversion, inversion_files, inversion_report)
+WAITING = (ddim, inversion, inversion_files, inversion_report, edict, bdia, belm)
 
 
 class Extension(ComfyExtension):

@@ -189,6 +189,7 @@ def invert(
         walk.result,
         source,
         ModelTag.of(model),
+        null=negative,
         cfg=cfg,
         evaluations=walk.calls * guider.rows,
         seconds=time.perf_counter() - began,

@@ -1,0 +1,83 @@
+"""How exactly pictures come back on the demo model: `python . run tests/measures/exact_inversion.py [--pictures 2] [--cfg 1]`.
+
+Rendered scenes that the model was never trained on, inverted under their true captions and walked back under the same, at the same cfg. The
+error is that of the latent, relative to the latent, the mean over the pictures.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from controlled_diffusion.inversion.bdia import BDIA
+from controlled_diffusion.inversion.belm import OBELM
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.edict import EDICT
+from controlled_diffusion.inversion.exact import for_steps
+from controlled_diffusion.inversion.method import Method, replay
+from controlled_diffusion.nodes.host import exact, inversion
+
+from harness.demo_pictures import SCHEDULER, Studio
+from measures.diffedit import change, pictures, prompts
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one round trip gave; seconds and evaluations of both ways, for one picture."""
+
+    error: float
+    drift: float
+    seconds: float
+    evaluations: float
+
+
+@torch.inference_mode()
+def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: float, precision: torch.dtype, count: int) -> Found:
+    changes, negative = [change(i) for i in range(count)], studio.prompt("")
+    source, _ = prompts(studio, changes)
+    latent, began = {"samples": studio.vae.encode(pictures(changes))}, time.perf_counter()
+    sigmas = inversion.levels(studio.model, scheduler, steps, 0.0)
+    found = inversion.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
+
+    def journey(guider, slope, clean, show):
+        return replay(method, slope, found.trail, show=show)
+
+    guider = inversion.Guidance(studio.model, source, negative, cfg)
+    walk = inversion.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
+    clean, seconds = found.trail.carries[-1][0], time.perf_counter() - began
+    errors = (walk.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    evaluations = found.evaluations + walk.calls * guider.rows
+    return Found(float(errors.mean()), exact.drift(studio.model, found), seconds / count, evaluations)
+
+
+def methods(steps: int) -> dict[str, Method]:
+    return {"DDIM": DDIM(), "EDICT": EDICT(for_steps(0.93, steps)), "BDIA": BDIA(for_steps(0.96, steps)), "O-BELM": OBELM()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--steps", type=int, nargs="*", default=[10, 20, 50, 200])
+    parser.add_argument("--cfg", type=float, default=1.0)
+    parser.add_argument("--scheduler", default=SCHEDULER)
+    parser.add_argument("--only", nargs="*", metavar="METHOD", choices=list(methods(1)), default=list(methods(1)))
+    options = parser.parse_args()
+    studio = Studio()
+    sys.stdout.write(
+        f"{options.pictures} pictures, cfg {options.cfg:g}, scheduler {options.scheduler}; costs are for one picture, both ways\n\n"
+        "| method | steps | error, float64 | error, float32 | strength of the noise | seconds | evaluations |\n|---|---|---|---|---|---|---|\n"
+    )
+    for steps in options.steps:
+        for name in options.only:
+            settings = methods(steps)[name], options.scheduler, steps, options.cfg
+            double, single = (round_trip(studio, *settings, dtype, options.pictures) for dtype in (torch.float64, torch.float32))
+            sys.stdout.write(
+                f"| {name} | {steps} | {double.error:.1e} | {single.error:.1e} | {double.drift:.2f} | {double.seconds:.1f} "
+                f"| {double.evaluations:.0f} |\n"
+            )
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
