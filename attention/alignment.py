@@ -1,0 +1,420 @@
+"""Aligning two prompts: which words of one stand for which of the other, down to the tokens of a text encoder.
+
+Prompt-to-Prompt (arXiv 2208.01626, section 3.2) hands the attention maps of a source prompt's tokens to a target prompt's. Words are
+aligned first and their tokens second, so words of several tokens, repeated words, punctuation, capitals and prompts of unequal length
+stay together, the tail after a longer word does not slip, and padding never lands on a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+Token = Hashable
+Columns = tuple[int, ...]
+OPERATIONS = ("auto", "replace", "refine", "reweight only")
+DEGREES = {
+    "very": 1.5, "really": 1.5, "quite": 1.25, "so": 1.5, "super": 2.0, "extremely": 2.0, "incredibly": 2.0, "intensely": 2.0,
+    "somewhat": 0.75, "rather": 1.25, "slightly": 0.6, "faintly": 0.5, "barely": 0.4, "hardly": 0.4,
+}  # fmt: skip
+DEGREE_SHARE = 0.25  # of its neighbour's attention, that a degree word gets
+_SMALL = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each sign is a word
+_WORD = re.compile(rf"embedding:[^\s,<\[]+|[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*|[^\w\s]")
+
+
+class Tokenizer(Protocol):
+    """What a text encoder makes of a text."""
+
+    def chunks(self, text: str) -> Sequence[Sequence[tuple[Token, bool]]]:
+        """All columns of the conditioning, chunk after chunk: (token, whether it stands for text: not start, end or padding)."""
+
+    def parts(self, text: str) -> Sequence[str]:
+        """The pieces of a prompt that are turned into tokens on their own, without the syntax of weights."""
+
+    def tokens(self, part: str) -> Sequence[Token]:
+        """The tokens of a plain text, those of text alone."""
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+    columns: Columns
+
+    @property
+    def key(self) -> str:
+        return self.text.casefold()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's words with their columns; `heads` and `tails` are what stands before and after the text in each chunk."""
+
+    text: str
+    words: tuple[Word, ...]
+    heads: tuple[Columns, ...]
+    tails: tuple[Columns, ...]
+    length: int
+
+    def find(self, phrase: str) -> list[tuple[int, ...]]:
+        """The places of a word or phrase, as indices of words; 'cat#2' is the second. Empty where there are none."""
+        plain, _, number = phrase.strip().partition("#")
+        wanted = [m.group().casefold() for m in _WORD.finditer(plain)]
+        starts = range(len(self.words) - len(wanted) + 1) if wanted else ()
+        found = [tuple(range(i, i + len(wanted))) for i in starts if [w.key for w in self.words[i : i + len(wanted)]] == wanted]
+        if number.strip().isdigit():
+            return found[int(number) - 1 : int(number)] if int(number) else []
+        return found
+
+    def columns(self, words: Iterable[int]) -> Columns:
+        return tuple(c for i in words for c in self.words[i].columns)
+
+    @property
+    def listed(self) -> str:
+        return ", ".join(w.text for w in self.words) or "(none)"
+
+
+def unknown_word(phrase: str, prompts: Iterable[Prompt]) -> ValueError:
+    """The error of a word that is in none of the prompts; it lists the words there are."""
+    known = "; ".join(f"the words of '{p.text}' are: {p.listed}" for p in dict.fromkeys(prompts))
+    return ValueError(f"'{phrase.strip()}' is in none of the prompts; {known}. Name one of these (the second of two alike is 'word#2').")
+
+
+def _common(a: Sequence[Token], b: Sequence[Token]) -> int:
+    """The length of the common start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _words_of(part: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+    """(word, number of its tokens) of a plain text. Words that share a token are one word."""
+    whole, found, start, before = list(tokenizer.tokens(part)), [], None, 0
+    matches = list(_WORD.finditer(part))
+    for match in matches:
+        start = match.start() if start is None else start
+        end = len(whole) if match is matches[-1] else _common(tokenizer.tokens(part[: match.end()]), whole)
+        if end > before:
+            found.append((part[start : match.end()], end - before))
+            start, before = None, end
+    return found
+
+
+def read(text: str, tokenizer: Tokenizer) -> Prompt:
+    """The words of a prompt and the columns of their tokens.
+
+    Raises ValueError, with the tokens, where the words cannot be told apart in them.
+    """
+    chunks = [list(c) for c in tokenizer.chunks(text)]
+    flat = [entry for chunk in chunks for entry in chunk]
+    content = [i for i, (_, is_text) in enumerate(flat) if is_text]
+    words = _checked([w for part in tokenizer.parts(text) for w in _words_of(part, tokenizer)], text, [flat[i][0] for i in content])
+    heads, tails, start, lead = [], [], 0, _lead(tokenizer)
+    for chunk in chunks:
+        own = [start + i for i, (_, is_text) in enumerate(chunk) if not is_text]
+        heads.append(tuple(c for c in own if c < start + lead))
+        tails.append(tuple(c for c in own if c >= start + lead))
+        start += len(chunk)
+    ends = [0]
+    for _, size in words:
+        ends.append(ends[-1] + size)
+    placed = tuple(Word(word, tuple(content[a:b])) for (word, _), (a, b) in zip(words, pairwise(ends)))
+    return Prompt(text, placed, tuple(heads), tuple(tails), len(flat))
+
+
+def _lead(tokenizer: Tokenizer) -> int:
+    """How many tokens stand before the text in each chunk."""
+    return next((i for i, (_, is_text) in enumerate(tokenizer.chunks("a")[0]) if is_text), 0)
+
+
+def _checked(words: list[tuple[str, int]], text: str, tokens: list[Token]) -> list[tuple[str, int]]:
+    if sum(size for _, size in words) != len(tokens):
+        shown = ", ".join(f"{word} ({size})" for word, size in words)
+        raise ValueError(
+            f"The prompt '{text}' cannot be told apart into words: it has {len(tokens)} tokens ({', '.join(map(str, tokens))}), but its words "
+            f"have {shown}. Write it without special signs, or without weights in brackets."
+        )
+    return words
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finding of an alignment: indices of words of the source and of the target."""
+
+    kind: str  # keep, replace, move, insert, degree, delete
+    source: tuple[int, ...] = ()
+    target: tuple[int, ...] = ()
+    factor: float = 1.0  # of a degree word, for the words in `source` and their counterparts
+
+
+def _anchors(a: Sequence[Word], b: Sequence[Word]) -> list[tuple[int, int]]:
+    """The heaviest common subsequence of equal words; small words weigh little, neighbours a little more."""
+    n, m, nothing = len(a), len(b), (-1.0, ())
+    best = [[(0.0, ()) for _ in range(m + 1)] for _ in range(n + 1)]  # (weight, linked pairs)
+    ending = [[nothing] * (m + 1) for _ in range(n + 1)]  # the same, ending with the match of these two
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):
+            options = [best[i - 1][j], best[i][j - 1]]
+            if a[i - 1].key == b[j - 1].key:
+                weight, before = best[i - 1][j - 1], ending[i - 1][j - 1]
+                weight, pairs = max(weight, (before[0] + 0.1, before[1]), key=lambda o: o[0])
+                ending[i][j] = (weight + (0.3 if a[i - 1].key in _SMALL else 1.0), (pairs, (i - 1, j - 1)))
+                options.insert(0, ending[i][j])
+            best[i][j] = max(options, key=lambda o: o[0])
+    found, linked = [], best[n][m][1]
+    while linked:
+        linked, pair = linked
+        found.append(pair)
+    return found[::-1]
+
+
+def _gaps(pairs: list[tuple[int, int]], n: int, m: int) -> list[tuple[list[int], list[int]]]:
+    """What lies between neighbouring anchors: words of the source and words of the target."""
+    edges = [(-1, -1), *pairs, (n, m)]
+    return [(list(range(i + 1, i_next)), list(range(j + 1, j_next))) for (i, j), (i_next, j_next) in pairwise(edges)]
+
+
+def _paired(gone: list[int], new: list[int]) -> tuple[list[Step], list[int], list[int]]:
+    """Words of a gap one by one from the end, where the noun stands, and what is left of both sides."""
+    count = min(len(gone), len(new))
+    steps = [Step("replace", (i,), (j,)) for i, j in zip(gone[len(gone) - count :], new[len(new) - count :])]
+    return steps, gone[: len(gone) - count], new[: len(new) - count]
+
+
+def _as_block(gone: list[int], new: list[int]) -> tuple[list[Step], list[int], list[int]]:
+    """A whole gap for a whole gap, where both sides have words."""
+    return ([Step("replace", tuple(gone), tuple(new))], [], []) if gone and new else ([], gone, new)
+
+
+_EXCHANGES = {"auto": _paired, "replace": _as_block, "refine": lambda gone, new: ([], gone, new)}
+
+
+def _moved(a: Sequence[Word], b: Sequence[Word], gone: list[int], new: list[int]) -> list[Step]:
+    """Words that were taken out at one place and put in at another; takes them off both lists."""
+    steps = []
+    for j in list(new):
+        i = next((i for i in gone if a[i].key == b[j].key), None)
+        if i is not None:
+            steps.append(Step("move", (i,), (j,)))
+            gone.remove(i)
+            new.remove(j)
+    return steps
+
+
+def _degrees(b: Sequence[Word], mapped: dict[int, int], new: list[int]) -> list[Step]:
+    """New degree words before a word that the source has too; takes them off the list."""
+    steps = []
+    for j in list(new):
+        if b[j].key in DEGREES and j + 1 in mapped:
+            steps.append(Step("degree", (mapped[j + 1],), (j, j + 1), DEGREES[b[j].key]))
+            new.remove(j)
+    return steps
+
+
+def _steps(source: Prompt, target: Prompt, operation: str) -> list[Step]:
+    a, b = source.words, target.words
+    if operation == "reweight only":
+        return [Step("insert", (), (j,)) for j in range(len(b))]
+    pairs = _anchors(a, b)
+    steps, gone, new = [Step("keep", (i,), (j,)) for i, j in pairs], [], []
+    for gap in _gaps(pairs, len(a), len(b)):
+        exchanged, out, into = _EXCHANGES[operation](*gap)
+        steps, gone, new = steps + exchanged, gone + out, new + into
+    if operation == "auto":
+        steps += _moved(a, b, gone, new)
+        steps += _degrees(b, {s.target[0]: s.source[0] for s in steps}, new)
+    steps += [Step("insert", (), (j,)) for j in new] + [Step("delete", (i,)) for i in gone]
+    return sorted(steps, key=lambda s: (s.target or (_after(steps, s.source[0]),), s.source))
+
+
+def _after(steps: list[Step], i: int) -> float:
+    """Where a deleted word is shown: behind the target of the word before it."""
+    return max((s.target[0] + 0.5 for s in steps if s.kind in ("keep", "replace") and s.source[0] < i), default=-0.5)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the words of `target` came out of those of `source`."""
+
+    source: Prompt
+    target: Prompt
+    steps: tuple[Step, ...]
+    operation: str = "auto"
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every column keeps its place."""
+        return self.source.length == self.target.length and torch.equal(self.mapper(), torch.eye(self.source.length))
+
+    def mapper(self) -> torch.Tensor:
+        """(source columns, target columns): `A_source @ mapper` are the maps that the target's tokens take over.
+
+        A row sums to 1, or to 0 where its word is gone: the attention of a word is handed on whole. Columns of `own` are 0.
+        """
+        made = torch.zeros(self.source.length, self.target.length)
+        if self.operation == "reweight only":
+            return made
+        for step in self.steps:
+            if step.kind in ("keep", "replace", "move"):
+                _hand(made, self.source.columns(step.source), self.target.columns(step.target))
+        for step in self.steps:
+            if step.kind == "degree":
+                word, neighbour = (self.target.words[j].columns for j in step.target)
+                rows = list(self.source.columns(step.source))
+                made[rows] *= torch.ones(made.shape[1]).index_fill_(0, torch.tensor(neighbour), 1 - DEGREE_SHARE)
+                made[torch.tensor(rows)[:, None], torch.tensor(word)] = DEGREE_SHARE / len(word)
+        for kind in ("heads", "tails"):
+            for one, other in zip(getattr(self.source, kind), getattr(self.target, kind)):
+                _hand_rest(made, one, other)
+        return made
+
+    def own(self) -> torch.Tensor:
+        """(target columns,): 1 where a token keeps its own attention because the source has nothing for it, else 0."""
+        return (self.mapper().sum(0) == 0).float()
+
+    def factors(self) -> torch.Tensor:
+        """(target columns,): what degree words multiply themselves and their neighbours by, else 1."""
+        made = torch.ones(self.target.length)
+        for step in self.steps:
+            made[list(self.target.columns(step.target))] *= step.factor
+        return made
+
+    def counterparts(self, words: Iterable[int]) -> tuple[int, ...]:
+        """The words of the target that came from these words of the source."""
+        words = set(words)
+        return tuple(j for s in self.steps if s.kind in ("keep", "replace", "move") and words & {*s.source} for j in s.target)
+
+    def origins(self, words: Iterable[int]) -> tuple[int, ...]:
+        """The words of the source that these words of the target came from."""
+        words = set(words)
+        return tuple(i for s in self.steps if s.kind in ("keep", "replace", "move") and words & {*s.target} for i in s.source)
+
+    def text(self) -> str:
+        """The alignment for people, a line for each step."""
+        return "\n".join([f"{self.source.text}  ->  {self.target.text}", *(self._line(s) for s in self.steps)])
+
+    def _line(self, step: Step) -> str:
+        one, other = (_shown(p, w) for p, w in ((self.source, step.source), (self.target, step.target)))
+        return {
+            "keep": f"  = {other}",
+            "replace": f"  {one} -> {other}: takes over its map",
+            "move": f"  {other}: moved, brings its map along",
+            "insert": f"  + {other}: its own attention",
+            "delete": f"  - {one}: gone",
+            "degree": f"  + {other}: a share of the map of {one}, times {step.factor:g}",
+        }[step.kind]
+
+
+def _shown(prompt: Prompt, words: Sequence[int]) -> str:
+    """Words with the number of their tokens where there are several."""
+    sizes = [(prompt.words[i].text, len(prompt.words[i].columns)) for i in words]
+    return " ".join(text if size == 1 else f"{text} ({size} tokens)" for text, size in sizes)
+
+
+def _hand(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
+    """One token to one where they are equally many; else each token of the source to all, in equal shares."""
+    if len(source) == len(target):
+        mapper[list(source), list(target)] = 1
+    else:
+        mapper[torch.tensor(source)[:, None], torch.tensor(target)] = 1 / len(target)
+
+
+def _hand_rest(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
+    """Start, end and padding tokens, counted from the first of each; the last takes, or gives to, all that are over."""
+    last = min(len(source), len(target)) - 1
+    if last >= 0:
+        _hand(mapper, source[:last], target[:last])
+        mapper[torch.tensor(source[last:])[:, None], torch.tensor(target[last:])] = 1 / (len(target) - last)
+
+
+def align(source: Prompt, target: Prompt, operation: str = "auto") -> Alignment:
+    """Aligns two prompts.
+
+    `auto`: words that stay keep their maps, a word in another's place takes over its map (from the end of a changed phrase, where the
+    noun is), a word that moved brings its map along, a degree word gets a share of its neighbour's, new words attend for themselves.
+    `replace`: a changed phrase takes over the maps of the phrase it stands for, shared evenly (the paper's word swap).
+    `refine`: words that stay keep their maps, all others attend for themselves (the paper's prompt refinement).
+    `reweight only`: every word attends for itself.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"The operation is '{operation}'; choose one of {', '.join(OPERATIONS)}.")
+    return Alignment(source, target, tuple(_steps(source, target, operation)), operation)
+
+
+def stretched(mapper: torch.Tensor, source: int, target: int) -> torch.Tensor:
+    """A mapper between conditionings that were repeated so many times to reach one length.
+
+    Repeating keys and values leaves attention's output as it is and splits a token's map evenly over its copies.
+    """
+    return mapper.repeat(source, target) / target
+
+
+_ITEM = re.compile(r"[,;]")
+
+
+def _items(text: str) -> list[tuple[str, str]]:
+    """(words, value) of `blue: 1.5, (red circle:0.5)`."""
+    made = []
+    for item in filter(None, (i.strip() for i in _ITEM.split(text))):
+        bare = item[1:-1] if item.startswith("(") and item.endswith(")") else item
+        words, colon, value = bare.rpartition(":")
+        if not colon or not words.strip():
+            raise ValueError(f"'{item}' names no value; write the word, a colon and the value, such as 'blue: 1.5'.")
+        made.append((words.strip(), value.strip()))
+    return made
+
+
+def weights_from(text: str) -> list[list[tuple[str, float]]]:
+    """Reads weights of words, `blue: 1.5, (circle:0.5)`; one list for each line that is not empty."""
+    made = []
+    for line in filter(str.strip, text.splitlines()):
+        pairs = _items(line)
+        for words, value in pairs:
+            if not _is_number(value):
+                raise ValueError(f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, usual 0 to 3, below 0 the opposite.")
+        made.append([(words, float(value)) for words, value in pairs])
+    return made
+
+
+def windows_from(text: str) -> list[tuple[str, tuple[float, float]]]:
+    """Reads windows of words in percent of the sampling, `blue: 0-0.4, circle: 0.2-1`."""
+    made = []
+    for words, value in _items(text.replace("\n", ",")):
+        start, dash, end = value.partition("-")
+        if not (dash and _is_number(start) and _is_number(end) and 0 <= float(start) <= float(end) <= 1):
+            raise ValueError(f"The window of '{words}' is '{value}'; give start-end with 0 <= start <= end <= 1, such as 0-0.4.")
+        made.append((words, (float(start), float(end))))
+    return made
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*", text) is not None
+
+
+def words_from(text: str) -> list[str]:
+    """Words or phrases between commas."""
+    return [w.strip() for w in re.split(r"[,;\n]", text) if w.strip()]
+
+
+def joined(prompts: Sequence[Prompt]) -> Prompt:
+    """One text as several encoders see it whose columns stand one after the other: each word has the columns of all."""
+    first, start, made = prompts[0], 0, []
+    for prompt in prompts:
+        made.append(_shifted(prompt, start))
+        start += prompt.length
+    if any([w.key for w in p.words] != [w.key for w in first.words] for p in prompts):
+        raise ValueError(f"The text encoders see other words in '{first.text}': " + " / ".join(p.listed for p in prompts) + ". Reword it.")
+    words = tuple(Word(same[0].text, tuple(c for w in same for c in w.columns)) for same in zip(*(p.words for p in made)))
+    heads, tails = (tuple(c for p in made for c in getattr(p, kind)) for kind in ("heads", "tails"))
+    return Prompt(first.text, words, heads, tails, start)
+
+
+def _shifted(prompt: Prompt, by: int) -> Prompt:
+    def moved(columns: Columns) -> Columns:
+        return tuple(c + by for c in columns)
+
+    words = tuple(replace(w, columns=moved(w.columns)) for w in prompt.words)
+    return replace(prompt, words=words, heads=tuple(map(moved, prompt.heads)), tails=tuple(map(moved, prompt.tails)))

@@ -1,0 +1,316 @@
+"""Aligning prompts on words and tokens: every operation, and what public code gets wrong."""
+
+import re
+
+import pytest
+import torch
+from controlled_diffusion.attention.alignment import (
+    DEGREE_SHARE,
+    OPERATIONS,
+    align,
+    joined,
+    read,
+    stretched,
+    unknown_word,
+    weights_from,
+    windows_from,
+    words_from,
+)
+from torch.testing import assert_close
+
+START, END = "<s>", "</s>"
+
+
+class Pieces:
+    """A text encoder's tokenizer in small: lower case, pieces of four letters, '...' one token, chunks of `size` with start and end."""
+
+    def __init__(self, size: int = 24, start: bool = True):
+        self.size, self.start = size, start
+
+    def parts(self, text):
+        return [p for p in re.split(r"\(([^:)]*):[\d.]+\)", text) if p.strip()]
+
+    def tokens(self, part):
+        runs = re.findall(r"\.\.\.|[a-z']+|\S", part.lower())
+        return [run[i : i + 4] for run in runs for i in range(0, len(run), 4)]
+
+    def chunks(self, text):
+        tokens, room = [t for p in self.parts(text) for t in self.tokens(p)], self.size - 1 - self.start
+        cut = [tokens[i : i + room] for i in range(0, len(tokens), room)] or [[]]
+        lead = [(START, False)] * self.start
+        return [[*lead, *((t, True) for t in c), *[(END, False)] * (self.size - self.start - len(c))] for c in cut]
+
+
+PIECES = Pieces()
+
+
+def prompt(text, tokenizer=PIECES):
+    return read(text, tokenizer)
+
+
+def aligned(source, target, operation="auto", tokenizer=PIECES):
+    return align(prompt(source, tokenizer), prompt(target, tokenizer), operation)
+
+
+def kinds(alignment) -> list[str]:
+    """The steps in words: 'replace red -> blue'."""
+    a, b = alignment.source.words, alignment.target.words
+    return [
+        f"{s.kind} {' '.join(a[i].text for i in s.source)}{' -> ' if s.source and s.target else ''}{' '.join(b[j].text for j in s.target)}"
+        for s in alignment.steps
+        if s.kind != "keep"
+    ]
+
+
+def test_words_have_the_columns_of_all_their_tokens():
+    found = prompt("A siamese Cat, asleep")
+    assert [w.text for w in found.words] == ["A", "siamese", "Cat", ",", "asleep"]
+    assert [w.columns for w in found.words] == [(1,), (2, 3), (4,), (5,), (6, 7)]
+    assert found.length == 24 and found.heads == ((0,),) and found.tails == (tuple(range(8, 24)),)
+
+
+def test_words_that_share_a_token_are_one():
+    assert [(w.text, w.columns) for w in prompt("wait... here").words] == [("wait", (1,)), ("...", (2,)), ("here", (3,))]
+
+
+def test_the_syntax_of_weights_is_no_word():
+    found = prompt("a (red:1.5) cat")
+    assert [w.text for w in found.words] == ["a", "red", "cat"] and [w.columns for w in found.words] == [(1,), (2,), (3,)]
+
+
+def test_signs_of_scripts_without_spaces_are_words():
+    assert [w.text for w in prompt("東京 cat's").words] == ["東", "京", "cat's"]
+
+
+@pytest.mark.parametrize(
+    "phrase, found", [("cat", [(1,), (5,)]), ("CAT", [(1,), (5,)]), ("cat#2", [(5,)]), ("red cat", [(4, 5)]), ("cat,", [(1, 2)])]
+)
+def test_words_and_phrases_are_found_whatever_stands_around_them(phrase, found):
+    assert prompt("A cat, and red cat").find(phrase) == found
+
+
+@pytest.mark.parametrize("phrase", ["dog", "ca", "", "cat#3", "cat#0", "and cat"])
+def test_what_is_not_there_is_not_found(phrase):
+    assert prompt("A cat, and red cat").find(phrase) == []
+
+
+def test_the_error_of_an_unknown_word_lists_the_words():
+    with pytest.raises(
+        ValueError, match=r"'dog' is in none of the prompts; the words of 'a cat' are: a, cat; the words of 'a hat' are: a, hat"
+    ):
+        raise unknown_word("dog", [prompt("a cat"), prompt("a hat"), prompt("a cat")])
+
+
+def test_tokens_that_do_not_fit_the_words_are_an_error_with_the_tokens():
+    class Odd(Pieces):
+        def tokens(self, part):
+            return super().tokens(part)[:-1]
+
+        def chunks(self, text):
+            return [[("a", True), ("cat", True), (END, False)]]
+
+    with pytest.raises(ValueError, match=r"'a cat' cannot be told apart .* 2 tokens \(a, cat\)"):
+        prompt("a cat", Odd())
+
+
+@pytest.mark.parametrize(
+    "source, target, steps",
+    [
+        ("a red circle", "a red circle", []),
+        ("a red circle", "a blue circle", ["replace red -> blue"]),
+        ("a red circle", "a red striped circle", ["insert striped"]),
+        ("a red striped circle", "a red circle", ["delete striped"]),
+        ("a red circle", "a striped blue circle", ["insert striped", "replace red -> blue"]),
+        ("a siamese cat on a mat", "a dog on a mat", ["delete siamese", "replace cat -> dog"]),
+        ("a red circle", "a very red circle", ["degree red -> very red"]),
+        ("a red circle", "a very blue circle", ["degree red -> very blue", "replace red -> blue"]),
+        ("a circle", "a very big circle", ["insert very", "insert big"]),
+        (
+            "a red circle and a blue square",
+            "a blue square and a red circle",
+            ["move a -> a", "move blue -> blue", "move square -> square", "move and -> and"],
+        ),
+        ("a red circle and a blue square", "a blue circle and a red square", ["replace red -> blue", "replace blue -> red"]),
+        ("red and blue cats", "blue and red cats", ["move blue -> blue", "move and -> and"]),
+        ("A Cat, sitting.", "a cat sitting", ["delete ,", "delete ."]),
+        ("a circle", "a circle and a circle", ["insert and", "insert a", "insert circle"]),
+        ("", "a circle", ["insert a", "insert circle"]),
+    ],
+)
+def test_operations_are_derived_from_the_prompts(source, target, steps):
+    assert sorted(kinds(aligned(source, target))) == sorted(steps)
+
+
+def test_a_swap_takes_over_whole_phrases_and_a_refinement_none():
+    source, target = "a siamese cat on a mat", "a dog on a mat"
+    assert kinds(aligned(source, target, "replace")) == ["replace siamese cat -> dog"]
+    assert sorted(kinds(aligned(source, target, "refine"))) == ["delete cat", "delete siamese", "insert dog"]
+    assert kinds(aligned("a b", "a b", "reweight only")) == ["insert a", "insert b"]
+    with pytest.raises(ValueError, match="operation is 'swap'; choose one of auto, replace, refine, reweight only"):
+        aligned(source, target, "swap")
+
+
+def test_of_equal_words_the_neighbours_of_others_are_taken():
+    found = aligned("a red star and a blue circle", "a blue circle")
+    assert [s.source for s in found.steps if s.kind == "keep"] == [(4,), (5,), (6,)]
+
+
+PAIRS = [
+    ("a red circle", "a red circle"),
+    ("a siamese cat on the mat", "a dog on the mat"),
+    ("a dog on the mat", "a siamese cat on the mat"),
+    ("a red circle on white", "a very red circle on white"),
+    ("a red circle and a blue square", "a blue square and a red circle"),
+    ("one", "several completely different words"),
+]
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_the_attention_of_every_token_that_stays_is_handed_on_whole(source, target):
+    alignment = aligned(source, target)
+    gone = {c for s in alignment.steps if s.kind == "delete" for c in alignment.source.columns(s.source)}
+    rows = alignment.mapper().sum(1)
+    assert_close(rows, torch.tensor([0.0 if c in gone else 1.0 for c in range(24)]))
+    assert torch.equal(alignment.own() > 0, alignment.mapper().sum(0) == 0)
+
+
+def test_equal_prompts_are_mapped_by_the_identity_and_nothing_else_is():
+    assert aligned("A red circle", "a red circle").unchanged
+    assert (
+        not aligned("a red circle", "a blue red circle").unchanged
+        and not aligned("a red circle", "a red circle", "reweight only").unchanged
+    )
+
+
+@pytest.mark.parametrize(
+    "source, target", [("a siamese cat on the mat", "a dog on the mat"), ("a dog on the mat", "a siamese cat on the mat")]
+)
+@pytest.mark.parametrize("operation", ["auto", "replace", "refine"])
+def test_the_tail_behind_a_word_of_another_length_does_not_slip(source, target, operation):
+    """A public implementation shifts everything behind the last replaced word by the difference of the token counts."""
+    found = aligned(source, target, operation)
+    mapper, one, other = found.mapper(), found.source, found.target
+    for word in ("on", "the", "mat"):
+        (i,), (j,) = one.words[one.find(word)[0][0]].columns, other.words[other.find(word)[0][0]].columns
+        assert mapper[i, j] == 1 and mapper[i].sum() == 1 and mapper[:, j].sum() == 1
+
+
+@pytest.mark.parametrize("source, target", [PAIRS[1], PAIRS[2]])
+def test_padding_goes_to_padding_and_end_to_end(source, target):
+    """A public implementation maps the padding of a shorter target onto real words of the source."""
+    found = aligned(source, target)
+    mapper, (one,), (other,) = found.mapper(), found.source.tails, found.target.tails
+    assert mapper[0, 0] == 1 and mapper[one[0], other[0]] == 1
+    words = [c for c in range(24) if c not in (*one, 0)]
+    assert mapper[words][:, list(other)].sum() == 0 and mapper[list(one)][:, [c for c in range(24) if c not in other]].sum() == 0
+    assert_close(mapper[list(one)].sum(1), torch.ones(len(one)))
+    assert (mapper[:, list(other)].sum(0) > 0).all()
+
+
+def test_a_word_of_more_tokens_shares_evenly():
+    found = aligned("a cat", "a completely")  # 1 token for 3
+    assert_close(found.mapper()[2, 2:5], torch.full([3], 1 / 3))
+    back = aligned("a completely", "a cat")
+    assert_close(back.mapper()[2:5, 2], torch.ones(3))
+
+
+def test_words_of_equally_many_tokens_go_one_to_one():
+    assert torch.equal(aligned("a siamese cat", "a spotted cat").mapper(), torch.eye(24))
+
+
+def test_a_degree_word_gets_a_share_of_its_neighbour_and_scales_both():
+    found = aligned("a red circle", "a very red circle")
+    assert_close(found.mapper()[2, 2:4], torch.tensor([DEGREE_SHARE, 1 - DEGREE_SHARE]))
+    assert_close(found.factors()[1:5], torch.tensor([1.0, 1.5, 1.5, 1.0]))
+    assert not found.own().any()
+
+
+def test_a_degree_word_shares_with_neighbours_of_several_tokens():
+    mapper = aligned("a siamese cat", "a extremely siamese cat").mapper()  # 3 tokens before 2
+    assert_close(mapper[2, 2:7], torch.tensor([DEGREE_SHARE / 3] * 3 + [1 - DEGREE_SHARE, 0]))
+    assert_close(mapper[3, 2:7], torch.tensor([DEGREE_SHARE / 3] * 3 + [0, 1 - DEGREE_SHARE]))
+
+
+def test_a_moved_word_brings_its_map():
+    moved = aligned("a cat under the red sky", "under the red sky a cat")
+    one, other = moved.source, moved.target
+    for i, word in enumerate(one.words):
+        (j,) = other.find(word.text)[0]
+        assert moved.mapper()[word.columns[0], other.words[j].columns[0]] == 1, i
+
+
+def test_reweighting_only_hands_nothing_on():
+    found = aligned("a red circle", "a red circle", "reweight only")
+    assert not found.mapper().any() and found.own().all()
+
+
+def test_prompts_of_several_chunks_are_aligned_chunk_by_chunk():
+    small = Pieces(size=6)  # four tokens a chunk
+    found = aligned("a b c d e f", "a b x d e f", tokenizer=small)
+    assert found.source.length == 12 and torch.equal(found.mapper(), torch.eye(12))
+    longer = aligned("a b c d", "a b c d e", tokenizer=small)
+    assert longer.mapper().shape == (6, 12)
+    assert torch.equal(longer.mapper()[:, :6], torch.eye(6)) and longer.own().tolist() == [0] * 6 + [1] * 6
+    inserted = aligned("a b c d e", "a b x c d e", tokenizer=small)  # 'd' goes over into the second chunk
+    d = inserted.source.words[3].columns[0], inserted.target.words[4].columns[0]
+    assert d == (4, 7) and inserted.mapper()[d] == 1
+
+
+def test_repeating_a_conditioning_splits_its_maps_over_the_copies():
+    found = aligned("a red circle", "a blue circle").mapper()
+    maps = torch.rand(5, 24).softmax(-1)
+    expected = maps @ found
+    wide = (maps / 2).repeat(1, 2) @ stretched(found, 2, 3)
+    assert_close(wide, (expected / 3).repeat(1, 3))
+
+
+def test_counterparts_and_origins_follow_the_steps():
+    found = aligned("a red circle on white", "a blue striped circle on white")
+    assert found.counterparts(found.source.find("circle")[0]) == (3,)
+    assert found.origins(found.target.find("circle")[0]) == (2,)
+    assert found.origins(found.target.find("blue")[0]) == () and found.origins(found.target.find("striped")[0]) == (1,)
+
+
+def test_the_text_shows_every_step_and_tokens_of_long_words():
+    text = aligned("a siamese cat on black", "a very siamese dog and a hat").text()
+    assert text.splitlines()[0] == "a siamese cat on black  ->  a very siamese dog and a hat"
+    assert "  = a" in text and "very siamese (2 tokens): a share of the map of siamese (2 tokens), times 1.5" in text
+    assert len(text.splitlines()) == 1 + len(aligned("a siamese cat on black", "a very siamese dog and a hat").steps)
+
+
+def test_words_of_several_encoders_have_the_columns_of_all():
+    both = joined([prompt("a cat"), prompt("a cat", Pieces(8, start=False))])
+    assert both.length == 32 and [w.columns for w in both.words] == [(1, 24), (2, 25)]
+    with pytest.raises(ValueError, match="encoders see other words"):
+        joined([prompt("a cat"), prompt("a hat")])
+
+
+def test_weights_are_read_line_by_line():
+    assert weights_from("blue: 1.5, (red circle:0.5)\n\n square:-2;a : .5") == [
+        [("blue", 1.5), ("red circle", 0.5)],
+        [("square", -2.0), ("a", 0.5)],
+    ]
+    assert weights_from(" \n") == []
+
+
+@pytest.mark.parametrize(
+    "text, message", [("blue", "'blue' names no value"), ("blue: much", "weight of 'blue' is 'much'"), (": 2", "': 2' names no")]
+)
+def test_weights_that_cannot_be_read_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        weights_from(text)
+
+
+def test_windows_are_read():
+    assert windows_from("blue: 0-0.4, circle: .2-1\nhat: 0-0") == [("blue", (0, 0.4)), ("circle", (0.2, 1)), ("hat", (0, 0))]
+    assert words_from("red circle, star\nsky") == ["red circle", "star", "sky"]
+
+
+@pytest.mark.parametrize("text", ["blue: 0.4", "blue: 0.5-0.2", "blue: 0-2", "blue: a-b"])
+def test_windows_that_cannot_be_read_are_refused(text):
+    with pytest.raises(ValueError, match=r"The window of 'blue' is .*give start-end"):
+        windows_from(text)
+
+
+def test_every_operation_is_offered():
+    assert OPERATIONS == ("auto", "replace", "refine", "reweight only")
