@@ -32,7 +32,7 @@ class Packing:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, torch.Tensor):
-            return {"tensor": self._name(value.detach(), where)}
+            return {"tensor": self._name(value, where)}
         if isinstance(value, (list, tuple)):
             items = [self.pack(v, f"{where}.{i}") for i, v in enumerate(value)]
             return {"tuple": items} if isinstance(value, tuple) else items

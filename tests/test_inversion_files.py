@@ -81,9 +81,10 @@ def test_tensors_are_found_wherever_they_stand(tmp_path):
 
 
 def test_equal_tensors_are_kept_once_and_such_that_only_look_equal_each(tmp_path):
-    whole = draw(4, 8)
-    kept(tmp_path, it=[whole, whole, whole.clone(), whole[:2], whole.double(), whole.reshape(8, 4), {"again": whole}])
-    assert len(load_file(tmp_path / "kept.safetensors")) == 4
+    whole, none = draw(4, 8), torch.zeros(3)
+    back = kept(tmp_path, it=[whole, whole, whole.clone(), whole[:2], whole.reshape(8, 4), {"again": whole}, none, none.int()])["it"]
+    assert len(load_file(tmp_path / "kept.safetensors")) == 5
+    assert back[4].shape == (8, 4) and back[6].dtype == torch.float32 and back[7].dtype == torch.int32
 
 
 def test_what_is_loaded_depends_on_the_file_no_more_and_takes_gradients(tmp_path):

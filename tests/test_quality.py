@@ -70,9 +70,9 @@ def test_psnr_of_a_constant_error():
 
 
 def test_the_largest_error_is_of_one_value_of_the_own_picture():
-    a, b = torch.zeros(2, 16, 16, 3), torch.zeros(2, 16, 16, 3)
-    b[1, 3, 4, 2] = -0.25
-    assert largest_error(a, b).tolist() == [0, 0.25]
+    a, b = torch.zeros(3, 16, 16, 3), torch.zeros(3, 16, 16, 3)
+    b[1, 3, 4, 2], b[2, 7, 9, 0] = -0.25, 0.5
+    assert largest_error(a, b).tolist() == [0, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim, largest_error])

@@ -118,7 +118,7 @@ class Report:
         lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
         return [
             f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trail.steps} steps from sigma {made.trail.sigmas[0]:.4g}, "
-            f"way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
+            f"for a way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
             f"inverting {made.pictures} picture{'s' * (made.pictures > 1)} took {made.seconds:.1f} s and {made.evaluations} evaluations of "
             "the network for each",
         ]

@@ -65,9 +65,7 @@ def new_path(prefix: str) -> Path:
     if not wanted.is_relative_to(_output()) or wanted == _output() or not prefix.strip() or prefix.endswith(("/", "\\")):
         raise ValueError(f"filename_prefix is '{prefix}', which is no name inside output/{FOLDER}. Give a name, or folder/name.")
     folder, stem, counter, *_ = folder_paths.get_save_image_path(prefix, str(_output()))
-    while (path := Path(folder) / f"{stem}_{counter:05}_.safetensors").exists():
-        counter += 1
-    return path
+    return Path(folder) / f"{stem}_{counter:05}_.safetensors"
 
 
 def values(inversion: Inversion) -> dict:

@@ -136,7 +136,7 @@ def test_the_file_is_the_output_nodes_and_a_counter_keeps_the_older_ones(model, 
     assert SaveInversion.GET_SCHEMA().is_output_node
 
 
-def test_a_free_name_is_found_where_the_counter_is_wrong(model, output):
+def test_the_counter_goes_on_behind_the_last_file(model, output):
     output.mkdir(parents=True)
     (output / "x_00001_.safetensors").write_text("mine")
     (output / "x_00003_.safetensors").write_text("mine")

@@ -69,7 +69,7 @@ def test_with_a_vae_its_round_trip_is_shown_and_measured_against(vae):
 def test_the_cost_and_the_settings_of_the_inversion_are_told(inversion):
     costly = replace(inversion, seconds=12.34, evaluations=77, cfg=3.0, model=replace(inversion.model, patched=9))
     text = report(draw(2), inversion=costly)[1]
-    assert "5 steps from sigma 14.61, way back at cfg 3; BaseModel (SD15, eps), with LoRA on 9 weights" in text
+    assert "5 steps from sigma 14.61, for a way back at cfg 3; BaseModel (SD15, eps), with LoRA on 9 weights" in text
     assert "inverting 2 pictures took 12.3 s and 77 evaluations of the network for each" in text
     assert text.startswith("ddim")
     assert "LoRA" not in report(draw(2), inversion=inversion)[1]
