@@ -1,5 +1,8 @@
 """Which model an inversion belongs to: told by its weights, in any precision, under any LoRA."""
 
+from dataclasses import replace
+
+import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import pytest
@@ -20,11 +23,15 @@ def in_precision(dtype):
     return model
 
 
-def with_lora(model, strength: float = 1.0):
-    """The model with a strong LoRA on one weight, baked into it as the host does when it loads."""
+def lora_of(model) -> dict:
+    """A strong LoRA on one weight."""
     shape = model.model.state_dict()[KEY].shape
-    lora = {f"{KEY[:-7]}.lora_up.weight": torch.ones(shape[0], 2), f"{KEY[:-7]}.lora_down.weight": torch.randn(2, shape[1])}
-    patched, _ = comfy.sd.load_lora_for_models(model, None, {f"{k}": v for k, v in lora.items()}, strength, 0)
+    return {f"{KEY[:-7]}.lora_up.weight": torch.ones(shape[0], 2), f"{KEY[:-7]}.lora_down.weight": torch.randn(2, shape[1])}
+
+
+def with_lora(model):
+    """The model with a LoRA baked into it, as the host does when it loads."""
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora_of(model), 1.0, 0)
     comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
     return patched
 
@@ -41,16 +48,28 @@ def test_the_order_in_memory_does_not_matter(layout):
     assert Weights.of(model) == Weights.of(tiny.unet("eps"))
 
 
-def test_other_weights_are_told_apart_even_if_they_differ_by_a_hundredth():
+def test_other_weights_are_told_apart_even_if_they_differ_by_half_a_percent():
     own, model = Weights.of(tiny.unet("eps")), tiny.unet("eps")
     assert not own.same(Weights.of(tiny.unet("eps", seed=3)))
     for p in model.model.diffusion_model.parameters():
-        p.data = p.data + 0.02 * p.data.std(unbiased=False) * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        p.data = p.data + 0.005 * p.data.std(unbiased=False) * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     assert not own.same(Weights.of(model))
 
 
-def test_other_shapes_are_told_apart():
-    assert not Weights.of(tiny.unet("eps")).same(Weights.of(tiny.unet("eps", model_channels=64)))
+def test_other_shapes_are_told_apart_by_themselves():
+    own, wide = Weights.of(tiny.unet("eps")), Weights.of(tiny.unet("eps", model_channels=64))
+    assert own.layout != wide.layout and not replace(own, layout=wide.layout).same(own)
+
+
+def test_a_hook_that_is_applied_changes_nothing():
+    model = tiny.unet("eps")
+    before, weight = Weights.of(model), model.model.state_dict()[KEY].clone()
+    hooks = comfy.hooks.create_hook_lora(lora_of(model), 1.0, 0.0)
+    hooked = model.clone()
+    hooked.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
+    hooked.patch_hooks(hooks)
+    assert not torch.equal(model.model.state_dict()[KEY], weight), "the hook is not applied: nothing is tested"
+    assert Weights.of(hooked) == before == Weights.of(model)
 
 
 def test_a_lora_changes_nothing_while_it_is_baked_in_or_after_and_is_counted():

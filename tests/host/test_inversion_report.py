@@ -106,6 +106,15 @@ def test_the_numbers_stand_on_the_picture():
     assert (equal[:, below, :266] == 1).all(), "there are numbers below the reference"
 
 
+def test_each_picture_of_a_batch_has_its_own_numbers_below_it():
+    reference = draw(2) * 0.9
+    made = torch.stack([reference[0] * 0.9, reference[1] * 0.7])
+    together, row = report(reference, edit=made)[0], 256 + 3 * 20 + 10
+    for i in range(2):
+        alone = report(reference[i : i + 1], edit=made[i : i + 1])[0]
+        assert torch.equal(together[:, 30 + i * row : 30 + (i + 1) * row], alone[:, 30:])
+
+
 def test_a_large_picture_is_shown_smaller_but_measured_whole():
     reference = draw(1, 1100, 1024) * 0.9
     made = reference.clone()
