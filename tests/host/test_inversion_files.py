@@ -13,7 +13,9 @@ import nodes
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.method import Method, method_named
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
@@ -102,6 +104,18 @@ def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
     loaded = LoadInversion.execute(model, name).args
     assert torch.equal(sample(model, loaded[0], positive=TARGET), sample(model, found, positive=TARGET))
     assert torch.equal(sample(model, loaded[0]), sample(model, found))
+
+
+@pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)
+def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
+    latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    sigmas = inverting.levels(model, "normal", 10, 0.0)
+    found = inverting.invert(model, None, latent, SOURCE, method, sigmas, precision=torch.float64)
+    loaded = inversion_files.load(save(found))
+    assert {t.dtype for carry in loaded.trail.carries for t in carry} == {torch.float64}
+    back = InversionSampler.execute(model, loaded, 1.0, "edit").args[0]["samples"]
+    assert torch.equal(back, InversionSampler.execute(model, found, 1.0, "edit").args[0]["samples"])
+    assert_close(back, latent["samples"], atol=1e-5, rtol=1e-6)
 
 
 def test_the_loader_gives_what_the_inverter_gave_and_the_picture(model):
