@@ -7,7 +7,7 @@ sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ NORMALISATIONS = ("peak", "mean")
 THRESHOLDS = ("share", "quantile", "otsu")
 RULES = ("trajectory", "clean mix")
 PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
-
-InputScale = Callable[[float], float]
 
 
 def _in_range(name: str, value: float, low: float, high: float, usual: str) -> None:
@@ -174,23 +172,6 @@ def cells(mask: torch.Tensor, height: int, width: int, soft: bool = False) -> to
 def _shown(i: int, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, callback) -> None:
     if callback is not None:
         callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-
-
-@torch.no_grad()
-def encode(model, x0: torch.Tensor, sigmas: torch.Tensor, extra_args=None, callback=None, *, input_scale: InputScale) -> list[torch.Tensor]:
-    """DDIM encoding of a clean latent along rising sigmas; the states at all of them, `x0` itself first.
-
-    Each step asks the network at the level it goes to, with the state that it comes from, as DDIM inversion does in
-    its own space. `input_scale(sigma)` is the factor that the model puts on its input at a sigma: 1 / sqrt(1 + sigma^2)
-    for eps and v, 1 for flow.
-    """
-    states, ones = [x0], x0.new_ones([x0.shape[0]])
-    for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
-        seen = states[-1] * (input_scale(float(now)) / input_scale(float(goal)))
-        denoised = model(seen, goal * ones, **(extra_args or {}))
-        states.append(states[-1] + (goal - now) * (seen - denoised) / goal)
-        _shown(i, states[-1], goal, denoised, callback)
-    return states
 
 
 def mixed(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

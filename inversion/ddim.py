@@ -1,7 +1,8 @@
 """DDIM inversion: the deterministic sampler run backwards (arXiv 2010.02502, section 4.3; as an inversion arXiv 2105.05233).
 
 Each step up asks the network at the level it goes to, with the state that it comes from. The way down asks at the level it comes from,
-with a slightly different state: the error is of the order of the step.
+with a slightly different state: the error is of the order of the step. Midpoint steps bring it to the square of the step (RF-Solver, arXiv
+2411.04746, whose second-order formula is the explicit midpoint method), fixed-point iterations to nothing where they converge.
 """
 
 from __future__ import annotations
@@ -12,23 +13,64 @@ from typing import ClassVar
 
 import torch
 
+from .fixed_point import ACCELERATIONS, distance, solve
 from .method import Carry, Method, Show, Slope, Trail, rising
 
 
 @dataclass(frozen=True)
 class DDIM(Method):
-    """Exact as the number of steps grows; one evaluation a step."""
+    """Exact as the number of steps grows, or as the fixed-point iterations converge.
+
+    `order` evaluations a step: 1 is DDIM (Euler), 2 midpoint. Up to `fixed_point_iterations` times as many again on the way up, until the
+    relative residual is at most `tolerance`; the trail's extra "residuals" (N, B) then tells what was reached at every step.
+    """
 
     name: ClassVar[str] = "ddim"
+    order: int = 1
+    fixed_point_iterations: int = 0
+    acceleration: str = "anderson"
+    tolerance: float = 1e-6
+
+    def __post_init__(self):
+        if self.order not in (1, 2):
+            raise ValueError(f"order is {self.order}; give 1 (DDIM, Euler) or 2 (midpoint, RF-Solver).")
+        if self.fixed_point_iterations < 0:
+            raise ValueError(f"fixed_point_iterations is {self.fixed_point_iterations}; give 0 (plain inversion) or more, usually 3 to 10.")
+        if self.acceleration not in ACCELERATIONS:
+            raise ValueError(f"acceleration is '{self.acceleration}'; give one of {', '.join(ACCELERATIONS)}.")
+        if not self.tolerance >= 0.0:
+            raise ValueError(f"tolerance is {self.tolerance:g}; give 0 (all iterations) or more, usually 1e-6.")
 
     @torch.no_grad()
     def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
-        states = [x0]
+        states, residuals = [x0], []
         for now, goal in rising(sigmas):
-            states.append(states[-1] + (goal - now) * slope(states[-1], goal, now))
-            show(states[-1], slope.denoised)
-        return Trail(tuple(sigmas), tuple((x,) for x in reversed(states)))
+            x, left = self._up(slope, states[-1], now, goal)
+            states.append(x)
+            residuals.append(left)
+            show(x, slope.denoised)
+        extras = {"residuals": torch.stack(residuals[::-1])} if self.fixed_point_iterations else {}
+        return Trail(tuple(sigmas), tuple((x,) for x in reversed(states)), extras)
 
     def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        now, goal = trail.sigmas[i : i + 2]
-        return (carry[0] + (goal - now) * slope(carry[0], now),)
+        return (carry[0] + self._move(slope, carry[0], *trail.sigmas[i : i + 2]),)
+
+    def _move(self, slope: Slope, x: torch.Tensor, now: float, goal: float, first: torch.Tensor | None = None) -> torch.Tensor:
+        """What a step adds to x; `first` is the slope at its start, unless it is to be asked there."""
+        first = slope(x, now) if first is None else first
+        if self.order == 1:
+            return (goal - now) * first
+        return (goal - now) * slope(x + (goal - now) / 2 * first, (now + goal) / 2)
+
+    def _up(self, slope: Slope, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the state at `goal` from which a step down leads to x, what is left of the residual). Nothing is asked at sigma 0."""
+        first = slope(x, goal, now) if self.order == 1 or now == 0.0 else None
+        start = x + self._move(slope, x, now, goal, first)
+        return solve(
+            lambda y: x - self._move(slope, y, goal, now),
+            start,
+            distance(start, x),
+            self.fixed_point_iterations,
+            self.acceleration,
+            self.tolerance,
+        )

@@ -10,12 +10,15 @@ from . import (
     demo,
     diffedit,
     edict,
+    edit_friendly,
+    flow_edit,
     image_guidance,
     instruct_pix2pix,
     inversion,
     inversion_files,
     inversion_report,
     multi_cfg,
+    rf_inversion,
     schedules,
     sdedit,
 )
@@ -23,7 +26,7 @@ from .host.demo import offer_controlnet
 
 MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit)
 # Offered once their help pages and example workflows are there.
-WAITING = (ddim, inversion, inversion_files, inversion_report, edict, bdia, belm)
+WAITING = (ddim, inversion, inversion_files, inversion_report, edict, bdia, belm, edit_friendly, rf_inversion, flow_edit)
 
 
 class Extension(ComfyExtension):

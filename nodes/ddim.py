@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..inversion.ddim import DDIM
+from ..inversion.fixed_point import ACCELERATIONS
 from .host import inversion, sockets
 from .host.channels import check_conditionings
 
@@ -15,17 +16,77 @@ class DDIMInverter(io.ComfyNode):
             display_name="DDIM Inverter",
             category="controlled diffusion/inversion",
             description="Finds the noise from which a picture comes: DDIM run backwards, without guidance. One evaluation a step. Replayed "
-            "without guidance it gives the picture back nearly; the more steps, the nearer.",
-            search_aliases=["ddim inversion", "unsampling", "real image editing", "invert image", "noise inversion"],
-            inputs=[*sockets.inverter_inputs(), *sockets.inverter_extras()],
+            "without guidance it gives the picture back nearly; the more steps, the nearer. Fixed-point iterations make it exact.",
+            search_aliases=[
+                "ddim inversion",
+                "unsampling",
+                "real image editing",
+                "invert image",
+                "noise inversion",
+                "fixed-point inversion",
+                "aidi",
+                "effective real image editing with accelerated iterative diffusion inversion",
+                "rf-solver",
+                "taming rectified flow for inversion and editing",
+            ],
+            inputs=[
+                *sockets.inverter_inputs(),
+                io.Int.Input(
+                    "order",
+                    default=1,
+                    min=1,
+                    max=2,
+                    tooltip="1: DDIM (Euler), one evaluation a step. 2: midpoint (RF-Solver), two evaluations a step on both ways, and a "
+                    "smaller error.",
+                ),
+                io.Int.Input(
+                    "fixed_point_iterations",
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="Corrections of every step, so that the way back undoes it. 0: plain inversion; usual 3 to 10. At most so many "
+                    "times the evaluations again.",
+                ),
+                io.Combo.Input(
+                    "acceleration",
+                    options=list(ACCELERATIONS),
+                    advanced=True,
+                    tooltip="How the corrections proceed: 'picard' repeats the step, 'anderson' mixes the last tries, which mostly needs fewer.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=1e-6,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-7,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="Relative residual at which the corrections of a step end; 0 makes them all. Usual 1e-6 to 1e-4. The best of them counts.",
+                ),
+                *sockets.inverter_extras(),
+            ],
             outputs=sockets.inverter_outputs(),
         )
 
     @classmethod
-    def execute(cls, model, source, picture, steps, scheduler, end_percent, vae=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        source,
+        picture,
+        steps,
+        scheduler,
+        end_percent,
+        order=1,
+        fixed_point_iterations=0,
+        acceleration="anderson",
+        tolerance=1e-6,
+        vae=None,
+    ) -> io.NodeOutput:
         check_conditionings(model, {"source": source})
+        method = DDIM(order, fixed_point_iterations, acceleration, tolerance)
         sigmas = inversion.levels(model, scheduler, steps, end_percent)
-        found = inversion.invert(model, vae, picture, source, DDIM(), sigmas)
+        found = inversion.invert(model, vae, picture, source, method, sigmas)
         return io.NodeOutput(*inversion.outputs(model, found))
 
 

@@ -107,6 +107,16 @@ class Guidance(comfy.samplers.CFGGuider):
         return self(x, sigma, **extra_args)
 
 
+def slope_of(guider, extra_args: dict) -> Slope:
+    """The slope of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
+    sampling = guider.inner_model.model_sampling
+
+    def input_scale(sigma: float) -> float:
+        return float(sampling.calculate_input(torch.tensor([sigma], dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+
+    return Slope(guider.denoised, input_scale, extra_args)
+
+
 class Walk(comfy.samplers.Sampler):
     """A journey through noise levels: `journey(guider, slope, clean, show)` gets the clean latent in the model's own space.
 
@@ -117,10 +127,7 @@ class Walk(comfy.samplers.Sampler):
         self.journey, self.total, self.result, self.calls = journey, total, None, 0
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        sampling, done = model_wrap.inner_model.model_sampling, 0
-
-        def input_scale(sigma: float) -> float:
-            return float(sampling.calculate_input(torch.tensor([sigma], dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+        done = 0
 
         def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
             nonlocal done
@@ -128,7 +135,7 @@ class Walk(comfy.samplers.Sampler):
                 callback(min(done, self.total - 1), denoised, x.float(), self.total)
             done += 1
 
-        slope = Slope(model_wrap.denoised, input_scale, extra_args)
+        slope = slope_of(model_wrap, extra_args)
         self.result = self.journey(model_wrap, slope, latent_image, show)
         self.calls = slope.calls
         return latent_image
@@ -153,6 +160,26 @@ def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float
     if not 0.0 <= end_percent < 1.0:
         raise ValueError(f"end_percent is {end_percent}; give 0 (all the way to noise) to less than 1.")
     return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(noise_scale(sampling).sigma(end_percent), steps, grid))
+
+
+def later(sigmas: tuple[float, ...], skip: int) -> tuple[float, ...]:
+    """Falling sigmas without their first `skip` steps."""
+    steps = len(sigmas) - 1
+    if not 0 <= skip < steps:
+        raise ValueError(f"skip is {skip} of {steps} steps; give 0 (none) to {steps - 1}, usually a quarter to a half of the steps.")
+    return sigmas[skip:]
+
+
+def noise_deviation(sampling) -> float:
+    """The standard deviation of the noise of a model, 1 for nearly all."""
+    return getattr(sampling, "noise_scale", 1.0)
+
+
+def check_flow(model, what: str, instead: str) -> None:
+    """Refuses models that are no flow models."""
+    tag = ModelTag.of(model)
+    if tag.prediction != "flow":
+        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it.")
 
 
 def latent_of(model, vae, picture) -> torch.Tensor:

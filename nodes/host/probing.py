@@ -7,6 +7,7 @@ cancelling are the host's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 
 import comfy.sample
@@ -17,8 +18,10 @@ import torch
 
 from ...guidance import diffedit
 from ...guidance.sdedit import frozen
+from ...inversion.ddim import DDIM
 from . import img2img
 from .channels import alive, noise_scale, same_conditioning
+from .inversion import slope_of
 
 
 class TwoPrompts(comfy.samplers.CFGGuider):
@@ -48,7 +51,7 @@ class TwoPrompts(comfy.samplers.CFGGuider):
         if not alive(self.conds["positive"], x, sigma):
             raise ValueError(
                 f"A conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. "
-                "Widen the range, or move start_percent and end_percent (or the encode_ratio) into it."
+                "Widen the range, or keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it."
             )
         return self(x, sigma, **extra_args)
 
@@ -152,7 +155,7 @@ class Question:
 def _task(model, vae, picture, mask: torch.Tensor | None) -> img2img.Task:
     samples = picture["samples"] if isinstance(picture, dict) else None
     if samples is not None and (samples.is_nested or samples.ndim not in (4, 5)):
-        raise ValueError("DiffEdit needs the latent of a picture or a video: (batch, channels, [frames,] height, width). Encode a picture.")
+        raise ValueError("An edit needs the latent of a picture or a video: (batch, channels, [frames,] height, width). Encode a picture.")
     return img2img.Task(model, vae, picture, picture, mask)
 
 
@@ -238,19 +241,24 @@ class MaskedDDIM(comfy.samplers.Sampler):
     rule: str
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        guider, total = model_wrap, 2 * (len(sigmas) - 1)
+        guider, done, total = model_wrap, itertools.count(), 2 * (len(sigmas) - 1)
 
-        def show(first: int):
-            return lambda at: callback and callback(first + at["i"], at["denoised"], at["x"], total)
-
-        def input_scale(sigma: float) -> float:
-            return float(guider.inner_model.model_sampling.calculate_input(torch.tensor([sigma]), torch.ones(1)))
+        def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
+            if callback is not None:
+                callback(next(done), denoised, x, total)
 
         with guider.under_source(1.0):
-            states = diffedit.encode(guider.denoised, latent_image, sigmas.flip(0), extra_args, show(0), input_scale=input_scale)
-        states.reverse()
+            trail = DDIM().encode(slope_of(guider, extra_args), latent_image, sigmas.tolist(), show)
+        states = [x for (x,) in trail.carries]
         return diffedit.sample_diffedit(
-            guider.denoised, states[0], sigmas, extra_args, show(total // 2), trajectory=states, mask=denoise_mask, rule=self.rule
+            guider.denoised,
+            states[0],
+            sigmas,
+            extra_args,
+            lambda at: show(at["x"], at["denoised"]),
+            trajectory=states,
+            mask=denoise_mask,
+            rule=self.rule,
         )
 
 
@@ -263,8 +271,8 @@ def _check_mask_fits(mask: torch.Tensor, latent: torch.Tensor) -> None:
         )
 
 
-class Edit:
-    """A picture, the mask of what may change, and DiffEdit's edit of it."""
+class Editable:
+    """A picture, and the mask (1 = may change) at the size of its latent; the latent's own where none is given."""
 
     def __init__(self, model, vae, picture, mask: torch.Tensor | None, soft: bool):
         mask = picture.get("noise_mask") if mask is None and isinstance(picture, dict) else mask
@@ -278,6 +286,14 @@ class Edit:
             within = diffedit.cells(found, *self.latent.shape[-2:], soft)
             self.mask = self.mask * within.reshape(len(within), *[1] * (self.latent.ndim - 3), *within.shape[-2:]).to(self.mask)
 
+    def settled(self, result: torch.Tensor) -> torch.Tensor:
+        """An edit's result with the original, bit for bit, where the mask is 0."""
+        return frozen(result.to(self.latent), self.latent, self.mask.to(self.latent.device))
+
+
+class Edit(Editable):
+    """DiffEdit's edit."""
+
     def run(self, guider: TwoPrompts, sigmas: torch.Tensor, rule: str) -> torch.Tensor:
         """The edited latent; where the mask is 0, the original's bit for bit."""
         if len(sigmas) == 0:
@@ -285,4 +301,4 @@ class Edit:
         show = latent_preview.prepare_callback(self.task.model, 2 * (len(sigmas) - 1))
         blank, hidden = torch.zeros_like(self.latent), not comfy.utils.PROGRESS_BAR_ENABLED
         result = guider.sample(blank, self.latent, MaskedDDIM(rule), sigmas, self.mask, callback=show, disable_pbar=hidden, seed=0)
-        return frozen(result.to(self.latent), self.latent, self.mask.to(self.latent.device))
+        return self.settled(result)

@@ -35,8 +35,8 @@ def picture(batch: int = 1, *size: int) -> dict:
     return {"samples": 5 * draw(batch, 4, *(size or (8, 8)))}  # the spread of real latents
 
 
-def invert(model, latent, steps=8, scheduler="normal", end_percent=0.0, source=SOURCE):
-    return DDIMInverter.execute(model, source, latent, steps, scheduler, end_percent).args
+def invert(model, latent, steps=8, scheduler="normal", end_percent=0.0, source=SOURCE, **options):
+    return DDIMInverter.execute(model, source, latent, steps, scheduler, end_percent, **options).args
 
 
 def sample(model, inversion, cfg=1.0, branches="edit", **inputs):
@@ -166,10 +166,70 @@ def test_a_conditioning_that_is_not_active_is_refused(model):
 
 def test_an_image_is_encoded_and_a_picture_of_an_odd_size_is_cut_by_the_vae(vae):
     model, image = smooth("eps"), torch.rand(1, 70, 64, 3, generator=torch.Generator().manual_seed(0))
-    inversion = DDIMInverter.execute(model, SOURCE, image, 4, "normal", 0.0, vae).args[0]
+    inversion = DDIMInverter.execute(model, SOURCE, image, 4, "normal", 0.0, vae=vae).args[0]
     assert inversion.trail.carries[-1][0].shape == (1, 4, 8, 8)
     assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(vae.encode(image)).float())
 
 
 def test_the_method_travels_with_the_inversion(model):
     assert invert(model, picture())[0].method == DDIM()
+
+
+# --- fixed-point iterations and midpoint steps
+
+
+OPTIONS = [
+    dict(fixed_point_iterations=10, acceleration="picard"),
+    dict(fixed_point_iterations=10, acceleration="anderson"),
+    dict(fixed_point_iterations=10, order=2),
+]
+
+
+@pytest.mark.parametrize("options, gain", zip(OPTIONS, (100, 500, 500)), ids=["picard", "anderson", "midpoint"])
+def test_fixed_point_iterations_bring_the_picture_back(model, options, gain):
+    latent, order = picture(), options.get("order", 1)
+    plain, near = (apart(sample(model, invert(model, latent, 12, **o)[0]), latent["samples"]) for o in (dict(order=order), options))
+    assert near < max(plain / gain, 2e-6)
+
+
+def test_midpoint_steps_come_nearer_than_as_many_evaluations_of_ddim(model):
+    latent = picture()
+    ddim, midpoint = (apart(sample(model, invert(model, latent, n, order=o)[0]), latent["samples"]) for n, o in ((20, 1), (10, 2)))
+    assert midpoint < ddim / 2
+
+
+def test_evaluations_of_the_options_are_counted_on_both_ways(model):
+    for options, up, down in ((dict(order=2), 12, 12), (dict(fixed_point_iterations=3, tolerance=0.0), 24, 6)):
+        count = Count(model)
+        inversion = invert(count.model, picture(), 6, **options)[0]
+        assert count.rows == inversion.evaluations == up
+        sample(count.model, inversion)
+        assert count.rows == up + down
+    loose = invert(model, picture(), 6, fixed_point_iterations=10, tolerance=0.05)[0]
+    assert loose.evaluations < 6 * 11
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=["anderson", "midpoint"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_batch_with_options_is_its_pictures_one_by_one(model, options, cfg):
+    latent, edit = picture(2), dict(positive=TARGET, negative=EMPTY)
+    together = invert(model, latent, 5, **options)[0]
+    alone = [invert(model, {"samples": x[None]}, 5, **options)[0] for x in latent["samples"]]
+    assert_close(together.trail.extras["residuals"], torch.cat([i.trail.extras["residuals"] for i in alone], 1), atol=1e-5, rtol=0.5)
+    assert_close(sample(model, together, cfg, **edit), torch.cat([sample(model, i, cfg, **edit) for i in alone]), atol=1e-3, rtol=1e-3)
+
+
+def test_without_options_the_result_is_that_of_ddim(model):
+    a, b = invert(model, picture())[0], invert(model, picture(), order=1, fixed_point_iterations=0, acceleration="picard")[0]
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(a.trail.carries, b.trail.carries)) and b.trail.extras == {}
+
+
+def test_the_direct_branch_keeps_the_source_with_residuals_in_the_trail(model):
+    latent = picture(2)
+    both = sample(model, invert(model, latent, 5, **OPTIONS[1])[0], 7.5, "direct", positive=TARGET, negative=EMPTY)
+    assert_close(both[:2], latent["samples"], atol=1e-6, rtol=1e-6)
+
+
+def test_an_order_of_three_is_refused(model):
+    with pytest.raises(ValueError, match="order is 3; give 1"):
+        invert(model, picture(), order=3)

@@ -1,0 +1,98 @@
+"""RF-Inversion: inversion and editing of flow models as optimal control."""
+
+from comfy_api.latest import io
+
+from ..inversion.rf_inversion import RFInversion
+from .host import inversion, sockets
+from .host.channels import check_conditionings, noise_scale
+
+
+class RFInverter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RFInverter",
+            display_name="RF Inverter",
+            category="controlled diffusion/inversion",
+            description="RF-Inversion for flow models (SD3, Flux, ...): the way to noise is drawn towards a noise that the model knows, and the "
+            "way back towards the picture during its first steps, so that an edit keeps the picture.",
+            search_aliases=[
+                "rf-inversion",
+                "rectified flow inversion",
+                "semantic image inversion and editing using rectified stochastic differential equations",
+                "flux inversion",
+                "unsampling",
+            ],
+            inputs=[
+                *sockets.inverter_inputs(28),
+                io.Float.Input(
+                    "gamma",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Pull of the way up towards the noise of the seed. 0: plain inversion, nearer to the picture; 1: that noise itself. "
+                    "Usual 0.5.",
+                ),
+                io.Float.Input(
+                    "eta",
+                    default=0.9,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Pull of the way back towards the picture. 0: plain sampling; higher keeps more of the picture; 1 at all steps gives "
+                    "it back. Usual 0.7 to 1.",
+                ),
+                io.Float.Input(
+                    "eta_start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Percent of the sampling at which eta sets in; 0 is the noisiest moment. Usual 0.",
+                ),
+                io.Float.Input(
+                    "eta_end_percent",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Percent of the sampling at which eta ends; 1 is the clean picture. Later keeps more of the picture. Usual 0.2 to 0.4.",
+                ),
+                io.Float.Input(
+                    "decay",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Lets eta fade over the steps, as (1 - i / steps) to this power. 0: it stays as it is; 1: straight to 0.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise that gamma pulls to. Every picture of a batch gets the same.",
+                ),
+                *sockets.inverter_extras(),
+            ],
+            outputs=sockets.inverter_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls, model, source, picture, steps, scheduler, end_percent, gamma, eta, eta_start_percent, eta_end_percent, decay, seed, vae=None
+    ) -> io.NodeOutput:
+        check_conditionings(model, {"source": source})
+        inversion.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
+        sampling = model.get_model_object("model_sampling")
+        start, end = (noise_scale(sampling).sigma(p) for p in (eta_start_percent, eta_end_percent))
+        method = RFInversion(gamma, eta, start, end, decay, seed, inversion.noise_deviation(sampling))
+        sigmas = inversion.levels(model, scheduler, steps, end_percent)
+        found = inversion.invert(model, vae, picture, source, method, sigmas)
+        return io.NodeOutput(*inversion.outputs(model, found))
+
+
+NODES = [RFInverter]

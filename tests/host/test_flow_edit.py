@@ -1,0 +1,200 @@
+"""FlowEdit inside the real host."""
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.nodes.flow_edit import FlowEditSampler
+from torch.testing import assert_close
+
+from host import tiny
+from host.sampling import Count
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
+STEPS = 6
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return tiny.unet(request.param, output_scale=0.2)
+
+
+def picture(batch: int = 1) -> dict:
+    return {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+def edit(model, given=None, source=SOURCE, positive=TARGET, negative=EMPTY, mask=None, vae=None, **knobs):
+    settings = defaults(FlowEditSampler) | dict(steps=STEPS, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | knobs
+    given = picture() if given is None else given
+    return FlowEditSampler.execute(model, source, positive, negative, given, mask=mask, vae=vae, **settings).args[0]["samples"]
+
+
+def apart(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def half_mask():
+    mask = torch.zeros(1, 64, 64)
+    mask[..., 32:] = 1
+    return mask
+
+
+class ByHand(comfy.samplers.Sampler):
+    """FlowEdit through the host's `sampling_function`, written out with denoised predictions and the host's own noising."""
+
+    def __init__(self, seed, n_avg):
+        self.seed, self.n_avg = seed, n_avg
+
+    def predicted(self, guider, x, sigma, prompt, cfg, extra_args):
+        options, conds = extra_args["model_options"], guider.conds
+        return comfy.samplers.sampling_function(guider.inner_model, x, sigma.expand(len(x)), conds["negative"], conds[prompt], cfg, options)
+
+    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        draw, x0, edited = torch.Generator().manual_seed(self.seed), latent_image, latent_image
+        for now, goal in zip(sigmas, sigmas[1:]):
+            velocity = 0
+            for _ in range(self.n_avg):
+                n = torch.randn(1, *x0.shape[1:], generator=draw).expand_as(x0)
+                zs = guider.inner_model.model_sampling.noise_scaling(now, n, x0)
+                zt = edited + zs - x0
+                before = self.predicted(guider, zs, now, "source", 1.5, extra_args)
+                after = self.predicted(guider, zt, now, "positive", 4.0, extra_args)
+                velocity = velocity + (edited - x0 - after + before) / now / self.n_avg
+            edited = edited + (goal - now) * velocity
+        return edited
+
+
+@pytest.mark.parametrize("n_avg", [1, 2])
+def test_it_is_the_papers_algorithm_through_the_hosts_own_guidance(model, n_avg):
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": TARGET, "negative": EMPTY, "source": SOURCE})
+    given = picture()["samples"]
+    expected = guider.sample(torch.zeros_like(given), given, ByHand(9, n_avg), sigmas, disable_pbar=True, seed=0)
+    found = edit(model, seed=9, n_avg=n_avg)
+    assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert apart(found, given) > 1e-2
+
+
+@pytest.mark.parametrize("n_max", [0, 3, STEPS])
+def test_the_same_prompt_and_cfg_give_the_picture_back(model, n_max):
+    assert apart(edit(model, positive=SOURCE, cfg=1.5, n_max=n_max, n_avg=2), picture()["samples"]) < 1e-6
+
+
+def test_no_steps_give_the_picture_back_bit_for_bit_without_an_evaluation(model):
+    count = Count(model)
+    assert torch.equal(edit(count.model, n_max=0), picture()["samples"]) and count.rows == 0
+
+
+@pytest.mark.parametrize("source_cfg, cfg, rows", [(1.0, 1.0, 2), (1.0, 4.0, 3), (1.5, 4.0, 4)])
+def test_evaluations_are_counted(model, source_cfg, cfg, rows):
+    count = Count(model)
+    edit(count.model, n_max=4, n_avg=2, source_cfg=source_cfg, cfg=cfg)
+    assert count.rows == 4 * 2 * rows
+
+
+def test_the_last_steps_are_the_hosts_own_sampling_under_the_target(model):
+    """With nothing but such steps it is the host's image to image from that noise."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(TARGET, EMPTY)
+    guider.set_cfg(4.0)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+    expected = guider.sample(noise, picture()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    assert_close(edit(model, seed=9, n_max=4, n_min=4), expected, atol=1e-3, rtol=1e-3)
+    count = Count(model)
+    edit(count.model, n_max=4, n_min=1)
+    assert count.rows == 3 * 4 + 1 * 2
+
+
+def test_more_steps_and_more_guidance_change_more(model):
+    original = picture()["samples"]
+    assert apart(edit(model, n_max=2), original) < apart(edit(model, n_max=5), original)
+    assert apart(edit(model, cfg=2.0), original) < apart(edit(model, cfg=8.0), original)
+
+
+def test_a_batch_is_its_pictures_one_by_one(model):
+    given = picture(2)
+    alone = [edit(model, {"samples": x[None]}) for x in given["samples"]]
+    assert_close(edit(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
+
+
+def test_seeds_differ_and_repeat_and_the_model_is_as_before(model):
+    first, again, other = (edit(model, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_min", [0, 2])
+def test_off_the_mask_the_picture_stays_bit_for_bit(model, n_min):
+    given = picture(2)
+    found = edit(model, given, mask=half_mask(), n_min=n_min)
+    assert torch.equal(found[..., :4], given["samples"][..., :4])
+    assert apart(found[..., 4:], given["samples"][..., 4:]) > 1e-2
+    assert torch.equal(edit(model, {**given, "noise_mask": half_mask()}, n_min=n_min), found)
+
+
+def test_an_image_is_encoded(vae):
+    model, image = tiny.unet("flow", output_scale=0.2), torch.rand(1, 70, 64, 3, generator=torch.Generator().manual_seed(0))
+    found = edit(model, image, vae=vae)
+    assert found.shape == (1, 4, 8, 8)
+    assert_close(found, edit(model, {"samples": vae.encode(image)}), atol=1e-5, rtol=1e-5)
+
+
+def test_the_latent_keeps_what_else_it_carries(model):
+    given = {**picture(), "noise_mask": half_mask(), "batch_index": [7]}
+    result = FlowEditSampler.execute(
+        model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditSampler) | dict(steps=4, n_max=2, scheduler="normal")
+    ).args[0]
+    assert result["batch_index"] == [7] and result["noise_mask"] is given["noise_mask"]
+
+
+def test_video_latents_are_edited():
+    from host.video import tiny_video_model, video_conditioning
+
+    given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+    source, target, negative = (video_conditioning(i) for i in (1, 2, 0))
+    model = tiny_video_model()
+    found = edit(model, given, source, target, negative, mask=half_mask())
+    assert torch.equal(found[..., :4], given["samples"][..., :4]) and apart(found[..., 4:], given["samples"][..., 4:]) > 1e-3
+    assert apart(edit(model, given, source, source, negative, cfg=1.5), given["samples"]) < 1e-6
+
+
+def test_it_stops_within_a_step_when_the_user_cancels(model):
+    patched, calls = model.clone(), []
+
+    def cancel(apply_model, args):
+        calls.append(1)
+        comfy.model_management.interrupt_current_processing()
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    patched.set_model_unet_function_wrapper(cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        edit(patched)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        (dict(n_max=STEPS + 1), f"n_max is {STEPS + 1} and n_min 0 of {STEPS} steps"),
+        (dict(n_min=5), "n_max is 4 and n_min 5"),
+        (dict(n_avg=0), "n_avg is 0; give 1"),
+        (dict(n_max=0, n_avg=0), "n_avg is 0; give 1"),
+        (dict(source=[]), "source is an empty conditioning"),
+        (dict(positive=[]), "positive is an empty conditioning"),
+        (dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
+        (dict(given={"samples": torch.zeros(1, 4, 64)}), "needs the latent of a picture or a video"),
+        (dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_do(model, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        edit(model, **knobs)
+
+
+def test_a_conditioning_that_is_off_at_a_level_is_refused(model):
+    late = [[SOURCE[0][0], {**SOURCE[0][1], "start_percent": 0.95, "end_percent": 1.0}]]
+    with pytest.raises(ValueError, match="A conditioning is not active at sigma"):
+        edit(model, source=late)

@@ -1,0 +1,125 @@
+"""Edit-friendly inversion: noise maps that bring the picture back exactly."""
+
+import pytest
+import torch
+from controlled_diffusion.inversion.edit_friendly import EditFriendly
+from controlled_diffusion.inversion.method import replay
+from controlled_diffusion.inversion.noise import draw_like, noised
+from torch.testing import assert_close
+
+from denoisers import MODELS, apart, draw, levels, silent, slope
+
+FAMILIES = ["eps", "v", "flow"]
+
+
+def method(family, seed=0):
+    return EditFriendly(seed, flow=family == "flow")
+
+
+def encode(family, steps=10, cfg=1.0, x0=None, seed=0, strength=1.0, dtype=torch.float64):
+    x0 = draw(dtype=dtype) if x0 is None else x0
+    return method(family, seed).encode(slope(family, cfg), x0, levels(family, steps, strength), silent)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("cfg", [1.0, 3.5])
+def test_the_same_prompt_and_cfg_give_the_picture_back_exactly(family, steps, cfg):
+    trail = encode(family, steps, cfg)
+    assert apart(replay(method(family), slope(family, cfg), trail), draw()) < 1e-12
+    assert apart(replay(method(family), slope(family, cfg, prompt=1.0), trail), draw()) > 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float32_it_is_exact_to_rounding(family):
+    trail = encode(family, 50, dtype=torch.float32)
+    assert apart(replay(method(family), slope(family), trail), draw(dtype=torch.float32)) < 1e-6
+
+
+def ancestral(x, denoised, noise, now, goal):
+    """The host's step of `euler_ancestral` with eta 1, as its papers write it: down to a lower level, then noise."""
+    up = min(goal, (goal**2 * (now**2 - goal**2) / now**2) ** 0.5)
+    down = (goal**2 - up**2) ** 0.5
+    return x + (x - denoised) / now * (down - now) + up * noise
+
+
+def ancestral_flow(x, denoised, noise, now, goal):
+    down = goal * (1 + (goal / now - 1))
+    kept, left = 1 - goal, 1 - down
+    x = down / now * x + (1 - down / now) * denoised
+    return kept / left * x + noise * (goal**2 - down**2 * kept**2 / left**2) ** 0.5
+
+
+@pytest.mark.parametrize("family, reference", [("eps", ancestral), ("v", ancestral), ("flow", ancestral_flow)])
+def test_the_noise_maps_are_what_ancestral_sampling_has_to_add(family, reference):
+    trail = encode(family)
+    for i, (now, goal) in enumerate(zip(trail.sigmas[:-1], trail.sigmas[1:-1])):
+        x, after = trail.carries[i][0], trail.carries[i + 1][0]
+        denoised = MODELS[family](x.float(), torch.full([2], now)).double()
+        assert_close(reference(x, denoised, trail.extras["noise_maps"][i], now, goal), after, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_level_has_the_picture_under_a_noise_of_its_own(family):
+    trail, x0 = encode(family), draw()
+    noises = [(x - (1 - s if family == "flow" else 1) * x0) / s for (x,), s in zip(trail.carries[:-1], trail.sigmas)]
+    for i, noise in enumerate(noises):
+        assert float(noise.std()) == pytest.approx(1, abs=0.15)
+        for other in noises[:i]:
+            assert abs(float((noise[0] * other[0]).mean())) < 0.3  # independent, over 256 numbers
+    assert torch.equal(trail.carries[-1][0], x0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noise_maps_are_finite_and_no_normal_noise(family):
+    """A map holds the new noise and, with the other sign, the old one, so neighbours oppose each other."""
+    maps = encode(family, 50).extras["noise_maps"][:-1].flatten(1)
+    assert bool(torch.isfinite(maps).all())
+    assert float(maps[5:-5].std()) > 1.3
+    neighbours = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(maps[5:-5], maps[6:-4])])
+    assert float(neighbours.mean()) < -0.2
+
+
+def test_the_last_map_is_what_the_last_prediction_lacks():
+    trail = encode("eps")
+    way = slope("eps")
+    way(trail.carries[-2][0], trail.sigmas[-2])
+    assert_close(trail.extras["noise_maps"][-1], draw() - way.denoised.double(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_later_start_finds_the_same_states_below_it():
+    whole, part = encode("eps", 10), encode("eps", 10, strength=0.6)
+    assert part.sigmas == whole.sigmas[4:] and part.extras["noise_maps"].shape[0] == 6
+    for a, b in zip(part.carries, whole.carries[4:]):
+        assert_close(a[0], b[0], atol=1e-10, rtol=1e-10)
+
+
+def test_seeds_differ_and_pictures_of_a_batch_get_the_same_noise():
+    first, again, other = (encode("eps", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.carries[0][0], again.carries[0][0])
+    assert not torch.allclose(first.carries[0][0], other.carries[0][0])
+    alone = encode("eps", seed=1, x0=draw()[1:])
+    assert torch.equal(alone.carries[0][0], first.carries[0][0][1:])
+    assert_close(alone.extras["noise_maps"], first.extras["noise_maps"][:, 1:], atol=1e-9, rtol=1e-9)
+
+
+def test_one_evaluation_a_step():
+    way = slope("flow")
+    trail = method("flow").encode(way, draw(), levels("flow", 7), silent)
+    assert way.calls == 7
+    replay(method("flow"), way, trail)
+    assert way.calls == 14
+
+
+def test_models_with_larger_noise_get_larger_noise():
+    trail = EditFriendly(flow=True, noise_scale=8.0).encode(slope("flow"), draw(), levels("flow", 10), silent)
+    assert float(trail.carries[0][0].std()) == pytest.approx(8, abs=0.8)
+    assert float(trail.extras["noise_maps"][:-1].std()) < 3
+
+
+def test_noise_is_drawn_once_for_a_batch_of_any_shape():
+    for shape in ((3, 4, 8, 8), (3, 16, 2, 8, 8)):
+        drawn = draw_like(torch.zeros(shape), torch.Generator().manual_seed(0))
+        assert drawn.shape == (1, *shape[1:])
+    clean, noise = torch.full((1,), 2.0), torch.full((1,), 3.0)
+    assert float(noised(clean, noise, 0.5, flow=True)) == 2.5 and float(noised(clean, noise, 0.5, flow=False)) == 3.5

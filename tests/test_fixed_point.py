@@ -1,0 +1,208 @@
+"""The options of DDIM inversion: fixed-point iterations and midpoint steps."""
+
+import pytest
+import torch
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.fixed_point import anderson, distance, solve
+from controlled_diffusion.inversion.method import Slope, replay
+from torch.testing import assert_close
+
+from denoisers import apart, draw, levels, network, one, round_trip, silent, slope
+
+FAMILIES = ["eps", "v", "flow"]
+ACCELERATIONS = ["picard", "anderson"]
+STEPS = 10
+
+
+def encode(method, way, x0=None, sigmas=None):
+    return method.encode(way, draw() if x0 is None else x0, levels("flow", STEPS) if sigmas is None else sigmas, silent)
+
+
+def by_hand(way, x0, sigmas):
+    """The states of plain DDIM inversion, the picture's first."""
+    states = [x0]
+    for now, goal in zip(sigmas[::-1], sigmas[::-1][1:]):
+        states.append(states[-1] + (goal - now) * way(states[-1], goal, now))
+    return states
+
+
+# --- fixed-point iterations
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_iterations_it_is_ddim_inversion(family):
+    sigmas = levels(family, STEPS)
+    trail = encode(DDIM(), slope(family), sigmas=sigmas)
+    assert all(torch.equal(carry[0], x) for carry, x in zip(trail.carries[::-1], by_hand(slope(family), draw(), sigmas)))
+    assert trail.extras == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("acceleration", ACCELERATIONS)
+def test_the_round_trip_gets_closer_with_the_iterations_until_it_is_exact(family, order, acceleration):
+    errors = [round_trip(DDIM(order, k, acceleration, tolerance=0), family, levels(family, 20)) for k in (0, 1, 2, 5, 10)]
+    assert errors[0] > 2e-6 and errors[-1] < 1e-6
+    assert all(b < max(a / 2, 1e-6) for a, b in zip(errors, errors[1:]))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_anderson_needs_fewer_iterations_where_picard_is_slow(order):
+    errors = {a: [round_trip(DDIM(order, k, a), "v", levels("v", 3)) for k in (2, 5, 10)] for a in ACCELERATIONS}
+    assert all(fast < slow / 5 for fast, slow in zip(errors["anderson"], errors["picard"]))
+    assert errors["anderson"][-1] < 2e-6 and errors["picard"][-1] > 1e-3
+
+
+@pytest.mark.parametrize("acceleration", ACCELERATIONS)
+def test_the_trail_tells_the_residual_of_every_step_and_sample(acceleration):
+    few, more = (encode(DDIM(1, k, acceleration), slope("flow")).extras["residuals"] for k in (2, 6))
+    assert few.shape == (STEPS, 2) and bool((more < few).all()) and bool((more > 0).all())
+
+
+def test_the_residual_is_that_of_the_step_down():
+    sigmas, way = levels("flow", STEPS), slope("flow")
+    found = DDIM(1, 1).encode(way, draw(), sigmas, silent)
+    plain = by_hand(way, found.carries[1][0], sigmas[:2])[-1]  # where the last step up starts to iterate
+    down = plain + (sigmas[1] - sigmas[0]) * way(plain, sigmas[0])
+    image = plain + (found.carries[1][0] - down)
+    assert_close(found.extras["residuals"][0], distance(image, plain))
+    assert_close(found.carries[0][0], image)
+
+
+def test_the_iterations_end_at_the_tolerance():
+    calls = {}
+    for tolerance in (0.0, 1e-4, 1e-1):
+        way = slope("flow")
+        residuals = encode(DDIM(1, 12, tolerance=tolerance), way).extras["residuals"]
+        calls[tolerance] = way.calls
+        assert bool((residuals <= max(tolerance, 1e-6)).all())
+    assert calls[0.0] <= 13 * STEPS and 13 * STEPS > calls[1e-4] > calls[1e-1] == 2 * STEPS
+
+
+def scripted(*values):
+    """A map that gives these numbers one after the other, whatever it is asked."""
+    given = iter(values)
+    return lambda y: torch.full_like(y, next(given))
+
+
+def solved(image, start=1.0, least=torch.inf, iterations=3, acceleration="picard", tolerance=0.0):
+    y, residual = solve(
+        image, torch.full((1, 1), start, dtype=torch.float64), torch.tensor([least]).double(), iterations, acceleration, tolerance
+    )
+    return float(y), float(residual)
+
+
+def test_where_the_residual_grows_picard_stops_and_keeps_the_best_iterate():
+    assert solved(scripted(2.0, 2.2, 4.0)) == (2.0, pytest.approx(0.1))  # of 1, 2 and 2.2 the residuals are 1, 0.1 and 0.8
+    assert solved(scripted(2.0, 2.2, 2.21)) == (2.21, pytest.approx(0.01 / 2.2))  # 1, 0.1 and 0.005: the last one's image
+    assert solved(scripted(3.0), least=0.5) == (1.0, 0.5)  # worse than what is known: the start
+
+
+def test_anderson_goes_on_where_the_residual_grows_and_finds_what_picard_runs_away_from():
+    def away(y):
+        return 4 - 3 * y  # from 2 to -2, where the residual has grown from 2 to 6
+
+    assert solved(away, start=2.0) == (2.0, 2.0)
+    found, residual = solved(away, start=2.0, acceleration="anderson")
+    assert found == pytest.approx(1.0) and residual < 1e-9
+
+
+def test_anderson_keeps_the_best_iterate_too():
+    assert solved(scripted(2.0, 9.0), iterations=2, acceleration="anderson") == (1.0, 1.0)
+    assert solved(scripted(3.0), iterations=1, least=0.5, acceleration="anderson") == (1.0, 0.5)
+
+
+def test_iterations_that_lead_away_leave_plain_inversion_unless_accelerated():
+    def steep(x, sigma):
+        return x + 8 * sigma.view(-1, 1, 1, 1) * x  # a velocity of -8 x: a step of a quarter maps y to x - 2 y
+
+    sigmas = (0.75, 0.5, 0.25, 0.0)
+    plain, picard, anderson = (
+        encode(DDIM(1, k, a), Slope(steep, one), sigmas=sigmas) for k, a in ((0, "picard"), (9, "picard"), (9, "anderson"))
+    )
+    assert torch.equal(picard.carries[0][0], plain.carries[0][0])
+    assert_close(anderson.carries[0][0], draw() / 3**3, atol=1e-5, rtol=1e-5)
+
+
+def test_every_sample_of_a_batch_stops_by_itself():
+    gains = torch.tensor([0.2, 0.9, -3.0]).double().view(3, 1)
+
+    def found(rows, acceleration):
+        return solve(lambda y: gains[rows] * y + 1, torch.ones(len(rows), 5).double(), torch.full([len(rows)], 10.0), 6, acceleration, 1e-3)
+
+    for acceleration in ACCELERATIONS:
+        together = found([0, 1, 2], acceleration)
+        alone = [found([i], acceleration) for i in range(3)]
+        for a, b in zip(together, zip(*alone)):
+            assert torch.equal(a, torch.cat(b))
+
+
+def test_anderson_solves_a_linear_map_of_three_dimensions_in_four_evaluations():
+    matrix, goal = 0.9 * torch.linalg.qr(draw(3, 3))[0], draw(1, 3, seed=1)
+    ys = [torch.zeros(1, 3).double()]
+    images = []
+    for _ in range(4):
+        images.append((ys[-1] - goal) @ matrix + goal)
+        ys.append(anderson(ys[-4:], images[-4:]))
+    assert apart(ys[-1], goal) < 1e-5 and apart(images[-1], goal) > 1e-3
+
+
+# --- midpoint steps
+
+
+@pytest.mark.parametrize("family, highest", [("eps", 3.0), ("flow", 1.0)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_error_of_the_way_up_halves_with_ddims_step_and_quarters_with_a_midpoint_step(family, highest, order):
+    def top(order, steps):
+        return encode(DDIM(order), slope(family), sigmas=tuple(highest * (1 - i / steps) for i in range(steps + 1))).carries[0][0]
+
+    exact = top(2, 400)
+    errors = [apart(top(order, steps), exact) for steps in (8, 16, 32)]
+    assert [a / b for a, b in zip(errors, errors[1:])] == pytest.approx([2**order] * 2, rel=0.2)
+
+
+def rf_solver(velocity, x, now, goal):
+    """The second-order formula of RF-Solver: a Taylor step with the velocity's derivative from half a step ahead."""
+    h, v = goal - now, velocity(x, now)
+    slope_of_v = (velocity(x + h / 2 * v, now + h / 2) - v) / (h / 2)
+    return x + h * v + h**2 / 2 * slope_of_v
+
+
+def test_a_midpoint_step_is_rf_solvers_formula_on_both_ways():
+    sigmas, way = levels("flow", STEPS), slope("flow")
+    trail = encode(DDIM(2), way)
+    states = [x for (x,) in trail.carries]
+    for i in range(STEPS - 1):  # the step up from sigma 0 asks its first velocity at its end
+        assert_close(states[i], rf_solver(way, states[i + 1], sigmas[i + 1], sigmas[i]), atol=1e-6, rtol=1e-6)
+    for i in range(STEPS):
+        after = DDIM(2).step(way, trail.carries[i], i, trail)[0]
+        assert_close(after, rf_solver(way, states[i], *sigmas[i : i + 2]), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method, evaluations", [(DDIM(2), 4 * STEPS), (DDIM(1, 3, tolerance=0), 5 * STEPS), (DDIM(2, 3, tolerance=0), 10 * STEPS)]
+)
+def test_evaluations_are_counted_and_none_is_at_sigma_zero(method, evaluations):
+    seen = []
+
+    def model(x, sigma):
+        seen.append(float(sigma[0]))
+        return x - sigma.view(-1, 1, 1, 1) * network(x, sigma)
+
+    way = Slope(model, one)
+    replay(method, way, encode(method, way))
+    assert len(seen) == way.calls == evaluations and min(seen) > 0
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(order=3), "order is 3; give 1"),
+        (dict(fixed_point_iterations=-1), "fixed_point_iterations is -1; give 0"),
+        (dict(acceleration="newton"), "acceleration is 'newton'; give one of anderson, picard"),
+        (dict(tolerance=-1.0), "tolerance is -1; give 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DDIM(**settings)

@@ -1,0 +1,147 @@
+"""FlowEdit: from picture to picture by the difference of two prompts under the same noise."""
+
+import pytest
+import torch
+from controlled_diffusion.guidance.diffedit import mixed
+from controlled_diffusion.inversion.flow_edit import flow_edit
+from controlled_diffusion.inversion.noise import draw_like, noised
+from torch.testing import assert_close
+
+from denoisers import apart, draw, levels, slope
+
+FAMILIES = ["eps", "v", "flow"]
+STEPS = 10
+
+
+def noising(family):
+    return lambda sigma, noise, x0: noised(x0, noise, sigma, family == "flow")
+
+
+def edit(family, source=None, target=None, x0=None, **counts):
+    source = slope(family, 1.5, 0.0) if source is None else source
+    target = slope(family, 3.0, 1.0) if target is None else target
+    counts = dict(n_max=7, seed=3) | counts
+    return flow_edit(source, target, draw() if x0 is None else x0, levels(family, STEPS), noising(family), **counts)
+
+
+def by_hand(family, n_max, n_min, n_avg, seed=3):
+    """The paper's algorithm, line by line, in its own state z_edit."""
+    source, target, sigmas = slope(family, 1.5, 0.0), slope(family, 3.0, 1.0), levels(family, STEPS)
+    generator, x0, z_edit = torch.Generator().manual_seed(seed), draw(), draw()
+
+    def noisy():
+        noise = draw_like(x0, generator)
+        return (1 - now if family == "flow" else 1) * x0 + now * noise
+
+    for i in range(STEPS - n_max, STEPS):
+        now, goal = sigmas[i : i + 2]
+        if i < STEPS - n_min:
+            total = 0
+            for _ in range(n_avg):
+                z_source = noisy()
+                total = total + target(z_edit + z_source - x0, now) - source(z_source, now)
+            z_edit = z_edit + (goal - now) * total / n_avg
+            continue
+        if i == STEPS - n_min:
+            x = z_edit + noisy() - x0
+        x = x + (goal - now) * target(x, now)
+    return x if n_min else z_edit
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_max, n_min, n_avg", [(10, 0, 1), (7, 0, 3), (6, 2, 1), (3, 3, 2)])
+def test_it_is_the_papers_algorithm(family, n_max, n_min, n_avg):
+    found = edit(family, n_max=n_max, n_min=n_min, n_avg=n_avg)
+    assert_close(found, by_hand(family, n_max, n_min, n_avg), atol=1e-5, rtol=1e-5)
+    assert apart(found, draw()) > 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_max", [0, 4, 10])
+@pytest.mark.parametrize("n_avg", [1, 3])
+def test_the_same_prompt_and_cfg_give_the_picture_back(family, n_max, n_avg):
+    assert apart(edit(family, target=slope(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
+
+
+def test_no_step_gives_the_picture_back_without_an_evaluation():
+    source, target = slope("flow"), slope("flow", 1.0, 1.0)
+    assert torch.equal(edit("flow", source, target, n_max=0), draw())
+    assert source.calls == target.calls == 0
+
+
+def test_evaluations_are_two_for_each_noise_of_each_step_and_one_for_each_step_of_plain_sampling():
+    source, target = slope("flow"), slope("flow", 1.0, 1.0)
+    edit("flow", source, target, n_max=8, n_min=3, n_avg=2)
+    assert (source.calls, target.calls) == (5 * 2, 5 * 2 + 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_steps_change_more(family):
+    changes = [apart(edit(family, n_max=n), draw()) for n in (2, 5, 10)]
+    assert changes[0] < changes[1] < changes[2]
+
+
+def test_averaging_noises_steadies_the_edit():
+    def spread(n_avg):
+        return float(torch.stack([edit("flow", n_avg=n_avg, seed=seed) for seed in range(6)]).std(0).mean())
+
+    assert spread(8) < 0.6 * spread(1)
+
+
+def test_every_step_has_fresh_noise_and_both_prompts_share_it():
+    seen = {"source": [], "target": []}
+
+    def watching(name, prompt):
+        inner = slope("flow", 1.0, prompt)
+
+        class Watch:
+            denoised = None
+
+            def __call__(self, x, at):
+                seen[name].append((x, at))
+                return inner(x, at)
+
+        return Watch()
+
+    edit("flow", watching("source", 0.0), watching("target", 0.0), n_avg=2)
+    noises = []
+    for (a, at), (b, _) in zip(seen["source"], seen["target"]):
+        assert_close(a, b)  # equal prompts: the edit stays nothing, so both see the same
+        noises.append((a - (1 - at) * draw()) / at)
+    assert len(noises) == 14
+    assert all(abs(float((n * m).mean())) < 0.3 for i, n in enumerate(noises) for m in noises[:i])
+
+
+def test_seeds_differ_and_pictures_of_a_batch_are_edited_as_alone():
+    assert torch.equal(edit("flow"), edit("flow"))
+    assert not torch.allclose(edit("flow"), edit("flow", seed=4), atol=1e-3)
+    assert_close(edit("flow")[1:], edit("flow", x0=draw()[1:]))
+
+
+@pytest.mark.parametrize("n_min", [0, 3])
+def test_off_the_mask_the_picture_stays_bit_for_bit(n_min):
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., 4:] = 1
+    found = edit("flow", n_min=n_min, within=lambda inside, outside: mixed(inside, outside, mask))
+    assert torch.equal(found[..., :4], draw()[..., :4])
+    assert apart(found[..., 4:], draw()[..., 4:]) > 1e-2
+
+
+def test_progress_is_shown_once_a_step():
+    seen = []
+    edit("flow", n_max=8, n_min=3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
+    assert seen == [(2, 4, 8, 8)] * 8
+
+
+@pytest.mark.parametrize(
+    "counts, message",
+    [
+        (dict(n_max=11), "n_max is 11 and n_min 0 of 10 steps; give 0 <= n_min <= n_max <= steps"),
+        (dict(n_max=3, n_min=4), "n_max is 3 and n_min 4 of 10 steps"),
+        (dict(n_min=-1), "n_min -1"),
+        (dict(n_avg=0), "n_avg is 0; give 1"),
+    ],
+)
+def test_impossible_counts_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        edit("flow", **counts)
