@@ -73,14 +73,15 @@ class LoadInversion(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name):
         try:
-            files.path_of(name)
+            if name is not None:  # a link: not known before it runs
+                files.path_of(name)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, name, **linked):
-        return files.stamp(name)
+        return float("nan") if name is None else files.stamp(name)
 
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:

@@ -192,6 +192,11 @@ def test_files_of_the_models_folder_are_listed_too(model):
         shutil.rmtree(folder.parent)
 
 
+def test_a_name_that_another_node_will_give_is_neither_checked_nor_cached():
+    assert LoadInversion.validate_inputs(None) is True
+    assert LoadInversion.fingerprint_inputs(None) != LoadInversion.fingerprint_inputs(None)
+
+
 def checked(monkeypatch, name: str):
     """What the host says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
     offered = {"LoadInversion": LoadInversion, "DemoModelLoader": DemoModelLoader, "InversionSampler": InversionSampler}
