@@ -26,7 +26,7 @@ class BDIA(Method):
     """
 
     name: ClassVar[str] = "bdia"
-    gamma: float = 0.96
+    gamma: float = 0.94
 
     def __post_init__(self):
         if not 0.0 <= self.gamma <= 1.0:

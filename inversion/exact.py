@@ -16,11 +16,11 @@ STEPS = 50  # for which the papers give p and gamma
 
 
 def for_steps(value: float, steps: int) -> float:
-    """p or gamma, given for 50 steps, for more of them: `value ** (50 / steps)`, so that all steps together do as much as the 50.
+    """p or gamma, given for 50 steps, for another number: `value ** (50 / steps)`, so that all steps together do as much as the 50.
 
-    Fewer steps leave it as it is, and so does a value that no method takes.
+    A value that no method takes stays as it is.
     """
-    return value ** (STEPS / max(steps, STEPS)) if 0.0 < value <= 1.0 else value
+    return value ** (STEPS / steps) if 0.0 < value <= 1.0 else value
 
 
 def check_growth(name: str, value: float, rounds: int, steps: int, limit: float, usual: str) -> None:

@@ -14,8 +14,8 @@ class BDIAInverter(io.ComfyNode):
             node_id="BDIAInverter",
             display_name="BDIA Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a step: each "
-            "state follows from the two before it.",
+            description="Finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a step: "
+            "each state follows from the two before it.",
             search_aliases=[
                 "bdia",
                 "bdia-ddim",
@@ -27,13 +27,13 @@ class BDIAInverter(io.ComfyNode):
             inputs=exact.own_inputs(
                 io.Float.Input(
                     "gamma",
-                    default=0.96,
+                    default=0.94,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much of the step before is taken back at each step. 1: a leapfrog; usual 0.92 to 1 (paper). 0 would be DDIM, which has no "
-                    "exact inverse; low values let errors grow.",
+                    tooltip="How much of the step before is taken back at each step. 1: a leapfrog; usual 0.92 to 1, 0.94 in the reference code. "
+                    "0 would be DDIM, which has no exact inverse; low values let errors grow.",
                 ),
                 exact.rescale_input("gamma"),
             ),

@@ -142,7 +142,12 @@ def test_a_p_that_loses_the_picture_is_refused_with_one_that_does_not():
     EDICT(0.892).encode(slope("eps"), draw(), sigmas, silent)
 
 
-def test_p_is_for_fifty_steps_and_closer_to_one_for_more():
-    assert [for_steps(0.93, n) for n in (1, 20, 50)] == [0.93] * 3
-    assert for_steps(0.93, 200) ** 200 == pytest.approx(0.93**50)
-    assert for_steps(0.0, 200) == 0.0  # for the method to refuse
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 200])
+def test_p_is_for_fifty_steps_and_mixes_as_much_in_any_number(steps):
+    p = for_steps(0.93, steps)
+    assert p**steps == pytest.approx(0.93**50)
+    assert round_trip(EDICT(p), "eps", levels("eps", steps)) < 1e-11
+
+
+def test_what_is_no_p_is_left_to_the_method_to_refuse():
+    assert [for_steps(p, 200) for p in (0.0, -1.0, 1.5)] == [0.0, -1.0, 1.5]

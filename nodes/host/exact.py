@@ -28,8 +28,8 @@ def own_inputs(*settings) -> list:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="Guidance scale of the inversion, at which Inversion Sampler gives the picture back. 1: without guidance, one half of the "
-        "work and the most exact. 3 (EDICT's paper) where the edit shall run at 3 too; the negative is then needed.",
+        tooltip="Guidance scale of the inversion, at which Inversion Sampler gives the picture back. 1: no guidance, half of the work, no "
+        "negative, and an edit at 3 or so follows its prompt best. 3 (EDICT's paper): an edit at 3 keeps more of the picture.",
     )
     precision = io.Combo.Input(
         "precision",
@@ -48,7 +48,8 @@ def rescale_input(what: str) -> io.Boolean.Input:
     return io.Boolean.Input(
         "rescale",
         default=True,
-        tooltip=f"For more than 50 steps, bring {what} so much closer to 1 that all steps together do as much as 50 do. Off: as given.",
+        tooltip=f"On: {what} is meant for 50 steps, and for another number is brought closer to 1 (more steps) or further from it (fewer), so "
+        "that all steps together do as much. Off: as given.",
     )
 
 

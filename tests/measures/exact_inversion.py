@@ -52,7 +52,7 @@ def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: 
 
 
 def methods(steps: int) -> dict[str, Method]:
-    return {"DDIM": DDIM(), "EDICT": EDICT(for_steps(0.93, steps)), "BDIA": BDIA(for_steps(0.96, steps)), "O-BELM": OBELM()}
+    return {"DDIM": DDIM(), "EDICT": EDICT(for_steps(0.93, steps)), "BDIA": BDIA(for_steps(0.94, steps)), "O-BELM": OBELM()}
 
 
 def main() -> None:

@@ -1,0 +1,57 @@
+"""DDIM inversion and the way back."""
+
+from .parts import SWAP, color, prompt_nodes, saved, stroke
+
+
+def ddim_inversion(graph):
+    graph.note(
+        "# DDIM inversion\n\nA painted picture becomes noise and comes back: without guidance nearly, with fixed-point iterations exactly, with "
+        "guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another colour or shape in the "
+        "target." + SWAP
+    )
+    with graph.group("1 Model and prompts"):
+        model = graph.add("DemoModelLoader")
+        source, target, negative = prompt_nodes(
+            graph,
+            model,
+            **{
+                "source: what it shows": "a red square on the left and a blue square on the right on a white background",
+                "target: what it should show": "a red square on the left and a yellow circle on the right on a white background",
+                "negative": "",
+            },
+        )
+    with graph.group("2 Picture and mask"):
+        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+        picture = stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+        side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
+        nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
+        mask = graph.add("MaskComposite", title="right half", destination=nothing, source=side, x=64, y=0, operation="add")
+    with graph.group("3 Inversion"):
+        shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], steps=20, scheduler="normal")
+        plain = graph.add("DDIMInverter", title="DDIM", **shared)["inversion"]
+        exact = graph.add("DDIMInverter", title="with fixed point", fixed_point_iterations=5, **shared)["inversion"]
+    with graph.group("4 The way back"):
+        ways = {
+            "back": graph.add("InversionSampler", title="back", model=model["model"], inversion=plain, cfg=1.0),
+            "back, fixed point": graph.add("InversionSampler", title="back, fixed point", model=model["model"], inversion=exact, cfg=1.0),
+            "back with guidance": graph.add(
+                "InversionSampler", title="back with guidance", model=model["model"], inversion=plain, cfg=7.5, negative=negative
+            ),
+            "edit in the mask": graph.add(
+                "InversionSampler",
+                title="edit in the mask",
+                model=model["model"],
+                inversion=plain,
+                cfg=7.5,
+                positive=target,
+                negative=negative,
+                mask=mask,
+            ),
+        }
+    with graph.group("5 Pictures"):
+        graph.add("PreviewImage", title="picture", images=picture)
+        for title, latent in ways.items():
+            saved(graph, model["vae"], latent, "ddim_inversion", title)
+
+
+WORKFLOWS = [ddim_inversion]

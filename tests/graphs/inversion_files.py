@@ -1,0 +1,43 @@
+"""Inversions as files."""
+
+from .parts import SWAP, prompt_nodes, saved
+
+
+def inversion_files(graph):
+    graph.note(
+        "# Invert once, edit many times\n\nAn inversion from a file, of a picture that was painted and not generated, and two edits of it. The "
+        "upper sampler has no prompt of its own: it gives the picture back.\n\nTry another colour or shape; cfg 2 to 7.5. To make files of "
+        "your own, put *Save Inversion* behind any inverter." + SWAP
+    )
+    with graph.group("1 Model and inversion"):
+        model = graph.add("DemoModelLoader")
+        found = graph.add("LoadInversion", model=model["model"], name="demo_model.safetensors")
+    with graph.group("2 Prompts"):
+        first, second, negative = prompt_nodes(
+            graph,
+            model,
+            **{
+                "another colour": "a yellow circle on the left and a blue star on the right on a white background",
+                "another shape": "a red circle on the left and a blue cross on the right on a white background",
+                "negative": "",
+            },
+        )
+
+    def replayed(title: str, cfg: float, **prompts):
+        return graph.add(
+            "InversionSampler", title=title, model=model["model"], inversion=found["inversion"], cfg=cfg, branches="edit", **prompts
+        )
+
+    with graph.group("3 The way back"):
+        latents = {
+            "given back": replayed("reconstruct", 1.0),
+            "another colour": replayed("first edit", 4.0, positive=first, negative=negative),
+            "another shape": replayed("second edit", 4.0, positive=second, negative=negative),
+        }
+    with graph.group("4 Pictures"):
+        graph.add("PreviewImage", title="picture", images=graph.add("VAEDecode", samples=found["picture"], vae=model["vae"]))
+        for title, latent in latents.items():
+            saved(graph, model["vae"], latent, "inversion_files", title)
+
+
+WORKFLOWS = [inversion_files]

@@ -1,0 +1,54 @@
+"""What came of an inversion."""
+
+from .parts import SWAP, color, prompt_nodes, stroke
+
+
+def inversion_report(graph):
+    graph.note(
+        "# Inversion Report\n\nA painted picture is inverted by DDIM and walked back with guidance, under its own prompt: plainly, and with the "
+        "*direct* branch, which keeps the source on its path and edits beside it. Each report shows the picture, what the VAE alone makes of "
+        "it, and what came back.\n\nTry cfg 1 in the upper sampler; more steps; *fixed_point_iterations* 5. The inversion is kept in "
+        "output/inversions." + SWAP
+    )
+    with graph.group("1 Model and prompts"):
+        model = graph.add("DemoModelLoader")
+        source, target, negative = prompt_nodes(
+            graph,
+            model,
+            **{
+                "source: what it shows": "a red square on the left and a blue square on the right on a white background",
+                "target: what it should show": "a red square on the left and a yellow circle on the right on a white background",
+                "negative": "",
+            },
+        )
+    with graph.group("2 Picture"):
+        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+        picture = stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+    with graph.group("3 Inversion"):
+        found = graph.add(
+            "DDIMInverter", model=model["model"], source=source, picture=picture, vae=model["vae"], steps=30, scheduler="normal"
+        )
+        kept = graph.add("SaveInversion", inversion=found["inversion"], filename_prefix="inversion_report")
+    shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative)
+    with graph.group("4 The way back"):
+        plain = graph.add("InversionSampler", title="plain", branches="edit", **shared)
+        direct = graph.add("InversionSampler", title="direct", branches="direct", positive=target, **shared)
+        back = graph.add("VAEDecode", samples=plain, vae=model["vae"])
+        both = graph.add("VAEDecode", samples=direct, vae=model["vae"])
+        first, second = (
+            graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in enumerate(("source", "edit"))
+        )
+    with graph.group("5 Reports"):
+        about = dict(reference=picture, inversion=kept["inversion"], vae=model["vae"])
+        reports = {
+            "plain": graph.add("InversionReport", title="plain", reconstruction=back, **about),
+            "direct": graph.add("InversionReport", title="direct", reconstruction=first, edit=second, **about),
+        }
+        for title, report in reports.items():
+            graph.add("SaveImage", title=title, images=report["report"], filename_prefix=f"inversion_report_{title}")
+    with graph.group("6 Pictures"):
+        for title, image in (("picture", picture), ("plain", back), ("direct", first), ("edit", second)):
+            graph.add("PreviewImage", title=title, images=image)
+
+
+WORKFLOWS = [inversion_report]
