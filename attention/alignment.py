@@ -292,6 +292,12 @@ class Alignment:
         words = set(words)
         return tuple(i for s in self.steps if s.kind in ("keep", "replace", "move") and words & {*s.target} for i in s.source)
 
+    def changed(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The words of the source and of the target that are not the same in both, without small words."""
+        sides = (self.source, "source"), (self.target, "target")
+        found = [[i for s in self.steps if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in _SMALL] for p, name in sides]
+        return tuple(found[0]), tuple(found[1])
+
     def text(self) -> str:
         """The alignment for people, a line for each step."""
         return "\n".join([f"{self.source.text}  ->  {self.target.text}", *(self._line(s) for s in self.steps)])

@@ -1,7 +1,5 @@
 """Aligning prompts on words and tokens: every operation, and what public code gets wrong."""
 
-import re
-
 import pytest
 import torch
 from controlled_diffusion.attention.alignment import (
@@ -18,30 +16,7 @@ from controlled_diffusion.attention.alignment import (
 )
 from torch.testing import assert_close
 
-START, END = "<s>", "</s>"
-
-
-class Pieces:
-    """A text encoder's tokenizer in small: lower case, pieces of four letters, '...' one token, chunks of `size` with start and end."""
-
-    def __init__(self, size: int = 24, start: bool = True):
-        self.size, self.start = size, start
-
-    def parts(self, text):
-        return [p for p in re.split(r"\(([^:)]*):[\d.]+\)", text) if p.strip()]
-
-    def tokens(self, part):
-        runs = re.findall(r"\.\.\.|[a-z']+|\S", part.lower())
-        return [run[i : i + 4] for run in runs for i in range(0, len(run), 4)]
-
-    def chunks(self, text):
-        tokens, room = [t for p in self.parts(text) for t in self.tokens(p)], self.size - 1 - self.start
-        cut = [tokens[i : i + room] for i in range(0, len(tokens), room)] or [[]]
-        lead = [(START, False)] * self.start
-        return [[*lead, *((t, True) for t in c), *[(END, False)] * (self.size - self.start - len(c))] for c in cut]
-
-
-PIECES = Pieces()
+from pieces import END, PIECES, Pieces
 
 
 def prompt(text, tokenizer=PIECES):

@@ -1,0 +1,168 @@
+"""Prompt-to-Prompt: draw a target prompt with the attention maps of a source prompt (arXiv 2208.01626).
+
+Source and targets are rows of one batch that start from the same noise. In cross-attention the probabilities of the target's tokens
+are replaced by those of the source's tokens that they stand for, in self-attention the target's queries and keys by the source's, which
+gives it the source's probabilities. Both while a window of the sampling is open, so it does not matter how often or in which parts the
+network is called. The source's rows are never changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+
+from .alignment import Alignment, stretched
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch: `pictures` of the source, then as many for each of `targets`."""
+
+    pictures: int
+    targets: int
+
+    @property
+    def total(self) -> int:
+        return self.pictures * (1 + self.targets)
+
+    @property
+    def source(self) -> range:
+        return range(self.pictures)
+
+    def target(self, number: int) -> range:
+        return range(self.pictures * (1 + number), self.pictures * (2 + number))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the sampling, from `start` up to `end` in percent; 1 is the end of all. Empty where both are the same."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise ValueError(f"The window runs from {self.start} to {self.end}; give 0 <= start <= end <= 1.")
+
+    def __contains__(self, percent: float) -> bool:
+        return self.start <= percent < self.end or percent >= self.end == 1.0 > self.start
+
+
+def probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
+    """Attention probabilities (B, heads, Nq, Nk), float32, of projected queries and keys (B, N, heads * dim)."""
+    q, k = (t.reshape(len(t), t.shape[1], heads, -1).transpose(1, 2).float() for t in (q, k))
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+def attended(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What probabilities (B, heads, Nq, Nk) gather from projected values (B, Nk, heads * dim): (B, Nq, heads * dim)."""
+    heads = p.shape[1]
+    out = p.to(v.dtype) @ v.reshape(len(v), v.shape[1], heads, -1).transpose(1, 2)
+    return out.transpose(1, 2).reshape(len(v), p.shape[2], -1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is taken over, and when. `alpha` is the share of the source's maps, 1 for all; less lets the target's style through."""
+
+    cross: Window = Window(0.0, 0.8)
+    self: Window = Window(0.0, 0.4)
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha is {self.alpha}; give 0 (the target's own attention) to 1 (the source's).")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An edit of cross-attention at one time. All per column of the target; `taken` in [0, alpha] is how far the edit acts.
+
+    `copies`: the source's probabilities are taken as they are. `conserves`: rows sum to 1 by themselves, before weights. `needs_own`:
+    the target's own probabilities are asked for.
+    """
+
+    mapper: torch.Tensor
+    own: torch.Tensor
+    weights: torch.Tensor
+    taken: torch.Tensor
+    copies: bool
+    conserves: bool
+    needs_own: bool
+
+    @classmethod
+    def of(cls, edit: Edit, taken: torch.Tensor, device: torch.device) -> Moment:
+        mapper, own, weights = edit.mapper, edit.own, edit.weights
+        fully, evenly = bool((taken == 1).all()), bool((taken == taken[0]).all())
+        handed_on = bool(torch.allclose(mapper.sum(1), torch.ones(len(mapper)))) and not own.any()
+        same = mapper.shape[0] == mapper.shape[1] and torch.equal(mapper, torch.eye(len(mapper)))
+        copies = same and fully and bool((weights == 1).all())
+        tensors = (t.to(device) for t in (mapper, own, weights, taken))
+        return cls(*tensors, copies, evenly and bool(handed_on or own.all()), bool(own.any()) or not fully)
+
+    def __call__(self, source: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """The edited probabilities (..., Lt) from the source's (..., Ls) and, where it needs them, the target's own (..., Lt).
+
+        Rows sum to 1 but for the weights, which multiply their columns as in the paper's attention re-weighting.
+        """
+        made = source @ self.mapper
+        if self.needs_own:
+            made = self.taken * (made + self.own * target) + (1 - self.taken) * target
+        if not self.conserves:
+            made = made / made.sum(-1, keepdim=True)
+        return made * (1 + self.taken * (self.weights - 1))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a target's cross-attention is made from the source's and its own.
+
+    `mapper` (Ls, Lt), `own` and `weights` (Lt,) as of `Alignment`; `weights` multiply columns, 1 is neutral. `windows` gives some columns
+    a window of their own.
+    """
+
+    mapper: torch.Tensor
+    own: torch.Tensor
+    weights: torch.Tensor
+    settings: Settings = Settings()
+    windows: dict[int, Window] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, alignment: Alignment, settings: Settings = Settings(), weights: dict[int, float] = {}, windows: dict[int, Window] = {}
+    ) -> Edit:
+        """The edit of an alignment, with more weights and windows for some columns of the target."""
+        factors = alignment.factors()
+        for column, weight in weights.items():
+            factors[column] *= weight
+        return cls(alignment.mapper(), alignment.own(), factors, settings, dict(windows))
+
+    def acts(self, percent: float) -> bool:
+        """Whether anything is edited at a percent of the sampling."""
+        return self.settings.alpha > 0 and (percent in self.settings.cross or any(percent in w for w in self.windows.values()))
+
+    def at(self, percent: float, device: torch.device = torch.device("cpu")) -> Moment | None:
+        """The edit at a percent of the sampling; None where nothing is edited."""
+        taken = torch.full_like(self.own, self.settings.alpha if percent in self.settings.cross else 0.0)
+        for column, window in self.windows.items():
+            taken[column] = self.settings.alpha if percent in window else 0.0
+        return Moment.of(self, taken, device) if taken.any() else None
+
+    def repeated(self, source: int, target: int) -> Edit:
+        """The same for conditionings that are repeated so many times."""
+        length, copies = len(self.own), range(target)
+        windows = {column + copy * length: window for column, window in self.windows.items() for copy in copies}
+        return replace(
+            self,
+            mapper=stretched(self.mapper, source, target),
+            own=self.own.repeat(target),
+            weights=self.weights.repeat(target),
+            windows=windows,
+        )
+
+    def extended(self, columns: int) -> Edit:
+        """The same for conditionings with so many more columns, which keep their places."""
+        mapper = torch.block_diag(self.mapper, torch.eye(columns))
+        return replace(self, mapper=mapper, own=F.pad(self.own, (0, columns)), weights=F.pad(self.weights, (0, columns), value=1.0))

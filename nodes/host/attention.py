@@ -1,0 +1,380 @@
+"""One hook on attention for the pack's controls, which read or change what a model looks at while it samples.
+
+A control is installed on a MODEL and acts on the conditionings that bear its mark, whatever else is in the batch and however the host
+splits its calls. When a sampling run starts, the control makes its state for that run. At every call of the network replacements are
+put on the attention layers that a control wants at that moment, on top of those that other nodes have put there, which are called as
+the base. All other layers and moments run the host's attention untouched.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import comfy.ldm.modules.attention as host_attention
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
+from comfy.patcher_extension import WrappersMP
+
+from ...attention.prompt_to_prompt import attended, probabilities
+from ...guidance.schedules import NoiseScale
+from .channels import noise_scale
+
+KEY = "controlled_diffusion.attention"
+SLOTS = {"self": "attn1", "cross": "attn2"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One transformer of a UNet, as the host numbers it. `scale`: a token is so many cells of the latent wide."""
+
+    block: str
+    number: int
+    index: int
+    scale: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.block, self.number, self.index
+
+    def __str__(self) -> str:
+        return f"{self.block} {self.number}"
+
+
+def _walk(blocks: Sequence, name: str, scale: int) -> tuple[list[Place], int]:
+    """The transformers of some blocks, and the scale behind them."""
+    found = []
+    for number, block in enumerate(blocks):
+        for part in block:
+            if isinstance(part, host_attention.SpatialTransformer):
+                found += [Place(name, number, i, scale) for i, t in enumerate(part.transformer_blocks) if t.attn2 is not None]
+            resized = getattr(part, "h_upd", part)  # in some UNets a ResBlock does it
+            scale = scale * 2 if isinstance(resized, Downsample) else scale // 2 if isinstance(resized, Upsample) else scale
+    return found, scale
+
+
+def unet_places(model) -> tuple[Place, ...]:
+    """The transformers of a UNet with text, in the order in which it runs them. Raises ValueError that names any other network."""
+    network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
+    if not isinstance(network, UNetModel):
+        raise ValueError(
+            f"{name} ({type(network).__name__}) does not route its attention through the hooks of a UNet. Use an SD1.5, SD2 or SDXL model."
+        )
+    if any(isinstance(m, host_attention.SpatialVideoTransformer) for m in network.modules()):
+        raise ValueError(f"{name} is a video model whose text does not go through cross-attention of pictures. Use an SD1.5 or SDXL model.")
+    down, scale = _walk(network.input_blocks, "input", 1)
+    middle, scale = _walk([network.middle_block or ()], "middle", scale)
+    up, _ = _walk(network.output_blocks, "output", scale)
+    if not down + middle + up:
+        raise ValueError(f"{name} has no cross-attention to text. Use a model that is guided by a prompt.")
+    return (*down, *middle, *up)
+
+
+def blend_places(places: Iterable[Place], size: tuple[int, int]) -> tuple[Place, ...]:
+    """The layers for masks: a quarter of the latent's side as in the paper; without such, the coarsest of 256 tokens or more."""
+    places = tuple(places)
+    scales = sorted({p.scale for p in places}, reverse=True)
+    enough = [s for s in scales if math.ceil(size[0] / s) * math.ceil(size[1] / s) >= 256]
+    chosen = 4 if 4 in scales else (enough or scales[-1:])[0]
+    return tuple(p for p in places if p.scale == chosen)
+
+
+_NAME = re.compile(r"(?:(all|input|middle|output)(\d+)?(?:-(\d+))?(?:\.(\d+))?|1/(\d+))")
+
+
+def _is_named(place: Place, name: re.Match) -> bool:
+    block, first, last, index, share = name.groups()
+    if share:
+        return place.scale >= int(share)
+    within = first is None or int(first) <= place.number <= int(last or first)
+    return block in ("all", place.block) and within and index in (None, str(place.index))
+
+
+def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tuple[str, int, int]]:
+    """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's.
+
+    Empty: none. Raises ValueError with the entry that names no layer of the model.
+    """
+    found = set()
+    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
+        name = _NAME.fullmatch(given.replace(" ", ""))
+        chosen = {p.key for p in places if name and _is_named(p, name)}
+        if not chosen:
+            known = ", ".join(dict.fromkeys(f"{p.block}{p.number} (1/{p.scale})" for p in places))
+            raise ValueError(
+                f"{what} has '{given}', which names no layer of this model. Write names between commas, of: all, input, middle, output, {known}; "
+                "1/2 is all layers of at most half the latent's side, output3-5 several blocks, input1.0 the first transformer of a block."
+            )
+        found |= chosen
+    return frozenset(found)
+
+
+def marked(conditioning: list, token: str) -> list:
+    """The conditioning with the mark of a control."""
+    return [[features, {**values, KEY: (*values.get(KEY, ()), token)}] for features, values in conditioning]
+
+
+def _features(given: dict):
+    return given.get("model_conds", {}).get("c_crossattn")
+
+
+def _bears(given: dict, listed: list[dict], token: str) -> bool:
+    """Whether a conditioning of a run has the mark by itself.
+
+    Where one list has areas, the host gives the other copies of its entries, marks and all, with features of the other's own: there
+    the mark of the first entry with these features counts.
+    """
+    features = _features(given)
+    origin = next((c for c in listed if features is not None and _features(c) is features), given)
+    return token in origin.get(KEY, ())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of the network's batches bear a control's mark, and how many tokens their text has."""
+
+    marked: dict[tuple[int, uuid.UUID], int] = field(default_factory=dict)
+    others: frozenset[uuid.UUID] = frozenset()
+
+    @classmethod
+    def of(cls, conds: Sequence[list[dict] | None], run: dict[str, list[dict]], token: str) -> Parts:
+        """Of the lists that are evaluated, and of what other nodes may add to them from the run's lists."""
+        entries = [(i, c, listed) for i, listed in enumerate(conds) if listed is not None for c in listed]
+        there = {c["uuid"] for _, c, _ in entries}
+        entries += [(-1, c, listed) for listed in run.values() for c in listed if c["uuid"] not in there]
+        ours = {(i, c["uuid"]): _length(c) for i, c, listed in entries if _bears(c, listed, token)}
+        return cls(ours, frozenset(c["uuid"] for i, c, _ in entries if (i, c["uuid"]) not in ours))
+
+    def within(self, options: dict) -> list[tuple[int, int]]:
+        """(number, text tokens) of the marked parts of one call. Other nodes may show other indices than the host; the uuid decides."""
+        by_uuid = {u: n for (_, u), n in self.marked.items() if u not in self.others}
+        parts = enumerate(zip(options["cond_or_uncond"], options["uuids"]))
+        found = [(n, self.marked.get(part, by_uuid.get(part[1]))) for n, part in parts]
+        return [(n, tokens) for n, tokens in found if tokens is not None]
+
+
+def _length(given: dict) -> int:
+    features = _features(given)
+    return features.cond.shape[1] if features is not None else 0
+
+
+class Run:
+    """A control during one sampling run. Subclasses change what they need."""
+
+    places: tuple[Place, ...] = ()
+
+    def __init__(self, token: str, scale: NoiseScale, missing: str):
+        self.token, self.scale, self.missing = token, scale, missing
+        self.parts, self.percent, self.conds, self.started = Parts(), 0.0, {}, False
+
+    def sampler(self, sampler, noise: torch.Tensor, sigmas: torch.Tensor, seed: int | None, device: torch.device):
+        """The sampler to use in the place of the user's."""
+        return sampler
+
+    def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """What the prediction is made for."""
+        return x
+
+    def after(self, denoised: torch.Tensor) -> torch.Tensor:
+        """What becomes of the prediction."""
+        return denoised
+
+    def end(self) -> None:
+        """The run is over."""
+
+    def look(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
+        """The host is about to evaluate these conditionings."""
+        self.parts, self.percent = Parts.of(conds, self.conds, self.token), self.scale.percent(sigma)
+
+    def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
+        """The first prediction of a run: refuses one in which no conditioning bears the mark."""
+        if not any(_bears(c, listed, self.token) for listed in conds.values() for c in listed):
+            raise ValueError(self.missing)
+
+    def wants(self, kind: str, place: Place) -> bool:
+        """Whether it has to do with this layer now."""
+        return False
+
+    def borrow(self, call: Call, first: int, tokens: int) -> None:
+        """May let rows use queries and keys of others, in the part of the batch that begins with row `first` and has so many text tokens."""
+
+    def edit(self, call: Call, first: int, tokens: int) -> None:
+        """May change what attention gives for rows of that part."""
+
+    def see(self, call: Call, first: int, tokens: int) -> None:
+        """Reads what attention looked at."""
+
+
+class Call:
+    """One attention of one call of the network: queries, keys and values (B, N, heads * dim), and what it gives.
+
+    `base` is the attention underneath: the host's where `plain`, else another node's. Rows are rows of the network's batch.
+    """
+
+    def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: Callable, plain: bool, batch: int):
+        (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
+        self.kind, self.place, self.heads = kind, place, options["n_heads"]
+        self.lender = list(range(batch))  # for each row, whose queries and keys it uses
+        if len(self.q) != batch or len(self.k) != batch:
+            raise ValueError(
+                f"The attention of {place} has {len(self.q)} entries for {batch} rows: another node, such as HyperTile, cuts it up. Remove that "
+                "node from the model."
+            )
+        self.size = _size_of(options, place, self.q.shape[1])
+        self.changed: dict[int, torch.Tensor] = {}
+        self.seen: dict[int, torch.Tensor] = {}
+        self.used, self.out, self._own = None, None, None
+
+    def run(self) -> None:
+        """Evaluates the base, with queries and keys lent as asked for."""
+        self.used = self.q, self.k
+        if self.lender != list(range(len(self.lender))):
+            index = torch.tensor(self.lender, device=self.q.device)
+            self.used = self.q[index], self.k[index]
+        self.out = self.base(*self.used, self.v)
+
+    def own_output(self, rows: list[int]) -> torch.Tensor:
+        """What rows would give with their own queries and keys."""
+        if self._own is None:
+            self._own = self.out if self.used[0] is self.q else self.base(self.q, self.k, self.v)
+        return self._own[rows]
+
+    def columns(self, row: int, tokens: int) -> int:
+        """The keys of a row's text of so many tokens: all, but for the copies that the host makes of a text shorter than another's."""
+        key, length = self.k[row], self.k.shape[1]
+        copied = tokens and length > tokens and length % tokens == 0
+        return tokens if copied and torch.equal(key[:tokens], key[tokens : 2 * tokens]) else length
+
+    def probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
+        """(rows, heads, N, keys), float32: what rows look at, before edits."""
+        return probabilities(self.used[0][rows], self.used[1][rows][:, : self.columns(rows[0], tokens)], self.heads)
+
+    def put(self, rows: list[int], p: torch.Tensor, before: torch.Tensor | None, tokens: int) -> None:
+        """Edited probabilities of rows; `before` are those they had. On another node's attention only their difference is added."""
+        v = self.v[rows][:, : self.columns(rows[0], tokens)]
+        if self.plain:
+            out = attended(p, v)
+        else:
+            out = self.out[rows] + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
+        self.put_output(rows, out.to(self.out.dtype))
+        self.seen |= dict(zip(rows, p.split(1)))
+
+    def put_output(self, rows: list[int], out: torch.Tensor) -> None:
+        self.changed |= dict(zip(rows, out.split(1)))
+
+    def looked_at(self, rows: list[int], tokens: int) -> torch.Tensor:
+        """(rows, heads, N, keys), float32: what rows look at, after edits."""
+        if all(r in self.seen for r in rows):
+            return torch.cat([self.seen[r] for r in rows])
+        return torch.cat([self.seen[r] if r in self.seen else self.probabilities([r], tokens) for r in rows])
+
+    @property
+    def result(self) -> torch.Tensor:
+        if not self.changed:
+            return self.out
+        index = torch.tensor(list(self.changed), device=self.out.device)
+        return self.out.index_copy(0, index, torch.cat(list(self.changed.values())))
+
+
+def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:
+    """Height and width of a layer's picture; None where other nodes changed the number of its tokens."""
+    shape = options.get("activations_shape") or [math.ceil(n / place.scale) for n in options["original_shape"]]
+    return tuple(shape[-2:]) if shape[-2] * shape[-1] == tokens else None
+
+
+def _attend(place: Place, kind: str, below: Callable | None, active: list, batch: int, q, k, v, options: dict) -> torch.Tensor:
+    """The replacement of one attention; `active` has (run, first row, text tokens) of all that act on it."""
+
+    def base(q, k, v):
+        if below is not None:
+            return below(q, k, v, options)
+        precision = options["attn_precision"]
+        return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+
+    call = Call(kind, place, (q, k, v), options, base, below is None, batch)
+    for run, first, tokens in active:
+        run.borrow(call, first, tokens)
+    call.run()
+    for run, first, tokens in active:
+        run.edit(call, first, tokens)
+    for run, first, tokens in active:
+        run.see(call, first, tokens)
+    return call.result
+
+
+def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **kwargs):
+    """OUTER_SAMPLE: the controls of the model become those of this run."""
+    guider = executor.class_obj
+    options, device = guider.model_options["transformer_options"], guider.model_patcher.load_device
+    scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
+    runs = options[KEY] = tuple(control.begin(scale, noise) for control in options[KEY])
+    for run in runs:
+        sampler = run.sampler(sampler, noise, sigmas, seed, device)
+    made = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+    for run in runs:
+        run.end()
+    return made
+
+
+def _predict(executor, x, timestep, model_options={}, seed=None):
+    """PREDICT_NOISE: what goes into a guided prediction, and what comes out."""
+    runs = model_options["transformer_options"][KEY]
+    for run in runs:
+        run.conds = executor.class_obj.conds
+        if not run.started:
+            run.start(run.conds, x, float(timestep.max()))
+            run.started = True
+        x = run.before(x, float(timestep.max()))
+    denoised = executor(x, timestep, model_options, seed)
+    for run in runs:
+        denoised = run.after(denoised)
+    return denoised
+
+
+def _conditions(executor, model, conds, x_in, timestep, model_options):
+    """CALC_COND_BATCH: which conditionings are about to be evaluated."""
+    for run in model_options["transformer_options"][KEY]:
+        run.look(conds, x_in, float(timestep.max()))
+    return executor(model, conds, x_in, timestep, model_options)
+
+
+def _network(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    """APPLY_MODEL: one call of the network, with replacements on the layers that are wanted now."""
+    count = len(x) // len(transformer_options["uuids"])
+    runs = [(run, run.parts.within(transformer_options)) for run in transformer_options[KEY]]
+    replace = dict(transformer_options.get("patches_replace", {}))
+    for kind, slot in SLOTS.items():
+        wanted: dict[Place, list] = {}
+        for run, parts in runs:
+            for place in run.places if parts else ():
+                if run.wants(kind, place):
+                    wanted.setdefault(place, []).extend((run, n * count, tokens) for n, tokens in parts)
+        there = replace.get(slot, {})
+        on_top = {p.key: partial(_attend, p, kind, there.get(p.key, there.get(p.key[:2])), active, len(x)) for p, active in wanted.items()}
+        if on_top:
+            replace[slot] = {**there, **on_top}
+    options = {**transformer_options, "patches_replace": replace}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+_WRAPPERS = {
+    WrappersMP.OUTER_SAMPLE: _begin,
+    WrappersMP.PREDICT_NOISE: _predict,
+    WrappersMP.CALC_COND_BATCH: _conditions,
+    WrappersMP.APPLY_MODEL: _network,
+}
+
+
+def install(model, control):
+    """A clone of the model with a control: an object whose `begin(scale, noise)` gives its `Run`."""
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    options[KEY] = (*options.get(KEY, ()), control)
+    for kind, wrapper in _WRAPPERS.items():
+        if not patched.get_wrappers(kind, KEY):
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
+    return patched

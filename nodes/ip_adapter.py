@@ -1,0 +1,152 @@
+"""IP-Adapter: an image as a prompt, for the whole run or as a guidance channel of its own."""
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..attention.ip_adapter import COMBINATIONS
+from ..guidance.schedules import ALWAYS, Schedule
+from .host import ip_adapter, sockets
+
+_CATEGORY = "controlled diffusion/attention"
+_ALIASES = ["ip-adapter", "ipadapter", "image prompt", "style reference", "decoupled cross-attention", "reference image", "clip vision"]
+
+
+class IPAdapterLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IPAdapterLoader",
+            display_name="Load IP-Adapter",
+            category=_CATEGORY,
+            description="Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, told by the file's own weights.",
+            search_aliases=_ALIASES,
+            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.names(), tooltip="A .safetensors file in models/ipadapter.")],
+            outputs=[sockets.IPAdapter.Output(display_name="adapter", tooltip="For IP-Adapter Patch.")],
+        )
+
+    @classmethod
+    def execute(cls, adapter_name) -> io.NodeOutput:
+        return io.NodeOutput(ip_adapter.load(adapter_name))
+
+
+def _combine_input():
+    return io.Combo.Input(
+        "combine",
+        options=list(COMBINATIONS),
+        tooltip="Several images: 'concat' all in one attention, 'add' an attention for each and their sum (stronger with each image), 'average' "
+        "one image of their mean features, 'batch' image i for picture i. The same for a single image.",
+    )
+
+
+class IPAdapterPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IPAdapterPatch",
+            display_name="IP-Adapter Patch",
+            category=_CATEGORY,
+            description="Lets images speak beside the prompt: the cross-attention of the model looks at them too. For the whole run, or, with a "
+            "conditioning connected, for that conditioning alone, so that image and text can be guidance channels of their own.",
+            search_aliases=_ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="An SD1.5 or SDXL model that the adapter was made for."),
+                sockets.IPAdapter.Input("adapter", tooltip="From Load IP-Adapter."),
+                io.MultiType.Input(
+                    "clip_vision",
+                    types=[io.ClipVision, io.ClipVisionOutput],
+                    tooltip="The image encoder that the adapter was made with (ViT-H for most, ViT-bigG for some of SDXL), or what it made of the "
+                    "images: a CLIP_VISION_OUTPUT, for base adapters.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-5.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="Strength of the images in the attention (lambda). 0 = off, 1 = as trained, usual 0.4 to 0.8 beside a prompt.",
+                ),
+                *sockets.percent_range("the image"),
+                _combine_input(),
+                io.String.Input(
+                    "layer_weights",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on SDXL. Names: all, input, "
+                    "middle, output, input4, output3-5, input4.1 (its second transformer). Empty = 1 everywhere.",
+                ),
+                io.Combo.Input(
+                    "crop",
+                    options=["center", "none"],
+                    advanced=True,
+                    tooltip="How an image that is not square gets to the encoder: its middle, or squeezed whole.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="The image, or a batch of several. Not with a CLIP_VISION_OUTPUT."),
+                io.Mask.Input("mask", optional=True, tooltip="Where the image acts, 1 = fully. Not connected: everywhere."),
+                sockets.GuidanceSchedule.Input(
+                    "schedule", optional=True, tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="Connected: the image acts on this conditioning alone, and the outputs conditioning and null carry it. Not connected: "
+                    "it acts on all positive conditionings of the run.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model; the conditionings below need it too."),
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="The conditioning that sees the image, for a Guidance Channel."
+                ),
+                io.Conditioning.Output(
+                    display_name="null", tooltip="The same that sees the adapter's empty image: the null of that channel, or a negative."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        adapter,
+        clip_vision,
+        weight,
+        start_percent,
+        end_percent,
+        combine,
+        layer_weights,
+        crop,
+        image=None,
+        mask=None,
+        schedule=None,
+        conditioning=None,
+    ) -> io.NodeOutput:
+        prompt = ip_adapter.prompt_of(adapter, clip_vision, image, combine, crop == "center")
+        settings = dict(weight=weight, schedule=schedule or ALWAYS, interval=Schedule(start=start_percent, end=end_percent), mask=mask)
+        patch = ip_adapter.patch_for(model, adapter, prompt, layer_weights, only_marked=conditioning is not None, **settings)
+        if conditioning is None:
+            silent = ExecutionBlocker("IP-Adapter Patch: connect a conditioning to get one that sees the image.")
+            return io.NodeOutput(patch.install(model), silent, silent)
+        return io.NodeOutput(patch.install(model), patch.marked(conditioning, True), patch.marked(conditioning, False))
+
+
+class DemoImageEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DemoImageEncoderLoader",
+            display_name="Load Demo Image Encoder",
+            category="controlled diffusion/demo",
+            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of under 1 MB that knows the demo's coloured "
+            "shapes. To use a model of your own, put Load CLIP Vision in this node's place.",
+            search_aliases=["demo clip vision", "tiny image encoder", "example model"],
+            inputs=[],
+            outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(ip_adapter.demo_encoder())
+
+
+NODES = [IPAdapterLoader, IPAdapterPatch, DemoImageEncoderLoader]

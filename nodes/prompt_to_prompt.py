@@ -1,0 +1,179 @@
+"""Prompt-to-Prompt: edit a picture by editing its prompt."""
+
+from comfy_api.latest import io
+
+from ..attention.alignment import OPERATIONS
+from ..attention.prompt_to_prompt import Settings, Window
+from .host import prompt_to_prompt as editing
+from .host.prompts import encoded
+
+_CATEGORY = "controlled diffusion/attention"
+_ALIASES = [
+    "p2p",
+    "prompt to prompt",
+    "prompt-to-prompt image editing with cross attention control",
+    "attention control",
+    "word swap",
+    "attention reweighting",
+    "cross attention",
+    "local blend",
+]
+
+
+def _percent(name: str, default: float, tooltip: str, advanced: bool = False):
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, advanced=advanced, tooltip=tooltip)
+
+
+def _text(name: str, tooltip: str, default: str = "", multiline: bool = False, advanced: bool = False):
+    return io.String.Input(name, default=default, multiline=multiline, dynamic_prompts=multiline, advanced=advanced, tooltip=tooltip)
+
+
+class P2PAttentionPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="P2PAttentionPatch",
+            display_name="P2P Attention Patch",
+            category=_CATEGORY,
+            description="Prompt-to-Prompt: draws the source prompt and edited prompts side by side, the edits with the attention maps of the source, "
+            "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first picture.",
+            search_aliases=_ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2, SDXL and their like; eps, v or flow."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model."),
+                _text("source", "The prompt of the source picture.", multiline=True),
+                _text(
+                    "targets",
+                    "The edited prompts, one a line; the same words as the source but for the edit. Empty: the source's own words, to change "
+                    "their weights.",
+                    multiline=True,
+                ),
+                _text("negative", "The negative prompt of all pictures; usually empty.", multiline=True),
+                io.Combo.Input(
+                    "operation",
+                    options=list(OPERATIONS),
+                    tooltip="How words are matched. 'auto': swaps, insertions, deletions, moved words and degree words ('very') as the prompts "
+                    "show. 'replace': changed phrases share the maps of those they stand for. 'refine': only words that stay keep their maps. "
+                    "'reweight only': weights alone act.",
+                ),
+                _percent(
+                    "cross_start",
+                    0.0,
+                    "Percent of the sampling at which the words' maps are taken over from; 0 is the noisiest moment.",
+                    True,
+                ),
+                _percent(
+                    "cross_end",
+                    0.8,
+                    "Percent of the sampling up to which the words' maps are taken over. More keeps the layout, less gives freedom; 0 is off. "
+                    "Usual 0.4 to 0.8.",
+                ),
+                _percent("self_start", 0.0, "Percent of the sampling at which the self-attention is taken over from.", True),
+                _percent(
+                    "self_end",
+                    0.4,
+                    "Percent of the sampling up to which self-attention, which holds shapes and layout, is taken over. 0 is off. Usual 0.2 to "
+                    "0.6; low to change a shape, high to change a colour or texture.",
+                ),
+                _text(
+                    "word_weights",
+                    "How strongly words act: 'blue: 1.5, (hat:0.5)'. 1 is neutral, usual 0 to 3, below 0 the opposite. One line for all "
+                    "targets, or one a target; with one target every line makes a picture.",
+                    multiline=True,
+                ),
+                _text(
+                    "blend_words",
+                    "Only where these words look may the edit differ from the source: words between commas, or * for those "
+                    "that change. Empty: everywhere.",
+                ),
+                _text("protect_words", "Where these words look nothing changes. Words between commas."),
+                _percent(
+                    "blend_threshold",
+                    0.3,
+                    "Share of a word's strongest attention above which a place counts. Lower gives larger areas. Usual 0.2 to 0.5.",
+                ),
+                _percent("blend_start", 0.2, "Percent of the sampling before which everything may differ. Usual 0.2.", True),
+                io.Float.Input(
+                    "alpha",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Share of the source's attention that is taken over. 1 = all (neutral), less lets a style change more, 0 = none. "
+                    "Usual 0.3 to 0.8 for a style.",
+                ),
+                _text(
+                    "word_windows",
+                    "Percents for single words in the place of cross_start and cross_end: 'blue: 0-0.4, hat: 0.2-1'.",
+                    advanced=True,
+                ),
+                _text(
+                    "cross_layers",
+                    "Layers whose words' maps are taken over: all, input, middle, output, output3-5, 1/2 (at most half the "
+                    "latent's side); several between commas.",
+                    "all",
+                    advanced=True,
+                ),
+                _text(
+                    "self_layers",
+                    "Layers whose self-attention is taken over, written alike. 1/2 is 32 x 32 and below at 512 x 512.",
+                    "1/2",
+                    advanced=True,
+                ),
+                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width in pixels, where no latent is connected."),
+                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels, where no latent is connected."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures of the source; each target gets as many."),
+                io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For a KSampler, a guider or Inversion Sampler."),
+                io.Conditioning.Output(display_name="positive", tooltip="All prompts as rows, the source first."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt."),
+                io.Latent.Output(display_name="latent", tooltip="A row for each prompt, all with the same noise; the source first."),
+                io.String.Output(display_name="alignment", tooltip="Which word stands for which, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        source,
+        targets,
+        negative,
+        operation,
+        cross_start,
+        cross_end,
+        self_start,
+        self_end,
+        word_weights,
+        blend_words,
+        protect_words,
+        blend_threshold,
+        blend_start,
+        alpha,
+        word_windows,
+        cross_layers,
+        self_layers,
+        width,
+        height,
+        batch_size,
+        latent=None,
+    ) -> io.NodeOutput:
+        patched, positive, batch, alignment = editing.prepared(
+            model,
+            clip,
+            (source, [line.strip() for line in targets.splitlines() if line.strip()]),
+            operation,
+            editing.Words(word_weights, word_windows, blend_words, protect_words),
+            Settings(Window(cross_start, cross_end), Window(self_start, self_end), alpha),
+            (cross_layers, self_layers),
+            (blend_threshold, blend_start),
+            lambda branches: editing.batch_latent(model, latent, (height, width), batch_size, branches),
+        )
+        return io.NodeOutput(patched, positive, encoded(clip, negative), batch, alignment)
+
+
+NODES = [P2PAttentionPatch]

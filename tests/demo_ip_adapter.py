@@ -1,0 +1,153 @@
+"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo_ip_adapter.py` (resumable).
+
+The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.ops
+import torch
+from comfy.sd1_clip import SD1Tokenizer
+from controlled_diffusion.attention.ip_adapter import decoupled
+from controlled_diffusion.nodes.host import demo, ip_adapter
+from controlled_diffusion.training import demo_ip_adapter as recipe
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from safetensors.torch import load_file
+
+from demo_model import STATE, load_average, parameters_of, say, shipped, shown
+
+ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2500, 1e-3, 64
+STEPS, RATE, BATCH = 1500, 1.5e-3, 24
+SCENES = 6000
+ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", ip_adapter.DEMO_ENCODER
+SIZE = recipe.VISION_CONFIG["image_size"]
+
+
+def pixels_of(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
+    return comfy.clip_model.clip_preprocess(pictures.movedim(1, -1), size=SIZE)
+
+
+def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str, torch.Tensor]:
+    """Latents (N, 4, 16, 16) and encoder pixels (N, 3, 64, 64) of the first scenes, made once, in half precision."""
+    done = load_file(path) if path.exists() else {"latents": torch.empty(0, 4, 16, 16), "pixels": torch.empty(0, 3, SIZE, SIZE)}
+    while len(done["latents"]) < count:
+        first = len(done["latents"])
+        parts = []
+        for start in range(first, min(first + 1000, count), chunk):
+            scenes = [recipe.scene(i) for i in range(start, min(start + chunk, count))]
+            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+            parts.append({"latents": latents, "pixels": pixels_of(pictures)})
+        done = {k: torch.cat([done[k].half(), *(p[k].half() for p in parts)]) for k in done}
+        save_atomically(done, path)
+        say(f"  encoded {len(done['latents'])} of {count} scenes")
+    return {k: v[:count] for k, v in done.items()}
+
+
+def new_encoder() -> torch.nn.Module:
+    made = comfy.clip_model.CLIPVisionModelProjection(recipe.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    return demo_model.initialise(made, recipe.SEED)
+
+
+def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
+    """The embeddings (N, F) of the host's network."""
+    return encoder(pixel_values=pixels, intermediate_output=-2)[2]
+
+
+def naming_share(encoder, heads, seed: int = recipe.SEED + 1000, count: int = 200) -> dict[str, float]:
+    """How often the encoder names each fact of held-out scenes right."""
+    scenes = [recipe.scene(i, seed) for i in range(count)]
+    with torch.no_grad():
+        embeds = embedded(encoder, pixels_of(demo_model.as_pictures([world.render(s) for s in scenes])))
+    truth = recipe.labels(scenes)
+    return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(recipe.NAMED)}
+
+
+def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
+    """The trained encoder; trains it first where its state is not complete."""
+    encoder, heads = new_encoder(), recipe.new_heads()
+    parameters = parameters_of(vision=encoder) | {f"head.{k}": v for k, v in heads.items()}
+    loop = Loop(parameters, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99)
+    loop.restore(state)
+    say(f"encoder: {loop.done} of {steps} steps done")
+    truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's network adds in place
+        run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
+        shown(saving(loop, run, state))
+    load_average(state, vision=encoder)
+    shares = naming_share(encoder, {k: v.detach() for k, v in heads.items()})
+    say("  named right on held-out scenes: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
+    return encoder.requires_grad_(False)
+
+
+def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
+    """The denoiser with an image at weight 1: keys and values of each layer in the order of `names`."""
+
+    def attend(pair, q, k, v, options):
+        own = partial(demo_model.attention, heads=options["n_heads"])
+        return decoupled(own(q, k, v), q, [pair], 1.0, own)
+
+    options = {
+        "optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: demo_model.attention(q, k, v, heads),
+        "patches_replace": {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}},
+    }
+    return unet(noisy, levels, context=context, transformer_options=options)
+
+
+def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:
+    """The trained adapter's tensors; trains it first where its state is not complete."""
+    layers = dict(ip_adapter.transformers(unet))
+    parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features.shape[1])
+    loop = Loop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
+    loop.restore(state)
+    say(f"adapter: {loop.done} of {steps} steps done")
+
+    def encode_text(ids):
+        with torch.no_grad():
+            return demo_model.encode_text(tower, ids)
+
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
+    draw = recipe.Batches(latents, features, tokens, BATCH)
+    shown(saving(loop, recipe.train_adapter(partial(seeing, unet, list(layers)), encode_text, parts, draw, loop), state))
+    with loop.averaged():
+        return {k: p.detach().half() for k, p in parts.items()}
+
+
+def written(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(tensors, path)
+    say(f"wrote {path.name} in {path.parent.name}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def make(threads: int) -> None:
+    """Encoder and adapter, each trained on from where it stopped, and their files."""
+    torch.set_num_threads(threads)
+    STATE.mkdir(parents=True, exist_ok=True)
+    autoencoder, unet, tower = shipped()
+    data = scene_data(autoencoder, STATE / "ip_adapter_scenes.safetensors", SCENES)
+    encoder = train_encoder(data, STATE / "ip_adapter_encoder.safetensors", ENCODER_STEPS)
+    with torch.no_grad():
+        features = torch.cat([embedded(encoder, part.float()) for part in data["pixels"].split(200)])
+    scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
+    latents = (data["latents"].float() / scale + shift) * demo.LATENT_SCALE  # as the denoiser gets them
+    made = train_adapter(unet.requires_grad_(False), tower, latents, features, STATE / "ip_adapter.safetensors", STEPS)
+    written({k: v.half() for k, v in encoder.state_dict().items()}, ENCODER)
+    written(made, ADAPTER)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    make(parser.parse_args().threads)
+
+
+if __name__ == "__main__":
+    main()

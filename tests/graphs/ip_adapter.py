@@ -1,0 +1,88 @@
+"""An image as a prompt."""
+
+from .parts import SWAP, ksampler, prompt_nodes, sampled_with, saved
+
+OWN = "\n\nFor your own model: its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter take these places."
+
+
+def reference_and_adapter(graph, model, text: str, empty):
+    """(adapter, image encoder, reference): a picture of the demo model itself, to be replaced by the user's own."""
+    with graph.group("2 Reference"):
+        (prompt,) = prompt_nodes(graph, model, **{"what the reference shows": text})
+        size = graph.add("EmptyLatentImage", title="one picture", width=128, height=128, batch_size=1)
+        reference = graph.add("VAEDecode", samples=ksampler(graph, model["model"], prompt, empty, size, seed=5), vae=model["vae"])
+    with graph.group("3 Adapter"):
+        adapter = graph.add("IPAdapterLoader", adapter_name="demo_model.safetensors")
+        encoder = graph.add("DemoImageEncoderLoader")
+    return adapter, encoder, reference
+
+
+def ip_adapter(graph):
+    graph.note(
+        "# IP-Adapter: an image in the place of words\n\nThe prompt says where and on which ground, and names neither colour nor shape: these come "
+        "from the reference. The upper pictures are the same prompt without it.\n\nTry *weight* from 0 to 1.5, another reference (*Load Image*), "
+        "a mask, *start_percent* 0.3." + OWN + SWAP
+    )
+    with graph.group("1 Model and prompt"):
+        model = graph.add("DemoModelLoader")
+        text, empty = prompt_nodes(graph, model, text="something on the left on a gray background", negative="")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    adapter, encoder, reference = reference_and_adapter(graph, model, "a large purple star on a pink background", empty)
+    with graph.group("4 Sample"):
+        patched = graph.add(
+            "IPAdapterPatch", model=model["model"], adapter=adapter, clip_vision=encoder, image=reference, weight=1.0, combine="concat"
+        )
+        latents = [ksampler(graph, m, text, empty, size, seed=11) for m in (model["model"], patched["model"])]
+    with graph.group("5 Pictures"):
+        graph.add("PreviewImage", title="reference", images=reference)
+        for title, latent in zip(("the prompt alone", "with the reference"), latents):
+            saved(graph, model["vae"], latent, "ip_adapter", title)
+
+
+def ip_adapter_channel(graph):
+    graph.note(
+        "# Image and text as two channels\n\nThe patch is given an empty prompt: only that conditioning sees the reference, and *null* is the same "
+        "with the adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper pictures "
+        "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN + SWAP
+    )
+    with graph.group("1 Model and prompt"):
+        model = graph.add("DemoModelLoader")
+        text, empty = prompt_nodes(graph, model, text="something on the right on a white background", unconditional="")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
+    adapter, encoder, reference = reference_and_adapter(graph, model, "a large orange cross on a black background", empty)
+    with graph.group("4 Channels"):
+        patched = graph.add(
+            "IPAdapterPatch",
+            model=model["model"],
+            adapter=adapter,
+            clip_vision=encoder,
+            image=reference,
+            weight=1.0,
+            combine="concat",
+            conditioning=empty,
+        )
+        words = graph.add("GuidanceChannel", title="the text", conditioning=text, weight=4.0, role="positive", name="text")
+        image = graph.add(
+            "GuidanceChannel",
+            title="the image",
+            conditioning=patched["conditioning"],
+            null=patched["null"],
+            weight=4.0,
+            role="positive",
+            name="image",
+            previous=words,
+        )
+    with graph.group("5 Sample"):
+        guiders = [
+            graph.add("MultiCFGGuider", model=patched["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"]
+            for channel in (words, image)
+        ]
+        latents = [sampled_with(graph, model, guider, size, sigmas, seed=11) for guider in guiders]
+    with graph.group("6 Pictures"):
+        graph.add("PreviewImage", title="reference", images=reference)
+        for title, latent in zip(("the text alone", "with the image"), latents):
+            saved(graph, model["vae"], latent, "ip_adapter_channel", title)
+
+
+WORKFLOWS = [ip_adapter, ip_adapter_channel]

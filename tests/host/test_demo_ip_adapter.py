@@ -1,0 +1,62 @@
+"""A trial of the script that makes the demo model's image encoder and IP-Adapter, and what the host does with its files."""
+
+import comfy.clip_vision
+import pytest
+import torch
+from controlled_diffusion.nodes.host import demo, ip_adapter
+from controlled_diffusion.nodes.ip_adapter import DemoImageEncoderLoader, IPAdapterPatch
+from safetensors.torch import load_file
+
+import demo_ip_adapter as script
+
+SHIPPED = ip_adapter.SHIPPED / "demo_model.safetensors"
+
+
+@pytest.fixture
+def few_steps(tmp_path, monkeypatch):
+    settings = dict(ENCODER_STEPS=3, STEPS=2, SCENES=40, BATCH=4, ENCODER_BATCH=8, STATE=tmp_path / "state")
+    files = dict(ADAPTER=tmp_path / "adapter.safetensors", ENCODER=tmp_path / "encoder.safetensors")
+    for name, value in (settings | files).items():
+        monkeypatch.setattr(script, name, value)
+
+
+@pytest.mark.slow
+def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_stopped(few_steps, capsys):
+    script.make(threads=1)
+    said, first = capsys.readouterr().out, load_file(script.ADAPTER)
+    assert "encoder: 0 of 3 steps done" in said and "adapter: 0 of 2 steps done" in said
+    script.make(threads=1)
+    said = capsys.readouterr().out
+    assert "encoder: 3 of 3 steps done" in said and "adapter: 2 of 2 steps done" in said and "encoded" not in said
+    again = load_file(script.ADAPTER)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 2e6
+    with torch.inference_mode():
+        model, adapter = demo.load()[0], ip_adapter.recognise(again, "trial")
+        layer = next(iter(ip_adapter.cross_attentions(model).values()))
+        for part, trained in zip("kv", adapter.layers[0]):
+            moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()
+            assert 1e-5 < moved < 0.1, "it starts at the text's weights, and moves"
+        encoder = ip_adapter.demo_encoder(script.ENCODER)
+        image = torch.rand(1, 128, 128, 3)
+        embed = encoder.encode_image(image)["image_embeds"].float()
+        assert torch.isfinite(embed).all() and embed.abs().sum() > 0
+        IPAdapterPatch.execute(model, adapter, encoder, 1.0, 0.0, 1.0, "concat", "", "center", image=image)
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the demo model's adapter has not been trained yet")
+class TestShipped:
+    def test_it_is_small(self):
+        assert SHIPPED.stat().st_size + ip_adapter.DEMO_ENCODER.stat().st_size <= 2e6
+
+    def test_the_node_loads_the_encoder_whole(self):
+        encoder = DemoImageEncoderLoader.execute().args[0]
+        assert isinstance(encoder, comfy.clip_vision.ClipVisionModel)
+        assert set(load_file(ip_adapter.DEMO_ENCODER)) == set(encoder.get_sd())
+
+    def test_it_fits_the_demo_model(self):
+        assert "demo_model.safetensors" in ip_adapter.names()
+        with torch.inference_mode():
+            model, encoder = demo.load()[0], ip_adapter.demo_encoder()
+            prompt = ip_adapter.prompt_of(ip_adapter.load("demo_model.safetensors"), encoder, torch.rand(1, 128, 128, 3))
+            assert ip_adapter.patch_for(model, ip_adapter.load("demo_model.safetensors"), prompt).layers

@@ -1,0 +1,657 @@
+"""IP-Adapter in the host's own sampling."""
+
+import importlib.util
+from pathlib import Path
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import node_helpers
+import nodes
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from controlled_diffusion.attention.ip_adapter import recognise
+from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.guidance.schedules import Constant, Schedule
+from controlled_diffusion.nodes.host import gradients, ip_adapter
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
+from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
+from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from adapters import parted, published
+from host import tiny_editors
+from host.sampling import Count, ksampler, latent, run
+from host.tiny import CONTEXT, conditioning, fill, unet
+
+EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
+TEXT_OF_78 = conditioning(5, tokens=78)  # the host cannot put it into one call with one of 77
+DEEP = dict(transformer_depth=[1, 2], transformer_depth_output=[1, 1, 2, 2], transformer_depth_middle=2)
+FEATURES, HIDDEN = VISION_CONFIG["projection_dim"], VISION_CONFIG["hidden_size"]
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+SIGMA = 2.0
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
+
+@pytest.fixture(scope="module")
+def vision():
+    """A tiny random CLIP_VISION of the host's own class."""
+    encoder = ip_adapter.new_demo_encoder()
+    fill(encoder.model, 4)
+    return encoder
+
+
+def picture(seed: int = 0, count: int = 1) -> torch.Tensor:
+    return torch.rand(count, 48, 48, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def widths_of(model) -> list[int]:
+    return [a.to_k.weight.shape[0] for a in ip_adapter.cross_attentions(model).values()]
+
+
+def adapter_for(model, kind: str = "base", seed: int = 0):
+    weights = published(kind, FEATURES if kind == "base" else HIDDEN, CONTEXT, widths_of(model), seed)
+    return recognise(weights, "tiny.safetensors")
+
+
+def patched(model, vision, image=None, kind="base", seed=0, weight=1.0, start=0.0, end=1.0, combine="concat", layers="", **optional):
+    """The outputs of IP-Adapter Patch."""
+    image = picture() if image is None else image
+    given = (model, adapter_for(model, kind, seed), vision, weight, start, end, combine, layers, "center")
+    return IPAdapterPatch.execute(*given, image=image, **optional).args
+
+
+def guided(model, positive=CAT, negative=EMPTY, cfg: float = 3.0):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def predictions(model, positive=CAT, negative=EMPTY, empty=None, sigma: float = SIGMA) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model predicts for positive and negative at a sigma, in one run of the host's CFG."""
+    seen = []
+
+    def note(args):
+        seen.append((args["cond_denoised"], args["uncond_denoised"]))
+        return args["denoised"]
+
+    noted = model.clone()
+    noted.set_model_sampler_post_cfg_function(note)
+    run(guided(noted, positive, negative), empty, sigmas=torch.tensor([sigma, 0.0]))
+    return seen[0]
+
+
+def layer_outputs(model, block=("input", 1), **given) -> torch.Tensor:
+    """What the cross-attention of the first block gives, after its output projection."""
+    seen, watched = [], model.clone()
+
+    def note(n, options):
+        if options["block"] == block:
+            seen.append(n.clone())
+        return n
+
+    watched.set_model_attn2_output_patch(note)
+    predictions(watched, **given)
+    return torch.cat(seen)
+
+
+# --- the same as diffusers --------------------------------------------------------------------------------------
+
+
+WITH, WITHOUT = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+FAMILIES = {  # the host's config of the family at a small width, its blocks in diffusers, and how many cross-attentions it has
+    "SD1.5": (
+        dict(
+            num_res_blocks=[2] * 4,
+            channel_mult=[1, 2, 2, 2],
+            transformer_depth=[1] * 6 + [0] * 2,
+            transformer_depth_output=[1] * 9 + [0] * 3,
+        ),
+        dict(block_out_channels=(32, 64, 64, 64), kinds=(WITH, WITH, WITH, WITHOUT), transformer_layers_per_block=1),
+        16,
+    ),
+    "SDXL": (
+        dict(
+            num_res_blocks=[2] * 3,
+            channel_mult=[1, 1, 2],
+            transformer_depth=[0, 0, 2, 2, 10, 10],
+            transformer_depth_output=[0] * 3 + [2] * 3 + [10] * 3,
+            transformer_depth_middle=10,
+            use_linear_in_transformer=True,
+        ),
+        dict(
+            block_out_channels=(32, 32, 64),
+            kinds=(WITHOUT, WITH, WITH),
+            transformer_layers_per_block=[1, 2, 10],
+            use_linear_projection=True,
+        ),
+        70,
+    ),
+}
+
+
+def converted(model, family: str):
+    """The same network as a UNet of the `diffusers` package."""
+    from diffusers import UNet2DConditionModel
+
+    shape = dict(FAMILIES[family][1])
+    down, up = zip(*shape.pop("kinds"))
+    blocks = dict(down_block_types=down, up_block_types=up[::-1], layers_per_block=2)
+    theirs = UNet2DConditionModel(16, cross_attention_dim=CONTEXT, attention_head_dim=4, **blocks, **shape)
+    ours, names = model.model.diffusion_model.state_dict(), comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    theirs.load_state_dict({k: ours[names[k]] for k in theirs.state_dict()})
+    return theirs.eval()
+
+
+class AtX(comfy.samplers.Sampler):
+    """Predicts once, at a noisy latent of its own, for positive and negative."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x, self.denoised = x, []
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        conds, options = [model_wrap.conds[k] for k in ("positive", "negative")], extra_args["model_options"]
+        self.denoised = comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, self.x, sigmas[:1], options)
+        return self.x
+
+
+@pytest.mark.parametrize(("family", "kind"), [("SD1.5", "base"), ("SD1.5", "plus"), ("SD1.5", "full"), ("SDXL", "base")])
+def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp_path):
+    """Through nodes and a file: numbers of layers, blocks, projections, the zero image, and both rows of CFG."""
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("the package 'diffusers' is not installed; it is the reference of this test")
+    config, _, count = FAMILIES[family]
+    model = unet("eps", **config)
+    weights = published(kind, FEATURES if kind == "base" else HIDDEN, CONTEXT, widths_of(model))
+    theirs = converted(model, family)
+    sigma, x = float(model.get_model_object("model_sampling").sigmas[600]), torch.randn(1, 4, 16, 16)
+    given = (x / (1 + sigma**2) ** 0.5).repeat(2, 1, 1, 1), 600, torch.cat([CAT[0][0], EMPTY[0][0]])
+    plain = theirs(*given).sample
+    theirs._load_ip_adapter_weights([parted(weights)], low_cpu_mem_usage=False)
+    encoded = vision.encode_image(picture())
+    features = encoded["image_embeds"] if kind == "base" else encoded["penultimate_hidden_states"]
+    nothing = (
+        torch.zeros_like(features) if kind == "base" else vision.model(pixel_values=torch.zeros(1, 3, 64, 64), intermediate_output=-2)[1]
+    )
+    eps = theirs(*given, added_cond_kwargs={"image_embeds": [torch.cat([features, nothing])[:, None].float()]}).sample
+    assert len(widths_of(model)) == count and (eps - plain).flatten(1).abs().amax(1).min() > 0.1
+
+    save_file(weights, tmp_path / f"{family} {kind}.safetensors")
+    folder_paths.add_model_folder_path("ipadapter", str(tmp_path))
+    loaded = IPAdapterLoader.execute(f"{family} {kind}.safetensors").args[0]
+    node = IPAdapterPatch.execute(model, loaded, vision, 1.0, 0.0, 1.0, "concat", "", "center", image=picture()).args[0]
+    once = AtX(x)
+    guided(node).sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
+    found = (x - torch.cat(once.denoised)) / sigma
+    assert_close(found, eps, atol=1e-5, rtol=1e-5)
+
+
+# --- neutral settings -------------------------------------------------------------------------------------------
+
+
+def test_weight_zero_is_the_model_itself_bit_for_bit(any_model, vision):
+    plain = ksampler(any_model, CAT, EMPTY, 3.0)
+    assert torch.equal(ksampler(patched(any_model, vision, weight=0.0)[0], CAT, EMPTY, 3.0), plain)
+    assert torch.equal(ksampler(patched(any_model, vision, layers="all:0")[0], CAT, EMPTY, 3.0), plain)
+    assert not torch.allclose(ksampler(patched(any_model, vision)[0], CAT, EMPTY, 3.0), plain, atol=1e-2)
+
+
+def test_the_model_handed_in_is_unchanged_and_runs_do_not_influence_each_other(eps_model, vision):
+    plain = ksampler(eps_model, CAT, EMPTY, 3.0)
+    node = patched(eps_model, vision)[0]
+    first, second = (ksampler(node, CAT, EMPTY, 3.0) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(ksampler(eps_model, CAT, EMPTY, 3.0), plain)
+
+
+@pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 1.0, True), (0.0, 0.3, False), (0.6, 1.0, False), (0.4, 0.5, True)])
+def test_it_acts_between_its_percents_alone(eps_model, vision, start, end, acts):
+    sigma = noise_scale(eps_model.get_model_object("model_sampling")).sigma(0.45)
+    found = torch.cat(predictions(patched(eps_model, vision, start=start, end=end)[0], sigma=sigma))
+    assert torch.equal(found, torch.cat(predictions(eps_model, sigma=sigma))) is not acts
+
+
+def test_a_schedule_multiplies_the_weight(eps_model, vision):
+    half = Schedule(Constant(0.5))
+    found = predictions(patched(eps_model, vision, weight=0.8, schedule=half)[0])
+    assert_close(found, predictions(patched(eps_model, vision, weight=0.4)[0]))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def alone(model, vision, text, image: bool, **settings) -> torch.Tensor:
+    """The prediction for one text that sees the image, or the empty image, by itself."""
+    node, seen, blank = patched(model, vision, conditioning=text, **settings)
+    return predictions(node, positive=seen if image else blank)[0]
+
+
+def test_positive_rows_see_the_image_and_negative_rows_the_empty_one(any_model, vision):
+    found = predictions(patched(any_model, vision)[0])
+    assert_close(found, (alone(any_model, vision, CAT, True), alone(any_model, vision, EMPTY, False)), **CLOSE)
+    plain = predictions(any_model)
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(found, plain))
+
+
+def test_it_is_the_same_when_the_host_cannot_put_both_into_one_call(eps_model, vision):
+    together, apart = Count(eps_model), Count(eps_model)
+    predictions(patched(together.model, vision)[0])
+    found = predictions(patched(apart.model, vision)[0], negative=TEXT_OF_78)
+    assert (together.calls, apart.calls) == (1, 2)
+    assert_close(found, (alone(eps_model, vision, CAT, True), alone(eps_model, vision, TEXT_OF_78, False)), **CLOSE)
+
+
+def test_a_conditioning_that_comes_up_in_the_middle_of_a_run_goes_by_its_place(eps_model, vision):
+    """Another node may ask for predictions of its own; of these the first is taken for the positive, as in the host's CFG."""
+    seen = []
+
+    def ask(args):
+        fresh = [[{**c, "uuid": object()} for c in args[k]] for k in ("cond", "uncond")]
+        seen.extend(comfy.samplers.calc_cond_batch(args["model"], fresh, args["input"], args["sigma"], args["model_options"]))
+        return args["denoised"]
+
+    node = patched(eps_model, vision)[0]
+    wanted = predictions(node)
+    node.set_model_sampler_post_cfg_function(ask)
+    run(guided(node), sigmas=torch.tensor([SIGMA, 0.0]))
+    assert_close(tuple(seen), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_under_dual_cfg_only_the_first_conditioning_sees_the_image(eps_model, vision, nested):
+    """The host marks the second one as a negative; the order of its list is another than in plain CFG."""
+
+    def sampled(model, *texts):
+        guider = Guider_DualCFG(model)
+        guider.set_conds(*texts)
+        guider.set_cfg(3.0, 2.0, nested=nested)
+        return run(guider)
+
+    node, seen, _ = patched(eps_model, vision, conditioning=CAT)
+    blanks = [node_helpers.conditioning_set_values(c, {ip_adapter.KEY: ((seen[0][1][ip_adapter.KEY][0][0], False),)}) for c in (DOG, EMPTY)]
+    assert_close(sampled(patched(eps_model, vision)[0], CAT, DOG, EMPTY), sampled(node, seen, *blanks), atol=1e-2, rtol=1e-3)
+
+
+def test_under_perp_neg_the_positive_sees_the_image_and_both_others_the_empty_one(eps_model, vision):
+    def sampled(model, *texts):
+        guider = Guider_PerpNeg(model)
+        guider.set_conds(*texts)
+        guider.set_cfg(3.0, 0.8)
+        return run(guider)
+
+    node, seen, _ = patched(eps_model, vision, conditioning=CAT)
+    blanks = [node_helpers.conditioning_set_values(c, {ip_adapter.KEY: ((seen[0][1][ip_adapter.KEY][0][0], False),)}) for c in (DOG, EMPTY)]
+    assert_close(sampled(patched(eps_model, vision)[0], CAT, DOG, EMPTY), sampled(node, seen, *blanks), atol=1e-2, rtol=1e-3)
+
+
+LEFT = {"area": (8, 4, 0, 0), "strength": 1.0, "set_area_to_bounds": False}
+
+
+def test_an_area_of_the_positive_does_not_take_its_image_to_the_negative(eps_model, vision):
+    """The host gives the negative a copy of the positive's entry, marks and uuid included, with the negative's text."""
+    node, seen, blank = patched(eps_model, vision, conditioning=CAT)
+    within = node_helpers.conditioning_set_values(seen, LEFT)
+    found = predictions(node, positive=[*within, *DOG])[1]
+    assert_close(found, predictions(eps_model, positive=[*node_helpers.conditioning_set_values(CAT, LEFT), *DOG])[1], **CLOSE)
+    everywhere = patched(eps_model, vision)[0]
+    found = predictions(everywhere, positive=[*node_helpers.conditioning_set_values(CAT, LEFT), *DOG])
+    nothing = node_helpers.conditioning_set_values(EMPTY, {ip_adapter.KEY: blank[0][1][ip_adapter.KEY]})
+    wanted = predictions(node, positive=[*within, *DOG], negative=nothing)[1]
+    assert_close(found[1], wanted, **CLOSE)
+
+
+def test_every_picture_of_a_batch_sees_the_image(eps_model, vision):
+    node = patched(eps_model, vision)[0]
+    both = layer_outputs(node, empty=latent(2))
+    assert both.shape[0] == 4
+    plain = layer_outputs(eps_model, empty=latent(2))
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(both, plain))
+
+
+def test_in_a_batch_image_i_belongs_to_picture_i(eps_model, vision):
+    images = picture(1, 2)
+    both = predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(2))
+    for i in range(2):
+        one = predictions(patched(eps_model, vision, images[i : i + 1])[0], empty=latent(2))
+        assert_close([b[i] for b in both], [o[i] for o in one], **CLOSE)
+    with pytest.raises(ValueError, match="2 images for a batch of 3 pictures"):
+        predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(3))
+
+
+def test_several_images_combine_as_they_should(eps_model, vision):
+    images = picture(1, 2)
+    base = layer_outputs(eps_model)
+    single = [layer_outputs(patched(eps_model, vision, images[i : i + 1])[0]) for i in range(2)]
+    added = layer_outputs(patched(eps_model, vision, images, combine="add")[0])
+    assert_close(added - base, sum(s - base for s in single), **CLOSE)
+    twice = layer_outputs(patched(eps_model, vision, images[:1].repeat(2, 1, 1, 1))[0])
+    assert_close(twice, single[0], **CLOSE)
+
+
+# --- weights, layers, masks -------------------------------------------------------------------------------------
+
+
+def test_a_layer_is_additive_in_weight(eps_model, vision):
+    at = {w: layer_outputs(patched(eps_model, vision, weight=w)[0]) for w in (0.5, 1.0, -1.0)}
+    base = layer_outputs(eps_model)
+    assert_close(at[1.0] - base, 2 * (at[0.5] - base), **CLOSE)
+    assert_close(at[-1.0] - base, base - at[1.0], **CLOSE)
+
+
+def test_two_adapters_add_up_in_any_order(eps_model, vision):
+    other = picture(1)
+    base = layer_outputs(eps_model)
+    first, second = patched(eps_model, vision)[0], patched(eps_model, vision, other, seed=1)[0]
+    both = layer_outputs(patched(first, vision, other, seed=1)[0])
+    assert_close(both - base, layer_outputs(first) + layer_outputs(second) - 2 * base, **CLOSE)
+    assert_close(both, layer_outputs(patched(second, vision)[0]), **CLOSE)
+
+
+def test_layer_weights_reach_their_layers(vision):
+    model = unet("eps", **DEEP)
+    blocks = [("input", 1), ("input", 3), ("middle", 0), ("output", 0), ("output", 3)]
+    plain = {b: layer_outputs(model, b) for b in blocks}
+    node = patched(model, vision, layers="all:0, output0.1:1")[0]
+    changed = [b for b in blocks if not torch.equal(layer_outputs(node, b), plain[b])]
+    assert changed == [("output", 0), ("output", 3)]  # and what comes after it
+    found, wanted = layer_outputs(node, ("output", 0)).chunk(2), plain["output", 0].chunk(2)
+    assert torch.equal(found[0], wanted[0]) and not torch.allclose(found[1], wanted[1], atol=1e-3)  # the second transformer alone
+
+
+def test_a_layer_weight_is_a_factor_of_the_weight(eps_model, vision):
+    found = predictions(patched(eps_model, vision, layers="all:0, input1:0.5")[0])
+    assert_close(found, predictions(patched(eps_model, vision, weight=0.5, layers="all:0, input1:1")[0]))
+
+
+def test_a_mask_limits_the_image_to_its_place(eps_model, vision):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1.0
+    found, base, whole = (
+        layer_outputs(m).unflatten(1, (8, 8)) for m in (patched(eps_model, vision, mask=mask)[0], eps_model, patched(eps_model, vision)[0])
+    )
+    assert torch.equal(found[:, :, :3], base[:, :, :3])
+    assert_close(found[:, :, 5:], whole[:, :, 5:], **CLOSE)
+    assert torch.equal(torch.cat(predictions(patched(eps_model, vision, mask=torch.zeros(1, 8, 8))[0])), torch.cat(predictions(eps_model)))
+
+
+def test_a_mask_for_each_picture(eps_model, vision):
+    """Two masks for four pictures: they come round again, as the host repeats what is too short for a batch."""
+    masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    found = layer_outputs(patched(eps_model, vision, mask=masks)[0], empty=latent(4))
+    base, whole = (layer_outputs(m, empty=latent(4)) for m in (eps_model, patched(eps_model, vision)[0]))
+    assert torch.equal(found[::2], base[::2])
+    assert_close(found[1::2], whole[1::2], **CLOSE)
+    with pytest.raises(ValueError, match="mask holds 2 pictures but 3"):
+        predictions(patched(eps_model, vision, mask=masks)[0], empty=latent(3))
+
+
+def test_a_mask_is_cut_to_the_area_of_a_conditioning(eps_model, vision):
+    """Right half masked in: within an area that is the left half nothing of the mask is left."""
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, 4:] = 1.0
+    node, seen, _ = patched(eps_model, vision, conditioning=CAT, mask=mask)
+    for left, acts in ((0, False), (4, True)):
+        area = {**LEFT, "area": (8, 4, 0, left)}
+        found = predictions(node, positive=node_helpers.conditioning_set_values(seen, area))
+        plain = predictions(eps_model, positive=node_helpers.conditioning_set_values(CAT, area))
+        assert torch.equal(found[0], plain[0]) is not acts
+        assert torch.equal(found[1], plain[1])
+
+
+def test_a_mask_outside_its_range_is_refused(eps_model, vision):
+    with pytest.raises(ValueError, match="values outside 0 to 1"):
+        patched(eps_model, vision, mask=torch.full((1, 8, 8), 2.0))
+
+
+# --- with other nodes -------------------------------------------------------------------------------------------
+
+
+def halved(q, k, v, options):
+    """Somebody's replacement of a cross-attention."""
+    return 0.5 * host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
+
+
+def with_halved(model, *place):
+    other = model.clone()
+    other.set_model_attn2_replace(halved, *place)
+    return other
+
+
+@pytest.mark.parametrize("place", [("input", 1), ("input", 1, 0)], ids=["by block", "by transformer"])
+def test_it_composes_with_another_replacement_in_either_order(eps_model, vision, place):
+    before = layer_outputs(with_halved(patched(eps_model, vision)[0], *place))
+    after = layer_outputs(patched(with_halved(eps_model, *place), vision)[0])
+    assert torch.equal(before, after)
+    base, other, image = (layer_outputs(m) for m in (eps_model, with_halved(eps_model, *place), patched(eps_model, vision)[0]))
+    assert_close(before, other + image - base, **CLOSE)
+    assert not torch.allclose(other, base, atol=1e-3)
+
+
+def test_of_two_replacements_of_a_block_the_one_that_the_host_prefers_is_the_base(eps_model, vision):
+    node = patched(with_halved(eps_model, "input", 1), vision)[0]
+
+    def silent(q, k, v, options):
+        return torch.zeros_like(q)
+
+    node.set_model_attn2_replace(silent, "input", 1, 0)
+    plain = eps_model.clone()
+    plain.set_model_attn2_replace(silent, "input", 1, 0)
+    image = layer_outputs(patched(eps_model, vision)[0]) - layer_outputs(eps_model)
+    assert_close(layer_outputs(node), layer_outputs(plain) + image, **CLOSE)
+
+
+def test_an_override_of_the_attention_sees_the_text_and_not_the_image(eps_model, vision):
+    lengths = []
+
+    def override(attention, q, k, v, *args, **kwargs):
+        lengths.append((k.shape[1], "block" in kwargs["transformer_options"]))
+        return attention(q, k, v, *args, **kwargs)
+
+    def watched(model):
+        lengths.clear()
+        node = model.clone()
+        node.model_options["transformer_options"]["optimized_attention_override"] = override
+        predictions(node)
+        return list(lengths)
+
+    assert watched(patched(eps_model, vision)[0]) == watched(eps_model)
+
+
+def test_gradients_pass_through_the_patched_model(eps_model, vision):
+    """As in guidance through the denoiser, with keys that came to the device while no gradient was asked for."""
+    node, kept = patched(eps_model, vision)[0], []
+
+    def graded(args):
+        gradients.heal(args["model"])
+        with gradients.differentiable():
+            x = args["input"].clone().requires_grad_(True)
+            conds = gradients.ordinary(args["cond"])
+            for c in conds:
+                c["model_conds"] = {k: type(v)(gradients.ordinary(v.cond)) for k, v in c["model_conds"].items()}
+            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.ordinary(args["sigma"]), args["model_options"])[0]
+            kept.append(torch.autograd.grad(out.square().sum(), x)[0])
+        return args["denoised"]
+
+    node.set_model_sampler_post_cfg_function(graded)
+    run(guided(node), sigmas=torch.tensor([SIGMA, 0.0]))
+    assert kept[0].abs().sum() > 0
+
+
+def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision):
+    """Where the model has another precision or device, they are copied in the middle of a run, in inference mode."""
+    prompt = ip_adapter.prompt_of(adapter_for(eps_model), vision, picture())
+    run_of = ip_adapter.Run(noise_scale(eps_model.get_model_object("model_sampling")), (8, 8), {})
+    like = torch.zeros(1, dtype=torch.float16)
+    moved = run_of.on_device("images", 0, prompt.images[0], like)
+    assert all(t.dtype == torch.float16 and not t.is_inference() for t in moved)
+    assert run_of.on_device("images", 0, prompt.images[0], like) is moved
+    assert not torch.equal(run_of.on_device("nothing", 0, prompt.nothing[0], like)[0], moved[0])
+    assert not any(t.is_inference() for pairs in (prompt.images, prompt.nothing) for pair in pairs for t in pair)
+
+
+# --- as a channel -----------------------------------------------------------------------------------------------
+
+
+def channels(vision, model, weight: float = 1.0):
+    """The patched model, and a channel of the image beside an empty text."""
+    node, seen, blank = patched(model, vision, conditioning=EMPTY)
+    return node, Channel(seen, weight, null=blank, name="image")
+
+
+def test_an_image_channel_of_weight_zero_leaves_the_text_alone_bit_for_bit(any_model, vision):
+    node, image = channels(vision, any_model, 0.0)
+    text = Channel(CAT, 4.0)
+    assert torch.equal(run(MultiCFG(node, EMPTY, [text, image])), run(MultiCFG(any_model, EMPTY, [text])))
+    assert torch.equal(ksampler(MultiCFGWrapper([image]).install(node), CAT, EMPTY, 4.0), ksampler(any_model, CAT, EMPTY, 4.0))
+
+
+def test_an_image_channel_adds_its_own_difference_in_proportion_to_its_weight(any_model, vision):
+    node, image = channels(vision, any_model)
+    sigmas = torch.tensor([0.8, 0.0])
+    at = {
+        w: run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), Channel(image.conditioning, w, null=image.null)]), sigmas=sigmas)
+        for w in (0.0, 1.0, 2.5)
+    }
+    assert_close(at[2.5] - at[0.0], 2.5 * (at[1.0] - at[0.0]), atol=1e-3, rtol=1e-3)
+    difference = [run(guided(node, c, EMPTY, 1.0), sigmas=sigmas) for c in (image.conditioning, image.null)]
+    assert_close(at[1.0] - at[0.0], difference[0] - difference[1], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(at[1.0], at[0.0], atol=1e-2)
+
+
+def test_a_channel_alone_is_the_patch_for_the_whole_run(any_model, vision):
+    node, image = channels(vision, any_model, 4.0)
+    guider = MultiCFG(node, image.null, [Channel(image.conditioning, 4.0)])
+    assert_close(run(guider), ksampler(patched(any_model, vision)[0], EMPTY, EMPTY, 4.0), atol=1e-3, rtol=1e-3)
+
+
+def test_it_costs_two_evaluations_more_and_none_at_weight_zero(eps_model, vision):
+    counted = Count(eps_model)
+    for weight, rows in ((1.0, 4), (0.0, 2)):
+        counted.rows = 0
+        node, image = channels(vision, counted.model, weight)
+        run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), image]), sigmas=torch.tensor([SIGMA, 0.0]))
+        assert counted.rows == rows
+
+
+def test_the_patch_of_channels_gives_a_ksampler_the_same(eps_model, vision):
+    node, image = channels(vision, eps_model, 2.0)
+    both = run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), image]))
+    assert_close(ksampler(MultiCFGWrapper([image]).install(node), CAT, EMPTY, 4.0), both, atol=1e-3, rtol=1e-3)
+
+
+def test_two_images_can_be_two_channels(eps_model, vision):
+    first, seen, blank = patched(eps_model, vision, conditioning=EMPTY)
+    both, seen_2, blank_2 = patched(first, vision, picture(1), seed=1, conditioning=EMPTY)
+    sigmas = torch.tensor([SIGMA, 0.0])
+    one, two = Channel(seen, 1.0, null=blank), Channel(seen_2, 1.0, null=blank_2)
+    base, a, b, together = (
+        run(MultiCFG(both, EMPTY, [Channel(CAT, 4.0), *extra]), sigmas=sigmas) for extra in ((), (one,), (two,), (one, two))
+    )
+    assert_close(together - base, (a - base) + (b - base), **CLOSE)
+    alone_first = run(MultiCFG(first, EMPTY, [Channel(CAT, 4.0), one]), sigmas=sigmas)
+    assert_close(a, alone_first, **CLOSE)  # the second adapter keeps away from the first one's conditioning
+
+
+def test_one_conditioning_may_see_two_images(eps_model, vision):
+    first, seen, _ = patched(eps_model, vision, conditioning=CAT)
+    both, seen, _ = patched(first, vision, picture(1), seed=1, conditioning=seen)
+    everywhere = patched(patched(eps_model, vision)[0], vision, picture(1), seed=1)[0]
+    assert_close(predictions(both, positive=seen)[0], predictions(everywhere)[0], **CLOSE)
+
+
+def test_without_a_conditioning_there_is_none_to_hand_on(eps_model, vision):
+    assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:])
+
+
+# --- what cannot work -------------------------------------------------------------------------------------------
+
+
+def execute(model, adapter, encoder, **optional):
+    return IPAdapterPatch.execute(model, adapter, encoder, 1.0, 0.0, 1.0, "concat", "", "center", **optional)
+
+
+def test_without_an_image_there_is_an_error(eps_model, vision):
+    with pytest.raises(ValueError, match="There is no image"):
+        execute(eps_model, adapter_for(eps_model), vision)
+    with pytest.raises(ValueError, match="There is no image"):
+        execute(eps_model, adapter_for(eps_model), vision, image=picture()[:0])
+
+
+def test_an_encoded_image_is_taken_as_it_is(eps_model, vision):
+    encoded = nodes.CLIPVisionEncode().encode(vision, picture(), "center")[0]
+    node = execute(eps_model, adapter_for(eps_model), encoded).args[0]
+    assert torch.equal(torch.cat(predictions(node)), torch.cat(predictions(patched(eps_model, vision)[0])))
+    with pytest.raises(ValueError, match="image is connected too"):
+        execute(eps_model, adapter_for(eps_model), encoded, image=picture())
+    with pytest.raises(ValueError, match="'plus' adapter"):
+        execute(eps_model, adapter_for(eps_model, "plus"), encoded)
+
+
+def test_the_crop_is_the_encoders(eps_model, vision):
+    wide = torch.cat([picture(0), picture(1)], 2)
+    prompts = [ip_adapter.prompt_of(adapter_for(eps_model), vision, wide, crop=crop) for crop in (True, False)]
+    middle = ip_adapter.prompt_of(adapter_for(eps_model), vision, wide[:, :, 24:72])
+    assert_close(prompts[0].images[0], middle.images[0], atol=5e-2, rtol=5e-2)  # the host resizes first, then cuts
+    assert not torch.allclose(prompts[0].images[0][0], prompts[1].images[0][0], atol=0.1)
+
+
+def test_another_encoder_is_refused(eps_model, vision):
+    other = recognise(published("base", 1024, CONTEXT, widths_of(eps_model)), "other.safetensors")
+    with pytest.raises(ValueError, match="takes 1024 features from CLIP Vision, but got 96"):
+        execute(eps_model, other, vision, image=picture())
+
+
+def test_a_model_of_another_family_is_refused(eps_model, vision):
+    other = recognise(published("base", FEATURES, 2048, [640, 1280]), "sdxl.safetensors")
+    with pytest.raises(ValueError, match=r"sdxl\.safetensors was made for 2 cross-attention layers .* BaseModel has 7"):
+        execute(eps_model, other, vision, image=picture())
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_a_model_without_cross_attention_of_the_unet_kind_is_refused_by_name(eps_model, vision, family):
+    model = tiny_editors.editor(family)
+    with pytest.raises(ValueError, match=f"{type(model.model).__name__} .* has no cross-attention of the UNet kind"):
+        execute(model, adapter_for(eps_model), vision, image=picture())
+
+
+def test_a_video_model_is_refused(eps_model, vision):
+    model = unet(
+        "eps",
+        use_temporal_attention=True,
+        use_temporal_resblock=True,
+        video_kernel_size=[3, 1, 1],
+        merge_factor=0.0,
+        merge_strategy="fixed",
+    )
+    with pytest.raises(ValueError, match="BaseModel is a video model"):
+        execute(model, adapter_for(eps_model), vision, image=picture())
+
+
+def test_a_layer_that_is_not_there_is_refused(eps_model, vision):
+    with pytest.raises(ValueError, match="'output9:1', which is no layer of this model"):
+        patched(eps_model, vision, layers="output9:1")
+
+
+def test_the_loader_lists_safetensors_alone_and_says_what_it_cannot_read(tmp_path):
+    folder_paths.add_model_folder_path("ipadapter", str(tmp_path))
+    save_file(
+        {"image_proj.proj.0.weight": torch.ones(1), "image_proj.norm.weight": torch.ones(1), "ip_adapter.0.a": torch.ones(1)},
+        tmp_path / "faceid.safetensors",
+    )
+    (tmp_path / "old.bin").write_bytes(b"pickle")
+    assert "faceid.safetensors" in ip_adapter.names() and "old.bin" not in ip_adapter.names()
+    with pytest.raises(ValueError, match=r"faceid\.safetensors is a FaceID adapter"):
+        IPAdapterLoader.execute("faceid.safetensors")
+    with pytest.raises(ValueError, match=r"no adapter 'old\.bin'.*Only \.safetensors"):
+        IPAdapterLoader.execute("old.bin")
+
+
+def test_the_hosts_own_folder_is_among_those_searched():
+    ip_adapter.names()
+    assert str(Path(folder_paths.models_dir) / "ipadapter") in folder_paths.get_folder_paths("ipadapter")

@@ -1,0 +1,337 @@
+"""IP-Adapter: layouts, projections and the decoupled attention, beside the `diffusers` package where it is installed."""
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from controlled_diffusion.attention.ip_adapter import (
+    ImagePrompt,
+    attention_of,
+    decoupled,
+    image_prompt,
+    layer_weights,
+    mask_tokens,
+    recognise,
+)
+from torch.testing import assert_close
+
+from adapters import SD15, SDXL, parted, published
+from harness import standins
+
+CLOSE = dict(atol=1e-5, rtol=1e-5)
+SMALL = dict(text=64, widths=[32, 64, 64])
+
+
+@pytest.fixture(scope="module")
+def unet_class():
+    """The UNet of the `diffusers` package, which brings its IP-Adapter with it."""
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("the package 'diffusers' is not installed; it is the reference of these tests")
+    standins.install()
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter(kind: str = "base", features: int = 48, seed: int = 0, **shape):
+    return recognise(published(kind, features, **{**SMALL, **shape}, seed=seed), "test.safetensors")
+
+
+def features_of(kind: str, count: int, width: int, patches: int = 17) -> torch.Tensor:
+    return draw(count, width) if kind == "base" else draw(count, patches, width)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16), ("full", 17)])
+def test_a_layout_is_told_by_names_and_shapes(kind, tokens):
+    found = adapter(kind)
+    assert (found.kind, found.features, found.width, len(found.layers)) == (kind, 48, 64, 3)
+    assert found.tokens(features_of(kind, 2, 48)).shape == (2, tokens, 64)
+
+
+def test_layers_stand_in_the_order_of_their_numbers_and_not_of_their_names():
+    found = adapter(widths=[32, 48, 64, 80, 96, 112])  # numbers 1, 3, ..., 11: as text, 11 comes before 3
+    assert [k.shape[0] for k, _ in found.layers] == [32, 48, 64, 80, 96, 112]
+    assert [v.shape[0] for _, v in found.layers] == [32, 48, 64, 80, 96, 112]
+
+
+def test_an_adapter_is_used_in_the_precision_of_the_features():
+    weights = {k: v.half() for k, v in published("plus", 48, **SMALL).items()}
+    assert recognise(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
+
+
+def renamed(weights: dict, **changes) -> dict:
+    return {changes.get(k.replace(".", "_"), k): v for k, v in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if not k.startswith("image_proj")}, "0 weights in 'image_proj'"),
+        (lambda w: {"double_blocks.0.k.weight": torch.ones(1)}, "beside double_blocks"),
+        (lambda w: w | {"image_proj.pos_emb.weight": torch.ones(1)}, "unknown layout"),
+        (lambda w: w | {"ip_adapter.1.to_q_lora.down.weight": torch.ones(1)}, "FaceID adapter: it comes with a LoRA"),
+        (lambda w: w | {"image_proj.perceiver_resampler.proj_in.weight": torch.ones(1)}, "face recognition"),
+        (lambda w: w | {"ip_adapter.1.gate": torch.ones(1)}, "unknown kind in its layers"),
+        (lambda w: {k: v for k, v in w.items() if k != "ip_adapter.3.to_v_ip.weight"}, "the file is damaged"),
+        (lambda w: w | {"ip_adapter.3.to_v_ip.weight": torch.ones(8, 64)}, "the file is damaged"),
+        (lambda w: w | {"image_proj.norm.weight": torch.ones(32)}, "tokens of width 32, but its layers take 64"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        recognise(change(published("base", 48, **SMALL)), "mine.safetensors")
+    assert "mine.safetensors" in str(refused.value)
+
+
+def test_a_faceid_projection_is_named():
+    weights = published("full", 512, **SMALL)
+    weights = {k.replace("proj.3", "norm"): v for k, v in weights.items()}
+    with pytest.raises(ValueError, match="FaceID"):
+        recognise(weights, "faceid.safetensors")
+
+
+def test_features_of_another_encoder_are_refused():
+    with pytest.raises(ValueError, match="takes 48 features from CLIP Vision, but got 32"):
+        adapter().tokens(draw(1, 32))
+    with pytest.raises(ValueError, match="takes 48 features"):
+        adapter("plus").tokens(draw(1, 48))
+
+
+def test_a_model_of_another_family_is_refused():
+    with pytest.raises(ValueError, match=r"3 cross-attention layers of widths 1 x 32, 2 x 64 .* SDXL has 1 of 1 x 32"):
+        adapter().check_fits("SDXL", [32], 64)
+    with pytest.raises(ValueError, match="text of width 64, but SD2 has"):
+        adapter().check_fits("SD2", [32, 64, 64], 128)
+    adapter().check_fits("SD15", [32, 64, 64], 64)
+
+
+# --- the same as diffusers --------------------------------------------------------------------------------------
+
+PROJECTED = {
+    "SD1.5": ("base", 1024, SD15, {}),
+    "SD1.5 ViT-bigG": ("base", 1280, SD15, {}),
+    "SD1.5 plus": ("plus", 1280, SD15, dict(width=768)),
+    "SD1.5 full-face": ("full", 1280, SD15, {}),
+    "SDXL": ("base", 1280, SDXL, {}),
+    "SDXL ViT-H": ("base", 1024, SDXL, {}),
+    "SDXL plus ViT-H": ("plus", 1280, SDXL, dict(width=1280)),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+def test_projections_of_the_published_shapes_are_those_of_diffusers(unet_class, name):
+    kind, features, family, shape = PROJECTED[name]
+    weights = published(kind, features, family["text"], family["widths"][:1], **shape)
+    host = unet_class(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=8)
+    theirs = host._convert_ip_adapter_image_proj_to_diffusers(parted(weights)["image_proj"], low_cpu_mem_usage=False)
+    seen = features_of(kind, 2, features, 257)
+    with torch.no_grad():
+        wanted = theirs(seen)
+    found = recognise(weights, name).tokens(seen)
+    assert_close(found, wanted.reshape(found.shape), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "text"), [(320, 8, 768), (640, 8, 768), (1280, 8, 768), (640, 10, 2048), (1280, 20, 2048)], ids=str
+)
+@pytest.mark.parametrize("weight", [1.0, 0.6])
+def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class, width, heads, text, weight):
+    from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+
+    weights = published("base", 48, text, [width])
+    theirs = Attention(query_dim=width, cross_attention_dim=text, heads=heads, dim_head=width // heads)
+    processor = IPAdapterAttnProcessor2_0(width, text, num_tokens=[4], scale=weight)
+    processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
+    theirs.set_processor(processor)
+    ours = recognise(weights, "layer")
+    hidden, words, pictures = draw(2, 64, width), draw(2, 77, text, seed=1), draw(2, 48, seed=2)
+    with torch.no_grad():
+        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[:, None]]))
+        q, k, v = theirs.to_q(hidden), theirs.to_k(words), theirs.to_v(words)
+        attention = attention_of(heads)
+        found = theirs.to_out[0](decoupled(attention(q, k, v), q, [ours.keys_values(pictures)[0]], weight, attention))
+    assert_close(found, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_images_are_those_of_diffusers(unet_class, masked):
+    """Without masks diffusers puts all images into one attention (`concat`), with masks it adds one for each (`add`)."""
+    from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+
+    weights = published("base", 48, **(SMALL | dict(widths=[64])))
+    theirs = Attention(query_dim=64, cross_attention_dim=64, heads=4, dim_head=16)
+    theirs.set_processor(IPAdapterAttnProcessor2_0(64, 64, num_tokens=[4], scale=0.7))
+    theirs.processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
+    ours, pictures = recognise(weights, "layer"), draw(3, 48, seed=2)
+    hidden, words, everywhere = draw(1, 64, 64), draw(1, 77, 64, seed=1), torch.ones(1, 3, 8, 8)
+    prompt = image_prompt(ours, pictures, torch.zeros(1, 48), "add" if masked else "concat")
+    extra = dict(ip_adapter_masks=[everywhere]) if masked else {}
+    with torch.no_grad():
+        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[None]]), **extra)
+        q, attention = theirs.to_q(hidden), attention_of(4)
+        text = attention(q, theirs.to_k(words), theirs.to_v(words))
+        found = theirs.to_out[0](decoupled(text, q, prompt.terms(prompt.images[0], prompt.nothing[0], [True], 1), 0.7, attention))
+    assert_close(found, wanted, **CLOSE)
+
+
+# --- the attention ----------------------------------------------------------------------------------------------
+
+HEADS = 4
+
+
+def layer(prompt: ImagePrompt, weight: float = 1.0, shown=(True,), size: int = 1, **where) -> torch.Tensor:
+    """The first layer's attention of width 32 for a batch with these parts."""
+    count = len(shown) * size
+    q, text = draw(count, 36, 32, seed=5), draw(count, 36, 32, seed=6)
+    terms = prompt.terms(prompt.images[0], prompt.nothing[0], list(shown), size)
+    return decoupled(text, q, terms, weight, attention_of(HEADS), **where)
+
+
+def prompt(count: int = 1, combine: str = "concat", seed: int = 0) -> ImagePrompt:
+    return image_prompt(adapter(seed=seed), draw(count, 48, seed=seed + 3), torch.zeros(1, 48), combine)
+
+
+def test_it_is_the_text_plus_an_attention_with_its_own_softmax():
+    one = prompt()
+    q, text, (k, v) = draw(1, 36, 32, seed=5), draw(1, 36, 32, seed=6), one.images[0]
+    heads = [t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v)]
+    shares = ((heads[0] @ heads[1].transpose(-1, -2)) / 8**0.5).softmax(-1)
+    assert_close(shares.sum(-1), torch.ones(1, HEADS, 36))
+    assert_close(layer(one, 0.3), text + 0.3 * (shares @ heads[2]).transpose(1, 2).flatten(2))
+
+
+def test_it_is_additive_in_weight():
+    base, half, whole = (layer(prompt(), w) for w in (0.0, 0.5, 1.0))
+    assert_close(whole - base, 2 * (half - base))
+    assert not torch.allclose(whole, base, atol=0.1)
+
+
+def test_the_same_image_twice_in_one_attention_is_that_image():
+    once = adapter()
+    twice = image_prompt(once, draw(1, 48).repeat(2, 1), torch.zeros(1, 48), "concat")
+    alone = image_prompt(once, draw(1, 48), torch.zeros(1, 48))
+    assert_close(layer(twice), layer(alone))
+    assert_close(layer(twice, shown=(False,)), layer(alone, shown=(False,)))
+
+
+def test_added_images_are_the_sum_of_the_single_ones():
+    own, pictures, none = adapter(), draw(3, 48), torch.zeros(1, 48)
+    text = draw(1, 36, 32, seed=6)
+    single = [layer(image_prompt(own, p[None], none)) - text for p in pictures]
+    assert_close(layer(image_prompt(own, pictures, none, "add")), text + sum(single))
+    empty = layer(image_prompt(own, pictures[:1], none), shown=(False,)) - text
+    assert_close(layer(image_prompt(own, pictures, none, "add"), shown=(False,)), text + 3 * empty)
+
+
+def test_the_average_is_one_image_of_mean_features():
+    own, pictures = adapter(), draw(3, 48)
+    mean = image_prompt(own, pictures.mean(0, keepdim=True), torch.zeros(1, 48))
+    assert_close(layer(image_prompt(own, pictures, torch.zeros(1, 48), "average")), layer(mean))
+
+
+def test_in_a_batch_every_picture_sees_its_own_image_and_the_parts_what_they_are_shown():
+    own, pictures, none = adapter(), draw(2, 48), torch.zeros(1, 48)
+    found = layer(image_prompt(own, pictures, none, "batch"), shown=(False, True), size=2)
+    for row, (features, shown) in enumerate([(pictures[:1], False), (pictures[:1], False), (pictures[:1], True), (pictures[1:], True)]):
+        q, text = (draw(4, 36, 32, seed=s)[row : row + 1] for s in (5, 6))
+        alone = image_prompt(own, features, none)
+        wanted = decoupled(text, q, alone.terms(alone.images[0], alone.nothing[0], [shown], 1), 1.0, attention_of(HEADS))
+        assert_close(found[row : row + 1], wanted)
+
+
+def test_fewer_images_repeat_over_a_larger_batch():
+    two = prompt(2, "batch")
+    assert two.terms(two.images[0], two.nothing[0], [True], 4)[0][0].shape[0] == 4
+    assert_close(two.terms(two.images[0], two.nothing[0], [True], 4)[0][0][2:], two.images[0][0])
+
+
+def test_images_that_do_not_fit_the_batch_are_refused():
+    two = prompt(2, "batch")
+    with pytest.raises(ValueError, match="2 images for a batch of 3 pictures"):
+        two.terms(two.images[0], two.nothing[0], [True], 3)
+
+
+def test_an_unknown_way_to_combine_is_refused():
+    with pytest.raises(ValueError, match="combine is 'mix'; choose one of concat, add, average, batch"):
+        prompt(combine="mix")
+
+
+def test_the_empty_image_is_not_nothing():
+    text = draw(1, 36, 32, seed=6)
+    assert not torch.allclose(layer(prompt(), shown=(False,)), text, atol=0.01)
+    assert not torch.allclose(layer(prompt(), shown=(False,)), layer(prompt()), atol=0.01)
+
+
+def test_rows_that_are_not_chosen_stay_bit_for_bit():
+    one = prompt()
+    q, text = draw(3, 36, 32, seed=5), draw(3, 36, 32, seed=6)
+    terms = one.terms(one.images[0], one.nothing[0], [True], 1)
+    found = decoupled(text, q, terms, 1.0, attention_of(HEADS), rows=torch.tensor([1]))
+    assert torch.equal(found[[0, 2]], text[[0, 2]])
+    assert_close(found[1:2], decoupled(text[1:2], q[1:2], terms, 1.0, attention_of(HEADS)))
+
+
+def test_a_mask_scales_the_image_token_by_token():
+    mask = torch.zeros(1, 12, 12)
+    mask[:, :, 6:] = 1.0
+    tokens = mask_tokens(mask, 6, 6)
+    text = draw(1, 36, 32, seed=6)
+    found, whole = layer(prompt(), mask=tokens), layer(prompt())
+    left, right = tokens[0, :, 0] == 0, tokens[0, :, 0] == 1
+    assert left.sum() == right.sum() == 12 and torch.equal(found[:, left], text[:, left])
+    assert_close(found[:, right], whole[:, right])
+    assert_close(found, text + tokens * (whole - text))
+
+
+def test_a_mask_keeps_its_mean_when_it_shrinks():
+    """A fine pattern becomes its share of each token, not a sample of it."""
+    fine = torch.zeros(1, 64, 64)
+    fine[:, ::2] = 1.0
+    assert_close(mask_tokens(fine, 8, 8), torch.full((1, 64, 1), 0.5), atol=0.05, rtol=0)
+
+
+LAYERS = [("input", 1, 0), ("input", 4, 0), ("input", 4, 1), ("output", 3, 0), ("output", 5, 0), ("middle", 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", [1, 1, 1, 1, 1, 1]),
+        ("all:0, output:0.5", [0, 0, 0, 0.5, 0.5, 0]),
+        ("input4.1:-2\noutput3-5: .25", [1, 1, -2, 0.25, 0.25, 1]),
+        ("middle:0, middle0:0.3, ", [1, 1, 1, 1, 1, 0.3]),
+        ("input4:0, input:0.5", [0.5, 0.5, 0.5, 1, 1, 1]),
+        ("output4-9:0", [1, 1, 1, 1, 0, 1]),
+    ],
+)
+def test_layer_weights_are_read(text, wanted):
+    assert layer_weights(text, LAYERS) == wanted
+
+
+@pytest.mark.parametrize("text", ["output", "output:", "down:1", "all:high", "input4.1=2"])
+def test_a_layer_weight_that_cannot_be_read_is_told(text):
+    with pytest.raises(ValueError, match="is no NAME:WEIGHT"):
+        layer_weights(f"all:1, {text}", LAYERS)
+
+
+def test_a_layer_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(ValueError, match=r"'output7:1', which is no layer of this model.*input1, input4, middle0, output3, output5"):
+        layer_weights("output7:1", LAYERS)
+
+
+def test_gradients_reach_the_adapters_own_weights():
+    weights = {k: v.requires_grad_(True) for k, v in published("base", 48, **SMALL).items()}
+    own = recognise(weights, "in training")
+    one = image_prompt(own, draw(1, 48), torch.zeros(1, 48))
+    F.mse_loss(layer(one), torch.zeros(1, 36, 32)).backward()
+    assert all(
+        weights[k].grad.abs().sum() > 0 for k in ("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight", "ip_adapter.1.to_v_ip.weight")
+    )

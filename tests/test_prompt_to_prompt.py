@@ -1,0 +1,292 @@
+"""Prompt-to-Prompt on probabilities: every operation by itself, windows, weights, and the local blend."""
+
+import pytest
+import torch
+from controlled_diffusion.attention.alignment import DEGREE_SHARE, align, read
+from controlled_diffusion.attention.local_blend import Blending, LocalBlend, cut, word_map
+from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, probabilities
+from torch.testing import assert_close
+
+from pieces import PIECES
+
+LENGTH, HEADS, QUERIES = 24, 2, 5
+ALWAYS = Settings(Window(), Window())
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def maps(seed: int, length: int = LENGTH) -> torch.Tensor:
+    return (3 * draw(1, HEADS, QUERIES, length, seed=seed)).softmax(-1)
+
+
+SOURCE, TARGET = maps(1), maps(2)
+
+
+def edit(source: str, target: str, operation: str = "auto", settings: Settings = ALWAYS, **more) -> Edit:
+    return Edit.of(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
+
+
+def edited(source: str, target: str, operation: str = "auto", percent: float = 0.5, **more) -> torch.Tensor:
+    return edit(source, target, operation, **more).at(percent)(SOURCE, TARGET)
+
+
+def sums_to_one(p):
+    assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
+
+
+def test_equal_prompts_take_the_sources_maps_as_they_are():
+    moment = edit("a red circle", "a red circle").at(0.5)
+    assert moment.copies and torch.equal(moment(SOURCE, None), SOURCE)
+
+
+def test_a_replaced_word_takes_over_the_map_of_the_word_it_stands_for():
+    p = edited("a red circle", "a cat circle")
+    assert torch.equal(p, SOURCE)
+    longer = edited("a red circle", "a completely circle")  # 1 token, then 3
+    assert_close(longer[..., 2:5], SOURCE[..., 2:3].expand(-1, -1, -1, 3) / 3)
+    assert_close(longer[..., 5:7], SOURCE[..., 3:5])
+    sums_to_one(longer)
+
+
+def test_an_inserted_word_keeps_its_own_attention_and_rows_sum_to_one():
+    p = edited("a red circle", "a red big circle")
+    own, total = TARGET[..., 3:4], 1 + TARGET[..., 3:4]
+    assert_close(p[..., 3:4], own / total)
+    assert_close(p[..., :3], SOURCE[..., :3] / total)
+    assert_close(p[..., 4:6], SOURCE[..., 3:5] / total)
+    sums_to_one(p)
+
+
+def test_a_deleted_words_attention_goes_to_all_others_in_proportion():
+    p = edited("a red big circle", "a red circle")
+    kept = 1 - SOURCE[..., 3:4]
+    assert_close(p[..., :3], SOURCE[..., :3] / kept)
+    assert_close(p[..., 3:5], SOURCE[..., 4:6] / kept)
+    sums_to_one(p)
+
+
+def test_a_moved_word_brings_its_map():
+    p = edited("a red circle and a blue square", "a blue square and a red circle")
+    source, target = (read(t, PIECES) for t in ("a red circle and a blue square", "a blue square and a red circle"))
+    for word in ("red", "circle", "and", "blue", "square"):
+        i, j = source.columns(source.find(word)[0]), target.columns(target.find(word)[0])
+        assert torch.equal(p[..., list(j)], SOURCE[..., list(i)]), word
+    sums_to_one(p)
+
+
+def test_a_degree_word_scales_its_neighbour_and_gets_a_share():
+    p = edited("a red circle", "a very red circle")
+    assert_close(p[..., 2], 1.5 * DEGREE_SHARE * SOURCE[..., 2])
+    assert_close(p[..., 3], 1.5 * (1 - DEGREE_SHARE) * SOURCE[..., 2])
+    assert_close(p[..., 4:6], SOURCE[..., 3:5])
+
+
+@pytest.mark.parametrize("weight", [2.0, 0.5, 0.0, -1.0])
+def test_a_weight_multiplies_its_column_and_nothing_else(weight):
+    p = edited("a red circle", "a red circle", weights={2: weight})
+    assert_close(p[..., 2], weight * SOURCE[..., 2])
+    others = [c for c in range(LENGTH) if c != 2]
+    assert torch.equal(p[..., others], SOURCE[..., others])
+
+
+def test_weights_of_one_change_nothing():
+    for target in ("a red circle", "a blue big circle"):
+        assert torch.equal(edited("a red circle", target, weights=dict.fromkeys(range(LENGTH), 1.0)), edited("a red circle", target))
+
+
+def test_a_weight_acts_on_top_of_every_operation():
+    plain, weighted = (edited("a red circle", "a blue big circle", weights=w) for w in ({}, {2: 3.0}))
+    assert_close(weighted[..., 2], 3 * plain[..., 2])
+
+
+def test_a_refinement_leaves_substituted_words_to_themselves():
+    p = edited("a red circle", "a blue circle", "refine")
+    total = 1 - SOURCE[..., 2:3] + TARGET[..., 2:3]
+    assert_close(p[..., 2:3], TARGET[..., 2:3] / total)
+    assert_close(p[..., 3:], SOURCE[..., 3:] / total)
+    sums_to_one(p)
+
+
+def test_a_swap_shares_a_phrase_evenly():
+    p = edited("a siamese cat", "a hat", "replace")  # 2 + 1 tokens, then 1
+    assert_close(p[..., 2], SOURCE[..., 2:5].sum(-1))
+    sums_to_one(p)
+
+
+def test_reweighting_only_keeps_the_targets_own_maps():
+    assert_close(edited("a red circle", "a red circle", "reweight only"), TARGET)
+    p = edited("a red circle", "a red circle", "reweight only", weights={2: 2.0})
+    assert_close(p[..., 2], 2 * TARGET[..., 2])
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.7])
+def test_alpha_blends_the_sources_maps_with_the_targets(alpha):
+    p = edited("a red circle", "a cat circle", settings=Settings(Window(), Window(), alpha))
+    assert_close(p, alpha * SOURCE + (1 - alpha) * TARGET)
+    sums_to_one(p)
+
+
+def test_outside_the_window_and_with_alpha_zero_there_is_no_edit():
+    half = Settings(Window(0.2, 0.6), Window())
+    assert [edit("a cat", "a hat", settings=half).at(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at(0.0) is None
+    assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at(0.5) is None
+    assert edit("a cat", "a hat").at(1.0) is not None
+
+
+def test_a_word_may_have_a_window_of_its_own():
+    moments = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.8), Window()), windows={2: Window(0.0, 0.3)})
+    early, late = (moments.at(p)(SOURCE, TARGET) for p in (0.1, 0.5))
+    assert torch.equal(early, SOURCE)
+    mixed = SOURCE.clone()
+    mixed[..., 2] = TARGET[..., 2]
+    assert_close(late, mixed / mixed.sum(-1, keepdim=True))
+    outlives = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.4), Window()), windows={2: Window(0.0, 0.9)})
+    assert outlives.at(0.6) is not None and outlives.at(0.95) is None
+
+
+def test_repeated_conditionings_give_the_same_output():
+    """The host repeats a conditioning to the length of another: keys, values and maps are then there several times."""
+    one, v = edit("a red circle", "a completely red big circle", weights={2: 2.0}), draw(1, LENGTH, HEADS * 4, seed=3)
+    expected = attended(one.at(0.5)(SOURCE, TARGET), v)
+    wide = one.repeated(2, 3)
+    p = wide.at(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
+    assert_close(attended(p, v.repeat(1, 3, 1)), expected)
+
+
+def test_windows_of_words_are_repeated_too():
+    wide = edit("a red circle", "a cat circle", windows={2: Window(0.0, 0.1)}).repeated(1, 2)
+    assert sorted(wide.windows) == [2, 2 + LENGTH]
+
+
+def test_more_columns_behind_keep_their_places():
+    wide, source, target = edit("a red circle", "a blue big circle").extended(3), maps(4, LENGTH + 3), maps(5, LENGTH + 3)
+    p = wide.at(0.5)(source, target)
+    total = 1 + target[..., 2:3]  # 'blue' is new, 'big' stands for 'red'
+    assert_close(p[..., LENGTH:], source[..., LENGTH:] / total)
+    sums_to_one(p)
+
+
+def test_probabilities_and_what_they_gather_are_attention():
+    q, k, v = (draw(2, n, HEADS * 4, seed=n) for n in (QUERIES, 7, 8))
+    v = v[:, :7]
+    split = [t.reshape(2, t.shape[1], HEADS, 4).transpose(1, 2) for t in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(2, QUERIES, -1)
+    p = probabilities(q, k, HEADS)
+    assert p.shape == (2, HEADS, QUERIES, 7) and p.dtype == torch.float32
+    sums_to_one(p)
+    assert_close(attended(p, v), expected)
+    assert attended(p, v.half()).dtype == torch.half
+
+
+def test_rows_of_a_batch_are_the_source_then_every_target():
+    rows = Rows(2, 2)
+    assert rows.total == 6 and list(rows.source) == [0, 1] and [list(rows.target(n)) for n in (0, 1)] == [[2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Window(0.5, 0.2), "window runs from 0.5 to 0.2"),
+        (lambda: Settings(alpha=1.5), "alpha is 1.5; give 0"),
+        (lambda: LocalBlend(((),), ((),), threshold=2.0), "threshold is 2.0; give 0"),
+        (lambda: LocalBlend(((),), ((),), start=-1.0), "start is -1.0; give"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- local blend
+
+SIZE = (4, 4)
+
+
+def spots(*places, length: int = 3, column: int = 1) -> torch.Tensor:
+    """Probabilities (1, heads, 16, length) of a word that is looked at from some cells only."""
+    p = torch.zeros(1, HEADS, 16, length)
+    p[..., 0] = 1
+    for place in places:
+        p[..., place, 0], p[..., place, column] = 0.1, 0.9
+    return p
+
+
+def blending(edited=((1,), (1,)), protected=((), ()), threshold=0.3, rows=Rows(1, 1)):
+    return Blending(LocalBlend(edited, protected, threshold), rows)
+
+
+def cells(mask) -> list[int]:
+    return mask.flatten().nonzero().flatten().tolist()
+
+
+def test_a_words_map_is_what_falls_on_its_tokens_in_the_mean_of_the_heads():
+    p = maps(1)
+    assert_close(word_map(p, (1, 3)), p[..., [1, 3]].sum(-1).mean(1))
+
+
+def test_a_map_is_cut_at_a_share_of_its_own_maximum():
+    values = torch.tensor([[[1.0, 0.5], [0.2, 0.0]], [[10.0, 5.0], [2.0, 0.0]]])
+    for m in cut(values, (2, 2), 0.3, spread=False):
+        assert cells(m) == [0, 1]
+    assert cut(values, (2, 2), 0.3, spread=True).all()
+    assert not cut(torch.zeros(1, 2, 2), (2, 2), 0.3, spread=True).any()
+    assert cut(values, (8, 8), 0.3, spread=False).shape == (2, 8, 8)
+
+
+def test_the_mask_is_the_union_of_the_sources_and_the_targets():
+    found = blending()
+    found.at(1.0)
+    found.add(spots(0), 0, 0, SIZE)
+    found.add(spots(15), 1, 1, SIZE)
+    source, target = found.mask(SIZE)
+    assert cells(source) == [0, 1, 4, 5] and cells(target) == [0, 1, 4, 5, 10, 11, 14, 15]
+
+
+def test_protected_words_are_taken_out_without_spreading():
+    found = blending(protected=((2,), (2,)))
+    found.at(1.0)
+    found.add(spots(0), 0, 0, SIZE)
+    found.add(spots(0), 1, 1, SIZE)
+    found.now[1, 1, 0, 1] = 1.0
+    assert cells(found.mask(SIZE)[1]) == [0, 4, 5]
+
+
+def test_with_protected_words_alone_everything_else_may_change():
+    found = blending(edited=((), ()), protected=((1,), (1,)))
+    found.at(1.0)
+    found.add(spots(0), 0, 0, SIZE)
+    assert cells(found.mask(SIZE)[1]) == list(range(1, 16))
+
+
+def test_maps_are_summed_over_levels_and_a_level_counts_once():
+    found = blending(threshold=0.4)
+    for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
+        found.at(level)
+        found.add(spots(place), 1, 1, SIZE)
+    assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
+
+
+def test_nothing_is_known_before_the_first_map():
+    assert blending().mask(SIZE) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 2, 4, 4)])
+def test_off_the_mask_targets_are_the_source_bit_for_bit(shape):
+    found, x = blending(edited=((1,),) * 3, rows=Rows(2, 2)), draw(6, *shape)
+    mask = torch.zeros(6, *SIZE, dtype=torch.bool)
+    mask[2:, 0, 0] = True
+    out = found.blended(x, mask)
+    assert torch.equal(out[:2], x[:2])
+    for first in (2, 4):
+        assert torch.equal(out[first : first + 2, ..., 0, 0], x[first : first + 2, ..., 0, 0])
+        assert torch.equal(out[first : first + 2, ..., 1:, :], x[:2, ..., 1:, :])

@@ -1,0 +1,173 @@
+"""An IP-Adapter of the demo world, and the small image encoder through which it sees (arXiv 2308.06721).
+
+The encoder is the host's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
+the denoiser is, and the adapter learns to draw that thing. The reference shows it in another scene: other background, place and
+size. So what the image carries is the look of the thing, and the text keeps the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..attention.ip_adapter import Pair, recognise
+from . import demo_model
+from . import demo_world as world
+from .loop import Loop, Step
+
+VISION_CONFIG = dict(
+    model_type="clip_vision_model",
+    num_channels=3,
+    image_size=64,
+    patch_size=8,
+    hidden_size=96,
+    intermediate_size=384,
+    num_attention_heads=4,
+    num_hidden_layers=3,
+    hidden_act="gelu",
+    projection_dim=96,
+)
+SEED, TOKENS = 90, 4
+LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
+NAMED = {**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)}  # what the encoder learns to tell
+
+
+def scene(index: int, seed: int = SEED) -> world.Scene:
+    """A scene of one thing; other seeds give held-out sets."""
+    return world.random_scene(np.random.default_rng((seed, index)), pair_share=0.0)
+
+
+def looks(of: world.Scene) -> tuple[str, ...]:
+    """What the image has to carry."""
+    return tuple(getattr(of.things[0], name) for name in LOOKS)
+
+
+def labels(scenes: Sequence[world.Scene]) -> torch.Tensor:
+    """The place of each fact in its list in NAMED, (N, 5)."""
+    rows = [[options.index(s.background if k == "background" else getattr(s.things[0], k)) for k, options in NAMED.items()] for s in scenes]
+    return torch.tensor(rows)
+
+
+def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
+    """A true caption that names neither colour, shape nor texture."""
+    noun = ("something", "a thing", "an object", "a picture of something")[int(rng.integers(4))]
+    places = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
+    where = f" {places[of.layout]}" if rng.random() < 0.6 else ""
+    ground = (f" on a {of.background} background", f", {of.background} background", "")[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
+    return noun + where + ground
+
+
+# --- the encoder ------------------------------------------------------------------------------------------------
+
+
+def new_heads() -> dict[str, torch.nn.Parameter]:
+    """One linear reading of the embedding for each fact; only used in training."""
+    width = VISION_CONFIG["projection_dim"]
+    draw = torch.Generator().manual_seed(SEED)
+    return {k: torch.nn.Parameter(torch.randn(len(v), width, generator=draw) / width**0.5) for k, v in NAMED.items()}
+
+
+def naming_loss(embeds: torch.Tensor, heads: dict[str, torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the facts; `embeds` (B, F), `truth` (B, 5)."""
+    return sum(F.cross_entropy(embeds @ heads[k].T, truth[:, i]) for i, k in enumerate(NAMED)) / len(NAMED)
+
+
+def train_encoder(
+    embed: Callable, heads: dict[str, torch.Tensor], pictures: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int
+) -> Iterator[Step]:
+    """`embed(pixels) -> (B, F)`; `pictures` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric)."""
+
+    def loss_of(index):
+        rng = np.random.default_rng((SEED, index))
+        picks = torch.from_numpy(rng.integers(len(pictures), size=batch))
+        mirrored = torch.from_numpy(rng.random(batch) < 0.5).view(-1, 1, 1, 1)
+        seen = pictures[picks].float()
+        return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
+
+    return loop.run(loss_of)
+
+
+# --- the adapter ------------------------------------------------------------------------------------------------
+
+
+def start(layers: Sequence[Pair], features: int) -> dict[str, torch.nn.Parameter]:
+    """Start values by the names of the published base layout: keys and values as the text's, from (to_k, to_v) of each layer."""
+    width, draw = layers[0][0].shape[1], torch.Generator().manual_seed(SEED + 1)
+    parts = {
+        "image_proj.proj.weight": torch.randn(TOKENS * width, features, generator=draw) / features**0.5,
+        "image_proj.proj.bias": torch.zeros(TOKENS * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    for i, pair in enumerate(layers):
+        parts |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": weight.detach().clone() for part, weight in zip("kv", pair)}
+    return {k: torch.nn.Parameter(v) for k, v in parts.items()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch: latents (B, C, h, w), token ids (B, 77), image features (B, F) with zeros for no image, and noise levels (B,)."""
+
+    latents: torch.Tensor
+    ids: torch.Tensor
+    features: torch.Tensor
+    levels: torch.Tensor
+
+
+class Batches:
+    """Draws a target, a caption and a reference of the same look, each by its number.
+
+    `neutral` and `empty` are shares of captions that name no look and that say nothing; `no_image` of references left out, as
+    in the paper; `noisy` of levels at which shapes are decided.
+    """
+
+    def __init__(self, latents: torch.Tensor, features: torch.Tensor, tokens: demo_model.Tokens, batch: int):
+        self.latents, self.features, self.tokens, self.batch = latents, features, tokens, batch
+        self.neutral, self.empty, self.no_image, self.noisy = 0.6, 0.15, 0.1, 0.5
+        self.alike: dict[tuple, list[int]] = {}
+        for i in range(len(latents)):
+            self.alike.setdefault(looks(scene(i)), []).append(i)
+
+    def __call__(self, index: int) -> Drawn:
+        rng = np.random.default_rng((SEED, index, 1))
+        picks = [int(i) for i in rng.integers(len(self.latents), size=self.batch)]
+        texts = [self._caption(scene(i), rng) for i in picks]
+        alike = [self.alike[looks(scene(i))] for i in picks]
+        references = [others[int(rng.integers(len(others)))] for others in alike]
+        shown = torch.from_numpy(rng.random(self.batch) >= self.no_image)[:, None]
+        noisy = int(self.noisy * self.batch)
+        levels = np.concatenate([rng.uniform(demo_model.NOISY, 1000, noisy), rng.uniform(0, 1000, self.batch - noisy)])
+        return Drawn(
+            self.latents[picks].float(),
+            torch.stack([self.tokens(t) for t in texts]),
+            self.features[references] * shown,
+            torch.from_numpy(levels).long(),
+        )
+
+    def _caption(self, of: world.Scene, rng: np.random.Generator) -> str:
+        draw = rng.random()
+        if draw < self.empty:
+            return ""
+        return neutral_caption(of, rng) if draw < self.empty + self.neutral else world.random_caption(of, rng).text
+
+
+def train_adapter(predict: Callable, encode_text: Callable, parts: dict[str, torch.Tensor], draw: Batches, loop: Loop) -> Iterator[Step]:
+    """`predict(noisy, levels, context, pairs) -> eps` is the frozen denoiser that sees the image's keys and values, one pair a
+    layer, at weight 1; `encode_text(ids) -> context`."""
+    from_level, adapter = demo_model.alphas_cumprod(), recognise(parts, "The adapter in training")
+    batches = demo_model.prefetch(draw, loop.done, loop.steps)
+
+    def loss_of(index):
+        drawn = next(batches)
+        noise = torch.randn(drawn.latents.shape, generator=torch.Generator().manual_seed(index))
+        a = from_level[drawn.levels].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * drawn.latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = predict(noisy, drawn.levels.float(), encode_text(drawn.ids), adapter.keys_values(drawn.features)).float()
+        return demo_model.denoising_loss(eps, noise, a)
+
+    return loop.run(loss_of)
