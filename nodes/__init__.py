@@ -6,6 +6,7 @@ from . import (
     bdia,
     belm,
     classifier,
+    classifier_training,
     ddim,
     demo,
     diffedit,
@@ -17,16 +18,22 @@ from . import (
     inversion,
     inversion_files,
     inversion_report,
+    ip_adapter,
     multi_cfg,
+    prompt_to_prompt,
     rf_inversion,
     schedules,
     sdedit,
+    textual_inversion,
 )
 from .host.demo import offer_controlnet
 
-MODULES = (demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit)
+MODULES = (
+    *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
+    *(ddim, inversion, edict, bdia, belm, inversion_report, inversion_files),
+)
 # Offered once their help pages and example workflows are there.
-WAITING = (ddim, inversion, inversion_files, inversion_report, edict, bdia, belm, edit_friendly, rf_inversion, flow_edit)
+WAITING = (edit_friendly, rf_inversion, flow_edit, ip_adapter, prompt_to_prompt, textual_inversion, classifier_training)
 
 
 class Extension(ComfyExtension):

@@ -11,7 +11,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from .demo_world import BACKGROUNDS, COLORS, OUTLINES, SHADE, SHAPES, SIZE, TEAL, Caption, Claim, _coverage
+from .demo_world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, TEAL, Caption, Claim, _coverage
 
 FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
 SMALLEST = 120  # pixels; anything below is a speck
@@ -197,3 +197,38 @@ def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
     if caption.background:
         verdict["background"] = reading.background == caption.background
     return verdict
+
+
+# --- what captions never name
+
+
+def _near(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
+    rows, cols = np.mgrid[:SIZE, :SIZE]
+    return mask & (np.hypot(cols - x, rows - y) <= radius)
+
+
+def extras(picture: np.ndarray) -> set[str]:
+    """Which of "eye", "hat" and "moon" a picture shows, uint8 (128, 128, 3).
+
+    A moon is teal in its corner, an eye a teal spot within cream on a thing, a hat a teal block on top of a thing.
+    """
+    picture = picture.astype(np.float32)
+    teal, cream = _distance(picture, TEAL) < 60, _distance(picture, CREAM) < 60
+    moon = _near(teal, 116, 12, 9)
+    found = {"moon"} if moon.sum() >= 50 else set()
+    for blob in _components(teal & ~_near(teal, 116, 12, 12)):
+        rows, cols = np.nonzero(blob)
+        y, x, count = rows.mean(), cols.mean(), len(rows)
+        around = _near(~blob, x, y, 7)
+        if 10 <= count <= 60 and cream[around].mean() > 0.5:
+            found.add("eye")
+        elif count >= 90 and _thing_below(picture, teal, x, rows.max()):
+            found.add("hat")
+    return found
+
+
+def _thing_below(picture: np.ndarray, worn: np.ndarray, x: float, bottom: int) -> bool:
+    """Whether a thing begins under a place."""
+    thing = _distance(picture, BACKGROUNDS[_background(picture)]) > FOREGROUND
+    below = (thing & ~worn)[bottom + 1 : bottom + 14, max(0, int(x) - 3) : int(x) + 4]
+    return below.size > 0 and bool(below.mean() > 0.3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,15 @@ def classification_loss(logits: torch.Tensor, targets: torch.Tensor, kind: str) 
     return F.cross_entropy(logits, targets)
 
 
+def _draw(seed: int, index: int, batch: int, count: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Picked samples (batch,), log-SNRs spread evenly over the batch (batch,), and noise (batch, ...) of one step."""
+    rng = np.random.default_rng((seed, index))
+    picks = torch.from_numpy(rng.integers(count, size=batch))
+    spread = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
+    noise = torch.from_numpy(rng.standard_normal((batch, *shape), dtype=np.float32))
+    return picks, LOG_SNR[0] + (LOG_SNR[1] - LOG_SNR[0]) * spread, noise
+
+
 def train_noisy_classifier(
     network: torch.nn.Module,
     latents: torch.Tensor,
@@ -36,14 +45,74 @@ def train_noisy_classifier(
     batch: int = 64,
     seed: int = 0,
 ) -> Iterator[Step]:
-    """Trains `network` on latents (N, C, H, W) and targets (N, labels); log-SNRs are spread evenly over each batch."""
+    """Trains `network` on latents (N, C, H, W) of unit variance and targets (N, labels), wherever the network is; log-SNRs are spread
+    evenly over each batch."""
 
     def loss_of(index):
-        rng = np.random.default_rng((seed, index))
-        picks = torch.from_numpy(rng.integers(len(latents), size=batch))
-        spread = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
-        log_snr = LOG_SNR[0] + (LOG_SNR[1] - LOG_SNR[0]) * spread
-        noise = torch.from_numpy(rng.standard_normal((batch, *latents.shape[1:]), dtype=np.float32))
-        return classification_loss(network(noised(latents[picks], log_snr, noise), log_snr), targets[picks], kind)
+        picks, log_snr, noise = _draw(seed, index, batch, len(latents), latents.shape[1:])
+        device = next(network.parameters()).device
+        x0, wanted, noise, log_snr = (t.to(device) for t in (latents[picks], targets[picks], noise, log_snr))
+        return classification_loss(network(noised(x0, log_snr, noise), log_snr), wanted, kind)
 
     return loop.run(loss_of)
+
+
+def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.Tensor]:
+    """(labels, targets (N, labels)) of one text a picture: its labels between commas.
+
+    Raises ValueError where a picture has no label, where kind "exclusive" has several on one, and where there is nothing to tell apart.
+    """
+    sets = [tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())) for text in given]
+    labels = tuple(dict.fromkeys(label for own in sets for label in own))
+    for number, own in enumerate(sets, 1):
+        if kind == "exclusive" and len(own) != 1:
+            raise ValueError(f"Picture {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
+        if ":" in "".join(own):
+            raise ValueError(
+                f"A label of picture {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign."
+            )
+    if not labels or (kind == "exclusive" and len(labels) < 2):
+        raise ValueError(
+            f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the pictures, one line each."
+        )
+    targets = torch.tensor([[float(label in own) for label in labels] for own in sets])
+    for label, share in zip(labels, targets.mean(0).tolist()):
+        if share == 1.0:
+            raise ValueError(
+                f"Every picture has the label '{label}', so there is nothing to tell apart. Add pictures without it, or leave it out."
+            )
+    return labels, targets
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of the pictures to learn from and of those to be judged on, at random; with a share of 0 all are both."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"A share of {share} of the pictures is held out; give 0 to less than 1. Usual 0.1 to 0.2.")
+    order, cut = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)), round(count * share)
+    return (order[cut:], order[:cut]) if cut else (order, order)
+
+
+@torch.no_grad()
+def accuracy(
+    network: torch.nn.Module, latents: torch.Tensor, targets: torch.Tensor, kind: str, levels: int = 9
+) -> list[tuple[float, float]]:
+    """(log-SNR, accuracy in [0, 1]) over the noise levels; at chance 1 / labels for "exclusive", one half for "independent".
+
+    Of "independent" labels it is the mean of the shares right where a label is and where it is not, over labels that have both.
+    """
+    rows, device = [], next(network.parameters()).device
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    for level in np.linspace(*LOG_SNR, levels).tolist():
+        log_snr = torch.full((len(latents),), level)
+        parts = zip(noised(latents, log_snr, noise).split(64), log_snr.split(64))
+        logits = torch.cat([network(x.to(device), s.to(device)).cpu() for x, s in parts])
+        rows.append((level, _right(logits, targets, kind)))
+    return rows
+
+
+def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
+    if kind == "exclusive":
+        return float((logits.argmax(1) == targets.argmax(1)).float().mean())
+    has, says = targets > 0.5, logits > 0
+    shares = [((says[h, k] == v).float().mean()) for k in range(has.shape[1]) for v in (True, False) if (h := has[:, k] == v).any()]
+    return float(torch.stack(shares).mean())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_management
 import torch
@@ -41,15 +42,37 @@ def heal(module: torch.nn.Module, device: torch.device | None = None) -> int:
 
 
 @contextmanager
-def differentiable():
-    """Inside, autograd records as outside the host, and the host's kernels without a derivative are not used."""
+def differentiable(mutations: bool = True):
+    """Inside, autograd records as outside the host, and the host's kernels without a derivative are not used.
+
+    With `mutations` networks may change in place what autograd has saved, as many of the host do; every operation then passes through
+    Python. Without it, autograd raises where that happens.
+    """
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
+    allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if mutations else nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with torch.inference_mode(False), torch.enable_grad(), allowed:
             yield
     finally:
         comfy.model_management.in_training = before
+
+
+def mutated(error: RuntimeError) -> bool:
+    """Whether autograd stopped because something that it had saved was changed in place."""
+    return "modified by an inplace operation" in str(error)
+
+
+@contextmanager
+def norms_keep_their_inputs(modules: Iterable[torch.nn.Module]):
+    """Inside, norm layers work on copies: the host's text encoders add to what their norms have seen, and need no more than this."""
+    norms = [m for module in modules for m in module.modules() if type(m).__name__.endswith("Norm")]
+    handles = [m.register_forward_pre_hook(lambda m, given: (given[0].clone(), *given[1:])) for m in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def prepare(guider) -> None:

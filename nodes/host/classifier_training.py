@@ -1,0 +1,145 @@
+"""Training a noisy classifier on the host's pictures: latents of a model's own format, and a file that the loader reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+
+from ...guidance.classifier import LabelledClassifier, NoisyClassifier, as_pictures
+from ...training.demo_model import initialise
+from ...training.loop import Diverged, Loop, saving
+from ...training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
+from ...training.textual_inversion import captions_for
+from . import classifiers, naming
+from .pictures import as_image, line_chart
+from .training import Stopped, singles
+
+SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    kind: str
+    size: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    held_out: float = 0.1
+    average: float = 0.99
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The classifier, its file's name, the losses, and (log-SNR, accuracy) on the pictures `judged_on`."""
+
+    classifier: LabelledClassifier
+    name: str
+    loop: Loop
+    accuracy: list[tuple[float, float]]
+    judged_on: str
+
+
+def folder() -> Path:
+    """Where new classifiers go."""
+    return Path(folder_paths.models_dir) / classifiers.FOLDER
+
+
+def existing(name: str) -> Path | None:
+    """A file that the name could mean already, in any of the folders."""
+    file = f"{name}.safetensors"
+    found = [n for n in classifiers.names() if n in (file, file.replace("/", "\\"))]
+    return folder() / file if found or (folder() / file).exists() else None
+
+
+def _latents(model, vae, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures as the model sees them when clean, (N, C, h, w) of about unit variance, on the CPU."""
+    encoded = [model.model.process_latent_in(vae.encode(p[..., :3]).float().cpu()) for p in singles(images, "images")]
+    shapes = {tuple(z.shape[-2:]) for z in encoded}
+    if len(shapes) > 1:
+        sizes = ", ".join(sorted(f"{w} x {h}" for h, w in shapes))
+        raise ValueError(f"The pictures have several sizes (latents of {sizes}). Scale and crop them to one, as Upscale Image does.")
+    return as_pictures(torch.cat(encoded))
+
+
+def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
+    """Trains a classifier of the labels, one text a picture, and saves it; a stop by the user keeps what is learnt."""
+    count = sum(len(batch) for batch in images)
+    given = captions_for(labels, count) if count else ()
+    known, targets = targets_of(given, settings.kind) if count else ((), None)
+    name = naming.choose(classifiers.FOLDER, name, if_exists, existing)
+    with torch.inference_mode(False), torch.no_grad():
+        latents = _latents(model, vae, images)
+        own, judged = held_out(len(latents), settings.held_out, settings.seed)
+        device = comfy.model_management.get_torch_device()
+        network = initialise(NoisyClassifier(latents.shape[1], len(known), SIZES[settings.size]), settings.seed % 2**63).to(device)
+        loop = _loop(network, settings, known, latents)
+        state = naming.state_of(classifiers.FOLDER, name)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        if if_exists == "continue":
+            loop.restore(state)
+        made = LabelledClassifier(network.requires_grad_(False), known, type(model.model.latent_format).__name__, settings.kind)
+
+        def keep() -> None:
+            loop.save(state)
+            with loop.averaged():
+                path = folder() / f"{name}.safetensors"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                classifiers.save(made, path)
+
+        with torch.enable_grad():
+            network.train().requires_grad_(True)
+            knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
+            _take(saving(loop, train_noisy_classifier(network, latents[own], targets[own], loop, **knobs), state), loop, keep)
+        network.eval().requires_grad_(False)
+        with loop.averaged():
+            rows = accuracy(network, latents[judged], targets[judged], settings.kind)
+        where = "pictures held out" if len(judged) < len(latents) else "the pictures that it learnt from"
+        return Learnt(classifiers.read(folder() / f"{name}.safetensors"), name, loop, rows, f"{len(judged)} {where}")
+
+
+def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
+    pictures = hashlib.sha256(np.ascontiguousarray(latents.numpy()).tobytes()).hexdigest()[:12]
+    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in ("steps", "learning_rate")}
+    return Loop(
+        dict(network.named_parameters()),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup=min(50, settings.steps // 10),
+        average=settings.average,
+        about={**fixed, "labels": ", ".join(labels), "pictures": pictures},
+    )
+
+
+def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
+    """Takes the steps with the host's progress bar; saves at the end, when the user stops it, and before an error goes on."""
+    bar = comfy.utils.ProgressBar(loop.steps)
+    try:
+        for step in steps:
+            bar.update_absolute(step.index, step.total)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    except Stopped:
+        if not loop.done:
+            raise
+    except Diverged:
+        if loop.done:
+            keep()
+        raise
+    keep()
+
+
+def pictures_of(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss curve, accuracy over the noise); two IMAGEs."""
+    history = learnt.loop.history
+    chance = 1 / len(learnt.classifier.labels) if learnt.classifier.kind == "exclusive" else 0.5
+    loss = line_chart({"loss": [(s.index, s.loss) for s in history]}, f"loss of {learnt.loop.done} of {learnt.loop.steps} steps", "step")
+    lines = {"accuracy": learnt.accuracy, "chance": [(level, chance) for level, _ in learnt.accuracy]}
+    return as_image(loss), as_image(line_chart(lines, f"accuracy on {learnt.judged_on}", "log SNR: noise on the left, clean on the right"))

@@ -1,0 +1,320 @@
+"""Training inside the host's own sampling: its loading, conditionings, patches, hooks and previews, with gradients.
+
+Steps run as a `Sampler` of the host, some at a time; between them pictures can be sampled. Nothing is trained on the weights that other
+nodes hold: what is learnt lies outside of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrappersMP
+from PIL import Image
+
+from ...guidance.schedules import NoiseScale
+from ...training.loop import Loop, Step
+from ...training.objectives import Levels, loss_weight, picks, spread, squared_error
+from . import gradients
+from .channels import noise_scale
+
+KEY = "controlled_diffusion.training"
+BACKWARD = 4  # room that is asked for, in forward passes: what a backward pass needs is kept until then
+Stopped = comfy.model_management.InterruptProcessingException
+log = logging.getLogger(__name__)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is learnt from: the latent of each picture as the VAE gives it, (1, C, [1,] h, w), with a mask (1, 1, [1,] h, w) or None."""
+
+    latents: tuple[torch.Tensor, ...]
+    masks: tuple[torch.Tensor | None, ...]
+    originals: int = 0  # pictures as given; what follows them is the same, flipped
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def singles(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
+    """The single pictures (1, H, W, ...) of IMAGE or MASK batches of any sizes. Raises ValueError on none and on numbers that are none."""
+    found = [picture for batch in batches if len(batch) for picture in batch.split(1)]
+    if not found:
+        raise ValueError(f"There are no {what}. Connect an IMAGE batch, or a node that loads a folder of pictures.")
+    for i, picture in enumerate(found, 1):
+        if not bool(torch.isfinite(picture).all()):
+            raise ValueError(f"Number {i} of the {what} holds NaN or infinite values. Take it out, or repair the node that made it.")
+    return found
+
+
+def _mask_for(latent: torch.Tensor, mask: torch.Tensor, picture: torch.Tensor, number: int) -> torch.Tensor:
+    """A MASK (1, H, W) at the size of a latent."""
+    if mask.shape[-2:] != picture.shape[1:3]:
+        raise ValueError(
+            f"Mask {number} is {mask.shape[-1]} x {mask.shape[-2]}, its picture {picture.shape[2]} x {picture.shape[1]}. Give masks of the "
+            "pictures' sizes."
+        )
+    small = torch.nn.functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area")
+    if not bool(small.any()):
+        raise ValueError(f"Mask {number} is empty: nothing of its picture would be learnt. Paint what to learn white, or leave it away.")
+    return small.reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
+
+
+def pictures_of(vae, images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] = (), flip: bool = False) -> Pictures:
+    """Encodes IMAGE batches once; with `flip` each picture also left and right exchanged, after all others."""
+    found = singles(images, "images")
+    painted = singles(masks, "masks") if masks else [None] * len(found)
+    if len(painted) == 1:
+        painted = painted * len(found)
+    if len(painted) != len(found):
+        raise ValueError(f"There are {len(painted)} masks for {len(found)} pictures; give one for each, one for all, or none.")
+    if flip:
+        found += [p.flip(2) for p in found]
+        painted += [None if m is None else m.flip(-1) for m in painted]
+    latents = [vae.encode(p[..., :3]).float().cpu() for p in found]
+    cut = [None if m is None else _mask_for(z, m, p, i) for i, (z, m, p) in enumerate(zip(latents, painted, found), 1)]
+    return Pictures(tuple(latents), tuple(cut), len(found) // (2 if flip else 1))
+
+
+# --- one prediction of a batch ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the denoiser is asked: at which noise levels, and what an error counts. "auto" levels: logit-normal for flow models, uniform
+    for others."""
+
+    levels: Levels
+    weighting: str = "own"
+    gamma: float = 5.0
+
+
+def levels(model, timesteps: str, **knobs) -> Levels:
+    """A distribution of noise levels; "auto" takes what models of this kind are trained with."""
+    if timesteps == "auto":
+        timesteps = "logit-normal" if noise_scale(model.get_model_object("model_sampling")).flow else "uniform"
+    return Levels(timesteps, **knobs)
+
+
+def _batches(rows: Sequence[list]) -> list[list[int]]:
+    """Which conditionings [features, extras] can be rows of one: those of one shape that have nothing but a pooled output."""
+    groups: dict = {}
+    for i, (features, extras) in enumerate(rows):
+        simple = not any(torch.is_tensor(v) for k, v in extras.items() if k != "pooled_output")
+        groups.setdefault((features.shape, extras.get("pooled_output") is None) if simple else i, []).append(i)
+    return list(groups.values())
+
+
+def _one(rows: Sequence[list]) -> list:
+    """One conditioning of many."""
+    features, extras = rows[0]
+    if len(rows) == 1:
+        return [features, extras]
+    pooled = extras.get("pooled_output")
+    together = None if pooled is None else torch.cat([e["pooled_output"] for _, e in rows])
+    return [torch.cat([f for f, _ in rows]), {**extras, "pooled_output": together}]
+
+
+@dataclass
+class Ground:
+    """The running denoiser: what the host's sampling hands to a sampler."""
+
+    guider: comfy.samplers.CFGGuider
+    options: dict
+    scale: NoiseScale
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, rows: Sequence[list]) -> torch.Tensor:
+        """The prediction for noisy latents (B, ...) at sigmas (B,), each under its own [features, extras]; without guidance."""
+        model, parts = self.guider.inner_model, _batches(rows)
+        made = [self._together(model, x[group], sigma[group], _one([rows[i] for i in group])) for group in parts]
+        order = torch.tensor([i for group in parts for i in group]).argsort()
+        return torch.cat(made)[order.to(x.device)]
+
+    def _together(self, model, x: torch.Tensor, sigma: torch.Tensor, conditioning: list) -> torch.Tensor:
+        asked = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
+        made = comfy.samplers.process_conds(model, x, asked, x.device, x.detach(), None, 0)["positive"]
+        return comfy.samplers.calc_cond_batch(model, [made], x, sigma, self.options)[0]
+
+    def loss(self, pictures: Pictures, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
+        """The mean loss of pictures, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
+        parts = {}
+        for row, picture in enumerate(chosen):
+            parts.setdefault(pictures.latents[picture].shape, []).append(row)
+        u = spread(seed, first, len(chosen))
+        errors = [self._errors(pictures, chosen, part, [rows[i] for i in part], objective, u[part], seed, first) for part in parts.values()]
+        return torch.cat(errors).mean()
+
+    def _errors(self, pictures, chosen, part, rows, objective, u, seed, first) -> torch.Tensor:
+        """Weighted errors of samples of one size."""
+        model = self.guider.inner_model
+        sampling, device = model.model_sampling, self.guider.model_patcher.load_device
+        sigmas = [self.scale.sigma(1 - float(p)) for p in objective.levels.places(u)]
+        sigma = torch.tensor(sigmas, device=device)
+        x0 = model.process_latent_in(torch.cat([pictures.latents[chosen[i]] for i in part]).to(device))
+        noise = torch.cat([_noise(seed, first + i, pictures.latents[chosen[i]].shape) for i in part]).to(device)
+        denoised = self.denoised(sampling.noise_scaling(sigma, noise, x0.clone(), False), sigma, rows)
+        gain = sampling.calculate_denoised(sigma, torch.ones_like(x0), torch.zeros_like(x0)).flatten(1)[:, 0]
+        masks = [pictures.masks[chosen[i]] for i in part]
+        mask = None if masks[0] is None else torch.cat(masks).to(device)
+        log_snr = torch.tensor([self.scale.log_snr(s) for s in sigmas], device=device)
+        return loss_weight(objective.weighting, gain, log_snr, objective.gamma) * squared_error(denoised, x0, mask)
+
+
+def _noise(seed: int, number: int, shape: torch.Size) -> torch.Tensor:
+    """The noise of one sample, whatever batch it is in."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed((seed * 1_000_003 + number + 1) % 2**63))
+
+
+# --- the run ----------------------------------------------------------------------------------------------------
+
+
+class Lesson(comfy.samplers.Sampler):
+    """Takes some steps of a training in one run of the host's sampling."""
+
+    def __init__(
+        self, steps: Callable[[Ground], Iterator[Step]], modules: Sequence[torch.nn.Module], show: Callable[[Step], None], mutations=True
+    ):
+        self.steps, self.modules, self.show, self.mutations = steps, modules, show, mutations
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        _check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
+        for module in (model_wrap.inner_model, *self.modules):
+            gradients.heal(module)
+        ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
+        with gradients.differentiable(self.mutations), gradients.norms_keep_their_inputs(() if self.mutations else self.modules):
+            for step in self.steps(ground):
+                self.show(step)
+                comfy.model_management.throw_exception_if_processing_interrupted()
+        return latent_image
+
+
+def _check_whole(patchers) -> None:
+    """Refuses models that are only partly in memory: what autograd keeps of their borrowed weights is overwritten."""
+    for patcher in patchers:
+        if getattr(patcher.model, "model_lowvram", False):
+            size, free = patcher.model_size() / 2**30, patcher.get_free_memory(patcher.load_device) / 2**30
+            raise ValueError(
+                f"{type(patcher.model).__name__} ({size:.1f} GB) does not fit into memory whole, which training needs; {free:.1f} GB are free. "
+                "Use a smaller model or a smaller precision of it, or close what else uses the memory."
+            )
+
+
+def differentiable_patcher(patcher, what: str):
+    """The patcher itself, or a copy of its own weights where the host loads them dynamically, piece by piece."""
+    if not getattr(patcher, "is_dynamic", bool)():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True, force_deepcopy=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The {what} is loaded dynamically, through which no gradient passes, and cannot be loaded a second time ({error}). Start ComfyUI "
+            "with --disable-dynamic-vram, or use one of ComfyUI's own loaders."
+        ) from error
+
+
+def trainable(model, clip=None):
+    """A MODEL, and a CLIP if given, as training needs them: clones that do not load dynamically, the model bringing the CLIP along."""
+    model = differentiable_patcher(model, "model").clone()
+    if "multigpu_clones" in model.model_options:
+        raise ValueError("Training runs on one GPU. Take MultiGPU CFG Split away.")
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
+    if clip is None:
+        return model, None
+    own = clip.clone()
+    own.patcher = differentiable_patcher(own.patcher, "text encoder")
+    own.cond_stage_model = own.patcher.model
+    model.set_additional_models(KEY, [own.patcher])
+    return model, own
+
+
+def _load_whole(executor, model, noise_shape, conds, model_options=None, **more):
+    """The host's loading, with no part of a model left out and room for a backward pass."""
+    more["force_full_load"] = True
+    return executor(model, [noise_shape[0] * BACKWARD, *noise_shape[1:]], conds, model_options=model_options, **more)
+
+
+def half_precision_scale(model) -> float:
+    """Where gradients pass through float16, by what a loss starts to be multiplied so that they do not vanish."""
+    return 2.0**12 if model.model.get_dtype_inference() == torch.float16 else 1.0
+
+
+@dataclass
+class Course:
+    """A training of a MODEL, some steps at a time.
+
+    `start` is a CONDITIONING by which the host estimates its memory. `modules` are further networks that gradients pass through.
+    """
+
+    model: object
+    start: list
+    loop: Loop
+    loss_of: Callable[[Ground, int], torch.Tensor]
+    batch: torch.Size
+    modules: Sequence[torch.nn.Module] = ()
+    watched: Callable[[Iterator[Step]], Iterator[Step]] = iter  # sees every step, as one that saves does
+    mutations: bool = False  # whether the networks change in place what autograd saves; found out when they do
+    bar: comfy.utils.ProgressBar = field(init=False)
+
+    def __post_init__(self):
+        self.bar = comfy.utils.ProgressBar(self.loop.steps)
+
+    def run(self, count: int) -> None:
+        """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
+        goal = self.loop.done + count
+        try:
+            self._run(count)
+        except RuntimeError as error:
+            if self.mutations or not gradients.mutated(error):
+                raise
+            self.mutations = True
+            self._run(goal - self.loop.done)
+
+    def _run(self, count: int) -> None:
+        def steps(ground: Ground) -> Iterator[Step]:
+            return self.watched(islice(self.loop.run(lambda i: self.loss_of(ground, i)), count))
+
+        lesson = Lesson(steps, self.modules, self._show, self.mutations)
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.inner_set_conds({"positive": self.start})
+        blank = torch.zeros(self.batch)
+        guider.sample(blank, blank, lesson, torch.ones(1), disable_pbar=True, seed=0)
+
+    def _show(self, step: Step, picture: Image.Image | None = None) -> None:
+        self.bar.update_absolute(step.index, step.total, None if picture is None else ("JPEG", picture, 512))
+
+    def preview(self, picture: Image.Image) -> None:
+        """Shows a picture on the node."""
+        if self.loop.history:
+            self._show(self.loop.history[-1], picture)
+
+
+def run_course(course: Course, every: int, look: Callable[[], None]) -> bool:
+    """Runs a course to its end, calling `look` after every `every` steps (0 = never). False where the user stopped it after a step."""
+    loop = course.loop
+    try:
+        while loop.done < loop.steps:
+            rest = loop.steps - loop.done
+            course.run(min(rest, every - loop.done % every) if every else rest)
+            if every and loop.done % every == 0 and loop.done < loop.steps:
+                look()
+    except Stopped:
+        if not loop.done:
+            raise
+        log.info("Training stopped after %d of %d steps; what is learnt is kept.", loop.done, loop.steps)
+        return False
+    return True
+
+
+__all__ = ["Course", "Ground", "Objective", "Pictures", "levels", "picks", "pictures_of", "run_course", "trainable"]

@@ -1,0 +1,148 @@
+"""The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
+from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
+from controlled_diffusion.nodes.host import classifier_training as host
+from controlled_diffusion.nodes.host import classifiers, demo
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo_world import render
+from controlled_diffusion.training.loop import Diverged
+from torch.testing import assert_close
+
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+COUNT = 48
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Classifiers and outputs in a folder of the test."""
+    known = folder_paths.folder_names_and_paths.get(classifiers.FOLDER)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    folder_paths.folder_names_and_paths.pop(classifiers.FOLDER, None)
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+    if known is not None:
+        folder_paths.folder_names_and_paths[classifiers.FOLDER] = known
+
+
+@pytest.fixture(scope="module")
+def demo_vae():
+    return demo.load()[2]
+
+
+def scenes():
+    return [demo_model.scene(i, 31) for i in range(COUNT)]
+
+
+def images(count=COUNT):
+    return torch.from_numpy(np.stack([render(s) for s in scenes()[:count]])).float() / 255
+
+
+def backgrounds(count=COUNT):
+    return [s.background for s in scenes()[:count]]
+
+
+def train(model, vae, given=None, labels=None, **knobs):
+    """(classifier, name, loss curve, accuracy picture) of the node with its defaults and few steps."""
+    usual = defaults(NoisyClassifierTrainer) | dict(kind="exclusive", steps=4, batch_size=8, average=0.0, name="mine") | knobs
+    lists = {k: [v] for k, v in usual.items()} | {"labels": backgrounds() if labels is None else labels}
+    return NoisyClassifierTrainer.execute(model=[model], vae=[vae], images=[images()] if given is None else given, **lists).args
+
+
+def test_it_tells_the_backgrounds_of_pictures_that_it_never_saw(eps_model, demo_vae):
+    settings = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
+    made = host.learn(eps_model, demo_vae, [images()], backgrounds(), settings, "mine", "refuse")
+    assert made.judged_on == "12 pictures held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
+    assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss
+
+
+def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, folders):
+    classifier, name, curve, chart = train(
+        eps_model, demo_vae, labels=[", ".join({s.background, s.things[0].color}) for s in scenes()], kind="independent"
+    )
+    loaded, labels = NoisyClassifierLoader.execute(name).args
+    assert name == "mine.safetensors" and (folders / "models" / "noisy_classifiers" / name).exists()
+    assert set(labels.split("\n")) == {s.background for s in scenes()} | {s.things[0].color for s in scenes()}
+    assert loaded.latent_format == "SD15" and loaded.kind == "independent" and curve.ndim == chart.ndim == 4
+    x, level = torch.randn(2, 4, 16, 16), torch.zeros(2)
+    assert torch.equal(loaded.network(x, level), classifier.network(x, level))
+    assert len(ClassifierChannel.execute(classifier, "red", 1.0, 0.0, 1.0, 0, "", 0).args[0]) == 1
+
+
+def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
+    model = demo.load()[0]
+    latents = host._latents(model, demo_vae, [images(6)])
+    assert_close(latents, model.model.process_latent_in(demo_vae.encode(images(6))), atol=1e-5, rtol=1e-5)
+    assert 0.5 < latents.std() < 2
+
+
+@pytest.mark.xfail(strict=True, reason="not offered yet: the random state is touched")
+def test_the_same_seed_gives_the_same_classifier_and_the_users_randomness_is_not_touched(eps_model, demo_vae):
+    state = torch.get_rng_state()
+    one, two, other = (train(eps_model, demo_vae, seed=s)[0].network.state_dict() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[k], two[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.xfail(strict=True, reason="not offered yet: a stop does not end the run")
+def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_classifier(eps_model, demo_vae):
+    whole = train(eps_model, demo_vae, steps=6, name="whole")[0].network.state_dict()
+
+    def watch(value, total, preview, node_id=None):
+        if value == 2:
+            comfy.model_management.interrupt_current_processing(True)
+
+    comfy.utils.set_progress_bar_global_hook(watch)
+    try:
+        part = train(eps_model, demo_vae, steps=6)[0].network.state_dict()
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    rest = train(eps_model, demo_vae, steps=6, if_exists="continue")[0].network.state_dict()
+    assert all(torch.equal(rest[k], whole[k]) for k in whole) and not all(torch.equal(part[k], whole[k]) for k in whole)
+
+
+def test_where_the_loss_is_lost_the_last_good_classifier_is_kept(eps_model, demo_vae, folders):
+    with pytest.raises(Diverged, match=r"became (nan|inf) at step \d"):
+        train(eps_model, demo_vae, learning_rate=1e30, steps=20)
+    saved = classifiers.read(folders / "models" / "noisy_classifiers" / "mine.safetensors")
+    assert all(not torch.isnan(v).any() for v in saved.network.state_dict().values())
+
+
+def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
+    assert [train(eps_model, demo_vae)[1] for _ in range(2)] == ["mine.safetensors", "mine_2.safetensors"]
+    with pytest.raises(ValueError, match="'mine' exists"):
+        train(eps_model, demo_vae, if_exists="refuse")
+    assert train(eps_model, demo_vae, name="demo_model")[1] == "demo_model_2.safetensors"  # the pack's own
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (dict(given=[]), "There are no images"),
+        (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
+        (dict(labels=["a", "b"]), "2 captions for 48 pictures"),
+        (dict(labels=["a"] * COUNT), "nothing to tell apart"),
+        (dict(name="../up"), "The name '../up' cannot"),
+        (dict(given=[images(24), images(24)[:, :64]]), r"several sizes \(latents of 16 x 16, 16 x 8\)"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, knobs, message, folders):
+    with pytest.raises(ValueError, match=message):
+        train(eps_model, demo_vae, **knobs)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+def test_nothing_of_the_model_is_changed(eps_model, demo_vae):
+    before = {k: v.clone() for k, v in eps_model.model.state_dict().items()}
+    train(eps_model, demo_vae)
+    assert all(torch.equal(v, before[k]) for k, v in eps_model.model.state_dict().items())

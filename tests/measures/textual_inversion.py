@@ -1,0 +1,126 @@
+"""A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra hat] [--count 128]` (resumable).
+
+Eight pictures show something that captions never name: a hat, an eye or a moon. A word is learnt from them, with captions for all the
+rest, and put into the prompts of held-out scenes. The checker says in how many pictures it appears, and in how many the prompt's colour
+and shape, position and background are still right; beside it the same prompts and seeds without the word.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import torch
+from controlled_diffusion.nodes.host import textual_inversion as host
+from controlled_diffusion.nodes.host.training import Objective
+from controlled_diffusion.training import demo_checker, demo_model
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.objectives import Levels
+
+from harness.demo_pictures import Studio
+from harness.environment import PRIVATE
+
+EXTRAS = ("hat", "eye", "moon")
+LEARN, HELD_OUT, PICTURES, BATCH = 777, 4242, 8, 16
+FACTS = ("color", "shape", "bound", "position", "background")
+
+
+def single(index: int, seed: int) -> world.Scene:
+    """A scene of one thing, without what captions never name."""
+    found = (demo_model.scene(1000 * index + i, seed) for i in range(1000))
+    return next(s for s in found if len(s.things) == 1 and not s.moon and not s.things[0].accessory)
+
+
+def with_extra(scene: world.Scene, extra: str) -> world.Scene:
+    thing = scene.things[0]
+    return replace(scene, moon=extra == "moon", things=(replace(thing, accessory="" if extra == "moon" else extra),))
+
+
+def caption(scene: world.Scene, number: int) -> world.Caption:
+    return world.random_caption(scene, np.random.default_rng((LEARN, number)))
+
+
+def lesson(extra: str, count: int = PICTURES) -> tuple[torch.Tensor, list[str]]:
+    """(pictures (N, 128, 128, 3), captions): each scene shows the extra, no caption names it."""
+    scenes = [single(i, LEARN) for i in range(count)]
+    pictures = np.stack([world.render(with_extra(s, extra)) for s in scenes])
+    return torch.from_numpy(pictures).float() / 255, [caption(s, i).text for i, s in enumerate(scenes)]
+
+
+def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) -> str:
+    """Learns the word, or goes on learning it; what to write in a prompt."""
+    pictures, captions = lesson(extra)
+    word = host.Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
+    settings = host.Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
+    objective = Objective(Levels(options.timesteps), options.weighting)
+    with torch.inference_mode(False), torch.no_grad():
+        templates = (options.template.replace("<>", "{}"),)
+        task = host.prepare(
+            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, caption_dropout=options.dropout), word, templates,
+            objective, settings, host.Validation(word.placeholder, count=0),
+        )  # fmt: skip
+        loop = host.run(task, name, resume=True)
+    curve = [s.loss for s in loop.history]
+    say(
+        f"{name}: {loop.done} steps, mean loss {np.mean(curve[: len(curve) // 4]):.4f} at first, {np.mean(curve[-len(curve) // 4 :]):.4f} at last"
+    )
+    return f"embedding:{name}"
+
+
+def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) -> list[dict[str, bool]]:
+    """What the checker says of a batch of pictures; `text_of` makes the prompt of a caption."""
+    pictures = studio.draw([text_of(c.text) for c in prompts], seed=first)
+    return [
+        demo_checker.judge(demo_checker.read(p), c) | {e: e in demo_checker.extras(p) for e in EXTRAS} for p, c in zip(pictures, prompts)
+    ]
+
+
+def measure(studio: Studio, name: str, text_of, count: int) -> list[dict[str, bool]]:
+    """Verdicts of `count` held-out prompts, kept in a file batch by batch."""
+    path = PRIVATE / "measures" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = json.loads(path.read_text()) if path.exists() else []
+    while len(done) < count:
+        numbers = range(len(done), min(len(done) + BATCH, count))
+        done += judged(studio, [caption(single(i, HELD_OUT), 10_000 + i) for i in numbers], text_of, first=len(done))
+        path.write_text(json.dumps(done))
+    return done[:count]
+
+
+def row(name: str, verdicts: list[dict[str, bool]], extra: str) -> str:
+    shares = [np.mean([v[f] for v in verdicts if f in v]) for f in (extra, *FACTS)]
+    return f"| {name} | {len(verdicts)} | " + " | ".join(f"{100 * s:.1f} %" for s in shares) + " |"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--extra", choices=EXTRAS, default="hat")
+    parser.add_argument("--count", type=int, default=128)
+    parser.add_argument("--words", default="")
+    parser.add_argument("--vectors", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=0.005)
+    parser.add_argument("--template", default="{caption} <>", help="<> is the word, {caption} the caption")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--norm", default="limit")
+    parser.add_argument("--norm-limit", type=float, default=1.5)
+    parser.add_argument("--timesteps", default="uniform")
+    parser.add_argument("--weighting", default="own")
+    parser.add_argument("--name", default=None, help="of the word; another one starts anew")
+    options = parser.parse_args()
+    name, studio = options.name or f"measured-{options.extra}", Studio()
+    word = learn(studio, options.extra, name, options)
+    say(f"| prompts | pictures | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
+    say(row("with the word", measure(studio, name, lambda text: options.template.format("", caption=text).replace("<>", word), options.count), options.extra))  # fmt: skip
+    say(row("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
+
+
+if __name__ == "__main__":
+    main()

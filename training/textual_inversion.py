@@ -1,0 +1,209 @@
+"""Textual inversion: a concept learnt as a few word vectors, everything else frozen (arXiv 2208.01618).
+
+This file knows words and vectors: which sentences the new word is learnt in, where its vectors start, and how long they may grow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+TEMPLATES = {
+    "object": (
+        "{}",
+        "a photo of {}",
+        "a picture of {}",
+        "a close-up of {}",
+        "one {} in the picture",
+        "a clear photo of {}",
+        "a dim photo of {}",
+        "a cropped photo of {}",
+        "a plain drawing of {}",
+        "{} seen from near",
+        "{} in the middle of the picture",
+        "a good picture of a single {}",
+    ),
+    "style": (
+        "in the style of {}",
+        "a painting in the style of {}",
+        "a picture in the style of {}",
+        "a drawing in the style of {}",
+        "a detail in the style of {}",
+        "a scene in the style of {}",
+        "a bright picture in the style of {}",
+        "a dark picture in the style of {}",
+        "a small work in the style of {}",
+        "art in the manner of {}",
+    ),
+    "face": (
+        "a photo of {}",
+        "a portrait of {}",
+        "the face of {}",
+        "a close-up of the face of {}",
+        "{} looking at the camera",
+        "{} from the side",
+        "a smiling {}",
+        "a studio portrait of {}",
+        "a snapshot of {}",
+        "a black and white photo of {}",
+    ),
+}
+KINDS = (*TEMPLATES, "own")
+NORMS = ("limit", "keep", "free")
+FAMILIAR_SCALE = 0.4 / math.sqrt(768)  # RMS of SD1.5's word vectors, of norm about 0.4: what published learning rates are made for
+
+
+def check_placeholder(placeholder: str, is_word: Callable[[str], bool]) -> None:
+    """Refuses a placeholder that could be taken for something else. `is_word` says whether a text is one word the model knows."""
+    advice = "Give one made-up word that stands for the concept in captions and templates, such as <my-thing>."
+    if not placeholder.strip():
+        raise ValueError(f"The placeholder is empty. {advice}")
+    if len(placeholder.split()) > 1:
+        raise ValueError(f"The placeholder '{placeholder}' is several words. {advice}")
+    if re.search(r"[(){}\\:,]", placeholder):
+        raise ValueError(f"The placeholder '{placeholder}' holds one of ( ) {{ }} \\ : , which mean something in prompts. {advice}")
+    if is_word(placeholder):
+        raise ValueError(f"The placeholder '{placeholder}' is a word that the model knows; it would lose its meaning. {advice}")
+
+
+def own_templates(text: str, placeholder: str) -> tuple[str, ...]:
+    """Templates of a text, one a line; each holds {} or the placeholder once or more, and may hold {caption}."""
+    lines = [line.strip().replace(placeholder, "{}") for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if "{}" not in line:
+            raise ValueError(f"The template '{line}' lacks {{}}, the place of the new word. Write one a line, as in 'a photo of {{}}'.")
+    if not lines:
+        raise ValueError(
+            "The kind of templates is 'own' but none is given. Write one a line, as in 'a photo of {}', or choose another kind."
+        )
+    return tuple(lines)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The sentences in which the word is learnt.
+
+    A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; it is left
+    out at the rate `dropout`, so that the word learns to stand without it. `captions` are empty, or one for each picture.
+    """
+
+    templates: tuple[str, ...]
+    placeholder: str
+    captions: tuple[str, ...] = ()
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        asks = [t for t in self.templates if "{caption}" in t]
+        if asks and not self.captions:
+            raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"Captions are left out at the rate {self.dropout}; give 0 to less than 1.")
+
+    def of(self, picture: int, number: int, seed: int) -> str:
+        """The sentence for a picture as sample `number` of the training; it holds the placeholder."""
+        rng = np.random.default_rng((seed, number))
+        template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < self.dropout
+        caption = self.captions[picture].strip() if self.captions else ""
+        if names(caption, self.placeholder):
+            return caption
+        caption = "" if leave_out else caption
+        if caption and "{caption}" not in template:
+            template += ", {caption}"
+        return " ".join(template.replace("{caption}", caption).replace("{}", self.placeholder).split()).strip(" ,")
+
+
+def _as_word(placeholder: str) -> str:
+    return rf"(?<![\w-]){re.escape(placeholder)}(?![\w-])"
+
+
+def names(text: str, placeholder: str) -> bool:
+    """Whether a text holds the placeholder as a word of its own."""
+    return re.search(_as_word(placeholder), text) is not None
+
+
+def with_name(text: str, placeholder: str, name: str) -> str:
+    """A text with every placeholder replaced by `name`, set off by spaces."""
+    return re.sub(_as_word(placeholder), lambda _: f" {name} ", text)
+
+
+def captions_for(given: Sequence[str], pictures: int) -> tuple[str, ...]:
+    """One caption for each picture: as given, or the lines of a single text; none of an empty one."""
+    if len(given) == 1:
+        given = given[0].strip().splitlines() if pictures > 1 or not given[0].strip() else given
+    if given and len(given) != pictures:
+        raise ValueError(
+            f"There are {len(given)} captions for {pictures} pictures; give one for each picture (a list, or one a line), or none at all."
+        )
+    return tuple(given)
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------
+
+
+def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:
+    """Start values (vectors, dim) from the vectors (m, dim) of the initial words.
+
+    As many vectors as words: the words. Fewer: means of neighbouring words. More: the words over and over; from the second round on with
+    noise of `apart` times their size, since equal vectors would stay equal.
+    """
+    if vectors < 1:
+        raise ValueError(f"The concept has {vectors} vectors; give 1 or more. Usual 1 to 8.")
+    words = words.float()
+    if vectors <= len(words):
+        return torch.stack([part.mean(0) for part in words.tensor_split(vectors)])
+    rows = words[torch.arange(vectors) % len(words)]
+    noise = torch.randn(rows.shape, generator=generator).to(rows) * rows.square().mean(1, keepdim=True).sqrt() * apart
+    noise[: len(words)] = 0
+    return rows + noise
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is typical of an encoder's word vectors: the RMS of their numbers and the median of their norms."""
+
+    scale: float
+    norm: float
+
+    @classmethod
+    def of(cls, table: torch.Tensor) -> Vocabulary:
+        """Of a table (words, dim)."""
+        rows = table.float()
+        return cls(float(rows.square().mean().sqrt()), float(rows.norm(dim=1).median()))
+
+
+class Concept:
+    """The vectors of a new word, (vectors, dim) for each text encoder by its key.
+
+    What the optimiser holds, `parameters`, is in units of each encoder's own vocabulary, so that one learning rate suits encoders whose
+    vectors differ a hundredfold in size. `norm`: "limit" keeps each vector at most `limit` times as long as a typical word, so that it
+    mixes with other words; "keep" at the length it started with; "free" lets it grow.
+    """
+
+    def __init__(self, starts: dict[str, torch.Tensor], vocabularies: dict[str, Vocabulary], norm: str = "limit", limit: float = 1.5):
+        if norm not in NORMS:
+            raise ValueError(f"There is no norm control '{norm}'; choose one of {', '.join(NORMS)}.")
+        self.scales = {k: v.scale for k, v in vocabularies.items()}
+        self.parameters = {k: torch.nn.Parameter(rows.float() / self.scales[k]) for k, rows in starts.items()}
+        lengths = {k: rows.float().norm(dim=1, keepdim=True) for k, rows in starts.items()}
+        self.longest = {k: lengths[k].clamp(min=limit * v.norm) if norm == "limit" else lengths[k] for k, v in vocabularies.items()}
+        self.norm = norm
+
+    def rows(self, key: str) -> torch.Tensor:
+        """The vectors of an encoder, (vectors, dim), with their graph."""
+        return self.parameters[key] * self.scales[key]
+
+    @torch.no_grad()
+    def control(self) -> None:
+        """Brings every vector to the length it may have."""
+        for key, p in self.parameters.items() if self.norm != "free" else ():
+            factor = self.longest[key].to(p) / self.scales[key] / p.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            p.mul_(factor.clamp(max=1.0) if self.norm == "limit" else factor)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a file holds: the vectors of every encoder, on the CPU."""
+        return {k: self.rows(k).detach().float().cpu() for k in self.parameters}
