@@ -60,7 +60,7 @@ def test_the_hosts_ancestral_sampler_with_these_noise_maps_gives_the_picture_but
     guider.set_cfg(3.5)
     sampler = comfy.samplers.ksampler("euler_ancestral")
     left = iter(trail.extras["noise_maps"])
-    sampler.extra_options["noise_sampler"] = lambda sigma, after: next(left)
+    sampler.extra_options = {"noise_sampler": lambda sigma, after: next(left)}  # a new one: the host shares its default among all samplers
     start, first = trail.carries[0][0], torch.tensor(trail.sigmas[:1])
     sampling = model.get_model_object("model_sampling")
     gain = sampling.noise_scaling(first, torch.ones(1), torch.zeros(1), True)
