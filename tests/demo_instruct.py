@@ -51,10 +51,10 @@ def main() -> None:
     raw, weights = family_latents(autoencoder, STATE / "families.safetensors"), load_file(demo.WEIGHTS)
     spread, shift = (weights[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
     latents = (raw.float() / spread + shift) * demo.LATENT_SCALE  # as the denoiser gets them
-    first = unet.input_blocks[0][0]
+    base, first = {k: v.clone() for k, v in unet.state_dict().items()}, unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(demo_instruct.widened(first.weight.detach(), 8))
     if options.stage == "refine":
-        unet.load_state_dict(load_file(demo.INSTRUCT_WEIGHTS))
+        unet.load_state_dict(demo_instruct.unpacked(load_file(demo.INSTRUCT_WEIGHTS), base))
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
     matrices = demo_model.matrices_of(parameters)
@@ -74,7 +74,7 @@ def main() -> None:
     shown(saving(loop, steps, path))
     load_average(path, unet=unet)
     demo.INSTRUCT_WEIGHTS.parent.mkdir(exist_ok=True)
-    save_atomically({k: v.half() for k, v in unet.state_dict().items()}, demo.INSTRUCT_WEIGHTS)
+    save_atomically(demo_instruct.packed(unet.state_dict(), base), demo.INSTRUCT_WEIGHTS)
     say(f"wrote {demo.INSTRUCT_WEIGHTS.name}: {demo.INSTRUCT_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 

@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...training import demo_model
+from ...training import demo_instruct, demo_model
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
 INSTRUCT_WEIGHTS = WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
@@ -116,8 +116,9 @@ def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.
 
 def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The instruction model's denoiser; its text tower and autoencoder are the demo model's."""
-    weights = comfy.utils.load_torch_file(path, safe_load=True)
-    weights["preview_colors"] = comfy.utils.load_torch_file(str(WEIGHTS), safe_load=True)["preview_colors"]
+    base = _read_weights(WEIGHTS)[0]
+    weights = demo_instruct.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
+    weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
     return _patcher(weights, new_instruct_config(), disable_dynamic, (load_instruct, (path,)))
 
 
