@@ -61,10 +61,10 @@ def channel_extras() -> list:
     ]
 
 
-def inverter_inputs(steps: int = 50) -> list:
+def inverter_inputs(steps: int = 50, model: str = "Any model: eps, v or flow.") -> list:
     """The first inputs of every node that inverts pictures; its own follow, then `inverter_extras`."""
     return [
-        io.Model.Input("model", tooltip="Any model: eps, v or flow."),
+        io.Model.Input("model", tooltip=model),
         io.Conditioning.Input("source", tooltip="What the picture shows. The better it fits, the better the inversion."),
         io.MultiType.Input(
             "picture", types=[io.Latent, io.Image], tooltip="The pictures to invert: a LATENT, or an IMAGE with the vae connected."

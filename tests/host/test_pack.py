@@ -65,7 +65,7 @@ def test_the_host_can_describe_it_to_the_frontend(node):
     assert json.dumps(node.GET_NODE_INFO_V1())
 
 
-@each_offered_node
+@each_node
 def test_a_help_page_has_the_headings_and_names_every_input(node):
     page = help_page(node)
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == HEADINGS
