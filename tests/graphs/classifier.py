@@ -26,7 +26,6 @@ def classifier_guidance(graph):
         latents = [
             sampled_with(
                 graph,
-                model,
                 graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
                 size,
                 sigmas,

@@ -1,6 +1,6 @@
 """DDIM inversion and the way back."""
 
-from .parts import SWAP, color, prompt_nodes, saved, stroke
+from .parts import SWAP, half, saved, square_prompts, two_squares
 
 
 def ddim_inversion(graph):
@@ -11,21 +11,12 @@ def ddim_inversion(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = prompt_nodes(
-            graph,
-            model,
-            **{
-                "source: what it shows": "a red square on the left and a blue square on the right on a white background",
-                "target: what it should show": "a red square on the left and a yellow circle on the right on a white background",
-                "negative": "",
-            },
+        source, target, negative = square_prompts(
+            graph, model, "a red square on the left and a yellow circle on the right on a white background"
         )
     with graph.group("2 Picture and mask"):
-        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-        picture = stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
-        side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
-        nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
-        mask = graph.add("MaskComposite", title="right half", destination=nothing, source=side, x=64, y=0, operation="add")
+        picture = two_squares(graph)
+        mask = half(graph, False)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], steps=20, scheduler="normal")
         plain = graph.add("DDIMInverter", title="DDIM", **shared)["inversion"]

@@ -1,6 +1,6 @@
 """Exact inversions: EDICT, BDIA and O-BELM."""
 
-from .parts import SWAP, color, prompt_nodes, stroke
+from .parts import SWAP, square_prompts, two_squares
 
 
 def exact_inversion(graph):
@@ -11,18 +11,11 @@ def exact_inversion(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = prompt_nodes(
-            graph,
-            model,
-            **{
-                "source: what it shows": "a red square on the left and a blue square on the right on a white background",
-                "target: what it should show": "a red square on the left and a yellow square on the right on a white background",
-                "negative": "",
-            },
+        source, target, negative = square_prompts(
+            graph, model, "a red square on the left and a yellow square on the right on a white background"
         )
     with graph.group("2 Picture"):
-        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-        picture = stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+        picture = two_squares(graph)
     with graph.group("3 Inversion"):
         shared = dict(
             model=model["model"], source=source, negative=negative, picture=picture, vae=model["vae"], steps=30, scheduler="karras", cfg=3.0

@@ -34,7 +34,6 @@ def image_guidance(graph):
         latents = [
             sampled_with(
                 graph,
-                model,
                 graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
                 size,
                 sigmas,

@@ -1,6 +1,6 @@
 """What came of an inversion."""
 
-from .parts import SWAP, color, prompt_nodes, stroke
+from .parts import SWAP, square_prompts, two_squares
 
 
 def inversion_report(graph):
@@ -12,18 +12,11 @@ def inversion_report(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = prompt_nodes(
-            graph,
-            model,
-            **{
-                "source: what it shows": "a red square on the left and a blue square on the right on a white background",
-                "target: what it should show": "a red square on the left and a yellow circle on the right on a white background",
-                "negative": "",
-            },
+        source, target, negative = square_prompts(
+            graph, model, "a red square on the left and a yellow circle on the right on a white background"
         )
     with graph.group("2 Picture"):
-        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-        picture = stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+        picture = two_squares(graph)
     with graph.group("3 Inversion"):
         found = graph.add(
             "DDIMInverter", model=model["model"], source=source, picture=picture, vae=model["vae"], steps=30, scheduler="normal"

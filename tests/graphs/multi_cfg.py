@@ -1,6 +1,6 @@
 """Multi-condition guidance."""
 
-from .parts import SWAP, half, prompt_nodes, sampled_with
+from .parts import SWAP, half, prompt_nodes, sampled_with, saved
 
 
 def multi_cfg_guider(graph):
@@ -34,55 +34,17 @@ def multi_cfg_guider(graph):
             end_percent=1.0,
         )
     with graph.group("4 Channels"):
-        one = graph.add(
-            "GuidanceChannel",
-            title="left",
-            conditioning=red,
-            weight=5.0,
-            role="positive",
-            name="left: red circle",
-            mask=left,
-            schedule=early,
-        )
-        two = graph.add(
-            "GuidanceChannel",
-            title="right",
-            conditioning=blue,
-            weight=5.0,
-            role="positive",
-            name="right: blue star",
-            mask=right,
-            schedule=early,
-            previous=one,
-        )
-        three = graph.add(
-            "GuidanceChannel",
-            title="not striped",
-            conditioning=striped,
-            weight=1.0,
-            role="negative",
-            name="not striped",
-            end_percent=0.7,
-            previous=two,
-        )
+        wish = dict(weight=5.0, role="positive", schedule=early)
+        one = graph.add("GuidanceChannel", title="left", conditioning=red, name="left: red circle", mask=left, **wish)
+        two = graph.add("GuidanceChannel", title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **wish)
+        away = dict(weight=1.0, role="negative", name="not striped", end_percent=0.7)
+        three = graph.add("GuidanceChannel", title="not striped", conditioning=striped, previous=two, **away)
     with graph.group("5 Sample"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum", sigmas=sigmas)
-        latent = graph.add(
-            "SamplerCustomAdvanced",
-            noise=graph.add("RandomNoise", noise_seed=3),
-            guider=guider["guider"],
-            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-            sigmas=sigmas,
-            latent_image=size,
-        )
+        latent = sampled_with(graph, guider["guider"], size, sigmas, seed=3)
     with graph.group("6 Picture"):
-        graph.add(
-            "SaveImage",
-            title="pictures",
-            images=graph.add("VAEDecode", samples=latent["output"], vae=model["vae"]),
-            filename_prefix="multi_cfg",
-        )
+        saved(graph, model["vae"], latent, "multi_cfg")
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
@@ -154,7 +116,7 @@ def guidance_report(graph):
         )
     with graph.group("4 Sample"):
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum")["guider"]
-        latent = sampled_with(graph, model, guider, size, sigmas, seed=11)
+        latent = sampled_with(graph, guider, size, sigmas, seed=11)
     with graph.group("5 Report"):
         report = graph.add("GuidanceReport", source=guider, latent=latent)
         graph.add("SaveImage", title="report", images=report["report"], filename_prefix="guidance_report")

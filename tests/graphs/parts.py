@@ -11,7 +11,7 @@ def color(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 
 
-def sampled_with(graph, model, guider, size, sigmas, seed: int):
+def sampled_with(graph, guider, size, sigmas, seed: int):
     """The latent that SamplerCustomAdvanced makes with a guider."""
     sampler, noise = graph.add("KSamplerSelect", sampler_name="euler"), graph.add("RandomNoise", noise_seed=seed)
     return graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=size)["output"]
@@ -28,6 +28,21 @@ def stroke(graph, picture, paint: tuple, x: int, y: int, width: int, height: int
         y=y,
         resize_source=False,
     )
+
+
+TWO_SQUARES = "a red square on the left and a blue square on the right on a white background"
+
+
+def two_squares(graph):
+    """A painted picture, not a generated one: what `TWO_SQUARES` says."""
+    paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+    return stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+
+
+def square_prompts(graph, model, target: str):
+    """The source prompt of `two_squares`, a target prompt and an empty negative."""
+    texts = {"source: what it shows": TWO_SQUARES, "target: what it should show": target, "negative": ""}
+    return prompt_nodes(graph, model, **texts)
 
 
 def half(graph, left: bool):

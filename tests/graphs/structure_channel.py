@@ -45,7 +45,6 @@ def structure_channel(graph):
         latents = [
             sampled_with(
                 graph,
-                model,
                 graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
                 size,
                 sigmas,
