@@ -80,7 +80,9 @@ def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], set
         latents = _latents(model, vae, images)
         own, judged = held_out(len(latents), settings.held_out, settings.seed)
         device = comfy.model_management.get_torch_device()
-        network = initialise(NoisyClassifier(latents.shape[1], len(known), SIZES[settings.size]), settings.seed % 2**63).to(device)
+        with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
+            network = NoisyClassifier(latents.shape[1], len(known), SIZES[settings.size])
+        network = initialise(network, settings.seed % 2**63).to(device)
         loop = _loop(network, settings, known, latents)
         state = naming.state_of(classifiers.FOLDER, name)
         state.parent.mkdir(parents=True, exist_ok=True)

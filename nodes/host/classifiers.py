@@ -45,6 +45,7 @@ def read(path: Path) -> LabelledClassifier:
         if about.get("format") != FORMAT:
             raise ValueError(f"{path.name} is no noisy classifier: its metadata lacks the format '{FORMAT}'. Train one, or choose another.")
         labels, latent_format, kind, config = (json.loads(about[k]) for k in ("labels", "latent_format", "kind", "network"))
-        network = NoisyClassifier(**config)
-        network.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
+        with torch.device("meta"):  # no start values that nobody needs, and no random numbers drawn for them
+            network = NoisyClassifier(**config)
+        network.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()}, assign=True)
     return LabelledClassifier(network.eval().requires_grad_(False), tuple(labels), latent_format, kind)

@@ -86,7 +86,6 @@ def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
     assert 0.5 < latents.std() < 2
 
 
-@pytest.mark.xfail(strict=False, reason="not offered yet: the random state is touched")
 def test_the_same_seed_gives_the_same_classifier_and_the_users_randomness_is_not_touched(eps_model, demo_vae):
     state = torch.get_rng_state()
     one, two, other = (train(eps_model, demo_vae, seed=s)[0].network.state_dict() for s in (1, 1, 2))
@@ -94,12 +93,11 @@ def test_the_same_seed_gives_the_same_classifier_and_the_users_randomness_is_not
     assert all(torch.equal(one[k], two[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.xfail(strict=False, reason="not offered yet: a stop does not end the run")
 def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_classifier(eps_model, demo_vae):
     whole = train(eps_model, demo_vae, steps=6, name="whole")[0].network.state_dict()
 
     def watch(value, total, preview, node_id=None):
-        if value == 2:
+        if value == 1:  # the host leaves out updates that follow fast, but never the first
             comfy.model_management.interrupt_current_processing(True)
 
     comfy.utils.set_progress_bar_global_hook(watch)
