@@ -13,7 +13,7 @@ from ...attention.alignment import Alignment, Prompt, align, unknown_word, weigh
 from ...attention.local_blend import Blending, LocalBlend
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
-from .attention import Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
+from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
 
@@ -281,6 +281,11 @@ def prepared(
     """(patched model, positive, latent, alignment as text). `layers`: where cross and self act; `blend`: threshold and start;
     `latent(branches)` as `batch_latent`."""
     places = unet_places(model)
+    if any(isinstance(c, PromptToPrompt) for c in model.model_options.get("transformer_options", {}).get(KEY, ())):
+        raise ValueError(
+            "The model already comes from a P2P Attention Patch, and two of them are not kept apart. Give all targets to one node, a line each, "
+            "or connect the model from before the other node."
+        )
     source = prompt_of(clip, prompts[0])
     read = {text: prompt_of(clip, text) for text in prompts[1]}
     scene = Scene.of(source, [read[text] for text in prompts[1]] or [source], operation, words)

@@ -11,12 +11,21 @@ import torch
 from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler, default_noise_sampler
 
 
+def _draws_plain_noise(function: Callable) -> bool:
+    """Whether a sampler function, or one that it calls, takes the host's plain noise where it is given none."""
+    own = inspect.unwrap(function)
+    names = getattr(getattr(own, "__code__", None), "co_names", ())
+    called = (getattr(own, "__globals__", {}).get(n) for n in names)
+    inner = (getattr(getattr(inspect.unwrap(f), "__code__", None), "co_names", ()) for f in called if inspect.isfunction(f))
+    return "default_noise_sampler" in names or any("default_noise_sampler" in n for n in inner)
+
+
 def _own_noise(function: Callable, x: torch.Tensor, sigmas: torch.Tensor, seed: int | None) -> Callable:
     """The noise that a sampler function would draw for x by itself.
 
     Where it is not the plain one it is a Brownian path, which is right for every sampler.
     """
-    if "default_noise_sampler" in getattr(getattr(inspect.unwrap(function), "__code__", None), "co_names", ()):
+    if _draws_plain_noise(function):
         return default_noise_sampler(x, seed=seed)
     on_cpu = not getattr(function, "__name__", "").endswith("_gpu")
     return BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seed, cpu=on_cpu)

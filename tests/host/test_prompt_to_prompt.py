@@ -86,10 +86,7 @@ def test_with_empty_windows_it_is_independent_sampling_bit_for_bit(model, clip):
     assert torch.equal(drawn(model, clip, **OFF), drawn(model, clip, unpatched=True))
 
 
-DDPM = pytest.param("ddpm", marks=pytest.mark.xfail(strict=False, reason="not offered yet: other noise than alone"))
-
-
-@pytest.mark.parametrize("sampler", [DDPM if s == "ddpm" else s for s in SAMPLERS])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_row_gets_the_noise_of_a_picture_by_itself(eps, clip, sampler):
     """The host draws other noise for each row of a batch; a source and its target must share it."""
     patched, positive, negative, latent, _ = patch(eps, clip, "a blue circle\na cat", **OFF)
@@ -314,14 +311,10 @@ def test_a_guider_gives_what_ksampler_gives(eps, clip):
     assert torch.equal(made, sample(patched, positive, negative, latent))
 
 
-@pytest.mark.xfail(strict=False, reason="not offered yet: the second patch acts on the first one's rows")
-def test_two_patches_on_one_model_each_edit_their_own(eps, clip):
-    first, swap, negative, latent, _ = patch(eps, clip, **ALL)
-    both, same, *_ = patch(first, clip, SOURCE, **ALL)
-    one, other = first_predictions(both, swap + same, negative, latent)[0]
-    parts = first_predictions(first, swap, negative, latent)[0]
-    assert_close(one, parts[0], **CLOSE)
-    assert torch.equal(other[0], other[1]) and differ(one[0], one[1]) > 1e-4
+def test_a_second_patch_on_one_model_is_refused(eps, clip):
+    first, *_ = patch(eps, clip, **ALL)
+    with pytest.raises(ValueError, match="already comes from a P2P Attention Patch"):
+        patch(first, clip, SOURCE, **ALL)
 
 
 def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(eps, clip):
