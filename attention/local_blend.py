@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from .prompt_to_prompt import Rows
 
 Columns = tuple[int, ...]
+Pair = tuple[Columns, Columns]
 
 
 def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
@@ -22,34 +23,47 @@ def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
     return p[..., list(columns)].sum(-1).mean(1)
 
 
-def cut(maps: torch.Tensor, size: tuple[int, int], threshold: float, spread: bool) -> torch.Tensor:
+def cut(maps: torch.Tensor, size: tuple[int, int], threshold: float, spread: int) -> torch.Tensor:
     """Where maps (B, h, w) are above a share of their own largest value, at another size: bool (B, H, W).
 
-    `spread` widens them by a cell on each side first. A map without any attention is nowhere above.
+    They are widened by `spread` cells on each side first. A map without any attention is nowhere above.
     """
-    wide = F.max_pool2d(maps[:, None], 3, 1, 1) if spread else maps[:, None]
+    wide = F.max_pool2d(maps[:, None], 2 * spread + 1, 1, spread)
     wide = F.interpolate(wide, size, mode="bilinear")[:, 0]
     return wide > threshold * wide.amax((1, 2), keepdim=True)
 
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Where targets may differ from the source. `edited` and `protected` hold the columns of the words for the source and each target.
+    """Where targets may differ from the source. `edited` and `protected` hold, for each target, the columns of the words in the source
+    and in the target.
 
-    Empty `edited`: everywhere but on the protected. `threshold` is a share of a map's largest value; `start` the percent of the
-    sampling before which everything may differ.
+    A target without edited words may differ everywhere but on its protected. `threshold` is a share of a map's largest value; `start`
+    and `end` are percents of the sampling outside of which everything may differ; `spread` is how many cells of the maps the places of
+    the edited words are widened by.
     """
 
-    edited: tuple[Columns, ...]
-    protected: tuple[Columns, ...]
+    edited: tuple[Pair, ...]
+    protected: tuple[Pair, ...]
     threshold: float = 0.3
     start: float = 0.2
+    end: float = 1.0
+    spread: int = 1
 
     def __post_init__(self):
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"The blend threshold is {self.threshold}; give 0 (everywhere) to 1 (nowhere), 0.3 in the paper.")
-        if not 0.0 <= self.start <= 1.0:
-            raise ValueError(f"The blend start is {self.start}; give a percent of the sampling, 0 to 1, usually 0.2.")
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise ValueError(f"The blend runs from {self.start} to {self.end}; give percents of the sampling, 0 <= start <= end <= 1.")
+        if self.spread < 0:
+            raise ValueError(f"The blend's spread is {self.spread} cells; give 0 or more, 1 in the paper.")
+
+    def acts(self, percent: float) -> bool:
+        return self.start <= percent < self.end or percent >= self.end == 1.0
+
+    @property
+    def empty(self) -> bool:
+        return not any(columns for pair in (*self.edited, *self.protected) for columns in pair)
 
 
 @dataclass
@@ -59,7 +73,7 @@ class Blending:
     blend: LocalBlend
     rows: Rows
     level: float | None = None
-    before: torch.Tensor | None = None  # (2, rows, h, w): the words' and the protected words' maps of all earlier levels
+    before: torch.Tensor | None = None  # (edited or protected, source or target, targets, pictures, h, w): of all earlier levels
     now: torch.Tensor | None = None
     masks: list[tuple[float, torch.Tensor]] = field(default_factory=list)  # (percent, mask) of every level that was blended
 
@@ -69,13 +83,15 @@ class Blending:
             self.before = self.now if self.before is None else self.before + self.now
         self.level, self.now = level, None
 
-    def add(self, p: torch.Tensor, row: int, branch: int, size: tuple[int, int]) -> None:
-        """Adds the probabilities (B, heads, h * w, Nk) of the rows from `row` on, which belong to the source (branch 0) or a target."""
+    def add(self, p: torch.Tensor, branch: int, size: tuple[int, int]) -> None:
+        """Adds the probabilities (pictures, heads, h * w, Nk) of the source (branch 0) or of a target (1, 2, ...)."""
         if self.now is None:
-            self.now = p.new_zeros(2, self.rows.total, *size)
-        for kind, columns in enumerate((self.blend.edited[branch], self.blend.protected[branch])):
-            if columns:
-                self.now[kind, row : row + len(p)] += word_map(p, columns).reshape(len(p), *size)
+            self.now = p.new_zeros(2, 2, self.rows.targets, self.rows.pictures, *size)
+        side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
+        for kind, words in enumerate((self.blend.edited, self.blend.protected)):
+            for target in targets:
+                if words[target][side]:
+                    self.now[kind, side, target] += word_map(p, words[target][side]).reshape(-1, *size)
 
     @property
     def sums(self) -> torch.Tensor | None:
@@ -83,21 +99,17 @@ class Blending:
         return sum(found) if found else None
 
     def mask(self, size: tuple[int, int]) -> torch.Tensor | None:
-        """Where each row may differ from the source's row: bool (rows, H, W); None while nothing is known."""
+        """Where each row of a target may differ from its source: bool (targets * pictures, H, W); None while nothing is known."""
         if self.sums is None:
             return None
-        words, protected = self.sums
-        one = self.rows.pictures
 
-        def either(masks: torch.Tensor) -> torch.Tensor:
-            return masks | masks[:one].repeat(len(masks) // one, 1, 1)
+        def places(maps: torch.Tensor, spread: int) -> torch.Tensor:
+            found = cut(maps.flatten(0, 2), size, self.blend.threshold, spread)
+            return found.unflatten(0, maps.shape[:3]).any(0)
 
-        made = words.new_ones(len(words), *size, dtype=torch.bool)
-        if any(self.blend.edited):
-            made = either(cut(words, size, self.blend.threshold, spread=True))
-        if any(self.blend.protected):
-            made = made & ~either(cut(protected, size, self.blend.threshold, spread=False))
-        return made
+        edited, protected = self.sums
+        free = torch.tensor([not any(pair) for pair in self.blend.edited], device=edited.device).reshape(-1, 1, 1, 1)
+        return ((places(edited, self.blend.spread) | free) & ~places(protected, 0)).flatten(0, 1)
 
     def note(self, percent: float, mask: torch.Tensor) -> None:
         """Remembers the mask of a noise level."""
@@ -107,5 +119,6 @@ class Blending:
 
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Latents (rows, C, [frames,] H, W) with the source's in the place of the targets' off the mask."""
-        source = x[: self.rows.pictures].repeat(1 + self.rows.targets, *[1] * (x.ndim - 1))
-        return torch.where(mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:]), x, source)
+        source, targets = x[: self.rows.pictures], x[self.rows.pictures :]
+        mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
+        return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])

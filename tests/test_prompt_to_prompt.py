@@ -198,8 +198,10 @@ def test_rows_of_a_batch_are_the_source_then_every_target():
     [
         (lambda: Window(0.5, 0.2), "window runs from 0.5 to 0.2"),
         (lambda: Settings(alpha=1.5), "alpha is 1.5; give 0"),
-        (lambda: LocalBlend(((),), ((),), threshold=2.0), "threshold is 2.0; give 0"),
-        (lambda: LocalBlend(((),), ((),), start=-1.0), "start is -1.0; give"),
+        (lambda: LocalBlend((), (), threshold=2.0), "threshold is 2.0; give 0"),
+        (lambda: LocalBlend((), (), start=-1.0), r"runs from -1.0 to 1.0; give"),
+        (lambda: LocalBlend((), (), start=0.5, end=0.2), r"runs from 0.5 to 0.2; give"),
+        (lambda: LocalBlend((), (), spread=-1), "spread is -1 cells; give 0 or more"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -221,12 +223,23 @@ def spots(*places, length: int = 3, column: int = 1) -> torch.Tensor:
     return p
 
 
-def blending(edited=((1,), (1,)), protected=((), ()), threshold=0.3, rows=Rows(1, 1)):
-    return Blending(LocalBlend(edited, protected, threshold), rows)
+NONE = ((), ())
+
+
+def blending(edited=(((1,), (1,)),), protected=(NONE,), rows=Rows(1, 1), **shape):
+    return Blending(LocalBlend(edited, protected, **shape), rows)
 
 
 def cells(mask) -> list[int]:
     return mask.flatten().nonzero().flatten().tolist()
+
+
+def seen(found: Blending, *maps: torch.Tensor) -> list[list[int]]:
+    """The cells of each target's mask after one level at which source and targets looked at these places."""
+    found.at(1.0)
+    for branch, p in enumerate(maps):
+        found.add(p, branch, SIZE)
+    return [cells(m) for m in found.mask(SIZE)]
 
 
 def test_a_words_map_is_what_falls_on_its_tokens_in_the_mean_of_the_heads():
@@ -236,43 +249,47 @@ def test_a_words_map_is_what_falls_on_its_tokens_in_the_mean_of_the_heads():
 
 def test_a_map_is_cut_at_a_share_of_its_own_maximum():
     values = torch.tensor([[[1.0, 0.5], [0.2, 0.0]], [[10.0, 5.0], [2.0, 0.0]]])
-    for m in cut(values, (2, 2), 0.3, spread=False):
+    for m in cut(values, (2, 2), 0.3, spread=0):
         assert cells(m) == [0, 1]
-    assert cut(values, (2, 2), 0.3, spread=True).all()
-    assert not cut(torch.zeros(1, 2, 2), (2, 2), 0.3, spread=True).any()
-    assert cut(values, (8, 8), 0.3, spread=False).shape == (2, 8, 8)
+    assert cut(values, (2, 2), 0.3, spread=1).all()
+    assert not cut(torch.zeros(1, 2, 2), (2, 2), 0.3, spread=1).any()
+    assert cut(values, (8, 8), 0.3, spread=0).shape == (2, 8, 8)
 
 
 def test_the_mask_is_the_union_of_the_sources_and_the_targets():
-    found = blending()
-    found.at(1.0)
-    found.add(spots(0), 0, 0, SIZE)
-    found.add(spots(15), 1, 1, SIZE)
-    source, target = found.mask(SIZE)
-    assert cells(source) == [0, 1, 4, 5] and cells(target) == [0, 1, 4, 5, 10, 11, 14, 15]
+    assert seen(blending(), spots(0), spots(15)) == [[0, 1, 4, 5, 10, 11, 14, 15]]
+
+
+def test_places_of_edited_words_are_widened_by_as_many_cells_as_asked():
+    assert seen(blending(spread=0), spots(0), spots(15)) == [[0, 15]]
+    assert len(seen(blending(spread=2), spots(0), spots(0))[0]) == 9
+
+
+def test_every_target_has_a_mask_of_its_own_words():
+    words = (((1,), (1,)), ((2,), (2,)), NONE)
+    source = torch.maximum(spots(0), spots(15, column=2))
+    found = seen(blending(words, (NONE,) * 3, Rows(1, 3), spread=0), source, spots(1), spots(14, column=2), spots(7))
+    assert found == [[0, 1], [14, 15], list(range(16))]
 
 
 def test_protected_words_are_taken_out_without_spreading():
-    found = blending(protected=((2,), (2,)))
+    found = blending(protected=(((2,), (2,)),))
     found.at(1.0)
-    found.add(spots(0), 0, 0, SIZE)
-    found.add(spots(0), 1, 1, SIZE)
-    found.now[1, 1, 0, 1] = 1.0
-    assert cells(found.mask(SIZE)[1]) == [0, 4, 5]
+    found.add(spots(0), 0, SIZE)
+    found.add(spots(0), 1, SIZE)
+    found.now[1, 1, 0, 0, 0, 1] = 1.0
+    assert cells(found.mask(SIZE)) == [0, 4, 5]
 
 
 def test_with_protected_words_alone_everything_else_may_change():
-    found = blending(edited=((), ()), protected=((1,), (1,)))
-    found.at(1.0)
-    found.add(spots(0), 0, 0, SIZE)
-    assert cells(found.mask(SIZE)[1]) == list(range(1, 16))
+    assert seen(blending((NONE,), (((1,), (1,)),)), spots(0), spots(0)) == [list(range(1, 16))]
 
 
 def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
         found.at(level)
-        found.add(spots(place), 1, 1, SIZE)
+        found.add(spots(place), 1, SIZE)
     assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
 
 
@@ -280,11 +297,17 @@ def test_nothing_is_known_before_the_first_map():
     assert blending().mask(SIZE) is None
 
 
+def test_a_blend_acts_from_its_start_up_to_its_end():
+    half, whole = LocalBlend((), (), start=0.2, end=0.6), LocalBlend((), ())
+    assert [half.acts(p) for p in (0.1, 0.2, 0.5, 0.6, 1.0)] == [False, True, True, False, False]
+    assert whole.acts(0.9) and whole.acts(1.0)
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 2, 4, 4)])
 def test_off_the_mask_targets_are_the_source_bit_for_bit(shape):
-    found, x = blending(edited=((1,),) * 3, rows=Rows(2, 2)), draw(6, *shape)
-    mask = torch.zeros(6, *SIZE, dtype=torch.bool)
-    mask[2:, 0, 0] = True
+    found, x = blending(rows=Rows(2, 2)), draw(6, *shape)
+    mask = torch.zeros(4, *SIZE, dtype=torch.bool)
+    mask[:, 0, 0] = True
     out = found.blended(x, mask)
     assert torch.equal(out[:2], x[:2])
     for first in (2, 4):

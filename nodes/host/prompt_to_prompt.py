@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import torch
 
 from ...attention.alignment import Alignment, Prompt, align, unknown_word, weights_from, windows_from, words_from
-from ...attention.local_blend import Blending, LocalBlend
+from ...attention.local_blend import Blending, Columns, LocalBlend, Pair
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
@@ -33,9 +33,15 @@ class PromptToPrompt:
     places: tuple[Place, ...]
     cross: frozenset[tuple[str, int, int]]
     self: frozenset[tuple[str, int, int]]
+    scene: Scene
+    times: tuple[int, ...]  # how often the conditionings of the source and the targets are repeated
     blend: LocalBlend | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     runs: list[Editing] = field(default_factory=list, compare=False)  # the last one, for who wants to look at its masks
+
+    def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
+        """The same with another local blend; `shape` as of `LocalBlend`."""
+        return replace(self, blend=self.scene.blend(words, protect, self.times, **shape), runs=[])
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Editing:
         self.runs[:] = [Editing(self, scale, tuple(noise.shape[-2:]))]
@@ -75,12 +81,12 @@ class Editing(Run):
     def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         if self.blending is None:
             return x
-        mask = self.blending.mask(self.size) if self.scale.percent(sigma) >= self.blending.blend.start else None
+        mask = self.blending.mask(self.size) if self.blending.blend.acts(self.scale.percent(sigma)) else None
         self.blending.at(sigma)
         return x if mask is None else self.blending.blended(x, mask)
 
     def after(self, denoised: torch.Tensor) -> torch.Tensor:
-        if self.blending is None or self.percent < self.blending.blend.start:
+        if self.blending is None or not self.blending.blend.acts(self.percent):
             return denoised
         mask = self.blending.mask(self.size)
         if mask is None:
@@ -148,9 +154,8 @@ class Editing(Run):
     def see(self, call: Call, first: int, tokens: int) -> None:
         if call.kind == "cross" and call.place.key in self.maps and call.size is not None:
             for branch in range(1 + self.rows.targets):
-                row = branch * self.rows.pictures
-                rows = list(range(first + row, first + row + self.rows.pictures))
-                self.blending.add(call.looked_at(rows, tokens), row, branch, call.size)
+                row = first + branch * self.rows.pictures
+                self.blending.add(call.looked_at(list(range(row, row + self.rows.pictures)), tokens), branch, call.size)
 
 
 @dataclass(frozen=True)
@@ -205,37 +210,33 @@ class Scene:
             made.append(Edit.of(alignment, settings, weights, own).repeated(times[0], n))
         return tuple(made)
 
-    def blend(self, threshold: float, start: float, times: Sequence[int]) -> LocalBlend | None:
-        """The local blend of the words for it; None where there are none."""
-        edited, protected = (self._columns(text, times) for text in (self.words.blend, self.words.protect))
-        made = LocalBlend(edited, protected, threshold, start)
-        return made if any(edited) or any(protected) else None
+    def blend(self, words: str, protect: str, times: Sequence[int], **shape) -> LocalBlend | None:
+        """The local blend of words, and of words to protect; None where there are none. `shape` as of `LocalBlend`."""
+        made = LocalBlend(self._columns(words, times), self._columns(protect, times), **shape)
+        return None if made.empty else made
 
-    def _columns(self, text: str, times: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """The columns of words, and of what they stand for in the other prompts, in the source and each target."""
-        chosen: list[set[int]] = [set() for _ in self.prompts]
-        for phrase in words_from(text):
-            found = [set(p.columns(words)) for p, words in zip(self.prompts, self._places(phrase))]
-            if not any(found):
+    def _columns(self, text: str, times: Sequence[int]) -> tuple[Pair, ...]:
+        """For each target the columns of words, and of what they stand for in the other prompt, in the source and in the target."""
+        phrases, chosen = words_from(text), []
+        for phrase in phrases:
+            if phrase != "*" and not any(p.find(phrase) for p in self.prompts):
                 raise unknown_word(phrase, self.prompts)
-            chosen = [a | b for a, b in zip(chosen, found)]
-        return tuple(
-            tuple(sorted(c + i * p.length for c in columns for i in range(n))) for p, columns, n in zip(self.prompts, chosen, times)
-        )
+        for number, (alignment, n) in enumerate(zip(self.alignments, times[1:])):
+            found = [self._places(phrase, number) for phrase in phrases]
+            sides = (alignment.source, times[0]), (alignment.target, n)
+            chosen.append(tuple(_repeated(p, {i for words in found for i in words[side]}, n) for side, (p, n) in enumerate(sides)))
+        return tuple(chosen)
 
-    def _places(self, phrase: str) -> list[tuple[int, ...]]:
-        """Indices of the words of a phrase in each prompt, '*' being all that changes; those it stands for where it is not there."""
+    def _places(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Indices of a phrase's words in the source and in a target, '*' being all that changes; what it stands for where it is not there."""
+        alignment = self.alignments[number]
         if phrase == "*":
-            return self._changed()
-        own = [_found(p, phrase) for p in self.prompts]
-        origins = own[0] or tuple(i for a, words in zip(self.alignments, own[1:]) for i in a.origins(words))
-        return [origins, *(words or a.counterparts(origins) for a, words in zip(self.alignments, own[1:]))]
-
-    def _changed(self) -> list[tuple[int, ...]]:
-        sources, targets = zip(*(a.changed() for a in self.alignments))
-        targets = [(*words, *weighted) for words, weighted in zip(targets, self.weighted)]
-        origins = [a.origins(words) for a, words in zip(self.alignments, targets)]
-        return [tuple(dict.fromkeys(i for words in (*sources, *origins) for i in words)), *targets]
+            source, target = alignment.changed()
+            target = (*target, *self.weighted[number])
+            return (*source, *alignment.origins(target)), target
+        source, target = _found(alignment.source, phrase), _found(alignment.target, phrase)
+        source = source or alignment.origins(target)
+        return source, target or alignment.counterparts(source)
 
     def text(self) -> str:
         """The alignments and weights for people."""
@@ -248,6 +249,11 @@ class Scene:
 
 def _found(prompt: Prompt, phrase: str) -> tuple[int, ...]:
     return tuple(i for words in prompt.find(phrase) for i in words)
+
+
+def _repeated(prompt: Prompt, words: Iterable[int], times: int) -> Columns:
+    """The columns of words in a conditioning that is repeated so many times."""
+    return tuple(sorted(c + i * prompt.length for c in prompt.columns(words) for i in range(times)))
 
 
 def _weights(prompt: Prompt, line: Iterable[tuple[str, float]]) -> dict[int, float]:
@@ -299,6 +305,8 @@ def prepared(
         places,
         chosen_places(layers[0], places, "cross_layers"),
         chosen_places(layers[1], places, "self_layers"),
-        scene.blend(*blend, times),
+        scene,
+        tuple(times),
+        scene.blend(words.blend, words.protect, times, threshold=blend[0], start=blend[1]),
     )
     return install(model, control), marked(positive, control.token), batch, scene.text()

@@ -106,11 +106,12 @@ def test_the_source_never_changes_and_the_target_does(model, clip, sampler):
         assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-4, knobs
 
 
-def test_several_pictures_and_targets_are_the_same_one_by_one(eps, clip):
+@pytest.mark.parametrize("knobs", [{}, dict(blend_words="*", blend_threshold=0.9)])
+def test_several_pictures_and_targets_are_the_same_one_by_one(eps, clip, knobs):
     targets = ["a blue circle", "a red cat", "a very red circle"]
-    made = drawn(eps, clip, "\n".join(targets), batch_size=2).unflatten(0, (4, 2))
+    made = drawn(eps, clip, "\n".join(targets), batch_size=2, **knobs).unflatten(0, (4, 2))
     for i, target in enumerate(targets):
-        alone = drawn(eps, clip, target, batch_size=2).unflatten(0, (2, 2))
+        alone = drawn(eps, clip, target, batch_size=2, **knobs).unflatten(0, (2, 2))
         assert_close(made[0], alone[0], **CLOSE)
         assert_close(made[1 + i], alone[1], **CLOSE)
     assert differ(made[0, 0], made[0, 1]) > 0.1
@@ -434,7 +435,7 @@ def test_off_the_mask_the_edit_ends_as_the_source(eps, clip, sampler):
     patched, *rest = patch(eps, clip, blend_words="blue", blend_threshold=0.85)
     made = sample(patched, *rest, sampler=sampler, steps=6)
     run = patched.model_options["transformer_options"]["controlled_diffusion.attention"][-1].runs[0]
-    masks = [m[1] for _, m in run.blending.masks]
+    masks = [m[0] for _, m in run.blending.masks]
     kept = ~torch.stack(masks).any(0)
     assert kept.any() and not kept.all()
     assert_close(made[1][:, kept], made[0][:, kept], atol=1e-4 if sampler != "uni_pc" else 5e-3, rtol=1e-4)  # that one stops before 0
