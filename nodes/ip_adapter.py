@@ -137,7 +137,7 @@ class DemoImageEncoderLoader(io.ComfyNode):
             node_id="DemoImageEncoderLoader",
             display_name="Load Demo Image Encoder",
             category="controlled diffusion/demo",
-            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of under 1 MB that knows the demo's coloured "
+            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's coloured "
             "shapes. To use a model of your own, put Load CLIP Vision in this node's place.",
             search_aliases=["demo clip vision", "tiny image encoder", "example model"],
             inputs=[],

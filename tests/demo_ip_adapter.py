@@ -16,6 +16,7 @@ from controlled_diffusion.nodes.host import demo, ip_adapter
 from controlled_diffusion.training import demo_ip_adapter as recipe
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.eight_bits import quantised, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -73,8 +74,9 @@ def naming_share(encoder, heads, seed: int = recipe.SEED + 1000, count: int = 20
 def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
     """The trained encoder; trains it first where its state is not complete."""
     encoder, heads = new_encoder(), recipe.new_heads()
-    parameters = parameters_of(vision=encoder) | {f"head.{k}": v for k, v in heads.items()}
-    loop = Loop(parameters, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99)
+    parameters, readings = parameters_of(vision=encoder), {f"head.{k}": v for k, v in heads.items()}
+    matrices = demo_model.matrices_of(parameters)
+    loop = Loop(parameters | readings, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
     say(f"encoder: {loop.done} of {steps} steps done")
     truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
@@ -82,6 +84,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
+    encoder.load_state_dict(restored(quantised(encoder.state_dict())))  # as the file will have it
     shares = naming_share(encoder, {k: v.detach() for k, v in heads.items()})
     say("  named right on held-out scenes: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
     return encoder.requires_grad_(False)
@@ -139,7 +142,7 @@ def make(threads: int) -> None:
     scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
     latents = (data["latents"].float() / scale + shift) * demo.LATENT_SCALE  # as the denoiser gets them
     made = train_adapter(unet.requires_grad_(False), tower, latents, features, STATE / "ip_adapter.safetensors", STEPS)
-    written({k: v.half() for k, v in encoder.state_dict().items()}, ENCODER)
+    written(quantised(encoder.state_dict()), ENCODER)
     written(made, ADAPTER)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from . import demo_model
 from . import demo_world as world
+from .eight_bits import quantised, restored
 from .loop import Loop, Step
 
 SEED, FAMILIES = 80, 3000
@@ -97,29 +98,23 @@ def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
     return wide
 
 
+def _inputs(weight: torch.Tensor) -> int:
+    return weight.shape[1] if weight.ndim > 1 else 0
+
+
 def _base_of(name: str, weight: torch.Tensor, inputs: int) -> torch.Tensor:
     """A weight of the demo model in the shape that the instruction model has it."""
     return widened(weight.float(), inputs) if name == "input_blocks.0.0.weight" else weight.float()
 
 
 def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The differences from the demo model's denoiser in 8 bits, a scale for each output channel: half the size of fp16."""
-    made = {}
-    for name, weight in weights.items():
-        apart = weight.detach().float() - _base_of(name, base[name], weight.shape[1] if weight.ndim > 1 else 0)
-        scale = apart.flatten(1).abs().amax(1).clamp(min=1e-8) / 127 if apart.ndim > 1 else apart.abs().amax().clamp(min=1e-8) / 127
-        made[name] = (apart / scale.view(-1, *[1] * (apart.ndim - 1))).round().to(torch.int8)
-        made[f"{name}.scale"] = scale.float()
-    return made
+    """The differences from the demo model's denoiser in 8 bits."""
+    return quantised({k: w.detach().float() - _base_of(k, base[k], _inputs(w)) for k, w in weights.items()})
 
 
 def unpacked(stored: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of `packed`, up to half a step of each scale."""
-    found = {}
-    for name, apart in ((k, v) for k, v in stored.items() if not k.endswith(".scale")):
-        scale = stored[f"{name}.scale"].view(-1, *[1] * (apart.ndim - 1))
-        found[name] = _base_of(name, base[name], apart.shape[1] if apart.ndim > 1 else 0) + apart.float() * scale
-    return found
+    return {k: _base_of(k, base[k], _inputs(apart)) + apart for k, apart in restored(stored).items()}
 
 
 def train_instruct(

@@ -24,14 +24,14 @@ VISION_CONFIG = dict(
     num_channels=3,
     image_size=64,
     patch_size=8,
-    hidden_size=96,
-    intermediate_size=384,
+    hidden_size=64,
+    intermediate_size=192,
     num_attention_heads=4,
     num_hidden_layers=3,
     hidden_act="gelu",
-    projection_dim=96,
+    projection_dim=64,
 )
-SEED, TOKENS = 90, 4
+SEED, TOKENS = 90, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 NAMED = {**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)}  # what the encoder learns to tell
 

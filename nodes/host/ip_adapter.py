@@ -27,6 +27,7 @@ from comfy.patcher_extension import WrappersMP
 from ...attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognise
 from ...guidance.schedules import ALWAYS, NoiseScale, Schedule
 from ...training.demo_ip_adapter import VISION_CONFIG
+from ...training.eight_bits import restored
 from .channels import noise_scale
 
 KEY = "controlled_diffusion.ip_adapter"
@@ -64,7 +65,7 @@ def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
 def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
     """The demo model's image encoder, which the host's own loader would not know by its size."""
     encoder = new_demo_encoder()
-    encoder.load_sd(comfy.utils.load_torch_file(str(path), safe_load=True))
+    encoder.load_sd(restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
     return encoder
 
 

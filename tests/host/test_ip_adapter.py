@@ -20,6 +20,7 @@ from controlled_diffusion.guidance.schedules import Constant, Schedule
 from controlled_diffusion.nodes.host import gradients, ip_adapter
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
 from safetensors.torch import save_file
 from torch.testing import assert_close
@@ -34,6 +35,7 @@ TEXT_OF_78 = conditioning(5, tokens=78)  # the host cannot put it into one call 
 DEEP = dict(transformer_depth=[1, 2], transformer_depth_output=[1, 1, 2, 2], transformer_depth_middle=2)
 FEATURES, HIDDEN = VISION_CONFIG["projection_dim"], VISION_CONFIG["hidden_size"]
 CLOSE = dict(atol=1e-4, rtol=1e-4)
+P2P = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(operation="auto", width=64, height=64)
 SIGMA = 2.0
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -433,6 +435,24 @@ def test_it_composes_with_another_replacement_in_either_order(eps_model, vision,
     assert not torch.allclose(other, base, atol=1e-3)
 
 
+def with_prompt_to_prompt(model, clip, **knobs):
+    """(model, positive, negative, latent) of P2P Attention Patch: it edits the cross-attention alone, so that queries stay."""
+    settings = P2P | dict(source="a red circle", targets="a blue circle", self_end=0.0)
+    return P2PAttentionPatch.execute(model, clip, **settings | knobs).args[:4]
+
+
+def test_it_goes_with_prompt_to_prompt_on_the_same_blocks_in_either_order(eps_model, vision, clip):
+    """The target's text is edited as without the image, and the image is added as without the edit."""
+    edited, positive, negative, empty = with_prompt_to_prompt(eps_model, clip)
+    before, after = patched(edited, vision)[0], with_prompt_to_prompt(patched(eps_model, vision)[0], clip)
+    texts = dict(negative=negative, empty=empty["samples"])
+    first, other = layer_outputs(before, positive=positive, **texts), layer_outputs(after[0], positive=after[1], **texts)
+    assert torch.equal(first, other)
+    base, edit, image = (layer_outputs(m, positive=positive, **texts) for m in (eps_model, edited, patched(eps_model, vision)[0]))
+    assert_close(first, edit + image - base, **CLOSE)
+    assert (edit - base).abs().max() > 1e-2 and (image - base).flatten(1).abs().amax(1).min() > 1e-2
+
+
 def test_of_two_replacements_of_a_block_the_one_that_the_host_prefers_is_the_base(eps_model, vision):
     node = patched(with_halved(eps_model, "input", 1), vision)[0]
 
@@ -511,8 +531,8 @@ def test_an_image_channel_of_weight_zero_leaves_the_text_alone_bit_for_bit(any_m
     assert torch.equal(ksampler(MultiCFGWrapper([image]).install(node), CAT, EMPTY, 4.0), ksampler(any_model, CAT, EMPTY, 4.0))
 
 
-def test_an_image_channel_adds_its_own_difference_in_proportion_to_its_weight(any_model, vision):
-    node, image = channels(vision, any_model)
+def test_an_image_channel_adds_its_own_difference_in_proportion_to_its_weight(eps_model, vision):
+    node, image = channels(vision, eps_model)
     sigmas = torch.tensor([0.8, 0.0])
     at = {
         w: run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), Channel(image.conditioning, w, null=image.null)]), sigmas=sigmas)
@@ -524,10 +544,10 @@ def test_an_image_channel_adds_its_own_difference_in_proportion_to_its_weight(an
     assert not torch.allclose(at[1.0], at[0.0], atol=1e-2)
 
 
-def test_a_channel_alone_is_the_patch_for_the_whole_run(any_model, vision):
-    node, image = channels(vision, any_model, 4.0)
+def test_a_channel_alone_is_the_patch_for_the_whole_run(eps_model, vision):
+    node, image = channels(vision, eps_model, 4.0)
     guider = MultiCFG(node, image.null, [Channel(image.conditioning, 4.0)])
-    assert_close(run(guider), ksampler(patched(any_model, vision)[0], EMPTY, EMPTY, 4.0), atol=1e-3, rtol=1e-3)
+    assert_close(run(guider), ksampler(patched(eps_model, vision)[0], EMPTY, EMPTY, 4.0), atol=1e-3, rtol=1e-3)
 
 
 def test_it_costs_two_evaluations_more_and_none_at_weight_zero(eps_model, vision):
@@ -603,7 +623,7 @@ def test_the_crop_is_the_encoders(eps_model, vision):
 
 def test_another_encoder_is_refused(eps_model, vision):
     other = recognise(published("base", 1024, CONTEXT, widths_of(eps_model)), "other.safetensors")
-    with pytest.raises(ValueError, match="takes 1024 features from CLIP Vision, but got 96"):
+    with pytest.raises(ValueError, match=f"takes 1024 features from CLIP Vision, but got {FEATURES}"):
         execute(eps_model, other, vision, image=picture())
 
 

@@ -1,0 +1,36 @@
+"""Weights in 8 bits."""
+
+import torch
+from controlled_diffusion.training import demo_instruct
+from controlled_diffusion.training.eight_bits import quantised, restored
+
+
+def weights() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"linear.weight": (5, 7), "conv.weight": (4, 3, 3, 3), "norm.bias": (6,), "count": ()}
+    return {k: torch.randn(shape, generator=draw) for k, shape in shapes.items()} | {"still.weight": torch.zeros(3, 2)}
+
+
+def test_every_weight_comes_back_to_half_a_step_of_its_channel():
+    given, stored = weights(), quantised(weights())
+    assert all(stored[k].dtype == torch.int8 and stored[k].shape == v.shape for k, v in given.items())
+    for name, found in restored(stored).items():
+        step = (given[name].flatten(1).abs().amax(1) if given[name].ndim > 1 else given[name].abs().amax().reshape(1)) / 127
+        apart = (found - given[name]).abs().reshape(len(step), -1).amax(1)
+        assert (apart <= step * 0.5001).all(), name
+    assert set(restored(stored)) == set(given)
+
+
+def test_a_small_channel_beside_a_large_one_keeps_its_precision():
+    given = {"w": torch.tensor([[1.0, -0.3], [1e-4, 0.7e-4]])}
+    assert torch.allclose(restored(quantised(given))["w"], given["w"], rtol=0.01, atol=0)
+
+
+def test_the_instruction_model_is_kept_as_differences_with_its_wider_entrance():
+    """8 bits of the weights themselves would be far coarser than of what training changed."""
+    draw = torch.Generator().manual_seed(1)
+    base = {"input_blocks.0.0.weight": torch.randn(4, 2, 3, 3, generator=draw), "out.bias": torch.randn(4, generator=draw)}
+    trained = {k: v + 0.01 * torch.randn(v.shape, generator=draw) for k, v in base.items()}
+    trained["input_blocks.0.0.weight"] = demo_instruct.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
+    found = demo_instruct.unpacked(demo_instruct.packed(trained, base), base)
+    assert all(torch.allclose(found[k], trained[k], rtol=0, atol=3e-4) for k in trained)
