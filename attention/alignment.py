@@ -409,7 +409,7 @@ def joined(prompts: Sequence[Prompt]) -> Prompt:
     """One text as several encoders see it whose columns stand one after the other: each word has the columns of all."""
     first, start, made = prompts[0], 0, []
     for prompt in prompts:
-        made.append(_shifted(prompt, start))
+        made.append(moved(prompt, start))
         start += prompt.length
     if any([w.key for w in p.words] != [w.key for w in first.words] for p in prompts):
         raise ValueError(f"The text encoders see other words in '{first.text}': " + " / ".join(p.listed for p in prompts) + ". Reword it.")
@@ -418,9 +418,12 @@ def joined(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt(first.text, words, heads, tails, start)
 
 
-def _shifted(prompt: Prompt, by: int) -> Prompt:
-    def moved(columns: Columns) -> Columns:
-        return tuple(c + by for c in columns)
+def moved(prompt: Prompt, by: int) -> Prompt:
+    """A prompt whose columns stand so many places later; those that come before the first place are gone."""
 
-    words = tuple(replace(w, columns=moved(w.columns)) for w in prompt.words)
-    return replace(prompt, words=words, heads=tuple(map(moved, prompt.heads)), tails=tuple(map(moved, prompt.tails)))
+    def shifted(columns: Columns) -> Columns:
+        return tuple(c + by for c in columns if c + by >= 0)
+
+    words = tuple(replace(w, columns=shifted(w.columns)) for w in prompt.words)
+    heads, tails = (tuple(map(shifted, columns)) for columns in (prompt.heads, prompt.tails))
+    return replace(prompt, words=words, heads=heads, tails=tails, length=prompt.length + by)

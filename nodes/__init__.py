@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from . import (
+    attention_maps,
     bdia,
     belm,
     classifier,
@@ -31,7 +32,7 @@ from .host.demo import offer_controlnet
 MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
     *(ddim, inversion, edict, bdia, belm, edit_friendly, flow_edit, inversion_report, inversion_files),
-    prompt_to_prompt,
+    *(prompt_to_prompt, attention_maps),
 )
 # Offered once their help pages and example workflows are there.
 WAITING = (rf_inversion, ip_adapter, textual_inversion, classifier_training)

@@ -20,11 +20,14 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.patcher_extension import WrappersMP
 
+from ...attention.local_blend import word_map
 from ...attention.prompt_to_prompt import attended, probabilities
 from ...guidance.schedules import NoiseScale
 from .channels import noise_scale
+from .joint_attention import Block, Dit, Override, TokenCall
 
 KEY = "controlled_diffusion.attention"
+OVERRIDE = "optimized_attention_override"
 SLOTS = {"self": "attn1", "cross": "attn2"}
 
 
@@ -40,6 +43,11 @@ class Place:
     @property
     def key(self) -> tuple[str, int, int]:
         return self.block, self.number, self.index
+
+    @property
+    def group(self) -> str:
+        """Layers of one size."""
+        return f"1/{self.scale}"
 
     def __str__(self) -> str:
         return f"{self.block} {self.number}"
@@ -57,10 +65,14 @@ def _walk(blocks: Sequence, name: str, scale: int) -> tuple[list[Place], int]:
     return found, scale
 
 
+def is_unet(model) -> bool:
+    return isinstance(model.get_model_object("diffusion_model"), UNetModel)
+
+
 def unet_places(model) -> tuple[Place, ...]:
     """The transformers of a UNet with text, in the order in which it runs them. Raises ValueError that names any other network."""
     network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
-    if not isinstance(network, UNetModel):
+    if not is_unet(model):
         raise ValueError(
             f"{name} ({type(network).__name__}) does not route its attention through the hooks of a UNet. Use an SD1.5, SD2 or SDXL model."
         )
@@ -166,6 +178,7 @@ class Run:
     """A control during one sampling run. Subclasses change what they need."""
 
     places: tuple[Place, ...] = ()
+    dit: Dit | None = None  # in the place of a UNet's places
 
     def __init__(self, token: str, scale: NoiseScale, missing: str):
         self.token, self.scale, self.missing = token, scale, missing
@@ -190,22 +203,27 @@ class Run:
         """The host is about to evaluate these conditionings."""
         self.parts, self.percent = Parts.of(conds, self.conds, self.token), self.scale.percent(sigma)
 
+    @property
+    def acts(self) -> bool:
+        """Whether it has to do with any layer of a DiT now."""
+        return True
+
     def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
         """The first prediction of a run: refuses one in which no conditioning bears the mark."""
         if not any(_bears(c, listed, self.token) for listed in conds.values() for c in listed):
             raise ValueError(self.missing)
 
-    def wants(self, kind: str, place: Place) -> bool:
+    def wants(self, kind: str, place: Place | Block) -> bool:
         """Whether it has to do with this layer now."""
         return False
 
-    def borrow(self, call: Call, first: int, tokens: int) -> None:
+    def borrow(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         """May let rows use queries and keys of others, in the part of the batch that begins with row `first` and has so many text tokens."""
 
     def edit(self, call: Call, first: int, tokens: int) -> None:
         """May change what attention gives for rows of that part."""
 
-    def see(self, call: Call, first: int, tokens: int) -> None:
+    def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         """Reads what attention looked at."""
 
 
@@ -271,6 +289,11 @@ class Call:
         if all(r in self.seen for r in rows):
             return torch.cat([self.seen[r] for r in rows])
         return torch.cat([self.seen[r] if r in self.seen else self.probabilities([r], tokens) for r in rows])
+
+    def shares(self, rows: list[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(rows, groups, N), float32: how much of what rows look at falls on groups of the text's tokens, after edits."""
+        p = self.looked_at(rows, tokens)
+        return torch.stack([word_map(p, group) for group in columns], 1)
 
     @property
     def result(self) -> torch.Tensor:
@@ -346,19 +369,39 @@ def _network(executor, x, t, c_concat=None, c_crossattn=None, control=None, tran
     """APPLY_MODEL: one call of the network, with replacements on the layers that are wanted now."""
     count = len(x) // len(transformer_options["uuids"])
     runs = [(run, run.parts.within(transformer_options)) for run in transformer_options[KEY]]
-    replace = dict(transformer_options.get("patches_replace", {}))
+    active = [(run, n * count, tokens) for run, parts in runs for n, tokens in parts]
+    if any(run.dit for run, _, _ in active):
+        return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs)
+    options = {**transformer_options, "patches_replace": _replacements(transformer_options.get("patches_replace", {}), active, len(x))}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _replacements(there: dict, active: list, batch: int) -> dict:
+    """The replaced attentions of a UNet with those that are wanted now on top of those that are there."""
+    replace = dict(there)
     for kind, slot in SLOTS.items():
         wanted: dict[Place, list] = {}
-        for run, parts in runs:
-            for place in run.places if parts else ():
+        for run, first, tokens in active:
+            for place in run.places:
                 if run.wants(kind, place):
-                    wanted.setdefault(place, []).extend((run, n * count, tokens) for n, tokens in parts)
-        there = replace.get(slot, {})
-        on_top = {p.key: partial(_attend, p, kind, there.get(p.key, there.get(p.key[:2])), active, len(x)) for p, active in wanted.items()}
+                    wanted.setdefault(place, []).append((run, first, tokens))
+        below = replace.get(slot, {})
+        on_top = {p.key: partial(_attend, p, kind, below.get(p.key, below.get(p.key[:2])), acting, batch) for p, acting in wanted.items()}
         if on_top:
-            replace[slot] = {**there, **on_top}
-    options = {**transformer_options, "patches_replace": replace}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            replace[slot] = {**below, **on_top}
+    return replace
+
+
+def _dit(executor, given: tuple, options: dict, active: list, more: dict) -> torch.Tensor:
+    """One call of a DiT, with the host's override of its attentions where something acts."""
+    x, text = given[0], given[3]
+    acting = [a for a in active if a[0].acts]
+    if not acting:
+        return executor(*given, options, **more)
+    override = Override(acting[0][0].dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE))
+    made = executor(*given, {**options, OVERRIDE: override}, **more)
+    override.check()
+    return made
 
 
 _WRAPPERS = {

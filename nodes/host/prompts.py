@@ -9,14 +9,29 @@ from functools import cached_property
 import torch
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-from ...attention.alignment import Prompt, joined, read
+from ...attention.alignment import Prompt, joined, moved, read
 
-LAYOUTS = {  # names of the encoders in the host's tokens, and whose columns stand in the conditioning one after the other
-    frozenset({"l"}): ("l",),
-    frozenset({"h"}): ("h",),
-    frozenset({"g"}): ("g",),
-    frozenset({"g", "l"}): ("g",),
+COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
+LAYOUTS = {  # names of the encoders in the host's tokens, and whose columns stand in the conditioning one after the other; some share theirs
+    frozenset({"l"}): (("l",),),
+    frozenset({"h"}): (("h",),),
+    frozenset({"g"}): (("g",),),
+    frozenset({"g", "l"}): (("g", "l"),),
+    frozenset({"g", "l", "t5xxl"}): (("g", "l"), ("t5xxl",)),  # SD3
+    frozenset({"g", "l", "t5xxl", "llama"}): (("t5xxl",),),  # HiDream, whose Llama comes beside the conditioning
 }
+
+
+def _layout(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Whose columns a conditioning has. Raises ValueError for encoders of unknown order."""
+    own = [n for n in names if n not in COLUMNLESS]
+    layout = LAYOUTS.get(frozenset(names)) or ((tuple(own),) if len(own) == 1 else None)
+    if layout is None:
+        raise ValueError(
+            f"This text encoder gives tokens of {', '.join(sorted(names))}, whose places in the conditioning are not known. Use the CLIP of an "
+            "SD1.5, SD2 or SDXL model, or of a DiT with one text encoder, such as Flux, SD3 or Qwen-Image."
+        )
+    return layout
 
 
 def _key(token) -> Hashable:
@@ -30,8 +45,22 @@ class HostTokenizer:
     def __init__(self, clip, name: str):
         self.clip, self.name = clip, name
 
-    def chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
+    def _chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
         return [[(_key(entry[0]), entry[2] != 0) for entry in chunk] for chunk in self.clip.tokenize(text, return_word_ids=True)[self.name]]
+
+    @cached_property
+    def frame(self) -> tuple[int, int]:
+        """How many tokens of a chat template the host puts before and after every text."""
+        one, other = ([token for chunk in self._chunks(text) for token, is_text in chunk if is_text] for text in ("cat", "dog"))
+        return _common(one, other), _common(one[::-1], other[::-1])
+
+    def chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
+        made = self._chunks(text)
+        places = [(chunk, i) for chunk in made for i, (_, is_text) in enumerate(chunk) if is_text]
+        before, after = self.frame
+        for chunk, i in places[:before] + places[len(places) - after :]:
+            chunk[i] = (chunk[i][0], False)
+        return made
 
     def _text(self, text: str) -> list[Hashable]:
         return [token for chunk in self.chunks(text) for token, is_text in chunk if is_text]
@@ -50,23 +79,39 @@ class HostTokenizer:
         return self._text(part.replace("(", "\\(").replace(")", "\\)") if self.weighted else part)
 
 
-def prompt_of(clip, text: str) -> Prompt:
-    """The words of a prompt with their columns in the conditioning that the CLIP makes of it."""
-    names = clip.tokenize("").keys()
-    layout = LAYOUTS.get(frozenset(names))
-    if layout is None:
-        raise ValueError(
-            f"This text encoder gives tokens of {', '.join(sorted(names))}, whose places in the conditioning are not known. Use the CLIP of an "
-            "SD1.5, SD2 or SDXL model."
-        )
+def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """The length of the common start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _shared(text: str, names: Sequence[str], clip) -> Prompt:
+    """The words of a prompt for encoders that share columns."""
     found = {name: read(text, HostTokenizer(clip, name)) for name in names}
-    if len(layout) == 1 and len({p.words for p in found.values()}) > 1:
+    if len({p.words for p in found.values()}) > 1:
         shown = "; ".join(f"{name}: " + ", ".join(f"{w.text} ({len(w.columns)})" for w in p.words) for name, p in found.items())
         raise ValueError(
             f"The text encoders make different tokens of '{text}', so that they do not stand for the same words: {shown}. Use an embedding that "
             "has equally many vectors for both."
         )
-    return joined([found[name] for name in layout])
+    return found[names[0]]
+
+
+def prompt_of(clip, text: str, length: int | None = None) -> Prompt:
+    """The words of a prompt with their columns in the conditioning that the CLIP makes of it.
+
+    Some encoders cut a template off the front of what they give; so give the conditioning's `length` where it is known.
+    """
+    prompts = [_shared(text, names, clip) for names in _layout(list(clip.tokenize("").keys()))]
+    if length == prompts[0].length:  # an encoder that is not loaded leaves its columns out
+        return prompts[0]
+    whole = joined(prompts)
+    cut = whole.length - (whole.length if length is None else length)
+    if not 0 <= cut <= min((c for w in whole.words for c in w.columns), default=whole.length):
+        raise ValueError(
+            f"The conditioning of '{text}' has {length} columns for {whole.length} tokens, so that the places of its words are not known. Use a "
+            "text encoder of SD1.5, SD2, SDXL, Flux, SD3 or Qwen-Image without other nodes on it."
+        )
+    return moved(whole, -cut) if cut else whole
 
 
 def encoded(clip, text: str) -> list:

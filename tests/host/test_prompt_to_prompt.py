@@ -374,18 +374,20 @@ def test_a_learnt_word_has_the_columns_of_its_vectors(tmp_path):
     assert found.find("white")[0] == (5,) and found.words[5].columns == (8,)
 
 
+class Tokens:
+    """The part of a CLIP that turns text into tokens."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def tokenize(self, text, return_word_ids=False):
+        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
+
+
 def test_both_encoders_of_sdxl_see_the_same_words():
     from comfy.sdxl_clip import SDXLTokenizer
 
-    class Tokens:
-        """The part of a CLIP that turns text into tokens."""
-
-        tokenizer = SDXLTokenizer()
-
-        def tokenize(self, text, return_word_ids=False):
-            return self.tokenizer.tokenize_with_weights(text, return_word_ids)
-
-    found = prompt_of(Tokens(), "a (siamese:1.2) cat")
+    found = prompt_of(Tokens(SDXLTokenizer()), "a (siamese:1.2) cat")
     assert [w.text for w in found.words] == ["a", "siamese", "cat"] and found.length == 77
     assert found == prompt_of(tiny.clip(), "a (siamese:1.2) cat")
 

@@ -1,0 +1,127 @@
+"""Attention maps: where in the picture the model looks at a word, as means over heads, layers and noise levels.
+
+What is kept is a running sum for each word, group of layers and phase of the sampling, at the layers' own resolution; the probabilities
+themselves exist for a few queries at a time. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
+text keys (arXiv 2508.07519) where a model has no cross-attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+Columns = Sequence[int]
+Key = tuple[int, str]  # phase of the sampling, group of layers
+AT_ONCE = 2**26  # bytes of probabilities that exist at a time
+
+
+def shares(
+    q: torch.Tensor, k: torch.Tensor, columns: Sequence[Columns], scale: float | None = None, mask: torch.Tensor | None = None, at_once: int = AT_ONCE
+) -> torch.Tensor:  # fmt: skip
+    """How much of each query's attention falls on groups of keys, the mean of the heads: (B, groups, Nq), float32.
+
+    `q` (B, heads, Nq, D), `k` (B, heads or fewer, Nk, D); `mask` is added to the logits, or bool, (B or 1, heads or 1, Nq or 1, Nk).
+    """
+    chosen = q.new_zeros(len(columns), k.shape[2], dtype=torch.float32)
+    for group, keys in enumerate(columns):
+        chosen[group, list(keys)] = 1
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).float().transpose(-1, -2)
+    step = max(1, at_once // (4 * len(q) * q.shape[1] * k.shape[-1]))
+    found = []
+    for start in range(0, q.shape[2], step):
+        logits = q[:, :, start : start + step].float() @ k * (scale or q.shape[-1] ** -0.5)
+        if mask is not None:
+            part = mask if mask.shape[-2] == 1 else mask[..., start : start + step, :]
+            logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
+        found.append(logits.softmax(-1).mean(1) @ chosen.T)
+    return torch.cat(found, 1).transpose(1, 2)
+
+
+@dataclass
+class Sums:
+    """Running sums of maps during one run. An evaluation of a layer counts once, whoever asked for it."""
+
+    total: dict[Key, torch.Tensor] = field(default_factory=dict)  # (rows, words, [frames,] h, w)
+    count: dict[Key, int] = field(default_factory=dict)
+
+    def add(self, key: Key, maps: torch.Tensor) -> None:
+        """Adds the maps (rows, words, [frames,] h, w) of one layer."""
+        self.total[key] = self.total[key] + maps if key in self.total else maps
+        self.count[key] = self.count.get(key, 0) + 1
+
+    @property
+    def held(self) -> int:
+        """Bytes."""
+        return sum(t.numel() * t.element_size() for t in self.total.values())
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of one finished run. `phases` are percents of the sampling, `size` the picture's height and width."""
+
+    words: tuple[str, ...]
+    sums: Sums
+    phases: tuple[tuple[float, float], ...]
+    size: tuple[int, int]
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of layers that were seen, in the model's order."""
+        return list(dict.fromkeys(group for _, group in self.sums.total))
+
+    @property
+    def seen(self) -> list[int]:
+        """The phases in which the model was evaluated."""
+        return sorted({phase for phase, _ in self.sums.total})
+
+    def of(self, words: Sequence[str] = (), groups: Sequence[str] = (), phases: Sequence[int] = ()) -> torch.Tensor:
+        """Mean probabilities (rows, words, h, w) over layers and evaluations, at the finest layer's resolution; empty is all.
+
+        A row is a picture; of a video, a frame of its latent. Raises ValueError with a word or group that was not captured.
+        """
+        places = [self._place(w) for w in words or self.words]
+        unknown = [g for g in groups if g not in self.groups]
+        if unknown:
+            raise ValueError(f"There are no maps of the layers '{unknown[0]}'; the groups of this run are: {', '.join(self.groups)}.")
+        keys = [(p, g) for p, g in self.sums.total if (not groups or g in groups) and (not phases or p in phases)]
+        if not keys:
+            raise ValueError(f"There are no maps of phase {', '.join(str(p + 1) for p in phases)} of these layers; choose a longer part.")
+        parts = [_as_pictures(self.sums.total[k][:, places]) for k in keys]
+        finest = max((p.shape[-2:] for p in parts), key=lambda s: s[0] * s[1])
+        total = sum(F.interpolate(p, finest, mode="bilinear") for p in parts)
+        return total / sum(self.sums.count[k] for k in keys)
+
+    def _place(self, word: str) -> int:
+        folded = [w.casefold() for w in self.words]
+        if word.strip().casefold() not in folded:
+            raise ValueError(f"There is no map of '{word.strip()}'; the words captured in this run are: {', '.join(self.words)}.")
+        return folded.index(word.strip().casefold())
+
+
+def _as_pictures(maps: torch.Tensor) -> torch.Tensor:
+    """(rows, words, frames, h, w) with the frames as rows."""
+    return maps.transpose(1, 2).flatten(0, 1) if maps.ndim == 5 else maps
+
+
+def phase_of(percent: float, start: float, end: float, phases: int) -> int:
+    """Which of so many equal parts of start..end a percent of the sampling falls into."""
+    return min(int((percent - start) / max(end - start, 1e-9) * phases), phases - 1)
+
+
+def heat(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (..., h, w) spread to [0, 1]: 0 where a word is looked at least, 1 where most; a flat map is 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.0)
+
+
+def mask_of(maps: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
+    """Masks (rows, H, W) in [0, 1] of maps (rows, h, w): their heat, or with a threshold 1 where the heat is above it, else 0."""
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(
+            f"The threshold is {threshold}; give 0 (the heat itself) or a share of the strongest heat below 1, usual 0.3 to 0.6."
+        )
+    wide = heat(F.interpolate(maps[:, None], size, mode="bicubic")[:, 0])
+    return wide if threshold == 0 else (wide > threshold).float()

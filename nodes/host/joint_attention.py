@@ -1,0 +1,288 @@
+"""DiTs under the pack's hook on attention: which of an attention's tokens are the picture and which the text, family by family.
+
+The host calls one override for every attention of a DiT, without saying whose it is. Its place follows from the number of its tokens: the
+picture's are known from the latent, the text's from the conditioning. Attentions of text alone or of the picture alone that refine what
+the blocks then see are left to the host.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...attention.maps import shares
+
+GROUPS = ("early", "middle", "late")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of a family. `blocks` are the lists of its blocks in order; `cross`: text has an attention of its own.
+
+    `order` of joint attention: "text, picture" (with references behind), "text, rest, picture" or "picture, text". `before` tokens stand in
+    front of the text, text and picture are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
+    does not say.
+    """
+
+    blocks: tuple[str, ...]
+    order: str = "text, picture"
+    cross: bool = False
+    before: int = 0
+    multiple: int = 1
+    patch: int | None = None
+    beside: bool = False  # the text ends where the picture begins
+
+
+_DOUBLE_SINGLE = ("double_blocks", "single_blocks")
+FAMILIES = {  # module of the network under comfy.ldm
+    "flux.model": Layout(_DOUBLE_SINGLE),
+    "chroma.model": Layout(_DOUBLE_SINGLE),
+    "modules.diffusionmodules.mmdit": Layout(("joint_blocks",)),
+    "qwen_image.model": Layout(("transformer_blocks",)),
+    "mage_flow.model": Layout(("transformer_blocks",)),
+    "krea2.model": Layout(("blocks",)),
+    "ideogram4.model": Layout(("layers",), patch=1),  # its latents come patched
+    "cogvideo.model": Layout(("blocks",)),
+    "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
+    "lumina.model": Layout(("layers",), "text, rest, picture"),
+    "omnigen.omnigen2": Layout(("layers",), "text, rest, picture"),  # references stand between
+    "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, picture"),
+    "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, picture"),  # glyphs, a reference frame
+    "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "picture, text"),  # T5's, then Llama's
+    "lens.model": Layout(("transformer_blocks",), "picture, text", patch=1),
+    "joyimage.model": Layout(("double_blocks",), "picture, text"),
+    "wan.model": Layout(("blocks",), cross=True),
+    "cosmos.predict2": Layout(("blocks",), cross=True),
+    "lightricks.model": Layout(("transformer_blocks",), cross=True, patch=1),
+    "kandinsky5.model": Layout(("visual_transformer_blocks",), cross=True),
+}
+KNOWN = (
+    "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, Wan, "
+    "Cosmos-Predict2, LTX-Video, Kandinsky 5"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention of a DiT: the `number`-th of its kind in a call of the network, of `total` blocks."""
+
+    number: int
+    total: int
+
+    @property
+    def group(self) -> str:
+        return GROUPS[min(3 * self.number // self.total, 2)]
+
+    @property
+    def key(self) -> int:
+        return self.number
+
+    def __str__(self) -> str:
+        return f"block {self.number}"
+
+
+def _patch(network) -> tuple[int, int, int]:
+    """(frames, rows, columns) of the latent that make a token."""
+    size = getattr(network, "patch_size", getattr(network, "patch", None))
+    if size is None:
+        return network.patch_temporal, network.patch_spatial, network.patch_spatial
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    return (1, *sizes)[-3:] if len(sizes) < 3 else sizes
+
+
+@dataclass(frozen=True)
+class Dit:
+    """A DiT whose attentions can be read."""
+
+    name: str
+    layout: Layout
+    patch: tuple[int, int, int]
+    places: tuple[Block, ...]
+    filled_in_front: bool = False  # the model fills short texts up, before their first token
+
+    def lead(self, length: int, tokens: int) -> int:
+        """Where a text of some length begins among the tokens that the network gets."""
+        return tokens - length if self.filled_in_front else 0
+
+    @property
+    def cross(self) -> bool:
+        return self.layout.cross
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens of a latent (B, C, [frames,] H, W)."""
+        return tuple(math.ceil(n / p) for n, p in zip((1, *shape[2:])[-3:], self.patch))
+
+    def seats(self, tokens: int, picture: int, text: int) -> tuple[slice, slice] | None:
+        """Where the picture's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
+        layout = self.layout
+        filled_text, filled = (-(-n // layout.multiple) * layout.multiple for n in (text, picture))
+        if tokens < layout.before + filled_text + filled:
+            return None
+        start = {
+            "text, picture": layout.before + filled_text,
+            "text, rest, picture": tokens - filled,
+            "picture, text": 0,
+        }[layout.order]
+        words = {"picture, text": filled}.get(layout.order, start - text if layout.beside else layout.before)
+        return slice(start, start + picture), slice(words, words + text)
+
+
+def dit_of(model) -> Dit:
+    """What is known of a DiT. Raises ValueError that names a network whose attention cannot be reached."""
+    network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
+    modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(network).__mro__]
+    layout = next((FAMILIES[m] for m in modules if m in FAMILIES), None)
+    if layout is None:
+        raise ValueError(
+            f"{name} ({type(network).__name__}) does not route its attention through ComfyUI's hook, or not in a way that is known here. Use a "
+            f"UNet model (SD1.5, SD2, SDXL) or one of: {KNOWN}."
+        )
+    if getattr(network, "pad_tokens_multiple", None):  # Z-Image
+        layout = replace(layout, multiple=network.pad_tokens_multiple)
+    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of pictures and glyphs stands in front
+        layout = replace(layout, beside=True)
+    total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
+    patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
+    in_front = any(c.__name__ == "Flux2" for c in type(model.model).__mro__)
+    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), in_front)
+
+
+_NAME = re.compile(r"(all|early|middle|late)|(\d+)(?:-(\d+))?")
+
+
+def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[int]:
+    """The numbers of a DiT's blocks from a text such as `middle, 30-37`. Raises ValueError with the entry that names none."""
+    found = set()
+    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
+        name = _NAME.fullmatch(given.replace(" ", ""))
+        third, first, last = name.groups() if name else (None, None, None)
+        chosen = {p.key for p in places if name and (third in ("all", p.group) or (first and int(first) <= p.number <= int(last or first)))}
+        if not chosen:
+            raise ValueError(
+                f"{what} has '{given}', which names no block of this model. Write between commas: all, early, middle, late (thirds of its "
+                f"{len(places)} blocks), or numbers from 0 to {len(places) - 1}, such as 12 or 8-15."
+            )
+        found |= chosen
+    return frozenset(found)
+
+
+def _heads_first(t: torch.Tensor, width: int, reshaped: bool) -> torch.Tensor:
+    """(B, heads, N, width) of the tensors of an attention, (B, heads, N, width) already or (B, N, heads * width)."""
+    return t if reshaped else t.reshape(len(t), t.shape[1], -1, width).transpose(1, 2)
+
+
+class TokenCall:
+    """One attention of one call of a DiT in which the picture takes part; the counterpart of `attention.Call`.
+
+    `kind`: "joint" of picture and text, or "self" and "cross". `size` is the picture's (frames, rows, columns).
+    """
+
+    def __init__(
+        self, kind: str, place: Block, size: tuple[int, int, int], seats: tuple[slice, slice], given: tuple, options: dict, base: Callable
+    ):
+        self.kind, self.place, self.size, self.base = kind, place, size, base
+        (self.q, self.k, self.v), self.options = given, options
+        self.picture, self.text = seats
+        self.lender = list(range(len(self.q)))  # for each row, whose picture's queries and keys it uses
+        self.used, self.out = (self.q, self.k), None
+
+    @property
+    def reshaped(self) -> bool:
+        return bool(self.options.get("skip_reshape"))
+
+    def run(self) -> None:
+        """Evaluates the base, with the picture's queries and keys lent as asked for."""
+        if self.lender != list(range(len(self.lender))):
+            index = torch.tensor(self.lender, device=self.q.device)
+            self.used = self._lent(self.q, index), self._lent(self.k, index) if self.kind != "cross" else self.k
+        self.out = self.base(*self.used, self.v)
+
+    def _lent(self, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        if self.kind != "joint":
+            return t[index]
+        axis = 2 if self.reshaped else 1
+        picture, made = self.picture, t.clone()
+        made.narrow(axis, picture.start, picture.stop - picture.start).copy_(
+            t[index].narrow(axis, picture.start, picture.stop - picture.start)
+        )
+        return made
+
+    def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(rows, groups, frames * h * w), float32: how much of what the picture looks at falls on groups of the text's tokens.
+
+        `tokens` of a row's text were counted before the host may have repeated it; the copies count too.
+        """
+        q, k = self.used
+        width = q.shape[-1] if self.reshaped else q.shape[-1] // self.options["heads"]
+        q, k = (_heads_first(t[rows], width, self.reshaped) for t in (q, k))
+        copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
+        keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
+        return shares(q[:, :, self.picture], k, keys, self.options.get("scale"), self._mask(rows))
+
+    def _mask(self, rows: Sequence[int]) -> torch.Tensor | None:
+        mask = self.options.get("mask")
+        if mask is None:
+            return None
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+        mask = mask if len(mask) == 1 else mask[rows]
+        return mask if mask.shape[-2] == 1 else mask[..., self.picture, :]
+
+
+_POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+
+
+class Override:
+    """The host's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act."""
+
+    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
+        self.dit, self.active, self.batch, self.below = dit, active, batch, below
+        self.size, self.text, self.count = dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
+
+    @property
+    def reached(self) -> bool:
+        return any(self.count.values())
+
+    def __call__(self, function, q, k, v, *args, **kwargs):
+        def base(q, k, v):
+            return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
+
+        options = {**dict(zip(_POSITIONAL, args)), **kwargs}
+        axis = 2 if options.get("skip_reshape") else 1
+        kind, seats = self._recognised(q.shape[axis], k.shape[axis]) if len(q) == self.batch else (None, None)
+        if kind is None:
+            return base(q, k, v)
+        place = Block(self.count[kind], len(self.dit.places))
+        self.count[kind] += 1
+        active = [a for a in self.active if a[0].wants(kind, place)]
+        if not active:
+            return base(q, k, v)
+        call = TokenCall(kind, place, self.size, seats, (q, k, v), options, base)
+        for run, first, tokens in active:
+            run.borrow(call, first, tokens)
+        call.run()
+        for run, first, tokens in active:
+            run.see(call, first, tokens)
+        return call.out
+
+    def _recognised(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
+        """(kind, seats) of an attention of so many queries and keys; None for one that is left to the host."""
+        picture = math.prod(self.size)
+        if not self.dit.cross:
+            seats = self.dit.seats(queries, picture, self.text) if queries == keys else None
+            return ("joint", seats) if seats else (None, None)
+        if queries != picture or keys not in (picture, self.text):
+            return None, None
+        turn = self.count["self"] > self.count["cross"] if picture == self.text else keys == self.text  # self comes first in a block
+        return ("cross" if turn else "self"), (slice(0, picture), slice(0, keys))
+
+    def check(self) -> None:
+        """Raises ValueError where no attention of a call was recognised."""
+        if not self.reached:
+            raise ValueError(
+                f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the picture and {self.text} of "
+                "the text: another node changes its tokens, or this version of ComfyUI routes it in another way. Remove other patches from the model."
+            )

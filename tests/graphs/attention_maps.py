@@ -1,0 +1,44 @@
+"""Attention maps."""
+
+from .parts import SWAP, ksampler, prompt_nodes, saved
+
+
+def attention_maps(graph):
+    graph.note(
+        "# Attention maps\n\nWhere the model looks at each word while it draws: one table over the parts of the sampling, one by the size of the "
+        "layers. The mask of a word needs no drawing: here only what *circle* looks at is painted again, in another colour.\n\nTry: *mask_word* "
+        "`star`; *threshold* 0, a soft mask; other *words* in the capture (empty is all)." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    with graph.group("2 Prompts"):
+        capture = graph.add(
+            "AttentionMapCapture",
+            model=model["model"],
+            clip=model["clip"],
+            prompt="a blue circle on the left and a red star on the right on a white background",
+            words="blue, circle, red, star, background",
+        )
+        negative, other = prompt_nodes(
+            graph, model, **{"negative": "", "paint again": "a yellow circle on the left and a red star on the right on a white background"}
+        )
+    with graph.group("3 Sample"):
+        latent = ksampler(graph, capture["model"], capture["positive"], negative, size, seed=4)
+        pictures = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        graph.add("SaveImage", title="pictures", images=pictures, filename_prefix="attention_maps")
+    with graph.group("4 Maps"):
+        view = graph.add(
+            "AttentionMapView", source=capture["model"], latent=latent, image=pictures, rows="steps", mask_word="circle", threshold=0.3
+        )
+        graph.add("SaveImage", title="by steps", images=view["table"], filename_prefix="attention_maps_steps")
+        layers = graph.add("AttentionMapView", title="by layers", source=view["maps"], latent=view["latent"], rows="layers")
+        graph.add("PreviewImage", title="by layers", images=layers["table"])
+        graph.add("PreviewImage", title="mask of the circle", images=graph.add("MaskToImage", mask=view["mask"]))
+    with graph.group("5 Paint again where the circle is"):
+        masked = graph.add("SetLatentNoiseMask", samples=latent, mask=view["mask"])
+        again = ksampler(graph, model["model"], other, negative, masked, seed=4, denoise=0.9)
+        saved(graph, model["vae"], again, "attention_maps_painted", "painted again")
+
+
+WORKFLOWS = [attention_maps]

@@ -1,0 +1,111 @@
+"""Attention maps against softmax written out."""
+
+import pytest
+import torch
+from controlled_diffusion.attention.maps import Maps, Sums, heat, mask_of, phase_of, shares
+from torch.testing import assert_close
+
+DRAW = torch.Generator().manual_seed(0)
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=DRAW)
+
+
+def explicit(q, k, columns, scale=None, bias=0.0):
+    p = (torch.einsum("bhid,bhjd->bhij", q, k) * (scale or q.shape[-1] ** -0.5) + bias).softmax(-1)
+    return torch.stack([p[..., list(c)].sum(-1).mean(1) for c in columns], 1)
+
+
+COLUMNS = [(0,), (1, 2, 4), (3, 5, 6)]
+
+
+@pytest.mark.parametrize("at_once", [1, 4 * 2 * 3 * 7 * 4, 2**26])
+def test_shares_are_those_of_softmax_however_they_are_cut(at_once):
+    q, k = random(2, 3, 10, 8), random(2, 3, 7, 8)
+    assert_close(shares(q, k, COLUMNS, at_once=at_once), explicit(q, k, COLUMNS))
+    assert_close(shares(q, k, COLUMNS, 0.7, at_once=at_once), explicit(q, k, COLUMNS, 0.7))
+
+
+def test_groups_of_all_keys_add_up_to_one():
+    made = shares(random(2, 3, 10, 8), random(2, 3, 7, 8), COLUMNS)
+    assert made.shape == (2, 3, 10)
+    assert_close(made.sum(1), torch.ones(2, 10))
+
+
+def test_fewer_heads_of_keys_serve_several_of_queries():
+    q, k = random(2, 4, 10, 8), random(2, 2, 7, 8)
+    assert_close(shares(q, k, COLUMNS), explicit(q, k.repeat_interleave(2, 1), COLUMNS))
+
+
+@pytest.mark.parametrize("rows", [1, 10])
+def test_masked_keys_get_nothing(rows):
+    q, k = random(2, 3, 10, 8), random(2, 3, 7, 8)
+    seen = torch.ones(2, 1, rows, 7, dtype=torch.bool)
+    seen[..., 5:] = False
+    bias = torch.zeros(2, 1, rows, 7).masked_fill(~seen, -torch.inf)
+    wanted = explicit(q, k, COLUMNS, bias=bias)
+    assert_close(shares(q, k, COLUMNS, mask=seen, at_once=1), wanted)
+    assert_close(shares(q, k, COLUMNS, mask=bias, at_once=1), wanted)
+    assert_close(shares(q, k, [(5, 6)], mask=seen), torch.zeros(2, 1, 10))
+
+
+def maps(**more):
+    sums = Sums()
+    sums.add((0, "1/2"), torch.full((1, 2, 2, 2), 0.2))
+    sums.add((0, "1/2"), torch.full((1, 2, 2, 2), 0.4))
+    sums.add((0, "1/1"), torch.full((1, 2, 4, 4), 0.9))
+    sums.add((1, "1/1"), torch.full((1, 2, 4, 4), 0.1) * torch.tensor([1.0, 3.0])[:, None, None])
+    return Maps(**{**dict(words=("red", "Circle"), sums=sums, phases=((0, 0.5), (0.5, 1)), size=(32, 32)), **more})
+
+
+def test_means_count_every_layer_and_evaluation_once():
+    made = maps()
+    assert made.groups == ["1/2", "1/1"] and made.seen == [0, 1]
+    assert_close(made.of(), torch.tensor([0.4, 0.45])[None, :, None, None].expand(1, 2, 4, 4))
+    assert_close(made.of(["circle"], ["1/1"]), torch.full((1, 1, 4, 4), 0.6))
+    assert_close(made.of(["red"], phases=[0]), torch.full((1, 1, 4, 4), 0.5))
+    assert made.of(["red"], ["1/2"]).shape == (1, 1, 2, 2)
+    assert made.sums.held == 4 * (8 + 32 + 32)
+
+
+def test_frames_of_a_video_are_pictures():
+    sums = Sums()
+    sums.add((0, "early"), torch.arange(24.0).reshape(2, 1, 3, 2, 2))
+    made = maps(words=("a",), sums=sums).of()
+    assert_close(made, torch.arange(24.0).reshape(6, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (dict(words=["blue"]), "no map of 'blue'; the words captured in this run are: red, Circle"),
+        (dict(groups=["1/8"]), "no maps of the layers '1/8'; the groups of this run are: 1/2, 1/1"),
+        (dict(groups=["1/2"], phases=[1]), "no maps of phase 2"),
+    ],
+)
+def test_what_was_not_captured_is_named(asked, message):
+    with pytest.raises(ValueError, match=message):
+        maps().of(**asked)
+
+
+def test_phases_are_equal_parts_of_the_range():
+    assert [phase_of(p, 0.2, 0.6, 4) for p in (0.2, 0.29, 0.31, 0.59, 0.6)] == [0, 0, 1, 3, 3]
+    assert phase_of(1.0, 0.0, 1.0, 1) == 0
+
+
+def test_heat_runs_from_nothing_to_all_and_is_nothing_where_a_map_is_flat():
+    made = heat(torch.stack([torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.full((2, 2), 0.3)]))
+    assert_close(made, torch.tensor([[[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+
+
+def test_a_mask_is_where_the_heat_is_high_or_the_heat():
+    low = torch.zeros(1, 4, 4)
+    low[:, 1:3, 2:] = 1.0
+    hard = mask_of(low, (16, 16), 0.5)
+    assert hard.shape == (1, 16, 16) and set(hard.unique().tolist()) == {0.0, 1.0}
+    assert hard[0, 5:11, 10:].all() and not hard[0, :3].any() and not hard[0, :, :6].any()
+    soft = mask_of(low, (16, 16), 0.0)
+    assert float(soft.min()) == 0 and float(soft.max()) == 1 and torch.equal((soft > 0.5).float(), hard)
+    with pytest.raises(ValueError, match="threshold is 1"):
+        mask_of(low, (16, 16), 1.0)
