@@ -28,7 +28,7 @@ def image_guidance(graph):
                 image=reference,
                 end_percent=0.9,
             )
-            for title, weight in (("switched off", 0.0), ("layout", 16.0))
+            for title, weight in (("switched off", 0.0), ("layout", 8.0))
         )
     with graph.group("3 Sample"):
         latents = [
@@ -37,7 +37,7 @@ def image_guidance(graph):
                 graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
                 size,
                 sigmas,
-                seed=3,
+                seed=2,
             )
             for channel in (off, on)
         ]
