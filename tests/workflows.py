@@ -9,7 +9,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 import graphs
 from harness.graph import Graph
@@ -25,16 +25,22 @@ def workflows() -> list:
     return [draw for module in modules for draw in getattr(module, "WORKFLOWS", ())]
 
 
+def chosen(groups: list[list]) -> list:
+    """Four of the pictures that the nodes of a workflow make: of many nodes the first and the last three, of few some of each."""
+    groups = [groups[0], *groups[-3:]] if len(groups) > 4 else groups
+    shares = {1: (4,), 2: (2, 2), 3: (1, 1, 2), 4: (1, 1, 1, 1)}[len(groups)]
+    pictures = [p for group, share in zip(groups, shares) for p in group[:share]]
+    rest = [p for group, share in reversed(list(zip(groups, shares))) for p in group[share:]]
+    return [*pictures, *rest, *[pictures[-1]] * 3][:4]
+
+
 def thumbnail(server: Server, path: Path) -> None:
-    """Four pictures of what the workflow makes, beside it: of two or more nodes, two of the first and two of the last."""
+    """Four pictures of what the workflow makes, beside it."""
     made = server.images_by_node(server.run(to_prompt(path, server.object_info()))).values()
-    groups = [[p.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS) for p in batch if p.width == p.height] for batch in made]
-    groups = [g for g in groups if g]
-    pictures = groups[0][:2] + groups[-1][:2] if len(groups) > 1 and len(groups[0]) > 1 else [p for g in groups for p in g]
-    pictures = [*pictures, *[pictures[-1]] * 3][:4]
     paper = Image.new("RGB", (512, 512))
-    for i, picture in enumerate(pictures):
-        paper.paste(picture, (i % 2 * 256, i // 2 * 256))
+    for i, picture in enumerate(chosen([batch for batch in made if batch])):
+        tile = ImageOps.pad(picture.convert("RGB"), (256, 256), Image.Resampling.LANCZOS, color="white")
+        paper.paste(tile, (i % 2 * 256, i // 2 * 256))
     paper.save(path.with_suffix(".jpg"), quality=88)
 
 
