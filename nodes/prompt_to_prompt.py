@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..attention.alignment import OPERATIONS
 from ..attention.prompt_to_prompt import Settings, Window
+from .host import blend_masks
 from .host import prompt_to_prompt as editing
 from .host.prompts import encoded
 
@@ -176,4 +177,76 @@ class P2PAttentionPatch(io.ComfyNode):
         return io.NodeOutput(patched, positive, encoded(clip, negative), batch, alignment)
 
 
-NODES = [P2PAttentionPatch]
+class P2PLocalBlend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="P2PLocalBlend",
+            display_name="P2P Local Blend",
+            category=_CATEGORY,
+            description="Keeps the edits of P2P Attention Patch to the places where words look; everywhere else the picture stays the source's. In "
+            "the place of that node's blend_words, with more to set.",
+            search_aliases=_ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="From P2P Attention Patch; LoRA and other patches may lie between."),
+                _text(
+                    "words",
+                    "Only where these look may an edit differ: words of the prompts between commas, or * for those that change. Empty: "
+                    "everywhere.",
+                    "*",
+                ),
+                _text("protect_words", "Where these words look nothing changes. Words between commas."),
+                _percent("threshold", 0.3, "Share of a word's strongest attention above which a place counts. Lower gives larger areas."),
+                _percent("start_percent", 0.2, "Percent of the sampling before which everything may differ. Usual 0.2."),
+                _percent("end_percent", 1.0, "Percent of the sampling after which everything may differ. 1 keeps the rest exactly."),
+                io.Int.Input(
+                    "spread",
+                    default=1,
+                    min=0,
+                    max=32,
+                    tooltip="How far the areas are widened, in cells of the maps (a cell is 32 pixels with SD1.5). 1 in the paper, 0 is tight.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler, and for P2P Blend Mask.")],
+        )
+
+    @classmethod
+    def execute(cls, model, words, protect_words, threshold, start_percent, end_percent, spread) -> io.NodeOutput:
+        shape = dict(threshold=threshold, start=start_percent, end=end_percent, spread=spread)
+        return io.NodeOutput(blend_masks.with_blend(model, words, protect_words, **shape))
+
+
+class P2PBlendMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="P2PBlendMask",
+            display_name="P2P Blend Mask",
+            category=_CATEGORY,
+            description="Shows where a finished Prompt-to-Prompt run with a local blend let the edits differ from the source: as masks, and as a "
+            "picture of the masks over the steps. Costs no evaluation.",
+            search_aliases=[*_ALIASES, "mask from words", "word mask"],
+            inputs=[
+                io.MultiType.Input(
+                    "source",
+                    types=[io.Model, io.Guider],
+                    tooltip="The model of P2P Attention Patch or P2P Local Blend, or the guider over it, with which the latent was sampled.",
+                ),
+                io.Latent.Input("latent", tooltip="The sampled latent; it is passed on. It makes the node wait for the run."),
+                _percent("percent", 1.0, "Percent of the sampling whose mask is given; 1 is the last."),
+                io.Image.Input("image", optional=True, tooltip="The decoded latent, to lay the masks over."),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="A mask for each edited picture, 1 = may differ; at the picture's size."),
+                io.Image.Output(display_name="table", tooltip="A row for each edited picture: its mask at several moments."),
+                io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:
+        run = blend_masks.run_of(source)
+        return io.NodeOutput(blend_masks.mask_at(run, percent), blend_masks.over_time(run, image), latent)
+
+
+NODES = [P2PAttentionPatch, P2PLocalBlend, P2PBlendMask]

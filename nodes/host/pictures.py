@@ -73,6 +73,20 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return paper
 
 
+def labelled_table(rows: Sequence[Sequence[Image.Image]], names: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Pictures of one size in rows that have names, under names of columns."""
+    (width, height), left, top, gap = rows[0][0].size, 64, 24, 4
+    paper = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), _PAPER)
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
+    for i, column in enumerate(columns):
+        draw.text((left + i * (width + gap) + width // 2, 4), column, fill=_INK, font=font, anchor="ma")
+    for j, (name, row) in enumerate(zip(names, rows)):
+        draw.text((left // 2, top + j * (height + gap) + height // 2), name, fill=_INK, font=font, anchor="mm")
+        for i, picture in enumerate(row):
+            paper.paste(picture, (left + i * (width + gap), top + j * (height + gap)))
+    return paper
+
+
 def report_picture(record: Record) -> torch.Tensor:
     """Weights, strengths and pairwise cosines of every push of a run; an IMAGE."""
     names, step, size = record.names, "prediction", (768, 300)

@@ -13,7 +13,7 @@ from ...attention.alignment import Alignment, Prompt, align, unknown_word, weigh
 from ...attention.local_blend import Blending, Columns, LocalBlend, Pair
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
-from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
+from .attention import KEY, Call, Parts, Place, Run, blend_places, chosen_places, install, marked, unet_places
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
 
@@ -31,6 +31,7 @@ class PromptToPrompt:
     edits: tuple[Edit, ...]
     settings: Settings
     places: tuple[Place, ...]
+    pixels: int  # of a cell of the latent
     cross: frozenset[tuple[str, int, int]]
     self: frozenset[tuple[str, int, int]]
     scene: Scene
@@ -93,6 +94,10 @@ class Editing(Run):
             return denoised
         self.blending.note(self.percent, mask)
         return self.blending.blended(denoised, mask)
+
+    def end(self) -> None:
+        self.conds, self.parts = {}, Parts()
+        self.moments.clear()
 
     def look(self, conds, x, sigma):
         before = self.percent
@@ -303,6 +308,7 @@ def prepared(
         scene.edits(settings, times),
         settings,
         places,
+        model.get_model_object("latent_format").spacial_downscale_ratio,
         chosen_places(layers[0], places, "cross_layers"),
         chosen_places(layers[1], places, "self_layers"),
         scene,

@@ -1,35 +1,127 @@
-"""Prompt-to-Prompt."""
+"""Prompt-to-Prompt: of generated pictures and of real ones."""
 
-from .parts import SWAP, ksampler, saved
+from .parts import SWAP, TWO_SQUARES, ksampler, saved, two_squares
 
 
 def prompt_to_prompt(graph):
     graph.note(
-        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first picture is the source, then another colour, another "
-        "texture, and another background. All take over the source's attention maps, so that what is not named stays.\n\nTry: another target a "
-        "line; *word_weights* `striped: 2`; *self_end* 0, which lets shapes go; *blend_words* `*`." + SWAP
+        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first picture is the source, then a word swapped "
+        "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
+        "that what is not named stays.\n\nTry: another target a line; a word taken out; *self_end* 0, which lets shapes go; *alpha* 0.5, which "
+        "takes over less." + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompts"):
-        patch = graph.add(
-            "P2PAttentionPatch",
-            model=model["model"],
-            clip=model["clip"],
-            source="a red star on the left and a blue circle on the right on a white background",
-            targets="a red star on the left and a yellow circle on the right on a white background\n"
-            "a red star on the left and a striped blue circle on the right on a white background\n"
+        patch = patched(
+            graph,
+            model,
+            "a red star on the left and a blue circle on the right on a white background",
+            "a red star on the left and a yellow circle on the right on a white background",
+            "a red star on the left and a striped blue circle on the right on a white background",
             "a red star on the left and a blue circle on the right on a pink background",
-            negative="",
-            width=128,
-            height=128,
             self_end=0.6,
         )
-        graph.add("PreviewAny", title="alignment", source=patch["alignment"])
     with graph.group("3 Sample"):
         latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=5)
     with graph.group("4 Pictures"):
         saved(graph, model["vae"], latent, "prompt_to_prompt", "source, then the edits")
 
 
-WORKFLOWS = [prompt_to_prompt]
+def prompt_to_prompt_weights(graph):
+    graph.note(
+        "# Words as sliders\n\nOne prompt, and how strongly one of its words acts: *circle* at -1, 0, 1, 2 and 4. Every line of *word_weights* is a "
+        "picture; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nTry: `red: -1`; "
+        "several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    with graph.group("2 Prompt and weights"):
+        weights = "\n".join(f"circle: {w}" for w in (-1, 0, 1, 2, 4))
+        patch = patched(graph, model, "a red circle on a white background", word_weights=weights, cross_end=1.0, self_end=0.0)
+    with graph.group("3 Sample"):
+        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=1)
+    with graph.group("4 Pictures"):
+        saved(graph, model["vae"], latent, "prompt_to_prompt_weights", "source, then a weight each")
+
+
+def prompt_to_prompt_blend(graph):
+    graph.note(
+        "# Prompt-to-Prompt with a local blend\n\nA shape is swapped, which needs freedom (*self_end* 0): without a blend the other thing moves as "
+        "well. With one, only the places where the changed words look may differ; the table shows these places over the steps.\n\nTry: *words* "
+        "`star`; a lower *threshold* for larger places; *protect_words* `square`." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    with graph.group("2 Prompts"):
+        patch = patched(
+            graph,
+            model,
+            "a red circle on the left and a blue square on the right on a gray background",
+            "a red star on the left and a blue square on the right on a gray background",
+            "a red cross on the left and a blue square on the right on a gray background",
+            cross_end=0.2,
+            self_end=0.0,
+        )
+    with graph.group("3 Blend"):
+        blend = graph.add("P2PLocalBlend", model=patch["model"], words="*", threshold=0.6, start_percent=0.1)
+    with graph.group("4 Sample"):
+        rest = patch["positive"], patch["negative"], patch["latent"]
+        plain, kept = (ksampler(graph, m["model"], *rest, seed=3) for m in (patch, blend))
+    with graph.group("5 Pictures"):
+        saved(graph, model["vae"], plain, "prompt_to_prompt_free", "source, then the edits, without a blend")
+        saved(graph, model["vae"], kept, "prompt_to_prompt_blend", "source, then the edits, with it")
+        pictures = graph.add("VAEDecode", samples=kept, vae=model["vae"])
+        masks = graph.add("P2PBlendMask", source=blend["model"], latent=kept, image=pictures)
+        graph.add("SaveImage", title="where they may differ", images=masks["table"], filename_prefix="prompt_to_prompt_masks")
+
+
+def prompt_to_prompt_real(graph):
+    graph.note(
+        "# Prompt-to-Prompt on a real picture\n\nA painted picture is inverted under what it shows. On the way back the source row stays on the "
+        "inversion's path (*branches* `direct`), so it is the picture again, and the edits take over its attention.\n\nTry: another target a "
+        "line; EDICT Inverter in the place of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another shape." + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    with graph.group("2 Picture"):
+        picture = two_squares(graph)
+    with graph.group("3 Prompts"):
+        patch = patched(
+            graph,
+            model,
+            TWO_SQUARES,
+            TWO_SQUARES.replace("blue", "yellow"),
+            TWO_SQUARES.replace("blue", "striped blue"),
+            TWO_SQUARES.replace("white", "pink"),
+            self_end=0.6,
+        )
+    with graph.group("4 Inversion"):
+        source = graph.add("CLIPTextEncode", title="source", clip=model["clip"], text=TWO_SQUARES)
+        inversion = graph.add(
+            "DDIMInverter", model=model["model"], source=source, picture=picture, vae=model["vae"], steps=20, scheduler="normal"
+        )["inversion"]
+    with graph.group("5 The way back"):
+        latent = graph.add(
+            "InversionSampler",
+            model=patch["model"],
+            inversion=inversion,
+            cfg=4.0,
+            branches="direct",
+            positive=patch["positive"],
+            negative=patch["negative"],
+        )
+    with graph.group("6 Pictures"):
+        graph.add("PreviewImage", title="picture", images=picture)
+        saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the picture, then the edits")
+
+
+def patched(graph, model, source: str, *targets: str, **widgets):
+    """The patch of the demo model, and its alignment to read."""
+    usual = dict(model=model["model"], clip=model["clip"], negative="", width=128, height=128)
+    patch = graph.add("P2PAttentionPatch", source=source, targets="\n".join(targets), **usual | widgets)
+    graph.add("PreviewAny", title="alignment", source=patch["alignment"])
+    return patch
+
+
+WORKFLOWS = [prompt_to_prompt, prompt_to_prompt_weights, prompt_to_prompt_blend, prompt_to_prompt_real]

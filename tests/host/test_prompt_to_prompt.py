@@ -13,7 +13,7 @@ from controlled_diffusion.nodes.host.attention import blend_places, unet_places
 from controlled_diffusion.nodes.host.channels import MultiCFG
 from controlled_diffusion.nodes.host.prompts import HostTokenizer, as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.inversion import InversionSampler
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -463,6 +463,83 @@ def test_masks_come_from_a_quarter_of_the_side_or_the_coarsest_fine_enough(eps):
     assert scales([1, 2, 4, 8], (64, 64)) == {4} and scales([2, 4], (128, 128)) == {4}
     assert scales([1, 2], (16, 16)) == {1} and scales([1, 2], (64, 64)) == {2} and scales([2], (8, 8)) == {2}
     assert {p.scale for p in unet_places(eps)} == {1, 2}
+
+
+BLEND = {i.id: i.default for i in P2PLocalBlend.GET_SCHEMA().inputs if hasattr(i, "default") and i.id != "model"}
+
+
+def with_blend(model, **knobs):
+    return P2PLocalBlend.execute(model, **BLEND | knobs).args[0]
+
+
+def test_a_blend_of_its_own_does_what_the_patchs_does(eps, clip):
+    plain, *rest = patch(eps, clip)
+    knobs = dict(blend_words="circle", protect_words="a", blend_threshold=0.8, blend_start=0.3)
+    own = sample(with_blend(plain, words="circle", protect_words="a", threshold=0.8, start_percent=0.3), *rest)
+    assert torch.equal(own, drawn(eps, clip, **knobs)) and differ(own, drawn(eps, clip)) > 1e-3
+    other, *rest = patch(eps, clip, blend_words="blue", blend_threshold=0.5)
+    assert torch.equal(sample(with_blend(other, words="circle", protect_words="a", threshold=0.8, start_percent=0.3), *rest), own)
+    assert torch.equal(sample(with_blend(other, words=""), *rest), drawn(eps, clip))
+
+
+def test_a_blend_that_ends_early_lets_everything_differ_again(eps, clip):
+    patched, *rest = patch(eps, clip)
+    whole, early = (sample(with_blend(patched, threshold=0.9, end_percent=e), *rest, steps=8) for e in (1.0, 0.5))
+    assert differ(whole, early) > 1e-3 and torch.equal(whole[0], early[0])
+
+
+def test_a_blend_needs_the_patch(eps):
+    with pytest.raises(ValueError, match="ModelPatcher.* does not come from a P2P Attention Patch"):
+        with_blend(eps)
+
+
+def test_a_star_where_nothing_changes_lets_everything_through(eps, clip):
+    assert torch.equal(*drawn(eps, clip, SOURCE, blend_words="*", **ALL))
+
+
+def test_the_masks_of_a_run_are_read_from_its_model_or_guider(eps, clip):
+    patched, positive, negative, latent, _ = patch(eps, clip, "a blue circle\na cat", blend_words="*", blend_threshold=0.8, batch_size=2)
+    samples = {"samples": sample(patched, positive, negative, latent, steps=6)}
+    run = patched.model_options["transformer_options"]["controlled_diffusion.attention"][0].runs[0]
+    mask, table, passed = P2PBlendMask.execute(with_lora(patched), samples, 1.0).args
+    assert passed is samples and mask.shape == (4, 64, 64)
+    assert torch.equal(mask[:, ::8, ::8], run.blending.masks[-1][1].float()) and 0 < mask.mean() < 1
+    early, *_ = P2PBlendMask.execute(comfy.samplers.CFGGuider(patched), samples, run.blending.masks[0][0]).args
+    assert torch.equal(early[:, 4::8, 7::8], run.blending.masks[0][1].float())
+    image = torch.rand(6, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    over = P2PBlendMask.execute(patched, samples, 1.0, image).args[1]
+    assert over.shape == table.shape and differ(over, table) > 0.1
+    assert torch.equal(over, P2PBlendMask.execute(patched, samples, 1.0, image[2:]).args[1])
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        (None, "There is no finished run to look at"),
+        ({}, "The run had no local blend"),
+        (dict(blend_words="*", blend_start=1.0), "did not act in any step"),
+    ],
+)
+def test_masks_that_are_not_there_are_told(eps, clip, knobs, message):
+    patched, *rest = patch(eps, clip, **knobs or {})
+    if knobs is not None:
+        sample(patched, *rest)
+    with pytest.raises(ValueError, match=message):
+        P2PBlendMask.execute(patched, {}, 1.0)
+
+
+def test_too_few_pictures_for_the_masks_are_refused(eps, clip):
+    patched, *rest = patch(eps, clip, "a blue circle\na cat", blend_words="*")
+    sample(patched, *rest)
+    with pytest.raises(ValueError, match="'image' has 1 pictures for 2 edits"):
+        P2PBlendMask.execute(patched, {}, 1.0, torch.zeros(1, 64, 64, 3))
+
+
+def test_a_finished_run_holds_no_conditionings(eps, clip):
+    patched, *rest = patch(eps, clip, blend_words="*")
+    sample(patched, *rest)
+    run = patched.model_options["transformer_options"]["controlled_diffusion.attention"][0].runs[0]
+    assert not run.conds and not run.moments and not run.parts.marked
 
 
 # --- real pictures

@@ -50,7 +50,7 @@ def caption(scene: Scene) -> Caption:
     return Caption(f"{' and '.join(nouns)} on a {scene.background} background", claims, scene.background)
 
 
-def _scene(index: int, pair: bool) -> Scene:
+def held_out(index: int, pair: bool) -> Scene:
     """A held-out scene of one or two things, without what captions never name."""
     found = (demo_model.scene(1000 * index + i, seed=4242) for i in range(1000))
     return next(s for s in found if (len(s.things) == 2) == pair and not s.moon and not any(t.accessory for t in s.things))
@@ -59,7 +59,7 @@ def _scene(index: int, pair: bool) -> Scene:
 def change(index: int) -> Change:
     """Edit number `index`; the kinds take turns."""
     kind, rng = KINDS[index % 4], np.random.default_rng((9, index))
-    before = _scene(index, kind == "one of two")
+    before = held_out(index, kind == "one of two")
     chosen = int(rng.integers(len(before.things)))
     what = {"colour": "color", "one of two": ("color", "shape")[int(rng.integers(2))]}.get(kind, kind)
     values = {"color": tuple(COLORS), "shape": SHAPES, "texture": TEXTURES}[what]

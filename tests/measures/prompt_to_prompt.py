@@ -1,0 +1,225 @@
+"""Prompt-to-Prompt on the demo model: `python . run tests/measures/prompt_to_prompt.py [--count 200]`.
+
+Scenes that the model was never trained on are drawn from their captions, and edited by every operation: a colour or a shape swapped, a
+texture or a size put in, a texture taken out, the order of two things turned round, the background swapped, a noun strengthened or
+weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with everything taken over. What is
+measured is kept in .host/measures, so that a run that was stopped goes on.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import comfy.sample
+import numpy as np
+import torch
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES, Caption, Scene, Thing
+
+from harness.demo_pictures import CFG, SCHEDULER, Studio
+from harness.host import PRIVATE
+from measures.diffedit import caption, defaults, held_out
+
+STEPS, SAMPLER = 10, "dpmpp_2m"
+PATH = PRIVATE / "measures" / "prompt_to_prompt.json"
+ROOM = 2  # pixels around things that count neither as thing nor as background
+GROWN = 1.05  # how much larger or smaller a noun's thing must become
+BLEND = dict(blend_words="*", blend_threshold=0.6, blend_start=0.1)
+LAYOUT = dict(cross_end=0.8, self_end=0.6)
+FREE = dict(cross_end=0.5, self_end=0.1)
+WEIGHED = dict(cross_end=1.0, self_end=0.0)
+WAYS = {
+    "no patch": dict(cross_end=0.0, self_end=0.0),
+    "Prompt-to-Prompt": {},
+    "everything": dict(cross_end=1.0, self_end=1.0, self_layers="all"),
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """`weights`: of words. `grows`: by how much the first thing should change its area, 1 for no matter."""
+
+    target: Caption
+    weights: str = ""
+    grows: float = 1.0
+
+
+def one_of(rng: np.random.Generator, values, *but):
+    return [v for v in values if v not in but][int(rng.integers(len([v for v in values if v not in but])))]
+
+
+def told(scene: Scene) -> Caption:
+    """The caption, which claims sizes too."""
+    made = caption(scene)
+    sized = zip(made.claims, scene.things)
+    return replace(made, claims=tuple(replace(c, size=t.size if t.size != "medium" else None) for c, t in sized))
+
+
+def with_first(scene: Scene, **changes) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))
+
+
+def plain(scene: Scene) -> Scene:
+    return with_first(scene, texture="plain", size="medium")
+
+
+def swapped(what: str, values) -> Callable:
+    def edit(scene: Scene, rng) -> Edit:
+        taken = [getattr(t, what) for t in scene.things]
+        return Edit(told(with_first(scene, **{what: one_of(rng, values, *taken)})))
+
+    return edit
+
+
+def inserted(what: str, *values: str) -> Callable:
+    return lambda scene, rng: Edit(told(with_first(scene, **{what: one_of(rng, values)})))
+
+
+def weighed(weight: float, grows: float) -> Callable:
+    def edit(scene: Scene, rng) -> Edit:
+        return Edit(told(scene), f"{scene.things[0].shape}: {weight}", grows)
+
+    return edit
+
+
+def restyled(scene: Scene, rng) -> Edit:
+    return Edit(told(replace(scene, background=one_of(rng, BACKGROUNDS, scene.background))))
+
+
+def reordered(scene: Scene, rng) -> Edit:
+    made, (first, second) = told(scene), caption(scene).text.removesuffix(f" on a {scene.background} background").split(" and ")
+    places = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}[scene.layout]
+    claims = tuple(replace(c, position=p) for c, p in zip(made.claims, places))
+    return Edit(Caption(f"{second} and {first} on a {scene.background} background", claims, scene.background))
+
+
+# A group of edits shares its sources: how many things they have, what is done to them first, and the edits with the settings for each.
+GROUPS = {
+    "plain": (
+        (1, 2),
+        plain,
+        {
+            "swap a colour": (swapped("color", COLORS), LAYOUT | BLEND),
+            "swap a shape": (swapped("shape", SHAPES), FREE | BLEND),
+            "insert a texture": (inserted("texture", "striped", "dotted"), LAYOUT | BLEND),
+            "insert a size": (inserted("size", "small", "large"), FREE | BLEND),
+            "swap the background": (restyled, LAYOUT),
+            "strengthen a noun": (weighed(8.0, GROWN), WEIGHED),
+            "weaken a noun": (weighed(0.0, 1 / GROWN), WEIGHED),
+        },
+    ),
+    "textured": ((1, 2), lambda scene: with_first(scene, texture="striped"), {"delete a texture": (inserted("texture", "plain"), LAYOUT | BLEND)}),
+    "pairs": ((2,), lambda scene: scene, {"reorder two things": (reordered, LAYOUT | BLEND)}),
+}
+OPERATIONS = tuple(name for _, _, edits in GROUPS.values() for name in edits)
+
+
+def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
+    """The source's picture, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
+    given = dict(source=source, targets="\n".join(e.target.text for e in edits), width=128, height=128)
+    given["word_weights"] = "\n".join(e.weights or "on: 1" for e in edits)
+    model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **defaults(P2PAttentionPatch) | given | knobs).args
+    noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
+    settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
+    return studio.pictures(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
+
+
+def area(reading: demo_checker.Reading, thing: Thing) -> int:
+    return sum(int(t.mask.sum()) for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color))
+
+
+def succeeded(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> bool:
+    """Whether everything that the target claims is there, or a noun's thing became larger or smaller."""
+    if edit.grows == 1.0:
+        return all(demo_checker.judge(after, edit.target).values())
+    ratio = area(after, thing) / max(area(before, thing), 1)
+    return ratio >= edit.grows if edit.grows > 1 else 0 < ratio <= edit.grows
+
+
+def covered(reading: demo_checker.Reading) -> np.ndarray:
+    return np.any([np.zeros((128, 128), bool), *(t.mask for t in reading.things)], axis=0)
+
+
+def widened(mask: np.ndarray, cells: int) -> np.ndarray:
+    return torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * cells + 1, 1, cells)[0].numpy() > 0
+
+
+def judged(before: np.ndarray, after: np.ndarray, edit: Edit, scene: Scene) -> list[float]:
+    """(success, IoU of the things of both, PSNR of the background of both; of the things where the background is swapped)."""
+    one, other = demo_checker.read(before), demo_checker.read(after)
+    a, b = covered(one), covered(other)
+    kept = ~widened(a | b, ROOM) if edit.target.background == scene.background else ~widened(~(a & b), ROOM)
+    error = np.square((before.astype(float) - after)[kept] / 255).mean() if kept.any() else 1.0
+    success = succeeded(one, other, edit, scene.things[0])
+    return [float(success), float((a & b).sum() / max((a | b).sum(), 1)), -10 * np.log10(max(error, 1e-12))]
+
+
+@torch.inference_mode()
+def measured(studio: Studio, index: int, ways: list[str]) -> dict[str, dict[str, list[float]]]:
+    """{way: {operation: numbers}} of edit number `index` of every operation."""
+    found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
+    for counts, prepare, operations in GROUPS.values():
+        scene = prepare(held_out(index, counts[index % len(counts)] == 2))
+        edits = {name: make(scene, np.random.default_rng((12, index, i))) for i, (name, (make, _)) in enumerate(operations.items())}
+        for way in ways:
+            runs = [(list(edits), WAYS[way])]
+            if not WAYS[way]:
+                own = [settings for _, settings in operations.values()]
+                runs = [([n for n in edits if operations[n][1] == s], s) for i, s in enumerate(own) if s not in own[:i]]
+            for names, knobs in runs:
+                before, *after = drawn(studio, index, caption(scene).text, [edits[n] for n in names], **knobs)
+                found[way] |= {n: judged(before, picture, edits[n], scene) for n, picture in zip(names, after)}
+    return found
+
+
+class Kept:
+    """What was measured so far, in a file; begun anew when the model or the settings are others."""
+
+    def __init__(self):
+        weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
+        settings = {name: settings for _, _, edits in GROUPS.values() for name, (_, settings) in edits.items()}
+        self.about = {"ways": WAYS, "settings": settings, "steps": STEPS, "sampler": SAMPLER, "weights": weights}
+        held = json.loads(PATH.read_text()) if PATH.exists() else {}
+        self.edits: list[dict] = held["edits"] if held.get("about") == self.about else []
+
+    def add(self, found: dict) -> None:
+        self.edits.append(found)
+        PATH.parent.mkdir(parents=True, exist_ok=True)
+        temporary = PATH.with_suffix(".partial")
+        temporary.write_text(json.dumps({"about": self.about, "edits": self.edits}))
+        os.replace(temporary, PATH)
+
+
+def table(edits: list[dict]) -> str:
+    """A line for each operation: success, IoU and PSNR of every way."""
+    lines = [f"| {len(edits)} edits of each | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
+    for name in OPERATIONS:
+        cells = []
+        for way in WAYS:
+            success, iou, psnr = np.mean([e[way][name] for e in edits], axis=0)
+            cells.append(f"{100 * success:.0f} % · {iou:.2f} · {psnr:.1f} dB")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="edits of each operation")
+    parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
+    options, kept = parser.parse_args(), Kept()
+    studio = None if options.table else Studio()
+    while studio and len(kept.edits) < options.count:
+        kept.add(measured(studio, len(kept.edits), list(WAYS)))
+        sys.stdout.write(f"{len(kept.edits)} of {options.count}\n")
+        sys.stdout.flush()
+    sys.stdout.write(table(kept.edits[: options.count]))
+
+
+if __name__ == "__main__":
+    main()
