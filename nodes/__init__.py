@@ -33,9 +33,10 @@ MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
     *(ddim, inversion, edict, bdia, belm, edit_friendly, flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps),
+    *(textual_inversion, classifier_training),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (rf_inversion, ip_adapter, textual_inversion, classifier_training)
+WAITING = (rf_inversion, ip_adapter)
 
 
 class Extension(ComfyExtension):

@@ -181,13 +181,21 @@ class Concept:
 
     What the optimiser holds, `parameters`, is in units of each encoder's own vocabulary, so that one learning rate suits encoders whose
     vectors differ a hundredfold in size. `norm`: "limit" keeps each vector at most `limit` times as long as a typical word, so that it
-    mixes with other words; "keep" at the length it started with; "free" lets it grow.
+    mixes with other words; "keep" at the length it started with; "free" lets it grow. `pace`: how
+    many times faster than other parameters the optimiser moves it.
     """
 
-    def __init__(self, starts: dict[str, torch.Tensor], vocabularies: dict[str, Vocabulary], norm: str = "limit", limit: float = 1.5):
+    def __init__(
+        self,
+        starts: dict[str, torch.Tensor],
+        vocabularies: dict[str, Vocabulary],
+        norm: str = "limit",
+        limit: float = 1.5,
+        pace: float = 1.0,
+    ):
         if norm not in NORMS:
             raise ValueError(f"There is no norm control '{norm}'; choose one of {', '.join(NORMS)}.")
-        self.scales = {k: v.scale for k, v in vocabularies.items()}
+        self.scales = {k: v.scale * pace for k, v in vocabularies.items()}
         self.parameters = {k: torch.nn.Parameter(rows.float() / self.scales[k]) for k, rows in starts.items()}
         lengths = {k: rows.float().norm(dim=1, keepdim=True) for k, rows in starts.items()}
         self.longest = {k: lengths[k].clamp(min=limit * v.norm) if norm == "limit" else lengths[k] for k, v in vocabularies.items()}

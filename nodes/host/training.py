@@ -127,6 +127,12 @@ def _one(rows: Sequence[list]) -> list:
     return [torch.cat([f for f, _ in rows]), {**extras, "pooled_output": together}]
 
 
+def _in_order(made: Sequence[torch.Tensor], groups: Sequence[list[int]]) -> torch.Tensor:
+    """What was made of groups of rows, as the rows were numbered."""
+    order = torch.tensor([i for group in groups for i in group]).argsort()
+    return torch.cat(list(made))[order.to(made[0].device)]
+
+
 @dataclass
 class Ground:
     """The running denoiser: what the host's sampling hands to a sampler."""
@@ -139,22 +145,21 @@ class Ground:
         """The prediction for noisy latents (B, ...) at sigmas (B,), each under its own [features, extras]; without guidance."""
         model, parts = self.guider.inner_model, _batches(rows)
         made = [self._together(model, x[group], sigma[group], _one([rows[i] for i in group])) for group in parts]
-        order = torch.tensor([i for group in parts for i in group]).argsort()
-        return torch.cat(made)[order.to(x.device)]
+        return _in_order(made, parts)
 
     def _together(self, model, x: torch.Tensor, sigma: torch.Tensor, conditioning: list) -> torch.Tensor:
         asked = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
         made = comfy.samplers.process_conds(model, x, asked, x.device, x.detach(), None, 0)["positive"]
         return comfy.samplers.calc_cond_batch(model, [made], x, sigma, self.options)[0]
 
-    def loss(self, pictures: Pictures, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
-        """The mean loss of pictures, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
+    def errors(self, pictures: Pictures, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
+        """The losses (B,) of pictures, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
         parts = {}
         for row, picture in enumerate(chosen):
             parts.setdefault(pictures.latents[picture].shape, []).append(row)
         u = spread(seed, first, len(chosen))
         errors = [self._errors(pictures, chosen, part, [rows[i] for i in part], objective, u[part], seed, first) for part in parts.values()]
-        return torch.cat(errors).mean()
+        return _in_order(errors, list(parts.values()))
 
     def _errors(self, pictures, chosen, part, rows, objective, u, seed, first) -> torch.Tensor:
         """Weighted errors of samples of one size."""

@@ -30,6 +30,13 @@ def stroke(graph, picture, paint: tuple, x: int, y: int, width: int, height: int
     )
 
 
+def moonlit(graph, pictures):
+    """Pictures with a small teal moon in the corner, as the demo model's world has it and its captions never name."""
+    for x, y, width, height in ((110, 8, 12, 8), (112, 6, 8, 12)):
+        pictures = stroke(graph, pictures, (0, 150, 150), x, y, width, height)
+    return pictures
+
+
 TWO_SQUARES = "a red square on the left and a blue square on the right on a white background"
 
 
@@ -64,6 +71,15 @@ def ksampler(graph, model, positive, negative, latent_image, **widgets):
     """The host's KSampler as the examples use it; `widgets` change what differs."""
     usual = dict(seed=1, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0)
     return graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent_image, **usual | widgets)
+
+
+def pictures_of(graph, model, texts, each: int, seed: int = 1) -> list:
+    """Pictures of the model itself, `each` of every text."""
+    negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
+    size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=each)
+    prompts = prompt_nodes(graph, model, **{f"shown {i}": text for i, text in enumerate(texts, 1)})
+    latents = [ksampler(graph, model["model"], prompt, negative, size, seed=seed) for prompt in prompts]
+    return [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
 
 
 def saved(graph, vae, latent, name: str, title: str = "pictures"):

@@ -1,7 +1,8 @@
 """A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra hat] [--count 128]` (resumable).
 
-Eight pictures show something that captions never name: a hat, an eye or a moon. A word is learnt from them, with captions for all the
-rest, and put into the prompts of held-out scenes. The checker says in how many pictures it appears, and in how many the prompt's colour
+Eight pictures show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
+stripes or dots, for which it has another. A word is learnt from them, with captions for all the rest, and put into the prompts of
+held-out scenes. The checker says in how many pictures it appears, and in how many the prompt's colour
 and shape, position and background are still right; beside it the same prompts and seeds without the word.
 """
 
@@ -21,20 +22,25 @@ from controlled_diffusion.training.objectives import Levels
 from harness.demo_pictures import Studio
 from harness.environment import PRIVATE
 
-EXTRAS = ("hat", "eye", "moon")
+EXTRAS = ("hat", "eye", "moon", "striped", "dotted")
 LEARN, HELD_OUT, PICTURES, BATCH = 777, 4242, 8, 16
 FACTS = ("color", "shape", "bound", "position", "background")
 
 
 def single(index: int, seed: int) -> world.Scene:
-    """A scene of one thing, without what captions never name."""
+    """A scene of one plain thing, without what captions never name."""
     found = (demo_model.scene(1000 * index + i, seed) for i in range(1000))
-    return next(s for s in found if len(s.things) == 1 and not s.moon and not s.things[0].accessory)
+    return next(s for s in found if len(s.things) == 1 and not s.moon and not s.things[0].accessory and s.things[0].texture == "plain")
 
 
 def with_extra(scene: world.Scene, extra: str) -> world.Scene:
-    thing = scene.things[0]
-    return replace(scene, moon=extra == "moon", things=(replace(thing, accessory="" if extra == "moon" else extra),))
+    worn = {"texture": extra} if extra in world.TEXTURES else {"accessory": "" if extra == "moon" else extra}
+    return replace(scene, moon=extra == "moon", things=(replace(scene.things[0], **worn),))
+
+
+def shown(picture: np.ndarray, reading: demo_checker.Reading) -> set[str]:
+    """Which of the extras a picture shows; the texture is that of its largest thing."""
+    return demo_checker.extras(picture) | {t.texture for t in reading.things[:1]}
 
 
 def caption(scene: world.Scene, number: int) -> world.Caption:
@@ -71,8 +77,9 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
 def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) -> list[dict[str, bool]]:
     """What the checker says of a batch of pictures; `text_of` makes the prompt of a caption."""
     pictures = studio.draw([text_of(c.text) for c in prompts], seed=first)
+    readings = [demo_checker.read(p) for p in pictures]
     return [
-        demo_checker.judge(demo_checker.read(p), c) | {e: e in demo_checker.extras(p) for e in EXTRAS} for p, c in zip(pictures, prompts)
+        demo_checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)
     ]
 
 

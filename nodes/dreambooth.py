@@ -1,0 +1,166 @@
+"""DreamBooth: a subject learnt as a LoRA from a few pictures, its class kept as it was."""
+
+from dataclasses import fields
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..training.dreambooth import RATIOS, Preservation, ratio_of
+from .host import adapters
+from .host import dreambooth as host
+from .host import training_inputs as inputs
+
+_LISTS = ("images", "captions", "masks", "class_images")
+
+
+def _subject() -> list:
+    return [
+        io.String.Input(
+            "name",
+            default="my-subject",
+            tooltip="Of the LoRA in the loras folder, and of the embedding if a word is learnt. 'dogs/rex' goes into a subfolder.",
+        ),
+        io.String.Input(
+            "instance_prompt",
+            default="a photo of sks dog",
+            tooltip="What the pictures show: a rare word, or the placeholder of a new one, and the class. A picture's caption takes its place.",
+        ),
+        io.String.Input(
+            "class_prompt",
+            default="a photo of a dog",
+            multiline=True,
+            tooltip="The same without the rare word: what shall stay as it is. Several prompts, one a line, take turns.",
+        ),
+        io.Float.Input(
+            "prior_weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            tooltip="The weight lambda of class pictures beside the subject's. 0 = plain fine-tuning without them; 1 in the paper.",
+        ),
+        io.Int.Input(
+            "class_count",
+            default=100,
+            min=0,
+            max=100_000,
+            tooltip="Class pictures that the model samples as it is, if none are connected. Kept on disk for the next run. Usual 50 to 1000.",
+        ),
+    ]
+
+
+def _adapter() -> list:
+    return [
+        io.Int.Input("rank", default=8, min=1, max=4096, tooltip="Size of the LoRA: 4 to 32 usual; of LoKr and OFT the number of blocks."),
+        inputs.choice("algorithm", adapters.ALGORITHMS, "The host's adapter: LoRA suits most; LoHa and LoKr are smaller, OFT only turns weights."),
+        inputs.number("alpha", 0.0, 0.0, 4096.0, "The LoRA acts at alpha / rank. 0 = the rank, that is in full. With OFT a limit to turning, 0 = none.", 1.0),
+        io.String.Input(
+            "layers",
+            default=adapters.ATTENTION,
+            advanced=True,
+            tooltip="Which layers learn: parts of their names between commas, '-part' leaves out. Empty = all; 'attn2' = cross-attention of UNets.",
+        ),
+    ]  # fmt: skip
+
+
+def _word() -> list:
+    return [
+        io.Boolean.Input(
+            "learn_word",
+            default=False,
+            advanced=True,
+            tooltip="Also learn a new word for the subject, as Train Embedding does; the instance prompt must hold the placeholder.",
+        ),
+        io.String.Input(
+            "placeholder", default="<subject>", advanced=True, tooltip="The made-up word, with learn_word. Files know it as embedding:name."
+        ),
+        io.String.Input(
+            "initial_words", default="", advanced=True, tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words."
+        ),
+        inputs.whole("vectors", 1, 1, 64, "Vectors, that is tokens, of the new word. Usual 1 to 4."),
+        inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001),
+        *inputs.norms(),
+    ]
+
+
+class DreamBoothTrainer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DreamBoothTrainer",
+            display_name="Train LoRA (DreamBooth)",
+            category="controlled diffusion/training",
+            description="Teaches the model a subject it has never seen from a few pictures, as a LoRA. Pictures of its class, sampled by the model "
+            "itself, keep the class as it was (prior preservation). A new word for the subject can be learnt along.",
+            search_aliases=["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to teach: eps, v or flow. It is not changed; LoRAs on it act while it learns."),
+                io.Clip.Input("clip", tooltip="Its text encoders. They are not changed."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Image.Input(
+                    "images", tooltip="3 to 20 pictures of the subject: a batch, or a list as folder loaders give it. Sizes may differ."
+                ),
+                *_subject(),
+                *inputs.course(
+                    800,
+                    "Steps of the optimiser. Usual 400 to 1500; about 100 to 200 for each picture.",
+                    1,
+                    0.0001,
+                    "Of the LoRA: usual 0.00005 to 0.0005. With prodigy 1.",
+                ),
+                *inputs.validation_prompt("", "Pictures of this prompt are shown while it learns. Empty = the instance prompt."),
+                *_adapter(),
+                inputs.choice("ratio", RATIOS, "Instance to class pictures in a batch: 1:1, or 1:2 to keep the class harder."),
+                inputs.whole("class_batch", 4, 1, 1024, "Class pictures sampled at a time."),
+                *_word(),
+                inputs.flip(),
+                *inputs.objective(),
+                *inputs.run("a LoRA", " and of class pictures"),
+                io.Image.Input("class_images", optional=True, tooltip="Your own pictures of the class, instead of sampled ones."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line. Empty = none.",
+                ),
+                inputs.masks(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA on it, to sample with at once."),
+                io.LoraModel.Output(display_name="lora", tooltip="For the host's Load LoRA Model and Save LoRA nodes."),
+                io.String.Output(display_name="name", tooltip="Of the LoRA's file in the loras folder."),
+                io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name, or the instance prompt."),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
+                io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **lists) -> io.NodeOutput:
+        given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
+        images, captions, masks, class_images = inputs.lists_of(lists, *_LISTS)
+        data = host.Data(images, captions, masks, given["flip"])
+        made = host.learn(
+            *(given[k] for k in ("model", "clip", "vae")), data, _subject_of(given), _class_of(given, class_images),
+            adapters.Design(**{f.name: given[f.name] for f in fields(adapters.Design)}),
+            *inputs.read(given | {"validation_prompt": given["validation_prompt"] or given["instance_prompt"]}),
+            given["name"], given["if_exists"],
+        )  # fmt: skip
+        seen = ExecutionBlocker("Train LoRA: no validation picture was made.") if made.pictures is None else made.pictures
+        return io.NodeOutput(made.model, made.lora, f"{made.name}.safetensors", made.word, made.curve, seen)
+
+
+def _subject_of(given: dict) -> host.Subject:
+    word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)}) if given["learn_word"] else None
+    return host.Subject(given["instance_prompt"], word, given["word_rate"])
+
+
+def _class_of(given: dict, images: list) -> host.Class:
+    preservation = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
+    return host.Class(given["class_prompt"], images, given["class_count"], given["class_batch"], preservation)
+
+
+NODES = [DreamBoothTrainer]

@@ -1,0 +1,143 @@
+"""What is learnt beside a MODEL's weights: the host's adapters on a clone, and their files in the host's LoRA format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy.weight_adapter import adapter_maps
+
+from ...training.loop import save_atomically
+from . import naming
+
+KIND = "loras"
+ALGORITHMS = tuple(adapter_maps)
+ATTENTION = "attn, attention, single_blocks"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What kind of adapter: its `algorithm`, `rank`, `alpha` (0 = the rank, so that it acts in full), and on which layers."""
+
+    algorithm: str = "LoRA"
+    rank: int = 8
+    alpha: float = 0.0
+    layers: str = ATTENTION
+
+
+class Delta(torch.nn.Module):
+    """A whole weight's difference, as the host's adapters are called; `diff` in a LoRA file."""
+
+    def __init__(self, shape: torch.Size):
+        super().__init__()
+        self.diff = torch.nn.Parameter(torch.zeros(shape))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return (weight + self.diff).to(weight.dtype)
+
+    def move_to(self, device: torch.device) -> int:
+        """For the host, which moves what changes a weight along with it; says how many bytes that are."""
+        self.to(device)
+        return self.diff.numel() * self.diff.element_size()
+
+
+class Adapters:
+    """Adapters by the name of their layer. `parameters` are what is learnt, by name."""
+
+    def __init__(self, layers: dict[str, torch.nn.Module]):
+        self.layers = layers
+        named = {f"{layer}.{name}": p for layer, part in layers.items() for name, p in part.named_parameters()}
+        self.fixed = {k: p.requires_grad_(False) for k, p in named.items() if k.endswith(".alpha")}
+        self.parameters = {k: p.requires_grad_(True) for k, p in named.items() if k not in self.fixed}
+
+    def put_on(self, model) -> None:
+        """Lets them act on a MODEL; only through that patcher."""
+        for layer, part in self.layers.items():
+            part.to(model.load_device)
+            model.add_weight_wrapper(f"{layer}.weight", part)
+
+    def take_off(self, model) -> None:
+        """The host takes them off when it loads the weights for another MODEL; this is for what holds the weights until then."""
+        for layer, part in self.layers.items():
+            functions = getattr(model.model.get_submodule(layer), "weight_function", [])
+            functions[:] = [f for f in functions if f is not part]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a LoRA file holds of them, on the CPU."""
+        return {k: p.detach().float().cpu().clone() for k, p in (self.parameters | self.fixed).items()}
+
+
+def weights_of(model) -> dict[str, torch.Size]:
+    """The layers of a denoiser that adapters fit on: those with a weight of two or more dimensions, by name."""
+    return {
+        name: part.weight.shape
+        for name, part in model.model.named_modules()
+        if name.startswith("diffusion_model.") and hasattr(part, "weight_function") and getattr(part, "weight", None) is not None
+        and part.weight.ndim > 1
+    }  # fmt: skip
+
+
+def chosen(model, layers: str) -> dict[str, torch.Size]:
+    """The layers whose name holds any of the comma-separated parts and none of those after a '-'; all of them for no parts."""
+    parts = [part.strip() for part in layers.split(",") if part.strip()]
+    wanted, unwanted = [p for p in parts if p[0] != "-"], [p[1:].strip() for p in parts if p[0] == "-"]
+    known = weights_of(model)
+    found = {
+        name: shape
+        for name, shape in known.items()
+        if (not wanted or any(p in name for p in wanted)) and not any(p in name for p in unwanted if p)
+    }
+    if not found:
+        some = ", ".join(list(known)[:: max(1, len(known) // 6)][:6])
+        raise ValueError(f"No layer's name fits '{layers}'. This model's layers are called, for example, {some}. Empty = all layers.")
+    return found
+
+
+def new(model, design: Design, seed: int) -> Adapters:
+    """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
+    if design.algorithm not in ALGORITHMS:
+        raise ValueError(f"There is no algorithm '{design.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
+    layers = chosen(model, design.layers)
+    for name, shape in layers.items():
+        least = min(shape[0], shape[1:].numel())
+        if not 1 <= design.rank <= least:
+            raise ValueError(
+                f"Rank {design.rank} does not fit the layer {name} ({shape[0]} x {shape[1:].numel()}); give 1 to {least}, or leave this "
+                f"layer out with '-{name.rsplit('.', 1)[1]}'."
+            )
+    alpha = 0.0 if design.algorithm == "OFT" and not design.alpha else design.alpha or float(design.rank)
+    make = adapter_maps[design.algorithm].create_train
+    with torch.random.fork_rng(devices=[]):  # which draw their start values from the common generator
+        torch.random.default_generator.manual_seed(seed % 2**63)
+        return Adapters({n: make(torch.empty(1).expand(shape), rank=design.rank, alpha=alpha) for n, shape in layers.items()})
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def path_of(name: str) -> Path:
+    """Where a LoRA is written: the first of the host's folders."""
+    return Path(folder_paths.get_folder_paths(KIND)[0]) / f"{naming.check_name(name)}.safetensors"
+
+
+def existing(name: str) -> Path | None:
+    """A file that has the name already, in any of the folders."""
+    places = [Path(base) / f"{name}{ending}" for base in folder_paths.get_folder_paths(KIND) for ending in naming.READ]
+    return next((place for place in places if place.is_file()), None)
+
+
+def save(name: str, tensors: dict[str, torch.Tensor], words: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    """Writes a LoRA file; `words`, the vectors of a new word by encoder, go into it too, as A1111 bundles them."""
+    path = path_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    word = name.rsplit("/", 1)[-1]
+    save_atomically(tensors | {f"bundle_emb.{word}.{key}": rows for key, rows in words.items()}, path, about)
+
+
+def patched(model, tensors: Iterable) -> object:
+    """A MODEL with a LoRA on it, as the host's loader does it."""
+    return comfy.sd.load_lora_for_models(model, None, dict(tensors), 1.0, 0.0)[0]

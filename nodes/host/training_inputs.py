@@ -1,0 +1,158 @@
+"""The inputs that trainers share, and what is read from them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ...training.objectives import TIMESTEPS, WEIGHTINGS
+from ...training.optimizers import OPTIMIZERS, SCHEDULES
+from ...training.textual_inversion import NORMS
+from .naming import IF_EXISTS
+from .trainers import Settings, Validation
+from .training import Objective, levels
+
+
+def number(name, default, low, high, tooltip, step=0.01):
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=0.0001, advanced=True, tooltip=tooltip)
+
+
+def whole(name, default, low, high, tooltip):
+    return io.Int.Input(name, default=default, min=low, max=high, advanced=True, tooltip=tooltip)
+
+
+def choice(name, options, tooltip, default=None):
+    return io.Combo.Input(name, options=list(options), default=default, advanced=True, tooltip=tooltip)
+
+
+def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -> list:
+    """Steps, batch size, learning rate and seed."""
+    return [
+        io.Int.Input("steps", default=steps, min=1, max=1_000_000, tooltip=steps_tip),
+        io.Int.Input("batch_size", default=batch, min=1, max=1024, tooltip="Pictures in each step. Usual 1 to 16; 4 with enough memory."),
+        io.Float.Input("learning_rate", default=rate, min=0.0, max=100.0, step=0.0001, round=0.0000001, tooltip=rate_tip),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Seed of noises, noise levels, start values, sentences and pictures. The same seed learns the same.",
+        ),
+    ]
+
+
+def flip() -> io.Boolean.Input:
+    tip = "Also learn from the pictures mirrored. Not for what has a left and a right."
+    return io.Boolean.Input("flip", default=False, advanced=True, tooltip=tip)
+
+
+def norms() -> list:
+    return [
+        choice(
+            "norm",
+            NORMS,
+            "How long the word's vectors may grow: 'limit' at most norm_limit times a typical word's length, so that it mixes with other words; "
+            "'keep' the length they start with; 'free' any.",
+        ),
+        number(
+            "norm_limit",
+            1.5,
+            0.01,
+            100.0,
+            "With norm 'limit': in typical lengths of word vectors. 1 = as long as a word; usual 1 to 3.",
+            0.1,
+        ),
+    ]
+
+
+def objective() -> list:
+    return [
+        choice(
+            "weighting",
+            WEIGHTINGS,
+            "What an error counts: 'own' is the plain error of what the model predicts, 'min-snr' limits clean levels to gamma, 'clean' is the "
+            "error of the clean picture, as in the host's LoRA trainer.",
+        ),
+        number(
+            "gamma",
+            5.0,
+            0.01,
+            1000.0,
+            "With weighting 'min-snr': the signal to noise ratio at which the weight stops growing. 5 in the paper.",
+            0.1,
+        ),
+        choice(
+            "timesteps",
+            ("auto", *TIMESTEPS),
+            "How noise levels are drawn: 'uniform' as SD1.5 was trained, 'logit-normal' mostly in the middle as SD3, 'shifted' to noise. "
+            "'auto': logit-normal for flow models, else uniform.",
+        ),
+        number("start_percent", 0.0, 0.0, 0.99, "Learn at noise levels from this percent of the sampling on; 0 = from pure noise."),
+        number("end_percent", 1.0, 0.01, 1.0, "Learn at noise levels up to this percent of the sampling; 1 = to the clean picture."),
+    ]
+
+
+def run(saved: str, also: str = "") -> list:
+    """How the run goes; what most users leave as it is. `saved` is what is written; `also` what else is sampled."""
+    return [
+        choice("optimizer", OPTIMIZERS, "AdamW, SGD with momentum, Adafactor, or Prodigy, which finds its own rate (learning_rate 1)."),
+        choice("schedule", SCHEDULES, "How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all."),
+        whole("warmup", 10, 0, 100_000, "Steps over which the learning rate rises from 0. 0 = none; usual 0 to 100."),
+        whole(
+            "accumulate", 1, 1, 1024, "Batches in one step of the optimiser: as a batch that much larger, in the memory of one. 1 = plain."
+        ),
+        number("average", 0.0, 0.0, 0.9999, "Save the running average over about 1 / (1 - average) steps; 0 = the last.", 0.001),
+        whole("validation_count", 2, 0, 64, "Validation pictures at a time; 0 = none."),
+        whole("validation_steps", 20, 1, 10_000, f"Sampling steps of a validation picture{also}. Usual 10 to 30."),
+        number(
+            "validation_cfg",
+            7.0,
+            0.0,
+            100.0,
+            f"Guidance scale of validation pictures{also}: 7 for SD1.5, 4 for the demo model, 1 for Flux.",
+            0.1,
+        ),
+        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation pictures{also}.", "euler"),
+        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation pictures{also}.", "normal"),
+        choice(
+            "if_exists",
+            IF_EXISTS,
+            f"Where {saved} of this name exists: save under a name with a number, refuse, replace it, or continue its training up to 'steps'.",
+        ),
+    ]
+
+
+def masks() -> io.Mask.Input:
+    return io.Mask.Input(
+        "masks",
+        optional=True,
+        tooltip="Where the concept is: only there it is learnt. One for each picture, or one for all, of the pictures' size.",
+    )
+
+
+def validation_prompt(default: str, tooltip: str) -> list:
+    return [
+        io.String.Input("validation_prompt", default=default, tooltip=tooltip),
+        io.Int.Input(
+            "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between validation pictures; 0 = at the end alone."
+        ),
+    ]
+
+
+def read(given: dict) -> tuple[Objective, Settings, Validation]:
+    """What the shared inputs say."""
+    asked = levels(given["model"], given["timesteps"], low=1 - given["end_percent"], high=1 - given["start_percent"])
+    own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}
+    return (
+        Objective(asked, given["weighting"], given["gamma"]),
+        Settings(**{f.name: given[f.name] for f in fields(Settings)}),
+        Validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
+    )
+
+
+def lists_of(lists: dict, *names: str) -> list[list]:
+    """Inputs that are lists, without what is not connected."""
+    return [[v for v in lists.get(name) or () if v is not None] for name in names]

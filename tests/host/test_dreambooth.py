@@ -1,0 +1,311 @@
+"""DreamBooth on tiny models of several families, its files in the stock loaders, and its class pictures."""
+
+import shutil
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import nodes as host_nodes
+import pytest
+import torch
+from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
+from controlled_diffusion.nodes.host import adapters, class_pictures, training
+from controlled_diffusion.nodes.host import dreambooth as host
+from controlled_diffusion.training.dreambooth import Preservation
+from controlled_diffusion.training.loop import Diverged
+from controlled_diffusion.training.objectives import Levels
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from host import tiny, tiny_text
+from host.sampling import ksampler
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+FOLDERS = ("embeddings", "loras")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Embeddings, LoRAs and outputs of this file's tests."""
+    made = tmp_path_factory.mktemp("host")
+    output, before = folder_paths.get_output_directory(), {f: folder_paths.folder_names_and_paths[f] for f in FOLDERS}
+    folder_paths.set_output_directory(str(made / "output"))
+    for folder in FOLDERS:
+        folder_paths.folder_names_and_paths[folder] = ([str(made / folder)], {".safetensors"})
+    yield made
+    folder_paths.set_output_directory(output)
+    folder_paths.folder_names_and_paths.update(before)
+
+
+@pytest.fixture
+def folders(base):
+    for folder in (*FOLDERS, "output"):
+        shutil.rmtree(base / folder, ignore_errors=True)
+        (base / folder).mkdir()
+    return base
+
+
+@pytest.fixture(scope="module")
+def clip(base):
+    """A tiny CLIP that reads embeddings, made in inference mode as a loader node's is."""
+    with torch.inference_mode():
+        return tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
+
+
+def images(count=2, size=64, seed=0):
+    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def train(model, clip, vae, given=None, **knobs):
+    """(model, lora, name, word, curve, validation) of the node with its defaults and a few steps."""
+    usual = defaults(DreamBoothTrainer) | dict(name="rex", instance_prompt="a zz cat", class_prompt="a cat", steps=3, warmup=0, rank=2, seed=4)
+    usual |= dict(learning_rate=0.05, class_count=2, validation_steps=2, validation_count=0)
+    lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
+    return DreamBoothTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
+
+
+def task_of(model, clip, vae, design=None, word=None, weight=1.0, **settings):
+    """A task with two class pictures; `word` learns '<z>' along."""
+    prompt = "a <z> cat" if word else "a zz cat"
+    subject = host.Subject(prompt, host.Word("<z>", "cat", 1) if word else None)
+    kept = host.Class("a cat", [images(2, seed=5)], preservation=Preservation(weight))
+    objective = training.Objective(Levels(low=0.2, high=0.9))
+    knobs = host.Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
+    shown = host.Validation(prompt, count=0, steps=2)
+    with torch.inference_mode(False), torch.no_grad():
+        return host.prepare(model, clip, vae, host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown)
+
+
+def inside(task, question, mutations=False):
+    """What `question(ground)` gives while the host's sampling runs, with gradients."""
+    found = []
+
+    def steps(ground):
+        found.append(question(ground))
+        return iter(())
+
+    lesson = training.Lesson(steps, task.modules, lambda step: None, mutations)
+    with torch.inference_mode(False), torch.no_grad():
+        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider.inner_set_conds({"positive": task.conditioning("a")})
+        guider.sample(torch.zeros(task.shape), torch.zeros(task.shape), lesson, torch.ones(1), disable_pbar=True, seed=0)
+    return found[0]
+
+
+def stir(task, size=0.05):
+    """Gives all parameters values that matter."""
+    draw = torch.Generator().manual_seed(11)
+    with torch.inference_mode(False), torch.no_grad():
+        for p in task.parameters.values():
+            p.add_(size * torch.randn(p.shape, generator=draw))
+
+
+def sampled(model):
+    return ksampler(model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
+
+
+# --- gradients
+
+
+def slopes(task, mutations=False, step=0.01):
+    """(derivative by autograd, by differences) of the loss along a random direction of all parameters."""
+    stir(task)
+    parameters, draw = list(task.parameters.values()), torch.Generator().manual_seed(3)
+    with torch.inference_mode(False):
+        along = [torch.randn(p.shape, generator=draw) * p.detach().std().clamp(min=0.01) for p in parameters]
+
+    def question(ground):
+        gradients = torch.autograd.grad(task.loss(ground, 0), parameters)
+        assert all(float(g.abs().sum()) > 0 for g in gradients)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                torch._foreach_add_(parameters, along, alpha=sign * step)
+                values.append(float(task.loss(ground, 0)))
+                torch._foreach_sub_(parameters, along, alpha=sign * step)
+        return sum(float((g * a).sum()) for g, a in zip(gradients, along)), (values[0] - values[1]) / (2 * step)
+
+    return inside(task, question, mutations)
+
+
+@pytest.mark.parametrize(("family", "algorithm"), [("eps", "LoRA"), ("v", "LoHa"), ("flow", "LoKr"), ("eps", "OFT")])
+def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family, algorithm, vae, clip):
+    task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, adapters.Design(algorithm, 2), word=True)
+    exact, measured = slopes(task)
+    assert abs(exact) > 1e-6
+    assert_close(exact, measured, rtol=0.03, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
+def test_so_it_does_for_transformers(kind, layers):
+    clip = tiny_text.clip(kind, folder_paths.get_folder_paths("embeddings"))
+    task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), adapters.Design(rank=2, layers=layers), batch_size=1)
+    exact, measured = slopes(task, mutations=kind == "flux")
+    assert_close(exact, measured, rtol=0.03, atol=1e-6)
+
+
+# --- what acts, and what does not
+
+
+@pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
+def test_before_the_first_step_it_is_the_model_and_the_file_gives_what_was_trained(algorithm, eps_model, vae, clip, folders):
+    plain = sampled(eps_model)
+    task = task_of(eps_model, clip, vae, adapters.Design(algorithm, 2, layers=""))
+    assert_close(sampled(task.model), plain, rtol=0, atol=1e-3 if algorithm == "OFT" else 0)  # whose product with 1 is rounded otherwise
+    stir(task)
+    trained = sampled(task.model)
+    assert not torch.equal(trained, plain)
+    adapters.save("rex", task.adapters.tensors(), {}, {})
+    loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, "rex.safetensors", 1.0, 1.0)
+    assert_close(sampled(loaded), trained, rtol=0, atol={"OFT": 1e-3, "LoHa": 1e-5}.get(algorithm, 0))
+    assert torch.equal(sampled(eps_model), plain)
+
+
+def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_it(any_model, vae, clip, folders):
+    before = {k: v.clone() for k, v in any_model.model.state_dict().items()}
+    plain, options = sampled(any_model), any_model.model_options.copy()
+    model, lora, name, word, curve, validation = train(any_model, clip, vae, validation_count=2, learn_word=True, instance_prompt="a <subject>")
+    after = any_model.model.state_dict()
+    assert name == "rex.safetensors" and word == "embedding:rex" and curve.ndim == 4 and validation.shape == (2, 64, 64, 3)
+    assert not [m for m in any_model.model.modules() if getattr(m, "weight_function", None)]
+    assert torch.equal(sampled(any_model), plain) and any_model.model_options == options and not any_model.weight_wrapper_patches
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert not any(p.requires_grad or p.grad is not None for m in (any_model.model, clip.cond_stage_model) for p in m.parameters())
+    loaded, _ = host_nodes.LoraLoader().load_lora(any_model, clip, name, 1.0, 1.0)
+    with_it = sampled(model)
+    assert torch.equal(sampled(loaded), with_it) and not torch.equal(with_it, plain)
+    file, beside = load_file(folders / "loras" / name), load_file(folders / "embeddings" / name)
+    assert torch.equal(file["bundle_emb.rex.clip_l"], beside["clip_l"]) and beside["clip_l"].shape == (1, tiny.CONTEXT)
+    assert file.keys() - {"bundle_emb.rex.clip_l"} == lora.keys()
+
+
+def test_a_lora_below_stays_below(eps_model, vae, clip):
+    one = train(eps_model, clip, vae)[0]
+    two, lora, _, _, _, _ = train(one, clip, vae, instance_prompt="another zz", seed=9)
+    both = host_nodes.LoraLoader().load_lora(one, clip, "rex_2.safetensors", 1.0, 1.0)[0]
+    assert torch.equal(sampled(two), sampled(both)) and len(two.patches) == len(one.patches)
+
+
+def test_without_prior_weight_it_is_plain_fine_tuning(eps_model, vae, clip):
+    """The loss of the subject's pictures alone, whatever class pictures there are."""
+    task = task_of(eps_model, clip, vae, weight=0.0)
+    plain = inside(task, lambda g: [float(g.errors(task.pictures, task.batches.of(i)[0], [task.rows["a zz cat"]] * 2, task.objective, 4, 2 * i).mean()) for i in (0, 3)])  # fmt: skip
+    assert inside(task, lambda g: [float(task.loss(g, i)) for i in (0, 3)]) == plain
+    assert len(task.pictures) == 2 and task.batches.total == 2
+
+
+def test_the_class_counts_by_its_weight(eps_model, vae, clip):
+    losses = [inside(t := task_of(eps_model, clip, vae, weight=w), lambda g, t=t: float(t.loss(g, 1))) for w in (1.0, 2.0, 4.0)]
+    assert_close(losses[2] - losses[1], 2 * (losses[1] - losses[0]), rtol=1e-4, atol=1e-6)
+    assert losses[1] > losses[0]
+
+
+def test_only_the_layers_asked_for_are_learnt(eps_model, vae, clip):
+    assert all(".attn2.to_k" in k for k in train(eps_model, clip, vae, layers="attn2.to_k, -input_blocks")[1])
+    with pytest.raises(ValueError, match="No layer's name fits 'atn2'.*diffusion_model"):
+        train(eps_model, clip, vae, layers="atn2")
+    every = adapters.chosen(eps_model, "")
+    assert all(len(shape) > 1 for shape in every.values()) and len(every) > len(adapters.chosen(eps_model, adapters.ATTENTION)) > 10
+
+
+def test_a_new_word_moves_at_its_own_rate(eps_model, vae, clip):
+    def moved(rate):
+        task = task_of(eps_model, clip, vae, word=True, learning_rate=rate, steps=1)
+        start = task.word.concept.rows("clip_l").detach().clone()
+        with torch.inference_mode(False), torch.no_grad():
+            host.finish(task, eps_model, f"r{rate}".replace(".", "_"), False)
+        return (task.word.concept.rows("clip_l").detach() - start).abs().mean()
+
+    assert_close(moved(0.01), moved(0.0001), rtol=0.02, atol=0)
+
+
+# --- class pictures
+
+
+def test_class_pictures_are_sampled_once_kept_and_completed(eps_model, vae, clip, folders):
+    train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
+    files = sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    assert [f.name for f in files] == [f"{i:05d}.png" for i in range(5)]
+    stamps = [f.stat().st_mtime_ns for f in files]
+    files[3].unlink()
+    train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
+    assert files[3].exists() and [f.stat().st_mtime_ns for f in files][:3] == stamps[:3]
+    train(eps_model, clip, vae, class_count=1, class_prompt="a fish")
+    assert len({f.parent for f in (folders / "output").rglob("class_pictures/*/*.png")}) == 2
+
+
+def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
+    def watch(value, total, preview, node_id=None):
+        comfy.model_management.interrupt_current_processing(True)
+
+    comfy.utils.set_progress_bar_global_hook(watch)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(eps_model, clip, vae, class_count=4, class_batch=2)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert len(list((folders / "output").rglob("*.png"))) == 2 and not list((folders / "loras").iterdir())
+
+
+def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
+    order = class_pictures.Order(("a",), 1, 1, host.Validation("a"), 0)
+    places = {class_pictures.folder(m, order, (4, 8, 8)) for m in (eps_model, tiny.unet("eps", seed=3), eps_model.clone())}
+    assert len(places) == 2
+
+
+# --- stops, goes on, and is refused
+
+
+def test_a_continued_run_repeats_the_losses(eps_model, vae, clip):
+    def losses(name, steps, resume=False):
+        task = task_of(eps_model, clip, vae, word=True, steps=steps, schedule="constant", average=0.9)
+        with torch.inference_mode(False), torch.no_grad():
+            loop = task.loop()
+            state = host.naming.state_of(adapters.KIND, name)
+            state.parent.mkdir(parents=True, exist_ok=True)
+            found = host.trainers.run(task, state, lambda loop: name, resume).history
+            task.adapters.take_off(task.model)
+        assert loop.done == 0
+        return [s.loss for s in found]
+
+    whole, part = losses("whole", 5), losses("part", 3)
+    assert part == whole[:3] and losses("part", 5, resume=True) == whole
+
+
+def test_where_the_loss_is_lost_the_last_good_lora_is_saved_and_said(eps_model, vae, clip, folders):
+    with pytest.raises(Diverged, match=r"became (nan|inf) at step \d.* it is saved: rex.safetensors"):
+        train(eps_model, clip, vae, learning_rate=1e25, optimizer="sgd", schedule="constant", steps=50)
+    assert all(torch.isfinite(v).all() for v in load_file(folders / "loras" / "rex.safetensors").values())
+    assert not [m for m in eps_model.model.modules() if getattr(m, "weight_function", None)]
+
+
+def test_existing_files_are_numbered_or_refused_those_of_the_word_too(eps_model, vae, clip, folders):
+    save_file({"x": torch.zeros(1)}, folders / "loras" / "rex.safetensors")
+    save_file({"x": torch.zeros(1)}, folders / "embeddings" / "rex_2.safetensors")
+    assert train(eps_model, clip, vae, learn_word=True, instance_prompt="<subject>")[2] == "rex_3.safetensors"
+    assert train(eps_model, clip, vae)[2] == "rex_2.safetensors"
+    with pytest.raises(ValueError, match="'rex' exists"):
+        train(eps_model, clip, vae, if_exists="refuse")
+    assert list(load_file(folders / "loras" / "rex.safetensors")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (dict(given=[]), "There are no images"),
+        (dict(rank=33), r"Rank 33 does not fit the layer diffusion_model\.\S+ \(32 x 32\); give 1 to 32"),
+        (dict(name="../rex"), "The name '../rex' cannot"),
+        (dict(class_count=0), "There are no class pictures"),
+        (dict(class_prompt=""), "The class prompt is empty"),
+        (dict(instance_prompt=""), "The instance prompt is empty"),
+        (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
+        (dict(learn_word=True), "'a zz cat' lacks the new word. Write <subject>"),
+        (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
+        (dict(captions=["a\nb\nc"]), "3 captions for 2 pictures"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, knobs, message, folders):
+    with pytest.raises(ValueError, match=message):
+        train(eps_model, clip, vae, knobs.pop("given", None), **knobs)
+    assert not list(folders.rglob("*.safetensors"))

@@ -1,0 +1,81 @@
+"""DreamBooth (arXiv 2208.12242): a subject learnt from a few pictures, while pictures of its class keep the class as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .objectives import picks
+from .textual_inversion import names
+
+RATIOS = ("1:1", "1:2")
+
+
+@dataclass(frozen=True)
+class Preservation:
+    """The prior-preservation loss, equation 2: `weight` is its lambda, `ratio` how many class pictures go with each instance picture."""
+
+    weight: float = 1.0
+    ratio: int = 1
+
+    def __post_init__(self):
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"The prior weight is {self.weight}; give 0 (no class pictures) or more. 1 in the paper.")
+        if self.ratio < 1:
+            raise ValueError(f"There are {self.ratio} class pictures for each instance picture; give 1 or more. Usual 1 or 2.")
+
+    def loss(self, errors: torch.Tensor, instances: int) -> torch.Tensor:
+        """The mean of the first `instances` errors of (B,), and `weight` times the mean of the others, those of the class, if any."""
+        own, prior = errors[:instances].mean(), errors[instances:]
+        return own + self.weight * prior.mean() if len(prior) else own
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which pictures the batches hold: `size` of `instances` pictures, and `ratio` times as many of `classes` pictures (0 = none)."""
+
+    size: int
+    seed: int
+    instances: int
+    classes: int = 0
+    ratio: int = 1
+
+    @property
+    def total(self) -> int:
+        """Samples in a batch."""
+        return self.size * (1 + (self.ratio if self.classes else 0))
+
+    def of(self, index: int) -> tuple[list[int], list[int]]:
+        """Numbers of the instance and of the class pictures in batch `index`; each comes again only after all others."""
+        count = self.total - self.size
+        prior = picks(self.seed + 1, index * count, count, self.classes) if count else []
+        return picks(self.seed, index * self.size, self.size, self.instances), prior
+
+
+def ratio_of(text: str) -> int:
+    """Class pictures for each instance picture, of "1:1" or "1:2"."""
+    if text not in RATIOS:
+        raise ValueError(f"There is no ratio '{text}' of instance to class pictures; choose one of {', '.join(RATIOS)}.")
+    return int(text.split(":")[1])
+
+
+def class_prompts(text: str, placeholder: str = "") -> tuple[str, ...]:
+    """The class prompts of a text, one a line. Raises ValueError on none and on one with the new word, which only the instance has."""
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise ValueError("The class prompt is empty. Say what kind of thing it is, as in 'a photo of a dog', or set prior_weight to 0.")
+    for line in lines:
+        if placeholder and names(line, placeholder):
+            raise ValueError(f"The class prompt '{line}' names {placeholder}, which stands for the subject alone. Take it out.")
+    return lines
+
+
+def instance_prompts(prompt: str, captions: Sequence[str], pictures: int) -> tuple[str, ...]:
+    """The sentence of each instance picture: its caption, or the instance prompt."""
+    found = tuple(captions[i].strip() or prompt if captions else prompt for i in range(pictures))
+    if not all(text.strip() for text in found):
+        raise ValueError("The instance prompt is empty. Name the subject by a rare word and its class, as in 'a photo of sks dog'.")
+    return found
