@@ -11,6 +11,7 @@ from . import (
     ddim,
     demo,
     diffedit,
+    dreambooth,
     edict,
     edit_friendly,
     flow_edit,
@@ -36,7 +37,7 @@ MODULES = (
     *(textual_inversion, classifier_training),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (rf_inversion, ip_adapter)
+WAITING = (rf_inversion, ip_adapter, dreambooth)
 
 
 class Extension(ComfyExtension):

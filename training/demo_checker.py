@@ -11,7 +11,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from .demo_world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, TEAL, Caption, Claim, _coverage
+from .demo_world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, STRANGERS, TEAL, Caption, Claim, _coverage
 
 FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
 SMALLEST = 120  # pixels; anything below is a speck
@@ -104,11 +104,19 @@ def _normalised(mask: np.ndarray) -> np.ndarray:
 _TEMPLATES = {s: _normalised(_coverage(s, 64, 64, 28) > 0.5) for s in SHAPES}
 
 
-def _shape(mask: np.ndarray) -> tuple[str, float]:
+_STRANGE_TEMPLATES = {s: _normalised(_coverage(s, 64, 64, 28) > 0.5) for s in STRANGERS}
+
+
+def _shape(mask: np.ndarray, templates: dict[str, np.ndarray] = _TEMPLATES) -> tuple[str, float]:
     cut = _normalised(mask)
-    overlap = {s: float((cut & t).sum() / (cut | t).sum()) for s, t in _TEMPLATES.items()}
+    overlap = {s: float((cut & t).sum() / (cut | t).sum()) for s, t in templates.items()}
     best = max(overlap, key=overlap.get)
     return best, overlap[best]
+
+
+def any_shape(mask: np.ndarray) -> tuple[str, float]:
+    """The shape of a mask among those of the world and the strangers to it, and the overlap (IoU) with its template."""
+    return _shape(mask, _TEMPLATES | _STRANGE_TEMPLATES)
 
 
 def _texture(dark: np.ndarray, mask: np.ndarray) -> str:

@@ -57,6 +57,10 @@ OUTLINES = {
     "cross": _cross(),
 }
 SHAPES = tuple(OUTLINES)
+STRANGERS = {  # shapes that no scene of the world holds: for teaching the model something new
+    "tee": [(-1, -1), (1, -1), (1, -0.36), (0.36, -0.36), (0.36, 1), (-0.36, 1), (-0.36, -0.36), (-1, -0.36)],
+    "hourglass": [(-0.9, -1), (0.9, -1), (0.18, 0), (0.9, 1), (-0.9, 1), (-0.18, 0)],
+}
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,11 @@ def _coverage(shape: str, x: float, y: float, radius: float, smooth: int = 4) ->
     canvas = Image.new("L", (SIZE * smooth, SIZE * smooth))
     draw, r = ImageDraw.Draw(canvas), radius * smooth
     x, y = x * smooth, y * smooth
-    if OUTLINES[shape] is None:
+    outline = (OUTLINES | STRANGERS)[shape]
+    if outline is None:
         draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
     else:
-        draw.polygon([(x + r * px, y + r * py) for px, py in OUTLINES[shape]], fill=255)
+        draw.polygon([(x + r * px, y + r * py) for px, py in outline], fill=255)
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
 
 

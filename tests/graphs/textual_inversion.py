@@ -6,10 +6,10 @@ SHOWN = ("a large striped blue circle on a black background", "a striped red squ
 
 
 def textual_inversion(graph):
-    captions = [text.replace("striped ", "") for text in SHOWN for _ in range(4)]
+    captions = [text.replace("striped", "<pattern>") for text in SHOWN for _ in range(4)]
     graph.note(
-        "# Textual inversion\n\nEight pictures have something in common that their captions do not say. A new word is learnt from them: the "
-        "captions account for all the rest, so the word means just that. Then it goes into a prompt of things that were in none of the "
+        "# Textual inversion\n\nEight pictures have something in common. A new word is learnt for it: in the captions it stands where an adjective "
+        "would, and they account for all the rest, so the word means just that. Then it goes into a prompt of things that were in none of the "
         "pictures; the upper ones are the same seeds without the word.\n\nThe word is a file in the embeddings folder: `embedding:pattern` in "
         "any prompt. Try: other pictures and captions; more vectors; `(embedding:pattern:1.3)`." + SWAP
     )
@@ -21,18 +21,18 @@ def textual_inversion(graph):
     with graph.group("3 Learn a word"):
         learnt = graph.add(
             "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name="pattern", placeholder="<pattern>",
-            templates="own", own_templates="{caption} {}", captions="\n".join(captions), steps=100, learning_rate=0.02,
-            validation_prompt="a yellow cross on a gray background {}", validation_cfg=4.0, caption_dropout=0.0,
+            captions="\n".join(captions), steps=100, learning_rate=0.02, validation_cfg=4.0,
+            validation_prompt="a {} yellow cross on a gray background",
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=learnt["loss_curve"])
     with graph.group("4 Use it"):
-        text = graph.add("PrimitiveStringMultiline", title="prompt", value="a green triangle on a pink background")
-        named = graph.add("StringConcatenate", title="prompt with the word", string_a=text, string_b=learnt["word"], delimiter=" ")
+        text = "a <pattern> green triangle on a pink background"
+        named = graph.add("StringReplace", title="prompt with the word", string=text, find="<pattern>", replace=learnt["word"])
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
-        for title, given in (("without", text), ("with the word", named)):
+        for title, given in (("without", text.replace(" <pattern>", "")), ("with the word", named)):
             positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=given)
-            saved(graph, model["vae"], ksampler(graph, model["model"], positive, negative, size), "textual_inversion", title)
+            saved(graph, model["vae"], ksampler(graph, model["model"], positive, negative, size, seed=3), "textual_inversion", title)
 
 
 WORKFLOWS = [textual_inversion]

@@ -1,0 +1,146 @@
+"""A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128] [--steps 300]` (resumable).
+
+Five pictures show a shape that the demo model never saw, in some colours and places. DreamBooth learns it as a LoRA, with and without
+class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
+often the shape is there, how often the prompt's colour and background are right too, and how far pictures of the ordinary world have
+drifted: the share still right, and the RMS distance to what the untouched model makes of the same seeds.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+from controlled_diffusion.nodes.host import adapters
+from controlled_diffusion.nodes.host import dreambooth as host
+from controlled_diffusion.nodes.host.training import Objective
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.dreambooth import Preservation
+from controlled_diffusion.training.objectives import Levels
+from measures.textual_inversion import BATCH, HELD_OUT, LEARN, caption, say, single
+
+from harness.demo_pictures import CFG, STEPS, Studio
+from harness.environment import PRIVATE
+
+PICTURES, CLASS_PICTURES, ALIKE = 5, 64, 0.6
+FACTS = ("shape", "color", "background", "all")
+
+
+def with_shape(scene: world.Scene, shape: str) -> world.Scene:
+    return replace(scene, things=(replace(scene.things[0], shape=shape),))
+
+
+def asked(index: int, shape: str, seed: int, word: str) -> world.Caption:
+    """A caption of a scene of the shape, which it calls `word`."""
+    made = caption(with_shape(single(index, seed), shape), index if seed == LEARN else 10_000 + index)
+    return replace(made, text=made.text.replace(shape, word))
+
+
+def lesson(shape: str, word: str) -> tuple[torch.Tensor, list[str]]:
+    """(pictures (N, 128, 128, 3), captions) to learn from."""
+    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in range(PICTURES)])
+    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in range(PICTURES)]
+
+
+def ordinary(count: int, first: int) -> list[world.Caption]:
+    """Captions of the world as it is."""
+    return [caption(single(first + i, HELD_OUT + 1), 20_000 + first + i) for i in range(count)]
+
+
+def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
+    """Learns the shape, or goes on learning it."""
+    word = "<subject>" if o.word else o.identifier
+    pictures, captions = lesson(o.shape, word)
+    subject = host.Subject(f"a {word}", host.Word(word, "shape", 1) if o.word else None, o.word_rate)
+    kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
+    settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10)
+    shown = host.Validation(f"a {word}", count=0, steps=STEPS, cfg=CFG)
+    with torch.inference_mode(False), torch.no_grad():
+        task = host.prepare(
+            studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
+            adapters.Design(o.algorithm, o.rank, layers=o.layers), Objective(Levels(), o.weighting), settings, shown,
+        )  # fmt: skip
+        made = host.finish(task, studio.model, name, resume=True)
+    return made
+
+
+def kept(name: str, count: int, judged) -> list[dict]:
+    """Verdicts of `count` pictures, kept in a file batch by batch."""
+    path = PRIVATE / "measures" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = json.loads(path.read_text()) if path.exists() else []
+    while len(done) < count:
+        done += judged(len(done), min(BATCH, count - len(done)))
+        path.write_text(json.dumps(done))
+    return done[:count]
+
+
+def new_contexts(studio: Studio, model, shape: str, word: str):
+    """Judges the shape in prompts of held-out scenes."""
+
+    def judged(first: int, count: int) -> list[dict]:
+        prompts = [asked(first + i, shape, HELD_OUT, word) for i in range(count)]
+        readings = [demo_checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
+        rows = []
+        for reading, prompt in zip(readings, prompts):
+            seen, verdict = reading.things[:1], demo_checker.judge(reading, prompt)
+            found = bool(seen) and demo_checker.any_shape(seen[0].mask)
+            row = {"shape": bool(found) and found[0] == shape and found[1] >= ALIKE, "color": bool(seen) and seen[0].color == prompt.claims[0].color}
+            row["background"] = verdict.get("background", True)
+            rows.append({k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()))})
+        return rows
+
+    return judged
+
+
+def drift(studio: Studio, model):
+    """Judges prompts of the ordinary world, and compares with the untouched model."""
+
+    def judged(first: int, count: int) -> list[dict]:
+        prompts = ordinary(count, first)
+        before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
+        apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
+        return [
+            {"right": bool(demo_checker.judge(demo_checker.read(p), c)["bound"]), "apart": float(d)} for p, c, d in zip(after, prompts, apart)
+        ]
+
+    return judged
+
+
+def row(name: str, found: list[dict], drifted: list[dict]) -> str:
+    shares = [f"{100 * np.mean([v[f] for v in found]):.1f} %" for f in FACTS]
+    right, apart = np.mean([v["right"] for v in drifted]), np.mean([v["apart"] for v in drifted])
+    return f"| {name} | {len(found)} | {' | '.join(shares)} | {100 * right:.1f} % | {apart:.4f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
+    parser.add_argument("--count", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=0.002)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
+    parser.add_argument("--layers", default=adapters.ATTENTION)
+    parser.add_argument("--weighting", default="own")
+    parser.add_argument("--word", action="store_true", help="learn a new word along")
+    parser.add_argument("--word-rate", type=float, default=0.005)
+    parser.add_argument("--identifier", default="sks", help="a rare word for the subject, without --word")
+    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
+    parser.add_argument("--name", default="measured", help="another one starts anew")
+    o = parser.parse_args()
+    studio = Studio()
+    say(f"| DreamBooth, {o.shape} | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    for weight in o.weights:
+        name = f"{o.name}-{o.shape}-{weight:g}".replace(".", "_")
+        made = learn(studio, name, weight, o)
+        word = made.word if o.word else o.identifier
+        found = kept(f"{name}-new", o.count, new_contexts(studio, made.model, o.shape, word))
+        say(row(f"lambda {weight:g}", found, kept(f"{name}-drift", o.count, drift(studio, made.model))))
+
+
+if __name__ == "__main__":
+    main()
