@@ -6,7 +6,7 @@ map, the target may differ from the source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,12 +23,20 @@ def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
     return p[..., list(columns)].sum(-1).mean(1)
 
 
-def cut(maps: torch.Tensor, size: tuple[int, int], threshold: float, spread: int) -> torch.Tensor:
+def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Maps (B, 1, h, w) under a Gaussian of 7 x 7 cells, which at an edge counts the cells there are."""
+    line = torch.exp(-0.5 * (torch.arange(-3, 4, device=maps.device, dtype=maps.dtype) / sigma) ** 2)
+    kernel = (line[:, None] * line)[None, None]
+    return F.conv2d(maps, kernel, padding=3) / F.conv2d(torch.ones_like(maps), kernel, padding=3)
+
+
+def cut(maps: torch.Tensor, size: tuple[int, int], threshold: float, spread: int, blur: float = 0.0) -> torch.Tensor:
     """Where maps (B, h, w) are above a share of their own largest value, at another size: bool (B, H, W).
 
-    They are widened by `spread` cells on each side first. A map without any attention is nowhere above.
+    They are blurred by `blur` cells and widened by `spread` cells on each side first. A map without any attention is nowhere above.
     """
-    wide = F.max_pool2d(maps[:, None], 2 * spread + 1, 1, spread)
+    wide = blurred(maps[:, None], blur) if blur else maps[:, None]
+    wide = F.max_pool2d(wide, 2 * spread + 1, 1, spread)
     wide = F.interpolate(wide, size, mode="bilinear")[:, 0]
     return wide > threshold * wide.amax((1, 2), keepdim=True)
 
@@ -40,7 +48,7 @@ class LocalBlend:
 
     A target without edited words may differ everywhere but on its protected. `threshold` is a share of a map's largest value; `start`
     and `end` are percents of the sampling outside of which everything may differ; `spread` is how many cells of the maps the places of
-    the edited words are widened by.
+    the edited words are widened by, `blur` how many all maps are blurred by.
     """
 
     edited: tuple[Pair, ...]
@@ -49,6 +57,7 @@ class LocalBlend:
     start: float = 0.2
     end: float = 1.0
     spread: int = 1
+    blur: float = 0.0
 
     def __post_init__(self):
         if not 0.0 <= self.threshold <= 1.0:
@@ -85,13 +94,18 @@ class Blending:
 
     def add(self, p: torch.Tensor, branch: int, size: tuple[int, int]) -> None:
         """Adds the probabilities (pictures, heads, h * w, Nk) of the source (branch 0) or of a target (1, 2, ...)."""
-        if self.now is None:
-            self.now = p.new_zeros(2, 2, self.rows.targets, self.rows.pictures, *size)
+        self.add_looks(lambda columns: word_map(p, columns).reshape(-1, *size), branch, size)
+
+    def add_looks(self, look: Callable[[Columns], torch.Tensor], branch: int, size: tuple[int, int]) -> None:
+        """The same from a function that gives the maps (pictures, h, w) of columns."""
         side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
         for kind, words in enumerate((self.blend.edited, self.blend.protected)):
             for target in targets:
                 if words[target][side]:
-                    self.now[kind, side, target] += word_map(p, words[target][side]).reshape(-1, *size)
+                    maps = look(words[target][side])
+                    if self.now is None:
+                        self.now = maps.new_zeros(2, 2, self.rows.targets, self.rows.pictures, *size)
+                    self.now[kind, side, target] += maps
 
     @property
     def sums(self) -> torch.Tensor | None:
@@ -104,7 +118,7 @@ class Blending:
             return None
 
         def places(maps: torch.Tensor, spread: int) -> torch.Tensor:
-            found = cut(maps.flatten(0, 2), size, self.blend.threshold, spread)
+            found = cut(maps.flatten(0, 2), size, self.blend.threshold, spread, self.blend.blur)
             return found.unflatten(0, maps.shape[:3]).any(0)
 
         edited, protected = self.sums

@@ -115,6 +115,37 @@ class Moment:
         return made * (1 + self.taken * (self.weights - 1))
 
 
+def edited_attention(
+    source: tuple[torch.Tensor, torch.Tensor],
+    target: tuple[torch.Tensor, torch.Tensor],
+    v: torch.Tensor,
+    moment: Moment,
+    scale: float | None = None,
+    bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    difference: bool = False,
+    at_once: int = 2**26,
+) -> torch.Tensor:
+    """What a target's values (B, heads, Nk, D) give under an edit of probabilities: (B, heads, Nq, D).
+
+    `source` and `target` are queries and keys (B, heads, N, D), `bias` is added to the logits of each. `difference`: less what the target's
+    own probabilities give. Probabilities exist for a few queries at a time, `at_once` bytes of them.
+    """
+    step, made = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
+
+    def looked_at(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
+        q, k = qk
+        logits = q[:, :, start : start + step].float() @ k.float().transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
+        if added is not None:
+            logits = logits + (added if added.shape[-2] == 1 else added[..., start : start + step, :])
+        return logits.softmax(-1)
+
+    for start in range(0, target[0].shape[2], step):
+        own = looked_at(target, bias[1], start) if moment.needs_own or difference else None
+        p = moment(looked_at(source, bias[0], start), own)
+        made.append((p - own if difference else p).to(v.dtype) @ v)
+    return torch.cat(made, 2)
+
+
 @dataclass(frozen=True)
 class Edit:
     """How a target's cross-attention is made from the source's and its own.
@@ -161,6 +192,12 @@ class Edit:
             weights=self.weights.repeat(target),
             windows=windows,
         )
+
+    def filled(self, length: int) -> Edit:
+        """The same for conditionings that were filled up behind to one length; what fills them is hidden from attention."""
+        (source, target), more = self.mapper.shape, length - len(self.own)
+        mapper = F.pad(self.mapper, (0, length - target, 0, length - source))
+        return replace(self, mapper=mapper, own=F.pad(self.own, (0, more)), weights=F.pad(self.weights, (0, more), value=1.0))
 
     def extended(self, columns: int) -> Edit:
         """The same for conditionings with so many more columns, which keep their places."""

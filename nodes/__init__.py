@@ -22,8 +22,6 @@ from . import (
     inversion_report,
     ip_adapter,
     multi_cfg,
-    negative_prompt,
-    null_text,
     prompt_to_prompt,
     rf_inversion,
     schedules,
@@ -35,7 +33,6 @@ from .host.demo import offer_controlnet
 MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
     *(ddim, inversion, edict, bdia, belm, edit_friendly, flow_edit, inversion_report, inversion_files),
-    *(null_text, negative_prompt),
     *(prompt_to_prompt, attention_maps),
     *(textual_inversion, classifier_training),
 )

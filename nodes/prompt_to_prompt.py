@@ -4,8 +4,10 @@ from comfy_api.latest import io
 
 from ..attention.alignment import OPERATIONS
 from ..attention.prompt_to_prompt import Settings, Window
-from .host import blend_masks
+from .host import blend_masks, dit_editing
 from .host import prompt_to_prompt as editing
+from .host.attention import is_unet
+from .host.joint_attention import is_joint
 from .host.prompts import encoded
 
 _CATEGORY = "controlled diffusion/attention"
@@ -40,7 +42,10 @@ class P2PAttentionPatch(io.ComfyNode):
             "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first picture.",
             search_aliases=_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD1.5, SD2, SDXL and their like; eps, v or flow."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A UNet (SD1.5, SD2, SDXL and their like), or a DiT such as Flux, SD3, Qwen-Image, Z-Image, Chroma or Wan; eps, v or flow.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 _text("source", "The prompt of the source picture.", multiline=True),
                 _text(
@@ -78,7 +83,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 ),
                 _text(
                     "word_weights",
-                    "How strongly words act: 'blue: 1.5, (hat:0.5)'. 1 is neutral, usual 0 to 3, below 0 the opposite. One line for all "
+                    "How strongly words act: 'blue: 1.5, (hat:0.5)'. 1 is neutral, usual 0 to 3, below 0 the opposite (UNets). One line for all "
                     "targets, or one a target; with one target every line makes a picture.",
                     multiline=True,
                 ),
@@ -112,7 +117,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 _text(
                     "cross_layers",
                     "Layers whose words' maps are taken over: all, input, middle, output, output3-5, 1/2 (at most half the "
-                    "latent's side); several between commas.",
+                    "latent's side); of a DiT all, early, middle, late, or numbers of blocks, 8-15; several between commas.",
                     "all",
                     advanced=True,
                 ),
@@ -126,6 +131,13 @@ class P2PAttentionPatch(io.ComfyNode):
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels, where no latent is connected."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures of the source; each target gets as many."),
                 io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
+                _percent(
+                    "joint_end",
+                    0.2,
+                    "For models in which picture and text share one attention (Flux, SD3, Qwen-Image, Z-Image and others), in the place of "
+                    "self_end: percent of the sampling up to which the picture's queries and keys are taken over. 0 is off; usual 0.1 to 0.4.",
+                    True,
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For a KSampler, a guider or Inversion Sampler."),
@@ -162,14 +174,16 @@ class P2PAttentionPatch(io.ComfyNode):
         height,
         batch_size,
         latent=None,
+        joint_end=0.2,
     ) -> io.NodeOutput:
-        patched, positive, batch, alignment = editing.prepared(
+        prepared = editing.prepared if is_unet(model) else dit_editing.prepared
+        patched, positive, batch, alignment = prepared(
             model,
             clip,
             (source, [line.strip() for line in targets.splitlines() if line.strip()]),
             operation,
             editing.Words(word_weights, word_windows, blend_words, protect_words),
-            Settings(Window(cross_start, cross_end), Window(self_start, self_end), alpha),
+            Settings(Window(cross_start, cross_end), Window(self_start, joint_end if is_joint(model) else self_end), alpha),
             (cross_layers, self_layers),
             (blend_threshold, blend_start),
             lambda branches: editing.batch_latent(model, latent, (height, width), batch_size, branches),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from controlled_diffusion.attention.alignment import DEGREE_SHARE, align, read
-from controlled_diffusion.attention.local_blend import Blending, LocalBlend, cut, word_map
-from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, probabilities
+from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut, word_map
+from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, edited_attention, probabilities
 from torch.testing import assert_close
 
 from pieces import PIECES
@@ -188,6 +188,36 @@ def test_probabilities_and_what_they_gather_are_attention():
     assert attended(p, v.half()).dtype == torch.half
 
 
+@pytest.mark.parametrize("at_once", [1, 500, 2**26])
+@pytest.mark.parametrize("target", ["a red dog", "a very red cat sat"])
+def test_an_edited_attention_is_that_of_its_edited_probabilities_however_it_is_cut(target, at_once):
+    moment = edit("a red cat", target, weights={2: 3.0}).at(0.5)
+    q, k, v = ([draw(2, LENGTH, 12, seed=3 * i + j) for i in range(2)] for j in range(3))
+    wanted = attended(moment(*(probabilities(*qk, 3) for qk in zip(q, k))), v[1])
+    own = attended(probabilities(q[1], k[1], 3), v[1])
+
+    def heads(t):
+        return t.unflatten(-1, (3, -1)).transpose(1, 2)
+
+    given = [tuple(heads(t) for t in pair) for pair in zip(q, k)]
+    made = edited_attention(*given, heads(v[1]), moment, at_once=at_once)
+    assert_close(made.transpose(1, 2).flatten(2), wanted)
+    less = edited_attention(*given, heads(v[1]), moment, difference=True, at_once=at_once)
+    assert_close(less.transpose(1, 2).flatten(2), wanted - own, atol=1e-5, rtol=1e-4)
+
+
+def test_what_fills_a_text_up_gets_nothing_and_the_rest_is_edited_as_before():
+    made = edit("a red cat", "a very red cat sat")
+    length = len(made.own) + 4
+    bias = torch.zeros(1, 1, 1, length)
+    bias[..., len(made.own) :] = -torch.inf
+    q, k, v = (draw(2, 3, length, 4, seed=j) for j in range(3))
+    pair = (q[:1], k[:1]), (q[1:], k[1:])
+    filled = edited_attention(*pair, v[1:], made.filled(length).at(0.5), bias=(bias, bias))
+    short = tuple((one[0], one[1][:, :, : len(made.own)]) for one in pair)
+    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at(0.5)))
+
+
 def test_rows_of_a_batch_are_the_source_then_every_target():
     rows = Rows(2, 2)
     assert rows.total == 6 and list(rows.source) == [0, 1] and [list(rows.target(n)) for n in (0, 1)] == [[2, 3], [4, 5]]
@@ -254,6 +284,17 @@ def test_a_map_is_cut_at_a_share_of_its_own_maximum():
     assert cut(values, (2, 2), 0.3, spread=1).all()
     assert not cut(torch.zeros(1, 2, 2), (2, 2), 0.3, spread=1).any()
     assert cut(values, (8, 8), 0.3, spread=0).shape == (2, 8, 8)
+
+
+def test_a_blur_spreads_a_map_evenly_and_leaves_a_flat_one_flat():
+    assert_close(blurred(torch.ones(1, 1, 5, 9), 1.0), torch.ones(1, 1, 5, 9))
+    spot = torch.zeros(1, 1, 13, 13)
+    spot[..., 6, 6] = 1
+    made = blurred(spot, 1.0)[0, 0]
+    assert_close(made.sum(), torch.tensor(1.0))
+    assert_close(made, made.flip(0).T)
+    assert_close(made[6, 6] / made[6, 7], torch.tensor(0.5).exp())
+    assert int(cut(spot[0], (13, 13), 0.3, spread=0, blur=1.0).sum()) == 9 and int(cut(spot[0], (13, 13), 0.3, spread=0).sum()) == 1
 
 
 def test_the_mask_is_the_union_of_the_sources_and_the_targets():

@@ -25,6 +25,7 @@ from ...attention.prompt_to_prompt import attended, probabilities
 from ...guidance.schedules import NoiseScale
 from .channels import noise_scale
 from .joint_attention import Block, Dit, Override, TokenCall
+from .lending import Lending, acted
 
 KEY = "controlled_diffusion.attention"
 OVERRIDE = "optimized_attention_override"
@@ -208,6 +209,13 @@ class Run:
         """Whether it has to do with any layer of a DiT now."""
         return True
 
+    def leaning(self, tokens: int, refines: bool) -> torch.Tensor | None:
+        """For a DiT: (rows of a part, text tokens) to add to the logits of its text, -inf to hide it; None for nothing.
+
+        `refines`: of an attention that is left to the host otherwise, in which the text looks at itself.
+        """
+        return None
+
     def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
         """The first prediction of a run: refuses one in which no conditioning bears the mark."""
         if not any(_bears(c, listed, self.token) for listed in conds.values() for c in listed):
@@ -220,46 +228,26 @@ class Run:
     def borrow(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         """May let rows use queries and keys of others, in the part of the batch that begins with row `first` and has so many text tokens."""
 
-    def edit(self, call: Call, first: int, tokens: int) -> None:
+    def edit(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         """May change what attention gives for rows of that part."""
 
     def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         """Reads what attention looked at."""
 
 
-class Call:
-    """One attention of one call of the network: queries, keys and values (B, N, heads * dim), and what it gives.
-
-    `base` is the attention underneath: the host's where `plain`, else another node's. Rows are rows of the network's batch.
-    """
+class Call(Lending):
+    """One attention of a UNet: queries, keys and values (B, N, heads * dim), and what it gives."""
 
     def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: Callable, plain: bool, batch: int):
-        (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
+        super().__init__(qkv, base, plain)
         self.kind, self.place, self.heads = kind, place, options["n_heads"]
-        self.lender = list(range(batch))  # for each row, whose queries and keys it uses
         if len(self.q) != batch or len(self.k) != batch:
             raise ValueError(
                 f"The attention of {place} has {len(self.q)} entries for {batch} rows: another node, such as HyperTile, cuts it up. Remove that "
                 "node from the model."
             )
         self.size = _size_of(options, place, self.q.shape[1])
-        self.changed: dict[int, torch.Tensor] = {}
         self.seen: dict[int, torch.Tensor] = {}
-        self.used, self.out, self._own = None, None, None
-
-    def run(self) -> None:
-        """Evaluates the base, with queries and keys lent as asked for."""
-        self.used = self.q, self.k
-        if self.lender != list(range(len(self.lender))):
-            index = torch.tensor(self.lender, device=self.q.device)
-            self.used = self.q[index], self.k[index]
-        self.out = self.base(*self.used, self.v)
-
-    def own_output(self, rows: list[int]) -> torch.Tensor:
-        """What rows would give with their own queries and keys."""
-        if self._own is None:
-            self._own = self.out if self.used[0] is self.q else self.base(self.q, self.k, self.v)
-        return self._own[rows]
 
     def columns(self, row: int, tokens: int) -> int:
         """The keys of a row's text of so many tokens: all, but for the copies that the host makes of a text shorter than another's."""
@@ -278,11 +266,8 @@ class Call:
             out = attended(p, v)
         else:
             out = self.out[rows] + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
-        self.put_output(rows, out.to(self.out.dtype))
+        self.put_output(rows, out)
         self.seen |= dict(zip(rows, p.split(1)))
-
-    def put_output(self, rows: list[int], out: torch.Tensor) -> None:
-        self.changed |= dict(zip(rows, out.split(1)))
 
     def looked_at(self, rows: list[int], tokens: int) -> torch.Tensor:
         """(rows, heads, N, keys), float32: what rows look at, after edits."""
@@ -294,13 +279,6 @@ class Call:
         """(rows, groups, N), float32: how much of what rows look at falls on groups of the text's tokens, after edits."""
         p = self.looked_at(rows, tokens)
         return torch.stack([word_map(p, group) for group in columns], 1)
-
-    @property
-    def result(self) -> torch.Tensor:
-        if not self.changed:
-            return self.out
-        index = torch.tensor(list(self.changed), device=self.out.device)
-        return self.out.index_copy(0, index, torch.cat(list(self.changed.values())))
 
 
 def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:
@@ -318,15 +296,7 @@ def _attend(place: Place, kind: str, below: Callable | None, active: list, batch
         precision = options["attn_precision"]
         return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
-    call = Call(kind, place, (q, k, v), options, base, below is None, batch)
-    for run, first, tokens in active:
-        run.borrow(call, first, tokens)
-    call.run()
-    for run, first, tokens in active:
-        run.edit(call, first, tokens)
-    for run, first, tokens in active:
-        run.see(call, first, tokens)
-    return call.result
+    return acted(Call(kind, place, (q, k, v), options, base, below is None, batch), active)
 
 
 def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None, **kwargs):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...attention.maps import shares
+from ...attention.prompt_to_prompt import Moment, edited_attention
+from .lending import Lending, acted
 
 GROUPS = ("early", "middle", "late")
 
@@ -102,6 +104,7 @@ class Dit:
     layout: Layout
     patch: tuple[int, int, int]
     places: tuple[Block, ...]
+    module: str = ""  # of the network under comfy.ldm
     filled_in_front: bool = False  # the model fills short texts up, before their first token
 
     def lead(self, length: int, tokens: int) -> int:
@@ -116,10 +119,14 @@ class Dit:
         """Frames, rows and columns of tokens of a latent (B, C, [frames,] H, W)."""
         return tuple(math.ceil(n / p) for n, p in zip((1, *shape[2:])[-3:], self.patch))
 
+    def filled(self, tokens: int) -> int:
+        """How many tokens the network makes of so many."""
+        return -(-tokens // self.layout.multiple) * self.layout.multiple
+
     def seats(self, tokens: int, picture: int, text: int) -> tuple[slice, slice] | None:
         """Where the picture's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
         layout = self.layout
-        filled_text, filled = (-(-n // layout.multiple) * layout.multiple for n in (text, picture))
+        filled_text, filled = self.filled(text), self.filled(picture)
         if tokens < layout.before + filled_text + filled:
             return None
         start = {
@@ -131,16 +138,28 @@ class Dit:
         return slice(start, start + picture), slice(words, words + text)
 
 
+def _module(model) -> str:
+    """The module of a network under comfy.ldm by which its family is known; empty for none."""
+    modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(model.get_model_object("diffusion_model")).__mro__]
+    return next((m for m in modules if m in FAMILIES), "")
+
+
+def is_joint(model) -> bool:
+    """Whether picture and text share one attention."""
+    module = _module(model)
+    return bool(module) and not FAMILIES[module].cross
+
+
 def dit_of(model) -> Dit:
     """What is known of a DiT. Raises ValueError that names a network whose attention cannot be reached."""
     network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
-    modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(network).__mro__]
-    layout = next((FAMILIES[m] for m in modules if m in FAMILIES), None)
-    if layout is None:
+    module = _module(model)
+    if not module:
         raise ValueError(
             f"{name} ({type(network).__name__}) does not route its attention through ComfyUI's hook, or not in a way that is known here. Use a "
             f"UNet model (SD1.5, SD2, SDXL) or one of: {KNOWN}."
         )
+    layout = FAMILIES[module]
     if getattr(network, "pad_tokens_multiple", None):  # Z-Image
         layout = replace(layout, multiple=network.pad_tokens_multiple)
     if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of pictures and glyphs stands in front
@@ -148,18 +167,22 @@ def dit_of(model) -> Dit:
     total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
     patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
     in_front = any(c.__name__ == "Flux2" for c in type(model.model).__mro__)
-    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), in_front)
+    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
 
 
-_NAME = re.compile(r"(all|early|middle|late)|(\d+)(?:-(\d+))?")
+_NAME = re.compile(r"(all|early|middle|late|1/\d+)|(\d+)(?:-(\d+))?")
 
 
 def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[int]:
-    """The numbers of a DiT's blocks from a text such as `middle, 30-37`. Raises ValueError with the entry that names none."""
+    """The numbers of a DiT's blocks from a text such as `middle, 30-37`; layers by size, `1/2`, are all, which have one size.
+
+    Raises ValueError with the entry that names none.
+    """
     found = set()
     for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
         name = _NAME.fullmatch(given.replace(" ", ""))
         third, first, last = name.groups() if name else (None, None, None)
+        third = "all" if third and third[0] == "1" else third
         chosen = {p.key for p in places if name and (third in ("all", p.group) or (first and int(first) <= p.number <= int(last or first)))}
         if not chosen:
             raise ValueError(
@@ -170,66 +193,72 @@ def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[in
     return frozenset(found)
 
 
-def _heads_first(t: torch.Tensor, width: int, reshaped: bool) -> torch.Tensor:
-    """(B, heads, N, width) of the tensors of an attention, (B, heads, N, width) already or (B, N, heads * width)."""
-    return t if reshaped else t.reshape(len(t), t.shape[1], -1, width).transpose(1, 2)
+def _four(mask: torch.Tensor) -> torch.Tensor:
+    """A mask as (B or 1, heads or 1, queries or 1, keys), added to the logits."""
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
-class TokenCall:
-    """One attention of one call of a DiT in which the picture takes part; the counterpart of `attention.Call`.
+class TokenCall(Lending):
+    """One attention of a DiT in which the picture takes part; the counterpart of `attention.Call`.
 
-    `kind`: "joint" of picture and text, or "self" and "cross". `size` is the picture's (frames, rows, columns).
+    `kind`: "joint" of picture and text, in which the picture's queries and keys alone are lent, or "self" and "cross". `size` is the
+    picture's (frames, rows, columns); `options` are the attention's.
     """
 
-    def __init__(
-        self, kind: str, place: Block, size: tuple[int, int, int], seats: tuple[slice, slice], given: tuple, options: dict, base: Callable
-    ):
-        self.kind, self.place, self.size, self.base = kind, place, size, base
-        (self.q, self.k, self.v), self.options = given, options
+    def __init__(self, kind: str, place: Block, size: tuple[int, int, int], seats: tuple[slice, slice], qkv: tuple, options: dict, *base):
+        super().__init__(qkv, *base)
+        self.kind, self.place, self.size, self.options = kind, place, size, options
         self.picture, self.text = seats
-        self.lender = list(range(len(self.q)))  # for each row, whose picture's queries and keys it uses
-        self.used, self.out = (self.q, self.k), None
 
     @property
     def reshaped(self) -> bool:
         return bool(self.options.get("skip_reshape"))
 
-    def run(self) -> None:
-        """Evaluates the base, with the picture's queries and keys lent as asked for."""
-        if self.lender != list(range(len(self.lender))):
-            index = torch.tensor(self.lender, device=self.q.device)
-            self.used = self._lent(self.q, index), self._lent(self.k, index) if self.kind != "cross" else self.k
-        self.out = self.base(*self.used, self.v)
-
-    def _lent(self, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def lent(self, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if self.kind != "joint":
             return t[index]
-        axis = 2 if self.reshaped else 1
-        picture, made = self.picture, t.clone()
-        made.narrow(axis, picture.start, picture.stop - picture.start).copy_(
-            t[index].narrow(axis, picture.start, picture.stop - picture.start)
-        )
+        axis, made = 2 if self.reshaped else 1, t.clone()
+        here = axis, self.picture.start, self.picture.stop - self.picture.start
+        made.narrow(*here).copy_(t.narrow(*here)[index])
         return made
+
+    def columns(self, row: int, tokens: int) -> int:
+        """The keys of a text."""
+        return self.text.stop - self.text.start
+
+    def heads_first(self, t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Rows of queries, keys or values as (rows, heads, N, dim)."""
+        width = self.q.shape[-1] if self.reshaped else self.q.shape[-1] // self.options["heads"]
+        return t[rows] if self.reshaped else t[rows].reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
+
+    def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """What is added to the logits of the picture's queries."""
+        mask = self.options.get("mask")
+        if mask is None:
+            return None
+        mask = _four(mask)
+        mask = mask if len(mask) == 1 else mask[rows]
+        return mask if mask.shape[-2] == 1 else mask[..., self.picture, :]
 
     def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
         """(rows, groups, frames * h * w), float32: how much of what the picture looks at falls on groups of the text's tokens.
 
         `tokens` of a row's text were counted before the host may have repeated it; the copies count too.
         """
-        q, k = self.used
-        width = q.shape[-1] if self.reshaped else q.shape[-1] // self.options["heads"]
-        q, k = (_heads_first(t[rows], width, self.reshaped) for t in (q, k))
+        q, k = (self.heads_first(t, rows) for t in self.used)
         copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
         keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
-        return shares(q[:, :, self.picture], k, keys, self.options.get("scale"), self._mask(rows))
+        return shares(q[:, :, self.picture], k, keys, self.options.get("scale"), self.bias(rows))
 
-    def _mask(self, rows: Sequence[int]) -> torch.Tensor | None:
-        mask = self.options.get("mask")
-        if mask is None:
-            return None
-        mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-        mask = mask if len(mask) == 1 else mask[rows]
-        return mask if mask.shape[-2] == 1 else mask[..., self.picture, :]
+    def put_edited(self, source: Sequence[int], rows: Sequence[int], moment: Moment) -> None:
+        """Gives rows of cross-attention what their values make of probabilities edited from those of source rows."""
+        of_source, of_target = (tuple(self.heads_first(t, r) for t in self.used) for r in (source, rows))
+        change = edited_attention(of_source, of_target, self.heads_first(self.v, rows), moment, self.options.get("scale"),
+                                  (self.bias(source), self.bias(rows)), not self.plain)  # fmt: skip
+        if not self.options.get("skip_output_reshape"):
+            change = change.transpose(1, 2).flatten(2)
+        self.put_output(rows, change if self.plain else self.out[rows] + change)
 
 
 _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
@@ -247,12 +276,19 @@ class Override:
         return any(self.count.values())
 
     def __call__(self, function, q, k, v, *args, **kwargs):
+        options = {**dict(zip(_POSITIONAL, args)), **kwargs}
+        axis = 2 if options.get("skip_reshape") else 1
+        queries, keys = q.shape[axis], k.shape[axis]
+        kind, seats = self._recognised(queries, keys) if len(q) == self.batch else (None, None)
+        text = self._words(kind, seats, queries, keys) if len(q) == self.batch else None
+        bias = None if text is None else self._leaning(keys, text, kind is None, q)
+        if bias is not None:
+            options["mask"] = bias if options.get("mask") is None else _four(options["mask"]) + bias
+            args, kwargs = (), {n: value for n, value in options.items() if n != "_inside_attn_wrapper" or n in kwargs}
+
         def base(q, k, v):
             return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
 
-        options = {**dict(zip(_POSITIONAL, args)), **kwargs}
-        axis = 2 if options.get("skip_reshape") else 1
-        kind, seats = self._recognised(q.shape[axis], k.shape[axis]) if len(q) == self.batch else (None, None)
         if kind is None:
             return base(q, k, v)
         place = Block(self.count[kind], len(self.dit.places))
@@ -260,13 +296,24 @@ class Override:
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
-        call = TokenCall(kind, place, self.size, seats, (q, k, v), options, base)
-        for run, first, tokens in active:
-            run.borrow(call, first, tokens)
-        call.run()
-        for run, first, tokens in active:
-            run.see(call, first, tokens)
-        return call.out
+        return acted(TokenCall(kind, place, self.size, seats, (q, k, v), options, base, self.below is None), active)
+
+    def _words(self, kind: str | None, seats, queries: int, keys: int) -> slice | None:
+        """The text's keys in an attention; None where it has none."""
+        if kind in ("joint", "cross"):
+            return seats[1]
+        alone = kind is None and queries == keys and keys in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
+        return slice(0, self.text) if alone else None
+
+    def _leaning(self, keys: int, text: slice, refines: bool, like: torch.Tensor) -> torch.Tensor | None:
+        """(rows, 1, 1, keys) to add to the logits; None for nothing."""
+        made = None
+        for run, first, tokens in self.active:
+            bias = run.leaning(tokens, refines)
+            if bias is not None and tokens == self.text:
+                made = like.new_zeros(self.batch, 1, 1, keys) if made is None else made
+                made[first : first + len(bias), 0, 0, text] += bias.to(made)
+        return made
 
     def _recognised(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
         """(kind, seats) of an attention of so many queries and keys; None for one that is left to the host."""

@@ -56,8 +56,12 @@ class Editing(Run):
         super().__init__(control.token, scale, MISSING)
         self.control, self.rows, self.size, self.places = control, control.rows, size, control.places
         self.blending = Blending(control.blend, control.rows) if control.blend else None
-        self.maps = frozenset(p.key for p in blend_places(control.places, size)) if control.blend else frozenset()
+        self.maps = self.map_layers() if control.blend else frozenset()
         self.moments: dict[tuple, Moment | None] = {}
+
+    def map_layers(self) -> frozenset:
+        """The keys of the layers whose maps make masks."""
+        return frozenset(p.key for p in blend_places(self.places, self.size))
 
     def sampler(self, sampler, noise, sigmas, seed, device):
         first = noise[: self.rows.pictures].to(device, torch.float32)
@@ -134,7 +138,7 @@ class Editing(Run):
         return [(n, moment) for n, moment in found if moment is not None]
 
     def borrow(self, call: Call, first: int, tokens: int) -> None:
-        whole = range(self.rows.targets) if call.kind == "self" else [n for n, moment in self._edits(call, first, tokens) if moment.copies]
+        whole = range(self.rows.targets) if call.kind != "cross" else [n for n, moment in self._edits(call, first, tokens) if moment.copies]
         for number in whole:
             for own, source in zip(self.rows.target(number), self.rows.source):
                 call.lender[first + own] = first + source
@@ -285,6 +289,19 @@ def batch_latent(model, latent: dict | None, size: tuple[int, int], pictures: in
     return made, len(samples)
 
 
+def scene_of(model, clip, prompts: tuple[str, list[str]], operation: str, words: Words) -> tuple[Scene, list[list]]:
+    """The scene of a source prompt and its targets, and the conditionings of its prompts."""
+    if any(isinstance(c, PromptToPrompt) for c in model.model_options.get("transformer_options", {}).get(KEY, ())):
+        raise ValueError(
+            "The model already comes from a P2P Attention Patch, and two of them are not kept apart. Give all targets to one node, a line each, "
+            "or connect the model from before the other node."
+        )
+    known = {text: encoded(clip, text) for text in (prompts[0], *prompts[1])}
+    read = {text: prompt_of(clip, text, given[0][0].shape[1]) for text, given in known.items()}
+    scene = Scene.of(read[prompts[0]], [read[text] for text in prompts[1] or prompts[:1]], operation, words)
+    return scene, [known[p.text] for p in scene.prompts]
+
+
 def prepared(
     model, clip, prompts: tuple[str, list[str]], operation: str, words: Words, settings: Settings, layers: tuple[str, str], blend: tuple[float, float],
     latent: Callable[[int], tuple[dict, int]],
@@ -292,17 +309,9 @@ def prepared(
     """(patched model, positive, latent, alignment as text). `layers`: where cross and self act; `blend`: threshold and start;
     `latent(branches)` as `batch_latent`."""
     places = unet_places(model)
-    if any(isinstance(c, PromptToPrompt) for c in model.model_options.get("transformer_options", {}).get(KEY, ())):
-        raise ValueError(
-            "The model already comes from a P2P Attention Patch, and two of them are not kept apart. Give all targets to one node, a line each, "
-            "or connect the model from before the other node."
-        )
-    source = prompt_of(clip, prompts[0])
-    read = {text: prompt_of(clip, text) for text in prompts[1]}
-    scene = Scene.of(source, [read[text] for text in prompts[1]] or [source], operation, words)
+    scene, known = scene_of(model, clip, prompts, operation, words)
     batch, pictures = latent(len(scene.prompts))
-    known = {text: encoded(clip, text) for text in {p.text for p in scene.prompts}}
-    positive, times = as_rows([known[p.text] for p in scene.prompts], pictures)
+    positive, times = as_rows(known, pictures)
     control = PromptToPrompt(
         Rows(pictures, len(scene.alignments)),
         scene.edits(settings, times),

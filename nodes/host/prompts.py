@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...attention.alignment import Prompt, joined, moved, read
@@ -129,9 +130,45 @@ def as_rows(conditionings: Sequence[list], repeats: int) -> tuple[list, list[int
 
     Texts of unequal length are repeated to a common one, as the host does with positive and negative: attention's output is the same.
     """
-    features, extras = zip(*(c[0] for c in conditionings))
+    features = [c[0][0] for c in conditionings]
     length = math.lcm(*(f.shape[1] for f in features))
     times = [length // f.shape[1] for f in features]
+    return _rows([f.repeat(1, n, 1) for f, n in zip(features, times)], [c[0][1] for c in conditionings], repeats), times
+
+
+def as_filled_rows(conditionings: Sequence[list], repeats: int, in_front: bool) -> list:
+    """The same for models that would see the repetition: shorter texts are filled up to the longest.
+
+    `in_front`: with zeros before the text, where the model itself does so. Else with the mean of their tokens behind it, which has to be
+    hidden from attention and leaves means over the text as they are.
+    """
+    features = [c[0][0] for c in conditionings]
+    length = max(f.shape[1] for f in features)
+
+    def filled(f: torch.Tensor) -> torch.Tensor:
+        more = length - f.shape[1]
+        if in_front:
+            return F.pad(f, (0, 0, more, 0))
+        return torch.cat([f, f.mean(1, keepdim=True).expand(-1, more, -1)], 1)
+
+    extras = [{**c[0][1]} for c in conditionings]
+    masks = [e.pop("attention_mask", None) for e in extras]
+    made = _rows([filled(f) for f in features], extras, repeats)
+    if any(m is not None for m in masks):
+        made[0][1]["attention_mask"] = _mask_of_rows(masks, [f.shape[1] for f in features], length, repeats)
+    return made
+
+
+def _mask_of_rows(masks: Sequence[torch.Tensor | None], lengths: Sequence[int], length: int, repeats: int) -> torch.Tensor:
+    """The masks of texts, which may be missing, as one; of a single row where nothing is masked, as the host counts tokens by it."""
+    like = next(m for m in masks if m is not None)
+    whole = [F.pad(like.new_ones(1, n) if m is None else m, (0, length - n), value=1) for m, n in zip(masks, lengths)]
+    made = torch.cat([m.expand(repeats, -1) for m in whole])
+    return made[:1] if bool(made.all()) else made
+
+
+def _rows(features: Sequence[torch.Tensor], extras: Sequence[dict], repeats: int) -> list:
+    """One CONDITIONING of texts of one length. Extras that are alike become rows too, else the first's stand."""
 
     def rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat([t.expand(repeats, *t.shape[1:]) for t in tensors])
@@ -141,4 +178,4 @@ def as_rows(conditionings: Sequence[list], repeats: int) -> tuple[list, list[int
         given = [e.get(name) for e in extras]
         alike = all(torch.is_tensor(v) and v.shape == first.shape for v in given) if torch.is_tensor(first) and first.ndim > 1 else False
         values[name] = rows(given) if alike else first
-    return [[rows([f.repeat(1, n, 1) for f, n in zip(features, times)]), values]], times
+    return [[rows(features), values]]

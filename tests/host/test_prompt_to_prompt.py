@@ -17,7 +17,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBl
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from host import tiny
+from host import tiny, tiny_dits
 from host.sampling import sigmas_of
 from host.test_structure_channels import DEEP, control_net
 
@@ -612,7 +612,5 @@ def test_wires_that_are_missing_are_named(eps, clip):
 
 
 def test_a_network_of_another_kind_is_refused_by_name(clip):
-    from host.video import tiny_video_model
-
-    with pytest.raises(ValueError, match=r"WAN21.* does not route its attention through the hooks of a UNet"):
-        patch(tiny_video_model(), clip)
+    with pytest.raises(ValueError, match=r"PixArt.* does not route its attention through ComfyUI's hook"):
+        patch(tiny_dits.dit("pixart"), clip)

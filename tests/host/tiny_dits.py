@@ -261,3 +261,19 @@ def text(name: str, seed: int, tokens: int = 7) -> list:
 
 def empty(name: str, batch: int = 1) -> torch.Tensor:
     return torch.zeros(batch, *(DITS | CLOSED)[name].latent)
+
+
+class Clip:
+    """The tiny CLIP of Flux, whose T5 gives texts of as many tokens as they have, with what a family's conditioning has besides."""
+
+    def __init__(self, clip, name: str):
+        self.clip, self.name = clip, name
+        clip.tokenizer.t5xxl.min_length = 1
+
+    def tokenize(self, *args, **kwargs):
+        return self.clip.tokenize(*args, **kwargs)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        (features, extras), *_ = self.clip.encode_from_tokens_scheduled(tokens)
+        mask = {"attention_mask": torch.ones(1, features.shape[1], dtype=torch.long)} if self.name in MASKED else {}
+        return [[features, {**extras, **mask, **(DITS | CLOSED)[self.name].extras}]]

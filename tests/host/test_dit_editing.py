@@ -1,0 +1,297 @@
+"""Prompt-to-Prompt on tiny random DiTs of every family that the host routes through its hook."""
+
+import math
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from controlled_diffusion.nodes.host.attention import KEY
+from controlled_diffusion.nodes.host.dit_editing import map_blocks
+from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
+from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
+from torch.testing import assert_close
+
+from host import tiny_dits, tiny_text
+from host.test_attention_maps import Keys
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+FAMILIES = tiny_dits.there(tiny_dits.DITS)
+SOURCE, SWAP, LONGER = "red circle", "blue circle", "a very shiny blue circle on white"
+OFF = dict(cross_end=0.0, self_end=0.0, joint_end=0.0)
+ALL = dict(cross_end=1.0, self_end=1.0, joint_end=1.0)
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+DEFAULTS = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(operation="auto")
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    with torch.inference_mode():
+        return tiny_text.clip("flux")
+
+
+@pytest.fixture
+def clip(text_model):
+    return tiny_dits.Clip(text_model, "flux")
+
+
+@pytest.fixture
+def flux():
+    return tiny_dits.dit("flux")
+
+
+def patch(model, clip, targets=SWAP, source=SOURCE, pictures=1, **knobs):
+    """(model, positive, negative, latent, alignment)."""
+    given = {**DEFAULTS, "latent": {"samples": tiny_dits.empty(clip.name, pictures)}, **knobs, "source": source, "targets": targets}
+    return P2PAttentionPatch.execute(model, clip, **given).args
+
+
+def sample(model, positive, negative, latent, *_, cfg=1.0, sampler="euler", seed=7, steps=3):
+    noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
+    given = (steps, cfg, sampler, "simple", positive, negative, latent["samples"])
+    return comfy.sample.sample(model, noise, *given, disable_pbar=True, seed=seed)
+
+
+def drawn(model, clip, *args, unpatched=False, run=None, **knobs):
+    patched, *rest = patch(model, clip, *args, **knobs)
+    return sample(model if unpatched else patched, *rest, **(run or {}))
+
+
+def differ(a, b) -> float:
+    return float((a - b).abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_takes_over_the_sources_layout(name, text_model):
+    """Equal prompts: equal pictures. Empty windows: as without the patch. Else the target changes and the source does not."""
+    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    same = drawn(model, clip, SOURCE, blend_words="circle", **ALL)
+    assert torch.equal(same[0], same[1]) and same.isfinite().all()
+    plain = drawn(model, clip, unpatched=True)
+    assert torch.equal(drawn(model, clip, **OFF), plain)
+    made = drawn(model, clip, **ALL)
+    assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-7 and made.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_that_is_filled_up_draws_as_it_does_by_itself(name, text_model):
+    """Families whose place of the picture depends on the length of the text are near it; the others are exact."""
+    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    patched, positive, negative, latent, _ = patch(model, clip, LONGER, **OFF)
+    assert len({encoded(clip, t)[0][0].shape[1] for t in (SOURCE, LONGER)}) == 2
+    made = sample(patched, positive, negative, latent, steps=1)
+    alone = [
+        sample(model, encoded(clip, t), negative, {"samples": latent["samples"][:1], "batch_index": None}, steps=1)
+        for t in (SOURCE, LONGER)
+    ]
+    assert_close(made[1:], alone[1], **CLOSE)
+    shifted = name in ("lumina2", "omnigen2", "boogu", "zimage")
+    assert_close(made[:1], alone[0], **(dict(atol=0.3 * float(alone[0].std()), rtol=0.3) if shifted else CLOSE))
+
+
+@pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
+def test_a_family_that_cannot_be_reached_is_refused_by_name(name, text_model):
+    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    with pytest.raises(ValueError, match=rf"{type(model.model).__name__}.*does not route its attention.*Use a UNet model.*Qwen-Image"):
+        patch(model, clip)
+
+
+# --- joint attention
+
+
+def test_the_pictures_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
+    spy = Keys(tiny_dits.dit("flux"))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.4, self_layers="1-2")
+    sample(patched, positive, negative, latent, steps=2)
+    text = positive[0][0].shape[1]
+    assert len(spy.seen) == 8
+    for call, (q, k, _) in enumerate(spy.seen):
+        exchanged = call in (1, 2)  # blocks 1 and 2 of 4, in the first of two steps
+        for t in (q, k):
+            assert torch.equal(t[0, :, text:], t[1, :, text:]) == exchanged
+            assert not torch.equal(t[0, :, :text], t[1, :, :text])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
+def test_several_pictures_and_targets_are_the_same_one_by_one(flux, clip, sampler):
+    run = dict(sampler=sampler, cfg=3.0)
+    made = drawn(flux, clip, f"{SWAP}\nred square", pictures=2, run=run).unflatten(0, (3, 2))
+    for i, target in enumerate((SWAP, "red square")):
+        alone = drawn(flux, clip, target, pictures=2, run=run).unflatten(0, (2, 2))
+        assert_close(made[0], alone[0], **CLOSE)
+        assert_close(made[1 + i], alone[1], **CLOSE)
+    assert torch.equal(*drawn(flux, clip, SOURCE, run=run))
+
+
+def test_only_the_positive_is_edited_however_the_calls_are_split(flux, clip, monkeypatch):
+    negative = tiny_dits.text("flux", 3, encoded(clip, SOURCE)[0][0].shape[1])
+
+    def made():
+        patched, positive, _, latent, _ = patch(flux, clip, **ALL)
+        calls = []
+        patched.set_model_unet_function_wrapper(lambda f, a: calls.append(a["cond_or_uncond"]) or f(a["input"], a["timestep"], **a["c"]))
+        return sample(patched, positive, negative, latent, cfg=3.0), calls
+
+    whole, together = made()
+    monkeypatch.setattr(type(flux), "get_free_memory", lambda self, device: 1.0)
+    parts, split = made()
+    assert any(len(c) == 2 for c in together) and all(len(c) == 1 for c in split)
+    assert_close(parts, whole, **CLOSE)
+
+
+def test_alpha_goes_from_none_to_all(flux, clip):
+    none, half, whole = (drawn(flux, clip, alpha=a, **ALL)[1] for a in (0.0, 0.5, 1.0))
+    assert torch.equal(none, drawn(flux, clip, unpatched=True)[1])
+    assert differ(none, half) > 1e-4 and differ(half, whole) > 1e-4
+    assert_close(drawn(flux, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
+
+
+def test_outside_the_window_the_hosts_attention_runs_without_an_override(flux, clip):
+    patched, *rest = patch(flux, clip, joint_end=0.3)
+    seen = []
+
+    def spy(executor, *args, **kwargs):
+        seen.append("optimized_attention_override" in args[-1])
+        return executor(*args, **kwargs)
+
+    patched.add_wrapper_with_key("diffusion_model", "spy", spy)
+    sample(patched, *rest, steps=6)
+    assert seen == [True, True] + [False] * 4
+
+
+def test_an_override_of_another_node_is_kept_before_and_behind(flux, clip):
+    def louder(function, q, k, v, *args, **kwargs):
+        return function(q, k, 1.5 * v, *args, **kwargs)
+
+    before, behind = flux.clone(), patch(flux, clip, **ALL)
+    before.model_options["transformer_options"]["optimized_attention_override"] = louder
+    behind[0].model_options["transformer_options"]["optimized_attention_override"] = louder
+    one = drawn(before, clip, **ALL)
+    assert torch.equal(one, sample(*behind)) and differ(one, drawn(flux, clip, **ALL)) > 1e-3
+    assert torch.equal(*drawn(before, clip, SOURCE, **ALL))
+
+
+def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(flux, clip):
+    before = drawn(flux, clip, unpatched=True)
+    patched, *rest = patch(flux, clip, blend_words="circle", word_weights="blue: 2")
+    assert torch.equal(sample(patched, *rest), sample(patched, *rest)) and torch.equal(before, drawn(flux, clip, unpatched=True))
+    assert KEY not in flux.model_options["transformer_options"]
+
+
+# --- words
+
+
+def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
+    spy = Keys(tiny_dits.dit("flux"))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2, circle: 0")
+    sample(patched, positive, negative, latent, steps=1)
+    control = patched.model_options["transformer_options"][KEY][0]
+    blue, circle = (control.scene.alignments[0].target.columns(w) for w in ([0], [1]))
+    bias = torch.zeros(2, positive[0][0].shape[1] + 16)
+    bias[1, list(blue)], bias[1, list(circle)] = math.log(2), -math.inf
+    assert len(spy.seen) == 4 and all(torch.equal(mask[:, 0, 0], bias) for _, _, mask in spy.seen)
+    assert torch.equal(drawn(spy.model, clip, word_weights="blue: 1"), drawn(spy.model, clip))
+
+
+def test_a_words_window_holds_for_its_weight(flux, clip):
+    always, early, never = (drawn(flux, clip, word_weights="blue: 3", word_windows=f"blue: 0-{e}")[1] for e in (1, 0.3, 0))
+    assert differ(always, early) > 1e-5 and differ(early, never) > 1e-5 and torch.equal(never, drawn(flux, clip)[1])
+
+
+def test_a_weight_below_nothing_is_refused(flux, clip):
+    with pytest.raises(ValueError, match="word_weights has -1, but in the joint attention of Flux"):
+        patch(flux, clip, word_weights="blue: -1")
+
+
+def test_filled_rows_keep_the_mean_and_the_mask_of_a_single_row(clip):
+    one, other = encoded(clip, SOURCE), encoded(clip, LONGER)
+    ((rows, values),) = as_filled_rows([one, other], 2, False)
+    short = one[0][0].shape[1]
+    assert torch.equal(rows[0, :short], one[0][0][0]) and torch.equal(rows[2], other[0][0][0])
+    assert_close(rows[0].mean(0), one[0][0][0].mean(0)) and values["pooled_output"].shape == (4, 16)
+    assert not as_filled_rows([one, other], 1, True)[0][0][0, :-short].any()
+    masked = tiny_dits.Clip(clip.clip, "ltxv")
+    ((_, values),) = as_filled_rows([encoded(masked, SOURCE), encoded(masked, LONGER)], 2, False)
+    assert values["attention_mask"].shape == (1, rows.shape[1]) and values["attention_mask"].all()
+
+
+# --- local blend
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
+def test_a_blend_of_nothing_is_the_source_and_one_of_all_is_no_blend(name, text_model):
+    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    knobs = dict(blend_words="circle", blend_start=0.0)
+    nothing = drawn(model, clip, LONGER, blend_threshold=1.0, **knobs)
+    everything = drawn(model, clip, LONGER, blend_threshold=0.0, **knobs)
+    assert torch.equal(everything, drawn(model, clip, LONGER))
+    assert differ(nothing[1], nothing[0]) < differ(everything[1], everything[0])
+    shares = []
+    for threshold in (0.9, 0.99, 0.997, 0.9995):
+        run = patch(model, clip, LONGER, blend_threshold=threshold, **knobs)
+        sample(*run, steps=1)
+        mask = run[0].model_options["transformer_options"][KEY][0].runs[0].blending.masks[0][1]
+        assert mask.shape == (1, *tiny_dits.empty(name).shape[-2:])
+        shares.append(float(mask.float().mean()))
+    assert shares == sorted(shares, reverse=True) and any(0 < s < 1 for s in shares)
+
+
+def test_the_blend_of_joint_models_ends_halfway(flux, clip):
+    patched, *rest = patch(flux, clip, blend_words="circle", blend_threshold=1.0, blend_start=0.0)
+    sample(patched, *rest, steps=7)
+    percents = [p for p, _ in patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks]
+    assert len(percents) == 4 and max(percents) < 0.5
+
+
+def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
+    class Some:
+        def __init__(self, module, total):
+            self.module, self.places = module, [Block(i, total) for i in range(total)]
+
+    assert map_blocks(Some("flux.model", 57)) == {11, 12, 14, 17, 18} and map_blocks(Some("flux.model", 9)) == {2, 3, 4, 5, 6}
+    assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
+
+
+# --- cross-attention
+
+
+def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
+    """The network gets for the target's first cross-attention what its values make of probabilities mapped from the source's."""
+    clip, seen = tiny_dits.Clip(text_model, "wan"), []
+    spy = Keys(tiny_dits.dit("wan"))
+    first = spy.model.get_model_object("diffusion_model").blocks[0].cross_attn
+    watch = first.o.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    values = first.v.register_forward_hook(lambda module, given, out: seen.append(out))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, LONGER, self_end=0.0, cross_end=1.0)
+    sample(patched, positive, negative, latent, steps=1)
+    watch.remove(), values.remove()
+    control = patched.model_options["transformer_options"][KEY][0]
+    q, k, mask = spy.seen[1]  # behind the block's self-attention
+    p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
+    edited = control.edits[0].at(0.0)(p[0], p[1])
+    assert_close(edited.sum(-1), torch.ones_like(edited[..., 0]))
+    v, out = seen[0].unflatten(-1, (2, -1)).transpose(1, 2), seen[1]
+    assert_close(out, torch.stack([p[0] @ v[0], edited @ v[1]]).transpose(1, 2).flatten(2), **CLOSE)
+    hidden = control.lengths[0]
+    assert not p[0, ..., hidden:].any() and (p[1, ..., hidden:] > 0).all()
+    assert_close(drawn(spy.model, clip, LONGER, **ALL), drawn(tiny_dits.dit("wan"), clip, LONGER, **ALL), **CLOSE)
+
+
+def test_a_swap_of_equal_length_needs_no_probabilities_of_a_cross_attention(text_model, monkeypatch):
+    from controlled_diffusion.nodes.host.joint_attention import TokenCall
+
+    clip, model = tiny_dits.Clip(text_model, "wan"), tiny_dits.dit("wan")
+    assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
+    asked, real = [], TokenCall.put_edited
+    monkeypatch.setattr(TokenCall, "put_edited", lambda self, *a: asked.append(1) or real(self, *a))
+    swapped = drawn(model, clip, **ALL)
+    assert not asked and differ(swapped[0], swapped[1]) > 1e-6
+    drawn(model, clip, word_weights="blue: 2", **ALL)
+    assert asked
+
+
+def test_the_words_of_the_node_are_explained_for_joint_models(flux, clip):
+    text = patch(flux, clip, word_weights="blue: 2")[4]
+    assert text.startswith("Flux: the picture's queries and keys are taken over") and "x 2 blue" in text
+    assert dit_of(flux).name == "Flux"
