@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from . import (
+    as_flow,
     attention_maps,
     bdia,
     belm,
@@ -32,12 +33,13 @@ from .host.demo import offer_controlnet
 
 MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
-    *(ddim, inversion, edict, bdia, belm, edit_friendly, flow_edit, inversion_report, inversion_files),
+    *(ddim, inversion, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
+    *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps),
     *(textual_inversion, classifier_training),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (rf_inversion, ip_adapter, dreambooth)
+WAITING = (ip_adapter, dreambooth)
 
 
 class Extension(ComfyExtension):

@@ -56,6 +56,10 @@ def decibels(value: float) -> str:
     return "equal" if value == float("inf") else f"{value:.2f} dB"
 
 
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def measured(name: str, pictures: torch.Tensor, reference: torch.Tensor) -> Shown:
     """Pictures and how near they are to the reference."""
     found = [
@@ -114,7 +118,7 @@ class Report:
         if self.inversion is None:
             return []
         made = self.inversion
-        settings = ", ".join(f"{f.name} {getattr(made.method, f.name)}" for f in fields(made.method))
+        settings = ", ".join(f"{f.name} {_short(getattr(made.method, f.name))}" for f in fields(made.method))
         lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
         return [
             f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trail.steps} steps from sigma {made.trail.sigmas[0]:.4g}, "

@@ -179,7 +179,10 @@ def check_flow(model, what: str, instead: str) -> None:
     """Refuses models that are no flow models."""
     tag = ModelTag.of(model)
     if tag.prediction != "flow":
-        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it.")
+        raise ValueError(
+            f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it, or make it one with Model "
+            "Sampling as Flow."
+        )
 
 
 def latent_of(model, vae, picture) -> torch.Tensor:

@@ -18,7 +18,7 @@ def exact_inversion(graph):
         picture = two_squares(graph)
     with graph.group("3 Inversion"):
         shared = dict(
-            model=model["model"], source=source, negative=negative, picture=picture, vae=model["vae"], steps=30, scheduler="karras", cfg=3.0
+            model=model["model"], source=source, negative=negative, picture=picture, vae=model["vae"], steps=20, scheduler="karras", cfg=3.0
         )
         found = {name: graph.add(node, **shared)["inversion"] for name, node in INVERTERS.items()}
     with graph.group("4 The way back"):

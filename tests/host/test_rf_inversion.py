@@ -110,7 +110,7 @@ def test_an_inversion_below_full_noise_is_pulled_along_the_straight_line(model):
 
 @pytest.mark.parametrize("family", ["eps", "v"])
 def test_models_without_a_flow_are_refused_by_name_with_what_to_use(family):
-    message = rf"RF-Inversion needs a flow model .* is BaseModel \(SD15, {family}\)\. Use DDIM Inverter or Edit-Friendly Inverter"
+    message = rf"RF-Inversion needs a flow model .* is BaseModel \(SD15, {family}\)\. Use DDIM Inverter or Edit-Friendly Inverter with it, or make it one with Model"
     with pytest.raises(ValueError, match=message):
         invert(tiny.unet(family))
 

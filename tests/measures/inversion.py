@@ -7,9 +7,6 @@ the table shows every method that has been measured.
 """
 
 import argparse
-import contextlib
-import ctypes
-import gc
 import hashlib
 import importlib
 import json
@@ -25,6 +22,7 @@ from controlled_diffusion.inversion import quality
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
 
+from harness import memory
 from harness.demo_pictures import SCHEDULER, Studio
 from harness.host import PRIVATE
 from host.sampling import Count
@@ -74,34 +72,18 @@ WAYS = {
 }
 
 
-class Peak:
-    """The most memory in use inside of a `with`, above what was in use before, in MB; of the GPU if there is one."""
+class Work:
+    """Seconds of work inside of a `with`, for one picture of `count`: of the processor, whatever else it has to do, or of a GPU."""
+
+    def __init__(self, count: int):
+        self.count, self.clock = count, time.perf_counter if torch.cuda.is_available() else time.process_time
 
     def __enter__(self):
-        self.gpu, self.megabytes = torch.cuda.is_available(), float("nan")
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            with contextlib.suppress(OSError, AttributeError):
-                gc.collect()
-                ctypes.CDLL(None).malloc_trim(0)  # gives back what is free, so that it counts when it is taken again
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-            self.before = self._kilobytes("VmRSS")
+        self.began = self.clock()
         return self
 
     def __exit__(self, *error):
-        if self.gpu:
-            self.megabytes = (torch.cuda.max_memory_allocated() - self.before) / 2**20
-        else:
-            self.megabytes = (self._kilobytes("VmHWM") - self.before) / 2**10
-
-    @staticmethod
-    def _kilobytes(name: str) -> float:
-        with contextlib.suppress(OSError):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return float(next(line for line in lines if line.startswith(name)).split()[1])
-        return float("nan")
+        self.seconds = (self.clock() - self.began) / self.count
 
 
 def edits(count: int) -> list[Change]:
@@ -143,22 +125,22 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
     source, target = prompts(studio, changes)
     latents = studio.vae.encode(pictures(changes))
     floor, count, direct = studio.vae.decode(latents), len(changes), way.branches != "edit"
-    with Peak() as peak:
+    with Work(count) as inverting:
         inversion = way.invert(studio, source, latents)
     replays = Replays(studio, inversion)
     own = replays.pictures(inversion.cfg)
     again = own if way.replay == inversion.cfg else replays.pictures(way.replay)
-    replays.count.rows, began = 0, time.perf_counter()
-    made = replays.pictures(way.edit, way.branches, both(source, target) if direct else target)
-    seconds = (time.perf_counter() - began) / count
+    replays.count.rows = 0
+    with Work(count) as editing:
+        made = replays.pictures(way.edit, way.branches, both(source, target) if direct else target)
     if direct:
         again, made = made[:count], made[count:]
     cost = {
-        "seconds": inversion.seconds / count,
+        "seconds": inverting.seconds,
         "evaluations": inversion.evaluations,
-        "edit_seconds": seconds,
+        "edit_seconds": editing.seconds,
         "edit_evaluations": replays.count.rows / count,
-        "memory": peak.megabytes / count,
+        "memory": memory.peak(lambda: way.invert(studio, [[source[0][0][:1], {}]], latents[:1])),
     }
     shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
     return [
@@ -201,7 +183,7 @@ def table(count: int) -> str:
                 f"| {100 * mean['edit']:.0f} % | {mean['off']:.1f} dB | {mean['seconds']:.2f} | {mean['evaluations']:.0f} "
                 f"| {mean['edit_seconds']:.2f} | {mean['edit_evaluations']:.0f} | {mean['memory']:.1f} MB |"
             )
-    return "\n".join(lines) + f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture; PSNR of 120 dB and more count as 120.\n"
+    return "\n".join(lines) + f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture, seconds of one core; PSNR of 120 dB and more count as 120.\n"
 
 
 def main() -> None:

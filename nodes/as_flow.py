@@ -1,0 +1,31 @@
+"""An eps or v model in the coordinates of a flow model."""
+
+from comfy_api.latest import io
+
+from .host.as_flow import as_flow
+
+
+class ModelSamplingAsFlow(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ModelSamplingAsFlow",
+            display_name="Model Sampling as Flow",
+            category="controlled diffusion/inversion",
+            description="Makes an eps or v model (SD1.5, SD2, SDXL) a flow model, exactly: the same network asked at the same levels, with states "
+            "that are (1 - s) picture + s noise. So that what is for flow models, as RF Inverter, works with it.",
+            search_aliases=["rectified flow", "eps to flow", "v to flow", "model sampling sd3", "convert to flow matching", "const"],
+            inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model is refused: it needs nothing.")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The same as a flow model. Its sigmas end below 1; take them anew from a scheduler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        return io.NodeOutput(as_flow(model))
+
+
+NODES = [ModelSamplingAsFlow]
