@@ -91,6 +91,10 @@ class Method:
         """The carry at `trail.sigmas[i + 1]` from the one at `trail.sigmas[i]`."""
         raise NotImplementedError
 
+    def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What guidance on the way back makes of the difference (B, ...) of its predictions before it is scaled; None: nothing."""
+        return None
+
 
 def method_named(name: str) -> type[Method]:
     """The method that a file names."""

@@ -23,6 +23,8 @@ from . import (
     inversion_report,
     ip_adapter,
     multi_cfg,
+    negative_prompt,
+    null_text,
     prompt_to_prompt,
     rf_inversion,
     schedules,
@@ -33,7 +35,7 @@ from .host.demo import offer_controlnet
 
 MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
-    *(ddim, inversion, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
+    *(ddim, inversion, null_text, negative_prompt, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
     *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps),
     *(textual_inversion, classifier_training),

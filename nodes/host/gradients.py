@@ -75,16 +75,98 @@ def norms_keep_their_inputs(modules: Iterable[torch.nn.Module]):
             handle.remove()
 
 
-def prepare(guider) -> None:
+class _Recomputed:
+    """One pass through a block, of which autograd keeps the inputs alone: what else it saved is made again when it is needed."""
+
+    def __init__(self, block: torch.nn.Module, given: tuple):
+        self.block, self.given, self.count, self.saved = block, _copied(given), 0, None
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._forget, self._recall)
+
+    def _forget(self, tensor: torch.Tensor) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _recall(self, number: int) -> torch.Tensor:
+        if self.saved is None:
+            self.saved = self._again()
+        return self.saved[number]
+
+    def _again(self) -> list[torch.Tensor]:
+        """All that autograd saves in the pass; copies, as blocks may change it afterwards."""
+        saved, weights = [], {p.untyped_storage().data_ptr() for p in self.block.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            own = tensor.untyped_storage().data_ptr() in weights
+            saved.append(tensor.detach() if own else tensor.detach().clone())
+            return tensor
+
+        with torch.inference_mode(False), torch.enable_grad():
+            args, kwargs = _copied(self.given)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                self.block.forward(*args, **kwargs)
+        return saved
+
+
+def _copied(value):
+    """A value with copies of its tensors that lead nowhere, and asks for gradients where they did; containers are made anew."""
+    if torch.is_tensor(value):
+        return value.detach().requires_grad_(value.requires_grad).clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+
+
+RECOMPUTABLE = {  # denoisers whose blocks were compared with and without, and the blocks
+    "UNetModel": ("ResBlock", "SpatialTransformer"),
+    "OpenAISignatureMMDITWrapper": ("JointBlock",),
+    "Flux": ("DoubleStreamBlock", "SingleStreamBlock"),
+}
+
+
+def blocks_of(model) -> list[torch.nn.Module]:
+    """The blocks of a model that `recomputed` may be given; refuses models with which that was not tried."""
+    network = model.diffusion_model
+    names = RECOMPUTABLE.get(type(network).__name__)
+    if names is None:
+        raise ValueError(
+            f"checkpointing was not tried with {type(model).__name__}, where it may give wrong gradients; switch it off. It works with the "
+            "UNets of SD1, SD2 and SDXL, with SD3 and with Flux."
+        )
+    return [m for m in network.modules() if type(m).__name__ in names]
+
+
+@contextmanager
+def recomputed(blocks: Iterable[torch.nn.Module]):
+    """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""
+    running: list[_Recomputed] = []
+
+    def before(block, args, kwargs):
+        if torch.is_grad_enabled():
+            running.append(_Recomputed(block, (args, kwargs)))
+            running[-1].hooks.__enter__()
+
+    def after(block, args, output):
+        if running and running[-1].block is block:
+            running.pop().hooks.__exit__()
+
+    handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
+    handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def prepare(guider, what: str = "Guidance through the denoiser", instead: str = ", or switch 'through_denoiser' off") -> None:
     """Readies a running guider for gradients through its model: weights and conditionings become ordinary tensors."""
     patcher = guider.model_patcher
     if getattr(patcher, "is_dynamic", bool)():
         raise ValueError(
-            "Guidance through the denoiser needs the whole model in memory, which is loaded dynamically. Start ComfyUI with "
-            "--disable-dynamic-vram, or switch 'through_denoiser' off."
+            f"{what} needs the whole model in memory, which is loaded dynamically. Start ComfyUI with --disable-dynamic-vram{instead}."
         )
     if "multigpu_clones" in guider.model_options:
-        raise ValueError("Guidance through the denoiser runs on one GPU. Take MultiGPU CFG Split away, or switch 'through_denoiser' off.")
+        raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away{instead}.")
     heal(guider.inner_model, patcher.load_device)
     with torch.inference_mode(False):
         guider.conds = ordinary(guider.conds)

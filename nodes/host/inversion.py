@@ -21,7 +21,7 @@ import torch
 from ...guidance.diffedit import cells, mixed
 from ...guidance.sdedit import sigmas_from
 from ...inversion.method import Method, Slope, Trail, replay
-from .channels import alive, noise_scale
+from .channels import alive, noise_scale, same_conditioning
 from .fingerprint import Weights
 
 BRANCHES = ("edit", "source and edit", "direct")
@@ -82,14 +82,20 @@ class Inversion:
 
 
 class Guidance(comfy.samplers.CFGGuider):
-    """The host's CFG; at cfg 1 it needs no negative."""
+    """The host's CFG; at cfg 1 it needs no negative. Where the negative is the positive, cfg has no effect and is 1."""
 
     def __init__(self, model, positive, negative, cfg: float):
         super().__init__(model)
         if negative is None and cfg != 1.0:
             raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
         self.inner_set_conds({"positive": positive} if negative is None else {"positive": positive, "negative": negative})
-        self.set_cfg(cfg)
+        self.set_cfg(1.0 if negative is not None and self._same() else cfg)
+
+    def _same(self) -> bool:
+        """Whether positive and negative surely are one prediction."""
+        pair = [self.original_conds[name] for name in ("positive", "negative")]
+        kinds = [{part.get("prompt_type", name) for part in parts} for name, parts in zip(("positive", "negative"), pair)]
+        return same_conditioning(*pair) and kinds[0] == kinds[1]
 
     @property
     def rows(self) -> int:
@@ -276,6 +282,22 @@ def stacked_conditioning(source: list, target: list, pictures: int) -> list:
     return [[rows(a, b), extra]]
 
 
+def directed(model, method: Method):
+    """The model, or a clone of it whose guidance goes where the method wants."""
+    direction = method.direction()
+    if direction is None:
+        return model
+
+    def shaped(args: dict) -> list[torch.Tensor]:
+        positive, negative, *more = args["conds_out"]
+        guided = args["conds"][1] is not None
+        return [negative + direction(positive - negative), negative, *more] if guided else args["conds_out"]
+
+    clone = model.clone()
+    clone.set_model_sampler_pre_cfg_function(shaped)
+    return clone
+
+
 @dataclass(frozen=True)
 class Replay:
     """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change."""
@@ -293,7 +315,7 @@ class Replay:
             positive = stacked_conditioning(inversion.source, positive, inversion.pictures)
             count = positive[0][0].shape[0] // inversion.pictures
         trail = inversion.trail.branches(count)
-        guider = Guidance(model, positive, negative, cfg)
+        guider = Guidance(directed(model, inversion.method), positive, negative, cfg)
         clean = model.model.process_latent_out(trail.carries[-1][0].float())
 
         def journey(guider, slope, latent, show):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -19,12 +20,17 @@ def available() -> bool:
     return installed and (Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET).is_file()
 
 
-@torch.no_grad()
-def lpips(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """LPIPS (AlexNet, version 0.1), (B,), of pictures (B, H, W, 3) in [0, 1]; 0 for equal ones. See `available`."""
+def distance() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """LPIPS (AlexNet, version 0.1), (B,), of pictures (B, 3, H, W) in [0, 1], with a graph; see `available`."""
     with torch.inference_mode(False):
         network = importlib.import_module("lpips").LPIPS(net="alex", verbose=False)
-    network = network.eval().to(comfy.model_management.get_torch_device())
-    here = next(network.parameters())
-    x, y = (t.movedim(-1, 1).to(here) * 2 - 1 for t in (a, b))
-    return torch.cat([network(i[None], j[None]).view(1) for i, j in zip(x, y)]).double().cpu()
+    network = network.eval().requires_grad_(False).to(comfy.model_management.get_torch_device())
+    return lambda a, b: network(a * 2 - 1, b * 2 - 1).view(-1)
+
+
+@torch.no_grad()
+def lpips(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """LPIPS, (B,), of pictures (B, H, W, 3) in [0, 1]; 0 for equal ones. See `available`."""
+    measure, device = distance(), comfy.model_management.get_torch_device()
+    x, y = (t.movedim(-1, 1).to(device, torch.float32) for t in (a, b))
+    return torch.cat([measure(i[None], j[None]) for i, j in zip(x, y)]).double().cpu()

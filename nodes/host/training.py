@@ -194,7 +194,7 @@ class Lesson(comfy.samplers.Sampler):
         self.steps, self.modules, self.show, self.mutations = steps, modules, show, mutations
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        _check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
+        check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
         for module in (model_wrap.inner_model, *self.modules):
             gradients.heal(module)
         ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
@@ -205,13 +205,13 @@ class Lesson(comfy.samplers.Sampler):
         return latent_image
 
 
-def _check_whole(patchers) -> None:
+def check_whole(patchers) -> None:
     """Refuses models that are only partly in memory: what autograd keeps of their borrowed weights is overwritten."""
     for patcher in patchers:
         if getattr(patcher.model, "model_lowvram", False):
             size, free = patcher.model_size() / 2**30, patcher.get_free_memory(patcher.load_device) / 2**30
             raise ValueError(
-                f"{type(patcher.model).__name__} ({size:.1f} GB) does not fit into memory whole, which training needs; {free:.1f} GB are free. "
+                f"{type(patcher.model).__name__} ({size:.1f} GB) does not fit into memory whole, which gradients need; {free:.1f} GB are free. "
                 "Use a smaller model or a smaller precision of it, or close what else uses the memory."
             )
 
@@ -229,11 +229,11 @@ def differentiable_patcher(patcher, what: str):
         ) from error
 
 
-def trainable(model, clip=None):
-    """A MODEL, and a CLIP if given, as training needs them: clones that do not load dynamically, the model bringing the CLIP along."""
+def trainable(model, clip=None, what: str = "Training"):
+    """A MODEL, and a CLIP if given, as `what` needs them: clones that do not load dynamically, the model bringing the CLIP along."""
     model = differentiable_patcher(model, "model").clone()
     if "multigpu_clones" in model.model_options:
-        raise ValueError("Training runs on one GPU. Take MultiGPU CFG Split away.")
+        raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
     if clip is None:
         return model, None

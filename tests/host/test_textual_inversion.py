@@ -532,8 +532,8 @@ def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps
 
 def test_models_that_are_partly_off_loaded_are_refused(eps_model):
     eps_model.model.model_lowvram = True
-    with pytest.raises(ValueError, match=r"does not fit into memory whole, which training needs; .* GB are free"):
-        training._check_whole([eps_model])
+    with pytest.raises(ValueError, match=r"does not fit into memory whole, which gradients need; .* GB are free"):
+        training.check_whole([eps_model])
 
 
 def test_the_loop_scales_the_loss_for_half_precision_alone(eps_model):

@@ -1,0 +1,78 @@
+"""Negative-prompt inversion (arXiv 2305.16807) and proximal guidance (arXiv 2306.05414, algorithms 1 and 2).
+
+With the source prompt as the negative, guidance adds nothing under the source prompt, whatever its scale: DDIM inversion comes back as
+without guidance. Under another prompt guidance follows the difference of the two prompts; proximal guidance takes out of it what is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .ddim import DDIM
+from .method import Carry, Method, Show, Slope, Trail
+
+PROXIMAL = ("off", "l0", "l1")
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+    """What lies at `share` of the arc from a to b (B, ...), each sample as one vector; a at 0, b at 1."""
+    if share in (0.0, 1.0):
+        return b if share else a
+    x, y = (t.double().flatten(1) for t in (a, b))
+    cosine = torch.nn.functional.cosine_similarity(x, y).clamp(-1, 1)[:, None]
+    angle = cosine.arccos()
+    straight = angle.sin() < 1e-6
+    one, other = (torch.where(straight, w, (w * angle).sin() / angle.sin()) for w in (torch.tensor(1 - share), torch.tensor(share)))
+    return (one * x + other * y).view(torch.broadcast_shapes(a.shape, b.shape)).to(a)
+
+
+def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch.Tensor:
+    """A difference (B, ...) without its small values: those up to the quantile of each sample's sizes.
+
+    "l0" keeps the others as they are, "l1" brings them nearer to 0 by as much. At quantile 0 it is unchanged, at 1 nothing is left.
+    """
+    if kind == "off" or quantile == 0.0:
+        return difference
+    size = difference.abs().flatten(1)
+    rank = max(1, round(quantile * size.shape[1]))
+    least = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (difference.ndim - 1))
+    if kind == "l0":
+        return torch.where(difference.abs() > least, difference, 0.0)
+    return difference.sign() * (difference.abs() - least).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class NegativePrompt(Method):
+    """DDIM for a way back with the source as the negative.
+
+    `fixed_point_iterations` make the way up exact, see `DDIM`. `interpolation` tells how far the negative lies from the source towards the
+    empty prompt. `proximal` and `quantile` say what `without_small` takes
+    out of guidance.
+    """
+
+    name: ClassVar[str] = "negative_prompt"
+    fixed_point_iterations: int = 0
+    interpolation: float = 0.0
+    proximal: str = "off"
+    quantile: float = 0.7
+
+    def __post_init__(self):
+        DDIM(fixed_point_iterations=self.fixed_point_iterations)
+        if self.proximal not in PROXIMAL:
+            raise ValueError(f"proximal is '{self.proximal}'; give one of {', '.join(PROXIMAL)}.")
+        for name in ("interpolation", "quantile"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name):g}; give 0 to 1.")
+
+    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+        return DDIM(fixed_point_iterations=self.fixed_point_iterations).encode(slope, x0, sigmas, show)
+
+    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
+        return DDIM().step(slope, carry, i, trail)
+
+    def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return None if self.proximal == "off" else lambda difference: without_small(difference, self.proximal, self.quantile)

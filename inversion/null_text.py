@@ -1,0 +1,240 @@
+"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the picture (arXiv 2211.09794).
+
+DDIM inversion without guidance gives pivots. On the way back, each step's embedding is optimised until the guided step leads to the next
+pivot. Losses are in the network's own space, as the paper's are: of x in sigma space times the square of the factor on the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .ddim import DDIM
+from .method import Carry, Method, Show, Slope, Trail
+
+STARTS = ("source", "empty")
+OPTIMIZERS = ("fast", "adam")
+LEARNING_RATE = 1e-2
+USUAL_STEPS = 50  # for which the paper's rate and thresholds are meant
+REACH = 0.1  # of an embedding's norm: the largest change by one gradient of `Secant`, several times what is needed
+
+ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b, ...), rows (b,)) -> (b,)
+
+
+class Predictor:
+    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's pictures the states x (b, ...) are.
+
+    `separate` tells whether some rows of a batch can be asked without the others.
+    """
+
+    separate = True
+
+    def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
+        """The prediction under the source."""
+        raise NotImplementedError
+
+    def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The prediction under embeddings (b, tokens, width), with a graph to them where autograd records."""
+        raise NotImplementedError
+
+    def guided(
+        self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """What guidance makes of the two."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A step of the way back, from states x at sigma `now` to `pivot` at `goal`; `unit` makes squares of x squares in the network's space.
+
+    The step's optimisation ends for a picture whose loss is below `enough`. `before` is the embedding of the step before, if any.
+    """
+
+    number: int
+    x: torch.Tensor
+    pivot: torch.Tensor
+    now: float
+    goal: float
+    unit: float
+    enough: float
+    before: torch.Tensor | None
+
+    def moved(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return self.x[rows] + (self.goal - self.now) * (self.x[rows] - denoised) / self.now
+
+    def loss(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The paper's loss of each picture, (b,)."""
+        return (self.moved(denoised, rows) - self.pivot[rows]).square().flatten(1).mean(1) * self.unit
+
+
+@dataclass
+class Kept:
+    """The best that was found for a step: embeddings (B, tokens, width), what guidance predicts with them, where the step leads.
+
+    `loss` (B,) is its loss, `first` that of the start, `gradients` how many gradients were taken.
+    """
+
+    null: torch.Tensor
+    denoised: torch.Tensor
+    x: torch.Tensor
+    loss: torch.Tensor
+    first: torch.Tensor
+    gradients: torch.Tensor
+
+    @classmethod
+    def nothing(cls, aim: Aim, null: torch.Tensor) -> Kept:
+        none = torch.full([len(aim.x)], torch.inf, device=aim.x.device)
+        return cls(null.clone(), aim.x.clone(), aim.x.clone(), none, none.clone(), torch.zeros_like(none))
+
+    def offer(self, aim: Aim, rows: torch.Tensor, null: torch.Tensor, denoised: torch.Tensor, loss: torch.Tensor) -> None:
+        """Takes what is better than the best."""
+        if bool(self.first[rows].isinf().all()):
+            self.first[rows] = loss
+        better = loss < self.loss[rows]
+        at = rows[better]
+        self.null[at], self.denoised[at], self.loss[at] = null[better], denoised[better], loss[better]
+        self.x[at] = aim.moved(denoised[better], at)
+
+
+class Secant:
+    """Steepest descent in step lengths that need no rate.
+
+    The first is Polyak's for a loss that can vanish; then those of Barzilai and Borwein (1988), from the last change of embedding and
+    gradient. Where a prompt has hardly an effect they would run away: a change is at most a tenth of the start.
+    """
+
+    def __init__(self, null: torch.Tensor):
+        self.null, self.gradient = null.clone(), torch.full_like(null, torch.nan)
+        self.reach = REACH * null.flatten(1).norm(dim=1)
+
+    def __call__(self, null: torch.Tensor, gradient: torch.Tensor, loss: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The next embeddings (b, tokens, width), from these, their gradient and their loss (b,)."""
+
+        def dot(a, b):
+            return (a * b).flatten(1).sum(1)
+
+        change, bend = null - self.null[rows], gradient - self.gradient[rows]
+        length = dot(change, bend) / dot(bend, bend)
+        steepness = dot(gradient, gradient).clamp(min=1e-30)
+        length = torch.where(length > 0, length, loss / steepness).clamp(max=self.reach[rows] / steepness.sqrt())
+        self.null[rows], self.gradient[rows] = null, gradient
+        return null - length.view(-1, *[1] * (null.ndim - 1)) * gradient
+
+
+class Adam:
+    """Adam as in the paper; `rate` is that of this step."""
+
+    def __init__(self, null: torch.Tensor, rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8):
+        self.rate, self.betas, self.epsilon, self.count = rate, betas, epsilon, 0
+        self.mean, self.square = torch.zeros_like(null), torch.zeros_like(null)
+
+    def __call__(self, null: torch.Tensor, gradient: torch.Tensor, loss: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        (a, b), n = self.betas, self.count
+        self.mean[rows] = a * self.mean[rows] + (1 - a) * gradient
+        self.square[rows] = b * self.square[rows] + (1 - b) * gradient.square()
+        return null - self.rate * self.mean[rows] / (1 - a**n) / ((self.square[rows] / (1 - b**n)).sqrt() + self.epsilon)
+
+
+def threshold(i: int, steps: int) -> float:
+    """The loss that is enough for the paper in step i of `steps`: 1e-5, and 2e-5 more with every fiftieth of the way."""
+    return 1e-5 + 2e-5 * i * USUAL_STEPS / steps
+
+
+def rate(learning_rate: float, i: int, steps: int) -> float:
+    """The learning rate of step i: as in the paper it falls to its half, and so it does in any number of steps."""
+    return learning_rate * (1 - i / (2 * steps))
+
+
+@dataclass(frozen=True)
+class NullText(Method):
+    """DDIM whose unconditional embeddings are optimised, in up to `inner_steps` gradients a step.
+
+    `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
+    first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
+    `learning_rate`. `early_stop` times the paper's threshold is enough. `smoothness` weighs the mean square of an embedding's change from
+    step to step, `l1` and `perceptual` the distances of the predicted picture from the picture.
+    """
+
+    name: ClassVar[str] = "null_text"
+    start: str = "source"
+    optimizer: str = "fast"
+    inner_steps: int = 3
+    learning_rate: float = LEARNING_RATE
+    early_stop: float = 0.2
+    smoothness: float = 0.0
+    l1: float = 0.0
+    perceptual: float = 0.0
+
+    def __post_init__(self):
+        for name, value, known in (("start", self.start, STARTS), ("optimizer", self.optimizer, OPTIMIZERS)):
+            if value not in known:
+                raise ValueError(f"{name} is '{value}'; give one of {', '.join(known)}.")
+        if self.inner_steps < 0:
+            raise ValueError(f"inner_steps is {self.inner_steps}; give 0 (no optimisation) or more, usually 3, with adam 10.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}; give more than 0, usually 0.01.")
+        for name in ("early_stop", "smoothness", "l1", "perceptual"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (off) or more.")
+
+    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+        """The pivots alone; `optimised` finds the embeddings."""
+        return DDIM().encode(slope, x0, sigmas, show)
+
+    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
+        return DDIM().step(slope, carry, i, trail)
+
+    def optimised(
+        self, predictor: Predictor, trail: Trail, null: torch.Tensor, input_scale: Callable[[float], float], image_loss: ImageLoss | None = None
+    ) -> Iterator[Kept]:
+        """The best embeddings of each step of the way back along the pivots, from embeddings `null` (B, tokens, width) on.
+
+        With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step goes on from where
+        the guided steps before have led, not from the pivot.
+        """
+        x, start, before = trail.carries[0][0], null.float(), None
+        for i in range(trail.steps):
+            now, goal = trail.sigmas[i : i + 2]
+            enough = self.early_stop * threshold(i, trail.steps)
+            aim = Aim(i, x, trail.carries[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
+            begin = start if self.start == "source" or before is None else before
+            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trail.steps), image_loss)
+            x, before = kept.x, kept.null
+            yield kept
+
+    def _best(self, predictor: Predictor, aim: Aim, null: torch.Tensor, rate: float, image_loss: ImageLoss | None) -> Kept:
+        """The optimisation of one step. What the source's embedding predicts is the conditional prediction, so it is asked only once."""
+        kept, everyone = Kept.nothing(aim, null), torch.arange(len(aim.x), device=aim.x.device)
+        optimizer = Adam(null, rate) if self.optimizer == "adam" else Secant(null)
+        conditional = None if self.start == "source" else predictor.conditional(aim.x, aim.now, everyone)
+        null, active = null.clone(), torch.ones_like(everyone, dtype=torch.bool)
+        for taken in range(self.inner_steps + 1):
+            rows = everyone[active] if predictor.separate else everyone
+            with torch.set_grad_enabled(taken < self.inner_steps):
+                leaf = null[rows].requires_grad_(taken < self.inner_steps)
+                unconditional = predictor.unconditional(aim.x[rows], aim.now, leaf, rows)
+                conditional = unconditional.detach() if conditional is None else conditional
+                denoised = predictor.guided(aim.x[rows], aim.now, conditional[rows], unconditional, rows)
+                loss = self._loss(aim, leaf, denoised, rows, image_loss)
+            found = loss.detach()
+            kept.offer(aim, rows, null[rows], denoised.detach(), found)
+            active[rows] &= found >= aim.enough
+            if taken == self.inner_steps or not active.any():
+                return kept
+            (gradient,) = torch.autograd.grad((loss / found).sum(), leaf)  # of the loss's own size, so that half precision can hold it
+            going = active[rows]
+            at = rows[going]
+            null[at] = optimizer(null[at], (gradient * found.view(-1, *[1] * (leaf.ndim - 1)))[going], found[going], at)
+            kept.gradients[at] += 1
+        return kept
+
+    def _loss(self, aim: Aim, null: torch.Tensor, denoised: torch.Tensor, rows: torch.Tensor, image_loss: ImageLoss | None) -> torch.Tensor:
+        loss = aim.loss(denoised, rows)
+        if self.smoothness and aim.before is not None:
+            loss = loss + self.smoothness * (null - aim.before[rows]).square().flatten(1).mean(1)
+        return loss if image_loss is None else loss + image_loss(denoised, rows)

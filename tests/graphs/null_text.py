@@ -1,0 +1,69 @@
+"""Null-text inversion in stock samplers, beside negative-prompt inversion."""
+
+from .parts import SWAP, saved, square_prompts, two_squares
+
+STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
+
+
+def null_text(graph):
+    graph.note(
+        "# Null-Text Inverter\n\nA painted picture becomes noise and a *negative* that is another for every step. With these two, a stock KSampler "
+        "gives the picture back at cfg 7.5, where plain DDIM inversion and an empty negative go astray; with another prompt it edits. "
+        "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, which "
+        "optimises nothing.\n\nTry another colour in the target; *inner_steps* 0 and 10; *proximal* l0 below." + SWAP
+    )
+    with graph.group("1 Model and prompts"):
+        model = graph.add("DemoModelLoader")
+        source, target, empty = square_prompts(
+            graph, model, "a red square on the left and a yellow square on the right on a white background"
+        )
+    with graph.group("2 Picture"):
+        picture = two_squares(graph)
+    shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], **STEPS)
+    with graph.group("3 Inversion"):
+        found = graph.add("NullTextInverter", cfg=CFG, **shared)
+        quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
+    with graph.group("4 Null-text in stock samplers"):
+        knobs = dict(
+            model=model["model"],
+            latent_image=found["noisy_latent"],
+            add_noise="disable",
+            noise_seed=0,
+            cfg=CFG,
+            sampler_name="euler",
+            start_at_step=0,
+            end_at_step=10000,
+            return_with_leftover_noise="disable",
+            **STEPS,
+        )
+        plain = graph.add("KSamplerAdvanced", title="empty negative", positive=source, negative=empty, **knobs)
+        back = graph.add("KSamplerAdvanced", title="null-text negative", positive=source, negative=found["negative"], **knobs)
+        guider = graph.add("CFGGuider", model=model["model"], positive=target, negative=found["negative"], cfg=CFG)
+        edit = graph.add(
+            "SamplerCustomAdvanced",
+            title="edit",
+            noise=found["noise"],
+            guider=guider,
+            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+            sigmas=found["sigmas"],
+            latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=1),
+        )["output"]
+    with graph.group("5 Negative-prompt"):
+        way = dict(model=model["model"], inversion=quick["inversion"], cfg=CFG, branches="edit")
+        quick_back = graph.add("InversionSampler", title="source", **way)
+        quick_edit = graph.add("InversionSampler", title="target", positive=target, **way)
+    with graph.group("6 Pictures"):
+        graph.add("PreviewImage", title="picture", images=picture)
+        graph.add("PreviewImage", title="loss curve", images=found["loss_curve"])
+        made = {
+            "empty negative": plain,
+            "null-text back": back,
+            "null-text edit": edit,
+            "negative-prompt back": quick_back,
+            "negative-prompt edit": quick_edit,
+        }
+        for title, latent in made.items():
+            saved(graph, model["vae"], latent, title.replace(" ", "_"), title)
+
+
+WORKFLOWS = [null_text]

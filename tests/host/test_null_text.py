@@ -1,0 +1,492 @@
+"""Null-text and negative-prompt inversion inside the real host."""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import nodes
+import pytest
+import torch
+from controlled_diffusion.inversion.quality import psnr
+from controlled_diffusion.nodes.ddim import DDIMInverter
+from controlled_diffusion.nodes.host import gradients, inversion_files
+from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.nodes.inversion_files import SaveInversion
+from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
+from controlled_diffusion.nodes.null_text import NullTextInverter
+from torch.testing import assert_close
+
+from harness.demo_pictures import SCHEDULER, Studio
+from host import tiny, tiny_text
+from host.sampling import Count
+from measures.controlnet import CONTROLNET, controlled
+from measures.inversion import change, pictures, prompts
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
+CFG, STEPS = 5.0, 4
+SMALL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])  # one level: half the time
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def small(family: str):
+    return tiny.unet(family, output_scale=0.3, **SMALL)
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return small(request.param)
+
+
+def picture(batch: int = 1, channels: int = 4) -> dict:
+    return {"samples": 5 * draw(batch, channels, 8, 8)}
+
+
+def invert(model, latent, source=SOURCE, cfg=CFG, steps=STEPS, scheduler="normal", end_percent=0.0, **settings):
+    knobs = dict(inner_steps=3, early_stop=0.0) | settings
+    return NullTextInverter.execute(model, source, latent, steps, scheduler, end_percent, cfg, **knobs).args
+
+
+def negative_prompt(model, latent, source=SOURCE, steps=STEPS, **settings):
+    return NegativePromptInverter.execute(model, source, latent, steps, "normal", 0.0, **settings).args
+
+
+def sample(model, inversion, cfg=CFG, branches="edit", **inputs):
+    return InversionSampler.execute(model, inversion, cfg, branches, **inputs).args[0]["samples"]
+
+
+def apart(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+# --- null-text
+
+
+@pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY), dict(optimizer="adam", inner_steps=5)])
+def test_the_way_back_comes_nearer_and_no_loss_grows(model, settings):
+    latent = picture()
+    inversion = invert(model, latent, **settings)[0]
+    plain = invert(model, latent, **settings | dict(inner_steps=0))[0]
+    assert apart(sample(model, inversion), latent["samples"]) < apart(sample(model, plain), latent["samples"])
+    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    assert first.shape == (STEPS, 1) and bool((last <= first).all()) and bool((last < first).any())
+    assert last.sum() < plain.trail.extras["losses"].sum()
+
+
+def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
+    latent = picture()
+    found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY)[0]
+    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trail.carries, ddim.trail.carries))
+    assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
+
+
+def test_evaluations_are_counted_a_gradient_as_two(model):
+    count = Count(model)
+    found = invert(count.model, picture())[0]
+    gradients_taken = int(found.trail.extras["gradients"].sum())
+    assert gradients_taken == 3 * STEPS and count.rows == STEPS + 4 * STEPS
+    assert found.evaluations == count.rows + 2 * gradients_taken
+
+
+def euler(model, negative, start, noise, sigmas, positive=SOURCE):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(CFG)
+    return guider.sample(noise, start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+
+
+def test_the_negative_and_the_noise_are_all_that_a_stock_sampler_needs(model):
+    inversion, latent, noise, sigmas, negative, _ = invert(model, picture(2))
+    blank = torch.zeros_like(latent["samples"])
+    made = euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas)
+    assert_close(made, sample(model, inversion), atol=1e-4, rtol=1e-4)
+
+
+def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
+    model = small("eps")
+    inversion, *_, negative, _ = invert(model, picture(), steps=12)
+    assert len(negative) == 12
+    sigmas = inversion.trail.sigmas
+    for i, (here, after) in enumerate(zip(sigmas, sigmas[1:])):
+        inside = torch.linspace(here, max(after * 1.001, after + 1e-4), 50).float()
+        edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [torch.tensor(v["timestep_end"]).float() for _, v in negative]
+        near = [e for e in edges if after < float(e) <= here]
+        for sigma in [*inside, *near]:
+            active = [k for k, (_, v) in enumerate(negative) if v["timestep_end"] <= float(sigma) <= v["timestep_start"]]
+            assert len(active) == 1, float(sigma)
+        assert negative[i][1]["timestep_end"] <= here <= negative[i][1]["timestep_start"]
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+def test_a_batch_is_its_pictures_one_by_one(family):
+    model, latent = tiny.unet(family, output_scale=0.1, **SMALL), picture(4)
+    sources = torch.cat([tiny.conditioning(i)[0][0] for i in range(4)])
+    options = dict(early_stop=10.0, inner_steps=2)  # so that some stop earlier than others
+    together = invert(model, latent, [[sources, {}]], **options)[0]
+    alone = [invert(model, {"samples": x[None]}, [[s[None], {}]], **options)[0] for x, s in zip(latent["samples"], sources)]
+    assert torch.equal(together.trail.extras["gradients"], torch.cat([a.trail.extras["gradients"] for a in alone], 1))
+    assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
+
+
+def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before(model):
+    latent, noise = picture(), draw(1, 4, 8, 8, seed=5)
+
+    def predicted():
+        return euler(model, EMPTY, torch.zeros_like(noise), noise, torch.tensor([1.0, 0.5, 0.0]))
+
+    before, weights = predicted(), {k: v.clone() for k, v in model.model.state_dict().items()}
+    first, second = (invert(model, latent)[0] for _ in range(2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first.null, second.null))
+    assert torch.equal(before, predicted()) and all(torch.equal(v, weights[k]) for k, v in model.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+    assert not comfy.model_management.in_training
+
+
+def test_what_it_gives_holds_no_graph():
+    inversion, latent, _, _, negative, curve = invert(small("eps"), picture())
+    found = [*(e for e, _ in negative), *inversion.trail.extras.values(), *(c[0] for c in inversion.trail.carries), latent["samples"], curve]
+    assert not any(t.requires_grad or t.grad_fn for t in found)
+
+
+def test_two_branches_and_direct_take_the_embeddings_too(model):
+    latent = picture(2)
+    inversion = invert(model, latent)[0]
+    both = sample(model, inversion, branches="source and edit", positive=TARGET)
+    assert_close(both[:2], sample(model, inversion), atol=1e-4, rtol=1e-4)
+    assert_close(both[2:], sample(model, inversion, positive=TARGET), atol=1e-4, rtol=1e-4)
+    assert_close(sample(model, inversion, branches="direct", positive=TARGET)[:2], latent["samples"], atol=1e-6, rtol=1e-6)
+
+
+def test_an_inversion_up_to_a_percent_works(model):
+    latent = picture()
+    inversion = invert(model, latent, end_percent=0.4)[0]
+    assert apart(sample(model, inversion), latent["samples"]) < 0.2
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(start="empty", negative=EMPTY)], ids=["source", "empty"])
+def test_a_cancelled_inversion_keeps_the_steps_that_are_done(settings):
+    model, latent, seen = small("eps"), picture(), []
+    whole = invert(model, latent, **settings)[0]
+    stopping = model.clone()
+
+    def stop_later(apply_model, args):
+        seen.append(1)
+        if len(seen) == STEPS + 12:
+            comfy.model_management.interrupt_current_processing()
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    stopping.set_model_unet_function_wrapper(stop_later)
+    cut, *_, curve = invert(stopping, latent, **settings)
+    done = int(cut.trail.extras["losses"].isfinite().sum())
+    assert 1 <= done < STEPS and curve.shape[-1] == 3
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(cut.null[:done], whole.null))
+    rest = SOURCE[0][0] if not settings else cut.null[done - 1][0]
+    assert len(cut.null) == STEPS and all(torch.equal(e, rest) for e, _ in cut.null[done:])
+
+
+def test_cancelled_before_anything_was_found_it_stops():
+    model = small("eps").clone()
+    model.set_model_unet_function_wrapper(lambda f, a: (comfy.model_management.interrupt_current_processing(), f(a["input"], a["timestep"], **a["c"]))[1])
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        invert(model, picture())
+
+
+def test_its_file_brings_everything_back(tmp_path):
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    try:
+        model = small("v")
+        found = invert(model, picture(2))[0]
+        back = inversion_files.load(SaveInversion.execute(found, "null").args[1])
+    finally:
+        folder_paths.set_output_directory(before)
+    assert back.method == found.method and len(back.null) == STEPS
+    assert all(torch.equal(a, b) and x == y for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null]))
+    assert torch.equal(sample(model, back), sample(model, found))
+    assert torch.equal(back.trail.extras["losses"], found.trail.extras["losses"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_networks_are_optimised_in_float32(dtype):
+    model, latent = small("eps"), picture()
+    model.model.diffusion_model.to(dtype)
+    model.model.diffusion_model.dtype = dtype
+    inversion = invert(model, latent, cfg=8.0)[0]
+    assert {e.dtype for e, _ in inversion.null} == {torch.float32}
+    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    assert bool((last < first).any()) and bool(inversion.null[0][0].isfinite().all())
+    exact = invert(small("eps"), latent, cfg=8.0)[0]
+    assert float(last.sum()) < 1.5 * float(exact.trail.extras["losses"].sum())
+
+
+def test_smoothness_and_adam_reach_the_method():
+    method = invert(small("eps"), picture(), smoothness=0.5, optimizer="adam", learning_rate=0.02)[0].method
+    assert (method.smoothness, method.optimizer, method.learning_rate) == (0.5, "adam", 0.02)
+
+
+@pytest.mark.parametrize("term", ["l1", "perceptual"])
+def test_image_terms_pull_the_prediction_towards_the_picture(term, vae):
+    model, latent, seen = small("eps"), picture(), []
+    for weight in (0.0, 50.0):
+        found = invert(model, latent, vae=vae, **{term: weight})[0]
+        seen.append(vae.decode(sample(model, found)))
+    assert not torch.equal(*seen)
+    with pytest.raises(ValueError, match="needs the vae"):
+        invert(model, latent, **{term: 1.0})
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_text_inputs_of_other_families(kind, checkpointing):
+    model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
+    source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
+    latent = picture(channels=4 if kind == "sdxl" else 16)
+    inversion = invert(model, latent, source, cfg=3.0, checkpointing=checkpointing)[0]
+    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
+    assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
+    assert inversion.null[0][0].shape == source[0][0].shape
+
+
+@pytest.mark.parametrize("kind", ["unet", "sdxl", "sd3", "flux"])
+def test_checkpointing_gives_the_same_gradients(kind):
+    if kind == "unet":
+        model, source, latent = tiny.unet("eps", output_scale=0.3), SOURCE, picture()
+    else:
+        model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
+        source, latent = clip.encode_from_tokens_scheduled(clip.tokenize("a cat")), picture(channels=4 if kind == "sdxl" else 16)
+    plain, again = (invert(model, latent, source, inner_steps=2, cfg=3.0, checkpointing=c)[0] for c in (False, True))
+    one, other = (torch.cat([embedding - source[0][0] for embedding, _ in found.null]) for found in (plain, again))
+    assert float(one.norm()) > 0.01 and apart(other, one) < 0.01
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass():
+    model, kept = tiny.unet("eps"), {}
+    with gradients.differentiable(False):
+        gradients.heal(model.model)
+        x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
+        for name, blocks in (("plain", []), ("again", gradients.blocks_of(model.model))):
+            sizes = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t), gradients.recomputed(blocks):
+                model.model.diffusion_model(x, torch.tensor([5.0]), context=context)
+            kept[name] = sum(sizes)
+    assert kept["again"] < kept["plain"] / 5
+
+
+def test_checkpointing_is_refused_where_it_was_not_tried(model, monkeypatch):
+    monkeypatch.setattr(gradients, "RECOMPUTABLE", {})
+    with pytest.raises(ValueError, match="checkpointing was not tried with BaseModel"):
+        invert(model, picture(), checkpointing=True)
+
+
+def test_models_that_load_dynamically_or_in_part_are_refused():
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+    model = small("eps")
+    with pytest.raises(ValueError, match=r"loaded dynamically.*--disable-dynamic-vram"):
+        invert(Dynamic(model.model, model.load_device, model.offload_device), picture())
+    model.model_options["multigpu_clones"] = {}
+    with pytest.raises(ValueError, match="Null-text inversion runs on one GPU"):
+        invert(model, picture())
+
+
+def test_a_lora_takes_part():
+    model = small("eps")
+    draws = torch.Generator().manual_seed(3)
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    shape = dict(model.model.named_parameters())[f"{key}.weight"].shape
+    lora = {
+        f"{key}.lora_up.weight": torch.randn(shape[0], 4, generator=draws),
+        f"{key}.lora_down.weight": torch.randn(4, shape[1], generator=draws),
+    }
+    changed, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    latent = picture()
+    found = invert(changed, latent)[0]
+    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert_close(sample(changed, found), sample(changed, invert(changed, latent)[0]))
+    assert apart(sample(changed, found), latent["samples"]) < apart(sample(model, found), latent["samples"])
+
+
+def rescaled(model):
+    """A node that changes guidance, of the host."""
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    return RescaleCFG().patch(model, 0.7)[0]
+
+
+def test_what_other_nodes_make_of_guidance_is_part_of_the_loss():
+    plain, latent = small("eps"), picture()
+    model = rescaled(plain)
+    found, blind = invert(model, latent)[0], invert(plain, latent)[0]
+    assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
+    last = found.trail.extras["losses"][-1]
+    left = (sample(model, found) - latent["samples"]).square().mean() * plain.model.latent_format.scale_factor**2
+    assert_close(last.mean(), left, atol=1e-6, rtol=1e-2)
+
+
+# --- negative-prompt
+
+
+def test_under_the_source_cfg_has_no_effect(model):
+    latent = picture()
+    inversion, *_, negative = negative_prompt(model, latent)
+    once, guided = sample(model, inversion, 1.0), sample(model, inversion, 7.5)
+    assert torch.equal(once, guided) and torch.equal(negative[0][0], SOURCE[0][0])
+    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
+    assert torch.equal(once, sample(model, ddim, 1.0))
+
+
+def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg():
+    count = Count(small("eps"))
+    inversion = negative_prompt(count.model, picture())[0]
+    assert count.rows == inversion.evaluations == STEPS
+    sample(count.model, inversion, 7.5)
+    assert count.rows == 2 * STEPS
+    sample(count.model, inversion, 7.5, positive=TARGET)
+    assert count.rows == 4 * STEPS
+
+
+def test_an_edit_is_guidance_away_from_the_source(model):
+    latent = picture()
+    inversion = negative_prompt(model, latent)[0]
+    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
+    assert torch.equal(sample(model, inversion, positive=TARGET), sample(model, ddim, positive=TARGET, negative=SOURCE))
+
+
+def test_interpolation_leads_to_the_empty_prompt(model):
+    latent = picture()
+    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
+    whole, half = (negative_prompt(model, latent, interpolation=share, negative=EMPTY)[0] for share in (1.0, 0.5))
+    assert_close(sample(model, whole), sample(model, ddim, negative=EMPTY))
+    assert half.null[0][0].norm() == pytest.approx(float(SOURCE[0][0].norm()), rel=0.05)
+    assert not torch.equal(half.null[0][1]["pooled_output"], SOURCE[0][1]["pooled_output"])
+
+
+@pytest.mark.parametrize("kind", ["l0", "l1"])
+def test_proximal_guidance_lies_between_none_and_all_of_it(model, kind):
+    latent = picture()
+
+    def edited(quantile, cfg=CFG, proximal=kind):
+        return sample(model, negative_prompt(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
+
+    every, back = edited(0.0), sample(model, negative_prompt(model, latent)[0])
+    assert torch.equal(every, edited(0.5, proximal="off"))
+    assert_close(edited(1.0, 3.0), edited(1.0, 9.0))
+    assert_close(edited(1.0), back, atol=1e-4, rtol=1e-4)
+    assert 0 < apart(edited(0.7), back) < apart(every, back)
+
+
+def test_the_model_that_was_handed_in_is_not_given_the_methods_guidance():
+    model = small("eps")
+    sample(model, negative_prompt(model, picture(), proximal="l0")[0], positive=TARGET)
+    assert "sampler_pre_cfg_function" not in model.model_options
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+def test_fixed_point_iterations_bring_the_picture_back_at_any_cfg(family):
+    model, latent = tiny.unet(family, output_scale=0.05, **SMALL), picture()
+    plain, near = (negative_prompt(model, latent, fixed_point_iterations=k)[0] for k in (0, 10))
+    assert apart(sample(model, near), latent["samples"]) < apart(sample(model, plain), latent["samples"]) / 10
+
+
+# --- what cannot work
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(cfg=1.0), "cfg is 1: without guidance the negative has no effect, so there is nothing to optimise"),
+        (dict(start="empty"), "start is 'empty', which needs the negative"),
+        (dict(source=SOURCE * 2), "The source has 2 parts, but an embedding can start from one alone"),
+        (dict(start="empty", negative=EMPTY * 2), "The negative has 2 parts"),
+        (dict(negative=[[torch.zeros(1, 77, 96), {}]]), "negative has text features of width 96"),
+        (dict(end_percent=1.0), "end_percent is 1.0; give 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_next_step(settings, message):
+    with pytest.raises(ValueError, match=message):
+        invert(small("eps"), picture(), **settings)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(interpolation=0.5), "interpolation is 0.5, which needs the negative"),
+        (dict(interpolation=0.5, negative=tiny.conditioning(3, tokens=154)), "77 and 154 tokens"),
+        (dict(interpolation=0.5, negative=EMPTY * 2), "have 1 and 2 parts"),
+    ],
+)
+def test_what_cannot_be_a_negative_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        negative_prompt(small("eps"), picture(), **settings)
+
+
+def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
+    model = small("eps")
+    own = model.model.extra_conds
+    model.model.extra_conds = lambda **kw: own(**{**kw, "cross_attn": kw["cross_attn"] * 2})
+    with pytest.raises(ValueError, match="BaseModel does not take text features as they are"):
+        invert(model, picture())
+
+
+# --- on the demo model
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The demo model with a real picture, its latent and its prompts."""
+    studio = Studio()
+    with torch.inference_mode():
+        wish = change(0)
+        source, target = prompts(studio, [wish])
+        return studio, source, target, studio.vae.encode(pictures([wish]))
+
+
+def test_stock_ksampler_gives_the_picture_back_with_the_outputs(demo):
+    studio, source, _, latent = demo
+    steps, cfg = 10, 7.5
+    found = NullTextInverter.execute(studio.model, source, {"samples": latent}, steps, SCHEDULER, 0.0, cfg).args
+    _, noisy, _, _, negative, _ = found
+    made = nodes.KSamplerAdvanced().sample(
+        studio.model, "disable", 0, steps, cfg, "euler", SCHEDULER, source, negative, noisy, 0, steps, "disable"
+    )[0]
+    floor = studio.vae.decode(latent)
+    near = float(psnr(studio.vae.decode(made["samples"]), floor))
+    assert near > 33
+    plain = nodes.KSamplerAdvanced().sample(
+        studio.model, "disable", 0, steps, cfg, "euler", SCHEDULER, source, studio.prompt(""), noisy, 0, steps, "disable"
+    )[0]
+    assert float(psnr(studio.vae.decode(plain["samples"]), floor)) < near - 10
+
+
+@pytest.mark.parametrize("start, old_node", [("source", False), ("empty", True)], ids=["of both prompts", "of the positive, for both"])
+def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
+    studio, source, _, latent = demo
+    hints, empty = torch.zeros(1, 128, 128, 3), studio.prompt("")
+    hints[:, 32:96, 32:96] = 1
+    if old_node:
+        control = comfy.controlnet.load_controlnet(str(CONTROLNET))
+        source = nodes.ControlNetApply().apply_controlnet(source, control, hints, 1.0)[0]
+    else:
+        source = controlled(source, hints, empty)
+    found = NullTextInverter.execute(
+        studio.model, source, {"samples": latent}, 4, SCHEDULER, 0.0, 4.0, start=start, negative=empty, inner_steps=1, early_stop=0.0
+    ).args[0]
+    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert all("control" in extras for _, extras in found.null)
+    last = found.trail.extras["losses"][-1]
+    made = sample(studio.model, found, 4.0)
+    left = (studio.model.model.process_latent_in(made) - found.trail.carries[-1][0]).square().mean()
+    assert_close(left, last.mean(), atol=1e-7, rtol=0.05)
+
+
+def test_the_loss_curve_is_a_picture():
+    curve = invert(small("eps"), picture())[-1]
+    assert curve.shape[0] == 1 and curve.shape[-1] == 3 and float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01

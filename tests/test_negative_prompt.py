@@ -1,0 +1,61 @@
+"""Negative-prompt inversion: the negative on the arc, and guidance without its small differences."""
+
+import pytest
+import torch
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.method import replay
+from controlled_diffusion.inversion.negative_prompt import NegativePrompt, slerp, without_small
+from torch.testing import assert_close
+
+from denoisers import draw, levels, silent, slope
+
+
+def test_the_arc_goes_from_one_to_the_other_at_even_speed_and_length():
+    a, b = draw(2, 5, 3), draw(2, 5, 3, seed=1)
+    a, b = (t / t.flatten(1).norm(dim=1).view(2, 1, 1) for t in (a, b))
+    assert slerp(a, b, 0.0) is a and slerp(a, b, 1.0) is b
+    middle, quarter = slerp(a, b, 0.5), slerp(a, b, 0.25)
+    assert_close(middle, (a + b) / (a + b).flatten(1).norm(dim=1).view(2, 1, 1))
+    assert_close(slerp(a, middle, 0.5), quarter)
+    assert_close(quarter[1:], slerp(a[1:], b[1:], 0.25))
+
+
+def test_the_arc_between_equals_is_the_same():
+    a = draw(1, 5, 3)
+    assert_close(slerp(a, a.clone(), 0.3), a)
+
+
+def test_small_differences_are_left_out():
+    difference = torch.tensor([[-5.0, 1.0, 2.0, -3.0, 4.0], [50.0, 10.0, 20.0, 30.0, -40.0]])
+    assert without_small(difference, "l0", 0.6).tolist() == [[-5, 0, 0, 0, 4], [50, 0, 0, 0, -40]]
+    assert without_small(difference, "l1", 0.6).tolist() == [[-2, 0, 0, 0, 1], [20, 0, 0, 0, -10]]
+
+
+@pytest.mark.parametrize("kind", ["l0", "l1"])
+def test_at_quantile_zero_nothing_changes_and_at_one_nothing_is_left(kind):
+    difference = draw(2, 4, 8, 8)
+    assert torch.equal(without_small(difference, kind, 0.0), difference) and torch.equal(without_small(difference, "off", 0.5), difference)
+    assert not without_small(difference, kind, 1.0).any()
+    assert float((without_small(difference, kind, 0.7) != 0).double().mean()) == pytest.approx(0.3, abs=0.01)
+
+
+def test_its_ways_are_those_of_ddim_and_of_its_fixed_point():
+    sigmas = levels("eps", 8)
+    for mine, ddim in ((NegativePrompt(), DDIM()), (NegativePrompt(3), DDIM(fixed_point_iterations=3))):
+        a, b = (m.encode(slope("eps"), draw(), sigmas, silent) for m in (mine, ddim))
+        assert all(torch.equal(x[0], y[0]) for x, y in zip(a.carries, b.carries))
+        assert torch.equal(replay(mine, slope("eps"), a), replay(DDIM(), slope("eps"), b))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(interpolation=1.5), "interpolation is 1.5; give 0 to 1"),
+        (dict(quantile=-0.1), "quantile is -0.1; give 0 to 1"),
+        (dict(proximal="l2"), "proximal is 'l2'; give one of off, l0, l1"),
+        (dict(fixed_point_iterations=-1), "fixed_point_iterations is -1; give 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        NegativePrompt(**settings)

@@ -1,0 +1,222 @@
+"""Null-text inversion on a wild model whose prompt is a vector: T7, torch only."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from controlled_diffusion.inversion.ddim import DDIM
+from controlled_diffusion.inversion.method import Slope, replay
+from controlled_diffusion.inversion.null_text import Aim, NullText, Predictor, Secant, rate, threshold
+from controlled_diffusion.inversion.quality import edges_apart
+from torch.testing import assert_close
+
+from denoisers import MODELS, apart, draw, levels, one, silent, vp
+
+FAMILIES = ["eps", "v", "flow"]
+STEPS, CFG = 8, 6.0
+SOURCE, EMPTY = (draw(2, 8, 12, seed=s).float() for s in (5, 6))
+WAVES = draw(96, 4 * 8 * 8, seed=7).float() / 10
+
+
+def field(null: torch.Tensor) -> torch.Tensor:
+    """What a prompt (B, 8, 12) shifts in the network: another amount at every place."""
+    return (null.flatten(1) @ WAVES).view(-1, 4, 8, 8)
+
+
+class Split(Predictor):
+    """A wild model taken apart; it counts the rows that it is asked for."""
+
+    def __init__(self, family, source=SOURCE, cfg=CFG):
+        self.model, self.source, self.cfg, self.rows, self.asked = MODELS[family], source, cfg, 0, []
+
+    def predicted(self, x, sigma, prompt):
+        self.rows += len(x)
+        self.asked.append(len(x))
+        return self.model(x, torch.full([len(x)], sigma), field(prompt))
+
+    def conditional(self, x, sigma, rows):
+        with torch.no_grad():
+            return self.predicted(x, sigma, self.source[rows])
+
+    def unconditional(self, x, sigma, null, rows):
+        return self.predicted(x, sigma, null)
+
+    def guided(self, x, sigma, conditional, unconditional, rows):
+        return unconditional + self.cfg * (conditional - unconditional)
+
+
+def scale_of(family):
+    return one if family == "flow" else vp
+
+
+def pivots(family, steps=STEPS, batch=2):
+    model = MODELS[family]
+    way = Slope(lambda x, sigma: model(x, sigma, field(SOURCE[: len(x)])), scale_of(family))
+    return NullText().encode(way, draw(batch, 4, 8, 8).float(), levels(family, steps), silent)
+
+
+def optimised(family, method, trail=None, predictor=None, image_loss=None):
+    trail = pivots(family) if trail is None else trail
+    start = (SOURCE if method.start == "source" else EMPTY)[: len(trail.carries[0][0])]
+    predictor = Split(family, SOURCE[: len(start)]) if predictor is None else predictor
+    return list(method.optimised(predictor, trail, start, scale_of(family), image_loss))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_inner_steps_it_is_ddim_with_plain_guidance(family):
+    trail = pivots(family)
+    found = optimised(family, NullText("empty", inner_steps=0), trail)
+    split = Split(family)
+
+    def guided(x, sigma):
+        s, rows = float(sigma[0]), torch.arange(len(x))
+        return split.guided(x, s, split.conditional(x, s, rows), split.unconditional(x, s, EMPTY, rows), rows)
+
+    assert_close(found[-1].x, replay(DDIM(), Slope(guided, scale_of(family)), trail))
+    assert all(torch.equal(k.null, EMPTY) and not k.gradients.any() for k in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [("source", "fast", 4), ("empty", "fast", 8), ("empty", "adam", 10), ("source", "adam", 10)])
+def test_it_leads_back_to_the_picture_and_no_step_ends_worse_than_it_began(family, settings):
+    trail = pivots(family)
+    start, optimizer, inner = settings
+    method = NullText(start, optimizer, inner, learning_rate=0.05, early_stop=0.0)
+    found, plain = optimised(family, method, trail), optimised(family, replace(method, inner_steps=0), trail)
+    picture = trail.carries[-1][0]
+    assert apart(found[-1].x, picture) < apart(plain[-1].x, picture) * (0.9 if start == "source" else 0.6)
+    assert len(found) == STEPS and all(bool((k.loss <= k.first).all()) for k in found)
+    assert all(bool((k.gradients == inner).all()) for k in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_are_those_of_the_papers_space(family):
+    """In VP the state is x / sqrt(1 + sigma^2), and the paper's mean square is of that."""
+    trail = pivots(family)
+    first = optimised(family, NullText(inner_steps=0), trail)[0]
+    shrink = scale_of(family)(trail.sigmas[1])
+    assert_close(first.loss, (first.x * shrink - trail.carries[1][0] * shrink).square().mean((1, 2, 3)))
+
+
+def test_thresholds_are_the_papers_and_scale_with_the_number_of_steps():
+    assert [threshold(i, 50) for i in (0, 1, 49)] == pytest.approx([1e-5, 3e-5, 1e-5 + 49 * 2e-5])
+    assert threshold(100, 200) == pytest.approx(threshold(25, 50))
+
+
+def test_the_rate_is_the_papers_and_stays_positive():
+    assert [rate(0.01, i, 50) for i in (0, 10, 49)] == pytest.approx([0.01 * (1 - i / 100) for i in (0, 10, 49)])
+    assert all(rate(0.01, i, 300) > 0 for i in range(300))
+
+
+def test_a_step_that_is_good_enough_takes_no_gradient():
+    split = Split("eps")
+    trail = pivots("eps")
+    found = optimised("eps", NullText(early_stop=1e6), trail, split)
+    assert split.rows == 2 * STEPS and not any(k.gradients.any() for k in found)  # one evaluation gives both predictions
+    split = Split("eps")
+    optimised("eps", NullText("empty", early_stop=1e6), trail, split)
+    assert split.rows == 4 * STEPS
+
+
+def test_pictures_stop_by_themselves_and_only_the_others_are_asked():
+    trail, split = pivots("eps"), Split("eps")
+    losses = torch.stack([k.first for k in optimised("eps", NullText(inner_steps=0), trail)])
+    wanted = losses[0].mean() / threshold(0, STEPS)  # between the two of the first step
+    optimised("eps", NullText(inner_steps=3, early_stop=float(wanted)), trail, split)
+    assert split.asked[0] == 2 and split.asked[1] == 1
+
+
+@pytest.mark.parametrize("settings", [("source", "fast"), ("empty", "fast"), ("empty", "adam")])
+def test_a_batch_is_its_pictures_one_by_one(settings):
+    method, trail = NullText(*settings, 3, early_stop=1.0), pivots("v")
+    together = optimised("v", method, trail)
+    for i in range(2):
+        part = replace(trail, carries=tuple((c[0][i : i + 1],) for c in trail.carries))
+        start = (SOURCE if settings[0] == "source" else EMPTY)[i : i + 1]
+        alone = list(method.optimised(Split("v", SOURCE[i : i + 1]), part, start, vp))
+        for a, b in zip(together, alone):
+            assert_close(a.null[i : i + 1], b.null, atol=1e-4, rtol=1e-4)
+            assert_close(a.x[i : i + 1], b.x, atol=1e-4, rtol=1e-4)
+            assert a.gradients[i] == b.gradients[0]
+
+
+def test_the_best_embedding_is_kept_where_the_optimiser_runs_away():
+    found = optimised("eps", NullText("empty", "adam", 6, learning_rate=30.0, early_stop=0.0))
+    assert all(bool((k.loss <= k.first).all()) for k in found)
+
+
+def test_smoothness_holds_the_embeddings_together():
+    def change(smoothness):
+        found = optimised("eps", NullText("empty", "fast", 6, early_stop=0.0, smoothness=smoothness))
+        return sum(float((b.null - a.null).square().mean()) for a, b in zip(found, found[1:]))
+
+    assert change(1.0) < change(0.0) / 2
+
+
+def test_the_first_step_has_nothing_to_be_smooth_to():
+    smooth, free = (optimised("eps", NullText("empty", early_stop=0.0, smoothness=s)) for s in (10.0, 0.0))
+    assert torch.equal(smooth[0].null, free[0].null) and not torch.equal(smooth[1].null, free[1].null)
+
+
+def test_an_image_loss_is_added_for_the_rows_that_it_is_asked_for():
+    wanted, seen = draw(2, 4, 8, 8, seed=9).float(), []
+
+    def image_loss(denoised, rows):
+        seen.append(rows.tolist())
+        return 100 * (denoised - wanted[rows]).square().mean((1, 2, 3))
+
+    with_it, without = (optimised("eps", NullText(early_stop=0.0), image_loss=loss) for loss in (image_loss, None))
+    assert seen[0] == [0, 1]
+    assert apart(with_it[0].denoised, wanted) < apart(without[0].denoised, wanted) * 0.999
+    first = without[0].first + 100 * (optimised("eps", NullText(inner_steps=0))[0].denoised - wanted).square().mean((1, 2, 3))
+    assert_close(with_it[0].first, first)
+
+
+def test_secant_steps_solve_a_least_squares_problem():
+    """In the eigenvectors of a small quadratic; a fixed rate would need hundreds of steps."""
+    weights = torch.tensor([1.0, 3.0, 10.0])
+    null, optimizer = torch.ones(2, 1, 3), Secant(torch.full((2, 1, 3), 9.0))
+    for _ in range(25):
+        loss = (weights * null.square()).sum((1, 2))
+        null = optimizer(null, 2 * weights * null, loss, torch.arange(2))
+    assert float(loss.max()) < 1e-8
+
+
+def test_a_secant_step_goes_no_further_than_a_tenth_of_the_start():
+    start, flat = torch.full((2, 1, 4), 5.0), torch.full((2, 1, 4), 1e-9)
+    moved = Secant(start)(start, flat, torch.ones(2), torch.arange(2))
+    assert_close((moved - start).flatten(1).norm(dim=1), torch.full((2,), 1.0))
+
+
+def test_an_aim_moves_as_a_ddim_step():
+    x, denoised = draw(1, 4, 8, 8).float(), draw(1, 4, 8, 8, seed=1).float()
+    aim = Aim(0, x, x, 2.0, 1.0, 1.0, 0.0, None)
+    assert_close(aim.moved(denoised, torch.tensor([0])), x - (x - denoised) / 2)
+
+
+def test_edges_are_compared_at_several_scales():
+    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    assert not edges_apart(a, a).any() and bool((edges_apart(a, b) > 0.1).all())
+    assert_close(edges_apart(a + 0.3, a), torch.zeros(2), atol=1e-6, rtol=0)
+    coarse = torch.zeros(1, 3, 32, 32)
+    coarse[..., 16:] = 1
+    assert float(edges_apart(coarse, torch.zeros_like(coarse))) > 0.05
+    assert edges_apart(torch.rand(1, 3, 1, 2), torch.rand(1, 3, 1, 2)).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(start="noise"), "start is 'noise'; give one of source, empty"),
+        (dict(optimizer="sgd"), "optimizer is 'sgd'; give one of fast, adam"),
+        (dict(inner_steps=-1), "inner_steps is -1; give 0"),
+        (dict(learning_rate=0.0), "learning_rate is 0; give more than 0"),
+        (dict(early_stop=-1.0), "early_stop is -1; give 0"),
+        (dict(smoothness=-1.0), "smoothness is -1; give 0"),
+        (dict(l1=-1.0), "l1 is -1; give 0"),
+        (dict(perceptual=-1.0), "perceptual is -1; give 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        NullText(**settings)
