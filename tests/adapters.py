@@ -2,8 +2,8 @@
 
 import torch
 
-SD15 = dict(text=768, widths=[320] * 4 + [640] * 4 + [1280] * 8)
-SDXL = dict(text=2048, widths=[640] * 4 + [1280] * 56 + [640] * 10)
+SD15 = dict(text=768, widths=[320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3 + [1280])
+SDXL = dict(text=2048, widths=[640] * 4 + [1280] * 50 + [640] * 6 + [1280] * 10)
 
 
 def drawn(shape: tuple, draw: torch.Generator) -> torch.Tensor:

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from demo_model import STATE, load_average, parameters_of, say, shipped, shown
 
-ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2500, 1e-3, 64
-STEPS, RATE, BATCH = 1500, 1.5e-3, 24
+ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 1600, 1e-3, 64
+STEPS, RATE, BATCH = 1000, 8e-4, 24
 SCENES = 6000
 ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", ip_adapter.DEMO_ENCODER
 SIZE = recipe.VISION_CONFIG["image_size"]
@@ -106,18 +106,19 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
 
 def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:
     """The trained adapter's tensors; trains it first where its state is not complete."""
-    layers = dict(ip_adapter.transformers(unet))
-    parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features.shape[1])
-    loop = Loop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
-    loop.restore(state)
-    say(f"adapter: {loop.done} of {steps} steps done")
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
 
     def encode_text(ids):
         with torch.no_grad():
             return demo_model.encode_text(tower, ids)
 
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
+    layers, norm = dict(ip_adapter.transformers(unet)), tower.final_layer_norm
+    words = recipe.told([recipe.scene(i) for i in range(len(features))], tokens, encode_text)
+    parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
+    loop = Loop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
+    loop.restore(state)
+    say(f"adapter: {loop.done} of {steps} steps done")
     draw = recipe.Batches(latents, features, tokens, BATCH)
     shown(saving(loop, recipe.train_adapter(partial(seeing, unet, list(layers)), encode_text, parts, draw, loop), state))
     with loop.averaged():

@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from controlled_diffusion.attention.ip_adapter import attention_of, decoupled, recognise
 from controlled_diffusion.training import demo_ip_adapter as recipe
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training import demo_world as world
 from controlled_diffusion.training.loop import Loop
+from torch.testing import assert_close
 
 WIDTHS, TEXT, FEATURES = (16, 32), 24, 12
 WORDS = {*world.SHAPES, *world.COLORS, *world.TEXTURES, *world.RADII}
@@ -76,13 +78,39 @@ def test_captions_of_every_kind_occur_in_their_shares():
     assert abs(empty - 0.15) < 0.05 and abs(looks - 0.25) < 0.06
 
 
+def started(count: int):
+    """Start values for so many of the layers."""
+    return recipe.start(layers()[:count], draw(64, FEATURES), draw(64, recipe.TOKENS, TEXT, seed=6), (torch.ones(TEXT), torch.zeros(TEXT)))
+
+
 def test_it_starts_as_the_texts_own_keys_and_values_in_the_published_layout():
-    parts = recipe.start(layers(), FEATURES)
+    parts = started(2)
     found = recognise(parts, "start")
     assert (found.kind, found.features, found.width, len(found.layers)) == ("base", FEATURES, TEXT, 2)
     for ours, theirs in zip(found.layers, layers()):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
     assert found.tokens(draw(1, FEATURES)).shape == (1, recipe.TOKENS, TEXT)
+
+
+def test_it_starts_with_the_words_for_what_is_seen():
+    """Of as many looks as features can tell apart, in the text's own norm."""
+    kinds, scale, shift = torch.arange(60) % FEATURES, 1 + 0.3 * draw(TEXT, seed=7), 0.3 * draw(TEXT, seed=8)
+    features = draw(FEATURES, FEATURES)[kinds]
+    words = F.layer_norm(draw(FEATURES, recipe.TOKENS, TEXT, seed=9), (TEXT,), scale, shift)[kinds]
+    found = recognise(recipe.start(layers(), features, words, (scale, shift)), "start")
+    assert_close(found.tokens(features), words, atol=1e-3, rtol=1e-3)
+
+
+def test_words_are_the_last_tokens_of_the_look():
+    """By a tower whose token i of a text is its id."""
+    ids = {word: i for i, word in enumerate(sorted(WORDS | {"a"}))}
+    tokens = demo_model.Tokens(lambda word: [ids[word]])
+    scenes = [recipe.scene(i) for i in range(40)]
+    found = recipe.told(scenes, tokens, lambda row: row[..., None].float())[..., 0]
+    for scene, row in zip(scenes, found.tolist()):
+        thing = scene.things[0]
+        first = "a" if thing.texture == "plain" else thing.texture
+        assert row == [ids[first], ids[thing.color], ids[thing.shape]]
 
 
 def test_the_encoder_learns_to_name():
@@ -113,7 +141,7 @@ def test_pictures_are_mirrored_half_the_time():
 def test_the_adapter_learns_what_only_the_image_tells():
     """A denoiser of one cross-attention whose right answer is a function of the image alone."""
     draw_batch = batches(batch=16)
-    parts = recipe.start(layers()[:1], FEATURES)
+    parts = started(1)
     direction = draw(FEATURES, 4, seed=3)
     queries, out = draw(1, 64, WIDTHS[0]), draw(WIDTHS[0], 4, seed=4) / 4
     given = {}

@@ -94,18 +94,40 @@ def train_encoder(
 # --- the adapter ------------------------------------------------------------------------------------------------
 
 
-def start(layers: Sequence[Pair], features: int) -> dict[str, torch.nn.Parameter]:
-    """Start values by the names of the published base layout: keys and values as the text's, from (to_k, to_v) of each layer."""
-    width, draw = layers[0][0].shape[1], torch.Generator().manual_seed(SEED + 1)
+def spoken(of: world.Scene) -> str:
+    """The look of its thing, as captions name it."""
+    thing = of.things[0]
+    return " ".join(w for w in ("a", thing.texture, thing.color, thing.shape) if w != "plain")
+
+
+def told(scenes: Sequence[world.Scene], tokens: demo_model.Tokens, encode_text: Callable) -> torch.Tensor:
+    """What the text says of each scene's look: its last tokens before the end, (N, TOKENS, width)."""
+    texts = {}
+    for text in {spoken(s) for s in scenes}:
+        ids = tokens(text)
+        end = ids.tolist().index(tokens.end)
+        texts[text] = encode_text(ids[None])[0, end - TOKENS : end]
+    return torch.stack([texts[spoken(s)] for s in scenes])
+
+
+def start(layers: Sequence[Pair], features: torch.Tensor, words: torch.Tensor, norm: Pair) -> dict[str, torch.nn.Parameter]:
+    """Start values by the names of the published base layout, which draw what they see from the first step on.
+
+    Keys and values are the text's, from (to_k, to_v) of each layer, and tokens are the words for what is seen: the projection is the
+    best linear map from `features` (N, F) of pictures to the text's tokens `words` (N, TOKENS, width), whose last norm is `norm`.
+    """
+    scale, shift = (t.detach() for t in norm)
+    seen = torch.cat([features, torch.ones(len(features), 1)], 1)
+    found = torch.linalg.lstsq(seen, ((words - shift) / scale).flatten(1)).solution.T
     parts = {
-        "image_proj.proj.weight": torch.randn(TOKENS * width, features, generator=draw) / features**0.5,
-        "image_proj.proj.bias": torch.zeros(TOKENS * width),
-        "image_proj.norm.weight": torch.ones(width),
-        "image_proj.norm.bias": torch.zeros(width),
+        "image_proj.proj.weight": found[:, :-1],
+        "image_proj.proj.bias": found[:, -1],
+        "image_proj.norm.weight": scale,
+        "image_proj.norm.bias": shift,
     }
     for i, pair in enumerate(layers):
-        parts |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": weight.detach().clone() for part, weight in zip("kv", pair)}
-    return {k: torch.nn.Parameter(v) for k, v in parts.items()}
+        parts |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": weight.detach() for part, weight in zip("kv", pair)}
+    return {k: torch.nn.Parameter(v.clone()) for k, v in parts.items()}
 
 
 @dataclass(frozen=True)

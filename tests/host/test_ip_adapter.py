@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import comfy.ldm.modules.attention as host_attention
+import comfy.ops
 import comfy.samplers
 import comfy.utils
 import folder_paths
@@ -11,6 +12,7 @@ import node_helpers
 import nodes
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
@@ -25,10 +27,10 @@ from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from adapters import parted, published
+from adapters import SD15, SDXL, parted, published
 from host import tiny_editors
 from host.sampling import Count, ksampler, latent, run
-from host.tiny import CONTEXT, conditioning, fill, unet
+from host.tiny import CONTEXT, UNET_CONFIG, conditioning, fill, unet
 
 EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
 TEXT_OF_78 = conditioning(5, tokens=78)  # the host cannot put it into one call with one of 77
@@ -136,6 +138,16 @@ FAMILIES = {  # the host's config of the family at a small width, its blocks in 
         70,
     ),
 }
+
+
+@pytest.mark.parametrize(("family", "mults", "published_shape"), [("SD1.5", [1, 2, 4, 4], SD15), ("SDXL", [1, 2, 4], SDXL)])
+def test_the_layers_of_the_real_unets_stand_in_the_order_of_the_published_files(family, mults, published_shape):
+    """At their true widths, without memory for weights."""
+    config = UNET_CONFIG | FAMILIES[family][0] | dict(model_channels=320, channel_mult=mults, context_dim=published_shape["text"])
+    network = UNetModel(**config, num_heads=8, device="meta", operations=comfy.ops.disable_weight_init)
+    keys = [a.to_k.weight for _, a in ip_adapter.transformers(network)]
+    assert [k.shape[0] for k in keys] == published_shape["widths"]
+    assert {k.shape[1] for k in keys} == {published_shape["text"]}
 
 
 def converted(model, family: str):

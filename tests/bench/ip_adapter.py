@@ -1,0 +1,66 @@
+"""What IP-Adapter costs beside plain CFG: `python . run tests/bench/ip_adapter.py`.
+
+SD1.5's UNet and adapters of the published shapes, all with random weights. Time of a step as a ratio to the same model without the
+patch, in turn in the same run, and the most memory that torch held at a time above that before the run.
+"""
+
+import argparse
+
+import comfy.samplers
+import torch
+from controlled_diffusion.attention.ip_adapter import image_prompt, recognise
+from controlled_diffusion.nodes.host import ip_adapter
+
+from adapters import SD15, published
+from bench.multi_cfg import sd15, seconds_a_step
+from harness.memory import peak
+
+ENCODED = {"base": (1024,), "plus": (257, 1280), "full": (257, 1280)}  # what the encoder gives of an image
+PLAIN = "without"
+
+
+def patched(model, kind: str, images: int = 1, **settings):
+    """The model under a patch of images that are noise."""
+    shape = dict(width=768) if kind == "plus" else {}
+    adapter = recognise(published(kind, ENCODED[kind][-1], SD15["text"], SD15["widths"], **shape), kind)
+    prompt = image_prompt(adapter, torch.randn(images, *ENCODED[kind]), torch.zeros(1, *ENCODED[kind]), "concat")
+    return ip_adapter.patch_for(model, adapter, prompt, **settings).install(model)
+
+
+def guided(model) -> comfy.samplers.CFGGuider:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*([[torch.randn(1, 77, SD15["text"]), {}]] for _ in range(2)))
+    guider.set_cfg(7.0)
+    return guider
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=32, help="of the latent")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help="each time is the shortest of this many runs, taken in turn")
+    options, model = parser.parse_args(), sd15()
+    models = {
+        PLAIN: model,
+        "base, weight 0": patched(model, "base", weight=0.0),
+        "base (4 tokens)": patched(model, "base"),
+        "base, a mask": patched(model, "base", mask=torch.rand(1, 64, 64)),
+        "base, four images": patched(model, "base", 4),
+        "base, twice": patched(patched(model, "base"), "base"),
+        "plus (16 tokens)": patched(model, "plus"),
+        "full (257 tokens)": patched(model, "full"),
+    }
+    guiders, empty = {name: guided(m) for name, m in models.items()}, torch.zeros(1, 4, options.side, options.side)
+    memory = {name: peak(lambda guider=guider: seconds_a_step(guider, empty, 1)) for name, guider in guiders.items()}
+    best = dict.fromkeys(guiders, float("inf"))
+    for _ in range(options.repeats):
+        for name, guider in guiders.items():
+            best[name] = min(best[name], seconds_a_step(guider, empty, options.steps))
+    print(f"| IP-Adapter, SD1.5, latent {options.side} x {options.side} | time of a step, ratio | peak memory, MB | ratio |\n|---|---|---|---|")
+    for name in guiders:
+        print(f"| {name} | {best[name] / best[PLAIN]:.3f} | {memory[name]:.0f} | {memory[name] / memory[PLAIN]:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
