@@ -124,18 +124,21 @@ def test_the_encoder_learns_to_name():
     assert losses[0] > 1.0 and losses[-1] < 0.2
 
 
-def test_pictures_are_mirrored_half_the_time():
-    seen = []
-    pictures = torch.arange(2.0).expand(16, 3, 1, 2)  # 0 left, 1 right
-    truth = torch.zeros(16, len(recipe.NAMED), dtype=torch.long)
-    heads = recipe.new_heads()
+def test_pictures_are_mirrored_half_the_time_and_moved_a_little():
+    sides, places = [], []
+    left, right = torch.zeros(3, 16, 16), torch.ones(3, 16, 16)
+    halves = torch.cat([left, right], -1).expand(8, -1, -1, -1).clone()
+    halves[:, 2, 8, :] = 5.0  # a line across the third channel, by which the height is told
+    heads, truth = recipe.new_heads(), torch.zeros(8, len(recipe.NAMED), dtype=torch.long)
 
     def embed(pixels):
-        seen.extend((pixels[:, 0, 0, 0] == 1).tolist())
+        sides.extend((pixels[:, 0, 0, 12] == 1).tolist())
+        places.append((pixels[0, 2, :, 0].argmax().item(), pixels[:, 0, 0].diff(dim=-1).abs().argmax(-1)[0].item()))
         return torch.zeros(len(pixels), recipe.VISION_CONFIG["projection_dim"])
 
-    list(recipe.train_encoder(embed, heads, pictures, truth, Loop(heads, steps=10, learning_rate=0.1), batch=32))
-    assert 0.35 < np.mean(seen) < 0.65
+    list(recipe.train_encoder(embed, heads, halves, truth, Loop(heads, steps=30, learning_rate=0.1), batch=32))
+    assert 0.35 < np.mean(sides) < 0.65
+    assert len(set(places)) > 10 and {row for row, _ in places} == set(range(8 - recipe.SHIFT, 9 + recipe.SHIFT))
 
 
 def test_the_adapter_learns_what_only_the_image_tells():

@@ -31,7 +31,7 @@ VISION_CONFIG = dict(
     hidden_act="gelu",
     projection_dim=64,
 )
-SEED, TOKENS = 90, 3
+SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 NAMED = {**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)}  # what the encoder learns to tell
 
@@ -79,13 +79,14 @@ def naming_loss(embeds: torch.Tensor, heads: dict[str, torch.Tensor], truth: tor
 def train_encoder(
     embed: Callable, heads: dict[str, torch.Tensor], pictures: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int
 ) -> Iterator[Step]:
-    """`embed(pixels) -> (B, F)`; `pictures` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric)."""
+    """`embed(pixels) -> (B, F)`; `pictures` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric) and moved
+    by up to `SHIFT` pixels, a batch as one."""
 
     def loss_of(index):
         rng = np.random.default_rng((SEED, index))
         picks = torch.from_numpy(rng.integers(len(pictures), size=batch))
         mirrored = torch.from_numpy(rng.random(batch) < 0.5).view(-1, 1, 1, 1)
-        seen = pictures[picks].float()
+        seen = pictures[picks].float().roll(tuple(rng.integers(-SHIFT, SHIFT + 1, size=2).tolist()), (-2, -1))
         return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
 
     return loop.run(loss_of)
