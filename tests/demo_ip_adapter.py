@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from demo_model import STATE, load_average, parameters_of, say, shipped, shown
 
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
-STEPS, RATE, BATCH = 600, 8e-4, 24
+STEPS, RATE, BATCH = 400, 8e-4, 24
 SCENES = 6000
 ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", ip_adapter.DEMO_ENCODER
 SIZE = recipe.VISION_CONFIG["image_size"]
