@@ -37,11 +37,11 @@ MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
     *(ddim, inversion, null_text, negative_prompt, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
     *(flow_edit, inversion_report, inversion_files),
-    *(prompt_to_prompt, attention_maps),
+    *(prompt_to_prompt, attention_maps, ip_adapter),
     *(textual_inversion, classifier_training),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (ip_adapter, dreambooth)
+WAITING = (dreambooth,)
 
 
 class Extension(ComfyExtension):

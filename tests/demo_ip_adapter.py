@@ -1,6 +1,6 @@
 """Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo_ip_adapter.py` (resumable).
 
-The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
+About a quarter of an hour of one core. The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
 """
 
 import argparse

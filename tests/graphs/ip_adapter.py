@@ -50,7 +50,7 @@ def ip_adapter_channel(graph):
         text, empty = prompt_nodes(graph, model, text="something on the right on a white background", unconditional="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-    adapter, encoder, reference = reference_and_adapter(graph, model, "a large orange cross on a black background", empty)
+    adapter, encoder, reference = reference_and_adapter(graph, model, "a large green cross on a black background", empty)
     with graph.group("4 Channels"):
         patched = graph.add(
             "IPAdapterPatch",
@@ -85,4 +85,4 @@ def ip_adapter_channel(graph):
             saved(graph, model["vae"], latent, "ip_adapter_channel", title)
 
 
-WORKFLOWS = []  # ip_adapter, ip_adapter_channel: once the demo model's adapter is trained
+WORKFLOWS = [ip_adapter, ip_adapter_channel]

@@ -37,7 +37,7 @@ def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_sto
         layer = next(iter(ip_adapter.cross_attentions(model).values()))
         for part, trained in zip("kv", adapter.layers[0]):
             moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()
-            assert 1e-5 < moved < 0.1, "it starts at the text's weights, and moves"
+            assert 1e-6 < moved < 0.1, "it starts at the text's weights, and moves"
         encoder = ip_adapter.demo_encoder(script.ENCODER)
         image = torch.rand(1, 128, 128, 3)
         embed = encoder.encode_image(image)["image_embeds"].float()
