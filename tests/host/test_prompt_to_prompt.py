@@ -8,7 +8,11 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.bdia import BDIAInverter
+from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
+from controlled_diffusion.nodes.edict import EDICTInverter
+from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
 from controlled_diffusion.nodes.host.attention import blend_places, unet_places
 from controlled_diffusion.nodes.host.channels import MultiCFG
 from controlled_diffusion.nodes.host.prompts import HostTokenizer, as_rows, encoded, prompt_of
@@ -17,18 +21,17 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBl
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from host import tiny, tiny_dits
+from host import tiny, tiny_dits, tiny_text
 from host.sampling import sigmas_of
 from host.test_structure_channels import DEEP, control_net
+from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, SWAP, LONG = "a red circle", "a blue circle", "a red circle, " * 30
 OFF = dict(cross_end=0.0, self_end=0.0)
 ALL = dict(cross_end=1.0, self_end=1.0, self_layers="all")
 CLOSE = dict(atol=1e-3, rtol=1e-3)
-DEFAULTS = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(
-    operation="auto", width=64, height=64
-)
+DEFAULTS = defaults(P2PAttentionPatch) | dict(width=64, height=64)
 
 
 @pytest.fixture(params=["eps", "v", "flow"])
@@ -365,11 +368,15 @@ def test_prompts_of_several_chunks_have_their_columns(clip):
     assert found.words[-2].columns == (121,) and len(found.heads) == 2
 
 
-def test_a_learnt_word_has_the_columns_of_its_vectors(tmp_path):
-    save_file({"clip_l": torch.randn(3, tiny.CONTEXT)}, tmp_path / "thing.safetensors")
+def with_a_learnt_word(tmp_path, vectors: int = 3):
+    save_file({"clip_l": torch.randn(vectors, tiny.CONTEXT, generator=torch.Generator().manual_seed(0))}, tmp_path / "thing.safetensors")
     clip = tiny.clip(dtype=torch.float32, embedding_directory=str(tmp_path))
     clip.tokenizer.clip_l.embedding_size = tiny.CONTEXT
-    found = prompt_of(clip, "a red embedding:thing, on white")
+    return clip
+
+
+def test_a_learnt_word_has_the_columns_of_its_vectors(tmp_path):
+    found = prompt_of(with_a_learnt_word(tmp_path), "a red embedding:thing, on white")
     assert [(w.text, len(w.columns)) for w in found.words][2:4] == [("embedding:thing", 3), (",", 1)]
     assert found.find("white")[0] == (5,) and found.words[5].columns == (8,)
 
@@ -390,6 +397,35 @@ def test_both_encoders_of_sdxl_see_the_same_words():
     found = prompt_of(Tokens(SDXLTokenizer()), "a (siamese:1.2) cat")
     assert [w.text for w in found.words] == ["a", "siamese", "cat"] and found.length == 77
     assert found == prompt_of(tiny.clip(), "a (siamese:1.2) cat")
+
+
+def test_a_learnt_word_is_swapped_weighed_and_masked_like_any_other(eps, tmp_path):
+    clip, learnt = with_a_learnt_word(tmp_path), "a embedding:thing circle"
+    text = patch(eps, clip, learnt)[4]
+    assert "red -> embedding:thing (3 tokens): takes over its map" in text
+    plain = drawn(eps, clip, learnt, unpatched=True)
+    made = drawn(eps, clip, learnt, word_weights="embedding:thing: 2", blend_words="embedding:thing", **ALL)
+    assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-4
+    assert torch.equal(*drawn(eps, clip, learnt, source=learnt, **ALL))
+
+
+def test_sdxl_is_edited_by_the_columns_that_both_its_encoders_share():
+    model, clip = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl")
+    assert torch.equal(*drawn(model, clip, SOURCE, **ALL))
+    made, plain = (drawn(model, clip, unpatched=unpatched, **ALL) for unpatched in (False, True))
+    assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-5
+
+
+def test_a_word_of_unlike_lengths_in_the_encoders_is_refused_with_its_tokens(tmp_path):
+    widths = {"clip_l": 2, "clip_g": 3}
+    clip = tiny_text.clip("sdxl", embedding_directory=str(tmp_path))
+    for name, vectors in widths.items():
+        part = getattr(clip.tokenizer, name)
+        part.embedding_size = 24
+        widths[name] = torch.zeros(vectors, 24)
+    save_file(widths, tmp_path / "thing.safetensors")
+    with pytest.raises(ValueError, match=r"different tokens of 'a embedding:thing'.*embedding:thing \(.\).*equally many vectors"):
+        prompt_of(clip, "a embedding:thing")
 
 
 def test_rows_of_several_conditionings_bring_their_pooled_texts(clip):
@@ -465,11 +501,8 @@ def test_masks_come_from_a_quarter_of_the_side_or_the_coarsest_fine_enough(eps):
     assert {p.scale for p in unet_places(eps)} == {1, 2}
 
 
-BLEND = {i.id: i.default for i in P2PLocalBlend.GET_SCHEMA().inputs if hasattr(i, "default") and i.id != "model"}
-
-
 def with_blend(model, **knobs):
-    return P2PLocalBlend.execute(model, **BLEND | knobs).args[0]
+    return P2PLocalBlend.execute(model, **defaults(P2PLocalBlend) | knobs).args[0]
 
 
 def test_a_blend_of_its_own_does_what_the_patchs_does(eps, clip):
@@ -563,6 +596,35 @@ def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip, pic
     assert differ(both[edits], plain[edits]) > 1e-3
     free = InversionSampler.execute(patched, inversion, 4.0, "source and edit", positive, negative).args[0]["samples"]
     assert torch.equal(free[2 * pictures :], free[:pictures])
+
+
+EXACT = dict(cfg=3.0, precision="highest")
+INVERTERS = {
+    DDIMInverter: dict(fixed_point_iterations=20),
+    EDICTInverter: EXACT,
+    BDIAInverter: EXACT,
+    BELMInverter: EXACT,
+    EditFriendlyInverter: dict(cfg=3.0, skip=1),
+}
+
+
+@pytest.mark.parametrize("inverter", INVERTERS)
+def test_every_inversion_gives_the_picture_and_its_edit(clip, inverter):
+    model, cfg = tiny.unet("eps", output_scale=0.05), INVERTERS[inverter].get("cfg", 1.0)
+    samples = 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    given = dict(model=model, source=encoded(clip, SOURCE), picture={"samples": samples}, steps=6, scheduler="karras")
+    given |= {} if inverter is DDIMInverter else dict(negative=encoded(clip, ""))
+    inversion = inverter.execute(**defaults(inverter) | given | INVERTERS[inverter]).args[0]
+
+    def replayed(target, patched=True, branches="source and edit"):
+        edited, positive, negative, *_ = patch(model, clip, target, **ALL)
+        return InversionSampler.execute(edited if patched else model, inversion, cfg, branches, positive, negative).args[0]["samples"]
+
+    for branches in ("source and edit", "direct"):
+        made, plain = (replayed(SWAP, patched, branches) for patched in (True, False))
+        assert_close(made[:1], samples, atol=1e-3, rtol=1e-3)
+        assert differ(made[1], plain[1]) > 1e-3 and differ(made[1], samples[0]) > 1e-3
+    assert torch.equal(*replayed(SOURCE))
 
 
 def test_a_replay_needs_a_row_of_the_source_for_every_picture(clip):

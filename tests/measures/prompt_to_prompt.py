@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import comfy.sample
 import numpy as np
@@ -20,19 +21,18 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES, Caption, Scene, Thing
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Scene, Thing
 
-from harness.demo_pictures import CFG, SCHEDULER, Studio
+from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from measures.diffedit import caption, defaults, held_out
 
-STEPS, SAMPLER = 10, "dpmpp_2m"
 PATH = PRIVATE / "measures" / "prompt_to_prompt.json"
 ROOM = 2  # pixels around things that count neither as thing nor as background
 GROWN = 1.05  # how much larger or smaller a noun's thing must become
-BLEND = dict(blend_words="*", blend_threshold=0.6, blend_start=0.1)
-LAYOUT = dict(cross_end=0.8, self_end=0.6)
-FREE = dict(cross_end=0.5, self_end=0.1)
+STYLE = dict(cross_end=0.8, self_end=0.6)
+LAYOUT = STYLE | dict(blend_words="*", blend_threshold=0.6, blend_start=0.1)
+FREE = dict(cross_end=0.5, self_end=0.1, blend_words="*")
 WEIGHED = dict(cross_end=1.0, self_end=0.0)
 WAYS = {
     "no patch": dict(cross_end=0.0, self_end=0.0),
@@ -54,13 +54,6 @@ def one_of(rng: np.random.Generator, values, *but):
     return [v for v in values if v not in but][int(rng.integers(len([v for v in values if v not in but])))]
 
 
-def told(scene: Scene) -> Caption:
-    """The caption, which claims sizes too."""
-    made = caption(scene)
-    sized = zip(made.claims, scene.things)
-    return replace(made, claims=tuple(replace(c, size=t.size if t.size != "medium" else None) for c, t in sized))
-
-
 def with_first(scene: Scene, **changes) -> Scene:
     return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))
 
@@ -72,52 +65,56 @@ def plain(scene: Scene) -> Scene:
 def swapped(what: str, values) -> Callable:
     def edit(scene: Scene, rng) -> Edit:
         taken = [getattr(t, what) for t in scene.things]
-        return Edit(told(with_first(scene, **{what: one_of(rng, values, *taken)})))
+        return Edit(caption(with_first(scene, **{what: one_of(rng, values, *taken)})))
 
     return edit
 
 
 def inserted(what: str, *values: str) -> Callable:
-    return lambda scene, rng: Edit(told(with_first(scene, **{what: one_of(rng, values)})))
+    def edit(scene: Scene, rng) -> Edit:
+        made = with_first(scene, **{what: one_of(rng, values)})
+        told, size = caption(made), made.things[0].size
+        first = replace(told.claims[0], size=size if what == "size" else None)
+        return Edit(replace(told, claims=(first, *told.claims[1:])))
+
+    return edit
 
 
 def weighed(weight: float, grows: float) -> Callable:
     def edit(scene: Scene, rng) -> Edit:
-        return Edit(told(scene), f"{scene.things[0].shape}: {weight}", grows)
+        return Edit(caption(scene), f"{scene.things[0].shape}: {weight}", grows)
 
     return edit
 
 
 def restyled(scene: Scene, rng) -> Edit:
-    return Edit(told(replace(scene, background=one_of(rng, BACKGROUNDS, scene.background))))
+    return Edit(caption(replace(scene, background=one_of(rng, BACKGROUNDS, scene.background))))
 
 
 def reordered(scene: Scene, rng) -> Edit:
-    made, (first, second) = told(scene), caption(scene).text.removesuffix(f" on a {scene.background} background").split(" and ")
-    places = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}[scene.layout]
-    claims = tuple(replace(c, position=p) for c, p in zip(made.claims, places))
+    made = caption(scene)
+    first, second = made.text.removesuffix(f" on a {scene.background} background").split(" and ")
+    claims = tuple(replace(c, position=p) for c, p in zip(made.claims, PAIR_PLACES[scene.layout]))
     return Edit(Caption(f"{second} and {first} on a {scene.background} background", claims, scene.background))
 
 
 # A group of edits shares its sources: how many things they have, what is done to them first, and the edits with the settings for each.
 GROUPS = {
-    "plain": (
+    "swap": ((1, 2), plain, {"swap a colour": (swapped("color", COLORS), LAYOUT), "swap a shape": (swapped("shape", SHAPES), FREE)}),
+    "change": (
         (1, 2),
         plain,
         {
-            "swap a colour": (swapped("color", COLORS), LAYOUT | BLEND),
-            "swap a shape": (swapped("shape", SHAPES), FREE | BLEND),
-            "insert a texture": (inserted("texture", "striped", "dotted"), LAYOUT | BLEND),
-            "insert a size": (inserted("size", "small", "large"), FREE | BLEND),
-            "swap the background": (restyled, LAYOUT),
+            "insert a texture": (inserted("texture", "striped", "dotted"), LAYOUT),
+            "insert a size": (inserted("size", "small", "large"), FREE),
+            "swap the background": (restyled, STYLE),
             "strengthen a noun": (weighed(8.0, GROWN), WEIGHED),
             "weaken a noun": (weighed(0.0, 1 / GROWN), WEIGHED),
         },
     ),
-    "textured": ((1, 2), lambda scene: with_first(scene, texture="striped"), {"delete a texture": (inserted("texture", "plain"), LAYOUT | BLEND)}),
-    "pairs": ((2,), lambda scene: scene, {"reorder two things": (reordered, LAYOUT | BLEND)}),
+    "delete": ((1, 2), lambda scene: with_first(scene, texture="striped"), {"delete a texture": (inserted("texture", "plain"), LAYOUT)}),
+    "reorder": ((2,), lambda scene: scene, {"reorder two things": (reordered, LAYOUT)}),
 }
-OPERATIONS = tuple(name for _, _, edits in GROUPS.values() for name in edits)
 
 
 def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
@@ -160,65 +157,72 @@ def judged(before: np.ndarray, after: np.ndarray, edit: Edit, scene: Scene) -> l
     return [float(success), float((a & b).sum() / max((a | b).sum(), 1)), -10 * np.log10(max(error, 1e-12))]
 
 
+def runs_of(edits: dict[str, Edit], settings: dict[str, dict], way: str) -> list[tuple[list[str], dict]]:
+    """(operations, settings) of every run: one for all, or for Prompt-to-Prompt one for all that want the same settings."""
+    if WAYS[way]:
+        return [(list(edits), WAYS[way])]
+    different = [s for i, s in enumerate(settings.values()) if s not in list(settings.values())[:i]]
+    return [([name for name in edits if settings[name] == knobs], knobs) for knobs in different]
+
+
 @torch.inference_mode()
-def measured(studio: Studio, index: int, ways: list[str]) -> dict[str, dict[str, list[float]]]:
-    """{way: {operation: numbers}} of edit number `index` of every operation."""
+def measured(studio: Studio, group: str, index: int, ways=tuple(WAYS)) -> dict[str, dict[str, list[float]]]:
+    """{way: {operation: numbers}} of edit number `index` of every operation of a group."""
+    counts, prepare, operations = GROUPS[group]
+    scene = prepare(held_out(index, counts[index % len(counts)] == 2))
+    edits = {name: make(scene, np.random.default_rng((12, index, i))) for i, (name, (make, _)) in enumerate(operations.items())}
     found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
-    for counts, prepare, operations in GROUPS.values():
-        scene = prepare(held_out(index, counts[index % len(counts)] == 2))
-        edits = {name: make(scene, np.random.default_rng((12, index, i))) for i, (name, (make, _)) in enumerate(operations.items())}
-        for way in ways:
-            runs = [(list(edits), WAYS[way])]
-            if not WAYS[way]:
-                own = [settings for _, settings in operations.values()]
-                runs = [([n for n in edits if operations[n][1] == s], s) for i, s in enumerate(own) if s not in own[:i]]
-            for names, knobs in runs:
-                before, *after = drawn(studio, index, caption(scene).text, [edits[n] for n in names], **knobs)
-                found[way] |= {n: judged(before, picture, edits[n], scene) for n, picture in zip(names, after)}
+    for way in ways:
+        for names, knobs in runs_of(edits, {name: settings for name, (_, settings) in operations.items()}, way):
+            before, *after = drawn(studio, index, caption(scene).text, [edits[n] for n in names], **knobs)
+            found[way] |= {n: judged(before, picture, edits[n], scene) for n, picture in zip(names, after)}
     return found
 
 
 class Kept:
-    """What was measured so far, in a file; begun anew when the model or the settings are others."""
+    """What was measured of each group so far, in a file; begun anew when the model or the settings are others."""
 
     def __init__(self):
         weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
         settings = {name: settings for _, _, edits in GROUPS.values() for name, (_, settings) in edits.items()}
         self.about = {"ways": WAYS, "settings": settings, "steps": STEPS, "sampler": SAMPLER, "weights": weights}
         held = json.loads(PATH.read_text()) if PATH.exists() else {}
-        self.edits: list[dict] = held["edits"] if held.get("about") == self.about else []
+        self.groups: dict[str, list] = held["groups"] if held.get("about") == self.about else {group: [] for group in GROUPS}
 
-    def add(self, found: dict) -> None:
-        self.edits.append(found)
+    def add(self, group: str, found: dict) -> None:
+        self.groups[group].append(found)
         PATH.parent.mkdir(parents=True, exist_ok=True)
         temporary = PATH.with_suffix(".partial")
-        temporary.write_text(json.dumps({"about": self.about, "edits": self.edits}))
+        temporary.write_text(json.dumps({"about": self.about, "groups": self.groups}))
         os.replace(temporary, PATH)
 
 
-def table(edits: list[dict]) -> str:
+def table(kept: Kept, count: int) -> str:
     """A line for each operation: success, IoU and PSNR of every way."""
-    lines = [f"| {len(edits)} edits of each | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
-    for name in OPERATIONS:
-        cells = []
-        for way in WAYS:
-            success, iou, psnr = np.mean([e[way][name] for e in edits], axis=0)
-            cells.append(f"{100 * success:.0f} % · {iou:.2f} · {psnr:.1f} dB")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = ["| operation | edits | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
+    for group, (_, _, operations) in GROUPS.items():
+        found = kept.groups[group][:count]
+        for name in operations if found else ():
+            means = [np.mean([e[way][name] for e in found], axis=0) for way in WAYS]
+            cells = [f"{100 * success:.0f} % · {iou:.2f} · {psnr:.1f} dB" for success, iou, psnr in means]
+            lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="edits of each operation")
+    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS), help="some of the groups of operations")
     parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
     options, kept = parser.parse_args(), Kept()
-    studio = None if options.table else Studio()
-    while studio and len(kept.edits) < options.count:
-        kept.add(measured(studio, len(kept.edits), list(WAYS)))
-        sys.stdout.write(f"{len(kept.edits)} of {options.count}\n")
-        sys.stdout.flush()
-    sys.stdout.write(table(kept.edits[: options.count]))
+    if not options.table:
+        studio = Studio()
+        for index, group in product(range(options.count), options.only):
+            if len(kept.groups[group]) == index:
+                kept.add(group, measured(studio, group, index))
+                sys.stdout.write(f"{group}: {index + 1} of {options.count}\n")
+                sys.stdout.flush()
+    sys.stdout.write(table(kept, options.count))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""What Prompt-to-Prompt costs: `python . run tests/bench/prompt_to_prompt.py [--model sdxl] [--small]`.
+
+A batch of two, source and target, with the patch and without, on a UNet of SD1.5's or SDXL's shape with random weights and the paper's
+windows: cross-attention is edited in 80 % of the steps and self-attention in 40 %. Beside it the classic way: every attention as an
+explicit softmax and every map stored. All else attends by torch's fused attention, as the host does on a GPU; time is CPU time where
+there is no GPU, so that other work on the machine does not count.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import torch
+from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
+from controlled_diffusion.nodes.host.attention import SLOTS, unet_places
+from controlled_diffusion.nodes.host.blend_masks import control_of
+from controlled_diffusion.nodes.host.channels import noise_scale
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
+
+from bench.multi_cfg import SD15
+from harness.memory import peak
+from host import tiny
+from measures.diffedit import defaults
+
+SDXL = SD15 | dict(
+    num_res_blocks=[2, 2, 2],
+    channel_mult=[1, 2, 4],
+    transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+    transformer_depth_middle=10,
+    context_dim=2048,
+    use_linear_in_transformer=True,
+    adm_in_channels=2816,
+    num_classes="sequential",
+)
+STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
+SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"
+LARGEST = 32**2  # queries of the largest self-attention that is taken over, as in the paper's code
+
+
+def model_of(name: str, small: bool):
+    """A UNet with random weights at the shape of a model; `small`: at half its channels."""
+    family, config = (comfy.supported_models.SDXL, SDXL) if name == "sdxl" else (comfy.supported_models.SD15, SD15)
+    settings = family(dict(config) | ({"model_channels": 160} if small else {}))
+    device = comfy.model_management.get_torch_device()
+    settings.set_inference_dtype(torch.float16 if device.type == "cuda" else torch.bfloat16 if name == "sdxl" else torch.float32, None)
+    model = (comfy.model_base.SDXL if name == "sdxl" else comfy.model_base.BaseModel)(settings, device=device)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    made = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
+    made.model_options["transformer_options"]["optimized_attention_override"] = fused
+    return made
+
+
+def fused(attention, *args, **kwargs) -> torch.Tensor:
+    return host_attention.attention_pytorch(*args, **kwargs)
+
+
+@dataclass
+class Classic:
+    """The published way: all attentions explicit, all maps of up to 32 x 32 queries added up, edits in their place."""
+
+    edit: Edit
+    scale: object
+    layers: int
+    maps: list[torch.Tensor] = field(default_factory=list)
+    step: list[torch.Tensor] = field(default_factory=list)
+
+    def attend(self, kind: str, q, k, v, options: dict) -> torch.Tensor:
+        p = probabilities(q, k, options["n_heads"])
+        first, percent = 2 * options["cond_or_uncond"].index(0), self.scale.percent(float(options["sigmas"][0]))
+        source, target = p[first], p[first + 1]
+        if kind == "cross":
+            moment = self.edit.at(percent, p.device)
+            p[first + 1] = moment(source, target) if moment else target
+        elif q.shape[1] <= LARGEST and percent in self.edit.settings.self:
+            p[first + 1] = source
+        self.keep(p[first : first + 2], q.shape[1])
+        return attended(p, v)
+
+    def keep(self, p: torch.Tensor, queries: int) -> None:
+        self.step.append(p.clone() if queries <= LARGEST else p.new_zeros(0))
+        if len(self.step) == self.layers:
+            self.maps = [a + b for a, b in zip(self.maps, self.step)] if self.maps else self.step
+            self.step = []
+
+
+def classic(model, edit: Edit):
+    patched, places = model.clone(), unet_places(model)
+    state = Classic(edit, noise_scale(model.get_model_object("model_sampling")), 2 * len(places))
+    for place in places:
+        for kind, slot in SLOTS.items():
+            patched.set_model_patch_replace(partial(state.attend, kind), slot, *place.key)
+    return patched
+
+
+def guider_of(model, positive, negative):
+    made = comfy.samplers.CFGGuider(model)
+    made.set_conds(positive, negative)
+    made.set_cfg(7.5)
+    return made
+
+
+def random_features(conditioning: list, width: int, pooled: int, seed: int) -> list:
+    """A conditioning with features of the model's own width; what else it holds stays."""
+    draw = torch.Generator().manual_seed(seed)
+    features, extras = conditioning[0]
+    rows = torch.randn(len(features), 77, width, generator=draw)
+    return [[rows, {**extras, "pooled_output": torch.randn(len(features), pooled, generator=draw)}]]
+
+
+def ways(model, side: int, name: str) -> dict[str, Callable]:
+    """What is compared: a function of sigmas for each."""
+    width, pooled = (2048, 1280) if name == "sdxl" else (768, 768)
+    clip, made = tiny.clip(dtype=torch.float32), {}
+    knobs = defaults(P2PAttentionPatch) | dict(source=SOURCE, width=8 * side, height=8 * side)
+    cases = {"swap": dict(targets=SWAP), "insert words": dict(targets=INSERT), "swap, local blend": dict(targets=SWAP, blend_words="*")}
+    for case, own in cases.items():
+        patched, positive, negative, latent, _ = P2PAttentionPatch.execute(model, clip, **knobs | own).args
+        rest = random_features(positive, width, pooled, 0), random_features(negative, width, pooled, 1)
+        made[case] = guider_of(patched, *rest)
+        if case == "insert words":
+            edit = Edit.of(control_of(patched).scene.alignments[0], Settings(Window(0.0, 0.8), Window(0.0, 0.4)))
+    made = {"no patch": guider_of(model, *rest), **made, "classic, insert words": guider_of(classic(model, edit), *rest)}
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(2)).repeat(2, 1, 1, 1)
+
+    def sampled(guider):
+        euler, empty = comfy.samplers.sampler_object("euler"), torch.zeros_like(noise)
+        return lambda sigmas: guider.sample(noise, empty, euler, sigmas, disable_pbar=True, seed=0)
+
+    return {case: sampled(guider) for case, guider in made.items()}
+
+
+def seconds(run: Callable, sigmas: torch.Tensor) -> float:
+    """CPU seconds of a run, or those of the clock on a GPU."""
+    gpu = torch.cuda.is_available()
+    clock = time.perf_counter if gpu else time.process_time
+    start = clock()
+    run(sigmas)
+    if gpu:
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def measured(runs: dict[str, Callable], steps: dict[float, torch.Tensor], repeats: int) -> dict[str, tuple[dict[float, float], float]]:
+    """Of every way the seconds of each step, the best of all repeats, and its peak memory in MB."""
+    best = {case: dict.fromkeys(steps, float("inf")) for case in runs}
+    for _ in range(repeats):
+        for percent, sigmas in steps.items():
+            for case, run in runs.items():
+                best[case][percent] = min(best[case][percent], seconds(run, sigmas))
+    first = next(iter(steps.values()))
+    return {case: (best[case], peak(lambda run=run: run(first))) for case, run in runs.items()}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sd15")
+    parser.add_argument("--side", type=int, default=64, help="of the latent, in cells")
+    parser.add_argument("--repeats", type=int, default=2, help="each time is the best of so many runs, taken in turn")
+    parser.add_argument("--small", action="store_true", help="half the channels, for a quick look")
+    parser.add_argument("--only", nargs="*", metavar="CASE", help="some of the cases; 'no patch' always")
+    options = parser.parse_args()
+    model = model_of(options.model, options.small)
+    scale, runs = noise_scale(model.get_model_object("model_sampling")), ways(model, options.side, options.model)
+    runs = {case: run for case, run in runs.items() if options.only is None or case in ("no patch", *options.only)}
+    steps = {percent: torch.tensor([scale.sigma(percent), 0.0]) for percent in STEPS}
+    about = f"{options.model}{', half the channels' if options.small else ''}, latent {options.side} x {options.side}"
+    sys.stdout.write(f"| {about} | a step, all windows open | a mean step | ratio | peak memory, MB | ratio |\n|---|---|---|---|---|---|\n")
+    found = measured(runs, steps, options.repeats)
+    mean = {case: sum(share * times[percent] for percent, share in STEPS.items()) for case, (times, _) in found.items()}
+    for case, (times, memory) in found.items():
+        whole, most = mean[case] / mean["no patch"], memory / found["no patch"][1]
+        sys.stdout.write(f"| {case} | {times[min(STEPS)]:.2f} s | {mean[case]:.2f} s | {whole:.2f} | {memory:.0f} | {most:.2f} |\n")
+
+
+if __name__ == "__main__":
+    main()
