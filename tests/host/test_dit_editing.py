@@ -6,10 +6,12 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host.attention import KEY
 from controlled_diffusion.nodes.host.dit_editing import map_blocks
 from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
 from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
+from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from torch.testing import assert_close
 
@@ -147,8 +149,9 @@ def test_alpha_goes_from_none_to_all(flux, clip):
     assert_close(drawn(flux, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
 
 
-def test_outside_the_window_the_hosts_attention_runs_without_an_override(flux, clip):
-    patched, *rest = patch(flux, clip, joint_end=0.3)
+@pytest.mark.parametrize("blend, last", [("", 2), ("circle", 4)])
+def test_outside_the_windows_the_hosts_attention_runs_without_an_override(flux, clip, blend, last):
+    patched, *rest = patch(flux, clip, joint_end=0.3, blend_words=blend)
     seen = []
 
     def spy(executor, *args, **kwargs):
@@ -156,8 +159,17 @@ def test_outside_the_window_the_hosts_attention_runs_without_an_override(flux, c
         return executor(*args, **kwargs)
 
     patched.add_wrapper_with_key("diffusion_model", "spy", spy)
-    sample(patched, *rest, steps=6)
-    assert seen == [True, True] + [False] * 4
+    sample(patched, *rest, steps=7)
+    assert seen == [True] * (last if blend else last + 1) + [False] * (7 - (last if blend else last + 1))
+
+
+def test_a_model_that_others_changed_is_an_error_even_without_an_edit(flux, clip):
+    patched, *rest = patch(flux, clip, **OFF)
+    patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
+        lambda args: {**args, "txt": args["txt"][:, :1], "txt_ids": args["txt_ids"][:, :1]}
+    ]
+    with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the picture"):
+        sample(patched, *rest)
 
 
 def test_an_override_of_another_node_is_kept_before_and_behind(flux, clip):
@@ -192,6 +204,16 @@ def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
     bias[1, list(blue)], bias[1, list(circle)] = math.log(2), -math.inf
     assert len(spy.seen) == 4 and all(torch.equal(mask[:, 0, 0], bias) for _, _, mask in spy.seen)
     assert torch.equal(drawn(spy.model, clip, word_weights="blue: 1"), drawn(spy.model, clip))
+
+
+def test_a_weight_leaves_what_refines_the_text_alone(text_model):
+    clip = tiny_dits.Clip(text_model, "hunyuan_video")
+    spy = Keys(tiny_dits.dit("hunyuan_video"))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, word_weights="blue: 2")
+    sample(patched, positive, negative, latent, steps=1)
+    text = positive[0][0].shape[1]
+    assert [mask is None for q, _, mask in spy.seen if q.shape[2] == text] == [True, True]
+    assert [mask is None for q, _, mask in spy.seen if q.shape[2] > text] == [False] * 2
 
 
 def test_a_words_window_holds_for_its_weight(flux, clip):
@@ -237,6 +259,30 @@ def test_a_blend_of_nothing_is_the_source_and_one_of_all_is_no_blend(name, text_
     assert shares == sorted(shares, reverse=True) and any(0 < s < 1 for s in shares)
 
 
+@pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "zimage"])
+def test_the_maps_of_a_blend_are_those_of_its_words(name, text_model):
+    clip = tiny_dits.Clip(text_model, name)
+    spy = Keys(tiny_dits.dit(name))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, LONGER, blend_words="circle", blend_start=0.0, joint_end=0.0)
+    sample(patched, positive, negative, latent, steps=1)
+    control = patched.model_options["transformer_options"][KEY][0]
+    run = control.runs[0]
+    total, filled = positive[0][0].shape[1], 32 if name == "zimage" else positive[0][0].shape[1]
+    start, picture = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
+    wanted = torch.zeros(2, 16)
+    for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
+        if number in run.maps:
+            p = (
+                (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask))
+                .softmax(-1)
+                .mean(1)[:, picture : picture + 16]
+            )
+            for side, words in enumerate(control.blend.edited[0]):
+                front = total - control.lengths[side] if name == "flux2" else 0
+                wanted[side] += p[side][:, [start + front + c for c in words]].sum(-1)
+    assert_close(run.blending.sums[0, :, 0, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_the_blend_of_joint_models_ends_halfway(flux, clip):
     patched, *rest = patch(flux, clip, blend_words="circle", blend_threshold=1.0, blend_start=0.0)
     sample(patched, *rest, steps=7)
@@ -251,6 +297,21 @@ def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
 
     assert map_blocks(Some("flux.model", 57)) == {11, 12, 14, 17, 18} and map_blocks(Some("flux.model", 9)) == {2, 3, 4, 5, 6}
     assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
+
+
+# --- real pictures
+
+
+def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip):
+    model = tiny_dits.dit("flux")
+    for weights in model.model.diffusion_model.final_layer.parameters():
+        weights.data *= 0.05  # a random network is wild
+    samples = torch.randn(1, *tiny_dits.empty("flux").shape[1:], generator=torch.Generator().manual_seed(3))
+    inversion = DDIMInverter.execute(model, encoded(clip, SOURCE), {"samples": samples}, 6, "simple", 0.0).args[0]
+    patched, positive, negative, *_ = patch(model, clip, **ALL)
+    both, plain = (InversionSampler.execute(m, inversion, 1.0, "direct", positive, negative).args[0]["samples"] for m in (patched, model))
+    assert_close(both[:1], samples, atol=1e-4, rtol=1e-4)
+    assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
 
 
 # --- cross-attention
