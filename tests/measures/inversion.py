@@ -1,8 +1,8 @@
 """Inversions compared on the demo model: `python . run tests/measures/inversion.py [--count 100] [--only METHOD ...]`.
 
 Rendered scenes that the model was never trained on, inverted under their true captions in 50 steps and replayed twice: under the same
-caption, which should give the picture back, and under one in which one colour or shape is another, which should change that thing alone.
-All PSNR are against the VAE's own round trip. What is measured is kept in .host/measures, so that a run that was stopped goes on, and
+caption, which should give the picture back, and under one in which one colour or shape is another, which should change that thing alone;
+where the source is drawn beside the edit, once more with Prompt-to-Prompt. All PSNR are against the VAE's own round trip. What is measured is kept in .host/measures, so that a run that was stopped goes on, and
 the table shows every method that has been measured.
 """
 
@@ -13,31 +13,33 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from controlled_diffusion.inversion import quality
+from controlled_diffusion.inversion.method import Trail
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from harness import memory
 from harness.demo_pictures import SCHEDULER, Studio
 from harness.host import PRIVATE
 from host.sampling import Count
-from measures.diffedit import Change, change, defaults, pictures, prompts, succeeded
+from measures.diffedit import Change, caption, change, defaults, pictures, prompts, succeeded
+from measures.prompt_to_prompt import FREE, LAYOUT
 
 STEPS, CFG = 50, 7.5
 FOLDER = PRIVATE / "measures" / "inversion"
 EXACT_CFG = 3.0  # of the exact methods, up and down: that of EDICT's paper
 ROOM = 4  # pixels around the changed thing that do not count as off the target: half a cell of the latent
-COLUMNS = ("own", "replay", "edit", "off", "seconds", "evaluations", "edit_seconds", "edit_evaluations", "memory")
 
 
 @dataclass(frozen=True)
 class Way:
-    """A row of the table: an inverter with settings, and the cfg of the replay and of the edit."""
+    """A row of the table: an inverter with settings, the cfg of the replay and of the edit, and whether Prompt-to-Prompt edits too."""
 
     module: str
     node: str
@@ -45,6 +47,7 @@ class Way:
     replay: float = CFG
     edit: float = CFG
     branches: str = "edit"
+    attention: bool = True
 
     def invert(self, studio: Studio, source: list, latents: torch.Tensor):
         inverter = getattr(importlib.import_module(f"controlled_diffusion.nodes.{self.module}"), self.node)
@@ -55,20 +58,22 @@ class Way:
 
 
 def exact(module: str, node: str) -> Way:
-    return Way(module, node, {"cfg": EXACT_CFG}, EXACT_CFG, EXACT_CFG)
+    """At EDICT's cfg, and with the scheduler that the help pages advise."""
+    return Way(module, node, {"cfg": EXACT_CFG, "scheduler": "karras"}, EXACT_CFG, EXACT_CFG, attention=False)
 
 
 WAYS = {
     "ddim": Way("ddim", "DDIMInverter"),
-    "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 10, "acceleration": "anderson"}),
+    "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 5}, attention=False),
     "negative-prompt": Way("negative_prompt", "NegativePromptInverter"),
-    "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty"}),
+    "negative-prompt, fixed point": Way("negative_prompt", "NegativePromptInverter", {"fixed_point_iterations": 3}),
+    "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty", "inner_steps": 10}),
     "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
     "direct": Way("ddim", "DDIMInverter", branches="direct"),
     "edict": exact("edict", "EDICTInverter"),
     "bdia": exact("bdia", "BDIAInverter"),
     "o-belm": exact("belm", "BELMInverter"),
-    "edit-friendly": Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5}, 3.5),
+    "edit-friendly": Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5}, 3.5, attention=False),
 }
 
 
@@ -108,15 +113,47 @@ class Replays:
     def __init__(self, studio: Studio, inversion):
         self.studio, self.inversion, self.count = studio, inversion, Count(studio.model)
 
+    def latents(self, model, inversion, cfg: float, branches: str, target: list | None) -> torch.Tensor:
+        negative = self.studio.prompt("") if inversion.null is None else None
+        return InversionSampler.execute(model, inversion, cfg, branches, positive=target, negative=negative).args[0]["samples"]
+
     def pictures(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
-        negative = self.studio.prompt("") if self.inversion.null is None else None
-        made = InversionSampler.execute(self.count.model, self.inversion, cfg, branches, positive=target, negative=negative).args[0]
-        return self.studio.vae.decode(made["samples"])
+        return self.studio.vae.decode(self.latents(self.count.model, self.inversion, cfg, branches, target))
+
+    def with_attention(self, cfg: float, branches: str, changes: list[Change]) -> torch.Tensor:
+        """The edits by Prompt-to-Prompt, picture by picture, beside a source that is held on its path or not."""
+        edits = []
+        for i, wish in enumerate(changes):
+            texts = dict(source=caption(wish.before).text, targets=caption(wish.after).text, negative="")
+            reshaped = wish.before.things[wish.thing].shape != wish.after.things[wish.thing].shape
+            knobs = defaults(P2PAttentionPatch) | texts | (FREE if reshaped else LAYOUT) | dict(width=128, height=128)
+            model, target, *_ = P2PAttentionPatch.execute(model=self.studio.model, clip=self.studio.clip, **knobs).args
+            beside = "direct" if branches == "direct" else "source and edit"
+            edits.append(self.latents(model, alone(self.inversion, i), cfg, beside, target)[1:])
+        return self.studio.vae.decode(torch.cat(edits))
+
+
+def alone(inversion, i: int):
+    """The inversion of picture i of a batch."""
+
+    def row(conditioning):
+        return conditioning and [[features[i : i + 1], about] for features, about in conditioning]
+
+    trail = inversion.trail
+    carries = tuple(tuple(t[i : i + 1] for t in carry) for carry in trail.carries)
+    own = Trail(trail.sigmas, carries, {k: t[:, i : i + 1] for k, t in trail.extras.items()})
+    return replace(inversion, trail=own, source=row(inversion.source), null=row(inversion.null))
 
 
 def both(source: list, target: list) -> list:
     """One conditioning for two branches: the rows of the source, then those of the target."""
     return [[torch.cat([source[0][0], target[0][0]]), {}]]
+
+
+def judged(made: torch.Tensor, floor: torch.Tensor, changes: list[Change]) -> list[tuple[bool, float]]:
+    """Of every edit whether it succeeded, and how near the rest of the picture is."""
+    shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
+    return [(succeeded(p, c), off_target(m, f, c)) for p, m, f, c in zip(shown, made, floor, changes)]
 
 
 @torch.inference_mode()
@@ -142,11 +179,14 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
         "edit_evaluations": replays.count.rows / count,
         "memory": memory.peak(lambda: way.invert(studio, [[source[0][0][:1], {}]], latents[:1])),
     }
-    shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
-    return [
-        {"own": a, "replay": b, "edit": succeeded(p, c), "off": off_target(m, f, c), **cost}
-        for a, b, p, m, f, c in zip(psnr(own, floor), psnr(again, floor), shown, made, floor, changes)
+    found = [
+        {"own": a, "replay": b, "edit": success, "off": off, **cost}
+        for a, b, (success, off) in zip(psnr(own, floor), psnr(again, floor), judged(made, floor, changes))
     ]
+    if way.attention:
+        for one, (success, off) in zip(found, judged(replays.with_attention(way.edit, way.branches, changes), floor, changes)):
+            one |= {"attention_edit": success, "attention_off": off}
+    return found
 
 
 class Kept:
@@ -167,23 +207,28 @@ class Kept:
         os.replace(temporary, self.path)
 
 
+def line(name: str, way: Way, found: list[dict]) -> str:
+    mean = {c: float(np.mean([p[c] for p in found])) for c in found[0]}
+    with_attention = f"{100 * mean['attention_edit']:.0f} % | {mean['attention_off']:.1f} dB" if way.attention else "|"
+    return (
+        f"| {name} | {way.settings.get('cfg', 1.0):g} / {way.replay:g} / {way.edit:g} | {mean['own']:.1f} dB | {mean['replay']:.1f} dB "
+        f"| {100 * mean['edit']:.0f} % | {mean['off']:.1f} dB | {with_attention} | {mean['seconds']:.1f} | {mean['evaluations']:.0f} "
+        f"| {mean['edit_seconds']:.1f} | {mean['edit_evaluations']:.0f} | {mean['memory']:.1f} MB |"
+    )
+
+
 def table(count: int) -> str:
     """A line for each way that has been measured on as many pictures."""
     lines = [
-        "| method | cfg inverted / replayed / edited | PSNR at the inversion's cfg | PSNR replayed | edit success | PSNR off the target "
-        "| inversion: seconds | evaluations | edit: seconds | evaluations | memory |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | cfg: inverted / replayed / edited | PSNR at the inversion's cfg | PSNR replayed | edit success | PSNR off the target "
+        "| with P2P: edit success | PSNR off the target | inversion: seconds | evaluations | edit: seconds | evaluations | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, way in WAYS.items():
-        found = Kept(name).pictures[:count]
-        if len(found) == count:
-            mean = {c: float(np.mean([p[c] for p in found])) for c in COLUMNS}
-            lines.append(
-                f"| {name} | {way.settings.get('cfg', 1.0):g} / {way.replay:g} / {way.edit:g} | {mean['own']:.1f} dB | {mean['replay']:.1f} dB "
-                f"| {100 * mean['edit']:.0f} % | {mean['off']:.1f} dB | {mean['seconds']:.2f} | {mean['evaluations']:.0f} "
-                f"| {mean['edit_seconds']:.2f} | {mean['edit_evaluations']:.0f} | {mean['memory']:.1f} MB |"
-            )
-    return "\n".join(lines) + f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture, seconds of one core; PSNR of 120 dB and more count as 120.\n"
+    kept = {name: Kept(name).pictures[:count] for name in WAYS}
+    lines += [line(name, WAYS[name], found) for name, found in kept.items() if len(found) == count]
+    return "\n".join(lines) + (
+        f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture; seconds of one core. PSNR of 120 dB and more count as 120.\n"
+    )
 
 
 def main() -> None:
