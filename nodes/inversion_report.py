@@ -28,6 +28,7 @@ class InversionReport(io.ComfyNode):
                     optional=True,
                     tooltip="Shows what encoding and decoding alone lose, which no inversion can win back, and measures against that too.",
                 ),
+                io.String.Input("headline", default="", optional=True, tooltip="What stands above it, to tell reports apart. Empty: nothing."),
             ],
             outputs=[
                 io.Image.Output(display_name="report", tooltip="The pictures side by side, a row for each of the batch."),
@@ -36,8 +37,8 @@ class InversionReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reference, inversion=None, reconstruction=None, edit=None, vae=None) -> io.NodeOutput:
-        report = Report.of(reference, inversion, vae, reconstruction=reconstruction, edit=edit)
+    def execute(cls, reference, inversion=None, reconstruction=None, edit=None, vae=None, headline="") -> io.NodeOutput:
+        report = Report.of(reference, inversion, vae, headline, reconstruction=reconstruction, edit=edit)
         return io.NodeOutput(report.image(), report.text(), ui=ui.PreviewText(report.text()))
 
 

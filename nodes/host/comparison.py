@@ -15,7 +15,7 @@ from . import perceptual
 from .inversion import Inversion
 from .pictures import as_image
 
-_INK, _PAPER, _FONT, _LINE, _GAP = "#333333", "#ffffff", 14, 20, 10
+_INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
 _SMALLEST, _LARGEST = 256, 512  # pixels of a shown picture's shorter side
 
 
@@ -95,9 +95,10 @@ class Report:
 
     columns: tuple[Shown, ...]
     inversion: Inversion | None = None
+    headline: str = ""
 
     @classmethod
-    def of(cls, reference: torch.Tensor, inversion: Inversion | None, vae, **pictures: torch.Tensor | None) -> Report:
+    def of(cls, reference: torch.Tensor, inversion: Inversion | None, vae, headline: str = "", **pictures: torch.Tensor | None) -> Report:
         """Measures named pictures, and with a VAE the round trip that nothing can beat, against the reference."""
         count = max([len(p) for p in pictures.values() if p is not None], default=len(reference))
         given = {name: matched(name, p, reference) for name, p in pictures.items() if p is not None}
@@ -111,7 +112,7 @@ class Report:
             if floor is not None:
                 nearness = Measure("PSNR to the VAE round trip", quality.psnr(made, floor.expand_as(made)), decibels)
                 columns[-1] = Shown(name, made, (*columns[-1].measures, nearness))
-        return cls(tuple(columns), inversion)
+        return cls(tuple(columns), inversion, headline)
 
     def about(self) -> list[str]:
         """What the inversion is and cost, in sentences."""
@@ -128,11 +129,11 @@ class Report:
         ]
 
     def text(self) -> str:
-        return "\n".join([*self.about(), *(c.told() for c in self.columns if c.measures)])
+        return "\n".join([*([self.headline] if self.headline else []), *self.about(), *(c.told() for c in self.columns if c.measures)])
 
     def image(self) -> torch.Tensor:
         """The pictures side by side, a row for each of the batch, the numbers below them; an IMAGE."""
-        return as_image(_drawn(self.columns, self.about()))
+        return as_image(_drawn(self.columns, self.about(), self.headline))
 
 
 def _tile(picture: torch.Tensor) -> Image.Image:
@@ -147,17 +148,19 @@ def _tile(picture: torch.Tensor) -> Image.Image:
     return image
 
 
-def _drawn(columns: Sequence[Shown], about: Sequence[str]) -> Image.Image:
+def _drawn(columns: Sequence[Shown], about: Sequence[str], headline: str) -> Image.Image:
     font, count = ImageFont.load_default(_FONT), len(columns[0].pictures)
     size = _tile(columns[0].pictures[0]).size
     width = (size[0] + _GAP) * len(columns) + _GAP
     head = [line for sentence in about for line in textwrap.wrap(sentence, max(20, width // 8))]
     below = max(len(c.measures) for c in columns) * _LINE + _GAP
-    top = _GAP + _LINE * (len(head) + 1)
+    over = 2 * _LINE if headline else _GAP // 2
+    top = over + _GAP // 2 + _LINE * (len(head) + 1)
     paper = Image.new("RGB", (width, top + (size[1] + below) * count), _PAPER)
     draw = ImageDraw.Draw(paper)
+    draw.text((_GAP, _GAP / 2), headline, fill=_INK, font=ImageFont.load_default(_HEADLINE))
     for i, line in enumerate(head):
-        draw.text((_GAP, _GAP / 2 + i * _LINE), line, fill=_INK, font=font)
+        draw.text((_GAP, over + i * _LINE), line, fill=_INK, font=font)
     for x, column in zip(range(_GAP, width, size[0] + _GAP), columns):
         draw.text((x, top - _LINE), column.name, fill=_INK, font=font)
         for i, picture in enumerate(column.pictures):

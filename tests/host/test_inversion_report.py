@@ -97,6 +97,14 @@ def test_the_pictures_stand_side_by_side_a_row_for_each_of_the_batch():
             assert_close(shown[::4, ::4], one, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
+def test_a_headline_stands_above_it_and_without_one_there_is_no_room_for_it():
+    reference = draw() * 0.9
+    (plain, text), (named, told) = (report(reference, reconstruction=reference.clone(), headline=h) for h in ("", "EDICT"))
+    assert told == f"EDICT\n{text}" and named.shape[1] > plain.shape[1]
+    room = named.shape[1] - plain.shape[1]
+    assert (named[:, :room] != 1).any() and torch.equal(named[:, room + 20 :], plain[:, 20:])
+
+
 def test_the_numbers_stand_on_the_picture():
     reference = draw() * 0.9
     equal, other = (report(reference, reconstruction=made)[0] for made in (reference.clone(), reference * 0.99))
