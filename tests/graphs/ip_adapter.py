@@ -41,8 +41,8 @@ def ip_adapter(graph):
 
 def ip_adapter_channel(graph):
     graph.note(
-        "# Image and text as two channels\n\nThe patch is given an empty prompt: only that conditioning sees the reference, and *null* is the same "
-        "with the adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper pictures "
+        "# Image and text as two channels\n\nThe patch is given the prompt: its *conditioning* sees the reference, and its *null* is the same with the "
+        "adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper pictures "
         "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN + SWAP
     )
     with graph.group("1 Model and prompt"):
@@ -60,7 +60,7 @@ def ip_adapter_channel(graph):
             image=reference,
             weight=1.0,
             combine="concat",
-            conditioning=empty,
+            conditioning=text,
         )
         words = graph.add("GuidanceChannel", title="the text", conditioning=text, weight=4.0, role="positive", name="text")
         image = graph.add(
@@ -68,7 +68,7 @@ def ip_adapter_channel(graph):
             title="the image",
             conditioning=patched["conditioning"],
             null=patched["null"],
-            weight=4.0,
+            weight=5.0,
             role="positive",
             name="image",
             previous=words,
