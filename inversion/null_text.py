@@ -92,8 +92,6 @@ class Kept:
 
     def offer(self, aim: Aim, rows: torch.Tensor, null: torch.Tensor, denoised: torch.Tensor, loss: torch.Tensor) -> None:
         """Takes what is better than the best."""
-        if bool(self.first[rows].isinf().all()):
-            self.first[rows] = loss
         better = loss < self.loss[rows]
         at = rows[better]
         self.null[at], self.denoised[at], self.loss[at] = null[better], denoised[better], loss[better]
@@ -190,7 +188,12 @@ class NullText(Method):
         return DDIM().step(slope, carry, i, trail)
 
     def optimised(
-        self, predictor: Predictor, trail: Trail, null: torch.Tensor, input_scale: Callable[[float], float], image_loss: ImageLoss | None = None
+        self,
+        predictor: Predictor,
+        trail: Trail,
+        null: torch.Tensor,
+        input_scale: Callable[[float], float],
+        image_loss: ImageLoss | None = None,
     ) -> Iterator[Kept]:
         """The best embeddings of each step of the way back along the pivots, from embeddings `null` (B, tokens, width) on.
 
@@ -222,11 +225,13 @@ class NullText(Method):
                 denoised = predictor.guided(aim.x[rows], aim.now, conditional[rows], unconditional, rows)
                 loss = self._loss(aim, leaf, denoised, rows, image_loss)
             found = loss.detach()
+            if taken == 0:
+                kept.first[rows] = found
             kept.offer(aim, rows, null[rows], denoised.detach(), found)
             active[rows] &= found >= aim.enough
             if taken == self.inner_steps or not active.any():
                 return kept
-            (gradient,) = torch.autograd.grad((loss / found).sum(), leaf)  # of the loss's own size, so that half precision can hold it
+            (gradient,) = torch.autograd.grad((loss / found.clamp(min=1e-30)).sum(), leaf)  # in the loss's own size, for half precision
             going = active[rows]
             at = rows[going]
             null[at] = optimizer(null[at], (gradient * found.view(-1, *[1] * (leaf.ndim - 1)))[going], found[going], at)

@@ -188,7 +188,9 @@ class HostPredictor(Predictor):
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, known, options, is_model_options=True)
         denoised = self.guider(x, self._sigma(x, sigma), **self.extra_args | {"model_options": options})
         if given:
-            raise ValueError("A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Take it away.")
+            raise ValueError(
+                "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Take it away."
+            )
         return denoised
 
 
@@ -322,5 +324,8 @@ def loss_curve(inversion: Inversion) -> torch.Tensor:
         "kept": [(i, 1e5 * means["losses"][i]) for i in done],
     }
     title = f"loss times 100 000; {inversion.evaluations} evaluations for each picture, a gradient counting as two"
-    charts = [line_chart(lines, title, "step"), line_chart({"gradients": [(i, means["gradients"][i]) for i in done]}, "gradients taken", "step", (768, 220))]
+    charts = [
+        line_chart(lines, title, "step"),
+        line_chart({"gradients": [(i, means["gradients"][i]) for i in done]}, "gradients taken", "step", (768, 220)),
+    ]
     return as_image(stacked(charts))

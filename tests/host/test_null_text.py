@@ -85,7 +85,8 @@ def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
 
-def test_evaluations_are_counted_a_gradient_as_two(model):
+def test_evaluations_are_counted_a_gradient_as_two():
+    model = small("v")
     count = Count(model)
     found = invert(count.model, picture())[0]
     gradients_taken = int(found.trail.extras["gradients"].sum())
@@ -114,7 +115,9 @@ def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
     sigmas = inversion.trail.sigmas
     for i, (here, after) in enumerate(zip(sigmas, sigmas[1:])):
         inside = torch.linspace(here, max(after * 1.001, after + 1e-4), 50).float()
-        edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [torch.tensor(v["timestep_end"]).float() for _, v in negative]
+        edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [
+            torch.tensor(v["timestep_end"]).float() for _, v in negative
+        ]
         near = [e for e in edges if after < float(e) <= here]
         for sigma in [*inside, *near]:
             active = [k for k, (_, v) in enumerate(negative) if v["timestep_end"] <= float(sigma) <= v["timestep_start"]]
@@ -122,7 +125,7 @@ def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
         assert negative[i][1]["timestep_end"] <= here <= negative[i][1]["timestep_start"]
 
 
-@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+@pytest.mark.parametrize("family", ["v", "flow"])
 def test_a_batch_is_its_pictures_one_by_one(family):
     model, latent = tiny.unet(family, output_scale=0.1, **SMALL), picture(4)
     sources = torch.cat([tiny.conditioning(i)[0][0] for i in range(4)])
@@ -133,7 +136,8 @@ def test_a_batch_is_its_pictures_one_by_one(family):
     assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
 
 
-def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before(model):
+def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before():
+    model = small("eps")
     latent, noise = picture(), draw(1, 4, 8, 8, seed=5)
 
     def predicted():
@@ -149,11 +153,18 @@ def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before(model):
 
 def test_what_it_gives_holds_no_graph():
     inversion, latent, _, _, negative, curve = invert(small("eps"), picture())
-    found = [*(e for e, _ in negative), *inversion.trail.extras.values(), *(c[0] for c in inversion.trail.carries), latent["samples"], curve]
+    found = [
+        *(e for e, _ in negative),
+        *inversion.trail.extras.values(),
+        *(c[0] for c in inversion.trail.carries),
+        latent["samples"],
+        curve,
+    ]
     assert not any(t.requires_grad or t.grad_fn for t in found)
 
 
-def test_two_branches_and_direct_take_the_embeddings_too(model):
+def test_two_branches_and_direct_take_the_embeddings_too():
+    model = small("v")
     latent = picture(2)
     inversion = invert(model, latent)[0]
     both = sample(model, inversion, branches="source and edit", positive=TARGET)
@@ -162,7 +173,8 @@ def test_two_branches_and_direct_take_the_embeddings_too(model):
     assert_close(sample(model, inversion, branches="direct", positive=TARGET)[:2], latent["samples"], atol=1e-6, rtol=1e-6)
 
 
-def test_an_inversion_up_to_a_percent_works(model):
+def test_an_inversion_up_to_a_percent_works():
+    model = small("flow")
     latent = picture()
     inversion = invert(model, latent, end_percent=0.4)[0]
     assert apart(sample(model, inversion), latent["samples"]) < 0.2
@@ -191,7 +203,9 @@ def test_a_cancelled_inversion_keeps_the_steps_that_are_done(settings):
 
 def test_cancelled_before_anything_was_found_it_stops():
     model = small("eps").clone()
-    model.set_model_unet_function_wrapper(lambda f, a: (comfy.model_management.interrupt_current_processing(), f(a["input"], a["timestep"], **a["c"]))[1])
+    model.set_model_unet_function_wrapper(
+        lambda f, a: (comfy.model_management.interrupt_current_processing(), f(a["input"], a["timestep"], **a["c"]))[1]
+    )
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         invert(model, picture())
 
@@ -206,7 +220,10 @@ def test_its_file_brings_everything_back(tmp_path):
     finally:
         folder_paths.set_output_directory(before)
     assert back.method == found.method and len(back.null) == STEPS
-    assert all(torch.equal(a, b) and x == y for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null]))
+    assert all(
+        torch.equal(a, b) and x == y
+        for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null])
+    )
     assert torch.equal(sample(model, back), sample(model, found))
     assert torch.equal(back.trail.extras["losses"], found.trail.extras["losses"])
 
@@ -241,19 +258,18 @@ def test_image_terms_pull_the_prediction_towards_the_picture(term, vae):
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_text_inputs_of_other_families(kind, checkpointing):
+def test_the_text_inputs_of_other_families(kind):
     model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
     source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
     latent = picture(channels=4 if kind == "sdxl" else 16)
-    inversion = invert(model, latent, source, cfg=3.0, checkpointing=checkpointing)[0]
+    inversion = invert(model, latent, source, cfg=3.0)[0]
     first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
     assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
     assert inversion.null[0][0].shape == source[0][0].shape
 
 
-@pytest.mark.parametrize("kind", ["unet", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
 def test_checkpointing_gives_the_same_gradients(kind):
     if kind == "unet":
         model, source, latent = tiny.unet("eps", output_scale=0.3), SOURCE, picture()
@@ -272,16 +288,19 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
         x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
         for name, blocks in (("plain", []), ("again", gradients.blocks_of(model.model))):
             sizes = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t), gradients.recomputed(blocks):
+            with (
+                torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t),
+                gradients.recomputed(blocks),
+            ):
                 model.model.diffusion_model(x, torch.tensor([5.0]), context=context)
             kept[name] = sum(sizes)
     assert kept["again"] < kept["plain"] / 5
 
 
-def test_checkpointing_is_refused_where_it_was_not_tried(model, monkeypatch):
+def test_checkpointing_is_refused_where_it_was_not_tried(monkeypatch):
     monkeypatch.setattr(gradients, "RECOMPUTABLE", {})
     with pytest.raises(ValueError, match="checkpointing was not tried with BaseModel"):
-        invert(model, picture(), checkpointing=True)
+        invert(small("eps"), picture(), checkpointing=True)
 
 
 def test_models_that_load_dynamically_or_in_part_are_refused():
@@ -353,14 +372,16 @@ def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg():
     assert count.rows == 4 * STEPS
 
 
-def test_an_edit_is_guidance_away_from_the_source(model):
+def test_an_edit_is_guidance_away_from_the_source():
+    model = small("flow")
     latent = picture()
     inversion = negative_prompt(model, latent)[0]
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
     assert torch.equal(sample(model, inversion, positive=TARGET), sample(model, ddim, positive=TARGET, negative=SOURCE))
 
 
-def test_interpolation_leads_to_the_empty_prompt(model):
+def test_interpolation_leads_to_the_empty_prompt():
+    model = small("v")
     latent = picture()
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
     whole, half = (negative_prompt(model, latent, interpolation=share, negative=EMPTY)[0] for share in (1.0, 0.5))
@@ -370,8 +391,8 @@ def test_interpolation_leads_to_the_empty_prompt(model):
 
 
 @pytest.mark.parametrize("kind", ["l0", "l1"])
-def test_proximal_guidance_lies_between_none_and_all_of_it(model, kind):
-    latent = picture()
+def test_proximal_guidance_lies_between_none_and_all_of_it(kind):
+    model, latent = small("v" if kind == "l0" else "flow"), picture()
 
     def edited(quantile, cfg=CFG, proximal=kind):
         return sample(model, negative_prompt(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
@@ -489,4 +510,6 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
 
 def test_the_loss_curve_is_a_picture():
     curve = invert(small("eps"), picture())[-1]
-    assert curve.shape[0] == 1 and curve.shape[-1] == 3 and float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01
+    assert (
+        curve.shape[0] == 1 and curve.shape[-1] == 3 and float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01
+    )
