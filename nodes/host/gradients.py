@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import torch
+
+WITHOUT_DERIVATIVE = ("attention_sage", "attention3_sage", "attention_flash")  # attention kernels of the host
 
 
 def without_history(tensor: torch.Tensor) -> bool:
@@ -73,6 +76,15 @@ def norms_keep_their_inputs(modules: Iterable[torch.nn.Module]):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def attend_with_derivative(transformer_options: dict) -> None:
+    """In these options of a run, attention kernels that have no derivative give way to torch's own, unless a node has taken the slot."""
+
+    def override(kernel, *args, **kwargs):
+        return (host_attention.attention_pytorch if kernel.__name__ in WITHOUT_DERIVATIVE else kernel)(*args, **kwargs)
+
+    transformer_options.setdefault("optimized_attention_override", override)
 
 
 class _Recomputed:

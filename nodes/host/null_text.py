@@ -246,6 +246,7 @@ class Course:
 
     def _back(self, guider: Guidance, slope: Slope, trail: Trail, show: Callable) -> None:
         predictor = HostPredictor(guider, slope.extra_args, len(trail.carries[0][0]))
+        gradients.attend_with_derivative(slope.extra_args["model_options"]["transformer_options"])
         self.null = predictor.null()
         ways = self.method.optimised(predictor, trail, self.null, slope.input_scale, self.image_loss(trail.carries[-1][0]))
         try:

@@ -1,5 +1,6 @@
 """Null-text and negative-prompt inversion inside the real host."""
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -267,6 +268,23 @@ def test_the_text_inputs_of_other_families(kind):
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
     assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
     assert inversion.null[0][0].shape == source[0][0].shape
+
+
+def test_attention_kernels_without_a_derivative_are_not_used():
+    model, seen = tiny.unet("eps", output_scale=0.3, **SMALL), []
+
+    def attention_sage(q, k, v, heads, **kwargs):
+        seen.append(q.requires_grad or k.requires_grad)
+        return host_attention.attention_pytorch(q.detach(), k.detach(), v.detach(), heads, **kwargs)
+
+    own = host_attention.optimized_attention
+    host_attention.optimized_attention = host_attention.wrap_attn(attention_sage)
+    try:
+        found = invert(model, picture())[0]
+    finally:
+        host_attention.optimized_attention = own
+    assert seen and not any(seen)
+    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
