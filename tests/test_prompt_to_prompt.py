@@ -298,7 +298,7 @@ def test_a_blur_spreads_a_map_evenly_and_leaves_a_flat_one_flat():
 
 
 def test_the_mask_is_the_union_of_the_sources_and_the_targets():
-    assert seen(blending(), spots(0), spots(15)) == [[0, 1, 4, 5, 10, 11, 14, 15]]
+    assert seen(blending((((1,), (2,)),)), spots(0), spots(15, column=2)) == [[0, 1, 4, 5, 10, 11, 14, 15]]
 
 
 def test_places_of_edited_words_are_widened_by_as_many_cells_as_asked():
