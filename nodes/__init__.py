@@ -9,6 +9,7 @@ from . import (
     belm,
     classifier,
     classifier_training,
+    custom_diffusion,
     ddim,
     demo,
     diffedit,
@@ -41,7 +42,7 @@ MODULES = (
     *(textual_inversion, classifier_training),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (dreambooth,)
+WAITING = (dreambooth, custom_diffusion)
 
 
 class Extension(ComfyExtension):

@@ -13,23 +13,16 @@ from .host import training_inputs as inputs
 _LISTS = ("images", "captions", "masks", "class_images")
 
 
-def _subject() -> list:
+def subject(saved: str, instance: str, tip: str, count: int) -> list:
+    """What the pictures show, and what is kept of their class."""
     return [
-        io.String.Input(
-            "name",
-            default="my-subject",
-            tooltip="Of the LoRA in the loras folder, and of the embedding if a word is learnt. 'dogs/rex' goes into a subfolder.",
-        ),
-        io.String.Input(
-            "instance_prompt",
-            default="a photo of sks dog",
-            tooltip="What the pictures show: a rare word, or the placeholder of a new one, and the class. A picture's caption takes its place.",
-        ),
+        io.String.Input("name", default="my-subject", tooltip=saved),
+        io.String.Input("instance_prompt", default=instance, tooltip=tip),
         io.String.Input(
             "class_prompt",
             default="a photo of a dog",
             multiline=True,
-            tooltip="The same without the rare word: what shall stay as it is. Several prompts, one a line, take turns.",
+            tooltip="The same without the new or rare word: what shall stay as it is. Several prompts, one a line, take turns.",
         ),
         io.Float.Input(
             "prior_weight",
@@ -41,7 +34,7 @@ def _subject() -> list:
         ),
         io.Int.Input(
             "class_count",
-            default=100,
+            default=count,
             min=0,
             max=100_000,
             tooltip="Class pictures that the model samples as it is, if none are connected. Kept on disk for the next run. Usual 50 to 1000.",
@@ -63,17 +56,10 @@ def _adapter() -> list:
     ]  # fmt: skip
 
 
-def _word() -> list:
+def word(placeholder: str) -> list:
+    """The new word."""
     return [
-        io.Boolean.Input(
-            "learn_word",
-            default=False,
-            advanced=True,
-            tooltip="Also learn a new word for the subject, as Train Embedding does; the instance prompt must hold the placeholder.",
-        ),
-        io.String.Input(
-            "placeholder", default="<subject>", advanced=True, tooltip="The made-up word, with learn_word. Files know it as embedding:name."
-        ),
+        io.String.Input("placeholder", default=placeholder, advanced=True, tooltip="The made-up word. Files know it as embedding:name."),
         io.String.Input(
             "initial_words", default="", advanced=True, tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words."
         ),
@@ -81,6 +67,61 @@ def _word() -> list:
         inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001),
         *inputs.norms(),
     ]
+
+
+def batches() -> list:
+    return [
+        inputs.choice("ratio", RATIOS, "Instance to class pictures in a batch: 1:1, or 1:2 to keep the class harder."),
+        inputs.whole("class_batch", 4, 1, 1024, "Class pictures sampled at a time."),
+    ]
+
+
+def pictures() -> list:
+    return [
+        io.Image.Input("class_images", optional=True, tooltip="Your own pictures of the class, instead of sampled ones."),
+        io.String.Input(
+            "captions",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line. Empty = none.",
+        ),
+        inputs.masks(),
+    ]
+
+
+def outputs(what: str) -> list:
+    return [
+        io.Model.Output(display_name="model", tooltip=f"The model with {what} on it, to sample with at once."),
+        io.LoraModel.Output(display_name="lora", tooltip="For the host's Load LoRA Model and Save LoRA nodes."),
+        io.String.Output(display_name="name", tooltip="Of its file in the loras folder."),
+        io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name, or the instance prompt."),
+        io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
+        io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
+    ]
+
+
+def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
+    """What the inputs of a node ask for."""
+    given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
+    images, captions, masks, class_images = inputs.lists_of(lists, *_LISTS)
+    made = host.Word(**{f.name: given[f.name] for f in fields(host.Word)}) if with_word else None
+    kept = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
+    return host.learn(
+        *(given[k] for k in ("model", "clip", "vae")),
+        host.Data(images, captions, masks, given["flip"]),
+        host.Subject(given["instance_prompt"], made, given["word_rate"]),
+        host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], kept),
+        design,
+        *inputs.read(given | {"validation_prompt": given["validation_prompt"] or given["instance_prompt"]}),
+        given["name"],
+        given["if_exists"],
+    )
+
+
+def shown(made: host.Learnt) -> tuple:
+    seen = ExecutionBlocker("Training: no validation picture was made.") if made.pictures is None else made.pictures
+    return made.model, made.lora, f"{made.name}.safetensors", made.word, made.curve, seen
 
 
 class DreamBoothTrainer(io.ComfyNode):
@@ -102,7 +143,12 @@ class DreamBoothTrainer(io.ComfyNode):
                 io.Image.Input(
                     "images", tooltip="3 to 20 pictures of the subject: a batch, or a list as folder loaders give it. Sizes may differ."
                 ),
-                *_subject(),
+                *subject(
+                    "Of the LoRA in the loras folder, and of the embedding if a word is learnt. 'dogs/rex' goes into a subfolder.",
+                    "a photo of sks dog",
+                    "What the pictures show: a rare word, or the placeholder of a new one, and the class. A picture's caption takes its place.",
+                    100,
+                ),
                 *inputs.course(
                     800,
                     "Steps of the optimiser. Usual 400 to 1500; about 100 to 200 for each picture.",
@@ -112,55 +158,26 @@ class DreamBoothTrainer(io.ComfyNode):
                 ),
                 *inputs.validation_prompt("", "Pictures of this prompt are shown while it learns. Empty = the instance prompt."),
                 *_adapter(),
-                inputs.choice("ratio", RATIOS, "Instance to class pictures in a batch: 1:1, or 1:2 to keep the class harder."),
-                inputs.whole("class_batch", 4, 1, 1024, "Class pictures sampled at a time."),
-                *_word(),
+                *batches(),
+                io.Boolean.Input(
+                    "learn_word",
+                    default=False,
+                    advanced=True,
+                    tooltip="Also learn a new word for the subject, as Train Embedding does; the instance prompt must hold the placeholder.",
+                ),
+                *word("<subject>"),
                 inputs.flip(),
                 *inputs.objective(),
                 *inputs.run("a LoRA", " and of class pictures"),
-                io.Image.Input("class_images", optional=True, tooltip="Your own pictures of the class, instead of sampled ones."),
-                io.String.Input(
-                    "captions",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line. Empty = none.",
-                ),
-                inputs.masks(),
+                *pictures(),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA on it, to sample with at once."),
-                io.LoraModel.Output(display_name="lora", tooltip="For the host's Load LoRA Model and Save LoRA nodes."),
-                io.String.Output(display_name="name", tooltip="Of the LoRA's file in the loras folder."),
-                io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name, or the instance prompt."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
-                io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
-            ],
+            outputs=outputs("the LoRA"),
         )
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
-        images, captions, masks, class_images = inputs.lists_of(lists, *_LISTS)
-        data = host.Data(images, captions, masks, given["flip"])
-        made = host.learn(
-            *(given[k] for k in ("model", "clip", "vae")), data, _subject_of(given), _class_of(given, class_images),
-            adapters.Design(**{f.name: given[f.name] for f in fields(adapters.Design)}),
-            *inputs.read(given | {"validation_prompt": given["validation_prompt"] or given["instance_prompt"]}),
-            given["name"], given["if_exists"],
-        )  # fmt: skip
-        seen = ExecutionBlocker("Train LoRA: no validation picture was made.") if made.pictures is None else made.pictures
-        return io.NodeOutput(made.model, made.lora, f"{made.name}.safetensors", made.word, made.curve, seen)
-
-
-def _subject_of(given: dict) -> host.Subject:
-    word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)}) if given["learn_word"] else None
-    return host.Subject(given["instance_prompt"], word, given["word_rate"])
-
-
-def _class_of(given: dict, images: list) -> host.Class:
-    preservation = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
-    return host.Class(given["class_prompt"], images, given["class_count"], given["class_batch"], preservation)
+        design = adapters.Design(**{f.name: lists[f.name][0] for f in fields(adapters.Design)})
+        return io.NodeOutput(*shown(learnt(lists, design, lists["learn_word"][0])))
 
 
 NODES = [DreamBoothTrainer]

@@ -28,6 +28,10 @@ class Design:
     alpha: float = 0.0
     layers: str = ATTENTION
 
+    def adapters(self, model, seed: int) -> Adapters:
+        """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
+        return _new(model, self, seed)
+
 
 class Delta(torch.nn.Module):
     """A whole weight's difference, as the host's adapters are called; `diff` in a LoRA file."""
@@ -97,8 +101,7 @@ def chosen(model, layers: str) -> dict[str, torch.Size]:
     return found
 
 
-def new(model, design: Design, seed: int) -> Adapters:
-    """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
+def _new(model, design: Design, seed: int) -> Adapters:
     if design.algorithm not in ALGORITHMS:
         raise ValueError(f"There is no algorithm '{design.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
     layers = chosen(model, design.layers)

@@ -117,14 +117,17 @@ def learn(
     data: Data,
     subject: Subject,
     kept: Class,
-    design: adapters.Design,
+    design,
     objective: Objective,
     settings: Settings,
     validation: Validation,
     name: str,
     if_exists: str,
 ) -> Learnt:
-    """Learns a subject and saves it; see `trainers.run`. Nothing that the user gave is changed."""
+    """Learns a subject and saves it; see `trainers.run`. Nothing that the user gave is changed.
+
+    `design` says what is learnt: `design.adapters(model, seed)` gives the adapters.
+    """
     name = choose(name, if_exists, subject.word is not None)
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, subject, kept, design, objective, settings, validation)
@@ -155,7 +158,7 @@ def finish(task: Task, model, name: str, resume: bool) -> Learnt:
 
 
 def prepare(
-    model, clip, vae, data: Data, subject: Subject, kept: Class, design: adapters.Design, objective: Objective, settings: Settings,
+    model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings,
     validation: Validation,
 ) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes pictures and sentences, and samples class pictures that are missing."""
@@ -167,7 +170,7 @@ def prepare(
     if active and not (kept.images or kept.count):
         raise ValueError("There are no class pictures. Connect some, set class_count to sample them, or set prior_weight to 0.")
     running, own_clip = trainable(model, clip if subject.word else None)
-    learnt = adapters.new(running, design, settings.seed)
+    learnt = design.adapters(running, settings.seed)
     rate = settings.learning_rate
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate and settings.optimizer != "prodigy" else 1.0
     word = new_word(own_clip, subject.word, settings.seed, pace) if subject.word else None

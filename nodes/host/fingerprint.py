@@ -25,7 +25,7 @@ class Weights:
     def of(cls, model) -> Weights:
         """Those of a MODEL as it was loaded, without the LoRA and hooks that may be baked into it; copies no weight."""
         whole = model.model_state_dict("diffusion_model.")
-        named = sorted((k, _unpatched(model, k, weight)) for k, weight in whole.items())
+        named = sorted((k, unpatched(model, k, weight)) for k, weight in whole.items())
         layout = hashlib.sha256("".join(f"{k} {tuple(w.shape)}\n" for k, w in named).encode()).hexdigest()[:32]
         signs = [_signs(w) for _, w in named if w.is_floating_point() and w.numel()]
         return cls(layout, "".join("-0+"[s + 1] for s in _gathered(signs)))
@@ -36,7 +36,8 @@ class Weights:
         return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
 
 
-def _unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:
+def unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """A weight of a MODEL as it was loaded; `weight` is what it is now."""
     if key in model.hook_backup:
         return model.hook_backup[key][0]
     return model.backup[key].weight if key in model.backup else weight

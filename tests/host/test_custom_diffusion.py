@@ -1,0 +1,103 @@
+"""Custom Diffusion on tiny UNets: what learns and what does not, its files, and concepts merged."""
+
+import nodes as host_nodes
+import pytest
+import torch
+from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
+from controlled_diffusion.nodes.host import adapters, embeddings
+from controlled_diffusion.nodes.host import custom_diffusion as host
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from host import tiny, tiny_text
+from host.test_dreambooth import base, clip, folders, images, inside, sampled, slopes, stir, task_of  # noqa: F401
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+
+
+def train(model, clip, vae, given=None, **knobs):  # noqa: F811
+    """What the node gives with its defaults and a few steps."""
+    usual = defaults(CustomDiffusionTrainer) | dict(name="rex", instance_prompt="a <concept> cat", class_prompt="a cat", steps=3, warmup=0)
+    usual |= dict(learning_rate=0.05, class_count=2, validation_steps=2, validation_count=0, seed=4, batch_size=1)
+    lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
+    return CustomDiffusionTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
+
+
+@pytest.mark.parametrize("family", ["eps", "flow"])
+def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(family, vae, clip, monkeypatch):  # noqa: F811
+    task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, host.KeysAndValues(), word=True)
+    stir(task)
+    parameters = list(task.adapters.parameters.values())
+
+    def gradient():
+        return inside(task, lambda g: torch.autograd.grad(task.loss(g, 0), parameters))
+
+    detached = gradient()
+    monkeypatch.setattr(host, "without_start", lambda projected: projected)
+    exact, measured = slopes(task)
+    assert_close(exact, measured, rtol=0.03, atol=1e-6)
+    assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
+
+
+def test_it_is_the_model_at_first_and_the_file_gives_what_was_trained(any_model, vae, clip, folders):  # noqa: F811
+    plain = sampled(any_model)
+    task = task_of(any_model, clip, vae, host.KeysAndValues(), word=True)
+    assert torch.equal(sampled(task.model), plain)
+    stir(task)
+    trained = sampled(task.model)
+    adapters.save("rex", task.adapters.tensors(), {}, {})
+    loaded, _ = host_nodes.LoraLoader().load_lora(any_model, clip, "rex.safetensors", 1.0, 1.0)
+    assert torch.equal(sampled(loaded), trained) and not torch.equal(trained, plain) and torch.equal(sampled(any_model), plain)
+
+
+def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, clip, folders):  # noqa: F811
+    model, lora, name, word, curve, _, concept = train(eps_model, clip, vae)
+    assert word == "embedding:rex" and concept == "rex = a embedding:rex cat" and curve.ndim == 4 and name == "rex.safetensors"
+    assert lora and all(k.endswith(("attn2.to_k.diff", "attn2.to_v.diff")) for k in lora)
+    assert set(load_file(folders / "loras" / name)) == {*lora, "bundle_emb.rex.clip_l"} and embeddings.existing("rex")
+    loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
+    assert torch.equal(sampled(loaded), sampled(model))
+
+
+def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811
+    clip = tiny_text.clip("flux", [str(folders / "embeddings")])
+    with pytest.raises(ValueError, match=r"Flux \(Flux\) does not route its attention"):
+        train(tiny_text.denoiser("flux"), clip, tiny_text.vae("flux"))
+
+
+# --- merging
+
+
+def merge(model, clip, concepts, **knobs):  # noqa: F811
+    return CustomDiffusionMerge.execute(model, clip, concepts, **(dict(name="both", regular_prompts="", if_exists="number it") | knobs)).args
+
+
+def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folders):  # noqa: F811
+    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    model, lora, name = merge(eps_model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
+    concepts = host.concepts_of("\n".join(lines))
+    rows = host.own_rows([host._features(clip, c.prompt) for c in concepts])
+    for layer in host.layers_of(eps_model):
+        weight = host._weight(eps_model, f"{layer}.weight")
+        for own, concept in zip(rows, concepts):
+            wanted = own @ (weight + concept.tensors[f"{layer}.diff"].double()).T
+            assert_close(own @ (weight + lora[f"{layer}.diff"].double()).T, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
+    assert torch.equal(sampled(loaded), sampled(model))
+    assert merge(eps_model, clip, "\n".join(lines))[2] == "both_2.safetensors"
+
+
+def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):  # noqa: F811
+    line = train(eps_model, clip, vae)[-1]
+    adapters.save("lora", {"diffusion_model.input_blocks.0.0.diff": torch.zeros(32, 4, 3, 3)}, {}, {})
+    for text, message in (
+        (line, "fewer than two concepts"),
+        (f"{line}\nkit", "does not say 'name = prompt'"),
+        (f"{line}\nkit = a cat", "There is no 'kit.safetensors' in the loras folder"),
+        (f"{line}\nlora = a dog", "'lora' changes diffusion_model.input_blocks.0.0"),
+        (f"{line}\n{line}", "says nothing that the others do not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge(eps_model, clip, text)
+    assert not (folders / "loras" / "both.safetensors").exists()
