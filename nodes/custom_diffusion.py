@@ -8,6 +8,8 @@ from .host import adapters
 from .host import custom_diffusion as host
 from .host import training_inputs as inputs
 
+_SENTENCES = 8  # of a concept, for merging
+
 
 class CustomDiffusionTrainer(io.ComfyNode):
     @classmethod
@@ -51,15 +53,14 @@ class CustomDiffusionTrainer(io.ComfyNode):
             ],
             outputs=[
                 *outputs("the concept"),
-                io.String.Output(display_name="concept", tooltip="A line 'name = prompt' for Merge Concepts (Custom Diffusion)."),
+                io.String.Output(display_name="concept", tooltip="Lines 'name = prompt' for Merge Concepts (Custom Diffusion)."),
             ],
         )
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         made = learnt(lists, host.KeysAndValues(), True)
-        prompt = lists["instance_prompt"][0].replace(lists["placeholder"][0], f" {made.word} ")
-        return io.NodeOutput(*shown(made), f"{made.name} = {' '.join(prompt.split())}")
+        return io.NodeOutput(*shown(made), "\n".join(f"{made.name} = {text}" for text in made.sentences[:_SENTENCES]))
 
 
 class CustomDiffusionMerge(io.ComfyNode):
@@ -80,8 +81,8 @@ class CustomDiffusionMerge(io.ComfyNode):
                     "concepts",
                     default="",
                     multiline=True,
-                    tooltip="Two or more, one a line: 'name = prompt', the file in the loras folder and a prompt with its word, as 'rex = a "
-                    "embedding:rex dog'.",
+                    tooltip="Two or more: lines 'name = prompt', the file in the loras folder and a prompt with its word, as 'rex = a "
+                    "embedding:rex dog'. A concept may have several lines.",
                 ),
                 io.String.Input("name", default="my-concepts", tooltip="Of the merged file in the loras folder."),
                 io.String.Input(

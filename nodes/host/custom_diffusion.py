@@ -67,30 +67,33 @@ def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=Non
 
 @dataclass(frozen=True)
 class Concept:
-    """A learnt concept: the LoRA file's tensors, and a prompt that uses its word."""
+    """A learnt concept: the LoRA file's tensors, and prompts that use its word."""
 
     name: str
-    prompt: str
+    prompts: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
 
 
 def concepts_of(text: str) -> list[Concept]:
-    """Concepts of lines 'name = prompt', with their files from the loras folder."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) < 2:
+    """Concepts of lines 'name = prompt', with their files from the loras folder; a concept may have several lines."""
+    prompts: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, sign, prompt = (part.strip() for part in line.partition("="))
+        if not (name and sign and prompt):
+            raise ValueError(f"The line '{line}' does not say 'name = prompt'; write, for example, 'my-cat = a embedding:my-cat cat'.")
+        prompts.setdefault(name.removesuffix(".safetensors"), []).append(prompt)
+    if len(prompts) < 2:
         raise ValueError("There are fewer than two concepts to merge. Write one a line, as 'my-cat = a embedding:my-cat cat'.")
-    return [_concept(line) for line in lines]
+    return [Concept(name, tuple(own), _file(name)) for name, own in prompts.items()]
 
 
-def _concept(line: str) -> Concept:
-    name, sign, prompt = (part.strip() for part in line.partition("="))
-    if not (name and sign and prompt):
-        raise ValueError(f"The line '{line}' does not say 'name = prompt'; write, for example, 'my-cat = a embedding:my-cat cat'.")
-    file = name if name.lower().endswith(".safetensors") else f"{name}.safetensors"
-    path = folder_paths.get_full_path("loras", file)
+def _file(name: str) -> dict[str, torch.Tensor]:
+    path = folder_paths.get_full_path("loras", f"{name}.safetensors")
     if path is None:
-        raise ValueError(f"There is no '{file}' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or mend the name.")
-    return Concept(name, prompt, comfy.utils.load_torch_file(path, safe_load=True))
+        raise ValueError(
+            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or mend the name."
+        )
+    return comfy.utils.load_torch_file(path, safe_load=True)
 
 
 def _features(clip, prompt: str) -> torch.Tensor:
@@ -110,7 +113,7 @@ def _weight(model, key: str) -> torch.Tensor:
 def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> dict[str, torch.Tensor]:
     """A LoRA file of whole differences with which each concept's words get the keys and values that its own file gives them."""
     layers = layers_of(model)
-    features = own_rows([_features(clip, c.prompt) for c in concepts])
+    features = own_rows([torch.cat([_features(clip, prompt) for prompt in c.prompts]) for c in concepts])
     rows = torch.cat(features)
     along = directions(rows, torch.cat([_features(clip, text) for text in regular]))
     patches = [_patches(model, c, layers) for c in concepts]
@@ -143,6 +146,6 @@ def _bare(model):
 def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[Concept], if_exists: str) -> str:
     """Writes the file; gives the name that it has."""
     name = naming.choose(adapters.KIND, name, if_exists, adapters.existing)
-    adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {c.prompt}" for c in concepts)})
+    adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {p}" for c in concepts for p in c.prompts)})
     return name
 

@@ -9,7 +9,7 @@ import torch
 
 from ...training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
 from ...training.loop import Loop
-from ...training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names
+from ...training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names, with_name
 from . import adapters, class_pictures, embeddings, gradients, naming, trainers, words
 from .textual_inversion import Word, check_validation, new_word
 from .trainers import Data, Settings, Validation
@@ -91,12 +91,14 @@ class Task(trainers.Task):
 
 @dataclass(frozen=True)
 class Learnt:
-    """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the loss curve and pictures or None."""
+    """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the sentences of the subject's pictures so
+    written, the loss curve and pictures or None."""
 
     model: object
     lora: dict[str, torch.Tensor]
     name: str
     word: str
+    sentences: tuple[str, ...]
     curve: torch.Tensor
     pictures: torch.Tensor | None
 
@@ -154,7 +156,10 @@ def finish(task: Task, model, name: str, resume: bool) -> Learnt:
         task.adapters.take_off(task.model)
     word = text if task.word is None else f"embedding:{name}"
     pictures = torch.cat(task.looks) if task.looks else None
-    return Learnt(adapters.patched(model, found), found, name, word, trainers.loss_curve(loop), pictures)
+    sentences = tuple(dict.fromkeys(task.texts[: task.batches.instances]))
+    if task.word is not None:
+        sentences = tuple(" ".join(with_name(text, task.word.placeholder, word).split()) for text in sentences)
+    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainers.loss_curve(loop), pictures)
 
 
 def prepare(

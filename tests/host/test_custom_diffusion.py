@@ -77,7 +77,7 @@ def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folder
     lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2)[-1] for n, s in (("rex", 1), ("kit", 2))]
     model, lora, name = merge(eps_model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
     concepts = host.concepts_of("\n".join(lines))
-    rows = host.own_rows([host._features(clip, c.prompt) for c in concepts])
+    rows = host.own_rows([host._features(clip, c.prompts[0]) for c in concepts])
     for layer in host.layers_of(eps_model):
         weight = host._weight(eps_model, f"{layer}.weight")
         for own, concept in zip(rows, concepts):
@@ -96,7 +96,7 @@ def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):  # noqa: F81
         (f"{line}\nkit", "does not say 'name = prompt'"),
         (f"{line}\nkit = a cat", "There is no 'kit.safetensors' in the loras folder"),
         (f"{line}\nlora = a dog", "'lora' changes diffusion_model.input_blocks.0.0"),
-        (f"{line}\n{line}", "says nothing that the others do not"),
+        (f"{line}\n{line}", "fewer than two concepts"),
     ):
         with pytest.raises(ValueError, match=message):
             merge(eps_model, clip, text)
