@@ -8,7 +8,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, AttentionMapView
 from controlled_diffusion.nodes.host.attention import KEY, install, marked, unet_places
 from controlled_diffusion.nodes.host.attention_maps import Capture
-from controlled_diffusion.nodes.host.joint_attention import dit_of
+from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
 from controlled_diffusion.nodes.host.prompts import encoded, prompt_of
 from torch.testing import assert_close
 
@@ -268,14 +268,14 @@ def test_a_dits_maps_are_what_its_picture_looks_at_in_the_text(name):
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.DITS))
 def test_the_seats_of_text_and_picture_are_where_they_change(name):
-    """Another token of text, and another corner of the picture, show in the keys of the first block just there."""
+    """Another token of text, and another left edge of the picture, show in the keys of the first block just there."""
     spy = Keys(tiny_dits.dit(name))
     dit, positive = dit_of(spy.model), tiny_dits.text(name, 1)
-    corner = tiny_dits.empty(name, 1)
+    corner = tiny_dits.empty(name, 1) + 0.25  # the host leaves an empty latent as it is
     other = [[positive[0][0].clone(), positive[0][1]]]
     other[0][0][:, 3] += 1
     keys = []
-    for text, latent in ((positive, corner), (other, corner), (positive, corner.index_fill(-1, torch.arange(2), 0.5))):
+    for text, latent in ((positive, corner), (other, corner), (positive, corner.index_fill(-1, torch.arange(2), 0.75))):
         spy.seen.clear()
         noise = torch.ones_like(latent)
         given = (text, text, latent)
@@ -290,7 +290,23 @@ def test_the_seats_of_text_and_picture_are_where_they_change(name):
     assert start + 3 in changed and set(changed) <= set(text) and (refined or changed == [start + 3])
     which = -len(dit.places) if dit.cross else 0
     changed = (keys[0][which] - keys[2][which]).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
-    assert changed and set(changed) <= set(range(picture, picture + max(here, 32 * (name == "zimage")))) and picture in changed
+    frames, rows, columns = size
+    left = [picture + (f * rows + r) * columns + c for f in range(frames) for r in range(rows) for c in range(2 // dit.patch[2])]
+    if name in ("lumina2", "zimage", "omnigen2", "boogu"):  # which refine the picture first
+        assert picture in changed and set(changed) <= set(range(picture, picture + max(here, 32 * (name == "zimage"))))
+    else:
+        assert changed == left
+
+
+def test_the_orders_of_tokens_have_their_seats():
+    def seats(tokens, **layout):
+        return Dit("some", Layout((), **layout), (1, 2, 2), ()).seats(tokens, 16, 7)
+
+    assert seats(30) == (slice(7, 23), slice(0, 7)) and seats(22) is None  # references behind
+    assert seats(30, order="text, rest, picture") == (slice(14, 30), slice(0, 7))
+    assert seats(30, order="text, rest, picture", beside=True) == (slice(14, 30), slice(7, 14))
+    assert seats(30, order="picture, text") == (slice(0, 16), slice(16, 23))
+    assert seats(64, order="text, rest, picture", multiple=32) == (slice(32, 48), slice(0, 7)) and seats(32, multiple=32) is None
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
@@ -324,8 +340,6 @@ def test_the_words_of_a_dit_are_seen(kind):
 
 
 def test_blocks_of_a_dit_are_chosen_by_thirds_and_numbers():
-    from controlled_diffusion.nodes.host.joint_attention import Block, chosen_blocks
-
     places = [Block(i, 9) for i in range(9)]
     assert chosen_blocks("middle, 8", places, "layers") == {3, 4, 5, 8} and chosen_blocks("0-1", places, "layers") == {0, 1}
     assert len(chosen_blocks("all", places, "layers")) == 9

@@ -1,0 +1,78 @@
+"""Masks from attention maps on the demo model: `python . run tests/measures/attention_maps.py`.
+
+Pictures of two things are drawn while their words' maps are captured. The mask of a word (threshold 0.4, the node's default) is compared
+(IoU) with the thing it names, as the checker sees it, with the other thing, and with its own thing after the mask was moved sideways.
+"""
+
+import argparse
+from collections import defaultdict
+
+import comfy.sample
+import numpy as np
+import torch
+from controlled_diffusion.nodes.host import attention_maps
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES
+
+from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+
+THRESHOLD, BATCH = 0.4, 2
+
+
+def prompts(count: int):
+    """(prompt, ((colour, shape), (colour, shape))) of two things that differ in both."""
+    rng = np.random.default_rng(21)
+    for _ in range(count):
+        colors, shapes = rng.choice(list(COLORS), 2, replace=False), rng.choice(SHAPES, 2, replace=False)
+        things = tuple((str(c), str(s)) for c, s in zip(colors, shapes))
+        (a, b), (c, d) = things
+        yield f"{_a(a)} {a} {b} and {_a(c)} {c} {d} on a {rng.choice(list(BACKGROUNDS))} background", things
+
+
+def _a(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+@torch.inference_mode()
+def captured(studio: Studio, prompt: str, words: list[str], seed: int):
+    """(maps, pictures) of one prompt."""
+    model, positive = attention_maps.prepared(studio.model, studio.clip, prompt, ", ".join(words), "all", (0.0, 1.0), 1, None)
+    noise = studio.noise(BATCH, seed)
+    settings = (model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, studio.prompt(""), torch.zeros_like(noise))
+    latent = comfy.sample.sample(*settings, disable_pbar=True, seed=seed)
+    return attention_maps.maps_of(model), studio.pictures(latent)
+
+
+def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, float]]]:
+    """For each kind of word (IoU with its thing, with the other, with its thing after moving) of every thing drawn right."""
+    found = defaultdict(list)
+    for number, (prompt, things) in enumerate(prompts(count)):
+        maps, pictures = captured(studio, prompt, [w for thing in things for w in thing], 900 + 10 * number)
+        for i, picture in enumerate(pictures):
+            seen = {(t.color, t.shape): t.mask for t in demo_checker.read(picture).things}
+            if set(seen) != set(things):
+                continue
+            for thing, other in (things, things[::-1]):
+                for kind, words in (("colour", thing[0]), ("noun", thing[1]), ("both", f"{thing[0]}, {thing[1]}")):
+                    mask = attention_maps.mask(maps, words, "all", THRESHOLD, None)[i].bool().numpy()
+                    moved = np.mean([iou(np.roll(mask, 16 * step, 1), seen[thing]) for step in range(1, 8)])
+                    found[kind].append((iou(mask, seen[thing]), iou(mask, seen[other]), float(moved)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=24, help="prompts, two pictures each")
+    found = measured(Studio(), parser.parse_args().count)
+    print(f"| mask of a thing's word ({len(found['noun'])} things) | IoU with the thing | with the other thing | after moving the mask |")
+    print("|---|---|---|---|")
+    for kind, values in found.items():
+        print(f"| {kind} | " + " | ".join(f"{v:.3f}" for v in np.mean(values, 0)) + " |")
+
+
+if __name__ == "__main__":
+    main()
