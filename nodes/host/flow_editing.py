@@ -8,7 +8,7 @@ import torch
 
 from ...guidance.diffedit import mixed
 from ...inversion.flow_edit import check_counts, flow_edit
-from .inversion import run
+from .inversion import check_channels, run
 from .probing import Editable, TwoPrompts
 
 
@@ -17,6 +17,7 @@ class FlowEdit(Editable):
 
     def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **counts) -> dict:
         """The edited LATENT; where the mask is 0, the original's bit for bit. `counts` and seed are those of `flow_edit`."""
+        check_channels(guider.model_patcher, self.latent)
         steps, made = len(sigmas) - 1, counts["n_max"]
         check_counts(steps, made, counts["n_min"], counts["n_avg"])
         if made == 0:

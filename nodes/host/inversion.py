@@ -191,6 +191,27 @@ def check_flow(model, what: str, instead: str) -> None:
         )
 
 
+def _check_size(vae, picture: torch.Tensor) -> None:
+    """Refuses an IMAGE that the VAE would cut: what is inverted is what was given."""
+    cell, (height, width) = vae.spacial_compression_encode(), picture.shape[1:3]
+    if height % cell or width % cell:
+        near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
+        raise ValueError(
+            f"The picture is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale the "
+            f"picture, for example to {near}."
+        )
+
+
+def check_channels(model, samples: torch.Tensor) -> None:
+    """Refuses latents that another model's VAE made."""
+    wanted = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"The latent has {samples.shape[1]} channels, but {ModelTag.of(model).kind} takes {wanted}: another model's VAE made it. Encode the "
+            "picture with the VAE of this model."
+        )
+
+
 def latent_of(model, vae, picture) -> torch.Tensor:
     """The latent samples, float32, of a LATENT or an IMAGE."""
     if isinstance(picture, dict):
@@ -200,8 +221,11 @@ def latent_of(model, vae, picture) -> torch.Tensor:
     elif vae is None:
         raise ValueError("'picture' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
     else:
+        _check_size(vae, picture)
         samples = vae.encode(picture[..., :3])
-    return comfy.sample.fix_empty_latent_channels(model, samples.float())
+    found = comfy.sample.fix_empty_latent_channels(model, samples.float())
+    check_channels(model, found)
+    return found
 
 
 def kept(trail: Trail) -> Trail:

@@ -13,7 +13,7 @@ from controlled_diffusion.nodes.host.inversion import ModelTag
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
 
 
 def in_precision(dtype):
@@ -23,15 +23,9 @@ def in_precision(dtype):
     return model
 
 
-def lora_of(model) -> dict:
-    """A strong LoRA on one weight."""
-    shape = model.model.state_dict()[KEY].shape
-    return {f"{KEY[:-7]}.lora_up.weight": torch.ones(shape[0], 2), f"{KEY[:-7]}.lora_down.weight": torch.randn(2, shape[1])}
-
-
 def with_lora(model):
     """The model with a LoRA baked into it, as the host does when it loads."""
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora_of(model), 1.0, 0)
+    patched = comfy.sd.load_lora_for_models(model, None, tiny.lora(model), 1.0, 0)[0]
     comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
     return patched
 
@@ -64,7 +58,7 @@ def test_other_shapes_are_told_apart_by_themselves():
 def test_a_hook_that_is_applied_changes_nothing():
     model = tiny.unet("eps")
     before, weight = Weights.of(model), model.model.state_dict()[KEY].clone()
-    hooks = comfy.hooks.create_hook_lora(lora_of(model), 1.0, 0.0)
+    hooks = comfy.hooks.create_hook_lora(tiny.lora(model), 1.0, 0.0)
     hooked = model.clone()
     hooked.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
     hooked.patch_hooks(hooks)

@@ -164,11 +164,37 @@ def test_a_conditioning_that_is_not_active_is_refused(model):
         invert(model, picture(), source=late)
 
 
-def test_an_image_is_encoded_and_a_picture_of_an_odd_size_is_cut_by_the_vae(vae):
-    model, image = smooth("eps"), torch.rand(1, 70, 64, 3, generator=torch.Generator().manual_seed(0))
-    inversion = DDIMInverter.execute(model, SOURCE, image, 4, "normal", 0.0, vae=vae).args[0]
-    assert inversion.trail.carries[-1][0].shape == (1, 4, 8, 8)
+def test_an_image_is_encoded(vae):
+    model, image = smooth("eps"), torch.rand(1, 72, 64, 3, generator=torch.Generator().manual_seed(0))
+    inversion = invert(model, image, 4, vae=vae)[0]
+    assert inversion.trail.carries[-1][0].shape == (1, 4, 9, 8)
     assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(vae.encode(image)).float())
+
+
+@pytest.mark.parametrize("size, near", [((70, 64), "64 x 64"), ((64, 100), "96 x 64"), ((5, 64), "64 x 8")])
+def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae, size, near):
+    with pytest.raises(ValueError, match=rf"is {size[1]} x {size[0]} pixels, but this VAE takes multiples of 8 .* to {near}\."):
+        invert(smooth("eps"), torch.zeros(1, *size, 3), vae=vae)
+
+
+def test_a_latent_of_another_models_vae_is_refused():
+    message = r"has 16 channels, but BaseModel \(SD15, eps\) takes 4: another model's VAE made it"
+    with pytest.raises(ValueError, match=message):
+        invert(smooth("eps"), {"samples": draw(1, 16, 8, 8)})
+
+
+def test_the_direct_source_stands_on_the_pivot_at_every_step():
+    model, seen = smooth("eps"), []
+    inversion = invert(model, picture())[0]
+    spy = model.clone()
+
+    def see(apply_model, args):
+        seen.append(args["input"][:1].clone())
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    spy.set_model_unet_function_wrapper(see)
+    sample(spy, inversion, 1.0, "direct", positive=TARGET)
+    assert len(seen) == 8 and all(torch.equal(x, carry[0]) for x, carry in zip(seen, inversion.trail.carries))
 
 
 def test_the_method_travels_with_the_inversion(model):

@@ -1,5 +1,7 @@
 """Tiny random models made of ComfyUI's own classes: about 1 M parameters each, built in well under a second."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -103,6 +105,21 @@ def conditioning(seed: int, tokens: int = 77):
     """A random CONDITIONING that fits `unet`."""
     draw = torch.Generator().manual_seed(seed)
     return [[torch.randn(1, tokens, CONTEXT, generator=draw), {"pooled_output": torch.randn(1, CONTEXT, generator=draw)}]]
+
+
+def lora(model, seed: int = 4) -> dict:
+    """A strong LoRA on one weight of `unet`."""
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
+    out, width = model.model.state_dict()[f"{key}.weight"].shape
+    draw = torch.Generator().manual_seed(seed)
+    return {f"{key}.lora_up.weight": torch.randn(out, 2, generator=draw), f"{key}.lora_down.weight": torch.randn(2, width, generator=draw)}
+
+
+def controlnet(seed: int = 5):
+    """A ControlNet for `unet`, with strong outputs; its hints have 3 channels and eight times the latent's size."""
+    config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    network = fill(comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=4, device="cpu", **config), seed)
+    return comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
 
 
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
