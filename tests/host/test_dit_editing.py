@@ -12,7 +12,7 @@ from controlled_diffusion.nodes.host.dit_editing import map_blocks
 from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
 from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
 from controlled_diffusion.nodes.inversion import InversionSampler
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
 from torch.testing import assert_close
 
 from host import tiny_dits, tiny_text
@@ -288,6 +288,15 @@ def test_the_blend_of_joint_models_ends_halfway(flux, clip):
     sample(patched, *rest, steps=7)
     percents = [p for p, _ in patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks]
     assert len(percents) == 4 and max(percents) < 0.5
+
+
+def test_a_local_blend_of_its_own_goes_on_a_dit_and_shows_its_mask(flux, clip):
+    patched, *rest = patch(flux, clip)
+    blended = P2PLocalBlend.execute(patched, "circle", "", 1.0, 0.0, 1.0, 0).args[0]
+    assert blended.model_options["transformer_options"][KEY][0].blend.blur == 1.0
+    made = sample(blended, *rest)
+    mask, table, _ = P2PBlendMask.execute(blended, {"samples": made}, 1.0).args
+    assert mask.shape == (1, 64, 64) and table.shape[0] == 1 and differ(made, sample(patched, *rest)) > 1e-5
 
 
 def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
