@@ -39,10 +39,10 @@ MODULES = (
     *(ddim, inversion, null_text, negative_prompt, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
     *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps, ip_adapter),
-    *(textual_inversion, classifier_training, dreambooth),
+    *(textual_inversion, classifier_training, dreambooth, custom_diffusion),
 )
 # Offered once their help pages and example workflows are there.
-WAITING = (custom_diffusion,)
+WAITING = ()
 
 
 class Extension(ComfyExtension):

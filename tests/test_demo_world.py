@@ -96,3 +96,12 @@ def test_scenes_and_pictures_follow_the_seed():
 def test_the_world_is_as_rich_as_promised():
     assert len(demo_world.COLORS) >= 6 and len(demo_world.SHAPES) >= 5 and len(demo_world.BACKGROUNDS) >= 4
     assert len(demo_world.TEXTURES) >= 3 and {"left", "right", "top", "bottom"} <= set(demo_world.POSITIONS)
+
+
+@pytest.mark.parametrize("shape", [*demo_world.SHAPES, *demo_world.STRANGERS])
+def test_strangers_to_the_world_are_told_from_its_shapes(shape):
+    for radius in (19, 26, 34):
+        thing = demo_world.Thing(shape, "red", x=60, y=66, radius=radius)
+        (seen,) = demo_checker.read(demo_world.render(Scene("white", (thing,), "center"))).things
+        found, overlap = demo_checker.any_shape(seen.mask)
+        assert found == shape and overlap > 0.85

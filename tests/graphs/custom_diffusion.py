@@ -1,10 +1,11 @@
 """Two concepts learnt apart and merged."""
 
-from .dreambooth import PAPERS
+from .dreambooth import PAINTS, PAPERS
 from .parts import SWAP, color, ksampler, pictures_of, saved, stroke
 
 STRIPED = ("a large striped blue circle on a black background", "a striped red square on a white background")
 PLACES = {"white": (42, 42), "black": (20, 60), "pink": (64, 30)}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
 TEAL = (0, 150, 150)
 
 
@@ -17,8 +18,8 @@ def squares(graph):
 def concept(graph, model, pictures, name: str, captions, validation: str):
     learnt = graph.add(
         "CustomDiffusionTrainer", title=f"learn <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name=name,
-        instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), prior_weight=0.0, steps=80, learning_rate=0.001,
-        word_rate=0.02, validation_prompt=validation, validation_count=2, validation_steps=10, validation_cfg=4.0,
+        instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), prior_weight=0.0, steps=70, batch_size=3,
+        learning_rate=0.0015, word_rate=0.02, validation_prompt=validation, validation_count=1, validation_steps=10, validation_cfg=4.0,
     )  # fmt: skip
     graph.add("PreviewImage", title=f"<{name}>", images=learnt["validation"])
     return learnt
@@ -43,13 +44,16 @@ def custom_diffusion(graph):
         lines = graph.add(
             "StringConcatenate", title="concepts", string_a=shade["concept"], string_b=pattern["concept"], delimiter="\n"
         )
-        both = graph.add("CustomDiffusionMerge", model=model["model"], clip=model["clip"], concepts=lines, name="both")
+        known = "\n".join(f"a {paint} {shape} on a {paper} background" for paint in PAINTS for shape in SHAPES for paper in PAPERS)
+        both = graph.add(
+            "CustomDiffusionMerge", model=model["model"], clip=model["clip"], concepts=lines, name="both", regular_prompts=known
+        )
     with graph.group("5 Use them"):
         text = "a <pattern> <shade> star on a white background"
         half = graph.add("StringReplace", title="pattern", string=text, find="<pattern>", replace=pattern["word"])
         named = graph.add("StringReplace", title="shade", string=half, find="<shade>", replace=shade["word"])
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
         for title, used, given in (("without", model["model"], "a star on a white background"), ("both concepts", both["model"], named)):
             positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=given)
             saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "custom_diffusion", title)

@@ -1,4 +1,4 @@
-"""A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra hat] [--count 128]` (resumable).
+"""A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra striped] [--count 128]` (resumable).
 
 Eight pictures show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
 stripes or dots, for which it has another. A word is learnt from them, with captions for all the rest, and put into the prompts of
@@ -47,6 +47,14 @@ def caption(scene: world.Scene, number: int) -> world.Caption:
     return world.random_caption(scene, np.random.default_rng((LEARN, number)))
 
 
+def placed(text: str, word: str) -> str:
+    """A caption with a word before the colour, where the world's adjectives stand."""
+    color = next(c for c in world.COLORS if f" {c} " in text)
+    before, _, after = text.partition(f" {color} ")
+    before = f"{before[:-3]} a" if before.endswith(" an") else "a" if before == "an" else before
+    return f"{before} {word} {color} {after}"
+
+
 def lesson(extra: str, count: int = PICTURES) -> tuple[torch.Tensor, list[str]]:
     """(pictures (N, 128, 128, 3), captions): each scene shows the extra, no caption names it."""
     scenes = [single(i, LEARN) for i in range(count)]
@@ -61,9 +69,9 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
     settings = host.Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
     objective = Objective(Levels(options.timesteps), options.weighting)
     with torch.inference_mode(False), torch.no_grad():
-        templates = (options.template.replace("<>", "{}"),)
+        captions = [placed(text, word.placeholder) for text in captions] if options.place == "adjective" else captions
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, caption_dropout=options.dropout), word, templates,
+            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
             objective, settings, host.Validation(word.placeholder, count=0),
         )  # fmt: skip
         loop = host.run(task, name, resume=True)
@@ -107,14 +115,14 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extra", choices=EXTRAS, default="hat")
+    parser.add_argument("--extra", choices=EXTRAS, default="striped")
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--words", default="")
     parser.add_argument("--vectors", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=0.005)
-    parser.add_argument("--template", default="{caption} <>", help="<> is the word, {caption} the caption")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--place", choices=("adjective", "end"), default="adjective", help="where the word stands in captions and prompts")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--norm", default="limit")
     parser.add_argument("--norm-limit", type=float, default=1.5)
@@ -125,7 +133,8 @@ def main() -> None:
     name, studio = options.name or f"measured-{options.extra}", Studio()
     word = learn(studio, options.extra, name, options)
     say(f"| prompts | pictures | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
-    say(row("with the word", measure(studio, name, lambda text: options.template.format("", caption=text).replace("<>", word), options.count), options.extra))  # fmt: skip
+    within = placed if options.place == "adjective" else "{} {}".format
+    say(row("with the word", measure(studio, name, lambda text: within(text, word), options.count), options.extra))
     say(row("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
 
 
