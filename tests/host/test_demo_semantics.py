@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.demo_pictures import Studio
-from measures import classifier, controlnet, diffedit, image_guidance, multi_cfg, sdedit
+from measures import classifier, controlnet, diffedit, image_guidance, ip_adapter, multi_cfg, sdedit
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,12 @@ def test_a_structure_of_higher_priority_wins_over_a_text_that_contradicts_it(stu
 def test_a_reference_picture_lends_its_layout_without_a_prompt(studio):
     without, guided = image_guidance.distances(studio, "layout", 4.0, 3)
     assert guided < 0.6 * without
+
+
+def test_an_image_lends_its_colour_and_shape_to_a_prompt_that_names_neither(studio):
+    bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("colour and shape")
+    without, shown = (ip_adapter.shares(bench.patched, weight, 10)[both] for weight in (0.0, 1.0))
+    assert shown >= 0.7 and without <= 0.2
 
 
 def test_diffedit_finds_what_two_prompts_disagree_about_and_changes_only_that(studio):

@@ -52,8 +52,8 @@ class Task:
 class Bench:
     """The demo model with its adapter, and pictures for tasks in batches: picture i sees reference i."""
 
-    def __init__(self):
-        self.studio = Studio()
+    def __init__(self, studio: Studio):
+        self.studio = studio
         with torch.inference_mode():
             self.adapter, self.encoder = ip_adapter.load("demo_model.safetensors"), ip_adapter.demo_encoder()
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="references at weight 1")
     parser.add_argument("--others", type=int, default=48, help="references at other weights, and of channels")
-    options, bench = parser.parse_args(), Bench()
+    options, bench = parser.parse_args(), Bench(Studio())
     carried = table("weight of the patch", bench.patched, {1.0: options.count} | dict.fromkeys(WEIGHTS, options.others))
     best = carried[1.0][FACTS.index("colour and shape")]
     print(f"\nColour and shape carried at weight 1: {100 * best:.1f} % (goal {100 * GOAL:.0f} %): {'reached' if best >= GOAL else 'MISSED'}")
