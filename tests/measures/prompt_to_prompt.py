@@ -2,8 +2,9 @@
 
 Scenes that the model was never trained on are drawn from their captions, and edited by every operation: a colour or a shape swapped, a
 texture or a size put in, a texture taken out, the order of two things turned round, the background swapped, a noun strengthened or
-weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with everything taken over. What is
-measured is kept in .host/measures, so that a run that was stopped goes on.
+weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with everything taken over. An
+edit succeeds if the checker reads the target in it; the things of source and edit are compared by overlap (IoU), and what should stay,
+which is all but the changed thing, by PSNR. What is measured is kept in .host/measures, so that a run that was stopped goes on.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Scene, Thing
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing
 
 from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
@@ -43,11 +44,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Edit:
-    """`weights`: of words. `grows`: by how much the first thing should change its area, 1 for no matter."""
+    """`weights`: of words. `grows`: by how much the first thing should change its area, 1 for no matter. `stays`: what should stay as it
+    is, "the rest" being all but the first thing."""
 
     target: Caption
     weights: str = ""
     grows: float = 1.0
+    stays: str = "the rest"
 
 
 def one_of(rng: np.random.Generator, values, *but):
@@ -88,14 +91,14 @@ def weighed(weight: float, grows: float) -> Callable:
 
 
 def restyled(scene: Scene, rng) -> Edit:
-    return Edit(caption(replace(scene, background=one_of(rng, BACKGROUNDS, scene.background))))
+    return Edit(caption(replace(scene, background=one_of(rng, BACKGROUNDS, scene.background))), stays="things")
 
 
 def reordered(scene: Scene, rng) -> Edit:
     made = caption(scene)
     first, second = made.text.removesuffix(f" on a {scene.background} background").split(" and ")
     claims = tuple(replace(c, position=p) for c, p in zip(made.claims, PAIR_PLACES[scene.layout]))
-    return Edit(Caption(f"{second} and {first} on a {scene.background} background", claims, scene.background))
+    return Edit(Caption(f"{second} and {first} on a {scene.background} background", claims, scene.background), stays="all")
 
 
 # A group of edits shares its sources: how many things they have, what is done to them first, and the edits with the settings for each.
@@ -108,7 +111,7 @@ GROUPS = {
             "insert a texture": (inserted("texture", "striped", "dotted"), LAYOUT),
             "insert a size": (inserted("size", "small", "large"), FREE),
             "swap the background": (restyled, STYLE),
-            "strengthen a noun": (weighed(8.0, GROWN), WEIGHED),
+            "strengthen a noun": (weighed(4.0, GROWN), WEIGHED),
             "weaken a noun": (weighed(0.0, 1 / GROWN), WEIGHED),
         },
     ),
@@ -121,40 +124,51 @@ def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) ->
     """The source's picture, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
     given = dict(source=source, targets="\n".join(e.target.text for e in edits), width=128, height=128)
     given["word_weights"] = "\n".join(e.weights or "on: 1" for e in edits)
-    model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **defaults(P2PAttentionPatch) | given | knobs).args
+    knobs = defaults(P2PAttentionPatch) | given | knobs
+    model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **knobs).args
     noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
     settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
     return studio.pictures(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
 
 
-def area(reading: demo_checker.Reading, thing: Thing) -> int:
-    return sum(int(t.mask.sum()) for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color))
+def covered(things) -> np.ndarray:
+    return np.any([np.zeros((128, 128), bool), *(t.mask for t in things)], axis=0)
+
+
+def named(reading: demo_checker.Reading, thing: Thing | Claim) -> list[demo_checker.Seen]:
+    """The things of a picture of that shape and colour."""
+    return [t for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color)]
 
 
 def succeeded(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> bool:
     """Whether everything that the target claims is there, or a noun's thing became larger or smaller."""
     if edit.grows == 1.0:
         return all(demo_checker.judge(after, edit.target).values())
-    ratio = area(after, thing) / max(area(before, thing), 1)
-    return ratio >= edit.grows if edit.grows > 1 else 0 < ratio <= edit.grows
+    one, other = (int(covered(named(r, thing)).sum()) for r in (before, after))
+    return other >= edit.grows * one if edit.grows > 1 else 0 < other <= edit.grows * one
 
 
-def covered(reading: demo_checker.Reading) -> np.ndarray:
-    return np.any([np.zeros((128, 128), bool), *(t.mask for t in reading.things)], axis=0)
-
-
-def widened(mask: np.ndarray, cells: int) -> np.ndarray:
+def widened(mask: np.ndarray, cells: int = ROOM) -> np.ndarray:
     return torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * cells + 1, 1, cells)[0].numpy() > 0
 
 
+def staying(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> np.ndarray:
+    """The pixels that should stay as they are."""
+    if edit.stays == "all":
+        return np.ones((128, 128), bool)
+    if edit.stays == "things":
+        return ~widened(~(covered(before.things) & covered(after.things)))
+    changed = [named(before, thing) or before.things, named(after, edit.target.claims[0]) or after.things]
+    return ~widened(covered([t for things in changed for t in things]))
+
+
 def judged(before: np.ndarray, after: np.ndarray, edit: Edit, scene: Scene) -> list[float]:
-    """(success, IoU of the things of both, PSNR of the background of both; of the things where the background is swapped)."""
+    """(success, IoU of the things of both, PSNR of what should stay)."""
     one, other = demo_checker.read(before), demo_checker.read(after)
-    a, b = covered(one), covered(other)
-    kept = ~widened(a | b, ROOM) if edit.target.background == scene.background else ~widened(~(a & b), ROOM)
+    a, b, kept = covered(one.things), covered(other.things), staying(one, other, edit, scene.things[0])
     error = np.square((before.astype(float) - after)[kept] / 255).mean() if kept.any() else 1.0
     success = succeeded(one, other, edit, scene.things[0])
-    return [float(success), float((a & b).sum() / max((a | b).sum(), 1)), -10 * np.log10(max(error, 1e-12))]
+    return [float(success), float((a & b).sum() / max((a | b).sum(), 1)), float(-10 * np.log10(max(error, 1e-12)))]
 
 
 def runs_of(edits: dict[str, Edit], settings: dict[str, dict], way: str) -> list[tuple[list[str], dict]]:
@@ -199,7 +213,8 @@ class Kept:
 
 def table(kept: Kept, count: int) -> str:
     """A line for each operation: success, IoU and PSNR of every way."""
-    lines = ["| operation | edits | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
+    lines = ["Edit success · IoU of the things of source and edit · PSNR of what should stay\n"]
+    lines += ["| operation | edits | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for group, (_, _, operations) in GROUPS.items():
         found = kept.groups[group][:count]
         for name in operations if found else ():
