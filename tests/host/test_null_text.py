@@ -202,13 +202,20 @@ def test_a_cancelled_inversion_keeps_the_steps_that_are_done(settings):
     assert len(cut.null) == STEPS and all(torch.equal(e, rest) for e, _ in cut.null[done:])
 
 
-def test_cancelled_before_anything_was_found_it_stops():
-    model = small("eps").clone()
-    model.set_model_unet_function_wrapper(
-        lambda f, a: (comfy.model_management.interrupt_current_processing(), f(a["input"], a["timestep"], **a["c"]))[1]
-    )
+@pytest.mark.parametrize("call", [1, STEPS + 2], ids=["on the way up", "in the first step back"])
+def test_cancelled_before_anything_was_found_it_stops(call):
+    model, seen = small("eps").clone(), []
+
+    def stop(apply_model, args):
+        seen.append(1)
+        if len(seen) == call:
+            comfy.model_management.interrupt_current_processing()
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         invert(model, picture())
+    assert len(seen) == call
 
 
 def test_its_file_brings_everything_back(tmp_path):
