@@ -9,6 +9,7 @@ import folder_paths
 import nodes
 import pytest
 import torch
+from controlled_diffusion.inversion.null_text import threshold
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host import gradients, inversion_files
@@ -263,6 +264,19 @@ def test_image_terms_pull_the_prediction_towards_the_picture(term, vae):
     assert not torch.equal(*seen)
     with pytest.raises(ValueError, match="needs the vae"):
         invert(model, latent, **{term: 1.0})
+
+
+def test_pictures_that_go_on_alone_bring_their_own_pooled_vectors():
+    model, clip, latent = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl"), picture(2)
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("a cat", "two dogs on a red sofa")]
+    both = [[torch.cat([p[0] for p in prompts]), {"pooled_output": torch.cat([p[1]["pooled_output"] for p in prompts])}]]
+    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trail.extras["losses"][0]
+    knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(losses.mean()) / threshold(0, 2))
+    together = invert(model, latent, both, **knobs)[0]
+    alone = [invert(model, {"samples": x[None]}, [p], **knobs)[0] for x, p in zip(latent["samples"], prompts)]
+    assert sorted(together.trail.extras["gradients"][0].tolist())[0] == 0 < together.trail.extras["gradients"][0].max()
+    assert_close(together.trail.extras["losses"][0], torch.cat([a.trail.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
+    assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])

@@ -1,0 +1,149 @@
+"""Null-text inversion beside the paper's schedule: `python . run tests/bench/null_text.py [--count 5]`.
+
+The same network inverts the same rendered pictures, one at a time and in turn, with 50 steps at cfg 7.5. The reference follows the paper's
+code in plain torch: start at the empty prompt, go on from step to step, up to 10 Adam iterations, its stop rule after each of them. PSNR is
+that of the way back to the VAE's own round trip; evaluations count a forward pass as 1 and a backward pass as 2. The table is printed after
+every picture.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+
+import comfy.model_management
+import torch
+from controlled_diffusion.inversion import quality
+from controlled_diffusion.nodes.host import gradients
+from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
+from controlled_diffusion.nodes.null_text import NullTextInverter
+
+from harness.demo_pictures import SCHEDULER, Studio
+from measures.inversion import CFG, STEPS, Change, edits, pictures, prompts
+
+INNER = 10
+OURS = {  # nodes and the settings that differ from their defaults
+    "Null-Text Inverter": (NullTextInverter, {}),
+    "the same, early_stop 1": (NullTextInverter, {"early_stop": 1.0}),
+    "the same, inner_steps 10, early_stop 0.1": (NullTextInverter, {"inner_steps": 10, "early_stop": 0.1}),
+    "Negative-Prompt Inverter": (NegativePromptInverter, {}),
+    "the same, fixed_point_iterations 3": (NegativePromptInverter, {"fixed_point_iterations": 3}),
+}
+
+
+class Reference:
+    """The paper's null-text inversion, told in the states z = x / sqrt(1 + sigma^2) of its code."""
+
+    def __init__(self, studio: Studio):
+        self.network, self.evaluations = studio.model.model, 0
+
+    def eps(self, z: torch.Tensor, sigma: float, context: torch.Tensor) -> torch.Tensor:
+        self.evaluations += len(context)
+        x, level = z * (1 + sigma**2) ** 0.5, torch.full([len(context)], sigma)
+        x = x.expand(len(context), -1, -1, -1)
+        return (x - self.network.apply_model(x, level, c_crossattn=context, transformer_options={})) / sigma
+
+    @staticmethod
+    def moved(z: torch.Tensor, eps: torch.Tensor, now: float, goal: float) -> torch.Tensor:
+        a, a_goal = (1 + now**2) ** -0.5, (1 + goal**2) ** -0.5
+        return a_goal * (z / a + (goal - now) * eps)
+
+    @torch.no_grad()
+    def pivots(self, z: torch.Tensor, sigmas, source: torch.Tensor) -> list[torch.Tensor]:
+        found = [z]
+        for now, goal in zip(sigmas[::-1], sigmas[-2::-1]):
+            found.append(self.moved(found[-1], self.eps(found[-1], goal, source), now, goal))
+        return found[::-1]
+
+    def way_back(self, z0: torch.Tensor, sigmas, source: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
+        pivots = self.pivots(z0, sigmas, source)
+        z = pivots[0]
+        for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
+            null = null.clone().detach().requires_grad_(True)
+            optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
+            with torch.no_grad():
+                conditional = self.eps(z, now, source)
+            for _ in range(INNER):
+                unconditional = self.eps(z, now, null)
+                guided = unconditional + CFG * (conditional - unconditional)
+                loss = (self.moved(z, guided, now, goal) - pivots[i + 1]).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                self.evaluations += 2
+                optimizer.step()
+                if float(loss.detach()) < 1e-5 + i * 2e-5:
+                    break
+            with torch.no_grad():
+                unconditional, conditional = self.eps(z, now, torch.cat([null, source])).chunk(2)
+                z = self.moved(z, unconditional + CFG * (conditional - unconditional), now, goal)
+        return z
+
+
+@dataclass
+class Row:
+    name: str
+    psnr: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, psnr: torch.Tensor, evaluations: float, seconds: float) -> None:
+        self.psnr.append(float(psnr))
+        self.evaluations.append(evaluations)
+        self.seconds.append(seconds)
+
+    def told(self, reference: "Row") -> str:
+        db, evaluations, seconds = (sum(v) / len(v) for v in (self.psnr, self.evaluations, self.seconds))
+        more, less, faster = (sum(r) / len(r) for r in (reference.psnr, reference.evaluations, reference.seconds))
+        return (
+            f"| {self.name} | {db:.1f} | {db - more:+.1f} | {min(self.psnr):.1f} | {evaluations:.0f} | 1 / {less / evaluations:.1f} | {seconds:.1f} "
+            f"| 1 / {faster / seconds:.1f} |"
+        )
+
+
+def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
+    """(the picture's latent as the reference gives it back, evaluations, seconds)."""
+    sigmas, paper = inverting.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
+    with gradients.differentiable(mutations=False):
+        clean, source, empty = (t.clone() for t in (studio.model.model.process_latent_in(latent), source[0][0], empty))
+        began = time.perf_counter()
+        back = paper.way_back(clean, sigmas, source, empty)
+        return studio.model.model.process_latent_out(back), paper.evaluations, time.perf_counter() - began
+
+
+@torch.inference_mode()
+def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
+    source, latent = prompts(studio, [wish])[0], studio.vae.encode(pictures([wish]))
+    floor, empty = studio.vae.decode(latent), studio.prompt("")[0][0]
+
+    def nearness(back: torch.Tensor) -> torch.Tensor:
+        return quality.psnr(studio.vae.decode(back), floor)[0]
+
+    back, evaluations, seconds = reference_of(studio, source, latent, empty)
+    rows["reference"].add(nearness(back), evaluations, seconds)
+    for name, (node, settings) in OURS.items():
+        own = {"cfg": CFG} if node is NullTextInverter else {}
+        given = dict(model=studio.model, source=source, picture={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
+        found = node.execute(**given | own | settings).args[0]
+        back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
+        evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
+        rows[name].add(nearness(back), evaluations, found.seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=5, help="pictures")
+    options, studio = parser.parse_args(), Studio()
+    comfy.model_management.load_models_gpu([studio.model])
+    gradients.heal(studio.model.model)
+    rows = {name: Row(name) for name in ("reference", *OURS)}
+    for i, wish in enumerate(edits(options.count), 1):
+        measure(studio, wish, rows)
+        head = f"| {i} pictures, 50 steps, cfg 7.5 | PSNR, dB | | worst | evaluations | | seconds | |\n|---|---|---|---|---|---|---|---|"
+        sys.stdout.write("\n".join([head, *(row.told(rows["reference"]) for row in rows.values())]) + "\n\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
