@@ -1,4 +1,4 @@
-"""A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128] [--steps 300]` (resumable).
+"""A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
 Five pictures show a shape that the demo model never saw, in some colours and places. DreamBooth learns it as a LoRA, with and without
 class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
@@ -119,16 +119,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.002)
+    parser.add_argument("--rate", type=float, default=0.004)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
-    parser.add_argument("--layers", default=adapters.ATTENTION)
+    parser.add_argument("--layers", default="-out.2, -emb")
     parser.add_argument("--weighting", default="own")
-    parser.add_argument("--word", action="store_true", help="learn a new word along")
-    parser.add_argument("--word-rate", type=float, default=0.005)
-    parser.add_argument("--identifier", default="sks", help="a rare word for the subject, without --word")
+    parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
+    parser.add_argument("--word-rate", type=float, default=0.01)
+    parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
     parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
     parser.add_argument("--name", default="measured", help="another one starts anew")
     o = parser.parse_args()
