@@ -105,9 +105,16 @@ def test_the_picture_comes_back_to_the_last_digits(method, model, cfg):
     check_round_trip(method, model, 7, cfg, end_percent=0.3)
 
 
+# Any two values of method, family, steps and cfg meet in one of these.
+MANY = [
+    *[("edict", "eps", 20, 3.0), ("edict", "v", 50, 1.0), ("edict", "flow", 200, 1.0)],
+    *[("bdia", "eps", 50, 1.0), ("bdia", "v", 200, 3.0), ("bdia", "flow", 20, 1.0)],
+    *[("o-belm", "eps", 200, 1.0), ("o-belm", "v", 20, 1.0), ("o-belm", "flow", 50, 3.0)],
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize(("family", "steps"), [(f, n) for f in ("eps", "v", "flow") for n in (20, 50)] + [("eps", 200)])
+@pytest.mark.parametrize(("method", "family", "steps", "cfg"), MANY)
 def test_so_it_does_after_many_steps(method, family, steps, cfg):
     check_round_trip(method, smooth(family), steps, cfg)
 
