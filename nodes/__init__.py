@@ -18,7 +18,9 @@ from . import (
     edit_friendly,
     flow_edit,
     image_guidance,
+    instruct_pairs,
     instruct_pix2pix,
+    instruct_training,
     inversion,
     inversion_files,
     inversion_report,
@@ -40,6 +42,7 @@ MODULES = (
     *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps, ip_adapter),
     *(textual_inversion, classifier_training, dreambooth, custom_diffusion),
+    *(instruct_pairs, instruct_training),
 )
 # Offered once their help pages and example workflows are there.
 WAITING = ()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
 from controlled_diffusion.training import demo_world as world
-from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction, widened
+from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction
 from controlled_diffusion.training.loop import Loop
 
 
@@ -61,11 +61,36 @@ def test_the_checker_reads_the_scene_after_the_edit():
         assert seen == sorted((t.color, t.shape) for t in scene.things)
 
 
-def test_a_widened_convolution_ignores_the_new_channels():
-    draw = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(6, 4, 3, 3, generator=draw), torch.randn(2, 8, 5, 5, generator=draw)
-    same = torch.nn.functional.conv2d(x, widened(weight, 8), padding=1)
-    torch.testing.assert_close(same, torch.nn.functional.conv2d(x[:, :4], weight, padding=1))
+def test_two_things_come_as_often_as_asked():
+    picks = demo_instruct._drawn(np.random.default_rng(0), 40, 400, 0.75)
+    pairs = [len(family(i)[1][0].things) == 2 for i in picks]
+    assert 0.69 < np.mean(pairs) < 0.81 and len(set(picks)) > 30
+
+
+def test_what_is_around_a_thing_holds_all_that_differs_when_it_changes():
+    for index in range(20):
+        which, scenes = family(index)
+        differs = np.abs(world.render(scenes[0]).astype(int) - world.render(scenes[3])).max(-1) > 0
+        cells = differs.reshape(16, 8, 16, 8).any((1, 3))
+        where = demo_instruct.around(scenes[0], 16)
+        hat = scenes[0].things[which].accessory == "hat"
+        assert hat or not (cells & (where == 0)).any()
+        assert where.mean() < 0.75
+
+
+def test_the_loss_weighs_what_is_told_at_noisy_levels_and_places_with_things():
+    noise, alpha = torch.zeros(2, 4, 2, 2), torch.full((2, 1, 1, 1), 0.01)
+    told, nothing = torch.tensor([True, False]).view(2, 1, 1, 1), torch.zeros(2, 1, 2, 2)
+    here = torch.tensor([[1.0, 0], [0, 0]]).expand(2, 1, 2, 2)
+
+    def loss(eps, where=nothing, focus=0.0):
+        return float(demo_instruct.edit_loss(eps, noise, alpha, told, where, focus))
+
+    first, second = (torch.stack([torch.full((4, 2, 2), float(i == k)) for i in range(2)]) for k in (0, 1))
+    snr = 0.01 / 0.99
+    assert loss(first) == pytest.approx(snr**0.25 / snr / 2, rel=1e-5) and loss(second) == pytest.approx(snr**0.5 / snr / 2, rel=1e-5)
+    there = first * here
+    assert loss(there, here, 3.0) == pytest.approx(loss(there) * 4 / 1.75, rel=1e-5)
 
 
 def test_dropout_takes_the_picture_the_instruction_and_both_a_twentieth_each():

@@ -15,12 +15,13 @@ import torch
 
 from . import demo_model
 from . import demo_world as world
+from .channel_dropout import jointly
 from .eight_bits import quantised, restored
+from .instruct_pix2pix import DROPOUT, FIRST, widened
 from .loop import Loop, Step
 
-SEED, FAMILIES = 80, 3000
+SEED, FAMILIES = 80, 2000
 KINDS = ("color", "shape", "remove")
-DROPOUT = 0.05  # of the picture alone, of the instruction alone, and of both
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,13 @@ def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, 
     return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
 
 
-def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
-    """A convolution's weight (out, in, kh, kw) with more input channels, all zero."""
-    wide = weight.new_zeros(weight.shape[0], inputs, *weight.shape[2:])
-    wide[:, : weight.shape[1]] = weight
-    return wide
-
-
 def _inputs(weight: torch.Tensor) -> int:
     return weight.shape[1] if weight.ndim > 1 else 0
 
 
 def _base_of(name: str, weight: torch.Tensor, inputs: int) -> torch.Tensor:
     """A weight of the demo model in the shape that the instruction model has it."""
-    return widened(weight.float(), inputs) if name == "input_blocks.0.0.weight" else weight.float()
+    return widened(weight.float(), inputs) if name == FIRST else weight.float()
 
 
 def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -117,6 +111,36 @@ def unpacked(stored: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> 
     return {k: _base_of(k, base[k], _inputs(apart)) + apart for k, apart in restored(stored).items()}
 
 
+def _drawn(rng: np.random.Generator, families: int, count: int, pair_share: float) -> list[int]:
+    """Numbers of families, a share of `pair_share` of them of two things, between which an instruction has to choose."""
+    picks, pairs = [], rng.random(count) < pair_share
+    for pair in pairs:
+        pick = int(rng.integers(families))
+        while (len(family(pick)[1][0].things) == 2) != pair:
+            pick = int(rng.integers(families))
+        picks.append(pick)
+    return picks
+
+
+def around(scene: world.Scene, size: int) -> np.ndarray:
+    """Where a latent (size, size) shows a thing, or the ground close to it, as 0 and 1."""
+    cell = world.SIZE / size
+    middles = (np.arange(size) + 0.5) * cell
+    near = [np.maximum(abs(middles[:, None] - t.y), abs(middles - t.x)) < 1.1 * t.radius + cell for t in scene.things]
+    return np.any(near, 0).astype(np.float32)
+
+
+def edit_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, told: torch.Tensor, where: torch.Tensor, focus: float):
+    """Error of predicted noise (B, C, h, w), `1 + focus` times where there is something to edit, `where` (B, 1, h, w).
+
+    On the clean picture it weighs SNR^(1/2), as in the demo model's own training, but SNR^(1/4) in rows that are `told` (B, 1, 1, 1) what
+    to edit and how: there the result is decided at any noise, and what the noisy levels get wrong no later step mends.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = (1 + focus * where) * snr.clamp(max=5.0) ** (0.5 - 0.25 * told.float()) / snr
+    return (weight * (eps - noise).square()).mean() / (1 + focus * where.mean())
+
+
 def train_instruct(
     unet: Callable,
     encode_text: Callable,
@@ -127,35 +151,38 @@ def train_instruct(
     *,
     batch: int = 24,
     noisy_share: float = 0.0,
+    pair_share: float = 0.5,
+    focus: float = 0.0,
 ) -> Iterator[Step]:
     """`latents` (families, 4, C, h, w) at unit scale; the picture enters times `picture_scale`, as the host gives it: not scaled.
 
     `unet(x, levels, context) -> eps` takes the noisy latent and the picture's, one after the other in the channels. `noisy_share` of
-    each batch is drawn from the noisy levels alone, where it is decided which thing changes.
+    each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.
     """
     from_level = demo_model.alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEED, index, 1))
-        picks = rng.integers(len(latents), size=batch)
-        edits, places = zip(*(edit(rng, int(i)) for i in picks))
-        before, after = (torch.stack([latents[int(i), p[side]] for i, p in zip(picks, places)]).float() for side in (0, 1))
+        picks = _drawn(rng, len(latents), batch, pair_share)
+        edits, places = zip(*(edit(rng, i) for i in picks))
+        before, after = (torch.stack([latents[i, p[side]] for i, p in zip(picks, places)]).float() for side in (0, 1))
         draw = rng.random(batch)
-        no_picture = (draw < DROPOUT) | ((draw >= 2 * DROPOUT) & (draw < 3 * DROPOUT))
-        texts = ["" if DROPOUT <= d < 3 * DROPOUT else e.text for d, e in zip(draw, edits)]
-        shown = before * picture_scale * torch.from_numpy(~no_picture).view(-1, 1, 1, 1)
+        picture, text = jointly(torch.from_numpy(draw), DROPOUT).view(-1, 2, 1, 1, 1).unbind(1)
+        texts = [e.text if kept else "" for kept, e in zip(text.flatten().tolist(), edits)]
         levels = demo_model.spread_levels(rng, batch, noisy_share)
-        return after, shown, torch.stack([tokens(t) for t in texts]), torch.from_numpy(levels).long()
+        where = torch.from_numpy(np.stack([around(e.before, after.shape[-1]) for e in edits]))[:, None]
+        ids = torch.stack([tokens(t) for t in texts])
+        return after, before * picture_scale * picture, picture & text, where, ids, torch.from_numpy(levels).long()
 
     batches = demo_model.prefetch(prepare, loop.done, loop.steps)
 
     def loss_of(index):
-        x0, shown, ids, t = next(batches)
+        x0, shown, told, where, ids, t = next(batches)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
         a = from_level[t].view(-1, 1, 1, 1)
         seen = torch.cat([a.sqrt() * x0 + (1 - a).sqrt() * noise, shown], 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(seen, t.float(), encode_text(ids)).float()
-        return demo_model.denoising_loss(eps, noise, a)
+        return edit_loss(eps, noise, a, told, where, focus)
 
     return loop.run(loss_of)

@@ -28,6 +28,7 @@ from . import gradients
 from .channels import noise_scale
 
 KEY = "controlled_diffusion.training"
+STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one batch may each have a row of
 BACKWARD = 4  # room that is asked for, in forward passes: what a backward pass needs is kept until then
 Stopped = comfy.model_management.InterruptProcessingException
 log = logging.getLogger(__name__)
@@ -109,11 +110,12 @@ def levels(model, timesteps: str, **knobs) -> Levels:
 
 
 def _batches(rows: Sequence[list]) -> list[list[int]]:
-    """Which conditionings [features, extras] can be rows of one: those of one shape that have nothing but a pooled output."""
+    """Which conditionings [features, extras] can be rows of one: those of one shape that have no tensors but the `STACKED` ones."""
     groups: dict = {}
     for i, (features, extras) in enumerate(rows):
-        simple = not any(torch.is_tensor(v) for k, v in extras.items() if k != "pooled_output")
-        groups.setdefault((features.shape, extras.get("pooled_output") is None) if simple else i, []).append(i)
+        simple = not any(torch.is_tensor(v) for k, v in extras.items() if k not in STACKED)
+        shapes = (features.shape, *(getattr(extras.get(k), "shape", None) for k in STACKED))
+        groups.setdefault(shapes if simple else i, []).append(i)
     return list(groups.values())
 
 
@@ -122,9 +124,8 @@ def _one(rows: Sequence[list]) -> list:
     features, extras = rows[0]
     if len(rows) == 1:
         return [features, extras]
-    pooled = extras.get("pooled_output")
-    together = None if pooled is None else torch.cat([e["pooled_output"] for _, e in rows])
-    return [torch.cat([f for f, _ in rows]), {**extras, "pooled_output": together}]
+    together = {k: torch.cat([e[k] for _, e in rows]) for k in STACKED if extras.get(k) is not None}
+    return [torch.cat([f for f, _ in rows]), {**extras, **together}]
 
 
 def _in_order(made: Sequence[torch.Tensor], groups: Sequence[list[int]]) -> torch.Tensor:

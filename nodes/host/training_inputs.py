@@ -142,14 +142,14 @@ def validation_prompt(default: str, tooltip: str) -> list:
     ]
 
 
-def read(given: dict) -> tuple[Objective, Settings, Validation]:
-    """What the shared inputs say."""
+def read(given: dict, settings: type[Settings] = Settings, validation: type[Validation] = Validation) -> tuple[Objective, Settings, Validation]:
+    """What the shared inputs say, and those of a trainer's own settings."""
     asked = levels(given["model"], given["timesteps"], low=1 - given["end_percent"], high=1 - given["start_percent"])
     own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}
     return (
         Objective(asked, given["weighting"], given["gamma"]),
-        Settings(**{f.name: given[f.name] for f in fields(Settings)}),
-        Validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
+        settings(**{f.name: given[f.name] for f in fields(settings)}),
+        validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
     )
 
 

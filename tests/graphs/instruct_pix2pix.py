@@ -16,7 +16,7 @@ def picture_of(graph, text: str, seed: int):
 def instruct_pix2pix(graph):
     graph.note(
         "# InstructPix2Pix\n\nAn instruction edits a picture. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
-        "the result keeps to the picture.\n\nTry: image_scale 1 and 2.5; text_scale 3 and 10. The lower picture is made by a KSampler with "
+        "the result keeps to the picture.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower picture is made by a KSampler with "
         "the patch, whose cfg is the text scale." + SWAP
     )
     with graph.group("1 Picture"):
@@ -30,7 +30,7 @@ def instruct_pix2pix(graph):
     shared = dict(model=editor[0], positive=positive, negative=negative, image=picture, vae=editor[2], image_scale=1.5)
     with graph.group("3 Edit"):
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
-        guider = graph.add("InstructPix2PixGuider", text_scale=7.5, sigmas=sigmas, **shared)
+        guider = graph.add("InstructPix2PixGuider", text_scale=3.0, sigmas=sigmas, **shared)
         edited = graph.add(
             "SamplerCustomAdvanced",
             noise=graph.add("RandomNoise", noise_seed=1),
@@ -41,7 +41,7 @@ def instruct_pix2pix(graph):
         )
     with graph.group("4 The same with a KSampler"):
         patch = graph.add("InstructPix2PixPatch", **shared)
-        again = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], cfg=7.5)
+        again = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], cfg=3.0)
     with graph.group("5 Pictures"):
         graph.add("PreviewImage", title="before", images=picture)
         for title, latent in (("edited", edited["output"]), ("edited by a KSampler", again)):
@@ -53,7 +53,7 @@ def instruct_pix2pix(graph):
 def instruction_channels(graph):
     graph.note(
         "# Instruction Channels\n\nThe picture and an instruction as two channels, and a second instruction beside them with a weight of "
-        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 12; *conflict* `project`." + SWAP
+        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 6; *conflict* `project`." + SWAP
     )
     with graph.group("1 Picture and instructions"):
         picture = picture_of(graph, "a large green square on a gray background", 2)
@@ -64,14 +64,14 @@ def instruction_channels(graph):
     with graph.group("2 Channels"):
         shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=picture)
         other = graph.add(
-            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=6.0, role="positive", name="second"
+            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=3.0, role="positive", name="second"
         )
         channels = graph.add(
             "InstructionChannels",
             model=editor["model"],
             positive=first,
             negative=nothing,
-            text_scale=6.0,
+            text_scale=3.0,
             image_scale=1.5,
             image=picture,
             vae=editor["vae"],

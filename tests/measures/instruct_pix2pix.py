@@ -1,11 +1,15 @@
-"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 64] [--trade]`.
+"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 64] [--trade] [--picture FILE]`.
 
 Held-out pictures and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
-colours and shapes; what it should not touch is compared with the picture before, in PSNR. `--trade` also tables the two scales.
+colours and shapes; what it should not touch is compared with the picture before, in PSNR. `--trade` also tables the two scales, and
+`--picture` shows one edit of each kind at each of them.
 """
 
 import argparse
 import math
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +18,12 @@ from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
 from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
 from controlled_diffusion.training import demo_world as world
+from PIL import Image, ImageDraw, ImageFont
 
 from harness.demo_pictures import Studio
 
-HELD_OUT, NOISE, TEXT, IMAGE, BATCH = 4321, 900, 7.5, 1.5, 32
+HELD_OUT, NOISE, TEXT, IMAGE, BATCH = 4321, 900, 3.0, 1.5, 32
+TEXTS, IMAGES = (1.5, 3.0, 7.5), (1.0, 1.5, 2.5)
 
 
 def edits(count: int, kind: str) -> list[demo_instruct.Edit]:
@@ -67,29 +73,78 @@ def untouched(picture: np.ndarray, edit: demo_instruct.Edit) -> float:
     return -10 * math.log10(max(np.square((picture - before)[~touched] / 255).mean(), 1e-10))
 
 
-def judged(editor: Editor, asked: list[demo_instruct.Edit], text: float = TEXT, image: float = IMAGE) -> tuple[float, float]:
-    """(share of successful edits, mean PSNR of what is untouched)."""
+@dataclass(frozen=True)
+class Judged:
+    """Of each edit: its picture, whether it is right, and the PSNR of what is untouched."""
+
+    pictures: np.ndarray
+    success: np.ndarray
+    kept: np.ndarray
+
+    def cell(self) -> str:
+        return f"{100 * self.success.mean():.0f} %, {self.kept.mean():.1f}"
+
+
+def judged(editor: Editor, asked: list[demo_instruct.Edit], text: float = TEXT, image: float = IMAGE) -> Judged:
     pictures = editor.edited(asked, text, image)
-    return float(np.mean([right(p, e) for p, e in zip(pictures, asked)])), float(
-        np.mean([untouched(p, e) for p, e in zip(pictures, asked)])
-    )
+    right_ones = np.array([right(p, e) for p, e in zip(pictures, asked)])
+    return Judged(pictures, right_ones, np.array([untouched(p, e) for p, e in zip(pictures, asked)]))
+
+
+def table(editor: Editor, count: int) -> None:
+    """Success and untouched parts of each kind, all and those with two things, between which the instruction chooses."""
+    print(f"| instruction ({count} each, s_T {TEXT}, s_I {IMAGE}) | success | of two things | untouched parts, dB |\n|---|---|---|---|")
+    for kind in demo_instruct.KINDS:
+        asked = edits(count, kind)
+        found = judged(editor, asked)
+        two = np.array([len(e.before.things) == 2 for e in asked])
+        print(f"| {kind} | {100 * found.success.mean():.1f} % | {100 * found.success[two].mean():.1f} % | {found.kept.mean():.1f} |", flush=True)
+
+
+def trade(editor: Editor, count: int) -> tuple[list[demo_instruct.Edit], dict[tuple[float, float], Judged]]:
+    """Edits of all kinds at all scales (s_T, s_I)."""
+    asked = [e for kind in demo_instruct.KINDS for e in edits(count, kind)]
+    print(f"\n| s_T \\ s_I ({len(asked)} edits: success, dB) | " + " | ".join(map(str, IMAGES)) + " |\n|" + "---|" * (1 + len(IMAGES)))
+    found = {}
+    for text in TEXTS:
+        found |= {(text, image): judged(editor, asked, text, image) for image in IMAGES}
+        print(f"| {text} | " + " | ".join(found[text, image].cell() for image in IMAGES) + " |", flush=True)
+    return asked, found
+
+
+def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judged]) -> Image.Image:
+    """A row for each s_T and a column for each s_I, in them one edit of each kind; the pictures before and the instructions on top."""
+    shown = [next(i for i, e in enumerate(asked) if e.kind == kind and len(e.before.things) == 2) for kind in demo_instruct.KINDS]
+    side, head, left = world.SIZE, 22, 70
+    width = len(shown) * (side + 4) + 16
+    paper = Image.new("RGB", (left + len(IMAGES) * width, (1 + len(TEXTS)) * (side + 2 * head)), "white")
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(12)
+    for row, text in enumerate((None, *TEXTS)):
+        top = row * (side + 2 * head)
+        draw.text((4, top + head + side / 2), "before" if text is None else f"s_T {text:g}", fill="black", font=font)
+        for column, image in enumerate(IMAGES):
+            told = "" if text is None else f"s_I {image:g}: {found[text, image].cell()} dB"
+            draw.text((left + column * width, top + 4), told, fill="black", font=font)
+            for place, i in enumerate(shown):
+                picture = world.render(asked[i].before) if text is None else found[text, image].pictures[i]
+                paper.paste(Image.fromarray(picture), (left + column * width + place * (side + 4), top + head))
+                if text is None:
+                    lines = textwrap.fill(asked[i].text, 20)
+                    draw.multiline_text((left + column * width + place * (side + 4), top + head + side), lines, fill="black", font=font, spacing=0)
+    return paper
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=64, help="edits of each kind")
     parser.add_argument("--trade", action="store_true", help="also table both scales")
+    parser.add_argument("--picture", type=Path, help="also table both scales, and show an edit of each kind in this file")
     options, editor = parser.parse_args(), Editor()
-    print(f"| instruction ({options.count} each, s_T {TEXT}, s_I {IMAGE}) | success | untouched parts, dB |\n|---|---|---|")
-    for kind in demo_instruct.KINDS:
-        success, kept = judged(editor, edits(options.count, kind))
-        print(f"| {kind} | {100 * success:.1f} % | {kept:.1f} |", flush=True)
-    if options.trade:
-        asked = [e for kind in demo_instruct.KINDS for e in edits(options.count // 3, kind)]
-        print(f"\n| s_T \\ s_I ({len(asked)} edits: success, dB) | 1.0 | 1.5 | 2.5 |\n|---|---|---|---|")
-        for text in (1.5, 3.0, 7.5):
-            cells = [judged(editor, asked, text, image) for image in (1.0, 1.5, 2.5)]
-            print(f"| {text} | " + " | ".join(f"{100 * s:.0f} %, {k:.1f}" for s, k in cells) + " |", flush=True)
+    table(editor, options.count)
+    if options.trade or options.picture:
+        asked, found = trade(editor, options.count // 8)
+        if options.picture:
+            sheet(asked, found).save(options.picture)
 
 
 if __name__ == "__main__":

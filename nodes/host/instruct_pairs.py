@@ -1,0 +1,269 @@
+"""Pairs of pictures for InstructPix2Pix: drawn by Prompt-to-Prompt with shared self-attention, filtered, and kept in a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image
+
+from ...attention.prompt_to_prompt import Window
+from ...guidance.schedules import NoiseScale
+from ...training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, draws, likeness
+from . import naming
+from .attention import Call, Place, Run, install, marked, unet_places
+from .prompts import as_rows, encoded
+from .shared_noise import with_shared_noise
+from .trainers import side_by_side
+from .training import Stopped
+
+log = logging.getLogger(__name__)
+IF_EXISTS = ("continue", "number it", "refuse")
+
+
+# --- the folder -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pair as it is kept: its prompts, and what is known of it."""
+
+    pair: PromptPair
+    facts: dict[str, float]
+
+
+class Folder:
+    """Pairs among the host's outputs: before/00001.png, after/00001.png with its instruction in after/00001.txt, and metadata.jsonl.
+
+    So it is also what trainers of editors with reference latents read: `before` holds the control pictures, `after` the targets with
+    captions beside them. progress.jsonl says which prompt pairs are done. Nothing that is there is written over.
+    """
+
+    def __init__(self, name: str):
+        self.name = naming.check_name(name)
+        self.path = Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "pairs" / self.name
+
+    @classmethod
+    def chosen(cls, name: str, if_exists: str) -> Folder:
+        """The folder to write into: one that is there is gone on with, left for another with a number, or refused."""
+        if if_exists not in IF_EXISTS:
+            raise ValueError(f"There is no way '{if_exists}' with an existing folder; choose one of {', '.join(IF_EXISTS)}.")
+        folder = cls(name)
+        if if_exists == "continue" or not folder.path.exists():
+            return folder
+        if if_exists == "number it":
+            return next(f for i in range(2, 100_000) if not (f := cls(f"{name}_{i}")).path.exists())
+        raise ValueError(f"'{name}' exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
+
+    def _lines(self, name: str) -> list[dict]:
+        path = self.path / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.strip()]
+
+    def _add(self, name: str, line: dict) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def done(self) -> set[PromptPair]:
+        return {PromptPair(**line["pair"]) for line in self._lines("progress.jsonl")}
+
+    def finish(self, pair: PromptPair, tried: int, kept: int) -> None:
+        """Notes that nothing more is to be drawn for a prompt pair."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept})
+
+    def add(self, pictures: torch.Tensor, found: Found) -> None:
+        """Saves pictures (2, H, W, 3), before and after."""
+        for side in ("before", "after"):
+            (self.path / side).mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.stem) for p in self.path.glob("*/*.png") if p.stem.isdigit()), default=0)
+        files = [f"{side}/{number:05d}.png" for side in ("before", "after")]
+        for file, picture in zip(files, pictures):
+            Image.fromarray((picture * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()).save(self.path / file)
+        (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
+        captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
+        self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
+
+    def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
+        """(before, after, instructions), pictures (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
+        lines = self._lines("metadata.jsonl")
+        if pairs is not None:
+            lines = [m for m in lines if PromptPair(m["original_prompt"], m["edited_prompt"], m["edit_prompt"]) in pairs]
+        lines = lines[:most] if most else lines
+        sides = [[self._picture(m[f"{side}_image"]) for m in lines] for side in ("original", "edited")]
+        return *sides, [m["edit_prompt"] for m in lines]
+
+    def _picture(self, file: str) -> torch.Tensor:
+        path = (self.path / file).resolve()
+        if not path.is_relative_to(self.path.resolve()):
+            raise ValueError(f"metadata.jsonl of '{self.name}' names '{file}', which lies outside of its folder.")
+        with Image.open(path) as picture:
+            return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def chosen(folder: str, before: Sequence, after: Sequence, instructions: Sequence[str]) -> tuple[Sequence, Sequence, Sequence[str]]:
+    """What a trainer learns from: the pairs of a folder, or what is connected."""
+    if not folder.strip():
+        return before, after, instructions
+    if before or after or instructions:
+        raise ValueError(f"Pairs are connected, and the folder '{folder}' is named too. Empty one of them.")
+    kept = Folder(folder.strip())
+    found = kept.read()
+    if not found[0]:
+        raise ValueError(f"There are no pairs in {kept.path}. Give the name under which InstructPix2Pix Pairs keeps them.")
+    return found
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How candidates are drawn: so many a prompt pair, each with a share and a cfg of its own from these ranges."""
+
+    candidates: int
+    keep: int
+    seed: int
+    size: tuple[int, int]
+    share: tuple[float, float] = (0.1, 0.9)
+    cfg: tuple[float, float] = (7.5, 15.0)
+    steps: int = 30
+    sampler_name: str = "euler_ancestral"
+    scheduler: str = "normal"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides by CLIP which candidates are kept, or without it by how much has changed."""
+
+    clip: Filter
+    plain: PlainFilter
+    vision: object = None
+    text: object = None
+
+    def __post_init__(self):
+        if (self.vision is None) != (self.text is None):
+            raise ValueError("Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither.")
+
+    def best(self, pictures: torch.Tensor, pair: PromptPair, top: int) -> list[tuple[int, dict[str, float]]]:
+        """(number, what is known of it) of the candidates (N, 2, H, W, 3) to keep."""
+        before, after = pictures.unbind(1)
+        if self.vision is None:
+            changed = self.plain.changed(before, after)
+            return [(i, {"changed": float(changed[i])}) for i in self.plain.best(changed, top)]
+        seen = [self.vision.encode_image(pictures)["image_embeds"].float().cpu() for pictures in (before, after)]
+        found = likeness(*seen, *(self._said(text, seen[0].shape[-1]) for text in (pair.before, pair.after)))
+        values = asdict(found)
+        return [(i, {f"clip_{k}": float(v[i]) for k, v in values.items()}) for i in self.clip.best(found, top)]
+
+    def _said(self, text: str, width: int) -> torch.Tensor:
+        found = self.text.encode_from_tokens(self.text.tokenize(text), return_pooled=True)[1]
+        if found is None or found.shape[-1] != width:
+            given = "none" if found is None else f"width {found.shape[-1]}"
+            raise ValueError(f"clip_text gives embeddings of {given}, clip_vision of width {width}: connect the pair that belongs together.")
+        return found[0].float().cpu()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A control by which the second of two rows looks, in self-attention, where the first does, while the window is open.
+
+    That is Prompt-to-Prompt as InstructPix2Pix's pairs are made with it: queries and keys alone, with the prompt and without.
+    """
+
+    places: tuple[Place, ...]
+    window: Window
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> SharedRun:
+        return SharedRun(self, scale)
+
+
+class SharedRun(Run):
+    """Sharing during one run."""
+
+    def __init__(self, control: Sharing, scale: NoiseScale):
+        super().__init__(control.token, scale, "The conditionings of a pair lost their mark: another node replaced them.")
+        self.window, self.places = control.window, control.places
+
+    def sampler(self, sampler, noise, sigmas, seed, device):
+        return with_shared_noise(sampler, noise[:1].to(device, torch.float32), 2, sigmas, seed)
+
+    def wants(self, kind: str, place: Place) -> bool:
+        return kind == "self" and self.percent in self.window
+
+    def borrow(self, call: Call, first: int, tokens: int) -> None:
+        call.lender[first + 1] = first
+
+
+@dataclass(frozen=True)
+class Artist:
+    """Draws candidates with the host's own sampling."""
+
+    model: object
+    clip: object
+    vae: object
+    negative: str
+    recipe: Recipe
+
+    @cached_property
+    def places(self) -> tuple:
+        return unet_places(self.model)
+
+    def draw(self, pair: PromptPair, how: Draw) -> torch.Tensor:
+        """Pictures (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
+        and without."""
+        r, control = self.recipe, Sharing(self.places, Window(0.0, how.share))
+        model = install(self.model, control)
+        rows, _ = as_rows([encoded(self.clip, pair.before), encoded(self.clip, pair.after)], 1)
+        positive, negative = marked(rows, control.token), marked(encoded(self.clip, self.negative), control.token)
+        form = model.get_model_object("latent_format")
+        empty = torch.zeros(2, form.latent_channels, *(n // form.spacial_downscale_ratio for n in r.size))
+        noise = comfy.sample.prepare_noise(empty, how.seed, [0, 0])
+        knobs = (r.steps, how.cfg, r.sampler_name, r.scheduler, positive, negative, empty)
+        made = self.vae.decode(comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=how.seed))
+        return made.reshape(-1, *made.shape[-3:])[..., :3].cpu()
+
+
+def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Folder) -> None:
+    """Draws what is not done yet. A stop by the user keeps the prompt pairs that are done; with none it goes on as a stop."""
+    done = folder.done()
+    left = [p for p in pairs if p not in done]
+    bar = comfy.utils.ProgressBar(len(left) * artist.recipe.candidates)
+    try:
+        for pair in left:
+            _one_pair(artist, judge, pair, folder, bar)
+    except Stopped:
+        if not folder.done() & set(pairs):
+            raise
+        log.info("Stopped; %d prompt pairs are done in %s", len(folder.done()), folder.path)
+
+
+def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, bar) -> None:
+    """Draws, filters and saves the candidates of one prompt pair."""
+    r = artist.recipe
+    how = draws(r.seed, pair, r.candidates, r.share, r.cfg)
+    candidates = torch.stack(list(_drawn(artist, pair, how, bar)))
+    kept = judge.best(candidates, pair, r.keep)
+    for i, known in kept:
+        folder.add(candidates[i], Found(pair, {**asdict(how[i]), **known}))
+    folder.finish(pair, len(how), len(kept))
+
+
+def _drawn(artist: Artist, pair: PromptPair, how: Sequence[Draw], bar) -> Iterator[torch.Tensor]:
+    for one in how:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        made = artist.draw(pair, one)
+        bar.update_absolute(bar.current + 1, bar.total, ("JPEG", side_by_side(made), 512))
+        yield made

@@ -1,0 +1,201 @@
+"""Teaching a model to edit as it is told: pairs of pictures and instructions to an InstructPix2Pix model of the host."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+
+from ...guidance.instruct_pix2pix import Scales
+from ...training.instruct_pix2pix import keep, learnt
+from ...training.loop import Loop
+from ...training.objectives import picks
+from ...training.textual_inversion import captions_for
+from . import instruct_models, naming, trainers
+from .instruct import CONCAT, InstructPix2Pix, Picture
+from .prompts import encoded
+from .trainers import loss_curve, side_by_side
+from .training import Course, Ground, Objective, Pictures, pictures_of, trainable
+
+PER_NUMBER = 20  # bytes of a trained number in float32: itself, its gradient, two moments, its average
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
+
+    before: Sequence[torch.Tensor]
+    after: Sequence[torch.Tensor]
+    instructions: Sequence[str]
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(trainers.Settings):
+    """What is trained, and how."""
+
+    train: str
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Validation(trainers.Validation):
+    """Edits to look at: of the first `count` pairs, at the end and after every `every` steps (0 = at the end alone)."""
+
+    prompt: str = ""
+    text_scale: float = 7.5
+    image_scale: float = 1.5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the model is shown: pictures before the edit, and conditionings [features, extras] of each instruction and of none."""
+
+    before: Pictures
+    told: tuple[list, ...]
+    untold: list
+
+    def row(self, number: int, picture: bool, text: bool) -> list:
+        """What the model is shown of a pair: the picture or an empty one, with the instruction or without."""
+        features, extras = self.told[number % len(self.told)] if text else self.untold
+        shown = self.before.latents[number]
+        return [features, {**extras, CONCAT: shown if picture else torch.zeros_like(shown)}]
+
+    def digest(self) -> str:
+        """A short name for what is learnt from."""
+        found = hashlib.sha256()
+        for tensor in (*self.before.latents, *(features for features, _ in self.told)):
+            found.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
+        return found.hexdigest()[:12]
+
+
+@dataclass(kw_only=True)
+class Task(trainers.Task):
+    """A training of one instruction model. `learnt`: what is added to each weight, by its name."""
+
+    examples: Examples
+    learnt: dict[str, torch.nn.Module]
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {f"{name}|{k}": p for name, module in self.learnt.items() for k, p in module.named_parameters()}
+
+    def conditioning(self, text: str) -> list:
+        return [self.examples.untold]
+
+    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+        s, first = self.settings, index * self.settings.batch_size
+        chosen = picks(s.seed, first, s.batch_size, len(self.pictures))
+        kept = keep(s.seed, first, s.batch_size, s.dropout).tolist()
+        rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
+        return ground.errors(self.pictures, chosen, rows, self.objective, s.seed, first).mean()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The denoiser with what is learnt in it."""
+        own = self.model.model.diffusion_model.state_dict()
+        return {k: self.learnt[k](w.to(self.model.load_device)) if k in self.learnt else w for k, w in own.items()}
+
+    def look(self, course: Course) -> None:
+        """Edits the first pictures as they are told, with the model as it is, and shows each beside the picture before."""
+        v, examples = self.validation, self.examples
+        size = examples.before.latents[0].shape
+        chosen = [i for i in range(len(examples.told)) if examples.before.latents[i].shape == size][: v.count]
+        made = []
+        for i in chosen:
+            with course.loop.averaged():
+                made.append(self._edited(i))
+            made.insert(-1, self.vae.decode(examples.before.latents[i]))
+        if made:
+            self.looks.append(torch.cat([m.reshape(-1, *m.shape[-3:]).cpu() for m in made]))
+            course.preview(side_by_side(self.looks[-1]))
+
+    def _edited(self, number: int) -> torch.Tensor:
+        v, model, (untold, told) = self.validation, self.model, (self.examples.untold, self.examples.told[number])
+        picture = Picture(model, [told], {"samples": self.examples.before.latents[number]})
+        guider = InstructPix2Pix(model, picture.conditions(model, [told], [untold]), Scales(v.text_scale, v.image_scale))
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
+        empty = picture.empty_latent()["samples"]
+        noise = comfy.sample.prepare_noise(empty, self.settings.seed)
+        sampler = comfy.samplers.sampler_object(v.sampler_name)
+        return self.vae.decode(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The MODEL, its file's name, the loss curve (IMAGE), and pictures before and edited by turns (IMAGE) or None."""
+
+    model: object
+    name: str
+    curve: torch.Tensor
+    pictures: torch.Tensor | None
+
+
+def learn(
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation, name: str, if_exists: str
+) -> Learnt:
+    """Trains an instruction model and saves it; a stop by the user keeps what is learnt. Nothing that the user gave is changed."""
+    instruct_models.kind_of(model)
+    name = naming.choose(instruct_models.FOLDER, name, if_exists, instruct_models.existing)
+    path: Path = instruct_models.existing(name) or instruct_models.path_of(name)
+    with torch.inference_mode(False), torch.no_grad():
+        task = prepare(model, clip, vae, data, objective, settings, validation)
+
+        def write(loop: Loop) -> str:
+            instruct_models.save(task.weights(), path, {**task.facts(loop), "format": "instruct pix2pix"})
+            return str(path)
+
+        loop = trainers.run(task, naming.state_of(instruct_models.FOLDER, name), write, resume=if_exists == "continue")
+        return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+
+
+def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
+    """What is shown, and the pictures after: encoded once, and checked whether they belong together."""
+    before, after = (pictures_of(vae, images, flip=data.flip) for images in (data.before, data.after))
+    if len(before) != len(after):
+        raise ValueError(f"There are {before.originals} pictures before and {after.originals} after an edit; give as many of each, in pairs.")
+    for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):
+        if a.shape != b.shape:
+            sizes = [" x ".join(str(n) for n in z.shape[:-3:-1]) for z in (a, b)]
+            raise ValueError(f"The pictures of pair {number} have latents of {sizes[0]} and {sizes[1]}; give both pictures one size.")
+    texts = captions_for(data.instructions, before.originals)
+    if not texts or not all(t.strip() for t in texts):
+        raise ValueError("An instruction is missing. Give one for each pair, as a list or one a line, such as 'make it blue'.")
+    known = {text: encoded(clip, text)[0] for text in dict.fromkeys((*texts, ""))}
+    return Examples(before, tuple(known[t] for t in texts), known[""]), after
+
+
+def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation) -> Task:
+    """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the picture."""
+    examples, after = examples_of(clip, vae, data)
+    own, _ = trainable(instruct_models.with_room(model))
+    shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
+    asked = settings.train, settings.rank, settings.alpha
+    _check_memory(learnt(shapes, *asked, settings.seed, torch.device("meta")), own.load_device)
+    added = learnt(shapes, *asked, settings.seed, own.load_device)
+    for name, module in added.items():
+        own.add_weight_wrapper(instruct_models.PREFIX + name, module)
+    about = trainers.about(settings, objective, after, what=asked, dropout=settings.dropout, shown=examples.digest())
+    return Task(
+        model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
+        learnt=added,
+    )  # fmt: skip
+
+
+def _check_memory(added: dict[str, torch.nn.Module], device: torch.device) -> None:
+    """Refuses what cannot fit before anything is trained."""
+    numbers = sum(p.numel() for module in added.values() for p in module.parameters())
+    needed, free = numbers * PER_NUMBER / 2**30, comfy.model_management.get_free_memory(device) / 2**30
+    if needed > free:
+        raise ValueError(
+            f"Training {numbers / 1e6:.0f} million numbers needs {needed:.1f} GB beside the model, and {free:.1f} GB are free. Train a LoRA "
+            "('attention'), lower the rank, or close what else uses the memory."
+        )

@@ -1,0 +1,94 @@
+"""InstructPix2Pix: pairs to learn from, and a model taught with them."""
+
+from .instruct_pix2pix import LOADER, picture_of
+from .parts import SWAP
+
+PAIRS = """# caption => caption after the edit | instruction
+a red circle on a white background => a blue circle on a white background | make it blue
+a large green square on a gray background => a large green star on a gray background | make it a star
+a yellow square on the left and a blue star on the right on a white background => a yellow square on the left and a red star on the right on a white background | make the star red
+a red cross on a black background => a yellow cross on a black background | make it yellow
+"""  # noqa: E501
+STRIPES = """color = red, blue, green
+other = purple, yellow, orange
+a large {color} circle on a white background => a large striped {color} circle on a white background | make it striped
+a large {other} square on a white background => a large striped {other} square on a white background | make it striped
+"""
+
+
+def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
+    demo = graph.add("DemoModelLoader")
+    usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1, min_cfg=3.0, max_cfg=6.0, steps=15)
+    return graph.add(
+        "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder, **usual | widgets
+    )  # fmt: skip
+
+
+def instruct_pairs(graph):
+    graph.note(
+        "# InstructPix2Pix Pairs\n\nPictures before and after an edit, drawn from pairs of prompts. They are kept in "
+        "*output/controlled_diffusion/pairs/demo*; run it again and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
+        "min_share and max_share 0, where nothing is shared." + SWAP
+    )
+    with graph.group("1 Pairs"):
+        made = pairs_of(graph, PAIRS, "demo")
+    with graph.group("2 Before and after"):
+        graph.add("SaveImage", title="before", images=made["before"], filename_prefix="instruct_pairs_before")
+        graph.add("SaveImage", title="after", images=made["after"], filename_prefix="instruct_pairs_after")
+        graph.add("PreviewAny", title="instructions", source=made["instructions"])
+
+
+def instruct_training(graph):
+    graph.note(
+        "# Train Instruction Model\n\nThe demo's instruction model knows colours, shapes and away with it, but no textures. Here it learns "
+        "*make it striped* from six pairs in a short training, and edits a circle of a colour that was a square's, on another ground.\n\nTry: other instructions in the pairs; *train* all "
+        "weights; **Load Demo Model** in the place of the instruction model, with many more pairs and steps." + SWAP
+    )
+    with graph.group("1 Pairs"):
+        made = pairs_of(graph, STRIPES, "demo_stripes", candidates=1, min_changed=0.02)
+    with graph.group("2 Training"):
+        editor = graph.add(LOADER)
+        trained = graph.add(
+            "InstructPix2PixTrainer",
+            model=editor[0],
+            clip=editor[1],
+            vae=editor[2],
+            name="demo_stripes",
+            folder=made["folder"],
+            train="every layer",
+            steps=60,
+            batch_size=4,
+            learning_rate=0.003,
+            schedule="cosine",
+            validation_count=1,
+            validation_text_scale=3.0,
+        )
+        graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
+        graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
+    with graph.group("3 A picture it has not seen"):
+        picture = picture_of(graph, "a large purple circle on a gray background", 5)
+        told, nothing = (
+            graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
+            for title, text in (("instruction", "make it striped"), ("no instruction", ""))
+        )
+        sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
+        graph.add("SaveImage", title="before", images=picture, filename_prefix="instruct_training")
+        loaded = graph.add("InstructPix2PixLoader", model=editor[0], name=trained["name"])
+        for title, model in (("without the training", editor[0]), ("with it, from its file", loaded["model"])):
+            guider = graph.add(
+                "InstructPix2PixGuider", title=title, model=model, positive=told, negative=nothing, image=picture, vae=editor[2], text_scale=3.0,
+                image_scale=1.5,
+            )  # fmt: skip
+            latent = graph.add(
+                "SamplerCustomAdvanced",
+                noise=graph.add("RandomNoise", noise_seed=1),
+                guider=guider["guider"],
+                sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+                sigmas=sigmas,
+                latent_image=guider["latent"],
+            )
+            decoded = graph.add("VAEDecode", samples=latent["output"], vae=editor[2])
+            graph.add("SaveImage", title=title, images=decoded, filename_prefix="instruct_training")
+
+
+WORKFLOWS = [instruct_pairs, instruct_training]

@@ -1,0 +1,217 @@
+import json
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from controlled_diffusion.nodes.host import instruct_pairs as host
+from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
+from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair
+from PIL import Image
+from torch.testing import assert_close
+
+from host import sampling, tiny, tiny_text
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "output")
+PAIR = PromptPair("a red cat", "a blue cat sitting there", "make it blue")
+TEXT = "a red cat => a blue cat sitting there | make it blue\na dog => a cow | turn it into a cow"
+
+
+@pytest.fixture
+def output(tmp_path):
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path / "controlled_diffusion" / "pairs"
+    folder_paths.set_output_directory(before)
+
+
+def artist(model, clip, vae, **more):
+    return host.Artist(model, clip, vae, "bad", host.Recipe(2, 2, 5, (64, 64), steps=3, **more))
+
+
+def pairs(model, clip, vae, **knobs):
+    """(before, after, instructions, folder) of the node."""
+    usual = defaults(InstructPix2PixPairs) | dict(prompt_pairs=TEXT, folder="things", width=64, height=64, candidates=2, steps=2, seed=3)
+    usual |= dict(min_changed=0.0, max_changed=1.0, keep=1, min_cfg=2.0, max_cfg=3.0)
+    return InstructPix2PixPairs.execute(model, clip, vae, **{**usual, **knobs}).args
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- drawing
+
+
+def drawn_alone(model, clip, vae, text, how, sampler):
+    """What KSampler makes of one prompt with the noise of a candidate."""
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (text, "bad"))
+    empty = sampling.latent()
+    noise = host.comfy.sample.prepare_noise(empty, how.seed)
+    made = host.comfy.sample.sample(
+        model, noise, 3, how.cfg, sampler, "normal", positive, negative, empty, disable_pbar=True, seed=how.seed
+    )
+    return vae.decode(made)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
+def test_the_picture_before_is_what_its_prompt_gives_and_without_sharing_so_is_the_one_after(sampler, eps_model, clip, vae):
+    made = artist(eps_model, clip, vae, sampler_name=sampler).draw(PAIR, how := Draw(4, 0.0, 3.0))
+    for picture, text in zip(made, (PAIR.before, PAIR.after)):
+        assert_close(picture[None], drawn_alone(eps_model, clip, vae, text, how, sampler), atol=1e-4, rtol=1e-4)
+
+
+def test_equal_prompts_give_equal_pictures_and_more_sharing_keeps_more(any_model, clip, vae):
+    drawer = artist(any_model, clip, vae)
+    same = drawer.draw(PromptPair("a cat", "a cat", "-"), Draw(4, 0.5, 3.0))
+    assert torch.equal(*same)
+    before = drawer.draw(PAIR, Draw(4, 0.0, 3.0))[0]
+    after = [drawer.draw(PAIR, Draw(4, share, 3.0)) for share in (0.0, 0.4, 1.0)]
+    assert all(torch.equal(before, made[0]) for made in after)
+    assert not torch.equal(after[0][1], after[1][1]) and not torch.equal(after[1][1], after[2][1])
+
+
+def test_self_attention_is_shared_with_the_prompt_and_without(eps_model, clip, vae):
+    """All shared: in every self-attention of both halves the picture after looks where the picture before does."""
+    shared = []
+
+    def spy(attention, q, k, *others, **more):
+        if q.shape[1] == k.shape[1]:
+            shared.append(len(q) == 4 and all(torch.equal(t[i], t[i + 1]) for t in (q, k) for i in (0, 2)))
+        return attention(q, k, *others, **more)
+
+    model = eps_model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = spy
+    for share, all_of_it in ((1.0, True), (0.0, False)):
+        shared.clear()
+        artist(model, clip, vae).draw(PAIR, Draw(4, share, 3.0))
+        assert shared and all(shared) == all_of_it
+
+
+def test_models_without_these_layers_are_refused(vae):
+    with pytest.raises(ValueError, match="Flux"):
+        pairs(tiny_text.denoiser("flux"), tiny_text.clip("flux"), vae)
+
+
+# --- the folder
+
+
+def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_model, clip, vae, output):
+    before, after, instructions, folder = pairs(eps_model, clip, vae)
+    assert before.shape == after.shape == (2, 64, 64, 3) and instructions == ["make it blue", "turn it into a cow"] and folder == "things"
+    kept = output / "things"
+    assert {p for p in files(kept)} == {
+        *(f"{side}/0000{i}.png" for side in ("before", "after") for i in (1, 2)),
+        *("after/00001.txt", "after/00002.txt", "metadata.jsonl", "progress.jsonl"),
+    }
+    assert (kept / "after" / "00002.txt").read_text() == "turn it into a cow"
+    first = json.loads((kept / "metadata.jsonl").read_text().splitlines()[0])
+    assert first["original_image"] == "before/00001.png" and first["edit_prompt"] == "make it blue" and first["edited_prompt"] == PAIR.after
+    assert 0.1 <= first["share"] <= 0.9 and 2 <= first["cfg"] <= 3 and 0 <= first["changed"] <= 1
+    with Image.open(kept / "after" / "00001.png") as picture:
+        assert picture.size == (64, 64)
+    how = Draw(first["seed"], first["share"], first["cfg"])
+    again = host.Artist(eps_model, clip, vae, "", host.Recipe(2, 1, 3, (64, 64), steps=2)).draw(PAIR, how)
+    assert_close(again[0], before[0], atol=0.003, rtol=0)
+
+
+def test_it_goes_on_where_it_stopped_and_writes_over_nothing(eps_model, clip, vae, output):
+    pairs(eps_model, clip, vae, prompt_pairs=TEXT.splitlines()[0])
+    first = files(output / "things")
+    *_, folder = pairs(eps_model, clip, vae)
+    second = files(output / "things")
+    assert folder == "things" and all(second[k].startswith(v) for k, v in first.items()) and "before/00002.png" in second
+    pairs(eps_model, clip, vae)
+    assert files(output / "things") == second
+    assert pairs(eps_model, clip, vae, if_exists="number it")[3] == "things_2"
+    assert files(output / "things_2")["before/00002.png"] == second["before/00002.png"]
+    with pytest.raises(ValueError, match="'things' exists.*'continue' or 'number it'"):
+        pairs(eps_model, clip, vae, if_exists="refuse")
+
+
+def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, output):
+    def watch(value, total, preview, node_id=None):
+        if value == 3:
+            comfy.model_management.interrupt_current_processing(True)
+
+    comfy.utils.set_progress_bar_global_hook(watch)
+    try:
+        before, *_ = pairs(eps_model, clip, vae)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(before) == 1
+    assert len(pairs(eps_model, clip, vae)[0]) == 2
+
+
+def test_a_stop_before_anything_is_done_is_passed_on(eps_model, clip, vae, output):
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        pairs(eps_model, clip, vae)
+    assert not output.exists()
+
+
+def test_where_nothing_passes_the_filter_it_says_so(eps_model, clip, vae, output):
+    with pytest.raises(ValueError, match="None of the candidates of 2 prompt pairs passed"):
+        pairs(eps_model, clip, vae, min_changed=0.99)
+    assert not list(output.rglob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../b", ""])
+def test_a_name_never_leaves_the_folder(name, eps_model, clip, vae, output):
+    with pytest.raises(ValueError, match="cannot be a file's"):
+        pairs(eps_model, clip, vae, folder=name)
+
+
+def test_a_list_of_pictures_that_names_others_is_refused(output):
+    folder = host.Folder("things")
+    folder.add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {}))
+    text = (folder.path / "metadata.jsonl").read_text()
+    (folder.path / "metadata.jsonl").write_text(text.replace("before/00001.png", "../../secret.png"))
+    with pytest.raises(ValueError, match="lies outside of its folder"):
+        folder.read()
+
+
+# --- the filter by CLIP
+
+
+class Eyes:
+    """What a CLIP_VISION is to the filter: its embedding is the mean colour."""
+
+    def encode_image(self, pictures):
+        return {"image_embeds": pictures.mean((1, 2))}
+
+
+class Words:
+    """What its text tower is: a colour for each caption."""
+
+    colors = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens(self, tokens, return_pooled):
+        return None, torch.tensor([self.colors[tokens]])
+
+
+def test_clip_chooses_what_changes_as_the_captions_do():
+    def plain(r, g, b):
+        return torch.tensor([r, g, b]).expand(4, 4, 3)
+
+    candidates = torch.stack(
+        [torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in ((1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7))]
+    )
+    judge = host.Judge(Filter(0.5, 0.2, 0.0), PlainFilter(), Eyes(), Words())
+    best = judge.best(candidates, PromptPair("red", "blue", "-"), 4)
+    assert [i for i, _ in best] == [2, 1] and best[0][1]["clip_direction"] > best[1][1]["clip_direction"] > 0.8
+    assert judge.best(candidates, PromptPair("blue", "red", "-"), 4) == []
+
+
+def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
+    with pytest.raises(ValueError, match="needs clip_vision and clip_text"):
+        pairs(eps_model, clip, vae, clip_text=clip)
+    judge = host.Judge(Filter(), PlainFilter(), Eyes(), clip)
+    with pytest.raises(ValueError, match=f"width {tiny.CONTEXT}, clip_vision of width 3"):
+        judge.best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)

@@ -1,0 +1,313 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.sampler_helpers
+import comfy.supported_models
+import folder_paths
+import pytest
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from controlled_diffusion.guidance.instruct_pix2pix import Scales
+from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, training
+from controlled_diffusion.nodes.host import instruct_training as host
+from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
+from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
+from controlled_diffusion.training.instruct_pix2pix import FIRST, PromptPair
+from controlled_diffusion.training.objectives import Levels
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from host import sampling, tiny, tiny_editors, tiny_text
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+INSTRUCTIONS = ["make it red", "turn it into a cat", "remove it"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Empty folders of outputs and of diffusion models."""
+    before = folder_paths.get_output_directory(), folder_paths.folder_names_and_paths["diffusion_models"]
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    folder_paths.folder_names_and_paths["diffusion_models"] = ([str(tmp_path / "unet"), str(tmp_path / "diffusion_models")], {".safetensors"})
+    yield tmp_path
+    folder_paths.set_output_directory(before[0])
+    folder_paths.folder_names_and_paths["diffusion_models"] = before[1]
+    shutil.rmtree(tmp_path)
+
+
+def images(count=3, size=64, seed=0):
+    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def train(model, clip, vae, **knobs):
+    """(model, name, curve, validation) of the node with its defaults and a few steps."""
+    usual = defaults(InstructPix2PixTrainer) | dict(name="editor", steps=3, batch_size=2, warmup=0, rank=4, seed=4)
+    usual |= dict(validation_steps=2, validation_count=1, learning_rate=0.01)
+    usual |= dict(before=[images()], after=[images(seed=1)], instructions=INSTRUCTIONS)
+    lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
+    return InstructPix2PixTrainer.execute(model=[model], clip=[clip], vae=[vae], **lists).args
+
+
+def task_of(model, clip, vae, what="attention", **more):
+    data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
+    knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
+    objective = training.Objective(Levels(low=0.2, high=0.9))
+    with torch.inference_mode(False), torch.no_grad():
+        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0))
+
+
+def inside(task, question):
+    """What `question(ground)` gives while the host's sampling runs, with gradients."""
+    found = []
+
+    def steps(ground):
+        found.append(question(ground))
+        return iter(())
+
+    with torch.inference_mode(False), torch.no_grad():
+        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider.inner_set_conds({"positive": [task.examples.told[0]]})
+        blank = torch.zeros(task.shape)
+        guider.sample(blank, blank, training.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
+    return found[0]
+
+
+def edited(model, seed=3, **scales):
+    """What InstructPix2PixGuider makes of a picture."""
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    picture = Picture(model, positive, {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))})
+    return sampling.run(InstructPix2Pix(model, picture.conditions(model, positive, negative), Scales(**scales)))
+
+
+# --- the model
+
+
+def plain(model, positive, negative, cfg):
+    return sampling.ksampler(model, positive, negative, cfg)
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+def test_a_model_with_room_gives_what_the_model_gives_whatever_the_picture(family):
+    model = tiny.unet(family)
+    wide = instruct_models.with_room(model)
+    assert isinstance(wide.model, comfy.model_base.SD15_instructpix2pix) and wide.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
+    expected = plain(model, tiny.conditioning(1), tiny.conditioning(2), 3.0)
+    for seed in (3, 4):
+        assert_close(edited(wide, seed, text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_sdxl_becomes_sdxls_instruction_model():
+    model = tiny_text.denoiser("sdxl")
+    wide = instruct_models.with_room(model)
+    assert type(wide.model) is comfy.model_base.SDXL_instructpix2pix
+    clip = tiny_text.clip("sdxl")
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a cat", ""))
+    picture = Picture(wide, positive, {"samples": torch.ones(1, 4, 8, 8)})
+    made = sampling.run(InstructPix2Pix(wide, picture.conditions(wide, positive, negative), Scales(3.0, 1.0)))
+    assert_close(made, plain(model, positive, negative, 3.0), atol=2e-4, rtol=1e-4)
+
+
+def test_patches_and_options_of_the_model_go_along_and_the_model_stays(eps_model):
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    patched = eps_model.clone()
+    patched.add_patches({key: (torch.ones_like(eps_model.model.state_dict()[key]) * 0.05,)}, 0.5)
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.5)
+    expected = plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)
+    assert not torch.equal(expected, plain(eps_model, tiny.conditioning(1), tiny.conditioning(2), 3.0))
+    plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)  # the patch is in the shared weights now
+    before = {k: v.clone() for k, v in patched.model.state_dict().items()}
+    assert_close(edited(instruct_models.with_room(patched), text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
+    assert not torch.equal(instruct_models.weights_of(eps_model)[key.removeprefix("diffusion_model.")], before[key])
+    assert all(torch.equal(v, before[k]) for k, v in patched.model.state_dict().items())
+
+
+def test_a_deep_copy_of_it_owns_its_weights(eps_model):
+    wide = instruct_models.with_room(eps_model)
+    copy = wide.clone(force_deepcopy=True)
+    ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (wide, copy))
+    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_models_without_a_plain_unet_are_refused_by_name(kind, clip, vae):
+    model = tiny_text.denoiser(kind)
+    with pytest.raises(ValueError, match=f"{type(model.model).__name__} .* cannot be made an instruction model.*SD1.5, SD2, SDXL"):
+        train(model, clip, vae)
+
+
+def test_the_hosts_loader_knows_the_files_of_sd15_and_sdxl():
+    """By the shapes of the weights alone, which is all that it looks at."""
+    sd15 = dict(
+        image_size=32, in_channels=8, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4],
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, context_dim=768,
+        use_spatial_transformer=True, legacy=False, use_checkpoint=False, num_heads=8,
+    )  # fmt: skip
+    sdxl = sd15 | dict(
+        num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+        transformer_depth_middle=10, context_dim=2048, adm_in_channels=2816, num_classes="sequential", use_linear_in_transformer=True,
+    )  # fmt: skip
+    for config, expected in ((sd15, comfy.supported_models.SD15_instructpix2pix), (sdxl, comfy.supported_models.SDXL_instructpix2pix)):
+        weights = UNetModel(**config, device=torch.device("meta")).state_dict()
+        assert FIRST in weights and type(comfy.model_detection.model_config_from_unet(weights, "")) is expected
+
+
+# --- gradients and the loss
+
+
+@pytest.mark.parametrize("family, what", [("eps", "attention"), ("v", "every layer"), ("flow", "all weights")])
+def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(family, what, clip, vae):
+    task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, what, dropout=0.0)
+    parameters = list(task.parameters.values())
+    draw = torch.Generator().manual_seed(3)
+    with torch.inference_mode(False):
+        for p in parameters:
+            p.data.add_(torch.randn(p.shape, generator=draw) * 0.01)
+        along = [torch.randn(p.shape, generator=draw) * 0.05 for p in parameters]
+
+    def question(ground):
+        gradients = torch.autograd.grad(task.loss(ground, 0), parameters)
+        exact = sum(float((g * a).sum()) for g, a in zip(gradients, along))
+        values, step = [], 0.02
+        with torch.no_grad():
+            for sign in (1, -2):
+                for p, a in zip(parameters, along):
+                    p.add_(a, alpha=sign * step)
+                values.append(float(task.loss(ground, 0)))
+        assert float(gradients[0].abs().sum()) > 0 and float(gradients[0][:, 4:].abs().sum()) > 0
+        return exact, (values[0] - values[1]) / (2 * step)
+
+    exact, measured = inside(task, question)
+    assert abs(exact) > 1e-5
+    assert_close(exact, measured, rtol=0.03, atol=1e-6)
+
+
+def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_picture_and_words(eps_model, clip, vae):
+    count = sampling.Count(eps_model)
+    task = task_of(count.model, clip, vae, batch_size=6)
+    count.calls = count.rows = 0
+    together = inside(task, lambda ground: float(task.loss(ground, 1).detach()))
+    assert (count.calls, count.rows) == (1, 6)
+    one = task_of(eps_model, clip, vae, batch_size=1)
+    alone = inside(one, lambda ground: [float(one.loss(ground, i)) for i in range(6, 12)])
+    assert_close(together, sum(alone) / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_left_out_is_an_empty_picture_or_an_empty_instruction(eps_model, clip, vae):
+    examples = task_of(eps_model, clip, vae).examples
+    shown, untold = examples.row(1, True, False), clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
+    assert torch.equal(shown[0], untold) and torch.equal(shown[1]["concat_latent_image"], examples.before.latents[1])
+    hidden = examples.row(1, False, True)
+    assert torch.equal(hidden[0], examples.told[1][0]) and not hidden[1]["concat_latent_image"].any()
+
+
+# --- the node
+
+
+@pytest.mark.parametrize("what", ["attention", "every layer", "all weights"])
+def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model, clip, vae, folders):
+    before = {k: v.clone() for k, v in eps_model.model.state_dict().items()}
+    model, name, curve, seen = train(eps_model, clip, vae, train=what, validation_every=2, steps=4)
+    assert name == "editor.safetensors" and seen.shape == (2 * 2, 64, 64, 3) and curve.shape[-1] == 3
+    saved = load_file(folders / "diffusion_models" / "editor.safetensors")
+    changed = {k for k, v in saved.items() if k != FIRST and not torch.equal(v, before[f"diffusion_model.{k}"])}
+    asked = {"attention": lambda k: ".attn" in k, "every layer": lambda k: True, "all weights": lambda k: True}[what]
+    assert changed and all(asked(k) for k in changed) and saved[FIRST][:, 4:].abs().max() > 0
+    assert len(changed) > 0.9 * len(saved) if what == "all weights" else len(changed) < len(saved) / 2
+    again = InstructPix2PixLoader.execute(eps_model, name).args[0]
+    assert torch.equal(edited(model), edited(again)) and not torch.equal(edited(model, 3), edited(model, 4))
+    assert all(torch.equal(v, before[k]) for k, v in eps_model.model.state_dict().items()) and not eps_model.wrappers
+    assert not training.comfy.model_management.in_training
+
+
+def test_training_goes_on_where_it_stopped_and_the_same_seed_learns_the_same(eps_model, clip, vae, folders):
+    def weights(name):
+        return load_file(folders / "diffusion_models" / f"{name}.safetensors")
+
+    train(eps_model, clip, vae, name="whole", steps=4, schedule="constant")
+    train(eps_model, clip, vae, name="parts", steps=2, schedule="constant")
+    train(eps_model, clip, vae, name="parts", steps=4, schedule="constant", if_exists="continue")
+    whole, parts = weights("whole"), weights("parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    with pytest.raises(ValueError, match="state of another training: seed was 4, now 5"):
+        train(eps_model, clip, vae, name="parts", steps=6, seed=5, if_exists="continue")
+    assert train(eps_model, clip, vae, name="parts")[1] == "parts_2.safetensors"
+
+
+def test_an_instruction_model_is_trained_further(clip, vae):
+    model = tiny_editors.instruct_pix2pix()
+    made = train(model, clip, vae)[0]
+    assert type(made.model) is type(model.model) and not torch.equal(edited(made), edited(model))
+
+
+def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
+    """The picture after is the picture before: what the model needs is in its new channels."""
+    task = task_of(eps_model, clip, vae, "every layer", steps=40, batch_size=3, learning_rate=5e-3, dropout=0.0)
+    task = replace(task, pictures=task.examples.before)
+    with torch.inference_mode(False), torch.no_grad():
+        loop = host.trainers.run(task, folders / "state.safetensors", lambda loop: "nowhere")
+    losses = [s.loss for s in loop.history]
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+
+
+def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
+    def watch(value, total, preview, node_id=None):
+        if value == 1:
+            training.comfy.model_management.interrupt_current_processing(True)
+
+    training.comfy.utils.set_progress_bar_global_hook(watch)
+    try:
+        model, name, _, blocked = train(eps_model, clip, vae, steps=50)
+    finally:
+        training.comfy.utils.set_progress_bar_global_hook(None)
+        training.comfy.model_management.interrupt_current_processing(False)
+    assert "no validation picture" in blocked.message
+    assert torch.equal(edited(model), edited(instruct_models.load(eps_model, str(folders / "diffusion_models" / name))))
+
+
+@pytest.mark.parametrize(
+    "knobs, told",
+    [
+        (dict(before=[]), "There are no images"),
+        (dict(after=[images(2)]), "3 pictures before and 2 after"),
+        (dict(after=[images(3, 32)]), "pair 1 have latents of 8 x 8 and 4 x 4"),
+        (dict(instructions=["make it red"]), "1 captions for 3 pictures"),
+        (dict(instructions=[]), "An instruction is missing"),
+        (dict(rank=4000), "The rank is 4000"),
+        (dict(name="../out"), "cannot be a file's"),
+        (dict(folder="pairs"), "Pairs are connected, and the folder 'pairs' is named too"),
+        (dict(folder="pairs", before=[], after=[], instructions=[]), "There are no pairs in"),
+        (dict(folder="../pairs", before=[], after=[], instructions=[]), "cannot be a file's"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, folders):
+    with pytest.raises(ValueError, match=told):
+        train(eps_model, clip, vae, **knobs)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+def test_too_little_memory_is_told_before_anything_is_trained(eps_model, clip, vae, monkeypatch):
+    monkeypatch.setattr(training.comfy.model_management, "get_free_memory", lambda *_: 2**20)
+    with pytest.raises(ValueError, match="needs 0.0 GB beside the model.*Train a LoRA"):
+        host._check_memory({"w": torch.nn.Linear(1000, 1000)}, torch.device("cpu"))
+
+
+def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folders):
+    _, name, *_ = train(eps_model, clip, vae)
+    (folders / "secret.safetensors").write_bytes((folders / "diffusion_models" / name).read_bytes())
+    for other in ("editer", "../secret"):
+        with pytest.raises(ValueError, match="There is no model .* There are: editor.safetensors"):
+            InstructPix2PixLoader.execute(eps_model, other)
+    with pytest.raises(ValueError, match="is no instruction model made from this BaseModel.*weights differ"):
+        InstructPix2PixLoader.execute(tiny.unet("eps", model_channels=64), name)
+
+
+def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
+    folder = instruct_pairs.Folder("things")
+    for i, text in enumerate(INSTRUCTIONS):
+        folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
+    model, *_ = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
+    assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix) and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"

@@ -1,0 +1,229 @@
+"""InstructPix2Pix: from pairs of pictures and instructions to a model that edits as it is told (arXiv 2211.09800).
+
+This file knows tensors: how the picture's channels are added to a denoiser, what of it is trained, and which generated pairs are worth
+learning from.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .channel_dropout import jointly
+
+FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy latent, in UNets as Stable Diffusion names their weights
+DROPOUT = 0.05  # of the picture alone, of both, and of the instruction alone
+WHAT = ("attention", "every layer", "all weights")
+_ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
+
+# --- the model --------------------------------------------------------------------------------------------------
+
+
+def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
+    """A convolution's weight (out, in, kh, kw) with more input channels, all zero: what comes in there changes nothing yet."""
+    if weight.shape[1] > inputs:
+        raise ValueError(f"The convolution takes {weight.shape[1]} channels already and cannot be widened to {inputs}.")
+    wide = weight.new_zeros(weight.shape[0], inputs, *weight.shape[2:])
+    wide[:, : weight.shape[1]] = weight
+    return wide
+
+
+class Whole(torch.nn.Module):
+    """What is added to a weight: a difference of its shape, zero at first."""
+
+    def __init__(self, shape: torch.Size, device: torch.device | None = None):
+        super().__init__()
+        self.difference = torch.nn.Parameter(torch.zeros(shape, device=device))
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        return (weight.float() + self.difference).to(weight.dtype)
+
+
+class LowRank(torch.nn.Module):
+    """What is added to a weight: up @ down * alpha / rank, zero at first (LoRA, arXiv 2106.09685, section 4.1).
+
+    A convolution's weight (out, in, kh, kw) counts as a matrix (out, in * kh * kw). A rank larger than the matrix raises ValueError.
+    """
+
+    def __init__(self, shape: torch.Size, rank: int, alpha: float, generator: torch.Generator, device: torch.device | None = None):
+        super().__init__()
+        rows, columns = shape[0], math.prod(shape[1:])
+        if not 1 <= rank <= min(rows, columns):
+            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {min(rows, columns)}.")
+        down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        self.down = torch.nn.Parameter(down.to(device))
+        self.up = torch.nn.Parameter(torch.zeros(rows, rank, device=device))
+        self.scale = alpha / rank
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        return (weight.float() + (self.up @ self.down * self.scale).view(weight.shape)).to(weight.dtype)
+
+
+def learnt(
+    shapes: dict[str, torch.Size], what: str, rank: int, alpha: float, seed: int, device: torch.device | None = None
+) -> dict[str, torch.nn.Module]:
+    """What is trained, by the name of the weight that it is added to.
+
+    The first convolution as a whole, always; and of the others, by `what`: "attention" and "every layer" get a LoRA, of projections of
+    attention or of all matrices and convolutions that have the rank; "all weights" are trained themselves.
+    """
+    if what not in WHAT:
+        raise ValueError(f"There is no '{what}' to train; choose one of {', '.join(WHAT)}.")
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    made: dict[str, torch.nn.Module] = {FIRST: Whole(shapes[FIRST], device)}
+    for name, shape in shapes.items():
+        if name == FIRST:
+            continue
+        if what == "all weights":
+            made[name] = Whole(shape, device)
+        elif _ATTENTION.search(name) if what == "attention" else _has_rank(shape, rank):
+            made[name] = LowRank(shape, rank, alpha, generator, device)
+    return made
+
+
+def _has_rank(shape: torch.Size, rank: int) -> bool:
+    return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) >= rank
+
+
+def keep(seed: int, first: int, count: int, rate: float = DROPOUT) -> torch.Tensor:
+    """Which samples, numbers first .. first + count - 1 of a training, are shown (picture, instruction), bool (count, 2)."""
+    draws = [np.random.default_rng((seed, number, 2)).random() for number in range(first, first + count)]
+    return jointly(torch.tensor(draws, dtype=torch.float64), rate)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a candidate pair is drawn: the seed of its noises, the share of the sampling in which self-attention is shared, and cfg."""
+
+    seed: int
+    share: float
+    cfg: float
+
+
+def draws(
+    seed: int, pair: PromptPair, count: int, share: tuple[float, float] = (0.1, 0.9), cfg: tuple[float, float] = (7.5, 15.0)
+) -> list[Draw]:
+    """The candidates of a prompt pair, uniform in both ranges: section 3.1.2 of the paper, and its code for the cfg.
+
+    They depend on the pair itself, not on its place in a list.
+    """
+    for name, (low, high) in (("share", share), ("cfg", cfg)):
+        if not low <= high:
+            raise ValueError(f"The {name} runs from {low:g} to {high:g}; the first must not be larger.")
+    rng = np.random.default_rng((seed, zlib.crc32(repr(pair).encode())))
+    return [Draw(int(rng.integers(2**48)), float(rng.uniform(*share)), float(rng.uniform(*cfg))) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What CLIP says of pairs, (B,) each, as cosines: of the two pictures; of how pictures and captions change; and the lower one of each
+    picture with its caption."""
+
+    pictures: torch.Tensor
+    direction: torch.Tensor
+    captions: torch.Tensor
+
+
+def likeness(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Likeness:
+    """From CLIP embeddings of pictures (B, D) and captions (D,) or (B, D). The direction is that of arXiv 2108.00946, equation 3."""
+    before, after, text_before, text_after = (F.normalize(e.float(), dim=-1) for e in (before, after, text_before, text_after))
+    direction = F.cosine_similarity(after - before, (text_after - text_before).expand_as(before), dim=-1)
+    captions = torch.minimum((before * text_before).sum(-1), (after * text_after).sum(-1))
+    return Likeness((before * after).sum(-1), direction, captions)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What makes a candidate worth keeping: pictures alike, changed as the captions say, and like their captions."""
+
+    pictures: float = 0.7
+    direction: float = 0.2
+    captions: float = 0.2
+
+    def best(self, found: Likeness, top: int) -> list[int]:
+        """The candidates to keep, at most `top`, the one whose direction fits best first."""
+        good = (found.pictures >= self.pictures) & (found.direction >= self.direction) & (found.captions >= self.captions)
+        return sorted(good.nonzero().flatten().tolist(), key=lambda i: -float(found.direction[i]))[:top]
+
+
+@dataclass(frozen=True)
+class PlainFilter:
+    """The same without CLIP: something has changed, but not everything.
+
+    A pixel has changed where a colour differs by more than `threshold`; the share of them has to lie in [least, most].
+    """
+
+    least: float = 0.01
+    most: float = 0.5
+    threshold: float = 0.1
+
+    def changed(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The share of pixels that differ, (B,), of pictures (B, H, W, C) in [0, 1]."""
+        return ((before - after).abs().amax(-1) > self.threshold).float().flatten(1).mean(1)
+
+    def best(self, changed: torch.Tensor, top: int) -> list[int]:
+        """The candidates to keep, at most `top`, the one that changed least first."""
+        good = ((changed >= self.least) & (changed <= self.most)).nonzero().flatten().tolist()
+        return sorted(good, key=lambda i: float(changed[i]))[:top]
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """Captions before and after an edit, and the instruction that leads from one to the other."""
+
+    before: str
+    after: str
+    instruction: str
+
+
+def prompt_pairs(text: str) -> list[PromptPair]:
+    """Pairs from lines `caption => caption after | instruction`; empty lines and those that begin with # are left out.
+
+    A line may hold `{x}` where a line before says `x = one, two, three`; it then stands for every choice. One name is one choice in a
+    line, and two names never choose the same word. A line that lacks a part raises ValueError with its number.
+    """
+    words, pairs = {}, []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if "=>" not in line and (named := re.fullmatch(r"(\w+)\s*=\s*(.+)", line)):
+            words[named[1]] = [w.strip() for w in named[2].split(",") if w.strip()]
+            continue
+        pairs += [_pair(filled, number) for filled in _filled(line, words, number)]
+    if not pairs:
+        raise ValueError("There is no prompt pair. Write one a line: a red circle => a blue circle | make it blue")
+    return list(dict.fromkeys(pairs))
+
+
+def _filled(line: str, words: dict[str, list[str]], number: int) -> list[str]:
+    """A line with every choice of the words that it names; choices of different names are never the same word."""
+    names = list(dict.fromkeys(re.findall(r"\{(\w+)\}", line)))
+    unknown = [n for n in names if n not in words]
+    if unknown:
+        raise ValueError(f"Line {number} names {{{unknown[0]}}}, of which nothing is said. Write a line before it: {unknown[0]} = one, two")
+    filled: list[dict[str, str]] = [{}]
+    for name in names:
+        filled = [{**f, name: w} for f in filled for w in words[name] if w not in f.values()]
+    return [re.sub(r"\{(\w+)\}", lambda m: f[m[1]], line) for f in filled]
+
+
+def _pair(line: str, number: int) -> PromptPair:
+    found = re.fullmatch(r"(.+?)=>(.+)\|(.+)", line)
+    parts = [p.strip() for p in found.groups()] if found else []
+    if not parts or not all(parts):
+        raise ValueError(
+            f"Line {number} is no prompt pair: '{line}'. Write: caption => caption after the edit | instruction, "
+            "as in 'a red circle => a blue circle | make it blue'."
+        )
+    return PromptPair(*parts)
+
