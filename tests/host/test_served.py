@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from harness.workflow import to_prompt
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,3 +28,13 @@ def test_the_example_workflows_are_offered_as_templates(server):
     offered = json.loads(server.get("/workflow_templates"))
     names = {p.stem for p in (ROOT / "example_workflows").glob("*.json")}
     assert any(names <= set(workflows) for workflows in offered.values())
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "heun"])
+def test_a_classifier_guides_every_stock_sampler_with_weights_as_the_server_loads_them(server, sampler):
+    prompt = to_prompt(ROOT / "example_workflows" / "classifier_guidance.json", server.object_info())
+    short = {"KSamplerSelect": {"sampler_name": sampler}, "BasicScheduler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}
+    for node in prompt.values():
+        node["inputs"].update(short.get(node["class_type"], {}))
+    without, guided = (np.asarray(pictures[0], float) for pictures in server.images_by_node(server.run(prompt)).values())
+    assert guided.std() > 1 and np.abs(guided - without).mean() > 1
