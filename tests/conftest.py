@@ -18,6 +18,15 @@ torch.set_num_threads(1)
 load_pack()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests share fixtures by file, and all that need the server share one; what takes longest begins first."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("server" if "server" in item.fixturenames else item.path.name))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: ("server" not in item.fixturenames, item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def server():
     """The real server with the pack installed, started by the first test that asks for it; see `harness.server.Server`."""
