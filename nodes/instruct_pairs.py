@@ -15,7 +15,9 @@ _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
 def _ranges() -> list:
     return [
         number("min_share", 0.1, 0.0, 1.0, "Least share of the sampling in which both pictures share self-attention. 0.1 in the paper."),
-        number("max_share", 0.9, 0.0, 1.0, "Largest share, drawn anew for each candidate: more keeps more of the picture. 0.9 in the paper."),
+        number(
+            "max_share", 0.9, 0.0, 1.0, "Largest share, drawn anew for each candidate: more keeps more of the picture. 0.9 in the paper."
+        ),
         number("min_cfg", 7.5, 0.0, 100.0, "Least cfg. 7.5 in the paper; the demo model 3.", 0.1),
         number("max_cfg", 15.0, 0.0, 100.0, "Largest cfg, drawn anew for each candidate. 15 in the paper; the demo model 6.", 0.1),
         whole("steps", 30, 1, 10_000, "Sampling steps. Usual 20 to 50; 100 in the paper."),
@@ -48,7 +50,14 @@ class InstructPix2PixPairs(io.ComfyNode):
             category="controlled diffusion/training",
             description="Generates pictures before and after an edit from pairs of prompts, by Prompt-to-Prompt with shared self-attention, keeps "
             "the good ones in a folder, and goes on there where it stopped.",
-            search_aliases=["instruct pix2pix dataset", "ip2p data", "edit pairs", "prompt pairs", "kontext dataset", "control target pairs"],
+            search_aliases=[
+                "instruct pix2pix dataset",
+                "ip2p data",
+                "edit pairs",
+                "prompt pairs",
+                "kontext dataset",
+                "control target pairs",
+            ],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="Draws the pictures: a UNet model such as SD1.5 or SDXL."),
@@ -67,9 +76,19 @@ class InstructPix2PixPairs(io.ComfyNode):
                     default="my-pairs",
                     tooltip="The name under which the pairs are kept, in output/controlled_diffusion/pairs.",
                 ),
-                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of the pictures in pixels; the demo model 128."),
-                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height of the pictures in pixels; the demo model 128."),
-                io.Int.Input("candidates", default=8, min=1, max=10_000, tooltip="Pairs of pictures drawn for each prompt pair. Usual 4 to 100; 100 in the paper."),
+                io.Int.Input(
+                    "width", default=512, min=16, max=16384, step=8, tooltip="Width of the pictures in pixels; the demo model 128."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=16, max=16384, step=8, tooltip="Height of the pictures in pixels; the demo model 128."
+                ),
+                io.Int.Input(
+                    "candidates",
+                    default=8,
+                    min=1,
+                    max=10_000,
+                    tooltip="Pairs of pictures drawn for each prompt pair. Usual 4 to 100; 100 in the paper.",
+                ),
                 io.Int.Input("keep", default=4, min=1, max=10_000, tooltip="How many of them are kept at most, the best. 4 in the paper."),
                 io.Int.Input(
                     "seed",
@@ -88,7 +107,9 @@ class InstructPix2PixPairs(io.ComfyNode):
                     "is written over.",
                 ),
                 whole("shown", 64, 0, 100_000, "How many of the pairs to give out as pictures; 0 = all. The folder keeps all."),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="For the filter by CLIP: its vision tower, ViT-L/14 in the paper."),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip="For the filter by CLIP: its vision tower, ViT-L/14 in the paper."
+                ),
                 io.Clip.Input("clip_text", optional=True, tooltip="For the filter by CLIP: the text tower that belongs to clip_vision."),
             ],
             outputs=[

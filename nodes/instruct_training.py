@@ -28,7 +28,9 @@ def _pairs() -> list:
 
 def _learning() -> list:
     return [
-        inputs.whole("rank", 16, 1, 4096, "Rank of the LoRA; not with 'all weights'. Usual 8 to 64; more learns more and takes more memory."),
+        inputs.whole(
+            "rank", 16, 1, 4096, "Rank of the LoRA; not with 'all weights'. Usual 8 to 64; more learns more and takes more memory."
+        ),
         inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full; usual rank / 2 to rank.", 0.5),
         inputs.number(
             "dropout",
@@ -62,11 +64,19 @@ class InstructPix2PixTrainer(io.ComfyNode):
             category=_CATEGORY,
             description="Teaches a model to edit a picture as it is told, from pairs of pictures and instructions. The picture enters through "
             "new channels of the first convolution, which start at zero. Saved for the host's Load Diffusion Model; the given model is not changed.",
-            search_aliases=["instruct pix2pix", "ip2p", "train edit model", "learning to follow image editing instructions", "instruction tuning"],
+            search_aliases=[
+                "instruct pix2pix",
+                "ip2p",
+                "train edit model",
+                "learning to follow image editing instructions",
+                "instruction tuning",
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or alike, with LoRAs if you like; or an instruction model, to go on from it."),
+                io.Model.Input(
+                    "model", tooltip="SD1.5, SD2, SDXL or alike, with LoRAs if you like; or an instruction model, to go on from it."
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
                 io.String.Input(
@@ -114,7 +124,9 @@ class InstructPix2PixTrainer(io.ComfyNode):
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
         pairs = instruct_pairs.chosen(given["folder"], *(connected[k] for k in _LISTS))
         how = inputs.read(given, host.Settings, host.Validation)
-        made = host.learn(*(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"])
+        made = host.learn(
+            *(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"]
+        )
         seen = ExecutionBlocker("Train Instruction Model: no validation picture was made.") if made.pictures is None else made.pictures
         return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, seen)
 
@@ -130,7 +142,9 @@ class InstructPix2PixLoader(io.ComfyNode):
             "reads as well.",
             search_aliases=["instruct pix2pix loader", "ip2p loader", "load edit model"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that it was trained from: it says how the file is to be read. It is not changed."),
+                io.Model.Input(
+                    "model", tooltip="The model that it was trained from: it says how the file is to be read. It is not changed."
+                ),
                 io.String.Input(
                     "name",
                     default="my-editor.safetensors",

@@ -28,7 +28,9 @@ class InversionReport(io.ComfyNode):
                     optional=True,
                     tooltip="Shows what encoding and decoding alone lose, which no inversion can win back, and measures against that too.",
                 ),
-                io.String.Input("headline", default="", optional=True, tooltip="What stands above it, to tell reports apart. Empty: nothing."),
+                io.String.Input(
+                    "headline", default="", optional=True, tooltip="What stands above it, to tell reports apart. Empty: nothing."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="report", tooltip="The pictures side by side, a row for each of the batch."),

@@ -24,7 +24,9 @@ class RFInverter(io.ComfyNode):
                 "unsampling",
             ],
             inputs=[
-                *sockets.inverter_inputs(28, "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused."),
+                *sockets.inverter_inputs(
+                    28, "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused."
+                ),
                 io.Float.Input(
                     "gamma",
                     default=0.5,

@@ -48,7 +48,7 @@ def test_a_low_rank_difference_is_the_product_times_its_scale():
     module.up.data = draw(6, 2)
     weight = draw(6, 4, 3, 3)
     assert_close(module(weight), weight + 2 * (module.up @ module.down).view(6, 4, 3, 3))
-    with pytest.raises(ValueError, match="rank is 7.*1 to 6"):
+    with pytest.raises(ValueError, match=r"rank is 7.*1 to 6"):
         ip2p.LowRank(torch.Size([6, 36]), 7, 1.0, torch.Generator())
     with pytest.raises(ValueError, match="choose one of attention"):
         learnt(SHAPES, "nothing", 4, 4.0, 0)
@@ -71,7 +71,7 @@ def test_candidates_depend_on_the_pair_alone_and_fill_the_ranges():
     shares, cfgs = [d.share for d in made], [d.cfg for d in made]
     assert 0.1 <= min(shares) < 0.15 and 0.85 < max(shares) <= 0.9 and 7.5 <= min(cfgs) < 8 and 14.5 < max(cfgs) <= 15
     assert len({d.seed for d in made}) == 200
-    with pytest.raises(ValueError, match="share runs from 0.9 to 0.1"):
+    with pytest.raises(ValueError, match=r"share runs from 0.9 to 0.1"):
         draws(5, pair, 1, share=(0.9, 0.1))
 
 
@@ -84,7 +84,9 @@ def test_the_direction_is_the_cosine_of_both_changes():
 
 
 def test_the_filter_keeps_the_best_directions_of_those_that_are_alike():
-    found = Likeness(torch.tensor([0.9, 0.6, 0.8, 0.8, 0.9]), torch.tensor([0.3, 0.9, 0.5, 0.1, 0.4]), torch.tensor([0.3, 0.3, 0.3, 0.3, 0.1]))
+    found = Likeness(
+        torch.tensor([0.9, 0.6, 0.8, 0.8, 0.9]), torch.tensor([0.3, 0.9, 0.5, 0.1, 0.4]), torch.tensor([0.3, 0.3, 0.3, 0.3, 0.1])
+    )
     assert Filter().best(found, 4) == [2, 0] and Filter().best(found, 1) == [2] and Filter(captions=0.0).best(found, 4) == [2, 4, 0]
 
 

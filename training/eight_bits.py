@@ -16,8 +16,7 @@ def quantised(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each weight as int8 under its own name, and as NAME.scale its steps in float32: one for each output channel of a matrix or a
     convolution, one for all of anything else."""
     made = {}
-    for name, weight in weights.items():
-        weight = weight.detach().float()
+    for name, weight in ((k, w.detach().float()) for k, w in weights.items()):
         largest = weight.flatten(1).abs().amax(1) if weight.ndim > 1 else weight.abs().amax()
         made[f"{name}{SCALE}"] = largest.clamp(min=1e-8) / 127
         made[name] = (weight / _spread(made[f"{name}{SCALE}"], weight)).round().to(torch.int8)

@@ -192,8 +192,7 @@ def prompt_pairs(text: str) -> list[PromptPair]:
     line, and two names never choose the same word. A line that lacks a part raises ValueError with its number.
     """
     words, pairs = {}, []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
         if "=>" not in line and (named := re.fullmatch(r"(\w+)\s*=\s*(.+)", line)):
@@ -214,7 +213,7 @@ def _filled(line: str, words: dict[str, list[str]], number: int) -> list[str]:
     filled: list[dict[str, str]] = [{}]
     for name in names:
         filled = [{**f, name: w} for f in filled for w in words[name] if w not in f.values()]
-    return [re.sub(r"\{(\w+)\}", lambda m: f[m[1]], line) for f in filled]
+    return [re.sub(r"\{(\w+)\}", lambda m, f=f: f[m[1]], line) for f in filled]
 
 
 def _pair(line: str, number: int) -> PromptPair:
@@ -226,4 +225,3 @@ def _pair(line: str, number: int) -> PromptPair:
             "as in 'a red circle => a blue circle | make it blue'."
         )
     return PromptPair(*parts)
-

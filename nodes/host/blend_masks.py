@@ -19,7 +19,9 @@ def control_of(source) -> PromptToPrompt:
     controls = getattr(patcher, "model_options", {}).get("transformer_options", {}).get(KEY, ())
     found = next((c for c in controls if isinstance(c, PromptToPrompt)), None)
     if found is None:
-        raise ValueError(f"{type(source).__name__} does not come from a P2P Attention Patch. Connect its 'model' output, or a guider over it.")
+        raise ValueError(
+            f"{type(source).__name__} does not come from a P2P Attention Patch. Connect its 'model' output, or a guider over it."
+        )
     return found
 
 

@@ -36,7 +36,15 @@ def folder(model, order: Order, shape: Sequence[int]) -> Path:
     """Where they are kept: another model, prompt, seed, size or way of sampling has a folder of its own."""
     weights = Weights.of(model)
     sampling = {k: v for k, v in asdict(order.look).items() if k in ("steps", "cfg", "sampler_name", "scheduler")}
-    facts = [weights.layout, weights.signs, order.prompts, sampling, order.seed, list(shape), str(model.patches_uuid) if model.patches else ""]
+    facts = [
+        weights.layout,
+        weights.signs,
+        order.prompts,
+        sampling,
+        order.seed,
+        list(shape),
+        str(model.patches_uuid) if model.patches else "",
+    ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_pictures" / name
 

@@ -133,7 +133,9 @@ def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str
     other = sorted(key for key in own if key.removesuffix(".weight") not in layers)
     if other or not own:
         what = f"changes {other[0]}" if other else "has nothing for this model"
-        raise ValueError(f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion learns them.")
+        raise ValueError(
+            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion learns them."
+        )
     return own
 
 
@@ -148,4 +150,3 @@ def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[
     name = naming.choose(adapters.KIND, name, if_exists, adapters.existing)
     adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {p}" for c in concepts for p in c.prompts)})
     return name
-

@@ -182,7 +182,9 @@ def prepare(
     pictures = pictures_of(vae, data.images, data.masks, data.flip)
     texts, count = own * (len(pictures) // max(1, pictures.originals)), len(pictures)
     if active:
-        images = kept.images or class_pictures.made(model, clip, vae, _order(kept, prior, validation, settings), pictures.latents[0].shape[1:])
+        images = kept.images or class_pictures.made(
+            model, clip, vae, _order(kept, prior, validation, settings), pictures.latents[0].shape[1:]
+        )
         others = pictures_of(vae, images)
         pictures, texts = joined(pictures, others), (*texts, *(prior[i % len(prior)] for i in range(len(others))))
     batches = Batches(settings.batch_size, settings.seed, count, len(pictures) - count, kept.preservation.ratio)

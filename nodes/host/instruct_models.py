@@ -42,11 +42,10 @@ def kind_of(model):
 def weights_of(model) -> dict[str, torch.Tensor]:
     """The denoiser's weights with the patches that the MODEL has, such as LoRAs, as copies."""
     found = {}
-    for key, ((weight, convert), *patches) in model.get_key_patches(PREFIX).items():
-        weight = convert(weight.detach().clone(), inplace=True)
-        if patches:
-            weight = comfy.lora.calculate_weight(patches, weight.float(), key).to(weight.dtype)
-        found[key.removeprefix(PREFIX)] = weight
+    for key, ((held, convert), *patches) in model.get_key_patches(PREFIX).items():
+        weight = convert(held.detach().clone(), inplace=True)
+        patched = comfy.lora.calculate_weight(patches, weight.float(), key).to(weight.dtype) if patches else weight
+        found[key.removeprefix(PREFIX)] = patched
     return found
 
 

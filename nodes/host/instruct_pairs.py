@@ -154,7 +154,9 @@ class Judge:
 
     def __post_init__(self):
         if (self.vision is None) != (self.text is None):
-            raise ValueError("Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither.")
+            raise ValueError(
+                "Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither."
+            )
 
     def best(self, pictures: torch.Tensor, pair: PromptPair, top: int) -> list[tuple[int, dict[str, float]]]:
         """(number, what is known of it) of the candidates (N, 2, H, W, 3) to keep."""
@@ -171,7 +173,9 @@ class Judge:
         found = self.text.encode_from_tokens(self.text.tokenize(text), return_pooled=True)[1]
         if found is None or found.shape[-1] != width:
             given = "none" if found is None else f"width {found.shape[-1]}"
-            raise ValueError(f"clip_text gives embeddings of {given}, clip_vision of width {width}: connect the pair that belongs together.")
+            raise ValueError(
+                f"clip_text gives embeddings of {given}, clip_vision of width {width}: connect the pair that belongs together."
+            )
         return found[0].float().cpu()
 
 

@@ -161,7 +161,9 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
     """What is shown, and the pictures after: encoded once, and checked whether they belong together."""
     before, after = (pictures_of(vae, images, flip=data.flip) for images in (data.before, data.after))
     if len(before) != len(after):
-        raise ValueError(f"There are {before.originals} pictures before and {after.originals} after an edit; give as many of each, in pairs.")
+        raise ValueError(
+            f"There are {before.originals} pictures before and {after.originals} after an edit; give as many of each, in pairs."
+        )
     for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):
         if a.shape != b.shape:
             sizes = [" x ".join(str(n) for n in z.shape[:-3:-1]) for z in (a, b)]

@@ -142,7 +142,9 @@ def validation_prompt(default: str, tooltip: str) -> list:
     ]
 
 
-def read(given: dict, settings: type[Settings] = Settings, validation: type[Validation] = Validation) -> tuple[Objective, Settings, Validation]:
+def read(
+    given: dict, settings: type[Settings] = Settings, validation: type[Validation] = Validation
+) -> tuple[Objective, Settings, Validation]:
     """What the shared inputs say, and those of a trainer's own settings."""
     asked = levels(given["model"], given["timesteps"], low=1 - given["end_percent"], high=1 - given["start_percent"])
     own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}

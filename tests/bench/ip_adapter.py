@@ -55,7 +55,9 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, guider in guiders.items():
             best[name] = min(best[name], seconds_a_step(guider, empty, options.steps))
-    print(f"| IP-Adapter, SD1.5, latent {options.side} x {options.side} | time of a step, ratio | peak memory, MB | ratio |\n|---|---|---|---|")
+    print(
+        f"| IP-Adapter, SD1.5, latent {options.side} x {options.side} | time of a step, ratio | peak memory, MB | ratio |\n|---|---|---|---|"
+    )
     for name in guiders:
         print(f"| {name} | {best[name] / best[PLAIN]:.3f} | {memory[name]:.0f} | {memory[name] / memory[PLAIN]:.3f} |")
 

@@ -125,7 +125,7 @@ def ways(model, side: int, name: str) -> dict[str, Callable]:
     knobs = defaults(P2PAttentionPatch) | dict(source=SOURCE, width=8 * side, height=8 * side)
     cases = {"swap": dict(targets=SWAP), "insert words": dict(targets=INSERT), "swap, local blend": dict(targets=SWAP, blend_words="*")}
     for case, own in cases.items():
-        patched, positive, negative, latent, _ = P2PAttentionPatch.execute(model, clip, **knobs | own).args
+        patched, positive, negative, _latent, _ = P2PAttentionPatch.execute(model, clip, **knobs | own).args
         rest = random_features(positive, width, pooled, 0), random_features(negative, width, pooled, 1)
         made[case] = guider_of(patched, *rest)
         if case == "insert words":

@@ -12,9 +12,7 @@ def classifier_training(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        empty, many, wish = prompt_nodes(
-            graph, model, unconditional="", lesson="a picture", wish="a large green star on a pink background"
-        )
+        empty, many, wish = prompt_nodes(graph, model, unconditional="", lesson="a picture", wish="a large green star on a pink background")
     with graph.group("2 Labelled pictures"):
         size = graph.add("EmptyLatentImage", title="lessons", width=128, height=128, batch_size=48)
         fast = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0)

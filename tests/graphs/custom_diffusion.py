@@ -41,9 +41,7 @@ def custom_diffusion(graph):
         captions = [text.replace("striped", "<pattern>") for text in STRIPED for _ in range(2)]
         pattern = concept(graph, model, pictures, "pattern", captions, "a <pattern> yellow cross on a gray background")
     with graph.group("4 Merge"):
-        lines = graph.add(
-            "StringConcatenate", title="concepts", string_a=shade["concept"], string_b=pattern["concept"], delimiter="\n"
-        )
+        lines = graph.add("StringConcatenate", title="concepts", string_a=shade["concept"], string_b=pattern["concept"], delimiter="\n")
         known = "\n".join(f"a {paint} {shape} on a {paper} background" for paint in PAINTS for shape in SHAPES for paper in PAPERS)
         both = graph.add(
             "CustomDiffusionMerge", model=model["model"], clip=model["clip"], concepts=lines, name="both", regular_prompts=known

@@ -21,9 +21,7 @@ def subjects(graph, mask):
     for paper, paint, x, y in SHOWN:
         ground = graph.add("EmptyImage", title=paper, width=128, height=128, batch_size=1, color=color(*PAPERS[paper]))
         fill = graph.add("EmptyImage", title=paint, width=48, height=48, batch_size=1, color=color(*PAINTS[paint]))
-        made.append(
-            graph.add("ImageCompositeMasked", destination=ground, source=fill, mask=mask, x=x, y=y, resize_source=False)
-        )
+        made.append(graph.add("ImageCompositeMasked", destination=ground, source=fill, mask=mask, x=x, y=y, resize_source=False))
     return graph.add("BatchImagesNode", images=made)
 
 

@@ -8,7 +8,7 @@ a red circle on a white background => a blue circle on a white background | make
 a large green square on a gray background => a large green star on a gray background | make it a star
 a yellow square on the left and a blue star on the right on a white background => a yellow square on the left and a red star on the right on a white background | make the star red
 a red cross on a black background => a yellow cross on a black background | make it yellow
-"""  # noqa: E501
+"""
 STRIPES = """color = red, blue, green
 other = purple, yellow, orange
 a large {color} circle on a white background => a large striped {color} circle on a white background | make it striped

@@ -60,7 +60,9 @@ def report(graph, picture, inversion, both, title: str):
     back, edit = (
         graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in enumerate(("back", "edit"))
     )
-    return graph.add("InversionReport", title=title, reference=picture, inversion=inversion, reconstruction=back, edit=edit, headline=title)["report"]
+    return graph.add(
+        "InversionReport", title=title, reference=picture, inversion=inversion, reconstruction=back, edit=edit, headline=title
+    )["report"]
 
 
 def stitched(graph, pictures, direction: str):

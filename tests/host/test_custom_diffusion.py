@@ -21,7 +21,9 @@ def train(model, clip, vae, given=None, **knobs):  # noqa: F811
     usual = defaults(CustomDiffusionTrainer) | dict(name="rex", instance_prompt="a <concept> cat", class_prompt="a cat", steps=3, warmup=0)
     usual |= dict(learning_rate=0.05, class_count=2, validation_steps=2, validation_count=0, seed=4, batch_size=1)
     lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
-    return CustomDiffusionTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
+    return CustomDiffusionTrainer.execute(
+        model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists
+    ).args
 
 
 @pytest.mark.parametrize("family", ["eps", "flow"])
@@ -61,16 +63,18 @@ def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, 
 
 
 def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811
-    clip = tiny_text.clip("flux", [str(folders / "embeddings")])
+    flux_clip = tiny_text.clip("flux", [str(folders / "embeddings")])
     with pytest.raises(ValueError, match=r"Flux \(Flux\) does not route its attention"):
-        train(tiny_text.denoiser("flux"), clip, tiny_text.vae("flux"))
+        train(tiny_text.denoiser("flux"), flux_clip, tiny_text.vae("flux"))
 
 
 # --- merging
 
 
 def merge(model, clip, concepts, **knobs):  # noqa: F811
-    return CustomDiffusionMerge.execute(model, clip, concepts, **(dict(name="both", regular_prompts="", if_exists="number it") | knobs)).args
+    return CustomDiffusionMerge.execute(
+        model, clip, concepts, **(dict(name="both", regular_prompts="", if_exists="number it") | knobs)
+    ).args
 
 
 def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folders):  # noqa: F811

@@ -59,7 +59,9 @@ def images(count=2, size=64, seed=0):
 
 def train(model, clip, vae, given=None, **knobs):
     """(model, lora, name, word, curve, validation) of the node with its defaults and a few steps."""
-    usual = defaults(DreamBoothTrainer) | dict(name="rex", instance_prompt="a zz cat", class_prompt="a cat", steps=3, warmup=0, rank=2, seed=4)
+    usual = defaults(DreamBoothTrainer) | dict(
+        name="rex", instance_prompt="a zz cat", class_prompt="a cat", steps=3, warmup=0, rank=2, seed=4
+    )
     usual |= dict(learning_rate=0.05, class_count=2, validation_steps=2, validation_count=0)
     lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
     return DreamBoothTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
@@ -74,7 +76,9 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, **settings):
     knobs = host.Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
     shown = host.Validation(prompt, count=0, steps=2)
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown)
+        return host.prepare(
+            model, clip, vae, host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown
+        )
 
 
 def inside(task, question, mutations=False):
@@ -165,7 +169,9 @@ def test_before_the_first_step_it_is_the_model_and_the_file_gives_what_was_train
 def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_it(any_model, vae, clip, folders):
     before = {k: v.clone() for k, v in any_model.model.state_dict().items()}
     plain, options = sampled(any_model), any_model.model_options.copy()
-    model, lora, name, word, curve, validation = train(any_model, clip, vae, validation_count=2, learn_word=True, instance_prompt="a <subject>")
+    model, lora, name, word, curve, validation = train(
+        any_model, clip, vae, validation_count=2, learn_word=True, instance_prompt="a <subject>"
+    )
     after = any_model.model.state_dict()
     assert name == "rex.safetensors" and word == "embedding:rex" and curve.ndim == 4 and validation.shape == (2, 64, 64, 3)
     assert not [m for m in any_model.model.modules() if getattr(m, "weight_function", None)]
@@ -182,7 +188,7 @@ def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_i
 
 def test_a_lora_below_stays_below(eps_model, vae, clip):
     one = train(eps_model, clip, vae)[0]
-    two, lora, _, _, _, _ = train(one, clip, vae, instance_prompt="another zz", seed=9)
+    two, _lora, _, _, _, _ = train(one, clip, vae, instance_prompt="another zz", seed=9)
     both = host_nodes.LoraLoader().load_lora(one, clip, "rex_2.safetensors", 1.0, 1.0)[0]
     assert torch.equal(sampled(two), sampled(both)) and len(two.patches) == len(one.patches)
 
@@ -203,7 +209,7 @@ def test_the_class_counts_by_its_weight(eps_model, vae, clip):
 
 def test_only_the_layers_asked_for_are_learnt(eps_model, vae, clip):
     assert all(".attn2.to_k" in k for k in train(eps_model, clip, vae, layers="attn2.to_k, -input_blocks")[1])
-    with pytest.raises(ValueError, match="No layer's name fits 'atn2'.*diffusion_model"):
+    with pytest.raises(ValueError, match=r"No layer's name fits 'atn2'.*diffusion_model"):
         train(eps_model, clip, vae, layers="atn2")
     every = adapters.chosen(eps_model, "")
     assert all(len(shape) > 1 for shape in every.values()) and len(every) > len(adapters.chosen(eps_model, adapters.ATTENTION)) > 10

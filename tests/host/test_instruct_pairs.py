@@ -102,7 +102,7 @@ def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_mod
     before, after, instructions, folder = pairs(eps_model, clip, vae)
     assert before.shape == after.shape == (2, 64, 64, 3) and instructions == ["make it blue", "turn it into a cow"] and folder == "things"
     kept = output / "things"
-    assert {p for p in files(kept)} == {
+    assert set(files(kept)) == {
         *(f"{side}/0000{i}.png" for side in ("before", "after") for i in (1, 2)),
         *("after/00001.txt", "after/00002.txt", "metadata.jsonl", "progress.jsonl"),
     }
@@ -127,7 +127,7 @@ def test_it_goes_on_where_it_stopped_and_writes_over_nothing(eps_model, clip, va
     assert files(output / "things") == second
     assert pairs(eps_model, clip, vae, if_exists="number it")[3] == "things_2"
     assert files(output / "things_2")["before/00002.png"] == second["before/00002.png"]
-    with pytest.raises(ValueError, match="'things' exists.*'continue' or 'number it'"):
+    with pytest.raises(ValueError, match=r"'things' exists.*'continue' or 'number it'"):
         pairs(eps_model, clip, vae, if_exists="refuse")
 
 

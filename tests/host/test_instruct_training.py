@@ -32,7 +32,10 @@ def folders(tmp_path):
     """Empty folders of outputs and of diffusion models."""
     before = folder_paths.get_output_directory(), folder_paths.folder_names_and_paths["diffusion_models"]
     folder_paths.set_output_directory(str(tmp_path / "output"))
-    folder_paths.folder_names_and_paths["diffusion_models"] = ([str(tmp_path / "unet"), str(tmp_path / "diffusion_models")], {".safetensors"})
+    folder_paths.folder_names_and_paths["diffusion_models"] = (
+        [str(tmp_path / "unet"), str(tmp_path / "diffusion_models")],
+        {".safetensors"},
+    )
     yield tmp_path
     folder_paths.set_output_directory(before[0])
     folder_paths.folder_names_and_paths["diffusion_models"] = before[1]
@@ -94,7 +97,9 @@ def plain(model, positive, negative, cfg):
 def test_a_model_with_room_gives_what_the_model_gives_whatever_the_picture(family):
     model = tiny.unet(family)
     wide = instruct_models.with_room(model)
-    assert isinstance(wide.model, comfy.model_base.SD15_instructpix2pix) and wide.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
+    assert (
+        isinstance(wide.model, comfy.model_base.SD15_instructpix2pix) and wide.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
+    )
     expected = plain(model, tiny.conditioning(1), tiny.conditioning(2), 3.0)
     for seed in (3, 4):
         assert_close(edited(wide, seed, text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
@@ -291,7 +296,7 @@ def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, 
 
 def test_too_little_memory_is_told_before_anything_is_trained(eps_model, clip, vae, monkeypatch):
     monkeypatch.setattr(training.comfy.model_management, "get_free_memory", lambda *_: 2**20)
-    with pytest.raises(ValueError, match="needs 0.0 GB beside the model.*Train a LoRA"):
+    with pytest.raises(ValueError, match=r"needs 0.0 GB beside the model.*Train a LoRA"):
         host._check_memory({"w": torch.nn.Linear(1000, 1000)}, torch.device("cpu"))
 
 
@@ -299,9 +304,9 @@ def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folder
     _, name, *_ = train(eps_model, clip, vae)
     (folders / "secret.safetensors").write_bytes((folders / "diffusion_models" / name).read_bytes())
     for other in ("editer", "../secret"):
-        with pytest.raises(ValueError, match="There is no model .* There are: editor.safetensors"):
+        with pytest.raises(ValueError, match=r"There is no model .* There are: editor.safetensors"):
             InstructPix2PixLoader.execute(eps_model, other)
-    with pytest.raises(ValueError, match="is no instruction model made from this BaseModel.*weights differ"):
+    with pytest.raises(ValueError, match=r"is no instruction model made from this BaseModel.*weights differ"):
         InstructPix2PixLoader.execute(tiny.unet("eps", model_channels=64), name)
 
 
@@ -310,4 +315,7 @@ def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
     for i, text in enumerate(INSTRUCTIONS):
         folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
     model, *_ = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
-    assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix) and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
+    assert (
+        isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
+        and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
+    )

@@ -37,7 +37,9 @@ TEXT_OF_78 = conditioning(5, tokens=78)  # the host cannot put it into one call 
 DEEP = dict(transformer_depth=[1, 2], transformer_depth_output=[1, 1, 2, 2], transformer_depth_middle=2)
 FEATURES, HIDDEN = VISION_CONFIG["projection_dim"], VISION_CONFIG["hidden_size"]
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-P2P = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(operation="auto", width=64, height=64)
+P2P = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(
+    operation="auto", width=64, height=64
+)
 SIGMA = 2.0
 pytestmark = pytest.mark.usefixtures("inference_mode")
 

@@ -524,7 +524,7 @@ def test_a_blend_that_ends_early_lets_everything_differ_again(eps, clip):
 
 
 def test_a_blend_needs_the_patch(eps):
-    with pytest.raises(ValueError, match="ModelPatcher.* does not come from a P2P Attention Patch"):
+    with pytest.raises(ValueError, match=r"ModelPatcher.* does not come from a P2P Attention Patch"):
         with_blend(eps)
 
 

@@ -98,7 +98,10 @@ def table(editor: Editor, count: int) -> None:
         asked = edits(count, kind)
         found = judged(editor, asked)
         two = np.array([len(e.before.things) == 2 for e in asked])
-        print(f"| {kind} | {100 * found.success.mean():.1f} % | {100 * found.success[two].mean():.1f} % | {found.kept.mean():.1f} |", flush=True)
+        print(
+            f"| {kind} | {100 * found.success.mean():.1f} % | {100 * found.success[two].mean():.1f} % | {found.kept.mean():.1f} |",
+            flush=True,
+        )
 
 
 def trade(editor: Editor, count: int) -> tuple[list[demo_instruct.Edit], dict[tuple[float, float], Judged]]:
@@ -130,7 +133,9 @@ def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judg
                 paper.paste(Image.fromarray(picture), (left + column * width + place * (side + 4), top + head))
                 if text is None:
                     lines = textwrap.fill(asked[i].text, 20)
-                    draw.multiline_text((left + column * width + place * (side + 4), top + head + side), lines, fill="black", font=font, spacing=0)
+                    draw.multiline_text(
+                        (left + column * width + place * (side + 4), top + head + side), lines, fill="black", font=font, spacing=0
+                    )
     return paper
 
 

@@ -102,7 +102,9 @@ def main() -> None:
     options, bench = parser.parse_args(), Bench(Studio())
     carried = table("weight of the patch", bench.patched, {1.0: options.count} | dict.fromkeys(WEIGHTS, options.others))
     best = carried[1.0][FACTS.index("colour and shape")]
-    print(f"\nColour and shape carried at weight 1: {100 * best:.1f} % (goal {100 * GOAL:.0f} %): {'reached' if best >= GOAL else 'MISSED'}")
+    print(
+        f"\nColour and shape carried at weight 1: {100 * best:.1f} % (goal {100 * GOAL:.0f} %): {'reached' if best >= GOAL else 'MISSED'}"
+    )
     table(f"weight of the image channel beside a text channel of {CFG:g}", bench.channels, dict.fromkeys(CHANNELS, options.others))
 
 

@@ -19,10 +19,10 @@ from controlled_diffusion.training import demo_checker
 from controlled_diffusion.training import demo_world as world
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
-from measures.textual_inversion import BATCH, HELD_OUT, LEARN, caption, say, single
 
 from harness.demo_pictures import CFG, STEPS, Studio
 from harness.environment import PRIVATE
+from measures.textual_inversion import BATCH, HELD_OUT, LEARN, caption, say, single
 
 PICTURES, CLASS_PICTURES, ALIKE = 5, 64, 0.6
 FACTS = ("shape", "color", "background", "all")
@@ -87,7 +87,10 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
         for reading, prompt in zip(readings, prompts):
             seen, verdict = reading.things[:1], demo_checker.judge(reading, prompt)
             found = bool(seen) and demo_checker.any_shape(seen[0].mask)
-            row = {"shape": bool(found) and found[0] == shape and found[1] >= ALIKE, "color": bool(seen) and seen[0].color == prompt.claims[0].color}
+            row = {
+                "shape": bool(found) and found[0] == shape and found[1] >= ALIKE,
+                "color": bool(seen) and seen[0].color == prompt.claims[0].color,
+            }
             row["background"] = verdict.get("background", True)
             rows.append({k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()))})
         return rows
@@ -103,7 +106,8 @@ def drift(studio: Studio, model):
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
         return [
-            {"right": bool(demo_checker.judge(demo_checker.read(p), c)["bound"]), "apart": float(d)} for p, c, d in zip(after, prompts, apart)
+            {"right": bool(demo_checker.judge(demo_checker.read(p), c)["bound"]), "apart": float(d)}
+            for p, c, d in zip(after, prompts, apart)
         ]
 
     return judged

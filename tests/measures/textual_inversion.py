@@ -86,9 +86,7 @@ def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) ->
     """What the checker says of a batch of pictures; `text_of` makes the prompt of a caption."""
     pictures = studio.draw([text_of(c.text) for c in prompts], seed=first)
     readings = [demo_checker.read(p) for p in pictures]
-    return [
-        demo_checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)
-    ]
+    return [demo_checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)]
 
 
 def measure(studio: Studio, name: str, text_of, count: int) -> list[dict[str, bool]]:
