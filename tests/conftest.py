@@ -18,13 +18,10 @@ torch.set_num_threads(1)
 load_pack()
 
 
-def pytest_collection_modifyitems(config, items):
-    """Tests share fixtures by file, and all that need the server share one; what takes longest begins first."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("server" if "server" in item.fixturenames else item.path.name))
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: ("server" not in item.fixturenames, item.path not in slow))
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, file by file, so that no core waits for another at the end."""
+    longest = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(scope="session")

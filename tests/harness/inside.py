@@ -32,11 +32,11 @@ def test(arguments: list[str]) -> int:
 
 
 def side_by_side(arguments: list[str]) -> list[str]:
-    """Options that share the whole suite among the cores; whoever asks for anything else gets pytest as it is."""
+    """Options that share the files of the whole suite among the cores; whoever asks for anything else gets pytest as it is."""
     cores = min(os.cpu_count() or 1, MOST_WORKERS)
     if arguments or cores == 1 or importlib.util.find_spec("xdist") is None:
         return []
-    return ["-n", str(cores), "--dist", "loadgroup"]
+    return ["-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run(arguments: list[str]) -> int:
