@@ -53,7 +53,7 @@ def instruct_pix2pix(graph):
 def instruction_channels(graph):
     graph.note(
         "# Instruction Channels\n\nThe picture and an instruction as two channels, and a second instruction beside them with a weight of "
-        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 6; *conflict* `project`." + SWAP
+        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 3; *conflict* `project`." + SWAP
     )
     with graph.group("1 Picture and instructions"):
         picture = picture_of(graph, "a large green square on a gray background", 2)
@@ -64,14 +64,14 @@ def instruction_channels(graph):
     with graph.group("2 Channels"):
         shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=picture)
         other = graph.add(
-            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=3.0, role="positive", name="second"
+            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=6.0, role="positive", name="second"
         )
         channels = graph.add(
             "InstructionChannels",
             model=editor["model"],
             positive=first,
             negative=nothing,
-            text_scale=3.0,
+            text_scale=6.0,
             image_scale=1.5,
             image=picture,
             vae=editor["vae"],
