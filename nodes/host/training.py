@@ -222,7 +222,7 @@ def differentiable_patcher(patcher, what: str):
     if not getattr(patcher, "is_dynamic", bool)():
         return patcher
     try:
-        return patcher.clone(disable_dynamic=True, force_deepcopy=True)
+        return patcher.clone(disable_dynamic=True)
     except RuntimeError as error:
         raise ValueError(
             f"The {what} is loaded dynamically, through which no gradient passes, and cannot be loaded a second time ({error}). Start ComfyUI "

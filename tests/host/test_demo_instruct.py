@@ -1,5 +1,7 @@
 """The demo instruction model as the host's own InstructPix2Pix model, and that it does as it is told."""
 
+import inspect
+
 import comfy.model_base
 import pytest
 import torch
@@ -29,6 +31,8 @@ def test_it_is_the_hosts_model_with_the_demo_models_text_tower_and_autoencoder()
 
 def test_a_deep_copy_owns_its_weights():
     model = demo.load_instruct()
+    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
+        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
     copy = model.clone(force_deepcopy=True)
     ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (model, copy))
     assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()

@@ -1,3 +1,4 @@
+import inspect
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,8 @@ def test_patches_and_options_of_the_model_go_along_and_the_model_stays(eps_model
 
 def test_a_deep_copy_of_it_owns_its_weights(eps_model):
     wide = instruct_models.with_room(eps_model)
+    if "force_deepcopy" not in inspect.signature(wide.clone).parameters:
+        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
     copy = wide.clone(force_deepcopy=True)
     ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (wide, copy))
     assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
