@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness.workflow import to_prompt
 
@@ -38,3 +40,48 @@ def test_a_classifier_guides_every_stock_sampler_with_weights_as_the_server_load
         node["inputs"].update(short.get(node["class_type"], {}))
     without, guided = (np.asarray(pictures[0], float) for pictures in server.images_by_node(server.run(prompt)).values())
     assert guided.std() > 1 and np.abs(guided - without).mean() > 1
+
+
+def relinked(prompt: dict, old: list, new: list) -> None:
+    """Everything that hung on one output hangs on another."""
+    for node in prompt.values():
+        node["inputs"] |= {name: new for name, value in node["inputs"].items() if value == old}
+
+
+def psnr(one, other) -> float:
+    return -10 * np.log10(np.square((np.asarray(one, float) - np.asarray(other, float)) / 255).mean())
+
+
+def test_null_text_brings_a_picture_back_under_a_lora_and_a_controlnet_as_the_server_loads_them(server):
+    """A LoRA and a silhouette that both change what the model makes: the picture comes back with them and not without the negative."""
+    layer, draw = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v", torch.Generator().manual_seed(0)
+    (server.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    up, down = (torch.randn(shape, generator=draw) * 0.2 for shape in ((128, 4), (4, 128)))
+    save_file({f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}, server.base / "models" / "loras" / "any.safetensors")
+    prompt = to_prompt(ROOT / "example_workflows" / "null_text.json", server.object_info())
+    (loader,) = (n for n, node in prompt.items() if node["class_type"] == "DemoModelLoader")
+    inverter = next(node["inputs"] for node in prompt.values() if node["class_type"] == "NullTextInverter")
+    for inputs in (node["inputs"] for node in prompt.values() if "steps" in node["inputs"]):
+        inputs["steps"] = 8
+    relinked(prompt, [loader, 0], ["lora", 0])
+    prompt["lora"] = node("LoraLoaderModelOnly", model=[loader, 0], lora_name="any.safetensors", strength_model=1.0)
+    source, picture = inverter["source"], inverter["picture"]
+    relinked(prompt, source, ["controlled", 0])
+    prompt["control"] = node("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
+    prompt["controlled"] = node(
+        "ControlNetApplyAdvanced", positive=source, negative=source, control_net=["control", 0], image=picture, strength=0.5,
+        start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+
+    def drawn(strength: float) -> dict:
+        prompt["lora"]["inputs"]["strength_model"] = strength
+        made = server.images_by_node(server.run(prompt))
+        return {prompt[number]["_meta"]["title"]: pictures[0] for number, pictures in made.items()}
+
+    under, without = drawn(1.0), drawn(0.0)
+    assert psnr(under["null-text back"], under["picture"]) > 30 > psnr(under["empty negative"], under["picture"]) + 5
+    assert psnr(under["empty negative"], without["empty negative"]) < 35, "the LoRA does nothing"
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
