@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.sd
 import folder_paths
 import torch
+import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
+from comfy.weight_adapter.lora import LoraDiff
 
 from ...training.loop import save_atomically
 from . import naming
@@ -70,9 +74,40 @@ class Adapters:
             functions = getattr(model.model.get_submodule(layer), "weight_function", [])
             functions[:] = [f for f in functions if f is not part]
 
+    @contextmanager
+    def beside(self, model) -> Iterator[None]:
+        """Inside, LoRAs act beside their layers of a loaded MODEL and not through the weights, to the same end: autograd then keeps no
+        changed weights, and the gradient of a whole weight is never made."""
+        found = [(model.model.get_submodule(name), part) for name, part in self.layers.items()]
+        found = [(layer, part, list(layer.weight_function)) for layer, part in found if _fits_beside(layer, part)]
+        handles = [layer.register_forward_hook(partial(_beside, part)) for layer, part, _ in found]
+        for layer, part, functions in found:
+            layer.weight_function[:] = [f for f in functions if f is not part]
+        try:
+            yield
+        finally:
+            for handle, (layer, _, functions) in zip(handles, found):
+                handle.remove()
+                layer.weight_function[:] = functions
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a LoRA file holds of them, on the CPU."""
         return {k: p.detach().float().cpu().clone() for k, p in (self.parameters | self.fixed).items()}
+
+
+def _fits_beside(layer: torch.nn.Module, part: torch.nn.Module) -> bool:
+    known = isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and getattr(layer, "groups", 1) == 1
+    return known and isinstance(part, LoraDiff) and part in layer.weight_function
+
+
+def _beside(lora: LoraDiff, layer: torch.nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook: what a layer gives, and what its LoRA adds."""
+    x, scale = given[0], lora.alpha / lora.rank
+    down, up = (part.weight.to(x.dtype) for part in (lora.lora_down, lora.lora_up))
+    if isinstance(layer, torch.nn.Linear):
+        return output + F.linear(F.linear(x, down) * scale, up)
+    low = F.conv2d(x, down.reshape(-1, *layer.weight.shape[1:]), None, layer.stride, layer.padding, layer.dilation)
+    return output + F.conv2d(low * scale, up[:, :, None, None])
 
 
 def weights_of(model) -> dict[str, torch.Size]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -60,6 +61,9 @@ class Task(trainers.Task):
     @property
     def shape(self) -> torch.Size:
         return torch.Size([self.batches.total, *self.pictures.latents[0].shape[1:]])
+
+    def around(self) -> AbstractContextManager:
+        return self.adapters.beside(self.model)
 
     def after_step(self) -> None:
         if self.word is not None:

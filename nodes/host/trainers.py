@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -103,6 +104,10 @@ class Task:
         """Of the latents of one batch."""
         return torch.Size([self.settings.batch_size, *self.pictures.latents[0].shape[1:]])
 
+    def around(self) -> AbstractContextManager:
+        """What steps are taken inside of."""
+        return nullcontext()
+
     def after_step(self) -> None:
         """Moves the parameters after each step."""
 
@@ -156,7 +161,7 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
     if resume:
         loop.restore(state)
     start = task.conditioning(task.validation.prompt)
-    course = Course(task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state))
+    course = Course(task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state), task.around)
 
     def keep() -> str:
         loop.save(state)

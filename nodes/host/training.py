@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -190,16 +191,22 @@ class Lesson(comfy.samplers.Sampler):
     """Takes some steps of a training in one run of the host's sampling."""
 
     def __init__(
-        self, steps: Callable[[Ground], Iterator[Step]], modules: Sequence[torch.nn.Module], show: Callable[[Step], None], mutations=True
+        self,
+        steps: Callable[[Ground], Iterator[Step]],
+        modules: Sequence[torch.nn.Module],
+        show: Callable[[Step], None],
+        mutations: bool = True,
+        around: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.steps, self.modules, self.show, self.mutations = steps, modules, show, mutations
+        self.steps, self.modules, self.show, self.mutations, self.around = steps, modules, show, mutations, around
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
         for module in (model_wrap.inner_model, *self.modules):
             gradients.heal(module)
         ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
-        with gradients.differentiable(self.mutations), gradients.norms_keep_their_inputs(() if self.mutations else self.modules):
+        norms = gradients.norms_keep_their_inputs(() if self.mutations else self.modules)
+        with gradients.differentiable(self.mutations), norms, self.around():
             for step in self.steps(ground):
                 self.show(step)
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -270,6 +277,7 @@ class Course:
     batch: torch.Size
     modules: Sequence[torch.nn.Module] = ()
     watched: Callable[[Iterator[Step]], Iterator[Step]] = iter  # sees every step, as one that saves does
+    around: Callable[[], AbstractContextManager] = nullcontext  # what steps are taken inside of
     mutations: bool = False  # whether the networks change in place what autograd saves; found out when they do
     bar: comfy.utils.ProgressBar = field(init=False)
 
@@ -291,7 +299,7 @@ class Course:
         def steps(ground: Ground) -> Iterator[Step]:
             return self.watched(islice(self.loop.run(lambda i: self.loss_of(ground, i)), count))
 
-        lesson = Lesson(steps, self.modules, self._show, self.mutations)
+        lesson = Lesson(steps, self.modules, self._show, self.mutations, self.around)
         guider = comfy.samplers.CFGGuider(self.model)
         guider.inner_set_conds({"positive": self.start})
         blank = torch.zeros(self.batch)

@@ -1,6 +1,7 @@
 """DreamBooth on tiny models of several families, its files in the stock loaders, and its class pictures."""
 
 import shutil
+from contextlib import nullcontext
 
 import comfy.model_management
 import comfy.utils
@@ -81,15 +82,15 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, **settings):
         )
 
 
-def inside(task, question, mutations=False):
-    """What `question(ground)` gives while the host's sampling runs, with gradients."""
+def inside(task, question, mutations=False, around=None):
+    """What `question(ground)` gives while the host's sampling runs, with gradients; `around` in the place of the task's own."""
     found = []
 
     def steps(ground):
         found.append(question(ground))
         return iter(())
 
-    lesson = training.Lesson(steps, task.modules, lambda step: None, mutations)
+    lesson = training.Lesson(steps, task.modules, lambda step: None, mutations, around or task.around)
     with torch.inference_mode(False), torch.no_grad():
         guider = training.comfy.samplers.CFGGuider(task.model)
         guider.inner_set_conds({"positive": task.conditioning("a")})
@@ -147,6 +148,22 @@ def test_so_it_does_for_transformers(kind, layers):
     task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), adapters.Design(rank=2, layers=layers), batch_size=1)
     exact, measured = slopes(task, mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
+
+
+def test_a_lora_is_learnt_beside_its_layers_to_the_same_end_as_through_their_weights(eps_model, vae, clip):
+    task = task_of(eps_model, clip, vae, adapters.Design(rank=2, alpha=3.0, layers=""))
+    stir(task)
+    layers = [eps_model.model.get_submodule(name) for name in task.adapters.layers]
+    kinds = {type(m).__name__ for m in layers}
+
+    def question(ground):
+        loss = task.loss(ground, 0)
+        return sum(len(m.weight_function) for m in layers), loss.detach(), torch.autograd.grad(loss, list(task.parameters.values()))
+
+    through, beside = inside(task, question, around=nullcontext), inside(task, question)
+    assert kinds == {"Linear", "Conv2d"} and (through[0], beside[0]) == (len(layers), 0)
+    assert_close(beside[1:], through[1:], rtol=1e-3, atol=1e-4)
+    assert all(len(m.weight_function) == 1 and not m._forward_hooks for m in layers)
 
 
 # --- what acts, and what does not

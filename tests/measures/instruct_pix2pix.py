@@ -117,7 +117,8 @@ def trade(editor: Editor, count: int) -> tuple[list[demo_instruct.Edit], dict[tu
 
 def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judged]) -> Image.Image:
     """A row for each s_T and a column for each s_I, in them one edit of each kind; the pictures before and the instructions on top."""
-    shown = [next(i for i, e in enumerate(asked) if e.kind == kind and len(e.before.things) == 2) for kind in demo_instruct.KINDS]
+    of_kind = ([i for i, e in enumerate(asked) if e.kind == kind] for kind in demo_instruct.KINDS)
+    shown = [max(numbers, key=lambda i: len(asked[i].before.things)) for numbers in of_kind]
     side, head, left = world.SIZE, 22, 70
     width = len(shown) * (side + 4) + 16
     paper = Image.new("RGB", (left + len(IMAGES) * width, (1 + len(TEXTS)) * (side + 2 * head)), "white")
