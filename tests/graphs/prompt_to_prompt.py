@@ -31,18 +31,51 @@ def prompt_to_prompt(graph):
 def prompt_to_prompt_weights(graph):
     graph.note(
         "# Words as sliders\n\nOne prompt, and how strongly one of its words acts: *circle* at -1, 0, 1, 2 and 4. Every line of *word_weights* is a "
-        "picture; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nTry: `red: -1`; "
-        "several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline." + SWAP
+        "picture; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow the same by words: "
+        "*barely*, *slightly*, *very* and *super* before it. The demo model never learnt them: all they do is scale the map of the "
+        "word behind them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline."
+        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompt and weights"):
-        weights = "\n".join(f"circle: {w}" for w in (-1, 0, 1, 2, 4))
-        patch = patched(graph, model, "a red circle on a white background", word_weights=weights, cross_end=1.0, self_end=0.0)
+        weights, source = "\n".join(f"circle: {w}" for w in (-1, 0, 1, 2, 4)), "a red circle on a white background"
+        degrees = (source.replace("red", f"red {word}") for word in ("barely", "slightly", "very", "super"))
+        whole = dict(cross_end=1.0, self_end=0.0)
+        weighed, graded = patched(graph, model, source, word_weights=weights, **whole), patched(graph, model, source, *degrees, **whole)
     with graph.group("3 Sample"):
-        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=1)
+        latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=1) for p in (weighed, graded)]
     with graph.group("4 Pictures"):
-        saved(graph, model["vae"], latent, "prompt_to_prompt_weights", "source, then a weight each")
+        saved(graph, model["vae"], latents[0], "prompt_to_prompt_weights", "source, then a weight each")
+        saved(graph, model["vae"], latents[1], "prompt_to_prompt_degrees", "source, then a degree each")
+
+
+def prompt_to_prompt_style(graph):
+    graph.note(
+        "# Style injection\n\nNew textures and grounds for the same things. At *alpha* 0 nothing is taken over from the source, and the things stand "
+        "where they like. At 1, in all layers and to the end, they stay and the style has no room. A third of it keeps the places and lets the "
+        "style in. So does all of it in the coarse layers alone (*cross_layers* and *self_layers* `1/2`), which hold places while the fine ones "
+        "hold texture; but they hold the pink ground back.\n\nTry: *alpha* 0.5 or 0.8; other words for the style; *cross_layers* `output`."
+        + SWAP
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    rows = [(0.0, "all"), (1.0, "all"), (0.3, "all"), (1.0, "1/2")]
+    with graph.group("2 Prompts"):
+        source = "a red star on the left and a blue circle on the right on a white background"
+        striped, dotted = (source.replace("red", f"{t} red").replace("blue", f"{t} blue") for t in ("striped", "dotted"))
+        targets, whole = (dotted.replace("white", "black"), striped, dotted.replace("white", "pink")), dict(cross_end=1.0, self_end=1.0)
+        patches = [patched(graph, model, source, *targets, alpha=a, cross_layers=where, self_layers=where, **whole) for a, where in rows]
+    with graph.group("3 Sample"):
+        latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=5) for p in patches]
+    with graph.group("4 Pictures"):
+        pictures = [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
+        first = graph.add("ImageFromBatch", image=pictures[0], batch_index=0, length=1)
+        graph.add("SaveImage", title="source", images=first, filename_prefix="prompt_to_prompt_style")
+        for (alpha, layers), batch in zip(rows, pictures):
+            title = f"alpha {alpha:g}, {layers} layers" if layers == "all" else f"alpha {alpha:g}, layers {layers}"
+            edits = graph.add("ImageFromBatch", image=batch, batch_index=1, length=len(targets))
+            graph.add("SaveImage", title=title, images=edits, filename_prefix="prompt_to_prompt_style")
 
 
 def prompt_to_prompt_blend(graph):
@@ -124,4 +157,4 @@ def patched(graph, model, source: str, *targets: str, **widgets):
     return patch
 
 
-WORKFLOWS = [prompt_to_prompt, prompt_to_prompt_weights, prompt_to_prompt_blend, prompt_to_prompt_real]
+WORKFLOWS = [prompt_to_prompt, prompt_to_prompt_weights, prompt_to_prompt_style, prompt_to_prompt_blend, prompt_to_prompt_real]

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from controlled_diffusion.training import demo_checker
+from controlled_diffusion.training.demo_world import Caption, Claim
 
 from harness.demo_pictures import Studio
 from measures import prompt_to_prompt as measure
@@ -34,3 +36,32 @@ def test_the_things_stay_nearer_to_their_places_than_without_the_patch(studio, f
     numbers = [found["swap"], measure.measured(studio, "swap", 0, WAYS)]
     without, kept = (np.mean([overlap for n in numbers for _, overlap, _ in n[way].values()]) for way in WAYS)
     assert kept >= without + 0.1, (kept, without)
+
+
+def drawn(studio, seed: int, source: str, targets: list[Caption], **knobs):
+    """(what is read, where things are) of the source's picture and of each target's."""
+    readings = [demo_checker.read(p) for p in measure.drawn(studio, seed, source, [measure.Edit(t) for t in targets], **knobs)]
+    return [(r, measure.covered(r.things)) for r in readings]
+
+
+def test_words_of_degree_grade_what_the_word_behind_them_does(studio):
+    """The model never learnt such words, and reads the size of a thing from its noun."""
+    source = "a red {}circle on a white background"
+    targets = [Caption(source.format(word)) for word in ("barely ", "slightly ", "", "very ", "super ")]
+    for knobs, graded in ((measure.WEIGHED, True), (measure.WAYS["no patch"], False)):
+        _, *made = drawn(studio, 1, source.format(""), targets, **knobs)
+        areas = [int(where.sum()) for _, where in made]
+        assert (areas == sorted(areas) and len(set(areas)) == len(areas)) == graded, areas
+
+
+def test_alpha_lets_a_style_in_and_keeps_the_places(studio):
+    """All layers to the end leave a texture no room; with nothing taken over the things stand elsewhere."""
+    source = "a red star on the left and a blue circle on the right on a white background"
+    claims = Claim("star", "red", "dotted", None, "left"), Claim("circle", "blue", "dotted", None, "right")
+    style = Caption(source.replace("red", "dotted red").replace("blue", "dotted blue").replace("white", "black"), claims, "black")
+    found = {}
+    for alpha in (1.0, 0.5, 0.0):
+        (_, before), (reading, after) = drawn(studio, 5, source, [style], alpha=alpha, **measure.WAYS["everything"])
+        found[alpha] = all(demo_checker.judge(reading, style).values()), (before & after).sum() / (before | after).sum()
+    assert not found[1.0][0] and found[0.5][0] and found[0.0][0]
+    assert found[0.5][1] >= 0.85 and found[0.0][1] < 0.8, found
