@@ -166,7 +166,7 @@ class DiffEditMask(io.ComfyNode):
         asked = Question(probe_percents(start_percent, end_percent, levels), maps, measure, aggregation, seed, refine)
         found = subject.heat(TwoPrompts(model, source, target, negative, cfg), asked)
         mask, heat = Cut(kind=cut.pop("threshold_kind"), **cut).mask(found)
-        return io.NodeOutput(subject.whole(mask), subject.shown(mask, heat), subject.latent_with(mask))
+        return io.NodeOutput(mask, subject.shown(mask, heat), subject.latent_with(mask))
 
 
 class DiffEditSampler(io.ComfyNode):

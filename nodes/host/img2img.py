@@ -11,6 +11,7 @@ import torch
 
 from ...guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
 from .channels import noise_scale
+from .latents import samples_of
 
 
 def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
@@ -38,15 +39,6 @@ def report(model, levels: torch.Tensor, process: str, repeats: int) -> str:
     )
 
 
-def _samples(picture, vae, name: str) -> torch.Tensor:
-    """The latent samples of a LATENT or an IMAGE."""
-    if isinstance(picture, dict):
-        return picture["samples"]
-    if vae is None:
-        raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
-    return vae.encode(picture[..., :3])
-
-
 def _paired(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two latents of one size with equal batches."""
     if a.shape[1:] != b.shape[1:]:
@@ -67,30 +59,20 @@ def _checked_mask(mask: torch.Tensor, pictures: int) -> torch.Tensor:
     return mask
 
 
-def encoded_part(picture: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """The middle of a picture or mask (B, H, W, ...) that the VAE encodes: whole multiples of its scale."""
-    for dim, count in ((1, latent.shape[-2]), (2, latent.shape[-1])):
-        kept = picture.shape[dim] // count * count
-        picture = picture.narrow(dim, (picture.shape[dim] - kept) // 2, kept)
-    return picture
-
-
 class Task:
     """A guide to noise, an original that shows outside the mask, and the mask (1 = may change) at the latent's size."""
 
-    def __init__(self, model, vae, guide, original, mask: torch.Tensor | None):
+    def __init__(self, model, vae, guide, original, mask: torch.Tensor | None, name: str = "guide"):
         self.model, self.vae = model, vae
         self.guide_picture, self.original_picture = (p if torch.is_tensor(p) else None for p in (guide, original))
         self.template = guide if isinstance(guide, dict) else {}
         mask = self.template.get("noise_mask") if mask is None else mask
-        start = comfy.sample.fix_empty_latent_channels(model, _samples(guide, vae, "guide"))
-        shown = start if original is guide else comfy.sample.fix_empty_latent_channels(model, _samples(original, vae, "original"))
+        start = comfy.sample.fix_empty_latent_channels(model, samples_of(vae, guide, name))
+        shown = start if original is guide else comfy.sample.fix_empty_latent_channels(model, samples_of(vae, original, "original"))
         self.guide, self.original = _paired(start, shown)
         self.mask = self.mask_picture = None
         if mask is not None:
             self.mask_picture = _checked_mask(mask, self.guide.shape[0])
-            if self.original_picture is not None and mask.shape[-2:] == self.original_picture.shape[1:3]:
-                self.mask_picture = encoded_part(self.mask_picture, self.guide)
             self.mask = comfy.sampler_helpers.prepare_mask(self.mask_picture, self.guide.shape, self.guide.device)
             self.guide = frozen(self.guide * self.mask + self.original * (1 - self.mask), self.original, self.mask)
 
@@ -145,7 +127,7 @@ class Task:
         picture = self._decoded(samples)
         if self.mask is None:
             return picture
-        original = self._decoded(self.original) if self.original_picture is None else encoded_part(self.original_picture, self.guide)
+        original = self._decoded(self.original) if self.original_picture is None else self.original_picture
         original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
         mask = torch.nn.functional.interpolate(self.mask_picture[:, None].to(picture), picture.shape[1:3], mode="bilinear").movedim(1, -1)
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)

@@ -23,6 +23,7 @@ from ...guidance.sdedit import sigmas_from
 from ...inversion.method import Method, Slope, Trail, replay
 from .channels import alive, noise_scale, same_conditioning
 from .fingerprint import Weights
+from .latents import samples_of
 
 BRANCHES = ("edit", "source and edit", "direct")
 
@@ -191,17 +192,6 @@ def check_flow(model, what: str, instead: str) -> None:
         )
 
 
-def _check_size(vae, picture: torch.Tensor) -> None:
-    """Refuses an IMAGE that the VAE would cut: what is inverted is what was given."""
-    cell, (height, width) = vae.spacial_compression_encode(), picture.shape[1:3]
-    if height % cell or width % cell:
-        near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
-        raise ValueError(
-            f"The picture is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale the "
-            f"picture, for example to {near}."
-        )
-
-
 def check_channels(model, samples: torch.Tensor) -> None:
     """Refuses latents that another model's VAE made."""
     wanted = model.get_model_object("latent_format").latent_channels
@@ -214,15 +204,9 @@ def check_channels(model, samples: torch.Tensor) -> None:
 
 def latent_of(model, vae, picture) -> torch.Tensor:
     """The latent samples, float32, of a LATENT or an IMAGE."""
-    if isinstance(picture, dict):
-        samples = picture["samples"]
-        if samples.is_nested or samples.ndim not in (4, 5):
-            raise ValueError("Inversion needs the latent of pictures or a video: (batch, channels, [frames,] height, width).")
-    elif vae is None:
-        raise ValueError("'picture' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
-    else:
-        _check_size(vae, picture)
-        samples = vae.encode(picture[..., :3])
+    samples = samples_of(vae, picture, "picture")
+    if samples.is_nested or samples.ndim not in (4, 5):
+        raise ValueError("Inversion needs the latent of pictures or a video: (batch, channels, [frames,] height, width).")
     found = comfy.sample.fix_empty_latent_channels(model, samples.float())
     check_channels(model, found)
     return found

@@ -156,7 +156,7 @@ def _task(model, vae, picture, mask: torch.Tensor | None) -> img2img.Task:
     samples = picture["samples"] if isinstance(picture, dict) else None
     if samples is not None and (samples.is_nested or samples.ndim not in (4, 5)):
         raise ValueError("An edit needs the latent of a picture or a video: (batch, channels, [frames,] height, width). Encode a picture.")
-    return img2img.Task(model, vae, picture, picture, mask)
+    return img2img.Task(model, vae, picture, picture, mask, "picture")
 
 
 def _per_video(pictures: torch.Tensor, batch: int) -> torch.Tensor:
@@ -174,7 +174,7 @@ class Subject:
         scale = model.get_model_object("latent_format").spacial_downscale_ratio if vae is None else vae.spacial_compression_decode()
         self.size = tuple(int(n * scale) for n in self.latent.shape[-2:])
         if self.picture is not None:
-            self.size = tuple(img2img.encoded_part(self.picture, self.latent).shape[1:3])
+            self.size = tuple(self.picture.shape[1:3])
 
     def heat(self, guider: TwoPrompts, asked: Question) -> torch.Tensor:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
@@ -203,17 +203,8 @@ class Subject:
             "noise_mask": mask.reshape(len(mask), *[1] * (self.latent.ndim - 3), *mask.shape[-2:]),
         }
 
-    def whole(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask at the size of the image that was given: 0 on the rim that the VAE does not encode."""
-        if self.picture is None:
-            return mask
-        (height, width), (h, w) = self.picture.shape[1:3], mask.shape[-2:]
-        top, left = (height - h) // 2, (width - w) // 2
-        return torch.nn.functional.pad(mask, (left, width - w - left, top, height - h - top))
-
     def shown(self, mask: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
         """The heat over the gray picture, with the mask's outline: an IMAGE."""
-        mask, heat = self.whole(mask), self.whole(heat)
         if self.picture is not None:
             below = self.picture[..., :3]
         elif self.vae is not None:

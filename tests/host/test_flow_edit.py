@@ -136,10 +136,15 @@ def test_off_the_mask_the_picture_stays_bit_for_bit(model, n_min):
 
 
 def test_an_image_is_encoded(vae):
-    model, image = tiny.unet("flow", output_scale=0.2), torch.rand(1, 70, 64, 3, generator=torch.Generator().manual_seed(0))
+    model, image = tiny.unet("flow", output_scale=0.2), torch.rand(1, 72, 64, 3, generator=torch.Generator().manual_seed(0))
     found = edit(model, image, vae=vae)
-    assert found.shape == (1, 4, 8, 8)
+    assert found.shape == (1, 4, 9, 8)
     assert_close(found, edit(model, {"samples": vae.encode(image)}), atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae):
+    with pytest.raises(ValueError, match=r"'picture' is 100 x 64 pixels, but this VAE takes multiples of 8 .* to 96 x 64\."):
+        edit(tiny.unet("flow"), torch.rand(1, 64, 100, 3), vae=vae)
 
 
 def test_the_latent_keeps_what_else_it_carries(model):
@@ -184,7 +189,7 @@ def test_it_stops_within_a_step_when_the_user_cancels(model):
         (dict(n_max=0, n_avg=0), "n_avg is 0; give 1"),
         (dict(source=[]), "source is an empty conditioning"),
         (dict(positive=[]), "positive is an empty conditioning"),
-        (dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
+        (dict(given=torch.rand(1, 64, 64, 3)), "'picture' is an IMAGE, which needs the vae"),
         (dict(given={"samples": torch.zeros(1, 4, 64)}), "needs the latent of a picture or a video"),
         (dict(given={"samples": torch.ones(1, 16, 8, 8)}), "has 16 channels, but BaseModel"),
         (dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),

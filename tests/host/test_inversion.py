@@ -173,7 +173,7 @@ def test_an_image_is_encoded(vae):
 
 @pytest.mark.parametrize("size, near", [((70, 64), "64 x 64"), ((64, 100), "96 x 64"), ((5, 64), "64 x 8")])
 def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae, size, near):
-    with pytest.raises(ValueError, match=rf"is {size[1]} x {size[0]} pixels, but this VAE takes multiples of 8 .* to {near}\."):
+    with pytest.raises(ValueError, match=rf"'picture' is {size[1]} x {size[0]} pixels, but this VAE takes multiples of 8 .* to {near}\."):
         invert(smooth("eps"), torch.zeros(1, *size, 3), vae=vae)
 
 

@@ -118,13 +118,11 @@ def test_pixels_outside_the_mask_are_the_images_own(model, vae):
     assert not torch.allclose(image[:, :, 40:], picture[:, :, 40:], atol=1e-2)
 
 
-def test_pictures_of_any_size_keep_their_own_pixels_outside_the_mask(model, vae):
-    """The VAE encodes only the middle of a picture whose size is no multiple of 8."""
-    picture, mask = torch.rand(1, 71, 67, 3), torch.zeros(1, 71, 67)
-    mask[:, 40:] = 1
-    _, image, _, _ = edit(model, picture, vae=vae, mask=mask)
-    assert image.shape == (1, 64, 64, 3)
-    assert torch.equal(image[:, :37], picture[:, 3:40, 1:65])
+def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae):
+    odd = torch.rand(1, 71, 67, 3)
+    for name, knobs in (("guide", dict(picture=odd)), ("original", dict(picture=torch.rand(1, 64, 64, 3), original=odd))):
+        with pytest.raises(ValueError, match=rf"'{name}' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
+            edit(eps_model, knobs.pop("picture"), vae=vae, **knobs)
 
 
 def test_a_picture_that_is_not_noised_stays_the_picture(model, vae):

@@ -1,0 +1,26 @@
+"""Pictures that come into a node, as the model's VAE sees them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def _check_size(vae, picture: torch.Tensor, name: str) -> None:
+    """Refuses an IMAGE that the VAE would cut: what comes out is of the size of what was given."""
+    cell, (height, width) = vae.spacial_compression_encode(), picture.shape[1:3]
+    if vae.crop_input and (height % cell or width % cell):
+        near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
+        raise ValueError(
+            f"'{name}' is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "
+            f"example to {near}."
+        )
+
+
+def samples_of(vae, picture, name: str) -> torch.Tensor:
+    """The latent samples of a LATENT or an IMAGE that is the node's input `name`."""
+    if isinstance(picture, dict):
+        return picture["samples"]
+    if vae is None:
+        raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
+    _check_size(vae, picture, name)
+    return vae.encode(picture[..., :3])
