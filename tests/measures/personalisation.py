@@ -52,15 +52,22 @@ def ordinary(count: int, first: int) -> list[world.Caption]:
 def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    pictures, captions = lesson(o.shape, word)
     subject = host.Subject(f"a {word}", host.Word(word, "shape", 1) if o.word else None, o.word_rate)
+    return taught(studio, name, lesson(o.shape, word), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o)
+
+
+def taught(
+    studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject: host.Subject, design, weight: float, o
+) -> host.Learnt:
+    """Learns what pictures show under their captions, or goes on learning it."""
+    pictures, captions = shown
     kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
     settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10)
-    shown = host.Validation(f"a {word}", count=0, steps=STEPS, cfg=CFG)
+    look = host.Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
             studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
-            adapters.Design(o.algorithm, o.rank, layers=o.layers), Objective(Levels(), o.weighting), settings, shown,
+            design, Objective(Levels(), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
     return made

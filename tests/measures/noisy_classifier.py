@@ -1,0 +1,90 @@
+"""How well noisy classifiers read half-finished pictures: `python . run tests/measures/noisy_classifier.py` (resumable).
+
+Held-out scenes of one thing, in latents of the demo model, at several noise levels. The demo model's own classifier, and one that Train
+Noisy Classifier learns from fewer pictures in fewer steps: how often the likeliest colour, shape, texture and background is the true one.
+"""
+
+import argparse
+import math
+import sys
+
+import numpy as np
+import torch
+from controlled_diffusion.nodes.host import classifier_training as host
+from controlled_diffusion.nodes.host import classifiers
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.noisy_classifier import noised
+
+from harness.demo_pictures import Studio
+
+SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
+LEARN, HELD_OUT = 888, 4242
+FACTS = {
+    "colour": tuple(world.COLORS),
+    "shape": world.SHAPES,
+    "texture": world.TEXTURES,
+    "background": tuple(f"{b} background" for b in world.BACKGROUNDS),
+}
+
+
+def labels_of(scene: world.Scene) -> list[str]:
+    """All labels that a scene shows; nothing is said of plain things."""
+    words = [word for t in scene.things for word in (t.color, t.shape, t.texture) if word != "plain"]
+    return [*dict.fromkeys(words), f"{scene.background} background"]
+
+
+def latents_of(studio: Studio, scenes: list[world.Scene]) -> torch.Tensor:
+    """As the model sees the pictures when clean, (N, 4, 16, 16)."""
+    pictures = torch.from_numpy(np.stack([world.render(s) for s in scenes])).float() / 255
+    return studio.model.model.process_latent_in(torch.cat([studio.vae.encode(part) for part in pictures.split(32)]))
+
+
+def learnt(studio: Studio, options: argparse.Namespace):
+    """What the trainer makes of rendered scenes with their labels, or goes on with."""
+    scenes = [demo_model.scene(i, LEARN) for i in range(options.pictures)]
+    images = [torch.from_numpy(world.render(s)).float()[None] / 255 for s in scenes]
+    settings = host.Settings("independent", "small", options.steps, options.batch, options.rate, seed=0)
+    labels = ["\n".join(", ".join(labels_of(s)) for s in scenes)]
+    return host.learn(studio.model, studio.vae, images, labels, settings, options.name, "continue").classifier
+
+
+def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: float) -> dict[str, float]:
+    """Of each fact the share that is read right at a noise level."""
+    log_snr = torch.full((len(latents),), -2 * math.log(sigma))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    logits = classifier.network(noised(latents, log_snr, noise), log_snr)
+    known = {label: logits[:, i] for i, label in enumerate(classifier.labels)}
+    plain = torch.zeros(len(latents))  # the logit of a texture that has no label
+    found = {}
+    for fact, names in FACTS.items():
+        said = torch.stack([known.get(name, plain) for name in names]).argmax(0).tolist()
+        found[fact] = float(np.mean([names[k] in (*labels_of(s), s.things[0].texture) for k, s in zip(said, scenes)]))
+    return found
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=512, help="held-out pictures")
+    parser.add_argument("--pictures", type=int, default=1024, help="to learn from")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--name", default="measured", help="of the classifier that is learnt; another one starts anew")
+    options, studio = parser.parse_args(), Studio()
+    scenes = [s for s in (demo_model.scene(i, HELD_OUT) for i in range(4 * options.count)) if len(s.things) == 1][: options.count]
+    latents = latents_of(studio, scenes)
+    sys.stdout.write(f"| {len(scenes)} held-out pictures, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
+    sys.stdout.write("|---|" + "---|" * len(SIGMAS) + "\n")
+    shipped = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    for name, classifier in (("the demo model's", shipped), ("trained by the node", learnt(studio, options))):
+        columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
+        for fact, names in FACTS.items():
+            told = " | ".join(f"{100 * c[fact]:.0f} %" for c in columns)
+            sys.stdout.write(f"| {name}: {fact} of {len(names)} | {told} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
