@@ -49,6 +49,7 @@ FAMILIES = {  # module of the network under comfy.ldm
     "krea2.model": Layout(("blocks",)),
     "ideogram4.model": Layout(("layers",), patch=1),  # its latents come patched
     "cogvideo.model": Layout(("blocks",)),
+    "pixeldit.model": Layout(("patch_blocks",)),
     "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
     "lumina.model": Layout(("layers",), "text, rest, picture"),
     "omnigen.omnigen2": Layout(("layers",), "text, rest, picture"),  # references stand between
@@ -62,9 +63,10 @@ FAMILIES = {  # module of the network under comfy.ldm
     "lightricks.model": Layout(("transformer_blocks",), cross=True, patch=1),
     "kandinsky5.model": Layout(("visual_transformer_blocks",), cross=True),
 }
+STRANGERS = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the picture
 KNOWN = (
-    "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, Wan, "
-    "Cosmos-Predict2, LTX-Video, Kandinsky 5"
+    "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, PixelDiT, "
+    "Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5"
 )
 
 
@@ -141,7 +143,7 @@ class Dit:
 def _module(model) -> str:
     """The module of a network under comfy.ldm by which its family is known; empty for none."""
     modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(model.get_model_object("diffusion_model")).__mro__]
-    return next((m for m in modules if m in FAMILIES), "")
+    return next((m for m in modules if m in FAMILIES), "") if modules[0] not in STRANGERS else ""
 
 
 def is_joint(model) -> bool:

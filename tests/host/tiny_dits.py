@@ -1,6 +1,7 @@
 """Tiny random DiTs of the host's families, whose latents, texts and blocks are as small as their networks allow."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import comfy.model_base
 import comfy.supported_models
@@ -35,6 +36,7 @@ WAN = dict(
     num_heads=2,
     num_layers=2,
 )
+WAN_I2V = WAN | dict(model_type="i2v", in_dim=36)
 NEXT = dict(
     image_model="lumina2",
     patch_size=2,
@@ -176,6 +178,9 @@ COG = _HEADS | dict(
     max_text_seq_length=7,
     use_rotary_positional_embeddings=True,
 )
+PIXEL = dict(
+    image_model="pixeldit_t2i", patch_size=2, num_groups=2, hidden_size=32, pixel_hidden_size=4, pixel_attn_hidden_size=32, pixel_num_groups=2, patch_depth=2, pixel_depth=1, txt_embed_dim=CONTEXT
+)  # fmt: skip
 PIXART = dict(
     image_model="pixart_sigma", input_size=32, patch_size=2, in_channels=4, hidden_size=36, depth=1, num_heads=2, caption_channels=CONTEXT, micro_condition=False, pe_interpolation=2.0, pe_precision=0
 )  # fmt: skip
@@ -184,6 +189,12 @@ HUNYUAN_DIT = dict(
 )  # fmt: skip
 ERNIE = dict(
     image_model="ernie", hidden_size=48, num_attention_heads=2, num_layers=2, ffn_hidden_size=64, in_channels=128, out_channels=128, patch_size=1, text_in_dim=CONTEXT, rope_axes_dim=(8, 8, 8)
+)  # fmt: skip
+LTXAV = LTXV | dict(image_model="ltxav", audio_cross_attention_dim=16, audio_attention_head_dim=8, audio_num_attention_heads=2)
+HIDREAM_O1 = dict(
+    image_model="hidream_o1",
+    text_config_overrides=dict(vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16),
+    vision_config_overrides=dict(hidden_size=32, num_heads=2, intermediate_size=32, depth=1, num_position_embeddings=16),
 )  # fmt: skip
 
 
@@ -214,6 +225,13 @@ DITS = {
         "HiDream", "HiDream", HIDREAM, (16, 8, 8), {"conditioning_llama3": torch.linspace(-1, 1, 2 * 5 * CONTEXT).reshape(1, 2, 5, CONTEXT)}
     ),
     "wan": Family("WAN21_T2V", "WAN21", WAN, (16, 2, 8, 8)),
+    "wan_i2v": Family(
+        "WAN21_I2V",
+        "WAN21",
+        WAN_I2V,
+        (16, 2, 8, 8),
+        {"clip_vision_output": SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 1280))},
+    ),
     "cosmos2": Family("CosmosT2IPredict2", "CosmosPredict2", COSMOS, (16, 1, 8, 8)),
     "ltxv": Family("LTXV", "LTXV", LTXV, (128, 2, 4, 4)),
     "kandinsky5": Family("Kandinsky5Image", "Kandinsky5Image", KANDINSKY, (16, 1, 8, 8)),
@@ -224,11 +242,14 @@ DITS = {
     "ideogram4": Family("Ideogram4", "Ideogram4", IDEOGRAM, (128, 4, 4)),
     "mage": Family("MageFlow", "MageFlow", MAGE, (128, 4, 4)),
     "cogvideo": Family("CogVideoX_T2V", "CogVideoX", COG, (16, 2, 8, 8)),
+    "pixeldit": Family("PixelDiTT2I", "PixelDiTT2I", PIXEL, (3, 8, 8)),
 }
-CLOSED = {  # their attentions do not see the host's override
+CLOSED = {  # their attentions do not see the host's override, or not as is known here
     "pixart": Family("PixArtSigma", "PixArt", PIXART, (4, 8, 8)),
     "hunyuan_dit": Family("HunyuanDiT1", "HunyuanDiT", HUNYUAN_DIT, (4, 8, 8)),
     "ernie": Family("ErnieImage", "ErnieImage", ERNIE, (128, 4, 4)),
+    "ltxav": Family("LTXAV", "LTXAV", LTXAV, (128, 2, 4, 4)),
+    "hidream_o1": Family("HiDreamO1", "HiDreamO1", HIDREAM_O1, (3, 64, 64)),
 }
 
 
