@@ -29,7 +29,13 @@ class AttentionMapCapture(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True, tooltip="The positive prompt."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The positive prompt; of a conditioning of several texts a line for each.",
+                ),
                 io.String.Input(
                     "words",
                     default="",
@@ -54,7 +60,8 @@ class AttentionMapCapture(io.ComfyNode):
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
-                    tooltip="The same prompt as other nodes have made it (ControlNet, guidance of Flux). Not connected: the prompt encoded plainly.",
+                    tooltip="The same prompt as other nodes have made it (ControlNet, guidance of Flux), or several texts (the positive of P2P "
+                    "Attention Patch). Not connected: the prompt encoded plainly.",
                 ),
             ],
             outputs=[

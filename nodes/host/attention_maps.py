@@ -6,13 +6,15 @@ import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from ...attention.alignment import Prompt, unknown_word, words_from
-from ...attention.maps import Maps, Sums, heat, mask_of, phase_of
+from ...attention.alignment import Prompt, moved, unknown_word, words_from
+from ...attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Place, Run, chosen_places, install, is_unet, marked, unet_places
 from .joint_attention import Block, Dit, TokenCall, chosen_blocks, dit_of
@@ -27,9 +29,12 @@ MISSING = (
 
 @dataclass(frozen=True)
 class Capture:
-    """The control: the columns of each word, the layers (keys of places), and the part of the sampling, in equal phases."""
+    """The control: the columns of each word, the layers (keys of places), and the part of the sampling, in equal phases.
 
-    words: dict[str, tuple[int, ...]]
+    `words` has an entry for each row of the conditioning, all of the same words; a word that a row's prompt lacks has no columns there.
+    """
+
+    words: tuple[dict[str, Columns], ...]
     layers: frozenset
     places: tuple[Place, ...] = ()
     dit: Dit | None = None
@@ -39,6 +44,11 @@ class Capture:
     length: int = 77  # columns of the conditioning
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     runs: list[Capturing] = field(default_factory=list, compare=False)  # the last one, for Attention Map View
+
+    def pictures(self, count: int) -> list[tuple[list[int], list[Columns]]]:
+        """Neighbours among so many pictures whose words have the same columns, and these; the host repeats rows over a larger batch."""
+        rows = [(i, self.words[i % len(self.words)]) for i in range(count)]
+        return [([i for i, _ in same], list(words.values())) for words, same in groupby(rows, itemgetter(1))]
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Capturing:
         self.runs[:] = [Capturing(self, scale, tuple(noise.shape[-2:]))]
@@ -69,10 +79,12 @@ class Capturing(Run):
         size = self._size(call)
         if size is not None:
             lead = self.dit.lead(self.control.length, tokens) if self.dit else 0
-            columns = [[lead + c for c in word] for word in self.control.words.values()]
-            maps = call.shares(list(range(first, first + self.pictures)), tokens, columns)
+            maps = [
+                call.shares([first + i for i in pictures], tokens, [[lead + c for c in word] for word in words])
+                for pictures, words in self.control.pictures(self.pictures)
+            ]
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
-            self.sums.add(key, maps.unflatten(-1, size))
+            self.sums.add(key, torch.cat(maps).unflatten(-1, size))
 
     def _size(self, call: Call | TokenCall) -> tuple[int, ...] | None:
         """The layer's picture; None where it is not all of the picture, as in an area of a conditioning."""
@@ -88,44 +100,85 @@ class Capturing(Run):
         (start, end), phases = self.control.window, self.control.phases
         step = (end - start) / phases
         parts = tuple((start + i * step, start + (i + 1) * step) for i in range(phases))
-        return Maps(tuple(self.control.words), self.sums, parts, tuple(n * self.control.scale for n in self.size))
+        return Maps(tuple(self.control.words[0]), self.sums, parts, tuple(n * self.control.scale for n in self.size))
 
 
-def words_of(prompt: Prompt, text: str) -> dict[str, tuple[int, ...]]:
-    """The columns of the words and phrases of a text; of every word of the prompt where it is empty."""
-    asked = words_from(text) or list(dict.fromkeys(w.text for w in prompt.words if w.text[0].isalnum()))
-    found = {}
-    for phrase in asked:
-        places = prompt.find(phrase)
-        if not places:
-            raise unknown_word(phrase, [prompt])
-        found[phrase] = prompt.columns(i for words in places for i in words)
-    if not found:
+def words_of(prompts: Sequence[Prompt], text: str) -> tuple[dict[str, Columns], ...]:
+    """The columns, in each prompt, of the words and phrases of a text; of every word of the prompts where it is empty."""
+    asked = words_from(text) or list(dict.fromkeys(w.text for p in prompts for w in p.words if w.text[0].isalnum()))
+    if not asked:
         raise ValueError("The prompt has no words. Write one, so that there is something to look for.")
-    return found
+    for phrase in asked:
+        if not any(p.find(phrase) for p in prompts):
+            raise unknown_word(phrase, prompts)
+    return tuple({phrase: p.columns(i for words in p.find(phrase) for i in words) for phrase in asked} for p in prompts)
 
 
-def prepared(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
-    """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, in the place of a plain encoding."""
-    if not 0.0 <= window[0] < window[1] <= 1.0:
-        raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
+def _in_row(prompt: Prompt, features: torch.Tensor, in_front: bool) -> Prompt:
+    """A prompt with the columns it has in a row of several (n, width), which were brought to one length as `prompts.as_rows` does."""
+    n, whole = prompt.length, len(features)
+    if in_front:
+        return moved(prompt, whole - n)
+    if whole == n or whole % n or not torch.equal(features[:n].repeat(whole // n, 1), features):
+        return prompt
+    words = tuple(replace(w, columns=tuple(c + i for i in range(0, whole, n) for c in w.columns)) for w in prompt.words)
+    return replace(prompt, words=words, length=whole)
+
+
+def _prompts_of_rows(clip, text: str, features: torch.Tensor, in_front: bool) -> list[Prompt]:
+    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbours.
+
+    Raises ValueError where lines and rows do not fit.
+    """
+    lines, rows = list(filter(None, map(str.strip, text.splitlines()))), len(features)
+    each = rows // max(len(lines), 1)
+    parts = features.split(each) if lines and each * len(lines) == rows else ()
+    if not parts or any(not torch.equal(row, part[0]) for part in parts for row in part):
+        raise ValueError(
+            f"The conditioning holds {rows} texts, but the prompt has {len(lines)} line(s). Write each text on a line of its own, in their order: "
+            "of P2P Attention Patch the source, then every target."
+        )
+    found = [(prompt_of(clip, line, encoded(clip, line)[0][0].shape[1]), part) for line, part in zip(lines, parts)]
+    return [_in_row(_fitting(prompt, part), part[0], in_front) for prompt, part in found for _ in part]
+
+
+def _fitting(prompt: Prompt, features: torch.Tensor) -> Prompt:
+    """The prompt, whose conditioning must not be shorter than it."""
+    if features.shape[1] < prompt.length:
+        raise ValueError(
+            f"The conditioning holds texts of {features.shape[1]} tokens, but the prompt '{prompt.text}' makes one of {prompt.length}. Connect the "
+            "conditioning of just this prompt, or none."
+        )
+    return prompt
+
+
+def _read(clip, text: str, conditioning: list | None, dit: Dit | None) -> tuple[list[Prompt], list]:
+    """(the prompt of each row, the conditioning), which is encoded here where none is given."""
+    if conditioning and len(conditioning[0][0]) > 1:
+        return _prompts_of_rows(clip, text, conditioning[0][0], bool(dit and dit.filled_in_front)), conditioning
     own = encoded(clip, text)
     prompt = prompt_of(clip, text, own[0][0].shape[1])
     for features, _ in conditioning or ():
-        if features.shape[1] < prompt.length or len(features) > 1:
-            raise ValueError(
-                f"The conditioning holds {len(features)} text(s) of {features.shape[1]} tokens, but the prompt '{text}' makes one of {prompt.length}. "
-                "Connect the conditioning of just this prompt, or none."
-            )
-    conditioning = conditioning or own
+        _fitting(prompt, features)
+    return [prompt], conditioning or own
+
+
+def prepared(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
+    """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, in the place of a plain encoding.
+
+    Where it has rows of several prompts, `text` has a line for each.
+    """
+    if not 0.0 <= window[0] < window[1] <= 1.0:
+        raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
+    dit = None if is_unet(model) else dit_of(model)
+    prompts, conditioning = _read(clip, text, conditioning, dit)
     made = Capture(
-        words_of(prompt, words), frozenset(), window=window, phases=phases, scale=_pixels(model), length=conditioning[0][0].shape[1]
+        words_of(prompts, words), frozenset(), window=window, phases=phases, scale=_pixels(model), length=conditioning[0][0].shape[1]
     )
-    if is_unet(model):
+    if dit is None:
         places = unet_places(model)
         made = replace(made, layers=chosen_places(layers, places, "layers"), places=places)
     else:
-        dit = dit_of(model)
         made = replace(made, layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
     if not made.layers:
         raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")

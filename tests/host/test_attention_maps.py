@@ -9,11 +9,13 @@ from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, Atten
 from controlled_diffusion.nodes.host.attention import KEY, install, marked, unet_places
 from controlled_diffusion.nodes.host.attention_maps import Capture
 from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
-from controlled_diffusion.nodes.host.prompts import encoded, prompt_of
+from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from torch.testing import assert_close
 
 from host import tiny, tiny_dits, tiny_text
 from host.test_prompt_to_prompt import Tokens
+from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 PROMPT, LONG = "a red circle, a blue star", "a red circle, " * 30
@@ -134,7 +136,7 @@ def test_phases_hold_their_part_of_the_sampling(eps, clip):
 def test_words_of_a_long_prompt_and_repeated_words_are_found(eps, clip):
     patched, positive = capture(eps, clip, LONG + "a cat", "circle, circle#30, cat")
     control = patched.model_options["transformer_options"][KEY][-1]
-    assert positive[0][0].shape[1] == 154 and len(control.words["circle"]) == 30 and control.words["cat"][0] > 77
+    assert positive[0][0].shape[1] == 154 and len(control.words[0]["circle"]) == 30 and control.words[0]["cat"][0] > 77
     maps = view(patched, sample(patched, positive, encoded(clip, "")))[2]
     assert (maps.of(["circle"]) >= maps.of(["circle#30"])).all()
 
@@ -145,8 +147,45 @@ def test_a_conditioning_of_other_nodes_may_stand_for_the_prompt(eps, clip):
     assert positive[0][1]["mark"] == 1 and KEY not in longer[0][1]
     one = view(patched, sample(patched, positive, encoded(clip, ""), cfg=1.0))[2].of()
     assert (one < captured(eps, clip, run=dict(cfg=1.0)).of() + 0.5).all() and one.isfinite().all()
-    with pytest.raises(ValueError, match=r"holds 1 text\(s\) of 77 tokens, but the prompt.*one of 154"):
+    with pytest.raises(ValueError, match=r"holds texts of 77 tokens, but the prompt.*one of 154"):
         capture(eps, clip, LONG, conditioning=encoded(clip, PROMPT))
+
+
+def test_every_row_of_several_prompts_has_the_maps_of_its_own_words(eps, clip):
+    """A shorter text is repeated to the length of a longer one; its copies count."""
+    spy, texts = Spy(eps), (PROMPT, LONG + "a blue dog")
+    rows = as_rows([encoded(clip, t) for t in texts], 2)[0]
+    maps = captured(spy.model, clip, prompt="\n".join(texts), words="blue, star", conditioning=rows, run=dict(batch=4))
+    seen = torch.stack([p for key in (p.key for p in unet_places(eps) if p.scale == 1) for p in spy.seen[key]]).mean((0, 2))
+    blue = prompt_of(clip, texts[1]).find("blue")[0], prompt_of(clip, texts[1]).words
+    columns = (6, 6 + 77), blue[1][blue[0][0]].columns
+    wanted = torch.stack([seen[i][:, list(columns[i // 2])].sum(-1) for i in range(4)])
+    assert_close(maps.of(["blue"], ["1/1"])[:, 0].flatten(1), wanted, atol=1e-6, rtol=1e-4)
+    assert maps.of(["star"])[:2].min() > 0 and not maps.of(["star"])[2:].any()
+
+
+def test_of_prompt_to_prompt_the_swapped_word_looks_where_the_sources_does(eps, clip):
+    given = defaults(P2PAttentionPatch) | dict(
+        source="a red circle", targets="a blue circle", cross_end=1.0, self_end=1.0, self_layers="all"
+    )
+    model, positive, negative, *_ = P2PAttentionPatch.execute(eps, clip, **given | dict(width=64, height=64)).args
+    patched, both = capture(model, clip, "a red circle\na blue circle", "", conditioning=positive)
+    noise = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), 7, [0, 0])
+    comfy.sample.sample(patched, noise, 3, 4.0, "euler", "normal", both, negative, torch.zeros_like(noise), disable_pbar=True, seed=7)
+    maps = view(patched)[2]
+    assert maps.words == ("a", "red", "circle", "blue")
+    assert_close(maps.of(["blue"])[1], maps.of(["red"])[0])
+    assert_close(*maps.of(["a", "circle"]))
+    assert not maps.of(["blue"])[0].any() and not maps.of(["red"])[1].any()
+
+
+def test_lines_and_rows_must_fit(eps, clip):
+    rows = as_rows([encoded(clip, t) for t in ("a red circle", "a blue circle")], 2)[0]
+    for text in ("a red circle", "a red circle\na blue circle\na dog", "a\nb\nc\nd\ne", ""):
+        with pytest.raises(ValueError, match=r"holds 4 texts, but the prompt has \d line.*the source, then every target"):
+            capture(eps, clip, text, "", conditioning=rows)
+    with pytest.raises(ValueError, match=r"'dog' is in none of the prompts; the words of 'a red circle'.*; the words of 'a blue circle'"):
+        capture(eps, clip, "a red circle\na blue circle", "dog", conditioning=rows)
 
 
 def test_a_run_starts_anew_and_memory_is_a_map_a_word_and_group(eps, clip):
@@ -205,7 +244,7 @@ def test_a_view_without_a_finished_run_says_so(eps, clip):
 STARTS = {  # first token of the text and of the picture among those of a block, for 7 of text
     "omnigen2": (0, 7), "boogu": (0, 7), "aura": (8, 15), "lumina2": (0, 7), "zimage": (0, 32), "hunyuan_video": (0, 7), "hunyuan_image": (0, 7),
     "hidream": (16, 0), "lens": (16, 0), "joyimage": (16, 0), "flux": (0, 7), "flux2": (505, 512), "chroma": (0, 7), "sd3": (0, 7), "qwen": (0, 7),
-    "krea2": (0, 7), "ideogram4": (0, 7), "mage": (0, 7), "cogvideo": (0, 7), "wan": (0, 0), "cosmos2": (0, 0), "ltxv": (0, 0), "kandinsky5": (0, 0),
+    "krea2": (0, 7), "ideogram4": (0, 7), "mage": (0, 7), "cogvideo": (0, 7), "pixeldit": (0, 7), "wan": (0, 0), "wan_i2v": (0, 0), "cosmos2": (0, 0), "ltxv": (0, 0), "kandinsky5": (0, 0),
 }  # fmt: skip
 
 
@@ -241,7 +280,7 @@ def draw(model, name, positive, steps=2):
 def test_a_dits_maps_are_what_its_picture_looks_at_in_the_text(name):
     spy = Keys(tiny_dits.dit(name))
     dit = dit_of(spy.model)
-    control = Capture({"one": (1, 2), "other": (5,)}, frozenset(p.key for p in dit.places), dit=dit, length=7)
+    control = Capture(({"one": (1, 2), "other": (5,)},), frozenset(p.key for p in dit.places), dit=dit, length=7)
     positive = tiny_dits.text(name, 1)
     made = draw(install(spy.model, control), name, marked(positive, control.token))
     size, (text, picture) = control.runs[0].dit.grid(tiny_dits.empty(name).shape), STARTS[name]
@@ -264,6 +303,25 @@ def test_a_dits_maps_are_what_its_picture_looks_at_in_the_text(name):
     sums = sum(control.runs[0].sums.total.values())
     assert_close(sums, sum(wanted).unflatten(-1, shape), atol=1e-5, rtol=1e-4)
     assert torch.equal(made, draw(spy.model, name, positive))
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "wan"])
+def test_on_a_dit_every_row_of_several_prompts_has_the_maps_of_its_own_words(name):
+    """Texts of unequal length are filled up, behind or in front."""
+    model, clip = tiny_dits.dit(name), tiny_dits.Clip(tiny_text.clip("flux"), name)
+    texts, latent = ("red circle", "a very shiny blue circle on white"), {"samples": tiny_dits.empty(name)}
+    given = defaults(P2PAttentionPatch) | dict(source=texts[0], targets=texts[1], latent=latent, cross_end=0.0, self_end=0.0, joint_end=0.0)
+    edited, positive, negative, *_ = P2PAttentionPatch.execute(model, clip, **given).args
+
+    def maps(model, text, conditioning, count):
+        patched, rows = capture(model, clip, text, "circle", conditioning=conditioning)
+        noise = comfy.sample.prepare_noise(tiny_dits.empty(name, count), 7, [0] * count)
+        comfy.sample.sample(patched, noise, 1, 1.0, "euler", "simple", rows, negative, torch.zeros_like(noise), disable_pbar=True, seed=7)
+        return view(patched)[2].of()
+
+    both, alone = maps(edited, "\n".join(texts), positive, 2), [maps(model, text, None, 1) for text in texts]
+    assert_close(both, torch.cat(alone), atol=1e-6, rtol=1e-4)
+    assert (alone[0] - alone[1]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.DITS))
@@ -318,7 +376,7 @@ def test_a_network_that_cannot_be_reached_is_refused_by_name(name):
 
 def test_a_network_whose_tokens_others_change_is_an_error_in_the_first_call():
     model = tiny_dits.dit("flux")
-    control = Capture({"a": (1,)}, frozenset({0}), dit=dit_of(model))
+    control = Capture(({"a": (1,)},), frozenset({0}), dit=dit_of(model))
     patched = install(model, control)
     patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
         lambda args: {**args, "txt": args["txt"][:, :5], "txt_ids": args["txt_ids"][:, :5]}
