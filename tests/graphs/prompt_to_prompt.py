@@ -7,25 +7,32 @@ def prompt_to_prompt(graph):
     graph.note(
         "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first picture is the source, then a word swapped "
         "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
-        "that what is not named stays.\n\nTry: another target a line; a word taken out; *self_end* 0, which lets shapes go; *alpha* 0.5, which "
-        "takes over less." + SWAP
+        "that what is not named stays. The tables show where source and edits look at words: *yellow* where the source looks at "
+        "*blue*.\n\nTry: another target a line; a word taken out; *self_end* 0, which lets shapes go; *alpha* 0.5, which takes over less."
+        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
+    source = "a red star on the left and a blue circle on the right on a white background"
+    targets = source.replace("blue", "yellow"), source.replace("blue", "striped blue"), source.replace("white", "pink")
     with graph.group("2 Prompts"):
-        patch = patched(
-            graph,
-            model,
-            "a red star on the left and a blue circle on the right on a white background",
-            "a red star on the left and a yellow circle on the right on a white background",
-            "a red star on the left and a striped blue circle on the right on a white background",
-            "a red star on the left and a blue circle on the right on a pink background",
-            self_end=0.6,
+        patch = patched(graph, model, source, *targets, self_end=0.6)
+    with graph.group("3 What they look at"):
+        capture = graph.add(
+            "AttentionMapCapture",
+            model=patch["model"],
+            clip=model["clip"],
+            prompt="\n".join((source, *targets)),
+            words="star, circle, blue, yellow",
+            conditioning=patch["positive"],
         )
-    with graph.group("3 Sample"):
-        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=5)
-    with graph.group("4 Pictures"):
-        saved(graph, model["vae"], latent, "prompt_to_prompt", "source, then the edits")
+    with graph.group("4 Sample"):
+        latent = ksampler(graph, capture["model"], capture["positive"], patch["negative"], patch["latent"], seed=5)
+    with graph.group("5 Pictures"):
+        pictures = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        graph.add("SaveImage", title="source, then the edits", images=pictures, filename_prefix="prompt_to_prompt")
+        view = graph.add("AttentionMapView", source=capture["model"], latent=latent, image=pictures)
+        graph.add("PreviewImage", title="where each looks at words", images=view["table"])
 
 
 def prompt_to_prompt_weights(graph):
