@@ -248,7 +248,29 @@ def test_without_an_average_the_average_is_the_weights():
     net = network()
     loop = plain(net)
     list(loop.run(loss_of(net)))
-    assert all(torch.equal(loop.averages[k], p) for k, p in net.named_parameters())
+    own = {k: p.detach().clone() for k, p in net.named_parameters()}
+    with loop.averaged():
+        assert not loop.averages and all(torch.equal(own[k], p) for k, p in net.named_parameters())
+
+
+def test_an_average_begins_where_a_state_without_one_stopped(tmp_path):
+    net, state = network(), tmp_path / "state.safetensors"
+    loop = plain(net)
+    list(loop.run(loss_of(net)))
+    loop.save(state)
+    averaging = plain(network(), average=0.9)
+    averaging.restore(state)
+    assert all(torch.equal(averaging.averages[k], p) for k, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "prodigy"])
+def test_what_a_step_will_take_is_known_before_it(optimizer):
+    net = network()
+    loop = plain(net, optimizer=optimizer)
+    gradients, told = 4 * sum(p.numel() for p in net.parameters()), loop.to_come()
+    list(loop.run(loss_of(net)))
+    kept = sum(4 * m.numel() for o in loop.optimizers for s in o.state.values() for m in s.values() if m.numel() > 1)
+    assert told == gradients + kept and loop.to_come() == gradients
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

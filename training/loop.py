@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .optimizers import NUMBERS
 from .optimizers import optimizer as make_optimizer
 from .optimizers import rate_factor, warm_cosine
 
@@ -92,7 +93,8 @@ class Loop:
             self.optimizers.append(
                 torch.optim.Muon(list(self.matrices.values()), weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
             )
-        self.averages = {k: p.detach().clone() for k, p in parameters.items()}
+        self.optimizer = optimizer
+        self.averages = {k: p.detach().clone() for k, p in parameters.items()} if average else {}
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> Iterator[Step]:
         """Yields after every step; `loss_of(index)` builds the loss of part `index`, 0-based, counted through all steps.
@@ -156,13 +158,16 @@ class Loop:
 
     @torch.no_grad()
     def _update_averages(self) -> None:
-        keep = min(self.average, (1 + self.done) / (10 + self.done))
-        old = list(self.averages.values())
-        torch._foreach_lerp_(old, [p.detach() for p in self.parameters.values()], 1 - keep)
+        if self.averages:
+            keep = min(self.average, (1 + self.done) / (10 + self.done))
+            torch._foreach_lerp_(list(self.averages.values()), [p.detach() for p in self.parameters.values()], 1 - keep)
 
     @contextmanager
     def averaged(self):
-        """Inside, the parameters hold their averages."""
+        """Inside, the parameters hold their averages; with `average` 0 they are their own."""
+        if not self.averages:
+            yield
+            return
         kept = {k: p.detach().clone() for k, p in self.parameters.items()}
         self._fill(self.averages)
         try:
@@ -178,6 +183,11 @@ class Loop:
     def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
         states = {p: state for o in self.optimizers for p, state in o.state.items()}
         return {k: states.get(p, {}) for k, p in self.trained.items()}
+
+    def to_come(self) -> int:
+        """Bytes that the first step takes and the later ones keep: gradients, and what the optimiser keeps of them."""
+        numbers = 1 if any(o.state for o in self.optimizers) else 1 + NUMBERS[self.optimizer]
+        return numbers * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
     def save(self, path: Path) -> None:
         state = {f"weight/{k}": p for k, p in self.parameters.items()}
@@ -196,7 +206,8 @@ class Loop:
             self._check_same_run(json.loads(facts.get("about", "{}")), path)
             self.done, self.loss_scale = int(facts["done"]), float(facts.get("loss_scale", self.loss_scale))
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
-            self.averages = {k: file.get_tensor(f"average/{k}").to(p.device) for k, p in self.parameters.items()}
+            kept = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
+            self.averages = {k: file.get_tensor(kept + k).to(self.parameters[k].device) for k in self.averages}
             curve = file.get_tensor("curve/losses").tolist() if "curve/losses" in file.keys() else []
             self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in enumerate(curve, 1)]
             for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/", "curve/"))):

@@ -72,6 +72,7 @@ def _prodigy(parameters, decay):
 
 
 OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor, "prodigy": _prodigy}
+NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0, "prodigy": 4}  # what each keeps beside a weight
 
 
 def optimizer(name: str, parameters: Iterable[torch.Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:

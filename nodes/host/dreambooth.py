@@ -81,6 +81,9 @@ class Task(trainers.Task):
         """A sentence as the denoiser takes it, with a graph where it holds the new word."""
         return self.rows[text] if text in self.rows else self.word.encode(text)
 
+    def usual_rows(self, count: int) -> list:
+        return [self.row(self.texts[0])] * count
+
     def encode(self) -> None:
         """Encodes once what does not change."""
         for text in dict.fromkeys(self.texts):

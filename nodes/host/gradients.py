@@ -135,11 +135,16 @@ RECOMPUTABLE = {  # denoisers whose blocks were compared with and without, and t
 }
 
 
+def recomputable(model) -> bool:
+    """Whether the blocks of a model may be given to `recomputed`."""
+    return type(model.diffusion_model).__name__ in RECOMPUTABLE
+
+
 def blocks_of(model) -> list[torch.nn.Module]:
     """The blocks of a model that `recomputed` may be given; refuses models with which that was not tried."""
     network = model.diffusion_model
     names = RECOMPUTABLE.get(type(network).__name__)
-    if names is None:
+    if not recomputable(model):
         raise ValueError(
             f"checkpointing was not tried with {type(model).__name__}, where it may give wrong gradients; switch it off. It works with the "
             "UNets of SD1, SD2 and SDXL, with SD3 and with Flux."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from .instruct import CONCAT, InstructPix2Pix, Picture
 from .prompts import encoded
 from .trainers import loss_curve, side_by_side
 from .training import Course, Ground, Objective, Pictures, pictures_of, trainable
+from .training_memory import check_numbers
 
-PER_NUMBER = 20  # bytes of a trained number in float32: itself, its gradient, two moments, its average
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ class Task(trainers.Task):
 
     def conditioning(self, text: str) -> list:
         return [self.examples.untold]
+
+    def usual_rows(self, count: int) -> list:
+        return [self.examples.row(0, True, True)] * count
 
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         s, first = self.settings, index * self.settings.batch_size
@@ -175,29 +178,23 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
     return Examples(before, tuple(known[t] for t in texts), known[""]), after
 
 
-def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation) -> Task:
+def prepare(
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation,
+    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
+) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the picture."""
     examples, after = examples_of(clip, vae, data)
     own, _ = trainable(instruct_models.with_room(model))
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
     asked = settings.train, settings.rank, settings.alpha
-    _check_memory(learnt(shapes, *asked, settings.seed, torch.device("meta")), own.load_device)
+    numbers = sum(p.numel() for m in learnt(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
+    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.", free)
     added = learnt(shapes, *asked, settings.seed, own.load_device)
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
     about = trainers.about(settings, objective, after, what=asked, dropout=settings.dropout, shown=examples.digest())
     return Task(
         model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
-        learnt=added,
+        learnt=added, free=free,
     )  # fmt: skip
 
-
-def _check_memory(added: dict[str, torch.nn.Module], device: torch.device) -> None:
-    """Refuses what cannot fit before anything is trained."""
-    numbers = sum(p.numel() for module in added.values() for p in module.parameters())
-    needed, free = numbers * PER_NUMBER / 2**30, comfy.model_management.get_free_memory(device) / 2**30
-    if needed > free:
-        raise ValueError(
-            f"Training {numbers / 1e6:.0f} million numbers needs {needed:.1f} GB beside the model, and {free:.1f} GB are free. Train a LoRA "
-            "('attention'), lower the rank, or close what else uses the memory."
-        )

@@ -60,6 +60,9 @@ class Task(trainers.Task):
     def conditioning(self, text: str) -> list:
         return self.word.conditioning(text)
 
+    def usual_rows(self, count: int) -> list:
+        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed))] * count
+
 
 @dataclass(frozen=True)
 class Learnt:

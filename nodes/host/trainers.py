@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sample
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from PIL import Image
 from ...training.loop import Diverged, Loop, saving
 from .pictures import as_image, line_chart, stacked
 from .training import Course, Ground, Objective, Pictures, half_precision_scale, run_course
+from .training_memory import Room
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Settings:
     warmup: int = 10
     accumulate: int = 1
     average: float = 0.0
+    checkpointing: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Task:
     validation: Validation
     about: dict[str, str]
     looks: list[torch.Tensor] = field(default_factory=list)
+    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory  # bytes that a device has free
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -118,6 +122,16 @@ class Task:
     def conditioning(self, text: str) -> list:
         """The CONDITIONING of a prompt with what is learnt as it is."""
         raise NotImplementedError
+
+    def usual_rows(self, count: int) -> list:
+        """Conditionings [features, extras] as those of a batch of `count` are."""
+        return [self.conditioning(self.validation.prompt)[0]] * count
+
+    def room(self, loop: Loop) -> Room:
+        """What looks whether the training fits into memory."""
+        s, largest = self.settings, max((z.shape for z in self.pictures.latents), key=torch.Size.numel)
+        shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
+        return Room(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.free)
 
     def loop(self) -> Loop:
         s = self.settings
@@ -161,7 +175,10 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
     if resume:
         loop.restore(state)
     start = task.conditioning(task.validation.prompt)
-    course = Course(task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state), task.around)
+    course = Course(
+        task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state), task.around,
+        blocks=task.room(loop).blocks,
+    )  # fmt: skip
 
     def keep() -> str:
         loop.save(state)

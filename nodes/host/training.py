@@ -188,7 +188,7 @@ def _noise(seed: int, number: int, shape: torch.Size) -> torch.Tensor:
 
 
 class Lesson(comfy.samplers.Sampler):
-    """Takes some steps of a training in one run of the host's sampling."""
+    """Takes some steps of a training in one run of the host's sampling. `blocks` gives those that run again in the backward pass."""
 
     def __init__(
         self,
@@ -197,16 +197,18 @@ class Lesson(comfy.samplers.Sampler):
         show: Callable[[Step], None],
         mutations: bool = True,
         around: Callable[[], AbstractContextManager] = nullcontext,
+        blocks: Callable[[Ground], Sequence[torch.nn.Module]] = lambda ground: (),
     ):
-        self.steps, self.modules, self.show, self.mutations, self.around = steps, modules, show, mutations, around
+        self.steps, self.modules, self.show, self.mutations, self.around, self.blocks = steps, modules, show, mutations, around, blocks
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
         for module in (model_wrap.inner_model, *self.modules):
             gradients.heal(module)
         ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
+        gradients.attend_with_derivative(ground.options["transformer_options"])
         norms = gradients.norms_keep_their_inputs(() if self.mutations else self.modules)
-        with gradients.differentiable(self.mutations), norms, self.around():
+        with gradients.differentiable(self.mutations), norms, self.around(), gradients.recomputed(self.blocks(ground)):
             for step in self.steps(ground):
                 self.show(step)
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -279,6 +281,7 @@ class Course:
     watched: Callable[[Iterator[Step]], Iterator[Step]] = iter  # sees every step, as one that saves does
     around: Callable[[], AbstractContextManager] = nullcontext  # what steps are taken inside of
     mutations: bool = False  # whether the networks change in place what autograd saves; found out when they do
+    blocks: Callable[[Ground], Sequence[torch.nn.Module]] = lambda ground: ()  # of the denoiser, that run again in the backward pass
     bar: comfy.utils.ProgressBar = field(init=False)
 
     def __post_init__(self):
@@ -299,7 +302,7 @@ class Course:
         def steps(ground: Ground) -> Iterator[Step]:
             return self.watched(islice(self.loop.run(lambda i: self.loss_of(ground, i)), count))
 
-        lesson = Lesson(steps, self.modules, self._show, self.mutations, self.around)
+        lesson = Lesson(steps, self.modules, self._show, self.mutations, self.around, self.blocks)
         guider = comfy.samplers.CFGGuider(self.model)
         guider.inner_set_conds({"positive": self.start})
         blank = torch.zeros(self.batch)

@@ -150,7 +150,7 @@ def read(
     own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}
     return (
         Objective(asked, given["weighting"], given["gamma"]),
-        settings(**{f.name: given[f.name] for f in fields(settings)}),
+        settings(**{f.name: given[f.name] for f in fields(settings) if f.name in given}),
         validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
     )
 

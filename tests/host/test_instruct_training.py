@@ -56,12 +56,12 @@ def train(model, clip, vae, **knobs):
     return InstructPix2PixTrainer.execute(model=[model], clip=[clip], vae=[vae], **lists).args
 
 
-def task_of(model, clip, vae, what="attention", **more):
+def task_of(model, clip, vae, what="attention", free=training.comfy.model_management.get_free_memory, **more):
     data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
     objective = training.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0))
+        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0), free)
 
 
 def inside(task, question):
@@ -297,10 +297,10 @@ def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, 
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_too_little_memory_is_told_before_anything_is_trained(eps_model, clip, vae, monkeypatch):
-    monkeypatch.setattr(training.comfy.model_management, "get_free_memory", lambda *_: 2**20)
-    with pytest.raises(ValueError, match=r"needs 0.0 GB beside the model.*Train a LoRA"):
-        host._check_memory({"w": torch.nn.Linear(1000, 1000)}, torch.device("cpu"))
+@pytest.mark.parametrize("what", ["attention", "all weights"])
+def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip, vae):
+    with pytest.raises(ValueError, match=r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"):
+        task_of(eps_model, clip, vae, what, free=lambda device: 2**14)
 
 
 def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folders):
