@@ -87,6 +87,7 @@ def pictures() -> list:
             tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line. Empty = none.",
         ),
         inputs.masks(),
+        inputs.checkpointing(),
     ]
 
 

@@ -93,7 +93,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                     "train",
                     options=list(WHAT),
                     tooltip="Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as in the paper, which "
-                    "takes the memory of the model about 20 times in bytes a weight.",
+                    "takes 16 bytes for each of the model's weights.",
                 ),
                 *inputs.course(
                     2000,
@@ -109,6 +109,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 *inputs.objective(),
                 *_run(),
                 *_pairs(),
+                inputs.checkpointing(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),

@@ -95,6 +95,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                     "caption that holds the placeholder is the whole sentence. Empty = none.",
                 ),
                 inputs.masks(),
+                inputs.checkpointing(),
             ],
             outputs=[
                 io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name."),

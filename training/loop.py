@@ -15,9 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .optimizers import NUMBERS
+from .optimizers import NUMBERS, rate_factor, warm_cosine
 from .optimizers import optimizer as make_optimizer
-from .optimizers import rate_factor, warm_cosine
 
 __all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "warm_cosine"]
 

@@ -61,6 +61,11 @@ def differentiable(mutations: bool = True):
         comfy.model_management.in_training = before
 
 
+def without_derivative(error: RuntimeError) -> bool:
+    """Whether autograd stopped at an operation that has no derivative, as some of the host's own kernels are."""
+    return "no autograd formula" in str(error)
+
+
 def mutated(error: RuntimeError) -> bool:
     """Whether autograd stopped because something that it had saved was changed in place."""
     return "modified by an inplace operation" in str(error)
@@ -91,30 +96,35 @@ class _Recomputed:
     """One pass through a block, of which autograd keeps the inputs alone: what else it saved is made again when it is needed."""
 
     def __init__(self, block: torch.nn.Module, given: tuple):
-        self.block, self.given, self.count, self.saved = block, _copied(given), 0, None
+        self.block, self.given, self.count, self.saved = block, _copied(given), 0, {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._forget, self._recall)
+
+    def end(self) -> None:
+        self.hooks.__exit__()
+        del self.hooks  # which would keep this alive, and what it has made
 
     def _forget(self, tensor: torch.Tensor) -> int:
         self.count += 1
         return self.count - 1
 
     def _recall(self, number: int) -> torch.Tensor:
-        if self.saved is None:
-            self.saved = self._again()
-        return self.saved[number]
+        """Each is given once and not held any longer; who asks again has it made again."""
+        if number not in self.saved:
+            self.saved = dict(enumerate(self._again()))
+        return self.saved.pop(number)
 
     def _again(self) -> list[torch.Tensor]:
         """All that autograd saves in the pass; copies, as blocks may change it afterwards."""
         saved, weights = [], {p.untyped_storage().data_ptr() for p in self.block.parameters()}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def keep(tensor: torch.Tensor) -> None:
             own = tensor.untyped_storage().data_ptr() in weights
             saved.append(tensor.detach() if own else tensor.detach().clone())
-            return tensor
+            # and the graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer
 
         with torch.inference_mode(False), torch.enable_grad():
             args, kwargs = _copied(self.given)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
                 self.block.forward(*args, **kwargs)
         return saved
 
@@ -128,10 +138,27 @@ def _copied(value):
     return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
 
 
-RECOMPUTABLE = {  # denoisers whose blocks were compared with and without, and the blocks
+_FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
+RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, and their blocks
     "UNetModel": ("ResBlock", "SpatialTransformer"),
     "OpenAISignatureMMDITWrapper": ("JointBlock",),
-    "Flux": ("DoubleStreamBlock", "SingleStreamBlock"),
+    "Flux": _FLUX,
+    "Chroma": _FLUX,
+    "HunyuanVideo": _FLUX,
+    "QwenImageTransformer2DModel": ("QwenImageTransformerBlock",),
+    "MageFlowTransformer2DModel": ("QwenImageTransformerBlock",),
+    "NextDiT": ("JointTransformerBlock",),
+    "OmniGen2Transformer2DModel": ("OmniGen2TransformerBlock",),
+    "BooguTransformer2DModel": ("OmniGen2TransformerBlock", "BooguDoubleStreamBlock"),
+    "MMDiT": ("MMDiTBlock", "DiTBlock"),
+    "HiDreamImageTransformer2DModel": ("HiDreamImageBlock",),
+    "WanModel": ("WanAttentionBlock",),
+    "LTXVModel": ("BasicTransformerBlock",),
+    "Kandinsky5": ("TransformerEncoderBlock", "TransformerDecoderBlock"),
+    "SingleStreamDiT": ("SingleStreamBlock",),
+    "LensTransformer2DModel": ("LensTransformerBlock",),
+    "Ideogram4Transformer2DModel": ("Ideogram4TransformerBlock",),
+    "CogVideoXTransformer3DModel": ("CogVideoXBlock",),
 }
 
 
@@ -146,8 +173,8 @@ def blocks_of(model) -> list[torch.nn.Module]:
     names = RECOMPUTABLE.get(type(network).__name__)
     if not recomputable(model):
         raise ValueError(
-            f"checkpointing was not tried with {type(model).__name__}, where it may give wrong gradients; switch it off. It works with the "
-            "UNets of SD1, SD2 and SDXL, with SD3 and with Flux."
+            f"checkpointing was not tried with {type(model).__name__} ({type(network).__name__}), where it may give wrong gradients; switch it off. "
+            f"It works with the networks {', '.join(RECOMPUTABLE)}."
         )
     return [m for m in network.modules() if type(m).__name__ in names]
 
@@ -164,7 +191,7 @@ def recomputed(blocks: Iterable[torch.nn.Module]):
 
     def after(block, args, output):
         if running and running[-1].block is block:
-            running.pop().hooks.__exit__()
+            running.pop().end()
 
     handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
     handles += [b.register_forward_hook(after, always_call=True) for b in blocks]

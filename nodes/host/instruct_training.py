@@ -26,7 +26,6 @@ from .training import Course, Ground, Objective, Pictures, pictures_of, trainabl
 from .training_memory import check_numbers
 
 
-
 @dataclass(frozen=True)
 class Data:
     """What is learnt from: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
@@ -197,4 +196,3 @@ def prepare(
         model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         learnt=added, free=free,
     )  # fmt: skip
-

@@ -293,6 +293,9 @@ class Course:
         try:
             self._run(count)
         except RuntimeError as error:
+            if gradients.without_derivative(error):
+                name = type(self.model.model).__name__
+                raise ValueError(f"{name} cannot be trained with this ComfyUI: a part of it has no derivative ({error}).") from error
             if self.mutations or not gradients.mutated(error):
                 raise
             self.mutations = True

@@ -13,6 +13,7 @@ from ...training.textual_inversion import NORMS
 from .naming import IF_EXISTS
 from .trainers import Settings, Validation
 from .training import Objective, levels
+from .training_memory import CHECKPOINTING
 
 
 def number(name, default, low, high, tooltip, step=0.01):
@@ -123,6 +124,17 @@ def run(saved: str, also: str = "") -> list:
             f"Where {saved} of this name exists: save under a name with a number, refuse, replace it, or continue its training up to 'steps'.",
         ),
     ]
+
+
+def checkpointing() -> io.Combo.Input:
+    return io.Combo.Input(
+        "checkpointing",
+        options=list(CHECKPOINTING),
+        advanced=True,
+        optional=True,
+        tooltip="Run the model's blocks again in the backward pass: the same result in far less memory, a third slower. 'auto' where memory would "
+        "not suffice.",
+    )
 
 
 def masks() -> io.Mask.Input:

@@ -35,15 +35,14 @@ class Kept:
 @contextmanager
 def counted(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]) -> Iterator[Callable[[], Kept]]:
     """Inside, what autograd keeps is counted, without the tensors `known`; gives what was found so far."""
-    seen, kept = {t.untyped_storage().data_ptr() for t in known}, Counter()
+    held, kept = {t.untyped_storage().data_ptr(): None for t in known}, Counter()  # held, so that no address is used twice
     running: list[int] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage.data_ptr() not in held:
+            held[storage.data_ptr()] = storage
             kept[running[-1] if running else "outside"] += storage.nbytes()
-        return tensor
 
     def before(block, args, kwargs):
         running.append(id(block))
@@ -59,7 +58,7 @@ def counted(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]) ->
     handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
     handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
             yield found
     finally:
         for handle in handles:
@@ -154,10 +153,8 @@ class Room:
         def kept(batch: int, height: int, width: int) -> Kept:
             x = torch.zeros(batch, *self.shape[1:-2], height, width, device=device)
             with counted(blocks, known) as found:
-                held = ground.denoised(x, torch.full([batch], sigma, device=device), self.rows(batch))
-                made = found()
-            del held
-            return made
+                ground.denoised(x, torch.full([batch], sigma, device=device), self.rows(batch))
+                return found()
 
         return reckoned(kept, batch, *self.shape[-2:])
 

@@ -68,7 +68,7 @@ def train(model, clip, vae, given=None, **knobs):
     return DreamBoothTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
 
 
-def task_of(model, clip, vae, design=None, word=None, weight=1.0, **settings):
+def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **settings):
     """A task with two class pictures; `word` learns '<z>' along."""
     prompt = "a <z> cat" if word else "a zz cat"
     subject = host.Subject(prompt, host.Word("<z>", "cat", 1) if word else None)
@@ -78,7 +78,7 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, **settings):
     shown = host.Validation(prompt, count=0, steps=2)
     with torch.inference_mode(False), torch.no_grad():
         return host.prepare(
-            model, clip, vae, host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown
+            model, clip, vae, data or host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown
         )
 
 

@@ -299,7 +299,9 @@ def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, 
 
 @pytest.mark.parametrize("what", ["attention", "all weights"])
 def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip, vae):
-    with pytest.raises(ValueError, match=r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"):
+    with pytest.raises(
+        ValueError, match=r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"
+    ):
         task_of(eps_model, clip, vae, what, free=lambda device: 2**14)
 
 

@@ -1,0 +1,164 @@
+"""Blocks that run again in the backward pass, with the same gradients, and trainings that look whether they fit into memory."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from controlled_diffusion.nodes.host import adapters, gradients, training
+from controlled_diffusion.nodes.host import dreambooth as host
+from controlled_diffusion.nodes.host import training_memory as memory
+from torch.testing import assert_close
+
+from harness.memory import peak
+from host import tiny, tiny_dits
+from host.test_dreambooth import base, clip, folders, images, inside, stir, task_of  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+FAMILIES = [n for n in tiny_dits.there(tiny_dits.DITS) if n not in ("cosmos2", "joyimage")]  # these have no gradients in this host
+
+
+def own_blocks(ground):
+    return gradients.blocks_of(ground.guider.inner_model)
+
+
+def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
+    """The gradients of LoRAs on every layer, and of the text, for one prediction."""
+    with torch.inference_mode(False), torch.no_grad():
+        model, _ = training.trainable(tiny_dits.dit(name))
+        learnt, draw = adapters.Design(rank=1, layers="").adapters(model, 1), torch.Generator().manual_seed(1)
+        for p in learnt.parameters.values():
+            p.add_(0.05 * torch.randn(p.shape, generator=draw))
+        learnt.put_on(model)
+        (features, extras), *_ = gradients.ordinary(tiny_dits.text(name, 1))
+        empty, found = tiny_dits.empty(name), []
+
+    def steps(ground):
+        text, x = features.clone().requires_grad_(True), torch.randn(empty.shape, generator=torch.Generator().manual_seed(2))
+        loss = ground.denoised(x, torch.tensor([ground.scale.sigma(0.4)]), [[text, extras]]).square().mean()
+        found.extend(torch.autograd.grad(loss, [text, *learnt.parameters.values()], allow_unused=True))
+        return iter(())
+
+    with torch.inference_mode(False), torch.no_grad():
+        guider = training.comfy.samplers.CFGGuider(model)
+        guider.inner_set_conds({"positive": [[features, extras]]})
+        guider.sample(empty, empty, training.Lesson(steps, (), lambda s: None, True, blocks), torch.ones(1), disable_pbar=True, seed=0)
+    return tuple(g for g in found if g is not None)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gradients_of_every_family_are_the_same_when_its_blocks_run_again(name):
+    plain, again = slope_of_a_family(name, lambda ground: ()), slope_of_a_family(name, own_blocks)
+    assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, again))
+
+
+@pytest.mark.parametrize("name", [n for n in ("cosmos2", "joyimage") if n in tiny_dits.there(tiny_dits.DITS)])
+def test_networks_whose_kernels_have_no_derivative_are_refused_by_name(name):
+    def broken(index):
+        raise RuntimeError("Trying to backward through kitchen.rope but no autograd formula was registered.")
+
+    model = tiny_dits.dit(name)
+    loop = training.Loop({"p": torch.nn.Parameter(torch.zeros(1))}, steps=1, learning_rate=0.1)
+    course = training.Course(model, tiny_dits.text(name, 1), loop, lambda ground, i: broken(i), tiny_dits.empty(name).shape)
+    with pytest.raises(ValueError, match=f"{type(model.model).__name__} cannot be trained with this ComfyUI"):
+        course.run(1)
+
+
+@pytest.mark.parametrize(("family", "word"), [("eps", True), ("flow", False)])
+def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # noqa: F811
+    def learnt(checkpointing):
+        task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
+        with torch.inference_mode(False), torch.no_grad():
+            loop = host.trainers.run(task, host.naming.state_of("loras", f"{checkpointing}"), lambda loop: "")
+        task.adapters.take_off(task.model)
+        return [s.loss for s in loop.history], task.parameters
+
+    (one, plain), (other, again) = learnt("off"), learnt("on")
+    assert_close(one, other, rtol=1e-5, atol=0)
+    assert_close([p.detach() for p in plain.values()], [again[k].detach() for k in plain], rtol=0, atol=0.02 * 0.05)
+
+
+# --- how much is needed
+
+
+def kept_by(model, clip, vae, batch, height, width, again=False):  # noqa: F811
+    """What a pass keeps: as the room counts it, and what autograd itself holds."""
+    task = task_of(model, clip, vae, adapters.Design(rank=2, layers=""))
+    stir(task)
+    room = replace(task.room(task.loop()), shape=torch.Size([batch, 4, height, width]))
+    return inside(task, lambda ground: room._kept(ground, gradients.blocks_of(task.model.model), batch))
+
+
+def test_what_large_pictures_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
+    told = kept_by(eps_model, clip, vae, 2, 40, 48)
+    monkeypatch.setattr(memory, "EXACT", 10**9)
+    counted = kept_by(eps_model, clip, vae, 2, 40, 48)
+    assert_close(told.whole, float(counted.whole), rtol=0.03, atol=0)
+    assert_close(told.again, float(counted.again), rtol=0.03, atol=0)
+    assert counted.again < counted.whole / 2
+
+
+def prepared(eps_model, clip, vae, free, **settings):  # noqa: F811
+    """Runs a training where `free` bytes are free; says whether blocks ran again."""
+    task = task_of(eps_model, clip, vae, **settings)
+    room = replace(task.room(task.loop()), free=lambda device: free)
+    inside(task, room.blocks)
+    return room.again
+
+
+def needs(eps_model, clip, vae):  # noqa: F811
+    task = task_of(eps_model, clip, vae)
+    room = task.room(task.loop())
+    found = []
+    inside(
+        task,
+        lambda ground: (
+            found.append(room._kept(ground, own_blocks(ground), 4)) or found.append(ground.guider.inner_model.memory_required([4, 4, 8, 8]))
+        ),
+    )
+    return found[0], found[1], room.loop.to_come()
+
+
+def test_blocks_run_again_only_where_memory_is_short_or_it_is_asked_for(eps_model, vae, clip):  # noqa: F811
+    kept, working, learning = needs(eps_model, clip, vae)
+    enough, little = kept.whole + learning + working + 1, kept.again + learning + 1
+    assert [prepared(eps_model, clip, vae, free) for free in (enough, enough - 2, little)] == [False, True, True]
+    assert prepared(eps_model, clip, vae, enough, checkpointing="on") and not prepared(eps_model, clip, vae, enough, checkpointing="off")
+    assert not prepared(eps_model, clip, vae, kept.whole + learning + 1, checkpointing="off")
+
+
+def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(eps_model, vae, clip, folders):  # noqa: F811
+    kept, _, learning = needs(eps_model, clip, vae)
+    task = replace(task_of(eps_model, clip, vae, checkpointing="off"), free=lambda device: kept.again + learning)
+    told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 pictures at a time, .* what adamw keeps"
+    ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller pictures"
+    with torch.inference_mode(False), torch.no_grad(), pytest.raises(ValueError, match=f"{told}.*{ways}"):
+        host.finish(task, eps_model, "rex", False)
+    assert not list(folders.rglob("*.safetensors"))
+    assert not [m for m in eps_model.model.modules() if getattr(m, "weight_function", None)]
+    with pytest.raises(ValueError, match="There is no checkpointing 'yes'"):
+        prepared(eps_model, clip, vae, 0, checkpointing="yes")
+
+
+def test_blocks_that_run_again_take_less_at_the_most(eps_model, vae, clip):  # noqa: F811
+    """In the backward pass too: what is made again for a block is let go before the next one's."""
+    task = task_of(eps_model, clip, vae, data=host.Data([images(1, 192)]), batch_size=1, weight=0.0)
+
+    def step(ground, blocks):
+        with gradients.recomputed(blocks):
+            torch.autograd.grad(task.loss(ground, 0), list(task.parameters.values()))
+
+    plain, again = inside(task, lambda g: [peak(partial(step, g, blocks)) for blocks in ((), own_blocks(g))])
+    assert again < 0.6 * plain
+
+
+def test_attention_kernels_without_a_derivative_give_way(eps_model, vae, clip):  # noqa: F811
+    task = task_of(eps_model, clip, vae)
+    chosen = inside(task, lambda ground: ground.options["transformer_options"]["optimized_attention_override"])
+
+    def attention_sage(q, k, v, heads):
+        raise AssertionError
+
+    q = torch.ones(1, 2, 4)
+    assert_close(chosen(attention_sage, q, q, q, 1), q)
