@@ -9,8 +9,10 @@ from ..training.dreambooth import RATIOS, Preservation, ratio_of
 from .host import adapters
 from .host import dreambooth as host
 from .host import training_inputs as inputs
+from .host.whole_weights import WholeWeights
 
 _LISTS = ("images", "captions", "masks", "class_images")
+_TRAIN = ("adapter", "all weights")
 
 
 def subject(saved: str, instance: str, tip: str, count: int) -> list:
@@ -59,9 +61,17 @@ def _adapter() -> list:
 def word(placeholder: str) -> list:
     """The new word."""
     return [
-        io.String.Input("placeholder", default=placeholder, advanced=True, tooltip="The made-up word. Files know it as embedding:name."),
         io.String.Input(
-            "initial_words", default="", advanced=True, tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words."
+            "placeholder",
+            default=placeholder,
+            advanced=True,
+            tooltip="The made-up word. Files know it as embedding:name. Several between commas are learnt together; captions say which is where.",
+        ),
+        io.String.Input(
+            "initial_words",
+            default="",
+            advanced=True,
+            tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words. For several words between commas too.",
         ),
         inputs.whole("vectors", 1, 1, 64, "Vectors, that is tokens, of the new word. Usual 1 to 4."),
         inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001),
@@ -88,6 +98,8 @@ def pictures() -> list:
         ),
         inputs.masks(),
         inputs.checkpointing(),
+        inputs.caption_dropout(),
+        *inputs.augmentation(),
     ]
 
 
@@ -95,8 +107,8 @@ def outputs(what: str) -> list:
     return [
         io.Model.Output(display_name="model", tooltip=f"The model with {what} on it, to sample with at once."),
         io.LoraModel.Output(display_name="lora", tooltip="For the host's Load LoRA Model and Save LoRA nodes."),
-        io.String.Output(display_name="name", tooltip="Of its file in the loras folder."),
-        io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name, or the instance prompt."),
+        io.String.Output(display_name="name", tooltip="Of its file in the loras folder, or in diffusion_models for a whole model."),
+        io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name (of each word), or the instance prompt."),
         io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
         io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
     ]
@@ -106,18 +118,32 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     """What the inputs of a node ask for."""
     given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
     images, captions, masks, class_images = inputs.lists_of(lists, *_LISTS)
-    made = host.Word(**{f.name: given[f.name] for f in fields(host.Word)}) if with_word else None
+    first, *others = new_words(given) if with_word else [None]
     kept = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
     return host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
-        host.Data(images, captions, masks, given["flip"]),
-        host.Subject(given["instance_prompt"], made, given["word_rate"]),
+        host.Data(images, captions, masks, given["flip"], given.get("caption_dropout", 0.0), inputs.augmented(given)),
+        host.Subject(given["instance_prompt"], first, given["word_rate"], tuple(others)),
         host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], kept),
         design,
         *inputs.read(given | {"validation_prompt": given["validation_prompt"] or given["instance_prompt"]}),
         given["name"],
         given["if_exists"],
     )
+
+
+def new_words(given: dict) -> list[host.Word]:
+    """The words of a node's inputs: one, or several between commas with as many initial words."""
+    shared = {f.name: given[f.name] for f in fields(host.Word)}
+    placeholders, initial = ([t.strip() for t in given[k].split(",")] for k in ("placeholder", "initial_words"))
+    if len(placeholders) < 2:
+        return [host.Word(**shared)]
+    if len(initial) not in (1, len(placeholders)):
+        raise ValueError(
+            f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one for all."
+        )
+    starts = initial * (len(placeholders) // len(initial))
+    return [host.Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
 
 
 def shown(made: host.Learnt) -> tuple:
@@ -171,6 +197,14 @@ class DreamBoothTrainer(io.ComfyNode):
                 *inputs.objective(),
                 *inputs.run("a LoRA", " and of class pictures"),
                 *pictures(),
+                io.Combo.Input(
+                    "train",
+                    options=list(_TRAIN),
+                    optional=True,
+                    advanced=True,
+                    tooltip="'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved as a model in diffusion_models; rank, algorithm, "
+                    "alpha and layers then do nothing, and each weight takes 16 bytes.",
+                ),
             ],
             outputs=outputs("the LoRA"),
         )
@@ -178,6 +212,8 @@ class DreamBoothTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         design = adapters.Design(**{f.name: lists[f.name][0] for f in fields(adapters.Design)})
+        if lists.get("train", _TRAIN)[0] == _TRAIN[1]:
+            design = WholeWeights()
         return io.NodeOutput(*shown(learnt(lists, design, lists["learn_word"][0])))
 
 

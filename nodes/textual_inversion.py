@@ -96,6 +96,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 ),
                 inputs.masks(),
                 inputs.checkpointing(),
+                *inputs.augmentation(),
             ],
             outputs=[
                 io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name."),
@@ -108,7 +109,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)})
-        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], given["caption_dropout"])
+        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], given["caption_dropout"], inputs.augmented(given))
         parts = (given[k] for k in ("model", "clip", "vae"))
         made = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
         seen = ExecutionBlocker("Train Embedding: no validation picture was made.") if made.pictures is None else made.pictures

@@ -62,14 +62,15 @@ def ratio_of(text: str) -> int:
     return int(text.split(":")[1])
 
 
-def class_prompts(text: str, placeholder: str = "") -> tuple[str, ...]:
-    """The class prompts of a text, one a line. Raises ValueError on none and on one with the new word, which only the instance has."""
+def class_prompts(text: str, *placeholders: str) -> tuple[str, ...]:
+    """The class prompts of a text, one a line. Raises ValueError on none and on one with a new word, which only the instance has."""
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
         raise ValueError("The class prompt is empty. Say what kind of thing it is, as in 'a photo of a dog', or set prior_weight to 0.")
     for line in lines:
-        if placeholder and names(line, placeholder):
-            raise ValueError(f"The class prompt '{line}' names {placeholder}, which stands for the subject alone. Take it out.")
+        for placeholder in filter(None, placeholders):
+            if names(line, placeholder):
+                raise ValueError(f"The class prompt '{line}' names {placeholder}, which stands for the subject alone. Take it out.")
     return lines
 
 

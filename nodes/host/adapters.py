@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import comfy.sd
 import folder_paths
@@ -21,20 +22,7 @@ from . import naming
 KIND = "loras"
 ALGORITHMS = tuple(adapter_maps)
 ATTENTION = "attn, attention, single_blocks"
-
-
-@dataclass(frozen=True)
-class Design:
-    """What kind of adapter: its `algorithm`, `rank`, `alpha` (0 = the rank, so that it acts in full), and on which layers."""
-
-    algorithm: str = "LoRA"
-    rank: int = 8
-    alpha: float = 0.0
-    layers: str = ATTENTION
-
-    def adapters(self, model, seed: int) -> Adapters:
-        """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
-        return _new(model, self, seed)
+Words = dict[str, dict[str, torch.Tensor]]
 
 
 class Delta(torch.nn.Module):
@@ -54,7 +42,12 @@ class Delta(torch.nn.Module):
 
 
 class Adapters:
-    """Adapters by the name of their layer. `parameters` are what is learnt, by name."""
+    """Adapters by the name of their layer. `parameters` are what is learnt, by name.
+
+    `KIND` is the folder of their files, `existing(name)` a file that has a name there.
+    """
+
+    KIND: ClassVar = KIND
 
     def __init__(self, layers: dict[str, torch.nn.Module]):
         self.layers = layers
@@ -90,9 +83,33 @@ class Adapters:
                 handle.remove()
                 layer.weight_function[:] = functions
 
+    @staticmethod
+    def existing(name: str) -> Path | None:
+        return existing(name)
+
+    @staticmethod
+    def save(model, name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
+        """Writes what is learnt on a MODEL."""
+        save(name, tensors, words, {**about, "format": "lora"})
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a LoRA file holds of them, on the CPU."""
         return {k: p.detach().float().cpu().clone() for k, p in (self.parameters | self.fixed).items()}
+
+
+@dataclass(frozen=True)
+class Design:
+    """What kind of adapter: its `algorithm`, `rank`, `alpha` (0 = the rank, so that it acts in full), and on which layers."""
+
+    algorithm: str = "LoRA"
+    rank: int = 8
+    alpha: float = 0.0
+    layers: str = ATTENTION
+    home: ClassVar = Adapters  # which files are made of it
+
+    def adapters(self, model, seed: int) -> Adapters:
+        """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
+        return _new(model, self, seed)
 
 
 def _fits_beside(layer: torch.nn.Module, part: torch.nn.Module) -> bool:
@@ -168,12 +185,12 @@ def existing(name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def save(name: str, tensors: dict[str, torch.Tensor], words: dict[str, torch.Tensor], about: dict[str, str]) -> None:
-    """Writes a LoRA file; `words`, the vectors of a new word by encoder, go into it too, as A1111 bundles them."""
+def save(name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
+    """Writes a LoRA file; `words`, the vectors of new words by their names and by encoder, go into it too, as A1111 bundles them."""
     path = path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    word = name.rsplit("/", 1)[-1]
-    save_atomically(tensors | {f"bundle_emb.{word}.{key}": rows for key, rows in words.items()}, path, about)
+    bundled = {f"bundle_emb.{word.rsplit('/', 1)[-1]}.{key}": rows for word, own in words.items() for key, rows in own.items()}
+    save_atomically(tensors | bundled, path, about)
 
 
 def patched(model, tensors: Iterable) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.lora
@@ -39,6 +40,8 @@ class Differences(adapters.Adapters):
 @dataclass(frozen=True)
 class KeysAndValues:
     """What is learnt, as `adapters.Design` for adapters."""
+
+    home: ClassVar = Differences
 
     def adapters(self, model, seed: int) -> Differences:
         return Differences({name: adapters.Delta(shape) for name, shape in layers_of(model).items()})

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 
+import comfy.model_management
 import torch
 
+from ...training.channel_dropout import ChannelDropout
 from ...training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
 from ...training.loop import Loop
 from ...training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names, with_name
 from . import adapters, class_pictures, embeddings, gradients, naming, trainers, words
 from .textual_inversion import Word, check_validation, new_word
 from .trainers import Data, Settings, Validation
-from .training import Ground, Objective, Pictures, pictures_of, trainable
+from .training import Ground, Objective, Pictures, all_or_none, pictures_of, trainable
+from .whole_weights import WholeWeights
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Subject:
     prompt: str
     word: Word | None = None
     word_rate: float = 0.005
+    others: tuple[Word, ...] = ()  # words learnt along with the first, which share its settings
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        return () if self.word is None else (self.word, *self.others)
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,12 @@ class Task(trainers.Task):
     texts: tuple[str, ...]
     batches: Batches
     preservation: Preservation
+    dropout: ChannelDropout
     rows: dict[str, list] = field(default_factory=dict)  # the sentences that do not change, encoded
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        own = {} if self.word is None else {f"word.{k}": p for k, p in self.word.concept.parameters.items()}
+        own = {} if self.word is None else {f"word.{k}": p for k, p in self.word.parameters.items()}
         return self.adapters.parameters | own
 
     @property
@@ -67,15 +77,21 @@ class Task(trainers.Task):
 
     def after_step(self) -> None:
         if self.word is not None:
-            self.word.concept.control()
+            self.word.control()
 
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         own, prior = self.batches.of(index)
         chosen, total = [*own, *(self.batches.instances + p for p in prior)], self.batches.total
-        rows = {text: self.row(text) for text in dict.fromkeys(self.texts[p] for p in chosen)}
-        given = [rows[self.texts[p]] for p in chosen]
-        errors = ground.errors(self.pictures, chosen, given, self.objective, self.settings.seed, index * total)
+        texts = self.sentences(chosen, index * total)
+        rows = {text: self.row(text) for text in dict.fromkeys(texts)}
+        errors = ground.errors(self.pictures, chosen, [rows[text] for text in texts], self.objective, self.settings.seed, index * total)
         return self.preservation.loss(errors, len(own))
+
+    def sentences(self, chosen: Sequence[int], first: int) -> list[str]:
+        """What pictures are learnt under, as samples `first`, `first` + 1, ...: their sentence, or none where it is left out."""
+        draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + first + 3) % 2**63)
+        keep = self.dropout.keep(torch.zeros(len(chosen)), draw)[:, 0].tolist()
+        return [self.texts[p] if kept else "" for p, kept in zip(chosen, keep)]
 
     def row(self, text: str) -> list:
         """A sentence as the denoiser takes it, with a graph where it holds the new word."""
@@ -86,8 +102,8 @@ class Task(trainers.Task):
 
     def encode(self) -> None:
         """Encodes once what does not change."""
-        for text in dict.fromkeys(self.texts):
-            if self.word is None or not names(text, self.word.placeholder):
+        for text in dict.fromkeys((*self.texts, "") if any(self.dropout.rates) else self.texts):
+            if self.word is None or not self.word.named(text):
                 self.rows[text] = gradients.ordinary(self.conditioning(text)[0])
 
     def conditioning(self, text: str) -> list:
@@ -110,13 +126,22 @@ class Learnt:
     pictures: torch.Tensor | None
 
 
-def choose(name: str, if_exists: str, with_word: bool) -> str:
-    """The name to save under; see `naming.choose`. With a word, the name of its embedding must be free too."""
+def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters.Adapters] = adapters.Adapters) -> str:
+    """The name to save under; see `naming.choose`. The names of its words' embeddings must be free too."""
 
     def existing(name: str):
-        return adapters.existing(name) or (embeddings.existing(name) if with_word else None)
+        taken = (embeddings.existing(word) for word in embeddings_of(name, [w.placeholder for w in given]))
+        return home.existing(name) or next(filter(None, taken), None)
 
-    return naming.choose(adapters.KIND, name, if_exists, existing)
+    return naming.choose(home.KIND, name, if_exists, existing)
+
+
+def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
+    """The names of the words' embeddings: that of the file for one, with the word behind it for several."""
+    if len(placeholders) < 2:
+        return [name] * len(placeholders)
+    plain = [re.sub(r"[^A-Za-z0-9_-]", "", p) for p in placeholders]
+    return [f"{name}-{text if text and plain.count(text) == 1 else i}" for i, text in enumerate(plain, 1)]
 
 
 def learn(
@@ -137,7 +162,7 @@ def learn(
 
     `design` says what is learnt: `design.adapters(model, seed)` gives the adapters.
     """
-    name = choose(name, if_exists, subject.word is not None)
+    name = choose(name, if_exists, subject.words, design.home)
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, subject, kept, design, objective, settings, validation)
         return finish(task, model, name, if_exists == "continue")
@@ -146,48 +171,56 @@ def learn(
 def finish(task: Task, model, name: str, resume: bool) -> Learnt:
     """Runs a task; the MODEL that it returns is the given one with what is learnt."""
     found: dict[str, torch.Tensor] = {}
-    text = task.texts[0]
+    text, concepts = task.texts[0], {} if task.word is None else task.word.concepts
+    named = dict(zip(concepts, embeddings_of(name, list(concepts))))
 
     def write(loop: Loop) -> str:
         found.update(task.adapters.tensors())
-        rows = {} if task.word is None else task.word.concept.tensors()
+        rows = {named[p]: concept.tensors() for p, concept in concepts.items()}
         facts = {**task.facts(loop), "instance_prompt": text}
-        adapters.save(name, found, rows, {**facts, "format": "lora"})
-        if rows:
-            embeddings.save(name, rows, {**facts, "format": "embedding"})
+        task.adapters.save(model, name, found, rows, facts)
+        for word, own in rows.items():
+            embeddings.save(word, own, {**facts, "format": "embedding"})
         return f"{name}.safetensors"
 
     try:
-        loop = trainers.run(task, naming.state_of(adapters.KIND, name), write, resume)
+        loop = trainers.run(task, naming.state_of(task.adapters.KIND, name), write, resume)
     finally:
         task.adapters.take_off(task.model)
-    word = text if task.word is None else f"embedding:{name}"
+    word = " ".join(f"embedding:{n}" for n in named.values()) or text
     pictures = torch.cat(task.looks) if task.looks else None
-    sentences = tuple(dict.fromkeys(task.texts[: task.batches.instances]))
-    if task.word is not None:
-        sentences = tuple(" ".join(with_name(text, task.word.placeholder, word).split()) for text in sentences)
-    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainers.loss_curve(loop), pictures)
+    sentences = dict.fromkeys(_written(text, named) for text in task.texts[: task.batches.instances])
+    return Learnt(adapters.patched(model, found), found, name, word, tuple(sentences), trainers.loss_curve(loop), pictures)
+
+
+def _written(text: str, named: dict[str, str]) -> str:
+    """A sentence with the names of the words' files in the place of their placeholders."""
+    for placeholder, name in named.items():
+        text = " ".join(with_name(text, placeholder, f"embedding:{name}").split())
+    return text
 
 
 def prepare(
     model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings,
-    validation: Validation,
+    validation: Validation, free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
 ) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes pictures and sentences, and samples class pictures that are missing."""
-    validation = _checked(clip, subject, validation)
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     own = instance_prompts(subject.prompt, captions, len(data))
+    validation = _checked(clip, subject, validation, own)
     active = kept.preservation.weight > 0
-    prior = class_prompts(kept.prompt, subject.word.placeholder if subject.word else "") if active else ()
+    prior = class_prompts(kept.prompt, *(w.placeholder for w in subject.words)) if active else ()
     if active and not (kept.images or kept.count):
         raise ValueError("There are no class pictures. Connect some, set class_count to sample them, or set prior_weight to 0.")
     running, own_clip = trainable(model, clip if subject.word else None)
+    if isinstance(design, WholeWeights):
+        design.check(running, settings.optimizer, settings.average, free)
     learnt = design.adapters(running, settings.seed)
     rate = settings.learning_rate
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate and settings.optimizer != "prodigy" else 1.0
-    word = new_word(own_clip, subject.word, settings.seed, pace) if subject.word else None
-    pictures = pictures_of(vae, data.images, data.masks, data.flip)
-    texts, count = own * (len(pictures) // max(1, pictures.originals)), len(pictures)
+    word = new_word(own_clip, subject.word, settings.seed, pace, subject.others) if subject.word else None
+    pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    texts, count = tuple(pictures.told(p, own[p % pictures.originals]) for p in range(len(pictures))), len(pictures)
     if active:
         images = kept.images or class_pictures.made(
             model, clip, vae, _order(kept, prior, validation, settings), pictures.latents[0].shape[1:]
@@ -197,26 +230,38 @@ def prepare(
     batches = Batches(settings.batch_size, settings.seed, count, len(pictures) - count, kept.preservation.ratio)
     about = trainers.about(
         settings, objective, pictures, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",
-        word=asdict(subject.word) if subject.word else "none",
+        word=asdict(subject.word) if subject.word else "none", **_more(subject, data),
     )  # fmt: skip
     task = Task(
         model=running, vae=vae, pictures=pictures, objective=objective, settings=settings, validation=validation, about=about,
         clip=own_clip or clip, adapters=learnt, word=word, texts=texts, batches=batches, preservation=kept.preservation,
+        dropout=ChannelDropout((data.caption_dropout,)), free=free,
     )  # fmt: skip
     task.encode()
     learnt.put_on(running)
     return task
 
 
-def _checked(clip, subject: Subject, validation: Validation) -> Validation:
-    """The validation as it is to be. Raises ValueError where the new word is no good or stands nowhere."""
-    if subject.word is None:
+def _more(subject: Subject, data: Data) -> dict:
+    """What else must be the same for a training to be continued, where it is asked for."""
+    given = {"others": [asdict(w) for w in subject.others], "caption_dropout": data.caption_dropout}
+    return {k: v for k, v in given.items() if v}
+
+
+def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str]) -> Validation:
+    """The validation as it is to be. Raises ValueError where a new word is no good or stands nowhere."""
+    placeholders = [w.placeholder for w in subject.words]
+    if not placeholders:
         return validation
-    placeholder = subject.word.placeholder
-    check_placeholder(placeholder, lambda text: words.is_word(clip, text))
-    if not names(subject.prompt, placeholder):
-        raise ValueError(f"The instance prompt '{subject.prompt}' lacks the new word. Write {placeholder} where it belongs.")
-    return check_validation(validation, placeholder)
+    for placeholder in placeholders:
+        check_placeholder(placeholder, lambda text: words.is_word(clip, text))
+        if placeholders.count(placeholder) > 1:
+            raise ValueError(f"The placeholder {placeholder} stands for two concepts. Give each a word of its own.")
+        if len(placeholders) > 1 and not any(names(text, placeholder) for text in texts):
+            raise ValueError(f"No sentence names {placeholder}. With several words, say by captions which pictures show what.")
+    if len(placeholders) == 1 and not names(subject.prompt, placeholders[0]):
+        raise ValueError(f"The instance prompt '{subject.prompt}' lacks the new word. Write {placeholders[0]} where it belongs.")
+    return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
 
 
 def _order(kept: Class, prompts: tuple[str, ...], validation: Validation, settings: Settings) -> class_pictures.Order:
@@ -225,8 +270,5 @@ def _order(kept: Class, prompts: tuple[str, ...], validation: Validation, settin
 
 def joined(one: Pictures, other: Pictures) -> Pictures:
     """Both, one after the other; where only some have masks, the others' cover everything."""
-    masks = (*one.masks, *other.masks)
     latents = (*one.latents, *other.latents)
-    if any(m is not None for m in masks):
-        masks = tuple(torch.ones_like(z[:, :1]) if m is None else m for z, m in zip(latents, masks))
-    return replace(one, latents=latents, masks=masks)
+    return replace(one, latents=latents, masks=all_or_none(latents, (*one.masks, *other.masks)))

@@ -53,7 +53,7 @@ class Task(trainers.Task):
         """The loss of batch `index`; each distinct prompt is encoded once."""
         size, seed = self.settings.batch_size, self.settings.seed
         chosen, first = picks(seed, index * size, size, len(self.pictures)), index * size
-        texts = [self.prompts.of(p % self.pictures.originals, first + i, seed) for i, p in enumerate(chosen)]
+        texts = [self.pictures.told(p, self.prompts.of(p % self.pictures.originals, first + i, seed)) for i, p in enumerate(chosen)]
         rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
         return ground.errors(self.pictures, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
 
@@ -105,13 +105,17 @@ def check_validation(validation: Validation, placeholder: str) -> Validation:
     return replace(validation, prompt=prompt)
 
 
-def new_word(clip, word: Word, seed: int, pace: float = 1.0) -> words.NewWord:
-    """A word with its start values, for a CLIP that can be trained with. `pace`: how much faster than others the optimiser moves it."""
+def new_word(clip, word: Word, seed: int, pace: float = 1.0, others: Sequence[Word] = ()) -> words.NewWord:
+    """A word with its start values, and others learnt along, for a CLIP that can be trained with. `pace`: how much faster than others the
+    optimiser moves them."""
     found = words.encoders(clip)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    starts = {e.key: start_rows(words.initial_rows(e, word.initial_words).cpu(), word.vectors, generator) for e in found}
-    concept = Concept(starts, words.vocabularies(found), word.norm, word.norm_limit, pace)
-    return words.NewWord(clip, word.placeholder, concept, word.vectors)
+
+    def concept(word: Word) -> Concept:
+        starts = {e.key: start_rows(words.initial_rows(e, word.initial_words).cpu(), word.vectors, generator) for e in found}
+        return Concept(starts, words.vocabularies(found), word.norm, word.norm_limit, pace)
+
+    return words.NewWord(clip, word.placeholder, concept(word), word.vectors, {w.placeholder: concept(w) for w in others})
 
 
 def prepare(
@@ -124,7 +128,7 @@ def prepare(
     prompts = Prompts(templates, word.placeholder, captions, data.caption_dropout)
     model, clip = trainable(model, clip)
     new = new_word(clip, word, settings.seed)
-    pictures = pictures_of(vae, data.images, data.masks, data.flip)
+    pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     about = trainers.about(
         settings, objective, pictures, word=asdict(word), prompts=asdict(prompts), encoders=", ".join(new.concept.parameters)
     )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...training.augmentation import Augmentation
 from ...training.loop import Diverged, Loop, saving
 from .pictures import as_image, line_chart, stacked
 from .training import Course, Ground, Objective, Pictures, half_precision_scale, run_course
@@ -33,6 +34,7 @@ class Data:
     masks: Sequence[torch.Tensor] = ()
     flip: bool = False
     caption_dropout: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.images)

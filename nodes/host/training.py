@@ -23,6 +23,7 @@ from comfy.patcher_extension import WrappersMP
 from PIL import Image
 
 from ...guidance.schedules import NoiseScale
+from ...training.augmentation import Augmentation, Variant, told
 from ...training.loop import Loop, Step
 from ...training.objectives import Levels, loss_weight, picks, spread, squared_error
 from . import gradients
@@ -44,10 +45,15 @@ class Pictures:
 
     latents: tuple[torch.Tensor, ...]
     masks: tuple[torch.Tensor | None, ...]
-    originals: int = 0  # pictures as given; what follows them is the same, flipped
+    originals: int = 0  # pictures as given; what follows them is the same, flipped or otherwise changed, in the same order
+    hints: tuple[str, ...] = ()  # what the sentence of each begins with; none of any
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def told(self, number: int, text: str) -> str:
+        """The sentence of a picture with its hint."""
+        return told(self.hints[number], text) if self.hints else text
 
 
 def singles(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
@@ -74,20 +80,48 @@ def _mask_for(latent: torch.Tensor, mask: torch.Tensor, picture: torch.Tensor, n
     return small.reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
-def pictures_of(vae, images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] = (), flip: bool = False) -> Pictures:
-    """Encodes IMAGE batches once; with `flip` each picture also left and right exchanged, after all others."""
+def pictures_of(
+    vae,
+    images: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor] = (),
+    flip: bool = False,
+    augmentation: Augmentation = Augmentation(),
+    seed: int = 0,
+) -> Pictures:
+    """Encodes IMAGE batches once; with `flip` each picture also left and right exchanged, after all others, and then the variants of all."""
     found = singles(images, "images")
     painted = singles(masks, "masks") if masks else [None] * len(found)
     if len(painted) == 1:
         painted = painted * len(found)
     if len(painted) != len(found):
         raise ValueError(f"There are {len(painted)} masks for {len(found)} pictures; give one for each, one for all, or none.")
+    originals = len(found)
     if flip:
         found += [p.flip(2) for p in found]
         painted += [None if m is None else m.flip(-1) for m in painted]
-    latents = [vae.encode(p[..., :3]).float().cpu() for p in found]
-    cut = [None if m is None else _mask_for(z, m, p, i) for i, (z, m, p) in enumerate(zip(latents, painted, found), 1)]
-    return Pictures(tuple(latents), tuple(cut), len(found) // (2 if flip else 1))
+    shown = _varied(found, painted, augmentation, seed)
+    latents = [vae.encode(v.picture[..., :3]).float().cpu() for v in shown]
+    cut = [None if v.mask is None else _mask_for(z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
+    hints = tuple(v.hint for v in shown)
+    return Pictures(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
+
+
+def _varied(found: Sequence[torch.Tensor], painted: Sequence[torch.Tensor | None], augmentation: Augmentation, seed: int) -> list[Variant]:
+    """Pictures with their masks, and the variants of them."""
+    shown = [Variant(p, m) for p, m in zip(found, painted)]
+    for number in range(augmentation.variants * len(found)):
+        picture, mask = found[number % len(found)], painted[number % len(found)]
+        if mask is not None and mask.shape[-2:] != picture.shape[1:3]:
+            mask = None  # which is told when the picture itself is encoded
+        shown.append(augmentation.of(picture, mask, number, seed))
+    return shown
+
+
+def all_or_none(latents: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
+    """Where only some have masks, the others' cover everything."""
+    if all(m is None for m in masks):
+        return tuple(masks)
+    return tuple(torch.ones_like(z[:, :1]) if m is None else m for z, m in zip(latents, masks))
 
 
 # --- one prediction of a batch ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import fields
 import comfy.samplers
 from comfy_api.latest import io
 
+from ...training.augmentation import Augmentation
 from ...training.objectives import TIMESTEPS, WEIGHTINGS
 from ...training.optimizers import OPTIMIZERS, SCHEDULES
 from ...training.textual_inversion import NORMS
@@ -135,6 +136,44 @@ def checkpointing() -> io.Combo.Input:
         tooltip="Run the model's blocks again in the backward pass: the same result in far less memory, a third slower. 'auto' where memory would "
         "not suffice.",
     )
+
+
+def caption_dropout() -> io.Float.Input:
+    tip = "How often a picture is shown with no words at all, so that guidance's other side learns along. 0 = never; usual 0 to 0.1, more for a style."
+    return io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, optional=True, advanced=True, tooltip=tip)
+
+
+def augmentation() -> list:
+    """What is made of the pictures before they are encoded."""
+
+    def share(name: str, high: float, tooltip: str) -> io.Float.Input:
+        return io.Float.Input(name, default=0.0, min=0.0, max=high, step=0.01, optional=True, advanced=True, tooltip=tooltip)
+
+    return [
+        io.Int.Input(
+            "variants",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Changed copies of each picture to learn from too, encoded once: crop, jitter and scale say how. 0 = none; usual 4 to 30.",
+        ),
+        share("crop", 0.9, "With variants: up to which share of each side is cut off. 0 = none; usual 0.1 to 0.3."),
+        share("jitter", 1.0, "With variants: how far brightness, contrast and saturation change. 0 = not at all; usual 0.05 to 0.2."),
+        share(
+            "scale",
+            1.0,
+            "With variants: the share that is made smaller or larger, as Custom Diffusion does; the sentence then begins with 'very small', 'a far "
+            "away', 'zoomed in' or 'close up', and only the picture counts. 0 = none; 1 in the paper.",
+        ),
+    ]
+
+
+def augmented(given: dict) -> Augmentation:
+    """What those inputs say."""
+    asked = {f.name: given[f.name] for f in fields(Augmentation) if f.name in given}
+    return Augmentation(**asked) if asked.get("variants") else Augmentation()
 
 
 def masks() -> io.Mask.Input:

@@ -15,7 +15,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 
-from ...training.textual_inversion import Concept, Vocabulary, with_name
+from ...training.textual_inversion import Concept, Vocabulary, names, with_name
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
 
@@ -90,13 +90,13 @@ def vocabularies(found: list[Encoder]) -> dict[str, Vocabulary]:
     return {e.key: Vocabulary.of(e.usual) for e in found}
 
 
-def _marks(found: list[Encoder], vectors: int) -> dict[str, torch.Tensor]:
-    """For each encoder vectors that say of which encoder and the how-manieth they are."""
+def _marks(found: list[Encoder], vectors: int, word: int) -> dict[str, torch.Tensor]:
+    """For each encoder vectors that say of which encoder and of which word and the how-manieth they are."""
     marks = {}
     for number, encoder in enumerate(found):
         marks[encoder.key] = torch.zeros(vectors, encoder.table.shape[1])
         marks[encoder.key][:, 0], marks[encoder.key][:, 1] = MARK, number
-        marks[encoder.key][:, 2] = torch.arange(vectors)
+        marks[encoder.key][:, 2], marks[encoder.key][:, 3] = torch.arange(vectors), word
     return marks
 
 
@@ -112,37 +112,55 @@ def _reading(tokenizer, folder: str):
 
 
 class NewWord:
-    """Encodes prompts in which a placeholder stands for a concept's vectors.
+    """Encodes prompts in which a placeholder stands for a concept's vectors, or several do for as many concepts.
 
     `clip` is never changed: prompts are tokenised by a copy of its tokenizer. Prompts are tokenised once.
     """
 
-    def __init__(self, clip, placeholder: str, concept: Concept, vectors: int):
+    def __init__(self, clip, placeholder: str, concept: Concept, vectors: int, others: dict[str, Concept] | None = None):
         self.clip, self.placeholder, self.concept = clip, placeholder, concept
+        self.concepts = {placeholder: concept, **(others or {})}
         self.encoders, self.tokenised = encoders(clip), {}
-        self.marks = _marks(self.encoders, vectors)
+        self.marks = [_marks(self.encoders, vectors, word) for word in range(len(self.concepts))]
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is learnt of all words, by name."""
+        concepts = enumerate(self.concepts.values())
+        return {f"{number}.{k}" if number else k: p for number, concept in concepts for k, p in concept.parameters.items()}
+
+    def control(self) -> None:
+        """Brings every vector to the length it may have."""
+        for concept in self.concepts.values():
+            concept.control()
+
+    def named(self, text: str) -> bool:
+        """Whether a text holds any of the words."""
+        return any(names(text, placeholder) for placeholder in self.concepts)
 
     def tokens(self, text: str) -> dict:
         """The tokens of a prompt, with a mark for each vector."""
         if text not in self.tokenised:
             own = self.clip.clone()
             with tempfile.TemporaryDirectory() as folder:
-                save_file(self.marks, Path(folder) / f"{MARKED_NAME}.safetensors")
-                own.tokenizer = _reading(self.clip.tokenizer, folder)
-                self.tokenised[text] = own.tokenize(with_name(text, self.placeholder, f"embedding:{MARKED_NAME}"))
+                own.tokenizer, marked = _reading(self.clip.tokenizer, folder), text
+                for number, placeholder in enumerate(self.concepts):
+                    save_file(self.marks[number], Path(folder) / f"{MARKED_NAME}_{number}.safetensors")
+                    marked = with_name(marked, placeholder, f"embedding:{MARKED_NAME}_{number}")
+                self.tokenised[text] = own.tokenize(marked)
         return self.tokenised[text]
 
-    def _filled(self, value, rows: dict[str, torch.Tensor]):
+    def _filled(self, value, rows: list[dict[str, torch.Tensor]]):
         """Tokens with the vectors in the place of their marks."""
-        if torch.is_tensor(value) and value.numel() > 2 and float(value[0]) == MARK:
-            return rows[self.encoders[int(value[1])].key][int(value[2])]
+        if torch.is_tensor(value) and value.numel() > 3 and float(value[0]) == MARK:
+            return rows[int(value[3])][self.encoders[int(value[1])].key][int(value[2])]
         if isinstance(value, dict):
             return {k: self._filled(v, rows) for k, v in value.items()}
         return type(value)(self._filled(v, rows) for v in value) if type(value) in (list, tuple) else value
 
     def learnt(self, text: str) -> dict:
         """The tokens of a prompt with the vectors as they are."""
-        return self._filled(self.tokens(text), {e.key: self.concept.rows(e.key) for e in self.encoders})
+        return self._filled(self.tokens(text), [{e.key: c.rows(e.key) for e in self.encoders} for c in self.concepts.values()])
 
     def conditioning(self, text: str) -> list:
         """The CONDITIONING of a prompt, by the host's own way."""

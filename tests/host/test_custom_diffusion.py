@@ -6,6 +6,8 @@ import torch
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
 from controlled_diffusion.nodes.host import adapters, embeddings
 from controlled_diffusion.nodes.host import custom_diffusion as host
+from controlled_diffusion.nodes.host.trainers import Data
+from controlled_diffusion.training.augmentation import Augmentation
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -60,6 +62,29 @@ def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, 
     assert set(load_file(folders / "loras" / name)) == {*lora, "bundle_emb.rex.clip_l"} and embeddings.existing("rex")
     loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
     assert torch.equal(sampled(loaded), sampled(model))
+
+
+def test_several_concepts_are_learnt_jointly_with_pictures_at_other_scales(eps_model, vae, clip, folders):  # noqa: F811
+    """As the paper does: one file of keys and values, a word for each, and pictures that are said to be far or near."""
+    knobs = dict(placeholder="<a>, <b>", initial_words="cat, dog", captions=["a <a>\na <b>"], prior_weight=0.0, variants=6, scale=1.0)
+    _, lora, _, word, _, _, concept = train(eps_model, clip, vae, **knobs)
+    lines = concept.splitlines()
+    assert word == "embedding:rex-a embedding:rex-b" and lines[:2] == ["rex = a embedding:rex-a", "rex = a embedding:rex-b"]
+    assert any(line.startswith(("rex = very small a ", "rex = a far away a ", "rex = zoomed in a ", "rex = close up a ")) for line in lines)
+    file = load_file(folders / "loras" / "rex.safetensors")
+    assert set(file) == {*lora, "bundle_emb.rex-a.clip_l", "bundle_emb.rex-b.clip_l"}
+
+
+def test_variants_are_learnt_where_they_show_the_picture(eps_model, vae, clip):  # noqa: F811
+    given = Data([images()], augmentation=Augmentation(variants=12, scale=1.0))
+    task = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given)
+    pictures = task.pictures
+    assert len(pictures) == 26 and pictures.originals == 2 and pictures.hints[:2] == ("", "") and any(pictures.hints)
+    assert all(text == f"{hint} a <z> cat".strip() for text, hint in zip(task.texts, pictures.hints))
+    far = [float(m.mean()) for m, hint in zip(pictures.masks, pictures.hints) if hint in ("very small", "a far away")]
+    assert far and all(0 < share < 0.36 for share in far) and float(pictures.masks[0].min()) == 1
+    again = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given).pictures
+    assert all(torch.equal(a, b) for a, b in zip(pictures.latents, again.latents))
 
 
 def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811

@@ -12,6 +12,7 @@ import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
 from controlled_diffusion.nodes.host import adapters, class_pictures, training
 from controlled_diffusion.nodes.host import dreambooth as host
+from controlled_diffusion.nodes.host.whole_weights import WholeWeights
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.loop import Diverged
 from controlled_diffusion.training.objectives import Levels
@@ -23,7 +24,7 @@ from host.sampling import ksampler
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
-FOLDERS = ("embeddings", "loras")
+FOLDERS = ("embeddings", "loras", "diffusion_models")
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +333,94 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, k
     with pytest.raises(ValueError, match=message):
         train(eps_model, clip, vae, knobs.pop("given", None), **knobs)
     assert not list(folders.rglob("*.safetensors"))
+
+
+# --- all weights
+
+
+def test_a_whole_denoiser_is_learnt_and_the_stock_loader_gives_it_back(clip, folders):
+    """SD3's layout is known to the host at any depth, so its own loader of models reads the tiny file."""
+    model, clip, vae = tiny_text.denoiser("sd3"), tiny_text.clip("sd3", folder_paths.get_folder_paths("embeddings")), tiny_text.vae("sd3")
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    made, lora, name, *_ = train(model, clip, vae, train="all weights", prior_weight=0.0, steps=2, learning_rate=0.01)
+    assert name == "rex.safetensors" and not list((folders / "loras").iterdir())
+    file = load_file(folders / "diffusion_models" / name)
+    changed = [k for k, v in file.items() if not torch.equal(v, before[f"diffusion_model.{k}"])]
+    assert len(changed) > 0.8 * len(file) and {k.rsplit(".", 1)[1] for k in lora} == {"diff", "diff_b"}
+    stock = host_nodes.UNETLoader().load_unet(name, "default")[0]
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a cat", ""))
+    own, read, plain = (ksampler(m, positive, negative, 3.0, torch.zeros(1, 16, 8, 8)) for m in (made, stock, model))
+    assert torch.equal(own, read) and not torch.equal(own, plain)
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+    assert not [m for m in model.model.modules() if getattr(m, "weight_function", None) or getattr(m, "bias_function", None)]
+
+
+def test_the_gradient_of_all_weights_agrees_with_finite_differences(vae, clip):
+    task = task_of(tiny.unet("eps", output_scale=0.3), clip, vae, WholeWeights())
+    exact, measured = slopes(task, step=0.002)
+    assert_close(exact, measured, rtol=0.05, atol=1e-6)
+    assert sum(k.endswith(".diff_b") for k in task.parameters) > 10
+
+
+def test_a_whole_model_keeps_the_lora_below_it_and_another_run_continues(eps_model, vae, clip, folders):
+    below = train(eps_model, clip, vae)[0]
+    plain = sampled(below)
+    model, *_ = train(below, clip, vae, name="whole", train="all weights", steps=2, learning_rate=1e-9)
+    assert_close(sampled(model), plain, rtol=1e-4, atol=1e-4)
+    train(below, clip, vae, name="whole", train="all weights", steps=4, if_exists="continue")
+    assert train(below, clip, vae, name="whole", train="all weights", steps=1)[2] == "whole_2.safetensors"
+
+
+def test_whole_weights_that_are_quantised_or_too_many_are_refused(eps_model, vae, clip, folders):
+    with pytest.raises(ValueError, match=r"needs \d+ MB beside the model, and 1 MB are free. Train an adapter"):
+        WholeWeights().check(eps_model, "adamw", 0.0, lambda device: 2**20)
+    layer = eps_model.model.diffusion_model.middle_block[1].proj_in
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
+    with pytest.raises(ValueError, match=r"weights are quantised \(float8_e4m3fn\), too coarse"):
+        train(eps_model, clip, vae, train="all weights")
+    assert not list(folders.rglob("*.safetensors"))
+
+
+# --- several words, and none
+
+
+def test_several_words_are_learnt_together_each_in_a_file_of_its_own(eps_model, vae, clip, folders):
+    made = train(
+        eps_model, clip, vae, learn_word=True, placeholder="<rex>, <kit>", initial_words="dog, cat", captions=["a <rex>\na <kit> and <rex>"]
+    )
+    assert made[3] == "embedding:rex-rex embedding:rex-kit"
+    files = {p.stem: load_file(p)["clip_l"] for p in (folders / "embeddings").iterdir()}
+    assert files.keys() == {"rex-rex", "rex-kit"} and not torch.equal(files["rex-rex"], files["rex-kit"])
+    bundled = load_file(folders / "loras" / "rex.safetensors")
+    assert all(torch.equal(bundled[f"bundle_emb.{k}.clip_l"], v) for k, v in files.items())
+    task = task_of(eps_model, clip, vae, word=True)
+    joint = host.new_word(task.clip, host.Word("<a>", "dog"), 0, others=(host.Word("<b>", "cat"),))
+    one, other = joint.conditioning("a <a> and a <b>")[0][0], clip.encode_from_tokens_scheduled(clip.tokenize("a dog and a cat"))[0][0]
+    assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (dict(captions=["a <rex>\na cat"]), "No sentence names <kit>"),
+        (dict(placeholder="<rex>, <rex>", captions=["<rex>\n<rex>"]), "<rex> stands for two concepts"),
+        (dict(placeholder="<rex>, cat", captions=["<rex>\ncat"]), "'cat' is a word that the model knows"),
+        (dict(initial_words="a, b, c"), "3 initial words for 2 placeholders"),
+    ],
+)
+def test_several_words_that_cannot_be_learnt_are_refused(eps_model, vae, clip, folders, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        train(eps_model, clip, vae, **{"learn_word": True, "placeholder": "<rex>, <kit>", "instance_prompt": "<rex>"} | knobs)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
+    task = task_of(eps_model, clip, vae, data=host.Data([images()], caption_dropout=0.25))
+    given = [text for i in range(200) for text in task.sentences([0, 1], 2 * i)]
+    assert 0.15 < given.count("") / len(given) < 0.35 and set(given) == {"", "a zz cat"}
+    assert given[:20] == [text for i in range(10) for text in task.sentences([0, 1], 2 * i)]
+    assert "" in task.rows and set(task_of(eps_model, clip, vae).sentences(range(2), 0)) == {"a zz cat"}
+
+
+def test_one_picture_is_enough(eps_model, vae, clip):
+    assert train(eps_model, clip, vae, [images(1)], batch_size=2)[2] == "rex.safetensors"

@@ -42,7 +42,7 @@ def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode(False), torch.no_grad():
         guider = training.comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": [[features, extras]]})
-        guider.sample(empty, empty, training.Lesson(steps, (), lambda s: None, True, blocks), torch.ones(1), disable_pbar=True, seed=0)
+        guider.sample(empty, empty, training.Lesson(steps, (), lambda s: None, blocks=blocks), torch.ones(1), disable_pbar=True, seed=0)
     return tuple(g for g in found if g is not None)
 
 
