@@ -159,6 +159,7 @@ RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, an
     "LensTransformer2DModel": ("LensTransformerBlock",),
     "Ideogram4Transformer2DModel": ("Ideogram4TransformerBlock",),
     "CogVideoXTransformer3DModel": ("CogVideoXBlock",),
+    "PixDiT_T2I": ("MMDiTBlockT2I", "PiTBlock"),
 }
 
 

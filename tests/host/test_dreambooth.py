@@ -424,3 +424,36 @@ def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
 
 def test_one_picture_is_enough(eps_model, vae, clip):
     assert train(eps_model, clip, vae, [images(1)], batch_size=2)[2] == "rex.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_networks_are_taught_by_float32_numbers(dtype, vae, clip):
+    model, seen = tiny.unet("eps", output_scale=0.3), set()
+    model.model.manual_cast_dtype = dtype
+    model.model.diffusion_model.to(dtype)
+    model.model.diffusion_model.time_embed.register_forward_pre_hook(lambda m, given: seen.add(given[0].dtype))
+    task = task_of(model, clip, vae, steps=2)
+    before = {k: p.detach().clone() for k, p in task.parameters.items()}
+    with torch.inference_mode(False), torch.no_grad():
+        loop = host.trainers.run(task, host.naming.state_of("loras", "half"), lambda loop: "")
+    assert seen == {dtype} and all(p.dtype == torch.float32 for p in task.parameters.values())
+    assert loop.done == 2 and all(s.loss == s.loss for s in loop.history)
+    assert any(not torch.equal(p, before[k]) for k, p in task.parameters.items())
+
+
+def test_pictures_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip, monkeypatch):
+    counts = {"pictures": 0, "sentences": 0}
+
+    def counting(what, own):
+        def counted(*args, **kwargs):
+            counts[what] += 1
+            return own(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(type(vae), "encode", counting("pictures", type(vae).encode))
+    monkeypatch.setattr(type(clip), "encode_from_tokens_scheduled", counting("sentences", type(clip).encode_from_tokens_scheduled))
+    task = task_of(eps_model, clip, vae, steps=4)
+    with torch.inference_mode(False), torch.no_grad():
+        host.trainers.run(task, host.naming.state_of("loras", "once"), lambda loop: "")
+    assert counts == {"pictures": 4, "sentences": 3}  # of two pictures and two of the class; two sentences, and one to begin with
