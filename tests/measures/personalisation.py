@@ -1,7 +1,7 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
 Five pictures show a shape that the demo model never saw, in some colours and places. DreamBooth learns it as a LoRA, with and without
-class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
+class pictures (lambda 1, 0.25 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
 often the shape is there, how often the prompt's colour and background are right too, and how far pictures of the ordinary world have
 drifted: the share still right, and the RMS distance to what the untouched model makes of the same seeds.
 """
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.004)
     parser.add_argument("--rank", type=int, default=8)
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
     parser.add_argument("--word-rate", type=float, default=0.01)
     parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
-    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
+    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 0.25, 1.0], help="lambda")
     parser.add_argument("--name", default="measured", help="another one starts anew")
     o = parser.parse_args()
     studio = Studio()
