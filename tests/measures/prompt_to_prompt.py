@@ -22,7 +22,7 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing
+from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 
 from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
@@ -213,6 +213,19 @@ class Kept:
         os.replace(temporary, PATH)
 
 
+def redrawn(count: int) -> float:
+    """The IoU of the things of a scene and of the same with the shape swapped, both drawn by the world at one place: what a perfect
+    edit has."""
+    (counts, prepare, operations), overlaps = GROUPS["swap"], []
+    number, (make, _) = next((i, operation) for i, (name, operation) in enumerate(operations.items()) if name == "swap a shape")
+    for index in range(count):
+        scene = prepare(held_out(FIRST + index, counts[index % len(counts)] == 2))
+        shape = make(scene, np.random.default_rng((12, index, number))).target.claims[0].shape
+        a, b = (np.any(thing_masks(s), axis=0) for s in (scene, with_first(scene, shape=shape)))
+        overlaps.append((a & b).sum() / (a | b).sum())
+    return float(np.mean(overlaps))
+
+
 def table(kept: Kept, count: int) -> str:
     """A line for each operation: success, IoU and PSNR of every way."""
     lines = ["Edit success · IoU of the things of source and edit · PSNR of what should stay\n"]
@@ -223,6 +236,9 @@ def table(kept: Kept, count: int) -> str:
             means = [np.mean([e[way][name] for e in found], axis=0) for way in WAYS]
             cells = [f"{100 * success:.0f} % · {iou:.2f} · {psnr:.1f} dB" for success, iou, psnr in means]
             lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+    swaps = len(kept.groups["swap"][:count])
+    if swaps:
+        lines.append(f"\nA shape swapped by the world itself, the thing at its place and size: IoU {redrawn(swaps):.2f}.")
     return "\n".join(lines) + "\n"
 
 
