@@ -34,6 +34,7 @@ ROOM = 2  # pixels around things that count neither as thing nor as background
 GROWN = 1.05  # how much larger or smaller a noun's thing must become
 STYLE = dict(cross_end=0.8, self_end=0.6)
 LAYOUT = STYLE | dict(blend_words="*", blend_threshold=0.6, blend_start=0.1)
+TAKEN_OUT = dict(cross_end=0.5, self_end=0.4, blend_words="*")
 FREE = dict(cross_end=0.5, self_end=0.1, blend_words="*")
 PLACED = dict(cross_end=0.8, self_end=0.4, blend_words="*")
 WEIGHED = dict(cross_end=1.0, self_end=0.0)
@@ -117,7 +118,7 @@ GROUPS = {
             "weaken a noun": (weighed(0.0, 1 / GROWN), WEIGHED),
         },
     ),
-    "delete": ((1, 2), lambda scene: with_first(scene, texture="striped"), {"delete a texture": (inserted("texture", "plain"), LAYOUT)}),
+    "delete": ((1, 2), lambda scene: with_first(scene, texture="striped"), {"delete a texture": (inserted("texture", "plain"), TAKEN_OUT)}),
     "reorder": ((2,), lambda scene: scene, {"reorder two things": (reordered, LAYOUT)}),
 }
 
@@ -196,20 +197,24 @@ def measured(studio: Studio, group: str, index: int, ways=tuple(WAYS)) -> dict[s
 
 
 class Kept:
-    """What was measured of each group so far, in a file; begun anew when the model or the settings are others."""
+    """What was measured of each group so far, in a file; a group begins anew when the model or its settings are others."""
 
     def __init__(self):
         weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
-        settings = {name: settings for _, _, edits in GROUPS.values() for name, (_, settings) in edits.items()}
-        self.about = {"first": FIRST, "ways": WAYS, "settings": settings, "steps": STEPS, "sampler": SAMPLER, "weights": weights}
+        shared = {"first": FIRST, "ways": WAYS, "steps": STEPS, "sampler": SAMPLER, "weights": weights}
         held = json.loads(PATH.read_text()) if PATH.exists() else {}
-        self.groups: dict[str, list] = held["groups"] if held.get("about") == self.about else {group: [] for group in GROUPS}
+        self.about = {
+            group: {**shared, "settings": {name: settings for name, (_, settings) in operations.items()}}
+            for group, (_, _, operations) in GROUPS.items()
+        }
+        known = {group: part["found"] for group, part in held.items() if part["about"] == self.about.get(group)}
+        self.groups: dict[str, list] = {group: known.get(group, []) for group in GROUPS}
 
     def add(self, group: str, found: dict) -> None:
         self.groups[group].append(found)
         PATH.parent.mkdir(parents=True, exist_ok=True)
         temporary = PATH.with_suffix(".partial")
-        temporary.write_text(json.dumps({"about": self.about, "groups": self.groups}))
+        temporary.write_text(json.dumps({g: {"about": self.about[g], "found": rows} for g, rows in self.groups.items()}))
         os.replace(temporary, PATH)
 
 
