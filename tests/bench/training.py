@@ -7,6 +7,7 @@ is no GPU, so that other work on the machine does not count; memory is what a tr
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -271,6 +272,8 @@ def node_steps(node, steps: int, **given) -> list[float]:
             node.execute(**{k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given | {"steps": steps + 2}).items()})
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.unload_all_models()  # the host's trainer leaves its copy of the model there
+        gc.collect()
     return [b - a for a, b in zip(times, times[1:])][:-1]
 
 

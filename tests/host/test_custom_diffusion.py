@@ -103,10 +103,11 @@ def merge(model, clip, concepts, **knobs):  # noqa: F811
 
 
 def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folders):  # noqa: F811
-    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
     model, lora, name = merge(eps_model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
     concepts = host.concepts_of("\n".join(lines))
-    rows = host.own_rows([host._features(clip, c.prompts[0]) for c in concepts])
+    rows = [host._features(clip, c.prompts[0], new_words=True) for c in concepts]
+    assert [len(r) for r in rows] == [2, 2] and not torch.allclose(*rows)
     for layer in host.layers_of(eps_model):
         weight = host._weight(eps_model, f"{layer}.weight")
         for own, concept in zip(rows, concepts):
@@ -115,6 +116,16 @@ def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folder
     loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
     assert torch.equal(sampled(loaded), sampled(model))
     assert merge(eps_model, clip, "\n".join(lines))[2] == "both_2.safetensors"
+
+
+def test_words_that_follow_a_new_one_stay_as_they_are(eps_model, vae, clip, folders):  # noqa: F811
+    """They have nearly the same features after another new word, for which they would ask for other values."""
+    rest = "cat on a red mat in a small garden"
+    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, instance_prompt=f"a <concept> {rest}")[-1] for n, s in (("rex", 1), ("kit", 2))]  # fmt: skip
+    lora = merge(eps_model, clip, "\n".join(lines))[1]
+    single = host.concepts_of("\n".join(lines))[0].tensors
+    rows = host._features(clip, f"a {rest}")
+    assert all((rows @ lora[k].double().T).norm() < 0.5 * (rows @ single[k].double().T).norm() for k in lora)
 
 
 def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):  # noqa: F811

@@ -122,6 +122,7 @@ def test_patches_and_options_of_the_model_go_along_and_the_model_stays(eps_model
     patched = eps_model.clone()
     patched.add_patches({key: (torch.ones_like(eps_model.model.state_dict()[key]) * 0.05,)}, 0.5)
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.5)
+    patched.add_object_patch("model_sampling", tiny.unet("v").get_model_object("model_sampling"))
     expected = plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)
     assert not torch.equal(expected, plain(eps_model, tiny.conditioning(1), tiny.conditioning(2), 3.0))
     plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)  # the patch is in the shared weights now
@@ -195,11 +196,11 @@ def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(fami
 
 def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_picture_and_words(eps_model, clip, vae):
     count = sampling.Count(eps_model)
-    task = task_of(count.model, clip, vae, batch_size=6)
+    task = task_of(count.model, clip, vae, batch_size=6, dropout=0.3)
     count.calls = count.rows = 0
     together = inside(task, lambda ground: float(task.loss(ground, 1).detach()))
     assert (count.calls, count.rows) == (1, 6)
-    one = task_of(eps_model, clip, vae, batch_size=1)
+    one = task_of(eps_model, clip, vae, batch_size=1, dropout=0.3)
     alone = inside(one, lambda ground: [float(one.loss(ground, i)) for i in range(6, 12)])
     assert_close(together, sum(alone) / 6, rtol=1e-4, atol=1e-6)
 
