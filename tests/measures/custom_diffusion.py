@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.002)
     parser.add_argument("--weighting", default="own")
+    parser.add_argument("--timesteps", default="uniform")
     parser.add_argument("--word-rate", type=float, default=0.01)
     parser.add_argument("--prior-weight", type=float, default=1.0)
     parser.add_argument("--sentences", type=int, default=8, help="of each concept, for merging")

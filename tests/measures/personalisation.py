@@ -1,7 +1,7 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
 Five pictures show a shape that the demo model never saw, in some colours and places. DreamBooth learns it as a LoRA, with and without
-class pictures (lambda 1, 0.25 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
+class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
 often the shape is there, how often the prompt's colour and background are right too, and how far pictures of the ordinary world have
 drifted: the share still right, and the RMS distance to what the untouched model makes of the same seeds.
 """
@@ -52,7 +52,7 @@ def ordinary(count: int, first: int) -> list[world.Caption]:
 def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    subject = host.Subject(f"a {word}", host.Word(word, "shape", 1) if o.word else None, o.word_rate)
+    subject = host.Subject(f"a {word}", host.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
     return taught(studio, name, lesson(o.shape, word), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o)
 
 
@@ -67,7 +67,7 @@ def taught(
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
             studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
-            design, Objective(Levels(), o.weighting), settings, look,
+            design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
     return made
@@ -130,17 +130,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.004)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
     parser.add_argument("--layers", default="-out.2, -emb")
     parser.add_argument("--weighting", default="own")
+    parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
+    parser.add_argument("--words", default="shape", help="what the new word starts from")
+    parser.add_argument("--vectors", type=int, default=1, help="of the new word")
     parser.add_argument("--word-rate", type=float, default=0.01)
     parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
-    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 0.25, 1.0], help="lambda")
+    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
     parser.add_argument("--name", default="measured", help="another one starts anew")
     o = parser.parse_args()
     studio = Studio()
