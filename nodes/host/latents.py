@@ -24,3 +24,8 @@ def samples_of(vae, picture, name: str) -> torch.Tensor:
         raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
     _check_size(vae, picture, name)
     return vae.encode(picture[..., :3])
+
+
+def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
+    """What belongs to the middle of a picture that the VAE encodes, of a MASK (B, H, W) of its size: the VAE cuts off what is over."""
+    return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]

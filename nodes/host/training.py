@@ -28,6 +28,7 @@ from ...training.loop import Loop, Step
 from ...training.objectives import Levels, loss_weight, picks, spread, squared_error
 from . import gradients
 from .channels import noise_scale
+from .latents import encoded_part
 
 KEY = "controlled_diffusion.training"
 STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one batch may each have a row of
@@ -67,14 +68,14 @@ def singles(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
     return found
 
 
-def _mask_for(latent: torch.Tensor, mask: torch.Tensor, picture: torch.Tensor, number: int) -> torch.Tensor:
-    """A MASK (1, H, W) at the size of a latent."""
+def _mask_for(vae, latent: torch.Tensor, mask: torch.Tensor, picture: torch.Tensor, number: int) -> torch.Tensor:
+    """A MASK (1, H, W) at the size of a latent that the VAE made of its picture."""
     if mask.shape[-2:] != picture.shape[1:3]:
         raise ValueError(
             f"Mask {number} is {mask.shape[-1]} x {mask.shape[-2]}, its picture {picture.shape[2]} x {picture.shape[1]}. Give masks of the "
             "pictures' sizes."
         )
-    small = torch.nn.functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area")
+    small = torch.nn.functional.interpolate(encoded_part(vae, mask)[:, None].float(), latent.shape[-2:], mode="area")
     if not bool(small.any()):
         raise ValueError(f"Mask {number} is empty: nothing of its picture would be learnt. Paint what to learn white, or leave it away.")
     return small.reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
@@ -101,7 +102,7 @@ def pictures_of(
         painted += [None if m is None else m.flip(-1) for m in painted]
     shown = _varied(found, painted, augmentation, seed)
     latents = [vae.encode(v.picture[..., :3]).float().cpu() for v in shown]
-    cut = [None if v.mask is None else _mask_for(z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
+    cut = [None if v.mask is None else _mask_for(vae, z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
     return Pictures(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
 

@@ -189,6 +189,14 @@ def test_accumulated_batches_are_the_same_samples_as_one_large_batch(eps_model, 
     assert_close(large, sum(parts) / 2, rtol=1e-4, atol=1e-6)
 
 
+def test_a_mask_lies_where_its_picture_does_though_the_vae_cuts_the_picture(eps_model, vae, clip):
+    wide, mask = torch.rand(1, 64, 78, 3), torch.zeros(1, 64, 78)
+    mask[:, :, 7 + 8 : 7 + 16] = 1  # the VAE takes 72 of 78 columns, from the fourth on
+    task = task_of(eps_model, clip, vae, data={"images": [wide], "masks": [mask]})
+    found = task.pictures.masks[0][0, 0]
+    assert_close(found[0], torch.tensor([0, 4 / 8, 4 / 8, *[0.0] * 6]))
+
+
 def test_a_mask_of_ones_changes_nothing_and_another_limits_the_error(eps_model, vae, clip):
     half = torch.zeros(3, 64, 64)
     half[..., :32] = 1
