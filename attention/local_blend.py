@@ -20,7 +20,8 @@ Pair = tuple[Columns, Columns]
 
 def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
     """Of probabilities (B, heads, Nq, Nk) what falls on some columns, the mean of the heads: (B, Nq)."""
-    return p[..., list(columns)].sum(-1).mean(1)
+    found = [p[..., c] for c in columns]  # an index of them would have to go to the GPU first
+    return torch.stack(found, -1).sum(-1).mean(1) if found else p.new_zeros(len(p), p.shape[2])
 
 
 def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:

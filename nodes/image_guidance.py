@@ -6,6 +6,7 @@ from ..guidance.image_guidance import KINDS, ImageForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host import image_guidance, sockets
+from .host.gradients import differentiable_vae
 
 CLIP_KIND = "clip"
 
@@ -91,6 +92,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         mask=None,
         previous=(),
     ) -> io.NodeOutput:
+        vae = differentiable_vae(vae)
         decode, models = image_guidance.decoder(model, vae), [vae.patcher]
         if kind == CLIP_KIND:
             _need(clip_vision is not None, "Kind 'clip' needs a clip_vision: connect Load CLIP Vision, or choose another kind.")

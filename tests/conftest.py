@@ -12,10 +12,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
+from compare import exact  # noqa: E402
 from harness.host import load_pack  # noqa: E402
 
 torch.set_num_threads(1)
 load_pack()
+exact()
 
 
 def pytest_collection_modifyitems(items):

@@ -20,8 +20,12 @@ class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
 
     def __init__(self, base: torch.nn.Module):
         super().__init__()
-        self.base = base
+        self.__dict__["base"] = base  # not as a part: the host would look for its buffers under this place when this is gone
         self.top = float(self.sigma_max)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Where the host puts back buffers of the sampling in whose place this stands, it gets them."""
+        self.base.register_buffer(name, tensor, persistent)
 
     @staticmethod
     def level(sigma):

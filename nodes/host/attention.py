@@ -25,7 +25,7 @@ from ...attention.prompt_to_prompt import attended, probabilities
 from ...guidance.schedules import NoiseScale
 from .channels import noise_scale
 from .joint_attention import Block, Dit, Override, TokenCall
-from .lending import Lending, acted
+from .lending import Lending, acted, taken
 
 KEY = "controlled_diffusion.attention"
 OVERRIDE = "optimized_attention_override"
@@ -257,15 +257,15 @@ class Call(Lending):
 
     def probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
         """(rows, heads, N, keys), float32: what rows look at, before edits."""
-        return probabilities(self.used[0][rows], self.used[1][rows][:, : self.columns(rows[0], tokens)], self.heads)
+        return probabilities(taken(self.used[0], rows), taken(self.used[1], rows)[:, : self.columns(rows[0], tokens)], self.heads)
 
     def put(self, rows: list[int], p: torch.Tensor, before: torch.Tensor | None, tokens: int) -> None:
         """Edited probabilities of rows; `before` are those they had. On another node's attention only their difference is added."""
-        v = self.v[rows][:, : self.columns(rows[0], tokens)]
+        v = taken(self.v, rows)[:, : self.columns(rows[0], tokens)]
         if self.plain:
             out = attended(p, v)
         else:
-            out = self.out[rows] + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
+            out = taken(self.out, rows) + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
         self.put_output(rows, out)
         self.seen |= dict(zip(rows, p.split(1)))
 

@@ -7,6 +7,7 @@ nodes still runs, and with no channel active the host's result is untouched.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,12 @@ POSITIVE, NEGATIVE = 0, 1
 
 def noise_scale(model_sampling, points: int = 501) -> NoiseScale:
     """The continuous noise axis of a model, from the host's own percent_to_sigma."""
-    inner = [float(model_sampling.percent_to_sigma(i / (points - 1))) for i in range(1, points - 1)]
+    percents = [i / (points - 1) for i in range(1, points - 1)]
+    model_sampling = copy.deepcopy(model_sampling).cpu()  # the same to the last digit wherever the model is, and no waiting for a GPU
+    if type(model_sampling).percent_to_sigma is comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma:
+        inner = model_sampling.sigma(torch.tensor([(1.0 - p) * 999.0 for p in percents])).tolist()
+    else:
+        inner = [float(model_sampling.percent_to_sigma(p)) for p in percents]
     sigmas = [float(model_sampling.sigma_max), *inner, max(float(model_sampling.sigma_min), 1e-6)]
     falling = [sigmas[0]]
     for sigma in sigmas[1:]:
@@ -84,7 +90,10 @@ def check_channels(model, channels: Sequence[Channel]) -> None:
 
 
 def with_force_models(model, channels: Sequence[Channel]):
-    """The model itself, or a clone that brings what the channels' forces need into memory with it."""
+    """The model itself, or a clone that brings what the channels' forces need into memory with it, and that a gradient passes through
+    where one needs that."""
+    if any(getattr(c.force, "through_denoiser", False) for c in channels):
+        model = gradients.differentiable_patcher(model, "model")
     models = [m for c in channels if c.force is not None for m in getattr(c.force, "models", ())]
     if not models:
         return model

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .fingerprint import Weights
+from .gradients import hosted
 from .trainers import Validation, sampled, side_by_side
 
 
@@ -63,11 +64,14 @@ def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Ten
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{i:05d}.png" for i in range(order.count)]
     bar, empty = comfy.utils.ProgressBar(order.count), None
+
+    def told(text: str) -> list:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
     for prompt in order.prompts:
         missing = [i for i, file in enumerate(files) if order.prompt_of(i) == prompt and not file.exists()]
         for numbers in (missing[i : i + order.batch] for i in range(0, len(missing), order.batch)):
-            empty = empty or clip.encode_from_tokens_scheduled(clip.tokenize(""))
-            given = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            empty, given = empty or hosted(told, ""), hosted(told, prompt)
             size = torch.Size([len(numbers), *shape])
             pictures = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
             for number, picture in zip(numbers, pictures):

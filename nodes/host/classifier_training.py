@@ -19,6 +19,7 @@ from ...training.loop import Diverged, Loop, saving
 from ...training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
 from ...training.textual_inversion import captions_for
 from . import classifiers, naming
+from .gradients import hosted
 from .pictures import as_image, line_chart
 from .training import Stopped, singles
 
@@ -62,7 +63,8 @@ def existing(name: str) -> Path | None:
 
 def _latents(model, vae, images: Sequence[torch.Tensor]) -> torch.Tensor:
     """Pictures as the model sees them when clean, (N, C, h, w) of about unit variance, on the CPU."""
-    encoded = [model.model.process_latent_in(vae.encode(p[..., :3]).float().cpu()) for p in singles(images, "images")]
+    latents = [hosted(vae.encode, p[..., :3]).float().cpu() for p in singles(images, "images")]
+    encoded = [model.model.process_latent_in(z) for z in latents]
     shapes = {tuple(z.shape[-2:]) for z in encoded}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} x {h}" for h, w in shapes))

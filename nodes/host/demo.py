@@ -91,6 +91,7 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     )
     table = token_table(clip.pop("token_rows"), clip.pop("token_ids"))
     clip["clip_l.transformer.text_model.embeddings.token_embedding.weight"] = table.half()
+    clip["clip_l.transformer.text_projection.weight"] = torch.eye(table.shape[1]).half()  # SD1's pooled output, which no UNet of it sees
     return unet | {"preview_colors": weights["preview_colors"]}, clip, vae
 
 
@@ -122,9 +123,33 @@ def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = Fal
     return _patcher(weights, new_instruct_config(), disable_dynamic, (load_instruct, (path,)))
 
 
+def _text(weights: dict, path: str, disable_dynamic: bool = False):
+    """The text tower as a CLIP."""
+    folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
+    made = comfy.sd.CLIP(new_config().clip_target(), embedding_directory=folders, state_dict=weights, **how)
+    made.patcher.cached_patcher_init = (load_text, (path,))
+    return made
+
+
+def load_text(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The text tower alone."""
+    return _text(_read_weights(Path(path))[1], path, disable_dynamic).patcher
+
+
+def _autoencoder(weights: dict, path: str):
+    """The autoencoder as a VAE."""
+    made = comfy.sd.VAE(sd=weights)
+    made.patcher.cached_patcher_init = (load_autoencoder, (path,))
+    return made
+
+
+def load_autoencoder(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The autoencoder alone; the host takes its network out of the patcher where it wants another kind."""
+    return _autoencoder(_read_weights(Path(path))[2], path).patcher
+
+
 def load(path: Path = WEIGHTS) -> tuple:
-    """MODEL, CLIP, VAE of the demo model."""
+    """MODEL, CLIP, VAE of the demo model; the host knows how to load each of them once more."""
     unet, clip, vae = _read_weights(path)
-    target = new_config().clip_target()
-    text = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=clip)
-    return _patcher(unet, new_config(), False, (load_model, (str(path),))), text, comfy.sd.VAE(sd=vae)
+    model = _patcher(unet, new_config(), False, (load_model, (str(path),)))
+    return model, _text(clip, str(path)), _autoencoder(vae, str(path))

@@ -104,12 +104,12 @@ class Task(trainers.Task):
         """Encodes once what does not change."""
         for text in dict.fromkeys((*self.texts, "") if any(self.dropout.rates) else self.texts):
             if self.word is None or not self.word.named(text):
-                self.rows[text] = gradients.ordinary(self.conditioning(text)[0])
+                self.rows[text] = self.conditioning(text)[0]
 
     def conditioning(self, text: str) -> list:
         if self.word is not None:
             return self.word.conditioning(text)
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text), show_pbar=False)
+        return gradients.hosted(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import torch
 
+T = TypeVar("T")
 WITHOUT_DERIVATIVE = ("attention_sage", "attention3_sage", "attention_flash")  # attention kernels of the host
 
 
@@ -29,6 +32,17 @@ def ordinary(value):
     if isinstance(value, dict):
         return {k: ordinary(v) for k, v in value.items()}
     return type(value)(ordinary(v) for v in value) if type(value) in (list, tuple) else value
+
+
+def hosted(work: Callable[..., T], *given, **more) -> T:
+    """What the host makes of something where it works as in any node, in inference mode; tensors of it as ordinary ones.
+
+    Weights that were made in that mode and are moved to the GPU outside it are usable in neither.
+    """
+    with torch.inference_mode():
+        made = work(*given, **more)
+    with torch.inference_mode(False):
+        return ordinary(made)
 
 
 def heal(module: torch.nn.Module, device: torch.device | None = None) -> int:
@@ -59,6 +73,29 @@ def differentiable(mutations: bool = True):
             yield
     finally:
         comfy.model_management.in_training = before
+
+
+def differentiable_patcher(patcher, what: str):
+    """The patcher itself, or a copy of its own weights where the host loads them dynamically, piece by piece."""
+    if not getattr(patcher, "is_dynamic", bool)():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The {what} is loaded dynamically, through which no gradient passes, and cannot be loaded a second time ({error}). Start ComfyUI "
+            "with --disable-dynamic-vram, or use one of ComfyUI's own loaders."
+        ) from error
+
+
+def differentiable_vae(vae):
+    """The VAE itself, or one like it that is not loaded dynamically."""
+    patcher = differentiable_patcher(vae.patcher, "VAE")
+    if patcher is vae.patcher:
+        return vae
+    own = copy.copy(vae)
+    own.patcher, own.first_stage_model = patcher, patcher.model.to(vae.vae_dtype)  # as a VAE has it that is loaded whole
+    return own
 
 
 def without_derivative(error: RuntimeError) -> bool:

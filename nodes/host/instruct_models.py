@@ -14,7 +14,7 @@ import torch
 
 from ...training.instruct_pix2pix import FIRST, widened
 from ...training.loop import save_atomically
-from .training import differentiable_patcher
+from .gradients import differentiable_patcher, hosted
 
 FOLDER, PREFIX = "diffusion_models", "diffusion_model."
 KINDS = {
@@ -41,12 +41,13 @@ def kind_of(model):
 
 def weights_of(model) -> dict[str, torch.Tensor]:
     """The denoiser's weights with the patches that the MODEL has, such as LoRAs, as copies."""
-    found = {}
-    for key, ((held, convert), *patches) in model.get_key_patches(PREFIX).items():
+
+    def patched(key: str, held: torch.Tensor, convert, *patches) -> torch.Tensor:
         weight = convert(held.detach().clone(), inplace=True)
-        patched = comfy.lora.calculate_weight(patches, weight.float(), key).to(weight.dtype) if patches else weight
-        found[key.removeprefix(PREFIX)] = patched
-    return found
+        return comfy.lora.calculate_weight(patches, weight.float(), key).to(weight.dtype) if patches else weight
+
+    known = model.get_key_patches(PREFIX).items()
+    return {key.removeprefix(PREFIX): hosted(patched, key, *held, *patches) for key, (held, *patches) in known}
 
 
 def _config_with_room(model):

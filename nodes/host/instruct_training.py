@@ -19,6 +19,7 @@ from ...training.loop import Loop
 from ...training.objectives import picks
 from ...training.textual_inversion import captions_for
 from . import instruct_models, naming, trainers
+from .gradients import hosted
 from .instruct import CONCAT, InstructPix2Pix, Picture
 from .prompts import encoded
 from .trainers import loss_curve, side_by_side
@@ -114,8 +115,8 @@ class Task(trainers.Task):
         made = []
         for i in chosen:
             with course.loop.averaged():
-                made.append(self._edited(i))
-            made.insert(-1, self.vae.decode(examples.before.latents[i]))
+                made.append(hosted(self._edited, i))
+            made.insert(-1, hosted(self.vae.decode, examples.before.latents[i]))
         if made:
             self.looks.append(torch.cat([m.reshape(-1, *m.shape[-3:]).cpu() for m in made]))
             course.preview(side_by_side(self.looks[-1]))
@@ -173,7 +174,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
     texts = captions_for(data.instructions, before.originals)
     if not texts or not all(t.strip() for t in texts):
         raise ValueError("An instruction is missing. Give one for each pair, as a list or one a line, such as 'make it blue'.")
-    known = {text: encoded(clip, text)[0] for text in dict.fromkeys((*texts, ""))}
+    known = {text: hosted(encoded, clip, text)[0] for text in dict.fromkeys((*texts, ""))}
     return Examples(before, tuple(known[t] for t in texts), known[""]), after
 
 

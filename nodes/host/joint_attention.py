@@ -16,7 +16,7 @@ import torch
 
 from ...attention.maps import shares
 from ...attention.prompt_to_prompt import Moment, edited_attention
-from .lending import Lending, acted
+from .lending import Lending, acted, taken
 
 GROUPS = ("early", "middle", "late")
 
@@ -217,12 +217,12 @@ class TokenCall(Lending):
     def reshaped(self) -> bool:
         return bool(self.options.get("skip_reshape"))
 
-    def lent(self, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def lent(self, t: torch.Tensor) -> torch.Tensor:
         if self.kind != "joint":
-            return t[index]
+            return taken(t, self.lender)
         axis, made = 2 if self.reshaped else 1, t.clone()
         here = axis, self.picture.start, self.picture.stop - self.picture.start
-        made.narrow(*here).copy_(t.narrow(*here)[index])
+        made.narrow(*here).copy_(taken(t.narrow(*here), self.lender))
         return made
 
     def columns(self, row: int, tokens: int) -> int:
@@ -232,7 +232,7 @@ class TokenCall(Lending):
     def heads_first(self, t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Rows of queries, keys or values as (rows, heads, N, dim)."""
         width = self.q.shape[-1] if self.reshaped else self.q.shape[-1] // self.options["heads"]
-        return t[rows] if self.reshaped else t[rows].reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
+        return taken(t, rows) if self.reshaped else taken(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
 
     def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
         """What is added to the logits of the picture's queries."""
@@ -240,7 +240,7 @@ class TokenCall(Lending):
         if mask is None:
             return None
         mask = _four(mask)
-        mask = mask if len(mask) == 1 else mask[rows]
+        mask = mask if len(mask) == 1 else taken(mask, rows)
         return mask if mask.shape[-2] == 1 else mask[..., self.picture, :]
 
     def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -260,7 +260,7 @@ class TokenCall(Lending):
                                   (self.bias(source), self.bias(rows)), not self.plain)  # fmt: skip
         if not self.options.get("skip_output_reshape"):
             change = change.transpose(1, 2).flatten(2)
-        self.put_output(rows, change if self.plain else self.out[rows] + change)
+        self.put_output(rows, change if self.plain else taken(self.out, rows) + change)
 
 
 _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")

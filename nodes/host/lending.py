@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+
+
+def taken(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of a tensor. An index would have to go to the GPU first, which then waits for all that it has been asked before."""
+    rows = list(rows)
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return t[rows[0] : rows[0] + len(rows)]
+    return torch.cat([t[row : row + 1] for row in rows])
 
 
 class Lending:
@@ -16,22 +24,21 @@ class Lending:
         self.changed: dict[int, torch.Tensor] = {}
         self.used, self.out, self._own = (self.q, self.k), None, None
 
-    def lent(self, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def lent(self, t: torch.Tensor) -> torch.Tensor:
         """Queries or keys as lent to each row."""
-        return t[index]
+        return taken(t, self.lender)
 
     def run(self) -> None:
         """Evaluates the base, with queries and keys lent as asked for."""
         if self.lender != list(range(len(self.lender))):
-            index = torch.tensor(self.lender, device=self.q.device)
-            self.used = self.lent(self.q, index), self.lent(self.k, index)
+            self.used = self.lent(self.q), self.lent(self.k)
         self.out = self.base(*self.used, self.v)
 
     def own_output(self, rows: list[int]) -> torch.Tensor:
         """What rows would give with their own queries and keys."""
         if self._own is None:
             self._own = self.out if self.used[0] is self.q else self.base(self.q, self.k, self.v)
-        return self._own[rows]
+        return taken(self._own, rows)
 
     def put_output(self, rows: list[int], out: torch.Tensor) -> None:
         self.changed |= dict(zip(rows, out.to(self.out.dtype).split(1)))
@@ -40,8 +47,7 @@ class Lending:
     def result(self) -> torch.Tensor:
         if not self.changed:
             return self.out
-        index = torch.tensor(list(self.changed), device=self.out.device)
-        return self.out.index_copy(0, index, torch.cat(list(self.changed.values())))
+        return torch.cat([self.changed.get(row, self.out[row : row + 1]) for row in range(len(self.out))])
 
 
 def acted(call: Lending, active: list) -> torch.Tensor:

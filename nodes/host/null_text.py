@@ -114,7 +114,7 @@ def _of_rows(part: dict, rows: torch.Tensor, pictures: int) -> dict:
 
     def chosen(cond):
         mine = torch.is_tensor(cond.cond) and cond.cond.ndim > 1 and len(cond.cond) == pictures
-        return type(cond)(cond.cond[rows]) if mine else cond
+        return type(cond)(cond.cond[rows.to(cond.cond.device)]) if mine else cond
 
     return {**part, "model_conds": {k: chosen(c) for k, c in part["model_conds"].items()}}
 
@@ -155,7 +155,8 @@ class HostPredictor(Predictor):
     def null(self) -> torch.Tensor:
         """The negative's embedding (B, tokens, width)."""
         (part,) = self.guider.conds["negative"]
-        return comfy.utils.repeat_to_batch_size(part["model_conds"]["c_crossattn"].cond.float(), self.pictures)
+        features = part["model_conds"]["c_crossattn"].cond  # the host leaves it where the text encoder made it
+        return comfy.utils.repeat_to_batch_size(features.float().to(self.guider.model_patcher.load_device), self.pictures)
 
     def _sigma(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         return torch.full([len(x)], sigma, dtype=torch.float32, device=x.device)
@@ -289,7 +290,9 @@ def invert(
     if (method.l1 or method.perceptual) and latent.ndim != 4:
         raise ValueError("l1 and perceptual compare pictures, but the latent is a video. Set both to 0.")
     own = trainable(model, what="Null-text inversion")[0]
-    own.set_additional_models(KEY, [vae.patcher] if method.l1 or method.perceptual else [])
+    if method.l1 or method.perceptual:
+        vae = gradients.differentiable_vae(vae)
+        own.set_additional_models(KEY, [vae.patcher])
 
     def attempt(mutations: bool) -> tuple[Course, Trail]:
         course = Course(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), mutations, checkpointing)

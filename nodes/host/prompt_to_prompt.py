@@ -14,6 +14,7 @@ from ...attention.local_blend import Blending, Columns, LocalBlend, Pair
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Parts, Place, Run, blend_places, chosen_places, install, marked, unet_places
+from .lending import taken
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
 
@@ -158,7 +159,7 @@ class Editing(Run):
         alpha = self.control.settings.alpha
         if alpha < 1:
             rows = [first + r for n in range(self.rows.targets) for r in self.rows.target(n)]
-            call.put_output(rows, alpha * call.out[rows] + (1 - alpha) * call.own_output(rows))
+            call.put_output(rows, alpha * taken(call.out, rows) + (1 - alpha) * call.own_output(rows))
 
     def see(self, call: Call, first: int, tokens: int) -> None:
         if call.kind == "cross" and call.place.key in self.maps and call.size is not None:

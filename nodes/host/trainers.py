@@ -18,6 +18,7 @@ from PIL import Image
 
 from ...training.augmentation import Augmentation
 from ...training.loop import Diverged, Loop, saving
+from .gradients import hosted
 from .pictures import as_image, line_chart, stacked
 from .training import Course, Ground, Objective, Pictures, half_precision_scale, run_course
 from .training_memory import Room
@@ -74,7 +75,7 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
-    made = vae.decode(comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed))
+    made = hosted(lambda: vae.decode(comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))
     return made.reshape(-1, *made.shape[-3:])[..., :3].cpu()
 
 

@@ -101,7 +101,7 @@ def pictures_of(
         found += [p.flip(2) for p in found]
         painted += [None if m is None else m.flip(-1) for m in painted]
     shown = _varied(found, painted, augmentation, seed)
-    latents = [vae.encode(v.picture[..., :3]).float().cpu() for v in shown]
+    latents = [gradients.hosted(vae.encode, v.picture[..., :3]).float().cpu() for v in shown]
     cut = [None if v.mask is None else _mask_for(vae, z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
     return Pictures(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
@@ -261,29 +261,16 @@ def check_whole(patchers) -> None:
             )
 
 
-def differentiable_patcher(patcher, what: str):
-    """The patcher itself, or a copy of its own weights where the host loads them dynamically, piece by piece."""
-    if not getattr(patcher, "is_dynamic", bool)():
-        return patcher
-    try:
-        return patcher.clone(disable_dynamic=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The {what} is loaded dynamically, through which no gradient passes, and cannot be loaded a second time ({error}). Start ComfyUI "
-            "with --disable-dynamic-vram, or use one of ComfyUI's own loaders."
-        ) from error
-
-
 def trainable(model, clip=None, what: str = "Training"):
     """A MODEL, and a CLIP if given, as `what` needs them: clones that do not load dynamically, the model bringing the CLIP along."""
-    model = differentiable_patcher(model, "model").clone()
+    model = gradients.differentiable_patcher(model, "model").clone()
     if "multigpu_clones" in model.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
     if clip is None:
         return model, None
     own = clip.clone()
-    own.patcher = differentiable_patcher(own.patcher, "text encoder")
+    own.patcher = gradients.differentiable_patcher(own.patcher, "text encoder")
     own.cond_stage_model = own.patcher.model
     model.set_additional_models(KEY, [own.patcher])
     return model, own

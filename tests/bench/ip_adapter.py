@@ -12,7 +12,8 @@ from controlled_diffusion.attention.ip_adapter import image_prompt, recognise
 from controlled_diffusion.nodes.host import ip_adapter
 
 from adapters import SD15, published
-from bench.multi_cfg import sd15, seconds_a_step
+from bench.multi_cfg import seconds_a_step
+from bench.shapes import model_of
 from harness.memory import peak
 
 ENCODED = {"base": (1024,), "plus": (257, 1280)}  # what the encoder gives of an image
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="of the latent")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2, help="each time is the shortest of this many runs, taken in turn")
-    options, model = parser.parse_args(), sd15()
+    options, model = parser.parse_args(), model_of("sd15")
     models = {
         PLAIN: model,
         "base, weight 0": patched(model, "base", weight=0.0),

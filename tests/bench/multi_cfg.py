@@ -1,55 +1,22 @@
 """Time of multi-condition guidance beside the host's CFG: `python . run tests/bench/multi_cfg.py`.
 
 For 1 to 6 channels: seconds and network evaluations a step, and the host's CFGGuider on a batch with the same number of
-evaluations a step, measured in turn in the same run. The ratio is what the channels cost beyond the network itself.
+evaluations a step, measured in turn in the same run. The ratio is what the channels cost beyond the network itself; memory is the peak above the start.
 """
 
 import argparse
 import statistics
 import time
 
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
-import comfy.supported_models
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.channels import MultiCFG
 
+from bench.shapes import SHAPES, Shape, model_of
 from harness.demo_pictures import Studio
+from harness.memory import peak
 from host.sampling import Count
-
-SD15 = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=320,
-    num_res_blocks=[2, 2, 2, 2],
-    channel_mult=[1, 2, 4, 4],
-    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-    transformer_depth_output=[1] * 9 + [0] * 3,
-    transformer_depth_middle=1,
-    context_dim=768,
-    use_spatial_transformer=True,
-    legacy=False,
-    use_checkpoint=False,
-    use_linear_in_transformer=False,
-    adm_in_channels=None,
-    use_temporal_attention=False,
-    use_temporal_resblock=False,
-)
-
-
-def sd15():
-    """SD1.5's UNet with random weights."""
-    config = comfy.supported_models.SD15(dict(SD15))
-    device = comfy.model_management.get_torch_device()
-    config.set_inference_dtype(torch.float16 if device.type == "cuda" else torch.float32, None)
-    model = comfy.model_base.BaseModel(config, device=device)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.02)
-    return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
 def seconds_a_step(guider, latent: torch.Tensor, steps: int) -> float:
@@ -64,23 +31,32 @@ def seconds_a_step(guider, latent: torch.Tensor, steps: int) -> float:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["demo", "sd15"], default="demo")
+    parser.add_argument("--model", choices=["demo", *SHAPES], default="demo")
+    parser.add_argument("--side", type=int, help="of the latent, in cells; default: what the model is made for")
+    parser.add_argument("--channels", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5, help="each time is the median of this many runs, taken in turn")
     options = parser.parse_args()
-    model, width, side = (Studio().model, 128, 16) if options.model == "demo" else (sd15(), 768, 64)
-    count, texts = Count(model), [[[torch.randn(1, 77, width), {}]] for _ in range(7)]
-    print("| channels | evaluations a step | ms a step | host's CFG, same evaluations, ms a step | ratio |\n|---|---|---|---|---|")
-    for n in range(1, 7):
+    if options.model == "demo":
+        model, shape = Studio().model, Shape(*[None] * 3, width=128, pooled=128, side=16)
+    else:
+        model, shape = model_of(options.model), SHAPES[options.model]
+    count, texts, side = Count(model), [shape.conditioning(seed) for seed in range(7)], options.side or shape.side
+    print(f"| channels, {options.model}, latent {side} x {side} | evaluations a step | ms a step | host's CFG, same evaluations, ms a step "
+          "| ratio | peak memory, MB | host's |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    for n in options.channels:
         ours = MultiCFG(count.model, texts[0], [Channel(t, 2.0) for t in texts[1 : n + 1]])
         host = comfy.samplers.CFGGuider(model)
         host.set_conds(texts[1], texts[0])
-        one, many = torch.zeros(1, 4, side, side), torch.zeros(n + 1, 4, side, side)
+        one, many = shape.latent(1, side), shape.latent(n + 1, side)
+        host.set_cfg(1.0)  # evaluates the prompt alone: n + 1 pictures are n + 1 rows
         seconds_a_step(ours, one, 2), seconds_a_step(host, many, 2)
+        memory = [peak(lambda run=run: seconds_a_step(*run, 1)) for run in ((ours, one), (host, many))]
         count.rows = 0
         times = [(seconds_a_step(ours, one, options.steps), seconds_a_step(host, many, options.steps)) for _ in range(options.repeats)]
         a, b = (1000 * statistics.median(t) for t in zip(*times))
-        print(f"| {n} | {count.rows / options.steps / options.repeats:.0f} | {a:.1f} | {b:.1f} | {a / b:.2f} |", flush=True)
+        evaluations = count.rows / options.steps / options.repeats
+        print(f"| {n} | {evaluations:.0f} | {a:.1f} | {b:.1f} | {a / b:.2f} | {memory[0]:.0f} | {memory[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

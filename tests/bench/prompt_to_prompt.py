@@ -14,11 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import comfy.ldm.modules.attention as host_attention
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
-import comfy.supported_models
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
 from controlled_diffusion.nodes.host.attention import SLOTS, unet_places
@@ -26,37 +22,19 @@ from controlled_diffusion.nodes.host.blend_masks import control_of
 from controlled_diffusion.nodes.host.channels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
-from bench.multi_cfg import SD15
+from bench.shapes import SHAPES, model_of
 from harness.memory import peak
 from host import tiny
 from measures.diffedit import defaults
 
-SDXL = SD15 | dict(
-    num_res_blocks=[2, 2, 2],
-    channel_mult=[1, 2, 4],
-    transformer_depth=[0, 0, 2, 2, 10, 10],
-    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    transformer_depth_middle=10,
-    context_dim=2048,
-    use_linear_in_transformer=True,
-    adm_in_channels=2816,
-    num_classes="sequential",
-)
 STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
 SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"
 LARGEST = 32**2  # queries of the largest self-attention that is taken over, as in the paper's code
 
 
-def model_of(name: str, small: bool):
+def fusing(name: str, small: bool):
     """A UNet with random weights at the shape of a model; `small`: at half its channels."""
-    family, config = (comfy.supported_models.SDXL, SDXL) if name == "sdxl" else (comfy.supported_models.SD15, SD15)
-    settings = family(dict(config) | ({"model_channels": 160} if small else {}))
-    device = comfy.model_management.get_torch_device()
-    settings.set_inference_dtype(torch.float16 if device.type == "cuda" else torch.bfloat16 if name == "sdxl" else torch.float32, None)
-    model = (comfy.model_base.SDXL if name == "sdxl" else comfy.model_base.BaseModel)(settings, device=device)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.02)
-    made = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
+    made = model_of(name, **({"model_channels": 160} if small else {}))
     made.model_options["transformer_options"]["optimized_attention_override"] = fused
     return made
 
@@ -110,23 +88,21 @@ def guider_of(model, positive, negative):
     return made
 
 
-def random_features(conditioning: list, width: int, pooled: int, seed: int) -> list:
+def random_features(conditioning: list, name: str, seed: int) -> list:
     """A conditioning with features of the model's own width; what else it holds stays."""
-    draw = torch.Generator().manual_seed(seed)
     features, extras = conditioning[0]
-    rows = torch.randn(len(features), 77, width, generator=draw)
-    return [[rows, {**extras, "pooled_output": torch.randn(len(features), pooled, generator=draw)}]]
+    [[rows, own]] = SHAPES[name].conditioning(seed, len(features))
+    return [[rows, {**extras, **own}]]
 
 
 def ways(model, side: int, name: str) -> dict[str, Callable]:
     """What is compared: a function of sigmas for each."""
-    width, pooled = (2048, 1280) if name == "sdxl" else (768, 768)
     clip, made = tiny.clip(dtype=torch.float32), {}
     knobs = defaults(P2PAttentionPatch) | dict(source=SOURCE, width=8 * side, height=8 * side)
     cases = {"swap": dict(targets=SWAP), "insert words": dict(targets=INSERT), "swap, local blend": dict(targets=SWAP, blend_words="*")}
     for case, own in cases.items():
         patched, positive, negative, _latent, _ = P2PAttentionPatch.execute(model, clip, **knobs | own).args
-        rest = random_features(positive, width, pooled, 0), random_features(negative, width, pooled, 1)
+        rest = random_features(positive, name, 0), random_features(negative, name, 1)
         made[case] = guider_of(patched, *rest)
         if case == "insert words":
             edit = Edit.of(control_of(patched).scene.alignments[0], Settings(Window(0.0, 0.8), Window(0.0, 0.4)))
@@ -171,7 +147,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="half the channels, for a quick look")
     parser.add_argument("--only", nargs="*", metavar="CASE", help="some of the cases; 'no patch' always")
     options = parser.parse_args()
-    model = model_of(options.model, options.small)
+    model = fusing(options.model, options.small)
     scale, runs = noise_scale(model.get_model_object("model_sampling")), ways(model, options.side, options.model)
     runs = {case: run for case, run in runs.items() if options.only is None or case in ("no patch", *options.only)}
     steps = {percent: torch.tensor([scale.sigma(percent), 0.0]) for percent in STEPS}

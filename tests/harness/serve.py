@@ -5,17 +5,18 @@ import runpy
 import sys
 import threading
 
-from . import standins
 from .comfyui import find_comfyui
-from .host import device_arguments
 
 
 def main(arguments: list[str]) -> int:
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    standins.install()
+    if "--cpu" in arguments:  # with a GPU, ComfyUI must be the first to import torch
+        from . import standins
+
+        standins.install()
     comfyui = find_comfyui()
     sys.path.insert(0, str(comfyui))
-    sys.argv = [str(comfyui / "main.py"), *device_arguments(), *arguments]
+    sys.argv = [str(comfyui / "main.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
     return 0
 

@@ -88,11 +88,13 @@ class Server:
             raise SetupError("The pack did not load in ComfyUI:\n" + "\n".join(lines))
 
     def command(self) -> list[str]:
+        from .host import device_arguments
+
         return [
             *(sys.executable, str(Path(__file__).with_name("inside.py")), "serve"),
             *("--listen", LOOPBACK, "--port", str(self.port), "--base-directory", str(self.base)),
             *("--database-url", f"sqlite:///{self.base / 'comfyui.db'}"),
-            *("--disable-auto-launch", "--disable-api-nodes"),
+            *("--disable-auto-launch", "--disable-api-nodes", *device_arguments()),
         ]
 
     def stop(self) -> None:

@@ -1,15 +1,17 @@
 """Eps and v models as flow models inside the real host."""
 
+import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
 from controlled_diffusion.nodes.host.channels import noise_scale
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count, latent, run
 
@@ -41,7 +43,7 @@ class Ask(comfy.samplers.Sampler):
         self.x, self.sigma = x, sigma
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        return model_wrap(self.x, self.sigma, **extra_args)
+        return model_wrap(self.x.to(noise.device), self.sigma.to(noise.device), **extra_args)
 
 
 def predicted(model, x, sigma):
@@ -59,7 +61,7 @@ def test_the_prediction_is_that_of_the_model_as_it_was(base, percent):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * sigma[0] + 1
     s = sigma / (1 + sigma)
     found = predicted(as_flow(base), x * (1 - s[0]), s)
-    assert_close(found, predicted(base, x, sigma), atol=1e-4, rtol=1e-5)
+    assert_close(found, predicted(base, x, sigma), atol=5e-4, rtol=1e-4)
     assert not torch.allclose(found, predicted(base, 0.8 * x, sigma), atol=1e-2)
 
 
@@ -69,6 +71,18 @@ def test_it_samples_the_same_picture_along_the_same_levels(base, scheduler):
     sigmas = comfy.samplers.calculate_sigmas(sampling(base), scheduler, STEPS)[1:]  # at its first level the host adds sqrt(1 + sigma^2)
     expected = run(guider(base), sigmas=sigmas)
     assert_close(run(guider(as_flow(base)), sigmas=sigmas / (1 + sigmas)), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_buffers_of_the_sampling_below_go_to_it(base):
+    """A host that loads dynamically puts buffers back under the names that they had when it took them, whatever stands there now."""
+    flow = as_flow(base)
+    comfy.model_management.load_models_gpu([flow])
+    own, below = flow.model.model_sampling, flow.get_model_object("model_sampling").base
+    before = below.sigmas
+    assert own is flow.get_model_object("model_sampling") and not dict(own.named_buffers())
+    for name in ("sigmas", "log_sigmas"):
+        comfy.utils.set_attr_buffer(flow.model, f"model_sampling.{name}", 2 * getattr(below, name))
+    assert torch.equal(below.sigmas, 2 * before) and torch.equal(own.sigmas, 2 * before / (1 + 2 * before))
 
 
 def test_the_schedulers_that_count_timesteps_give_the_same_levels(base):

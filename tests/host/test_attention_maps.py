@@ -11,8 +11,8 @@ from controlled_diffusion.nodes.host.attention_maps import Capture
 from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
 from host.test_prompt_to_prompt import Tokens
 from measures.diffedit import defaults

@@ -9,8 +9,8 @@ from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassi
 from controlled_diffusion.nodes.host import classifiers
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
 from safetensors.torch import save_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning

@@ -13,8 +13,9 @@ from controlled_diffusion.nodes.host import classifiers, demo
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo_world import render
 from controlled_diffusion.training.loop import Diverged
-from torch.testing import assert_close
 
+from compare import assert_close
+from host import tiny
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -57,6 +58,13 @@ def train(model, vae, given=None, labels=None, **knobs):
     usual = defaults(NoisyClassifierTrainer) | dict(kind="exclusive", steps=4, batch_size=8, average=0.0, name="mine") | knobs
     lists = {k: [v] for k, v in usual.items()} | {"labels": backgrounds() if labels is None else labels}
     return NoisyClassifierTrainer.execute(model=[model], vae=[vae], images=[images()] if given is None else given, **lists).args
+
+
+def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
+    """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
+    made = tiny.as_on_a_gpu(demo.load()[2])
+    for number in range(2):
+        assert train(eps_model, made, name=f"mine{number}", steps=2)[1] == f"mine{number}.safetensors"
 
 
 def test_it_tells_the_backgrounds_of_pictures_that_it_never_saw(eps_model, demo_vae):

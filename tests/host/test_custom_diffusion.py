@@ -9,8 +9,8 @@ from controlled_diffusion.nodes.host import custom_diffusion as host
 from controlled_diffusion.nodes.host.trainers import Data
 from controlled_diffusion.training.augmentation import Augmentation
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny, tiny_text
 from host.test_dreambooth import base, clip, folders, images, inside, sampled, slopes, stir, task_of  # noqa: F401
 from measures.diffedit import defaults

@@ -16,7 +16,8 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model, demo_world
-from torch.testing import assert_close
+
+from compare import assert_close
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -101,6 +102,18 @@ def test_a_deep_copy_owns_its_weights(model):
     copy = model.clone(force_deepcopy=True)
     ours, theirs = (m.model.diffusion_model.out[2].weight for m in (model, copy))
     assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("part", range(3), ids=["model", "clip", "vae"])
+def test_the_host_can_load_each_part_once_more(loaded, part):
+    """As it does where a part must not be loaded dynamically, piece by piece."""
+    patcher = getattr(loaded[part], "patcher", loaded[part])
+    again, arguments, *_ = patcher.cached_patcher_init
+    other = again(*arguments, disable_dynamic=True)
+    assert other.model is not patcher.model and not getattr(other, "is_dynamic", bool)()
+    ours, theirs = patcher.model.state_dict(), other.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert other.cached_patcher_init == patcher.cached_patcher_init
 
 
 def test_a_lora_acts(loaded):

@@ -7,9 +7,9 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
 import demo_model as script
+from compare import assert_close
 
 pytestmark = pytest.mark.slow
 FEW = demo_model.Recipe(autoencoder_steps=2, scenes=100, denoiser_steps=2, refine_steps=2, batch=4)

@@ -6,8 +6,8 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
 from controlled_diffusion.nodes.host import img2img, probing
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count
 from host.tiny import conditioning
@@ -95,7 +95,7 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
     for percent, (source, target) in zip((0.5, 0.3), noises_of(model)):
         assert torch.equal(source, target)
         sigma = scale.sigma(percent)
-        noises += list((source - (1 - sigma if flow else 1) * latent) / sigma)
+        noises += list((source.cpu() - (1 - sigma if flow else 1) * latent) / sigma)
     together = torch.stack(noises).flatten(1)
     assert len(together) == 6
     assert (torch.corrcoef(together) - torch.eye(6)).abs().max() < 0.35
@@ -237,7 +237,7 @@ def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
 @pytest.mark.parametrize("rule", ["trajectory", "clean mix"])
 def test_without_a_mask_it_is_the_plain_ddim_inversion_edit(model, rule):
     expected = by_hand(model, picture())
-    assert_close(edit(model, rule=rule)[0], expected, atol=1e-4, rtol=1e-4)
+    assert_close(edit(model, rule=rule)[0], expected, atol=1e-3, rtol=1e-3)
     assert torch.equal(edit(model, rule=rule, mask=torch.ones(1, 64, 64))[0], edit(model, rule=rule)[0])
 
 

@@ -13,8 +13,8 @@ from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
 from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny_dits, tiny_text
 from host.test_attention_maps import Keys
 
@@ -200,7 +200,7 @@ def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
     sample(patched, positive, negative, latent, steps=1)
     control = patched.model_options["transformer_options"][KEY][0]
     blue, circle = (control.scene.alignments[0].target.columns(w) for w in ([0], [1]))
-    bias = torch.zeros(2, positive[0][0].shape[1] + 16)
+    bias = torch.zeros(2, positive[0][0].shape[1] + 16, device=spy.seen[0][0].device)
     bias[1, list(blue)], bias[1, list(circle)] = math.log(2), -math.inf
     assert len(spy.seen) == 4 and all(torch.equal(mask[:, 0, 0], bias) for _, _, mask in spy.seen)
     assert torch.equal(drawn(spy.model, clip, word_weights="blue: 1"), drawn(spy.model, clip))
@@ -269,7 +269,7 @@ def test_the_maps_of_a_blend_are_those_of_its_words(name, text_model):
     run = control.runs[0]
     total, filled = positive[0][0].shape[1], 32 if name == "zimage" else positive[0][0].shape[1]
     start, picture = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
-    wanted = torch.zeros(2, 16)
+    wanted = torch.zeros(2, 16, device=spy.seen[0][0].device)
     for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
         if number in run.maps:
             p = (
@@ -339,7 +339,7 @@ def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
     control = patched.model_options["transformer_options"][KEY][0]
     q, k, mask = spy.seen[1]  # behind the block's self-attention
     p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
-    edited = control.edits[0].at(0.0)(p[0], p[1])
+    edited = control.edits[0].at(0.0, p.device)(p[0], p[1])
     assert_close(edited.sum(-1), torch.ones_like(edited[..., 0]))
     v, out = seen[0].unflatten(-1, (2, -1)).transpose(1, 2), seen[1]
     assert_close(out, torch.stack([p[0] @ v[0], edited @ v[1]]).transpose(1, 2).flatten(2), **CLOSE)

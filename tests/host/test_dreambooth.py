@@ -17,8 +17,8 @@ from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.loop import Diverged
 from controlled_diffusion.training.objectives import Levels
 from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny, tiny_text
 from host.sampling import ksampler
 from measures.diffedit import defaults
@@ -67,6 +67,16 @@ def train(model, clip, vae, given=None, **knobs):
     usual |= dict(learning_rate=0.05, class_count=2, validation_steps=2, validation_count=0)
     lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
     return DreamBoothTrainer.execute(model=[model], clip=[clip], vae=[vae], images=[images()] if given is None else given, **lists).args
+
+
+@pytest.mark.parametrize("knobs", [{}, dict(learn_word=True, instance_prompt="a <subject>"), dict(train="all weights")])
+def test_weights_that_loading_moves_are_trained_with(folders, eps_model, knobs):
+    """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
+    clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
+    given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
+    for number in range(2):
+        model, *_, pictures = train(*given, name=f"rex{number}", steps=2, validation_count=1, validation_steps=1, **knobs)
+        assert sampled(model).isfinite().all() and pictures.isfinite().all()
 
 
 def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **settings):

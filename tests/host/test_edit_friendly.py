@@ -6,8 +6,8 @@ import pytest
 import torch
 from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
 from controlled_diffusion.nodes.inversion import InversionSampler
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count
 from measures.diffedit import defaults

@@ -5,8 +5,8 @@ import comfy.samplers
 import pytest
 import torch
 from controlled_diffusion.nodes.flow_edit import FlowEditSampler
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count
 from measures.diffedit import defaults
@@ -56,7 +56,7 @@ class ByHand(comfy.samplers.Sampler):
         for now, goal in zip(sigmas, sigmas[1:]):
             velocity = 0
             for _ in range(self.n_avg):
-                n = torch.randn(1, *x0.shape[1:], generator=draw).expand_as(x0)
+                n = torch.randn(1, *x0.shape[1:], generator=draw).to(x0.device).expand_as(x0)
                 zs = guider.inner_model.model_sampling.noise_scaling(now, n, x0)
                 zt = edited + zs - x0
                 before = self.predicted(guider, zs, now, "source", 1.5, extra_args)

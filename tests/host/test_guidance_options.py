@@ -13,8 +13,8 @@ from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFG
 from controlled_diffusion.nodes.host.record import Record
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny import unet as tiny_unet

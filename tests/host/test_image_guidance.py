@@ -1,8 +1,10 @@
 """Image guidance inside the host's sampling: through the real VAE, CLIP vision and, if asked, the denoiser."""
 
+import copy
 import json
 
 import comfy.clip_vision
+import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
@@ -12,8 +14,8 @@ from controlled_diffusion.nodes.host import gradients
 from controlled_diffusion.nodes.host.channels import KEY, MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.host.image_guidance import decoder, nearest_size
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count, ksampler, run
 from host.tiny import conditioning, fill
@@ -68,6 +70,22 @@ def test_weight_0_is_the_hosts_cfg_and_decodes_nothing(any_model, vae):
     assert not calls
 
 
+def test_what_loads_dynamically_is_loaded_again_whole_where_gradients_pass(eps_model, vae):
+    """Dynamic weights lie in memory that the host uses again, of which autograd knows nothing."""
+    vague = copy.copy(vae)
+    vague.patcher = tiny.dynamic(vae.patcher, lambda: tiny.vae().patcher)
+    (forced,) = channel(tiny.dynamic(eps_model), vague, 0.5, "color", True)
+    assert [type(m) for m in forced.force.models] == [comfy.model_patcher.ModelPatcher] and vague.first_stage_model is vae.first_stage_model
+    whole = run(MultiCFG(tiny.dynamic(eps_model, lambda: tiny_unet("eps")), EMPTY, [Channel(CAT, 3.0), forced]))
+    (plain,) = channel(eps_model, vae, 0.5, "color", True)
+    assert_close(whole, run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), plain])))
+    with pytest.raises(ValueError, match=r"The model is loaded dynamically.*--disable-dynamic-vram"):
+        MultiCFG(tiny.dynamic(eps_model), EMPTY, [Channel(CAT, 3.0), forced])
+    with pytest.raises(ValueError, match=r"The VAE is loaded dynamically.*--disable-dynamic-vram"):
+        vague.patcher = tiny.dynamic(vae.patcher)
+        channel(eps_model, vague)
+
+
 @pytest.mark.parametrize("kind", ["color", "brightness", "layout"])
 @pytest.mark.parametrize("through", [False, True], ids=["cheap", "through the denoiser"])
 def test_the_picture_comes_nearer_to_the_reference(any_model, vae, kind, through):
@@ -115,7 +133,7 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
         sigmas=torch.tensor([sigma, 0.0]),
     )
     (x, delta), base = found[0], host_cfg(model)
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
 
     def log_p(shift):
         noise = (x + shift * direction) / sigma

@@ -8,8 +8,8 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from controlled_diffusion.nodes.host.channels import MultiCFG
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, run, sigmas_of
 from host.tiny_editors import EDITORS, chroma, editor, instruction, picture_for
 

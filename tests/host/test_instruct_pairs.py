@@ -9,8 +9,8 @@ from controlled_diffusion.nodes.host import instruct_pairs as host
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair
 from PIL import Image
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import sampling, tiny, tiny_text
 from measures.diffedit import defaults
 

@@ -11,8 +11,8 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny_editors import instruct_pix2pix

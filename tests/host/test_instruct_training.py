@@ -19,8 +19,8 @@ from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, 
 from controlled_diffusion.training.instruct_pix2pix import FIRST, PromptPair
 from controlled_diffusion.training.objectives import Levels
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import sampling, tiny, tiny_editors, tiny_text
 from measures.diffedit import defaults
 
@@ -54,6 +54,14 @@ def train(model, clip, vae, **knobs):
     usual |= dict(before=[images()], after=[images(seed=1)], instructions=INSTRUCTIONS)
     lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
     return InstructPix2PixTrainer.execute(model=[model], clip=[clip], vae=[vae], **lists).args
+
+
+def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
+    """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
+    given = [tiny.as_on_a_gpu(made) for made in (eps_model, tiny.clip(torch.float32), tiny.vae())]
+    for number in range(2):
+        model, *_, pictures = train(*given, name=f"editor{number}", steps=2, validation_steps=1)
+        assert edited(model).isfinite().all() and pictures.isfinite().all()
 
 
 def task_of(model, clip, vae, what="attention", free=training.comfy.model_management.get_free_memory, **more):

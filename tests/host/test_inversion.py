@@ -8,8 +8,8 @@ from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host import inversion as inverting
 from controlled_diffusion.nodes.inversion import InversionSampler
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count
 
@@ -56,7 +56,7 @@ def test_the_way_back_gives_the_picture_nearly_and_nearer_with_more_steps(model)
 def test_the_trail_starts_at_ksamplers_first_sigma_and_ends_at_the_picture(model):
     latent = picture()
     inversion, *_, sigmas = invert(model, latent)
-    assert torch.equal(sigmas, comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8))
+    assert_close(sigmas, comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8))
     assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(latent["samples"]))
 
 
@@ -228,9 +228,11 @@ def test_evaluations_of_the_options_are_counted_on_both_ways(model):
     for options, up, down in ((dict(order=2), 12, 12), (dict(fixed_point_iterations=3, tolerance=0.0), 24, 6)):
         count = Count(model)
         inversion = invert(count.model, picture(), 6, **options)[0]
-        assert count.rows == inversion.evaluations == up
+        converged = 0 if "order" in options else 2  # steps that may end earlier, where nothing changes any more to the last bit
+        taken = count.rows
+        assert taken == inversion.evaluations and up - converged <= taken <= up
         sample(count.model, inversion)
-        assert count.rows == up + down
+        assert count.rows == taken + down
     loose = invert(model, picture(), 6, fixed_point_iterations=10, tolerance=0.05)[0]
     assert loose.evaluations < 6 * 11
 

@@ -10,8 +10,8 @@ from controlled_diffusion.nodes.host import inversion as inverting
 from controlled_diffusion.nodes.host import perceptual
 from controlled_diffusion.nodes.host.comparison import Report
 from controlled_diffusion.nodes.inversion_report import InversionReport
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")

@@ -25,9 +25,9 @@ from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatc
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
 from safetensors.torch import save_file
-from torch.testing import assert_close
 
 from adapters import SD15, SDXL, parted, published
+from compare import assert_close
 from host import tiny_editors
 from host.sampling import Count, ksampler, latent, run
 from host.tiny import CONTEXT, UNET_CONFIG, conditioning, fill, unet
@@ -173,7 +173,7 @@ class AtX(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         conds, options = [model_wrap.conds[k] for k in ("positive", "negative")], extra_args["model_options"]
-        self.denoised = comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, self.x, sigmas[:1], options)
+        self.denoised = comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, self.x.to(sigmas.device), sigmas[:1], options)
         return self.x
 
 
@@ -204,7 +204,7 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     node = IPAdapterPatch.execute(model, loaded, vision, 1.0, 0.0, 1.0, "concat", "", "center", image=picture()).args[0]
     once = AtX(x)
     guided(node).sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-    found = (x - torch.cat(once.denoised)) / sigma
+    found = (x - torch.cat(once.denoised).cpu()) / sigma
     assert_close(found, eps, atol=1e-5, rtol=1e-5)
 
 

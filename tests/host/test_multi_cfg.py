@@ -7,8 +7,8 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run
 from host.tiny import conditioning
 

@@ -11,8 +11,8 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import ksampler, latent, run
 from host.tiny import UNET_CONFIG, conditioning, fill
 

@@ -17,8 +17,8 @@ from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import SaveInversion
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
-from torch.testing import assert_close
 
+from compare import assert_close
 from harness.demo_pictures import SCHEDULER, Studio
 from host import tiny, tiny_text
 from host.sampling import Count
@@ -343,13 +343,9 @@ def test_checkpointing_is_refused_where_it_was_not_tried(monkeypatch):
 
 
 def test_models_that_load_dynamically_or_in_part_are_refused():
-    class Dynamic(comfy.model_patcher.ModelPatcher):
-        def is_dynamic(self):
-            return True
-
     model = small("eps")
     with pytest.raises(ValueError, match=r"loaded dynamically.*--disable-dynamic-vram"):
-        invert(Dynamic(model.model, model.load_device, model.offload_device), picture())
+        invert(tiny.dynamic(model), picture())
     model.model_options["multigpu_clones"] = {}
     with pytest.raises(ValueError, match="Null-text inversion runs on one GPU"):
         invert(model, picture())

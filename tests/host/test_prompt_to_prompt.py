@@ -21,8 +21,8 @@ from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
 from safetensors.torch import save_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
 from host.sampling import sigmas_of
 from host.test_structure_channels import DEEP, control_net

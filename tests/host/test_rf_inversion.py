@@ -6,8 +6,8 @@ from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host import inversion as inverting
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.rf_inversion import RFInverter
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import Count
 from measures.diffedit import defaults

@@ -7,8 +7,8 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes import schedules
 from controlled_diffusion.nodes.host.channels import MultiCFG, noise_scale
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.sampling import run
 from host.tiny import conditioning

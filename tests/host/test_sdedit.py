@@ -4,8 +4,8 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host import img2img
 from controlled_diffusion.nodes.sdedit import SDEditSampler
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny
 from host.tiny import conditioning
 

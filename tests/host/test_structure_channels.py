@@ -10,8 +10,8 @@ import torch
 from comfy.t2i_adapter.adapter import Adapter
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
-from torch.testing import assert_close
 
+from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, run
 from host.tiny import UNET_CONFIG, conditioning, fill
 from host.tiny import unet as tiny_unet

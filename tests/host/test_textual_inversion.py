@@ -17,8 +17,8 @@ from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
 
+from compare import assert_close
 from host import tiny, tiny_text
 from measures.diffedit import defaults
 
@@ -93,6 +93,16 @@ def inside(task, question, mutations=False):
         guider.inner_set_conds({"positive": course.start})
         guider.sample(torch.zeros(course.batch), torch.zeros(course.batch), lesson, torch.ones(1), disable_pbar=True, seed=0)
     return found[0]
+
+
+def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
+    """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
+    with torch.inference_mode():
+        clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
+    given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
+    for number in range(2):
+        _, curve, pictures = train(*given, name=f"cat{number}", steps=2, validation_count=1, validation_steps=1)
+        assert curve.isfinite().all() and pictures.isfinite().all()
 
 
 # --- gradients
@@ -314,7 +324,7 @@ def facts(name="thing"):
 
 def state_dicts(model, clip, vae):
     parts = model.model, clip.cond_stage_model, vae.first_stage_model
-    return [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
+    return [{k: v.cpu().clone() for k, v in part.state_dict().items()} for part in parts]
 
 
 def test_it_learns_saves_and_shows(any_model, vae, folders, clip):
@@ -520,18 +530,10 @@ def test_text_encoders_that_read_no_embeddings_are_refused(eps_model, vae):
         train(eps_model, tiny.clip(torch.float32), vae)
 
 
-class Dynamic(comfy.model_patcher.ModelPatcher):
-    """Says of itself what patchers with dynamic weights say."""
-
-    def is_dynamic(self):
-        return True
-
-
 def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps_model, vae, clip):
-    made = Dynamic(eps_model.model, eps_model.load_device, eps_model.offload_device)
     with pytest.raises(ValueError, match=r"The model is loaded dynamically.*--disable-dynamic-vram"):
-        train(made, clip, vae)
-    made.cached_patcher_init = (lambda disable_dynamic: tiny.unet("eps", seed=5), ())
+        train(tiny.dynamic(eps_model), clip, vae)
+    made = tiny.dynamic(eps_model, lambda: tiny.unet("eps", seed=5))
     train(made, clip, vae)
     with torch.inference_mode(False):
         copied = training.trainable(made)[0]

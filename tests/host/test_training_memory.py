@@ -8,8 +8,8 @@ import torch
 from controlled_diffusion.nodes.host import adapters, gradients, training
 from controlled_diffusion.nodes.host import dreambooth as host
 from controlled_diffusion.nodes.host import training_memory as memory
-from torch.testing import assert_close
 
+from compare import assert_close
 from harness.memory import peak
 from host import tiny, tiny_dits
 from host.test_dreambooth import base, clip, folders, images, inside, stir, task_of  # noqa: F401

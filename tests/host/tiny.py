@@ -12,6 +12,7 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.model_base import ModelType
+from comfy.patcher_extension import CallbacksMP
 
 CONTEXT = 64
 FAMILIES = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION, "flow": ModelType.FLOW}
@@ -84,7 +85,10 @@ def unet(family: str = "eps", seed: int = 0, output_scale: float = 1.0, **config
     last = model.diffusion_model.out[-1].weight
     last.data = last.data * output_scale
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    return comfy.model_patcher.CoreModelPatcher(model, *devices)
+    made = comfy.model_patcher.CoreModelPatcher(model, *devices)
+    if devices[0].type != "cpu":  # its noise levels differ in the last digit between the devices, so they lie where they will be used
+        comfy.model_management.load_models_gpu([made])
+    return made
 
 
 def clip(dtype: torch.dtype | None = None, seed: int = 1, embedding_directory: str | None = None):
@@ -99,6 +103,42 @@ def vae(seed: int = 2):
     """A VAE with 4 latent channels at an eighth of the picture's size."""
     weights = fill(AutoencoderKL(ddconfig=VAE_CONFIG, embed_dim=4), seed).state_dict()
     return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": 4}}, dtype=torch.float32)
+
+
+def as_on_a_gpu(made):
+    """A MODEL, CLIP or VAE whose weights were made in inference mode, as in a node, and get new data whenever the host loads it."""
+    patcher = getattr(made, "patcher", made)
+    renew(patcher.model)
+    comfy.model_management.unload_all_models()
+    patcher.add_callback(CallbacksMP.ON_LOAD, lambda patcher, *more: move(patcher.model))
+    return made
+
+
+class Dynamic(comfy.model_patcher.ModelPatcher):
+    """Says of itself what patchers with dynamic weights say."""
+
+    def is_dynamic(self):
+        return True
+
+
+def dynamic(patcher, again=None):
+    """The patcher as one that loads dynamically; `again()` makes the one that the host can load once more."""
+    made = Dynamic(patcher.model, patcher.load_device, patcher.offload_device)
+    made.cached_patcher_init = again and (lambda disable_dynamic=False: again(), ())
+    return made
+
+
+def renew(module: torch.nn.Module) -> None:
+    with torch.inference_mode():
+        for part in module.modules():
+            for name, p in part._parameters.items():
+                part._parameters[name] = None if p is None else torch.nn.Parameter(p.detach().clone(), False)
+
+
+def move(module: torch.nn.Module) -> None:
+    """What `Module.to` does where the device changes."""
+    for p in module.parameters():
+        p.data = p.data.clone()
 
 
 def conditioning(seed: int, tokens: int = 77):

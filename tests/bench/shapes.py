@@ -1,0 +1,108 @@
+"""Models at the published shapes with random weights, for benchmarks: SD1.5, SDXL and Flux.1 dev."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import torch
+
+SD15 = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=320,
+    num_res_blocks=[2, 2, 2, 2],
+    channel_mult=[1, 2, 4, 4],
+    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1] * 9 + [0] * 3,
+    transformer_depth_middle=1,
+    context_dim=768,
+    use_spatial_transformer=True,
+    legacy=False,
+    use_checkpoint=False,
+    use_linear_in_transformer=False,
+    adm_in_channels=None,
+    use_temporal_attention=False,
+    use_temporal_resblock=False,
+)
+SDXL = SD15 | dict(
+    num_res_blocks=[2, 2, 2],
+    channel_mult=[1, 2, 4],
+    transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+    transformer_depth_middle=10,
+    context_dim=2048,
+    use_linear_in_transformer=True,
+    adm_in_channels=2816,
+    num_classes="sequential",
+)
+FLUX = dict(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_ratio=4.0,
+    num_heads=24,
+    depth=19,
+    depth_single_blocks=38,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    qkv_bias=True,
+    guidance_embed=True,
+    txt_ids_dims=[],
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a model is, and what it is told."""
+
+    family: type
+    network: type
+    config: dict
+    width: int  # of the text's features
+    pooled: int
+    side: int  # of the latent of the size that the model is made for, in cells
+    words: int = 77
+    channels: int = 4
+    on_cpu: torch.dtype = torch.float32
+    on_gpu: torch.dtype = torch.float16
+    extras: dict = field(default_factory=dict)
+
+    def conditioning(self, seed: int, rows: int = 1) -> list:
+        """A random CONDITIONING."""
+        draw = torch.Generator().manual_seed(seed)
+        text = torch.randn(rows, self.words, self.width, generator=draw)
+        return [[text, {"pooled_output": torch.randn(rows, self.pooled, generator=draw), **self.extras}]]
+
+    def latent(self, batch: int = 1, side: int | None = None) -> torch.Tensor:
+        return torch.zeros(batch, self.channels, side or self.side, side or self.side)
+
+
+SHAPES = {
+    "sd15": Shape(comfy.supported_models.SD15, comfy.model_base.BaseModel, SD15, 768, 768, 64),
+    "sdxl": Shape(comfy.supported_models.SDXL, comfy.model_base.SDXL, SDXL, 2048, 1280, 128, on_cpu=torch.bfloat16),
+    "flux": Shape(
+        *(comfy.supported_models.Flux, comfy.model_base.Flux, FLUX, 4096, 768, 128, 256, 16, torch.bfloat16, torch.bfloat16),
+        extras={"guidance": 3.5},
+    ),
+}
+
+
+def model_of(name: str, dtype: torch.dtype | None = None, **changed):
+    """A MODEL on the host's device; `dtype` is half precision on a GPU unless given, `changed` overrides the configuration."""
+    shape, device = SHAPES[name], comfy.model_management.get_torch_device()
+    settings = shape.family(shape.config | changed)
+    settings.set_inference_dtype(dtype or (shape.on_gpu if device.type == "cuda" else shape.on_cpu), None)
+    model = shape.network(settings, device=device)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    return comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())

@@ -1,0 +1,16 @@
+"""Comparison of results wherever they lie: what a node gives is on the CPU, what a sampler holds is on the model's device."""
+
+import os
+from functools import partial
+
+import torch
+
+assert_close = partial(torch.testing.assert_close, check_device=False)
+
+
+def exact() -> None:
+    """Makes a GPU compute in full float32, and the same from the same every time, as a CPU does."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which the next line has no effect on matrix products
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
