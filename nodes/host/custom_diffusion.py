@@ -76,6 +76,11 @@ class Concept:
     prompts: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
 
+    def says(self, vector: torch.Tensor, encoder: str) -> bool:
+        """Whether a vector is one of the words that come with the file."""
+        own = [t for k, t in self.tensors.items() if k.startswith("bundle_emb.") and k.endswith(f".{encoder}")]
+        return any(torch.allclose(row.to(vector), vector, atol=1e-6) for table in own for row in table)
+
 
 def concepts_of(text: str) -> list[Concept]:
     """Concepts of lines 'name = prompt', with their files from the loras folder; a concept may have several lines."""
@@ -99,17 +104,17 @@ def _file(name: str) -> dict[str, torch.Tensor]:
     return comfy.utils.load_torch_file(path, safe_load=True)
 
 
-def _features(clip, prompt: str, new_words: bool = False) -> torch.Tensor:
+def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor:
     """The features (n, width) of what a prompt says, float64: without what begins, ends and fills it.
 
-    `new_words`: of its embeddings alone, if it has any. What follows them is nearly the same in the prompts of all concepts.
+    `concept`: of its embeddings alone, if the prompt has any. What follows them is nearly the same in the prompts of all concepts.
     """
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = words.encoders(clip)[0]
     tokens = next(iter(clip.tokenize(prompt).values()))[0]
-    learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)]
-    if new_words and learnt:
-        return features[learnt]
+    learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
+    if learnt:
+        return features[[i for i in learnt if concept.says(tokens[i][0], part.key)] or learnt]
     ends = [i for i, (token, *_) in enumerate(tokens) if not torch.is_tensor(token) and token == part.tokenizer.end_token]
     return features[1 : max(2, ends[0] if ends else len(tokens))]
 
@@ -122,7 +127,7 @@ def _weight(model, key: str) -> torch.Tensor:
 def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> dict[str, torch.Tensor]:
     """A LoRA file of whole differences with which each concept's words get the keys and values that its own file gives them."""
     layers = layers_of(model)
-    features = own_rows([torch.cat([_features(clip, prompt, new_words=True) for prompt in c.prompts]) for c in concepts])
+    features = own_rows([torch.cat([_features(clip, prompt, c) for prompt in c.prompts]) for c in concepts])
     rows = torch.cat(features)
     along = directions(rows, torch.cat([_features(clip, text) for text in regular]))
     patches = [_patches(model, c, layers) for c in concepts]

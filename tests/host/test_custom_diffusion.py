@@ -106,7 +106,7 @@ def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folder
     lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
     model, lora, name = merge(eps_model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
     concepts = host.concepts_of("\n".join(lines))
-    rows = [host._features(clip, c.prompts[0], new_words=True) for c in concepts]
+    rows = [host._features(clip, c.prompts[0], c) for c in concepts]
     assert [len(r) for r in rows] == [2, 2] and not torch.allclose(*rows)
     for layer in host.layers_of(eps_model):
         weight = host._weight(eps_model, f"{layer}.weight")
@@ -116,6 +116,21 @@ def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folder
     loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
     assert torch.equal(sampled(loaded), sampled(model))
     assert merge(eps_model, clip, "\n".join(lines))[2] == "both_2.safetensors"
+
+
+def test_a_prompt_with_both_words_says_of_each_concept_its_own(eps_model, vae, clip, folders):  # noqa: F811
+    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    both = "embedding:kit cat beside embedding:rex cat"
+    told = [*lines, f"rex = {both}", f"kit = {both}"]
+    lora, concepts = merge(eps_model, clip, "\n".join(told))[1], host.concepts_of("\n".join(told))
+    rows = [host._features(clip, both, c) for c in concepts]
+    everything = host._features(clip, both)
+    assert [len(r) for r in rows] == [2, 2] and torch.equal(rows[1], everything[:2]) and torch.equal(rows[0], everything[4:6])
+    for layer in host.layers_of(eps_model):
+        weight = host._weight(eps_model, f"{layer}.weight")
+        for own, concept in zip(rows, concepts):
+            wanted = own @ (weight + concept.tensors[f"{layer}.diff"].double()).T
+            assert_close(own @ (weight + lora[f"{layer}.diff"].double()).T, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
 def test_words_that_follow_a_new_one_stay_as_they_are(eps_model, vae, clip, folders):  # noqa: F811

@@ -45,8 +45,36 @@ class Idea:
         """(pictures (N, 128, 128, 3), captions with the placeholder)."""
         if self.strange:
             return lesson(self.name, self.placeholder)
+        if self.name in world.TEXTURES:
+            return self._textured()
         pictures, captions = textual_inversion.lesson(self.name, PICTURES)
         return pictures, [placed(text, self.placeholder) for text in captions]
+
+    def _textured(self) -> tuple[torch.Tensor, list[str]]:
+        """Three pictures of one thing and two of two, of which one has the texture: the first that the caption names, then the last."""
+        scenes = [textual_inversion.with_extra(single(i, LEARN), self.name) for i in range(PICTURES - 2)]
+        for index, last in enumerate((False, True)):
+            scene = scene_of_two(index, LEARN + 3)
+            scenes.append(replace(scene, things=tuple(replace(t, texture="plain") for t in scene.things)))
+            textured = replace(scenes[-1].things[last], texture=self.name)
+            scenes[-1] = replace(scenes[-1], things=tuple(textured if i == last else t for i, t in enumerate(scenes[-1].things)))
+        captions = [self._caption(scene, i) for i, scene in enumerate(scenes)]
+        return torch.from_numpy(np.stack([world.render(s) for s in scenes])).float() / 255, captions
+
+    def _caption(self, scene: world.Scene, index: int) -> str:
+        """One that says of the texture alone by the placeholder; of two things the fourth picture's names the textured one first."""
+        rng, first = np.random.default_rng((LEARN, 40_000 + index)), index == PICTURES - 2
+        for made in (world.random_caption(scene, rng) for _ in range(1000)):
+            named = [claim.texture for claim in made.claims]
+            if made.text.count(self.name) == 1 and len(named) == len(scene.things) and named[0 if first else -1] == self.name:
+                return made.text.replace("plain ", "").replace(self.name, self.placeholder)
+        raise ValueError(f"No caption of {scene} names '{self.name}' once.")
+
+
+def scene_of_two(index: int, seed: int) -> world.Scene:
+    """A scene of two things, without what captions never name."""
+    scenes = (demo_model.scene(1000 * index + i, seed) for i in range(1000))
+    return next(s for s in scenes if len(s.things) == 2 and not s.moon and not any(t.accessory for t in s.things))
 
 
 def prompt(index: int, idea: Idea, word: str) -> tuple[str, world.Caption]:
@@ -58,10 +86,9 @@ def prompt(index: int, idea: Idea, word: str) -> tuple[str, world.Caption]:
     return placed(made.text, word), made
 
 
-def pair(index: int, words: dict[Idea, str]) -> tuple[str, world.Caption]:
+def pair(index: int, words: dict[Idea, str], seed: int = HELD_OUT + 2) -> tuple[str, world.Caption]:
     """The same of a scene of two things, each with a texture."""
-    scenes = (demo_model.scene(1000 * index + i, HELD_OUT + 2) for i in range(1000))
-    scene = next(s for s in scenes if len(s.things) == 2 and not s.moon and not any(t.accessory for t in s.things))
+    scene = scene_of_two(index, seed)
     scene = replace(scene, things=tuple(replace(t, texture=idea.name) for t, idea in zip(scene.things, words)))
     rng = np.random.default_rng((LEARN, 30_000 + index))
     wordings = (world.random_caption(scene, rng) for _ in range(1000))
@@ -139,6 +166,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.002)
+    parser.add_argument("--flip", action="store_true", help="learn from mirrored pictures too")
+    parser.add_argument("--average", type=float, default=0.0, help="of the weights over the steps")
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="uniform")
     parser.add_argument("--word-rate", type=float, default=0.01)

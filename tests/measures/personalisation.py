@@ -39,9 +39,11 @@ def asked(index: int, shape: str, seed: int, word: str) -> world.Caption:
 
 
 def lesson(shape: str, word: str) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions) to learn from."""
-    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in range(PICTURES)])
-    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in range(PICTURES)]
+    """(pictures (N, 128, 128, 3), captions) to learn from; no caption speaks of left and right, so that pictures may be mirrored."""
+    found = (i for i in range(1000) if not {"left", "right"} & set(asked(i, shape, LEARN, word).text.split()))
+    chosen = [next(found) for _ in range(PICTURES)]
+    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in chosen])
+    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in chosen]
 
 
 def ordinary(count: int, first: int) -> list[world.Caption]:
@@ -62,11 +64,11 @@ def taught(
     """Learns what pictures show under their captions, or goes on learning it."""
     pictures, captions = shown
     kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
-    settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10)
+    settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = host.Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
+            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, flip=o.flip), subject, kept,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
@@ -133,9 +135,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.004)
+    parser.add_argument("--average", type=float, default=0.0, help="of the weights over the steps")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
     parser.add_argument("--layers", default="-out.2, -emb")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="learn from mirrored pictures too")
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
