@@ -166,7 +166,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.002)
-    parser.add_argument("--flip", action="store_true", help="learn from mirrored pictures too")
     parser.add_argument("--average", type=float, default=0.0, help="of the weights over the steps")
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="uniform")

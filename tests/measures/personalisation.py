@@ -39,11 +39,9 @@ def asked(index: int, shape: str, seed: int, word: str) -> world.Caption:
 
 
 def lesson(shape: str, word: str) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions) to learn from; no caption speaks of left and right, so that pictures may be mirrored."""
-    found = (i for i in range(1000) if not {"left", "right"} & set(asked(i, shape, LEARN, word).text.split()))
-    chosen = [next(found) for _ in range(PICTURES)]
-    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in chosen])
-    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in chosen]
+    """(pictures (N, 128, 128, 3), captions) to learn from."""
+    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in range(PICTURES)])
+    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in range(PICTURES)]
 
 
 def ordinary(count: int, first: int) -> list[world.Caption]:
@@ -68,7 +66,7 @@ def taught(
     look = host.Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, flip=o.flip), subject, kept,
+            studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
@@ -139,7 +137,6 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
     parser.add_argument("--layers", default="-out.2, -emb")
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="learn from mirrored pictures too")
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
