@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..guidance.classifier import KINDS
 from .host import classifier_training as host
 from .host import sockets
+from .host import training_inputs as inputs
 from .host.naming import IF_EXISTS
 
 _LISTS = ("images", "labels")
@@ -98,6 +99,8 @@ class NoisyClassifierTrainer(io.ComfyNode):
                     tooltip="Where a classifier of this name exists: save under a name with a number, refuse, replace it, or continue its "
                     "training up to 'steps'.",
                 ),
+                inputs.flip(optional=True),
+                *inputs.augmentation(scale=False),
             ],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
@@ -110,10 +113,11 @@ class NoisyClassifierTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
-        settings = host.Settings(**{f.name: given[f.name] for f in fields(host.Settings)})
+        asked = {f.name: given[f.name] for f in fields(host.Settings) if f.name in given}
+        settings = host.Settings(**asked, augmentation=inputs.augmented(given))
         images, labels = ([v for v in lists.get(k) or () if v is not None] for k in _LISTS)
         made = host.learn(given["model"], given["vae"], images, labels, settings, given["name"], given["if_exists"])
-        return io.NodeOutput(made.classifier, f"{made.name}.safetensors", *host.pictures_of(made))
+        return io.NodeOutput(made.classifier, f"{made.name}.safetensors", *host.charts(made))
 
 
 NODES = [NoisyClassifierTrainer]

@@ -131,13 +131,13 @@ def with_name(text: str, placeholder: str, name: str) -> str:
     return re.sub(_as_word(placeholder), lambda _: f" {name} ", text)
 
 
-def captions_for(given: Sequence[str], pictures: int) -> tuple[str, ...]:
-    """One caption for each picture: as given, or the lines of a single text; none of an empty one."""
+def captions_for(given: Sequence[str], pictures: int, what: str = "captions") -> tuple[str, ...]:
+    """One text for each picture: as given, or the lines of a single text; none of an empty one."""
     if len(given) == 1:
         given = given[0].strip().splitlines() if pictures > 1 or not given[0].strip() else given
     if given and len(given) != pictures:
         raise ValueError(
-            f"There are {len(given)} captions for {pictures} pictures; give one for each picture (a list, or one a line), or none at all."
+            f"There are {len(given)} {what} for {pictures} pictures; give one for each picture (a list, or one a line), or none at all."
         )
     return tuple(given)
 

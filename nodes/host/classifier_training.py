@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import comfy.model_management
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from ...guidance.classifier import LabelledClassifier, NoisyClassifier, as_pictures
+from ...training.augmentation import Augmentation
 from ...training.demo_model import initialise
 from ...training.loop import Diverged, Loop, saving
 from ...training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
 from ...training.textual_inversion import captions_for
 from . import classifiers, naming
-from .gradients import hosted
 from .pictures import as_image, line_chart
-from .training import Stopped, singles
+from .training import Stopped, pictures_of, singles
 
 SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
 
@@ -36,6 +36,8 @@ class Settings:
     seed: int
     held_out: float = 0.1
     average: float = 0.99
+    flip: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 @dataclass(frozen=True)
@@ -61,31 +63,53 @@ def existing(name: str) -> Path | None:
     return folder() / file if found or (folder() / file).exists() else None
 
 
-def _latents(model, vae, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Pictures as the model sees them when clean, (N, C, h, w) of about unit variance, on the CPU."""
-    latents = [hosted(vae.encode, p[..., :3]).float().cpu() for p in singles(images, "images")]
-    encoded = [model.model.process_latent_in(z) for z in latents]
-    shapes = {tuple(z.shape[-2:]) for z in encoded}
+def _latents(model, vae, pictures: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
+    """Pictures and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
+    return [model.model.process_latent_in(z) for z in pictures_of(vae, pictures, **changes).latents]
+
+
+def _of_one_size(latents: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All together, (N, C, h, w)."""
+    shapes = {tuple(z.shape[-2:]) for z in latents}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} x {h}" for h, w in shapes))
         raise ValueError(f"The pictures have several sizes (latents of {sizes}). Scale and crop them to one, as Upscale Image does.")
-    return as_pictures(torch.cat(encoded))
+    return as_pictures(torch.cat(list(latents)))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Latents (N, C, h, w) with their targets (N, labels)."""
+
+    latents: torch.Tensor
+    targets: torch.Tensor
+
+
+def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
+    """What is learnt from, with changed copies, and what is judged on, as it is; with nothing held out the pictures are both."""
+    pictures = singles(images, "images")
+    own, judged = held_out(len(pictures), settings.held_out, settings.seed)
+    changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
+    learnt = _latents(model, vae, [pictures[i] for i in own], **changes)
+    unseen = len(own) < len(pictures)
+    both = _of_one_size(learnt + (_latents(model, vae, [pictures[i] for i in judged]) if unseen else []))
+    shown = _Sample(both[: len(learnt)], targets[own].repeat(len(learnt) // len(own), 1))
+    return shown, _Sample(both[len(learnt) :] if unseen else both[: len(own)], targets[judged])
 
 
 def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
     """Trains a classifier of the labels, one text a picture, and saves it; a stop by the user keeps what is learnt."""
     count = sum(len(batch) for batch in images)
-    given = captions_for(labels, count) if count else ()
+    given = captions_for(labels, count, "labels") if count else ()
     known, targets = targets_of(given, settings.kind) if count else ((), None)
     name = naming.choose(classifiers.FOLDER, name, if_exists, existing)
     with torch.inference_mode(False), torch.no_grad():
-        latents = _latents(model, vae, images)
-        own, judged = held_out(len(latents), settings.held_out, settings.seed)
+        shown, judged = _samples(model, vae, images, targets, settings)
         device = comfy.model_management.get_torch_device()
         with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
-            network = NoisyClassifier(latents.shape[1], len(known), SIZES[settings.size])
+            network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
         network = initialise(network, settings.seed % 2**63).to(device)
-        loop = _loop(network, settings, known, latents)
+        loop = _loop(network, settings, known, shown.latents)
         state = naming.state_of(classifiers.FOLDER, name)
         state.parent.mkdir(parents=True, exist_ok=True)
         if if_exists == "continue":
@@ -102,12 +126,13 @@ def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], set
         with torch.enable_grad():
             network.train().requires_grad_(True)
             knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
-            _take(saving(loop, train_noisy_classifier(network, latents[own], targets[own], loop, **knobs), state), loop, keep)
+            _take(saving(loop, train_noisy_classifier(network, shown.latents, shown.targets, loop, **knobs), state), loop, keep)
         network.eval().requires_grad_(False)
         with loop.averaged():
-            rows = accuracy(network, latents[judged], targets[judged], settings.kind)
-        where = "pictures held out" if len(judged) < len(latents) else "the pictures that it learnt from"
-        return Learnt(classifiers.read(folder() / f"{name}.safetensors"), name, loop, rows, f"{len(judged)} {where}")
+            rows = accuracy(network, judged.latents, judged.targets, settings.kind)
+        seen = len(judged.targets)
+        where = "pictures held out" if seen < count else "the pictures that it learnt from"
+        return Learnt(classifiers.read(folder() / f"{name}.safetensors"), name, loop, rows, f"{seen} {where}")
 
 
 def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
@@ -140,7 +165,7 @@ def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
     keep()
 
 
-def pictures_of(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
+def charts(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss curve, accuracy over the noise); two IMAGEs."""
     history = learnt.loop.history
     chance = 1 / len(learnt.classifier.labels) if learnt.classifier.kind == "exclusive" else 0.5

@@ -46,9 +46,9 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
     ]
 
 
-def flip() -> io.Boolean.Input:
+def flip(optional: bool = False) -> io.Boolean.Input:
     tip = "Also learn from the pictures mirrored. Not for what has a left and a right."
-    return io.Boolean.Input("flip", default=False, advanced=True, tooltip=tip)
+    return io.Boolean.Input("flip", default=False, advanced=True, optional=optional, tooltip=tip)
 
 
 def norms() -> list:
@@ -143,13 +143,13 @@ def caption_dropout() -> io.Float.Input:
     return io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, optional=True, advanced=True, tooltip=tip)
 
 
-def augmentation() -> list:
-    """What is made of the pictures before they are encoded."""
+def augmentation(scale: bool = True) -> list:
+    """What is made of the pictures before they are encoded; `scale` needs sentences to tell of it."""
 
     def share(name: str, high: float, tooltip: str) -> io.Float.Input:
         return io.Float.Input(name, default=0.0, min=0.0, max=high, step=0.01, optional=True, advanced=True, tooltip=tooltip)
 
-    return [
+    changes = [
         io.Int.Input(
             "variants",
             default=0,
@@ -157,17 +157,18 @@ def augmentation() -> list:
             max=1000,
             optional=True,
             advanced=True,
-            tooltip="Changed copies of each picture to learn from too, encoded once: crop, jitter and scale say how. 0 = none; usual 4 to 30.",
+            tooltip="Changed copies of each picture to learn from too, encoded once; what follows says how. 0 = none; usual 4 to 30.",
         ),
         share("crop", 0.9, "With variants: up to which share of each side is cut off. 0 = none; usual 0.1 to 0.3."),
         share("jitter", 1.0, "With variants: how far brightness, contrast and saturation change. 0 = not at all; usual 0.05 to 0.2."),
-        share(
-            "scale",
-            1.0,
-            "With variants: the share that is made smaller or larger, as Custom Diffusion does; the sentence then begins with 'very small', 'a far "
-            "away', 'zoomed in' or 'close up', and only the picture counts. 0 = none; 1 in the paper.",
-        ),
     ]
+    hinted = share(
+        "scale",
+        1.0,
+        "With variants: the share that is made smaller or larger, as Custom Diffusion does; the sentence then begins with 'very small', 'a far "
+        "away', 'zoomed in' or 'close up', and only the picture counts. 0 = none; 1 in the paper.",
+    )
+    return [*changes, hinted] if scale else changes
 
 
 def augmented(given: dict) -> Augmentation:

@@ -11,6 +11,7 @@ from controlled_diffusion.nodes.classifier_training import NoisyClassifierTraine
 from controlled_diffusion.nodes.host import classifier_training as host
 from controlled_diffusion.nodes.host import classifiers, demo
 from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.demo_world import render
 from controlled_diffusion.training.loop import Diverged
 
@@ -53,6 +54,15 @@ def backgrounds(count=COUNT):
     return [s.background for s in scenes()[:count]]
 
 
+def settings(**knobs):
+    return host.Settings("exclusive", "small", 4, 8, 1e-3, 0, **knobs)
+
+
+def picked(sample, count):
+    """The pictures of a sample whose targets are their numbers."""
+    return [images(count)[int(row.argmax())][None] for row in sample.targets]
+
+
 def train(model, vae, given=None, labels=None, **knobs):
     """(classifier, name, loss curve, accuracy picture) of the node with its defaults and few steps."""
     usual = defaults(NoisyClassifierTrainer) | dict(kind="exclusive", steps=4, batch_size=8, average=0.0, name="mine") | knobs
@@ -68,8 +78,8 @@ def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
 
 
 def test_it_tells_the_backgrounds_of_pictures_that_it_never_saw(eps_model, demo_vae):
-    settings = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
-    made = host.learn(eps_model, demo_vae, [images()], backgrounds(), settings, "mine", "refuse")
+    asked = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
+    made = host.learn(eps_model, demo_vae, [images()], backgrounds(), asked, "mine", "refuse")
     assert made.judged_on == "12 pictures held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
     assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss
 
@@ -89,9 +99,34 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
 
 def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
     model = demo.load()[0]
-    latents = host._latents(model, demo_vae, [images(6)])
-    assert_close(latents, model.model.process_latent_in(demo_vae.encode(images(6))), atol=1e-5, rtol=1e-5)
+    latents = host._latents(model, demo_vae, images(6).split(1))
+    assert_close(latents := torch.cat(latents), model.model.process_latent_in(demo_vae.encode(images(6))), atol=1e-5, rtol=1e-5)
     assert 0.5 < latents.std() < 2
+
+
+def test_copies_are_made_of_what_is_learnt_from_alone_and_keep_its_labels(demo_vae):
+    model, count = demo.load()[0], 8
+    changed = dict(flip=True, augmentation=Augmentation(variants=2, crop=0.2))
+    targets = torch.eye(count)
+    plain, judged = host._samples(model, demo_vae, [images(count)], targets, settings(held_out=0.25))
+    shown, same = host._samples(model, demo_vae, [images(count)], targets, settings(held_out=0.25, **changed))
+    assert plain.latents.shape[0] == 6 and torch.equal(judged.latents, same.latents) and torch.equal(judged.targets, same.targets)
+    assert not (plain.targets.sum(0) * judged.targets.sum(0)).any()  # none is both
+    assert shown.latents.shape[0] == shown.targets.shape[0] == 6 * 2 * 3 and torch.equal(shown.latents[:6], plain.latents)
+    assert_close(
+        shown.latents[6:12], torch.cat(host._latents(model, demo_vae, [p.flip(2) for p in picked(plain, count)])), atol=1e-5, rtol=1e-5
+    )
+    for rows in shown.targets.split(6):
+        assert torch.equal(rows, plain.targets)
+    own = shown.latents.flatten(1)
+    near = torch.cdist(own[12:], own[:12]).argmin(1)  # a cropped copy is nearest to the picture that it is of, or to its mirror image
+    assert torch.equal(near % 6, torch.arange(24) % 6)
+
+
+def test_copies_are_asked_for_on_the_node(eps_model, demo_vae):
+    plain, flipped, cropped = (train(eps_model, demo_vae, **k)[0].network for k in ({}, dict(flip=True), dict(variants=2, crop=0.3)))
+    weights = [torch.cat([p.flatten() for p in n.parameters()]) for n in (plain, flipped, cropped)]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_the_same_seed_gives_the_same_classifier_and_the_users_randomness_is_not_touched(eps_model, demo_vae):
@@ -136,7 +171,7 @@ def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
     [
         (dict(given=[]), "There are no images"),
         (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
-        (dict(labels=["a", "b"]), "2 captions for 48 pictures"),
+        (dict(labels=["a", "b"]), "2 labels for 48 pictures"),
         (dict(labels=["a"] * COUNT), "nothing to tell apart"),
         (dict(name="../up"), "The name '../up' cannot"),
         (dict(given=[images(24), images(24)[:, :64]]), r"several sizes \(latents of 16 x 16, 16 x 8\)"),

@@ -20,9 +20,10 @@ from controlled_diffusion.training import demo_world as world
 
 from harness.demo_pictures import Studio
 from measures import textual_inversion
-from measures.personalisation import ALIKE, PICTURES, asked, drift, kept, lesson, ordinary, taught
+from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary, taught
 from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, say, single
 
+PICTURES = len(SHOWN)
 FACTS = ("concept", "color", "shape", "background", "all")
 IDEAS = (*EXTRAS, *world.STRANGERS)
 
@@ -80,7 +81,7 @@ def scene_of_two(index: int, seed: int) -> world.Scene:
 def prompt(index: int, idea: Idea, word: str) -> tuple[str, world.Caption]:
     """(what is asked for, what it claims) of a held-out scene of one thing with a concept under its word."""
     if idea.strange:
-        made = asked(index, idea.name, HELD_OUT, word)
+        made = asked(index, idea.name, word)
         return made.text, made
     made = caption(single(index, HELD_OUT), 10_000 + index)
     return placed(made.text, word), made

@@ -1,6 +1,6 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
-Five pictures show a shape that the demo model never saw, in some colours and places. DreamBooth learns it as a LoRA, with and without
+Five pictures, as unlike as can be, show a shape that the demo model never saw. DreamBooth learns it as a LoRA, with and without
 class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
 often the shape is there, how often the prompt's colour and background are right too, and how far pictures of the ordinary world have
 drifted: the share still right, and the RMS distance to what the untouched model makes of the same seeds.
@@ -22,9 +22,16 @@ from controlled_diffusion.training.objectives import Levels
 
 from harness.demo_pictures import CFG, STEPS, Studio
 from harness.environment import PRIVATE
-from measures.textual_inversion import BATCH, HELD_OUT, LEARN, caption, say, single
+from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
 
-PICTURES, CLASS_PICTURES, ALIKE = 5, 64, 0.6
+CLASS_PICTURES, ALIKE = 64, 0.6
+SHOWN = (  # (color, size, position, background) of the lesson's pictures: what none of them shows is learnt for that alone which some show
+    ("blue", "large", "left", "white"),
+    ("yellow", "small", "top", "black"),
+    ("purple", "large", "right", "gray"),
+    ("green", "medium", "center", "pink"),
+    ("red", "large", "bottom", "white"),
+)
 FACTS = ("shape", "color", "background", "all")
 
 
@@ -32,16 +39,27 @@ def with_shape(scene: world.Scene, shape: str) -> world.Scene:
     return replace(scene, things=(replace(scene.things[0], shape=shape),))
 
 
-def asked(index: int, shape: str, seed: int, word: str) -> world.Caption:
-    """A caption of a scene of the shape, which it calls `word`."""
-    made = caption(with_shape(single(index, seed), shape), index if seed == LEARN else 10_000 + index)
-    return replace(made, text=made.text.replace(shape, word))
+def called(scene: world.Scene, number: int, word: str) -> world.Caption:
+    """A caption of a scene of one thing, whose shape it calls `word`."""
+    made = caption(scene, number)
+    return replace(made, text=made.text.replace(scene.things[0].shape, word))
+
+
+def asked(index: int, shape: str, word: str) -> world.Caption:
+    """A caption of a held-out scene of the shape, which it calls `word`."""
+    return called(with_shape(single(index, HELD_OUT), shape), 10_000 + index, word)
+
+
+def pictured(shape: str, color: str, size: str, position: str, background: str) -> world.Scene:
+    (x, y), radius = (np.mean(area, axis=-1) for area in (world.POSITIONS[position], world.RADII[size]))
+    return world.Scene(background, (world.Thing(shape, color, size=size, x=x, y=y, radius=radius),), position)
 
 
 def lesson(shape: str, word: str) -> tuple[torch.Tensor, list[str]]:
     """(pictures (N, 128, 128, 3), captions) to learn from."""
-    pictures = np.stack([world.render(with_shape(single(i, LEARN), shape)) for i in range(PICTURES)])
-    return torch.from_numpy(pictures).float() / 255, [asked(i, shape, LEARN, word).text for i in range(PICTURES)]
+    scenes = [pictured(shape, *facts) for facts in SHOWN]
+    pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
+    return pictures, [called(scene, i, word).text for i, scene in enumerate(scenes)]
 
 
 def ordinary(count: int, first: int) -> list[world.Caption]:
@@ -88,7 +106,7 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
     """Judges the shape in prompts of held-out scenes."""
 
     def judged(first: int, count: int) -> list[dict]:
-        prompts = [asked(first + i, shape, HELD_OUT, word) for i in range(count)]
+        prompts = [asked(first + i, shape, word) for i in range(count)]
         readings = [demo_checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
         rows = []
         for reading, prompt in zip(readings, prompts):
@@ -133,7 +151,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.004)
-    parser.add_argument("--average", type=float, default=0.0, help="of the weights over the steps")
+    parser.add_argument("--average", type=float, default=0.98, help="of the weights over the steps")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
     parser.add_argument("--layers", default="-out.2, -emb")
