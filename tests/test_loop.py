@@ -263,6 +263,18 @@ def test_an_average_begins_where_a_state_without_one_stopped(tmp_path):
     assert all(torch.equal(averaging.averages[k], p) for k, p in net.named_parameters())
 
 
+def test_adafactor_moves_what_starts_at_zero_as_adamw_does():
+    """The second matrix of a LoRA starts at zero, of which a share would be nothing."""
+
+    def moved(optimizer):
+        x = torch.nn.Parameter(torch.zeros(8, 4))
+        loop = Loop({"x": x}, steps=40, learning_rate=1e-3, warmup=0, average=0.0, optimizer=optimizer, schedule="constant")
+        list(loop.run(lambda i: (x - 1.0).square().sum()))
+        return float(x.detach().mean())
+
+    assert 0.5 < moved("adafactor") / moved("adamw") < 1.5
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "prodigy"])
 def test_what_a_step_will_take_is_known_before_it(optimizer):
     net = network()

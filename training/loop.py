@@ -225,10 +225,12 @@ class Loop:
 
 
 def saving(loop: Loop, steps: Iterator[Step], path: Path, every_seconds: float = 120) -> Iterator[Step]:
-    """Passes steps on and keeps the state file of the loop fresh, at the end too."""
-    last = time.monotonic()
+    """Passes steps on and keeps the state file of the loop fresh, at the end too; a slow one is written less often."""
+    last, took = time.monotonic(), 0.0
     for step in steps:
-        if time.monotonic() - last > every_seconds or step.index == step.total:
+        begun = time.monotonic()
+        if begun - last > max(every_seconds, 20 * took) or step.index == step.total:
             loop.save(path)
             last = time.monotonic()
+            took = last - begun
         yield step

@@ -64,7 +64,7 @@ def _sgd(parameters, decay):
 
 
 def _adafactor(parameters, decay):
-    return torch.optim.Adafactor(parameters, weight_decay=decay)
+    return torch.optim.Adafactor(parameters, eps=(None, 1.0), weight_decay=decay)  # rates as AdamW's, not shares of weights that start at 0
 
 
 def _prodigy(parameters, decay):

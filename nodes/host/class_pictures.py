@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,37 +15,45 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .fingerprint import Weights
+from .fingerprint import Weights, traits
 from .gradients import hosted
 from .trainers import Validation, sampled, side_by_side
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which pictures: `count` of the prompts in turn, `batch` at a time; `look` says how they are sampled."""
+    """Which pictures: `count` of the prompts in turn, `batch` at a time; `look` says how they are sampled.
+
+    `seed` is not that of the training, which many change from run to run.
+    """
 
     prompts: tuple[str, ...]
     count: int
     batch: int
     look: Validation
-    seed: int
+    seed: int = 0
 
     def prompt_of(self, number: int) -> str:
         return self.prompts[number % len(self.prompts)]
 
 
-def folder(model, order: Order, shape: Sequence[int]) -> Path:
-    """Where they are kept: another model, prompt, seed, size or way of sampling has a folder of its own."""
-    weights = Weights.of(model)
-    sampling = {k: v for k, v in asdict(order.look).items() if k in ("steps", "cfg", "sampler_name", "scheduler")}
+def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
+    """Where they are kept: what makes other pictures, such as another model, LoRA, prompt, size or way of sampling, has a folder of its
+    own."""
+    patchers = (model, clip.patcher, vae.patcher)
+    weights = [Weights.of(patcher, prefix) for patcher, prefix in zip(patchers, ("diffusion_model.", "", ""))]
+    sampling = model.get_model_object("model_sampling")
     facts = [
-        weights.layout,
-        weights.signs,
+        [(w.layout, w.signs) for w in weights],
+        [traits(patcher.patches) for patcher in patchers],
+        [c.__name__ for c in type(sampling).__mro__],
+        [float(sampling.percent_to_sigma(p)) for p in (0.1, 0.5, 0.9)],
+        sorted(model.object_patches),
+        clip.layer_idx,
         order.prompts,
-        sampling,
+        {k: v for k, v in asdict(order.look).items() if k in ("steps", "cfg", "sampler_name", "scheduler")},
         order.seed,
         list(shape),
-        str(model.patches_uuid) if model.patches else "",
     ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_pictures" / name
@@ -55,27 +64,36 @@ def _read(path: Path) -> torch.Tensor:
         return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
+def _write(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    picture.save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
 def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Tensor]:
     """Pictures (1, H, W, 3) of latents of `shape` (C, ..., h, w): those on disk, and the missing ones sampled now.
 
     A stop by the user is passed on; what is made by then stays on disk and the next run goes on from there.
     """
-    place = folder(model, order, shape)
+    place = folder(model, clip, vae, order, shape)
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{i:05d}.png" for i in range(order.count)]
     bar, empty = comfy.utils.ProgressBar(order.count), None
 
     def told(text: str) -> list:
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return hosted(clip.encode_from_tokens_scheduled, clip.tokenize(text))
 
     for prompt in order.prompts:
         missing = [i for i, file in enumerate(files) if order.prompt_of(i) == prompt and not file.exists()]
+        if not missing:
+            continue
+        empty, given = empty or told(""), told(prompt)
         for numbers in (missing[i : i + order.batch] for i in range(0, len(missing), order.batch)):
-            empty, given = empty or hosted(told, ""), hosted(told, prompt)
             size = torch.Size([len(numbers), *shape])
             pictures = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
             for number, picture in zip(numbers, pictures):
-                side_by_side(picture[None]).save(files[number])
+                _write(side_by_side(picture[None]), files[number])
             done = sum(file.exists() for file in files)
             bar.update_absolute(done, order.count, ("JPEG", side_by_side(pictures), 512))
     return [_read(file) for file in files]

@@ -111,7 +111,7 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     """
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = words.encoders(clip)[0]
-    tokens = next(iter(clip.tokenize(prompt).values()))[0]
+    tokens = part.tokenizer.tokenize_with_weights(prompt)[0]
     learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
     if learnt:
         return features[[i for i in learnt if concept.says(tokens[i][0], part.key)] or learnt]

@@ -222,9 +222,7 @@ def prepare(
     pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     texts, count = tuple(pictures.told(p, own[p % pictures.originals]) for p in range(len(pictures))), len(pictures)
     if active:
-        images = kept.images or class_pictures.made(
-            model, clip, vae, _order(kept, prior, validation, settings), pictures.latents[0].shape[1:]
-        )
+        images = kept.images or class_pictures.made(model, clip, vae, _order(kept, prior, validation), pictures.latents[0].shape[1:])
         others = pictures_of(vae, images)
         pictures, texts = joined(pictures, others), (*texts, *(prior[i % len(prior)] for i in range(len(others))))
     batches = Batches(settings.batch_size, settings.seed, count, len(pictures) - count, kept.preservation.ratio)
@@ -257,15 +255,19 @@ def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str
         check_placeholder(placeholder, lambda text: words.is_word(clip, text))
         if placeholders.count(placeholder) > 1:
             raise ValueError(f"The placeholder {placeholder} stands for two concepts. Give each a word of its own.")
-        if len(placeholders) > 1 and not any(names(text, placeholder) for text in texts):
-            raise ValueError(f"No sentence names {placeholder}. With several words, say by captions which pictures show what.")
     if len(placeholders) == 1 and not names(subject.prompt, placeholders[0]):
         raise ValueError(f"The instance prompt '{subject.prompt}' lacks the new word. Write {placeholders[0]} where it belongs.")
+    for placeholder in placeholders:
+        if not any(names(text, placeholder) for text in texts):
+            raise ValueError(
+                f"No sentence names {placeholder}, so it would learn nothing. Write it in the captions of the pictures that show it, as in "
+                f"'{texts[0]}, {placeholder}', or leave the captions away."
+            )
     return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
 
 
-def _order(kept: Class, prompts: tuple[str, ...], validation: Validation, settings: Settings) -> class_pictures.Order:
-    return class_pictures.Order(prompts, kept.count, kept.batch, validation, settings.seed)
+def _order(kept: Class, prompts: tuple[str, ...], validation: Validation) -> class_pictures.Order:
+    return class_pictures.Order(prompts, kept.count, kept.batch, validation)
 
 
 def joined(one: Pictures, other: Pictures) -> Pictures:

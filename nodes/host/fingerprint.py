@@ -22,9 +22,10 @@ class Weights:
     signs: str
 
     @classmethod
-    def of(cls, model) -> Weights:
-        """Those of a MODEL as it was loaded, without the LoRA and hooks that may be baked into it; copies no weight."""
-        whole = model.model_state_dict("diffusion_model.")
+    def of(cls, model, prefix: str = "diffusion_model.") -> Weights:
+        """Those of a MODEL as it was loaded, without the LoRA and hooks that may be baked into it; copies no weight. Of the patcher of a CLIP
+        or VAE those of all its weights, with the prefix ""."""
+        whole = model.model_state_dict(prefix)
         named = sorted((k, unpatched(model, k, weight)) for k, weight in whole.items())
         layout = hashlib.sha256("".join(f"{k} {tuple(w.shape)}\n" for k, w in named).encode()).hexdigest()[:32]
         signs = [_signs(w) for _, w in named if w.is_floating_point() and w.numel()]
@@ -34,6 +35,20 @@ class Weights:
         """Whether both can be roundings of the same weights."""
         alike = self.layout == other.layout and len(self.signs) == len(other.signs)
         return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
+
+
+def traits(value):
+    """What tells one patch from another, for JSON: numbers and texts, of tensors their shape and some values."""
+    if torch.is_tensor(value):
+        flat = value.detach().flatten()
+        return [list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].float().tolist()]
+    if isinstance(value, dict):
+        return [[str(k), traits(v)] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
+    if isinstance(value, (list, tuple)):
+        return [traits(v) for v in value]
+    if hasattr(value, "weights"):  # an adapter of the host
+        return [type(value).__name__, traits(value.weights)]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else type(value).__name__
 
 
 def unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:

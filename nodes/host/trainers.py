@@ -20,7 +20,7 @@ from ...training.augmentation import Augmentation
 from ...training.loop import Diverged, Loop, saving
 from .gradients import hosted
 from .pictures import as_image, line_chart, stacked
-from .training import Course, Ground, Objective, Pictures, half_precision_scale, run_course
+from .training import Course, Ground, Objective, Pictures, Stopped, half_precision_scale, run_course
 from .training_memory import Room
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,8 @@ class Task:
 def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
     """Trains; `write` saves what is learnt and says where. The state of the training is kept in a file of its own.
 
-    A stop by the user keeps and writes what is learnt; so does an error, which then goes on.
+    A stop by the user keeps and writes what is learnt; so does an error, which then goes on. The last pictures are looked at when all is
+    written.
     """
     loop = task.loop()
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -184,17 +185,17 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
     )  # fmt: skip
 
     def keep() -> str:
-        loop.save(state)
         with loop.averaged():
-            return write(loop)
+            written = write(loop)
+        loop.save(state)  # after what the user wants, should the disk be full
+        return written
 
     def look() -> None:
         loop.save(state)
         task.look(course)
 
     try:
-        if run_course(course, task.validation.every, look):
-            task.look(course)
+        whole = run_course(course, task.validation.every, look)
     except Diverged as error:
         if not loop.done:
             raise
@@ -204,6 +205,11 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
             log.warning("What is learnt in %d of %d steps is saved: %s", loop.done, loop.steps, keep())
         raise
     keep()
+    if whole:
+        try:
+            task.look(course)
+        except Stopped:
+            log.info("The training is done and saved; its last validation pictures were stopped.")
     return loop
 
 

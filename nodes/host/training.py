@@ -101,10 +101,19 @@ def pictures_of(
         found += [p.flip(2) for p in found]
         painted += [None if m is None else m.flip(-1) for m in painted]
     shown = _varied(found, painted, augmentation, seed)
-    latents = [gradients.hosted(vae.encode, v.picture[..., :3]).float().cpu() for v in shown]
+    latents = list(_encoded(vae, shown))
     cut = [None if v.mask is None else _mask_for(vae, z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
     return Pictures(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
+
+
+def _encoded(vae, shown: Sequence[Variant]) -> Iterator[torch.Tensor]:
+    """Their latents, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
+    bar = comfy.utils.ProgressBar(len(shown))
+    for variant in shown:
+        yield gradients.hosted(vae.encode, variant.picture[..., :3]).float().cpu()
+        bar.update(1)
+        comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def _varied(found: Sequence[torch.Tensor], painted: Sequence[torch.Tensor | None], augmentation: Augmentation, seed: int) -> list[Variant]:

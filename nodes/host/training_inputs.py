@@ -17,8 +17,8 @@ from .training import Objective, levels
 from .training_memory import CHECKPOINTING
 
 
-def number(name, default, low, high, tooltip, step=0.01):
-    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=0.0001, advanced=True, tooltip=tooltip)
+def number(name, default, low, high, tooltip, step=0.01, finest=0.0001):
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=finest, advanced=True, tooltip=tooltip)
 
 
 def whole(name, default, low, high, tooltip):
@@ -34,7 +34,7 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
     return [
         io.Int.Input("steps", default=steps, min=1, max=1_000_000, tooltip=steps_tip),
         io.Int.Input("batch_size", default=batch, min=1, max=1024, tooltip="Pictures in each step. Usual 1 to 16; 4 with enough memory."),
-        io.Float.Input("learning_rate", default=rate, min=0.0, max=100.0, step=0.0001, round=0.0000001, tooltip=rate_tip),
+        io.Float.Input("learning_rate", default=rate, min=0.0, max=100.0, step=0.000001, round=0.0000001, tooltip=rate_tip),
         io.Int.Input(
             "seed",
             default=0,
@@ -100,7 +100,12 @@ def objective() -> list:
 def run(saved: str, also: str = "") -> list:
     """How the run goes; what most users leave as it is. `saved` is what is written; `also` what else is sampled."""
     return [
-        choice("optimizer", OPTIMIZERS, "AdamW, SGD with momentum, Adafactor, or Prodigy, which finds its own rate (learning_rate 1)."),
+        choice(
+            "optimizer",
+            OPTIMIZERS,
+            "AdamW; Adafactor, at the same rates in less memory; SGD with momentum, at 10 to 1000 times the rate; or Prodigy, which finds its own "
+            "(learning_rate 1).",
+        ),
         choice("schedule", SCHEDULES, "How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all."),
         whole("warmup", 10, 0, 100_000, "Steps over which the learning rate rises from 0. 0 = none; usual 0 to 100."),
         whole(

@@ -82,4 +82,4 @@ class WholeWeights:
                 "fp32, or train an adapter."
             )
         numbers = sum(w.numel() for w in weights.values())
-        check_numbers(numbers, optimizer, average, model.load_device, "Train an adapter, or use 'sgd' or 'adafactor'.", free)
+        check_numbers(numbers, optimizer, average, model.load_device, "Train an adapter, or use 'adafactor'.", free)

@@ -1,5 +1,6 @@
 """Custom Diffusion on tiny UNets: what learns and what does not, its files, and concepts merged."""
 
+import folder_paths
 import nodes as host_nodes
 import pytest
 import torch
@@ -102,20 +103,34 @@ def merge(model, clip, concepts, **knobs):  # noqa: F811
     ).args
 
 
-def test_merged_concepts_read_as_each_file_has_them(eps_model, vae, clip, folders):  # noqa: F811
-    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
-    model, lora, name = merge(eps_model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
+@pytest.fixture(params=["sd1", "sdxl"])
+def made(request, eps_model, vae, clip):  # noqa: F811
+    """(MODEL, CLIP, VAE) with one text encoder and with two."""
+    if request.param == "sd1":
+        return eps_model, clip, vae
+    return (
+        tiny_text.denoiser("sdxl"),
+        tiny_text.clip("sdxl", embedding_directory=folder_paths.get_folder_paths("embeddings")),
+        tiny_text.vae("sdxl"),
+    )
+
+
+def test_merged_concepts_read_as_each_file_has_them(made, eps_model, folders):  # noqa: F811
+    model, clip, vae = made  # noqa: F811
+    lines = [train(model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    patched, lora, name = merge(model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
     concepts = host.concepts_of("\n".join(lines))
     rows = [host._features(clip, c.prompts[0], c) for c in concepts]
     assert [len(r) for r in rows] == [2, 2] and not torch.allclose(*rows)
-    for layer in host.layers_of(eps_model):
-        weight = host._weight(eps_model, f"{layer}.weight")
+    for layer in host.layers_of(model):
+        weight = host._weight(model, f"{layer}.weight")
         for own, concept in zip(rows, concepts):
             wanted = own @ (weight + concept.tensors[f"{layer}.diff"].double()).T
             assert_close(own @ (weight + lora[f"{layer}.diff"].double()).T, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
-    loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
-    assert torch.equal(sampled(loaded), sampled(model))
-    assert merge(eps_model, clip, "\n".join(lines))[2] == "both_2.safetensors"
+    loaded, _ = host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)
+    if model is eps_model:
+        assert torch.equal(sampled(loaded), sampled(patched))
+    assert merge(model, clip, "\n".join(lines))[2] == "both_2.safetensors"
 
 
 def test_a_prompt_with_both_words_says_of_each_concept_its_own(eps_model, vae, clip, folders):  # noqa: F811

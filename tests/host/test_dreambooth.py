@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import comfy.model_management
 import comfy.utils
+import comfy_extras.nodes_model_advanced as host_sampling
 import folder_paths
 import nodes as host_nodes
 import pytest
@@ -271,7 +272,8 @@ def test_class_pictures_are_sampled_once_kept_and_completed(eps_model, vae, clip
 
 def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
     def watch(value, total, preview, node_id=None):
-        comfy.model_management.interrupt_current_processing(True)
+        if preview:  # as class pictures have
+            comfy.model_management.interrupt_current_processing(True)
 
     comfy.utils.set_progress_bar_global_hook(watch)
     try:
@@ -283,9 +285,40 @@ def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_
 
 
 def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
-    order = class_pictures.Order(("a",), 1, 1, host.Validation("a"), 0)
-    places = {class_pictures.folder(m, order, (4, 8, 8)) for m in (eps_model, tiny.unet("eps", seed=3), eps_model.clone())}
-    assert len(places) == 2
+    def place(model=eps_model, clip=clip, vae=vae, prompt="a"):
+        return class_pictures.folder(model, clip, vae, class_pictures.Order((prompt,), 1, 1, host.Validation(prompt)), (4, 8, 8))
+
+    def with_lora(seed):
+        key = "diffusion_model.input_blocks.0.0"
+        weight = torch.rand(32, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+        return adapters.patched(eps_model, {f"{key}.diff": weight})
+
+    earlier = clip.clone()
+    earlier.clip_layer(-2)
+    others = [
+        place(tiny.unet("eps", seed=3)),
+        place(clip=earlier),
+        place(clip=tiny.clip(torch.float32, seed=9)),
+        place(vae=tiny.vae(seed=5)),
+        place(host_sampling.ModelSamplingDiscrete().patch(eps_model, "v_prediction", False)[0]),
+        place(with_lora(1)),
+        place(with_lora(2)),
+        place(prompt="b"),
+    ]
+    assert len({place(), *others}) == 1 + len(others)
+    assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
+
+
+def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
+    told, encode = [], type(clip).encode_from_tokens_scheduled
+    monkeypatch.setattr(
+        type(clip), "encode_from_tokens_scheduled", lambda self, tokens, **k: told.append(tokens) or encode(self, tokens, **k)
+    )
+    train(eps_model, clip, vae, class_count=4, class_batch=1)
+    first, files = len(told), sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    train(eps_model, clip, vae, class_count=4, class_batch=1, seed=5)
+    assert sorted((folders / "output").rglob("class_pictures/*/*.png")) == files and len(files) == 4
+    assert first - (len(told) - first) == 2  # the prompt and the empty one
 
 
 # --- stops, goes on, and is refused
@@ -335,6 +368,7 @@ def test_existing_files_are_numbered_or_refused_those_of_the_word_too(eps_model,
         (dict(instance_prompt=""), "The instance prompt is empty"),
         (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
         (dict(learn_word=True), "'a zz cat' lacks the new word. Write <subject>"),
+        (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names <subject>"),
         (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
         (dict(captions=["a\nb\nc"]), "3 captions for 2 pictures"),
     ],
@@ -376,7 +410,7 @@ def test_a_whole_model_keeps_the_lora_below_it_and_another_run_continues(eps_mod
     below = train(eps_model, clip, vae)[0]
     plain = sampled(below)
     model, *_ = train(below, clip, vae, name="whole", train="all weights", steps=2, learning_rate=1e-9)
-    assert_close(sampled(model), plain, rtol=1e-4, atol=1e-4)
+    assert_close(sampled(model), plain, rtol=1e-3, atol=1e-3)
     train(below, clip, vae, name="whole", train="all weights", steps=4, if_exists="continue")
     assert train(below, clip, vae, name="whole", train="all weights", steps=1)[2] == "whole_2.safetensors"
 

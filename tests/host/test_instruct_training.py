@@ -272,7 +272,7 @@ def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
 
 def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
     def watch(value, total, preview, node_id=None):
-        if value == 1:
+        if (value, total) == (1, 50):
             training.comfy.model_management.interrupt_current_processing(True)
 
     training.comfy.utils.set_progress_bar_global_hook(watch)

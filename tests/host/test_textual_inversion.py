@@ -9,10 +9,10 @@ import comfy.sd1_clip
 import folder_paths
 import pytest
 import torch
-from controlled_diffusion.nodes.host import embeddings, training, words
+from controlled_diffusion.nodes.host import embeddings, trainers, training, words
 from controlled_diffusion.nodes.host import textual_inversion as host
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
-from controlled_diffusion.training.loop import Diverged
+from controlled_diffusion.training.loop import Diverged, Loop
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary
 from safetensors import safe_open
@@ -414,11 +414,11 @@ def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):
 
 @pytest.fixture
 def cancel():
-    """Stops the host after a number of steps, as its button does."""
+    """Stops the host after a number of steps, as its button does; `of` so many, as pictures that are encoded count too."""
 
-    def after(steps):
+    def after(steps, of=8):
         def watch(value, total, preview, node_id=None):
-            if value == steps:
+            if (value, total) == (steps, of):
                 comfy.model_management.interrupt_current_processing(True)
 
         comfy.utils.set_progress_bar_global_hook(watch)
@@ -438,6 +438,31 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_word(
     train(eps_model, clip, vae, steps=8, if_exists="continue")
     assert facts()["steps"] == "8" and not torch.equal(part, saved()["clip_l"])
     assert torch.equal(saved()["clip_l"], saved("whole")["clip_l"])
+
+
+def test_a_stop_at_the_last_validation_pictures_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
+    def stopped(*args):
+        raise training.Stopped
+
+    monkeypatch.setattr(trainers, "sampled", stopped)
+    word, _, blocked = train(eps_model, clip, vae, steps=2)
+    assert word == "embedding:thing" and facts()["steps"] == "2" and "no validation picture" in blocked.message
+
+
+def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Loop, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        train(eps_model, clip, vae, steps=2)
+    assert facts()["steps"] == "2"
+
+
+def test_a_stop_while_pictures_are_encoded_is_passed_on(eps_model, vae, clip, cancel):
+    cancel(1, of=3)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        training.pictures_of(vae, [images(3)])
 
 
 def test_a_continued_run_repeats_the_losses(any_model, vae, clip):
