@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 import graphs
+from graphs.parts import own_model
 from harness.graph import Graph
 from harness.server import Server
 from harness.workflow import to_prompt
@@ -55,6 +56,7 @@ def main() -> None:
                 continue
             graph = Graph(describe.__name__, server.object_info())
             describe(graph)
+            graph.add_to_note(own_model(graph))
             path = graph.save(FOLDER / f"{describe.__name__}.json")
             if options.thumbnails:
                 thumbnail(server, path)

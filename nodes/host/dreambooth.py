@@ -98,7 +98,8 @@ class Task(trainers.Task):
         return self.rows[text] if text in self.rows else self.word.encode(text)
 
     def usual_rows(self, count: int) -> list:
-        return [self.row(self.texts[0])] * count
+        own = max(1, count * self.batches.size // self.batches.total)
+        return [self.row(self.texts[0]) for _ in range(own)] + [self.row(self.texts[-1])] * (count - own)
 
     def encode(self) -> None:
         """Encodes once what does not change."""

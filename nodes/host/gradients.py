@@ -217,6 +217,15 @@ def blocks_of(model) -> list[torch.nn.Module]:
     return [m for m in network.modules() if type(m).__name__ in names]
 
 
+_OF_TEXT = ("CLIPLayer", "T5Block")
+
+
+def coarse_blocks(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The blocks of text encoders that do not hold float32: of their weights autograd would keep a float32 copy for every sentence."""
+    blocks = [m for module in modules for m in module.modules() if type(m).__name__ in _OF_TEXT]
+    return [b for b in blocks if any(p.dtype != torch.float32 for p in b.parameters())]
+
+
 @contextmanager
 def recomputed(blocks: Iterable[torch.nn.Module]):
     """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""

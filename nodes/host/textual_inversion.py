@@ -61,7 +61,7 @@ class Task(trainers.Task):
         return self.word.conditioning(text)
 
     def usual_rows(self, count: int) -> list:
-        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed))] * count
+        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed)) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Task:
         """What looks whether the training fits into memory."""
         s, largest = self.settings, max((z.shape for z in self.pictures.latents), key=torch.Size.numel)
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
-        return Room(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.free)
+        return Room(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules, self.free)
 
     def loop(self) -> Loop:
         s = self.settings

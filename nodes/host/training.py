@@ -252,7 +252,8 @@ class Lesson(comfy.samplers.Sampler):
         ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
         gradients.attend_with_derivative(ground.options["transformer_options"])
         norms = gradients.norms_keep_their_inputs(() if self.mutations else self.modules)
-        with gradients.differentiable(self.mutations), norms, self.around(), gradients.recomputed(self.blocks(ground)):
+        texts = gradients.recomputed(gradients.coarse_blocks(self.modules))
+        with gradients.differentiable(self.mutations), norms, self.around(), texts, gradients.recomputed(self.blocks(ground)):
             for step in self.steps(ground):
                 self.show(step)
                 comfy.model_management.throw_exception_if_processing_interrupted()

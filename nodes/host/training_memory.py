@@ -97,7 +97,7 @@ class Room:
     """Looks before the first step whether a training fits into memory, and which blocks are to run again in its backward pass.
 
     `shape` is that of its largest batch of latents, with `size` pictures in its batch_size; `rows(count)` gives the conditionings of one,
-    `place` a noise level. `free(device)` gives the bytes that are free.
+    `place` a noise level. `modules` are further networks that gradients pass through. `free(device)` gives the bytes that are free.
     """
 
     checkpointing: str
@@ -106,6 +106,7 @@ class Room:
     size: int
     rows: Callable[[int], list]
     place: float
+    modules: Sequence[torch.nn.Module] = ()
     free: Callable[[torch.device], float] = comfy.model_management.get_free_memory
     again: bool | None = None  # whether blocks run again; found out before the first step
 
@@ -148,7 +149,7 @@ class Room:
     def _kept(self, ground: Ground, blocks: Sequence[torch.nn.Module], batch: int) -> Kept:
         model, sigma = ground.guider.inner_model, ground.scale.sigma(1 - self.place)
         device = ground.guider.model_patcher.load_device
-        known = [*model.parameters(), *model.buffers(), *self.loop.parameters.values()]
+        known = [t for m in (model, *self.modules) for t in (*m.parameters(), *m.buffers())] + list(self.loop.parameters.values())
 
         def kept(batch: int, height: int, width: int) -> Kept:
             x = torch.zeros(batch, *self.shape[1:-2], height, width, device=device)

@@ -1,13 +1,13 @@
 """Classifier guidance."""
 
-from .parts import SWAP, prompt_nodes, sampled_with
+from .parts import prompt_nodes, sampled_with
 
 
 def classifier_guidance(graph):
     graph.note(
         "# Classifier guidance\n\nThere is no prompt here. A small classifier that reads half-finished pictures pulls towards its labels; the "
         "upper pictures are the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt "
-        "as a further channel." + SWAP.replace("put your", "put a classifier trained for your model and your")
+        "as a further channel."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """Training a noisy classifier."""
 
-from .parts import SWAP, moonlit, prompt_nodes, sampled_with, saved
+from .parts import moonlit, prompt_nodes, sampled_with, saved
 
 
 def classifier_training(graph):
@@ -8,7 +8,6 @@ def classifier_training(graph):
         "# Train a noisy classifier\n\nA classifier learns to tell pictures with a small moon from those without, at every noise level; the demo "
         "model has no word for it. Then its channel pulls pictures of a prompt towards the label; the upper ones are the same seeds without "
         "it.\n\nThe charts show the loss, and how often it is right from noisy to clean. With your own pictures: some hundred of each label."
-        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,7 +1,7 @@
 """Two concepts learnt apart and merged."""
 
 from .dreambooth import PAINTS, PAPERS
-from .parts import SWAP, ksampler, pictures_of, saved
+from .parts import ksampler, pictures_of, saved
 
 TAUGHT = {  # what the demo model paints, and what its captions call it here
     "bands": ("striped", ("a large striped blue circle on a black background", "a striped red square on a white background")),
@@ -28,7 +28,7 @@ def custom_diffusion(graph):
     graph.note(
         "# Custom Diffusion\n\nTwo patterns are learnt apart, each as a word with its keys and values, from pictures whose captions do not name "
         "them. Then both are merged in closed form, and one prompt uses both words, each for a thing of its own; the upper pictures are the same "
-        "seeds without them.\n\nBoth are short runs without class pictures. For your own concepts set *prior_weight* to 1." + SWAP
+        "seeds without them.\n\nBoth are short runs without class pictures. For your own concepts set *prior_weight* to 1."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,13 +1,13 @@
 """DDIM inversion and the way back."""
 
-from .parts import SWAP, half, saved, square_prompts, two_squares
+from .parts import half, saved, square_prompts, two_squares
 
 
 def ddim_inversion(graph):
     graph.note(
         "# DDIM inversion\n\nA painted picture becomes noise and comes back: without guidance nearly, with fixed-point iterations exactly, with "
         "guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another colour or shape in the "
-        "target." + SWAP
+        "target."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

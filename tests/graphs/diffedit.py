@@ -1,6 +1,6 @@
 """DiffEdit."""
 
-from .parts import SWAP, ksampler, prompt_nodes
+from .parts import ksampler, prompt_nodes
 
 
 def diffedit_start(graph, before: str, after: str):
@@ -21,7 +21,7 @@ def diffedit(graph):
     graph.note(
         "# DiffEdit: change what two prompts disagree about\n\nThe mask node noises the picture, asks the model under both prompts, and masks where the "
         "answers differ. The sampler encodes the picture with DDIM and denoises it under the target; outside the mask every pixel stays."
-        "\n\nTry another word in the target: a colour, a shape, *striped*. Connect *Load Image* in the place of the picture." + SWAP
+        "\n\nTry another word in the target: a colour, a shape, *striped*. Connect *Load Image* in the place of the picture."
     )
     model, source, target, negative, picture = diffedit_start(
         graph,
@@ -62,7 +62,7 @@ def diffedit_ksampler(graph):
     graph.note(
         "# The mask into a KSampler\n\nThe same mask without the inversion: the latent that DiffEdit Mask returns carries the mask, so any KSampler changes only "
         "what it covers. Here a triangle becomes a square, with all of the mask made anew (denoise 1)."
-        "\n\nThe mask is made a little larger (*dilate*), so that the new thing has room. Try denoise 0.8." + SWAP
+        "\n\nThe mask is made a little larger (*dilate*), so that the new thing has room. Try denoise 0.8."
     )
     model, source, target, negative, picture = diffedit_start(
         graph, "a large green triangle on a pink background", "a large green square on a pink background"

@@ -1,6 +1,6 @@
 """A subject taught to the model."""
 
-from .parts import SWAP, color, ksampler, saved
+from .parts import color, ksampler, saved
 
 PAPERS = {"white": (245, 245, 245), "black": (20, 20, 20), "pink": (247, 188, 200), "gray": (150, 150, 150)}
 PAINTS = {"red": (214, 40, 40), "yellow": (245, 214, 66), "blue": (48, 92, 214), "orange": (242, 140, 40)}
@@ -30,7 +30,7 @@ def dreambooth(graph):
         "# DreamBooth\n\nFour painted pictures show a shape that the demo model has never seen. A LoRA and a new word learn it; pictures of the "
         "shapes that it knows, which the model makes itself, keep those as they are. Then the word is used in new colours and places; the upper "
         "pictures are the same seeds without the LoRA.\n\nThis is a short run. Try: more steps; *prior_weight* 0, and look at what becomes of "
-        "the other shapes; continue with *if_exists* `continue`." + SWAP
+        "the other shapes; continue with *if_exists* `continue`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,12 +1,12 @@
 """Edit-friendly inversion."""
 
-from .parts import SWAP, saved, square_prompts, two_squares
+from .parts import saved, square_prompts, two_squares
 
 
 def edit_friendly(graph):
     graph.note(
         "# Edit-friendly inversion\n\nThe noises of stochastic sampling that make just this painted picture. Under its own prompt they give it "
-        "back exactly, under another prompt they keep its layout, also with a large cfg.\n\nTry: *skip* 0 and 12; another seed." + SWAP
+        "back exactly, under another prompt they keep its layout, also with a large cfg.\n\nTry: *skip* 0 and 12; another seed."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -1,13 +1,13 @@
 """Exact inversions: EDICT, BDIA and O-BELM."""
 
-from .parts import SWAP, square_prompts, two_squares
+from .parts import square_prompts, two_squares
 
 
 def exact_inversion(graph):
     graph.note(
         "# Exact inversion\n\nA painted picture is inverted by EDICT *with* guidance, and its latent comes back to the last digit: what differs "
         "is the VAE's. With another prompt it becomes the edit. BDIA and O-BELM come back as exactly at half of EDICT's cost.\n\nTry another "
-        "colour or shape in the target; cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps." + SWAP
+        "colour or shape in the target; cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """FlowEdit."""
 
-from .parts import SWAP, half, saved, square_prompts, two_squares
+from .parts import half, saved, square_prompts, two_squares
 
 
 def flow_edit(graph):
@@ -8,7 +8,7 @@ def flow_edit(graph):
         "# FlowEdit\n\nAn edit without inversion: both prompts see the picture under the same noise, and the edit moves by what they disagree "
         "about. It is for flow models; *Model Sampling as Flow* makes the demo model one, exactly. The same rule works for eps and v models as "
         "they are: the last picture.\n\nWith SD3 leave *Model Sampling as Flow* out: 50 steps, n_max 33, source_cfg 3.5, cfg 13.5. Try n_max 0, "
-        "which gives the picture back, and 18." + SWAP
+        "which gives the picture back, and 18."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -1,13 +1,13 @@
 """Guidance by a picture."""
 
-from .parts import SWAP, color, prompt_nodes, sampled_with, stroke
+from .parts import color, prompt_nodes, sampled_with, stroke
 
 
 def image_guidance(graph):
     graph.note(
         "# Image guidance\n\nTwo strokes of paint are the only wish: their layout pulls the picture at every step, with no prompt. The upper "
         "pictures are the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as a further channel; "
-        "*through_denoiser* (slower, exact)." + SWAP
+        "*through_denoiser* (slower, exact)."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

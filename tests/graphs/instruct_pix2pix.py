@@ -1,6 +1,6 @@
 """InstructPix2Pix guidance."""
 
-from .parts import SWAP, ksampler, prompt_nodes, saved
+from .parts import ksampler, prompt_nodes, saved
 
 LOADER = "DemoInstructModelLoader"
 
@@ -17,7 +17,7 @@ def instruct_pix2pix(graph):
     graph.note(
         "# InstructPix2Pix\n\nAn instruction edits a picture. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
         "the result keeps to the picture.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower picture is made by a KSampler with "
-        "the patch, whose cfg is the text scale." + SWAP
+        "the patch, whose cfg is the text scale."
     )
     with graph.group("1 Picture"):
         picture = picture_of(graph, "a red circle on a white background", 4)
@@ -53,7 +53,7 @@ def instruct_pix2pix(graph):
 def instruction_channels(graph):
     graph.note(
         "# Instruction Channels\n\nThe picture and an instruction as two channels, and a second instruction beside them with a weight of "
-        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 3; *conflict* `project`." + SWAP
+        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 3; *conflict* `project`."
     )
     with graph.group("1 Picture and instructions"):
         picture = picture_of(graph, "a large green square on a gray background", 2)

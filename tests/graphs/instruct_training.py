@@ -1,7 +1,6 @@
 """InstructPix2Pix: pairs to learn from, and a model taught with them."""
 
 from .instruct_pix2pix import LOADER, picture_of
-from .parts import SWAP
 
 PAIRS = """# caption => caption after the edit | instruction
 a red circle on a white background => a blue circle on a white background | make it blue
@@ -28,7 +27,7 @@ def instruct_pairs(graph):
     graph.note(
         "# InstructPix2Pix Pairs\n\nPictures before and after an edit, drawn from pairs of prompts. They are kept in "
         "*output/controlled_diffusion/pairs/demo*; run it again and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
-        "min_share and max_share 0, where nothing is shared." + SWAP
+        "min_share and max_share 0, where nothing is shared."
     )
     with graph.group("1 Pairs"):
         made = pairs_of(graph, PAIRS, "demo")
@@ -42,7 +41,7 @@ def instruct_training(graph):
     graph.note(
         "# Train Instruction Model\n\nThe demo's instruction model knows colours, shapes and away with it, but no textures. Here it learns "
         "*make it striped* from six pairs in a short training, and edits a circle of a colour that was a square's, on another ground.\n\nTry: other instructions in the pairs; *train* all "
-        "weights; **Load Demo Model** in the place of the instruction model, with many more pairs and steps." + SWAP
+        "weights; **Load Demo Model** in the place of the instruction model, with many more pairs and steps."
     )
     with graph.group("1 Pairs"):
         made = pairs_of(graph, STRIPES, "demo_stripes", candidates=1, min_changed=0.02)

@@ -1,13 +1,13 @@
 """Inversions as files."""
 
-from .parts import SWAP, prompt_nodes, saved
+from .parts import prompt_nodes, saved
 
 
 def inversion_files(graph):
     graph.note(
         "# Invert once, edit many times\n\nAn inversion from a file, of a picture that was painted and not generated, and two edits of it. The "
         "upper sampler has no prompt of its own: it gives the picture back.\n\nTry another colour or shape; cfg 2 to 7.5. To make files of "
-        "your own, put *Save Inversion* behind any inverter." + SWAP
+        "your own, put *Save Inversion* behind any inverter."
     )
     with graph.group("1 Model and inversion"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """All inversions side by side."""
 
-from .parts import SWAP, square_prompts, two_squares
+from .parts import square_prompts, two_squares
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
@@ -24,7 +24,7 @@ def inversion_methods(graph):
         "# Which inversion when\n\nOne painted picture, every inversion, one edit. For each, the sheet shows the picture, what the method gives "
         "back under its own prompt, and what it makes of the new one, both in one run of *Inversion Sampler*.\n\nDDIM with guidance loses "
         "the picture; *direct* holds it on its path; the exact ones come back whatever the guidance. The help page of Inversion Sampler says "
-        "which to take.\n\nTry another colour, shape or thing in the target; more steps; a picture of your own." + SWAP
+        "which to take.\n\nTry another colour, shape or thing in the target; more steps; a picture of your own."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """What came of an inversion."""
 
-from .parts import SWAP, square_prompts, two_squares
+from .parts import square_prompts, two_squares
 
 
 def inversion_report(graph):
@@ -8,7 +8,7 @@ def inversion_report(graph):
         "# Inversion Report\n\nA painted picture is inverted by DDIM and walked back with guidance, under its own prompt: plainly, and with the "
         "*direct* branch, which keeps the source on its path and edits beside it. Each report shows the picture, what the VAE alone makes of "
         "it, and what came back.\n\nTry cfg 1 in the upper sampler; more steps; *fixed_point_iterations* 5. The inversion is kept in "
-        "output/inversions." + SWAP
+        "output/inversions."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

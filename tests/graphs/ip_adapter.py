@@ -1,6 +1,6 @@
 """An image as a prompt."""
 
-from .parts import SWAP, ksampler, prompt_nodes, sampled_with, saved
+from .parts import ksampler, prompt_nodes, sampled_with, saved
 
 OWN = "\n\nFor your own model: its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter take these places."
 
@@ -21,7 +21,7 @@ def ip_adapter(graph):
     graph.note(
         "# IP-Adapter: an image in the place of words\n\nThe prompt says where and on which ground, and names neither colour nor shape: these come "
         "from the reference. The upper pictures are the same prompt without it.\n\nTry *weight* from 0 to 1.5, another reference (*Load Image*), "
-        "a mask, *start_percent* 0.3." + OWN + SWAP
+        "a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
         model = graph.add("DemoModelLoader")
@@ -43,7 +43,7 @@ def ip_adapter_channel(graph):
     graph.note(
         "# Image and text as two channels\n\nThe patch is given the prompt: its *conditioning* sees the reference, and its *null* is the same with the "
         "adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper pictures "
-        "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN + SWAP
+        "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
         model = graph.add("DemoModelLoader")

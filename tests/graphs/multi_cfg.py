@@ -1,13 +1,13 @@
 """Multi-condition guidance."""
 
-from .parts import SWAP, half, prompt_nodes, sampled_with, saved
+from .parts import half, prompt_nodes, sampled_with, saved
 
 
 def multi_cfg_guider(graph):
     graph.note(
         "# Multi CFG Guider\n\nTwo wishes, each in its own half of the picture, and a third that pushes away. Every channel has its own "
         "weight, schedule and region; the picture on the right draws the weights over the steps.\n\nTry: swap the masks; set a weight "
-        "to 0 (the channel is no longer evaluated); set *conflict* to `perpendicular`." + SWAP
+        "to 0 (the channel is no longer evaluated); set *conflict* to `perpendicular`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -52,7 +52,7 @@ def multi_cfg_patch(graph):
     graph.note(
         "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* and leaves the colour open; one "
         "channel pushes red away, another pulls towards *striped*. The upper picture is the KSampler alone, with the same seed.\n\n"
-        "A channel of weight 0 costs nothing and changes nothing." + SWAP
+        "A channel of weight 0 costs nothing and changes nothing."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -93,7 +93,7 @@ def guidance_report(graph):
     graph.note(
         "# Guidance Report\n\nThree wishes that cannot all come true: a circle, a star, and nothing red. The report shows how heavily each "
         "channel weighed, how hard it pushed, and which two worked against each other.\n\nTry *conflict* `project` with the circle at "
-        "priority 1, and look at the report again." + SWAP
+        "priority 1, and look at the report again."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """Null-text inversion in stock samplers, beside negative-prompt inversion."""
 
-from .parts import SWAP, saved, square_prompts, two_squares
+from .parts import saved, square_prompts, two_squares
 
 STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
@@ -10,7 +10,7 @@ def null_text(graph):
         "# Null-Text Inverter\n\nA painted picture becomes noise and a *negative* that is another for every step. With these two, a stock KSampler "
         "gives the picture back at cfg 7.5, where plain DDIM inversion and an empty negative go astray; with another prompt it edits. "
         "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, which "
-        "optimises nothing.\n\nTry another colour in the target; *inner_steps* 0 and 10; *proximal* l0 below." + SWAP
+        "optimises nothing.\n\nTry another colour in the target; *inner_steps* 0 and 10; *proximal* l0 below."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

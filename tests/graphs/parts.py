@@ -1,6 +1,32 @@
 """What several example workflows share."""
 
-SWAP = "\n\n*To use your own model, put your checkpoint loader in the place of **Load Demo Model** and set the latent's size.*"
+from harness.workflow import display_name
+
+REPLACED = {  # what belongs to the demo model, and what takes its place
+    "DemoModelLoader": "your checkpoint loader",
+    "DemoInstructModelLoader": "a loader of an InstructPix2Pix model",
+    "DemoImageEncoderLoader": "**Load CLIP Vision**",
+    "IPAdapterLoader": "an IP-Adapter for your model",
+    "NoisyClassifierLoader": "a classifier trained for your model",
+    "ControlNetLoader": "a ControlNet for your model",
+    "LoadInversion": "an inversion made with your model",
+}
+
+
+def own_model(graph) -> str:
+    """How to go on with a model of one's own, by what a workflow holds."""
+    kinds = {node.class_type: f"**{display_name(node.info)}**" for node in graph.nodes}
+    ways = [f"put {other} in the place of {kinds[kind]}" for kind, other in REPLACED.items() if kind in kinds]
+    ways += [f"set the size in {name}" for kind, name in kinds.items() if kind != "EmptyImage" and has_size(kind, graph)]
+    if "EmptyImage" in kinds:
+        ways.append("connect **Load Image**, with a picture as large as your model makes them, in the place of the painted one")
+    if any(kind.endswith("Trainer") for kind in kinds):
+        ways.append("take the trainer's starting values for your model from its help page")
+    return f"\n\n*To use your own model: {'; '.join(ways)}.*"
+
+
+def has_size(kind: str, graph) -> bool:
+    return any("width" in node.widgets for node in graph.nodes if node.class_type == kind and "Mask" not in kind)
 
 
 def prompt_nodes(graph, model, **texts):

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt: of generated pictures and of real ones."""
 
-from .parts import SWAP, TWO_SQUARES, ksampler, saved, two_squares
+from .parts import TWO_SQUARES, ksampler, saved, two_squares
 
 
 def prompt_to_prompt(graph):
@@ -9,7 +9,6 @@ def prompt_to_prompt(graph):
         "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
         "that what is not named stays. The tables show where source and edits look at words: *yellow* where the source looks at "
         "*blue*.\n\nTry: another target a line; a word taken out; *self_end* 0, which lets shapes go; *alpha* 0.5, which takes over less."
-        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -41,7 +40,6 @@ def prompt_to_prompt_weights(graph):
         "picture; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow the same by words: "
         "*barely*, *slightly*, *very* and *super* before it. The demo model never learnt them: all they do is scale the map of the "
         "word behind them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline."
-        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -63,7 +61,6 @@ def prompt_to_prompt_style(graph):
         "where they like. At 1, in all layers and to the end, they stay and the style has no room. A third of it keeps the places and lets the "
         "style in. So does all of it in the coarse layers alone (*cross_layers* and *self_layers* `1/2`), which hold places while the fine ones "
         "hold texture; but they hold the pink ground back.\n\nTry: *alpha* 0.5 or 0.8; other words for the style; *cross_layers* `output`."
-        + SWAP
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -89,7 +86,7 @@ def prompt_to_prompt_blend(graph):
     graph.note(
         "# Prompt-to-Prompt with a local blend\n\nA shape is swapped, which needs freedom (*self_end* 0): without a blend the other thing moves as "
         "well. With one, only the places where the changed words look may differ; the table shows these places over the steps.\n\nTry: *words* "
-        "`star`; a lower *threshold* for larger places; *protect_words* `square`." + SWAP
+        "`star`; a lower *threshold* for larger places; *protect_words* `square`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -120,7 +117,7 @@ def prompt_to_prompt_real(graph):
     graph.note(
         "# Prompt-to-Prompt on a real picture\n\nA painted picture is inverted under what it shows. On the way back the source row stays on the "
         "inversion's path (*branches* `direct`), so it is the picture again, and the edits take over its attention.\n\nTry: another target a "
-        "line; EDICT Inverter in the place of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another shape." + SWAP
+        "line; EDICT Inverter in the place of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another shape."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """RF-Inversion on a flow model."""
 
-from .parts import SWAP, prompt_nodes, saved, two_squares
+from .parts import prompt_nodes, saved, two_squares
 
 
 def rf_inversion(graph):
@@ -8,7 +8,7 @@ def rf_inversion(graph):
         "# RF-Inversion\n\nFor flow models. The demo model is none; *Model Sampling as Flow* makes it one, exactly. The way up is drawn to a "
         "noise that the model knows, the way back to the picture while *eta* acts: longer keeps more, shorter edits more.\n\nTry "
         "*eta_end_percent* 0 and 0.5; *gamma* 0 and 1. With SD3 or Flux leave *Model Sampling as Flow* out: 28 steps, eta up to 0.25, an empty "
-        "source." + SWAP
+        "source."
     )
     with graph.group("1 Model"):
         demo = graph.add("DemoModelLoader")

@@ -1,12 +1,12 @@
 """SDEdit."""
 
-from .parts import SWAP, color, half, ksampler, prompt_nodes, stroke
+from .parts import color, half, ksampler, prompt_nodes, stroke
 
 
 def sdedit(graph):
     graph.note(
         "# SDEdit: strokes to picture\n\nTwo rough strokes of paint say what goes where. The sampler noises them to the *strength* and denoises "
-        "them with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE." + SWAP
+        "them with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -44,7 +44,6 @@ def sdedit_masked(graph):
     graph.note(
         "# SDEdit with a mask\n\nA picture of the model itself; a stroke of paint on its right half, and a mask that lets only this half change. "
         "The left half stays as it is, to the last pixel.\n\nConnect your own picture and mask (right click, *Open in MaskEditor*) in their place."
-        + SWAP
     )
     with graph.group("1 Model and picture"):
         model = graph.add("DemoModelLoader")

@@ -1,6 +1,6 @@
 """Textual inversion."""
 
-from .parts import SWAP, ksampler, pictures_of, saved
+from .parts import ksampler, pictures_of, saved
 
 SHOWN = ("a large striped blue circle on a black background", "a striped red square on a white background")
 
@@ -11,7 +11,7 @@ def textual_inversion(graph):
         "# Textual inversion\n\nEight pictures have something in common. A new word is learnt for it: in the captions it stands where an adjective "
         "would, and they account for all the rest, so the word means just that. Then it goes into a prompt of things that were in none of the "
         "pictures; the upper ones are the same seeds without the word.\n\nThe word is a file in the embeddings folder: `embedding:pattern` in "
-        "any prompt. Try: other pictures and captions; more vectors; `(embedding:pattern:1.3)`." + SWAP
+        "any prompt. Try: other pictures and captions; more vectors; `(embedding:pattern:1.3)`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

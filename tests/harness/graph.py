@@ -109,6 +109,11 @@ class Graph:
         """A Markdown note at the left edge."""
         self.notes.append((title, text))
 
+    def add_to_note(self, text: str) -> None:
+        """More for the end of the first note."""
+        title, before = self.notes[0]
+        self.notes[0] = title, before + text
+
     def _column(self) -> Column:
         """The open group; outside of groups, a column without a box."""
         if not self.columns or (self.columns[-1].title is not None and not self._inside_group):

@@ -1,7 +1,11 @@
 """The project file says what ComfyUI-Manager and the registry read, in the form that ComfyUI itself parses."""
 
+import os
 import re
+import subprocess
 
+import pytest
+import yaml
 from comfy_config.config_parser import extract_node_configuration
 
 from harness.environment import ROOT
@@ -13,7 +17,7 @@ def test_comfyui_reads_our_project_file():
     assert re.fullmatch(r"\d+\.\d+\.\d+", config.project.version)
     assert config.project.urls.repository.startswith("https://")
     assert config.project.supported_os == ["OS Independent"]
-    assert config.project.supported_accelerators == ["GPU :: NVIDIA CUDA"]
+    assert config.project.supported_accelerators == []  # whatever the host runs on
     assert config.tool_comfy.display_name == "Controlled Diffusion"
     assert config.project.supported_comfyui_version == ">=0.18.2"
 
@@ -27,3 +31,35 @@ def test_the_registry_id_follows_the_registrys_rules():
 def test_the_changelog_has_the_current_version():
     version = extract_node_configuration(str(ROOT)).project.version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "pushed", "published"),
+    [
+        (None, [("0.1.0", "0.1.0 (unreleased)")], False),  # the very first push
+        (None, [("0.1.0", "0.1.0")], True),
+        (("0.1.0", "0.1.0 (unreleased)"), [("0.1.0", "0.1.0")], True),
+        (("0.1.0", "0.1.0"), [("0.1.0", "0.1.0")], False),
+        (("0.1.0", "0.1.0"), [("0.2.0", "0.2.0"), ("0.2.0", "0.2.0")], True),  # another commit after the one with the version
+        (("0.1.0", "0.1.0"), [("0.2.0", "0.2.0 (unreleased)")], False),
+    ],
+)
+def test_a_push_publishes_just_when_it_releases_a_version(before, pushed, published, tmp_path):
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    start = "0" * 40
+    for number, (version, heading) in enumerate([before, *pushed] if before else pushed):
+        (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n')
+        (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {heading}\n\n{number}\n")
+        git("add", "-A")
+        git("commit", "-qm", "more")
+        start = git("rev-parse", "HEAD") if before and not number else start
+    workflow = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text())
+    script, told = workflow["jobs"]["version"]["steps"][-1]["run"], tmp_path / "told"
+    subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", script], cwd=tmp_path, check=True, env={**os.environ, "BEFORE": start, "GITHUB_OUTPUT": str(told)}
+    )
+    assert told.read_text() == f"changed={str(published).lower()}\n"

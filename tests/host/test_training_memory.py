@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import folder_paths
 import pytest
 import torch
 from controlled_diffusion.nodes.host import adapters, gradients, training
@@ -11,7 +12,7 @@ from controlled_diffusion.nodes.host import training_memory as memory
 
 from compare import assert_close
 from harness.memory import peak
-from host import tiny, tiny_dits
+from host import tiny, tiny_dits, tiny_text
 from host.test_dreambooth import base, clip, folders, images, inside, stir, task_of  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -97,6 +98,29 @@ def test_what_large_pictures_keep_is_reckoned_from_small_ones(eps_model, vae, cl
     assert_close(told.whole, float(counted.whole), rtol=0.03, atol=0)
     assert_close(told.again, float(counted.again), rtol=0.03, atol=0)
     assert counted.again < counted.whole / 2
+
+
+@pytest.mark.parametrize("kind", ["sd1", "flux"])
+def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_model, vae, folders, monkeypatch):  # noqa: F811
+    """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
+    where = folder_paths.get_folder_paths("embeddings")
+    if kind == "sd1":
+        given = eps_model, tiny.clip(torch.bfloat16, embedding_directory=where), vae
+    else:
+        given = tiny_text.denoiser("flux"), tiny_text.clip("flux", where, dtype=torch.bfloat16), tiny_text.vae("flux")
+    task = task_of(*given, word=True)
+    room, words = task.room(task.loop()), list(task.word.parameters.values())
+
+    def found():
+        slopes = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
+        return slopes, inside(task, lambda ground: room._kept(ground, (), 4).whole)
+
+    again, less = found()
+    monkeypatch.setattr(gradients, "coarse_blocks", lambda modules: [])
+    plain, more = found()
+    assert all(a.any() and torch.equal(a, b) for a, b in zip(again, plain))
+    coarse = [p for p in given[1].cond_stage_model.parameters() if p.dtype == torch.bfloat16 and p.ndim == 2]
+    assert more - less > 0.5 * sum(4 * p.numel() for p in coarse if p.numel() < 64 * 1024)
 
 
 def prepared(eps_model, clip, vae, free, **settings):  # noqa: F811

@@ -46,12 +46,12 @@ class TinySDXL(comfy.supported_models.SDXL):
     unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
 
 
-def clip(kind: str, embedding_directory=None, seed: int = 1):
+def clip(kind: str, embedding_directory=None, seed: int = 1, dtype: torch.dtype = torch.float32):
     """A CLIP of "sd2", "sdxl", "sd3" (without T5) or "flux"."""
     tokenizer, model, _ = KINDS[kind]
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     small = {**SMALL, "clip_h_model_config": _clip_config(24)}
-    made = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options={"dtype": torch.float32, **small})
+    made = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options={"dtype": dtype, **small})
     tiny.fill(made.cond_stage_model, seed)
     return made
 
