@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import comfy.model_management
 import comfy.utils
+import comfy_extras.nodes_dataset as host_dataset
 import comfy_extras.nodes_model_advanced as host_sampling
 import folder_paths
 import nodes as host_nodes
@@ -17,6 +18,8 @@ from controlled_diffusion.nodes.host.whole_weights import WholeWeights
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.loop import Diverged
 from controlled_diffusion.training.objectives import Levels
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from compare import assert_close
@@ -307,6 +310,19 @@ def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
     ]
     assert len({place(), *others}) == 1 + len(others)
     assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
+
+
+def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
+    place = folders / "output" / "lessons"
+    place.mkdir()
+    for number, size in enumerate((64, 72)):
+        Image.new("RGB", (size, 64), (90 * number, 80, 40)).save(place / f"{number}.png")
+        (place / f"{number}.txt").write_text(f"a zz cat number {number}")
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(place.parent))
+    pictures, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
+    train(eps_model, clip, vae, pictures, captions=texts, prior_weight=0.0, steps=2)
+    with safe_open(folders / "loras" / "rex.safetensors", "pt") as file:
+        assert file.metadata()["texts"] == str(tuple(texts)) and len(pictures) == len(texts) == 2
 
 
 def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
