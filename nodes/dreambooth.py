@@ -94,7 +94,8 @@ def pictures() -> list:
             default="",
             multiline=True,
             optional=True,
-            tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line. Empty = none.",
+            tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line; several ways to say it between |, of which each is "
+            "used by turns. Empty = none.",
         ),
         inputs.masks(),
         inputs.checkpointing(),

@@ -92,7 +92,8 @@ class TIEmbeddingTrainer(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="What else each picture shows, so that the word need not learn it: a list as folder loaders give it, or one a line. A "
-                    "caption that holds the placeholder is the whole sentence. Empty = none.",
+                    "caption that holds the placeholder is the whole sentence; one that says it in several ways, between |, is used in each by turns. "
+                    "Empty = none.",
                 ),
                 inputs.masks(),
                 inputs.checkpointing(),

@@ -12,6 +12,7 @@ from controlled_diffusion.training.textual_inversion import (
     own_templates,
     start_rows,
     with_name,
+    wordings,
 )
 from torch.testing import assert_close
 
@@ -46,6 +47,13 @@ def test_a_caption_follows_the_template_or_stands_where_it_says():
 def test_a_caption_with_the_word_is_the_sentence_itself():
     prompts = Prompts(("a {}",), "<z>", ("my <z> here", "plain", "", "<z>y"))
     assert [prompts.of(i, 0, 0) for i in range(4)] == ["my <z> here", "a <z>, plain", "a <z>", "a <z>, <z>y"]
+
+
+def test_a_caption_of_several_sentences_is_one_of_them_each_time():
+    prompts = Prompts(("a photo of {}",), "<z>", ("a red <z> | on grass|", "a <z>"))
+    found = [prompts.of(0, i, 1) for i in range(200)]
+    assert {*found} == {"a red <z>", "a photo of <z>, on grass"} and 60 < found.count("a red <z>") < 140
+    assert prompts.of(1, 0, 1) == "a <z>" and wordings("") == wordings(" | ") == ("",)
 
 
 def test_captions_are_left_out_at_their_rate_and_the_word_never():

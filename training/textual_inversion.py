@@ -89,7 +89,8 @@ class Prompts:
     """The sentences in which the word is learnt.
 
     A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; it is left
-    out at the rate `dropout`, so that the word learns to stand without it. `captions` are empty, or one for each picture.
+    out at the rate `dropout`, so that the word learns to stand without it. `captions` are empty, or one for each picture,
+    each of one sentence or of several to choose from.
     """
 
     templates: tuple[str, ...]
@@ -108,7 +109,7 @@ class Prompts:
         """The sentence for a picture as sample `number` of the training; it holds the placeholder."""
         rng = np.random.default_rng((seed, number))
         template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < self.dropout
-        caption = self.captions[picture].strip() if self.captions else ""
+        caption = one_of(wordings(self.captions[picture]), rng.random()) if self.captions else ""
         if names(caption, self.placeholder):
             return caption
         caption = "" if leave_out else caption
@@ -129,6 +130,16 @@ def names(text: str, placeholder: str) -> bool:
 def with_name(text: str, placeholder: str, name: str) -> str:
     """A text with every placeholder replaced by `name`, set off by spaces."""
     return re.sub(_as_word(placeholder), lambda _: f" {name} ", text)
+
+
+def wordings(caption: str) -> tuple[str, ...]:
+    """The sentences of a caption that says one thing in several ways, "a red toy | a photo of a toy"; at least one, which may be empty."""
+    return tuple(filter(None, map(str.strip, caption.split("|")))) or ("",)
+
+
+def one_of(choices: Sequence[str], draw: float) -> str:
+    """The choice at a number in [0, 1)."""
+    return choices[int(draw * len(choices))]
 
 
 def captions_for(given: Sequence[str], pictures: int, what: str = "captions") -> tuple[str, ...]:

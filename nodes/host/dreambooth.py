@@ -13,7 +13,7 @@ import torch
 from ...training.channel_dropout import ChannelDropout
 from ...training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
 from ...training.loop import Loop
-from ...training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names, with_name
+from ...training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names, one_of, with_name, wordings
 from . import adapters, class_pictures, embeddings, gradients, naming, trainers, words
 from .textual_inversion import Word, check_validation, new_word
 from .trainers import Data, Settings, Validation
@@ -48,12 +48,13 @@ class Class:
 
 @dataclass(kw_only=True)
 class Task(trainers.Task):
-    """A training of adapters and perhaps a word. `texts` are the sentences of `pictures`: of the subject first, then of the class."""
+    """A training of adapters and perhaps a word. `texts` are the sentences of `pictures`, one or several for each: of the subject first, then
+    of the class."""
 
     clip: object
     adapters: adapters.Adapters
     word: words.NewWord | None
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
     batches: Batches
     preservation: Preservation
     dropout: ChannelDropout
@@ -88,10 +89,11 @@ class Task(trainers.Task):
         return self.preservation.loss(errors, len(own))
 
     def sentences(self, chosen: Sequence[int], first: int) -> list[str]:
-        """What pictures are learnt under, as samples `first`, `first` + 1, ...: their sentence, or none where it is left out."""
+        """What pictures are learnt under, as samples `first`, `first` + 1, ...: a sentence of theirs, or none where it is left out."""
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + first + 3) % 2**63)
         keep = self.dropout.keep(torch.zeros(len(chosen)), draw)[:, 0].tolist()
-        return [self.texts[p] if kept else "" for p, kept in zip(chosen, keep)]
+        which = torch.rand(len(chosen), generator=draw).tolist()
+        return [one_of(self.texts[p], w) if kept else "" for p, kept, w in zip(chosen, keep, which)]
 
     def row(self, text: str) -> list:
         """A sentence as the denoiser takes it, with a graph where it holds the new word."""
@@ -99,11 +101,12 @@ class Task(trainers.Task):
 
     def usual_rows(self, count: int) -> list:
         own = max(1, count * self.batches.size // self.batches.total)
-        return [self.row(self.texts[0]) for _ in range(own)] + [self.row(self.texts[-1])] * (count - own)
+        return [self.row(self.texts[0][0]) for _ in range(own)] + [self.row(self.texts[-1][0])] * (count - own)
 
     def encode(self) -> None:
         """Encodes once what does not change."""
-        for text in dict.fromkeys((*self.texts, "") if any(self.dropout.rates) else self.texts):
+        every = [text for choices in self.texts for text in choices]
+        for text in dict.fromkeys((*every, "") if any(self.dropout.rates) else every):
             if self.word is None or not self.word.named(text):
                 self.rows[text] = self.conditioning(text)[0]
 
@@ -172,7 +175,7 @@ def learn(
 def finish(task: Task, model, name: str, resume: bool) -> Learnt:
     """Runs a task; the MODEL that it returns is the given one with what is learnt."""
     found: dict[str, torch.Tensor] = {}
-    text, concepts = task.texts[0], {} if task.word is None else task.word.concepts
+    text, concepts = task.texts[0][0], {} if task.word is None else task.word.concepts
     named = dict(zip(concepts, embeddings_of(name, list(concepts))))
 
     def write(loop: Loop) -> str:
@@ -190,7 +193,7 @@ def finish(task: Task, model, name: str, resume: bool) -> Learnt:
         task.adapters.take_off(task.model)
     word = " ".join(f"embedding:{n}" for n in named.values()) or text
     pictures = torch.cat(task.looks) if task.looks else None
-    sentences = dict.fromkeys(_written(text, named) for text in task.texts[: task.batches.instances])
+    sentences = dict.fromkeys(_written(text, named) for choices in task.texts[: task.batches.instances] for text in choices)
     return Learnt(adapters.patched(model, found), found, name, word, tuple(sentences), trainers.loss_curve(loop), pictures)
 
 
@@ -207,8 +210,8 @@ def prepare(
 ) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes pictures and sentences, and samples class pictures that are missing."""
     captions = captions_for(data.captions, len(data)) if len(data) else ()
-    own = instance_prompts(subject.prompt, captions, len(data))
-    validation = _checked(clip, subject, validation, own)
+    own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
+    validation = _checked(clip, subject, validation, [text for choices in own for text in choices])
     active = kept.preservation.weight > 0
     prior = class_prompts(kept.prompt, *(w.placeholder for w in subject.words)) if active else ()
     if active and not (kept.images or kept.count):
@@ -221,11 +224,11 @@ def prepare(
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate and settings.optimizer != "prodigy" else 1.0
     word = new_word(own_clip, subject.word, settings.seed, pace, subject.others) if subject.word else None
     pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
-    texts, count = tuple(pictures.told(p, own[p % pictures.originals]) for p in range(len(pictures))), len(pictures)
+    texts, count = tuple(tuple(pictures.told(p, t) for t in own[p % pictures.originals]) for p in range(len(pictures))), len(pictures)
     if active:
         images = kept.images or class_pictures.made(model, clip, vae, _order(kept, prior, validation), pictures.latents[0].shape[1:])
         others = pictures_of(vae, images)
-        pictures, texts = joined(pictures, others), (*texts, *(prior[i % len(prior)] for i in range(len(others))))
+        pictures, texts = joined(pictures, others), (*texts, *((prior[i % len(prior)],) for i in range(len(others))))
     batches = Batches(settings.batch_size, settings.seed, count, len(pictures) - count, kept.preservation.ratio)
     about = trainers.about(
         settings, objective, pictures, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",

@@ -81,7 +81,7 @@ def test_variants_are_learnt_where_they_show_the_picture(eps_model, vae, clip): 
     task = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given)
     pictures = task.pictures
     assert len(pictures) == 26 and pictures.originals == 2 and pictures.hints[:2] == ("", "") and any(pictures.hints)
-    assert all(text == f"{hint} a <z> cat".strip() for text, hint in zip(task.texts, pictures.hints))
+    assert all(text == (f"{hint} a <z> cat".strip(),) for text, hint in zip(task.texts, pictures.hints))
     far = [float(m.mean()) for m, hint in zip(pictures.masks, pictures.hints) if hint in ("very small", "a far away")]
     assert far and all(0 < share < 0.36 for share in far) and float(pictures.masks[0].min()) == 1
     again = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given).pictures

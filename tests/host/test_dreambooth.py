@@ -322,7 +322,17 @@ def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip
     pictures, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
     train(eps_model, clip, vae, pictures, captions=texts, prior_weight=0.0, steps=2)
     with safe_open(folders / "loras" / "rex.safetensors", "pt") as file:
-        assert file.metadata()["texts"] == str(tuple(texts)) and len(pictures) == len(texts) == 2
+        assert file.metadata()["texts"] == str(tuple((text,) for text in texts)) and len(pictures) == len(texts) == 2
+
+
+def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
+    told = ("a red <z> | a photo of a <z>|a <z> cat", "a <z>")
+    task = task_of(eps_model, clip, vae, word=True, data=host.Data([images()], told))
+    assert task.texts[:2] == (("a red <z>", "a photo of a <z>", "a <z> cat"), ("a <z>",)) and set(task.rows) == {"a cat"}
+    drawn = [task.sentences([0, 1, 2], 3 * i) for i in range(60)]
+    assert {text for text, *_ in drawn} == set(task.texts[0]) and {tuple(rest) for _, *rest in drawn} == {("a <z>", "a cat")}
+    assert all(10 <= [text for text, *_ in drawn].count(text) <= 30 for text in task.texts[0])
+    assert drawn == [task.sentences([0, 1, 2], 3 * i) for i in range(60)]
 
 
 def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):

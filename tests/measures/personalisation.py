@@ -1,9 +1,10 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
-Five pictures, as unlike as can be, show a shape that the demo model never saw. DreamBooth learns it as a LoRA, with and without
-class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places and backgrounds. The checker says how
-often the shape is there, how often the prompt's colour and background are right too, and how far pictures of the ordinary world have
-drifted: the share still right, and the RMS distance to what the untouched model makes of the same seeds.
+Five pictures, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
+learns it as a LoRA, with and without class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
+and backgrounds. The checker says how often the shape is there, how often the prompt's colour and background are right too, and how far
+pictures of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
+seeds.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from harness.demo_pictures import CFG, STEPS, Studio
 from harness.environment import PRIVATE
 from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
 
-CLASS_PICTURES, ALIKE = 64, 0.6
+CLASS_PICTURES, ALIKE, WORDINGS = 64, 0.6, 8
 SHOWN = (  # (color, size, position, background) of the lesson's pictures: what none of them shows is learnt for that alone which some show
     ("blue", "large", "left", "white"),
     ("yellow", "small", "top", "black"),
@@ -55,11 +56,11 @@ def pictured(shape: str, color: str, size: str, position: str, background: str) 
     return world.Scene(background, (world.Thing(shape, color, size=size, x=x, y=y, radius=radius),), position)
 
 
-def lesson(shape: str, word: str) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions) to learn from."""
+def lesson(shape: str, word: str, wordings: int = WORDINGS) -> tuple[torch.Tensor, list[str]]:
+    """(pictures (N, 128, 128, 3), captions that say it in several ways) to learn from."""
     scenes = [pictured(shape, *facts) for facts in SHOWN]
     pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
-    return pictures, [called(scene, i, word).text for i, scene in enumerate(scenes)]
+    return pictures, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
 
 
 def ordinary(count: int, first: int) -> list[world.Caption]:
@@ -71,7 +72,9 @@ def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> ho
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
     subject = host.Subject(f"a {word}", host.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
-    return taught(studio, name, lesson(o.shape, word), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o)
+    return taught(
+        studio, name, lesson(o.shape, word, o.wordings), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o
+    )
 
 
 def taught(
@@ -148,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.004)
     parser.add_argument("--average", type=float, default=0.98, help="of the weights over the steps")
@@ -158,7 +161,8 @@ def main() -> None:
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
-    parser.add_argument("--words", default="shape", help="what the new word starts from")
+    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each picture says it")
+    parser.add_argument("--words", default="cross", help="what the new word starts from")
     parser.add_argument("--vectors", type=int, default=1, help="of the new word")
     parser.add_argument("--word-rate", type=float, default=0.01)
     parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
