@@ -1,6 +1,7 @@
 """What every node of the pack owes its user."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from controlled_diffusion.nodes import MODULES, WAITING
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [node for module in MODULES for node in module.NODES]
 SNAPSHOT = Path(__file__).with_name("node_ids.json")
+FROM_THE_HOST = ("sampler_name", "scheduler", "classifier_name", "adapter_name", "name")  # files, or what its version knows
 HEADINGS = ["When to use it, and when not", "Inputs", "Good starting values", "Works with, and not with", "Source"]
 each_node = pytest.mark.parametrize("node", [*NODES, *(n for m in WAITING for n in m.NODES)], ids=lambda n: n.__name__)
 each_offered_node = pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
@@ -86,14 +88,40 @@ def test_every_workflow_has_a_thumbnail_and_a_note():
         assert any(n["type"] in ("Note", "MarkdownNote") for n in flow["nodes"]), name
 
 
+@each_node
+def test_the_frontend_shows_numbers_as_they_are(node):
+    """It shows and rounds to as many digits as the step has, or as `round` says."""
+    for given in flat_inputs(schema(node).inputs):
+        if getattr(given, "io_type", "") != "FLOAT" or not getattr(given, "step", None):
+            continue
+        shown = max(0, -math.floor(math.log10(given.step)))
+        assert float(f"{given.default:.{shown}f}") == given.default, f"{given.id} {given.default} is shown with {shown} digits"
+
+
+def promise_of(inputs, prefix: str = "") -> dict[str, list]:
+    """[type, options that are the pack's own] of every input, by the name that workflows know it by."""
+    found = {}
+    for given in inputs:
+        name = f"{prefix}{given.id}"
+        options = [str(getattr(o, "key", o)) for o in getattr(given, "options", None) or ()]
+        found[name] = [given.get_io_type(), [] if given.id in FROM_THE_HOST else options]
+        for option in getattr(given, "options", None) or ():
+            found |= promise_of(getattr(option, "inputs", ()), f"{name}.")
+    return found
+
+
 def test_ids_inputs_and_outputs_are_as_promised_to_shared_workflows():
     """Users share workflow JSON: what changes here breaks theirs. Add to the snapshot, never take away."""
     promised = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     now = {
-        schema(n).node_id: {"inputs": [i.id for i in schema(n).inputs], "outputs": [o.display_name for o in schema(n).outputs]}
+        schema(n).node_id: {"inputs": promise_of(schema(n).inputs), "outputs": [[o.display_name, o.io_type] for o in schema(n).outputs]}
         for n in NODES
     }
     for node_id, promise in promised.items():
-        assert now[node_id]["inputs"][: len(promise["inputs"])] == promise["inputs"], node_id
-        assert now[node_id]["outputs"][: len(promise["outputs"])] == promise["outputs"], node_id
+        mine = now[node_id]
+        before, after = ([k for k in found if "." not in k] for found in (promise["inputs"], mine["inputs"]))
+        assert after[: len(before)] == before, node_id  # the frontend keeps values by their place
+        for name, (kind, options) in promise["inputs"].items():
+            assert mine["inputs"][name][0] == kind and {*options} <= {*mine["inputs"][name][1]}, f"{node_id}.{name}"
+        assert mine["outputs"][: len(promise["outputs"])] == promise["outputs"], node_id
     assert now.keys() == promised.keys(), "a new node belongs into tests/host/node_ids.json"
