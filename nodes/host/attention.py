@@ -246,7 +246,7 @@ class Call(Lending):
                 f"The attention of {place} has {len(self.q)} entries for {batch} rows: another node, such as HyperTile, cuts it up. Remove that "
                 "node from the model."
             )
-        self.size = _size_of(options, place, self.q.shape[1])
+        self.size, self.latent = _size_of(options, place, self.q.shape[1]), tuple(options["original_shape"][2:])
         self.seen: dict[int, torch.Tensor] = {}
 
     def columns(self, row: int, tokens: int) -> int:

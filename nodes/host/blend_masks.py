@@ -42,7 +42,10 @@ def run_of(source) -> Editing:
     if runs[0].blending is None:
         raise ValueError("The run had no local blend. Name blend_words in P2P Attention Patch, or put P2P Local Blend behind it.")
     if not runs[0].blending.masks:
-        raise ValueError("The blend did not act in any step of the run. Lower its start, or begin the sampling earlier.")
+        raise ValueError(
+            "The blend did not act in any step of the run: its start lies behind the last one, or the positive acts in an area alone. Lower its "
+            "start or begin the sampling earlier; use a mask in the place of an area."
+        )
     return runs[0]
 
 

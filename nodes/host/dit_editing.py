@@ -124,7 +124,7 @@ class DitEditing(Editing):
                 call.put_edited(source, [first + r for r in self.rows.target(number)], moment)
 
     def see(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "self" or not self._looks or call.place.key not in self.maps:
+        if call.kind == "self" or not self._looks or call.place.key not in self.maps or not call.covers(self.size):
             return
         for branch, length in enumerate(self.control.lengths):
             rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)

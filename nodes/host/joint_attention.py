@@ -205,12 +205,22 @@ class TokenCall(Lending):
     """One attention of a DiT in which the picture takes part; the counterpart of `attention.Call`.
 
     `kind`: "joint" of picture and text, in which the picture's queries and keys alone are lent, or "self" and "cross". `size` is the
-    picture's (frames, rows, columns); `options` are the attention's.
+    picture's (frames, rows, columns) of a `latent` ([frames,] H, W); `options` are the attention's.
     """
 
-    def __init__(self, kind: str, place: Block, size: tuple[int, int, int], seats: tuple[slice, slice], qkv: tuple, options: dict, *base):
+    def __init__(
+        self,
+        kind: str,
+        place: Block,
+        latent: tuple,
+        size: tuple[int, int, int],
+        seats: tuple[slice, slice],
+        qkv: tuple,
+        options: dict,
+        *base,
+    ):
         super().__init__(qkv, *base)
-        self.kind, self.place, self.size, self.options = kind, place, size, options
+        self.kind, self.place, self.latent, self.size, self.options = kind, place, latent, size, options
         self.picture, self.text = seats
 
     @property
@@ -271,7 +281,7 @@ class Override:
 
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
         self.dit, self.active, self.batch, self.below = dit, active, batch, below
-        self.size, self.text, self.count = dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
+        self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
 
     @property
     def reached(self) -> bool:
@@ -298,7 +308,7 @@ class Override:
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
-        return acted(TokenCall(kind, place, self.size, seats, (q, k, v), options, base, self.below is None), active)
+        return acted(TokenCall(kind, place, self.latent, self.size, seats, (q, k, v), options, base, self.below is None), active)
 
     def _words(self, kind: str | None, seats, queries: int, keys: int) -> slice | None:
         """The text's keys in an attention; None where it has none."""

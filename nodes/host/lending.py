@@ -18,6 +18,8 @@ def taken(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 class Lending:
     """`base(q, k, v)` is the attention underneath: the host's where `plain`, else another node's. Rows are rows of the network's batch."""
 
+    latent: tuple[int, ...] = ()  # ([frames,] H, W) of what the network is called for
+
     def __init__(self, qkv: tuple[torch.Tensor, ...], base: Callable, plain: bool):
         (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
         self.lender = list(range(len(self.q)))  # for each row, whose queries and keys it uses
@@ -42,6 +44,10 @@ class Lending:
 
     def put_output(self, rows: list[int], out: torch.Tensor) -> None:
         self.changed |= dict(zip(rows, out.to(self.out.dtype).split(1)))
+
+    def covers(self, latent: tuple[int, ...]) -> bool:
+        """Whether it is an attention of the whole latent ([frames,] H, W), and not of an area of it or of some frames."""
+        return self.latent[-len(latent) :] == latent
 
     @property
     def result(self) -> torch.Tensor:

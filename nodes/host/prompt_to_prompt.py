@@ -162,7 +162,7 @@ class Editing(Run):
             call.put_output(rows, alpha * taken(call.out, rows) + (1 - alpha) * call.own_output(rows))
 
     def see(self, call: Call, first: int, tokens: int) -> None:
-        if call.kind == "cross" and call.place.key in self.maps and call.size is not None:
+        if call.kind == "cross" and call.place.key in self.maps and call.size is not None and call.covers(self.size):
             for branch in range(1 + self.rows.targets):
                 row = first + branch * self.rows.pictures
                 self.blending.add(call.looked_at(list(range(row, row + self.rows.pictures)), tokens), branch, call.size)

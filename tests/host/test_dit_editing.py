@@ -4,6 +4,7 @@ import math
 
 import comfy.sample
 import comfy.samplers
+import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
@@ -297,6 +298,16 @@ def test_a_local_blend_of_its_own_goes_on_a_dit_and_shows_its_mask(flux, clip):
     made = sample(blended, *rest)
     mask, table, _ = P2PBlendMask.execute(blended, {"samples": made}, 1.0).args
     assert mask.shape == (1, 64, 64) and table.shape[0] == 1 and differ(made, sample(patched, *rest)) > 1e-5
+
+
+def test_a_blend_does_not_look_at_a_positive_in_an_area(flux, clip):
+    patched, positive, *rest = patch(flux, clip, blend_words="circle", blend_start=0.0)
+    part = host_nodes.ConditioningSetArea().append(positive, 32, 32, 0, 0, 1.0)[0]
+    masks = []
+    for given in ([*positive, *part], positive, part):
+        sample(patched, given, *rest, steps=2)
+        masks.append(patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks)
+    assert torch.equal(masks[0][0][1], masks[1][0][1]) and not masks[2]
 
 
 def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():

@@ -528,6 +528,20 @@ def test_a_blend_needs_the_patch(eps):
         with_blend(eps)
 
 
+def masks_of(patched) -> list:
+    return patched.model_options["transformer_options"]["controlled_diffusion.attention"][0].runs[0].blending.masks
+
+
+def test_a_blend_does_not_look_at_a_positive_in_an_area(eps, clip):
+    patched, positive, *rest = patch(eps, clip, blend_words="*", blend_threshold=0.8)
+    part = host_nodes.ConditioningSetArea().append(positive, 32, 32, 0, 0, 1.0)[0]
+    sample(patched, [*positive, *part], *rest)
+    assert masks_of(patched)[0][1].shape == (1, 8, 8)
+    made = sample(patched, part, *rest)
+    with pytest.raises(ValueError, match=r"did not act in any step of the run.*acts in an area alone"):
+        P2PBlendMask.execute(patched, {"samples": made}, 1.0)
+
+
 def test_a_star_where_nothing_changes_lets_everything_through(eps, clip):
     assert torch.equal(*drawn(eps, clip, SOURCE, blend_words="*", **ALL))
 
