@@ -17,6 +17,7 @@ from functools import partial
 
 import comfy.ldm.modules.attention as host_attention
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.patcher_extension import WrappersMP
 
@@ -279,6 +280,12 @@ class Call(Lending):
         """(rows, groups, N), float32: how much of what rows look at falls on groups of the text's tokens, after edits."""
         p = self.looked_at(rows, tokens)
         return torch.stack([word_map(p, group) for group in columns], 1)
+
+    def pictures(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (a, b, N) of the picture's tokens as (a, b, h, w), at the layer's usual size where other nodes shrink its picture."""
+        usual = tuple(math.ceil(n / self.place.scale) for n in self.latent)
+        made = values.unflatten(-1, self.size)
+        return made if self.size == usual else F.interpolate(made, usual, mode="bilinear")
 
 
 def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:

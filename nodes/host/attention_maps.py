@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -51,16 +50,16 @@ class Capture:
         return [([i for i, _ in same], list(words.values())) for words, same in groupby(rows, itemgetter(1))]
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Capturing:
-        self.runs[:] = [Capturing(self, scale, tuple(noise.shape[-2:]))]
+        self.runs[:] = [Capturing(self, scale, tuple(noise.shape[2:]))]
         return self.runs[0]
 
 
 class Capturing(Run):
-    """Capture during one run."""
+    """Capture during one run of a latent ([frames,] H, W)."""
 
-    def __init__(self, control: Capture, scale: NoiseScale, size: tuple[int, int]):
+    def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control.token, scale, MISSING)
-        self.control, self.places, self.dit, self.size = control, control.places, control.dit, size
+        self.control, self.places, self.dit, self.latent = control, control.places, control.dit, latent
         self.sums, self.pictures = Sums(), 1
 
     def start(self, conds, x, sigma):
@@ -76,21 +75,14 @@ class Capturing(Run):
         return kind != "self" and place.key in self.control.layers and self.acts
 
     def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
-        size = self._size(call)
-        if size is not None:
+        if call.size is not None and call.covers(self.latent):
             lead = self.dit.lead(self.control.length, tokens) if self.dit else 0
             maps = [
                 call.shares([first + i for i in pictures], tokens, [[lead + c for c in word] for word in words])
                 for pictures, words in self.control.pictures(self.pictures)
             ]
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
-            self.sums.add(key, torch.cat(maps).unflatten(-1, size))
-
-    def _size(self, call: Call | TokenCall) -> tuple[int, ...] | None:
-        """The layer's picture; None where it is not all of the picture, as in an area of a conditioning."""
-        if isinstance(call, TokenCall):
-            return call.size if call.size[0] > 1 else call.size[1:]
-        return call.size if call.size == tuple(math.ceil(n / call.place.scale) for n in self.size) else None
+            self.sums.add(key, call.pictures(torch.cat(maps)))
 
     def end(self) -> None:
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
@@ -100,7 +92,7 @@ class Capturing(Run):
         (start, end), phases = self.control.window, self.control.phases
         step = (end - start) / phases
         parts = tuple((start + i * step, start + (i + 1) * step) for i in range(phases))
-        return Maps(tuple(self.control.words[0]), self.sums, parts, tuple(n * self.control.scale for n in self.size))
+        return Maps(tuple(self.control.words[0]), self.sums, parts, tuple(n * self.control.scale for n in self.latent[-2:]))
 
 
 def words_of(prompts: Sequence[Prompt], text: str) -> tuple[dict[str, Columns], ...]:
@@ -203,8 +195,8 @@ def maps_of(source) -> Maps:
         )
     if not run.sums.total:
         raise ValueError(
-            "Nothing was captured in the run: no step lay between start_percent and end_percent, or the positive acts in an area alone. Widen the "
-            "range; use a mask in the place of an area."
+            "Nothing was captured in the run: no step lay between start_percent and end_percent, the positive acts in an area alone, or context "
+            "windows cut the video. Widen the range; use a mask in the place of an area, and no windows."
         )
     return run.maps
 

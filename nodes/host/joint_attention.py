@@ -263,6 +263,10 @@ class TokenCall(Lending):
         keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
         return shares(q[:, :, self.picture], k, keys, self.options.get("scale"), self.bias(rows))
 
+    def pictures(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (a, b, frames * h * w) of the picture's tokens as (a, b, [frames,] h, w)."""
+        return values.unflatten(-1, self.size if self.size[0] > 1 else self.size[1:])
+
     def put_edited(self, source: Sequence[int], rows: Sequence[int], moment: Moment) -> None:
         """Gives rows of cross-attention what their values make of probabilities edited from those of source rows."""
         of_source, of_target = (tuple(self.heads_first(t, r) for t in self.used) for r in (source, rows))

@@ -387,6 +387,24 @@ def test_a_network_whose_tokens_others_change_is_an_error_in_the_first_call():
         draw(patched, "flux", marked(tiny_dits.text("flux", 1), control.token))
 
 
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_of_a_dit_only_the_whole_picture_is_read(name):
+    """An area is a part of it, and so is a window of some of a video's frames."""
+    model = tiny_dits.dit(name)
+    control = Capture(({"one": (1, 2)},), frozenset({0}), dit=dit_of(model))
+    patched, positive = install(model, control), marked(tiny_dits.text(name, 1), control.token)
+    size = tuple(n // 2 for n in tiny_dits.empty(name).shape[2:]), (0,) * (tiny_dits.empty(name).ndim - 2)
+    part = [[features, {**values, "area": (*size[0], *size[1])}] for features, values in positive]
+    sums = []
+    for given in (positive, [*positive, *part], part):
+        draw(patched, name, given, steps=1)
+        sums.append(control.runs[0].sums.total)
+    assert_close(sums[1], sums[0], atol=1e-6, rtol=1e-4)
+    assert not sums[2]
+    with pytest.raises(ValueError, match=r"Nothing was captured.*the positive acts in an area alone, or context windows"):
+        view(patched)
+
+
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 def test_the_words_of_a_dit_are_seen(kind):
     clip, model = tiny_text.clip(kind), tiny_text.denoiser(kind)
