@@ -93,19 +93,15 @@ class Blending:
             self.before = self.now if self.before is None else self.before + self.now
         self.level, self.now = level, None
 
-    def add(self, p: torch.Tensor, branch: int, size: tuple[int, int]) -> None:
-        """Adds the probabilities (pictures, heads, h * w, Nk) of the source (branch 0) or of a target (1, 2, ...)."""
-        self.add_looks(lambda columns: word_map(p, columns).reshape(-1, *size), branch, size)
-
-    def add_looks(self, look: Callable[[Columns], torch.Tensor], branch: int, size: tuple[int, int]) -> None:
-        """The same from a function that gives the maps (pictures, h, w) of columns."""
+    def add(self, look: Callable[[Columns], torch.Tensor], branch: int) -> None:
+        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `look` gives those (pictures, h, w) of columns."""
         side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
         for kind, words in enumerate((self.blend.edited, self.blend.protected)):
             for target in targets:
                 if words[target][side]:
                     maps = look(words[target][side])
                     if self.now is None:
-                        self.now = maps.new_zeros(2, 2, self.rows.targets, self.rows.pictures, *size)
+                        self.now = maps.new_zeros(2, 2, self.rows.targets, *maps.shape)
                     self.now[kind, side, target] += maps
 
     @property

@@ -264,11 +264,15 @@ def cells(mask) -> list[int]:
     return mask.flatten().nonzero().flatten().tolist()
 
 
+def add(found: Blending, p: torch.Tensor, branch: int) -> None:
+    found.add(lambda columns: word_map(p, columns).unflatten(-1, SIZE), branch)
+
+
 def seen(found: Blending, *maps: torch.Tensor) -> list[list[int]]:
     """The cells of each target's mask after one level at which source and targets looked at these places."""
     found.at(1.0)
     for branch, p in enumerate(maps):
-        found.add(p, branch, SIZE)
+        add(found, p, branch)
     return [cells(m) for m in found.mask(SIZE)]
 
 
@@ -316,8 +320,8 @@ def test_every_target_has_a_mask_of_its_own_words():
 def test_protected_words_are_taken_out_without_spreading():
     found = blending(protected=(((2,), (2,)),))
     found.at(1.0)
-    found.add(spots(0), 0, SIZE)
-    found.add(spots(0), 1, SIZE)
+    add(found, spots(0), 0)
+    add(found, spots(0), 1)
     found.now[1, 1, 0, 0, 0, 1] = 1.0
     assert cells(found.mask(SIZE)) == [0, 4, 5]
 
@@ -330,7 +334,7 @@ def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
         found.at(level)
-        found.add(spots(place), 1, SIZE)
+        add(found, spots(place), 1)
     assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
 
 

@@ -128,9 +128,7 @@ class DitEditing(Editing):
             return
         for branch, length in enumerate(self.control.lengths):
             rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)
-            self.blending.add_looks(
-                self._look(call, [first + r for r in rows], tokens, self.dit.lead(length, tokens)), branch, call.size[1:]
-            )
+            self.blending.add(self._look(call, [first + r for r in rows], tokens, self.dit.lead(length, tokens)), branch)
 
     def _look(self, call: TokenCall, rows: list[int], tokens: int, lead: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
         """The map (pictures, h, w) of columns; of a video, where they are looked at in any frame."""

@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 
 from ...attention.alignment import Alignment, Prompt, align, unknown_word, weights_from, windows_from, words_from
-from ...attention.local_blend import Blending, Columns, LocalBlend, Pair
+from ...attention.local_blend import Blending, Columns, LocalBlend, Pair, word_map
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Parts, Place, Run, blend_places, chosen_places, install, marked, unet_places
@@ -165,7 +165,8 @@ class Editing(Run):
         if call.kind == "cross" and call.place.key in self.maps and call.size is not None and call.covers(self.size):
             for branch in range(1 + self.rows.targets):
                 row = first + branch * self.rows.pictures
-                self.blending.add(call.looked_at(list(range(row, row + self.rows.pictures)), tokens), branch, call.size)
+                p = call.looked_at(list(range(row, row + self.rows.pictures)), tokens)
+                self.blending.add(lambda columns, p=p: call.pictures(word_map(p, columns)[:, None])[:, 0], branch)
 
 
 @dataclass(frozen=True)

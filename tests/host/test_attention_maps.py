@@ -14,7 +14,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
-from host.test_prompt_to_prompt import Tokens
+from host.test_prompt_to_prompt import Tokens, shrunk
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -124,6 +124,11 @@ def test_pictures_of_a_batch_have_the_maps_of_each_by_itself(eps, clip):
 def test_every_evaluation_counts_once(eps, clip, sampler, evaluations):
     maps = captured(eps, clip, run=dict(sampler=sampler))
     assert maps.sums.count == {(0, f"1/{s}"): evaluations * sum(p.scale == s for p in unet_places(eps)) for s in (1, 2)}
+
+
+def test_layers_whose_picture_is_shrunk_for_some_steps_count_too(eps, clip):
+    plain, maps = captured(eps, clip), captured(shrunk(eps), clip)
+    assert maps.sums.count == plain.sums.count and maps.of().shape == plain.of().shape and maps.of().isfinite().all()
 
 
 def test_phases_hold_their_part_of_the_sampling(eps, clip):

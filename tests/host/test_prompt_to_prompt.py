@@ -7,6 +7,7 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.bdia import BDIAInverter
 from controlled_diffusion.nodes.belm import BELMInverter
@@ -540,6 +541,17 @@ def test_a_blend_does_not_look_at_a_positive_in_an_area(eps, clip):
     made = sample(patched, part, *rest)
     with pytest.raises(ValueError, match=r"did not act in any step of the run.*acts in an area alone"):
         P2PBlendMask.execute(patched, {"samples": made}, 1.0)
+
+
+def shrunk(model):
+    """With the host's Deep Shrink, which halves the picture of some layers in the first half of the sampling."""
+    return PatchModelAddDownscale.execute(model, 1, 2.0, 0.0, 0.5, False, "bicubic", "bicubic").args[0]
+
+
+def test_a_blend_goes_with_a_picture_that_is_shrunk_for_some_steps(eps, clip):
+    patched, *rest = patch(shrunk(eps), clip, blend_words="*", blend_threshold=0.8)
+    sample(patched, *rest)
+    assert len(masks_of(patched)) == 3
 
 
 def test_a_star_where_nothing_changes_lets_everything_through(eps, clip):
