@@ -181,6 +181,7 @@ class Run:
 
     places: tuple[Place, ...] = ()
     dit: Dit | None = None  # in the place of a UNet's places
+    reached = False  # whether an attention of the DiT came through its hook in this run
 
     def __init__(self, token: str, scale: NoiseScale, missing: str):
         self.token, self.scale, self.missing = token, scale, missing
@@ -207,7 +208,7 @@ class Run:
 
     @property
     def acts(self) -> bool:
-        """Whether it has to do with any layer of a DiT now."""
+        """Whether it has to do with any layer of a DiT now; always so until one is reached, which shows at once if none can be."""
         return True
 
     def leaning(self, tokens: int, refines: bool) -> torch.Tensor | None:
@@ -378,6 +379,8 @@ def _dit(executor, given: tuple, options: dict, active: list, more: dict) -> tor
     override = Override(acting[0][0].dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE))
     made = executor(*given, {**options, OVERRIDE: override}, **more)
     override.check()
+    for run, *_ in acting:
+        run.reached = True
     return made
 
 

@@ -68,11 +68,15 @@ class Capturing(Run):
 
     @property
     def acts(self) -> bool:
+        return not self.reached or self._open
+
+    @property
+    def _open(self) -> bool:
         start, end = self.control.window
         return start <= self.percent < end or self.percent >= end == 1.0
 
     def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "self" and place.key in self.control.layers and self.acts
+        return kind != "self" and place.key in self.control.layers and self._open
 
     def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         if call.size is not None and call.covers(self.latent):

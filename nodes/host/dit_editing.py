@@ -58,14 +58,13 @@ class DitEditing(Editing):
 
     def __init__(self, control: DitPromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
         super().__init__(control, scale, size)
-        self.dit, self.length, self.reached = control.dit, max(control.lengths), False
+        self.dit, self.length = control.dit, max(control.lengths)
 
     def map_layers(self) -> frozenset[int]:
         return map_blocks(self.control.dit)
 
     @property
     def acts(self) -> bool:
-        """Also in the first evaluation, which shows whether the model can be reached at all."""
         unequal = len(set(self.control.lengths)) > 1
         edits = self.dit.cross and any(edit.acts(self.percent) for edit in self.control.edits)
         weights = any(self._weights(1 + n) for n in range(self.rows.targets))
@@ -84,7 +83,6 @@ class DitEditing(Editing):
         return self._open and place.key in self.control.self
 
     def wants(self, kind: str, place: Block) -> bool:
-        self.reached = True
         if kind in ("joint", "self") and self._exchanges(place):
             return True
         looks = self._looks and place.key in self.maps

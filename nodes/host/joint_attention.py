@@ -343,8 +343,8 @@ class Override:
         return ("cross" if turn else "self"), (slice(0, picture), slice(0, keys))
 
     def check(self) -> None:
-        """Raises ValueError where no attention of a call was recognised."""
-        if not self.reached:
+        """Raises ValueError where no attention was recognised so far; later in a run caches of other nodes leave blocks out."""
+        if not self.reached and not all(run.reached for run, *_ in self.active):
             raise ValueError(
                 f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the picture and {self.text} of "
                 "the text: another node changes its tokens, or this version of ComfyUI routes it in another way. Remove other patches from the model."

@@ -7,6 +7,8 @@ import comfy.samplers
 import nodes as host_nodes
 import pytest
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode
+from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host.attention import KEY
 from controlled_diffusion.nodes.host.dit_editing import map_blocks
@@ -171,6 +173,19 @@ def test_a_model_that_others_changed_is_an_error_even_without_an_edit(flux, clip
     ]
     with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the picture"):
         sample(patched, *rest)
+
+
+@pytest.mark.parametrize("control", ["capture", "edit"])
+def test_steps_that_a_cache_leaves_out_are_no_error(flux, clip, control):
+    cached, negative = EasyCacheNode.execute(flux, 3.0, 0.0, 1.0, False).args[0], encoded(clip, SOURCE)
+    runs = []
+    cached.add_wrapper_with_key("diffusion_model", "count", lambda executor, *a, **k: runs.append(1) or executor(*a, **k))
+    if control == "edit":
+        made = drawn(cached, clip, run=dict(steps=6), **ALL)
+    else:
+        patched, positive = AttentionMapCapture.execute(cached, clip, SOURCE, "", "all", 0.5, 1.0, 1).args
+        made = sample(patched, positive, negative, {"samples": tiny_dits.empty("flux"), "batch_index": None}, steps=6)
+    assert made.isfinite().all() and len(runs) < 6
 
 
 def test_an_override_of_another_node_is_kept_before_and_behind(flux, clip):
