@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -212,12 +213,12 @@ class ImagePatch:
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
     def _rows(self, conds: dict[str, list[dict]]) -> dict[uuid.UUID, Row]:
-        """What each conditioning sees, by its uuid; one that the host copied from another list gets a uuid of its own."""
-        rows = {}
+        """What each conditioning sees, by its uuid; one that the host copied from another list gets a uuid of its own, once for all patches."""
+        rows, count = {}, Counter(given["uuid"] for listed in conds.values() for given in listed)
         for name, listed in conds.items():
             for given in listed:
                 origin = _origin(given, listed)
-                if origin is not given:
+                if origin is not given and count[given["uuid"]] > 1:
                     given["uuid"] = uuid.uuid4()
                 rows[given["uuid"]] = Row(self._sees(name, origin), given.get("area"))
         return rows

@@ -322,6 +322,17 @@ def test_an_area_of_the_positive_does_not_take_its_image_to_the_negative(eps_mod
     assert_close(found[1], wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_second_adapter_leaves_what_the_first_one_does_in_an_area(eps_model, vision, own):
+    """A patch of weight 0 behind another changes nothing, also where the host copies an area to the negative."""
+    right = torch.zeros(1, 8, 8)
+    right[..., 4:] = 1.0
+    node, seen, blank = patched(eps_model, vision, conditioning=CAT) if own else (patched(eps_model, vision, mask=right)[0], CAT, EMPTY)
+    given = dict(positive=[*node_helpers.conditioning_set_values(seen, LEFT), *seen], negative=blank)
+    both = patched(node, vision, seed=1, weight=0.0)[0]
+    assert_close(predictions(both, **given), predictions(node, **given))
+
+
 def test_every_picture_of_a_batch_sees_the_image(eps_model, vision):
     node = patched(eps_model, vision)[0]
     both = layer_outputs(node, empty=latent(2))
