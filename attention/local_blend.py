@@ -128,6 +128,11 @@ class Blending:
             self.masks.pop()
         self.masks.append((percent, mask))
 
+    def end(self) -> None:
+        """The run is over: its masks are kept on the CPU, its maps are not."""
+        self.before = self.now = None
+        self.masks = [(percent, mask.cpu()) for percent, mask in self.masks]
+
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Latents (rows, C, [frames,] H, W) with the source's in the place of the targets' off the mask."""
         source, targets = x[: self.rows.pictures], x[self.rows.pictures :]

@@ -200,7 +200,8 @@ class Run:
         return denoised
 
     def end(self) -> None:
-        """The run is over."""
+        """The run is over, if only by an error: what it held for the network is let go."""
+        self.conds, self.parts = {}, Parts()
 
     def look(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
         """The host is about to evaluate these conditionings."""
@@ -313,12 +314,13 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     options, device = guider.model_options["transformer_options"], guider.model_patcher.load_device
     scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in options[KEY])
-    for run in runs:
-        sampler = run.sampler(sampler, noise, sigmas, seed, device)
-    made = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
-    for run in runs:
-        run.end()
-    return made
+    try:
+        for run in runs:
+            sampler = run.sampler(sampler, noise, sigmas, seed, device)
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+    finally:
+        for run in runs:
+            run.end()
 
 
 def _predict(executor, x, timestep, model_options={}, seed=None):

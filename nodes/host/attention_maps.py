@@ -89,6 +89,7 @@ class Capturing(Run):
             self.sums.add(key, call.pictures(torch.cat(maps)))
 
     def end(self) -> None:
+        super().end()
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
 
     @property

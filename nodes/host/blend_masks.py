@@ -57,7 +57,7 @@ def mask_at(run: Editing, percent: float) -> torch.Tensor:
 
 
 def in_pixels(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    return mask.float().cpu().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+    return mask.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
 
 
 def over_time(run: Editing, images: torch.Tensor | None) -> torch.Tensor:

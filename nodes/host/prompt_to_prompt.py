@@ -13,7 +13,7 @@ from ...attention.alignment import Alignment, Prompt, align, unknown_word, weigh
 from ...attention.local_blend import Blending, Columns, LocalBlend, Pair, word_map
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
-from .attention import KEY, Call, Parts, Place, Run, blend_places, chosen_places, install, marked, unet_places
+from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
 from .lending import taken
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
@@ -101,8 +101,10 @@ class Editing(Run):
         return self.blending.blended(denoised, mask)
 
     def end(self) -> None:
-        self.conds, self.parts = {}, Parts()
+        super().end()
         self.moments.clear()
+        if self.blending is not None:
+            self.blending.end()
 
     def look(self, conds, x, sigma):
         before = self.percent

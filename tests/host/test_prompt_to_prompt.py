@@ -1,5 +1,7 @@
 """Prompt-to-Prompt inside the real host, on tiny random models."""
 
+from contextlib import nullcontext
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -9,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.bdia import BDIAInverter
 from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
@@ -596,11 +599,20 @@ def test_too_few_pictures_for_the_masks_are_refused(eps, clip):
         P2PBlendMask.execute(patched, {}, 1.0, torch.zeros(1, 64, 64, 3))
 
 
-def test_a_finished_run_holds_no_conditionings(eps, clip):
-    patched, *rest = patch(eps, clip, blend_words="*")
-    sample(patched, *rest)
-    run = patched.model_options["transformer_options"]["controlled_diffusion.attention"][0].runs[0]
-    assert not run.conds and not run.moments and not run.parts.marked
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_is_over_or_was_stopped_holds_no_conditionings(eps, clip, stopped):
+    patched, positive, *rest = patch(eps, clip, blend_words="*")
+    patched, positive = AttentionMapCapture.execute(patched, clip, f"{SOURCE}\n{SWAP}", "", "all", 0.0, 1.0, 1, positive).args
+
+    def stop(step, x0, x, steps):
+        if stopped and step == 2:
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException) if stopped else nullcontext():
+        sample(patched, positive, *rest, callback=stop)
+    edited, captured = (c.runs[0] for c in patched.model_options["transformer_options"]["controlled_diffusion.attention"])
+    assert not any(run.conds or run.parts.marked for run in (edited, captured))
+    assert edited.blending.masks and not edited.moments and edited.blending.sums is None and captured.sums.total
 
 
 # --- real pictures
