@@ -26,7 +26,7 @@ BEST = {  # blocks whose maps are cleanest, by network and number of blocks (arX
     ("flux.model", 57): (11, 12, 14, 17, 18),
 }
 BLUR = 1.0  # of the maps, in tokens
-BLEND_END = 0.5  # of the sampling, for joint attention
+BLEND_END = 0.5  # of the sampling, for joint attention; a blend that starts later goes on to the end
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def prepared(
     lengths = tuple(c[0][0].shape[1] for c in known)
     times = (1,) * len(known)
     positive = as_filled_rows(known, pictures, dit.filled_in_front)
-    end = 1.0 if dit.cross else max(BLEND_END, blend[1])
+    end = 1.0 if dit.cross or blend[1] >= BLEND_END else BLEND_END
     control = DitPromptToPrompt(
         rows=Rows(pictures, len(scene.alignments)),
         edits=tuple(edit.filled(max(lengths)) for edit in scene.edits(settings, times)),

@@ -302,11 +302,13 @@ def test_the_maps_of_a_blend_are_those_of_its_words(name, text_model, monkeypatc
     assert_close(sums[0][0, :, 0, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_the_blend_of_joint_models_ends_halfway(flux, clip):
+def test_the_blend_of_joint_models_ends_halfway_or_starts_later(flux, clip):
     patched, *rest = patch(flux, clip, blend_words="circle", blend_threshold=1.0, blend_start=0.0)
     sample(patched, *rest, steps=7)
     percents = [p for p, _ in patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks]
     assert len(percents) == 4 and max(percents) < 0.5
+    late = patch(flux, clip, blend_words="circle", blend_start=0.6)[0].model_options["transformer_options"][KEY][0].blend
+    assert (late.start, late.end) == (0.6, 1.0)
 
 
 def test_a_local_blend_of_its_own_goes_on_a_dit_and_shows_its_mask(flux, clip):
