@@ -68,16 +68,12 @@ class DitEditing(Editing):
         unequal = len(set(self.control.lengths)) > 1
         edits = self.dit.cross and any(edit.acts(self.percent) for edit in self.control.edits)
         weights = any(self._weights(1 + n) for n in range(self.rows.targets))
-        return not self.reached or unequal or edits or weights or self._looks or self._open
+        return not self.reached or unequal or edits or weights or self.watching or self._open
 
     @property
     def _open(self) -> bool:
         settings = self.control.settings
         return settings.alpha > 0 and self.percent in settings.self
-
-    @property
-    def _looks(self) -> bool:
-        return self.blending is not None and self.percent < self.blending.blend.end
 
     def _exchanges(self, place: Block) -> bool:
         return self._open and place.key in self.control.self
@@ -85,9 +81,8 @@ class DitEditing(Editing):
     def wants(self, kind: str, place: Block) -> bool:
         if kind in ("joint", "self") and self._exchanges(place):
             return True
-        looks = self._looks and place.key in self.maps
         edits = place.key in self.control.cross and any(edit.acts(self.percent) for edit in self.control.edits)
-        return (kind != "self" and looks) or (kind == "cross" and edits)
+        return (kind != "self" and self.looks(place)) or (kind == "cross" and edits)
 
     def leaning(self, tokens: int, refines: bool) -> torch.Tensor | None:
         made, control = torch.zeros(self.rows.total, tokens), self.control
@@ -122,7 +117,7 @@ class DitEditing(Editing):
                 call.put_edited(source, [first + r for r in self.rows.target(number)], moment)
 
     def see(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "self" or not self._looks or call.place.key not in self.maps or not call.covers(self.size):
+        if call.kind == "self" or not self.looks(call.place) or not call.covers(self.size):
             return
         for branch, length in enumerate(self.control.lengths):
             rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)

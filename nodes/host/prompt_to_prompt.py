@@ -14,6 +14,7 @@ from ...attention.local_blend import Blending, Columns, LocalBlend, Pair, word_m
 from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
+from .joint_attention import Block
 from .lending import taken
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
@@ -125,12 +126,21 @@ class Editing(Run):
             self.moments[place] = (edit.extended(more) if more else edit).at(self.percent, device)
         return self.moments[place]
 
+    @property
+    def watching(self) -> bool:
+        """Whether the blend still needs maps."""
+        return self.blending is not None and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
+
+    def looks(self, place: Place | Block) -> bool:
+        """Whether a layer's maps make masks now."""
+        return self.watching and place.key in self.maps
+
     def wants(self, kind: str, place: Place) -> bool:
         control = self.control
         if kind == "self":
             return place.key in control.self and control.settings.alpha > 0 and self.percent in control.settings.self
         edits = place.key in control.cross and any(edit.acts(self.percent) for edit in control.edits)
-        return edits or place.key in self.maps
+        return edits or self.looks(place)
 
     def _edits(self, call: Call, first: int, tokens: int) -> list[tuple[int, Moment]]:
         """(number, edit) of the targets that are edited in this cross-attention now."""
@@ -164,7 +174,7 @@ class Editing(Run):
             call.put_output(rows, alpha * taken(call.out, rows) + (1 - alpha) * call.own_output(rows))
 
     def see(self, call: Call, first: int, tokens: int) -> None:
-        if call.kind == "cross" and call.place.key in self.maps and call.size is not None and call.covers(self.size):
+        if call.kind == "cross" and self.looks(call.place) and call.size is not None and call.covers(self.size):
             for branch in range(1 + self.rows.targets):
                 row = first + branch * self.rows.pictures
                 p = call.looked_at(list(range(row, row + self.rows.pictures)), tokens)

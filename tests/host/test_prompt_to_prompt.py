@@ -168,9 +168,10 @@ def test_the_rows_of_a_copy_for_an_area_of_the_positive_are_left_alone(eps, clip
     assert len(made[0]) == 1 and torch.equal(made[0][0][0], plain[0][0][0]) and differ(made[0][0][1], plain[0][0][1]) > 1e-6
 
 
-def replacements(model, clip, **knobs) -> list[tuple[float, dict]]:
-    """(percent, replaced layers) of every call of the network."""
+def replacements(model, clip, blend=None, **knobs) -> list[tuple[float, dict]]:
+    """(percent, replaced layers) of every call of the network, under a P2P Local Blend of its own where `blend` has its settings."""
     patched, *rest = patch(model, clip, **knobs)
+    patched = with_blend(patched, **blend) if blend else patched
     seen, scale = [], comfy_scale(model)
 
     def spy(executor, *args, **kwargs):
@@ -199,6 +200,11 @@ def test_layers_and_steps_outside_the_windows_have_no_replacement_at_all(model, 
         assert there.get("attn2", []) == cross and there.get("attn1", []) == (
             sorted(k for k, s in keys.items() if s >= 2) if percent < 0.4 else []
         )
+
+
+def test_a_blend_that_is_over_asks_for_no_layer(eps, clip):
+    seen = replacements(eps, clip, dict(words="*", end_percent=0.5), **OFF)
+    assert [bool(there.get("attn2")) for _, there in seen] == [percent < 0.5 for percent, _ in seen]
 
 
 def test_windows_go_by_noise_and_not_by_calls_of_the_network(eps, clip):
