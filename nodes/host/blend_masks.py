@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...attention.prompt_to_prompt import Rows
 from .attention import KEY
 from .pictures import as_image, labelled_table
 from .prompt_to_prompt import Editing, PromptToPrompt
@@ -66,18 +67,23 @@ def over_time(run: Editing, images: torch.Tensor | None) -> torch.Tensor:
     count = min(MOMENTS, len(masks))
     moments = [masks[round(i * (len(masks) - 1) / max(count - 1, 1))] for i in range(count)]
     edits = len(masks[0][1])
-    rows = [[_tile(in_pixels(m[i : i + 1], pixels)[0], _under(images, i, edits)) for _, m in moments] for i in range(edits)]
+    under = [None] * edits if images is None else _under(images, run.rows)
+    rows = [[_tile(in_pixels(m[i : i + 1], pixels)[0], under[i]) for _, m in moments] for i in range(edits)]
     names = [f"edit {i + 1}" for i in range(edits)]
     return as_image(labelled_table(rows, names, [f"{100 * p:.0f} %" for p, _ in moments]))
 
 
-def _under(images: torch.Tensor | None, edit: int, edits: int) -> torch.Tensor | None:
-    """The picture of an edit in a batch of the edits, or of the source's and the edits'."""
-    if images is None:
-        return None
-    if len(images) < edits:
-        raise ValueError(f"'image' has {len(images)} pictures for {edits} edits. Decode the sampled latent and connect all of it.")
-    return images[len(images) - edits + edit, ..., :3].float().cpu()
+def _under(images: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
+    """The picture of each edit in a batch of all rows, or of the edits alone; of videos, the frame in the middle."""
+    edits = rows.total - rows.pictures
+    each, over = divmod(len(images), rows.total if len(images) % rows.total == 0 else edits)
+    if over or not each:
+        raise ValueError(
+            f"'image' has {len(images)} pictures for {edits} edits and {rows.pictures} of the source: as many for each are needed. Decode the "
+            "sampled latent and connect all of it."
+        )
+    first = len(images) - edits * each
+    return [images[first + i * each + each // 2, ..., :3].float().cpu() for i in range(edits)]
 
 
 def _tile(mask: torch.Tensor, picture: torch.Tensor | None) -> Image.Image:

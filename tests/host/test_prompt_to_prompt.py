@@ -591,6 +591,8 @@ def test_the_masks_of_a_run_are_read_from_its_model_or_guider(eps, clip):
     ],
 )
 def test_masks_that_are_not_there_are_told(eps, clip, knobs, message):
+    videos = torch.rand(18, 64, 64, 3, generator=torch.Generator().manual_seed(1)).index_copy(0, torch.arange(1, 18, 3), image)
+    assert torch.equal(over, P2PBlendMask.execute(patched, samples, 1.0, videos).args[1])  # three frames each
     patched, *rest = patch(eps, clip, **knobs or {})
     if knobs is not None:
         sample(patched, *rest)
@@ -598,11 +600,12 @@ def test_masks_that_are_not_there_are_told(eps, clip, knobs, message):
         P2PBlendMask.execute(patched, {}, 1.0)
 
 
-def test_too_few_pictures_for_the_masks_are_refused(eps, clip):
+def test_pictures_that_do_not_fit_the_masks_are_refused(eps, clip):
     patched, *rest = patch(eps, clip, "a blue circle\na cat", blend_words="*")
     sample(patched, *rest)
-    with pytest.raises(ValueError, match="'image' has 1 pictures for 2 edits"):
-        P2PBlendMask.execute(patched, {}, 1.0, torch.zeros(1, 64, 64, 3))
+    for count in (1, 5):
+        with pytest.raises(ValueError, match=f"'image' has {count} pictures for 2 edits and 1 of the source"):
+            P2PBlendMask.execute(patched, {}, 1.0, torch.zeros(count, 64, 64, 3))
 
 
 @pytest.mark.parametrize("stopped", [False, True])
