@@ -245,9 +245,9 @@ class Alignment:
     operation: str = "auto"
 
     @property
-    def unchanged(self) -> bool:
-        """Whether every column keeps its place."""
-        return self.source.length == self.target.length and torch.equal(self.mapper(), torch.eye(self.source.length))
+    def matched(self) -> tuple[Step, ...]:
+        """Which words stand for which, also where none takes over a map."""
+        return self.steps if self.operation != "reweight only" else tuple(_steps(self.source, self.target, "auto"))
 
     def mapper(self) -> torch.Tensor:
         """(source columns, target columns): `A_source @ mapper` are the maps that the target's tokens take over.
@@ -285,17 +285,19 @@ class Alignment:
     def counterparts(self, words: Iterable[int]) -> tuple[int, ...]:
         """The words of the target that came from these words of the source."""
         words = set(words)
-        return tuple(j for s in self.steps if s.kind in ("keep", "replace", "move") and words & {*s.source} for j in s.target)
+        return tuple(j for s in self.matched if s.kind in ("keep", "replace", "move") and words & {*s.source} for j in s.target)
 
     def origins(self, words: Iterable[int]) -> tuple[int, ...]:
         """The words of the source that these words of the target came from."""
         words = set(words)
-        return tuple(i for s in self.steps if s.kind in ("keep", "replace", "move") and words & {*s.target} for i in s.source)
+        return tuple(i for s in self.matched if s.kind in ("keep", "replace", "move") and words & {*s.target} for i in s.source)
 
     def changed(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The words of the source and of the target that are not the same in both, without small words."""
         sides = (self.source, "source"), (self.target, "target")
-        found = [[i for s in self.steps if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in _SMALL] for p, name in sides]
+        found = [
+            [i for s in self.matched if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in _SMALL] for p, name in sides
+        ]
         return tuple(found[0]), tuple(found[1])
 
     def text(self) -> str:

@@ -150,11 +150,10 @@ def test_the_attention_of_every_token_that_stays_is_handed_on_whole(source, targ
 
 
 def test_equal_prompts_are_mapped_by_the_identity_and_nothing_else_is():
-    assert aligned("A red circle", "a red circle").unchanged
-    assert (
-        not aligned("a red circle", "a blue red circle").unchanged
-        and not aligned("a red circle", "a red circle", "reweight only").unchanged
-    )
+    identity = torch.eye(24)
+    assert torch.equal(aligned("A red circle", "a red circle").mapper(), identity)
+    assert not torch.equal(aligned("a red circle", "a blue red circle").mapper(), identity)
+    assert not torch.equal(aligned("a red circle", "a red circle", "reweight only").mapper(), identity)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +243,12 @@ def test_counterparts_and_origins_follow_the_steps():
     assert found.counterparts(found.source.find("circle")[0]) == (3,)
     assert found.origins(found.target.find("circle")[0]) == (2,)
     assert found.origins(found.target.find("blue")[0]) == () and found.origins(found.target.find("striped")[0]) == (1,)
+
+
+def test_words_that_are_only_weighed_still_stand_for_each_other():
+    found = aligned("a red circle and a star", "a blue circle and a star", "reweight only")
+    assert found.changed() == ((1,), (1,)) and found.counterparts((1, 2)) == (1, 2) == found.origins((1, 2))
+    assert aligned("a red circle", "a red circle", "reweight only").changed() == ((), ())
 
 
 def test_the_text_shows_every_step_and_tokens_of_long_words():

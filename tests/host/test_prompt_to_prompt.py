@@ -500,6 +500,17 @@ def test_words_of_either_prompt_name_a_place_in_both_and_a_star_all_that_changes
     assert differ(protected, drawn(eps, clip)) > 1e-4
 
 
+def test_a_star_of_words_that_are_only_weighed_is_just_these(eps, clip):
+    given = dict(targets="", source="a red circle and a blue star", operation="reweight only", word_weights="blue: 2")
+    edited = [
+        patch(eps, clip, blend_words=words, **given)[0]
+        .model_options["transformer_options"]["controlled_diffusion.attention"][0]
+        .blend.edited
+        for words in ("*", "blue")
+    ]
+    assert edited[0] == edited[1]
+
+
 def test_masks_come_from_a_quarter_of_the_side_or_the_coarsest_fine_enough(eps):
     class Some:
         def __init__(self, scale):
@@ -580,6 +591,8 @@ def test_the_masks_of_a_run_are_read_from_its_model_or_guider(eps, clip):
     over = P2PBlendMask.execute(patched, samples, 1.0, image).args[1]
     assert over.shape == table.shape and differ(over, table) > 0.1
     assert torch.equal(over, P2PBlendMask.execute(patched, samples, 1.0, image[2:]).args[1])
+    videos = torch.rand(18, 64, 64, 3, generator=torch.Generator().manual_seed(1)).index_copy(0, torch.arange(1, 18, 3), image)
+    assert torch.equal(over, P2PBlendMask.execute(patched, samples, 1.0, videos).args[1])  # three frames each
 
 
 @pytest.mark.parametrize(
@@ -591,8 +604,6 @@ def test_the_masks_of_a_run_are_read_from_its_model_or_guider(eps, clip):
     ],
 )
 def test_masks_that_are_not_there_are_told(eps, clip, knobs, message):
-    videos = torch.rand(18, 64, 64, 3, generator=torch.Generator().manual_seed(1)).index_copy(0, torch.arange(1, 18, 3), image)
-    assert torch.equal(over, P2PBlendMask.execute(patched, samples, 1.0, videos).args[1])  # three frames each
     patched, *rest = patch(eps, clip, **knobs or {})
     if knobs is not None:
         sample(patched, *rest)
