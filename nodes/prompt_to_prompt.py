@@ -27,6 +27,16 @@ def _percent(name: str, default: float, tooltip: str, advanced: bool = False):
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, advanced=advanced, tooltip=tooltip)
 
 
+def _window(start: float, end: float, *names: str) -> Window:
+    """A window of two inputs. Raises ValueError that names them."""
+    if start > end:
+        raise ValueError(
+            f"{names[0]} is {start}, but {names[1]} is {end}: a window cannot end before it starts. Give {names[0]} at most {end}, or a larger "
+            f"{names[1]}; where both are the same nothing is taken over."
+        )
+    return Window(start, end)
+
+
 def _text(name: str, tooltip: str, default: str = "", multiline: bool = False, advanced: bool = False):
     return io.String.Input(name, default=default, multiline=multiline, dynamic_prompts=multiline, advanced=advanced, tooltip=tooltip)
 
@@ -177,13 +187,16 @@ class P2PAttentionPatch(io.ComfyNode):
         joint_end=0.2,
     ) -> io.NodeOutput:
         prepared = editing.prepared if is_unet(model) else dit_editing.prepared
+        shared = (joint_end, "joint_end") if is_joint(model) else (self_end, "self_end")
         patched, positive, batch, alignment = prepared(
             model,
             clip,
             (source, [line.strip() for line in targets.splitlines() if line.strip()]),
             operation,
             editing.Words(word_weights, word_windows, blend_words, protect_words),
-            Settings(Window(cross_start, cross_end), Window(self_start, joint_end if is_joint(model) else self_end), alpha),
+            Settings(
+                _window(cross_start, cross_end, "cross_start", "cross_end"), _window(self_start, shared[0], "self_start", shared[1]), alpha
+            ),
             (cross_layers, self_layers),
             (blend_threshold, blend_start),
             lambda branches: editing.batch_latent(model, latent, (height, width), batch_size, branches),

@@ -238,6 +238,11 @@ def test_a_words_window_holds_for_its_weight(flux, clip):
     assert differ(always, early) > 1e-5 and differ(early, never) > 1e-5 and torch.equal(never, drawn(flux, clip)[1])
 
 
+def test_a_window_that_ends_before_it_starts_is_refused_by_its_inputs(flux, clip):
+    with pytest.raises(ValueError, match=r"self_start is 0.3, but joint_end is 0.2: .*Give self_start at most 0.2, or a larger joint_end"):
+        patch(flux, clip, self_start=0.3, self_end=0.6)
+
+
 def test_a_weight_below_nothing_is_refused(flux, clip):
     with pytest.raises(ValueError, match="word_weights has -1, but in the joint attention of Flux"):
         patch(flux, clip, word_weights="blue: -1")
