@@ -127,7 +127,8 @@ class P2PAttentionPatch(io.ComfyNode):
                 _text(
                     "cross_layers",
                     "Layers whose words' maps are taken over: all, input, middle, output, output3-5, 1/2 (at most half the "
-                    "latent's side); of a DiT all, early, middle, late, or numbers of blocks, 8-15; several between commas.",
+                    "latent's side); of a DiT all, early, middle, late, or numbers of blocks, 8-15; several between commas. With joint attention they say where "
+                    "word_weights act.",
                     "all",
                     advanced=True,
                 ),

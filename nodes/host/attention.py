@@ -212,10 +212,10 @@ class Run:
         """Whether it has to do with any layer of a DiT now; always so until one is reached, which shows at once if none can be."""
         return True
 
-    def leaning(self, tokens: int, refines: bool) -> torch.Tensor | None:
+    def leaning(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         """For a DiT: (rows of a part, text tokens) to add to the logits of its text, -inf to hide it; None for nothing.
 
-        `refines`: of an attention that is left to the host otherwise, in which the text looks at itself.
+        Without a `place` it is an attention that is left to the host otherwise, in which the text looks at itself.
         """
         return None
 

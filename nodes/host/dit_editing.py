@@ -84,14 +84,15 @@ class DitEditing(Editing):
         edits = place.key in self.control.cross and any(edit.acts(self.percent) for edit in self.control.edits)
         return (kind != "self" and self.looks(place)) or (kind == "cross" and edits)
 
-    def leaning(self, tokens: int, refines: bool) -> torch.Tensor | None:
+    def leaning(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         made, control = torch.zeros(self.rows.total, tokens), self.control
+        weighs = place is not None and place.key in control.cross
         for branch, length in enumerate(control.lengths):
             rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)
             lead = self.dit.lead(length, tokens)
             if not self.dit.filled_in_front:
                 made[rows.start : rows.stop, length : self.length] = -math.inf
-            for column, weight in self._weights(branch).items() if branch and not refines else ():
+            for column, weight in self._weights(branch).items() if branch and weighs else ():
                 made[rows.start : rows.stop, lead + column] += math.log(weight) if weight else -math.inf
         return made if made.any() else None
 
@@ -168,7 +169,7 @@ def prepared(
         settings=settings,
         places=(),
         pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-        cross=chosen_blocks(layers[0], dit.places, "cross_layers") if dit.cross else frozenset(),
+        cross=chosen_blocks(layers[0], dit.places, "cross_layers"),
         self=chosen_blocks(layers[1], dit.places, "self_layers"),
         scene=scene,
         times=times,

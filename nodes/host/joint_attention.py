@@ -297,7 +297,8 @@ class Override:
         queries, keys = q.shape[axis], k.shape[axis]
         kind, seats = self._recognised(queries, keys) if len(q) == self.batch else (None, None)
         text = self._words(kind, seats, queries, keys) if len(q) == self.batch else None
-        bias = None if text is None else self._leaning(keys, text, kind is None, q)
+        place = Block(self.count[kind], len(self.dit.places)) if kind else None
+        bias = None if text is None else self._leaning(keys, text, place, q)
         if bias is not None:
             options["mask"] = bias if options.get("mask") is None else _four(options["mask"]) + bias
             args, kwargs = (), {n: value for n, value in options.items() if n != "_inside_attn_wrapper" or n in kwargs}
@@ -307,7 +308,6 @@ class Override:
 
         if kind is None:
             return base(q, k, v)
-        place = Block(self.count[kind], len(self.dit.places))
         self.count[kind] += 1
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
@@ -321,11 +321,11 @@ class Override:
         alone = kind is None and queries == keys and keys in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
         return slice(0, self.text) if alone else None
 
-    def _leaning(self, keys: int, text: slice, refines: bool, like: torch.Tensor) -> torch.Tensor | None:
+    def _leaning(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
         """(rows, 1, 1, keys) to add to the logits; None for nothing."""
         made = None
         for run, first, tokens in self.active:
-            bias = run.leaning(tokens, refines)
+            bias = run.leaning(tokens, place)
             if bias is not None and tokens == self.text:
                 made = like.new_zeros(self.batch, 1, 1, keys) if made is None else made
                 made[first : first + len(bias), 0, 0, text] += bias.to(made)

@@ -223,6 +223,15 @@ def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
     assert torch.equal(drawn(spy.model, clip, word_weights="blue: 1"), drawn(spy.model, clip))
 
 
+def test_a_weight_acts_in_the_chosen_blocks(clip):
+    spy = Keys(tiny_dits.dit("flux"))
+    patched, *rest = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2", cross_layers="1-2")
+    sample(patched, *rest, steps=1)
+    assert [mask is not None for *_, mask in spy.seen] == [False, True, True, False]
+    with pytest.raises(ValueError, match=r"cross_layers has '99', which names no block of this model"):
+        patch(spy.model, clip, cross_layers="99")
+
+
 def test_a_weight_leaves_what_refines_the_text_alone(text_model):
     clip = tiny_dits.Clip(text_model, "hunyuan_video")
     spy = Keys(tiny_dits.dit("hunyuan_video"))
