@@ -286,6 +286,7 @@ class Override:
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
         self.dit, self.active, self.batch, self.below = dit, active, batch, below
         self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
+        self.index: dict[str, int | None] = {}
 
     @property
     def reached(self) -> bool:
@@ -306,13 +307,19 @@ class Override:
         def base(q, k, v):
             return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
 
-        if kind is None:
+        if kind is None or self._again(kind, options):
             return base(q, k, v)
         self.count[kind] += 1
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
         return acted(TokenCall(kind, place, self.latent, self.size, seats, (q, k, v), options, base, self.below is None), active)
+
+    def _again(self, kind: str, options: dict) -> bool:
+        """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""
+        index = (options.get("transformer_options") or {}).get("block_index")
+        before, self.index[kind] = self.index.get(kind), index
+        return self.dit.cross and index is not None and index == before
 
     def _words(self, kind: str | None, seats, queries: int, keys: int) -> slice | None:
         """The text's keys in an attention; None where it has none."""

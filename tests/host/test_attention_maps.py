@@ -1,12 +1,14 @@
 """Attention maps inside the real host, on tiny random UNets and DiTs."""
 
+from types import SimpleNamespace
+
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, AttentionMapView
-from controlled_diffusion.nodes.host.attention import KEY, install, marked, unet_places
+from controlled_diffusion.nodes.host.attention import KEY, Run, install, marked, unet_places
 from controlled_diffusion.nodes.host.attention_maps import Capture
 from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
@@ -14,7 +16,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
-from host.test_prompt_to_prompt import Tokens, shrunk
+from host.test_prompt_to_prompt import Tokens, comfy_scale, shrunk
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -359,6 +361,21 @@ def test_the_seats_of_text_and_picture_are_where_they_change(name):
         assert picture in changed and set(changed) <= set(range(picture, picture + max(here, 32 * (name == "zimage"))))
     else:
         assert changed == left
+
+
+class Noting(Run):
+    """A control that wants nothing, and notes what it was asked for."""
+
+    def wants(self, kind, place):
+        self.asked.append((kind, place.number))
+
+
+def test_blocks_that_a_model_has_beside_its_own_are_not_counted():
+    model = tiny_dits.dit("wan_vace")
+    run = Noting("token", comfy_scale(model), "")
+    run.dit, run.asked = dit_of(model), []
+    draw(install(model, SimpleNamespace(begin=lambda scale, noise: run)), "wan_vace", marked(tiny_dits.text("wan_vace", 1), "token"), 1)
+    assert run.asked == [(kind, block) for block in range(4) for kind in ("self", "cross")]
 
 
 def test_the_orders_of_tokens_have_their_seats():

@@ -253,6 +253,12 @@ CLOSED = {  # their attentions do not see the host's override, or not as is know
 }
 
 
+BRANCHED = {  # with blocks beside their own
+    "wan_vace": Family(
+        "WAN21_Vace", "WAN21_Vace", WAN | dict(model_type="vace", num_layers=4, vace_layers=2, vace_in_dim=96), (16, 2, 8, 8)
+    ),
+}
+ALL = DITS | CLOSED | BRANCHED
 MASKED = ("omnigen2", "boogu", "ltxv")  # whose networks ask for the mask of the text
 
 
@@ -263,7 +269,7 @@ def there(families: dict[str, Family]) -> list[str]:
 
 def dit(name: str, seed: int = 0):
     """A MODEL of a family."""
-    family = (DITS | CLOSED)[name]
+    family = ALL[name]
     config = type(family.config, (getattr(comfy.supported_models, family.config),), {"unet_extra_config": {}})
     made = of_config(config, family.network, getattr(comfy.model_base, family.model), seed)
     for buffer_name, buffer in made.model.diffusion_model.named_buffers():
@@ -276,12 +282,12 @@ def text(name: str, seed: int, tokens: int = 7) -> list:
     """A random CONDITIONING that fits the family."""
     draw = torch.Generator().manual_seed(seed)
     features, pooled = torch.randn(1, tokens, CONTEXT, generator=draw), torch.randn(1, 16, generator=draw)
-    given = {"pooled_output": pooled, "attention_mask": torch.ones(1, tokens, dtype=torch.long), **(DITS | CLOSED)[name].extras}
+    given = {"pooled_output": pooled, "attention_mask": torch.ones(1, tokens, dtype=torch.long), **ALL[name].extras}
     return [[features, {k: v for k, v in given.items() if k != "attention_mask" or name in MASKED}]]
 
 
 def empty(name: str, batch: int = 1) -> torch.Tensor:
-    return torch.zeros(batch, *(DITS | CLOSED)[name].latent)
+    return torch.zeros(batch, *ALL[name].latent)
 
 
 class Clip:
@@ -297,4 +303,4 @@ class Clip:
     def encode_from_tokens_scheduled(self, tokens):
         (features, extras), *_ = self.clip.encode_from_tokens_scheduled(tokens)
         mask = {"attention_mask": torch.ones(1, features.shape[1], dtype=torch.long)} if self.name in MASKED else {}
-        return [[features, {**extras, **mask, **(DITS | CLOSED)[self.name].extras}]]
+        return [[features, {**extras, **mask, **ALL[self.name].extras}]]
