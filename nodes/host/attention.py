@@ -186,6 +186,8 @@ class Run:
     def __init__(self, token: str, scale: NoiseScale, missing: str):
         self.token, self.scale, self.missing = token, scale, missing
         self.parts, self.percent, self.conds, self.started = Parts(), 0.0, {}, False
+        self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
+        self.reads = True  # whether what is evaluated now counts for maps
 
     def sampler(self, sampler, noise: torch.Tensor, sigmas: torch.Tensor, seed: int | None, device: torch.device):
         """The sampler to use in the place of the user's."""
@@ -201,11 +203,14 @@ class Run:
 
     def end(self) -> None:
         """The run is over, if only by an error: what it held for the network is let go."""
-        self.conds, self.parts = {}, Parts()
+        self.conds, self.parts, self.evaluated = {}, Parts(), []
 
     def look(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
-        """The host is about to evaluate these conditionings."""
+        """The host is about to evaluate these conditionings. What other nodes ask for once more, such as a perturbed guess, is no reading."""
         self.parts, self.percent = Parts.of(conds, self.conds, self.token), self.scale.percent(sigma)
+        self.reads = not any(x is before for before in self.evaluated)
+        if any(index >= 0 for index, _ in self.parts.marked):
+            self.evaluated.append(x)
 
     @property
     def acts(self) -> bool:
@@ -327,7 +332,7 @@ def _predict(executor, x, timestep, model_options={}, seed=None):
     """PREDICT_NOISE: what goes into a guided prediction, and what comes out."""
     runs = model_options["transformer_options"][KEY]
     for run in runs:
-        run.conds = executor.class_obj.conds
+        run.conds, run.evaluated = executor.class_obj.conds, []
         if not run.started:
             run.start(run.conds, x, float(timestep.max()))
             run.started = True

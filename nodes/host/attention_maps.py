@@ -76,7 +76,7 @@ class Capturing(Run):
         return start <= self.percent < end or self.percent >= end == 1.0
 
     def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "self" and place.key in self.control.layers and self._open
+        return kind != "self" and place.key in self.control.layers and self._open and self.reads
 
     def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
         if call.size is not None and call.covers(self.latent):

@@ -128,8 +128,8 @@ class Editing(Run):
 
     @property
     def watching(self) -> bool:
-        """Whether the blend still needs maps."""
-        return self.blending is not None and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
+        """Whether the blend needs maps now."""
+        return self.blending is not None and self.reads and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
 
     def looks(self, place: Place | Block) -> bool:
         """Whether a layer's maps make masks now."""

@@ -7,6 +7,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, AttentionMapView
 from controlled_diffusion.nodes.host.attention import KEY, Run, install, marked, unet_places
 from controlled_diffusion.nodes.host.attention_maps import Capture
@@ -131,6 +132,11 @@ def test_every_evaluation_counts_once(eps, clip, sampler, evaluations):
 def test_layers_whose_picture_is_shrunk_for_some_steps_count_too(eps, clip):
     plain, maps = captured(eps, clip), captured(shrunk(eps), clip)
     assert maps.sums.count == plain.sums.count and maps.of().shape == plain.of().shape and maps.of().isfinite().all()
+
+
+def test_what_another_node_evaluates_besides_does_not_count(eps, clip):
+    perturbed = PerturbedAttentionGuidance.execute(eps, 3.0).args[0]
+    assert captured(perturbed, clip).sums.count == captured(eps, clip).sums.count
 
 
 def test_phases_hold_their_part_of_the_sampling(eps, clip):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.bdia import BDIAInverter
@@ -205,6 +206,11 @@ def test_layers_and_steps_outside_the_windows_have_no_replacement_at_all(model, 
 def test_a_blend_that_is_over_asks_for_no_layer(eps, clip):
     seen = replacements(eps, clip, dict(words="*", end_percent=0.5), **OFF)
     assert [bool(there.get("attn2")) for _, there in seen] == [percent < 0.5 for percent, _ in seen]
+
+
+def test_a_blend_reads_a_moment_once_whatever_other_nodes_evaluate(eps, clip):
+    seen = replacements(PerturbedAttentionGuidance.execute(eps, 3.0).args[0], clip, dict(words="*"), **OFF)
+    assert [bool(there.get("attn2")) for _, there in seen] == [True, False] * 8
 
 
 def test_windows_go_by_noise_and_not_by_calls_of_the_network(eps, clip):
