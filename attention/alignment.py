@@ -85,7 +85,7 @@ def unknown_word(phrase: str, prompts: Iterable[Prompt]) -> ValueError:
     return ValueError(f"'{phrase.strip()}' is in none of the prompts; {known}. Name one of these (the second of two alike is 'word#2').")
 
 
-def _common(a: Sequence[Token], b: Sequence[Token]) -> int:
+def common(a: Sequence[Token], b: Sequence[Token]) -> int:
     """The length of the common start."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
@@ -96,7 +96,7 @@ def _words_of(part: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
     matches = list(_WORD.finditer(part))
     for match in matches:
         start = match.start() if start is None else start
-        end = len(whole) if match is matches[-1] else _common(tokenizer.tokens(part[: match.end()]), whole)
+        end = len(whole) if match is matches[-1] else common(tokenizer.tokens(part[: match.end()]), whole)
         if end > before:
             found.append((part[start : match.end()], end - before))
             start, before = None, end

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -319,8 +318,3 @@ def layer_weights(text: str, layers: Sequence[LayerName]) -> list[float]:
         for i in chosen:
             weights[i] = float(entry[5])
     return weights
-
-
-def attention_of(heads: int) -> Attention:
-    """Torch's own attention with this many heads."""
-    return partial(multi_head, heads=heads)

@@ -52,11 +52,6 @@ class Sums:
         self.total[key] = self.total[key] + maps if key in self.total else maps
         self.count[key] = self.count.get(key, 0) + 1
 
-    @property
-    def held(self) -> int:
-        """Bytes."""
-        return sum(t.numel() * t.element_size() for t in self.total.values())
-
 
 @dataclass(frozen=True)
 class Maps:

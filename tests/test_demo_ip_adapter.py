@@ -1,9 +1,11 @@
 """The training of the demo model's IP-Adapter and of the encoder that it sees through."""
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.attention.ip_adapter import attention_of, decoupled, recognise
+from controlled_diffusion.attention.ip_adapter import decoupled, multi_head, recognise
 from controlled_diffusion.training import demo_ip_adapter as recipe
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training import demo_world as world
@@ -160,7 +162,7 @@ def test_the_adapter_learns_what_only_the_image_tells():
 
     def predict(noisy, levels, context, pairs):
         q = queries.expand(len(noisy), -1, -1)
-        x0 = decoupled(torch.zeros_like(q), q, [tuple(t.float() for t in pairs[0])], 1.0, attention_of(2)) @ out
+        x0 = decoupled(torch.zeros_like(q), q, [tuple(t.float() for t in pairs[0])], 1.0, partial(multi_head, heads=2)) @ out
         a = demo_model.alphas_cumprod()[levels.long()].view(-1, 1, 1, 1)
         return (noisy - a.sqrt() * x0.transpose(1, 2).unflatten(2, (8, 8))) / (1 - a).sqrt()
 

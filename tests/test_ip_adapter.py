@@ -1,17 +1,18 @@
 """IP-Adapter: layouts, projections and the decoupled attention, beside the `diffusers` package where it is installed."""
 
 import importlib.util
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from controlled_diffusion.attention.ip_adapter import (
     ImagePrompt,
-    attention_of,
     decoupled,
     image_prompt,
     layer_weights,
     mask_tokens,
+    multi_head,
     recognise,
 )
 from torch.testing import assert_close
@@ -156,7 +157,7 @@ def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class
     with torch.no_grad():
         wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[:, None]]))
         q, k, v = theirs.to_q(hidden), theirs.to_k(words), theirs.to_v(words)
-        attention = attention_of(heads)
+        attention = partial(multi_head, heads=heads)
         found = theirs.to_out[0](decoupled(attention(q, k, v), q, [ours.keys_values(pictures)[0]], weight, attention))
     assert_close(found, wanted, **CLOSE)
 
@@ -176,7 +177,7 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
     extra = dict(ip_adapter_masks=[everywhere]) if masked else {}
     with torch.no_grad():
         wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[None]]), **extra)
-        q, attention = theirs.to_q(hidden), attention_of(4)
+        q, attention = theirs.to_q(hidden), partial(multi_head, heads=4)
         text = attention(q, theirs.to_k(words), theirs.to_v(words))
         found = theirs.to_out[0](decoupled(text, q, prompt.terms(prompt.images[0], prompt.nothing[0], [True], 1), 0.7, attention))
     assert_close(found, wanted, **CLOSE)
@@ -192,7 +193,7 @@ def layer(prompt: ImagePrompt, weight: float = 1.0, shown=(True,), size: int = 1
     count = len(shown) * size
     q, text = draw(count, 36, 32, seed=5), draw(count, 36, 32, seed=6)
     terms = prompt.terms(prompt.images[0], prompt.nothing[0], list(shown), size)
-    return decoupled(text, q, terms, weight, attention_of(HEADS), **where)
+    return decoupled(text, q, terms, weight, partial(multi_head, heads=HEADS), **where)
 
 
 def prompt(count: int = 1, combine: str = "concat", seed: int = 0) -> ImagePrompt:
@@ -243,7 +244,7 @@ def test_in_a_batch_every_picture_sees_its_own_image_and_the_parts_what_they_are
     for row, (features, shown) in enumerate([(pictures[:1], False), (pictures[:1], False), (pictures[:1], True), (pictures[1:], True)]):
         q, text = (draw(4, 36, 32, seed=s)[row : row + 1] for s in (5, 6))
         alone = image_prompt(own, features, none)
-        wanted = decoupled(text, q, alone.terms(alone.images[0], alone.nothing[0], [shown], 1), 1.0, attention_of(HEADS))
+        wanted = decoupled(text, q, alone.terms(alone.images[0], alone.nothing[0], [shown], 1), 1.0, partial(multi_head, heads=HEADS))
         assert_close(found[row : row + 1], wanted)
 
 
@@ -274,9 +275,9 @@ def test_rows_that_are_not_chosen_stay_bit_for_bit():
     one = prompt()
     q, text = draw(3, 36, 32, seed=5), draw(3, 36, 32, seed=6)
     terms = one.terms(one.images[0], one.nothing[0], [True], 1)
-    found = decoupled(text, q, terms, 1.0, attention_of(HEADS), rows=torch.tensor([1]))
+    found = decoupled(text, q, terms, 1.0, partial(multi_head, heads=HEADS), rows=torch.tensor([1]))
     assert torch.equal(found[[0, 2]], text[[0, 2]])
-    assert_close(found[1:2], decoupled(text[1:2], q[1:2], terms, 1.0, attention_of(HEADS)))
+    assert_close(found[1:2], decoupled(text[1:2], q[1:2], terms, 1.0, partial(multi_head, heads=HEADS)))
 
 
 def test_a_mask_scales_the_image_token_by_token():

@@ -136,15 +136,19 @@ def _features(given: dict):
     return given.get("model_conds", {}).get("c_crossattn")
 
 
-def _bears(given: dict, listed: list[dict], token: str) -> bool:
-    """Whether a conditioning of a run has the mark by itself.
+def origin(given: dict, listed: list[dict]) -> dict:
+    """The conditioning of a run's list whose marks count for one of the same list.
 
-    Where one list has areas, the host gives the other copies of its entries, marks and all, with features of the other's own: there
-    the mark of the first entry with these features counts.
+    Where one list has areas, the host gives the other copies of its entries, with marks and uuid of the foreign, but with features of the
+    other's own: then it is the first entry with these features.
     """
     features = _features(given)
-    origin = next((c for c in listed if features is not None and _features(c) is features), given)
-    return token in origin.get(KEY, ())
+    return next((c for c in listed if features is not None and _features(c) is features), given)
+
+
+def _bears(given: dict, listed: list[dict], token: str) -> bool:
+    """Whether a conditioning of a run has the mark by itself."""
+    return token in origin(given, listed).get(KEY, ())
 
 
 @dataclass(frozen=True)

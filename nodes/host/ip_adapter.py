@@ -29,6 +29,7 @@ from ...attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image
 from ...guidance.schedules import ALWAYS, NoiseScale, Schedule
 from ...training.demo_ip_adapter import VISION_CONFIG
 from ...training.eight_bits import restored
+from .attention import origin
 from .channels import noise_scale
 
 KEY = "controlled_diffusion.ip_adapter"
@@ -162,13 +163,6 @@ class Run:
         return self.moved[place]
 
 
-def _origin(given: dict, conds: list[dict]) -> dict:
-    """The conditioning of the same list that asks the network for the same: where one list has areas the host gives the others
-    copies of its entries, with the features of their own, and with marks and uuid of the foreign."""
-    features = given["model_conds"].get("c_crossattn")
-    return next((c for c in conds if features is not None and c["model_conds"].get("c_crossattn") is features), given)
-
-
 @dataclass(frozen=True)
 class ImagePatch:
     """Images that act on the cross-attention of a model while it samples.
@@ -217,10 +211,10 @@ class ImagePatch:
         rows, count = {}, Counter(given["uuid"] for listed in conds.values() for given in listed)
         for name, listed in conds.items():
             for given in listed:
-                origin = _origin(given, listed)
-                if origin is not given and count[given["uuid"]] > 1:
+                own = origin(given, listed)
+                if own is not given and count[given["uuid"]] > 1:
                     given["uuid"] = uuid.uuid4()
-                rows[given["uuid"]] = Row(self._sees(name, origin), given.get("area"))
+                rows[given["uuid"]] = Row(self._sees(name, own), given.get("area"))
         return rows
 
     def _sees(self, name: str, given: dict) -> bool | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-from ...attention.alignment import Prompt, joined, moved, read
+from ...attention.alignment import Prompt, common, joined, moved, read
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
 LAYOUTS = {  # names of the encoders in the host's tokens, and whose columns stand in the conditioning one after the other; some share theirs
@@ -53,7 +53,7 @@ class HostTokenizer:
     def frame(self) -> tuple[int, int]:
         """How many tokens of a chat template the host puts before and after every text."""
         one, other = ([token for chunk in self._chunks(text) for token, is_text in chunk if is_text] for text in ("cat", "dog"))
-        return _common(one, other), _common(one[::-1], other[::-1])
+        return common(one, other), common(one[::-1], other[::-1])
 
     def chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
         made = self._chunks(text)
@@ -78,11 +78,6 @@ class HostTokenizer:
 
     def tokens(self, part: str) -> list[Hashable]:
         return self._text(part.replace("(", "\\(").replace(")", "\\)") if self.weighted else part)
-
-
-def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The length of the common start."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _shared(text: str, names: Sequence[str], clip) -> Prompt:
