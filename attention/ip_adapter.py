@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .layers import Place, named, names_of
+
 COMBINATIONS = ("concat", "add", "average", "batch")
 SUPPORTED = "Supported are the SD1.5 and SDXL layouts base, plus, plus-face and full."
 HEAD_WIDTH = 64  # of the resampler's attention, in all published files
@@ -289,32 +291,22 @@ def mask_tokens(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return small.flatten(2).transpose(1, 2)
 
 
-LayerName = tuple[str, int, int]  # ("input", 4, 0): place, block, transformer within it
-_ENTRY = re.compile(r"(all|input|middle|output)(?:(\d+)(?:-(\d+))?(?:\.(\d+))?)?:(-?\d+(?:\.\d+)?|-?\.\d+)")
+_ENTRY = re.compile(r"(.+):(-?\d+(?:\.\d+)?|-?\.\d+)")
 
 
-def _chosen(entry: re.Match, layer: LayerName) -> bool:
-    place, first, last, inner = entry.groups()[:4]
-    low = -1 if first is None else int(first)
-    within = first is None or low <= layer[1] <= int(last or low)
-    return place in ("all", layer[0]) and within and (inner is None or int(inner) == layer[2])
-
-
-def layer_weights(text: str, layers: Sequence[LayerName]) -> list[float]:
-    """A factor for each layer from a text such as `all:0, output3-5:1, input4.1:0.5, middle:0.3`; later entries win, all else is 1.
+def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
+    """A factor for each layer from a text such as `all:0, output3-5:1, input4.1:0.5, 1/2:0.3`; later entries win, all else is 1.
 
     Raises ValueError with the entry that cannot be read, or that names no layer of the model.
     """
-    weights = [1.0] * len(layers)
+    weights = dict.fromkeys(layers, 1.0)
     for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
         entry = _ENTRY.fullmatch(given.replace(" ", ""))
-        chosen = [i for i, layer in enumerate(layers) if entry and _chosen(entry, layer)]
+        chosen = named(entry[1], layers) if entry else []
         if not chosen:
-            known = ", ".join(dict.fromkeys(f"{place}{block}" for place, block, _ in sorted(layers)))
             raise ValueError(
                 f"layer_weights has '{given}', which is {'no layer of this model' if entry else 'no NAME:WEIGHT'}. Write names with weights, such as "
-                f"'all:0, output:0.5', of: all, input, middle, output, {known}; input1.0 is the first transformer of a block, output3-5 several blocks."
+                f"'all:0, output:0.5', of: {names_of(layers)}"
             )
-        for i in chosen:
-            weights[i] = float(entry[5])
-    return weights
+        weights |= dict.fromkeys(chosen, float(entry[2]))
+    return list(weights.values())

@@ -73,7 +73,7 @@ class IPAdapterPatch(io.ComfyNode):
                     multiline=True,
                     advanced=True,
                     tooltip="Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on SDXL. Names: all, input, "
-                    "middle, output, input4, output3-5, input4.1 (its second transformer). Empty = 1 everywhere.",
+                    "middle, output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half the latent's side). Empty = 1 everywhere.",
                 ),
                 io.Combo.Input(
                     "crop",

@@ -113,7 +113,7 @@ def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, st
         with torch.no_grad():
             return demo_model.encode_text(tower, ids)
 
-    layers, norm = dict(ip_adapter.transformers(unet)), tower.final_layer_norm
+    layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
     words = recipe.told([recipe.scene(i) for i in range(len(features))], tokens, encode_text)
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
     loop = Loop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])

@@ -15,6 +15,7 @@ from controlled_diffusion.attention.ip_adapter import (
     multi_head,
     recognise,
 )
+from controlled_diffusion.attention.layers import Place
 from torch.testing import assert_close
 
 from adapters import SD15, SDXL, parted, published
@@ -299,7 +300,10 @@ def test_a_mask_keeps_its_mean_when_it_shrinks():
     assert_close(mask_tokens(fine, 8, 8), torch.full((1, 64, 1), 0.5), atol=0.05, rtol=0)
 
 
-LAYERS = [("input", 1, 0), ("input", 4, 0), ("input", 4, 1), ("output", 3, 0), ("output", 5, 0), ("middle", 0, 0)]
+LAYERS = [
+    Place(*p)
+    for p in (("input", 1, 0, 1), ("input", 4, 0, 2), ("input", 4, 1, 2), ("output", 3, 0, 2), ("output", 5, 0, 1), ("middle", 0, 0, 4))
+]
 
 
 @pytest.mark.parametrize(
@@ -311,21 +315,24 @@ LAYERS = [("input", 1, 0), ("input", 4, 0), ("input", 4, 1), ("output", 3, 0), (
         ("middle:0, middle0:0.3, ", [1, 1, 1, 1, 1, 0.3]),
         ("input4:0, input:0.5", [0.5, 0.5, 0.5, 1, 1, 1]),
         ("output4-9:0", [1, 1, 1, 1, 0, 1]),
+        ("1/2:0.5, 1/4:0", [1, 0.5, 0.5, 0.5, 1, 0]),
     ],
 )
 def test_layer_weights_are_read(text, wanted):
     assert layer_weights(text, LAYERS) == wanted
 
 
-@pytest.mark.parametrize("text", ["output", "output:", "down:1", "all:high", "input4.1=2"])
+@pytest.mark.parametrize("text", ["output", "output:", "all:high", "input4.1=2"])
 def test_a_layer_weight_that_cannot_be_read_is_told(text):
     with pytest.raises(ValueError, match="is no NAME:WEIGHT"):
         layer_weights(f"all:1, {text}", LAYERS)
 
 
-def test_a_layer_that_is_not_there_is_told_with_those_that_are():
-    with pytest.raises(ValueError, match=r"'output7:1', which is no layer of this model.*input1, input4, middle0, output3, output5"):
-        layer_weights("output7:1", LAYERS)
+@pytest.mark.parametrize("name", ["output7", "down", "output-3", "1/8"])
+def test_a_layer_that_is_not_there_is_told_with_those_that_are(name):
+    there = r"input1 \(1/1\), input4 \(1/2\), output3 \(1/2\), output5 \(1/1\), middle0 \(1/4\)"
+    with pytest.raises(ValueError, match=rf"'{name}:1', which is no layer of this model.*{there}; 1/2 is all layers"):
+        layer_weights(f"{name}:1", LAYERS)
 
 
 def test_gradients_reach_the_adapters_own_weights():

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.patcher_extension import WrappersMP
 
+from ...attention.layers import Place, named, names_of
 from ...attention.local_blend import word_map
 from ...attention.prompt_to_prompt import attended, probabilities
 from ...guidance.schedules import NoiseScale
@@ -33,38 +34,25 @@ OVERRIDE = "optimized_attention_override"
 SLOTS = {"self": "attn1", "cross": "attn2"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """One transformer of a UNet, as the host numbers it. `scale`: a token is so many cells of the latent wide."""
-
-    block: str
-    number: int
-    index: int
-    scale: int
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        return self.block, self.number, self.index
-
-    @property
-    def group(self) -> str:
-        """Layers of one size."""
-        return f"1/{self.scale}"
-
-    def __str__(self) -> str:
-        return f"{self.block} {self.number}"
-
-
-def _walk(blocks: Sequence, name: str, scale: int) -> tuple[list[Place], int]:
-    """The transformers of some blocks, and the scale behind them."""
+def _walk(blocks: Sequence, name: str, scale: int) -> tuple[list[tuple[Place, torch.nn.Module]], int]:
+    """The transformers of some blocks with their cross-attention, and the scale behind them."""
     found = []
     for number, block in enumerate(blocks):
         for part in block:
             if isinstance(part, host_attention.SpatialTransformer):
-                found += [Place(name, number, i, scale) for i, t in enumerate(part.transformer_blocks) if t.attn2 is not None]
+                inner = enumerate(part.transformer_blocks)
+                found += [(Place(name, number, i, scale), t.attn2) for i, t in inner if t.attn2 is not None]
             resized = getattr(part, "h_upd", part)  # in some UNets a ResBlock does it
             scale = scale * 2 if isinstance(resized, Downsample) else scale // 2 if isinstance(resized, Upsample) else scale
     return found, scale
+
+
+def cross_attentions(network: UNetModel) -> dict[Place, torch.nn.Module]:
+    """The cross-attentions of a UNet, in the order in which it runs them."""
+    down, scale = _walk(network.input_blocks, "input", 1)
+    middle, scale = _walk([network.middle_block or ()], "middle", scale)
+    up, _ = _walk(network.output_blocks, "output", scale)
+    return dict((*down, *middle, *up))
 
 
 def is_unet(model) -> bool:
@@ -80,12 +68,10 @@ def unet_places(model) -> tuple[Place, ...]:
         )
     if any(isinstance(m, host_attention.SpatialVideoTransformer) for m in network.modules()):
         raise ValueError(f"{name} is a video model whose text does not go through cross-attention of pictures. Use an SD1.5 or SDXL model.")
-    down, scale = _walk(network.input_blocks, "input", 1)
-    middle, scale = _walk([network.middle_block or ()], "middle", scale)
-    up, _ = _walk(network.output_blocks, "output", scale)
-    if not down + middle + up:
+    places = tuple(cross_attentions(network))
+    if not places:
         raise ValueError(f"{name} has no cross-attention to text. Use a model that is guided by a prompt.")
-    return (*down, *middle, *up)
+    return places
 
 
 def blend_places(places: Iterable[Place], size: tuple[int, int]) -> tuple[Place, ...]:
@@ -97,17 +83,6 @@ def blend_places(places: Iterable[Place], size: tuple[int, int]) -> tuple[Place,
     return tuple(p for p in places if p.scale == chosen)
 
 
-_NAME = re.compile(r"(?:(all|input|middle|output)(\d+)?(?:-(\d+))?(?:\.(\d+))?|1/(\d+))")
-
-
-def _is_named(place: Place, name: re.Match) -> bool:
-    block, first, last, index, share = name.groups()
-    if share:
-        return place.scale >= int(share)
-    within = first is None or int(first) <= place.number <= int(last or first)
-    return block in ("all", place.block) and within and index in (None, str(place.index))
-
-
 def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tuple[str, int, int]]:
     """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's.
 
@@ -115,13 +90,10 @@ def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tu
     """
     found = set()
     for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
-        name = _NAME.fullmatch(given.replace(" ", ""))
-        chosen = {p.key for p in places if name and _is_named(p, name)}
+        chosen = {p.key for p in named(given, places)}
         if not chosen:
-            known = ", ".join(dict.fromkeys(f"{p.block}{p.number} (1/{p.scale})" for p in places))
             raise ValueError(
-                f"{what} has '{given}', which names no layer of this model. Write names between commas, of: all, input, middle, output, {known}; "
-                "1/2 is all layers of at most half the latent's side, output3-5 several blocks, input1.0 the first transformer of a block."
+                f"{what} has '{given}', which names no layer of this model. Write names between commas, of: {names_of(places)}"
             )
         found |= chosen
     return frozenset(found)

@@ -26,10 +26,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 
 from ...attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognise
+from ...attention.layers import Place
 from ...guidance.schedules import ALWAYS, NoiseScale, Schedule
 from ...training.demo_ip_adapter import VISION_CONFIG
 from ...training.eight_bits import restored
-from .attention import origin
+from .attention import cross_attentions, is_unet, origin
 from .channels import noise_scale
 
 KEY = "controlled_diffusion.ip_adapter"
@@ -113,20 +114,15 @@ def prompt_of(adapter: Adapter, encoder, image: torch.Tensor | None, combine: st
     return ImagePrompt(images, nothing, combine)
 
 
-def transformers(network: UNetModel):
-    """((place, block, transformer), its cross-attention) in the order of the published adapters."""
-    for place, blocks in (("input", network.input_blocks), ("output", network.output_blocks), ("middle", [network.middle_block or ()])):
-        for number, block in enumerate(blocks):
-            for part in (p for p in block if isinstance(p, host_attention.SpatialTransformer)):
-                for index, transformer in enumerate(part.transformer_blocks):
-                    if transformer.attn2 is not None:
-                        yield (place, number, index), transformer.attn2
+def transformers(network: UNetModel) -> list[tuple[Place, torch.nn.Module]]:
+    """The cross-attentions of a UNet in the order of the published adapters."""
+    return sorted(cross_attentions(network).items(), key=lambda found: ("input", "output", "middle").index(found[0].block))
 
 
-def cross_attentions(model) -> dict[tuple[str, int, int], torch.nn.Module]:
-    """The cross-attention layers of a UNet by (place, block, transformer). Raises ValueError that names any other network."""
+def layers_of(model) -> dict[Place, torch.nn.Module]:
+    """The same of a model. Raises ValueError that names any other network."""
     network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
-    found = dict(transformers(network)) if isinstance(network, UNetModel) else {}
+    found = dict(transformers(network)) if is_unet(model) else {}
     if not found:
         raise ValueError(
             f"{name} ({type(network).__name__}) has no cross-attention of the UNet kind (attn2), for which IP-Adapters are made. Use an SD1.5 or "
@@ -314,8 +310,8 @@ def _cut(mask: torch.Tensor, area: tuple[int, ...] | None, size: tuple[int, int]
 
 def patch_for(model, adapter: Adapter, prompt: ImagePrompt, layers_text: str = "", **settings) -> ImagePatch:
     """The patch of a prompt for a model; `settings` are fields of `ImagePatch`. Raises ValueError where the adapter does not fit."""
-    found = cross_attentions(model)
+    found = layers_of(model)
     widths = [attention.to_k.weight.shape[0] for attention in found.values()]
     text_width = next(iter(found.values())).to_k.weight.shape[1]
     adapter.check_fits(type(model.model).__name__, widths, text_width)
-    return ImagePatch(prompt, tuple(found), tuple(layer_weights(layers_text, list(found))), **settings)
+    return ImagePatch(prompt, tuple(p.key for p in found), tuple(layer_weights(layers_text, list(found))), **settings)

@@ -34,7 +34,7 @@ def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_sto
     assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 0.6e6
     with torch.inference_mode():
         model, adapter = demo.load()[0], ip_adapter.recognise(again, "trial")
-        layer = next(iter(ip_adapter.cross_attentions(model).values()))
+        layer = next(iter(ip_adapter.layers_of(model).values()))
         for part, trained in zip("kv", adapter.layers[0]):
             moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()
             assert 1e-6 < moved < 0.1, "it starts at the text's weights, and moves"

@@ -57,7 +57,7 @@ def picture(seed: int = 0, count: int = 1) -> torch.Tensor:
 
 
 def widths_of(model) -> list[int]:
-    return [a.to_k.weight.shape[0] for a in ip_adapter.cross_attentions(model).values()]
+    return [a.to_k.weight.shape[0] for a in ip_adapter.layers_of(model).values()]
 
 
 def adapter_for(model, kind: str = "base", seed: int = 0):
