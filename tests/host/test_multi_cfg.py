@@ -6,7 +6,7 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
+from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale, same_conditioning
 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run
@@ -109,6 +109,18 @@ def test_a_copy_of_a_conditioning_is_recognised_as_equal(eps_model):
     copy = [[CAT[0][0].clone(), {k: v.clone() for k, v in CAT[0][1].items()}]]
     run(multi(count.model, Channel(CAT, 3.0), Channel(copy, 1.0)))
     assert count.rows == 2 * STEPS
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_tensors_in_lists_and_tuples_are_compared_by_value(seed):
+    """The host keeps GLIGEN's boxes and reference latents so."""
+    model = object()
+
+    def dressed(seed):
+        box, seen = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(seed))
+        return [{"gligen": ("position", model, [(box, 2, 2, 0, 0)]), "reference_latents": [seen]}]
+
+    assert same_conditioning(dressed(5), dressed(seed)) == (seed == 5)
 
 
 def test_a_channel_outside_its_interval_costs_nothing(eps_model):
