@@ -164,6 +164,11 @@ def _relative(found: torch.Tensor) -> torch.Tensor:
 
 def cells(mask: torch.Tensor, height: int, width: int, soft: bool = False) -> torch.Tensor:
     """A mask (B, H, W) at a latent's size. Hard: every cell that holds a pixel above 0.5. Soft: the mean of its pixels."""
+    if mask.ndim != 3:
+        raise ValueError(
+            f"The mask differs between {mask.shape[1]} frames of a video, but DiffEdit takes one mask for the whole video. Give one, or edit with "
+            "SDEdit Sampler, which takes one for each frame."
+        )
     if soft:
         return F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
     return F.adaptive_max_pool2d((mask[:, None] > 0.5).to(mask), (height, width))[:, 0]

@@ -174,6 +174,11 @@ def test_blur_keeps_the_middle_and_crosses_one_half_at_the_edge():
     assert 0.3 < soft[0, 0, 19] < 0.5
 
 
+def test_a_mask_for_each_frame_is_refused():
+    with pytest.raises(ValueError, match="The mask differs between 3 frames of a video, but DiffEdit takes one"):
+        diffedit.cells(torch.ones(1, 3, 8, 8), 4, 4)
+
+
 def test_a_hard_mask_frees_every_cell_it_touches_and_a_soft_one_by_its_share():
     mask = torch.zeros(1, 16, 16)
     mask[:, 7, 7] = 1

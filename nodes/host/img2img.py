@@ -49,14 +49,31 @@ def _paired(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return comfy.utils.repeat_to_batch_size(a, n), comfy.utils.repeat_to_batch_size(b, n)
 
 
-def _checked_mask(mask: torch.Tensor, pictures: int) -> torch.Tensor:
-    """A mask as float (B, H, W), refused where it does not fit."""
-    mask = mask.float().reshape(-1, *mask.shape[-2:])
-    if mask.shape[0] not in (1, pictures):
-        raise ValueError(f"The mask holds {mask.shape[0]} pictures but the guide {pictures}; give one mask, or one each.")
+def _checked_mask(mask: torch.Tensor, guide: torch.Tensor, frame_length: int) -> torch.Tensor:
+    """A mask as float (B or 1, 1 or frames, H, W), refused where it does not fit; a frame of a latent is `frame_length` of the picture."""
+    mask, lasting = mask.float(), guide.ndim == 5
+    mask = mask.amax(1) if lasting and mask.ndim == 5 else mask.reshape(-1, 1, *mask.shape[-2:])
+    frames = {1, guide.shape[2], (guide.shape[2] - 1) * frame_length + 1} if lasting else {1}
+    if guide.shape[0] == 1 and len(mask) in frames and mask.shape[1] == 1:
+        mask = mask.movedim(0, 1)
+    if len(mask) not in (1, len(guide)) or mask.shape[1] not in frames:
+        held = f"{len(mask)} pictures" if mask.shape[1] == 1 else f"{len(mask)} videos of {mask.shape[1]} frames"
+        each = f", for one video also one for each of its {guide.shape[2]} latent or {max(frames)} picture frames" if lasting else ""
+        raise ValueError(f"The mask holds {held} but the guide {len(guide)}; give one mask, or one each{each}.")
     if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
         raise ValueError(f"The mask has values from {float(mask.min()):.3g} to {float(mask.max()):.3g}; a mask lies between 0 and 1.")
     return mask
+
+
+def _over_pictures(mask: torch.Tensor, pictures: torch.Tensor, batch: int) -> torch.Tensor:
+    """A mask (B or 1, 1 or frames, H, W) at all pictures of a batch, (B * pictures of each, height, width, 1).
+
+    The first latent frame of a video is its first picture, each further one as many pictures as the next.
+    """
+    each, frames = len(pictures) // batch, mask.shape[1]
+    mask = mask[:, [-(-i * (frames - 1) // max(1, each - 1)) for i in range(each)]]
+    mask = torch.nn.functional.interpolate(mask.to(pictures), pictures.shape[1:3], mode="bilinear")
+    return comfy.utils.repeat_to_batch_size(mask, batch).flatten(0, 1)[..., None]
 
 
 class Task:
@@ -72,8 +89,12 @@ class Task:
         self.guide, self.original = _paired(start, shown)
         self.mask = self.mask_picture = None
         if mask is not None:
-            self.mask_picture = _checked_mask(mask, self.guide.shape[0])
-            self.mask = comfy.sampler_helpers.prepare_mask(self.mask_picture, self.guide.shape, self.guide.device)
+            ratio = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
+            found = _checked_mask(mask, self.guide, ratio)
+            self.mask_picture = found[:, 0] if found.shape[1] == 1 else found
+            self.mask = comfy.sampler_helpers.prepare_mask(
+                found[:, None] if self.guide.ndim == 5 else found[:, 0], self.guide.shape, self.guide.device
+            )
             self.guide = frozen(self.guide * self.mask + self.original * (1 - self.mask), self.original, self.mask)
 
     def latent(self, samples: torch.Tensor) -> dict:
@@ -129,7 +150,8 @@ class Task:
             return picture
         original = self._decoded(self.original) if self.original_picture is None else self.original_picture
         original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
-        mask = torch.nn.functional.interpolate(self.mask_picture[:, None].to(picture), picture.shape[1:3], mode="bilinear").movedim(1, -1)
+        mask = self.mask_picture if self.mask_picture.ndim == 4 else self.mask_picture[:, None]
+        mask = _over_pictures(mask, picture, len(samples))
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)
 
     def _decoded(self, samples: torch.Tensor) -> torch.Tensor:

@@ -191,6 +191,8 @@ def test_a_video_gets_one_mask_that_the_host_puts_on_all_its_frames():
     one, two, none = (video_conditioning(i) for i in (1, 2, 0))
     mask, _, latent = find(model, given, source=one, target=two, negative=none)
     assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
+    framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as the host's video nodes set it
+    assert torch.equal(find(model, framed, source=one, target=two, negative=none)[0], mask)
     noise = comfy.sample.prepare_noise(given["samples"], 3)
     settings = dict(noise_mask=latent["noise_mask"], denoise=0.6, disable_pbar=True, seed=3)
     after = comfy.sample.sample(model, noise, 2, 1.0, "euler", "simple", two, none, given["samples"], **settings)

@@ -8,6 +8,7 @@ from controlled_diffusion.nodes.sdedit import SDEditSampler
 from compare import assert_close
 from host import tiny
 from host.tiny import conditioning
+from host.video import tiny_video_model, tiny_video_vae, video_conditioning
 
 EMPTY, CAT = conditioning(0), conditioning(1)
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -145,20 +146,48 @@ def test_the_report_names_what_was_run(eps_model):
     assert report.startswith("VP: start at sigma ") and "50.0 % of the noise scale" in report and report.endswith("4 steps x 2")
 
 
-def test_video_latents_are_edited_frame_by_frame_under_one_mask():
-    from host.video import tiny_video_model, video_conditioning
+def video(batch=1):
+    return {"samples": torch.randn(batch, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
 
-    model = tiny_video_model()
-    painted = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
-    settings = dict(
-        seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent", process="VP", repeats=1
-    )
-    result = SDEditSampler.execute(model, video_conditioning(1), video_conditioning(0), painted, mask=half_mask(), **settings).args[0][
-        "samples"
-    ]
+
+def edit_video(given, **knobs):
+    """As `edit`, with a tiny video model."""
+    settings = dict(seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent")
+    prompts = video_conditioning(1), video_conditioning(0)
+    latent, image, _, _ = SDEditSampler.execute(tiny_video_model(), *prompts, given, **settings, process="VP", repeats=1, **knobs).args
+    return latent["samples"], image
+
+
+def test_video_latents_are_edited_frame_by_frame_under_one_mask():
+    painted = video()
+    result = edit_video(painted, mask=half_mask())[0]
     assert result.shape == painted["samples"].shape
     assert torch.equal(result[..., :3], painted["samples"][..., :3])
     assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
+
+
+def changed(result, before):
+    """For every video, which of its frames changed."""
+    return [[not torch.equal(a, b) for a, b in zip(*pair)] for pair in zip(result, before)]
+
+
+def test_every_video_of_a_batch_has_its_own_mask():
+    painted, vae = video(2), tiny_video_vae()
+    result, image = edit_video(painted, mask=torch.cat([torch.ones(1, 64, 64), torch.zeros(1, 64, 64)]), vae=vae)
+    assert changed(result.movedim(2, 1), painted["samples"].movedim(2, 1)) == [[True] * 3, [False] * 3]
+    assert changed(image.reshape(2, 9, 64, 64, 3), vae.decode(painted["samples"])) == [[True] * 9, [False] * 9]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 8, 8), (1, 1, 3, 1, 1), (3, 64, 64), (9, 64, 64)], ids=str)
+def test_a_mask_may_hold_a_picture_for_each_frame_of_a_video(shape):
+    """As the host's video nodes set them beside a first frame."""
+    painted, vae, mask = video(), tiny_video_vae(), torch.ones(shape)
+    still = 5 if 9 in shape else 1  # pictures, of which the first frame of the latent is one
+    mask.view(-1, *shape[-2:])[:still] = 0
+    given = dict(guide={**painted, "noise_mask": mask}) if mask.ndim == 5 else dict(guide=painted, mask=mask)
+    result, image = edit_video(given.pop("guide"), vae=vae, **given)
+    assert changed(result.movedim(2, 1), painted["samples"].movedim(2, 1)) == [[False, still == 1, True]]
+    assert changed(image[None], vae.decode(painted["samples"])) == [[i >= still for i in range(9)]]
 
 
 @pytest.mark.parametrize(
