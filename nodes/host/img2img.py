@@ -11,6 +11,7 @@ import torch
 
 from ...guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
 from .channels import noise_scale
+from .inversion import check_channels
 from .latents import samples_of
 
 
@@ -86,6 +87,8 @@ class Task:
         mask = self.template.get("noise_mask") if mask is None else mask
         start = comfy.sample.fix_empty_latent_channels(model, samples_of(vae, guide, name))
         shown = start if original is guide else comfy.sample.fix_empty_latent_channels(model, samples_of(vae, original, "original"))
+        for samples in (start, shown):
+            check_channels(model, samples)
         self.guide, self.original = _paired(start, shown)
         self.mask = self.mask_picture = None
         if mask is not None:

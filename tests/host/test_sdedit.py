@@ -201,6 +201,7 @@ def test_a_mask_may_hold_a_picture_for_each_frame_of_a_video(shape):
             dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}),
             "Guide holds 2 pictures and original 3",
         ),
+        (dict(guide={"samples": torch.ones(1, 16, 8, 8)}), "latent has 16 channels, but BaseModel .* takes 4"),
         (dict(strength=1.2), "strength is 1.2 percent; give 0"),
         (dict(guide=torch.rand(1, 64, 64, 3)), "'guide' is an IMAGE, which needs the vae"),
     ],
