@@ -248,6 +248,11 @@ class Moment:
             return executor(model, conds, x, timestep, model_options)
         return self.evaluate(executor, model, conds, x, timestep, model_options)
 
+    def _calc_whole(self, args: dict) -> list[torch.Tensor]:
+        """What the host asks, and the channels with it, above the context windows in which each is then evaluated."""
+        given = (args[k] for k in ("model", "conds", "input", "sigma", "model_options"))
+        return self.evaluate(comfy.samplers.calc_cond_batch, *given)
+
     def _post_cfg(self, args: dict) -> torch.Tensor:
         self.evaluate_alone(args["model"], args["input"], args["sigma"], args["model_options"])
         return self.guided(args["denoised"], args["cond_scale"])
@@ -310,7 +315,10 @@ class Moment:
     def hooked(self, model_options: dict) -> dict:
         """A copy of the run's options in which this moment takes part."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self._calc_cond_batch, options, is_model_options=True)
+        if options.get("context_handler") is None:
+            add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self._calc_cond_batch, options, is_model_options=True)
+        else:  # it calls the wrappers for each window, with a part of x
+            options.setdefault("sampler_calc_cond_batch_function", self._calc_whole)
         options["sampler_post_cfg_function"] = [self._post_cfg, *options.get("sampler_post_cfg_function", [])]
         return options
 

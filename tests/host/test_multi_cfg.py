@@ -2,6 +2,7 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
@@ -11,6 +12,7 @@ from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run
 from host.tiny import conditioning
+from host.video import tiny_video_model, video_conditioning
 
 EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -308,8 +310,6 @@ def test_batches_and_wide_latents_are_guided_alike(any_model):
 
 
 def test_video_latents_are_guided_under_masks_too():
-    from host.video import tiny_video_model, video_conditioning
-
     model, (empty, cat) = tiny_video_model(), map(video_conditioning, range(2))
     left = torch.zeros(1, 32, 32)
     left[..., :16] = 1
@@ -319,6 +319,23 @@ def test_video_latents_are_guided_under_masks_too():
     inside, outside = (run(plain_cfg(model, cat, empty, w), video, sigmas=one_step) for w in (4.0, 0.0))
     assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
     assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length, overlap", [(3, 1), (1, 0)])
+def test_in_context_windows_every_channel_sees_every_window(length, overlap):
+    windows = dict(context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False)
+    model = ContextWindowsManualNode.execute(tiny_video_model(), length, overlap, "standard_static", **windows).args[0]
+    (empty, cat, dog), video, count = map(video_conditioning, range(3)), torch.zeros(1, 16, 6, 4, 4), Count(model)
+    theirs = Guider_DualCFG(model)
+    theirs.set_conds(cat, dog, empty)
+    theirs.set_cfg(3.0, 2.0, nested=False)
+    sigmas = torch.tensor([1.0, 0.6, 0.0])
+    expected, one, two = run(theirs, video, sigmas=sigmas), Channel(cat, 3.0, null=dog), Channel(dog, 2.0)
+    assert_close(run(MultiCFG(count.model, empty, [two, one]), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
+    assert count.rows == 3 * count.calls
+    patches = patched(model, one), patched(patched(model, Channel(cat, 1.5, null=dog)), Channel(cat, 1.5, null=dog))
+    for model in patches:
+        assert_close(run(plain_cfg(model, dog, empty, 2.0), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_conditioning_of_another_model_is_refused_by_name(eps_model):
