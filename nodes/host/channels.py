@@ -267,7 +267,7 @@ class Moment:
         shaping, running = self.mixture.rules.shaping, self.mixture.running
         direction, kept = shaping(prediction, null, self.x, running.get(number))
         if shaping.momentum:
-            running[number] = kept
+            running[number] = kept.detach()  # with its graph it would hold that of every step
         return direction
 
     def _push(self, number: int, seat: Seat, strength: float, prediction: torch.Tensor) -> Push:
@@ -373,7 +373,10 @@ class MultiCFG(comfy.samplers.CFGGuider):
 
     def outer_sample(self, *args, **kwargs):
         self.mixture = self.mixture.fresh()
-        return super().outer_sample(*args, **kwargs)
+        try:
+            return super().outer_sample(*args, **kwargs)
+        finally:
+            self.mixture.running.clear()
 
     def _cfg_at(self, sigma: float) -> float:
         if self.lead is None:
@@ -448,7 +451,10 @@ class MultiCFGWrapper:
             _register_hooks(guider)
         scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
         self.mixture = guider.model_options[self._run_key] = Mixture(seats, self.rules, scale)
-        return executor(*args, **kwargs)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self.mixture.running.clear()
 
     def predict(self, executor, x, timestep, model_options={}, seed=None):
         """PREDICT_NOISE: within the host's CFG where the guider is the host's, on top of the result of any other."""

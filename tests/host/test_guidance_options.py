@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_apg import APG
 from controlled_diffusion.guidance.directions import Shaping
+from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
 from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFGWrapper, noise_scale, record_of
@@ -61,6 +62,24 @@ def test_apg_under_the_patch_is_apg_under_the_guider(eps_model):
 def test_momentum_does_not_pass_from_run_to_run(eps_model):
     guider = ours(eps_model, 4.0, shaping=Shaping(momentum=-0.75))
     assert torch.equal(run(guider), run(guider))
+
+
+def test_what_momentum_keeps_holds_no_graph_and_nothing_after_the_run(eps_model, monkeypatch):
+    kept, at = [], Mixture.at
+
+    def watched(mixture, *given):
+        kept.extend(mixture.running.values())
+        return at(mixture, *given)
+
+    monkeypatch.setattr(Mixture, "at", watched)
+    force = ImageForce(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True)
+    channels, rules = [Channel(CAT, 4.0), Channel(None, 0.1, force=force)], Rules(shaping=Shaping(momentum=-0.5))
+    guider = MultiCFG(eps_model, EMPTY, channels, rules)
+    run(guider)
+    patch = MultiCFGWrapper(channels[1:], rules)
+    ksampler(patch.install(eps_model), CAT, EMPTY, 4.0)
+    assert kept and not any(t.requires_grad for t in kept)
+    assert not guider.mixture.running and not patch.mixture.running
 
 
 # --- CFG-zero-star -----------------------------------------------------------------------------------------------
