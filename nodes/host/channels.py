@@ -91,6 +91,11 @@ def check_channels(model, channels: Sequence[Channel]) -> None:
             )
 
 
+def _conditionings(channels: Sequence[Channel]) -> list:
+    """All conditionings and nulls of channels."""
+    return [c for channel in channels for c in (channel.conditioning, channel.null) if c is not None]
+
+
 def with_force_models(model, channels: Sequence[Channel]):
     """The model itself, or a clone that brings what the channels' forces need into memory with it, and that a gradient passes through
     where one needs that."""
@@ -367,6 +372,8 @@ class MultiCFG(comfy.samplers.CFGGuider):
         names = Conditionings(self.original_conds)
         seats = seats_for([c for c in channels if c is not self.lead], names, "negative")
         self.original_conds |= names.added
+        if getattr(self.model_patcher, "is_dynamic", bool)() and any(map(comfy.sampler_helpers.cond_has_hooks, _conditionings(channels))):
+            self.model_patcher = self.model_patcher.get_non_dynamic_delegate()  # as the host's inner_set_conds does
         self.set_cfg(self.lead.weight if self.lead else 1.0)
         own = dict(lead=self.lead.name, lead_priority=self.lead.priority) if self.lead else {}
         self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), **own)

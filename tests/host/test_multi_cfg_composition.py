@@ -14,9 +14,9 @@ from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
 from host.sampling import ksampler, latent, run
-from host.tiny import UNET_CONFIG, conditioning, fill
+from host.tiny import UNET_CONFIG, conditioning, dynamic, fill, unet
 
-EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
+EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
 CLOSE = dict(atol=5e-3, rtol=1e-3)
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -73,6 +73,17 @@ def test_a_dressed_channel_through_the_patch_is_that_of_the_guider(any_model, dr
     patched = MultiCFGWrapper([Channel(dressed, 2.0)]).install(any_model)
     ours = ksampler(patched, DOG, EMPTY, 3.0)
     assert_close(ours, run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0)])), **CLOSE)
+
+
+@pytest.mark.parametrize("place", ["lead", "channel", "null"])
+def test_hooks_of_any_channel_take_a_dynamic_model_that_is_loaded_whole(eps_model, place):
+    """As the host does with its own conditionings: hooks cannot patch weights that are loaded piece by piece."""
+    dressed, model = with_lora(CAT), dynamic(eps_model, lambda: unet("eps"))
+    further = {"channel": [Channel(dressed, 2.0)], "null": [Channel(SKY, 2.0, null=dressed)], "lead": [Channel(SKY, 2.0)]}[place]
+    channels = [Channel(dressed if place == "lead" else DOG, 3.0), *further]
+    assert_close(run(MultiCFG(model, EMPTY, channels)), run(MultiCFG(eps_model, EMPTY, channels)), **CLOSE)
+    assert not MultiCFG(model, EMPTY, channels).model_patcher.is_dynamic()
+    assert MultiCFG(model, EMPTY, [Channel(DOG, 3.0), Channel(SKY, 2.0)]).model_patcher is model
 
 
 def test_a_hook_leaves_no_trace_on_the_model(any_model):

@@ -120,6 +120,9 @@ class Dynamic(comfy.model_patcher.ModelPatcher):
     def is_dynamic(self):
         return True
 
+    def get_non_dynamic_delegate(self):
+        return self.clone(disable_dynamic=True)
+
 
 def dynamic(patcher, again=None):
     """The patcher as one that loads dynamically; `again()` makes the one that the host can load once more."""
