@@ -49,6 +49,20 @@ class Shaping:
             delta = delta * (self.norm / _norm(delta).clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
         return (projected(delta, prediction, self.eta) if self.eta != 1.0 else delta), kept
 
+    def direction(
+        self, prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor, strength: float, running: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(direction, running direction) of which `strength` times is the push of a channel.
+
+        As in the papers, of a weight w the prediction itself has 1 and the shaped direction w - 1. So a weight from 0 to 1 acts as in
+        plain CFG, and one below 0 is shaped as a whole.
+        """
+        delta, plain = prediction - null, min(max(strength, 0.0), 1.0)
+        if self.neutral or strength == plain:
+            return delta, running
+        shaped, kept = self(prediction, null, x, running)
+        return delta + (1 - plain / strength) * (shaped - delta), kept
+
 
 AS_THEY_ARE = Shaping()
 

@@ -61,6 +61,13 @@ def test_equal_predictions_have_no_direction():
     torch.testing.assert_close(direction, torch.zeros_like(COND), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("shaping", [Shaping(eta=0.0, norm=2.0), Shaping(zero_star=True)], ids=["apg", "zero star"])
+def test_of_a_weight_the_prediction_has_1_and_the_shaped_direction_the_rest(shaping):
+    shaped, delta = shaping(COND, NULL, X)[0], COND - NULL
+    for weight, expected in ((4.0, delta + 3 * shaped), (1.0, delta), (0.25, 0.25 * delta), (-2.0, -2 * shaped), (0.0, 0 * delta)):
+        torch.testing.assert_close(weight * shaping.direction(COND, NULL, X, weight)[0], expected)
+
+
 @pytest.mark.parametrize("wrong", [dict(eta=-0.1), dict(momentum=1.5), dict(norm=-1.0), dict(eta=float("nan"))])
 def test_wrong_values_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"apg_{next(iter(wrong))} is"):

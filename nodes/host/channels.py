@@ -267,18 +267,18 @@ class Moment:
         if self.denoised is None and self.wanted():
             self.evaluate(comfy.samplers.calc_cond_batch, model, [], x, timestep, model_options)
 
-    def _direction(self, number: int, prediction: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
+    def _direction(self, number: int, prediction: torch.Tensor, null: torch.Tensor, strength: float) -> torch.Tensor:
         """The shaped difference of two predictions; `number` is the channel's, -1 the guider's own."""
         shaping, running = self.mixture.rules.shaping, self.mixture.running
-        direction, kept = shaping(prediction, null, self.x, running.get(number))
-        if shaping.momentum:
+        direction, kept = shaping.direction(prediction, null, self.x, strength, running.get(number))
+        if shaping.momentum and kept is not None:
             running[number] = kept.detach()  # with its graph it would hold that of every step
         return direction
 
     def _push(self, number: int, seat: Seat, strength: float, prediction: torch.Tensor) -> Push:
         channel = seat.channel
         if channel.force is None:
-            direction = self._direction(number, self.denoised[seat.key], self.denoised[seat.null])
+            direction = self._direction(number, self.denoised[seat.key], self.denoised[seat.null], strength)
         else:
             with nullcontext() if self.through_denoiser else gradients.differentiable():
                 direction = channel.force(self.x, self.sigma, prediction, self.mixture.scale).to(prediction)
@@ -295,7 +295,7 @@ class Moment:
         own = prediction - base
         if self.mixture.rules.shaping.neutral or positive is None:
             return own
-        return own + (cfg - 1) * (self._direction(-1, positive, base) - (positive - base))
+        return own + cfg * (self._direction(-1, positive, base, cfg) - (positive - base))
 
     def guided(self, prediction: torch.Tensor, cfg: float = 1.0) -> torch.Tensor:
         """The guider's own prediction, made at `cfg`, plus the channels' pushes."""

@@ -1,5 +1,6 @@
 """Guidance beyond plain CFG: each option against the host's own nodes or its paper's formula, and neutral by default."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.samplers
@@ -50,6 +51,27 @@ def test_apg_leaves_plain_cfg_alone_by_default_and_changes_it_otherwise(eps_mode
     plain = run(host_cfg(eps_model, 4.0))
     assert torch.equal(run(ours(eps_model, 4.0, shaping=Shaping())), plain)
     assert not torch.allclose(run(ours(eps_model, 4.0, shaping=Shaping(eta=0.0))), plain, atol=1e-2)
+
+
+SHAPINGS = pytest.mark.parametrize(
+    "shaping", [Shaping(eta=0.0, momentum=-0.5, norm=6.0), Shaping(zero_star=True)], ids=["apg", "zero star"]
+)
+
+
+@SHAPINGS
+def test_shaping_acts_on_the_lead_and_on_other_channels_alike(eps_model, shaping):
+    """A mask of ones keeps a channel from being the lead."""
+    cat, dog, everywhere = Channel(CAT, 4.0), Channel(DOG, 2.0), torch.ones(1, 8, 8)
+    first = run(MultiCFG(eps_model, EMPTY, [cat, dog], Rules(shaping=shaping)))
+    for order in ([dog, cat], [replace(cat, mask=everywhere), dog], [replace(dog, mask=everywhere), replace(cat, mask=everywhere)]):
+        assert_close(run(MultiCFG(eps_model, EMPTY, order, Rules(shaping=shaping))), first, atol=1e-3, rtol=1e-3)
+
+
+@SHAPINGS
+def test_outside_the_interval_shaping_rests(any_model, shaping):
+    rules = Rules(interval=Schedule(start=0.999, end=0.9995), shaping=shaping)
+    for mask in (None, torch.ones(1, 8, 8)):
+        assert_close(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 4.0, mask=mask)], rules)), run(host_cfg(any_model, 1.0)), **CLOSE)
 
 
 def test_apg_under_the_patch_is_apg_under_the_guider(eps_model):
