@@ -224,9 +224,10 @@ class Moment:
         return replace(seat, null=null) if null != seat.key and alive(self.conds.get(null), self.x, timestep) else None
 
     def wanted(self) -> list[str]:
-        """Keys to evaluate, each once, positives first; none for a force."""
+        """Keys to evaluate, each once, positives first; none for a force. Rules on the sum need the negative where several push or it is capped."""
         keys = [seat.key for seat, _ in self.active] + [seat.null for seat, _ in self.active]
-        if not self.mixture.rules.plain:
+        rules = self.mixture.rules
+        if rules.norm_cap > 0 or (self.active and (rules.conflict != "sum" or rules.rescale > 0)):
             keys.append("negative")
         return [k for k in dict.fromkeys(keys) if k in self.conds]
 

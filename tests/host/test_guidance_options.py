@@ -146,18 +146,22 @@ def test_the_whole_interval_is_plain_cfg(any_model):
     assert torch.equal(run(ours(any_model, 4.0, interval=Schedule())), run(host_cfg(any_model, 4.0)))
 
 
-def test_outside_the_interval_the_unconditional_is_not_evaluated(any_model):
+@pytest.mark.parametrize(
+    "rules", [dict(), dict(shaping=Shaping(eta=0.0, momentum=-0.5)), dict(conflict="project"), dict(rescale=0.7)], ids=str
+)
+def test_outside_the_interval_the_unconditional_is_not_evaluated(any_model, rules):
     counted, interval = Count(any_model), Schedule(start=0.3, end=0.6)
     model_sampling = any_model.get_model_object("model_sampling")
     low, high = (float(model_sampling.percent_to_sigma(p)) for p in (0.6, 0.3))
     inside = sum(low <= float(s) <= high for s in sigmas_of(any_model, 10)[:-1])
-    run(ours(counted.model, 4.0, interval=interval), sigmas=sigmas_of(any_model, 10))
+    run(ours(counted.model, 4.0, interval=interval, **rules), sigmas=sigmas_of(any_model, 10))
     assert 0 < inside < 10 and counted.rows == 10 + inside
 
 
-def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model):
+@pytest.mark.parametrize("rules", [dict(), dict(shaping=Shaping(eta=0.0)), dict(rescale=0.7)], ids=str)
+def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model, rules):
     never = Schedule(start=0.999, end=0.9995)
-    assert torch.equal(run(ours(any_model, 4.0, interval=never)), run(host_cfg(any_model, 1.0)))
+    assert torch.equal(run(ours(any_model, 4.0, interval=never, **rules)), run(host_cfg(any_model, 1.0)))
 
 
 def test_outside_the_interval_negative_channels_rest(eps_model):
