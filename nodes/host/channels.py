@@ -129,9 +129,10 @@ class Conditionings:
 
 @dataclass(frozen=True)
 class Seat:
-    """A channel with the keys of its conditioning and its null among the guider's conditionings; a force has none."""
+    """A channel, its number, and the keys of its conditioning and its null among the guider's conditionings; a force has none."""
 
     channel: Channel
+    number: int = 0
     key: str = ""
     null: str = ""
 
@@ -139,9 +140,9 @@ class Seat:
 def seats_for(channels: Sequence[Channel], names: Conditionings, base: str | None) -> list[Seat]:
     """Finds or makes a key for every channel's conditioning and null."""
     seats = []
-    for channel in channels:
+    for number, channel in enumerate(channels):
         if channel.force is not None:
-            seats.append(Seat(channel))
+            seats.append(Seat(channel, number))
             continue
         if channel.null is None and base is None:
             raise ValueError(
@@ -150,7 +151,7 @@ def seats_for(channels: Sequence[Channel], names: Conditionings, base: str | Non
             )
         key = names.key_of(channel.conditioning, NEGATIVE if channel.negative else POSITIVE)
         null = base if channel.null is None else names.key_of(channel.null, NEGATIVE)
-        seats.append(Seat(channel, key, null))
+        seats.append(Seat(channel, number, key, null))
     return seats
 
 
@@ -276,10 +277,10 @@ class Moment:
             running[number] = kept.detach()  # with its graph it would hold that of every step
         return direction
 
-    def _push(self, number: int, seat: Seat, strength: float, prediction: torch.Tensor) -> Push:
+    def _push(self, seat: Seat, strength: float, prediction: torch.Tensor) -> Push:
         channel = seat.channel
         if channel.force is None:
-            direction = self._direction(number, self.denoised[seat.key], self.denoised[seat.null], strength)
+            direction = self._direction(seat.number, self.denoised[seat.key], self.denoised[seat.null], strength)
         else:
             with nullcontext() if self.through_denoiser else gradients.differentiable():
                 direction = channel.force(self.x, self.sigma, prediction, self.mixture.scale).to(prediction)
@@ -301,8 +302,7 @@ class Moment:
     def guided(self, prediction: torch.Tensor, cfg: float = 1.0) -> torch.Tensor:
         """The guider's own prediction, made at `cfg`, plus the channels' pushes."""
         rules, seen = self.mixture.rules, self.denoised or {}
-        numbers = {id(s.channel): i for i, s in enumerate(self.mixture.seats)}
-        pushes = [self._push(numbers[id(seat.channel)], seat, strength, prediction) for seat, strength in self.active]
+        pushes = [self._push(seat, strength, prediction) for seat, strength in self.active]
         self._note(prediction, cfg, pushes)
         if "negative" not in seen or rules.plain:
             return combine(prediction, pushes)
@@ -367,11 +367,13 @@ class MultiCFG(comfy.samplers.CFGGuider):
         super().__init__(with_force_models(model, channels))
         check_conditionings(model, {"The unconditional": unconditional})
         check_channels(model, channels)
-        self.lead = next((c for c in channels if not c.negative and c.mask is None and c.null is None and c.force is None), None)
+        plain = (i for i, c in enumerate(channels) if not c.negative and c.mask is None and c.null is None and c.force is None)
+        first = next(plain, None)
+        self.lead = None if first is None else channels[first]
         positive = unconditional if self.lead is None else self.lead.conditioning
         self.set_conds(positive, unconditional)
         names = Conditionings(self.original_conds)
-        seats = seats_for([c for c in channels if c is not self.lead], names, "negative")
+        seats = seats_for([c for i, c in enumerate(channels) if i != first], names, "negative")
         self.original_conds |= names.added
         if getattr(self.model_patcher, "is_dynamic", bool)() and any(map(comfy.sampler_helpers.cond_has_hooks, _conditionings(channels))):
             self.model_patcher = self.model_patcher.get_non_dynamic_delegate()  # as the host's inner_set_conds does

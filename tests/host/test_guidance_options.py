@@ -104,6 +104,13 @@ def test_what_momentum_keeps_holds_no_graph_and_nothing_after_the_run(eps_model,
     assert not guider.mixture.running and not patch.mixture.running
 
 
+@pytest.mark.parametrize("shaping", [Shaping(), Shaping(eta=0.0, momentum=-0.5)], ids=["plain", "momentum"])
+def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
+    for one in (Channel(CAT, 2.0), Channel(CAT, 2.0, negative=True)):
+        twice, copied = (run(MultiCFG(eps_model, EMPTY, [one, other], Rules(shaping=shaping))) for other in (one, replace(one)))
+        assert torch.equal(twice, copied) and not torch.allclose(twice, run(MultiCFG(eps_model, EMPTY, [one], Rules(shaping=shaping))))
+
+
 # --- CFG-zero-star -----------------------------------------------------------------------------------------------
 
 
