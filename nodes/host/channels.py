@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import comfy.model_patcher
 import comfy.model_sampling
@@ -22,7 +23,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from ...guidance.multi_cfg import Channel, Push, Rules, combine, push
 from ...guidance.schedules import NoiseScale
 from . import gradients
-from .record import Record
+from .record import Record, distinct, merged
 
 KEY = "controlled_diffusion.multi_cfg"
 POSITIVE, NEGATIVE = 0, 1
@@ -186,6 +187,11 @@ class Mixture:
     running: dict[int, torch.Tensor] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
 
+    @cached_property
+    def names(self) -> list[str]:
+        """What the guider's own push and the channels' by number are called in the record."""
+        return distinct([self.lead, *(seat.channel.name for seat in self.seats)])
+
     def fresh(self) -> Mixture:
         """The same for a run that begins."""
         return replace(self, running={}, record=type(self.record)())
@@ -214,6 +220,7 @@ class Moment:
     sigma: float
     denoised: dict[str, torch.Tensor] | None = None
     evaluations: int = 0
+    given: int = 0
 
     def seated(self, seat: Seat, timestep: torch.Tensor) -> Seat | None:
         """The seat with a null that is active at this sigma; None where the host would evaluate nothing for it."""
@@ -245,8 +252,9 @@ class Moment:
         missing = [k for k in self.wanted() if k not in present]
         options = _with_roles(model_options, self._roles(conds, missing))
         asked = [*conds, *(self.conds[k] for k in missing)]
+        self.denoised = {}  # the host may come back to this in the same call
         out = run(model, asked, x, timestep, options)
-        self.evaluations += sum(len(c) for c in asked if c is not None)
+        self.evaluations, self.given = (sum(len(c) for c in some if c is not None) for some in (asked, conds))
         self.denoised = {k: out[i] for k, i in present.items()} | dict(zip(missing, out[len(conds) :]))
         return out[: len(conds)]
 
@@ -313,10 +321,11 @@ class Moment:
 
     def _note(self, prediction: torch.Tensor, cfg: float, pushes: list[Push]) -> None:
         seen = self.denoised or {}
-        lines = [(seat.channel.name, strength, p.delta) for (seat, strength), p in zip(self.active, pushes)]
+        lead, *names = self.mixture.names
+        lines = [(names[seat.number], strength, p.delta) for (seat, strength), p in zip(self.active, pushes)]
         if "positive" in seen and "negative" in seen:
-            lines.insert(0, (self.mixture.lead, cfg, prediction - seen["negative"]))
-        self.mixture.record.note(self.sigma, lines, self.evaluations)
+            lines.insert(0, (lead, cfg, prediction - seen["negative"]))
+        self.mixture.record.note(self.sigma, lines, self.evaluations, self.given)
 
     def hooked(self, model_options: dict) -> dict:
         """A copy of the run's options in which this moment takes part."""
@@ -378,7 +387,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
         if getattr(self.model_patcher, "is_dynamic", bool)() and any(map(comfy.sampler_helpers.cond_has_hooks, _conditionings(channels))):
             self.model_patcher = self.model_patcher.get_non_dynamic_delegate()  # as the host's inner_set_conds does
         self.set_cfg(self.lead.weight if self.lead else 1.0)
-        own = dict(lead=self.lead.name, lead_priority=self.lead.priority) if self.lead else {}
+        own = dict(lead=self.lead.name, lead_priority=self.lead.priority) if self.lead else dict(lead="unconditional")
         self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), **own)
 
     def outer_sample(self, *args, **kwargs):
@@ -482,15 +491,15 @@ class MultiCFGWrapper:
 
 
 def record_of(source) -> Record:
-    """What was recorded in the last run of a MultiCFG guider, of a guider over a patched model, or of that model."""
-    mixture = getattr(source, "mixture", None)
-    if mixture is None:
-        patcher = getattr(source, "model_patcher", source)
-        joins = patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, []) if hasattr(patcher, "wrappers") else []
-        mixture = next((join.__self__.mixture for join in reversed(joins) if join.__self__.mixture is not None), None)
-    if mixture is None or not mixture.record.entries:
+    """What was recorded in the last run of a MultiCFG guider, of a guider over a patched model, or of that model; all that took part."""
+    patcher = getattr(source, "model_patcher", source)
+    joins = patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, []) if hasattr(patcher, "wrappers") else []
+    mixtures = [getattr(source, "mixture", None), *(join.__self__.mixture for join in reversed(joins))]
+    mixtures = [m for m in mixtures if m is not None and m.record.entries]
+    if not mixtures:
         raise ValueError(
             f"There is no finished run to report on: {type(source).__name__} did not sample with guidance channels. Connect the guider of "
             "Multi CFG Guider or the model of Multi CFG Patch, and the latent that was sampled with it."
         )
-    return mixture.record
+    together = [m for m in mixtures if m.record.sigmas == mixtures[0].record.sigmas]
+    return merged([m.record for m in together], [m.lead for m in together])

@@ -12,7 +12,7 @@ from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
 from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFGWrapper, noise_scale, record_of
-from controlled_diffusion.nodes.host.record import Record
+from controlled_diffusion.nodes.host.record import Record, distinct
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
@@ -250,6 +250,39 @@ def test_the_most_opposed_pair_is_named():
     record, push = Record(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     record.note(1.0, [("a", 1.0, push), ("b", 1.0, -push), ("c", 1.0, push)], 4)
     assert "most opposed: a and b, mean cosine -1.000" in record.text() or "most opposed: b and c, mean cosine -1.000" in record.text()
+
+
+def test_channels_of_one_name_stay_apart_over_the_whole_run(eps_model):
+    early = Channel(DOG, 5.0, name="positive", interval=Schedule(end=0.5))
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0, name="positive"), early, Channel(CAT, 1.0, null=DOG, name="positive")])
+    run(guider)
+    weights = {name: {w for _, w in record_of(guider).weight(name)} for name in record_of(guider).names}
+    assert weights == {"positive": {4.0}, "positive 2": {5.0}, "positive 3": {1.0}}
+    assert 0 < len(record_of(guider).weight("positive 2")) < STEPS
+    assert distinct(["a 3", "a", "a"]) == ["a 3", "a", "a 4"]
+
+
+def test_patches_in_a_row_and_the_guider_report_together(eps_model):
+    """Their evaluations are counted once, whoever asks for them; how two of them stand to each other was not noted."""
+    cat, dog, sky = Channel(CAT, 4.0, name="cat"), Channel(DOG, 2.0, name="dog"), Channel(conditioning(3), -1.0, name="sky")
+    counted = Count(eps_model)
+    twice = MultiCFGWrapper([sky]).install(MultiCFGWrapper([dog]).install(counted.model))
+    ksampler(twice, CAT, EMPTY, 4.0)
+    record = record_of(twice)
+    assert record.evaluations == counted.rows == 4 * STEPS and record.names == ["positive", "sky", "dog"]
+    assert record.cosine("positive", "sky") and not record.cosine("sky", "dog") and "most opposed: positive" in record.text()
+    guider = MultiCFG(twice, EMPTY, [cat])
+    run(guider)
+    assert record_of(guider).names == ["cat", "sky", "dog"] and counted.rows == 8 * STEPS
+    assert record_of(guider).evaluations == 4 * STEPS and GuidanceReport.execute(guider, {}).args[0].shape[-1] == 3
+
+
+def test_evaluations_are_counted_once_where_another_node_answers_for_the_host(eps_model):
+    counted = Count(eps_model)
+    counted.model.set_model_sampler_calc_cond_batch_function(lambda args: [torch.zeros_like(args["input"]) for _ in args["conds"]])
+    guider = MultiCFG(counted.model, EMPTY, channels())
+    run(guider)
+    assert record_of(guider).evaluations == counted.rows
 
 
 def test_the_report_of_the_patch_is_read_from_the_model(eps_model):
