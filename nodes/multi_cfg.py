@@ -247,7 +247,7 @@ class MultiCFGGuider(io.ComfyNode):
         better = (apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
         rules = _rules(conflict, norm_cap, rescale, *better, interval_start_percent, interval_end_percent)
         guider = MultiCFG(model, unconditional, listed, rules)
-        return io.NodeOutput(guider, weights_picture(model, listed, sigmas))
+        return io.NodeOutput(guider, weights_picture(model, listed, sigmas, rules))
 
 
 class MultiCFGPatch(io.ComfyNode):
@@ -287,7 +287,7 @@ class MultiCFGPatch(io.ComfyNode):
         listed = _listed(channels)
         rules = _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
         patched = MultiCFGWrapper(listed, rules).install(model)
-        return io.NodeOutput(patched, weights_picture(model, listed, sigmas))
+        return io.NodeOutput(patched, weights_picture(model, listed, sigmas, rules))
 
 
 class GuidanceReport(io.ComfyNode):

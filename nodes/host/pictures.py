@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ...guidance.multi_cfg import Channel
+from ...guidance.multi_cfg import Channel, Rules
 from .channels import noise_scale
 from .record import Record
 
@@ -47,19 +47,27 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
     for i, (name, line) in enumerate(lines.items()):
         color = _COLORS[i % len(_COLORS)]
         thickness = 3 + 2 * (len(lines) - 1 - i)  # lines that coincide stay visible
-        draw.line([place(x, y) for x, y in line], fill=color, width=thickness, joint="curve")
+        spots = [place(x, y) for x, y in line]
+        draw.line(spots, fill=color, width=thickness, joint="curve")
+        if len(spots) == 1:
+            (x, y), radius = spots[0], 2 + thickness
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         draw.text((right - 6, top + 4 + 18 * i), name, fill=color, font=font, anchor="ra")
     return picture
 
 
-def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | None) -> torch.Tensor:
-    """The weight of every channel at each step of `sigmas`, or over all percents; an IMAGE."""
+def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | None, rules: Rules = Rules()) -> torch.Tensor:
+    """The weight of every channel under the rules at each step of `sigmas`, or over all percents; an IMAGE."""
     scale = noise_scale(model.get_model_object("model_sampling"))
     if sigmas is None or len(sigmas) < 2:
         marks = [(i / 200, scale.sigma(i / 200)) for i in range(201)]
     else:
         marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
-    lines = {f"{i} {c.name}": [(x, c.strength(s, scale)) for x, s in marks] for i, c in enumerate(channels, 1)}
+
+    def strength(channel: Channel, sigma: float) -> float:
+        return 0.0 if scale.percent(sigma) < rules.zero_init else rules.strength(channel, sigma, scale)
+
+    lines = {f"{i} {c.name}": [(x, strength(c, s)) for x, s in marks] for i, c in enumerate(channels, 1)}
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
 from controlled_diffusion.nodes.host.pictures import line_chart, weights_picture
 
@@ -17,6 +17,19 @@ def test_weights_are_drawn_over_percents_or_over_the_steps(any_model, steps):
     picture = weights_picture(any_model, CHANNELS, sigmas)
     assert picture.ndim == 4 and picture.shape[0] == 1 and picture.shape[-1] == 3
     assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.01
+
+
+def test_the_interval_and_zero_init_are_drawn_too(eps_model):
+    def drawn(**rules):
+        return weights_picture(eps_model, CHANNELS, None, Rules(**rules))
+
+    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init=0.3)]
+    assert torch.equal(plain, weights_picture(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
+
+
+def test_a_line_of_one_point_is_seen():
+    chart = np.asarray(line_chart({"one": [(0, 1.0)], "two": [(0, 0.5), (2, 0.5)]}, "", ""), np.int32)
+    assert (np.abs(chart - np.array((45, 108, 223))).sum(-1) < 30)[:, :200].sum() > 20
 
 
 def test_a_line_goes_through_its_points_and_equal_lines_are_both_seen():
