@@ -58,7 +58,7 @@ class ImageForce:
     """What a loss on the predicted clean latent, (B, C, H, W) -> (B,), adds to the prediction at weight 1.
 
     The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are the host's
-    patchers that the loss needs in memory; `batch` limits the samples at a time (0 = all).
+    patchers that the loss needs in memory; `batch` limits the pictures, of a video its frames, at a time (0 = all).
     """
 
     loss: Callable[[torch.Tensor], torch.Tensor]
@@ -69,12 +69,14 @@ class ImageForce:
 
     def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:
         """(B, C, [frames,] H, W) noisy latent and prediction -> change of the prediction, same shape."""
+        gradient = self._gradient(denoised)
         if self.through_denoiser:
-            gradient = torch.autograd.grad(self._log_p(denoised).sum(), x, retain_graph=True)[0]
-            return towards(gradient, sigma, scale.flow)
-        share = 1 / (1 + math.exp(scale.log_snr(sigma)))
-        return gradient_of(self._log_p, denoised, self.batch) * share
+            return towards(torch.autograd.grad(denoised, x, gradient, retain_graph=True)[0], sigma, scale.flow)
+        return gradient / (1 + math.exp(scale.log_snr(sigma)))
 
-    def _log_p(self, denoised: torch.Tensor) -> torch.Tensor:
-        cells = denoised.shape[-1] * denoised.shape[-2]
-        return -cells * self.loss(as_pictures(denoised)).view(len(denoised), -1).mean(1)
+    def _gradient(self, denoised: torch.Tensor) -> torch.Tensor:
+        """The gradient of log p with respect to the prediction; the loss of a video is the mean of its frames'."""
+        pictures, cells = as_pictures(denoised), denoised.shape[-1] * denoised.shape[-2]
+        share = cells * len(denoised) / len(pictures)
+        found = gradient_of(lambda part: -share * self.loss(part), pictures, self.batch)
+        return found if denoised.ndim == 4 else found.unflatten(0, (len(denoised), -1)).movedim(1, 2)

@@ -60,7 +60,7 @@ class ImageGuidanceChannel(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Pictures decoded at a time in the cheap form; 0 = all. 1 needs least memory.",
+                    tooltip="Pictures, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="The reference picture, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),

@@ -47,6 +47,21 @@ def test_the_weight_means_the_same_at_every_size_and_batch():
     torch.testing.assert_close(moved(8, batch=2), moved(8))
 
 
+@pytest.mark.parametrize("through", [False, True], ids=["cheap", "through the denoiser"])
+def test_a_video_is_read_a_part_of_its_frames_at_a_time(through):
+    z, seen = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(4)).requires_grad_(through), []
+
+    def moved(batch):
+        force = ImageForce(lambda p: seen.append(len(p)) or (p - 1).square().mean((1, 2, 3)), through, batch=batch)
+        return force(z, 1.0, 0.5 * z if through else z, VP)
+
+    torch.testing.assert_close(moved(2), moved(0))
+    assert seen == [2, 2, 2, 6]
+    inner = 0.5 * z if through else z
+    expected = 64 / 3 * 2 * (1 - inner) / (4 * 64) * 0.5
+    torch.testing.assert_close(moved(0), expected)
+
+
 def test_it_moves_towards_less_loss():
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
