@@ -6,7 +6,7 @@ from ..guidance.image_guidance import KINDS, ImageForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host import image_guidance, sockets
-from .host.gradients import differentiable_vae
+from .host.gradients import differentiable_clip_vision, differentiable_vae
 
 CLIP_KIND = "clip"
 
@@ -97,6 +97,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         if kind == CLIP_KIND:
             _need(clip_vision is not None, "Kind 'clip' needs a clip_vision: connect Load CLIP Vision, or choose another kind.")
             _need(image is not None or text is not None, "Kind 'clip' needs an image or a text to move towards: connect one.")
+            clip_vision = differentiable_clip_vision(clip_vision)
             loss = image_guidance.resembles(decode, clip_vision, image_guidance.wanted_embedding(clip_vision, image, text))
             models.append(clip_vision.patcher)
         else:

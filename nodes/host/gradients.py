@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
+import comfy.model_patcher
 import torch
 
 T = TypeVar("T")
@@ -95,6 +96,16 @@ def differentiable_vae(vae):
         return vae
     own = copy.copy(vae)
     own.patcher, own.first_stage_model = patcher, patcher.model.to(vae.vae_dtype)  # as a VAE has it that is loaded whole
+    return own
+
+
+def differentiable_clip_vision(clip_vision):
+    """The CLIP vision model itself, or, where it is loaded dynamically, one like it with a copy of the weights; no loader can make it again."""
+    if not getattr(clip_vision.patcher, "is_dynamic", bool)():
+        return clip_vision
+    own, offload_device = type(clip_vision)(clip_vision.config), clip_vision.patcher.offload_device
+    own.model.load_state_dict({k: v.clone() for k, v in clip_vision.model.state_dict().items()}, assign=True)
+    own.patcher = comfy.model_patcher.ModelPatcher(own.model, own.load_device, offload_device)
     return own
 
 

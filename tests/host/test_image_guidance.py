@@ -195,6 +195,15 @@ def test_clip_moves_towards_an_image_and_a_text_of_its_space(eps_model, vae, vis
         assert after < before
 
 
+def test_a_clip_vision_model_that_loads_dynamically_is_copied_whole(eps_model, vae, vision):
+    (plain,) = channel(eps_model, vae, 30.0, "clip", clip_vision=vision)
+    given = copy.copy(vision)
+    given.patcher = tiny.dynamic(vision.patcher)
+    (forced,) = channel(eps_model, vae, 30.0, "clip", clip_vision=given)
+    assert [m.is_dynamic() for m in forced.force.models] == [False, False] and given.patcher.is_dynamic()
+    assert_close(run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), forced])), run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), plain])))
+
+
 @pytest.mark.parametrize(
     "kind, given, message",
     [
