@@ -56,6 +56,7 @@ class ClassifierChannel(io.ComfyNode):
                     min=-1000.0,
                     max=1000.0,
                     step=0.1,
+                    round=0.01,
                     tooltip="The classifier scale s. 0 switches it off (it is not evaluated), 1 is the exact posterior, usual 1 to 10 with a prompt, more without.",
                 ),
                 *sockets.percent_range("the channel"),

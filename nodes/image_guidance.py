@@ -43,6 +43,7 @@ class ImageGuidanceChannel(io.ComfyNode):
                     min=-1000.0,
                     max=1000.0,
                     step=0.1,
+                    round=0.01,
                     tooltip="0 switches it off (nothing is decoded). Usual 1 to 16, 'clip' 10 to 50; a quarter of it with through_denoiser. Below 0 pushes away.",
                 ),
                 *sockets.percent_range("the channel"),

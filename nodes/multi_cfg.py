@@ -41,6 +41,7 @@ class GuidanceChannel(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.1,
+                    round=0.01,
                     tooltip="Strength, as cfg. 0 switches the channel off (it is not evaluated); usual 1 to 10.",
                 ),
                 io.Combo.Input(

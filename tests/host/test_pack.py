@@ -55,6 +55,14 @@ def test_id_is_the_class_name_and_names_and_category_are_given(node):
 
 
 @each_node
+def test_a_weight_can_be_typed_in_hundredths(node):
+    """Without `round` the frontend rounds what is typed to the step's digits."""
+    for given in flat_inputs(schema(node).inputs):
+        if given.id in ("weight", "cfg"):
+            assert (given.round or given.step) < 0.1, given.id
+
+
+@each_node
 def test_every_input_and_output_has_a_tooltip(node):
     for given in flat_inputs(schema(node).inputs):
         shown = given.template.input if hasattr(given, "template") else given
