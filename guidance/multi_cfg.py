@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from .directions import AS_THEY_ARE, Shaping
-from .schedules import ALWAYS, NoiseScale, Schedule
+from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")
 
@@ -52,6 +52,11 @@ class Channel:
     def __post_init__(self):
         if not math.isfinite(self.weight):
             raise ValueError(f"The weight of channel '{self.name}' is {self.weight}; give a finite number, usually 0 to 15.")
+        if isinstance(self.schedule.shape, CfgPlusPlus) and abs(self.weight) > 1.0:
+            raise ValueError(
+                f"The weight of channel '{self.name}' is {self.weight}, but under a schedule of the shape cfg++ it is lambda, from 0 to 1. Set it "
+                "to 0.2 to 1, usually 0.6."
+            )
         if self.mask is not None and not (self.mask.numel() and float(self.mask.min()) >= 0 and float(self.mask.max()) <= 1):
             raise ValueError(
                 f"The mask of channel '{self.name}' has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or "

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Push, Rules, combine, push, rescaled, resolve, without_component
+from controlled_diffusion.guidance.schedules import CfgPlusPlus, NoiseScale, Schedule
 from torch.testing import assert_close
 
 
@@ -109,6 +110,13 @@ def test_video_latents_are_mixed_like_pictures():
 def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
     with pytest.raises(ValueError, match=r"'sky' is (nan|inf); give a finite number"):
         Channel(None, weight, name="sky")
+
+
+def test_under_cfg_plus_plus_a_weight_above_lambdas_range_is_refused():
+    shape = Schedule(CfgPlusPlus((4.0, 1.0, 0.0)))
+    with pytest.raises(ValueError, match=r"'sky' is 4\.0, but under .* cfg\+\+ it is lambda, from 0 to 1\. Set it to 0\.2 to 1"):
+        Channel(None, 4.0, schedule=shape, name="sky")
+    assert Channel(None, 1.0, schedule=shape).strength(4.0, NoiseScale((10.0, 1.0, 0.1))) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize(
