@@ -33,7 +33,13 @@ def start_sigma(strength: float, unit: str, scale: NoiseScale, process: str = "V
     if unit == "snr":
         if not strength > 0.0:
             raise ValueError(f"The strength is an SNR of {strength}; give a number above 0, small for much noise.")
-        strength = scale.sigma_of_log_snr(math.log(strength))
+        sigma = scale.sigma_of_log_snr(math.log(strength))
+        if sigma > high * (1 + 1e-4):
+            lowest = math.exp(scale.log_snr(high))
+            raise ValueError(
+                f"The strength is an SNR of {strength:.4g}; the noisiest level of this model has {lowest:.4g}. Raise it to that or more."
+            )
+        return sigma
     if not 0.0 <= strength <= high * (1 + 1e-4):
         raise ValueError(f"The strength is sigma {strength:.4g}; this model goes from 0 to {high:.4g}. Lower it.")
     return strength

@@ -54,6 +54,7 @@ class SDEditSampler(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.01,
+                    round=0.0001,
                     tooltip="The noise level t0. In percent: 0 returns the guide, 0.3 to 0.6 is usual (faithful to realistic), 1 is pure noise.",
                 ),
                 io.Combo.Input(

@@ -68,6 +68,7 @@ def test_frozen_values_are_the_originals_bit_for_bit():
         (1.5, "percent", "1.5 percent; give 0"),
         (-0.1, "percent", "-0.1 percent"),
         (99.0, "sigma", "sigma 99; this model goes from 0 to 14.6"),
+        (0.001, "snr", r"an SNR of 0.001; the noisiest level of this model has 0.00469\d. Raise it"),
         (0.0, "snr", "an SNR of 0.0; give a number above 0"),
         (math.nan, "percent", "nan percent"),
     ],
