@@ -8,10 +8,10 @@ nodes still runs, and with no channel active the host's result is untouched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import comfy.model_patcher
 import comfy.model_sampling
@@ -351,17 +351,35 @@ def _predicted(mixture: Mixture, guider, x: torch.Tensor, timestep: torch.Tensor
         return predict(mixture.at(guider, x, timestep), x, timestep).detach()
 
 
+def _shown(indices: list[int], roles: list[int]) -> list[int]:
+    return [roles[i] if i < len(roles) else i for i in indices]
+
+
+@dataclass(frozen=True)
+class _FunctionWrapper:
+    """Another node's model function wrapper; the roles of every list of conditionings in turn, the outermost first."""
+
+    wrapper: Callable
+    roles: tuple[list[int], ...]
+
+    def __call__(self, apply_model, args: dict) -> torch.Tensor:
+        return self.wrapper(apply_model, {**args, "cond_or_uncond": reduce(_shown, self.roles, args["cond_or_uncond"])})
+
+
 def _with_roles(model_options: dict, roles: list[int]) -> dict:
     """Options in which other nodes see `roles` in the place of the indices of a list that is longer than plain CFG's."""
     if roles == list(range(len(roles))):
         return model_options
 
     def as_roles(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        shown = [roles[i] if i < len(roles) else i for i in transformer_options["cond_or_uncond"]]
+        shown = _shown(transformer_options["cond_or_uncond"], roles)
         return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, "cond_or_uncond": shown}, **kwargs)
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
     add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, as_roles, options, is_model_options=True)
+    if (wrapper := options.get("model_function_wrapper")) is not None:
+        known = wrapper if isinstance(wrapper, _FunctionWrapper) else _FunctionWrapper(wrapper, ())
+        options["model_function_wrapper"] = replace(known, roles=(*known.roles, roles))
     return options
 
 

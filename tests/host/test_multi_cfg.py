@@ -266,15 +266,20 @@ def test_channels_are_evaluated_when_another_node_answers_for_the_host(eps_model
 
 
 def indices_seen(model, guide) -> set[tuple[int, ...]]:
-    """What a patch on attention sees as the kinds of rows, call by call."""
+    """What a patch on attention and a wrapper of the model's function see as the kinds of rows, call by call."""
     seen = set()
 
     def look(n, context, value, extra_options):
         seen.add(tuple(sorted(extra_options["cond_or_uncond"])))
         return n, context, value
 
+    def wrapper(apply_model, args):
+        seen.add(tuple(sorted(args["cond_or_uncond"])))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
     watched = model.clone()
     watched.set_model_attn2_patch(look)
+    watched.set_model_unet_function_wrapper(wrapper)
     run(guide(watched))
     return seen
 
