@@ -27,10 +27,11 @@ ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b
 class Predictor:
     """A model under guidance, taken apart. `rows` (b,) tell which of a batch's pictures the states x (b, ...) are.
 
-    `separate` tells whether some rows of a batch can be asked without the others.
+    `plain` tells whether nothing but a row's own state and prompt makes its prediction: some rows can be asked without the others, and the
+    source's embedding in the negative's place predicts what the source does.
     """
 
-    separate = True
+    plain = True
 
     def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
         """The prediction under the source."""
@@ -211,13 +212,14 @@ class NullText(Method):
             yield kept
 
     def _best(self, predictor: Predictor, aim: Aim, null: torch.Tensor, rate: float, image_loss: ImageLoss | None) -> Kept:
-        """The optimisation of one step. What the source's embedding predicts is the conditional prediction, so it is asked only once."""
+        """The optimisation of one step. What the source's embedding predicts is asked only once where it is the conditional prediction."""
         kept, everyone = Kept.nothing(aim, null), torch.arange(len(aim.x), device=aim.x.device)
         optimizer = Adam(null, rate) if self.optimizer == "adam" else Secant(null)
-        conditional = None if self.start == "source" else predictor.conditional(aim.x, aim.now, everyone)
+        once = self.start == "source" and predictor.plain
+        conditional = None if once else predictor.conditional(aim.x, aim.now, everyone)
         null, active = null.clone(), torch.ones_like(everyone, dtype=torch.bool)
         for taken in range(self.inner_steps + 1):
-            rows = everyone[active] if predictor.separate else everyone
+            rows = everyone[active] if predictor.plain else everyone
             with torch.set_grad_enabled(taken < self.inner_steps):
                 leaf = null[rows].requires_grad_(taken < self.inner_steps)
                 unconditional = predictor.unconditional(aim.x[rows], aim.now, leaf, rows)

@@ -17,6 +17,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ...guidance.diffedit import cells, mixed
 from ...guidance.sdedit import sigmas_from
@@ -80,6 +81,15 @@ class Inversion:
     @property
     def pictures(self) -> int:
         return self.trail.carries[0][0].shape[0]
+
+
+def untouched(model_options: dict) -> bool:
+    """Whether no other node takes part in the predictions of a run with these options."""
+    options = model_options["transformer_options"]
+    hooks = [options.get(k) for k in ("patches", "patches_replace", "optimized_attention_override")]
+    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+    hooks += [options.get("wrappers", {}).get(k) for k in kinds]
+    return not any(hooks) and not any("function" in k for k in model_options)
 
 
 class Guidance(comfy.samplers.CFGGuider):

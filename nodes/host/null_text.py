@@ -23,7 +23,7 @@ from ...inversion.null_text import ImageLoss, Kept, NullText, Predictor, thresho
 from ...inversion.quality import edges_apart
 from . import gradients, perceptual
 from .image_guidance import decoder
-from .inversion import Guidance, Inversion, ModelTag, kept, latent_of, run
+from .inversion import Guidance, Inversion, ModelTag, kept, latent_of, run, untouched
 from .pictures import as_image, line_chart, stacked
 from .training import Stopped, check_whole, trainable
 
@@ -31,7 +31,7 @@ KEY = "controlled_diffusion.null_text"
 SLACK = 1e-4  # of a sigma, by which the range of its embedding begins above it
 _ALWAYS = 999999999.9  # the host's sigma of 0 percent
 _RANGES = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "timestep_start", "timestep_end")
-_TOGETHER = ("control", "gligen", "mask", "area", "hooks", "default")  # under which a picture may not be the same without the others
+_MORE = ("control", "gligen", "mask", "area", "hooks", "default")  # under which a picture may not be the same without the others
 log = logging.getLogger(__name__)
 
 
@@ -119,17 +119,6 @@ def _of_rows(part: dict, rows: torch.Tensor, pictures: int) -> dict:
     return {**part, "model_conds": {k: chosen(c) for k, c in part["model_conds"].items()}}
 
 
-def separable(guider, model_options: dict) -> bool:
-    """Whether a picture is certainly the same without the others: nothing but the host's plain path, and all that it takes by row."""
-    options = model_options["transformer_options"]
-    hooks = [options.get(k) for k in ("patches", "patches_replace", "optimized_attention_override")]
-    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-    hooks += [options.get("wrappers", {}).get(k) for k in kinds]
-    parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
-    held = [part.get(k) is not None for part in parts for k in _TOGETHER]
-    return not any(hooks) and not any(held) and not any("function" in k for k in model_options)
-
-
 def _check_embedding(guider) -> None:
     """Refuses models that make something else of text features before the network sees them."""
     (part,) = guider.conds["negative"]
@@ -150,7 +139,9 @@ class HostPredictor(Predictor):
     def __init__(self, guider: Guidance, extra_args: dict, pictures: int):
         _check_embedding(guider)
         self.guider, self.extra_args, self.pictures, self.forward = guider, extra_args, pictures, 0
-        self.separate = separable(guider, extra_args["model_options"])
+        parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
+        more = any(part.get(k) is not None for part in parts for k in _MORE)
+        self.plain = untouched(extra_args["model_options"]) and not more
 
     def null(self) -> torch.Tensor:
         """The negative's embedding (B, tokens, width)."""
@@ -161,11 +152,12 @@ class HostPredictor(Predictor):
     def _sigma(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         return torch.full([len(x)], sigma, dtype=torch.float32, device=x.device)
 
-    def _asked(self, x: torch.Tensor, sigma: float, conditioning: list) -> torch.Tensor:
+    def _asked(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
+        """The prediction of the last of (positive, negative), of which only one is given: other nodes see in whose place it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.forward += len(x)
         options = self.extra_args["model_options"]
-        return comfy.samplers.calc_cond_batch(self.guider.inner_model, [conditioning], x, self._sigma(x, sigma), options)[0]
+        return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, self._sigma(x, sigma), options)[-1]
 
     @torch.no_grad()
     def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
@@ -174,7 +166,7 @@ class HostPredictor(Predictor):
     def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         part = _of_rows(self.guider.conds["negative"][0], rows, self.pictures)
         held = part["model_conds"]
-        return self._asked(x, sigma, [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}])
+        return self._asked(x, sigma, None, [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}])
 
     def guided(
         self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor

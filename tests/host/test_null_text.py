@@ -87,13 +87,15 @@ def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
 
-def test_evaluations_are_counted_a_gradient_as_two():
-    model = small("v")
-    count = Count(model)
-    found = invert(count.model, picture())[0]
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_evaluations_are_counted_a_gradient_as_two(wrapped):
+    """A node on the model may tell positive and negative apart, so that the source is asked for both."""
+    model, rows = small("v"), []
+    model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    found = invert(Count(model).model if wrapped else model, picture())[0]
     gradients_taken = int(found.trail.extras["gradients"].sum())
-    assert gradients_taken == 3 * STEPS and count.rows == STEPS + 4 * STEPS
-    assert found.evaluations == count.rows + 2 * gradients_taken
+    assert gradients_taken == 3 * STEPS and sum(rows) == STEPS + (5 if wrapped else 4) * STEPS
+    assert found.evaluations == sum(rows) + 2 * gradients_taken
 
 
 def euler(model, negative, start, noise, sigmas, positive=SOURCE):
@@ -375,10 +377,25 @@ def rescaled(model):
     return RescaleCFG().patch(model, 0.7)[0]
 
 
-def test_what_other_nodes_make_of_guidance_is_part_of_the_loss():
+def on_positives(model):
+    """A node that changes the attention of positives alone, as IP-Adapters do."""
+
+    def stronger(q, k, v, options):
+        rows = [1.5 if index == 0 else 1.0 for index in options["cond_or_uncond"]]
+        factor = torch.tensor(rows).repeat_interleave(len(v) // len(rows)).view(-1, 1, 1)
+        return q, k, v * factor
+
+    patched = model.clone()
+    patched.set_model_attn2_patch(stronger)
+    return patched
+
+
+@pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY)], ids=["source", "empty"])
+@pytest.mark.parametrize("node", [rescaled, on_positives])
+def test_what_other_nodes_make_of_guidance_is_part_of_the_loss(node, settings):
     plain, latent = small("eps"), picture()
-    model = rescaled(plain)
-    found, blind = invert(model, latent)[0], invert(plain, latent)[0]
+    model = node(plain)
+    found, blind = (invert(m, latent, **settings)[0] for m in (model, plain))
     assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
     last = found.trail.extras["losses"][-1]
     left = (sample(model, found) - latent["samples"]).square().mean() * plain.model.latent_format.scale_factor**2
