@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
@@ -93,14 +94,32 @@ def untouched(model_options: dict) -> bool:
 
 
 class Guidance(comfy.samplers.CFGGuider):
-    """The host's CFG; at cfg 1 it needs no negative. Where the negative is the positive, cfg has no effect and is 1."""
+    """The host's CFG; at cfg 1 it needs no negative.
 
-    def __init__(self, model, positive, negative, cfg: float):
+    Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
+    method makes of the difference of the predictions.
+    """
+
+    def __init__(self, model, positive, negative, cfg: float, direction: Callable[[torch.Tensor], torch.Tensor] | None = None):
         super().__init__(model)
+        self.direction = direction
         if negative is None and cfg != 1.0:
             raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
         self.inner_set_conds({"positive": positive} if negative is None else {"positive": positive, "negative": negative})
-        self.set_cfg(1.0 if negative is not None and self._same() else cfg)
+        self.set_cfg(cfg)
+
+    def outer_sample(self, *args, **kwargs):
+        if "negative" in self.conds and untouched(self.model_options) and self._same():
+            self.set_cfg(1.0)
+        if self.direction is not None:
+            comfy.model_patcher.set_model_options_pre_cfg_function(self.model_options, self._directed)
+        return super().outer_sample(*args, **kwargs)
+
+    def _directed(self, args: dict) -> list[torch.Tensor]:
+        """Pre-CFG function: guidance goes where the method wants."""
+        positive, negative, *more = args["conds_out"]
+        guided = args["conds"][1] is not None
+        return [negative + self.direction(positive - negative), negative, *more] if guided else args["conds_out"]
 
     def _same(self) -> bool:
         """Whether positive and negative surely are one prediction."""
@@ -300,22 +319,6 @@ def stacked_conditioning(source: list, target: list, pictures: int) -> list:
     return [[rows(a, b), extra]]
 
 
-def directed(model, method: Method):
-    """The model, or a clone of it whose guidance goes where the method wants."""
-    direction = method.direction()
-    if direction is None:
-        return model
-
-    def shaped(args: dict) -> list[torch.Tensor]:
-        positive, negative, *more = args["conds_out"]
-        guided = args["conds"][1] is not None
-        return [negative + direction(positive - negative), negative, *more] if guided else args["conds_out"]
-
-    clone = model.clone()
-    clone.set_model_sampler_pre_cfg_function(shaped)
-    return clone
-
-
 @dataclass(frozen=True)
 class Replay:
     """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change."""
@@ -333,7 +336,7 @@ class Replay:
             positive = stacked_conditioning(inversion.source, positive, inversion.pictures)
             count = positive[0][0].shape[0] // inversion.pictures
         trail = inversion.trail.branches(count)
-        guider = Guidance(directed(model, inversion.method), positive, negative, cfg)
+        guider = Guidance(model, positive, negative, cfg, inversion.method.direction())
         clean = model.model.process_latent_out(trail.carries[-1][0].float())
 
         def journey(guider, slope, latent, show):

@@ -414,14 +414,24 @@ def test_under_the_source_cfg_has_no_effect(model):
     assert torch.equal(once, sample(model, ddim, 1.0))
 
 
-def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg():
-    count = Count(small("eps"))
-    inversion = negative_prompt(count.model, picture())[0]
-    assert count.rows == inversion.evaluations == STEPS
-    sample(count.model, inversion, 7.5)
-    assert count.rows == 2 * STEPS
-    sample(count.model, inversion, 7.5, positive=TARGET)
-    assert count.rows == 4 * STEPS
+@pytest.mark.parametrize("proximal", ["off", "l0"])
+def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg(proximal):
+    model, rows = small("eps"), []
+    model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    inversion = negative_prompt(model, picture(), proximal=proximal)[0]
+    assert sum(rows) == inversion.evaluations == STEPS
+    sample(model, inversion, 7.5)
+    assert sum(rows) == 2 * STEPS
+    sample(model, inversion, 7.5, positive=TARGET)
+    assert sum(rows) == 4 * STEPS
+
+
+def test_under_a_node_that_acts_on_positives_cfg_acts_as_in_a_stock_sampler():
+    model = on_positives(small("eps"))
+    inversion, _, noise, sigmas, negative = negative_prompt(model, picture())
+    blank = torch.zeros(1, 4, 8, 8)
+    assert_close(sample(model, inversion), euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas))
+    assert apart(sample(model, inversion), sample(model, inversion, 1.0)) > 0.1
 
 
 def test_an_edit_is_guidance_away_from_the_source():
