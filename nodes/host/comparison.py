@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...inversion import quality
 from . import perceptual
 from .inversion import Inversion
+from .latents import pictures_of
 from .pictures import as_image
 
 _INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
@@ -105,7 +106,7 @@ class Report:
         whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
         columns, floor = [Shown("reference", whole)], None
         if vae is not None:
-            floor = matched("VAE round trip", vae.decode(vae.encode(reference[..., :3])), reference)[0]
+            floor = matched("VAE round trip", pictures_of(vae, vae.encode(reference[..., :3])), reference)[0]
             columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
         for name, (made, own) in given.items():
             columns.append(measured(name, made, own))

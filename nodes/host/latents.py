@@ -1,4 +1,4 @@
-"""Pictures that come into a node, as the model's VAE sees them."""
+"""Pictures as the model's VAE takes and gives them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def samples_of(vae, picture, name: str) -> torch.Tensor:
         raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
     _check_size(vae, picture, name)
     return vae.encode(picture[..., :3])
+
+
+def pictures_of(vae, samples: torch.Tensor) -> torch.Tensor:
+    """What latent samples show, an IMAGE; the frames of a video VAE, which gives (B, T, H, W, C), one after the other."""
+    pictures = vae.decode(samples)
+    return pictures.reshape(-1, *pictures.shape[-3:])
 
 
 def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:

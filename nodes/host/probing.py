@@ -22,6 +22,7 @@ from ...inversion.ddim import DDIM
 from . import img2img
 from .channels import alive, noise_scale, same_conditioning
 from .inversion import slope_of
+from .latents import pictures_of
 
 
 class TwoPrompts(comfy.samplers.CFGGuider):
@@ -160,7 +161,7 @@ def _task(model, vae, picture, mask: torch.Tensor | None) -> img2img.Task:
 
 
 def _per_video(pictures: torch.Tensor, batch: int) -> torch.Tensor:
-    """(B, H, W): of all frames (B, T, H, W) or (B * T, H, W) the largest value."""
+    """(B, H, W): of all frames (B * T, H, W) the largest value."""
     return pictures.reshape(batch, -1, *pictures.shape[-2:]).amax(1)
 
 
@@ -192,7 +193,7 @@ class Subject:
     def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The mean difference (B, H, W) of the decoded mean predictions."""
         out = self.model.model.process_latent_out
-        decoded = [[self.vae.decode(out(side).to(self.latent)) for side in pair] for pair in means]
+        decoded = [[pictures_of(self.vae, out(side).to(self.latent)) for side in pair] for pair in means]
         apart = torch.stack([(target - source).abs().mean(-1) for source, target in decoded]).mean(0)
         return _per_video(apart, self.latent.shape[0]).to(self.latent)
 
@@ -208,8 +209,7 @@ class Subject:
         if self.picture is not None:
             below = self.picture[..., :3]
         elif self.vae is not None:
-            below = self.vae.decode(self.latent)
-            below = below.reshape(-1, *below.shape[-3:])
+            below = pictures_of(self.vae, self.latent)
         else:
             below = mask.new_zeros([*mask.shape, 3])
         frames = max(1, len(below) // len(mask))

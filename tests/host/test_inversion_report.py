@@ -13,6 +13,7 @@ from controlled_diffusion.nodes.inversion_report import InversionReport
 
 from compare import assert_close
 from host import tiny
+from host.video import tiny_video_vae
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -64,6 +65,14 @@ def test_with_a_vae_its_round_trip_is_shown_and_measured_against(vae):
     assert f"VAE round trip, mean of 2: PSNR {float(quality.psnr(floor, reference).mean()):.2f} dB" in text
     assert text.count("PSNR to the VAE round trip equal") == 3
     assert image.shape[2] > report(reference, reconstruction=floor)[0].shape[2]
+
+
+def test_a_video_vae_takes_a_picture_or_the_frames_of_a_video():
+    vae, reference = tiny_video_vae(), draw(5)
+    floor = vae.decode(vae.encode(reference))[0]
+    text = report(reference, reconstruction=floor, vae=vae)[1]
+    assert f"VAE round trip, mean of 5: PSNR {float(quality.psnr(floor, reference).mean()):.2f} dB" in text
+    assert "VAE round trip: PSNR" in report(reference[:1], vae=vae)[1]
 
 
 def test_the_cost_and_the_settings_of_the_inversion_are_told(inversion):
