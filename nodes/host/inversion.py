@@ -84,6 +84,11 @@ class Inversion:
         return self.trail.carries[0][0].shape[0]
 
 
+def parts_alive(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:
+    """How many parts of a conditioning the host evaluates at this sigma."""
+    return sum(alive([part], x, sigma) for part in conditioning)
+
+
 def untouched(model_options: dict) -> bool:
     """Whether no other node takes part in the predictions of a run with these options."""
     options = model_options["transformer_options"]
@@ -93,7 +98,29 @@ def untouched(model_options: dict) -> bool:
     return not any(hooks) and not any("function" in k for k in model_options)
 
 
-class Guidance(comfy.samplers.CFGGuider):
+class Checked(comfy.samplers.CFGGuider):
+    """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
+
+    `evaluations` counts rows of the network's batch for one picture, `advice` tells the user what else to move, `lead` what the positive is.
+    """
+
+    advice, lead = "move end_percent into it", "positive"
+    evaluations = 0
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
+        """The prediction at `sigma` (B,)."""
+        for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
+            active = parts_alive(self.conds[name], x, sigma)
+            if active == 0:
+                raise ValueError(
+                    f"The {self.lead if name == 'positive' else name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
+                    f"range, or {self.advice}."
+                )
+            self.evaluations += active
+        return self(x, sigma, **extra_args)
+
+
+class Guidance(Checked):
     """The host's CFG; at cfg 1 it needs no negative.
 
     Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
@@ -127,21 +154,6 @@ class Guidance(comfy.samplers.CFGGuider):
         kinds = [{part.get("prompt_type", name) for part in parts} for name, parts in zip(("positive", "negative"), pair)]
         return same_conditioning(*pair) and kinds[0] == kinds[1]
 
-    @property
-    def rows(self) -> int:
-        """Evaluations of the network for one prediction of one picture."""
-        return 1 if self.cfg == 1.0 else 2
-
-    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
-        """The prediction at `sigma` (B,); refuses a moment at which a conditioning is not active, of which the host makes zeros."""
-        for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
-            if not alive(self.conds[name], x, sigma):
-                raise ValueError(
-                    f"The {name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
-                    "range, or move end_percent into it."
-                )
-        return self(x, sigma, **extra_args)
-
 
 def slope_of(guider, extra_args: dict) -> Slope:
     """The slope of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
@@ -156,11 +168,11 @@ def slope_of(guider, extra_args: dict) -> Slope:
 class Walk(comfy.samplers.Sampler):
     """A journey through noise levels: `journey(guider, slope, clean, show)` gets the clean latent in the model's own space.
 
-    What the journey returns is in `result`, the number of predictions in `calls`.
+    What the journey returns is in `result`.
     """
 
     def __init__(self, journey: Callable, total: int):
-        self.journey, self.total, self.result, self.calls = journey, total, None, 0
+        self.journey, self.total, self.result = journey, total, None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         done = 0
@@ -171,9 +183,7 @@ class Walk(comfy.samplers.Sampler):
                 callback(min(done, self.total - 1), denoised, x.float(), self.total)
             done += 1
 
-        slope = slope_of(model_wrap, extra_args)
-        self.result = self.journey(model_wrap, slope, latent_image, show)
-        self.calls = slope.calls
+        self.result = self.journey(model_wrap, slope_of(model_wrap, extra_args), latent_image, show)
         return latent_image
 
 
@@ -264,7 +274,7 @@ def invert(
         ModelTag.of(model),
         null=negative,
         cfg=cfg,
-        evaluations=walk.calls * guider.rows,
+        evaluations=guider.evaluations,
         seconds=time.perf_counter() - began,
     )
 

@@ -23,7 +23,7 @@ from ...inversion.null_text import ImageLoss, Kept, NullText, Predictor, thresho
 from ...inversion.quality import edges_apart
 from . import gradients, perceptual
 from .image_guidance import decoder
-from .inversion import Guidance, Inversion, ModelTag, kept, latent_of, run, untouched
+from .inversion import Guidance, Inversion, ModelTag, kept, latent_of, parts_alive, run, untouched
 from .pictures import as_image, line_chart, stacked
 from .training import Stopped, check_whole, trainable
 
@@ -155,7 +155,7 @@ class HostPredictor(Predictor):
     def _asked(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
         """The prediction of the last of (positive, negative), of which only one is given: other nodes see in whose place it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.forward += len(x)
+        self.forward += len(x) * parts_alive(pair[-1], x, self._sigma(x, sigma))
         options = self.extra_args["model_options"]
         return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, self._sigma(x, sigma), options)[-1]
 
@@ -251,7 +251,7 @@ class Course:
                 raise
             log.info("Null-text inversion stopped after %d of %d steps; what was found is kept.", len(self.found), trail.steps)
         taken = sum(float(k.gradients.sum()) for k in self.found)
-        self.evaluations = slope.calls + (predictor.forward + 2 * taken) / predictor.pictures
+        self.evaluations = guider.evaluations + (predictor.forward + 2 * taken) / predictor.pictures
 
     def embeddings(self) -> list[torch.Tensor]:
         """One of every step, (B, tokens, width) on the CPU; those of steps that were not reached are what they would have begun with."""

@@ -20,13 +20,15 @@ from ...guidance import diffedit
 from ...guidance.sdedit import frozen
 from ...inversion.ddim import DDIM
 from . import img2img
-from .channels import alive, noise_scale, same_conditioning
-from .inversion import slope_of
+from .channels import noise_scale, same_conditioning
+from .inversion import Checked, slope_of
 from .latents import pictures_of
 
 
-class TwoPrompts(comfy.samplers.CFGGuider):
+class TwoPrompts(Checked):
     """The host's CFG with a second prompt, `source`, that can take the place of the positive one for a while."""
+
+    advice = "keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it"
 
     def __init__(self, model, source, target, negative, cfg: float):
         super().__init__(model)
@@ -41,20 +43,11 @@ class TwoPrompts(comfy.samplers.CFGGuider):
     def under_source(self, cfg: float):
         """While this lasts, predictions of this run are those of the source prompt, at this cfg."""
         target, own = self.conds["positive"], self.cfg
-        self.conds["positive"], self.cfg = self.conds["source"], cfg
+        self.conds["positive"], self.cfg, self.lead = self.conds["source"], cfg, "source"
         try:
             yield
         finally:
-            self.conds["positive"], self.cfg = target, own
-
-    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
-        """The prediction at `sigma` (B,); refuses a moment at which no conditioning is active, of which the host makes zeros."""
-        if not alive(self.conds["positive"], x, sigma):
-            raise ValueError(
-                f"A conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. "
-                "Widen the range, or keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it."
-            )
-        return self(x, sigma, **extra_args)
+            self.conds["positive"], self.cfg, self.lead = target, own, "positive"
 
 
 def _seeds(seed: int, count: int) -> list[int]:

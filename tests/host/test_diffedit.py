@@ -342,11 +342,12 @@ def test_it_stops_within_a_step_when_the_user_cancels(eps_model, act):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("which", ["source", "negative"])
 @pytest.mark.parametrize("act", [find, edit])
-def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act):
+def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which):
     late = [[CAT[0][0], {**CAT[0][1], "start_percent": 0.95, "end_percent": 1.0}]]
-    with pytest.raises(ValueError, match="A conditioning is not active at sigma"):
-        act(eps_model, source=late)
+    with pytest.raises(ValueError, match=f"The {which} conditioning is not active at sigma .* encode_ratio"):
+        act(eps_model, cfg=4.0, **{which: late})
 
 
 @pytest.mark.parametrize(

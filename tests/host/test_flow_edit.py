@@ -200,7 +200,8 @@ def test_bad_input_is_refused_with_what_to_do(model, knobs, message):
         edit(model, **knobs)
 
 
-def test_a_conditioning_that_is_off_at_a_level_is_refused(model):
+@pytest.mark.parametrize("which", ["source", "positive", "negative"])
+def test_a_conditioning_that_is_off_at_a_level_is_refused(model, which):
     late = [[SOURCE[0][0], {**SOURCE[0][1], "start_percent": 0.95, "end_percent": 1.0}]]
-    with pytest.raises(ValueError, match="A conditioning is not active at sigma"):
-        edit(model, source=late)
+    with pytest.raises(ValueError, match=f"The {which} conditioning is not active at sigma .* n_max"):
+        edit(model, **{which: late})

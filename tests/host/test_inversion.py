@@ -74,6 +74,12 @@ def test_each_step_evaluates_once_without_guidance_and_twice_with(model):
     assert count.rows == 8 + 16
 
 
+def test_every_part_of_a_combined_conditioning_counts_where_it_is_active():
+    count, late = Count(smooth("eps")), [[TARGET[0][0], {"start_percent": 0.5, "end_percent": 1.0}]]
+    whole, part = (invert(count.model, picture(), source=SOURCE + more)[0].evaluations for more in (TARGET, late))
+    assert whole == 16 and count.rows == whole + part and 8 < part < 16
+
+
 def test_a_batch_is_its_pictures_one_by_one(model):
     latent = picture(3)
     together = sample(model, invert(model, latent)[0], 3.0, positive=TARGET, negative=EMPTY)

@@ -47,7 +47,7 @@ def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: 
     walk = inversion.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
     clean, seconds = found.trail.carries[-1][0], time.perf_counter() - began
     errors = (walk.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
-    evaluations = found.evaluations + walk.calls * guider.rows
+    evaluations = found.evaluations + guider.evaluations
     return Found(float(errors.mean()), exact.drift(studio.model, found), seconds / count, evaluations)
 
 
