@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import comfy.samplers
+import nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.flow_edit import FlowEditSampler
@@ -39,6 +40,18 @@ def half_mask():
     mask = torch.zeros(1, 64, 64)
     mask[..., 32:] = 1
     return mask
+
+
+@pytest.mark.parametrize("node", ["ControlNetApply", "ControlNetApplyAdvanced"])
+def test_a_controlnet_of_the_target_alone_does_not_reach_the_source(node):
+    model, hint = tiny.unet("flow", output_scale=0.2), torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    if node == "ControlNetApply":
+        positive = nodes.ControlNetApply().apply_controlnet(TARGET, tiny.controlnet(), hint, 1.0)[0]
+    else:
+        positive = nodes.ControlNetApplyAdvanced().apply_controlnet(TARGET, EMPTY, tiny.controlnet(), hint, 1.0, 0.0, 1.0)[0]
+    same = dict(source=TARGET, source_cfg=1.0, cfg=1.0)
+    assert apart(edit(model, positive=TARGET, **same), picture()["samples"]) < 1e-4
+    assert apart(edit(model, positive=positive, **same), picture()["samples"]) > 0.01
 
 
 class ByHand(comfy.samplers.Sampler):
