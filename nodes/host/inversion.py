@@ -302,13 +302,25 @@ def noisy_latent(model, inversion: Inversion) -> dict:
     return {"samples": model.model.process_latent_out(start)}
 
 
-def stacked_conditioning(source: list, target: list, pictures: int) -> list:
-    """One CONDITIONING whose rows are the source for every picture, then the target for every picture.
+def row_count(conditioning: list) -> int:
+    """How many rows a CONDITIONING has, 1 for all pictures or one for each."""
+    return max(1 if features is None else len(features) for features, _ in conditioning)
 
-    A target that already holds several rows is taken as it is: the rows of Prompt-to-Prompt, source first.
-    """
-    if target[0][0].shape[0] > 1:
-        return target
+
+def check_rows(target: list, pictures: int, branches: str) -> None:
+    """Refuses a target with rows for other pictures than were inverted; with two branches, whole batches are the rows of Prompt-to-Prompt."""
+    rows = row_count(target)
+    if rows in (1, pictures) or (branches != "edit" and rows % pictures == 0):
+        return
+    prompts = "Rows of P2P Attention Patch need branches 'direct' or 'source and edit', and its batch_size"
+    raise ValueError(
+        f"positive has {rows} rows, but {pictures} picture{'s were' if pictures > 1 else ' was'} inverted; give 1, or {pictures}. {prompts} "
+        f"{pictures}."
+    )
+
+
+def stacked_conditioning(source: list, target: list, pictures: int) -> list:
+    """One CONDITIONING whose rows are the source for every picture, then the target for every picture."""
     if len(source) != 1 or len(target) != 1:
         raise ValueError(
             f"Source and target have {len(source)} and {len(target)} parts; two branches need one each. Take combined or scheduled "
@@ -321,7 +333,7 @@ def stacked_conditioning(source: list, target: list, pictures: int) -> list:
         )
 
     def rows(s, t):
-        return torch.cat([s.expand(pictures, *s.shape[1:]), t.to(s).expand(pictures, *t.shape[1:])])
+        return torch.cat([comfy.utils.repeat_to_batch_size(t, pictures) for t in (s, t.to(s))])
 
     extra = {
         k: rows(a_extra[k], v) if torch.is_tensor(v) and torch.is_tensor(a_extra.get(k)) and v.ndim > 1 else v for k, v in b_extra.items()
@@ -339,12 +351,14 @@ class Replay:
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
         """The latent (as a VAE takes it): the edit, or the source's rows and then the edit's."""
-        inversion = self.inversion
+        inversion, pictures = self.inversion, self.inversion.pictures
         inversion.model.check(model)
-        count = 1 if self.branches == "edit" else 2
-        if count == 2:
-            positive = stacked_conditioning(inversion.source, positive, inversion.pictures)
-            count = positive[0][0].shape[0] // inversion.pictures
+        check_rows(positive, pictures, self.branches)
+        count = 1
+        if self.branches != "edit":
+            count = row_count(positive) // pictures
+            if count < 2:
+                positive, count = stacked_conditioning(inversion.source, positive, pictures), 2
         trail = inversion.trail.branches(count)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction())
         clean = model.model.process_latent_out(trail.carries[-1][0].float())

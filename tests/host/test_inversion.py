@@ -140,6 +140,24 @@ def test_the_source_branch_is_the_replay_under_the_source(model):
     assert_close(both[1:], sample(model, inversion, 3.0, positive=TARGET, negative=EMPTY), atol=1e-4, rtol=1e-4)
 
 
+def test_every_picture_may_have_a_target_of_its_own():
+    model, latent = smooth("v"), picture(2)
+    inversion, target = invert(model, latent, 4)[0], [[torch.cat([tiny.conditioning(i)[0][0] for i in (4, 5)]), {}]]
+    edit = sample(model, inversion, positive=target)
+    both = sample(model, inversion, 1.0, "source and edit", positive=target)
+    assert_close(both, torch.cat([sample(model, inversion), edit]), atol=1e-4, rtol=1e-4)
+    direct = sample(model, inversion, 1.0, "direct", positive=target)
+    assert_close(direct, torch.cat([latent["samples"], edit]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pictures, rows, branches", [(3, 2, "direct"), (3, 2, "edit"), (1, 2, "edit"), (2, 4, "edit"), (2, 3, "direct")])
+def test_rows_for_other_pictures_are_refused(pictures, rows, branches):
+    model = smooth("eps")
+    inversion, target = invert(model, picture(pictures), 2)[0], [[TARGET[0][0].repeat(rows, 1, 1), {}]]
+    with pytest.raises(ValueError, match=f"positive has {rows} rows, but {pictures} picture.* P2P Attention Patch"):
+        sample(model, inversion, 1.0, branches, positive=target)
+
+
 def test_what_lies_off_the_mask_is_the_picture(model):
     latent, mask = picture(2), torch.zeros(1, 64, 64)
     mask[:, :32] = 1
