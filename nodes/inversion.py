@@ -32,11 +32,14 @@ class InversionSampler(io.ComfyNode):
                 io.Combo.Input(
                     "branches",
                     options=list(inverting.BRANCHES),
-                    tooltip="'edit': the edit alone. 'source and edit': both in one batch, the source first, so that attention control can "
+                    tooltip="'edit': the edit alone. 'source and edit': both, the source first, in one batch so that attention control can "
                     "read it. 'direct': as that, and the source stays exactly on the inversion's path (direct inversion).",
                 ),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="What the picture should become. Not connected: the source, a reconstruction."
+                    "positive",
+                    optional=True,
+                    tooltip="What the picture should become; of several pictures one for all, or a row for each. Not connected: the source, a "
+                    "reconstruction.",
                 ),
                 io.Conditioning.Input(
                     "negative",

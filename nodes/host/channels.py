@@ -44,7 +44,7 @@ def noise_scale(model_sampling, points: int = 501) -> NoiseScale:
     return NoiseScale(tuple(falling), isinstance(model_sampling, comfy.model_sampling.CONST))
 
 
-def _same_value(a, b) -> bool:
+def same_value(a, b) -> bool:
     if a is b:
         return True
     if torch.is_tensor(a) and torch.is_tensor(b):
@@ -59,7 +59,7 @@ def same_conditioning(a: list[dict], b: list[dict]) -> bool:
     own = {"uuid", "model_conds", "prompt_type"}
     pairs = list(zip(a, b))
     return len(a) == len(b) and all(
-        x.keys() - own == y.keys() - own and all(_same_value(x[k], y[k]) for k in x.keys() - own) for x, y in pairs
+        x.keys() - own == y.keys() - own and all(same_value(x[k], y[k]) for k in x.keys() - own) for x, y in pairs
     )
 
 

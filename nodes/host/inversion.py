@@ -6,6 +6,8 @@ the host's. States travel in the model's own latent space and in float32 or floa
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +25,12 @@ from comfy.patcher_extension import WrappersMP
 from ...guidance.diffedit import cells, mixed
 from ...guidance.sdedit import sigmas_from
 from ...inversion.method import Method, Slope, Trail, replay
-from .channels import alive, noise_scale, same_conditioning
+from .attention import KEY as MARK
+from .channels import alive, noise_scale, same_conditioning, same_value
 from .fingerprint import Weights
 from .latents import samples_of
+
+_log = logging.getLogger(__name__)
 
 BRANCHES = ("edit", "source and edit", "direct")
 
@@ -112,35 +117,68 @@ class Checked(comfy.samplers.CFGGuider):
         for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
             active = parts_alive(self.conds[name], x, sigma)
             if active == 0:
+                told = self.lead if name == "positive" else name
                 raise ValueError(
-                    f"The {self.lead if name == 'positive' else name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
+                    f"The {told} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
                     f"range, or {self.advice}."
                 )
             self.evaluations += active
         return self(x, sigma, **extra_args)
+
+    def _source(self) -> list[dict]:
+        """The source's parts, without ControlNet and gligen of the positive, which the host hands on to all other conditionings."""
+        pairs = zip(self.original_conds["source"], self.conds["source"])
+        return [{k: v for k, v in part.items() if k not in ("control", "gligen") or own.get(k) is not None} for own, part in pairs]
+
+    @contextlib.contextmanager
+    def under_source(self, cfg: float):
+        """While this lasts, predictions of this run are those of the conditioning "source", at this cfg."""
+        target, own = self.conds["positive"], self.cfg
+        self.conds["positive"], self.cfg, self.lead = self._source(), cfg, "source"
+        try:
+            yield
+        finally:
+            self.conds["positive"], self.cfg, self.lead = target, own, "positive"
 
 
 class Guidance(Checked):
     """The host's CFG; at cfg 1 it needs no negative.
 
     Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
-    method makes of the difference of the predictions.
+    method makes of the difference of the predictions. With a `source`, the first half of a batch is predicted under it.
     """
 
-    def __init__(self, model, positive, negative, cfg: float, direction: Callable[[torch.Tensor], torch.Tensor] | None = None):
+    def __init__(
+        self,
+        model,
+        positive,
+        negative,
+        cfg: float,
+        direction: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        source: list | None = None,
+    ):
         super().__init__(model)
         self.direction = direction
         if negative is None and cfg != 1.0:
             raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
-        self.inner_set_conds({"positive": positive} if negative is None else {"positive": positive, "negative": negative})
+        given = {"positive": positive, "negative": negative, "source": source}
+        self.inner_set_conds({k: v for k, v in given.items() if v is not None})
         self.set_cfg(cfg)
 
     def outer_sample(self, *args, **kwargs):
-        if "negative" in self.conds and untouched(self.model_options) and self._same():
+        if "negative" in self.conds and "source" not in self.conds and untouched(self.model_options) and self._same():
             self.set_cfg(1.0)
         if self.direction is not None:
             comfy.model_patcher.set_model_options_pre_cfg_function(self.model_options, self._directed)
         return super().outer_sample(*args, **kwargs)
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
+        if "source" not in self.conds:
+            return super().denoised(x, sigma, **extra_args)
+        first = len(x) // 2
+        with self.under_source(self.cfg):
+            source = super().denoised(x[:first], sigma[:first], **extra_args)
+        return torch.cat([source, super().denoised(x[first:], sigma[first:], **extra_args)])
 
     def _directed(self, args: dict) -> list[torch.Tensor]:
         """Pre-CFG function: guidance goes where the method wants."""
@@ -312,38 +350,45 @@ def check_rows(target: list, pictures: int, branches: str) -> None:
     rows = row_count(target)
     if rows in (1, pictures) or (branches != "edit" and rows % pictures == 0):
         return
-    prompts = "Rows of P2P Attention Patch need branches 'direct' or 'source and edit', and its batch_size"
+    were, allowed = ("picture was", "1") if pictures == 1 else ("pictures were", f"1, or {pictures}")
     raise ValueError(
-        f"positive has {rows} rows, but {pictures} picture{'s were' if pictures > 1 else ' was'} inverted; give 1, or {pictures}. {prompts} "
-        f"{pictures}."
+        f"positive has {rows} rows, but {pictures} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
+        f"'source and edit', and its batch_size {pictures}."
     )
 
 
 def stacked_conditioning(source: list, target: list, pictures: int) -> list:
-    """One CONDITIONING whose rows are the source for every picture, then the target for every picture."""
-    if len(source) != 1 or len(target) != 1:
-        raise ValueError(
-            f"Source and target have {len(source)} and {len(target)} parts; two branches need one each. Take combined or scheduled "
-            "conditionings apart, or choose branches 'edit'."
-        )
-    (a, a_extra), (b, b_extra) = source[0], target[0]
-    if a.shape[1:] != b.shape[1:]:
-        raise ValueError(
-            f"Source and target prompt have {a.shape[1]} and {b.shape[1]} tokens; two branches need equally many. Shorten the longer one."
-        )
+    """One CONDITIONING whose rows are the source for every picture, then the target for every picture; both differ in nothing but rows."""
 
     def rows(s, t):
         return torch.cat([comfy.utils.repeat_to_batch_size(t, pictures) for t in (s, t.to(s))])
 
-    extra = {
-        k: rows(a_extra[k], v) if torch.is_tensor(v) and torch.is_tensor(a_extra.get(k)) and v.ndim > 1 else v for k, v in b_extra.items()
-    }
+    ((a, a_extra),), ((b, b_extra),) = source, target
+    extra = {k: rows(a_extra[k], v) if k in a_extra and _are_rows(a_extra[k], v) else v for k, v in b_extra.items()}
     return [[rows(a, b), extra]]
+
+
+def _are_rows(a, b) -> bool:
+    return torch.is_tensor(a) and torch.is_tensor(b) and a.ndim > 1 and a.shape[1:] == b.shape[1:]
+
+
+def differences(source: list, target: list) -> list[str]:
+    """What keeps source and target out of one CONDITIONING: what the host knows only for all of its rows."""
+    if len(source) != 1 or len(target) != 1:
+        return ["number of parts"]
+    ((a, a_extra),), ((b, b_extra),) = source, target
+    lengths = [] if _are_rows(a, b) else ["number of tokens"]
+    pairs = {k: (a_extra.get(k), b_extra.get(k)) for k in (a_extra | b_extra).keys() - {MARK}}
+    return lengths + sorted(k for k, (s, t) in pairs.items() if not _are_rows(s, t) and not same_value(s, t))
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change."""
+    """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change.
+
+    Two branches are one batch where their conditionings allow it, so that attention control can read the source; else each is predicted by
+    itself.
+    """
 
     inversion: Inversion
     branches: str = "edit"
@@ -354,17 +399,20 @@ class Replay:
         inversion, pictures = self.inversion, self.inversion.pictures
         inversion.model.check(model)
         check_rows(positive, pictures, self.branches)
-        count = 1
-        if self.branches != "edit":
-            count = row_count(positive) // pictures
-            if count < 2:
-                positive, count = stacked_conditioning(inversion.source, positive, pictures), 2
-        trail = inversion.trail.branches(count)
-        guider = Guidance(model, positive, negative, cfg, inversion.method.direction())
+        count, source = 1 if self.branches == "edit" else max(2, row_count(positive) // pictures), None
+        if count == 2 and row_count(positive) <= pictures:
+            if apart := differences(inversion.source, positive):
+                source = inversion.source
+                told = ", ".join(apart)
+                _log.info("Source and target differ in %s: each is predicted by itself, attention control cannot read the source.", told)
+            else:
+                positive = stacked_conditioning(inversion.source, positive, pictures)
+        guider = Guidance(model, positive, negative, cfg, inversion.method.direction(), source)
+        trail = inversion.trail.branches(1 if source else count)
         clean = model.model.process_latent_out(trail.carries[-1][0].float())
 
         def journey(guider, slope, latent, show):
-            here = _on(trail, latent.device)
+            here = _on(inversion.trail.branches(count), latent.device)
             return replay(inversion.method, slope, here, between=self._between(here, count), show=show)
 
         walk = run(guider, clean, trail.sigmas, journey, trail.steps)

@@ -6,7 +6,6 @@ cancelling are the host's.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from dataclasses import dataclass
 
@@ -38,21 +37,6 @@ class TwoPrompts(Checked):
     def agree(self) -> bool:
         """Whether both prompts ask the network for the same prediction."""
         return same_conditioning(self.original_conds["source"], self.original_conds["positive"])
-
-    def _source(self) -> list[dict]:
-        """The source's parts, without ControlNet and gligen of the positive, which the host hands on to all other conditionings."""
-        pairs = zip(self.original_conds["source"], self.conds["source"])
-        return [{k: v for k, v in part.items() if k not in ("control", "gligen") or own.get(k) is not None} for own, part in pairs]
-
-    @contextlib.contextmanager
-    def under_source(self, cfg: float):
-        """While this lasts, predictions of this run are those of the source prompt, at this cfg."""
-        target, own = self.conds["positive"], self.cfg
-        self.conds["positive"], self.cfg, self.lead = self._source(), cfg, "source"
-        try:
-            yield
-        finally:
-            self.conds["positive"], self.cfg, self.lead = target, own, "positive"
 
 
 def _seeds(seed: int, count: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 import comfy.sample
 import comfy.samplers
+import node_helpers
+import nodes
 import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
@@ -10,7 +12,7 @@ from controlled_diffusion.nodes.host import inversion as inverting
 from controlled_diffusion.nodes.inversion import InversionSampler
 
 from compare import assert_close
-from host import tiny
+from host import tiny, tiny_text
 from host.sampling import Count
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -138,6 +140,33 @@ def test_the_source_branch_is_the_replay_under_the_source(model):
     both = sample(model, inversion, 3.0, "source and edit", positive=TARGET, negative=EMPTY)
     assert_close(both[:1], sample(model, inversion, 3.0, negative=EMPTY), atol=1e-4, rtol=1e-4)
     assert_close(both[1:], sample(model, inversion, 3.0, positive=TARGET, negative=EMPTY), atol=1e-4, rtol=1e-4)
+
+
+def dressed(what: str) -> tuple:
+    """A model, a latent, a source and a target that cannot share one batch."""
+    if what == "guidance":
+        model, clip = tiny_text.denoiser("flux"), tiny_text.clip("flux")
+        prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a cat", "a dog")]
+        guided = [node_helpers.conditioning_set_values(c, {"guidance": g}) for c, g in zip(prompts, (1.0, 3.5))]
+        return model, {"samples": draw(2, 16, 8, 8)}, *guided
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    targets = {
+        "control": nodes.ControlNetApply().apply_controlnet(TARGET, tiny.controlnet(), hint, 0.5)[0],
+        "parts": TARGET + EMPTY,
+        "tokens": tiny.conditioning(4, tokens=154),
+    }
+    return smooth("eps"), picture(2), SOURCE, targets[what]
+
+
+@pytest.mark.parametrize("what", ["guidance", "control", "parts", "tokens"])
+def test_each_branch_keeps_what_belongs_to_its_own_conditioning(what):
+    model, latent, source, target = dressed(what)
+    inversion = invert(model, latent, 3, source=source)[0]
+    alone = torch.cat([sample(model, inversion, positive=c) for c in (source, target)])
+    assert_close(sample(model, inversion, 1.0, "source and edit", positive=target), alone, atol=1e-4, rtol=1e-4)
+    assert_close(sample(model, inversion, 1.0, "direct", positive=target), torch.cat([latent["samples"], alone[2:]]), atol=1e-4, rtol=1e-4)
+    plain = node_helpers.conditioning_set_values(source, {k: v for k, v in target[0][1].items() if k != "pooled_output"})
+    assert what in ("parts", "tokens") or apart(sample(model, inversion, positive=plain), alone[:2]) > 1e-3
 
 
 def test_every_picture_may_have_a_target_of_its_own():
