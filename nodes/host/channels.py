@@ -494,8 +494,10 @@ class MultiCFGWrapper:
             self.mixture.running.clear()
 
     def predict(self, executor, x, timestep, model_options={}, seed=None):
-        """PREDICT_NOISE: within the host's CFG where the guider is the host's, on top of the result of any other."""
+        """PREDICT_NOISE: within the host's CFG where the guider is the host's, on top of the result of any other, not where one is alone."""
         guider = executor.class_obj
+        if getattr(guider, "alone", False):
+            return executor(x, timestep, model_options, seed)
         inside = isinstance(guider, MultiCFG) or type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
 
         def predict(moment, x, timestep):

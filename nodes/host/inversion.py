@@ -107,9 +107,10 @@ class Checked(comfy.samplers.CFGGuider):
     """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
 
     `evaluations` counts rows of the network's batch for one picture, `advice` tells the user what else to move, `lead` what the positive is.
+    While it is `alone`, channels of Multi CFG Patch stay out.
     """
 
-    advice, lead = "move end_percent into it", "positive"
+    advice, lead, alone = "move end_percent into it", "positive", False
     evaluations = 0
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
@@ -131,14 +132,14 @@ class Checked(comfy.samplers.CFGGuider):
         return [{k: v for k, v in part.items() if k not in ("control", "gligen") or own.get(k) is not None} for own, part in pairs]
 
     @contextlib.contextmanager
-    def under_source(self, cfg: float):
+    def under_source(self, cfg: float, alone: bool = False):
         """While this lasts, predictions of this run are those of the conditioning "source", at this cfg."""
         target, own = self.conds["positive"], self.cfg
-        self.conds["positive"], self.cfg, self.lead = self._source(), cfg, "source"
+        self.conds["positive"], self.cfg, self.lead, self.alone = self._source(), cfg, "source", alone
         try:
             yield
         finally:
-            self.conds["positive"], self.cfg, self.lead = target, own, "positive"
+            self.conds["positive"], self.cfg, self.lead, self.alone = target, own, "positive", False
 
 
 class Guidance(Checked):

@@ -220,7 +220,7 @@ class MaskedDDIM(comfy.samplers.Sampler):
             if callback is not None:
                 callback(next(done), denoised, x, total)
 
-        with guider.under_source(1.0):
+        with guider.under_source(1.0, alone=True):
             trail = DDIM().encode(slope_of(guider, extra_args), latent_image, sigmas.tolist(), show)
         states = [x for (x,) in trail.carries]
         return diffedit.sample_diffedit(

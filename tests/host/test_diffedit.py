@@ -4,8 +4,10 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
 from controlled_diffusion.nodes.host import img2img, probing
+from controlled_diffusion.nodes.host.channels import MultiCFGWrapper
 
 from compare import assert_close
 from host import tiny
@@ -306,6 +308,13 @@ def test_a_hard_edit_cuts_the_mask_at_one_half(model, vae):
 
 def test_without_a_vae_there_is_no_picture(eps_model):
     assert isinstance(edit(eps_model)[1], ExecutionBlocker)
+
+
+def test_channels_of_multi_cfg_patch_act_in_the_denoising_alone():
+    model, rows = tiny.unet("eps"), []
+    model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    edit(MultiCFGWrapper([Channel(conditioning(4), 2.0)]).install(model))
+    assert rows == [1] * 4 + [3] * 4
 
 
 def test_without_a_source_the_negative_encodes(model):
