@@ -139,6 +139,7 @@ class HostPredictor(Predictor):
     def __init__(self, guider: Guidance, extra_args: dict, pictures: int):
         _check_embedding(guider)
         self.guider, self.extra_args, self.pictures, self.forward = guider, extra_args, pictures, 0
+        self.current = guider.conds["negative"]
         parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
         more = any(part.get(k) is not None for part in parts for k in _MORE)
         self.plain = untouched(extra_args["model_options"]) and not more
@@ -166,20 +167,28 @@ class HostPredictor(Predictor):
     def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         part = _of_rows(self.guider.conds["negative"][0], rows, self.pictures)
         held = part["model_conds"]
-        return self._asked(x, sigma, None, [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}])
+        self.current = [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}]
+        return self._asked(x, sigma, None, self.current)
 
     def guided(
         self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
-        """The guider's own prediction with the two taken as given; the network is asked for nothing but what other nodes add."""
-        given = [[conditional, unconditional]]
+        """The guider's own prediction with the two taken as given; the network is asked for nothing but what other nodes add.
+
+        They too see the embeddings of the last `unconditional` as the negative.
+        """
+        given, own = [[conditional, unconditional]], self.guider.conds["negative"]
 
         def known(executor, *args, **kwargs):
             return given.pop() if given else executor(*args, **kwargs)
 
         options = comfy.model_patcher.create_model_options_clone(self.extra_args["model_options"])
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, known, options, is_model_options=True)
-        denoised = self.guider(x, self._sigma(x, sigma), **self.extra_args | {"model_options": options})
+        self.guider.conds["negative"] = self.current
+        try:
+            denoised = self.guider(x, self._sigma(x, sigma), **self.extra_args | {"model_options": options})
+        finally:
+            self.guider.conds["negative"] = own
         if given:
             raise ValueError(
                 "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Take it away."
