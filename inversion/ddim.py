@@ -47,9 +47,9 @@ class DDIM(Method):
         for now, goal in rising(sigmas):
             x, left = self._up(slope, states[-1], now, goal)
             states.append(x)
-            residuals.append(left)
+            residuals += [] if left is None else [left]
             show(x, slope.denoised)
-        extras = {"residuals": torch.stack(residuals[::-1])} if self.fixed_point_iterations else {}
+        extras = {"residuals": torch.stack(residuals[::-1])} if residuals else {}
         return Trail(tuple(sigmas), tuple((x,) for x in reversed(states)), extras)
 
     def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
@@ -62,10 +62,15 @@ class DDIM(Method):
             return (goal - now) * first
         return (goal - now) * slope(x + (goal - now) / 2 * first, (now + goal) / 2)
 
-    def _up(self, slope: Slope, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the state at `goal` from which a step down leads to x, what is left of the residual). Nothing is asked at sigma 0."""
+    def _up(self, slope: Slope, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the state at `goal` from which a step down leads to x, what is left of the residual). Nothing is asked at sigma 0.
+
+        Without fixed-point iterations the first guess, whose residual nobody asks for.
+        """
         first = slope(x, goal, now) if self.order == 1 or now == 0.0 else None
         start = x + self._move(slope, x, now, goal, first)
+        if not self.fixed_point_iterations:
+            return start, None
         return solve(
             lambda y: x - self._move(slope, y, goal, now),
             start,

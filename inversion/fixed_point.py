@@ -15,9 +15,14 @@ DEPTH = 3  # differences of iterates that Anderson acceleration mixes
 RIDGE = 1e-13  # of the mixture's equations, relative
 
 
+def precise(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, or in float32 on devices that have nothing finer (Apple's)."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """|a - b| / |b| of each sample, (B,) in float64."""
-    a, b = a.double().flatten(1), b.double().flatten(1)
+    """|a - b| / |b| of each sample, (B,) in float64 where the device has it."""
+    a, b = precise(a).flatten(1), precise(b).flatten(1)
     return (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
 
 
@@ -28,7 +33,7 @@ def anderson(ys: Sequence[torch.Tensor], images: Sequence[torch.Tensor]) -> torc
     """
     if len(ys) == 1:
         return images[0]
-    residuals = torch.stack([(g - y).double().flatten(1) for y, g in zip(ys, images)], -1)
+    residuals = torch.stack([precise(g - y).flatten(1) for y, g in zip(ys, images)], -1)
     steps = residuals.diff(dim=-1)
     gram = steps.mT @ steps
     ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-30)

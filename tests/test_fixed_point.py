@@ -37,6 +37,26 @@ def test_without_iterations_it_is_ddim_inversion(family):
     assert trail.extras == {}
 
 
+class Apples(torch.Tensor):
+    """As tensors on an Apple GPU, which has no float64."""
+
+    device = property(lambda self: torch.device("mps"))
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+
+@pytest.mark.parametrize("options", [dict(), *(dict(fixed_point_iterations=5, acceleration=a) for a in ACCELERATIONS)], ids=str)
+def test_a_device_without_float64_takes_float32(options):
+    def way(x, at, level=None):
+        return torch.tanh(x.roll(1, -1)) / (1 + at)
+
+    way.denoised = None
+    plain, apples = (encode(DDIM(**options), way, x0) for x0 in (draw().float(), draw().float().as_subclass(Apples)))
+    assert_close(apples.carries[0][0].as_subclass(torch.Tensor), plain.carries[0][0], atol=1e-5, rtol=1e-5)
+    assert all(t.dtype == torch.float32 for t in apples.extras.values())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("acceleration", ACCELERATIONS)

@@ -436,11 +436,15 @@ class Replay:
 
 
 def _on(trail: Trail, device: torch.device) -> Trail:
-    """A trail on the device that the model runs on."""
+    """A trail on the device that the model runs on, in float32 where that has nothing finer."""
+
+    def moved(t: torch.Tensor) -> torch.Tensor:
+        return t.to(device, torch.float32 if device.type == "mps" and t.dtype == torch.float64 else t.dtype)
+
     return replace(
         trail,
-        carries=tuple(tuple(t.to(device) for t in carry) for carry in trail.carries),
-        extras={k: t.to(device) for k, t in trail.extras.items()},
+        carries=tuple(tuple(moved(t) for t in carry) for carry in trail.carries),
+        extras={k: moved(t) for k, t in trail.extras.items()},
     )
 
 
