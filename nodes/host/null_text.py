@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +24,13 @@ from . import gradients, perceptual
 from .image_guidance import decoder
 from .inversion import Guidance, Inversion, ModelTag, kept, latent_of, parts_alive, run, untouched
 from .pictures import as_image, line_chart, stacked
-from .training import Stopped, check_whole, trainable
+from .training import check_whole, trainable
 
 KEY = "controlled_diffusion.null_text"
 SLACK = 1e-4  # of a sigma, by which the range of its embedding begins above it
 _ALWAYS = 999999999.9  # the host's sigma of 0 percent
 _RANGES = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "timestep_start", "timestep_end")
 _MORE = ("control", "gligen", "mask", "area", "hooks", "default")  # under which a picture may not be the same without the others
-log = logging.getLogger(__name__)
 
 
 # --- the negative -----------------------------------------------------------------------------------------------
@@ -230,7 +228,6 @@ class Course:
     mutations: bool = False  # whether the network changes in place what autograd saves
     checkpointing: bool = False
     found: list[Kept] = field(default_factory=list)
-    null: torch.Tensor | None = None
     evaluations: float = 0.0
 
     def __call__(self, guider: Guidance, slope: Slope, clean: torch.Tensor, show: Callable) -> Trail:
@@ -249,31 +246,21 @@ class Course:
     def _back(self, guider: Guidance, slope: Slope, trail: Trail, show: Callable) -> None:
         predictor = HostPredictor(guider, slope.extra_args, len(trail.carries[0][0]))
         gradients.attend_with_derivative(slope.extra_args["model_options"]["transformer_options"])
-        self.null = predictor.null()
-        ways = self.method.optimised(predictor, trail, self.null, slope.input_scale, self.image_loss(trail.carries[-1][0]))
-        try:
-            for kept_here in ways:
-                self.found.append(kept_here)
-                show(kept_here.x, kept_here.denoised)
-        except Stopped:
-            if not self.found:
-                raise
-            log.info("Null-text inversion stopped after %d of %d steps; what was found is kept.", len(self.found), trail.steps)
+        ways = self.method.optimised(predictor, trail, predictor.null(), slope.input_scale, self.image_loss(trail.carries[-1][0]))
+        for kept_here in ways:
+            self.found.append(kept_here)
+            show(kept_here.x, kept_here.denoised)
         taken = sum(float(k.gradients.sum()) for k in self.found)
         self.evaluations = guider.evaluations + (predictor.forward + 2 * taken) / predictor.pictures
 
     def embeddings(self) -> list[torch.Tensor]:
-        """One of every step, (B, tokens, width) on the CPU; those of steps that were not reached are what they would have begun with."""
-        own = [k.null.detach().cpu() for k in self.found]
-        rest = self.null.detach().cpu() if self.method.start == "source" else own[-1]
-        return own + [rest] * (len(self.sigmas) - 1 - len(own))
+        """One of every step, (B, tokens, width) on the CPU."""
+        return [k.null.detach().cpu() for k in self.found]
 
     def extras(self) -> dict[str, torch.Tensor]:
-        """Per step and picture: the loss of the start and of what was kept, and the gradients taken; NaN for steps not reached."""
-        rows = {"first_losses": [k.first for k in self.found], "losses": [k.loss for k in self.found]}
-        rows["gradients"] = [k.gradients for k in self.found]
-        rest = [torch.full_like(self.found[0].loss, torch.nan)] * (len(self.sigmas) - 1 - len(self.found))
-        return {name: torch.stack([*values, *rest]).detach().cpu() for name, values in rows.items()}
+        """Per step and picture: the loss of the start and of what was kept, and the gradients taken."""
+        names = {"first_losses": "first", "losses": "loss", "gradients": "gradients"}
+        return {name: torch.stack([getattr(k, own) for k in self.found]).detach().cpu() for name, own in names.items()}
 
 
 def invert(
@@ -322,15 +309,14 @@ def loss_curve(inversion: Inversion) -> torch.Tensor:
     """The loss of every step at its start and at its end, where it was enough, and the gradients taken; an IMAGE. Means of the pictures."""
     extras, method, steps = inversion.trail.extras, inversion.method, inversion.trail.steps
     means = {k: v.mean(1).tolist() for k, v in extras.items()}
-    done = [i for i in range(steps) if math.isfinite(means["losses"][i])]
     lines = {
-        "at the start of the step": [(i, 1e5 * means["first_losses"][i]) for i in done],
-        "enough": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in done],
-        "kept": [(i, 1e5 * means["losses"][i]) for i in done],
+        "at the start of the step": [(i, 1e5 * means["first_losses"][i]) for i in range(steps)],
+        "enough": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in range(steps)],
+        "kept": [(i, 1e5 * means["losses"][i]) for i in range(steps)],
     }
     title = f"loss times 100 000; {inversion.evaluations} evaluations for each picture, a gradient counting as two"
     charts = [
         line_chart(lines, title, "step"),
-        line_chart({"gradients": [(i, means["gradients"][i]) for i in done]}, "gradients taken", "step", (768, 220)),
+        line_chart({"gradients": [(i, means["gradients"][i]) for i in range(steps)]}, "gradients taken", "step", (768, 220)),
     ]
     return as_image(stacked(charts))
