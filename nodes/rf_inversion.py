@@ -1,10 +1,14 @@
 """RF-Inversion: inversion and editing of flow models as optimal control."""
 
+import logging
+
 from comfy_api.latest import io
 
 from ..inversion.rf_inversion import RFInversion
 from .host import inversion, sockets
 from .host.channels import check_conditionings, noise_scale
+
+_log = logging.getLogger(__name__)
 
 
 class RFInverter(io.ComfyNode):
@@ -94,6 +98,15 @@ class RFInverter(io.ComfyNode):
         method = RFInversion(gamma, eta, start, end, decay, seed, inversion.noise_deviation(sampling))
         sigmas = inversion.levels(model, scheduler, steps, end_percent)
         found = inversion.invert(model, vae, picture, source, method, sigmas)
+        if eta and not any(method.pull(i, found.trail) for i in range(found.trail.steps)):
+            _log.warning(
+                "eta %g never acts: no step begins between eta_start_percent %g and eta_end_percent %g. Raise eta_end_percent, above "
+                "end_percent %g, or lower end_percent.",
+                eta,
+                eta_start_percent,
+                eta_end_percent,
+                end_percent,
+            )
         return io.NodeOutput(*inversion.outputs(model, found))
 
 

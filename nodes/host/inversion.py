@@ -264,10 +264,8 @@ def check_flow(model, what: str, instead: str) -> None:
     """Refuses models that are no flow models."""
     tag = ModelTag.of(model)
     if tag.prediction != "flow":
-        raise ValueError(
-            f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it, or make it one with Model "
-            "Sampling as Flow."
-        )
+        convertible = ", or make it one with Model Sampling as Flow" if tag.prediction in ("eps", "v") else ""
+        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it{convertible}.")
 
 
 def check_channels(model, samples: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """RF-Inversion inside the real host."""
 
+import logging
+
 import pytest
 import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
@@ -115,12 +117,27 @@ def test_models_without_a_flow_are_refused_by_name_with_what_to_use(family):
         invert(tiny.unet(family))
 
 
+def test_a_model_that_cannot_become_a_flow_model_is_not_sent_there():
+    model = tiny.unet("eps")
+    model.add_object_patch("model_sampling", type("Another", (torch.nn.Module,), {})())
+    with pytest.raises(ValueError, match=r"SD15, another prediction\)\. Use DDIM Inverter or Edit-Friendly Inverter with it\.$"):
+        invert(model)
+
+
+def test_an_eta_that_never_acts_is_told(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        invert(model, eta_end_percent=0.4)
+        assert not caplog.records
+        invert(model, eta_end_percent=0.4, end_percent=0.5)
+    assert "eta 0.9 never acts: no step begins between eta_start_percent 0 and eta_end_percent 0.4" in caplog.text
+
+
 @pytest.mark.parametrize(
     "knobs, message",
     [
         (dict(gamma=1.5), r"gamma is 1\.5; give 0"),
         (dict(eta=2.0), "eta is 2; give 0"),
-        (dict(eta_start_percent=0.6, eta_end_percent=0.2), r"eta starts at sigma .* and ends at"),
+        (dict(eta_start_percent=0.6, eta_end_percent=0.2), r"eta_start_percent is sigma .* and eta_end_percent sigma"),
         (dict(source=[]), "source is an empty conditioning"),
     ],
 )
