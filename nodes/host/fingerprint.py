@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 SAMPLES = 16  # values of every weight
+_FORMAT = "comfy_quant"  # the host's entry beside the weight of a quantised layer
 _GOLDEN, _WORD = 0x9E3779B1, 1 << 32  # multiples of the golden ratio spread evenly, in every dimension
 
 
@@ -25,8 +26,7 @@ class Weights:
     def of(cls, model, prefix: str = "diffusion_model.") -> Weights:
         """Those of a MODEL as it was loaded, without the LoRA and hooks that may be baked into it; copies no weight. Of the patcher of a CLIP
         or VAE those of all its weights, with the prefix ""."""
-        whole = model.model_state_dict(prefix)
-        named = sorted((k, unpatched(model, k, weight)) for k, weight in whole.items())
+        named = sorted((k, unpatched(model, k, weight)) for k, weight in _unpacked(model, prefix).items())
         layout = hashlib.sha256("".join(f"{k} {tuple(w.shape)}\n" for k, w in named).encode()).hexdigest()[:32]
         signs = [_signs(w) for _, w in named if w.is_floating_point() and w.numel()]
         return cls(layout, "".join("-0+"[s + 1] for s in _gathered(signs)))
@@ -49,6 +49,22 @@ def traits(value):
     if hasattr(value, "weights"):  # an adapter of the host
         return [type(value).__name__, traits(value.weights)]
     return value if value is None or isinstance(value, (str, int, float, bool)) else type(value).__name__
+
+
+def _unpacked(model, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of a MODEL by name; of layers that the host keeps quantised no scales and formats, and no packed storage."""
+    whole = model.model_state_dict(prefix)
+    packed = {k.removesuffix(_FORMAT) for k in whole if k.endswith(_FORMAT)}
+    held = dict(model.model.named_parameters()) if packed else {}
+    found = {}
+    for k, weight in whole.items():
+        layer, name = k[: k.rfind(".") + 1], k[k.rfind(".") + 1 :]
+        if layer not in packed:
+            found[k] = weight
+        elif name in ("weight", "bias"):
+            stored = weight.shape == held[k].shape and weight.is_floating_point()  # fp8, whose scales are positive
+            found[k] = weight if stored else held[k].dequantize()
+    return found
 
 
 def unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Which model an inversion belongs to: told by its weights, in any precision, under any LoRA."""
 
+import json
 from dataclasses import replace
 
 import comfy.hooks
 import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 import pytest
 import torch
@@ -33,6 +36,32 @@ def with_lora(model):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_the_same_weights_in_another_precision_are_the_same(dtype):
     assert Weights.of(in_precision(dtype)).same(Weights.of(tiny.unet("eps")))
+
+
+def quantised(kind: str):
+    """The model with a layer as the host holds it of a quantised file."""
+    model = tiny.unet("eps")
+    block = model.get_model_object("diffusion_model").middle_block[1].transformer_blocks[0].attn2
+    weight = block.to_v.weight.float()
+    scale = weight.abs().max() / 448
+    layer = comfy.ops.mixed_precision_ops({}, torch.float32).Linear(weight.shape[1], weight.shape[0], bias=False, device="cpu")
+    stored = {"weight": (weight / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
+    if kind == "nvfp4":
+        packed = comfy.quant_ops.QuantizedTensor.from_float(weight, "TensorCoreNVFP4Layout")
+        stored = packed.state_dict("weight")
+    form = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    layer.load_state_dict(stored | {"comfy_quant": form}, strict=False)
+    block.to_v = layer
+    return model
+
+
+@pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this ComfyUI loads no quantised layers")
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "nvfp4"])
+def test_the_same_weights_from_a_quantised_file_are_the_same(kind):
+    model = quantised(kind)
+    assert f"{KEY}_scale" in model.model_state_dict(), "the layer is not quantised: nothing is tested"
+    assert Weights.of(model).same(Weights.of(tiny.unet("eps")))
+    assert not Weights.of(model).same(Weights.of(tiny.unet("eps", seed=3)))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
