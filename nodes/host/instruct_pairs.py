@@ -16,6 +16,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.clip_model import CLIPTextModel
 from PIL import Image
 
 from ...attention.prompt_to_prompt import Window
@@ -170,13 +171,44 @@ class Judge:
         return [(i, {f"clip_{k}": float(v[i]) for k, v in values.items()}) for i in self.clip.best(found, top)]
 
     def _said(self, text: str, width: int) -> torch.Tensor:
-        found = self.text.encode_from_tokens(self.text.tokenize(text), return_pooled=True)[1]
+        found = projected(self.text, text)
         if found is None or found.shape[-1] != width:
             given = "none" if found is None else f"width {found.shape[-1]}"
             raise ValueError(
                 f"clip_text gives embeddings of {given}, clip_vision of width {width}: connect the pair that belongs together."
             )
-        return found[0].float().cpu()
+        if not all(_is_projection(t.text_projection.weight) for t in _towers(self.text) if t.text_projection.out_features == width):
+            raise ValueError(
+                "clip_text lacks the projection into the space that captions share with pictures (text_projection), as the text encoder of an "
+                "SD1.5 checkpoint does. Connect Load CLIP with the whole CLIP file that clip_vision is of."
+            )
+        return found
+
+
+def projected(clip, text: str) -> torch.Tensor | None:
+    """A text's embedding (width,) in the space that CLIP shares with pictures; None of encoders without one.
+
+    The host leaves the projection out where CLIP-L is the text encoder, as SD1.5 wants it.
+    """
+    stage, tokens = clip.cond_stage_model, clip.tokenize(text)
+    stage.reset_clip_options()
+    clip.load_model(tokens)
+    stage.set_clip_options({"projected_pooled": True, "execution_device": clip.patcher.load_device})
+    try:
+        found = stage.encode_token_weights(tokens)[1]
+    finally:
+        stage.reset_clip_options()
+    return None if found is None else found[0].float().cpu()
+
+
+def _towers(clip) -> list[CLIPTextModel]:
+    return [m for m in clip.cond_stage_model.modules() if isinstance(m, CLIPTextModel)]
+
+
+def _is_projection(weight: torch.Tensor) -> bool:
+    """Whether a matrix can be one that was learnt: where a file has none, the host leaves zeros or what was in that memory before."""
+    weight = weight.float()
+    return bool(weight.isfinite().all() and (weight - weight.diag().diag()).any(1).all())
 
 
 @dataclass(frozen=True)

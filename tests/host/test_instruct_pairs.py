@@ -1,5 +1,6 @@
 import json
 
+import comfy.clip_vision
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -7,7 +8,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host import instruct_pairs as host
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair
+from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
 from PIL import Image
 
 from compare import assert_close
@@ -25,6 +26,17 @@ def output(tmp_path):
     folder_paths.set_output_directory(str(tmp_path))
     yield tmp_path / "controlled_diffusion" / "pairs"
     folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def vision(tmp_path):
+    """A CLIP_VISION whose embeddings are as wide as the tiny CLIP's."""
+    config = dict(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, patch_size=16)
+    config |= dict(projection_dim=tiny.CONTEXT, num_channels=3, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+    (tmp_path / "vision.json").write_text(json.dumps(config | {"model_type": "clip_vision_model"}))
+    tower = comfy.clip_vision.ClipVisionModel(str(tmp_path / "vision.json"))
+    tiny.fill(tower.model, 5)
+    return tower
 
 
 def artist(model, clip, vae, **more):
@@ -178,35 +190,56 @@ def test_a_list_of_pictures_that_names_others_is_refused(output):
 
 
 class Eyes:
-    """What a CLIP_VISION is to the filter: its embedding is the mean colour."""
+    """What a CLIP_VISION is to the filter: its embedding is the mean colour, each channel a direction."""
+
+    def __init__(self, *directions):
+        self.directions = torch.stack(directions) if directions else torch.eye(3)
 
     def encode_image(self, pictures):
-        return {"image_embeds": pictures.mean((1, 2))}
+        return {"image_embeds": pictures.mean((1, 2)) @ self.directions}
 
 
-class Words:
-    """What its text tower is: a colour for each caption."""
-
-    colors = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}
-
-    def tokenize(self, text):
-        return text
-
-    def encode_from_tokens(self, tokens, return_pooled):
-        return None, torch.tensor([self.colors[tokens]])
+def said(clip, text):
+    """A text in CLIP's space, with the projection by hand."""
+    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
+    return pooled[0] @ clip.cond_stage_model.clip_l.transformer.text_projection.weight.T
 
 
-def test_clip_chooses_what_changes_as_the_captions_do():
+def test_clip_chooses_what_changes_as_the_captions_do(clip):
     def plain(r, g, b):
         return torch.tensor([r, g, b]).expand(4, 4, 3)
 
     candidates = torch.stack(
         [torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in ((1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7))]
     )
-    judge = host.Judge(Filter(0.5, 0.2, 0.0), PlainFilter(), Eyes(), Words())
+    eyes = Eyes(said(clip, "red"), torch.zeros(tiny.CONTEXT), said(clip, "blue"))
+    judge = host.Judge(Filter(0.5, 0.2, 0.0), PlainFilter(), eyes, clip)
     best = judge.best(candidates, PromptPair("red", "blue", "-"), 4)
     assert [i for i, _ in best] == [2, 1] and best[0][1]["clip_direction"] > best[1][1]["clip_direction"] > 0.8
     assert judge.best(candidates, PromptPair("blue", "red", "-"), 4) == []
+
+
+def test_captions_are_compared_with_pictures_in_clips_own_space(vision, clip):
+    """The host's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
+    pictures = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    judge = host.Judge(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
+    found = dict(judge.best(pictures, PAIR, 2))
+    seen = [vision.encode_image(p)["image_embeds"] for p in pictures.unbind(1)]
+    expected = likeness(*seen, said(clip, PAIR.before), said(clip, PAIR.after))
+    for kind, values in vars(expected).items():
+        assert_close(torch.tensor([found[i][f"clip_{kind}"] for i in range(2)]), values, atol=1e-5, rtol=1e-4)
+    assert not clip.cond_stage_model.clip_l.return_projected_pooled  # the CLIP is left as it was
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(tiny.CONTEXT, tiny.CONTEXT), torch.eye(tiny.CONTEXT), torch.full((tiny.CONTEXT,) * 2, torch.nan)]
+)
+def test_a_text_encoder_without_the_projection_is_refused(weight, vision):
+    clip = tiny.clip(torch.float32)
+    clip.cond_stage_model.clip_l.transformer.text_projection.weight.copy_(weight)
+    judge = host.Judge(Filter(), PlainFilter(), vision, clip)
+    with pytest.raises(ValueError, match=r"lacks the projection .* SD1\.5 checkpoint"):
+        judge.best(torch.rand(1, 2, 32, 32, 3), PAIR, 1)
 
 
 def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
