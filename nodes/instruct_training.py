@@ -139,8 +139,8 @@ class InstructPix2PixLoader(io.ComfyNode):
             node_id="InstructPix2PixLoader",
             display_name="Load Instruction Model",
             category=_CATEGORY,
-            description="Loads a model that Train Instruction Model made, of any size. Those of SD1.5 and SDXL the host's Load Diffusion Model "
-            "reads as well.",
+            description="Loads a model that Train Instruction Model made, of any size. Those of SD1.5 (eps) and SDXL the host's Load Diffusion "
+            "Model reads as well.",
             search_aliases=["instruct pix2pix loader", "ip2p loader", "load edit model"],
             inputs=[
                 io.Model.Input(

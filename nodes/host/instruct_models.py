@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.latent_formats
 import comfy.lora
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.utils
 import folder_paths
 import torch
@@ -17,6 +19,7 @@ from ...training.loop import save_atomically
 from .gradients import differentiable_patcher, hosted
 
 FOLDER, PREFIX = "diffusion_models", "diffusion_model."
+MARKS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 KINDS = {
     comfy.model_base.BaseModel: comfy.model_base.SD15_instructpix2pix,
     comfy.model_base.SDXL: comfy.model_base.SDXL_instructpix2pix,
@@ -103,16 +106,30 @@ def path_of(name: str) -> Path:
     return next((f for f in folders if f.name == FOLDER), folders[0]) / f"{name}.safetensors"
 
 
-def save(weights: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    """Writes a denoiser as the host's Load Diffusion Model reads it."""
+def marks(model) -> dict[str, torch.Tensor]:
+    """What the host's loader takes from an SDXL file to be no eps model: keys of the file, beside the weights."""
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.EDM):
+        playground = isinstance(found := model.get_model_object("latent_format"), comfy.latent_formats.SDXL_Playground_2_5)
+        return {"edm_mean": found.latents_mean, "edm_std": found.latents_std} if playground else {}
+    if not isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return {}
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
+        return {f"edm_vpred.{k}": torch.tensor(float(getattr(sampling, k))) for k in ("sigma_max", "sigma_min")}
+    return {k: torch.tensor([]) for k in ("v_pred", *(("ztsnr",) if getattr(sampling, "zsnr", False) else ()))}
+
+
+def save(model, weights: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    """Writes a denoiser, weights made from a MODEL's, as the host's Load Diffusion Model reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(weights, path, about)
+    save_atomically(weights | marks(model), path, about)
 
 
 def load(model, path: str, disable_dynamic: bool = False):
     """The instruction model in a file, built like the MODEL that it was trained from."""
     kind_of(model)
-    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    held = comfy.utils.load_torch_file(path, safe_load=True)
+    weights = {k: w for k, w in held.items() if k not in MARKS}
     wanted = {k: tuple(w.shape) for k, w in model.model.diffusion_model.state_dict().items()}
     found = {k: tuple(w.shape) for k, w in weights.items()}
     inputs = 2 * model.model.latent_format.latent_channels

@@ -153,7 +153,7 @@ def learn(
         task = prepare(model, clip, vae, data, objective, settings, validation)
 
         def write(loop: Loop) -> str:
-            instruct_models.save(task.weights(), path, {**task.facts(loop), "format": "instruct pix2pix"})
+            instruct_models.save(task.model, task.weights(), path, {**task.facts(loop), "format": "instruct pix2pix"})
             return str(path)
 
         loop = trainers.run(task, naming.state_of(instruct_models.FOLDER, name), write, resume=if_exists == "continue")

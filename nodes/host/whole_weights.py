@@ -58,7 +58,8 @@ class Differences(adapters.Adapters):
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: adapters.Words, about: dict[str, str]) -> None:
         """Writes the denoiser with its patches and what is learnt, as the host's Load Diffusion Model reads it."""
         path: Path = instruct_models.existing(name) or instruct_models.path_of(name)
-        instruct_models.save(instruct_models.weights_of(adapters.patched(model, tensors)), path, {**about, "format": "diffusion model"})
+        weights = instruct_models.weights_of(adapters.patched(model, tensors))
+        instruct_models.save(model, weights, path, {**about, "format": "diffusion model"})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
 from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, training
 from controlled_diffusion.nodes.host import instruct_training as host
@@ -170,6 +171,30 @@ def test_the_hosts_loader_knows_the_files_of_sd15_and_sdxl():
     for config, expected in ((sd15, comfy.supported_models.SD15_instructpix2pix), (sdxl, comfy.supported_models.SDXL_instructpix2pix)):
         weights = UNetModel(**config, device=torch.device("meta")).state_dict()
         assert FIRST in weights and type(comfy.model_detection.model_config_from_unet(weights, "")) is expected
+
+
+@pytest.mark.parametrize(
+    "sampling, kind",
+    [
+        (None, "EPS"),
+        (lambda m: ModelSamplingDiscrete().patch(m, "v_prediction", False), "V_PREDICTION"),
+        (lambda m: ModelSamplingDiscrete().patch(m, "v_prediction", True), "V_PREDICTION"),
+        (lambda m: ModelSamplingContinuousEDM().patch(m, "v_prediction", 200.0, 0.02), "V_PREDICTION_EDM"),
+        (lambda m: ModelSamplingContinuousEDM().patch(m, "edm_playground_v2.5", 80.0, 0.002), "EDM"),
+    ],
+)
+def test_the_hosts_loader_knows_what_an_sdxl_file_predicts(sampling, kind, folders):
+    model = tiny_text.denoiser("sdxl")
+    model = sampling(model)[0] if sampling else model
+    wide, path = instruct_models.with_room(model), folders / "made.safetensors"
+    instruct_models.save(wide, wide.model.diffusion_model.state_dict(), path, {})
+    config, saved = comfy.supported_models.SDXL({}), load_file(path)
+    assert config.model_type(saved).name == kind
+    if kind.startswith("V_"):
+        read, given = comfy.model_base.model_sampling(config, config.model_type(saved)), model.get_model_object("model_sampling")
+        assert_close(torch.stack([read.sigma_min, read.sigma_max]), torch.stack([given.sigma_min, given.sigma_max]))
+    again = instruct_models.load(model, str(path))
+    assert torch.equal(again.model.diffusion_model.state_dict()[FIRST], wide.model.diffusion_model.state_dict()[FIRST])
 
 
 # --- gradients and the loss
