@@ -13,6 +13,7 @@ import comfy.model_sampling
 import comfy.utils
 import folder_paths
 import torch
+from comfy.patcher_extension import copy_nested_dicts
 
 from ...training.instruct_pix2pix import FIRST, widened
 from ...training.loop import save_atomically
@@ -74,6 +75,9 @@ def built(model, weights: dict[str, torch.Tensor], again: tuple):
     made.model_options = comfy.model_patcher.create_model_options_clone(model.model_options)
     for name, value in model.object_patches.items():
         made.add_object_patch(name, value)
+    made.wrappers, made.callbacks = (copy_nested_dicts(given) for given in (model.wrappers, model.callbacks))
+    made.attachments = dict(model.attachments)
+    made.additional_models = copy_nested_dicts(model.additional_models)
     made.cached_patcher_init = again
     return made
 
@@ -81,9 +85,15 @@ def built(model, weights: dict[str, torch.Tensor], again: tuple):
 def with_room(model):
     """An instruction model that gives what a MODEL gives, whatever picture it is shown: the picture's weights are zero.
 
-    Its weights are its own, so that it can be trained; options and patches of the MODEL go along.
+    Its weights are its own, so that it can be trained; options, patches and wrappers of the MODEL go along. One that changes what its layers
+    give, beside their weights, raises ValueError.
     """
     kind_of(model)
+    if model.injections:
+        raise ValueError(
+            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot go along into a model of its own. Load "
+            "the LoRA in the ordinary way (Load LoRA), not in bypass mode."
+        )
     with torch.inference_mode(False), torch.no_grad():
         weights = weights_of(differentiable_patcher(model, "model"))
         weights[FIRST] = widened(weights[FIRST], 2 * model.model.latent_format.latent_channels)

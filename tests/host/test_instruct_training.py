@@ -6,11 +6,13 @@ from pathlib import Path
 import comfy.model_base
 import comfy.model_detection
 import comfy.sampler_helpers
+import comfy.sd
 import comfy.supported_models
 import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
 from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, training
@@ -139,6 +141,18 @@ def test_patches_and_options_of_the_model_go_along_and_the_model_stays(eps_model
     assert_close(edited(instruct_models.with_room(patched), text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
     assert not torch.equal(instruct_models.weights_of(eps_model)[key.removeprefix("diffusion_model.")], before[key])
     assert all(torch.equal(v, before[k]) for k, v in patched.model.state_dict().items())
+
+
+def test_wrappers_go_along_and_a_lora_beside_the_weights_is_refused(eps_model):
+    seen, wrapped = [], eps_model.clone()
+    wrapped.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "mine", lambda executor, *given, **more: seen.append(1) or executor(*given, **more)
+    )
+    edited(wide := instruct_models.with_room(wrapped))
+    assert seen and wide.wrappers is not wrapped.wrappers
+    beside, _ = comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model), 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"brings 'bypass_lora', which acts beside its weights .*Load LoRA"):
+        instruct_models.with_room(beside)
 
 
 def test_a_deep_copy_of_it_owns_its_weights(eps_model):
