@@ -25,6 +25,7 @@ from .prompts import encoded
 from .trainers import loss_curve, side_by_side
 from .training import Course, Ground, Objective, Pictures, pictures_of, trainable
 from .training_memory import check_numbers
+from .whole_weights import check_fine
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def prepare(
     free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
 ) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the picture."""
+    check_fine(model)
     examples, after = examples_of(clip, vae, data)
     own, _ = trainable(instruct_models.with_room(model))
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}

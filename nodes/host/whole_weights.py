@@ -28,6 +28,16 @@ def weights_of(model) -> dict[str, torch.Tensor]:
     return found
 
 
+def check_fine(model, otherwise: str = "") -> None:
+    """Refuses weights that would round away what is learnt: they are saved as they are, with it in them."""
+    coarse = {str(w.dtype).removeprefix("torch.") for w in weights_of(model).values() if not w.is_floating_point() or w.element_size() < 2}
+    if coarse:
+        raise ValueError(
+            f"The model's weights are quantised ({', '.join(sorted(coarse))}), too coarse to be trained themselves. Load it in fp16, bf16 or "
+            f"fp32{otherwise}."
+        )
+
+
 class Differences(adapters.Adapters):
     """Differences of all weights, by the weight's name. The weights themselves are not touched."""
 
@@ -75,12 +85,6 @@ class WholeWeights:
         self, model, optimizer: str, average: float, free: Callable[[torch.device], float] = comfy.model_management.get_free_memory
     ) -> None:
         """Refuses weights that are too coarse to be trained, and more of them than memory holds."""
-        weights = weights_of(model)
-        coarse = {str(w.dtype).removeprefix("torch.") for w in weights.values() if not w.is_floating_point() or w.element_size() < 2}
-        if coarse:
-            raise ValueError(
-                f"The model's weights are quantised ({', '.join(sorted(coarse))}), too coarse to be trained themselves. Load it in fp16, bf16 or "
-                "fp32, or train an adapter."
-            )
-        numbers = sum(w.numel() for w in weights.values())
+        check_fine(model, ", or train an adapter")
+        numbers = sum(w.numel() for w in weights_of(model).values())
         check_numbers(numbers, optimizer, average, model.load_device, "Train an adapter, or use 'adafactor'.", free)
