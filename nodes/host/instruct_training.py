@@ -104,9 +104,9 @@ class Task(trainers.Task):
         return ground.errors(self.pictures, chosen, rows, self.objective, s.seed, first).mean()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The denoiser with what is learnt in it."""
-        own = self.model.model.diffusion_model.state_dict()
-        return {k: self.learnt[k](w.to(self.model.load_device)) if k in self.learnt else w for k, w in own.items()}
+        """The denoiser with what is learnt in it, on the CPU: made weight by weight, so that no second one stands beside the model."""
+        own, device = self.model.model.diffusion_model.state_dict(), self.model.load_device
+        return {k: (self.learnt[k](w.to(device)) if k in self.learnt else w).cpu() for k, w in own.items()}
 
     def look(self, course: Course) -> None:
         """Edits the first pictures as they are told, with the model as it is, and shows each beside the picture before."""
