@@ -29,7 +29,12 @@ def _pairs() -> list:
 def _learning() -> list:
     return [
         inputs.whole(
-            "rank", 16, 1, 4096, "Rank of the LoRA; not with 'all weights'. Usual 8 to 64; more learns more and takes more memory."
+            "rank",
+            16,
+            1,
+            4096,
+            "Rank of the LoRA; not with 'all weights'. Usual 8 to 64; more learns more and takes more memory. With 'every layer', layers that "
+            "lack the rank get the largest that they have.",
         ),
         inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full; usual rank / 2 to rank.", 0.5),
         inputs.number(

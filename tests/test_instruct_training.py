@@ -15,8 +15,9 @@ SHAPES = {
     "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0.weight": torch.Size([8, 8]),
     "input_blocks.1.0.in_layers.2.weight": torch.Size([8, 8, 3, 3]),
     "out.0.weight": torch.Size([8]),
+    "out.2.weight": torch.Size([3, 8, 3, 3]),
 }
-LOW_RANK = {"attention": 2, "every layer": 3, "all weights": 0}
+LOW_RANK = {"attention": 2, "every layer": 4, "all weights": 0}
 
 
 def draw(*shape, seed=0):
@@ -52,6 +53,16 @@ def test_a_low_rank_difference_is_the_product_times_its_scale():
         ip2p.LowRank(torch.Size([6, 36]), 7, 1.0, torch.Generator())
     with pytest.raises(ValueError, match="choose one of attention"):
         learnt(SHAPES, "nothing", 4, 4.0, 0)
+
+
+def test_every_layer_is_every_layer_each_at_the_rank_that_it_can_have():
+    made = learnt(SHAPES, "every layer", 6, 3.0, seed=3)
+    assert {k: len(m.down) for k, m in made.items() if k != FIRST} == {
+        k: min(6, s[0]) for k, s in SHAPES.items() if len(s) > 1 and k != FIRST
+    }
+    assert all(m.scale == 0.5 for k, m in made.items() if k != FIRST)
+    with pytest.raises(ValueError, match=r"rank is 9, .* from 1 to 8"):
+        learnt(SHAPES, "every layer", 9, 4.0, 0)
 
 
 def test_the_picture_the_instruction_and_both_are_left_out_a_twentieth_each():

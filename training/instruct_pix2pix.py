@@ -54,8 +54,8 @@ class LowRank(torch.nn.Module):
     def __init__(self, shape: torch.Size, rank: int, alpha: float, generator: torch.Generator, device: torch.device | None = None):
         super().__init__()
         rows, columns = shape[0], math.prod(shape[1:])
-        if not 1 <= rank <= min(rows, columns):
-            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {min(rows, columns)}.")
+        if not 1 <= rank <= _most(shape):
+            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {_most(shape)}.")
         down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
         self.down = torch.nn.Parameter(down.to(device))
         self.up = torch.nn.Parameter(torch.zeros(rows, rank, device=device))
@@ -71,24 +71,29 @@ def learnt(
     """What is trained, by the name of the weight that it is added to.
 
     The first convolution as a whole, always; and of the others, by `what`: "attention" and "every layer" get a LoRA, of projections of
-    attention or of all matrices and convolutions that have the rank; "all weights" are trained themselves.
+    attention or of all matrices and convolutions, those that lack the rank at their own; "all weights" are trained themselves. A rank that no
+    layer has raises ValueError.
     """
     if what not in WHAT:
         raise ValueError(f"There is no '{what}' to train; choose one of {', '.join(WHAT)}.")
     generator = torch.Generator().manual_seed(seed % 2**63)
     made: dict[str, torch.nn.Module] = {FIRST: Whole(shapes[FIRST], device)}
-    for name, shape in shapes.items():
-        if name == FIRST:
-            continue
-        if what == "all weights":
-            made[name] = Whole(shape, device)
-        elif _ATTENTION.search(name) if what == "attention" else _has_rank(shape, rank):
-            made[name] = LowRank(shape, rank, alpha, generator, device)
+    others = {k: s for k, s in shapes.items() if k != FIRST}
+    if what == "all weights":
+        return made | {k: Whole(s, device) for k, s in others.items()}
+    chosen = {k: s for k, s in others.items() if (_ATTENTION.search(k) if what == "attention" else len(s) >= 2)}
+    largest = max(map(_most, chosen.values()), default=rank)
+    if rank > largest:
+        raise ValueError(f"The rank is {rank}, but the layers have ranks from 1 to {largest} at most.")
+    for name, shape in chosen.items():
+        own = rank if what == "attention" else min(rank, _most(shape))
+        made[name] = LowRank(shape, own, alpha * own / rank, generator, device)
     return made
 
 
-def _has_rank(shape: torch.Size, rank: int) -> bool:
-    return len(shape) >= 2 and min(shape[0], math.prod(shape[1:])) >= rank
+def _most(shape: torch.Size) -> int:
+    """The largest rank that a weight can have."""
+    return min(shape[0], math.prod(shape[1:]))
 
 
 def keep(seed: int, first: int, count: int, rate: float = DROPOUT) -> torch.Tensor:
