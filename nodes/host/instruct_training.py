@@ -19,6 +19,7 @@ from ...training.loop import Loop
 from ...training.objectives import picks
 from ...training.textual_inversion import captions_for
 from . import instruct_models, naming, trainers
+from .fingerprint import Weights
 from .gradients import hosted
 from .instruct import CONCAT, InstructPix2Pix, Picture
 from .prompts import encoded
@@ -194,7 +195,8 @@ def prepare(
     added = learnt(shapes, *asked, settings.seed, own.load_device)
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
-    about = trainers.about(settings, objective, after, what=asked, dropout=settings.dropout, shown=examples.digest())
+    base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
+    about = trainers.about(settings, objective, after, what=asked, dropout=settings.dropout, shown=examples.digest(), model=base)
     return Task(
         model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         learnt=added, free=free,

@@ -290,6 +290,8 @@ def test_training_goes_on_where_it_stopped_and_the_same_seed_learns_the_same(eps
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     with pytest.raises(ValueError, match="state of another training: seed was 4, now 5"):
         train(eps_model, clip, vae, name="parts", steps=6, seed=5, if_exists="continue")
+    with pytest.raises(ValueError, match=r"state of another training: model was \w+, now \w+\."):
+        train(tiny.unet("eps", seed=9), clip, vae, name="parts", steps=6, schedule="constant", if_exists="continue")
     assert train(eps_model, clip, vae, name="parts")[1] == "parts_2.safetensors"
 
 
