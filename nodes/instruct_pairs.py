@@ -130,7 +130,8 @@ class InstructPix2PixPairs(io.ComfyNode):
         judge = host.Judge(clip_filter, PlainFilter(given["min_changed"], given["max_changed"]), clip_vision, clip_text)
         kept = host.Folder.chosen(folder, given["if_exists"])
         host.make(host.Artist(model, clip, vae, negative, recipe), judge, pairs, kept)
-        before, after, instructions = kept.read(set(pairs), given["shown"])
+        *sides, instructions = kept.read(set(pairs), given["shown"])
+        before, after = map(list, sides)
         if not before:
             raise ValueError(
                 f"None of the candidates of {len(pairs)} prompt pairs passed the filter, so there is nothing to give out. Draw more candidates, or "

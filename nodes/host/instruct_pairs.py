@@ -37,6 +37,20 @@ IF_EXISTS = ("continue", "number it", "refuse")
 
 
 @dataclass(frozen=True)
+class OnDisk(Sequence):
+    """Pictures (1, H, W, 3) of a folder, each read when it is asked for."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        with Image.open(self.paths[number]) as picture:
+            return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+@dataclass(frozen=True)
 class Found:
     """A pair as it is kept: its prompts, and what is known of it."""
 
@@ -96,21 +110,20 @@ class Folder:
         captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
         self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
 
-    def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
+    def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[OnDisk, OnDisk, list[str]]:
         """(before, after, instructions), pictures (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
         lines = self._lines("metadata.jsonl")
         if pairs is not None:
             lines = [m for m in lines if PromptPair(m["original_prompt"], m["edited_prompt"], m["edit_prompt"]) in pairs]
         lines = lines[:most] if most else lines
-        sides = [[self._picture(m[f"{side}_image"]) for m in lines] for side in ("original", "edited")]
-        return *sides, [m["edit_prompt"] for m in lines]
+        before, after = (OnDisk(tuple(self._file(m[f"{side}_image"]) for m in lines)) for side in ("original", "edited"))
+        return before, after, [m["edit_prompt"] for m in lines]
 
-    def _picture(self, file: str) -> torch.Tensor:
-        path = (self.path / file).resolve()
+    def _file(self, name: str) -> Path:
+        path = (self.path / name).resolve()
         if not path.is_relative_to(self.path.resolve()):
-            raise ValueError(f"metadata.jsonl of '{self.name}' names '{file}', which lies outside of its folder.")
-        with Image.open(path) as picture:
-            return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+            raise ValueError(f"metadata.jsonl of '{self.name}' names '{name}', which lies outside of its folder.")
+        return path
 
 
 def chosen(folder: str, before: Sequence, after: Sequence, instructions: Sequence[str]) -> tuple[Sequence, Sequence, Sequence[str]]:

@@ -22,6 +22,7 @@ from . import instruct_models, naming, trainers
 from .fingerprint import Weights
 from .gradients import hosted
 from .instruct import CONCAT, InstructPix2Pix, Picture
+from .instruct_pairs import OnDisk
 from .prompts import encoded
 from .trainers import loss_curve, side_by_side
 from .training import Course, Ground, Objective, Pictures, pictures_of, trainable
@@ -162,9 +163,21 @@ def learn(
         return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
 
 
+def _pictures(vae, images: Sequence[torch.Tensor], flip: bool) -> Pictures:
+    """`pictures_of`; those of a folder are read and encoded one by one, so that their latents alone are held."""
+    if not isinstance(images, OnDisk):
+        return pictures_of(vae, images, flip=flip)
+    parts = []
+    for picture in images:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        parts.append(pictures_of(vae, [picture], flip=flip).latents)
+    latents = tuple(part[i] for i in range(1 + flip) for part in parts)
+    return Pictures(latents, (None,) * len(latents), len(parts))
+
+
 def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
     """What is shown, and the pictures after: encoded once, and checked whether they belong together."""
-    before, after = (pictures_of(vae, images, flip=data.flip) for images in (data.before, data.after))
+    before, after = (_pictures(vae, images, data.flip) for images in (data.before, data.after))
     if len(before) != len(after):
         raise ValueError(
             f"There are {before.originals} pictures before and {after.originals} after an edit; give as many of each, in pairs."

@@ -372,6 +372,30 @@ def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folder
         InstructPix2PixLoader.execute(tiny.unet("eps", model_channels=64), name)
 
 
+def test_pictures_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
+    """To the same latents as all at once, in the same order."""
+    folder, waiting, most = instruct_pairs.Folder("things"), [0], [0]
+    for i, text in enumerate(INSTRUCTIONS):
+        folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
+    expected, _ = host.examples_of(clip, vae, host.Data(*(list(part) for part in folder.read()), flip=True))
+    encode, opened = vae.encode, instruct_pairs.Image.open
+
+    def reading(path):
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        return opened(path)
+
+    def encoding(pixels):
+        waiting[0] = 0
+        return encode(pixels)
+
+    monkeypatch.setattr(instruct_pairs.Image, "open", reading)
+    monkeypatch.setattr(vae, "encode", encoding)
+    found, after = host.examples_of(clip, vae, host.Data(*folder.read(), flip=True))
+    assert most[0] == 1 and found.before.originals == 3 and len(after) == 6
+    assert all(torch.equal(a, b) for a, b in zip(found.before.latents, expected.before.latents, strict=True))
+
+
 def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
     folder = instruct_pairs.Folder("things")
     for i, text in enumerate(INSTRUCTIONS):
