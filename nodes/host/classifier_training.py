@@ -16,7 +16,7 @@ import torch
 from ...guidance.classifier import LabelledClassifier, NoisyClassifier, as_pictures
 from ...training.augmentation import Augmentation
 from ...training.demo_model import initialise
-from ...training.loop import Diverged, Loop, saving
+from ...training.loop import Loop, saving
 from ...training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
 from ...training.textual_inversion import captions_for
 from . import classifiers, naming
@@ -158,7 +158,7 @@ def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
     except Stopped:
         if not loop.done:
             raise
-    except Diverged:
+    except Exception:
         if loop.done:
             keep()
         raise

@@ -159,6 +159,19 @@ def test_where_the_loss_is_lost_the_last_good_classifier_is_kept(eps_model, demo
     assert all(not torch.isnan(v).any() for v in saved.network.state_dict().values())
 
 
+def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, folders):
+    def watch(value, total, preview, node_id=None):
+        raise OSError("nobody listens")
+
+    comfy.utils.set_progress_bar_global_hook(watch)
+    try:
+        with pytest.raises(OSError, match="nobody listens"):
+            train(eps_model, demo_vae)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
+
+
 def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
     assert [train(eps_model, demo_vae)[1] for _ in range(2)] == ["mine.safetensors", "mine_2.safetensors"]
     with pytest.raises(ValueError, match="'mine' exists"):
