@@ -44,6 +44,13 @@ def test_saying_the_same_of_everything_is_chance():
     assert_close(accuracy(Says(-1.0, 1.0), latents, rare, "exclusive", 2)[0][1], 0.9)
 
 
+def test_accuracy_is_of_labels_that_some_pictures_have_and_some_lack():
+    latents, one = torch.zeros(10, 4, 2, 2), torch.eye(5)[torch.arange(10) % 5]
+    never = Says(*[-1.0] * 50)
+    assert_close(accuracy(never, latents, torch.nn.functional.pad(one, (0, 45)), "independent", 2)[0][1], 0.5)
+    assert accuracy(never, latents, torch.zeros(10, 50), "independent") == []
+
+
 def test_labels_are_read_between_commas():
     labels, targets = targets_of(["red, big", "blue", " big,red,red "], "independent")
     assert labels == ("red", "big", "blue")

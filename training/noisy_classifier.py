@@ -98,21 +98,30 @@ def accuracy(
 ) -> list[tuple[float, float]]:
     """(log-SNR, accuracy in [0, 1]) over the noise levels; at chance 1 / labels for "exclusive", one half for "independent".
 
-    Of "independent" labels it is the mean of the shares right where a label is and where it is not, over labels that have both.
+    Of "independent" labels it is the mean of the shares right where a label is and where it is not, over labels that have both; no rows
+    where none has.
     """
-    rows, device = [], next(network.parameters()).device
+    rows, device, tested = [], next(network.parameters()).device, _tested(targets, kind)
+    if not bool(tested.any()):
+        return rows
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     for level in np.linspace(*LOG_SNR, levels).tolist():
         log_snr = torch.full((len(latents),), level)
         parts = zip(noised(latents, log_snr, noise).split(64), log_snr.split(64))
         logits = torch.cat([network(x.to(device), s.to(device)).cpu() for x, s in parts])
-        rows.append((level, _right(logits, targets, kind)))
+        rows.append((level, _right(logits[:, tested], targets[:, tested], kind)))
     return rows
+
+
+def _tested(targets: torch.Tensor, kind: str) -> torch.Tensor:
+    """Which labels the pictures can test (labels,): all of an "exclusive" choice, else those that some have and some lack."""
+    has = targets > 0.5
+    return torch.ones_like(has[0]) if kind == "exclusive" else has.any(0) & ~has.all(0)
 
 
 def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
     if kind == "exclusive":
         return float((logits.argmax(1) == targets.argmax(1)).float().mean())
     has, says = targets > 0.5, logits > 0
-    shares = [((says[h, k] == v).float().mean()) for k in range(has.shape[1]) for v in (True, False) if (h := has[:, k] == v).any()]
+    shares = [(says[has[:, k] == v, k] == v).float().mean() for k in range(has.shape[1]) for v in (True, False)]
     return float(torch.stack(shares).mean())

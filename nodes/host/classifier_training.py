@@ -17,7 +17,7 @@ from ...guidance.classifier import LabelledClassifier, NoisyClassifier, as_pictu
 from ...training.augmentation import Augmentation
 from ...training.demo_model import initialise
 from ...training.loop import Loop, saving
-from ...training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
+from ...training.noisy_classifier import LOG_SNR, accuracy, held_out, targets_of, train_noisy_classifier
 from ...training.textual_inversion import captions_for
 from . import classifiers, naming
 from .pictures import as_image, line_chart
@@ -170,5 +170,10 @@ def charts(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
     history = learnt.loop.history
     chance = 1 / len(learnt.classifier.labels) if learnt.classifier.kind == "exclusive" else 0.5
     loss = line_chart({"loss": [(s.index, s.loss) for s in history]}, f"loss of {learnt.loop.done} of {learnt.loop.steps} steps", "step")
-    lines = {"accuracy": learnt.accuracy, "chance": [(level, chance) for level, _ in learnt.accuracy]}
-    return as_image(loss), as_image(line_chart(lines, f"accuracy on {learnt.judged_on}", "log SNR: noise on the left, clean on the right"))
+    lines = {"chance": [(level, chance) for level in LOG_SNR]}
+    title = f"accuracy on {learnt.judged_on}"
+    if learnt.accuracy:
+        lines = {"accuracy": learnt.accuracy, **lines}
+    else:
+        title = f"no {title}: there is no label that some of them have and some lack"
+    return as_image(loss), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))

@@ -1,5 +1,7 @@
 """The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
 
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -194,6 +196,14 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, kn
     with pytest.raises(ValueError, match=message):
         train(eps_model, demo_vae, **knobs)
     assert not list(folders.rglob("*.safetensors"))
+
+
+def test_too_few_pictures_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
+    made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(held_out=0.25), "mine", "refuse")
+    assert made.accuracy and made.judged_on == "1 pictures held out"
+    independent = replace(settings(held_out=0.25), kind="independent")
+    made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], independent, "mine_2", "refuse")
+    assert made.accuracy == [] and host.charts(made)[1].shape[-1] == 3
 
 
 def test_nothing_of_the_model_is_changed(eps_model, demo_vae):
