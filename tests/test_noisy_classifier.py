@@ -81,3 +81,5 @@ def test_pictures_are_held_out_at_random_and_never_learnt_from():
     assert torch.equal(*both) and len(both[0]) == 5
     with pytest.raises(ValueError, match=r"share of 1\.0 of the pictures"):
         held_out(5, 1.0, 0)
+    with pytest.raises(ValueError, match=r"share of 0\.9 of 4 pictures holds all of them out"):
+        held_out(4, 0.9, 0)

@@ -89,6 +89,8 @@ def held_out(count: int, share: float, seed: int) -> tuple[torch.Tensor, torch.T
     if not 0.0 <= share < 1.0:
         raise ValueError(f"A share of {share} of the pictures is held out; give 0 to less than 1. Usual 0.1 to 0.2.")
     order, cut = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)), round(count * share)
+    if cut == count:
+        raise ValueError(f"A share of {share} of {count} pictures holds all of them out, with none left to learn from. Hold out less.")
     return (order[cut:], order[:cut]) if cut else (order, order)
 
 
