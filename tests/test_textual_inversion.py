@@ -79,6 +79,11 @@ def test_captions_are_a_list_or_lines():
     assert captions_for(["a", "b"], 2) == ("a", "b") == captions_for(["a\nb\n"], 2)
     assert captions_for([], 3) == () == captions_for([" "], 3)
     assert captions_for(["one, two"], 1) == ("one, two",)
+    assert (
+        captions_for(["\na\n"], 3) == ("", "a", "")
+        and captions_for(["\r\na"], 2) == ("", "a")
+        and captions_for(["\na\nb\n"], 2) == ("a", "b")
+    )
     with pytest.raises(ValueError, match="2 captions for 3 pictures"):
         captions_for(["a\nb"], 3)
     with pytest.raises(ValueError, match="3 captions for 1 pictures"):

@@ -144,8 +144,11 @@ def one_of(choices: Sequence[str], draw: float) -> str:
 
 def captions_for(given: Sequence[str], pictures: int, what: str = "captions") -> tuple[str, ...]:
     """One text for each picture: as given, or the lines of a single text; none of an empty one."""
-    if len(given) == 1:
-        given = given[0].strip().splitlines() if pictures > 1 or not given[0].strip() else given
+    if len(given) == 1 and not given[0].strip():
+        given = ()
+    elif len(given) == 1 and pictures > 1:
+        lines = given[0].replace("\r\n", "\n").split("\n")  # of which the first and the last may be the empty text of a picture
+        given = lines if len(lines) == pictures else given[0].strip().splitlines()
     if given and len(given) != pictures:
         raise ValueError(
             f"There are {len(given)} {what} for {pictures} pictures; give one for each picture (a list, or one a line), or none at all."
