@@ -22,6 +22,7 @@ from ...training.textual_inversion import captions_for
 from . import classifiers, naming
 from .pictures import as_image, line_chart
 from .training import Stopped, pictures_of, singles
+from .training_memory import GB, Kept, counted, reckoned
 
 SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
 
@@ -97,7 +98,10 @@ def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, 
     return shown, _Sample(both[len(learnt) :] if unseen else both[: len(own)], targets[judged])
 
 
-def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
+def learn(
+    model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str,
+    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
+) -> Learnt:  # fmt: skip
     """Trains a classifier of the labels, one text a picture, and saves it; a stop by the user keeps what is learnt."""
     count = sum(len(batch) for batch in images)
     given = captions_for(labels, count, "labels") if count else ()
@@ -125,6 +129,7 @@ def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], set
 
         with torch.enable_grad():
             network.train().requires_grad_(True)
+            _check_room(network, shown.latents, settings.batch_size, loop.to_come(), free)
             knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
             _take(saving(loop, train_noisy_classifier(network, shown.latents, shown.targets, loop, **knobs), state), loop, keep)
         network.eval().requires_grad_(False)
@@ -133,6 +138,27 @@ def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], set
         seen = len(judged.targets)
         where = "pictures held out" if seen < count else "the pictures that it learnt from"
         return Learnt(classifiers.read(folder() / f"{name}.safetensors"), name, loop, rows, f"{seen} {where}")
+
+
+def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int, free: Callable[[torch.device], float]) -> None:
+    """Refuses a batch that memory cannot hold with what autograd keeps of it, after the host has put other models out of the way."""
+    device, height, width = next(network.parameters()).device, *latents.shape[-2:]
+
+    def kept(count: int, height: int, width: int) -> Kept:
+        with counted((), network.parameters()) as found:
+            network(torch.zeros(count, latents.shape[1], height, width, device=device), torch.zeros(count, device=device))
+            return found()
+
+    one, needed = (reckoned(kept, n, height, width).whole + learning for n in (1, batch))
+    if needed > free(device) and device.type != "cpu":
+        comfy.model_management.free_memory(needed, device)
+    if needed > (room := free(device)):
+        fits = int(1 + (room - one) * (batch - 1) / (needed - one)) if room >= one else 0
+        less = f"Set batch_size to {fits} or less, take" if fits else "Take"
+        raise ValueError(
+            f"A batch of {batch} needs about {needed / GB:.2f} GB of memory, and {room / GB:.2f} GB are free. {less} smaller pictures or a smaller "
+            "network, or close what else uses the memory."
+        )
 
 
 def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:

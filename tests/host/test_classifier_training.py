@@ -1,5 +1,6 @@
 """The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
 
+import re
 from dataclasses import replace
 
 import comfy.model_management
@@ -172,6 +173,35 @@ def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, fo
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_what_a_batch_takes_is_reckoned(side):
+    """As much as autograd keeps of it, found by small passes where it is large."""
+    x = torch.zeros(2, 4, side, side)
+    with torch.inference_mode(False), torch.enable_grad():
+        network = host.NoisyClassifier(4, 3, (8, 16))
+        with host.counted((), network.parameters()) as found:
+            network(torch.zeros(x.shape), torch.zeros(2))
+            exact = found().whole
+        host._check_room(network, x, 2, 0, lambda device: exact * 1.03)
+        with pytest.raises(ValueError, match=r"A batch of 2 needs .* Set batch_size to 1 or less"):
+            host._check_room(network, x, 2, 0, lambda device: exact * 0.97)
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_with_one_that_fits(eps_model, demo_vae, folders):
+    def run(free, batch):
+        asked = replace(settings(), batch_size=batch)
+        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * host.GB)
+
+    with pytest.raises(ValueError, match=r"A batch of 64 needs about 0\.\d+ GB of memory, and 0\.02 GB are free") as told:
+        run(0.02, 64)
+    assert not list(folders.rglob("*.safetensors"))
+    fits = int(re.search(r"batch_size to (\d+)", str(told.value))[1])
+    assert 1 < fits < 64
+    with pytest.raises(ValueError, match="A batch of"):
+        run(0.02, fits + 2)
+    run(0.02, fits)
 
 
 def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
