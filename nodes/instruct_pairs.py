@@ -104,7 +104,7 @@ class InstructPix2PixPairs(io.ComfyNode):
                     "if_exists",
                     host.IF_EXISTS,
                     "Where the folder exists: add the prompt pairs that are not done in it yet, take another with a number, or refuse. Nothing in it "
-                    "is written over.",
+                    "is written over; prompt pairs that were done with other settings are refused.",
                 ),
                 whole("shown", 64, 0, 100_000, "How many of the pairs to give out as pictures; 0 = all. The folder keeps all."),
                 io.ClipVision.Input(

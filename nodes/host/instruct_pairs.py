@@ -90,13 +90,14 @@ class Folder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def done(self) -> set[PromptPair]:
-        return {PromptPair(**line["pair"]) for line in self._lines("progress.jsonl")}
+    def done(self) -> dict[PromptPair, dict]:
+        """The prompt pairs of which nothing more is to be drawn, and how they were: see `way`."""
+        return {PromptPair(**line["pair"]): line.get("way", {}) for line in self._lines("progress.jsonl")}
 
-    def finish(self, pair: PromptPair, tried: int, kept: int) -> None:
+    def finish(self, pair: PromptPair, tried: int, kept: int, way: dict) -> None:
         """Notes that nothing more is to be drawn for a prompt pair."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept})
+        self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "way": way})
 
     def add(self, pictures: torch.Tensor, found: Found) -> None:
         """Saves pictures (2, H, W, 3), before and after."""
@@ -285,16 +286,34 @@ class Artist:
         return made.reshape(-1, *made.shape[-3:])[..., :3].cpu()
 
 
+def way(artist: Artist, judge: Judge) -> dict:
+    """How pairs are drawn and chosen, as progress.jsonl keeps it."""
+    asked = {**asdict(artist.recipe), "negative": artist.negative, "filter": asdict(judge.plain if judge.vision is None else judge.clip)}
+    return json.loads(json.dumps(asked))
+
+
+def _check_way(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPair, dict], folder: Folder) -> None:
+    """Refuses prompt pairs that were drawn in another way: their pictures would be given out as if they were what is asked for."""
+    others = [was for p in pairs if (was := done.get(p)) and was != now]
+    if others:
+        changed = "; ".join(f"{k} was {others[0].get(k, 'not set')}, now {v}" for k, v in now.items() if others[0].get(k) != v)
+        raise ValueError(
+            f"'{folder.name}' holds {len(others)} of these prompt pairs, drawn otherwise: {changed}. Set these back to go on there, name another "
+            "folder, or set if_exists to 'number it'."
+        )
+
+
 def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Folder) -> None:
     """Draws what is not done yet. A stop by the user keeps the prompt pairs that are done; with none it goes on as a stop."""
     done = folder.done()
+    _check_way(way(artist, judge), pairs, done, folder)
     left = [p for p in pairs if p not in done]
     bar = comfy.utils.ProgressBar(len(left) * artist.recipe.candidates)
     try:
         for pair in left:
             _one_pair(artist, judge, pair, folder, bar)
     except Stopped:
-        if not folder.done() & set(pairs):
+        if not folder.done().keys() & set(pairs):
             raise
         log.info("Stopped; %d prompt pairs are done in %s", len(folder.done()), folder.path)
 
@@ -307,7 +326,7 @@ def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, ba
     kept = judge.best(candidates, pair, r.keep)
     for i, known in kept:
         folder.add(candidates[i], Found(pair, {**asdict(how[i]), **known}))
-    folder.finish(pair, len(how), len(kept))
+    folder.finish(pair, len(how), len(kept), way(artist, judge))
 
 
 def _drawn(artist: Artist, pair: PromptPair, how: Sequence[Draw], bar) -> Iterator[torch.Tensor]:

@@ -143,6 +143,16 @@ def test_it_goes_on_where_it_stopped_and_writes_over_nothing(eps_model, clip, va
         pairs(eps_model, clip, vae, if_exists="refuse")
 
 
+def test_prompt_pairs_that_were_drawn_otherwise_are_refused(eps_model, clip, vae, output):
+    pairs(eps_model, clip, vae)
+    changed = dict(seed=4, width=32, height=32, negative="ugly", max_changed=0.9)
+    told = r"'things' holds 2 .* otherwise: seed was 3, now 4; size was \[64, 64\], now \[32, 32\]; negative was , now ugly; filter was .*'most': 0.9"
+    with pytest.raises(ValueError, match=told):
+        pairs(eps_model, clip, vae, **changed)
+    more = "a tree => a bush | make it small"
+    assert len(pairs(eps_model, clip, vae, prompt_pairs=more, **changed)[0]) == 1  # what is not done yet may be
+
+
 def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, output):
     def watch(value, total, preview, node_id=None):
         if value == 3:
