@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,13 +83,21 @@ class Folder:
         raise ValueError(f"'{name}' exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
 
     def _lines(self, name: str) -> list[dict]:
-        path = self.path / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.strip()]
+        """What a file of lines holds, without a line that was torn when it was written."""
+        path, found = self.path / name, []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+            try:
+                found += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError:
+                log.warning("A line of %s is torn and is left out: %s", path, line[:80])
+        return found
 
     def _add(self, name: str, line: dict) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with (self.path / name).open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read(1) == b"\n" else b"\n")  # after a torn line
+            file.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
 
     def done(self) -> dict[PromptPair, dict]:
         """The prompt pairs of which nothing more is to be drawn, and how they were: see `way`."""
@@ -100,22 +109,29 @@ class Folder:
         self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "way": way})
 
     def add(self, pictures: torch.Tensor, found: Found) -> None:
-        """Saves pictures (2, H, W, 3), before and after."""
+        """Saves pictures (2, H, W, 3), before and after; the line that lists them comes last."""
         for side in ("before", "after"):
             (self.path / side).mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(p.stem) for p in self.path.glob("*/*.png") if p.stem.isdigit()), default=0)
         files = [f"{side}/{number:05d}.png" for side in ("before", "after")]
-        for file, picture in zip(files, pictures):
-            Image.fromarray((picture * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()).save(self.path / file)
+        partial = [(self.path / file).with_suffix(".partial") for file in files]
+        for path, picture in zip(partial, pictures):
+            Image.fromarray((picture * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()).save(path, "PNG")
         (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
+        for path, file in zip(partial, files):
+            os.replace(path, self.path / file)
         captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
         self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
+
+    def seeds(self, pair: PromptPair) -> set[int]:
+        """Which candidates of a prompt pair are kept already."""
+        return {m["seed"] for m in self._lines("metadata.jsonl") if _pair_of(m) == pair and "seed" in m}
 
     def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[OnDisk, OnDisk, list[str]]:
         """(before, after, instructions), pictures (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
         lines = self._lines("metadata.jsonl")
         if pairs is not None:
-            lines = [m for m in lines if PromptPair(m["original_prompt"], m["edited_prompt"], m["edit_prompt"]) in pairs]
+            lines = [m for m in lines if _pair_of(m) in pairs]
         lines = lines[:most] if most else lines
         before, after = (OnDisk(tuple(self._file(m[f"{side}_image"]) for m in lines)) for side in ("original", "edited"))
         return before, after, [m["edit_prompt"] for m in lines]
@@ -125,6 +141,10 @@ class Folder:
         if not path.is_relative_to(self.path.resolve()):
             raise ValueError(f"metadata.jsonl of '{self.name}' names '{name}', which lies outside of its folder.")
         return path
+
+
+def _pair_of(line: dict) -> PromptPair:
+    return PromptPair(*(line[k] for k in ("original_prompt", "edited_prompt", "edit_prompt")))
 
 
 def chosen(folder: str, before: Sequence, after: Sequence, instructions: Sequence[str]) -> tuple[Sequence, Sequence, Sequence[str]]:
@@ -319,14 +339,15 @@ def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Fold
 
 
 def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, bar) -> None:
-    """Draws, filters and saves the candidates of one prompt pair."""
-    r = artist.recipe
+    """Draws, filters and saves the candidates of one prompt pair; those that an interrupted run has saved stay and count."""
+    r, listed = artist.recipe, folder.seeds(pair)
     how = draws(r.seed, pair, r.candidates, r.share, r.cfg)
     candidates = torch.stack(list(_drawn(artist, pair, how, bar)))
-    kept = judge.best(candidates, pair, r.keep)
+    best = [(i, known) for i, known in judge.best(candidates, pair, r.keep) if how[i].seed not in listed]
+    kept = best[: max(0, r.keep - len(listed))]
     for i, known in kept:
         folder.add(candidates[i], Found(pair, {**asdict(how[i]), **known}))
-    folder.finish(pair, len(how), len(kept), way(artist, judge))
+    folder.finish(pair, len(how), len(listed) + len(kept), way(artist, judge))
 
 
 def _drawn(artist: Artist, pair: PromptPair, how: Sequence[Draw], bar) -> Iterator[torch.Tensor]:

@@ -153,6 +153,40 @@ def test_prompt_pairs_that_were_drawn_otherwise_are_refused(eps_model, clip, vae
     assert len(pairs(eps_model, clip, vae, prompt_pairs=more, **changed)[0]) == 1  # what is not done yet may be
 
 
+def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip, vae, output, monkeypatch):
+    one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=3, keep=2)
+    pairs(eps_model, clip, vae, folder="whole", **one)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(host.Folder, "finish", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+        pairs(eps_model, clip, vae, **one)
+    assert len(pairs(eps_model, clip, vae, **one)[0]) == 2
+    assert files(output / "things") == files(output / "whole")
+
+
+def test_a_torn_line_spoils_nothing(output):
+    folder = host.Folder("things")
+    for number in range(3):
+        folder.add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {"seed": number}))
+        with (folder.path / "metadata.jsonl").open("a") as file:
+            file.write('{"original_image": "bef')
+        assert len(folder.read()[0]) == number + 1
+    assert folder.seeds(PAIR) == {0, 1, 2}
+
+
+def test_no_half_picture_is_left(output, monkeypatch):
+    save = Image.Image.save
+
+    def breaking(picture, path, *given):
+        save(picture, path, *given)
+        if path.parent.name == "after":
+            raise OSError("no space")
+
+    monkeypatch.setattr(Image.Image, "save", breaking)
+    with pytest.raises(OSError, match="no space"):
+        host.Folder("things").add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {}))
+    assert not list(output.rglob("*.png")) and host.Folder("things").read()[2] == []
+
+
 def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, output):
     def watch(value, total, preview, node_id=None):
         if value == 3:
