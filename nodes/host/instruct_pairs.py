@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import comfy.model_management
@@ -291,13 +291,21 @@ class Artist:
     def places(self) -> tuple:
         return unet_places(self.model)
 
+    @cached_property
+    def untold(self) -> list:
+        return encoded(self.clip, self.negative)
+
+    @cached_property
+    def told(self) -> Callable[[PromptPair], list]:
+        """One CONDITIONING of both captions; the last is kept, as a prompt pair is drawn several times."""
+        return lru_cache(1)(lambda pair: as_rows([encoded(self.clip, text) for text in (pair.before, pair.after)], 1)[0])
+
     def draw(self, pair: PromptPair, how: Draw) -> torch.Tensor:
         """Pictures (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
         and without."""
         r, control = self.recipe, Sharing(self.places, Window(0.0, how.share))
         model = install(self.model, control)
-        rows, _ = as_rows([encoded(self.clip, pair.before), encoded(self.clip, pair.after)], 1)
-        positive, negative = marked(rows, control.token), marked(encoded(self.clip, self.negative), control.token)
+        positive, negative = (marked(c, control.token) for c in (self.told(pair), self.untold))
         form = model.get_model_object("latent_format")
         empty = torch.zeros(2, form.latent_channels, *(n // form.spacial_downscale_ratio for n in r.size))
         noise = comfy.sample.prepare_noise(empty, how.seed, [0, 0])

@@ -102,6 +102,13 @@ def test_self_attention_is_shared_with_the_prompt_and_without(eps_model, clip, v
         assert shared and all(shared) == all_of_it
 
 
+def test_prompts_are_encoded_once_however_often_they_are_drawn(eps_model, clip, vae, output, monkeypatch):
+    said, encode = [], clip.encode_from_tokens_scheduled
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda *given, **more: said.append(1) or encode(*given, **more))
+    pairs(eps_model, clip, vae, candidates=3)
+    assert len(said) == 5
+
+
 def test_models_without_these_layers_are_refused(vae):
     with pytest.raises(ValueError, match="Flux"):
         pairs(tiny_text.denoiser("flux"), tiny_text.clip("flux"), vae)
