@@ -6,6 +6,7 @@ from ..guidance.classifier import ClassifierForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host import classifiers, sockets
+from .host.fingerprint import stamp
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["classifier guidance", "guided diffusion", "noisy classifier", "class conditional", "Diffusion Models Beat GANs"]
@@ -26,6 +27,10 @@ class NoisyClassifierLoader(io.ComfyNode):
                 io.String.Output(display_name="labels", tooltip="The labels it knows, one a line."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, classifier_name):
+        return float("nan") if classifier_name is None else stamp(classifiers.path_of(classifier_name))
 
     @classmethod
     def execute(cls, classifier_name) -> io.NodeOutput:

@@ -104,7 +104,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
             ],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
-                io.String.Output(display_name="name", tooltip="Of its file, for Load Noisy Classifier."),
+                io.String.Output(display_name="name", tooltip="Of its file, as Load Noisy Classifier lists it."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss over the steps."),
                 io.Image.Output(display_name="accuracy", tooltip="Accuracy over the noise levels, on the pictures held out."),
             ],

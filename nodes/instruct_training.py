@@ -1,5 +1,7 @@
 """Training InstructPix2Pix: a model of your own that edits a picture as it is told."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -7,6 +9,7 @@ from ..training.instruct_pix2pix import WHAT
 from .host import instruct_models, instruct_pairs
 from .host import instruct_training as host
 from .host import training_inputs as inputs
+from .host.fingerprint import stamp
 
 _CATEGORY = "controlled diffusion/training"
 _LISTS = ("before", "after", "instructions")
@@ -125,6 +128,11 @@ class InstructPix2PixTrainer(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, folder, **linked):
+        name = (folder[0] or "").strip()  # none where it is a link
+        return stamp(instruct_pairs.Folder(name).path / "metadata.jsonl") if name else ""
+
+    @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
@@ -159,6 +167,10 @@ class InstructPix2PixLoader(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, name, **linked):
+        return float("nan") if name is None else stamp(Path(instruct_models.path_to(name)))
 
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:

@@ -31,11 +31,16 @@ def save(classifier: LabelledClassifier, path: Path) -> None:
     save_atomically(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
 
 
-def load(name: str) -> LabelledClassifier:
-    """The classifier of a name in `names()`; its weights are ordinary tensors, so that gradients pass in a node too."""
+def path_of(name: str) -> Path:
+    """The file of a name in `names()`."""
     if name not in names():
         raise ValueError(f"There is no classifier '{name}'. Found in models/{FOLDER}: {', '.join(names()) or 'none'}.")
-    return read(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def load(name: str) -> LabelledClassifier:
+    """The classifier of a name in `names()`; its weights are ordinary tensors, so that gradients pass in a node too."""
+    return read(path_of(name))
 
 
 def read(path: Path) -> LabelledClassifier:

@@ -1,15 +1,21 @@
-"""Tells one model's weights from another's, whatever their precision and device, and whatever LoRA lies on them."""
+"""Tells one model's weights from another's, whatever their precision and device, and whatever LoRA lies on them; and one file from another."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 SAMPLES = 16  # values of every weight
 _FORMAT = "comfy_quant"  # the host's entry beside the weight of a quantised layer
 _GOLDEN, _WORD = 0x9E3779B1, 1 << 32  # multiples of the golden ratio spread evenly, in every dimension
+
+
+def stamp(path: Path) -> str:
+    """Changes when a file does; of one that is not there it is empty."""
+    return f"{path.stat().st_mtime_ns} {path.stat().st_size}" if path.is_file() else ""
 
 
 @dataclass(frozen=True)

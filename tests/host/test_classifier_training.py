@@ -1,5 +1,6 @@
 """The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -95,6 +96,10 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
     assert name == "mine.safetensors" and (folders / "models" / "noisy_classifiers" / name).exists()
     assert set(labels.split("\n")) == {s.background for s in scenes()} | {s.things[0].color for s in scenes()}
     assert loaded.latent_format == "SD15" and loaded.kind == "independent" and curve.ndim == chart.ndim == 4
+    before = NoisyClassifierLoader.fingerprint_inputs(name)
+    assert before == NoisyClassifierLoader.fingerprint_inputs(name)
+    os.utime(folders / "models" / "noisy_classifiers" / name, (1, 1))
+    assert NoisyClassifierLoader.fingerprint_inputs(name) != before
     x, level = torch.randn(2, 4, 16, 16), torch.zeros(2)
     assert torch.equal(loaded.network(x, level), classifier.network(x, level))
     assert len(ClassifierChannel.execute(classifier, "red", 1.0, 0.0, 1.0, 0, "", 0).args[0]) == 1

@@ -1,4 +1,5 @@
 import inspect
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -400,7 +401,15 @@ def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
     folder = instruct_pairs.Folder("things")
     for i, text in enumerate(INSTRUCTIONS):
         folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
-    model, *_ = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
+    before = InstructPix2PixTrainer.fingerprint_inputs(folder=["things"])
+    model, name, *_ = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
+    assert InstructPix2PixTrainer.fingerprint_inputs(folder=["things"]) == before  # only more pairs are something new to learn from
+    folder.add(images(2), instruct_pairs.Found(PromptPair("a", "b", "make it old"), {}))
+    assert InstructPix2PixTrainer.fingerprint_inputs(folder=["things"]) != before
+    assert InstructPix2PixTrainer.fingerprint_inputs(folder=[""]) == InstructPix2PixTrainer.fingerprint_inputs(folder=(None,)) == ""
+    saved = InstructPix2PixLoader.fingerprint_inputs(name)
+    os.utime(folders / "diffusion_models" / name, (1, 1))
+    assert InstructPix2PixLoader.fingerprint_inputs(name) != saved
     assert (
         isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
         and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
