@@ -1,8 +1,9 @@
-"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 64] [--trade] [--picture FILE]`.
+"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 64] [--trade] [--picture FILE]
+[--model FILE]`.
 
 Held-out pictures and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
 colours and shapes; what it should not touch is compared with the picture before, in PSNR. `--trade` also tables the two scales, and
-`--picture` shows one edit of each kind at each of them.
+`--picture` shows one edit of each kind at each of them. `--model` takes one that Train Instruction Model made of a demo model instead.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
-from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host import demo, instruct_models
 from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
 from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
 from controlled_diffusion.training import demo_world as world
@@ -39,10 +40,10 @@ def edits(count: int, kind: str) -> list[demo_instruct.Edit]:
 class Editor:
     """The instruction model with a short way to edit a batch."""
 
-    def __init__(self):
+    def __init__(self, file: Path | None = None):
         self.studio = Studio()
         with torch.inference_mode():
-            self.model = demo.load_instruct()
+            self.model = instruct_models.load(self.studio.model, str(file)) if file else demo.load_instruct()
 
     @torch.inference_mode()
     def edited(self, asked: list[demo_instruct.Edit], text: float, image: float) -> np.ndarray:
@@ -145,7 +146,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64, help="edits of each kind")
     parser.add_argument("--trade", action="store_true", help="also table both scales")
     parser.add_argument("--picture", type=Path, help="also table both scales, and show an edit of each kind in this file")
-    options, editor = parser.parse_args(), Editor()
+    parser.add_argument("--model", type=Path, help="the file of a model that Train Instruction Model made of the demo model or its editor")
+    options = parser.parse_args()
+    editor = Editor(options.model)
     table(editor, options.count)
     if options.trade or options.picture:
         asked, found = trade(editor, options.count // 8)
