@@ -121,11 +121,11 @@ def learn(
         made = LabelledClassifier(network.requires_grad_(False), known, type(model.model.latent_format).__name__, settings.kind)
 
         def keep() -> None:
-            loop.save(state)
             with loop.averaged():
                 path = folder() / f"{name}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 classifiers.save(made, path)
+            loop.save(state)  # after what the user wants, should the disk be full
 
         with torch.enable_grad():
             network.train().requires_grad_(True)

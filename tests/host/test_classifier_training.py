@@ -180,6 +180,13 @@ def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, fo
     assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
 
 
+def test_a_full_disk_costs_the_state_and_not_the_classifier(eps_model, demo_vae, folders, monkeypatch):
+    monkeypatch.setattr(host.Loop, "save", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        train(eps_model, demo_vae, [images(8)], backgrounds(8))
+    assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
+
+
 @pytest.mark.parametrize("side", [16, 64])
 def test_what_a_batch_takes_is_reckoned(side):
     """As much as autograd keeps of it, found by small passes where it is large."""
