@@ -9,11 +9,11 @@ from .host.flow_editing import FlowEdit
 from .host.probing import TwoPrompts
 
 
-class FlowEditSampler(io.ComfyNode):
+class FlowEditLatentSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="FlowEditSampler",
+            node_id="FlowEditLatentSampler",
             display_name="FlowEdit Sampler",
             category="controlled diffusion/inversion",
             description="Edits a picture without inverting it: at every step both prompts see the picture under the same fresh noise, and the "
@@ -110,4 +110,4 @@ class FlowEditSampler(io.ComfyNode):
         return io.NodeOutput(edit.run(guider, sigmas, source_cfg, n_max=n_max, n_min=n_min, n_avg=n_avg, seed=seed))
 
 
-NODES = [FlowEditSampler]
+NODES = [FlowEditLatentSampler]

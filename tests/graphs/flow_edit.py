@@ -21,9 +21,9 @@ def flow_edit(graph):
         shared = dict(source=source, positive=target, negative=negative, picture=picture, vae=model["vae"], seed=2)
         knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=15)
         latents = {
-            "edit": graph.add("FlowEditSampler", title="edit", model=flow, **shared, **knobs),
-            "edit in the mask": graph.add("FlowEditSampler", title="edit in the mask", model=flow, mask=mask, **shared, **knobs),
-            "edit, eps model": graph.add("FlowEditSampler", title="edit, eps model", model=model["model"], **shared, **knobs),
+            "edit": graph.add("FlowEditLatentSampler", title="edit", model=flow, **shared, **knobs),
+            "edit in the mask": graph.add("FlowEditLatentSampler", title="edit in the mask", model=flow, mask=mask, **shared, **knobs),
+            "edit, eps model": graph.add("FlowEditLatentSampler", title="edit, eps model", model=model["model"], **shared, **knobs),
         }
     with graph.group("4 Pictures"):
         graph.add("PreviewImage", title="picture", images=picture)

@@ -5,7 +5,7 @@ import comfy.samplers
 import nodes
 import pytest
 import torch
-from controlled_diffusion.nodes.flow_edit import FlowEditSampler
+from controlled_diffusion.nodes.flow_edit import FlowEditLatentSampler
 
 from compare import assert_close
 from host import tiny
@@ -27,9 +27,9 @@ def picture(batch: int = 1) -> dict:
 
 
 def edit(model, given=None, source=SOURCE, positive=TARGET, negative=EMPTY, mask=None, vae=None, **knobs):
-    settings = defaults(FlowEditSampler) | dict(steps=STEPS, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | knobs
+    settings = defaults(FlowEditLatentSampler) | dict(steps=STEPS, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | knobs
     given = picture() if given is None else given
-    return FlowEditSampler.execute(model, source, positive, negative, given, mask=mask, vae=vae, **settings).args[0]["samples"]
+    return FlowEditLatentSampler.execute(model, source, positive, negative, given, mask=mask, vae=vae, **settings).args[0]["samples"]
 
 
 def apart(a, b) -> float:
@@ -162,8 +162,8 @@ def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae):
 
 def test_the_latent_keeps_what_else_it_carries(model):
     given = {**picture(), "noise_mask": half_mask(), "batch_index": [7]}
-    result = FlowEditSampler.execute(
-        model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditSampler) | dict(steps=4, n_max=2, scheduler="normal")
+    result = FlowEditLatentSampler.execute(
+        model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditLatentSampler) | dict(steps=4, n_max=2, scheduler="normal")
     ).args[0]
     assert result["batch_index"] == [7] and result["noise_mask"] is given["noise_mask"]
 
