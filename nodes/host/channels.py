@@ -50,7 +50,7 @@ def same_value(a, b) -> bool:
     if torch.is_tensor(a) and torch.is_tensor(b):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     if type(a) in (tuple, list):
-        return type(a) is type(b) and len(a) == len(b) and all(map(_same_value, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(same_value, a, b))
     return type(a) is type(b) and isinstance(a, (str, int, float, bool)) and a == b
 
 
