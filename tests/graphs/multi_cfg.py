@@ -17,8 +17,8 @@ def multi_cfg_guider(graph):
             graph,
             model,
             **{
-                "left wish": "a red circle on the left on a white background",
-                "right wish": "a blue star on the right on a white background",
+                "left wish": "a small red circle on the left on a white background",
+                "right wish": "a small blue star on the right on a white background",
                 "unwanted": "a striped circle on a white background",
                 "unconditional": "",
             },
