@@ -17,7 +17,7 @@ from ...attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Place, Run, chosen_places, install, is_unet, marked, unet_places
 from .joint_attention import Block, Dit, TokenCall, chosen_blocks, dit_of
-from .pictures import as_image
+from .pictures import as_image, as_picture
 from .prompts import encoded, prompt_of
 
 MISSING = (
@@ -227,7 +227,7 @@ def _tile(values: torch.Tensor, picture: torch.Tensor | None, size: tuple[int, i
     if picture is not None:
         under = F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
         paint = 0.4 * under + 0.6 * paint
-    return Image.fromarray((paint * 255 + 0.5).to(torch.uint8).numpy())
+    return as_picture(paint)
 
 
 def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], picture: torch.Tensor | None) -> Image.Image:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...attention.prompt_to_prompt import Rows
 from .attention import KEY
-from .pictures import as_image, labelled_table
+from .pictures import as_image, as_picture, labelled_table
 from .prompt_to_prompt import Editing, PromptToPrompt
 
 TILE, MOMENTS, DIMMED = 160, 6, 0.25
@@ -94,4 +94,4 @@ def _tile(mask: torch.Tensor, picture: torch.Tensor | None) -> Image.Image:
     if picture is not None:
         under = F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
         shown = under * (DIMMED + (1 - DIMMED) * shown)
-    return Image.fromarray((shown * 255 + 0.5).clamp(0, 255).byte().numpy())
+    return as_picture(shown)

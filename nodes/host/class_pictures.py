@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
-from PIL import Image
 
+from . import pictures
 from .fingerprint import Weights, traits
 from .gradients import hosted
 from .trainers import Validation, sampled, side_by_side
@@ -59,18 +57,6 @@ def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
     return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_pictures" / name
 
 
-def _read(path: Path) -> torch.Tensor:
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    picture.save(temporary, "PNG")
-    os.replace(temporary, path)
-
-
 def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Tensor]:
     """Pictures (1, H, W, 3) of latents of `shape` (C, ..., h, w): those on disk, and the missing ones sampled now.
 
@@ -91,9 +77,8 @@ def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Ten
         empty, given = empty or told(""), told(prompt)
         for numbers in (missing[i : i + order.batch] for i in range(0, len(missing), order.batch)):
             size = torch.Size([len(numbers), *shape])
-            pictures = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
-            for number, picture in zip(numbers, pictures):
-                _write(side_by_side(picture[None]), files[number])
+            batch = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
+            pictures.write({files[number]: picture for number, picture in zip(numbers, batch)})
             done = sum(file.exists() for file in files)
-            bar.update_absolute(done, order.count, ("JPEG", side_by_side(pictures), 512))
-    return [_read(file) for file in files]
+            bar.update_absolute(done, order.count, ("JPEG", side_by_side(batch), 512))
+    return [pictures.read(file) for file in files]

@@ -6,15 +6,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...inversion import quality
 from . import perceptual
 from .inversion import Inversion
-from .latents import pictures_of
-from .pictures import as_image
+from .latents import decoded
+from .pictures import as_image, as_picture
 
 _INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
 _SMALLEST, _LARGEST = 256, 512  # pixels of a shown picture's shorter side
@@ -106,7 +105,7 @@ class Report:
         whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
         columns, floor = [Shown("reference", whole)], None
         if vae is not None:
-            floor = matched("VAE round trip", pictures_of(vae, vae.encode(reference[..., :3])), reference)[0]
+            floor = matched("VAE round trip", decoded(vae, vae.encode(reference[..., :3])), reference)[0]
             columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
         for name, (made, own) in given.items():
             columns.append(measured(name, made, own))
@@ -139,7 +138,7 @@ class Report:
 
 def _tile(picture: torch.Tensor) -> Image.Image:
     """A picture (H, W, 3) at a size to look at."""
-    image = Image.fromarray((picture.numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8))
+    image = as_picture(picture)
     short = min(image.size)
     if short < _SMALLEST:
         times = -(-_SMALLEST // short)

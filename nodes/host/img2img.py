@@ -12,7 +12,7 @@ import torch
 from ...guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
 from .channels import noise_scale
 from .inversion import check_channels
-from .latents import samples_of
+from .latents import decoded, samples_of
 
 
 def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
@@ -148,15 +148,11 @@ class Task:
         """The decoded result; where the mask is 0, the pixels of the original itself. A guide that was not touched stays."""
         if samples is self.guide and self.guide_picture is not None and self.mask is None:
             return self.guide_picture
-        picture = self._decoded(samples)
+        picture = decoded(self.vae, samples)
         if self.mask is None:
             return picture
-        original = self._decoded(self.original) if self.original_picture is None else self.original_picture
+        original = decoded(self.vae, self.original) if self.original_picture is None else self.original_picture
         original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
         mask = self.mask_picture if self.mask_picture.ndim == 4 else self.mask_picture[:, None]
         mask = _over_pictures(mask, picture, len(samples))
         return torch.where(mask > 0, picture * mask + original * (1 - mask), original)
-
-    def _decoded(self, samples: torch.Tensor) -> torch.Tensor:
-        picture = self.vae.decode(samples)
-        return picture.reshape(-1, *picture.shape[-3:])

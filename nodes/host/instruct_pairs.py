@@ -15,16 +15,15 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy.clip_model import CLIPTextModel
-from PIL import Image
 
 from ...attention.prompt_to_prompt import Window
 from ...guidance.schedules import NoiseScale
 from ...training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, draws, likeness
-from . import naming
+from . import naming, pictures
 from .attention import Call, Place, Run, install, marked, unet_places
+from .latents import decoded
 from .prompts import as_rows, encoded
 from .shared_noise import with_shared_noise
 from .trainers import side_by_side
@@ -47,8 +46,7 @@ class OnDisk(Sequence):
         return len(self.paths)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        with Image.open(self.paths[number]) as picture:
-            return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+        return pictures.read(self.paths[number])
 
 
 @dataclass(frozen=True)
@@ -108,18 +106,14 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "way": way})
 
-    def add(self, pictures: torch.Tensor, found: Found) -> None:
+    def add(self, both: torch.Tensor, found: Found) -> None:
         """Saves pictures (2, H, W, 3), before and after; the line that lists them comes last."""
         for side in ("before", "after"):
             (self.path / side).mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(p.stem) for p in self.path.glob("*/*.png") if p.stem.isdigit()), default=0)
         files = [f"{side}/{number:05d}.png" for side in ("before", "after")]
-        partial = [(self.path / file).with_suffix(".partial") for file in files]
-        for path, picture in zip(partial, pictures):
-            Image.fromarray((picture * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()).save(path, "PNG")
         (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
-        for path, file in zip(partial, files):
-            os.replace(path, self.path / file)
+        pictures.write({self.path / file: picture for file, picture in zip(files, both)})
         captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
         self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
 
@@ -310,8 +304,7 @@ class Artist:
         empty = torch.zeros(2, form.latent_channels, *(n // form.spacial_downscale_ratio for n in r.size))
         noise = comfy.sample.prepare_noise(empty, how.seed, [0, 0])
         knobs = (r.steps, how.cfg, r.sampler_name, r.scheduler, positive, negative, empty)
-        made = self.vae.decode(comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=how.seed))
-        return made.reshape(-1, *made.shape[-3:])[..., :3].cpu()
+        return decoded(self.vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=how.seed))[..., :3].cpu()
 
 
 def way(artist: Artist, judge: Judge) -> dict:

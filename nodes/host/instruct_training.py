@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...guidance.instruct_pix2pix import Scales
+from ...training.augmentation import Variant
 from ...training.instruct_pix2pix import keep, learnt
 from ...training.loop import Loop
 from ...training.objectives import picks
@@ -23,9 +24,10 @@ from .fingerprint import Weights
 from .gradients import hosted
 from .instruct import CONCAT, InstructPix2Pix, Picture
 from .instruct_pairs import OnDisk
+from .latents import decoded
 from .prompts import encoded
 from .trainers import loss_curve, side_by_side
-from .training import Course, Ground, Objective, Pictures, pictures_of, trainable
+from .training import Course, Ground, Objective, Pictures, latents_of, pictures_of, trainable
 from .training_memory import check_numbers
 from .whole_weights import check_fine
 
@@ -119,9 +121,9 @@ class Task(trainers.Task):
         for i in chosen:
             with course.loop.averaged():
                 made.append(hosted(self._edited, i))
-            made.insert(-1, hosted(self.vae.decode, examples.before.latents[i]))
+            made.insert(-1, hosted(decoded, self.vae, examples.before.latents[i]))
         if made:
-            self.looks.append(torch.cat([m.reshape(-1, *m.shape[-3:]).cpu() for m in made]))
+            self.looks.append(torch.cat([m.cpu() for m in made]))
             course.preview(side_by_side(self.looks[-1]))
 
     def _edited(self, number: int) -> torch.Tensor:
@@ -132,7 +134,7 @@ class Task(trainers.Task):
         empty = picture.empty_latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
         sampler = comfy.samplers.sampler_object(v.sampler_name)
-        return self.vae.decode(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
+        return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
 
 
 @dataclass(frozen=True)
@@ -164,15 +166,12 @@ def learn(
 
 
 def _pictures(vae, images: Sequence[torch.Tensor], flip: bool) -> Pictures:
-    """`pictures_of`; those of a folder are read and encoded one by one, so that their latents alone are held."""
+    """`pictures_of`; those of a folder are read one by one, so that their latents alone are held."""
     if not isinstance(images, OnDisk):
         return pictures_of(vae, images, flip=flip)
-    parts = []
-    for picture in images:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        parts.append(pictures_of(vae, [picture], flip=flip).latents)
-    latents = tuple(part[i] for i in range(1 + flip) for part in parts)
-    return Pictures(latents, (None,) * len(latents), len(parts))
+    count = len(images) * (1 + flip)
+    shown = (Variant(p.flip(2) if mirrored else p, None) for mirrored in (False, True)[: 1 + flip] for p in images)
+    return Pictures(tuple(latents_of(vae, shown, count)), (None,) * count, len(images))
 
 
 def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:

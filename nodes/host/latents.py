@@ -26,7 +26,7 @@ def samples_of(vae, picture, name: str) -> torch.Tensor:
     return vae.encode(picture[..., :3])
 
 
-def pictures_of(vae, samples: torch.Tensor) -> torch.Tensor:
+def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
     """What latent samples show, an IMAGE; the frames of a video VAE, which gives (B, T, H, W, C), one after the other."""
     pictures = vae.decode(samples)
     return pictures.reshape(-1, *pictures.shape[-3:])

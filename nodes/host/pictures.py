@@ -1,8 +1,10 @@
-"""Pictures that nodes draw: weight curves, and the report of a run."""
+"""Pictures that nodes draw, such as weight curves and the report of a run, and pictures on disk."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,26 @@ _INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
 def as_image(picture: Image.Image) -> torch.Tensor:
     """A Pillow picture as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
+
+
+def as_picture(pixels: torch.Tensor) -> Image.Image:
+    """One picture (H, W, 3) of an IMAGE, for Pillow."""
+    return Image.fromarray((pixels * 255 + 0.5).clamp(0, 255).byte().cpu().numpy())
+
+
+def read(path: Path) -> torch.Tensor:
+    """A picture on disk as IMAGE, (1, H, W, 3)."""
+    with Image.open(path) as picture:
+        return as_image(picture)
+
+
+def write(pictures: dict[Path, torch.Tensor]) -> None:
+    """Saves pictures (H, W, 3) as PNG: all of them, each whole, or none."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in pictures}
+    for path, pixels in pictures.items():
+        as_picture(pixels).save(partial[path], "PNG")
+    for path, temporary in partial.items():
+        os.replace(temporary, path)
 
 
 def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_label: str, size=(768, 384)) -> Image.Image:

@@ -21,7 +21,7 @@ from ...inversion.ddim import DDIM
 from . import img2img
 from .channels import noise_scale, same_conditioning
 from .inversion import Checked, slope_of
-from .latents import pictures_of
+from .latents import decoded
 
 
 class TwoPrompts(Checked):
@@ -175,8 +175,8 @@ class Subject:
     def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The mean difference (B, H, W) of the decoded mean predictions."""
         out = self.model.model.process_latent_out
-        decoded = [[pictures_of(self.vae, out(side).to(self.latent)) for side in pair] for pair in means]
-        apart = torch.stack([(target - source).abs().mean(-1) for source, target in decoded]).mean(0)
+        seen = [[decoded(self.vae, out(side).to(self.latent)) for side in pair] for pair in means]
+        apart = torch.stack([(target - source).abs().mean(-1) for source, target in seen]).mean(0)
         return _per_video(apart, self.latent.shape[0]).to(self.latent)
 
     def latent_with(self, mask: torch.Tensor) -> dict:
@@ -191,7 +191,7 @@ class Subject:
         if self.picture is not None:
             below = self.picture[..., :3]
         elif self.vae is not None:
-            below = pictures_of(self.vae, self.latent)
+            below = decoded(self.vae, self.latent)
         else:
             below = mask.new_zeros([*mask.shape, 3])
         frames = max(1, len(below) // len(mask))

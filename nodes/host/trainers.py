@@ -19,7 +19,8 @@ from PIL import Image
 from ...training.augmentation import Augmentation
 from ...training.loop import Diverged, Loop, saving
 from .gradients import hosted
-from .pictures import as_image, line_chart, stacked
+from .latents import decoded
+from .pictures import as_image, as_picture, line_chart, stacked
 from .training import Course, Ground, Objective, Pictures, Stopped, half_precision_scale, run_course
 from .training_memory import Room
 
@@ -75,8 +76,7 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
-    made = hosted(lambda: vae.decode(comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))
-    return made.reshape(-1, *made.shape[-3:])[..., :3].cpu()
+    return hosted(lambda: decoded(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
 
 
 @dataclass(kw_only=True)
@@ -214,8 +214,7 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
 
 
 def side_by_side(pictures: torch.Tensor) -> Image.Image:
-    row = torch.cat(list(pictures[..., :3]), 1)
-    return Image.fromarray((row * 255 + 0.5).clamp(0, 255).byte().numpy())
+    return as_picture(torch.cat(list(pictures[..., :3]), 1))
 
 
 def digest(pictures: Pictures) -> str:

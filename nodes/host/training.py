@@ -7,7 +7,7 @@ nodes hold: what is learnt lies outside of the model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -101,15 +101,15 @@ def pictures_of(
         found += [p.flip(2) for p in found]
         painted += [None if m is None else m.flip(-1) for m in painted]
     shown = _varied(found, painted, augmentation, seed)
-    latents = list(_encoded(vae, shown))
+    latents = list(latents_of(vae, shown, len(shown)))
     cut = [None if v.mask is None else _mask_for(vae, z, v.mask, v.picture, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
     return Pictures(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
 
 
-def _encoded(vae, shown: Sequence[Variant]) -> Iterator[torch.Tensor]:
-    """Their latents, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
-    bar = comfy.utils.ProgressBar(len(shown))
+def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tensor]:
+    """The latents of so many, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
+    bar = comfy.utils.ProgressBar(count)
     for variant in shown:
         yield gradients.hosted(vae.encode, variant.picture[..., :3]).float().cpu()
         bar.update(1)

@@ -22,6 +22,7 @@ from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
 from controlled_diffusion.training.instruct_pix2pix import FIRST, PromptPair
 from controlled_diffusion.training.objectives import Levels
+from PIL import Image
 from safetensors.torch import load_file
 
 from compare import assert_close
@@ -379,7 +380,7 @@ def test_pictures_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
     for i, text in enumerate(INSTRUCTIONS):
         folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
     expected, _ = host.examples_of(clip, vae, host.Data(*(list(part) for part in folder.read()), flip=True))
-    encode, opened = vae.encode, instruct_pairs.Image.open
+    encode, opened = vae.encode, Image.open
 
     def reading(path):
         waiting[0] += 1
@@ -390,7 +391,7 @@ def test_pictures_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
         waiting[0] = 0
         return encode(pixels)
 
-    monkeypatch.setattr(instruct_pairs.Image, "open", reading)
+    monkeypatch.setattr(Image, "open", reading)
     monkeypatch.setattr(vae, "encode", encoding)
     found, after = host.examples_of(clip, vae, host.Data(*folder.read(), flip=True))
     assert most[0] == 1 and found.before.originals == 3 and len(after) == 6
