@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
@@ -167,7 +168,7 @@ class _Recomputed:
 
         def keep(tensor: torch.Tensor) -> None:
             own = tensor.untyped_storage().data_ptr() in weights
-            saved.append(tensor.detach() if own else tensor.detach().clone())
+            saved.append(tensor.detach() if own else laid_out(tensor.detach()))
             # and the graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer
 
         with torch.inference_mode(False), torch.enable_grad():
@@ -175,6 +176,20 @@ class _Recomputed:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
                 self.block.forward(*args, **kwargs)
         return saved
+
+
+def laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers.
+
+    `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
+    """
+    if tensor.layout != torch.strided or not tensor.numel():
+        return tensor.clone()
+    steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
+    distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
+    if span > 2 * distinct:
+        return tensor.clone()
+    return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def _copied(value):

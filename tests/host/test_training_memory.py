@@ -100,6 +100,46 @@ def test_what_large_pictures_keep_is_reckoned_from_small_ones(eps_model, vae, cl
     assert counted.again < counted.whole / 2
 
 
+class Aligned(torch.autograd.Function):
+    """A kernel that wants what it saved as it lay, as a GPU's attention does with its mask."""
+
+    @staticmethod
+    def forward(ctx, x, mask):
+        ctx.lay = mask.stride()
+        ctx.save_for_backward(mask)
+        return x + mask
+
+    @staticmethod
+    def backward(ctx, slope):
+        (mask,) = ctx.saved_tensors
+        assert mask.stride() == ctx.lay and mask.unique().tolist() == [0.0, 1.0]
+        return slope * mask, None
+
+
+class Masked(torch.nn.Module):
+    def forward(self, x):
+        mask = torch.nn.functional.pad(torch.ones(77, 77).tril(), (0, 3))[:, :77]  # rows of 80
+        return Aligned.apply(x, mask.expand(2, 4, 77, 77))
+
+
+def test_what_is_made_again_lies_in_memory_as_it_was_saved():
+    block, x = Masked(), torch.zeros(2, 4, 77, 77, requires_grad=True)
+    with torch.enable_grad(), gradients.recomputed([block]):
+        block(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(77, 77).tril().expand(2, 4, 77, 77))
+
+
+def test_a_copy_that_lies_as_its_tensor_does_is_small_and_its_own():
+    whole = torch.arange(24.0).view(2, 12)
+    third, rows, repeated = whole[:, :3], whole.t(), whole[:1].expand(5, 12)
+    for tensor in (third, rows, repeated, whole[:, :10], whole[1:, ::2], whole[:0], torch.tensor(3.0)):
+        copy = gradients.laid_out(tensor)
+        assert torch.equal(copy, tensor) and (not tensor.numel() or copy.data_ptr() != tensor.data_ptr())
+        assert copy.untyped_storage().nbytes() <= 8 * tensor.numel()
+    assert gradients.laid_out(third).stride() == (3, 1)  # which would take three times its numbers
+    assert gradients.laid_out(repeated).stride() == (0, 1) and gradients.laid_out(rows).stride() == (1, 12)
+
+
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
 def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_model, vae, folders, monkeypatch):  # noqa: F811
     """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
