@@ -276,7 +276,12 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
 def node_steps(node, steps: int, **given) -> list[float]:
     """Seconds of each step of a trainer node, from one movement of its progress bar to the next; two more are taken, and left out."""
     times: list[float] = []
-    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: times.append(clock()))
+
+    def moved(done: int, total: int, *_, **__) -> None:
+        if total == steps + 2:  # and not that of the pictures being encoded
+            times.append(clock())
+
+    comfy.utils.set_progress_bar_global_hook(moved)
     try:
         with torch.inference_mode():
             node.execute(**{k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given | {"steps": steps + 2}).items()})
