@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..training.custom_diffusion import REGULAR
-from .dreambooth import batches, learnt, outputs, pictures, shown, subject, word
+from .dreambooth import batches, clean_words, learnt, outputs, pictures, shown, subject, word
 from .host import adapters
 from .host import custom_diffusion as host
 from .host import training_inputs as inputs
@@ -50,6 +50,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 *inputs.objective(),
                 *inputs.run("a file", " and of class pictures"),
                 *pictures(),
+                clean_words(),
             ],
             outputs=[
                 *outputs("the concept"),

@@ -104,6 +104,10 @@ def pictures() -> list:
     ]
 
 
+def clean_words() -> io.Float.Input:
+    return inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "the words are")
+
+
 def outputs(what: str) -> list:
     return [
         io.Model.Output(display_name="model", tooltip=f"The model with {what} on it, to sample with at once."),
@@ -123,7 +127,7 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     kept = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
     return host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
-        host.Data(images, captions, masks, given["flip"], given.get("caption_dropout", 0.0), inputs.augmented(given)),
+        host.Data(images, captions, masks, given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given)),
         host.Subject(given["instance_prompt"], first, given["word_rate"], tuple(others)),
         host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], kept),
         design,
@@ -206,6 +210,7 @@ class DreamBoothTrainer(io.ComfyNode):
                     tooltip="'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved as a model in diffusion_models; rank, algorithm, "
                     "alpha and layers then do nothing, and each weight takes 16 bytes.",
                 ),
+                clean_words(),
             ],
             outputs=outputs("the LoRA"),
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..training.instruct_pix2pix import WHAT
+from ..training.instruct_pix2pix import DROPPED, WHAT
 from .host import instruct_models, instruct_pairs
 from .host import instruct_training as host
 from .host import training_inputs as inputs
@@ -118,6 +118,16 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 *_run(),
                 *_pairs(),
                 inputs.checkpointing(),
+                io.Combo.Input(
+                    "channel_dropout",
+                    options=list(DROPPED),
+                    optional=True,
+                    advanced=True,
+                    tooltip="'jointly': the picture alone, the instruction alone and both are left out at the rate dropout each, as in the paper. "
+                    "'independently': picture and instruction each by itself, so often that both are missing at the rate dropout.",
+                ),
+                inputs.clean_dropout("clean_picture_dropout", "as dropout says", "the picture is"),
+                inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),

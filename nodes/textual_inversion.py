@@ -98,6 +98,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 inputs.masks(),
                 inputs.checkpointing(),
                 *inputs.augmentation(),
+                inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
             ],
             outputs=[
                 io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name."),
@@ -110,7 +111,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)})
-        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], given["caption_dropout"], inputs.augmented(given))
+        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given))
         parts = (given[k] for k in ("model", "clip", "vae"))
         made = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
         seen = ExecutionBlocker("Train Embedding: no validation picture was made.") if made.pictures is None else made.pictures

@@ -1,32 +1,32 @@
 import pytest
 import torch
-from controlled_diffusion.training.channel_dropout import ChannelDropout, dropped, jointly, rate_for
+from controlled_diffusion.training.channel_dropout import ChannelDropout, JointDropout, draws, dropped, rate_for
 from torch.testing import assert_close
 
 COUNT = 40_000
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def drawn(channels, count=COUNT):
+    return torch.rand(count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_all_channels_are_dropped_together_at_the_rate_asked_for(channels):
-    keep = ChannelDropout.together(0.1, channels).keep(torch.zeros(COUNT), generator())
+    keep = ChannelDropout.together(0.1, channels).keep(torch.zeros(COUNT), drawn(channels))
     assert keep.shape == (COUNT, channels) and keep.dtype == torch.bool
     assert_close(float((~keep).all(1).float().mean()), 0.1, atol=0.006, rtol=0)
     assert_close((~keep).float().mean(0), torch.full((channels,), 0.1 ** (1 / channels)), atol=0.01, rtol=0)
 
 
 def test_channels_are_dropped_independently():
-    keep = ChannelDropout((0.3, 0.6, 0.5)).keep(torch.zeros(COUNT), generator())
+    keep = ChannelDropout((0.3, 0.6, 0.5)).keep(torch.zeros(COUNT), drawn(3))
     gone = (~keep).float()
     assert_close(gone.mean(0), torch.tensor([0.3, 0.6, 0.5]), atol=0.01, rtol=0)
     assert (torch.corrcoef(gone.T) - torch.eye(3)).abs().max() < 0.02
 
 
 def test_rates_of_one_and_zero_are_kept_exactly():
-    keep = ChannelDropout((0.0, 1.0)).keep(torch.zeros(1000), generator())
+    keep = ChannelDropout((0.0, 1.0)).keep(torch.zeros(1000), drawn(2, 1000))
     assert keep[:, 0].all() and not keep[:, 1].any()
     assert rate_for(0.0, 3) == 0.0 and rate_for(1.0, 3) == 1.0
 
@@ -35,23 +35,30 @@ def test_a_rate_may_follow_the_noise():
     dropout = ChannelDropout((0.1, 0.5), clean=(0.9, 0.5))
     rates = dropout.rate(torch.tensor([-30.0, 0.0, 30.0]))
     assert_close(rates, torch.tensor([[0.1, 0.5], [0.5, 0.5], [0.9, 0.5]], dtype=torch.float64))
-    clean = dropout.keep(torch.full((COUNT,), 30.0), generator())
+    clean = dropout.keep(torch.full((COUNT,), 30.0), drawn(2))
     assert_close((~clean).float().mean(0), torch.tensor([0.9, 0.5]), atol=0.01, rtol=0)
 
 
 def test_without_clean_rates_the_noise_does_not_matter():
     dropout = ChannelDropout((0.2,))
-    assert torch.equal(dropout.keep(torch.linspace(-9, 9, 500), generator()), dropout.keep(torch.zeros(500), generator()))
+    assert torch.equal(dropout.keep(torch.linspace(-9, 9, 500), drawn(1, 500)), dropout.keep(torch.zeros(500), drawn(1, 500)))
 
 
-def test_the_same_seed_drops_the_same():
-    dropout = ChannelDropout((0.5, 0.5))
-    one, two, other = (dropout.keep(torch.zeros(100), generator(s)) for s in (1, 1, 2))
-    assert torch.equal(one, two) and not torch.equal(one, other)
+def test_a_sample_is_drawn_the_same_in_any_batch():
+    assert torch.equal(torch.cat([draws(7, 0, 5, 2), draws(7, 5, 3, 2)]), draws(7, 0, 8, 2))
+    assert not torch.equal(draws(7, 0, 8, 2), draws(8, 0, 8, 2))
+    many = draws(7, 0, 4000, 2)
+    assert_close(many.mean(0), torch.full((2,), 0.5, dtype=torch.float64), atol=0.03, rtol=0)
+    assert abs(torch.corrcoef(many.T)[0, 1]) < 0.06
+
+
+def test_whether_anything_is_ever_left_out():
+    assert ChannelDropout((0.0, 0.1)).active and ChannelDropout((0.0,), clean=(0.1,)).active
+    assert not ChannelDropout((0.0, 0.0), clean=(0.0, 0.0)).active
 
 
 def test_instruct_pix2pix_drops_each_alone_and_both_in_one_sample_of_twenty():
-    keep = jointly((torch.arange(COUNT) + 0.5) / COUNT)
+    keep = JointDropout().keep(torch.zeros(COUNT), ((torch.arange(COUNT) + 0.5) / COUNT)[:, None].expand(-1, 2))
     shares = {(p, t): float(((keep[:, 0] == p) & (keep[:, 1] == t)).float().mean()) for p in (True, False) for t in (True, False)}
     assert_close(shares, {(True, True): 0.85, (True, False): 0.05, (False, True): 0.05, (False, False): 0.05}, atol=1e-3, rtol=0)
 
@@ -81,4 +88,4 @@ def test_bad_rates_and_counts_are_refused():
     with pytest.raises(ValueError, match="2 channels, 1 nulls and masks for 2"):
         dropped([torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"a share of 0\.5; give 0 to 1/3"):
-        jointly(torch.rand(3), 0.5)
+        JointDropout(0.5)

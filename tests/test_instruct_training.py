@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from controlled_diffusion.training import channel_dropout
 from controlled_diffusion.training import instruct_pix2pix as ip2p
 from controlled_diffusion.training.instruct_pix2pix import FIRST, Filter, Likeness, PlainFilter, PromptPair, draws, learnt, prompt_pairs
 from torch.testing import assert_close
@@ -65,13 +66,34 @@ def test_every_layer_is_every_layer_each_at_the_rank_that_it_can_have():
         learnt(SHAPES, "every layer", 9, 4.0, 0)
 
 
+def shares(dropout, log_snr=0.0, count=4000):
+    """How often (picture, instruction) are shown, by case."""
+    kept = dropout.keep(torch.full((count,), log_snr), channel_dropout.draws(7, 0, count, 2))
+    return {case: number / count for case, number in Counter(map(tuple, kept.tolist())).items()}
+
+
 def test_the_picture_the_instruction_and_both_are_left_out_a_twentieth_each():
-    kept = ip2p.keep(7, 0, 4000)
-    counted = Counter(map(tuple, kept.tolist()))
-    for case in ((False, True), (False, False), (True, False)):
-        assert 0.04 < counted[case] / 4000 < 0.06
-    assert torch.equal(torch.cat([ip2p.keep(7, 0, 5), ip2p.keep(7, 5, 3)]), kept[:8])
-    assert ip2p.keep(7, 0, 50, 0.0).all()
+    for level in (-30.0, 30.0):
+        found = shares(ip2p.dropout_of("jointly", 0.05), level)
+        assert all(0.04 < found[case] < 0.06 for case in ((False, True), (False, False), (True, False)))
+    assert shares(ip2p.dropout_of("jointly", 0.0)) == {(True, True): 1.0}
+
+
+def test_independently_each_is_left_out_by_itself_and_both_at_the_rate_asked_for():
+    found, rate = shares(ip2p.dropout_of("independently", 0.09)), 0.3
+    expected = {(False, False): rate**2, (False, True): rate * (1 - rate), (True, False): rate * (1 - rate), (True, True): (1 - rate) ** 2}
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_rates_at_clean_levels_are_those_given_or_the_same():
+    dropout = ip2p.dropout_of("independently", 0.09, clean_picture=1.0)
+    noisy, clean = shares(dropout, -30.0), shares(dropout, 30.0)
+    assert noisy[False, False] == pytest.approx(0.09, abs=0.03) and noisy[True, True] == pytest.approx(0.49, abs=0.03)
+    assert clean == pytest.approx({(False, True): 0.7, (False, False): 0.3}, abs=0.03)
+    with pytest.raises(ValueError, match=r"at clean levels are given \(0, -1\).*Choose 'independently'"):
+        ip2p.dropout_of("jointly", 0.05, clean_picture=0.0)
+    with pytest.raises(ValueError, match=r"no dropout 'never'.*choose one of jointly, independently"):
+        ip2p.dropout_of("never", 0.05)
 
 
 def test_candidates_depend_on_the_pair_alone_and_fill_the_ranges():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -50,22 +51,38 @@ class ChannelDropout:
         clean = noisy if self.clean is None else torch.tensor(self.clean, dtype=torch.float64, device=log_snr.device)
         return noisy + (clean - noisy) * log_snr.double().sigmoid()[:, None]
 
-    def keep(self, log_snr: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Which channels stay, bool (B, K), for samples at log-SNR (B,)."""
-        draw = torch.rand(len(log_snr), len(self.rates), dtype=torch.float64, generator=generator)
+    def keep(self, log_snr: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+        """Which channels stay, bool (B, K), of samples at log-SNR (B,), by uniform numbers (B, K)."""
         return draw.to(log_snr.device) >= self.rate(log_snr)
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever left out."""
+        return any((*self.rates, *(self.clean or ())))
 
-def jointly(draw: torch.Tensor, rate: float = 0.05) -> torch.Tensor:
-    """InstructPix2Pix's dropout (arXiv 2211.09800, section 3.2.1), bool (B, 2) for (picture, text), from uniform numbers (B,).
 
-    The picture alone, both, and the text alone are each left out in a share `rate` of the samples.
+@dataclass(frozen=True)
+class JointDropout:
+    """InstructPix2Pix's dropout of (picture, text) (arXiv 2211.09800, section 3.2.1), at every noise level.
+
+    The picture alone, both, and the text alone are each left out in a share `each` of the samples.
     """
-    if not 0.0 <= rate <= 1 / 3:
-        raise ValueError(f"Each of three cases is to have a share of {rate}; give 0 to 1/3, 0.05 in the paper.")
-    picture = draw >= 2 * rate
-    text = (draw < rate) | (draw >= 3 * rate)
-    return torch.stack([picture, text], 1)
+
+    each: float = 0.05
+
+    def __post_init__(self):
+        if not 0.0 <= self.each <= 1 / 3:
+            raise ValueError(f"Each of three cases is to have a share of {self.each}; give 0 to 1/3, 0.05 in the paper.")
+
+    def keep(self, log_snr: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+        """Which channels stay, bool (B, 2), by uniform numbers (B, 2), of which the first decides."""
+        first = draw[:, 0]
+        return torch.stack([first >= 2 * self.each, (first < self.each) | (first >= 3 * self.each)], 1)
+
+
+def draws(seed: int, first: int, count: int, channels: int) -> torch.Tensor:
+    """Uniform numbers (count, channels) of samples first .. first + count - 1 of a training: the same in whatever batch a sample is."""
+    return torch.from_numpy(np.stack([np.random.default_rng((seed, number, 2)).random(channels) for number in range(first, first + count)]))
 
 
 def dropped(values: Sequence[torch.Tensor], nulls: Sequence[torch.Tensor], keep: torch.Tensor) -> list[torch.Tensor]:

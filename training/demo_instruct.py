@@ -15,7 +15,7 @@ import torch
 
 from . import demo_model
 from . import demo_world as world
-from .channel_dropout import jointly
+from .channel_dropout import JointDropout
 from .eight_bits import quantised, restored
 from .instruct_pix2pix import DROPOUT, FIRST, widened
 from .loop import Loop, Step
@@ -167,7 +167,8 @@ def train_instruct(
         edits, places = zip(*(edit(rng, i) for i in picks))
         before, after = (torch.stack([latents[i, p[side]] for i, p in zip(picks, places)]).float() for side in (0, 1))
         draw = rng.random(batch)
-        picture, text = jointly(torch.from_numpy(draw), DROPOUT).view(-1, 2, 1, 1, 1).unbind(1)
+        kept = JointDropout(DROPOUT).keep(torch.zeros(batch), torch.from_numpy(draw)[:, None])
+        picture, text = kept.view(-1, 2, 1, 1, 1).unbind(1)
         texts = [e.text if kept else "" for kept, e in zip(text.flatten().tolist(), edits)]
         levels = demo_model.spread_levels(rng, batch, noisy_share)
         where = torch.from_numpy(np.stack([around(e.before, after.shape[-1]) for e in edits]))[:, None]

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .channel_dropout import jointly
+from .channel_dropout import ChannelDropout, JointDropout, rate_for
 
 FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy latent, in UNets as Stable Diffusion names their weights
 DROPOUT = 0.05  # of the picture alone, of both, and of the instruction alone
 WHAT = ("attention", "every layer", "all weights")
+DROPPED = ("jointly", "independently")
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
 
 # --- the model --------------------------------------------------------------------------------------------------
@@ -96,10 +97,24 @@ def _most(shape: torch.Size) -> int:
     return min(shape[0], math.prod(shape[1:]))
 
 
-def keep(seed: int, first: int, count: int, rate: float = DROPOUT) -> torch.Tensor:
-    """Which samples, numbers first .. first + count - 1 of a training, are shown (picture, instruction), bool (count, 2)."""
-    draws = [np.random.default_rng((seed, number, 2)).random() for number in range(first, first + count)]
-    return jointly(torch.tensor(draws, dtype=torch.float64), rate)
+def dropout_of(kind: str, share: float, clean_picture: float = -1.0, clean_text: float = -1.0) -> ChannelDropout | JointDropout:
+    """The dropout of (picture, instruction).
+
+    "jointly": the picture alone, both, and the instruction alone in a `share` of the samples each, as in the paper. "independently": each by
+    itself, at the rate at which both are missing in a `share` of the samples; at clean levels at rates of its own unless these are negative.
+    """
+    if kind not in DROPPED:
+        raise ValueError(f"There is no dropout '{kind}' of picture and instruction; choose one of {', '.join(DROPPED)}.")
+    clean = clean_picture, clean_text
+    if kind == "jointly":
+        if max(clean) >= 0:
+            raise ValueError(
+                f"Rates of dropout at clean levels are given ({clean_picture:g}, {clean_text:g}), which picture and instruction can only have "
+                "where each is left out by itself. Choose 'independently', or set both to -1."
+            )
+        return JointDropout(share)
+    rate = rate_for(share, 2)
+    return ChannelDropout((rate, rate), tuple(rate if c < 0 else c for c in clean) if max(clean) >= 0 else None)
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------

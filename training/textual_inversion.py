@@ -88,27 +88,24 @@ def own_templates(text: str, placeholder: str) -> tuple[str, ...]:
 class Prompts:
     """The sentences in which the word is learnt.
 
-    A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; it is left
-    out at the rate `dropout`, so that the word learns to stand without it. `captions` are empty, or one for each picture,
+    A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; at times it is
+    left out, so that the word learns to stand without it. `captions` are empty, or one for each picture,
     each of one sentence or of several to choose from.
     """
 
     templates: tuple[str, ...]
     placeholder: str
     captions: tuple[str, ...] = ()
-    dropout: float = 0.0
 
     def __post_init__(self):
         asks = [t for t in self.templates if "{caption}" in t]
         if asks and not self.captions:
             raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"Captions are left out at the rate {self.dropout}; give 0 to less than 1.")
 
-    def of(self, picture: int, number: int, seed: int) -> str:
-        """The sentence for a picture as sample `number` of the training; it holds the placeholder."""
+    def of(self, picture: int, number: int, seed: int, rate: float = 0.0) -> str:
+        """The sentence for a picture as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
         rng = np.random.default_rng((seed, number))
-        template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < self.dropout
+        template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < rate
         caption = one_of(wordings(self.captions[picture]), rng.random()) if self.captions else ""
         if names(caption, self.placeholder):
             return caption

@@ -83,15 +83,16 @@ class Task(trainers.Task):
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         own, prior = self.batches.of(index)
         chosen, total = [*own, *(self.batches.instances + p for p in prior)], self.batches.total
-        texts = self.sentences(chosen, index * total)
+        texts = self.sentences(chosen, index * total, ground.log_snr(self.objective, self.settings.seed, index * total, total))
         rows = {text: self.row(text) for text in dict.fromkeys(texts)}
         errors = ground.errors(self.pictures, chosen, [rows[text] for text in texts], self.objective, self.settings.seed, index * total)
         return self.preservation.loss(errors, len(own))
 
-    def sentences(self, chosen: Sequence[int], first: int) -> list[str]:
-        """What pictures are learnt under, as samples `first`, `first` + 1, ...: a sentence of theirs, or none where it is left out."""
+    def sentences(self, chosen: Sequence[int], first: int, log_snr: torch.Tensor) -> list[str]:
+        """What pictures are learnt under, as samples `first`, `first` + 1, ... at log-SNR (B,): a sentence of theirs, or none where it is
+        left out."""
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + first + 3) % 2**63)
-        keep = self.dropout.keep(torch.zeros(len(chosen)), draw)[:, 0].tolist()
+        keep = self.dropout.keep(log_snr, torch.rand(len(chosen), 1, dtype=torch.float64, generator=draw))[:, 0].tolist()
         which = torch.rand(len(chosen), generator=draw).tolist()
         return [one_of(self.texts[p], w) if kept else "" for p, kept, w in zip(chosen, keep, which)]
 
@@ -106,7 +107,7 @@ class Task(trainers.Task):
     def encode(self) -> None:
         """Encodes once what does not change."""
         every = [text for choices in self.texts for text in choices]
-        for text in dict.fromkeys((*every, "") if any(self.dropout.rates) else every):
+        for text in dict.fromkeys((*every, "") if self.dropout.active else every):
             if self.word is None or not self.word.named(text):
                 self.rows[text] = self.conditioning(text)[0]
 
@@ -237,7 +238,7 @@ def prepare(
     task = Task(
         model=running, vae=vae, pictures=pictures, objective=objective, settings=settings, validation=validation, about=about,
         clip=own_clip or clip, adapters=learnt, word=word, texts=texts, batches=batches, preservation=kept.preservation,
-        dropout=ChannelDropout((data.caption_dropout,)), free=free,
+        dropout=data.dropout, free=free,
     )  # fmt: skip
     task.encode()
     learnt.put_on(running)
@@ -246,7 +247,7 @@ def prepare(
 
 def _more(subject: Subject, data: Data) -> dict:
     """What else must be the same for a training to be continued, where it is asked for."""
-    given = {"others": [asdict(w) for w in subject.others], "caption_dropout": data.caption_dropout}
+    given = {"others": [asdict(w) for w in subject.others], "dropout": data.dropout if data.dropout.active else None}
     return {k: v for k, v in given.items() if v}
 
 

@@ -15,7 +15,8 @@ import torch
 
 from ...guidance.instruct_pix2pix import Scales
 from ...training.augmentation import Variant
-from ...training.instruct_pix2pix import keep, learnt
+from ...training.channel_dropout import ChannelDropout, JointDropout, draws
+from ...training.instruct_pix2pix import dropout_of, learnt
 from ...training.loop import Loop
 from ...training.objectives import picks
 from ...training.textual_inversion import captions_for
@@ -50,6 +51,14 @@ class Settings(trainers.Settings):
     rank: int
     alpha: float
     dropout: float
+    channel_dropout: str = "jointly"
+    clean_picture_dropout: float = -1.0
+    clean_instruction_dropout: float = -1.0
+
+    @property
+    def kept(self) -> ChannelDropout | JointDropout:
+        """What is left out, of picture and instruction."""
+        return dropout_of(self.channel_dropout, self.dropout, self.clean_picture_dropout, self.clean_instruction_dropout)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ class Task(trainers.Task):
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         s, first = self.settings, index * self.settings.batch_size
         chosen = picks(s.seed, first, s.batch_size, len(self.pictures))
-        kept = keep(s.seed, first, s.batch_size, s.dropout).tolist()
+        log_snr = ground.log_snr(self.objective, s.seed, first, s.batch_size)
+        kept = s.kept.keep(log_snr, draws(s.seed, first, s.batch_size, 2)).tolist()
         rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
         return ground.errors(self.pictures, chosen, rows, self.objective, s.seed, first).mean()
 
@@ -208,7 +218,7 @@ def prepare(
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
     base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
-    about = trainers.about(settings, objective, after, what=asked, dropout=settings.dropout, shown=examples.digest(), model=base)
+    about = trainers.about(settings, objective, after, what=asked, dropout=settings.kept, shown=examples.digest(), model=base)
     return Task(
         model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         learnt=added, free=free,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ...training.channel_dropout import ChannelDropout
 from ...training.loop import Loop
 from ...training.objectives import picks
 from ...training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, captions_for, check_placeholder, names, start_rows
@@ -32,6 +33,7 @@ class Task(trainers.Task):
 
     word: words.NewWord
     prompts: Prompts
+    dropout: ChannelDropout
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -53,7 +55,9 @@ class Task(trainers.Task):
         """The loss of batch `index`; each distinct prompt is encoded once."""
         size, seed = self.settings.batch_size, self.settings.seed
         chosen, first = picks(seed, index * size, size, len(self.pictures)), index * size
-        texts = [self.pictures.told(p, self.prompts.of(p % self.pictures.originals, first + i, seed)) for i, p in enumerate(chosen)]
+        rates = self.dropout.rate(ground.log_snr(self.objective, seed, first, size))[:, 0].tolist()
+        said = [self.prompts.of(p % self.pictures.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
+        texts = [self.pictures.told(p, text) for p, text in zip(chosen, said)]
         rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
         return ground.errors(self.pictures, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
 
@@ -125,16 +129,17 @@ def prepare(
     check_placeholder(word.placeholder, lambda text: words.is_word(clip, text))
     shown = check_validation(validation, word.placeholder)
     captions = captions_for(data.captions, len(data)) if len(data) else ()
-    prompts = Prompts(templates, word.placeholder, captions, data.caption_dropout)
+    prompts = Prompts(templates, word.placeholder, captions)
     model, clip = trainable(model, clip)
     new = new_word(clip, word, settings.seed)
     pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     about = trainers.about(
-        settings, objective, pictures, word=asdict(word), prompts=asdict(prompts), encoders=", ".join(new.concept.parameters)
-    )
+        settings, objective, pictures, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
+        encoders=", ".join(new.concept.parameters),
+    )  # fmt: skip
     return Task(
         model=model, vae=vae, pictures=pictures, objective=objective, settings=settings, validation=shown, about=about, word=new,
-        prompts=prompts,
+        prompts=prompts, dropout=data.dropout,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ...training.augmentation import Augmentation
+from ...training.channel_dropout import ChannelDropout
 from ...training.loop import Diverged, Loop, saving
 from .gradients import hosted
 from .latents import decoded
@@ -36,10 +37,17 @@ class Data:
     masks: Sequence[torch.Tensor] = ()
     flip: bool = False
     caption_dropout: float = 0.0
+    clean_caption_dropout: float = -1.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.images)
+
+    @property
+    def dropout(self) -> ChannelDropout:
+        """How captions are left out: at `caption_dropout`, at clean levels at `clean_caption_dropout` unless that is negative."""
+        clean = self.clean_caption_dropout
+        return ChannelDropout((self.caption_dropout,), None if clean < 0 else (clean,))
 
 
 @dataclass(frozen=True)

@@ -198,20 +198,30 @@ class Ground:
         made = comfy.samplers.process_conds(model, x, asked, x.device, x.detach(), None, 0)["positive"]
         return comfy.samplers.calc_cond_batch(model, [made], x, sigma, self.options)[0]
 
+    def sigmas(self, objective: Objective, seed: int, first: int, count: int) -> list[float]:
+        """The noise levels of the training's samples first .. first + count - 1."""
+        return [self.scale.sigma(1 - float(place)) for place in objective.levels.places(spread(seed, first, count))]
+
+    def log_snr(self, objective: Objective, seed: int, first: int, count: int) -> torch.Tensor:
+        """Their log-SNR (count,), on the CPU."""
+        return torch.tensor([self.scale.log_snr(sigma) for sigma in self.sigmas(objective, seed, first, count)])
+
     def errors(self, pictures: Pictures, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
         """The losses (B,) of pictures, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
         parts = {}
         for row, picture in enumerate(chosen):
             parts.setdefault(pictures.latents[picture].shape, []).append(row)
-        u = spread(seed, first, len(chosen))
-        errors = [self._errors(pictures, chosen, part, [rows[i] for i in part], objective, u[part], seed, first) for part in parts.values()]
-        return _in_order(errors, list(parts.values()))
+        sigmas = self.sigmas(objective, seed, first, len(chosen))
 
-    def _errors(self, pictures, chosen, part, rows, objective, u, seed, first) -> torch.Tensor:
+        def errors(part: list[int]) -> torch.Tensor:
+            return self._errors(pictures, chosen, part, [rows[i] for i in part], objective, [sigmas[i] for i in part], seed, first)
+
+        return _in_order([errors(part) for part in parts.values()], list(parts.values()))
+
+    def _errors(self, pictures, chosen, part, rows, objective, sigmas, seed, first) -> torch.Tensor:
         """Weighted errors of samples of one size."""
         model = self.guider.inner_model
         sampling, device = model.model_sampling, self.guider.model_patcher.load_device
-        sigmas = [self.scale.sigma(1 - float(p)) for p in objective.levels.places(u)]
         sigma = torch.tensor(sigmas, device=device)
         x0 = model.process_latent_in(torch.cat([pictures.latents[chosen[i]] for i in part]).to(device))
         noise = torch.cat([_noise(seed, first + i, pictures.latents[chosen[i]].shape) for i in part]).to(device)

@@ -148,6 +148,15 @@ def caption_dropout() -> io.Float.Input:
     return io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, optional=True, advanced=True, tooltip=tip)
 
 
+def clean_dropout(name: str, noisy: str, what: str) -> io.Float.Input:
+    """The rate of a dropout at clean levels; optional, after all others."""
+    tip = (
+        f"How often {what} left out at clean levels; at pure noise it is {noisy}, between them it follows the signal to noise ratio. -1 = the "
+        "same at all levels."
+    )
+    return io.Float.Input(name, default=-1.0, min=-1.0, max=1.0, step=0.01, optional=True, advanced=True, tooltip=tip)
+
+
 def augmentation(scale: bool = True) -> list:
     """What is made of the pictures before they are encoded; `scale` needs sentences to tell of it."""
 
@@ -210,6 +219,11 @@ def read(
         settings(**{f.name: given[f.name] for f in fields(settings) if f.name in given}),
         validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
     )
+
+
+def dropout(given: dict) -> dict[str, float]:
+    """How captions are left out, as far as it is asked for."""
+    return {k: given[k] for k in ("caption_dropout", "clean_caption_dropout") if k in given}
 
 
 def lists_of(lists: dict, *names: str) -> list[list]:

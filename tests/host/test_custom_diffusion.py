@@ -29,7 +29,7 @@ def train(model, clip, vae, given=None, **knobs):  # noqa: F811
     ).args
 
 
-@pytest.mark.parametrize("family", ["eps", "flow"])
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
 def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(family, vae, clip, monkeypatch):  # noqa: F811
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, host.KeysAndValues(), word=True)
     stir(task)

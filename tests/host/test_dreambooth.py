@@ -149,7 +149,8 @@ def slopes(task, mutations=False, step=0.01):
     return inside(task, question, mutations)
 
 
-@pytest.mark.parametrize(("family", "algorithm"), [("eps", "LoRA"), ("v", "LoHa"), ("flow", "LoKr"), ("eps", "OFT")])
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+@pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
 def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family, algorithm, vae, clip):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, adapters.Design(algorithm, 2), word=True)
     exact, measured = slopes(task)
@@ -157,11 +158,15 @@ def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
-def test_so_it_does_for_transformers(kind, layers):
+def transformers(kind, design, **knobs):
     clip = tiny_text.clip(kind, folder_paths.get_folder_paths("embeddings"))
-    task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), adapters.Design(rank=2, layers=layers), batch_size=1)
-    exact, measured = slopes(task, mutations=kind == "flux")
+    return task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), design, batch_size=1, **knobs)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
+@pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
+def test_so_it_does_for_transformers(kind, layers, algorithm):
+    exact, measured = slopes(transformers(kind, adapters.Design(algorithm, 2, layers=layers)), mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
@@ -329,10 +334,10 @@ def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
     told = ("a red <z> | a photo of a <z>|a <z> cat", "a <z>")
     task = task_of(eps_model, clip, vae, word=True, data=host.Data([images()], told))
     assert task.texts[:2] == (("a red <z>", "a photo of a <z>", "a <z> cat"), ("a <z>",)) and set(task.rows) == {"a cat"}
-    drawn = [task.sentences([0, 1, 2], 3 * i) for i in range(60)]
+    drawn = [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
     assert {text for text, *_ in drawn} == set(task.texts[0]) and {tuple(rest) for _, *rest in drawn} == {("a <z>", "a cat")}
     assert all(10 <= [text for text, *_ in drawn].count(text) <= 30 for text in task.texts[0])
-    assert drawn == [task.sentences([0, 1, 2], 3 * i) for i in range(60)]
+    assert drawn == [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
 
 
 def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
@@ -425,9 +430,13 @@ def test_a_whole_denoiser_is_learnt_and_the_stock_loader_gives_it_back(clip, fol
     assert not [m for m in model.model.modules() if getattr(m, "weight_function", None) or getattr(m, "bias_function", None)]
 
 
-def test_the_gradient_of_all_weights_agrees_with_finite_differences(vae, clip):
-    task = task_of(tiny.unet("eps", output_scale=0.3), clip, vae, WholeWeights())
-    exact, measured = slopes(task, step=0.002)
+@pytest.mark.parametrize("family", ["eps", "v", "flow", "sd3", "flux"])
+def test_the_gradient_of_all_weights_agrees_with_finite_differences(family, vae, clip):
+    if family in ("sd3", "flux"):
+        task = transformers(family, WholeWeights())
+    else:
+        task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, WholeWeights())
+    exact, measured = slopes(task, mutations=family == "flux", step=0.002)
     assert_close(exact, measured, rtol=0.05, atol=1e-6)
     assert sum(k.endswith(".diff_b") for k in task.parameters) > 10
 
@@ -486,10 +495,26 @@ def test_several_words_that_cannot_be_learnt_are_refused(eps_model, vae, clip, f
 
 def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae, data=host.Data([images()], caption_dropout=0.25))
-    given = [text for i in range(200) for text in task.sentences([0, 1], 2 * i)]
+    level = torch.zeros(2)
+    given = [text for i in range(200) for text in task.sentences([0, 1], 2 * i, level)]
     assert 0.15 < given.count("") / len(given) < 0.35 and set(given) == {"", "a zz cat"}
-    assert given[:20] == [text for i in range(10) for text in task.sentences([0, 1], 2 * i)]
-    assert "" in task.rows and set(task_of(eps_model, clip, vae).sentences(range(2), 0)) == {"a zz cat"}
+    assert given[:20] == [text for i in range(10) for text in task.sentences([0, 1], 2 * i, level)]
+    assert "" in task.rows and set(task_of(eps_model, clip, vae).sentences(range(2), 0, level)) == {"a zz cat"}
+
+
+def test_sentences_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, vae, clip, monkeypatch):
+    """Never at pure noise and always at clean levels: what a step shows goes with the level that it draws."""
+    data, seen = host.Data([images()], clean_caption_dropout=1.0), []
+    task = task_of(eps_model, clip, vae, data=data, weight=0.0, batch_size=1)
+    assert task.sentences([0] * 4, 0, torch.tensor([-30.0, 30.0, -30.0, 30.0])) == ["a zz cat", "", "a zz cat", ""]
+    plain = task.sentences
+    monkeypatch.setattr(task, "sentences", lambda chosen, first, log_snr: seen.append(float(log_snr)) or plain(chosen, first, log_snr))
+    monkeypatch.setattr(task, "row", lambda text: seen.append(text) or task.rows[text])
+    inside(task, lambda ground: [task.loss(ground, i) for i in range(40)])
+    kept = [level for level, text in zip(seen[::2], seen[1::2]) if text]
+    left_out = [level for level, text in zip(seen[::2], seen[1::2]) if not text]
+    assert len(kept) > 5 and len(left_out) > 5 and sum(kept) / len(kept) < sum(left_out) / len(left_out) - 1
+    assert train(eps_model, clip, vae, caption_dropout=0.5, clean_caption_dropout=0.0)[2] == "rex.safetensors"
 
 
 def test_one_picture_is_enough(eps_model, vae, clip):

@@ -20,7 +20,7 @@ from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, tra
 from controlled_diffusion.nodes.host import instruct_training as host
 from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
-from controlled_diffusion.training.instruct_pix2pix import FIRST, PromptPair
+from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
 from controlled_diffusion.training.objectives import Levels
 from PIL import Image
 from safetensors.torch import load_file
@@ -216,7 +216,8 @@ def test_the_hosts_loader_knows_what_an_sdxl_file_predicts(sampling, kind, folde
 # --- gradients and the loss
 
 
-@pytest.mark.parametrize("family, what", [("eps", "attention"), ("v", "every layer"), ("flow", "all weights")])
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+@pytest.mark.parametrize("what", WHAT)
 def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(family, what, clip, vae):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, what, dropout=0.0)
     parameters = list(task.parameters.values())
@@ -252,6 +253,17 @@ def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_picture_
     one = task_of(eps_model, clip, vae, batch_size=1, dropout=0.3)
     alone = inside(one, lambda ground: [float(one.loss(ground, i)) for i in range(6, 12)])
     assert_close(together, sum(alone) / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_picture_and_instruction_are_left_out_each_by_the_noise_where_it_is_asked_for(eps_model, clip, vae, monkeypatch):
+    asked = dict(dropout=0.0, channel_dropout="independently", clean_picture_dropout=1.0, clean_instruction_dropout=0.0)
+    task, shown = task_of(eps_model, clip, vae, batch_size=40, **asked), []
+    row = host.Examples.row
+    monkeypatch.setattr(host.Examples, "row", lambda self, number, *kept: shown.append(kept) or row(self, number, *kept))
+    levels = inside(task, lambda ground: (ground.log_snr(task.objective, 4, 0, 40), task.loss(ground, 0)))[0].tolist()
+    assert all(text for _, text in shown[-40:])
+    kept, left_out = ([level for level, (picture, _) in zip(levels, shown[-40:]) if picture == there] for there in (True, False))
+    assert len(kept) > 5 and len(left_out) > 5 and sum(kept) / len(kept) < sum(left_out) / len(left_out) - 0.5
 
 
 def test_what_is_left_out_is_an_empty_picture_or_an_empty_instruction(eps_model, clip, vae):
