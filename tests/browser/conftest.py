@@ -11,7 +11,7 @@ READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.register
 READABLE = {"LiteGraph.Canvas.MinFontSizeForLOD": "0", "Comfy.Minimap.Visible": "false"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(server):
     """The frontend with an empty graph; ``page.baseline`` holds the console errors of the bare frontend."""
     executable = chromium.find()

@@ -118,7 +118,7 @@ def stir(task, size=0.05):
     draw = torch.Generator().manual_seed(11)
     with torch.inference_mode(False), torch.no_grad():
         for p in task.parameters.values():
-            p.add_(size * torch.randn(p.shape, generator=draw))
+            p.add_(size * torch.randn(p.shape, generator=draw).to(p))
 
 
 def sampled(model):
@@ -133,7 +133,7 @@ def slopes(task, mutations=False, step=0.01):
     stir(task)
     parameters, draw = list(task.parameters.values()), torch.Generator().manual_seed(3)
     with torch.inference_mode(False):
-        along = [torch.randn(p.shape, generator=draw) * p.detach().std().clamp(min=0.01) for p in parameters]
+        along = [torch.randn(p.shape, generator=draw).to(p) * p.detach().std().clamp(min=0.01) for p in parameters]
 
     def question(ground):
         gradients = torch.autograd.grad(task.loss(ground, 0), parameters)

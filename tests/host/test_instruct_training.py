@@ -224,8 +224,8 @@ def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(fami
     draw = torch.Generator().manual_seed(3)
     with torch.inference_mode(False):
         for p in parameters:
-            p.data.add_(torch.randn(p.shape, generator=draw) * 0.01)
-        along = [torch.randn(p.shape, generator=draw) * 0.05 for p in parameters]
+            p.data.add_(torch.randn(p.shape, generator=draw).to(p) * 0.01)
+        along = [torch.randn(p.shape, generator=draw).to(p) * 0.05 for p in parameters]
 
     def question(ground):
         gradients = torch.autograd.grad(task.loss(ground, 0), parameters)

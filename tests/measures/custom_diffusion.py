@@ -8,6 +8,7 @@ background are right, and how far pictures of the ordinary world have drifted.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -160,7 +161,7 @@ def row(name: str, found: list[dict], drifted: list[dict]) -> str:
     return f"| {name} | {len(found)} | {shares} | " + (f"{100 * np.mean(right):.1f} % | {np.mean(apart):.4f} |" if drifted else "| |")
 
 
-def main() -> None:
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concepts", choices=IDEAS, nargs="+", default=["striped", "dotted"])
     parser.add_argument("--count", type=int, default=128)
@@ -175,32 +176,43 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=8, help="of each concept, for merging")
     parser.add_argument("--regular", type=int, default=400, help="ordinary prompts, for merging")
     parser.add_argument("--name", default="measured", help="another one starts anew")
-    o = parser.parse_args()
-    studio, ideas = Studio(), [Idea(name) for name in o.concepts]
-    say("| Custom Diffusion | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    return parser.parse_args(arguments)
+
+
+Found = tuple[str, list[dict], list[dict]]  # what is asked for, the verdicts of new contexts, and those of ordinary prompts
+
+
+def scored(studio: Studio, o: argparse.Namespace) -> Iterator[Found]:
+    """Learns each concept, and merges two; what is found of each, and of both."""
     learnt, words = {}, {}
-    for idea in ideas:
+    for idea in (Idea(name) for name in o.concepts):
         name = f"{o.name}-{idea.name}"
         made = learnt[idea] = learn(studio, idea, name, o)
         words[idea] = made.word
         found = kept(f"{name}-new", o.count, new_contexts(studio, made.model, {idea: made.word}))
-        say(row(idea.name, found, kept(f"{name}-drift", o.count, drift(studio, made.model))))
-    if len(ideas) == 2:
-        together(studio, merge(studio, learnt, o), words, o)
+        yield idea.name, found, kept(f"{name}-drift", o.count, drift(studio, made.model))
+    if len(learnt) == 2:
+        yield from together(studio, merge(studio, learnt, o), words, o)
 
 
-def together(studio: Studio, model, words: dict[Idea, str], o: argparse.Namespace) -> None:
-    """Rows of the merged MODEL."""
+def together(studio: Studio, model, words: dict[Idea, str], o: argparse.Namespace) -> Iterator[Found]:
+    """What is found of the merged MODEL."""
     ideas, name = list(words), "-".join([o.name, *(idea.name for idea in words), f"{o.sentences}", f"{o.regular}"])
     drifted = kept(f"{name}-drift", o.count, drift(studio, model))
     for idea in ideas:
         found = kept(f"{name}-{idea.name}", o.count, new_contexts(studio, model, {idea: words[idea]}))
-        say(row(f"{idea.name}, merged", found, drifted))
+        yield f"{idea.name}, merged", found, drifted
     if all(idea.name in world.TEXTURES for idea in ideas):
         found = kept(f"{name}-both", o.count, new_contexts(studio, model, words))
-        say(row(" and ".join(idea.name for idea in ideas) + ", merged", found, drifted))
+        yield " and ".join(idea.name for idea in ideas) + ", merged", found, drifted
         own = kept(f"{'-'.join(idea.name for idea in ideas)}-own-words", o.count, new_contexts(studio, None, {i: i.name for i in ideas}))
-        say(row("the same two in the model's own words", own, []))
+        yield "the same two in the model's own words", own, []
+
+
+def main() -> None:
+    say("| Custom Diffusion | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    for found in scored(Studio(), options_of()):
+        say(row(*found))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: 
     return found
 
 
-@torch.inference_mode()
-def main() -> None:
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=512, help="held-out pictures")
     parser.add_argument("--pictures", type=int, default=1024, help="to learn from")
@@ -72,8 +71,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--name", default="measured", help="of the classifier that is learnt; another one starts anew")
-    options, studio = parser.parse_args(), Studio()
-    scenes = [s for s in (demo_model.scene(i, HELD_OUT) for i in range(4 * options.count)) if len(s.things) == 1][: options.count]
+    return parser.parse_args(arguments)
+
+
+def held_out(count: int) -> list[world.Scene]:
+    """Scenes of one thing."""
+    return [s for s in (demo_model.scene(i, HELD_OUT) for i in range(4 * count)) if len(s.things) == 1][:count]
+
+
+@torch.inference_mode()
+def main() -> None:
+    options, studio = options_of(), Studio()
+    scenes = held_out(options.count)
     latents = latents_of(studio, scenes)
     sys.stdout.write(f"| {len(scenes)} held-out pictures, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
     sys.stdout.write("|---|" + "---|" * len(SIGMAS) + "\n")

@@ -147,7 +147,7 @@ def row(name: str, found: list[dict], drifted: list[dict]) -> str:
     return f"| {name} | {len(found)} | {' | '.join(shares)} | {100 * right:.1f} % | {apart:.4f} |"
 
 
-def main() -> None:
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
     parser.add_argument("--count", type=int, default=128)
@@ -168,15 +168,23 @@ def main() -> None:
     parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
     parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
     parser.add_argument("--name", default="measured", help="another one starts anew")
-    o = parser.parse_args()
-    studio = Studio()
+    return parser.parse_args(arguments)
+
+
+def scored(studio: Studio, weight: float, o: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Learns the shape at a prior weight; the verdicts of new contexts, and of ordinary prompts."""
+    name = f"{o.name}-{o.shape}-{weight:g}".replace(".", "_")
+    made = learn(studio, name, weight, o)
+    word = made.word if o.word else o.identifier
+    found = kept(f"{name}-new", o.count, new_contexts(studio, made.model, o.shape, word))
+    return found, kept(f"{name}-drift", o.count, drift(studio, made.model))
+
+
+def main() -> None:
+    o, studio = options_of(), Studio()
     say(f"| DreamBooth, {o.shape} | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
     for weight in o.weights:
-        name = f"{o.name}-{o.shape}-{weight:g}".replace(".", "_")
-        made = learn(studio, name, weight, o)
-        word = made.word if o.word else o.identifier
-        found = kept(f"{name}-new", o.count, new_contexts(studio, made.model, o.shape, word))
-        say(row(f"lambda {weight:g}", found, kept(f"{name}-drift", o.count, drift(studio, made.model))))
+        say(row(f"lambda {weight:g}", *scored(studio, weight, o)))
 
 
 if __name__ == "__main__":

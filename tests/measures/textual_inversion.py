@@ -111,7 +111,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extra", choices=EXTRAS, default="striped")
     parser.add_argument("--count", type=int, default=128)
@@ -127,12 +127,22 @@ def main() -> None:
     parser.add_argument("--timesteps", default="uniform")
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--name", default=None, help="of the word; another one starts anew")
-    options = parser.parse_args()
-    name, studio = options.name or f"measured-{options.extra}", Studio()
+    return parser.parse_args(arguments)
+
+
+def with_the_word(studio: Studio, options: argparse.Namespace) -> list[dict[str, bool]]:
+    """Learns the word, and gives the verdicts of held-out prompts with it."""
+    name = options.name or f"word-{options.extra}"
     word = learn(studio, options.extra, name, options)
-    say(f"| prompts | pictures | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
     within = placed if options.place == "adjective" else "{} {}".format
-    say(row("with the word", measure(studio, name, lambda text: within(text, word), options.count), options.extra))
+    return measure(studio, name, lambda text: within(text, word), options.count)
+
+
+def main() -> None:
+    options, studio = options_of(), Studio()
+    verdicts = with_the_word(studio, options)
+    say(f"| prompts | pictures | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
+    say(row("with the word", verdicts, options.extra))
     say(row("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
 
 
