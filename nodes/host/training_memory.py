@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that autograd keeps of one pass, and of one whose blocks run `again` in the backward pass."""
+    """Bytes that autograd keeps of one pass, and of one whose blocks run `again` in the backward pass; with what the largest block takes
+    while its gradients are made, about as much as is kept of it."""
 
     whole: float
     again: float
@@ -53,7 +54,8 @@ def counted(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]) ->
 
     def found() -> Kept:
         parts = [size for name, size in kept.items() if name not in ("outside", "inputs")]
-        return Kept(kept["outside"] + sum(parts), kept["outside"] + kept["inputs"] + max(parts, default=0))
+        largest = max(parts, default=0)
+        return Kept(kept["outside"] + sum(parts) + largest, kept["outside"] + kept["inputs"] + 2 * largest)
 
     handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
     handles += [b.register_forward_hook(after, always_call=True) for b in blocks]

@@ -205,7 +205,7 @@ def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(ep
         prepared(eps_model, clip, vae, 0, checkpointing="yes")
 
 
-def test_blocks_that_run_again_take_less_at_the_most(eps_model, vae, clip):  # noqa: F811
+def test_blocks_that_run_again_take_less_at_the_most_and_what_is_told_is_about_what_is_taken(eps_model, vae, clip):  # noqa: F811
     """In the backward pass too: what is made again for a block is let go before the next one's."""
     task = task_of(eps_model, clip, vae, data=host.Data([images(1, 192)]), batch_size=1, weight=0.0)
 
@@ -213,8 +213,13 @@ def test_blocks_that_run_again_take_less_at_the_most(eps_model, vae, clip):  # n
         with gradients.recomputed(blocks):
             torch.autograd.grad(task.loss(ground, 0), list(task.parameters.values()))
 
-    plain, again = inside(task, lambda g: [peak(partial(step, g, blocks)) for blocks in ((), own_blocks(g))])
+    def found(ground):
+        room = task.room(task.loop())
+        return room._kept(ground, own_blocks(ground), 1), *[peak(partial(step, ground, blocks)) for blocks in ((), own_blocks(ground))]
+
+    told, plain, again = inside(task, found)
     assert again < 0.6 * plain
+    assert 0.7 < told.whole / 1e6 / plain < 1.2 and 0.7 < told.again / 1e6 / again < 1.2
 
 
 def test_attention_kernels_without_a_derivative_give_way(eps_model, vae, clip):  # noqa: F811
