@@ -40,7 +40,7 @@ def test_a_deep_copy_owns_its_weights():
 
 @pytest.mark.parametrize("kind", measure.demo_instruct.KINDS)
 def test_it_does_as_it_is_told_and_leaves_the_rest(editor, kind):
-    asked = measure.edits(12, kind)
+    asked = measure.edits(8, kind)
     found = measure.judged(editor, asked)
     assert {len(e.before.things) for e in asked} == {1, 2}
     assert found.success.mean() >= 0.7 and found.kept.mean() >= 30

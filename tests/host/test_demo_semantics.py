@@ -15,22 +15,22 @@ def studio():
 
 
 def test_a_negative_channel_takes_a_colour_away(studio):
-    alone, guided = multi_cfg.negative_channel(studio, 32)
+    alone, guided = multi_cfg.negative_channel(studio, 24)
     assert guided < 0.05 < alone
 
 
 def test_masked_channels_put_both_things_in_their_places(studio):
-    _, guided = multi_cfg.masked_channels(studio, 32)
+    _, guided = multi_cfg.masked_channels(studio, 24)
     assert guided >= 0.9
 
 
 def test_a_stroke_painting_becomes_a_scene_that_the_checker_accepts(studio):
-    faithful, real, _ = sdedit.trade_off(studio, 24, 0.5)
+    faithful, real, _ = sdedit.trade_off(studio, 16, 0.5)
     assert faithful >= 0.85 and real >= 0.8
 
 
 def test_more_strength_is_less_faithful(studio):
-    low, high = (sdedit.trade_off(studio, 24, s)[0] for s in (0.4, 1.0))
+    low, high = (sdedit.trade_off(studio, 16, s)[0] for s in (0.4, 1.0))
     assert low > high
 
 

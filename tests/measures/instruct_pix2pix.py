@@ -1,4 +1,4 @@
-"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 64] [--trade] [--picture FILE]
+"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 128] [--trade] [--picture FILE]
 [--model FILE]`.
 
 Held-out pictures and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
@@ -143,7 +143,7 @@ def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judg
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64, help="edits of each kind")
+    parser.add_argument("--count", type=int, default=128, help="edits of each kind")
     parser.add_argument("--trade", action="store_true", help="also table both scales")
     parser.add_argument("--picture", type=Path, help="also table both scales, and show an edit of each kind in this file")
     parser.add_argument("--model", type=Path, help="the file of a model that Train Instruction Model made of the demo model or its editor")
