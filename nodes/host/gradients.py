@@ -183,7 +183,7 @@ def laid_out(tensor: torch.Tensor) -> torch.Tensor:
 
     `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
     """
-    if tensor.layout != torch.strided or not tensor.numel():
+    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
         return tensor.clone()
     steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
     distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
