@@ -130,7 +130,7 @@ def _layers(weights: Weights, name: str) -> tuple[Pair, ...]:
     pairs = [tuple(weights.get(f"{n}.to_{part}_ip.weight") for part in "kv") for n in numbers]
     if not pairs or any(k is None or v is None or k.shape != v.shape or k.shape[1] != pairs[0][0].shape[1] for k, v in pairs):
         raise ValueError(
-            f"{name} lacks a to_k_ip or to_v_ip in one of its {len(pairs)} layers, or their shapes differ: the file is damaged."
+            f"{name} lacks a to_k_ip or to_v_ip in one of its {len(pairs)} layers, or their shapes differ: the file is damaged. Download it again."
         )
     return tuple(pairs)
 
@@ -205,7 +205,7 @@ def recognise(weights: Weights, name: str) -> Adapter:
     last = {"base": "norm.weight", "plus": "norm_out.weight", "full": "proj.3.weight"}[found.kind]
     if projection[last].shape[0] != found.width:
         raise ValueError(
-            f"{name} makes tokens of width {projection[last].shape[0]}, but its layers take {found.width}: the file is damaged."
+            f"{name} makes tokens of width {projection[last].shape[0]}, but its layers take {found.width}: the file is damaged. Download it again."
         )
     return found
 

@@ -8,7 +8,7 @@ from .host import adapters
 from .host import custom_diffusion as host
 from .host import training_inputs as inputs
 
-_SENTENCES = 8  # of a concept, for merging
+_SENTENCES = 8  # of each word, for merging
 
 
 class CustomDiffusionTrainer(io.ComfyNode):
@@ -59,9 +59,14 @@ class CustomDiffusionTrainer(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **lists):
+        return inputs.unfinished(adapters.KIND, lists)
+
+    @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         made = learnt(lists, host.KeysAndValues(), True)
-        return io.NodeOutput(*shown(made), "\n".join(f"{made.name} = {text}" for text in made.sentences[:_SENTENCES]))
+        told = made.sentences[: _SENTENCES * len(made.word.split())]
+        return io.NodeOutput(*shown(made), "\n".join(f"{made.name} = {text}" for text in told))
 
 
 class CustomDiffusionMerge(io.ComfyNode):

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .host import demo
+from .host.sockets import PairChecker
 
 
 class DemoModelLoader(io.ComfyNode):
@@ -52,4 +53,23 @@ class DemoInstructModelLoader(io.ComfyNode):
         return io.NodeOutput(demo.load_instruct(), clip, vae)
 
 
-NODES = [DemoModelLoader, DemoInstructModelLoader]
+class DemoCheckerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DemoCheckerLoader",
+            display_name="Load Demo Checker",
+            category="controlled diffusion/demo",
+            description="Reads pictures of the demo model back into words, and keeps the pairs in which both pictures are what their prompts say: "
+            "the checker of InstructPix2Pix Pairs where there is no CLIP.",
+            search_aliases=["pair filter", "pair checker", "dataset filter"],
+            inputs=[],
+            outputs=[PairChecker.Output(display_name="checker", tooltip="For InstructPix2Pix Pairs.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(demo.check_pairs)
+
+
+NODES = [DemoModelLoader, DemoInstructModelLoader, DemoCheckerLoader]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..training.instruct_pix2pix import Filter, PlainFilter
 from ..training.instruct_pix2pix import prompt_pairs as pairs_from
 from .host import instruct_pairs as host
+from .host.sockets import PairChecker
 from .host.training_inputs import choice, number, whole
 
 _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
@@ -111,6 +112,9 @@ class InstructPix2PixPairs(io.ComfyNode):
                     "clip_vision", optional=True, tooltip="For the filter by CLIP: its vision tower, ViT-L/14 in the paper."
                 ),
                 io.Clip.Input("clip_text", optional=True, tooltip="For the filter by CLIP: the text tower that belongs to clip_vision."),
+                PairChecker.Input(
+                    "checker", optional=True, tooltip="In the place of CLIP: scores each candidate; those above 0 are kept, the best first."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="before", tooltip="Pictures before the edit."),
@@ -121,13 +125,15 @@ class InstructPix2PixPairs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, prompt_pairs, negative, folder, clip_vision=None, clip_text=None, **given) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, vae, prompt_pairs, negative, folder, clip_vision=None, clip_text=None, checker=None, **given
+    ) -> io.NodeOutput:
         pairs = pairs_from(prompt_pairs)
         size, share, cfg = ((given[a], given[b]) for a, b in (("height", "width"), ("min_share", "max_share"), ("min_cfg", "max_cfg")))
         sampling = {k: given[k] for k in ("steps", "sampler_name", "scheduler")}
         recipe = host.Recipe(given["candidates"], given["keep"], given["seed"], size, share, cfg, **sampling)
         clip_filter = Filter(given["min_pictures"], given["min_direction"], given["min_captions"])
-        judge = host.Judge(clip_filter, PlainFilter(given["min_changed"], given["max_changed"]), clip_vision, clip_text)
+        judge = host.Judge(clip_filter, PlainFilter(given["min_changed"], given["max_changed"]), clip_vision, clip_text, checker)
         kept = host.Folder.chosen(folder, given["if_exists"])
         host.make(host.Artist(model, clip, vae, negative, recipe), judge, pairs, kept)
         *sides, instructions = kept.read(set(pairs), given["shown"])

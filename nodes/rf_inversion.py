@@ -29,7 +29,9 @@ class RFInverter(io.ComfyNode):
             ],
             inputs=[
                 *sockets.inverter_inputs(
-                    28, "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused."
+                    28,
+                    "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused.",
+                    "Usually an empty prompt, as in the paper; what the picture shows holds it more closely.",
                 ),
                 io.Float.Input(
                     "gamma",
@@ -94,6 +96,11 @@ class RFInverter(io.ComfyNode):
         check_conditionings(model, {"source": source})
         inversion.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
         sampling = model.get_model_object("model_sampling")
+        if not eta_start_percent <= eta_end_percent:
+            raise ValueError(
+                f"eta_start_percent is {eta_start_percent:g} and eta_end_percent {eta_end_percent:g}; give the start the smaller one, usually 0 "
+                "and 0.2 to 0.4."
+            )
         start, end = (noise_scale(sampling).sigma(p) for p in (eta_start_percent, eta_end_percent))
         method = RFInversion(gamma, eta, start, end, decay, seed, inversion.noise_deviation(sampling))
         sigmas = inversion.levels(model, scheduler, steps, end_percent)

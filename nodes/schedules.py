@@ -113,7 +113,9 @@ class GuidanceSchedule(io.ComfyNode):
                 ),
                 *sockets.percent_range("the schedule"),
                 sockets.Curve.Input(
-                    "curve", optional=True, tooltip="For shape 'curve': a Curve Editor. Left is the start percent, right the end percent."
+                    "curve",
+                    optional=True,
+                    tooltip="For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is the start percent, right the end percent.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
@@ -131,7 +133,9 @@ class GuidanceSchedule(io.ComfyNode):
             raise ValueError(f"Unknown shape '{shape['shape']}'; choose one of {', '.join(_SHAPES)}.")
         if shape["shape"] == "curve":
             if curve is None:
-                raise ValueError("Shape 'curve' needs a curve: connect a Curve Editor, or choose another shape.")
+                raise ValueError(
+                    "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear or cosine."
+                )
             knobs["function"] = curve.interp
         if shape["shape"] == "cfg++":
             if sigmas is None or len(sigmas) < 2:

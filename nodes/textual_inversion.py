@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..training.textual_inversion import KINDS, TEMPLATES, own_templates
+from .host import embeddings
 from .host import textual_inversion as host
 from .host import training_inputs as inputs
 
@@ -106,6 +107,10 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **lists):
+        return inputs.unfinished(embeddings.KIND, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

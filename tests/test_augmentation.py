@@ -65,3 +65,10 @@ def test_a_variant_depends_on_seed_and_number_alone():
 def test_what_makes_no_sense_is_refused(knobs, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**knobs)
+
+
+def test_what_is_to_be_learnt_is_never_shrunk_away():
+    """A small subject in the corner, where a shrunk picture has an edge that does not count."""
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :12, :12] = 1
+    assert all(bool(scaled(Variant(torch.ones(1, 64, 64, 3), mask), draw(seed)).mask.any()) for seed in range(60))

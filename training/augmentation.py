@@ -114,7 +114,7 @@ def scaled(variant: Variant, draw: torch.Generator) -> Variant:
     edge = min(EDGE, tall // 4, wide // 4)
     inner = torch.ones(1, tall, wide) if made.mask is None else made.mask
     counts[:, top + edge : top + tall - edge, left + edge : left + wide - edge] = inner[:, edge : tall - edge, edge : wide - edge]
-    return Variant(paper, counts, hint)
+    return Variant(paper, counts, hint) if bool(counts.any()) else variant
 
 
 def told(hint: str, text: str) -> str:

@@ -72,7 +72,7 @@ class JointDropout:
 
     def __post_init__(self):
         if not 0.0 <= self.each <= 1 / 3:
-            raise ValueError(f"Each of three cases is to have a share of {self.each}; give 0 to 1/3, 0.05 in the paper.")
+            raise ValueError(f"dropout: each of three cases is to have a share of {self.each}; give 0 to 1/3, 0.05 in the paper.")
 
     def keep(self, log_snr: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         """Which channels stay, bool (B, 2), by uniform numbers (B, 2), of which the first decides."""

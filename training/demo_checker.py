@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
-from .demo_world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, STRANGERS, TEAL, Caption, Claim, _coverage
+from .demo_world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, STRANGERS, TEAL, TEXTURES, Caption, Claim, _coverage
 
 FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
+CHANGED = 25  # of 255, by which a colour of a pixel has to differ to have changed
 SMALLEST = 120  # pixels; anything below is a speck
 _TEMPLATE = 32
 _SIZES = (("small", 21.5), ("medium", 29.0), ("large", np.inf))
@@ -205,6 +207,30 @@ def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
     if caption.background:
         verdict["background"] = reading.background == caption.background
     return verdict
+
+
+_NOUN = re.compile(
+    rf"\b(?:(small|large) )?(?:({'|'.join(t for t in TEXTURES if t != 'plain')}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b"
+)
+_GROUND = re.compile(rf"\b(?:on (?:a )?|, ?)({'|'.join(BACKGROUNDS)})\b")
+
+
+def caption_of(text: str) -> Caption:
+    """What a sentence in the words of the world says, but for where things are; a thing without a texture is plain."""
+    claims = tuple(Claim(shape, color, texture or "plain", size or None) for size, texture, color, shape in _NOUN.findall(text))
+    ground = _GROUND.search(text)
+    return Caption(text, claims, ground[1] if ground else None)
+
+
+def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_after: str) -> float:
+    """How good two pictures, uint8 (H, W, 3), are as those before and after an edit: 0 where either is not what its sentence says, else up to
+    1, the more of the pixels stay as they are."""
+    for picture, text in ((before, told_before), (after, told_after)):
+        caption = caption_of(text)
+        if not caption.claims or not all(judge(read(picture), caption).values()):
+            return 0.0
+    changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
+    return max(1.0 - float(changed.mean()), 1e-3)
 
 
 # --- what captions never name

@@ -56,7 +56,7 @@ class LowRank(torch.nn.Module):
         super().__init__()
         rows, columns = shape[0], math.prod(shape[1:])
         if not 1 <= rank <= _most(shape):
-            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {_most(shape)}.")
+            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {_most(shape)}; usual 8 to 64.")
         down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
         self.down = torch.nn.Parameter(down.to(device))
         self.up = torch.nn.Parameter(torch.zeros(rows, rank, device=device))
@@ -85,7 +85,7 @@ def learnt(
     chosen = {k: s for k, s in others.items() if (_ATTENTION.search(k) if what == "attention" else len(s) >= 2)}
     largest = max(map(_most, chosen.values()), default=rank)
     if rank > largest:
-        raise ValueError(f"The rank is {rank}, but the layers have ranks from 1 to {largest} at most.")
+        raise ValueError(f"The rank is {rank}, but the layers have ranks from 1 to {largest} at most; usual 8 to 64.")
     for name, shape in chosen.items():
         own = rank if what == "attention" else min(rank, _most(shape))
         made[name] = LowRank(shape, own, alpha * own / rank, generator, device)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from .optimizers import NUMBERS, rate_factor, warm_cosine
 from .optimizers import optimizer as make_optimizer
 
-__all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "warm_cosine"]
+__all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "steps_done", "warm_cosine"]
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,14 @@ class Loop:
                 f"{path.name} is the state of another training: {'; '.join(changed)}. Set these back to continue it, or start a new one under "
                 "another name."
             )
+
+
+def steps_done(path: Path) -> int | None:
+    """How many steps the training has taken whose state is in a file; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {}).get("done", 0))
 
 
 def saving(loop: Loop, steps: Iterator[Step], path: Path, every_seconds: float = 120) -> Iterator[Step]:

@@ -82,7 +82,7 @@ def check_channels(model, channels: Sequence[Channel]) -> None:
     """Refuses channels that were made for another model."""
     nulls = {f"The null of channel '{c.name}'": c.null for c in channels if c.null is not None}
     check_conditionings(model, {f"Channel '{c.name}'": c.conditioning for c in channels if c.force is None} | nulls)
-    own = type(model.model.latent_format).__name__
+    own = type(model.get_model_object("latent_format")).__name__
     for channel in channels:
         wanted = channel.force.latent_format if channel.force else ""
         if wanted not in ("", own):

@@ -44,6 +44,8 @@ def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
     facts = [
         [(w.layout, w.signs) for w in weights],
         [traits(patcher.patches) for patcher in patchers],
+        [_beside(patcher) for patcher in patchers],
+        traits([clip.apply_hooks_to_conds, clip.tokenizer_options, [clip.tokenize(prompt) for prompt in order.prompts]]),
         [c.__name__ for c in type(sampling).__mro__],
         [float(sampling.percent_to_sigma(p)) for p in (0.1, 0.5, 0.9)],
         sorted(model.object_patches),
@@ -55,6 +57,12 @@ def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
     ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_pictures" / name
+
+
+def _beside(patcher):
+    """What acts on a model beside its weights, such as other nodes' guidance and attention patches; none of a model as it is loaded."""
+    parts = {k: getattr(patcher, k, None) for k in ("model_options", "injections", "wrappers", "callbacks", "forced_hooks")}
+    return traits({k: v for k, v in parts.items() if v})
 
 
 def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Tensor]:

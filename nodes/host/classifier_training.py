@@ -21,6 +21,7 @@ from ...training.noisy_classifier import LOG_SNR, accuracy, held_out, targets_of
 from ...training.textual_inversion import captions_for
 from . import classifiers, naming
 from .pictures import as_image, line_chart
+from .trainers import loss_curve
 from .training import Stopped, pictures_of, singles
 from .training_memory import GB, Kept, counted, reckoned
 
@@ -39,6 +40,10 @@ class Settings:
     average: float = 0.99
     flip: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: int = 50
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,23 @@ def folder() -> Path:
 def existing(name: str) -> Path | None:
     """A file that the name could mean already, in any of the folders."""
     file = f"{name}.safetensors"
-    found = [n for n in classifiers.names() if n in (file, file.replace("/", "\\"))]
-    return folder() / file if found or (folder() / file).exists() else None
+    found = [
+        Path(folder_paths.get_full_path_or_raise(classifiers.FOLDER, n))
+        for n in classifiers.names()
+        if n in (file, file.replace("/", "\\"))
+    ]
+    return next(iter(found), folder() / file if (folder() / file).exists() else None)
+
+
+def path_of(name: str) -> Path:
+    """Where a classifier goes: in the place of the one that the loader would give; those of the pack stay."""
+    found = existing(name)
+    return folder() / f"{name}.safetensors" if found is None or classifiers.SHIPPED in found.parents else found
 
 
 def _latents(model, vae, pictures: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
     """Pictures and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
-    return [model.model.process_latent_in(z) for z in pictures_of(vae, pictures, **changes).latents]
+    return [model.get_model_object("latent_format").process_in(z) for z in pictures_of(vae, pictures, **changes).latents]
 
 
 def _of_one_size(latents: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -107,6 +122,7 @@ def learn(
     given = captions_for(labels, count, "labels") if count else ()
     known, targets = targets_of(given, settings.kind) if count else ((), None)
     name = naming.choose(classifiers.FOLDER, name, if_exists, existing)
+    path = path_of(name)
     with torch.inference_mode(False), torch.no_grad():
         shown, judged = _samples(model, vae, images, targets, settings)
         device = comfy.model_management.get_torch_device()
@@ -118,11 +134,12 @@ def learn(
         state.parent.mkdir(parents=True, exist_ok=True)
         if if_exists == "continue":
             loop.restore(state)
-        made = LabelledClassifier(network.requires_grad_(False), known, type(model.model.latent_format).__name__, settings.kind)
+        made = LabelledClassifier(
+            network.requires_grad_(False), known, type(model.get_model_object("latent_format")).__name__, settings.kind
+        )
 
         def keep() -> None:
             with loop.averaged():
-                path = folder() / f"{name}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 classifiers.save(made, path)
             loop.save(state)  # after what the user wants, should the disk be full
@@ -137,7 +154,7 @@ def learn(
             rows = accuracy(network, judged.latents, judged.targets, settings.kind)
         seen = len(judged.targets)
         where = "pictures held out" if seen < count else "the pictures that it learnt from"
-        return Learnt(classifiers.read(folder() / f"{name}.safetensors"), name, loop, rows, f"{seen} {where}")
+        return Learnt(classifiers.read(path), name, loop, rows, f"{seen} {where}")
 
 
 def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int, free: Callable[[torch.device], float]) -> None:
@@ -163,13 +180,16 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
 
 def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
     pictures = hashlib.sha256(np.ascontiguousarray(latents.numpy()).tobytes()).hexdigest()[:12]
-    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in ("steps", "learning_rate")}
+    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in ("steps", "learning_rate", "schedule", "warmup")}
     return Loop(
         dict(network.named_parameters()),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        warmup=min(50, settings.steps // 10),
+        warmup=min(settings.warmup, settings.steps // 10),
         average=settings.average,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        accumulate=settings.accumulate,
         about={**fixed, "labels": ", ".join(labels), "pictures": pictures},
     )
 
@@ -192,14 +212,12 @@ def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
 
 
 def charts(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss curve, accuracy over the noise); two IMAGEs."""
-    history = learnt.loop.history
+    """(losses and learning rate, accuracy over the noise); two IMAGEs."""
     chance = 1 / len(learnt.classifier.labels) if learnt.classifier.kind == "exclusive" else 0.5
-    loss = line_chart({"loss": [(s.index, s.loss) for s in history]}, f"loss of {learnt.loop.done} of {learnt.loop.steps} steps", "step")
     lines = {"chance": [(level, chance) for level in LOG_SNR]}
     title = f"accuracy on {learnt.judged_on}"
     if learnt.accuracy:
         lines = {"accuracy": learnt.accuracy, **lines}
     else:
         title = f"no {title}: there is no label that some of them have and some lack"
-    return as_image(loss), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))
+    return loss_curve(learnt.loop), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))

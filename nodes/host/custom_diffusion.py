@@ -76,10 +76,13 @@ class Concept:
     prompts: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
 
+    def words(self, encoder: str) -> list[torch.Tensor]:
+        """The words that come with the file, (vectors, dim) each."""
+        return [t for k, t in self.tensors.items() if k.startswith("bundle_emb.") and k.endswith(f".{encoder}")]
+
     def says(self, vector: torch.Tensor, encoder: str) -> bool:
-        """Whether a vector is one of the words that come with the file."""
-        own = [t for k, t in self.tensors.items() if k.startswith("bundle_emb.") and k.endswith(f".{encoder}")]
-        return any(torch.allclose(row.to(vector), vector, atol=1e-6) for table in own for row in table)
+        """Whether a vector is one of theirs."""
+        return any(torch.allclose(row.to(vector), vector, atol=1e-6) for table in self.words(encoder) for row in table)
 
 
 def concepts_of(text: str) -> list[Concept]:
@@ -107,14 +110,21 @@ def _file(name: str) -> dict[str, torch.Tensor]:
 def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor:
     """The features (n, width) of what a prompt says, float64: without what begins, ends and fills it.
 
-    `concept`: of its embeddings alone, if the prompt has any. What follows them is nearly the same in the prompts of all concepts.
+    `concept`: of its own words alone, if it has any. What follows them is nearly the same in the prompts of all concepts. Raises ValueError
+    where the prompt names none of them.
     """
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = words.encoders(clip)[0]
-    tokens = part.tokenizer.tokenize_with_weights(prompt)[0]
+    tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
     learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
-    if learnt:
-        return features[[i for i in learnt if concept.says(tokens[i][0], part.key)] or learnt]
+    own = [i for i in learnt if concept.says(tokens[i][0], part.key)]
+    if concept and not own and concept.words(part.key):
+        raise ValueError(
+            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was learnt with. Write embedding:{concept.name} where the "
+            "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
+        )
+    if own or learnt:
+        return features[own or learnt]
     ends = [i for i, (token, *_) in enumerate(tokens) if not torch.is_tensor(token) and token == part.tokenizer.end_token]
     return features[1 : max(2, ends[0] if ends else len(tokens))]
 

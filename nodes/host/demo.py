@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...training import demo_instruct, demo_model
+from ...training import demo_checker, demo_instruct, demo_model
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
 INSTRUCT_WEIGHTS = WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
@@ -153,3 +153,9 @@ def load(path: Path = WEIGHTS) -> tuple:
     unet, clip, vae = _read_weights(path)
     model = _patcher(unet, new_config(), False, (load_model, (str(path),)))
     return model, _text(clip, str(path)), _autoencoder(vae, str(path))
+
+
+def check_pairs(before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
+    """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where a picture is not what its prompt says."""
+    both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
+    return [demo_checker.pair_score(one, other, pair.before, pair.after) for one, other in both]

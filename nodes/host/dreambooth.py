@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 
 import comfy.model_management
 import torch
@@ -120,7 +121,7 @@ class Task(trainers.Task):
 @dataclass(frozen=True)
 class Learnt:
     """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the sentences of the subject's pictures so
-    written, the loss curve and pictures or None."""
+    written (those that name a word, if there is one), the loss curve and pictures or None."""
 
     model: object
     lora: dict[str, torch.Tensor]
@@ -135,7 +136,7 @@ def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters
     """The name to save under; see `naming.choose`. The names of its words' embeddings must be free too."""
 
     def existing(name: str):
-        taken = (embeddings.existing(word) for word in embeddings_of(name, [w.placeholder for w in given]))
+        taken = (embeddings.taken(word) for word in embeddings_of(name, [w.placeholder for w in given]))
         return home.existing(name) or next(filter(None, taken), None)
 
     return naming.choose(home.KIND, name, if_exists, existing)
@@ -146,7 +147,8 @@ def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
     if len(placeholders) < 2:
         return [name] * len(placeholders)
     plain = [re.sub(r"[^A-Za-z0-9_-]", "", p) for p in placeholders]
-    return [f"{name}-{text if text and plain.count(text) == 1 else i}" for i, text in enumerate(plain, 1)]
+    differ = all(plain) and len({text.casefold() for text in plain}) == len(plain)  # as files where case does not count
+    return [f"{name}-{text if differ else i}" for i, text in enumerate(plain, 1)]
 
 
 def learn(
@@ -194,8 +196,15 @@ def finish(task: Task, model, name: str, resume: bool) -> Learnt:
         task.adapters.take_off(task.model)
     word = " ".join(f"embedding:{n}" for n in named.values()) or text
     pictures = torch.cat(task.looks) if task.looks else None
-    sentences = dict.fromkeys(_written(text, named) for choices in task.texts[: task.batches.instances] for text in choices)
-    return Learnt(adapters.patched(model, found), found, name, word, tuple(sentences), trainers.loss_curve(loop), pictures)
+    told = [text for choices in task.texts[: task.batches.instances] for text in choices]
+    sentences = tuple(_written(text, named) for text in (by_turns(told, list(named)) if named else dict.fromkeys(told)))
+    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainers.loss_curve(loop), pictures)
+
+
+def by_turns(texts: Sequence[str], placeholders: Sequence[str]) -> list[str]:
+    """The texts that name one of the words, each once: the first of every word, the second of every word, and so on."""
+    own = [[text for text in dict.fromkeys(texts) if names(text, placeholder)] for placeholder in placeholders]
+    return list(dict.fromkeys(text for turn in zip_longest(*own) for text in turn if text is not None))
 
 
 def _written(text: str, named: dict[str, str]) -> str:

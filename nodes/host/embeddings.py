@@ -37,14 +37,21 @@ def existing(name: str) -> Path | None:
     return None
 
 
+def taken(name: str) -> Path | None:
+    """A file that a prompt could mean by this name already, or that it would mean no longer: `embedding:bear` finds 'toys/bear' too."""
+    return existing(name) or existing(name.rpartition("/")[2])
+
+
 def choose(name: str, if_exists: str) -> str:
     """The name to save under; see `naming.choose`."""
-    return naming.choose(KIND, name, if_exists, existing)
+    return naming.choose(KIND, name, if_exists, taken)
 
 
 def save(name: str, rows: dict[str, torch.Tensor], about: dict[str, str]) -> Path:
-    """Writes the vectors of every encoder, (vectors, dim) by key, in the host's format."""
-    path = path_of(name)
+    """Writes the vectors of every encoder, (vectors, dim) by key, in the host's format; where there is a file of this name, beside it or
+    in its place, so that prompts find this one."""
+    path, found = path_of(name), existing(name)
+    path = found.with_name(path.name) if found else path
     path.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(rows, path, about)
     return path

@@ -74,7 +74,9 @@ def drift(model, inversion: inverting.Inversion) -> float:
 def check_noise(model, inversion: inverting.Inversion) -> None:
     """Refuses an inversion that is lost; tells of one whose noise is not like noise, from which an edit goes astray."""
     found = drift(model, inversion)
-    advice = "Set p or gamma closer to 1, choose the scheduler karras, take more steps, or raise end_percent."
+    setting = next((name for name in ("p", "gamma") if hasattr(inversion.method, name)), None)
+    first = f"Set {setting} (now {getattr(inversion.method, setting):.3g}) closer to 1, choose" if setting else "Choose"
+    advice = f"{first} the scheduler karras, take more steps, or raise end_percent."
     if not found < float("inf"):
         raise ValueError(f"The inversion ({inversion.method.name}) ran away to values that are no numbers. {advice}")
     if found > DRIFT:

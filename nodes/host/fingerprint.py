@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.model_patcher
 import torch
 
 SAMPLES = 16  # values of every weight
@@ -43,18 +47,37 @@ class Weights:
         return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
 
 
-def traits(value):
-    """What tells one patch from another, for JSON: numbers and texts, of tensors their shape and some values."""
+def traits(value, depth: int = 6):
+    """What tells one patch from another, for JSON: numbers and texts, of tensors their shape and some values, of functions and objects their
+    name and what they hold, down to a depth. What is drawn anew in every run does not count."""
+    if value is None or isinstance(value, (int, float, bool)):
+        return value
+    if isinstance(value, str):
+        return "" if re.fullmatch("[0-9a-f]{32}", value) else value  # the name of a run
     if torch.is_tensor(value):
         flat = value.detach().flatten()
         return [list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].float().tolist()]
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    name, held = getattr(value, "__qualname__", type(value).__name__), _held(value)
+    if held is None or not depth:
+        return name
+    return [name, *([str(k), traits(v, depth - 1)] for k, v in held)]
+
+
+def _held(value) -> list[tuple] | None:
+    """What is in a container, a function or an object, by name."""
     if isinstance(value, dict):
-        return [[str(k), traits(v)] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
+        return sorted(value.items(), key=lambda item: str(item[0]))
     if isinstance(value, (list, tuple)):
-        return [traits(v) for v in value]
-    if hasattr(value, "weights"):  # an adapter of the host
-        return [type(value).__name__, traits(value.weights)]
-    return value if value is None or isinstance(value, (str, int, float, bool)) else type(value).__name__
+        return list(enumerate(value))
+    if isinstance(value, functools.partial) or inspect.ismethod(value):
+        return [(k, getattr(value, k)) for k in ("func", "args", "keywords", "__self__") if hasattr(value, k)]
+    if inspect.isfunction(value):
+        return [*inspect.getclosurevars(value).nonlocals.items(), ("defaults", value.__defaults__), ("more", value.__kwdefaults__)]
+    if isinstance(value, (type, torch.nn.Module, comfy.model_patcher.ModelPatcher)) or not hasattr(value, "__dict__"):
+        return None  # whose weights count by themselves, and which change while they are used
+    return sorted(vars(value).items())
 
 
 def _unpacked(model, prefix: str) -> dict[str, torch.Tensor]:

@@ -178,8 +178,11 @@ class _Recomputed:
         return saved
 
 
+SMALL = 2**14  # numbers whose layout is kept, whatever it costs: masks of a few words are mostly gaps
+
+
 def laid_out(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers.
+    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers or is small.
 
     `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
     """
@@ -187,7 +190,7 @@ def laid_out(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()
     steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
     distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
-    if span > 2 * distinct:
+    if span > max(2 * distinct, SMALL):
         return tensor.clone()
     return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
@@ -271,6 +274,8 @@ def recomputed(blocks: Iterable[torch.nn.Module]):
     try:
         yield
     finally:
+        while running:  # a stop by the user inside of a block passes hooks by
+            running.pop().end()
         for handle in handles:
             handle.remove()
 

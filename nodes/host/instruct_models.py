@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import comfy.latent_formats
@@ -13,13 +14,15 @@ import comfy.model_sampling
 import comfy.utils
 import folder_paths
 import torch
-from comfy.patcher_extension import copy_nested_dicts
+from comfy.patcher_extension import WrappersMP, copy_nested_dicts
 
 from ...training.instruct_pix2pix import FIRST, widened
 from ...training.loop import save_atomically
 from .gradients import differentiable_patcher, hosted
 
 FOLDER, PREFIX = "diffusion_models", "diffusion_model."
+COMPILED = "torch.compile"  # the key of the host's wrapper
+log = logging.getLogger(__name__)
 MARKS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 KINDS = {
     comfy.model_base.BaseModel: comfy.model_base.SD15_instructpix2pix,
@@ -62,13 +65,24 @@ def _config_with_room(model):
     return made
 
 
+def _type_of(model) -> comfy.model_base.ModelType:
+    """What the MODEL predicts; of continuous EDM with v as the host's loader tells it of a file, by which SDXL reads the picture."""
+    sampling = model.get_model_object("model_sampling")
+    continuous = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and not isinstance(
+        sampling, comfy.model_sampling.EDM
+    )
+    if continuous and isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return comfy.model_base.ModelType.V_PREDICTION_EDM
+    return model.model.model_type
+
+
 def built(model, weights: dict[str, torch.Tensor], again: tuple):
     """A MODEL like another, with its options, whose denoiser has room for the picture and these weights of its own.
 
     `again` is (function, arguments) by which the host can load it once more.
     """
     source = model.model
-    network = kind_of(model)(_config_with_room(model), source.model_type, device=model.offload_device)
+    network = kind_of(model)(_config_with_room(model), _type_of(model), device=model.offload_device)
     network.latent_format = source.latent_format
     network.diffusion_model.load_state_dict(weights)
     made = comfy.model_patcher.ModelPatcher(network, model.load_device, model.offload_device)
@@ -76,10 +90,22 @@ def built(model, weights: dict[str, torch.Tensor], again: tuple):
     for name, value in model.object_patches.items():
         made.add_object_patch(name, value)
     made.wrappers, made.callbacks = (copy_nested_dicts(given) for given in (model.wrappers, model.callbacks))
+    if made.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
+        made.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)  # which would run the network that was compiled, not this one
+        log.warning("The model is compiled, the instruction model made from it is not: put Torch Compile Model behind it.")
     made.attachments = dict(model.attachments)
     made.additional_models = copy_nested_dicts(model.additional_models)
     made.cached_patcher_init = again
     return made
+
+
+def check_injections(model) -> None:
+    """Refuses what changes a MODEL's layers without being in its weights."""
+    if model.injections:
+        raise ValueError(
+            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot go along into a model of its own. Load "
+            "the LoRA in the ordinary way (Load LoRA), not in bypass mode."
+        )
 
 
 def with_room(model):
@@ -89,11 +115,7 @@ def with_room(model):
     give, beside their weights, raises ValueError.
     """
     kind_of(model)
-    if model.injections:
-        raise ValueError(
-            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot go along into a model of its own. Load "
-            "the LoRA in the ordinary way (Load LoRA), not in bypass mode."
-        )
+    check_injections(model)
     with torch.inference_mode(False), torch.no_grad():
         weights = weights_of(differentiable_patcher(model, "model"))
         weights[FIRST] = widened(weights[FIRST], 2 * model.model.latent_format.latent_channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from ...guidance.schedules import NoiseScale
 from ...training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, draws, likeness
 from . import naming, pictures
 from .attention import Call, Place, Run, install, marked, unet_places
+from .fingerprint import Weights, traits
 from .latents import decoded
 from .prompts import as_rows, encoded
 from .shared_noise import with_shared_noise
@@ -31,6 +33,7 @@ from .training import Stopped
 
 log = logging.getLogger(__name__)
 IF_EXISTS = ("continue", "number it", "refuse")
+Checker = Callable[[torch.Tensor, torch.Tensor, PromptPair], Sequence[float]]
 
 
 # --- the folder -------------------------------------------------------------------------------------------------
@@ -107,23 +110,33 @@ class Folder:
         self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "way": way})
 
     def add(self, both: torch.Tensor, found: Found) -> None:
-        """Saves pictures (2, H, W, 3), before and after; the line that lists them comes last."""
+        """Saves pictures (2, H, W, 3), before and after. The line that lists them comes first: one whose pictures are not there does not
+        count, so nothing is in the folder twice when a run breaks off in between."""
         for side in ("before", "after"):
             (self.path / side).mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(p.stem) for p in self.path.glob("*/*.png") if p.stem.isdigit()), default=0)
+        named = [*self.path.glob("*/*.*"), *(Path(m["edited_image"]) for m in self._lines("metadata.jsonl"))]
+        number = 1 + max((int(p.stem) for p in named if p.stem.isdigit()), default=0)
         files = [f"{side}/{number:05d}.png" for side in ("before", "after")]
-        (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
-        pictures.write({self.path / file: picture for file, picture in zip(files, both)})
         captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
         self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
+        (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
+        pictures.write({self.path / file: picture for file, picture in zip(files, both)})
+
+    def _kept(self) -> list[dict]:
+        """The lines of all pairs whose pictures are there: a user may take bad ones out."""
+        lines = self._lines("metadata.jsonl")
+        there = [m for m in lines if all(self._file(m[f"{side}_image"]).is_file() for side in ("original", "edited"))]
+        if len(there) < len(lines):
+            log.info("%d pairs that %s lists are not there any more.", len(lines) - len(there), self.path / "metadata.jsonl")
+        return there
 
     def seeds(self, pair: PromptPair) -> set[int]:
         """Which candidates of a prompt pair are kept already."""
-        return {m["seed"] for m in self._lines("metadata.jsonl") if _pair_of(m) == pair and "seed" in m}
+        return {m["seed"] for m in self._kept() if _pair_of(m) == pair and "seed" in m}
 
     def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[OnDisk, OnDisk, list[str]]:
         """(before, after, instructions), pictures (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
-        lines = self._lines("metadata.jsonl")
+        lines = self._kept()
         if pairs is not None:
             lines = [m for m in lines if _pair_of(m) in pairs]
         lines = lines[:most] if most else lines
@@ -133,7 +146,9 @@ class Folder:
     def _file(self, name: str) -> Path:
         path = (self.path / name).resolve()
         if not path.is_relative_to(self.path.resolve()):
-            raise ValueError(f"metadata.jsonl of '{self.name}' names '{name}', which lies outside of its folder.")
+            raise ValueError(
+                f"metadata.jsonl of '{self.name}' names '{name}', which lies outside of its folder. Take that line out, or name another folder."
+            )
         return path
 
 
@@ -174,14 +189,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides by CLIP which candidates are kept, or without it by how much has changed."""
+    """Decides which candidates are kept: by CLIP, by a checker, or without either by how much has changed.
+
+    `checker(before, after, pair)` gives a score of each candidate (N,) from IMAGE batches (N, H, W, 3) and their prompts: those above 0 are
+    good, the highest best.
+    """
 
     clip: Filter
     plain: PlainFilter
     vision: object = None
     text: object = None
+    checker: Checker | None = None
 
     def __post_init__(self):
+        if self.checker is not None and (self.vision is not None or self.text is not None):
+            raise ValueError("Pairs are chosen by CLIP or by a checker. Connect clip_vision and clip_text, or checker.")
         if (self.vision is None) != (self.text is None):
             raise ValueError(
                 "Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither."
@@ -190,6 +212,12 @@ class Judge:
     def best(self, pictures: torch.Tensor, pair: PromptPair, top: int) -> list[tuple[int, dict[str, float]]]:
         """(number, what is known of it) of the candidates (N, 2, H, W, 3) to keep."""
         before, after = pictures.unbind(1)
+        if self.checker is not None:
+            scores = torch.as_tensor(self.checker(before, after, pair), dtype=torch.float64).flatten().tolist()
+            if len(scores) != len(pictures):
+                raise ValueError(f"The checker gave {len(scores)} scores for {len(pictures)} candidates; it has to give one for each.")
+            good = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: -scores[i])
+            return [(i, {"checker": scores[i]}) for i in good[:top]]
         if self.vision is None:
             changed = self.plain.changed(before, after)
             return [(i, {"changed": float(changed[i])}) for i in self.plain.best(changed, top)]
@@ -309,15 +337,24 @@ class Artist:
 
 def way(artist: Artist, judge: Judge) -> dict:
     """How pairs are drawn and chosen, as progress.jsonl keeps it."""
-    asked = {**asdict(artist.recipe), "negative": artist.negative, "filter": asdict(judge.plain if judge.vision is None else judge.clip)}
+    parts = artist.model, artist.clip.patcher, artist.vae.patcher
+    drawn = [
+        [w.layout, w.signs, traits(p.patches)] for p in parts for w in [Weights.of(p, "diffusion_model." if p is artist.model else "")]
+    ]
+    asked = {
+        **asdict(artist.recipe),
+        "negative": artist.negative,
+        "filter": asdict(judge.plain if judge.vision is None else judge.clip) if judge.checker is None else traits(judge.checker),
+        "models": hashlib.sha256(json.dumps([*drawn, artist.clip.layer_idx]).encode()).hexdigest()[:12],
+    }
     return json.loads(json.dumps(asked))
 
 
 def _check_way(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPair, dict], folder: Folder) -> None:
     """Refuses prompt pairs that were drawn in another way: their pictures would be given out as if they were what is asked for."""
-    others = [was for p in pairs if (was := done.get(p)) and was != now]
+    others = [was for p in pairs if (was := done.get(p)) and {"models": now["models"], **was} != now]
     if others:
-        changed = "; ".join(f"{k} was {others[0].get(k, 'not set')}, now {v}" for k, v in now.items() if others[0].get(k) != v)
+        changed = "; ".join(f"{k} was {others[0].get(k, 'not set')}, now {v}" for k, v in now.items() if others[0].get(k, v) != v)
         raise ValueError(
             f"'{folder.name}' holds {len(others)} of these prompt pairs, drawn otherwise: {changed}. Set these back to go on there, name another "
             "folder, or set if_exists to 'number it'."
@@ -325,7 +362,7 @@ def _check_way(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPair, di
 
 
 def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Folder) -> None:
-    """Draws what is not done yet. A stop by the user keeps the prompt pairs that are done; with none it goes on as a stop."""
+    """Draws what is not done yet. A stop by the user goes on as one, so that the host runs the node again; what is done is in the folder."""
     done = folder.done()
     _check_way(way(artist, judge), pairs, done, folder)
     left = [p for p in pairs if p not in done]
@@ -334,9 +371,8 @@ def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Fold
         for pair in left:
             _one_pair(artist, judge, pair, folder, bar)
     except Stopped:
-        if not folder.done().keys() & set(pairs):
-            raise
-        log.info("Stopped; %d prompt pairs are done in %s", len(folder.done()), folder.path)
+        log.info("Stopped; %d of %d prompt pairs are done in %s", len(folder.done().keys() & set(pairs)), len(pairs), folder.path)
+        raise
 
 
 def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, bar) -> None:

@@ -28,7 +28,7 @@ from ...inversion.method import Method, Slope, Trail, replay
 from .attention import KEY as MARK
 from .channels import alive, noise_scale, same_conditioning, same_value
 from .fingerprint import Weights
-from .latents import samples_of
+from .latents import check_pictures, samples_of
 
 _log = logging.getLogger(__name__)
 
@@ -281,8 +281,7 @@ def check_channels(model, samples: torch.Tensor) -> None:
 def latent_of(model, vae, picture) -> torch.Tensor:
     """The latent samples, float32, of a LATENT or an IMAGE."""
     samples = samples_of(vae, picture, "picture")
-    if samples.is_nested or samples.ndim not in (4, 5):
-        raise ValueError("Inversion needs the latent of pictures or a video: (batch, channels, [frames,] height, width).")
+    check_pictures(samples, "picture")
     found = comfy.sample.fix_empty_latent_channels(model, samples.float())
     check_channels(model, found)
     return found

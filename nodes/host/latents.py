@@ -16,6 +16,16 @@ def _check_size(vae, picture: torch.Tensor, name: str) -> None:
         )
 
 
+def check_pictures(samples: torch.Tensor, name: str, instead: str = "connect VAE Encode, or an IMAGE and the vae") -> None:
+    """Refuses latent samples, the node's input `name`, that are not of pictures or a video."""
+    if samples.is_nested or samples.ndim not in (4, 5):
+        given = "several tensors in one" if samples.is_nested else " x ".join(map(str, samples.shape))
+        raise ValueError(
+            f"'{name}' is a latent of {given}, but that of pictures or a video is needed: (batch, channels, [frames,] height, width). Please "
+            f"{instead}."
+        )
+
+
 def samples_of(vae, picture, name: str) -> torch.Tensor:
     """The latent samples of a LATENT or an IMAGE that is the node's input `name`."""
     if isinstance(picture, dict):

@@ -189,7 +189,8 @@ class HostPredictor(Predictor):
             self.guider.conds["negative"] = own
         if given:
             raise ValueError(
-                "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Take it away."
+                "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Connect the model from before that "
+                "node, or use Negative-Prompt Inverter, which needs no gradients."
             )
         return denoised
 
@@ -288,11 +289,12 @@ def invert(
         return course, kept(walk.result)
 
     try:
-        course, trail = attempt(False)
+        made = attempt(False)
     except RuntimeError as error:
         if not gradients.mutated(error):
             raise
-        course, trail = attempt(True)
+        made = None
+    course, trail = made or attempt(True)  # not above, where the error holds the graph of its step
     return Inversion(
         method,
         Trail(trail.sigmas, trail.carries, course.extras()),

@@ -21,7 +21,7 @@ from ...inversion.ddim import DDIM
 from . import img2img
 from .channels import noise_scale, same_conditioning
 from .inversion import Checked, slope_of
-from .latents import decoded
+from .latents import check_pictures, decoded
 
 
 class TwoPrompts(Checked):
@@ -136,9 +136,8 @@ class Question:
 
 
 def _task(model, vae, picture, mask: torch.Tensor | None) -> img2img.Task:
-    samples = picture["samples"] if isinstance(picture, dict) else None
-    if samples is not None and (samples.is_nested or samples.ndim not in (4, 5)):
-        raise ValueError("An edit needs the latent of a picture or a video: (batch, channels, [frames,] height, width). Encode a picture.")
+    if isinstance(picture, dict):
+        check_pictures(picture["samples"], "picture")
     return img2img.Task(model, vae, picture, picture, mask, "picture")
 
 

@@ -15,6 +15,7 @@ from ...attention.prompt_to_prompt import Edit, Moment, Rows, Settings, Window
 from ...guidance.schedules import NoiseScale
 from .attention import KEY, Call, Place, Run, blend_places, chosen_places, install, marked, unet_places
 from .joint_attention import Block
+from .latents import check_pictures
 from .lending import taken
 from .prompts import as_rows, encoded, prompt_of
 from .shared_noise import with_shared_noise
@@ -293,8 +294,7 @@ def batch_latent(model, latent: dict | None, size: tuple[int, int], pictures: in
         ratio, device = form.spacial_downscale_ratio, comfy.model_management.intermediate_device()
         latent = {"samples": torch.zeros(pictures, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
     samples = latent["samples"]
-    if samples.is_nested or samples.ndim not in (4, 5):
-        raise ValueError("Prompt-to-Prompt needs the latent of pictures: (batch, channels, [frames,] height, width).")
+    check_pictures(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
     made = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
     made["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
     mask = latent.get("noise_mask")

@@ -9,6 +9,7 @@ NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabelledC
 Inversion = io.Custom("INVERSION")  # nodes.host.inversion.Inversion
 IPAdapter = io.Custom("IP_ADAPTER")  # attention.ip_adapter.Adapter
 AttentionMaps = io.Custom("ATTENTION_MAPS")  # nodes.host.attention_maps.Maps
+PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.instruct_pairs.Checker: (before, after, prompts) -> a score of each candidate
 Curve = io.Custom("CURVE")  # the host's curve editor: an object with interp(x), x in [0, 1]
 
 
@@ -61,11 +62,16 @@ def channel_extras() -> list:
     ]
 
 
-def inverter_inputs(steps: int = 50, model: str = "Any model: eps, v or flow.") -> list:
+def inverter_inputs(
+    steps: int = 50,
+    model: str = "Any model: eps, v or flow.",
+    source: str = "What the picture shows. The better it fits, the better the inversion.",
+    steps_tip: str = "usual 20 to 50, more are more exact",
+) -> list:
     """The first inputs of every node that inverts pictures; its own follow, then `inverter_extras`."""
     return [
         io.Model.Input("model", tooltip=model),
-        io.Conditioning.Input("source", tooltip="What the picture shows. The better it fits, the better the inversion."),
+        io.Conditioning.Input("source", tooltip=source),
         io.MultiType.Input(
             "picture", types=[io.Latent, io.Image], tooltip="The pictures to invert: a LATENT, or an IMAGE with the vae connected."
         ),
@@ -74,7 +80,7 @@ def inverter_inputs(steps: int = 50, model: str = "Any model: eps, v or flow.") 
             default=steps,
             min=1,
             max=1000,
-            tooltip="Steps of the inversion and of every replay; usual 20 to 50, more are more exact.",
+            tooltip=f"Steps of the inversion and of every replay; {steps_tip}.",
         ),
         io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The host's schedulers, walked backwards."),
         io.Float.Input(

@@ -78,7 +78,7 @@ def _mask_for(vae, latent: torch.Tensor, mask: torch.Tensor, picture: torch.Tens
     small = torch.nn.functional.interpolate(encoded_part(vae, mask)[:, None].float(), latent.shape[-2:], mode="area")
     if not bool(small.any()):
         raise ValueError(f"Mask {number} is empty: nothing of its picture would be learnt. Paint what to learn white, or leave it away.")
-    return small.reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
+    return small.cpu().reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
 def pictures_of(
@@ -90,7 +90,7 @@ def pictures_of(
     seed: int = 0,
 ) -> Pictures:
     """Encodes IMAGE batches once; with `flip` each picture also left and right exchanged, after all others, and then the variants of all."""
-    found = singles(images, "images")
+    found = [picture[..., :3] for picture in singles(images, "images")]
     painted = singles(masks, "masks") if masks else [None] * len(found)
     if len(painted) == 1:
         painted = painted * len(found)
@@ -333,15 +333,15 @@ class Course:
         """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
         goal = self.loop.done + count
         try:
-            self._run(count)
+            return self._run(count)
         except RuntimeError as error:
             if gradients.without_derivative(error):
                 name = type(self.model.model).__name__
                 raise ValueError(f"{name} cannot be trained with this ComfyUI: a part of it has no derivative ({error}).") from error
             if self.mutations or not gradients.mutated(error):
                 raise
-            self.mutations = True
-            self._run(goal - self.loop.done)
+        self.mutations = True  # out here, as the error holds the graph of its step
+        self._run(goal - self.loop.done)
 
     def _run(self, count: int) -> None:
         def steps(ground: Ground) -> Iterator[Step]:

@@ -8,10 +8,11 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ...training.augmentation import Augmentation
+from ...training.loop import steps_done
 from ...training.objectives import TIMESTEPS, WEIGHTINGS
 from ...training.optimizers import OPTIMIZERS, SCHEDULES
 from ...training.textual_inversion import NORMS
-from .naming import IF_EXISTS
+from .naming import IF_EXISTS, state_of
 from .trainers import Settings, Validation
 from .training import Objective, levels
 from .training_memory import CHECKPOINTING
@@ -97,9 +98,9 @@ def objective() -> list:
     ]
 
 
-def run(saved: str, also: str = "") -> list:
-    """How the run goes; what most users leave as it is. `saved` is what is written; `also` what else is sampled."""
-    return [
+def steps_taken(warmup: int = 10, more: str = "", optional: bool = False) -> list:
+    """How the optimiser takes its steps."""
+    made = [
         choice(
             "optimizer",
             OPTIMIZERS,
@@ -107,10 +108,20 @@ def run(saved: str, also: str = "") -> list:
             "(learning_rate 1).",
         ),
         choice("schedule", SCHEDULES, "How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all."),
-        whole("warmup", 10, 0, 100_000, "Steps over which the learning rate rises from 0. 0 = none; usual 0 to 100."),
+        whole("warmup", warmup, 0, 100_000, f"Steps over which the learning rate rises from 0{more}. 0 = none; usual 0 to 100."),
         whole(
             "accumulate", 1, 1, 1024, "Batches in one step of the optimiser: as a batch that much larger, in the memory of one. 1 = plain."
         ),
+    ]
+    for given in made:
+        given.optional = optional
+    return made
+
+
+def run(saved: str, also: str = "") -> list:
+    """How the run goes; what most users leave as it is. `saved` is what is written; `also` what else is sampled."""
+    return [
+        *steps_taken(),
         number("average", 0.0, 0.0, 0.9999, "Save the running average over about 1 / (1 - average) steps; 0 = the last.", 0.001),
         whole("validation_count", 2, 0, 64, "Validation pictures at a time; 0 = none."),
         whole("validation_steps", 20, 1, 10_000, f"Sampling steps of a validation picture{also}. Usual 10 to 30."),
@@ -212,13 +223,33 @@ def read(
     given: dict, settings: type[Settings] = Settings, validation: type[Validation] = Validation
 ) -> tuple[Objective, Settings, Validation]:
     """What the shared inputs say, and those of a trainer's own settings."""
-    asked = levels(given["model"], given["timesteps"], low=1 - given["end_percent"], high=1 - given["start_percent"])
+    start, end = given["start_percent"], given["end_percent"]
+    if not 0.0 <= start < end <= 1.0:
+        raise ValueError(
+            f"start_percent is {start:g} and end_percent {end:g}; give 0 <= start_percent < end_percent <= 1, 0 and 1 for all noise levels."
+        )
+    asked = levels(given["model"], given["timesteps"], low=1 - end, high=1 - start)
     own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}
     return (
         Objective(asked, given["weighting"], given["gamma"]),
         settings(**{f.name: given[f.name] for f in fields(settings) if f.name in given}),
         validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
     )
+
+
+def unfinished(kind: str, lists: dict) -> str:
+    """Of a training that is to be continued: how far it has come while it is not at its end, else "".
+
+    As a fingerprint it makes the host run a trainer again that was stopped, although nothing on the node has changed.
+    """
+    name, steps, if_exists = ((lists.get(k) or [None])[0] for k in ("name", "steps", "if_exists"))  # None where it is a link
+    if if_exists != "continue" or not name or steps is None:
+        return ""
+    try:
+        done = steps_done(state_of(kind, name))
+    except ValueError:  # a name that running the node refuses
+        return ""
+    return f"{done} of {steps}" if done is not None and done < steps else ""
 
 
 def dropout(given: dict) -> dict[str, float]:

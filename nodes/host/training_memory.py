@@ -20,6 +20,7 @@ from .training import KEY, Ground
 CHECKPOINTING = ("auto", "on", "off")
 EXACT = 1024  # cells of a batch of latents up to which the pass is the training's own
 PASSES = ((1, 8), (1, 16), (1, 32), (2, 8))  # (batch, side): what larger batches are reckoned from
+USUAL_PATCH = 2  # cells of a latent, whose multiples the sides above are
 GB = 2**30
 log = logging.getLogger(__name__)
 
@@ -77,15 +78,24 @@ def _bytes(value) -> int:
     return sum(_bytes(v) for v in value)
 
 
-def reckoned(kept: Callable[[int, int, int], Kept], batch: int, height: int, width: int) -> Kept:
+def cell_of(network: torch.nn.Module) -> int:
+    """How many times larger than usual the patches are into which a denoiser cuts its input: networks of pixels have large ones."""
+    patch = getattr(network, "patch_size", None)
+    sides = patch if isinstance(patch, (list, tuple)) else [patch]
+    return max(1, *(side // USUAL_PATCH for side in sides if isinstance(side, int)), 1)
+
+
+def reckoned(kept: Callable[[int, int, int], Kept], batch: int, height: int, width: int, cell: int = 1) -> Kept:
     """What a batch of latents needs, from `kept(batch, height, width)` of small ones where it is large itself.
 
-    w + batch (t + a area + b area^2): weights that are made anew, text, pictures, and attention that keeps its maps.
+    w + batch (t + a area + b area^2): weights that are made anew, text, pictures, and attention that keeps its maps. Small ones have sides
+    that are multiples of `cell`.
     """
-    if batch * height * width <= EXACT:
+    if batch * height * width <= EXACT * cell**2:
         return kept(batch, height, width)
-    found = np.array([(k.whole, k.again) for k in (kept(n, side, side) for n, side in PASSES)])
-    terms = np.array([_terms(n, side * side) for n, side in PASSES])
+    passes = [(n, side * cell) for n, side in PASSES]
+    found = np.array([(k.whole, k.again) for k in (kept(n, side, side) for n, side in passes)])
+    terms = np.array([_terms(n, side * side) for n, side in passes])
     whole, again = _terms(batch, height * width) @ np.linalg.solve(terms, found)
     return Kept(float(whole), float(again))
 
@@ -159,7 +169,7 @@ class Room:
                 ground.denoised(x, torch.full([batch], sigma, device=device), self.rows(batch))
                 return found()
 
-        return reckoned(kept, batch, *self.shape[-2:])
+        return reckoned(kept, batch, *self.shape[-2:], cell_of(model.diffusion_model))
 
     def _told(self, ground: Ground, known: Sequence[torch.nn.Module], kept: Kept, learning: float, again: bool, free: float) -> str:
         numbers = sum(p.numel() for p in self.loop.parameters.values()) / 1e6

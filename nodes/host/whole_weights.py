@@ -84,7 +84,8 @@ class WholeWeights:
     def check(
         self, model, optimizer: str, average: float, free: Callable[[torch.device], float] = comfy.model_management.get_free_memory
     ) -> None:
-        """Refuses weights that are too coarse to be trained, and more of them than memory holds."""
+        """Refuses weights that are too coarse to be trained, more of them than memory holds, and what would not be in the file."""
+        instruct_models.check_injections(model)
         check_fine(model, ", or train an adapter")
         numbers = sum(w.numel() for w in weights_of(model).values())
         check_numbers(numbers, optimizer, average, model.load_device, "Train an adapter, or use 'adafactor'.", free)

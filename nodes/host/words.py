@@ -56,18 +56,25 @@ def _parts(tokenizer) -> dict[str, SDTokenizer]:
 
 
 def encoders(clip) -> list[Encoder]:
-    """The text encoders of a CLIP that read embedding files. Raises ValueError where none does."""
+    """The text encoders of a CLIP, which all have to read embedding files. Raises ValueError where one does not."""
     stage, found = clip.cond_stage_model, []
     for name, part in _parts(clip.tokenizer).items():
-        model = getattr(stage, name, None)
-        if model is not None and part.embedding_directory is not None:
+        reads, model = part.embedding_directory is not None, getattr(stage, name, None)
+        if model is not None and reads:
             found.append(Encoder(part.embedding_key, part, model))
+        elif (model is not None and not reads) or not hasattr(stage, name):
+            raise _unread(clip, name)
     if not found:
-        raise ValueError(
-            f"ComfyUI's {type(clip.tokenizer).__name__} reads no embedding files, so a learnt word could not be used with this model. Train a "
-            "LoRA instead, or use a model with CLIP or T5 text encoders."
-        )
+        raise _unread(clip)
     return found
+
+
+def _unread(clip, part: str = "") -> ValueError:
+    what = f" for its text encoder {part}" if part else ""
+    return ValueError(
+        f"ComfyUI's {type(clip.tokenizer).__name__} reads no embedding files{what}, so a learnt word could not be used with this model. Train a "
+        "LoRA without a new word instead, or use a model with CLIP or T5 text encoders."
+    )
 
 
 def is_word(clip, text: str) -> bool:

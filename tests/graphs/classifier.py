@@ -35,7 +35,12 @@ def classifier_guidance(graph):
         ]
     with graph.group("4 Picture"):
         for title, latent in zip(("without", "with the classifier"), latents):
-            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+            graph.add(
+                "SaveImage",
+                title=title,
+                images=graph.add("VAEDecode", samples=latent, vae=model["vae"]),
+                filename_prefix="classifier_guidance",
+            )
 
 
 WORKFLOWS = [classifier_guidance]

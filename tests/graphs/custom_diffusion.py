@@ -8,6 +8,7 @@ TAUGHT = {  # what the demo model paints, and what its captions call it here
     "spots": ("dotted", ("a large dotted yellow square on a black background", "a dotted purple circle on a pink background")),
 }
 SHOWN = {"bands": "a <bands> yellow cross on a gray background", "spots": "a <spots> red star on a gray background"}
+CLASS = "a blue circle on a black background\na red square on a white background"
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 
 
@@ -17,7 +18,7 @@ def concept(graph, model, name: str):
     captions = [text.replace(told, f"<{name}>") for text in texts for _ in range(2)]
     learnt = graph.add(
         "CustomDiffusionTrainer", title=f"learn <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name=name,
-        instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), prior_weight=0.0, steps=70, batch_size=3,
+        instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), class_prompt=CLASS, class_count=16, prior_weight=0.0, steps=70, batch_size=3,
         learning_rate=0.0015, word_rate=0.02, validation_prompt=SHOWN[name], validation_count=1, validation_steps=10, validation_cfg=4.0,
     )  # fmt: skip
     graph.add("PreviewImage", title=f"<{name}>", images=learnt["validation"])
@@ -28,7 +29,7 @@ def custom_diffusion(graph):
     graph.note(
         "# Custom Diffusion\n\nTwo patterns are learnt apart, each as a word with its keys and values, from pictures whose captions do not name "
         "them. Then both are merged in closed form, and one prompt uses both words, each for a thing of its own; the upper pictures are the same "
-        "seeds without them.\n\nBoth are short runs without class pictures. For your own concepts set *prior_weight* to 1."
+        "seeds without them.\n\nBoth are short runs without class pictures. For your own concepts set *prior_weight* to 1 and *class_prompt* to what they are without the new word."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

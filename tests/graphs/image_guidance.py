@@ -44,7 +44,9 @@ def image_guidance(graph):
     with graph.group("4 Picture"):
         graph.add("PreviewImage", title="reference", images=reference)
         for title, latent in zip(("without", "with the reference"), latents):
-            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+            graph.add(
+                "SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="image_guidance"
+            )
 
 
 WORKFLOWS = [image_guidance]

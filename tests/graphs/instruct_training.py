@@ -19,13 +19,14 @@ def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
     demo = graph.add("DemoModelLoader")
     usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1, min_cfg=3.0, max_cfg=6.0, steps=15)
     return graph.add(
-        "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder, **usual | widgets
+        "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,
+        checker=graph.add("DemoCheckerLoader"), **usual | widgets,
     )  # fmt: skip
 
 
 def instruct_pairs(graph):
     graph.note(
-        "# InstructPix2Pix Pairs\n\nPictures before and after an edit, drawn from pairs of prompts. They are kept in "
+        "# InstructPix2Pix Pairs\n\nPictures before and after an edit, drawn from pairs of prompts and checked against them. They are kept in "
         "*output/controlled_diffusion/pairs/demo*; run it again and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
         "min_share and max_share 0, where nothing is shared."
     )
@@ -44,7 +45,7 @@ def instruct_training(graph):
         "weights; **Load Demo Model** in the place of the instruction model, with many more pairs and steps."
     )
     with graph.group("1 Pairs"):
-        made = pairs_of(graph, STRIPES, "demo_stripes", candidates=1, min_changed=0.02)
+        made = pairs_of(graph, STRIPES, "demo_stripes", candidates=2)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)
         trained = graph.add(

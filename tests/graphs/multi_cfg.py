@@ -86,7 +86,9 @@ def multi_cfg_patch(graph):
         guided = graph.add("KSampler", title="KSampler with channels", model=patch["model"], **settings)
     with graph.group("5 Picture"):
         for title, latent in (("alone", plain), ("with channels", guided)):
-            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+            graph.add(
+                "SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="multi_cfg_patch"
+            )
 
 
 def guidance_report(graph):

@@ -63,7 +63,7 @@ def null_text(graph):
             "negative-prompt edit": quick_edit,
         }
         for title, latent in made.items():
-            saved(graph, model["vae"], latent, title.replace(" ", "_"), title)
+            saved(graph, model["vae"], latent, f"null_text_{title.replace(' ', '_')}", title)
 
 
 WORKFLOWS = [null_text]

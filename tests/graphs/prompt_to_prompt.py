@@ -8,7 +8,8 @@ def prompt_to_prompt(graph):
         "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first picture is the source, then a word swapped "
         "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
         "that what is not named stays. The tables show where source and edits look at words: *yellow* where the source looks at "
-        "*blue*.\n\nTry: another target a line; a word taken out; *self_end* 0, which lets shapes go; *alpha* 0.5, which takes over less."
+        "*blue*.\n\nTry: another target a line, or a word taken out, and the same in **Attention Map Capture**, whose *prompt* is the "
+        "source and then every target, a line each; *self_end* 0, which lets shapes go; *alpha* 0.5, which takes over less."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -55,7 +55,12 @@ def structure_channel(graph):
     with graph.group("5 Picture"):
         graph.add("PreviewImage", title="silhouette", images=silhouette)
         for title, latent in zip(("the prompt alone", "with the structure"), latents):
-            graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix=title)
+            graph.add(
+                "SaveImage",
+                title=title,
+                images=graph.add("VAEDecode", samples=latent, vae=model["vae"]),
+                filename_prefix="structure_channel",
+            )
 
 
 WORKFLOWS = [structure_channel]

@@ -10,17 +10,19 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.host import classifier_training as host
 from controlled_diffusion.nodes.host import classifiers, demo
+from controlled_diffusion.nodes.host.channels import check_channels
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.demo_world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
-from host import tiny
+from host import tiny, tiny_text, video
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -224,6 +226,55 @@ def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
     with pytest.raises(ValueError, match="'mine' exists"):
         train(eps_model, demo_vae, if_exists="refuse")
     assert train(eps_model, demo_vae, name="demo_model")[1] == "demo_model_2.safetensors"  # the pack's own
+
+
+def test_a_classifier_is_replaced_where_the_loader_finds_it(eps_model, demo_vae, folders):
+    shared = folders / "shared"
+    shared.mkdir()
+    folder_paths.add_model_folder_path(classifiers.FOLDER, str(shared))
+    train(eps_model, demo_vae, name="other")
+    (folders / "models" / "noisy_classifiers" / "other.safetensors").rename(shared / "mine.safetensors")
+    first = (shared / "mine.safetensors").read_bytes()
+    assert train(eps_model, demo_vae, if_exists="replace", seed=5)[1] == "mine.safetensors"
+    assert (shared / "mine.safetensors").read_bytes() != first and not (
+        folders / "models" / "noisy_classifiers" / "mine.safetensors"
+    ).exists()
+    with pytest.raises(ValueError, match=r"'mine' exists: .*shared"):
+        train(eps_model, demo_vae, if_exists="refuse")
+
+
+def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
+    """Playground's latents, of which the model itself knows only while it is loaded."""
+    model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "edm_playground_v2.5", 80.0, 0.002)[0]
+    form = model.get_model_object("latent_format")
+    made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
+    assert made.latent_format == type(form).__name__ == "SDXL_Playground_2_5"
+    latents = torch.cat(host._latents(model, demo_vae, images(4).split(1)))
+    assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
+    channel = ClassifierChannel.execute(made, "a", 1.0, 0.0, 1.0, 0, "", 0).args[0]
+    check_channels(model, channel)
+    with pytest.raises(ValueError, match="SDXL_Playground_2_5, but SDXL has SDXL"):
+        check_channels(tiny_text.denoiser("sdxl"), channel)
+
+
+@pytest.mark.parametrize("kind", ["flux", "video"])
+def test_it_learns_in_latents_of_many_channels_and_of_videos(kind, demo_vae, folders):
+    if kind == "flux":
+        model, vae, given = tiny_text.denoiser("flux"), tiny_text.vae("flux"), images(4)
+    else:
+        model, vae, given = video.tiny_video_model(), video.tiny_video_vae(), images(4)
+    made = host.learn(model, vae, [given], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
+    channels = model.model.latent_format.latent_channels
+    assert made.network(torch.zeros(2, channels, 8, 8), torch.zeros(2)).shape == (2, 2) and channels >= 16
+    assert classifiers.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
+
+
+@pytest.mark.parametrize(
+    "knobs", [dict(optimizer="adafactor"), dict(schedule="constant"), dict(accumulate=2), dict(warmup=0, schedule="linear")]
+)
+def test_how_steps_are_taken_is_asked_for_on_the_node(eps_model, demo_vae, knobs):
+    plain, other = (train(eps_model, demo_vae, steps=12, **k)[0].network.state_dict() for k in ({}, knobs))
+    assert all(torch.isfinite(v).all() for v in other.values()) and not all(torch.equal(other[k], plain[k]) for k in plain)
 
 
 @pytest.mark.parametrize(

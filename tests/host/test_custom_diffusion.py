@@ -171,3 +171,20 @@ def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):  # noqa: F81
         with pytest.raises(ValueError, match=message):
             merge(eps_model, clip, text)
     assert not (folders / "loras" / "both.safetensors").exists()
+
+
+def test_a_word_counts_wherever_it_stands_in_a_line_and_a_line_without_it_is_refused(eps_model, vae, clip, folders):  # noqa: F811
+    lines = [train(eps_model, clip, vae, name=n, seed=s)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    late = "a small house in the green hills and " * 12 + "embedding:rex"
+    (concept, _) = host.concepts_of(f"rex = {late}\n{lines[1]}")
+    features = clip.encode_from_tokens_scheduled(clip.tokenize(late))[0][0][0].double()
+    (row,) = host._features(clip, late, concept)
+    assert features.shape[0] == 154 and (features - row).abs().sum(1).argmin() > 77 and float((features - row).abs().sum(1).min()) == 0
+    for text in ("a dog in snow", "a embedding:rax cat"):
+        with pytest.raises(ValueError, match=r"The line 'rex = .*' names no word that 'rex' was learnt with. Write embedding:rex"):
+            merge(eps_model, clip, f"rex = {text}\n{lines[1]}")
+
+
+def test_the_lines_for_merging_are_those_that_name_the_words(eps_model, vae, clip):  # noqa: F811
+    given = dict(captions=["a <concept> cat\na dog in snow"], prior_weight=0.0)
+    assert train(eps_model, clip, vae, **given)[-1] == "rex = a embedding:rex cat"

@@ -370,7 +370,11 @@ def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which)
         (find, dict(source=[]), "source is an empty conditioning"),
         (find, dict(target=[[torch.zeros(1, 77, 768), {}]]), "target has text features of width 768, but BaseModel takes 64"),
         (find, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
-        (find, dict(given={"samples": torch.zeros(1, 4, 64)}), "needs the latent of a picture or a video"),
+        (
+            find,
+            dict(given={"samples": torch.zeros(1, 4, 64)}),
+            "'picture' is a latent of 1 x 4 x 64, but that of pictures or a video is needed",
+        ),
         (edit, dict(encode_ratio=1.2), "strength is 1.2 percent; give 0"),
         (edit, dict(positive=[]), "positive is an empty conditioning"),
         (edit, dict(source=[]), "source is an empty conditioning"),

@@ -4,6 +4,7 @@ import shutil
 from contextlib import nullcontext
 
 import comfy.model_management
+import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_dataset as host_dataset
 import comfy_extras.nodes_model_advanced as host_sampling
@@ -317,6 +318,27 @@ def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
     assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
 
 
+def test_what_acts_beside_the_weights_makes_class_pictures_of_its_own(eps_model, vae, clip, folders):
+    def place(model=eps_model, clip=clip, prompt="a embedding:mood"):
+        return class_pictures.folder(model, clip, vae, class_pictures.Order((prompt,), 1, 1, host.Validation(prompt)), (4, 8, 8))
+
+    def rescaled(strength):
+        return host_sampling.RescaleCFG().patch(eps_model, strength)[0]
+
+    def beside(seed):
+        return comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model, seed), 1.0, 0.0)[0]
+
+    empty = place()
+    save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.3)}, folders / "embeddings" / "mood.safetensors")
+    one = place()
+    save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.4)}, folders / "embeddings" / "mood.safetensors")
+    hooked = clip.clone()
+    hooked.apply_hooks_to_conds = True
+    others = [empty, one, place(), place(rescaled(0.5)), place(rescaled(0.7)), place(beside(1)), place(beside(2)), place(clip=hooked)]
+    assert len(set(others)) == len(others)
+    assert place(rescaled(0.5)) == others[3] and place(beside(2)) == others[6] and place() == others[2]
+
+
 def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
     place = folders / "output" / "lessons"
     place.mkdir()
@@ -460,7 +482,34 @@ def test_whole_weights_that_are_quantised_or_too_many_are_refused(eps_model, vae
     assert not list(folders.rglob("*.safetensors"))
 
 
+def test_a_lora_that_would_not_be_in_the_file_is_refused(eps_model, vae, clip, folders):
+    beside, _ = comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model), 1.0, 0.0)
+    with pytest.raises(ValueError, match="brings 'bypass_lora', which acts beside its weights"):
+        train(beside, clip, vae, train="all weights")
+    assert not list(folders.rglob("*.safetensors"))
+
+
 # --- several words, and none
+
+
+@pytest.mark.parametrize(
+    ("placeholders", "names"),
+    [
+        (("<rex>",), ["pets"]),
+        (("<rex>", "<kit>"), ["pets-rex", "pets-kit"]),
+        (("<2>", "<猫>"), ["pets-1", "pets-2"]),
+        (("<2>", "<a>", "[a]"), ["pets-1", "pets-2", "pets-3"]),
+        (("<Dog>", "<dog>"), ["pets-1", "pets-2"]),
+    ],
+)
+def test_every_word_has_a_file_of_its_own(placeholders, names):
+    assert host.embeddings_of("pets", placeholders) == names
+
+
+def test_sentences_for_merging_name_the_words_by_turns():
+    told = ["a <a>", "<a> in snow", "a dog", "a <b>", "<a> and <b>", "a <a>"]
+    assert host.by_turns(told, ["<a>", "<b>"]) == ["a <a>", "a <b>", "<a> in snow", "<a> and <b>"]
+    assert host.by_turns(told, ["<a>"]) == ["a <a>", "<a> in snow", "<a> and <b>"]
 
 
 def test_several_words_are_learnt_together_each_in_a_file_of_its_own(eps_model, vae, clip, folders):

@@ -203,7 +203,7 @@ def test_it_stops_within_a_step_when_the_user_cancels(model):
         (dict(source=[]), "source is an empty conditioning"),
         (dict(positive=[]), "positive is an empty conditioning"),
         (dict(given=torch.rand(1, 64, 64, 3)), "'picture' is an IMAGE, which needs the vae"),
-        (dict(given={"samples": torch.zeros(1, 4, 64)}), "needs the latent of a picture or a video"),
+        (dict(given={"samples": torch.zeros(1, 4, 64)}), "'picture' is a latent of 1 x 4 x 64, but that of pictures or a video is needed"),
         (dict(given={"samples": torch.ones(1, 16, 8, 8)}), "has 16 channels, but BaseModel"),
         (dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
     ],

@@ -1,13 +1,17 @@
 import json
+from dataclasses import replace
 
 import comfy.clip_vision
 import comfy.model_management
 import comfy.utils
+import comfy_extras.nodes_dataset as host_dataset
 import folder_paths
 import pytest
 import torch
+from controlled_diffusion.nodes.demo import DemoCheckerLoader
 from controlled_diffusion.nodes.host import instruct_pairs as host
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
+from controlled_diffusion.training import demo_world as world
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
 from PIL import Image
 
@@ -170,6 +174,46 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
     assert files(output / "things") == files(output / "whole")
 
 
+def test_a_run_that_broke_off_before_its_pictures_were_there_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
+    one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=2, keep=2)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(host.pictures, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
+        pairs(eps_model, clip, vae, **one)
+    before, _, instructions, _ = pairs(eps_model, clip, vae, **one)
+    there = sorted((output / "things").glob("*/*.png"))
+    assert len(before) == len(instructions) == 2 and len(there) == 4
+    assert len({p.read_bytes() for p in there}) == len({p.read_bytes() for p in sorted((output / "things" / "before").glob("*"))}) * 2 == 4
+
+
+def test_pairs_that_the_user_takes_out_are_gone_and_their_numbers_are_not_given_again(output):
+    folder = host.Folder("things")
+    for number in range(3):
+        folder.add(torch.full((2, 8, 8, 3), 0.2 * number), host.Found(PromptPair("a", "b", f"edit {number}"), {"seed": number}))
+    for place in ("before/00003.png", "after/00003.png", "after/00003.txt", "after/00001.png"):
+        (folder.path / place).unlink()
+    folder.add(torch.ones(2, 8, 8, 3), host.Found(PromptPair("a", "b", "edit 3"), {"seed": 3}))
+    _, after, instructions = folder.read()
+    assert instructions == ["edit 1", "edit 3"] and [float(p.mean()) for p in after] == pytest.approx([0.2, 1.0], abs=0.01)
+    assert folder.seeds(PromptPair("a", "b", "edit 0")) == set() and (folder.path / "after" / "00004.txt").read_text() == "edit 3"
+
+
+def test_pairs_of_another_model_are_not_given_out_as_this_ones(eps_model, clip, vae, output):
+    pairs(eps_model, clip, vae)
+    for given in (
+        (tiny.unet("eps", seed=9), clip, vae),
+        (eps_model, tiny.clip(torch.float32, seed=9), vae),
+        (eps_model, clip, tiny.vae(9)),
+    ):
+        with pytest.raises(ValueError, match=r"drawn otherwise: models was \w+, now \w+\. Set these back"):
+            pairs(*given)
+    older = (output / "things" / "progress.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in older]
+    for line in lines:
+        del line["way"]["models"]
+    (output / "things" / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(pairs(tiny.unet("eps", seed=9), clip, vae)[0]) == 2  # as folders of before were
+
+
 def test_a_torn_line_spoils_nothing(output):
     folder = host.Folder("things")
     for number in range(3):
@@ -201,12 +245,15 @@ def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, outpu
 
     comfy.utils.set_progress_bar_global_hook(watch)
     try:
-        before, *_ = pairs(eps_model, clip, vae)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):  # or the host would keep this as the node's result
+            pairs(eps_model, clip, vae)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
         comfy.model_management.interrupt_current_processing(False)
-    assert len(before) == 1
+    first = files(output / "things")
+    assert "before/00001.png" in first and "before/00002.png" not in first
     assert len(pairs(eps_model, clip, vae)[0]) == 2
+    assert files(output / "things")["before/00001.png"] == first["before/00001.png"]
 
 
 def test_a_stop_before_anything_is_done_is_passed_on(eps_model, clip, vae, output):
@@ -299,3 +346,70 @@ def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
     judge = host.Judge(Filter(), PlainFilter(), Eyes(), clip)
     with pytest.raises(ValueError, match=f"width {tiny.CONTEXT}, clip_vision of width 3"):
         judge.best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)
+
+
+def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
+    every = dict(candidates=3, keep=2, min_pictures=-1.0, min_direction=-1.0, min_captions=-1.0)
+    assert len(pairs(eps_model, clip, vae, clip_vision=vision, clip_text=clip, **every)[0]) == 4
+    facts = [json.loads(line) for line in (output / "things" / "metadata.jsonl").read_text().splitlines()]
+    assert all({"clip_pictures", "clip_direction", "clip_captions"} <= set(f) for f in facts)
+    assert facts[0]["clip_direction"] >= facts[1]["clip_direction"]
+    with pytest.raises(ValueError, match="None of the candidates"):
+        pairs(eps_model, clip, vae, folder="none", clip_vision=vision, clip_text=clip, **every | {"min_captions": 1.0})
+
+
+# --- the filter by a checker
+
+
+def test_a_checker_chooses_in_the_place_of_clip(eps_model, clip, vae, vision, output):
+    asked = []
+
+    def bright(before, after, pair):
+        asked.append((before.shape, after.shape, pair))
+        return after.mean((1, 2, 3)) - before.mean((1, 2, 3)).min()
+
+    pairs(eps_model, clip, vae, candidates=4, keep=4, checker=bright)
+    assert [(a, b) for a, b, _ in asked] == [((4, 64, 64, 3), (4, 64, 64, 3))] * 2 and asked[0][2] == PAIR
+    facts = [json.loads(line) for line in (output / "things" / "metadata.jsonl").read_text().splitlines()]
+    own = [f["checker"] for f in facts if f["edit_prompt"] == PAIR.instruction]
+    assert own == sorted(own, reverse=True) and all(score > 0 for score in own)
+    with pytest.raises(ValueError, match="None of the candidates of 2 prompt pairs passed"):
+        pairs(eps_model, clip, vae, folder="none", checker=lambda before, after, pair: [0.0] * len(before))
+    with pytest.raises(ValueError, match="gave 1 scores for 2 candidates"):
+        pairs(eps_model, clip, vae, folder="short", checker=lambda before, after, pair: [1.0])
+    with pytest.raises(ValueError, match="by CLIP or by a checker"):
+        pairs(eps_model, clip, vae, folder="both", checker=bright, clip_vision=vision, clip_text=clip)
+
+
+def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
+    """The least changed first; a wrong shape, a missing texture, another ground and a thing too many are refused."""
+
+    def drawn(*things, ground="white"):
+        return torch.from_numpy(world.render(world.Scene(ground, things, "center"))).float() / 255
+
+    red, blue = (world.Thing("circle", color, radius=26) for color in ("red", "blue"))
+    striped, square = replace(blue, texture="striped"), replace(blue, shape="square")
+    other = replace(red, shape="star", x=24, y=24, radius=18)
+    after = torch.stack(
+        [drawn(p) for p in (blue, striped, square, red)] + [drawn(blue, ground="pink"), drawn(blue, other), drawn(replace(blue, x=80))]
+    )
+    before = drawn(red).expand_as(after)
+    checker = DemoCheckerLoader.execute().args[0]
+    scores = checker(before, after, PromptPair("a red circle on a white background", "a blue circle on a white background", "make it blue"))
+    assert [s > 0 for s in scores] == [True, False, False, False, False, False, True] and scores[0] > scores[6]
+    told = PromptPair("a red circle", "a striped blue circle on a white background", "make it striped and blue")
+    assert [s > 0 for s in checker(before, after, told)] == [False, True, False, False, False, False, False]
+    assert checker(before, after, PromptPair("a cat", "a dog", "-")) == [0.0] * 7
+
+
+def test_the_hosts_own_nodes_read_the_folder_as_pictures_with_captions_and_their_control_pictures(
+    eps_model, clip, vae, output, monkeypatch
+):
+    pairs(eps_model, clip, vae)
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(output / "things"))
+    after, captions = host_dataset.LoadImageTextDataSetFromFolderNode.execute("after").args
+    (before,) = host_dataset.LoadImageDataSetFromFolderNode.execute("before").args
+    assert captions == ["make it blue", "turn it into a cow"]
+    kept = host.Folder("things").read()
+    for found, side in ((before, 0), (after, 1)):
+        assert all(torch.equal(a, b) for a, b in zip(found, kept[side], strict=True))

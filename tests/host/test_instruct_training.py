@@ -427,3 +427,32 @@ def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
         isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
         and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
     )
+
+
+def test_a_compiled_model_does_not_run_in_the_place_of_the_one_made_from_it(eps_model, caplog):
+    """The host's wrapper puts the network that was compiled into whatever model runs."""
+    compiled, seen = eps_model.clone(), []
+    compiled.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", lambda executor, *given, **more: seen.append(1))
+    with caplog.at_level("WARNING"):
+        wide = instruct_models.with_room(compiled)
+    assert edited(wide).isfinite().all() and not seen and "put Torch Compile Model behind it" in caplog.text
+    assert compiled.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile")
+
+
+def test_sdxl_with_continuous_v_reads_the_picture_as_the_hosts_loader_will():
+    model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "v_prediction", 200.0, 0.02)[0]
+    wide, picture = instruct_models.with_room(model).model, torch.ones(1, 4, 8, 8)
+    assert wide.model_type is comfy.model_base.ModelType.V_PREDICTION_EDM
+    assert torch.equal(wide.process_ip2p_image_in(picture), wide.latent_format.process_in(picture))
+    plain = instruct_models.with_room(tiny_text.denoiser("sdxl")).model
+    assert plain.model_type is comfy.model_base.ModelType.EPS and torch.equal(plain.process_ip2p_image_in(picture), picture)
+
+
+def test_a_folder_from_which_bad_pairs_were_taken_is_learnt_from(eps_model, clip, vae, folders):
+    folder = instruct_pairs.Folder("things")
+    for i, text in enumerate(INSTRUCTIONS):
+        folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
+    for place in ("before/00002.png", "after/00002.png", "after/00002.txt"):
+        (folder.path / place).unlink()
+    assert folder.read()[2] == [INSTRUCTIONS[0], INSTRUCTIONS[2]]
+    assert train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)[1] == "editor.safetensors"

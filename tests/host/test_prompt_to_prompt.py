@@ -726,7 +726,7 @@ def test_a_replay_needs_a_row_of_the_source_for_every_picture(clip):
         (dict(cross_start=0.9, cross_end=0.5), "cross_start is 0.9, but cross_end is 0.5: .*Give cross_start at most 0.5"),
         (dict(self_start=0.9, self_end=0.5), "self_start is 0.9, but self_end is 0.5"),
         (dict(alpha=2.0), "alpha is 2"),
-        (dict(latent={"samples": torch.zeros(1, 4, 64)}), "needs the latent of pictures"),
+        (dict(latent={"samples": torch.zeros(1, 4, 64)}), "'latent' is a latent of 1 x 4 x 64, but that of pictures or a video is needed"),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(eps, clip, knobs, message):

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.model_patcher
@@ -528,6 +529,16 @@ def test_existing_files_are_numbered_refused_or_replaced_as_asked(eps_model, vae
     assert load_file(folders / "embeddings" / "deep" / "thing.safetensors")["clip_l"].shape == (1, 4)
 
 
+def test_a_word_is_replaced_where_prompts_find_it(eps_model, vae, folders, clip):
+    """The host takes the first file of a name in any subfolder, so that there must not be a second."""
+    (folders / "embeddings" / "deep").mkdir()
+    save_file({"clip_l": torch.zeros(1, 4)}, folders / "embeddings" / "deep" / "thing.safetensors")
+    assert train(eps_model, clip, vae, if_exists="replace")[0] == "embedding:thing"
+    assert load_file(folders / "embeddings" / "deep" / "thing.safetensors")["clip_l"].shape == (1, tiny.CONTEXT)
+    assert not embeddings.path_of("thing").exists()
+    assert train(eps_model, clip, vae, name="other/thing")[0] == "embedding:other/thing_2"  # or `embedding:thing` could mean both
+
+
 @pytest.mark.parametrize(
     "name", ["../thing", "/tmp/thing", "a/../../thing", "a\\b", "", "my thing", "thing.safetensors", "a//b", ".hidden", "a[b", "..", "x/."]
 )
@@ -555,7 +566,7 @@ def test_names_that_leave_the_folder_or_cannot_be_prompted_are_refused(eps_model
         (dict(masks=[torch.zeros(3, 64, 64)]), "Mask 1 is empty"),
         (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 pictures"),
         (dict(masks=[torch.ones(3, 32, 64)]), "Mask 1 is 64 x 32, its picture 64 x 64"),
-        (dict(start_percent=0.6, end_percent=0.5), "0 <= start < end <= 1"),
+        (dict(start_percent=0.6, end_percent=0.5), r"start_percent is 0\.6 and end_percent 0\.5; give 0 <= start_percent"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, knobs, message, folders, clip):
@@ -567,6 +578,35 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, knobs, 
 def test_text_encoders_that_read_no_embeddings_are_refused(eps_model, vae):
     with pytest.raises(ValueError, match="SD1Tokenizer reads no embedding files"):
         train(eps_model, tiny.clip(torch.float32), vae)
+
+
+def two_encoders(kind, tokenizer):
+    """A CLIP, as far as it is asked here, whose second encoder reads no embeddings or is not there."""
+    there = {"qwen25_7b": torch.nn.Identity()} if kind == "unread" else {}
+    stage = SimpleNamespace(clip_l=torch.nn.Identity(), **there)
+    return SimpleNamespace(tokenizer=SimpleNamespace(clip_l=tokenizer("somewhere"), **{kind if kind == "t5xxl" else "qwen25_7b": tokenizer("somewhere" if kind == "t5xxl" else None)}), cond_stage_model=stage)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "part"), [("unread", "qwen25_7b"), ("t5xxl", "t5xxl")])
+def test_models_of_which_one_text_encoder_could_not_use_the_word_are_refused(kind, part):
+    """Kandinsky 5's Qwen reads no embedding files; Anima's denoiser takes T5's tokens themselves."""
+    with pytest.raises(ValueError, match=f"reads no embedding files for its text encoder {part}, so a learnt word"):
+        words.encoders(two_encoders(kind, lambda folder: comfy.sd1_clip.SDTokenizer(embedding_directory=folder)))
+
+
+def test_a_training_that_was_stopped_runs_again_though_nothing_on_the_node_has_changed(eps_model, vae, clip, cancel):
+    """What the host would give out of its cache else."""
+
+    def fingerprint(**more):
+        return TIEmbeddingTrainer.fingerprint_inputs(**{"name": ["thing"], "steps": [8], "if_exists": ["continue"], **more})
+
+    assert fingerprint() == fingerprint(name=[None]) == fingerprint(name=["../x"]) == ""
+    cancel(1)
+    train(eps_model, clip, vae, steps=8, if_exists="continue")
+    assert fingerprint() == "1 of 8" and fingerprint(if_exists=["number it"]) == fingerprint(steps=[None]) == ""
+    cancel(-1)
+    train(eps_model, clip, vae, steps=8, if_exists="continue")
+    assert facts()["steps"] == "8" and fingerprint() == "" and fingerprint(steps=[9]) == "8 of 9"
 
 
 def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps_model, vae, clip):

@@ -1,7 +1,9 @@
 """Blocks that run again in the backward pass, with the same gradients, and trainings that look whether they fit into memory."""
 
+import weakref
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import folder_paths
 import pytest
@@ -129,7 +131,8 @@ def test_what_is_made_again_lies_in_memory_as_it_was_saved():
     assert torch.equal(x.grad, torch.ones(77, 77).tril().expand(2, 4, 77, 77))
 
 
-def test_a_copy_that_lies_as_its_tensor_does_is_small_and_its_own():
+def test_a_copy_that_lies_as_its_tensor_does_is_small_and_its_own(monkeypatch):
+    monkeypatch.setattr(gradients, "SMALL", 0)
     whole = torch.arange(24.0).view(2, 12)
     third, rows, repeated = whole[:, :3], whole.t(), whole[:1].expand(5, 12)
     for tensor in (third, rows, repeated, whole[:, :10], whole[1:, ::2], whole[:0], torch.tensor(3.0)):
@@ -231,3 +234,56 @@ def test_attention_kernels_without_a_derivative_give_way(eps_model, vae, clip): 
 
     q = torch.ones(1, 2, 4)
     assert_close(chosen(attention_sage, q, q, q, 1), q)
+
+
+def test_a_stop_inside_of_a_block_leaves_autograd_as_it_was():
+    """The user's stop is no Exception, which is all that torch's hooks are called for in any case."""
+
+    class Stopped(torch.nn.Module):
+        def forward(self, x):
+            raise training.Stopped
+
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.ones(3, requires_grad=True)
+        with pytest.raises(training.Stopped), gradients.recomputed([block := Stopped()]):
+            block(x * 2)
+        (x * x * 3).sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 6.0))
+
+
+def test_a_step_that_is_taken_again_does_not_hold_what_the_first_try_made(monkeypatch):
+    held, tries = [], []
+
+    def run(self, count):
+        assert not held or held[0]() is None
+        graph = torch.ones(3)
+        held.append(weakref.ref(graph))
+        tries.append(self.mutations)
+        if len(tries) == 1:
+            raise RuntimeError("one of the variables has been modified by an inplace operation")
+
+    monkeypatch.setattr(training.Course, "_run", run)
+    loop = SimpleNamespace(done=0, steps=4)
+    training.Course(None, [], loop, None, torch.Size([1, 4, 8, 8])).run(4)
+    assert tries == [False, True]
+
+
+@pytest.mark.parametrize("patch", [2, 16, 32, (1, 2, 2), (1, 16, 16), None])
+def test_networks_that_cut_pictures_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
+    """Such ones fill smaller pictures up, or cannot read them."""
+    cell, side = memory.cell_of(SimpleNamespace(patch_size=patch)), patch[-1] if isinstance(patch, tuple) else patch or 2
+
+    def kept(count, height, width):
+        assert height % side == width % side == 0
+        taken = 1e6 + 50.0 * count * height * width
+        return memory.Kept(taken, taken)
+
+    for pixels in (256, 1024):
+        assert_close(memory.reckoned(kept, 2, pixels, pixels, cell).whole, kept(2, pixels, pixels).whole, rtol=1e-3, atol=0)
+
+
+def test_masks_of_a_few_words_keep_their_alignment():
+    """An encoder without filling makes rows of two or three, which attention on a GPU wants at multiples of 4 or 8."""
+    for words in (1, 2, 3, 77):
+        mask = torch.nn.functional.pad(torch.rand(1, 4, words, words), (0, 8 - words % 8))[..., :words]
+        assert gradients.laid_out(mask).stride() == mask.stride() and torch.equal(gradients.laid_out(mask), mask)

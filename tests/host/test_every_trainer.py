@@ -1,0 +1,278 @@
+"""What every trainer promises, asked of each of them on tiny models."""
+
+import shutil
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
+from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionTrainer
+from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
+from controlled_diffusion.nodes.host import classifiers, training_memory
+from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
+from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
+from controlled_diffusion.training.loop import Diverged, Loop
+from safetensors.torch import load_file
+
+from host import tiny
+from host.sampling import ksampler
+from measures.diffedit import defaults
+
+pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
+FOLDERS = ("embeddings", "loras", "diffusion_models", classifiers.FOLDER)
+
+
+def images(count=2, size=64, seed=0):
+    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
+
+
+PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it red", "remove it"])
+COMMON = dict(name="thing", steps=4, seed=4)
+CLASS = dict(class_prompt="a cat", class_count=2, class_batch=2, learning_rate=0.05, batch_size=1)
+LOOK = dict(warmup=0, validation_count=0, validation_steps=2, schedule="constant")
+TRAINERS = {  # node, folder of its file, what it is given
+    "textual inversion": (
+        TIEmbeddingTrainer,
+        "embeddings",
+        dict(images=[images()], placeholder="<z>", initial_words="cat", validation_prompt="a {}", batch_size=2, **LOOK),
+    ),
+    "dreambooth": (DreamBoothTrainer, "loras", dict(images=[images()], instance_prompt="a zz cat", rank=2, **CLASS, **LOOK)),
+    "custom diffusion": (CustomDiffusionTrainer, "loras", dict(images=[images()], instance_prompt="a <concept> cat", **CLASS, **LOOK)),
+    "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
+    "classifier": (
+        NoisyClassifierTrainer,
+        classifiers.FOLDER,
+        dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
+    ),
+}
+CONCEPTS = [k for k in TRAINERS if k != "classifier"]  # those that train on the model itself
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folders of models and outputs of this file's tests."""
+    made = tmp_path_factory.mktemp("host")
+    before = folder_paths.get_output_directory(), folder_paths.models_dir, dict(folder_paths.folder_names_and_paths)
+    folder_paths.set_output_directory(str(made / "output"))
+    folder_paths.models_dir = str(made)
+    for folder in FOLDERS:
+        folder_paths.folder_names_and_paths[folder] = ([str(made / folder)], {".safetensors"})
+        folder_paths.filename_list_cache.pop(folder, None)
+    yield made
+    folder_paths.set_output_directory(before[0])
+    folder_paths.models_dir = before[1]
+    folder_paths.folder_names_and_paths.clear()
+    folder_paths.folder_names_and_paths.update(before[2])
+
+
+@pytest.fixture
+def folders(base):
+    """The folders, empty again."""
+    for folder in (*FOLDERS, "output"):
+        shutil.rmtree(base / folder, ignore_errors=True)
+        (base / folder).mkdir()
+    return base
+
+
+@pytest.fixture(scope="module")
+def made(base):
+    """(model, clip, vae), made in inference mode as loader nodes make them. Nothing here may change them."""
+    with torch.inference_mode():
+        clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
+        return SimpleNamespace(model=tiny.unet("eps", output_scale=0.3), clip=clip, vae=tiny.vae())
+
+
+def train(kind, made, **knobs):
+    """What the node gives, with its defaults and a few steps."""
+    node, _, given = TRAINERS[kind]
+    asked = defaults(node) | COMMON | given | knobs
+    parts = dict(model=made.model, clip=made.clip, vae=made.vae)
+    known = {i.id for i in node.GET_SCHEMA().inputs}
+    lists = {k: v if isinstance(v, list) else [v] for k, v in {**asked, **parts}.items() if k in known}
+    return node.execute(**lists).args
+
+
+def file(kind, name="thing"):
+    """What was saved; embeddings that lie in it have the file's own name, which is taken off."""
+    found = load_file(folder_paths.get_folder_paths(TRAINERS[kind][1])[0] + f"/{name}.safetensors")
+    return {k.replace(f"bundle_emb.{name}.", "word."): v for k, v in found.items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture
+def watch():
+    """Calls a function with (value, total, preview) whenever the host's progress bars tell something."""
+
+    def by(told):
+        comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: told(value, total, preview))
+
+    yield by
+    comfy.utils.set_progress_bar_global_hook(None)
+    comfy.model_management.interrupt_current_processing(False)
+
+
+every_trainer = pytest.mark.parametrize("kind", list(TRAINERS))
+of_concepts = pytest.mark.parametrize("kind", CONCEPTS)
+
+
+@every_trainer
+def test_nothing_that_the_user_holds_is_changed_by_it_and_what_was_sampled_before_is_sampled_again(kind, made):
+    def states():
+        parts = made.model.model, made.clip.cond_stage_model, made.vae.first_stage_model
+        return [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
+
+    def sampled():
+        return ksampler(made.model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
+
+    picture, before, options = sampled(), states(), made.model.model_options.copy()
+    train(kind, made)
+    assert all(equal(now, then) for now, then in zip(states(), before))
+    assert made.model.model_options == options and not made.model.patches and not made.model.wrappers
+    assert torch.equal(sampled(), picture)
+
+
+@every_trainer
+def test_a_stop_keeps_what_is_learnt_and_another_run_goes_on_to_the_same_end(kind, made, watch):
+    train(kind, made, name="whole", steps=6)
+    watch(lambda value, total, preview: comfy.model_management.interrupt_current_processing((value, total) == (1, 6)))
+    train(kind, made, steps=6)
+    part = file(kind)
+    assert all(torch.isfinite(v).all() for v in part.values()) and not equal(part, file(kind, "whole"))
+    watch(lambda *told: None)
+    train(kind, made, steps=6, if_exists="continue")
+    assert equal(file(kind), file(kind, "whole"))
+
+
+@of_concepts
+def test_a_continued_training_has_the_losses_of_one_that_was_not_interrupted(kind, made, monkeypatch):
+    seen, run = [], Loop.run
+    monkeypatch.setattr(Loop, "run", lambda self, loss_of: (seen.append(step) or step for step in run(self, loss_of)))
+    train(kind, made, name="whole", steps=4)
+    whole, _ = [s.loss for s in seen], seen.clear()
+    for steps in (2, 4):
+        train(kind, made, name="parts", steps=steps, if_exists="number it" if steps == 2 else "continue")
+    assert [s.loss for s in seen] == whole and len(whole) == 4
+
+
+@of_concepts
+def test_where_the_loss_is_lost_the_last_good_file_is_kept(kind, made):
+    """What is learnt grows past all numbers."""
+    knobs = dict(optimizer="sgd") | (dict(norm="free") if kind in ("textual inversion", "custom diffusion") else {})
+    with pytest.raises(Diverged, match=r"became (nan|inf) at step \d"):
+        train(kind, made, learning_rate=1e30, steps=40, **knobs)
+    assert all(torch.isfinite(v).all() for v in file(kind).values())
+
+
+@of_concepts
+def test_the_running_average_is_what_the_file_holds(kind, made):
+    """Files after one, two and three steps, since a shorter run is the beginning of a longer one, and the average over three."""
+    whole = dict(train="all weights") if kind == "instructions" else {}  # where the file is what is learnt, and no product of it
+    for steps in (1, 2, 3):
+        train(kind, made, name=f"after-{steps}", steps=steps, **whole)
+    share = 0.15
+    for steps in (1, 3):
+        train(kind, made, name=f"average-{steps}", steps=steps, average=share, **whole)
+    one, two, three, first, found = (file(kind, n) for n in ("after-1", "after-2", "after-3", "average-1", "average-3"))
+    moved = [k for k in three if not torch.equal(one[k], three[k])]
+    assert moved and all(not torch.equal(found[k], three[k]) for k in moved)
+    for k in moved:
+        expected = share**2 * first[k] + (1 - share) * (share * two[k] + three[k])
+        torch.testing.assert_close(found[k], expected, rtol=1e-4, atol=1e-6)
+
+
+@of_concepts
+def test_validation_pictures_are_shown_on_the_node_while_it_trains(kind, made, watch):
+    shown = []
+    watch(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].size)))
+    train(
+        kind, made, validation_count=1, validation_every=2, **({"prior_weight": 0.0} if kind in ("dreambooth", "custom diffusion") else {})
+    )
+    wide = 128 if kind == "instructions" else 64  # before and after, side by side
+    assert shown == [(2, (wide, 64)), (4, (wide, 64))]
+
+
+@every_trainer
+def test_the_curve_shows_losses_and_the_learning_rate(kind, made):
+    """The same losses under another schedule differ below, in the rate, and hardly above."""
+    place = {"textual inversion": 1, "dreambooth": 4, "custom diffusion": 4, "instructions": 2, "classifier": 2}[kind]
+    falling, constant = (train(kind, made, name=s, schedule=s, learning_rate=1e-9, warmup=0)[place] for s in ("linear", "constant"))
+    assert falling.shape == constant.shape == (1, 384 + 220, 768, 3)
+    assert (falling - constant)[:, 384:].abs().mean() > 1e-3
+
+
+@of_concepts
+def test_pictures_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch):
+    def encoded(steps):
+        seen = []
+        for part, name in ((type(made.vae), "encode"), (type(made.clip), "encode_from_tokens_scheduled")):
+            own = getattr(part, name)
+            monkeypatch.setattr(part, name, lambda self, *a, own=own, name=name, **k: seen.append(name) or own(self, *a, **k))
+        train(kind, made, name=f"of-{steps}", steps=steps)
+        monkeypatch.undo()
+        return sorted(seen)
+
+    train(kind, made, name="first")  # samples class pictures, which are kept
+    assert encoded(2) == encoded(7) and encoded(2).count("encode") == (2 if kind == "textual inversion" else 4)
+
+
+@pytest.mark.parametrize("kind", ["textual inversion", "dreambooth", "custom diffusion", "instructions"])
+def test_one_picture_is_enough(kind, made):
+    one = dict(before=[images(1)], after=[images(1, seed=1)], instructions=["make it red"])
+    train(kind, made, **(one if kind == "instructions" else dict(images=[images(1)])))
+    assert file(kind)
+
+
+def test_one_picture_cannot_be_told_from_others(made):
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        train("classifier", made, images=[images(1)], labels=["red"])
+
+
+LOST = torch.full((2, 64, 64, 3), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "what"),
+    [
+        *[(kind, dict(images=[LOST]), "images") for kind in TRAINERS if kind != "instructions"],
+        *[("instructions", {side: [LOST]}, "images") for side in ("before", "after")],
+        *[(kind, dict(masks=[LOST[..., 0]]), "masks") for kind in CONCEPTS[:3]],
+        *[(kind, dict(class_images=[LOST]), "images") for kind in ("dreambooth", "custom diffusion")],
+    ],
+)
+def test_pictures_that_hold_no_numbers_are_refused(kind, knobs, what, made, folders):
+    with pytest.raises(ValueError, match=f"Number 1 of the {what} holds NaN"):
+        train(kind, made, **knobs)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+@every_trainer
+@pytest.mark.parametrize("name", ["../thing", "/tmp/thing", "a\\b", ""])
+def test_names_that_leave_the_folder_are_refused(kind, name, made, folders):
+    with pytest.raises(ValueError, match="The name '"):
+        train(kind, made, name=name)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+@every_trainer
+def test_a_file_that_is_there_is_never_written_over_unasked(kind, made, folders):
+    train(kind, made)
+    first = file(kind)
+    train(kind, made, seed=5)
+    assert equal(file(kind), first) and not equal(file(kind, "thing_2"), first)
+    with pytest.raises(ValueError, match="'thing' exists"):
+        train(kind, made, if_exists="refuse")
+    assert equal(file(kind), first)
+
+
+@of_concepts
+def test_memory_that_is_not_there_is_told_before_the_first_step(kind, made, monkeypatch, folders):
+    monkeypatch.setattr(training_memory.Room, "__post_init__", lambda self: vars(self).update(free=lambda device: 2**10), raising=False)
+    with pytest.raises(ValueError, match=r"This training needs about \d+ MB of memory beside the model, and 0 MB are free"):
+        train(kind, made)
+    assert not list(folders.rglob("*.safetensors"))
