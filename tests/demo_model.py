@@ -93,7 +93,7 @@ def scene_latents(autoencoder, recipe) -> torch.Tensor:
     done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, 16, 16, dtype=torch.float16)
     while len(done) < recipe.scenes:
         last = min(len(done) + 2000, recipe.scenes)
-        parts = [demo_model.encode_scenes(autoencoder.taesd_encoder, i, i + chunk).half() for i in range(len(done), last, chunk)]
+        parts = [demo_model.encode_scenes(autoencoder.taesd_encoder, i, min(i + chunk, last)).half() for i in range(len(done), last, chunk)]
         done = torch.cat([done, *parts])
         save_atomically({"latents": done}, path)
         say(f"  encoded {len(done)} of {recipe.scenes} scenes")

@@ -38,12 +38,13 @@ def without_titles(prompt: dict) -> dict:
 
 
 def shortened(prompt: dict) -> dict:
-    """With trainings of a few steps: `python . demo` runs them whole, and whether they learn is tested elsewhere."""
-    fewer = {"steps": 3, "class_count": 2}
-    return {
-        number: {**node, "inputs": {k: fewer.get(k, v) if node["class_type"].endswith("Trainer") else v for k, v in node["inputs"].items()}}
-        for number, node in prompt.items()
-    }
+    """With a few steps: `python . demo` runs them whole, and what the nodes do is tested elsewhere."""
+
+    def fewer(node: dict, name: str, value):
+        most = {"steps": 3, "class_count": 2} if node["class_type"].endswith("Trainer") else {"steps": 6}
+        return min(value, most[name]) if name in most and isinstance(value, int) else value
+
+    return {n: {**node, "inputs": {k: fewer(node, k, v) for k, v in node["inputs"].items()}} for n, node in prompt.items()}
 
 
 def new_errors(page) -> list[str]:

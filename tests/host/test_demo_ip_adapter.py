@@ -15,7 +15,7 @@ SHIPPED = ip_adapter.SHIPPED / "demo_model.safetensors"
 
 @pytest.fixture
 def few_steps(tmp_path, monkeypatch):
-    settings = dict(ENCODER_STEPS=3, STEPS=2, SCENES=40, BATCH=4, ENCODER_BATCH=8, STATE=tmp_path / "state")
+    settings = dict(ENCODER_STEPS=3, STEPS=2, SCENES=8, BATCH=2, ENCODER_BATCH=4, STATE=tmp_path / "state")
     files = dict(ADAPTER=tmp_path / "adapter.safetensors", ENCODER=tmp_path / "encoder.safetensors")
     for name, value in (settings | files).items():
         monkeypatch.setattr(script, name, value)

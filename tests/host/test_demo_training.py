@@ -12,35 +12,37 @@ import demo_model as script
 from compare import assert_close
 
 pytestmark = pytest.mark.slow
-FEW = demo_model.Recipe(autoencoder_steps=2, scenes=100, denoiser_steps=2, refine_steps=2, batch=4)
+FEW = demo_model.Recipe(autoencoder_steps=2, scenes=8, denoiser_steps=2, refine_steps=2, batch=2)
+OPTIONS = argparse.Namespace(threads=1)
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "STATE", tmp_path / "state")
-    monkeypatch.setattr(demo, "WEIGHTS", tmp_path / "weights" / "demo_model.safetensors")
-    monkeypatch.setattr(demo_model, "RECIPE", FEW)
-    return tmp_path
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What the script says; it has trained a model in a folder of its own."""
+    elsewhere, found = tmp_path_factory.mktemp("made"), []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(script, "STATE", elsewhere / "state")
+        patched.setattr(script, "say", found.append)
+        patched.setattr(demo, "WEIGHTS", elsewhere / "weights" / "demo_model.safetensors")
+        patched.setattr(demo_model, "RECIPE", FEW)
+        script.train(OPTIONS)
+        yield found
 
 
-def test_it_trains_saves_and_goes_on_where_it_stopped(elsewhere, capsys):
-    options = argparse.Namespace(threads=1)
-    script.train(options)
+def test_it_trains_saves_and_goes_on_where_it_stopped(said):
     first = load_file(demo.WEIGHTS)
-    assert "autoencoder: 0 of 2 steps done" in capsys.readouterr().out
+    assert "autoencoder: 0 of 2 steps done" in said
     _, clip, vae = demo.load(demo.WEIGHTS)
     assert torch.isfinite(vae.decode(torch.zeros(1, 4, 16, 16))).all()
     assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, demo_model.CONTEXT)
-    script.train(options)
-    assert "denoiser: 2 of 2 steps done" in capsys.readouterr().out
+    script.train(OPTIONS)
+    assert "denoiser: 2 of 2 steps done" in said
     assert_close(load_file(demo.WEIGHTS), first, atol=1e-3, rtol=1e-3)
 
 
-def test_it_refines_what_lies_in_the_repository(elsewhere):
-    options = argparse.Namespace(threads=1)
-    script.train(options)
+def test_it_refines_what_lies_in_the_repository(said):
     before = demo.load(demo.WEIGHTS)[0].model.diffusion_model.state_dict()
-    script.refine(options)
+    script.refine(OPTIONS)
     after = demo.load(demo.WEIGHTS)[0].model.diffusion_model.state_dict()
     changed = [k for k, v in after.items() if not torch.equal(v, before[k])]
     assert changed and all(torch.isfinite(v).all() for v in after.values())

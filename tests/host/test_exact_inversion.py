@@ -23,12 +23,9 @@ NODES = {"edict": EDICTInverter, "bdia": BDIAInverter, "o-belm": BELMInverter}
 SETTINGS = {"edict": dict(p=0.93, rescale=True), "bdia": dict(gamma=0.96, rescale=True), "o-belm": {}}
 
 
-SMALL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])  # one level: half the time
-
-
 def smooth(family: str):
-    """A tiny random model that is tame enough for trajectories."""
-    return tiny.unet(family, output_scale=0.05, **SMALL)
+    """A tiny random model that is tame enough for trajectories; of one level, which takes half the time."""
+    return tiny.unet(family, output_scale=0.05, **tiny.ONE_LEVEL)
 
 
 @pytest.fixture(params=["eps", "v", "flow"])

@@ -36,6 +36,7 @@ UNET_CONFIG = dict(
     use_temporal_attention=False,
     use_temporal_resblock=False,
 )
+ONE_LEVEL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])
 VAE_CONFIG = dict(
     double_z=True,
     z_channels=4,

@@ -1,0 +1,170 @@
+"""Trainers in the running ComfyUI: with weights as its loader makes them, after they were sampled with, and their files in its own nodes."""
+
+import time
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from harness.server import WorkflowError
+
+PROMPT = "a red circle on a white background"
+
+
+@pytest.fixture
+def add(server):
+    """Adds a node to a prompt, with the defaults of its widgets; gives a link to its first output."""
+
+    def adding(prompt: dict, class_type: str, **inputs) -> list:
+        known = server.object_info()[class_type]["input"]
+        usual = {}
+        for name, (kind, *more) in {**known.get("required", {}), **known.get("optional", {})}.items():
+            options = more[0] if more else {}
+            if isinstance(kind, list) or kind == "COMBO":
+                usual[name] = options.get("default") or next(iter(kind if isinstance(kind, list) else options["options"]), "")
+            elif "default" in options:
+                usual[name] = options["default"]
+        number = str(len(prompt) + 1)
+        prompt[number] = {"class_type": class_type, "inputs": {**usual, **inputs}}
+        return [number, 0]
+
+    return adding
+
+
+def out(link: list, place: int) -> list:
+    return [link[0], place]
+
+
+def begun(add, prompt: dict) -> dict:
+    """The demo model, and two pictures that it has drawn: what is trained was sampled with before."""
+    model = add(prompt, "DemoModelLoader")
+    parts = {"model": model, "clip": out(model, 1), "vae": out(model, 2)}
+    parts["negative"] = add(prompt, "CLIPTextEncode", clip=parts["clip"], text="")
+    parts["images"] = drawn(add, prompt, parts, add(prompt, "CLIPTextEncode", clip=parts["clip"], text=PROMPT), seed=3)
+    return parts
+
+
+def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, negative=None) -> list:
+    """Two pictures of a few steps."""
+    size = add(prompt, "EmptyLatentImage", width=128, height=128, batch_size=2)
+    knobs = dict(seed=seed, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, latent_image=size)
+    latent = add(prompt, "KSampler", model=model or parts["model"], positive=positive, negative=negative or parts["negative"], **knobs)
+    return add(prompt, "VAEDecode", samples=latent, vae=parts["vae"])
+
+
+def own(parts: dict, *names: str) -> dict:
+    return {k: parts[k] for k in names}
+
+
+def trainer(add, prompt: dict, kind: str, parts: dict, **knobs) -> list:
+    few = dict(steps=3, name=f"served-{kind}", seed=1, validation_count=1, validation_steps=2, warmup=0) | knobs
+    given = own(parts, "model", "clip", "vae")
+    if kind == "word":
+        asked = dict(
+            images=parts["images"], placeholder="<thing>", initial_words="red", validation_prompt="a {} circle", learning_rate=0.05
+        )
+        return add(prompt, "TIEmbeddingTrainer", **given, **{**asked, **few})
+    if kind == "lora":
+        asked = dict(
+            images=parts["images"], instance_prompt="a zz circle", class_prompt="a circle", class_count=2, rank=2, learning_rate=0.01
+        )
+        return add(prompt, "DreamBoothTrainer", **given, **{**asked, **few})
+    if kind == "concept":
+        asked = dict(
+            images=parts["images"], instance_prompt="a <thing> circle", placeholder="<thing>", prior_weight=0.0, learning_rate=0.01
+        )
+        return add(prompt, "CustomDiffusionTrainer", **given, **{**asked, **few})
+    after = add(prompt, "ImageInvert", image=parts["images"])
+    asked = dict(before=parts["images"], after=after, instructions="turn it over\nturn it over", folder="", learning_rate=0.01, rank=2)
+    return add(prompt, "InstructPix2PixTrainer", **given, **{**asked, **few})
+
+
+def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
+    """Pictures with what was learnt: by the trainer's outputs, or by its file in the host's nodes and our loader of editors."""
+
+    def said(text, clip=None):
+        return add(prompt, "CLIPTextEncode", clip=clip or parts["clip"], text=text)
+
+    if kind == "word":
+        return drawn(add, prompt, parts, said(made or "embedding:served-word"))
+    if kind == "editor":
+        model = made or add(prompt, "InstructPix2PixLoader", model=parts["model"], name="served-editor")
+        patch = add(
+            prompt, "InstructPix2PixPatch", model=model, positive=said("turn it over"), negative=parts["negative"], image=parts["images"], vae=parts["vae"]
+        )  # fmt: skip
+        return drawn(add, prompt, parts, out(patch, 1), model=patch, negative=out(patch, 2))
+    lora = add(prompt, "LoraLoader", model=parts["model"], clip=parts["clip"], lora_name=f"served-{kind}.safetensors", strength_model=1.0, strength_clip=1.0) if made is None else made  # fmt: skip
+    word = said(out(made, 3) if made else {"lora": "a zz circle", "concept": "embedding:served-concept"}[kind])
+    return drawn(add, prompt, parts, word, model=lora)
+
+
+def pictures(server, prompt: dict, *links) -> list[np.ndarray]:
+    """Of each link the pictures that the server makes."""
+    shown = []
+    for link in links:
+        prompt[f"show {len(shown)}"] = {"class_type": "PreviewImage", "inputs": {"images": link}}
+        shown.append(f"show {len(shown)}")
+    made = server.images_by_node(server.run(prompt))
+    return [np.stack([np.asarray(p, int) for p in made[number]]) for number in shown]
+
+
+@pytest.mark.parametrize("kind", ["word", "lora", "concept", "editor"])
+def test_what_is_learnt_acts_at_once_and_its_file_acts_alike(server, add, kind):
+    prompt = {}
+    parts = begun(add, prompt)
+    made = trainer(add, prompt, kind, parts)
+    seen = out(made, {"word": 2, "lora": 5, "concept": 5, "editor": 3}[kind])
+    plain = used(add, prompt, kind, parts, made) if kind == "editor" else drawn(add, prompt, parts, parts["negative"])
+    learnt, looked, _ = pictures(server, prompt, used(add, prompt, kind, parts, made), seen, plain)
+    assert learnt.std() > 1 and looked.std() > 1
+    again = {}
+    (loaded,) = pictures(server, again, used(add, again, kind, begun(add, again), None))
+    assert np.array_equal(learnt, loaded)
+
+
+def test_a_stop_keeps_what_is_learnt_and_the_same_prompt_goes_on(server, add):
+    prompt = {}
+    parts = begun(add, prompt)
+    made = trainer(add, prompt, "word", parts, steps=400, name="stopped", if_exists="continue", validation_count=0)
+    add(prompt, "PreviewAny", source=made)
+
+    def steps_done():
+        with safe_open(server.base / "models" / "embeddings" / "stopped.safetensors", "pt") as file:
+            return int(file.metadata()["steps"])
+
+    def stopped_after(seconds):
+        number, refused = server.submit(prompt)
+        assert refused is None
+        time.sleep(seconds)
+        server.post("/interrupt", b"{}")
+        limit = time.monotonic() + 60
+        while not (entry := server.history(number)):
+            assert time.monotonic() < limit, "it goes on"
+            time.sleep(0.2)
+        return entry["status"]["status_str"]
+
+    state = server.base / "output" / "controlled_diffusion" / "embeddings" / "stopped.safetensors"
+    assert stopped_after(15) == "success" and 0 < (first := steps_done()) < 400 and state.exists()
+    assert stopped_after(8) == "success" and steps_done() > first, "the host gave out what it had kept"
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "told"),
+    [
+        ("word", dict(placeholder="circle"), "'circle' is a word that the model knows"),
+        ("word", dict(name="../out"), "The name '../out' cannot be a file's"),
+        ("lora", dict(captions="a\nb\nc"), "3 captions for 2 pictures"),
+        ("lora", dict(rank=100_000), "rank"),
+        ("lora", dict(start_percent=0.9, end_percent=0.1), "start_percent is 0.9 and end_percent 0.1"),
+        ("concept", dict(instance_prompt="a circle"), "lacks the new word"),
+        ("editor", dict(instructions="one\ntwo\nthree"), "3 captions for 2 pictures"),
+        ("editor", dict(channel_dropout="jointly", clean_picture_dropout=0.5), "Choose 'independently'"),
+    ],
+)
+def test_what_cannot_be_learnt_is_an_error_of_the_node(server, add, kind, knobs, told):
+    prompt = {}
+    made = trainer(add, prompt, kind, begun(add, prompt), **knobs)
+    add(prompt, "PreviewAny", source=made)
+    with pytest.raises(WorkflowError, match=told) as error:
+        server.run(prompt)
+    assert error.value.node_id in (made[0], None)
