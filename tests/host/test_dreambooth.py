@@ -224,6 +224,65 @@ def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_i
     assert file.keys() - {"bundle_emb.rex.clip_l"} == lora.keys()
 
 
+@pytest.mark.parametrize("family", ["v", "flow", "sd3", "flux"])
+def test_so_it_is_in_every_family(family, vae, clip, folders):
+    if family in ("v", "flow"):
+        task, model, own = task_of(made := tiny.unet(family), clip, vae, adapters.Design(rank=2, layers="")), made, clip
+        prompts, empty = (tiny.conditioning(1), tiny.conditioning(0)), None
+    else:
+        own = tiny_text.clip(family, folder_paths.get_folder_paths("embeddings"))
+        model = tiny_text.denoiser(family)
+        task = task_of(model, own, tiny_text.vae(family), adapters.Design(rank=2, layers=""), batch_size=1)
+        prompts = [own.encode_from_tokens_scheduled(own.tokenize(t)) for t in ("a cat", "")]
+        empty = torch.zeros(1, 16, 8, 8)
+
+    def drawn(model):
+        return ksampler(model, *prompts, 3.0) if empty is None else ksampler(model, *prompts, 3.0, empty)
+
+    plain = drawn(model)
+    assert torch.equal(drawn(task.model), plain)
+    stir(task)
+    trained = drawn(task.model)
+    adapters.save("rex", task.adapters.tensors(), {}, {})
+    loaded, _ = host_nodes.LoraLoader().load_lora(model, own, "rex.safetensors", 1.0, 1.0)
+    assert torch.equal(drawn(loaded), trained) and not torch.equal(trained, plain) and torch.equal(drawn(model), plain)
+
+
+@pytest.mark.parametrize("weights", [torch.float8_e4m3fn, torch.bfloat16])
+def test_a_lora_is_learnt_of_weights_that_are_kept_in_few_bits(weights, vae, clip, folders):
+    model = tiny.unet("eps", output_scale=0.3, weights=weights)
+    plain = sampled(model)
+    made, lora, name, *_ = train(model, clip, vae, prior_weight=0.0)
+    assert all(v.isfinite().all() for v in lora.values()) and not torch.equal(sampled(made), plain) and torch.equal(sampled(model), plain)
+    assert torch.equal(sampled(host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)[0]), sampled(made))
+
+
+def test_a_mask_says_where_the_subject_is_and_the_class_counts_whole(eps_model, vae, clip):
+    half = torch.zeros(2, 64, 64)
+    half[..., :32] = 1
+    tasks = [
+        task_of(eps_model, clip, vae, data=host.Data([images()], masks=m), weight=w)
+        for m in ((), [torch.ones(2, 64, 64)], [half])
+        for w in (1.0, 2.0)
+    ]
+    losses = [inside(t, lambda g, t=t: float(t.loss(g, 1))) for t in tasks]
+    assert losses[:2] == pytest.approx(losses[2:4], rel=1e-6) and abs(losses[4] - losses[0]) > 1e-3 * losses[0]
+    assert losses[5] - losses[4] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
+def test_two_pictures_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
+    """And those that are connected are taken in the place of sampled ones."""
+    for ratio, rows in (("1:1", 2), ("1:2", 3)):
+        shown = []
+        watched = eps_model.clone()
+        watched.set_model_unet_function_wrapper(
+            lambda f, a, shown=shown: shown.append(len(a["input"])) or f(a["input"], a["timestep"], **a["c"])
+        )
+        train(watched, clip, vae, ratio=ratio, class_images=[images(3, seed=7)], batch_size=1, steps=4)
+        assert shown[-4:] == [rows] * 4
+    assert not list((folders / "output").rglob("class_pictures"))
+
+
 def test_a_lora_below_stays_below(eps_model, vae, clip):
     one = train(eps_model, clip, vae)[0]
     two, _lora, _, _, _, _ = train(one, clip, vae, instance_prompt="another zz", seed=9)

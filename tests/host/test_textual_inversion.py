@@ -13,6 +13,7 @@ import torch
 from controlled_diffusion.nodes.host import embeddings, trainers, training, words
 from controlled_diffusion.nodes.host import textual_inversion as host
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
+from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Diverged, Loop
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary
@@ -198,6 +199,77 @@ def test_accumulated_batches_are_the_same_samples_as_one_large_batch(eps_model, 
     small = task_of(eps_model, clip, vae, batch_size=2)
     parts = inside(small, lambda ground: [float(small.loss(ground, i)) for i in (2, 3)])
     assert_close(large, sum(parts) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+@pytest.mark.parametrize("weighting", ["own", "min-snr", "clean"])
+def test_an_error_is_that_of_what_the_network_itself_predicts(family, weighting, vae, clip):
+    """By hand: the network's output beside the noise, v or velocity that it should have given, and what that is of the clean picture."""
+    objective = training.Objective(Levels(low=0.1, high=0.9), weighting, 5.0)
+    task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
+
+    def by_hand(ground, row, number):
+        model = ground.guider.inner_model
+        (sigma,) = s = torch.tensor(ground.sigmas(objective, 4, number, 1))
+        x0 = model.process_latent_in(task.pictures.latents[number - 6])
+        noise, scale = training._noise(4, number, x0.shape), (s**2 + 1).sqrt()
+        if family == "flow":
+            seen, wanted, of_clean, snr = (1 - s) * x0 + s * noise, noise - x0, sigma**2, ((1 - sigma) / sigma) ** 2
+        else:
+            seen, snr = (x0 + s * noise) / scale, sigma**-2
+            wanted, of_clean = (noise, sigma**2) if family == "eps" else ((noise - s * x0) / scale, sigma**2 / (1 + sigma**2))
+        error = (model.diffusion_model(seen, model.model_sampling.timestep(s), context=row[0]) - wanted).square().mean()
+        return error * {"own": 1.0, "min-snr": of_clean * snr.clamp(max=5.0), "clean": of_clean}[weighting]
+
+    def question(ground):
+        row = task.word.conditioning("a cat")[0]
+        with torch.no_grad():
+            given = ground.errors(task.pictures, [0, 1, 2], [row] * 3, objective, 4, 6)
+            return given, torch.stack([by_hand(ground, row, number) for number in (6, 7, 8)])
+
+    given, expected = inside(task, question)
+    assert_close(given, expected, rtol=1e-3, atol=1e-6)
+    assert len({round(float(v), 5) for v in given}) == 3
+
+
+@pytest.mark.parametrize("weights", [torch.float8_e4m3fn, torch.float16, torch.bfloat16])
+def test_weights_that_are_kept_in_few_bits_are_trained_with(weights, vae, clip):
+    """As with the same numbers in float32."""
+    few = tiny.unet("eps", output_scale=0.3, weights=weights)
+    whole = tiny.unet("eps", output_scale=0.3)
+    whole.model.diffusion_model.load_state_dict({k: v.float() for k, v in few.model.diffusion_model.state_dict().items()})
+    assert {p.dtype for p in few.model.diffusion_model.parameters()} == {weights}
+    one, two = (gradient(task_of(m, clip, vae), False) for m in (few, whole))
+    assert one.any() and assert_close(one, two) is None
+    assert train(few, clip, vae)[0] == "embedding:thing" and saved()["clip_l"].isfinite().all()
+
+
+def test_pictures_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip):
+    plain = task_of(eps_model, clip, vae)
+    task = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=8, scale=1.0)})
+    assert len(task.pictures) == 27 and all(torch.equal(a, b) for a, b in zip(task.pictures.latents, plain.pictures.latents))
+    told = []
+    encode = task.word.encode
+    task.word.encode = lambda text: told.append(text) or encode(text)
+    inside(task, lambda ground: [task.loss(ground, i) for i in range(20)])
+    hints = {text.split(" <z>")[0].removesuffix(" a photo of") for text in told}
+    assert {"very small", "a far away"} & hints and {"zoomed in", "close up"} & hints and {"a photo of", "<z> here"} & hints
+    assert train(eps_model, clip, vae, variants=2, scale=1.0, crop=0.2, jitter=0.1)[0] == "embedding:thing"
+
+
+@pytest.mark.parametrize("change", [dict(crop=0.3), dict(jitter=0.3)])
+def test_variants_are_of_the_pictures_and_not_the_same(change, eps_model, vae, clip):
+    pictures = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=2, **change)}).pictures
+    assert len(pictures) == 9 and not pictures.hints and len({float(z.sum()) for z in pictures.latents}) == 9
+
+
+def test_colours_of_pictures_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
+    given = images()
+    found = [
+        task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).pictures.latents
+        for p in (given, torch.cat([given, torch.ones(3, 64, 64, 1)], -1))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_mask_lies_where_its_picture_does_though_the_vae_cuts_the_picture(eps_model, vae, clip):

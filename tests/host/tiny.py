@@ -74,17 +74,17 @@ def clip_target():
     return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, TinyTextModel)
 
 
-def unet(family: str = "eps", seed: int = 0, output_scale: float = 1.0, **config):
-    """A MODEL of the family 'eps', 'v' or 'flow'.
+def unet(family: str = "eps", seed: int = 0, output_scale: float = 1.0, weights: torch.dtype = torch.float32, **config):
+    """A MODEL of the family 'eps', 'v' or 'flow', which works in float32 whatever its weights are kept in.
 
     A random network is wild: ``output_scale`` 0.05 makes it smooth enough for trajectories. ``config`` overrides
     `UNET_CONFIG`.
     """
     settings = TinySD1({**UNET_CONFIG, **config})
-    settings.set_inference_dtype(torch.float32, None)
+    settings.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
     model = fill(comfy.model_base.BaseModel(settings, model_type=FAMILIES[family], device="cpu"), seed)
     last = model.diffusion_model.out[-1].weight
-    last.data = last.data * output_scale
+    last.data = (last.data.float() * output_scale).to(weights)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     made = comfy.model_patcher.CoreModelPatcher(model, *devices)
     if devices[0].type != "cpu":  # its noise levels differ in the last digit between the devices, so they lie where they will be used
