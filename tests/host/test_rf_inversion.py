@@ -137,7 +137,10 @@ def test_an_eta_that_never_acts_is_told(model, caplog):
     [
         (dict(gamma=1.5), r"gamma is 1\.5; give 0"),
         (dict(eta=2.0), "eta is 2; give 0"),
-        (dict(eta_start_percent=0.6, eta_end_percent=0.2), r"eta_start_percent is sigma .* and eta_end_percent sigma"),
+        (
+            dict(eta_start_percent=0.6, eta_end_percent=0.2),
+            r"eta_start_percent is 0\.6 and eta_end_percent 0\.2; give the start the smaller",
+        ),
         (dict(source=[]), "source is an empty conditioning"),
     ],
 )
