@@ -208,6 +208,7 @@ def prepare(
 ) -> Task:  # fmt: skip
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the picture."""
     check_fine(model)
+    dropout = settings.kept  # refused before anything is encoded
     examples, after = examples_of(clip, vae, data)
     own, _ = trainable(instruct_models.with_room(model))
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
@@ -218,7 +219,7 @@ def prepare(
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
     base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
-    about = trainers.about(settings, objective, after, what=asked, dropout=settings.kept, shown=examples.digest(), model=base)
+    about = trainers.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
     return Task(
         model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         learnt=added, free=free,
