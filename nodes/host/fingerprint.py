@@ -47,7 +47,7 @@ class Weights:
         return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
 
 
-def traits(value, depth: int = 6):
+def traits(value, depth: int = 10):
     """What tells one patch from another, for JSON: numbers and texts, of tensors their shape and some values, of functions and objects their
     name and what they hold, down to a depth. What is drawn anew in every run does not count."""
     if value is None or isinstance(value, (int, float, bool)):
