@@ -41,7 +41,7 @@ def shortened(prompt: dict) -> dict:
     """With a few steps: `python . demo` runs them whole, and what the nodes do is tested elsewhere."""
 
     def fewer(node: dict, name: str, value):
-        most = {"steps": 3, "class_count": 2} if node["class_type"].endswith("Trainer") else {"steps": 6}
+        most = {"steps": 3, "class_count": 2} if node["class_type"].endswith("Trainer") else {"steps": 6, "n_max": 4}
         return min(value, most[name]) if name in most and isinstance(value, int) else value
 
     return {n: {**node, "inputs": {k: fewer(node, k, v) for k, v in node["inputs"].items()}} for n, node in prompt.items()}
