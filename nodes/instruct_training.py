@@ -140,7 +140,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **lists):
         name, unfinished = (folder[0] or "").strip(), inputs.unfinished(instruct_models.FOLDER, lists)  # no name where it is a link
-        return unfinished + (stamp(instruct_pairs.Folder(name).path / "metadata.jsonl") if name else "")
+        return unfinished + (instruct_pairs.Folder(name).fingerprint() if name else "")
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -216,6 +216,7 @@ class Loop:
         return True
 
     def _check_same_run(self, other: dict[str, str], path: Path) -> None:
+        other = {"optimizer": "adamw", "accumulate": "1", **other}  # of states from before these could be chosen
         changed = [f"{k} was {other.get(k, 'not set')}, now {v}" for k, v in self.about.items() if other.get(k) != v]
         if changed:
             raise ValueError(

@@ -62,7 +62,7 @@ def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
 def _beside(patcher):
     """What acts on a model beside its weights, such as other nodes' guidance and attention patches; none of a model as it is loaded."""
     parts = {k: getattr(patcher, k, None) for k in ("model_options", "injections", "wrappers", "callbacks", "forced_hooks")}
-    return traits({k: v for k, v in parts.items() if v})
+    return traits({k: v for k, v in parts.items() if v}, coarse=True)
 
 
 def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Tensor]:

@@ -24,7 +24,7 @@ from ...guidance.schedules import NoiseScale
 from ...training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, draws, likeness
 from . import naming, pictures
 from .attention import Call, Place, Run, install, marked, unet_places
-from .fingerprint import Weights, traits
+from .fingerprint import Weights, stamp, traits
 from .latents import decoded
 from .prompts import as_rows, encoded
 from .shared_noise import with_shared_noise
@@ -129,6 +129,11 @@ class Folder:
         if len(there) < len(lines):
             log.info("%d pairs that %s lists are not there any more.", len(lines) - len(there), self.path / "metadata.jsonl")
         return there
+
+    def fingerprint(self) -> str:
+        """Changes when pairs are added or taken out."""
+        there = sorted(f"{p.parent.name}/{p.name}" for p in self.path.glob("*/*.png"))
+        return f"{stamp(self.path / 'metadata.jsonl')} {hashlib.sha256(chr(10).join(there).encode()).hexdigest()[:12]}"
 
     def seeds(self, pair: PromptPair) -> set[int]:
         """Which candidates of a prompt pair are kept already."""
@@ -363,19 +368,19 @@ def _check_way(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPair, di
 
 def make(artist: Artist, judge: Judge, pairs: Sequence[PromptPair], folder: Folder) -> None:
     """Draws what is not done yet. A stop by the user goes on as one, so that the host runs the node again; what is done is in the folder."""
-    done = folder.done()
-    _check_way(way(artist, judge), pairs, done, folder)
+    done, how = folder.done(), way(artist, judge)
+    _check_way(how, pairs, done, folder)
     left = [p for p in pairs if p not in done]
     bar = comfy.utils.ProgressBar(len(left) * artist.recipe.candidates)
     try:
         for pair in left:
-            _one_pair(artist, judge, pair, folder, bar)
+            _one_pair(artist, judge, pair, folder, bar, how)
     except Stopped:
         log.info("Stopped; %d of %d prompt pairs are done in %s", len(folder.done().keys() & set(pairs)), len(pairs), folder.path)
         raise
 
 
-def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, bar) -> None:
+def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, bar, asked: dict) -> None:
     """Draws, filters and saves the candidates of one prompt pair; those that an interrupted run has saved stay and count."""
     r, listed = artist.recipe, folder.seeds(pair)
     how = draws(r.seed, pair, r.candidates, r.share, r.cfg)
@@ -384,7 +389,7 @@ def _one_pair(artist: Artist, judge: Judge, pair: PromptPair, folder: Folder, ba
     kept = best[: max(0, r.keep - len(listed))]
     for i, known in kept:
         folder.add(candidates[i], Found(pair, {**asdict(how[i]), **known}))
-    folder.finish(pair, len(how), len(listed) + len(kept), way(artist, judge))
+    folder.finish(pair, len(how), len(listed) + len(kept), asked)
 
 
 def _drawn(artist: Artist, pair: PromptPair, how: Sequence[Draw], bar) -> Iterator[torch.Tensor]:

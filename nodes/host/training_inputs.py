@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import comfy.samplers
 from comfy_api.latest import io
@@ -237,19 +238,26 @@ def read(
     )
 
 
-def unfinished(kind: str, lists: dict) -> str:
-    """Of a training that is to be continued: how far it has come while it is not at its end, else "".
+_STOPPED: set[Path] = set()  # states of trainings that were stopped since the host started
 
-    As a fingerprint it makes the host run a trainer again that was stopped, although nothing on the node has changed.
+
+def unfinished(kind: str, lists: dict) -> str:
+    """Of a training that is to be continued: how far it has come once it was seen stopped, else "".
+
+    As a fingerprint it makes the host run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
+    was before the stop, whose outputs the host may still keep.
     """
     name, steps, if_exists = ((lists.get(k) or [None])[0] for k in ("name", "steps", "if_exists"))  # None where it is a link
     if if_exists != "continue" or not name or steps is None:
         return ""
     try:
-        done = steps_done(state_of(kind, name))
+        state = state_of(kind, name)
     except ValueError:  # a name that running the node refuses
         return ""
-    return f"{done} of {steps}" if done is not None and done < steps else ""
+    done = steps_done(state)
+    if done is not None and done < steps:
+        _STOPPED.add(state)
+    return f"{done} of {steps}" if state in _STOPPED else ""
 
 
 def dropout(given: dict) -> dict[str, float]:

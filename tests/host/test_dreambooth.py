@@ -1,7 +1,9 @@
 """DreamBooth on tiny models of several families, its files in the stock loaders, and its class pictures."""
 
+import json
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sd
@@ -15,6 +17,7 @@ import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
 from controlled_diffusion.nodes.host import adapters, class_pictures, training
 from controlled_diffusion.nodes.host import dreambooth as host
+from controlled_diffusion.nodes.host.fingerprint import traits
 from controlled_diffusion.nodes.host.whole_weights import WholeWeights
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.loop import Diverged
@@ -396,6 +399,31 @@ def test_what_acts_beside_the_weights_makes_class_pictures_of_its_own(eps_model,
     others = [empty, one, place(), place(rescaled(0.5)), place(rescaled(0.7)), place(beside(1)), place(beside(2)), place(clip=hooked)]
     assert len(set(others)) == len(others)
     assert place(rescaled(0.5)) == others[3] and place(beside(2)) == others[6] and place() == others[2]
+    used = beside(2)
+    sampled(used)
+    assert place(used) == others[6]
+    comfy.model_management.unload_all_models()
+    assert place(used) == others[6]
+
+
+def test_functions_of_other_packs_are_told_apart_whatever_they_hold():
+    def patch(scale):
+        import json
+        import logging
+
+        log, later = logging.getLogger("x"), None
+
+        def act(args):
+            return json, log, later, unset, scale
+
+        if scale < 0:
+            unset = 1
+        holder = SimpleNamespace(log=log, torch=torch, scale=scale)
+        holder.self = holder
+        return [act, holder]
+
+    one, again, other = (json.dumps(traits(patch(scale))) for scale in (1.0, 1.0, 2.0))
+    assert one == again != other and len(one) < 2000
 
 
 def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):

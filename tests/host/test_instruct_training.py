@@ -452,7 +452,9 @@ def test_a_folder_from_which_bad_pairs_were_taken_is_learnt_from(eps_model, clip
     folder = instruct_pairs.Folder("things")
     for i, text in enumerate(INSTRUCTIONS):
         folder.add(images(2, seed=i), instruct_pairs.Found(PromptPair("a", "b", text), {}))
+    before = InstructPix2PixTrainer.fingerprint_inputs(folder=["things"])
     for place in ("before/00002.png", "after/00002.png", "after/00002.txt"):
         (folder.path / place).unlink()
     assert folder.read()[2] == [INSTRUCTIONS[0], INSTRUCTIONS[2]]
+    assert InstructPix2PixTrainer.fingerprint_inputs(folder=["things"]) != before
     assert train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)[1] == "editor.safetensors"

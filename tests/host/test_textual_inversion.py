@@ -678,7 +678,8 @@ def test_a_training_that_was_stopped_runs_again_though_nothing_on_the_node_has_c
     assert fingerprint() == "1 of 8" and fingerprint(if_exists=["number it"]) == fingerprint(steps=[None]) == ""
     cancel(-1)
     train(eps_model, clip, vae, steps=8, if_exists="continue")
-    assert facts()["steps"] == "8" and fingerprint() == "" and fingerprint(steps=[9]) == "8 of 9"
+    assert facts()["steps"] == "8" and fingerprint() == "8 of 8"  # not what it was before the stop, whose outputs may still be kept
+    assert fingerprint(steps=[9]) == "8 of 9"
 
 
 def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps_model, vae, clip):
