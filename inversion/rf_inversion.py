@@ -40,8 +40,7 @@ class RFInversion(Method):
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (no pull) to 1 (nothing but the pull), usually {usual}.")
         if self.start_sigma < self.end_sigma:
             raise ValueError(
-                f"eta_start_percent is sigma {self.start_sigma:.4g} and eta_end_percent sigma {self.end_sigma:.4g}; the start has to be the "
-                "noisier. Give it the smaller percent."
+                f"start_sigma is {self.start_sigma:.4g} and end_sigma {self.end_sigma:.4g}; the start has to be the noisier, so the larger one."
             )
         if not self.decay >= 0.0:
             raise ValueError(f"decay is {self.decay:g}; give 0 (eta stays as it is) or more, usually 0 or 1.")

@@ -24,7 +24,7 @@ class EditFriendlyInverter(io.ComfyNode):
                 "euler ancestral inversion",
             ],
             inputs=[
-                *sockets.inverter_inputs(),
+                *sockets.inverter_inputs(steps_tip="usual 20 to 100; the picture comes back exactly at any number"),
                 io.Int.Input(
                     "skip",
                     default=18,

@@ -96,7 +96,7 @@ class RFInverter(io.ComfyNode):
         check_conditionings(model, {"source": source})
         inversion.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
         sampling = model.get_model_object("model_sampling")
-        if eta and not eta_start_percent <= eta_end_percent:
+        if eta_start_percent > eta_end_percent:
             raise ValueError(
                 f"eta_start_percent is {eta_start_percent:g} and eta_end_percent {eta_end_percent:g}; give the start the smaller one, usually 0 "
                 "and 0.2 to 0.4."

@@ -109,7 +109,7 @@ def test_models_with_larger_noise_are_pulled_to_it():
     [
         (dict(gamma=1.5), "gamma is 1.5; give 0"),
         (dict(eta=-0.1), "eta is -0.1; give 0"),
-        (dict(start_sigma=0.2, end_sigma=0.6), "eta_start_percent is sigma 0.2 and eta_end_percent sigma 0.6"),
+        (dict(start_sigma=0.2, end_sigma=0.6), "start_sigma is 0.2 and end_sigma 0.6"),
         (dict(decay=-1.0), "decay is -1; give 0"),
     ],
 )

@@ -82,7 +82,7 @@ def cell_of(network: torch.nn.Module) -> int:
     """How many times larger than usual the patches are into which a denoiser cuts its input: networks of pixels have large ones."""
     patch = getattr(network, "patch_size", None)
     sides = patch if isinstance(patch, (list, tuple)) else [patch]
-    return max(1, *(side // USUAL_PATCH for side in sides if isinstance(side, int)), 1)
+    return max([1, *(side // USUAL_PATCH for side in sides if isinstance(side, int))])
 
 
 def reckoned(kept: Callable[[int, int, int], Kept], batch: int, height: int, width: int, cell: int = 1) -> Kept:
