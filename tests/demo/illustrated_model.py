@@ -1,0 +1,145 @@
+"""Trains the illustrated demo model: `python . run tests/demo/illustrated_model.py train --state DIR`.
+
+`train` goes through VAE, latents and UNet; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how far it
+is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit file. The recipe is training/demo/illustrated_model.py.
+"""
+
+import argparse
+import multiprocessing
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from comfy.sd1_clip import SD1Tokenizer
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import illustrated_model as recipe_of
+from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
+from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
+
+STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
+SAVE_EVERY = 240  # seconds
+
+
+def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: int, block: int = 64) -> Iterator:
+    """make(start), make(start + 1), ...: by a thread, or by several processes where there are cores for them."""
+    if workers < 2:
+        yield from demo_model.prefetch(make, start, stop)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        blocks = [range(first, min(first + block, stop)) for first in range(start, stop, block)]
+        pending = pool.map_async(make, blocks[0]) if blocks else None
+        for following in [*blocks[1:], range(0)]:
+            ready, pending = pending.get(), pool.map_async(make, following)
+            yield from ready
+
+
+def train_autoencoder(options, recipe) -> torch.nn.Module:
+    """The trained VAE; trains it first where its state is not complete."""
+    autoencoder, state = shipped()[0].to(options.device), options.state / "vae.safetensors"
+    parts = dict(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
+    parameters = parameters_of(**parts)
+    loop = Loop(
+        parameters,
+        steps=recipe.autoencoder_steps,
+        learning_rate=recipe.autoencoder_rate,
+        warmup=60,
+        average=0.995,
+        matrices=[k for k, p in parameters.items() if p.ndim == 4],
+    )
+    loop.restore(state)
+    say(f"VAE: {loop.done} of {loop.steps} steps done")
+    batches = made_ahead(partial(recipe_of.crops, recipe.autoencoder_scenes), loop.done, loop.steps, options.workers)
+    shown(saving(loop, recipe_of.train_autoencoder(*parts.values(), loop, options.device, batches), state, SAVE_EVERY))
+    load_average(state, **parts)
+    return autoencoder.requires_grad_(False)
+
+
+def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
+    """Latents of the first `count` training scenes, float16 (count, 4, 24, 24), encoded once."""
+    path, side, chunk = options.state / "latents.safetensors", recipe_of.LATENT, 20
+    done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, side, side, dtype=torch.float16)
+    painted = made_ahead(recipe_of.image, len(done), count, options.workers)
+    while len(done) < count:
+        parts = []
+        for _ in range(min(50, -(-(count - len(done)) // chunk))):
+            batch = demo_model.as_pictures(list(islice(painted, chunk)))
+            parts.append(recipe_of.encode(autoencoder.taesd_encoder, batch, options.device))
+        done = torch.cat([done, *parts])
+        save_atomically({"latents": done}, path)
+        say(f"  encoded {len(done)} of {count} scenes")
+    return done[:count]
+
+
+def new_denoiser(device: str = "cpu"):
+    """UNet and text tower with their seeded start values."""
+    config = demo.DemoModel({**recipe_of.UNET_CONFIG})
+    config.set_inference_dtype(torch.float32, None)
+    unet = config.get_model({}, "", device="cpu").diffusion_model
+    tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
+    demo_model.initialise_denoiser(unet, tower)
+    return unet.to(device, memory_format=torch.channels_last), tower.to(device)
+
+
+def statistics(latents: torch.Tensor) -> tuple[float, float]:
+    """Mean and deviation by which latents get unit scale; of the first thousand, so that they stay when more are encoded."""
+    first = latents[:1000].float()
+    return float(first.mean()), float(first.std())
+
+
+def denoiser_loop(unet, tower, recipe) -> Loop:
+    parameters = parameters_of(unet=unet, text=tower)
+    return Loop(
+        parameters,
+        steps=recipe.denoiser_steps,
+        learning_rate=recipe.denoiser_rate,
+        warmup=200,
+        average=0.995,
+        matrices=demo_model.matrices_of(parameters),
+    )
+
+
+def train_denoiser(latents: torch.Tensor, options, recipe, until: int) -> None:
+    """Trains UNet and text tower up to step `until`."""
+    (unet, tower), state = new_denoiser(options.device), options.state / "denoiser.safetensors"
+    loop = denoiser_loop(unet, tower, recipe)
+    loop.restore(state)
+    say(f"UNet: {loop.done} of {loop.steps} steps done, {len(latents)} scenes, until step {until}")
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
+    mean, deviation = statistics(latents)
+    steps = recipe_of.train_denoiser(Denoiser(unet), tower, tokens, (latents.float() - mean) / deviation, loop, recipe, options.device)
+    shown(islice(saving(loop, steps, state, SAVE_EVERY), max(0, until - loop.done)))
+    loop.save(state)
+
+
+def train(options) -> None:
+    """All stages; each goes on where it stopped."""
+    options.state.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_of.RECIPE
+    autoencoder = train_autoencoder(options, recipe)
+    for scenes, until in ((recipe.easy_scenes, recipe.easy_steps), (recipe.scenes, recipe.denoiser_steps)):
+        if (steps_done(options.state / "denoiser.safetensors") or 0) < until:
+            train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train"])
+    parser.add_argument("--state", type=Path, default=STATE, help="folder of the resumable state")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.workers = 1 if options.device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
+    {"train": train}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The illustrated demo world: drawn things on painted grounds, with a caption and exact ground truth for each scene.
+
+`scene(rng)` gives an image, a caption and the truth. Its steps are `illustrated_scenes.random_scene`, `paint` and
+`illustrated_captions.random_caption`. The drawings are openly licensed: tests/demo/illustrated/LICENSES.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .illustrated_captions import Caption, random_caption
+from .illustrated_drawings import drawing, recolored
+from .illustrated_grounds import FLOOR, SIZE, Rng, paint_ground
+from .illustrated_scenes import FLYING, Scene, Thing, random_scene
+from .illustrated_styles import FILTERS
+
+EMPTY = 0.1  # share of empty captions
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A scene and where its things are: one bool mask (192, 192) a thing, without its shadow."""
+
+    scene: Scene
+    masks: tuple[np.ndarray, ...]
+
+
+def _layer(thing: Thing) -> Image.Image:
+    """A thing by itself at its place, RGBA (192, 192)."""
+    image = recolored(thing.name, thing.drawing, thing.color) if thing.color else drawing(thing.name, thing.drawing)
+    scale = thing.span / max(image.size)
+    image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS)
+    if thing.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(thing.turn, Image.Resampling.BICUBIC, expand=True)
+    image = image.crop(image.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
+    layer = Image.new("RGBA", (SIZE, SIZE))
+    layer.paste(image, (round(_inside(thing.x, image.width)), round(thing.bottom) - image.height))
+    return layer
+
+
+def _inside(x: float, width: int) -> float:
+    """The left side of a thing, moved so far that at most four pixels of it are cut off."""
+    return min(max(x - width / 2, -4), SIZE + 4 - width)
+
+
+def _shadow(scene: Scene, thing: Thing, mask: np.ndarray) -> np.ndarray:
+    """How dark the ground is below a thing, float (192, 192, 1)."""
+    if FLOOR[scene.ground] is None:
+        return np.zeros((SIZE, SIZE, 1), np.float32)
+    columns = np.flatnonzero(mask.any(0))
+    width, middle = np.ptp(columns) + 1, (columns[0] + columns[-1]) / 2
+    bottom = thing.bottom + (26 if thing.name in FLYING else -1)
+    rows, cols = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    reach = np.hypot((cols - middle) / (0.55 * width), (rows - bottom) / (0.02 * width + 5))
+    return 0.38 * np.clip(1.5 - 1.2 * reach, 0, 1)[..., None]
+
+
+def _light(scene: Scene, colors: np.ndarray) -> np.ndarray:
+    """Things are a little darker and bluer at night."""
+    return colors * np.asarray((0.78, 0.8, 0.92), np.float32) if scene.ground == "night" else colors
+
+
+def paint(scene: Scene) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The image of a scene, uint8 (192, 192, 3), and one bool mask (192, 192) a thing."""
+    rng = np.random.default_rng(scene.seed)
+    image, masks = paint_ground(scene.ground, rng), []
+    for thing in scene.things:
+        layer = np.asarray(_layer(thing), np.float32)
+        share = layer[..., 3:] / 255
+        masks = [mask & (share[..., 0] < 0.5) for mask in masks] + [share[..., 0] >= 0.5]
+        image = image * (1 - _shadow(scene, thing, masks[-1]))
+        image = image + share * (_light(scene, layer[..., :3]) - image)
+    if scene.style in FILTERS:
+        image = FILTERS[scene.style](image, rng)
+    return (image + 0.5).clip(0, 255).astype(np.uint8), tuple(masks)
+
+
+def scene(rng: Rng) -> tuple[np.ndarray, Caption, Truth]:
+    """A random image, uint8 (192, 192, 3), a caption and the truth; one caption in ten is empty."""
+    drawn = random_scene(rng)
+    caption = random_caption(drawn, rng) if rng.random() >= EMPTY else Caption("")
+    image, masks = paint(drawn)
+    return image, caption, Truth(drawn, masks)
