@@ -9,7 +9,7 @@ from .illustrated_scenes import Scene, Thing, one_of
 
 GROUND_WORDS = {
     "beach": ("on the beach", "at the beach", "on a beach"),
-    "grass": ("on grass", "on a green lawn", "in a meadow"),
+    "grass": ("on grass", "on a lawn", "in a meadow"),
     "snow": ("in the snow", "on snow"),
     "night": ("at night", "under the stars"),
     "table": ("on a wooden table", "on a table"),
@@ -27,7 +27,11 @@ STYLE_WORDS = {  # before and after the rest of the caption
     "pencil drawing": ("a pencil drawing of", "pencil drawing"),
 }
 STYLE_NAMED = {"cartoon": 0.3, "3d": 0.95, "watercolor": 0.98, "pixel art": 0.98, "pencil drawing": 0.98}
-PLACE_WORDS = {"left": ("on the left", "at the left"), "middle": ("in the middle", "in the center"), "right": ("on the right", "at the right")}
+PLACE_WORDS = {
+    "left": ("on the left", "at the left"),
+    "middle": ("in the middle", "in the center"),
+    "right": ("on the right", "at the right"),
+}
 SIZE_WORDS = {"small": ("small", "little"), "normal": (None,), "large": ("big", "large")}
 
 
@@ -93,4 +97,3 @@ def random_caption(scene: Scene, rng: Rng) -> Caption:
         return Caption(text, claims, ground)
     before, after = STYLE_WORDS[scene.style]
     return Caption(f"{before} {text}" if rng.random() < 0.5 else f"{text}, {after}", claims, ground, scene.style)
-

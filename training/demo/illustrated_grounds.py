@@ -175,7 +175,8 @@ def _desert(rng: Rng) -> np.ndarray:
 
 
 def _sky(rng: Rng) -> np.ndarray:
-    return _clouds(rng, _full(_fade(np.asarray((66, 140, 226)) + rng.uniform(-14, 14, 3), (168, 212, 246))), int(rng.integers(3, 6)), 0.08, 0.92)
+    blue = _fade(np.asarray((66, 140, 226)) + rng.uniform(-14, 14, 3), (168, 212, 246))
+    return _clouds(rng, _full(blue), int(rng.integers(3, 6)), 0.08, 0.92)
 
 
 def _white(rng: Rng) -> np.ndarray:

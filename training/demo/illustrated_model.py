@@ -23,12 +23,11 @@ from .illustrated_scenes import Scene, random_scene
 LATENT = SIZE // 8
 UNET_CONFIG = {
     **demo_model.UNET_CONFIG,
-    "model_channels": 32,
     "num_res_blocks": [2, 1, 1],
-    "channel_mult": [2, 4, 5],
+    "channel_mult": [1, 2, 3],
     "transformer_depth": [0, 0, 1, 1],
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1],
-    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 0, 1, 1, 0, 1],
+    "transformer_depth_middle": -1,
 }
 CROP = 64  # pixels
 SEEDS = {"autoencoder": 110, "scenes": 120, "denoiser": 130, "held out": 140}

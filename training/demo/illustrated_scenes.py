@@ -14,7 +14,7 @@ PLACES = {"left": (0.28, 0.33), "middle": (0.47, 0.53), "right": (0.67, 0.72)}  
 PAIR_PLACES = {"left": (0.24, 0.28), "right": (0.72, 0.76)}
 FLYING = ("airplane", "balloon")
 OFF_CENTER = 20  # pixels from the middle column at which a thing counts as left or right
-_CARTOONS = ("noto", "twemoji", "fluent flat")
+CARTOONS = ("noto", "twemoji", "fluent flat")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _thing(rng: Rng, ground: str, style: str, place: str, spans: dict, places: d
     span = float(rng.uniform(*spans[size]))
     color = one_of(rng, COLORS) if name in COLORABLE else None
     x = SIZE * float(rng.uniform(*places[place]))
-    kind = "fluent 3d" if style == "3d" else one_of(rng, _CARTOONS)
+    kind = "fluent 3d" if style == "3d" else one_of(rng, CARTOONS)
     turn, flip = float(rng.uniform(-7, 7)), bool(rng.random() < 0.5)
     return Thing(name, kind, color, size, place, x, _bottom(rng, ground, name, span), span, turn, flip)
 

@@ -40,8 +40,8 @@ def pixel_art(image: np.ndarray, rng: Rng) -> np.ndarray:
 def pencil_drawing(image: np.ndarray, rng: Rng) -> np.ndarray:
     """Dark outlines wherever colors change, and soft gray shading, on paper."""
     colors = _as_image(image).filter(ImageFilter.MedianFilter(3))
-    spread = np.asarray(colors.filter(ImageFilter.MaxFilter(3)), np.float32) - np.asarray(colors.filter(ImageFilter.MinFilter(3)), np.float32)
-    lines = 1 - 0.75 * np.clip((spread.max(-1) - 14) / 60, 0, 1)
+    highest, lowest = (np.asarray(colors.filter(kind(3)), np.float32) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
+    lines = 1 - 0.75 * np.clip(((highest - lowest).max(-1) - 14) / 60, 0, 1)
     light = np.asarray(colors.convert("L"), np.float32) / 255
     shade = 1 - 0.55 * np.clip(0.8 - light, 0, 1)
     return _PAPER * (lines * shade)[..., None]

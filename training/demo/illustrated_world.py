@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,13 @@ class Truth:
     masks: tuple[np.ndarray, ...]
 
 
-def _layer(thing: Thing) -> Image.Image:
-    """A thing by itself at its place, RGBA (192, 192)."""
-    image = recolored(thing.name, thing.drawing, thing.color) if thing.color else drawing(thing.name, thing.drawing)
+def sprite(thing: Thing) -> Image.Image:
+    """The drawing of a thing in its color, RGBA, before it is scaled, turned and placed."""
+    return recolored(thing.name, thing.drawing, thing.color) if thing.color else drawing(thing.name, thing.drawing)
+
+
+def _layer(thing: Thing, image: Image.Image) -> Image.Image:
+    """A sprite by itself at the place of its thing, RGBA (192, 192)."""
     scale = thing.span / max(image.size)
     image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS)
     if thing.flip:
@@ -64,12 +69,12 @@ def _light(scene: Scene, colors: np.ndarray) -> np.ndarray:
     return colors * np.asarray((0.78, 0.8, 0.92), np.float32) if scene.ground == "night" else colors
 
 
-def paint(scene: Scene) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The image of a scene, uint8 (192, 192, 3), and one bool mask (192, 192) a thing."""
+def paint(scene: Scene, sprite_of: Callable[[Thing], Image.Image] = sprite) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The image of a scene, uint8 (192, 192, 3), and one bool mask (192, 192) a thing; `sprite_of` may give other sprites."""
     rng = np.random.default_rng(scene.seed)
     image, masks = paint_ground(scene.ground, rng), []
     for thing in scene.things:
-        layer = np.asarray(_layer(thing), np.float32)
+        layer = np.asarray(_layer(thing, sprite_of(thing)), np.float32)
         share = layer[..., 3:] / 255
         masks = [mask & (share[..., 0] < 0.5) for mask in masks] + [share[..., 0] >= 0.5]
         image = image * (1 - _shadow(scene, thing, masks[-1]))
