@@ -7,7 +7,6 @@ is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit fi
 import argparse
 import multiprocessing
 import os
-import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -19,9 +18,10 @@ from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import illustrated_model as recipe_of
 from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
-from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
-from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
+
+from demo import illustrated_studio as studio
+from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 SAVE_EVERY = 240  # seconds
@@ -129,16 +129,75 @@ def train(options) -> None:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
 
 
+def current(options):
+    """VAE, UNet and text tower with the averaged weights of the state, which the training may go on writing."""
+    autoencoder, (unet, tower) = shipped()[0], new_denoiser()
+    load_average(options.state / "vae.safetensors", encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
+    if (options.state / "denoiser.safetensors").exists():
+        load_average(options.state / "denoiser.safetensors", unet=unet, text=tower)
+    return autoencoder.requires_grad_(False), unet, tower
+
+
+def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, torch.Tensor]:
+    """All weights in 16 bit under the names of the demo model's file; of the token table only the rows that training changed."""
+    (mean, deviation), table = statistics(latents), tower.embeddings.token_embedding.weight.detach()
+    ids = (table != demo_model.start_tokens(*table.shape)).any(1).nonzero().flatten()
+    unit = (latents[:200].float() - mean) / deviation
+    text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
+    weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
+    weights |= {f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in text.items()}
+    weights |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict().items()}
+    weights |= {
+        "cond_stage_model.token_rows": table[ids],
+        "first_stage_model.vae_scale": torch.tensor(demo.LATENT_SCALE * deviation),
+        "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
+        "preview_colors": demo_model.preview_colors(unit, recipe_of.images(len(unit))),
+    }
+    return {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}
+
+
+def export(options) -> Path:
+    """Writes the current weights as one file."""
+    path = options.output or options.state / "snapshot.safetensors"
+    (autoencoder, unet, tower), latents = current(options), load_file(options.state / "latents.safetensors")["latents"]
+    save_atomically(weights_of(autoencoder, latents, unet, tower), path)
+    say(f"wrote {path.name}: {path.stat().st_size / 1e6:.2f} MB, UNet at step {steps_done(options.state / 'denoiser.safetensors')}")
+    return path
+
+
+def status(options) -> None:
+    """How many steps are done, and the PSNR of the VAE on held-out scenes."""
+    for part in ("vae", "denoiser"):
+        say(f"{part}: {steps_done(options.state / f'{part}.safetensors') or 0} steps done")
+    quality, images, decoded = studio.reconstruct(current(options)[0], options.count)
+    say(f"VAE: {quality.mean():.1f} dB on average, lowest {quality.min():.1f} dB")
+    if options.output:
+        pairs = torch.stack([images, decoded], 1).flatten(0, 1)
+        labels = [text for dB in quality for text in ("held-out scene", f"{dB:.1f} dB")]
+        studio.draw_sheet(studio.as_arrays(pairs), labels, options.output)
+
+
+def sheet(options) -> None:
+    """Held-out prompts and what the model draws."""
+    captions = [caption.text for caption in studio.held_out(options.count)]
+    images = studio.Studio(options.weights or export(options)).draw(captions, seed=studio.NOISE_SEED)
+    studio.draw_sheet(images, captions, options.output or options.state / "sheet.png")
+
+
 def main() -> None:
+    commands = {"train": train, "status": status, "sheet": sheet, "export": export}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=list(commands))
     parser.add_argument("--state", type=Path, default=STATE, help="folder of the resumable state")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--count", type=int, default=32, help="images to draw")
+    parser.add_argument("--weights", type=Path, help="file that `export` wrote; the current state if not given")
+    parser.add_argument("--output", type=Path, help="file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.workers = 1 if options.device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
-    {"train": train}[options.what](options)
+    commands[options.what](options)
 
 
 if __name__ == "__main__":
