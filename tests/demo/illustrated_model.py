@@ -122,7 +122,7 @@ def train_denoiser(latents: torch.Tensor, options, recipe, until: int) -> None:
 def train(options) -> None:
     """All stages; each goes on where it stopped."""
     options.state.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of.RECIPE
+    recipe = recipe_of.RECIPES[options.device]
     autoencoder = train_autoencoder(options, recipe)
     for scenes, until in ((recipe.easy_scenes, recipe.easy_steps), (recipe.scenes, recipe.denoiser_steps)):
         if (steps_done(options.state / "denoiser.safetensors") or 0) < until:
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("what", choices=list(commands))
     parser.add_argument("--state", type=Path, default=STATE, help="folder of the resumable state")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=list(recipe_of.RECIPES), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--count", type=int, default=32, help="images to draw")
     parser.add_argument("--weights", type=Path, help="file that `export` wrote; the current state if not given")
     parser.add_argument("--output", type=Path, help="file to write")

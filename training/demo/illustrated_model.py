@@ -36,8 +36,7 @@ EASY_STYLES = ("cartoon", "3d")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, rates and amounts. `easy_scenes` and `easy_steps`: training of the UNet begins with the single things without a filter among
-    the first scenes."""
+    """Steps, rates and amounts. The UNet's first `easy_steps` see only the single things without a filter among the first `easy_scenes`."""
 
     autoencoder_steps: int = 4000
     autoencoder_rate: float = 8e-4
@@ -50,7 +49,10 @@ class Recipe:
     batch: int = 32
 
 
-RECIPE = Recipe()
+RECIPES = {  # by device; a training begun on one goes on with the recipe of the other
+    "cpu": Recipe(),
+    "cuda": Recipe(autoencoder_steps=5000, autoencoder_scenes=12, easy_steps=400, scenes=30_000, denoiser_steps=6000, batch=128),
+}
 
 
 def mixed_precision(device: str):
