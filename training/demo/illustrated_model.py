@@ -38,7 +38,7 @@ EASY_STYLES = ("cartoon", "3d")
 class Recipe:
     """Steps, rates and amounts. The UNet's first `easy_steps` see only the single things without a filter among the first `easy_scenes`."""
 
-    autoencoder_steps: int = 4000
+    autoencoder_steps: int = 2400
     autoencoder_rate: float = 8e-4
     autoencoder_scenes: int = 4  # a step, two crops of each
     easy_scenes: int = 6000

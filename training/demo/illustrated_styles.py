@@ -38,10 +38,11 @@ def pixel_art(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def pencil_drawing(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Dark outlines wherever colors change, and soft gray shading, on paper."""
+    """Gray outlines wherever colors change, and soft shading, on paper."""
     colors = _as_image(image).filter(ImageFilter.MedianFilter(3))
     highest, lowest = (np.asarray(colors.filter(kind(3)), np.float32) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
-    lines = 1 - 0.75 * np.clip(((highest - lowest).max(-1) - 14) / 60, 0, 1)
+    strength = Image.fromarray((255 * np.clip(((highest - lowest).max(-1) - 14) / 90, 0, 1)).astype(np.uint8))
+    lines = 1 - 0.62 * np.asarray(strength.filter(ImageFilter.GaussianBlur(0.7)), np.float32) / 255
     light = np.asarray(colors.convert("L"), np.float32) / 255
     shade = 1 - 0.55 * np.clip(0.8 - light, 0, 1)
     return _PAPER * (lines * shade)[..., None]

@@ -1,0 +1,103 @@
+"""The reader of illustrated scenes judges claims one by one, and its training scenes are labelled right."""
+
+import numpy as np
+import pytest
+import torch
+from controlled_diffusion.training.demo import illustrated_world
+from controlled_diffusion.training.demo.illustrated_captions import Caption, Claim
+from controlled_diffusion.training.demo.illustrated_drawings import THINGS
+from controlled_diffusion.training.demo.illustrated_scenes import random_scene
+
+from demo import illustrated_reader as reader
+from demo.illustrated_reader import Reading, Seen
+
+MASK = np.zeros((192, 192), bool)
+needs_weights = pytest.mark.skipif(not reader.WEIGHTS.exists(), reason="the reader is not trained yet")
+
+
+def seen(name: str, color: str = "red", place: str = "left") -> Seen:
+    return Seen(name, color, place, MASK, 0.9)
+
+
+PAIR = Reading("beach", "cartoon", (seen("car"), seen("cat", "blue", "right")))
+
+
+@pytest.mark.parametrize(
+    "claims, ground, style, wrong",
+    [
+        ((Claim("car", "red", None, "left"), Claim("cat", None, None, "right")), "beach", "cartoon", []),
+        ((Claim("car", "blue"), Claim("cat")), "beach", None, ["color"]),
+        ((Claim("car", None, None, "right"), Claim("cat")), None, None, ["place"]),
+        ((Claim("car"), Claim("dog")), None, None, ["both things"]),
+        ((Claim("car"),), "snow", "3d", ["count", "ground", "style"]),
+        ((Claim("owl"),), "beach", None, ["count", "thing"]),
+    ],
+)
+def test_false_claims_are_found(claims, ground, style, wrong):
+    verdict = reader.judge(PAIR, Caption("", claims, ground, style))
+    assert sorted(fact for fact, holds in verdict.items() if not holds) == wrong
+
+
+def test_unnamed_facts_are_not_judged():
+    assert set(reader.judge(PAIR, Caption("", (Claim("car"), Claim("cat"))))) == {"count", "both things"}
+    assert reader.judge(PAIR, Caption("")) == {}
+
+
+def test_scrambled_things_are_labelled_unknown():
+    for i in range(20):
+        rng = np.random.default_rng(i)
+        scene = random_scene(rng)
+        _, masks, hurt = reader.paint(scene, rng, 1.0)
+        cells, colors = reader._labels(scene, masks, hurt)
+        assert all(hurt) and set(np.unique(cells)) <= {reader.NOTHING, reader.UNKNOWN} and (colors == -1).all()
+
+
+def test_clean_things_are_labelled():
+    for i in range(20):
+        rng = np.random.default_rng(i)
+        scene = random_scene(rng)
+        _, masks, hurt = reader.paint(scene, rng, 0.0)
+        cells, _ = reader._labels(scene, masks, hurt)
+        assert not any(hurt) and set(np.unique(cells)) - {0} == {1 + THINGS.index(thing.name) for thing in scene.things}
+
+
+def test_scrambled_sprites_differ():
+    """A scrambled thing covers other pixels, or the same ones in other colors."""
+    for i in range(30):
+        rng = np.random.default_rng(i)
+        scene = random_scene(rng, pair_share=0.0)
+        clean, _ = illustrated_world.paint(scene)
+        image, masks, _ = reader.paint(scene, rng, 1.0)
+        assert (np.abs(image.astype(int) - clean).max(-1) > 12).sum() > 0.02 * masks[0].sum()
+
+
+def test_perfect_maps_read_true():
+    """From the labels themselves as probabilities, all facts of a scene are read."""
+    for i in range(30):
+        rng = np.random.default_rng(i)
+        scene = random_scene(rng)
+        _, masks, hurt = reader.paint(scene, rng, 0.0)
+        cells, colors = (
+            np.moveaxis(np.eye(n)[label], -1, 0) for n, label in zip((reader.UNKNOWN + 1, 7), reader._labels(scene, masks, hurt))
+        )
+        things = tuple(reader._seen(region, cells, colors) for region in reader._regions(cells))
+        assert all(reader.judge(Reading(scene.ground, scene.style, things), reader.truth_of(scene)).values())
+
+
+def test_network_shapes():
+    cells, colors, ground, style = reader.new_reader()(torch.rand(2, 3, 192, 192))
+    assert cells.shape == (2, reader.UNKNOWN + 1, 48, 48) and colors.shape == (2, 7, 48, 48)
+    assert ground.shape == (2, 10) and style.shape == (2, 5)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_clean_scenes_are_read():
+    scores = reader.clean_scores(reader.load(), 200)
+    assert {fact: share for fact, share in scores.items() if share < 0.97} == {}
+
+
+@needs_weights
+@pytest.mark.slow
+def test_scrambled_things_are_refused():
+    assert reader.refused(reader.load(), 100) > 0.95
