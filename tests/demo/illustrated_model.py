@@ -1,12 +1,14 @@
 """Trains the illustrated demo model: `python . run tests/demo/illustrated_model.py train --state DIR`.
 
-`train` goes through VAE, latents and UNet; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how far it
-is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit file. The recipe is training/demo/illustrated_model.py.
+`train` goes through VAE, latents, UNet and decoder; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how
+far it is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit file, `measure` has the reader judge what the model
+draws. The recipe is training/demo/illustrated_model.py.
 """
 
 import argparse
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -20,11 +22,13 @@ from controlled_diffusion.training.demo import illustrated_model as recipe_of
 from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
 from safetensors.torch import load_file
 
+from demo import illustrated_reader as reader
 from demo import illustrated_studio as studio
 from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 SAVE_EVERY = 240  # seconds
+GOALS = {"thing": 92, "ground": 97, "color": 95, "place": 90, "style": 90, "both things": 75}
 
 
 def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: int, block: int = 64) -> Iterator:
@@ -59,6 +63,26 @@ def train_autoencoder(options, recipe) -> torch.nn.Module:
     shown(saving(loop, recipe_of.train_autoencoder(*parts.values(), loop, options.device, batches), state, SAVE_EVERY))
     load_average(state, **parts)
     return autoencoder.requires_grad_(False)
+
+
+def train_decoder(autoencoder, options, recipe) -> None:
+    """Trains the decoder further on the latents of the finished encoder, which keeps all latents as they are."""
+    decoder, state = autoencoder.taesd_decoder, options.state / "decoder.safetensors"
+    parameters = parameters_of(decoder=decoder)
+    matrices = [k for k, p in parameters.items() if p.ndim == 4]
+    loop = Loop(
+        parameters, steps=recipe.decoder_steps, learning_rate=recipe.autoencoder_rate / 2, warmup=60, average=0.995, matrices=matrices
+    )
+    loop.restore(state)
+    say(f"decoder: {loop.done} of {loop.steps} steps done")
+    paint = partial(recipe_of.crops, recipe.autoencoder_scenes)
+    batches = made_ahead(partial(later, paint, recipe.autoencoder_steps), loop.done, loop.steps, options.workers)
+    shown(saving(loop, recipe_of.train_autoencoder(autoencoder.taesd_encoder, decoder, loop, options.device, batches), state, SAVE_EVERY))
+
+
+def later(make: Callable[[int], object], shift: int, index: int) -> object:
+    """make(index + shift): batches that an earlier stage has not seen."""
+    return make(index + shift)
 
 
 def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
@@ -127,12 +151,15 @@ def train(options) -> None:
     for scenes, until in ((recipe.easy_scenes, recipe.easy_steps), (recipe.scenes, recipe.denoiser_steps)):
         if (steps_done(options.state / "denoiser.safetensors") or 0) < until:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
+    train_decoder(autoencoder, options, recipe)
 
 
 def current(options):
     """VAE, UNet and text tower with the averaged weights of the state, which the training may go on writing."""
     autoencoder, (unet, tower) = shipped()[0], new_denoiser()
     load_average(options.state / "vae.safetensors", encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
+    if (options.state / "decoder.safetensors").exists():
+        load_average(options.state / "decoder.safetensors", decoder=autoencoder.taesd_decoder)
     if (options.state / "denoiser.safetensors").exists():
         load_average(options.state / "denoiser.safetensors", unet=unet, text=tower)
     return autoencoder.requires_grad_(False), unet, tower
@@ -167,7 +194,7 @@ def export(options) -> Path:
 
 def status(options) -> None:
     """How many steps are done, and the PSNR of the VAE on held-out scenes."""
-    for part in ("vae", "denoiser"):
+    for part in ("vae", "denoiser", "decoder"):
         say(f"{part}: {steps_done(options.state / f'{part}.safetensors') or 0} steps done")
     quality, images, decoded = studio.reconstruct(current(options)[0], options.count)
     say(f"VAE: {quality.mean():.1f} dB on average, lowest {quality.min():.1f} dB")
@@ -184,8 +211,42 @@ def sheet(options) -> None:
     studio.draw_sheet(images, captions, options.output or options.state / "sheet.png")
 
 
+def table(scores: Counter, asked: Counter, count: int) -> str:
+    """The measured shares as a page of Markdown."""
+    rows = [
+        f"| {fact} | {scores[fact]} | {asked[fact]} | {100 * scores[fact] / asked[fact]:.1f} % | {GOALS.get(fact, '')} |"
+        for fact in sorted(asked)
+    ]
+    head = [
+        "# The illustrated demo model, measured",
+        "",
+        f"`python . run tests/demo/illustrated_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,",
+        "normal, cfg 4, fixed seeds; read by `tests/demo/illustrated_reader.py`.",
+        "",
+        "| claim | right | of | share | goal, % |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def measure(options) -> None:
+    """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
+    captions, artist, images = studio.held_out(options.count), studio.Studio(options.weights or export(options)), []
+    for first in range(0, options.count, 32):
+        images.extend(artist.draw([caption.text for caption in captions[first : first + 32]], seed=studio.NOISE_SEED + first))
+    verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(), images), captions)]
+    scores, asked = Counter(), Counter()
+    for verdict in verdicts:
+        scores.update(fact for fact, holds in verdict.items() if holds)
+        asked.update(verdict)
+    say(table(scores, asked, options.count))
+    if options.output:
+        wrong = tuple(i for i, verdict in enumerate(verdicts) if not all(verdict.values()))
+        studio.draw_sheet(images, [caption.text for caption in captions], options.output, wrong=wrong)
+
+
 def main() -> None:
-    commands = {"train": train, "status": status, "sheet": sheet, "export": export}
+    commands = {"train": train, "status": status, "sheet": sheet, "export": export, "measure": measure}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=list(commands))
     parser.add_argument("--state", type=Path, default=STATE, help="folder of the resumable state")

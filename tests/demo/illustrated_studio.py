@@ -58,13 +58,13 @@ def as_arrays(images: torch.Tensor) -> np.ndarray:
     return (images * 255 + 0.5).clamp(0, 255).byte().movedim(1, -1).numpy()
 
 
-def draw_sheet(images, labels: list[str], output: Path, columns: int = 8, colors: list[str] | None = None) -> None:
-    """Labelled images, `columns` in a row; `colors` of the labels are black unless given."""
+def draw_sheet(images, labels: list[str], output: Path, columns: int = 8, wrong: tuple[int, ...] = ()) -> None:
+    """Labelled images, `columns` in a row; labels of those in `wrong` are red."""
     side = recipe.SIZE + 8
     sheet = Image.new("RGB", (columns * side, -(-len(labels) // columns) * (side + LABEL)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, (image, label) in enumerate(zip(images, labels)):
         x, y = i % columns * side, i // columns * (side + LABEL)
         sheet.paste(Image.fromarray(image), (x + 4, y + 4))
-        draw.multiline_text((x + 4, y + side), "\n".join(textwrap.wrap(label, 32)), font=font, fill=(colors or {i: "black"})[i])
+        draw.multiline_text((x + 4, y + side), "\n".join(textwrap.wrap(label, 32)), font=font, fill="red" if i in wrong else "black")
     sheet.save(output)

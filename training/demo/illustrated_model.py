@@ -38,15 +38,16 @@ EASY_STYLES = ("cartoon", "3d")
 class Recipe:
     """Steps, rates and amounts. The UNet's first `easy_steps` see only the single things without a filter among the first `easy_scenes`."""
 
-    autoencoder_steps: int = 2400
+    autoencoder_steps: int = 2000
     autoencoder_rate: float = 8e-4
     autoencoder_scenes: int = 4  # a step, two crops of each
-    easy_scenes: int = 6000
-    easy_steps: int = 1200
+    easy_scenes: int = 4000
+    easy_steps: int = 1000
     scenes: int = 20_000
     denoiser_steps: int = 20_000
     denoiser_rate: float = 1.3e-3
     batch: int = 32
+    decoder_steps: int = 3000  # of the decoder alone, at the end
 
 
 RECIPES = {  # by device; a training begun on one goes on with the recipe of the other
