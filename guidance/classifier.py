@@ -41,7 +41,6 @@ def gradient_of(score: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, 
     return torch.cat(parts)
 
 
-# --- the classifier ---------------------------------------------------------------------------------------------
 
 
 class _Block(torch.nn.Module):

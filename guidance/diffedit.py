@@ -8,6 +8,7 @@ sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -215,3 +216,25 @@ def sample_diffedit(
         if rule == "trajectory":
             x = mixed(x, trajectory[i + 1], mask)
     return torch.where(mask <= 0, clean, x)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a mask is made of a heat map. Radii in pixels of the picture."""
+
+    normalisation: str = "peak"
+    clamp_ratio: float = 3.0
+    kind: str = "share"
+    threshold: float = 0.5
+    soft: bool = False
+    open: int = 0
+    close: int = 0
+    dilate: int = 0
+    blur: int = 0
+
+    def mask(self, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mask, heat in [0, 1]) of a heat map (B, H, W)."""
+        shown = normalised(found, self.normalisation, self.clamp_ratio)
+        mask = cut(shown, self.threshold, self.kind, self.soft)
+        mask = dilated(closed(opened(mask, self.open), self.close), self.dilate)
+        return blurred(mask, self.blur), shown

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host.as_flow import as_flow
+from .host.inversion.as_flow import as_flow
 
 
 class ModelSamplingAsFlow(io.ComfyNode):

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from .host import attention_maps, sockets
+from .host.attention import attention_maps
+from .inputs import channel, sockets
 
 _CATEGORY = "controlled diffusion/attention"
 _ALIASES = [
@@ -48,7 +49,7 @@ class AttentionMapCapture(io.ComfyNode):
                     tooltip="UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
                     "or numbers of blocks, 8-15. Several between commas.",
                 ),
-                *sockets.percent_range("capturing"),
+                *channel.percent_range("capturing"),
                 io.Int.Input(
                     "phases",
                     default=4,

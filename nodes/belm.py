@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..inversion.belm import OBELM
-from .host import exact, sockets
+from .host.inversion import exact
+from .inputs import inverter
 
 
 class BELMInverter(io.ComfyNode):
@@ -23,8 +24,8 @@ class BELMInverter(io.ComfyNode):
                 "invert image",
                 "real image editing",
             ],
-            inputs=exact.own_inputs(),
-            outputs=sockets.inverter_outputs(),
+            inputs=inverter.own_inputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod

@@ -5,10 +5,11 @@ from dataclasses import fields
 from comfy_api.latest import io
 
 from ..guidance.classifier import KINDS
-from .host import classifier_training as host
-from .host import classifiers, sockets
-from .host import training_inputs as inputs
-from .host.naming import IF_EXISTS
+from .host.guidance import classifier
+from .host.training import noisy_classifier as host
+from .host.training.file_names import IF_EXISTS
+from .inputs import sockets
+from .inputs import training as inputs
 
 _LISTS = ("images", "labels")
 
@@ -113,7 +114,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(classifiers.FOLDER, lists)
+        return inputs.unfinished(classifier.FOLDER, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..training.custom_diffusion import REGULAR
 from .dreambooth import batches, clean_words, learnt, outputs, pictures, shown, subject, word
-from .host import adapters
-from .host import custom_diffusion as host
-from .host import training_inputs as inputs
+from .host.training import adapters
+from .host.training import custom_diffusion as host
+from .inputs import training as inputs
 
 _SENTENCES = 8  # of each word, for merging
 

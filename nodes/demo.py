@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host import demo
-from .host.sockets import PairChecker
+from .inputs.sockets import PairChecker
 
 
 class DemoModelLoader(io.ComfyNode):

@@ -4,10 +4,11 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, probe_percents
-from .host import img2img
-from .host.channels import check_conditionings
-from .host.probing import Cut, Edit, Question, Subject, TwoPrompts
+from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from .host.conditionings import check_conditionings
+from .host.guidance import sdedit
+from .host.guidance.diffedit import Edit, Question, Subject
+from .host.sampling import TwoPrompts
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
@@ -248,7 +249,7 @@ class DiffEditSampler(io.ComfyNode):
         check_conditionings(model, {"positive": positive, "negative": negative, "source": source})
         edit = Edit(model, vae, picture, mask, soft)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        samples = edit.run(guider, img2img.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule)
+        samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule)
         shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get a picture.") if vae is None else edit.task.picture(samples)
         return io.NodeOutput(edit.task.latent(samples), shown)
 

@@ -5,11 +5,12 @@ from dataclasses import fields
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..training import settings
 from ..training.dreambooth import RATIOS, Preservation, ratio_of
-from .host import adapters, instruct_models
-from .host import dreambooth as host
-from .host import training_inputs as inputs
-from .host.whole_weights import WholeWeights
+from .host.training import adapters, instruct_models, textual_inversion
+from .host.training import dreambooth as host
+from .host.training.whole_weights import WholeWeights
+from .inputs import training as inputs
 
 _LISTS = ("images", "captions", "masks", "class_images")
 _TRAIN = ("adapter", "all weights")
@@ -127,7 +128,7 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     kept = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
     return host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
-        host.Data(images, captions, masks, given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given)),
+        settings.Data(images, captions, masks, given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given)),
         host.Subject(given["instance_prompt"], first, given["word_rate"], tuple(others)),
         host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], kept),
         design,
@@ -137,18 +138,18 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     )
 
 
-def new_words(given: dict) -> list[host.Word]:
+def new_words(given: dict) -> list[textual_inversion.Word]:
     """The words of a node's inputs: one, or several between commas with as many initial words."""
-    shared = {f.name: given[f.name] for f in fields(host.Word)}
+    shared = {f.name: given[f.name] for f in fields(textual_inversion.Word)}
     placeholders, initial = ([t.strip() for t in given[k].split(",")] for k in ("placeholder", "initial_words"))
     if len(placeholders) < 2:
-        return [host.Word(**shared)]
+        return [textual_inversion.Word(**shared)]
     if len(initial) not in (1, len(placeholders)):
         raise ValueError(
             f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one for all."
         )
     starts = initial * (len(placeholders) // len(initial))
-    return [host.Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
+    return [textual_inversion.Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
 
 
 def shown(made: host.Learnt) -> tuple:

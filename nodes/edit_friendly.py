@@ -3,8 +3,11 @@
 from comfy_api.latest import io
 
 from ..inversion.edit_friendly import EditFriendly
-from .host import inversion, sockets
-from .host.channels import check_conditionings, noise_scale
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert
+from .host.noise_levels import noise_scale
+from .inputs import inverter
 
 
 class EditFriendlyInverter(io.ComfyNode):
@@ -24,7 +27,7 @@ class EditFriendlyInverter(io.ComfyNode):
                 "euler ancestral inversion",
             ],
             inputs=[
-                *sockets.inverter_inputs(steps_tip="usual 20 to 100; the picture comes back exactly at any number"),
+                *inverter.inverter_inputs(steps_tip="usual 20 to 100; the picture comes back exactly at any number"),
                 io.Int.Input(
                     "skip",
                     default=18,
@@ -52,9 +55,9 @@ class EditFriendlyInverter(io.ComfyNode):
                     tooltip="Seed of the noisy pictures from which the noise maps are found. Every picture of a batch gets the same.",
                 ),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg is not 1; usually an empty prompt."),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod
@@ -63,10 +66,10 @@ class EditFriendlyInverter(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         sampling = model.get_model_object("model_sampling")
-        method = EditFriendly(seed, noise_scale(sampling).flow, inversion.noise_deviation(sampling))
-        sigmas = inversion.later(inversion.levels(model, scheduler, steps, end_percent), skip)
-        found = inversion.invert(model, vae, picture, source, method, sigmas, negative=negative, cfg=cfg)
-        return io.NodeOutput(*inversion.outputs(model, found))
+        method = EditFriendly(seed, noise_scale(sampling).flow, noise_levels.noise_deviation(sampling))
+        sigmas = noise_levels.later(noise_levels.levels(model, scheduler, steps, end_percent), skip)
+        found = invert.invert(model, vae, picture, source, method, sigmas, negative=negative, cfg=cfg)
+        return io.NodeOutput(*invert.outputs(model, found))
 
 
 NODES = [EditFriendlyInverter]

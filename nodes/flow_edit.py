@@ -3,10 +3,10 @@
 import comfy.samplers
 from comfy_api.latest import io
 
-from .host import inversion
-from .host.channels import check_conditionings
-from .host.flow_editing import FlowEdit
-from .host.probing import TwoPrompts
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion.flow_edit import FlowEdit
+from .host.sampling import TwoPrompts
 
 
 class FlowEditLatentSampler(io.ComfyNode):
@@ -106,7 +106,7 @@ class FlowEditLatentSampler(io.ComfyNode):
         check_conditionings(model, {"source": source, "positive": positive, "negative": negative})
         edit = FlowEdit(model, vae, picture, mask, soft=False)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        sigmas = inversion.levels(model, scheduler, steps, 0.0)
+        sigmas = noise_levels.levels(model, scheduler, steps, 0.0)
         return io.NodeOutput(edit.run(guider, sigmas, source_cfg, n_max=n_max, n_min=n_min, n_avg=n_avg, seed=seed))
 
 

@@ -5,8 +5,11 @@ from comfy_api.latest import io
 from ..guidance.image_guidance import KINDS, ImageForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import image_guidance, sockets
+from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
+from .host.guidance import image_guidance
+from .inputs import sockets
+from .inputs.channel import channel_extras, channel_identity, percent_range
 
 CLIP_KIND = "clip"
 
@@ -46,8 +49,8 @@ class ImageGuidanceChannel(io.ComfyNode):
                     round=0.01,
                     tooltip="0 switches it off (nothing is decoded). Usual 1 to 16, 'clip' 10 to 50; a quarter of it with through_denoiser. Below 0 pushes away.",
                 ),
-                *sockets.percent_range("the channel"),
-                *sockets.channel_identity("its kind"),
+                *percent_range("the channel"),
+                *channel_identity("its kind"),
                 io.Boolean.Input(
                     "through_denoiser",
                     default=False,
@@ -68,7 +71,7 @@ class ImageGuidanceChannel(io.ComfyNode):
                 io.Conditioning.Input(
                     "text", optional=True, tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."
                 ),
-                *sockets.channel_extras(),
+                *channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )
@@ -94,7 +97,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         previous=(),
     ) -> io.NodeOutput:
         vae = differentiable_vae(vae)
-        decode, models = image_guidance.decoder(model, vae), [vae.patcher]
+        decode, models = latents.decoder(model, vae), [vae.patcher]
         if kind == CLIP_KIND:
             _need(clip_vision is not None, "Kind 'clip' needs a clip_vision: connect Load CLIP Vision, or choose another kind.")
             _need(image is not None or text is not None, "Kind 'clip' needs an image or a text to move towards: connect one.")

@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..training.instruct_pix2pix import Filter, PlainFilter
 from ..training.instruct_pix2pix import prompt_pairs as pairs_from
-from .host import instruct_pairs as host
-from .host.sockets import PairChecker
-from .host.training_inputs import choice, number, whole
+from .host.training import instruct_pairs as host
+from .inputs.sockets import PairChecker
+from .inputs.training import choice, number, whole
 
 _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
 

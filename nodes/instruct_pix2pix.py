@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..guidance.instruct_pix2pix import Scales, channels
 from ..guidance.schedules import ALWAYS
-from .host import sockets
-from .host.instruct import InstructPix2Pix, Picture, patched
-from .host.pictures import weights_picture
+from .host.guidance.guidance_report import weights_picture
+from .host.guidance.instruct_pix2pix import InstructPix2Pix, Picture, patched
+from .inputs import sockets
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [

@@ -6,10 +6,10 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..training.instruct_pix2pix import DROPPED, WHAT
-from .host import instruct_models, instruct_pairs
-from .host import instruct_training as host
-from .host import training_inputs as inputs
 from .host.fingerprint import stamp
+from .host.training import instruct_models, instruct_pairs
+from .host.training import instruct_pix2pix as host
+from .inputs import training as inputs
 
 _CATEGORY = "controlled diffusion/training"
 _LISTS = ("before", "after", "instructions")

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from .host import inversion as inverting
-from .host import sockets
-from .host.channels import check_conditionings
+from .host.conditionings import check_conditionings
+from .host.inversion.replay import BRANCHES, Replay, mask_for
+from .inputs import sockets
 
 
 class InversionSampler(io.ComfyNode):
@@ -31,7 +31,7 @@ class InversionSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "branches",
-                    options=list(inverting.BRANCHES),
+                    options=list(BRANCHES),
                     tooltip="'edit': the edit alone. 'source and edit': both, the source first, in one batch so that attention control can "
                     "read it. 'direct': as that, and the source stays exactly on the inversion's path (direct inversion).",
                 ),
@@ -58,7 +58,7 @@ class InversionSampler(io.ComfyNode):
         positive = inversion.source if positive is None else positive
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
-        replay = inverting.Replay(inversion, branches, None if mask is None else inverting.mask_for(mask, inversion))
+        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion))
         return io.NodeOutput({"samples": replay.run(model, positive, negative, cfg)})
 
 

@@ -3,9 +3,9 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .host import inversion as inverting
-from .host import inversion_files as files
-from .host import sockets
+from .host.inversion import inversion_files as files
+from .host.inversion import invert as inverting
+from .inputs import inverter, sockets
 
 _CATEGORY = "controlled diffusion/inversion"
 
@@ -60,7 +60,7 @@ class LoadInversion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                *sockets.inverter_outputs(),
+                *inverter.inverter_outputs(),
                 io.Conditioning.Output(display_name="source", tooltip="The conditioning under which the picture was inverted."),
                 io.Conditioning.Output(
                     display_name="negative",

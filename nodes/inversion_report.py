@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from .host import sockets
-from .host.comparison import Report
+from .host.inversion.inversion_report import Report
+from .inputs import sockets
 
 
 class InversionReport(io.ComfyNode):

@@ -5,9 +5,10 @@ from comfy_api.latest import io
 from ..guidance.directions import Shaping
 from ..guidance.multi_cfg import CONFLICTS, Channel, Rules
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import sockets
-from .host.channels import MultiCFG, MultiCFGWrapper, record_of
-from .host.pictures import report_picture, weights_picture
+from .host.guidance.guidance_report import report_picture, weights_picture
+from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
+from .inputs import sockets
+from .inputs.channel import channel_extras, channel_identity, percent_range
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -49,15 +50,15 @@ class GuidanceChannel(io.ComfyNode):
                     options=["positive", "negative"],
                     tooltip="'positive' pulls towards the conditioning, 'negative' pushes away from it.",
                 ),
-                *sockets.percent_range("the channel"),
-                *sockets.channel_identity(),
+                *percent_range("the channel"),
+                *channel_identity(),
                 io.Conditioning.Input(
                     "null",
                     optional=True,
                     tooltip="What the conditioning is compared with. Not connected: the unconditional of the guider, "
                     "or KSampler's negative.",
                 ),
-                *sockets.channel_extras(),
+                *channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )

@@ -3,8 +3,10 @@
 from comfy_api.latest import io
 
 from ..inversion.null_text import LEARNING_RATE, OPTIMIZERS, STARTS, NullText
-from .host import inversion, null_text, sockets
-from .host.channels import check_conditionings
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert, null_text
+from .inputs import inverter
 
 
 class NullTextInverter(io.ComfyNode):
@@ -25,7 +27,7 @@ class NullTextInverter(io.ComfyNode):
                 "unconditional embedding optimization",
             ],
             inputs=[
-                *sockets.inverter_inputs(),
+                *inverter.inverter_inputs(),
                 io.Float.Input(
                     "cfg",
                     default=7.5,
@@ -115,10 +117,10 @@ class NullTextInverter(io.ComfyNode):
                     "memory, the same result, about a third slower.",
                 ),
                 io.Conditioning.Input("negative", optional=True, tooltip="An empty prompt; needed for start 'empty' alone."),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
             outputs=[
-                *sockets.inverter_outputs(),
+                *inverter.inverter_outputs(),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The negative, another for each step, for any sampler: with the noisy latent or the noise, the same sigmas, euler and "
@@ -152,9 +154,9 @@ class NullTextInverter(io.ComfyNode):
     ) -> io.NodeOutput:
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         method = NullText(start, optimizer, inner_steps, learning_rate, early_stop, smoothness, l1, perceptual)
-        sigmas = inversion.levels(model, scheduler, steps, end_percent)
+        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
         found = null_text.invert(model, vae, picture, source, negative, method, sigmas, cfg, checkpointing)
-        return io.NodeOutput(*inversion.outputs(model, found), found.null, null_text.loss_curve(found))
+        return io.NodeOutput(*invert.outputs(model, found), found.null, null_text.loss_curve(found))
 
 
 NODES = [NullTextInverter]

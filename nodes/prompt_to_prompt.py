@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..attention import prompt_edits
 from ..attention.alignment import OPERATIONS
 from ..attention.prompt_to_prompt import Settings, Window
-from .host import blend_masks, dit_editing
-from .host import prompt_to_prompt as editing
-from .host.attention import is_unet
-from .host.joint_attention import is_joint
+from .host.attention import local_blend, prompt_to_prompt_dit
+from .host.attention import prompt_to_prompt as editing
+from .host.attention.dit import is_joint
+from .host.attention.unet import is_unet
 from .host.prompts import encoded
 
 _CATEGORY = "controlled diffusion/attention"
@@ -187,14 +188,14 @@ class P2PAttentionPatch(io.ComfyNode):
         latent=None,
         joint_end=0.2,
     ) -> io.NodeOutput:
-        prepared = editing.prepared if is_unet(model) else dit_editing.prepared
+        prepared = editing.prepared if is_unet(model) else prompt_to_prompt_dit.prepared
         shared = (joint_end, "joint_end") if is_joint(model) else (self_end, "self_end")
         patched, positive, batch, alignment = prepared(
             model,
             clip,
             (source, [line.strip() for line in targets.splitlines() if line.strip()]),
             operation,
-            editing.Words(word_weights, word_windows, blend_words, protect_words),
+            prompt_edits.Words(word_weights, word_windows, blend_words, protect_words),
             Settings(
                 _window(cross_start, cross_end, "cross_start", "cross_end"), _window(self_start, shared[0], "self_start", shared[1]), alpha
             ),
@@ -241,7 +242,7 @@ class P2PLocalBlend(io.ComfyNode):
     @classmethod
     def execute(cls, model, words, protect_words, threshold, start_percent, end_percent, spread) -> io.NodeOutput:
         shape = dict(threshold=threshold, start=start_percent, end=end_percent, spread=spread)
-        return io.NodeOutput(blend_masks.with_blend(model, words, protect_words, **shape))
+        return io.NodeOutput(local_blend.with_blend(model, words, protect_words, **shape))
 
 
 class P2PBlendMask(io.ComfyNode):
@@ -273,8 +274,8 @@ class P2PBlendMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:
-        run = blend_masks.run_of(source)
-        return io.NodeOutput(blend_masks.mask_at(run, percent), blend_masks.over_time(run, image), latent)
+        run = local_blend.run_of(source)
+        return io.NodeOutput(local_blend.mask_at(run, percent), local_blend.over_time(run, image), latent)
 
 
 NODES = [P2PAttentionPatch, P2PLocalBlend, P2PBlendMask]

@@ -5,8 +5,11 @@ import logging
 from comfy_api.latest import io
 
 from ..inversion.rf_inversion import RFInversion
-from .host import inversion, sockets
-from .host.channels import check_conditionings, noise_scale
+from .host import model_tag, noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert
+from .host.noise_levels import noise_scale
+from .inputs import inverter
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class RFInverter(io.ComfyNode):
                 "unsampling",
             ],
             inputs=[
-                *sockets.inverter_inputs(
+                *inverter.inverter_inputs(
                     28,
                     "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused.",
                     "Usually an empty prompt, as in the paper; what the picture shows holds it more closely.",
@@ -84,9 +87,9 @@ class RFInverter(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise that gamma pulls to. Every picture of a batch gets the same.",
                 ),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod
@@ -94,7 +97,7 @@ class RFInverter(io.ComfyNode):
         cls, model, source, picture, steps, scheduler, end_percent, gamma, eta, eta_start_percent, eta_end_percent, decay, seed, vae=None
     ) -> io.NodeOutput:
         check_conditionings(model, {"source": source})
-        inversion.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
+        model_tag.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
         sampling = model.get_model_object("model_sampling")
         if eta_start_percent > eta_end_percent:
             raise ValueError(
@@ -102,9 +105,9 @@ class RFInverter(io.ComfyNode):
                 "and 0.2 to 0.4."
             )
         start, end = (noise_scale(sampling).sigma(p) for p in (eta_start_percent, eta_end_percent))
-        method = RFInversion(gamma, eta, start, end, decay, seed, inversion.noise_deviation(sampling))
-        sigmas = inversion.levels(model, scheduler, steps, end_percent)
-        found = inversion.invert(model, vae, picture, source, method, sigmas)
+        method = RFInversion(gamma, eta, start, end, decay, seed, noise_levels.noise_deviation(sampling))
+        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
+        found = invert.invert(model, vae, picture, source, method, sigmas)
         if eta and not any(method.pull(i, found.trail) for i in range(found.trail.steps)):
             _log.warning(
                 "eta %g never acts: no step begins between eta_start_percent %g and eta_end_percent %g. Raise eta_end_percent, above "
@@ -114,7 +117,7 @@ class RFInverter(io.ComfyNode):
                 eta_end_percent,
                 end_percent,
             )
-        return io.NodeOutput(*inversion.outputs(model, found))
+        return io.NodeOutput(*invert.outputs(model, found))
 
 
 NODES = [RFInverter]

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.sdedit import PROCESSES, UNITS
-from .host import img2img
-from .host.channels import check_conditionings
+from .host.conditionings import check_conditionings
+from .host.guidance import sdedit
 
 
 class SDEditSampler(io.ComfyNode):
@@ -111,11 +111,11 @@ class SDEditSampler(io.ComfyNode):
         mask=None,
     ) -> io.NodeOutput:
         check_conditionings(model, {"positive": positive, "negative": negative})
-        task = img2img.Task(model, vae, guide, guide if original is None else original, mask)
-        sigmas = img2img.sigmas(model, strength, strength_unit, process, steps, scheduler)
+        task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)
+        sigmas = sdedit.sigmas(model, strength, strength_unit, process, steps, scheduler)
         samples, start = task.sample(sigmas, positive, negative, cfg, sampler_name, seed, repeats)
         picture = ExecutionBlocker("SDEdit Sampler: connect a vae to get a picture.") if vae is None else task.picture(samples)
-        return io.NodeOutput(task.latent(samples), picture, task.latent(start), img2img.report(model, sigmas, process, repeats))
+        return io.NodeOutput(task.latent(samples), picture, task.latent(start), sdedit.report(model, sigmas, process, repeats))
 
 
 NODES = [SDEditSampler]

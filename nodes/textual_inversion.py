@@ -5,10 +5,11 @@ from dataclasses import fields
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..training import settings
 from ..training.textual_inversion import KINDS, TEMPLATES, own_templates
-from .host import embeddings
-from .host import textual_inversion as host
-from .host import training_inputs as inputs
+from .host.training import embeddings
+from .host.training import textual_inversion as host
+from .inputs import training as inputs
 
 _LISTS = ("images", "captions", "masks")
 
@@ -116,7 +117,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)})
-        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given))
+        data = settings.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given))
         parts = (given[k] for k in ("model", "clip", "vae"))
         made = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
         seen = ExecutionBlocker("Train Embedding: no validation picture was made.") if made.pictures is None else made.pictures

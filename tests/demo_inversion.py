@@ -8,9 +8,10 @@ import os
 import torch
 from controlled_diffusion.inversion import files
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import inversion_files
-from controlled_diffusion.training.demo_world import Scene, Thing, render
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.inversion import inversion_files
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.training.demo.world import Scene, Thing, render
 
 from harness.demo_pictures import SCHEDULER, Studio
 
@@ -23,7 +24,7 @@ TARGET = inversion_files.SHIPPED / "demo_model.safetensors"
 @torch.inference_mode()
 def made(studio: Studio) -> inverting.Inversion:
     picture = torch.from_numpy(render(SCENE))[None].float() / 255
-    sigmas = inverting.levels(studio.model, SCHEDULER, STEPS, 0.0)
+    sigmas = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0)
     return inverting.invert(studio.model, studio.vae, picture, studio.prompt(CAPTION), DDIM(), sigmas)
 
 

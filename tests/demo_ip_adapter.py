@@ -12,11 +12,13 @@ import comfy.ops
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.attention.ip_adapter import decoupled
-from controlled_diffusion.nodes.host import demo, ip_adapter
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_model
-from controlled_diffusion.training import demo_world as world
-from controlled_diffusion.training.eight_bits import quantised, restored
+from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training.demo import config, world
+from controlled_diffusion.training.demo.packing import quantised, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -25,8 +27,8 @@ from demo_model import STATE, load_average, parameters_of, say, shipped, shown
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24
 SCENES = 6000
-ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", ip_adapter.DEMO_ENCODER
-SIZE = recipe.VISION_CONFIG["image_size"]
+ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", DEMO_ENCODER
+SIZE = config.VISION_CONFIG["image_size"]
 
 
 def pixels_of(pictures: torch.Tensor) -> torch.Tensor:
@@ -53,8 +55,8 @@ def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str
 
 
 def new_encoder() -> torch.nn.Module:
-    made = comfy.clip_model.CLIPVisionModelProjection(recipe.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
-    return demo_model.initialise(made, recipe.SEED)
+    made = comfy.clip_model.CLIPVisionModelProjection(config.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    return noisy_classifier.initialise(made, recipe.SEED)
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:

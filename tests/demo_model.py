@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_checker, demo_model, demo_world
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, config, world
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
@@ -149,15 +150,15 @@ def shipped():
     return autoencoder.requires_grad_(False), unet, tower
 
 
-def scene_pictures(count: int, seed: int = demo_model.SEEDS["scenes"]) -> torch.Tensor:
-    return demo_model.as_pictures([demo_world.render(demo_model.scene(i, seed)) for i in range(count)])
+def scene_pictures(count: int, seed: int = config.SEEDS["scenes"]) -> torch.Tensor:
+    return demo_model.as_pictures([world.render(demo_model.scene(i, seed)) for i in range(count)])
 
 
 def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     """Everything in one fp16 file; of the token table only the rows that training changed."""
     mean, deviation = float(latents.mean()), float(latents.std())
     table = tower.embeddings.token_embedding.weight.detach()
-    ids = (table != demo_model.start_tokens(*table.shape)).any(1).nonzero().flatten()
+    ids = (table != config.start_tokens(*table.shape)).any(1).nonzero().flatten()
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
     weights |= {
         f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in tower.state_dict().items() if "token_embedding" not in k
@@ -223,10 +224,10 @@ def cost(options) -> None:
         say(f"  {name}: {steps} steps x {one / 1e12:.3f} = {steps * one / 1e12:.0f} TFLOP")
 
 
-def held_out(count: int) -> list[demo_world.Caption]:
+def held_out(count: int) -> list[world.Caption]:
     """Captions of scenes that training never saw."""
     scenes = [demo_model.scene(i, HELD_OUT) for i in range(count)]
-    return [demo_world.random_caption(s, np.random.default_rng((HELD_OUT, i, 1))) for i, s in enumerate(scenes)]
+    return [world.random_caption(s, np.random.default_rng((HELD_OUT, i, 1))) for i, s in enumerate(scenes)]
 
 
 @torch.inference_mode()
@@ -241,7 +242,7 @@ def score(captions, pictures) -> dict[str, tuple[int, int]]:
     """For each kind of claim: how many hold, of how many."""
     right, asked = Counter(), Counter()
     for caption, picture in zip(captions, pictures):
-        for fact, holds in demo_checker.judge(demo_checker.read(picture), caption).items():
+        for fact, holds in checker.judge(checker.read(picture), caption).items():
             name = f"bound ({'two things' if len(caption.claims) == 2 else 'one thing'})" if fact == "bound" else fact
             right[name] += holds
             asked[name] += 1
@@ -297,7 +298,7 @@ def sheet(options) -> None:
     for i, (caption, picture) in enumerate(zip(captions, pictures)):
         x, y = i % 8 * cell, i // 8 * cell
         paper.paste(Image.fromarray(picture), (x + 36, y + 4))
-        good = demo_checker.judge(demo_checker.read(picture), caption)["bound"]
+        good = checker.judge(checker.read(picture), caption)["bound"]
         text = "\n".join(textwrap.wrap(caption.text, 28))
         draw.multiline_text((x + 100, y + 136), text, anchor="ma", align="center", font=font, fill="black" if good else "red")
     paper.save(options.output)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training import demo_instruct, demo_model
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction
 from controlled_diffusion.training.loop import Loop
 
@@ -57,7 +57,7 @@ def test_an_edit_is_of_its_family_and_kinds_are_balanced():
 def test_the_checker_reads_the_scene_after_the_edit():
     _, (first, recolored, _, gone) = family(1)
     for scene in (first, recolored, gone):
-        seen = sorted((t.color, t.shape) for t in demo_checker.read(world.render(scene)).things)
+        seen = sorted((t.color, t.shape) for t in checker.read(world.render(scene)).things)
         assert seen == sorted((t.color, t.shape) for t in scene.things)
 
 

@@ -46,7 +46,6 @@ def encoded(model, x0, sigmas, input_scale=scale_vp, show=lambda x, denoised: No
     return [x for (x,) in DDIM().encode(Slope(model, input_scale), x0, sigmas.tolist(), show).carries]
 
 
-# --- the mask
 
 
 def test_what_differs_is_the_mask():
@@ -191,7 +190,6 @@ def test_levels_are_spread_evenly_and_one_is_the_middle():
     assert diffedit.probe_percents(0.3, 0.7, 3) == pytest.approx([0.3, 0.5, 0.7])
 
 
-# --- the edit
 
 
 def test_encoding_of_gaussian_data_finds_its_way_back_and_better_with_more_steps():

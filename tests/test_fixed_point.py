@@ -26,7 +26,6 @@ def by_hand(way, x0, sigmas):
     return states
 
 
-# --- fixed-point iterations
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -167,7 +166,6 @@ def test_anderson_solves_a_linear_map_of_three_dimensions_in_four_evaluations():
     assert apart(ys[-1], goal) < 1e-5 and apart(images[-1], goal) > 1e-3
 
 
-# --- midpoint steps
 
 
 @pytest.mark.parametrize("family, highest", [("eps", 3.0), ("flow", 1.0)])

@@ -36,7 +36,6 @@ def command(*arguments, **options) -> subprocess.CompletedProcess:
     )
 
 
-# --- the private environment ---
 
 
 @pytest.fixture
@@ -122,7 +121,6 @@ def test_a_second_run_waits_for_the_first(tmp_path):
         assert environment.try_lock(other)
 
 
-# --- ComfyUI ---
 
 
 def archive_of(path: Path, names: list[str]) -> Path:
@@ -173,7 +171,6 @@ def test_a_wrong_choice_of_comfyui_is_named(monkeypatch, name, value, sentence):
         comfyui.find_comfyui()
 
 
-# --- the commands ---
 
 
 def test_an_old_python_gets_a_sentence(monkeypatch, capsys):
@@ -228,7 +225,6 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, monkeypat
         pass
 
 
-# --- workflows on the real server ---
 
 
 def picture_graph(server, title="Two pictures") -> Graph:

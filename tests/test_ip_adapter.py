@@ -48,7 +48,6 @@ def features_of(kind: str, count: int, width: int, patches: int = 17) -> torch.T
     return draw(count, width) if kind == "base" else draw(count, patches, width)
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16), ("full", 17)])
@@ -115,7 +114,6 @@ def test_a_model_of_another_family_is_refused():
     adapter().check_fits("SD15", [32, 64, 64], 64)
 
 
-# --- the same as diffusers --------------------------------------------------------------------------------------
 
 PROJECTED = {
     "SD1.5": ("base", 1024, SD15, {}),
@@ -184,7 +182,6 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
     assert_close(found, wanted, **CLOSE)
 
 
-# --- the attention ----------------------------------------------------------------------------------------------
 
 HEADS = 4
 

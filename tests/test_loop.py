@@ -2,8 +2,8 @@ from itertools import islice
 
 import pytest
 import torch
-from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving, warm_cosine
-from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
+from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving
+from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor, warm_cosine
 from torch.testing import assert_close
 
 
@@ -94,7 +94,6 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- what trainers need of it
 
 
 def plain(net, steps=8, **knobs):

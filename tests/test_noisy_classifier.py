@@ -1,9 +1,8 @@
 import pytest
 import torch
 from controlled_diffusion.guidance.classifier import NoisyClassifier
-from controlled_diffusion.training.demo_model import initialise
 from controlled_diffusion.training.loop import Loop
-from controlled_diffusion.training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
+from controlled_diffusion.training.noisy_classifier import accuracy, held_out, initialise, targets_of, train_noisy_classifier
 from torch.testing import assert_close
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import demo_model
-from . import demo_world as world
+from .demo import world
 from .loop import Loop, Step
 
 RANK, SEED = 16, 70

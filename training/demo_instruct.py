@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from . import demo_model
-from . import demo_world as world
 from .channel_dropout import JointDropout
-from .eight_bits import quantised, restored
-from .instruct_pix2pix import DROPOUT, FIRST, widened
+from .demo import world
+from .instruct_pix2pix import DROPOUT
 from .loop import Loop, Step
 
 SEED, FAMILIES = 80, 2000
@@ -92,23 +91,12 @@ def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, 
     return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
 
 
-def _inputs(weight: torch.Tensor) -> int:
-    return weight.shape[1] if weight.ndim > 1 else 0
 
 
-def _base_of(name: str, weight: torch.Tensor, inputs: int) -> torch.Tensor:
-    """A weight of the demo model in the shape that the instruction model has it."""
-    return widened(weight.float(), inputs) if name == FIRST else weight.float()
 
 
-def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The differences from the demo model's denoiser in 8 bits."""
-    return quantised({k: w.detach().float() - _base_of(k, base[k], _inputs(w)) for k, w in weights.items()})
 
 
-def unpacked(stored: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `packed`, up to half a step of each scale."""
-    return {k: _base_of(k, base[k], _inputs(apart)) + apart for k, apart in restored(stored).items()}
 
 
 def _drawn(rng: np.random.Generator, families: int, count: int, pair_share: float) -> list[int]:

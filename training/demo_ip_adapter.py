@@ -16,21 +16,10 @@ import torch.nn.functional as F
 
 from ..attention.ip_adapter import Pair, recognise
 from . import demo_model
-from . import demo_world as world
+from .demo import world
+from .demo.config import VISION_CONFIG
 from .loop import Loop, Step
 
-VISION_CONFIG = dict(
-    model_type="clip_vision_model",
-    num_channels=3,
-    image_size=64,
-    patch_size=8,
-    hidden_size=64,
-    intermediate_size=192,
-    num_attention_heads=4,
-    num_hidden_layers=3,
-    hidden_act="gelu",
-    projection_dim=64,
-)
 SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 NAMED = {**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)}  # what the encoder learns to tell
@@ -61,7 +50,6 @@ def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
     return noun + where + ground
 
 
-# --- the encoder ------------------------------------------------------------------------------------------------
 
 
 def new_heads() -> dict[str, torch.nn.Parameter]:
@@ -92,7 +80,6 @@ def train_encoder(
     return loop.run(loss_of)
 
 
-# --- the adapter ------------------------------------------------------------------------------------------------
 
 
 def spoken(of: world.Scene) -> str:

@@ -18,31 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import demo_world as world
+from .demo import world
+from .demo.config import SEEDS, start_tokens
 from .loop import Loop, Step
+from .noisy_classifier import initialise
 
-CONTEXT = 128
-CLIP_CONFIG = dict(hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_attention_heads=4, num_hidden_layers=2, projection_dim=CONTEXT)
-UNET_CONFIG = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=64,
-    num_res_blocks=[2, 1],
-    channel_mult=[1, 2],
-    transformer_depth=[0, 1, 1],
-    transformer_depth_output=[1, 0, 1, 1, 1],
-    transformer_depth_middle=1,
-    context_dim=CONTEXT,
-    use_spatial_transformer=True,
-    legacy=False,
-    use_checkpoint=False,
-    use_linear_in_transformer=False,
-    adm_in_channels=None,
-    use_temporal_attention=False,
-    use_temporal_resblock=False,
-)
-HEAD_CHANNELS = 32
 NOISY = 600  # of 1000 levels
 
 
@@ -64,23 +44,10 @@ class Recipe:
 
 
 RECIPE = Recipe()
-SEEDS = {"autoencoder": 10, "scenes": 20, "denoiser": 30, "weights": 40, "tokens": 50}
 
 
-_BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")  # start at zero
 
 
-def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives every parameter a start value (the host's layers are allocated without one)."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
-        if p.ndim < 2:
-            value = torch.zeros(p.shape) if name.endswith("bias") else torch.ones(p.shape)
-        else:
-            value = torch.randn(p.shape, generator=generator) / math.sqrt(p[0].numel())
-            value = torch.zeros(p.shape) if name.endswith(_BRANCH_ENDS) else value
-        p.data = value.to(p.dtype)
-    return module
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -105,7 +72,6 @@ def as_pictures(arrays: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
 
 
-# --- autoencoder ------------------------------------------------------------------------------------------------
 
 
 def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
@@ -169,7 +135,6 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 
 
-# --- the set of scenes ------------------------------------------------------------------------------------------
 
 
 def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
@@ -192,7 +157,6 @@ def preview_colors(latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tenso
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
 
 
-# --- denoiser and text tower ------------------------------------------------------------------------------------
 
 
 class Tokens:
@@ -208,9 +172,6 @@ class Tokens:
         return torch.tensor(row + [self.end] * (self.length - len(row)))
 
 
-def start_tokens(count: int, width: int) -> torch.Tensor:
-    """Start values of the token table (count, width), the same on every machine."""
-    return 0.5 * torch.randn(count, width, generator=torch.Generator().manual_seed(SEEDS["tokens"]))
 
 
 def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:

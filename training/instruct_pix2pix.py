@@ -23,7 +23,6 @@ WHAT = ("attention", "every layer", "all weights")
 DROPPED = ("jointly", "independently")
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
 
-# --- the model --------------------------------------------------------------------------------------------------
 
 
 def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
@@ -117,7 +116,6 @@ def dropout_of(kind: str, share: float, clean_picture: float = -1.0, clean_text:
     return ChannelDropout((rate, rate), tuple(rate if c < 0 else c for c in clean) if max(clean) >= 0 else None)
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .optimizers import NUMBERS, rate_factor, warm_cosine
+from .optimizers import NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
 
 __all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "steps_done", "warm_cosine"]

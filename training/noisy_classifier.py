@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -127,3 +128,19 @@ def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
     has, says = targets > 0.5, logits > 0
     shares = [(says[has[:, k] == v, k] == v).float().mean() for k in range(has.shape[1]) for v in (True, False)]
     return float(torch.stack(shares).mean())
+
+
+_BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")  # start at zero
+
+
+def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Gives every parameter a start value (the host's layers are allocated without one)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        if p.ndim < 2:
+            value = torch.zeros(p.shape) if name.endswith("bias") else torch.ones(p.shape)
+        else:
+            value = torch.randn(p.shape, generator=generator) / math.sqrt(p[0].numel())
+            value = torch.zeros(p.shape) if name.endswith(_BRANCH_ENDS) else value
+        p.data = value.to(p.dtype)
+    return module

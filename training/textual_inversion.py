@@ -153,7 +153,6 @@ def captions_for(given: Sequence[str], pictures: int, what: str = "captions") ->
     return tuple(given)
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------
 
 
 def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import comfy.utils
 import torch
+
+from . import gradients
+from .guidance.image_guidance import Loss
+from .model_tag import ModelTag
 
 
 def _check_size(vae, picture: torch.Tensor, name: str) -> None:
@@ -45,3 +50,36 @@ def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
 def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
     """What belongs to the middle of a picture that the VAE encodes, of a MASK (B, H, W) of its size: the VAE cuts off what is over."""
     return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]
+
+
+def decoder(model, vae) -> Loss:
+    """Latents as the model predicts them (B, C, H, W) -> pictures (B, 3, height, width) in [0, 1], with a graph."""
+    network = vae.first_stage_model
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        gradients.heal(network, latents.device)
+        latents = model.model.process_latent_out(latents).to(vae.vae_dtype)
+        frames = latents if vae.latent_dim == 2 else latents.unsqueeze(2)
+        picture = network.decode(frames).float()
+        return vae.process_output((picture if picture.ndim == 4 else picture[:, :, 0]).clone())
+
+    return decode
+
+
+def check_channels(model, samples: torch.Tensor) -> None:
+    """Refuses latents that another model's VAE made."""
+    wanted = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"The latent has {samples.shape[1]} channels, but {ModelTag.of(model).kind} takes {wanted}: another model's VAE made it. Encode the "
+            "picture with the VAE of this model."
+        )
+
+
+def latent_of(model, vae, picture) -> torch.Tensor:
+    """The latent samples, float32, of a LATENT or an IMAGE."""
+    samples = samples_of(vae, picture, "picture")
+    check_pictures(samples, "picture")
+    found = comfy.sample.fix_empty_latent_channels(model, samples.float())
+    check_channels(model, found)
+    return found

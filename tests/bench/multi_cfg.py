@@ -11,7 +11,7 @@ import time
 import comfy.samplers
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 
 from bench.shapes import SHAPES, Shape, model_of
 from harness.demo_pictures import Studio

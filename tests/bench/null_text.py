@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import comfy.model_management
 import torch
 from controlled_diffusion.inversion import quality
-from controlled_diffusion.nodes.host import gradients
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import gradients, noise_levels
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
@@ -104,7 +103,7 @@ class Row:
 
 def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
     """(the picture's latent as the reference gives it back, evaluations, seconds)."""
-    sigmas, paper = inverting.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
+    sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
     with gradients.differentiable(mutations=False):
         clean, source, empty = (t.clone() for t in (studio.model.model.process_latent_in(latent), source[0][0], empty))
         began = time.perf_counter()

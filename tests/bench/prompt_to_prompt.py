@@ -17,9 +17,10 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
-from controlled_diffusion.nodes.host.attention import SLOTS, unet_places
-from controlled_diffusion.nodes.host.blend_masks import control_of
-from controlled_diffusion.nodes.host.channels import noise_scale
+from controlled_diffusion.nodes.host.attention.hook import SLOTS
+from controlled_diffusion.nodes.host.attention.local_blend import control_of
+from controlled_diffusion.nodes.host.attention.unet import unet_places
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from bench.shapes import SHAPES, model_of

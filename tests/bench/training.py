@@ -67,7 +67,6 @@ SHAPES = {
 }
 
 
-# --- one set of weights for both --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -180,7 +179,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
 
 
-# --- steps of the building blocks -------------------------------------------------------------------------------
 
 
 def clock() -> float:
@@ -270,7 +268,6 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
     return timed(step, steps)
 
 
-# --- the nodes --------------------------------------------------------------------------------------------------
 
 
 def node_steps(node, steps: int, **given) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
-from controlled_diffusion.nodes.host.channels import noise_scale
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
 from compare import assert_close
 from host import tiny

@@ -8,10 +8,13 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from controlled_diffusion.attention.layers import Block, chosen_blocks
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, AttentionMapView
-from controlled_diffusion.nodes.host.attention import KEY, Run, install, marked, unet_places
-from controlled_diffusion.nodes.host.attention_maps import Capture
-from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
+from controlled_diffusion.nodes.host.attention.attention_maps import Capture
+from controlled_diffusion.nodes.host.attention.dit import Dit, Layout, dit_of
+from controlled_diffusion.nodes.host.attention.hook import Run, install
+from controlled_diffusion.nodes.host.attention.unet import unet_places
+from controlled_diffusion.nodes.host.conditionings import KEY, marked
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
@@ -49,7 +52,6 @@ def captured(model, clip, negative="", run=None, **knobs):
     return view(patched, sample(patched, positive, encoded(clip, negative), **(run or {})))[2]
 
 
-# --- UNets
 
 
 class Spy:
@@ -209,7 +211,6 @@ def test_a_run_starts_anew_and_memory_is_a_map_a_word_and_group(eps, clip):
     assert sorted(t.numel() for t in again.sums.total.values()) == [2 * 16, 2 * 64]
 
 
-# --- the view
 
 
 def test_the_view_shows_a_tile_for_every_word_and_row(eps, clip):
@@ -252,7 +253,6 @@ def test_a_view_without_a_finished_run_says_so(eps, clip):
         sample(patched, encoded(clip, PROMPT), encoded(clip, ""))
 
 
-# --- DiTs
 
 STARTS = {  # first token of the text and of the picture among those of a block, for 7 of text
     "omnigen2": (0, 7), "boogu": (0, 7), "aura": (8, 15), "lumina2": (0, 7), "zimage": (0, 32), "hunyuan_video": (0, 7), "hunyuan_image": (0, 7),
@@ -451,7 +451,6 @@ def test_blocks_of_a_dit_are_chosen_by_thirds_and_numbers():
         chosen_blocks("12", places, "layers")
 
 
-# --- columns of other text encoders
 
 
 def words(tokenizer, text, length=None):

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+from controlled_diffusion.guidance.classifier import NoisyClassifier
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
-from controlled_diffusion.nodes.host import classifier_training as host
-from controlled_diffusion.nodes.host import classifiers, demo
-from controlled_diffusion.nodes.host.channels import check_channels
-from controlled_diffusion.training import demo_model
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.guidance import classifier as files
+from controlled_diffusion.nodes.host.guidance.multi_cfg import check_channels
+from controlled_diffusion.nodes.host.training import memory
+from controlled_diffusion.nodes.host.training import noisy_classifier as host
+from controlled_diffusion.training import demo_model, loop
 from controlled_diffusion.training.augmentation import Augmentation
-from controlled_diffusion.training.demo_world import render
+from controlled_diffusion.training.demo.world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
@@ -32,16 +35,16 @@ COUNT = 16
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """Classifiers and outputs in a folder of the test."""
-    known = folder_paths.folder_names_and_paths.get(classifiers.FOLDER)
+    known = folder_paths.folder_names_and_paths.get(files.FOLDER)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    folder_paths.folder_names_and_paths.pop(classifiers.FOLDER, None)
-    folder_paths.filename_list_cache.pop(classifiers.FOLDER, None)  # which knows the files of the test before
+    folder_paths.folder_names_and_paths.pop(files.FOLDER, None)
+    folder_paths.filename_list_cache.pop(files.FOLDER, None)  # which knows the files of the test before
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path / "output"))
     yield tmp_path
     folder_paths.set_output_directory(before)
     if known is not None:
-        folder_paths.folder_names_and_paths[classifiers.FOLDER] = known
+        folder_paths.folder_names_and_paths[files.FOLDER] = known
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_class
 def test_where_the_loss_is_lost_the_last_good_classifier_is_kept(eps_model, demo_vae, folders):
     with pytest.raises(Diverged, match=r"became (nan|inf) at step \d"):
         train(eps_model, demo_vae, learning_rate=1e30, steps=20)
-    saved = classifiers.read(folders / "models" / "noisy_classifiers" / "mine.safetensors")
+    saved = files.read(folders / "models" / "noisy_classifiers" / "mine.safetensors")
     assert all(not torch.isnan(v).any() for v in saved.network.state_dict().values())
 
 
@@ -186,7 +189,7 @@ def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, fo
 
 
 def test_a_full_disk_costs_the_state_and_not_the_classifier(eps_model, demo_vae, folders, monkeypatch):
-    monkeypatch.setattr(host.Loop, "save", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(loop.Loop, "save", lambda *given: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
         train(eps_model, demo_vae, [images(8)], backgrounds(8))
     assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
@@ -197,8 +200,8 @@ def test_what_a_batch_takes_is_reckoned(side):
     """As much as autograd keeps of it, found by small passes where it is large."""
     x = torch.zeros(2, 4, side, side)
     with torch.inference_mode(False), torch.enable_grad():
-        network = host.NoisyClassifier(4, 3, (8, 16))
-        with host.counted((), network.parameters()) as found:
+        network = NoisyClassifier(4, 3, (8, 16))
+        with memory.counted((), network.parameters()) as found:
             network(torch.zeros(x.shape), torch.zeros(2))
             exact = found().whole
         host._check_room(network, x, 2, 0, lambda device: exact * 1.03)
@@ -209,7 +212,7 @@ def test_what_a_batch_takes_is_reckoned(side):
 def test_a_batch_that_memory_cannot_hold_is_refused_with_one_that_fits(eps_model, demo_vae, folders):
     def run(free, batch):
         asked = replace(settings(), batch_size=batch)
-        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * host.GB)
+        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * memory.GB)
 
     with pytest.raises(ValueError, match=r"A batch of 64 needs about 0\.\d+ GB of memory, and 0\.02 GB are free") as told:
         run(0.02, 64)
@@ -231,7 +234,7 @@ def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
 def test_a_classifier_is_replaced_where_the_loader_finds_it(eps_model, demo_vae, folders):
     shared = folders / "shared"
     shared.mkdir()
-    folder_paths.add_model_folder_path(classifiers.FOLDER, str(shared))
+    folder_paths.add_model_folder_path(files.FOLDER, str(shared))
     train(eps_model, demo_vae, name="other")
     (folders / "models" / "noisy_classifiers" / "other.safetensors").rename(shared / "mine.safetensors")
     first = (shared / "mine.safetensors").read_bytes()
@@ -266,7 +269,7 @@ def test_it_learns_in_latents_of_many_channels_and_of_videos(kind, demo_vae, fol
     made = host.learn(model, vae, [given], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
     channels = model.model.latent_format.latent_channels
     assert made.network(torch.zeros(2, channels, 8, 8), torch.zeros(2)).shape == (2, 2) and channels >= 16
-    assert classifiers.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
+    assert files.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
-from controlled_diffusion.nodes.host import adapters, embeddings
-from controlled_diffusion.nodes.host import custom_diffusion as host
-from controlled_diffusion.nodes.host.trainers import Data
+from controlled_diffusion.nodes.host.training import adapters, embeddings
+from controlled_diffusion.nodes.host.training import custom_diffusion as host
 from controlled_diffusion.training.augmentation import Augmentation
+from controlled_diffusion.training.settings import Data
 from safetensors.torch import load_file
 
 from compare import assert_close
@@ -94,7 +94,6 @@ def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811
         train(tiny_text.denoiser("flux"), flux_clip, tiny_text.vae("flux"))
 
 
-# --- merging
 
 
 def merge(model, clip, concepts, **knobs):  # noqa: F811

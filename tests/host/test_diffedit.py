@@ -6,8 +6,9 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.nodes.host import img2img, probing
-from controlled_diffusion.nodes.host.channels import MultiCFGWrapper
+from controlled_diffusion.nodes.host import noise_levels, sampling
+from controlled_diffusion.nodes.host.guidance import diffedit, sdedit
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 
 from compare import assert_close
 from host import tiny
@@ -49,7 +50,6 @@ def half_mask(size=64):
     return mask
 
 
-# --- DiffEditMask
 
 
 def test_the_mask_has_the_pictures_size_and_the_latent_carries_it(model):
@@ -93,7 +93,7 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
     """A public implementation draws one noise for all maps."""
     latent = model.model.process_latent_in(picture()["samples"])
     flow, noises = model.model.model_type.name == "FLOW", []
-    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
     for percent, (source, target) in zip((0.5, 0.3), noises_of(model)):
         assert torch.equal(source, target)
         sigma = scale.sigma(percent)
@@ -106,9 +106,9 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
 
 def test_maps_of_other_seeds_differ_and_converge(eps_model):
     def apart(maps):
-        guiders = (probing.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
-        subject = probing.Subject(eps_model, None, picture())
-        one, two = (subject.heat(g, probing.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
+        guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
+        subject = diffedit.Subject(eps_model, None, picture())
+        one, two = (subject.heat(g, diffedit.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
         return float((one - two).norm() / one.norm())
 
     few, many = apart(1), apart(32)
@@ -116,7 +116,7 @@ def test_maps_of_other_seeds_differ_and_converge(eps_model):
 
 
 def test_neighbouring_seeds_share_no_map():
-    assert not set(probing._seeds(0, 100)) & set(probing._seeds(1, 100))
+    assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100))
 
 
 def test_the_same_seed_gives_the_same_mask_and_the_model_is_unchanged(model):
@@ -213,12 +213,11 @@ def test_a_plain_ksampler_changes_only_the_mask(model):
     assert (after - latent["samples"])[within > 0].abs().max() > 0.01
 
 
-# --- DiffEditSampler
 
 
 def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
     """DDIM encoding and plain DDIM denoising through the host's `sampling_function`, written out: the edit without a mask."""
-    sigmas = img2img.sigmas(model, ratio, "percent", "VP", steps, "normal")
+    sigmas = sdedit.sigmas(model, ratio, "percent", "VP", steps, "normal")
     flow = model.model.model_type.name == "FLOW"
 
     class Walk(comfy.samplers.Sampler):
@@ -333,7 +332,6 @@ def test_video_latents_are_edited_under_one_mask_each():
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
 
 
-# --- both
 
 
 @pytest.mark.parametrize("act", [find, edit])

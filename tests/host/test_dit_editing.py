@@ -8,12 +8,13 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
+from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host.attention import KEY
-from controlled_diffusion.nodes.host.dit_editing import map_blocks
-from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
+from controlled_diffusion.nodes.host.attention.dit import dit_of
+from controlled_diffusion.nodes.host.attention.prompt_to_prompt_dit import map_blocks
+from controlled_diffusion.nodes.host.conditionings import KEY
 from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
@@ -103,7 +104,6 @@ def test_a_family_that_cannot_be_reached_is_refused_by_name(name, text_model):
         patch(model, clip)
 
 
-# --- joint attention
 
 
 def test_the_pictures_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
@@ -208,7 +208,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(flux, clip)
     assert KEY not in flux.model_options["transformer_options"]
 
 
-# --- words
 
 
 def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
@@ -269,7 +268,6 @@ def test_filled_rows_keep_the_mean_and_the_mask_of_a_single_row(clip):
     assert values["attention_mask"].shape == (1, rows.shape[1]) and values["attention_mask"].all()
 
 
-# --- local blend
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
@@ -353,7 +351,6 @@ def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
     assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
 
 
-# --- real pictures
 
 
 def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip):
@@ -368,7 +365,6 @@ def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip):
     assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
 
 
-# --- cross-attention
 
 
 def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
@@ -394,7 +390,7 @@ def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
 
 
 def test_a_swap_of_equal_length_needs_no_probabilities_of_a_cross_attention(text_model, monkeypatch):
-    from controlled_diffusion.nodes.host.joint_attention import TokenCall
+    from controlled_diffusion.nodes.host.attention.dit import TokenCall
 
     clip, model = tiny_dits.Clip(text_model, "wan"), tiny_dits.dit("wan")
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape

@@ -11,7 +11,8 @@ import torch
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionTrainer
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
-from controlled_diffusion.nodes.host import classifiers, training_memory
+from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.loop import Diverged, Loop
@@ -22,7 +23,7 @@ from host.sampling import ksampler
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
-FOLDERS = ("embeddings", "loras", "diffusion_models", classifiers.FOLDER)
+FOLDERS = ("embeddings", "loras", "diffusion_models", classifier.FOLDER)
 
 
 def images(count=2, size=64, seed=0):
@@ -44,7 +45,7 @@ TRAINERS = {  # node, folder of its file, what it is given
     "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
     "classifier": (
         NoisyClassifierTrainer,
-        classifiers.FOLDER,
+        classifier.FOLDER,
         dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
     ),
 }
@@ -272,7 +273,7 @@ def test_a_file_that_is_there_is_never_written_over_unasked(kind, made, folders)
 
 @of_concepts
 def test_memory_that_is_not_there_is_told_before_the_first_step(kind, made, monkeypatch, folders):
-    monkeypatch.setattr(training_memory.Room, "__post_init__", lambda self: vars(self).update(free=lambda device: 2**10), raising=False)
+    monkeypatch.setattr(memory.Room, "__post_init__", lambda self: vars(self).update(free=lambda device: 2**10), raising=False)
     with pytest.raises(ValueError, match=r"This training needs about \d+ MB of memory beside the model, and 0 MB are free"):
         train(kind, made)
     assert not list(folders.rglob("*.safetensors"))

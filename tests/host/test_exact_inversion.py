@@ -9,8 +9,9 @@ from controlled_diffusion.inversion.method import replay
 from controlled_diffusion.nodes.bdia import BDIAInverter
 from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.edict import EDICTInverter
-from controlled_diffusion.nodes.host import exact
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import sampling
+from controlled_diffusion.nodes.host.inversion import exact
+from controlled_diffusion.nodes.host.inversion.replay import _on
 from controlled_diffusion.nodes.inversion import InversionSampler
 
 from compare import assert_close
@@ -82,11 +83,11 @@ def lost(model, inversion) -> float:
     """The relative latent error of the way back at the inversion's own guidance, in the precision of the states."""
 
     def journey(guider, slope, clean, show):
-        return replay(inversion.method, slope, inverting._on(inversion.trail, clean.device), show=show)
+        return replay(inversion.method, slope, _on(inversion.trail, clean.device), show=show)
 
-    guider = inverting.Guidance(model, inversion.source, inversion.null, inversion.cfg)
+    guider = sampling.Guidance(model, inversion.source, inversion.null, inversion.cfg)
     clean, sigmas = inversion.trail.carries[-1][0], inversion.trail.sigmas
-    return apart(inverting.run(guider, clean.float(), sigmas, journey, len(sigmas) - 1).result.cpu(), clean)
+    return apart(sampling.run(guider, clean.float(), sigmas, journey, len(sigmas) - 1).result.cpu(), clean)
 
 
 def check_round_trip(method, model, steps, cfg, end_percent=0.0):

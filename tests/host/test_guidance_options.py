@@ -10,9 +10,10 @@ from comfy_extras.nodes_apg import APG
 from controlled_diffusion.guidance.directions import Shaping
 from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.record import Record, distinct
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
-from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFGWrapper, noise_scale, record_of
-from controlled_diffusion.nodes.host.record import Record, distinct
+from controlled_diffusion.nodes.host.guidance.multi_cfg import Mixture, MultiCFG, MultiCFGWrapper, record_of
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
@@ -37,7 +38,6 @@ def ours(model, cfg: float, **rules):
     return MultiCFG(model, EMPTY, [Channel(CAT, cfg)], Rules(**rules))
 
 
-# --- adaptive projected guidance ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("knobs", [dict(eta=0.0), dict(eta=0.5, norm=5.0), dict(eta=0.0, momentum=-0.5, norm=8.0)], ids=str)
@@ -111,7 +111,6 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
         assert torch.equal(twice, copied) and not torch.allclose(twice, run(MultiCFG(eps_model, EMPTY, [one], Rules(shaping=shaping))))
 
 
-# --- CFG-zero-star -----------------------------------------------------------------------------------------------
 
 
 def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
@@ -146,7 +145,6 @@ def test_zero_init_does_not_move_the_picture_and_evaluates_nothing(flow_model):
     assert_close(run(ours(flow_model, 4.0, zero_init=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init=1.0), sigmas=early))
 
 
-# --- guidance interval -------------------------------------------------------------------------------------------
 
 
 def test_the_whole_interval_is_plain_cfg(any_model):
@@ -198,7 +196,6 @@ def test_outside_the_interval_a_force_rests(eps_model):
     assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
 
 
-# --- CFG++ -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -222,7 +219,6 @@ def _span():
     return Span(NoiseScale((10.0, 1.0, 0.1)))
 
 
-# --- the report --------------------------------------------------------------------------------------------------
 
 
 def channels():

@@ -11,8 +11,9 @@ import torch
 from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import gradients
-from controlled_diffusion.nodes.host.channels import KEY, MultiCFG, MultiCFGWrapper
-from controlled_diffusion.nodes.host.image_guidance import decoder, nearest_size
+from controlled_diffusion.nodes.host.guidance.image_guidance import nearest_size
+from controlled_diffusion.nodes.host.guidance.multi_cfg import KEY, MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.latents import decoder
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
 from compare import assert_close

@@ -9,9 +9,9 @@ import folder_paths
 import pytest
 import torch
 from controlled_diffusion.nodes.demo import DemoCheckerLoader
-from controlled_diffusion.nodes.host import instruct_pairs as host
+from controlled_diffusion.nodes.host.training import instruct_pairs as host
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
 from PIL import Image
 
@@ -58,7 +58,6 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# --- drawing
 
 
 def drawn_alone(model, clip, vae, text, how, sampler):
@@ -118,7 +117,6 @@ def test_models_without_these_layers_are_refused(vae):
         pairs(tiny_text.denoiser("flux"), tiny_text.clip("flux"), vae)
 
 
-# --- the folder
 
 
 def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_model, clip, vae, output):
@@ -177,7 +175,7 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
 def test_a_run_that_broke_off_before_its_pictures_were_there_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=2, keep=2)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(host.pictures, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(host.images, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
         pairs(eps_model, clip, vae, **one)
     before, _, instructions, _ = pairs(eps_model, clip, vae, **one)
     there = sorted((output / "things").glob("*/*.png"))
@@ -284,7 +282,6 @@ def test_a_list_of_pictures_that_names_others_is_refused(output):
         folder.read()
 
 
-# --- the filter by CLIP
 
 
 class Eyes:
@@ -358,7 +355,6 @@ def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
         pairs(eps_model, clip, vae, folder="none", clip_vision=vision, clip_text=clip, **every | {"min_captions": 1.0})
 
 
-# --- the filter by a checker
 
 
 def test_a_checker_chooses_in_the_place_of_clip(eps_model, clip, vae, vision, output):

@@ -16,9 +16,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
-from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, training
-from controlled_diffusion.nodes.host import instruct_training as host
-from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
+from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, Picture
+from controlled_diffusion.nodes.host.training import denoiser, instruct_models, instruct_pairs, run, trainer
+from controlled_diffusion.nodes.host.training import instruct_pix2pix as host
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
 from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
 from controlled_diffusion.training.objectives import Levels
@@ -69,10 +69,10 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
         assert edited(model).isfinite().all() and pictures.isfinite().all()
 
 
-def task_of(model, clip, vae, what="attention", free=training.comfy.model_management.get_free_memory, **more):
+def task_of(model, clip, vae, what="attention", free=run.comfy.model_management.get_free_memory, **more):
     data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
-    objective = training.Objective(Levels(low=0.2, high=0.9))
+    objective = denoiser.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
         return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0), free)
 
@@ -86,10 +86,10 @@ def inside(task, question):
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
-        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider = run.comfy.samplers.CFGGuider(task.model)
         guider.inner_set_conds({"positive": [task.examples.told[0]]})
         blank = torch.zeros(task.shape)
-        guider.sample(blank, blank, training.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
+        guider.sample(blank, blank, run.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
     return found[0]
 
 
@@ -100,7 +100,6 @@ def edited(model, seed=3, **scales):
     return sampling.run(InstructPix2Pix(model, picture.conditions(model, positive, negative), Scales(**scales)))
 
 
-# --- the model
 
 
 def plain(model, positive, negative, cfg):
@@ -213,7 +212,6 @@ def test_the_hosts_loader_knows_what_an_sdxl_file_predicts(sampling, kind, folde
     assert torch.equal(again.model.diffusion_model.state_dict()[FIRST], wide.model.diffusion_model.state_dict()[FIRST])
 
 
-# --- gradients and the loss
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -274,7 +272,6 @@ def test_what_is_left_out_is_an_empty_picture_or_an_empty_instruction(eps_model,
     assert torch.equal(hidden[0], examples.told[1][0]) and not hidden[1]["concat_latent_image"].any()
 
 
-# --- the node
 
 
 @pytest.mark.parametrize("what", ["attention", "every layer", "all weights"])
@@ -290,7 +287,7 @@ def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model,
     again = InstructPix2PixLoader.execute(eps_model, name).args[0]
     assert torch.equal(edited(model), edited(again)) and not torch.equal(edited(model, 3), edited(model, 4))
     assert all(torch.equal(v, before[k]) for k, v in eps_model.model.state_dict().items()) and not eps_model.wrappers
-    assert not training.comfy.model_management.in_training
+    assert not run.comfy.model_management.in_training
 
 
 def test_training_goes_on_where_it_stopped_and_the_same_seed_learns_the_same(eps_model, clip, vae, folders):
@@ -320,7 +317,7 @@ def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
     task = task_of(eps_model, clip, vae, "every layer", steps=40, batch_size=3, learning_rate=5e-3, dropout=0.0)
     task = replace(task, pictures=task.examples.before)
     with torch.inference_mode(False), torch.no_grad():
-        loop = host.trainers.run(task, folders / "state.safetensors", lambda loop: "nowhere")
+        loop = trainer.run(task, folders / "state.safetensors", lambda loop: "nowhere")
     losses = [s.loss for s in loop.history]
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
 
@@ -328,14 +325,14 @@ def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
 def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
     def watch(value, total, preview, node_id=None):
         if (value, total) == (1, 50):
-            training.comfy.model_management.interrupt_current_processing(True)
+            run.comfy.model_management.interrupt_current_processing(True)
 
-    training.comfy.utils.set_progress_bar_global_hook(watch)
+    run.comfy.utils.set_progress_bar_global_hook(watch)
     try:
         model, name, _, blocked = train(eps_model, clip, vae, steps=50)
     finally:
-        training.comfy.utils.set_progress_bar_global_hook(None)
-        training.comfy.model_management.interrupt_current_processing(False)
+        run.comfy.utils.set_progress_bar_global_hook(None)
+        run.comfy.model_management.interrupt_current_processing(False)
     assert "no validation picture" in blocked.message
     assert torch.equal(edited(model), edited(instruct_models.load(eps_model, str(folders / "diffusion_models" / name))))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.inversion import InversionSampler
 
 from compare import assert_close
@@ -64,7 +64,7 @@ def test_the_trail_starts_at_ksamplers_first_sigma_and_ends_at_the_picture(model
 
 def test_an_inversion_up_to_a_percent_starts_at_its_sigma_and_keeps_the_steps(model):
     inversion = invert(model, picture(), end_percent=0.5)[0]
-    scale = inverting.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
     assert inversion.trail.sigmas[0] == pytest.approx(scale.sigma(0.5)) and inversion.trail.steps == 8
 
 
@@ -254,7 +254,6 @@ def test_the_method_travels_with_the_inversion(model):
     assert invert(model, picture())[0].method == DDIM()
 
 
-# --- fixed-point iterations and midpoint steps
 
 
 OPTIONS = [

@@ -19,13 +19,14 @@ from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.method import Method, method_named
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import inversion_files
-from controlled_diffusion.nodes.host.inversion import Inversion
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.inversion import inversion_files
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.nodes.host.inversion.invert import Inversion
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import Caption, Claim, render
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import Caption, Claim, render
 
 import demo_inversion
 from compare import assert_close
@@ -52,7 +53,7 @@ def model():
 
 def inverted(model, source=SOURCE, batch: int = 1):
     latent = {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    return inverting.invert(model, None, latent, source, DDIM(), inverting.levels(model, "normal", 5, 0.0))
+    return inverting.invert(model, None, latent, source, DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
 
 
 def save(inversion, prefix: str = "inversion") -> str:
@@ -109,7 +110,7 @@ def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
 @pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)
 def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
     latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    sigmas = inverting.levels(model, "normal", 10, 0.0)
+    sigmas = noise_levels.levels(model, "normal", 10, 0.0)
     found = inverting.invert(model, None, latent, SOURCE, method, sigmas, precision=torch.float64)
     loaded = inversion_files.load(save(found))
     assert {t.dtype for carry in loaded.trail.carries for t in carry} == {torch.float64}
@@ -297,4 +298,4 @@ def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
     assert float(psnr(studio.vae.decode(picture["samples"]), rendered)) > 25
     back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
     assert float(psnr(studio.vae.decode(back), studio.vae.decode(picture["samples"]))) > 25
-    assert demo_checker.judge(demo_checker.read(studio.pictures(back)[0]), caption)["bound"]
+    assert checker.judge(checker.read(studio.pictures(back)[0]), caption)["bound"]

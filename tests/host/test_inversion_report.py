@@ -6,9 +6,9 @@ import pytest
 import torch
 from controlled_diffusion.inversion import quality
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import perceptual
-from controlled_diffusion.nodes.host.comparison import Report
+from controlled_diffusion.nodes.host import lpips, noise_levels
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.nodes.host.inversion.inversion_report import Report
 from controlled_diffusion.nodes.inversion_report import InversionReport
 
 from compare import assert_close
@@ -31,7 +31,7 @@ def inversion():
     with torch.inference_mode():
         latent = {"samples": torch.randn(2, 4, 8, 8)}
         model = tiny.unet("eps", output_scale=0.05)
-        return inverting.invert(model, None, latent, tiny.conditioning(1), DDIM(), inverting.levels(model, "normal", 5, 0.0))
+        return inverting.invert(model, None, latent, tiny.conditioning(1), DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
 
 
 def test_the_text_holds_the_numbers_of_each_picture_and_their_mean():
@@ -164,7 +164,7 @@ def test_the_text_is_shown_in_the_node_too():
 
 
 def test_without_the_package_lpips_is_left_out_and_nothing_is_loaded():
-    if perceptual.available():
+    if lpips.available():
         pytest.skip("LPIPS is on this machine")
     assert "LPIPS" not in report(draw(), edit=draw(seed=1))[1]
 
@@ -174,12 +174,12 @@ def test_lpips_is_measured_where_it_is_installed(tmp_path, monkeypatch):
     pytest.importorskip("lpips")
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert not perceptual.available()
+    assert not lpips.available()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "hub" / "checkpoints" / perceptual._ALEXNET)
-    assert perceptual.available()
+    torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "hub" / "checkpoints" / lpips._ALEXNET)
+    assert lpips.available()
     reference = draw(2)
     made = torch.stack([reference[0], 1 - reference[1]])
-    found = perceptual.lpips(made, reference)
+    found = lpips.lpips(made, reference)
     assert found[0] == 0 and found[1] > 0
     assert f"LPIPS {float(found[1]):.4f}" in report(reference, edit=made)[1]

@@ -19,11 +19,13 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.attention.ip_adapter import recognise
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Schedule
-from controlled_diffusion.nodes.host import gradients, ip_adapter
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
+from controlled_diffusion.nodes.host import demo, gradients
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
-from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
+from controlled_diffusion.training.demo.config import VISION_CONFIG
 from safetensors.torch import save_file
 
 from adapters import SD15, SDXL, parted, published
@@ -47,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 @pytest.fixture(scope="module")
 def vision():
     """A tiny random CLIP_VISION of the host's own class."""
-    encoder = ip_adapter.new_demo_encoder()
+    encoder = demo.new_demo_encoder()
     fill(encoder.model, 4)
     return encoder
 
@@ -107,7 +109,6 @@ def layer_outputs(model, block=("input", 1), **given) -> torch.Tensor:
     return torch.cat(seen)
 
 
-# --- the same as diffusers --------------------------------------------------------------------------------------
 
 
 WITH, WITHOUT = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -208,7 +209,6 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     assert_close(found, eps, atol=1e-5, rtol=1e-5)
 
 
-# --- neutral settings -------------------------------------------------------------------------------------------
 
 
 def test_weight_zero_is_the_model_itself_bit_for_bit(any_model, vision):
@@ -239,7 +239,6 @@ def test_a_schedule_multiplies_the_weight(eps_model, vision):
     assert_close(found, predictions(patched(eps_model, vision, weight=0.4)[0]))
 
 
-# --- rows -------------------------------------------------------------------------------------------------------
 
 
 def alone(model, vision, text, image: bool, **settings) -> torch.Tensor:
@@ -361,7 +360,6 @@ def test_several_images_combine_as_they_should(eps_model, vision):
     assert_close(twice, single[0], **CLOSE)
 
 
-# --- weights, layers, masks -------------------------------------------------------------------------------------
 
 
 def test_a_layer_is_additive_in_weight(eps_model, vision):
@@ -436,7 +434,6 @@ def test_a_mask_outside_its_range_is_refused(eps_model, vision):
         patched(eps_model, vision, mask=torch.full((1, 8, 8), 2.0))
 
 
-# --- with other nodes -------------------------------------------------------------------------------------------
 
 
 def halved(q, k, v, options):
@@ -540,7 +537,6 @@ def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision)
     assert not any(t.is_inference() for pairs in (prompt.images, prompt.nothing) for pair in pairs for t in pair)
 
 
-# --- as a channel -----------------------------------------------------------------------------------------------
 
 
 def channels(vision, model, weight: float = 1.0):
@@ -614,7 +610,6 @@ def test_without_a_conditioning_there_is_none_to_hand_on(eps_model, vision):
     assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:])
 
 
-# --- what cannot work -------------------------------------------------------------------------------------------
 
 
 def execute(model, adapter, encoder, **optional):

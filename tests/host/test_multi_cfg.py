@@ -7,7 +7,9 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale, same_conditioning
+from controlled_diffusion.nodes.host.conditionings import same_conditioning
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run

@@ -13,8 +13,9 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.inversion.null_text import threshold
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host import gradients, inversion_files
-from controlled_diffusion.nodes.host.channels import MultiCFGWrapper
+from controlled_diffusion.nodes.host import checkpointing, gradients
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
+from controlled_diffusion.nodes.host.inversion import inversion_files
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import SaveInversion
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
@@ -67,7 +68,6 @@ def apart(a, b) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# --- null-text
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY), dict(optimizer="adam", inner_steps=5)])
@@ -308,11 +308,11 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
     with gradients.differentiable(False):
         gradients.heal(model.model)
         x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
-        for name, blocks in (("plain", []), ("again", gradients.blocks_of(model.model))):
+        for name, blocks in (("plain", []), ("again", checkpointing.blocks_of(model.model))):
             sizes = []
             with (
                 torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t),
-                gradients.recomputed(blocks),
+                checkpointing.recomputed(blocks),
             ):
                 model.model.diffusion_model(x, torch.tensor([5.0]), context=context)
             kept[name] = sum(sizes)
@@ -320,7 +320,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
 
 
 def test_checkpointing_is_refused_where_it_was_not_tried(monkeypatch):
-    monkeypatch.setattr(gradients, "RECOMPUTABLE", {})
+    monkeypatch.setattr(checkpointing, "RECOMPUTABLE", {})
     with pytest.raises(ValueError, match="checkpointing was not tried with BaseModel"):
         invert(small("eps"), picture(), checkpointing=True)
 
@@ -394,7 +394,6 @@ def test_a_channel_without_a_null_of_its_own_is_measured_against_the_embedding()
     check_losses(model, found, latent)
 
 
-# --- negative-prompt
 
 
 def test_under_the_source_cfg_has_no_effect(model):
@@ -473,7 +472,6 @@ def test_fixed_point_iterations_bring_the_picture_back_at_any_cfg(family):
     assert apart(sample(model, near), latent["samples"]) < apart(sample(model, plain), latent["samples"]) / 10
 
 
-# --- what cannot work
 
 
 @pytest.mark.parametrize(
@@ -513,7 +511,6 @@ def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
         invert(model, picture())
 
 
-# --- on the demo model
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@ import pytest
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
-from controlled_diffusion.nodes.host.pictures import line_chart, weights_picture
+from controlled_diffusion.nodes.host.guidance.guidance_report import weights_picture
+from controlled_diffusion.nodes.host.images import line_chart
 
 from host.sampling import sigmas_of
 

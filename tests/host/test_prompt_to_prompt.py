@@ -18,8 +18,8 @@ from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.edict import EDICTInverter
 from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
-from controlled_diffusion.nodes.host.attention import blend_places, unet_places
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.attention.unet import blend_places, unet_places
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.host.prompts import HostTokenizer, as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
@@ -187,7 +187,7 @@ def replacements(model, clip, blend=None, **knobs) -> list[tuple[float, dict]]:
 
 
 def comfy_scale(model):
-    from controlled_diffusion.nodes.host.channels import noise_scale
+    from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
     return noise_scale(model.get_model_object("model_sampling"))
 
@@ -347,7 +347,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(eps, clip):
     assert "controlled_diffusion.attention" not in eps.model_options["transformer_options"]
 
 
-# --- words and tokens
 
 
 def test_a_long_negative_or_target_leaves_the_source_as_it_is(eps, clip):
@@ -476,7 +475,6 @@ def test_alpha_goes_from_none_to_all(eps, clip):
     assert_close(drawn(eps, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
 
 
-# --- local blend
 
 
 def test_a_blend_that_lets_nothing_through_is_the_source_and_one_that_lets_all_through_is_no_blend(model, clip):
@@ -641,7 +639,6 @@ def test_a_run_that_is_over_or_was_stopped_holds_no_conditionings(eps, clip, sto
     assert edited.blending.masks and not edited.moments and edited.blending.sums is None and captured.sums.total
 
 
-# --- real pictures
 
 
 def inverted(model, clip, source=SOURCE, pictures=1, steps=6):
@@ -709,7 +706,6 @@ def test_a_replay_needs_a_row_of_the_source_for_every_picture(clip):
         InversionSampler.execute(patched, single, 4.0, "edit", positive, negative)
 
 
-# --- what is refused
 
 
 @pytest.mark.parametrize(

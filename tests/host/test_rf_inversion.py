@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.rf_inversion import RFInverter
 
@@ -74,7 +74,7 @@ def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_picture(model):
 
 def test_the_percents_are_those_of_the_sampling(model):
     inversion = invert(model, eta_start_percent=0.2, eta_end_percent=0.6)
-    scale = inverting.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
     on = [inversion.method.pull(i, inversion.trail) > 0 for i in range(STEPS)]
     assert on == [0.2 - 1e-6 <= scale.percent(s) <= 0.6 + 1e-6 for s in inversion.trail.sigmas[:-1]]
     assert 0 < sum(on) < STEPS

@@ -5,7 +5,8 @@ from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes import schedules
-from controlled_diffusion.nodes.host.channels import MultiCFG, noise_scale
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
 from compare import assert_close

@@ -2,7 +2,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from controlled_diffusion.nodes.host import img2img
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.guidance import sdedit
 from controlled_diffusion.nodes.sdedit import SDEditSampler
 
 from compare import assert_close
@@ -59,7 +60,7 @@ def test_strength_zero_returns_the_guide(model):
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc"])
 def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
     start = guide(2)
-    levels = img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")
+    levels = sdedit.sigmas(model, 0.5, "percent", "VP", 4, "normal")
     noise = comfy.sample.prepare_noise(start["samples"], 3)
     host = comfy.sample.sample_custom(
         model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY, start["samples"], disable_pbar=True, seed=3
@@ -68,9 +69,9 @@ def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
 
 
 def test_every_scheduler_starts_at_the_same_noise_level(model):
-    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
     for scheduler in comfy.samplers.KSampler.SCHEDULERS:
-        levels = img2img.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
+        levels = sdedit.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
         assert float(levels[0]) == pytest.approx(scale.sigma(0.6), rel=1e-5), scheduler
         assert levels[-1] == 0 and len(levels) - 1 == 6, (scheduler, len(levels))
 
@@ -79,7 +80,7 @@ def test_the_noisy_start_is_the_guide_at_the_level_asked_for(model):
     original = guide()
     _, _, start, _ = edit(model, original)
     noise = comfy.sample.prepare_noise(original["samples"], 3)
-    sigma = float(img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")[0])
+    sigma = float(sdedit.sigmas(model, 0.5, "percent", "VP", 4, "normal")[0])
     clean = model.model.process_latent_in(original["samples"])
     flow = model.model.model_type.name == "FLOW"
     expected = (1 - sigma) * clean + sigma * noise if flow else clean + sigma * noise
@@ -132,7 +133,7 @@ def test_a_picture_that_is_not_noised_stays_the_picture(model, vae):
 
 
 def test_the_variance_exploding_process_starts_lower_and_runs_its_steps(model):
-    levels = {p: img2img.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
+    levels = {p: sdedit.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
     assert len(levels["VE"]) == 6
     if model.model.model_type.name == "FLOW":
         assert torch.equal(levels["VP"], levels["VE"])

@@ -10,9 +10,9 @@ from collections import defaultdict
 import comfy.sample
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import attention_maps
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES
+from controlled_diffusion.nodes.host.attention import attention_maps
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES
 
 from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 
@@ -53,7 +53,7 @@ def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, f
     for number, (prompt, things) in enumerate(prompts(count)):
         maps, pictures = captured(studio, prompt, [w for thing in things for w in thing], 900 + 10 * number)
         for i, picture in enumerate(pictures):
-            seen = {(t.color, t.shape): t.mask for t in demo_checker.read(picture).things}
+            seen = {(t.color, t.shape): t.mask for t in checker.read(picture).things}
             if set(seen) != set(things):
                 continue
             for thing, other in (things, things[::-1]):

@@ -9,10 +9,10 @@ import argparse
 import numpy as np
 from controlled_diffusion.guidance.classifier import ClassifierForce
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host import classifiers
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import COLORS, SHAPES
+from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, SHAPES
 
 from harness.demo_pictures import Studio
 
@@ -20,12 +20,12 @@ SCALES = (0.0, 2.0, 8.0, 32.0, 64.0)
 
 
 def shows(picture: np.ndarray, label: str) -> bool:
-    return any(label in (t.color, t.shape) for t in demo_checker.read(picture).things)
+    return any(label in (t.color, t.shape) for t in checker.read(picture).things)
 
 
 def rest(picture: np.ndarray, label: str) -> tuple:
     """What was not asked for: background, number of things and, of the largest, its other name, place, size and texture."""
-    seen = demo_checker.read(picture)
+    seen = checker.read(picture)
     thing = seen.things[0] if seen.things else None
     return (
         seen.background,
@@ -45,7 +45,7 @@ def vendi(descriptions) -> float:
 
 def guided(studio: Studio, label: str, scale: float, count: int, seed: int = 4000) -> np.ndarray:
     """Pictures with an empty prompt and one classifier channel."""
-    classifier = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    classifier = read(SHIPPED / "demo_model.safetensors")
     channel = Channel(None, scale, force=ClassifierForce(classifier, classifier.choices(label)))
     guider = MultiCFG(studio.model, studio.prompt(""), [channel])
     return np.concatenate([studio.draw_with(guider, min(32, count - first), seed=seed + first) for first in range(0, count, 32)])

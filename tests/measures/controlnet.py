@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker, demo_control, demo_model, demo_world
-from controlled_diffusion.training.demo_world import COLORS, Scene
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training import demo_control, demo_model
+from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo.world import COLORS, Scene
 
 from harness.demo_pictures import Studio
 
@@ -31,9 +32,9 @@ def scenes(count: int) -> list[Scene]:
 
 def silhouette_iou(picture: np.ndarray, scene: Scene) -> float:
     """Overlap of everything that stands on the background with the silhouette."""
-    things = [t.mask for t in demo_checker.read(picture).things]
-    seen = np.logical_or.reduce(things) if things else np.zeros((demo_world.SIZE,) * 2, bool)
-    wanted = np.logical_or.reduce(demo_world.thing_masks(scene))
+    things = [t.mask for t in checker.read(picture).things]
+    seen = np.logical_or.reduce(things) if things else np.zeros((world.SIZE,) * 2, bool)
+    wanted = np.logical_or.reduce(world.thing_masks(scene))
     return float((seen & wanted).sum() / max(1, (seen | wanted).sum()))
 
 
@@ -71,7 +72,7 @@ def trade_off(studio: Studio, count: int, weight: float) -> tuple[float, float]:
     chosen = scenes(count)
     texts, colors = wishes(chosen)
     pictures = drawn(studio, chosen, texts, weight)
-    right = [[t.color for t in demo_checker.read(p).things] == [c] for p, c in zip(pictures, colors)]
+    right = [[t.color for t in checker.read(p).things] == [c] for p, c in zip(pictures, colors)]
     return float(np.mean([silhouette_iou(p, s) for p, s in zip(pictures, chosen)])), float(np.mean(right))
 
 

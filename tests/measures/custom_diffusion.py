@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import adapters
-from controlled_diffusion.nodes.host import custom_diffusion as merging
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import adapters
+from controlled_diffusion.nodes.host.training import custom_diffusion as merging
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.textual_inversion import Word
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, world
 
 from harness.demo_pictures import Studio
 from measures import textual_inversion
@@ -103,24 +104,24 @@ def pair(index: int, words: dict[Idea, str], seed: int = HELD_OUT + 2) -> tuple[
 
 def judged_pair(picture: np.ndarray, claimed: world.Caption) -> dict[str, bool]:
     """What the checker says of both things; right in all where each has its own colour and shape, and there is nothing more."""
-    found = demo_checker.judge(demo_checker.read(picture), claimed)
+    found = checker.judge(checker.read(picture), claimed)
     row = {"concept": found["texture"], "color": found["color"], "shape": found["shape"], "background": found.get("background", True)}
     return {k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()) and found["bound"])}
 
 
 def judged_one(picture: np.ndarray, claimed: world.Caption, idea: Idea) -> dict[str, bool]:
     """What the checker says of the largest thing."""
-    reading, claim = demo_checker.read(picture), claimed.claims[0]
+    reading, claim = checker.read(picture), claimed.claims[0]
     if not reading.things:
         return dict.fromkeys(FACTS, False)
     seen = reading.things[0]
-    shape, score = demo_checker.any_shape(seen.mask)
+    shape, score = checker.any_shape(seen.mask)
     there = textual_inversion.shown(picture, reading) | ({shape} if score >= ALIKE else set())
     found = {
         "concept": idea.name in there,
         "color": seen.color == claim.color,
         "shape": shape == claim.shape,
-        "background": demo_checker.judge(reading, claimed).get("background", True),
+        "background": checker.judge(reading, claimed).get("background", True),
     }
     return {k: bool(v) for k, v in found.items()} | {"all": bool(all(found.values()))}
 
@@ -141,7 +142,7 @@ def new_contexts(studio: Studio, model, words: dict[Idea, str]):
 
 
 def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> host.Learnt:
-    word = host.Word(idea.placeholder, "shape" if idea.strange else "", 1)
+    word = Word(idea.placeholder, "shape" if idea.strange else "", 1)
     subject = host.Subject(f"a {idea.placeholder}" + ("" if idea.strange else " shape"), word, o.word_rate)
     return taught(studio, name, idea.lesson(), subject, merging.KeysAndValues(), o.prior_weight, o)
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training.demo_world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 
 from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 
@@ -117,7 +118,7 @@ def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
 
 def succeeded(picture: np.ndarray, wish: Change) -> bool:
     """Whether the checker reads the target: every thing in its colour, shape and texture, nothing more, the background kept."""
-    verdict = demo_checker.judge(demo_checker.read(picture), caption(wish.after))
+    verdict = checker.judge(checker.read(picture), caption(wish.after))
     return verdict["bound"] and verdict["texture"] and verdict["background"]
 
 

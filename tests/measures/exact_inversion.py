@@ -16,7 +16,8 @@ from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.exact import for_steps
 from controlled_diffusion.inversion.method import Method, replay
-from controlled_diffusion.nodes.host import exact, inversion
+from controlled_diffusion.nodes.host import noise_levels, sampling
+from controlled_diffusion.nodes.host.inversion import exact, invert
 
 from harness.demo_pictures import SCHEDULER, Studio
 from measures.diffedit import change, pictures, prompts
@@ -37,14 +38,14 @@ def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: 
     changes, negative = [change(i) for i in range(count)], studio.prompt("")
     source, _ = prompts(studio, changes)
     latent, began = {"samples": studio.vae.encode(pictures(changes))}, time.perf_counter()
-    sigmas = inversion.levels(studio.model, scheduler, steps, 0.0)
-    found = inversion.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
+    sigmas = noise_levels.levels(studio.model, scheduler, steps, 0.0)
+    found = invert.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
 
     def journey(guider, slope, clean, show):
         return replay(method, slope, found.trail, show=show)
 
-    guider = inversion.Guidance(studio.model, source, negative, cfg)
-    walk = inversion.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
+    guider = sampling.Guidance(studio.model, source, negative, cfg)
+    walk = sampling.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
     clean, seconds = found.trail.carries[-1][0], time.perf_counter() - began
     errors = (walk.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     evaluations = found.evaluations + guider.evaluations

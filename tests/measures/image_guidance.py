@@ -8,9 +8,10 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.guidance.image_guidance import DISTANCES
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
-from controlled_diffusion.training import demo_model, demo_world
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import world
 
 from harness.demo_pictures import Studio
 
@@ -22,7 +23,7 @@ def distances(studio: Studio, kind: str, weight: float, references: int, through
     """Mean distance to the reference without and with guidance, over as many references with one picture each."""
     found = []
     for i in range(references):
-        picture = torch.from_numpy(demo_world.render(demo_model.scene(i, seed=88))).float()[None] / 255
+        picture = torch.from_numpy(world.render(demo_model.scene(i, seed=88))).float()[None] / 255
         pair = []
         for w in (0.0, weight):
             channels = ImageGuidanceChannel.execute(studio.model, studio.vae, kind, w, 0.0, 1.0, 0, "", through, 0, image=picture).args[0]

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
-from controlled_diffusion.nodes.host import demo, instruct_models
-from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
-from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, Picture
+from controlled_diffusion.nodes.host.training import instruct_models
+from controlled_diffusion.training import demo_instruct, demo_model
+from controlled_diffusion.training.demo import checker, world
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.demo_pictures import Studio
@@ -61,7 +62,7 @@ class Editor:
 
 def right(picture: np.ndarray, edit: demo_instruct.Edit) -> bool:
     """Whether the picture shows just the things of the scene after the edit."""
-    seen = sorted((t.color, t.shape) for t in demo_checker.read(picture).things)
+    seen = sorted((t.color, t.shape) for t in checker.read(picture).things)
     return seen == sorted((t.color, t.shape) for t in edit.after.things)
 
 
@@ -70,7 +71,7 @@ def untouched(picture: np.ndarray, edit: demo_instruct.Edit) -> float:
     before, after = world.render(edit.before).astype(float), world.render(edit.after).astype(float)
     touched = np.abs(before - after).max(-1) > 0
     for _ in range(3):
-        touched = demo_checker._dilate(touched)
+        touched = checker._dilate(touched)
     return -10 * math.log10(max(np.square((picture - before)[~touched] / 255).mean(), 1e-10))
 
 

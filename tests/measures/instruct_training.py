@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
-from controlled_diffusion.training import demo_checker, demo_instruct
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training import demo_instruct
+from controlled_diffusion.training.demo import checker, world
 
 from harness.demo_pictures import Studio
 from measures.diffedit import defaults
@@ -61,7 +61,7 @@ def learnt(studio: Studio, o: argparse.Namespace) -> str:
 
 def as_told(picture: np.ndarray, edit: demo_instruct.Edit) -> bool:
     """Whether the picture shows just the things of the scene after the edit, with their textures."""
-    seen = sorted((t.color, t.shape, t.texture) for t in demo_checker.read(picture).things)
+    seen = sorted((t.color, t.shape, t.texture) for t in checker.read(picture).things)
     return seen == sorted((t.color, t.shape, t.texture) for t in edit.after.things)
 
 

@@ -10,11 +10,11 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host import ip_adapter
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import checker, world
 
 from harness.demo_pictures import CFG, Studio
 
@@ -42,7 +42,7 @@ class Task:
 
     def judge(self, picture: np.ndarray) -> list[bool]:
         """One verdict for each of FACTS."""
-        found = demo_checker.read(picture)
+        found = checker.read(picture)
         thing = found.things[0] if len(found.things) == 1 else None
         same = [thing is not None and getattr(thing, k) == getattr(self.thing, k) for k in ("color", "shape", "texture")]
         placed = thing is not None and thing.position == self.place
@@ -55,7 +55,7 @@ class Bench:
     def __init__(self, studio: Studio):
         self.studio = studio
         with torch.inference_mode():
-            self.adapter, self.encoder = ip_adapter.load("demo_model.safetensors"), ip_adapter.demo_encoder()
+            self.adapter, self.encoder = ip_adapter.load("demo_model.safetensors"), demo.demo_encoder()
 
     def patch(self, tasks: list[Task], **settings):
         images = torch.from_numpy(np.stack([t.reference for t in tasks])).float() / 255

@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import COLORS, SHAPES, Caption, Claim
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, SHAPES, Caption, Claim
 
 from harness.demo_pictures import Studio
 
@@ -24,7 +24,7 @@ def share(flags) -> float:
 
 
 def has_color(picture: np.ndarray, color: str) -> bool:
-    return any(t.color == color for t in demo_checker.read(picture).things)
+    return any(t.color == color for t in checker.read(picture).things)
 
 
 def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "orange") -> tuple[float, float]:
@@ -54,7 +54,7 @@ def pairs(count: int) -> list[Caption]:
 
 def placed(pictures, captions) -> float:
     """Share in which both things are there, each with its own colour and shape, at its place."""
-    verdicts = [demo_checker.judge(demo_checker.read(p), c) for p, c in zip(pictures, captions)]
+    verdicts = [checker.judge(checker.read(p), c) for p, c in zip(pictures, captions)]
     return share(v["bound"] and v["position"] for v in verdicts)
 
 

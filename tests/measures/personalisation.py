@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import adapters
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.nodes.host.training import Objective
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import adapters, textual_inversion
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.denoiser import Objective
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 
 from harness.demo_pictures import CFG, STEPS, Studio
 from harness.environment import PRIVATE
@@ -71,7 +71,7 @@ def ordinary(count: int, first: int) -> list[world.Caption]:
 def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    subject = host.Subject(f"a {word}", host.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
+    subject = host.Subject(f"a {word}", textual_inversion.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
     return taught(
         studio, name, lesson(o.shape, word, o.wordings), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o
     )
@@ -83,11 +83,11 @@ def taught(
     """Learns what pictures show under their captions, or goes on learning it."""
     pictures, captions = shown
     kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
-    settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
-    look = host.Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
+    settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
+    look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
+            studio.model, studio.clip, studio.vae, Data([pictures], captions), subject, kept,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
@@ -110,11 +110,11 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
 
     def judged(first: int, count: int) -> list[dict]:
         prompts = [asked(first + i, shape, word) for i in range(count)]
-        readings = [demo_checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
+        readings = [checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
         rows = []
         for reading, prompt in zip(readings, prompts):
-            seen, verdict = reading.things[:1], demo_checker.judge(reading, prompt)
-            found = bool(seen) and demo_checker.any_shape(seen[0].mask)
+            seen, verdict = reading.things[:1], checker.judge(reading, prompt)
+            found = bool(seen) and checker.any_shape(seen[0].mask)
             row = {
                 "shape": bool(found) and found[0] == shape and found[1] >= ALIKE,
                 "color": bool(seen) and seen[0].color == prompt.claims[0].color,
@@ -134,7 +134,7 @@ def drift(studio: Studio, model):
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
         return [
-            {"right": bool(demo_checker.judge(demo_checker.read(p), c)["bound"]), "apart": float(d)}
+            {"right": bool(checker.judge(checker.read(p), c)["bound"]), "apart": float(d)}
             for p, c, d in zip(after, prompts, apart)
         ]
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 
 from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
@@ -138,15 +138,15 @@ def covered(things) -> np.ndarray:
     return np.any([np.zeros((128, 128), bool), *(t.mask for t in things)], axis=0)
 
 
-def named(reading: demo_checker.Reading, thing: Thing | Claim) -> list[demo_checker.Seen]:
+def named(reading: checker.Reading, thing: Thing | Claim) -> list[checker.Seen]:
     """The things of a picture of that shape and colour."""
     return [t for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color)]
 
 
-def succeeded(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> bool:
+def succeeded(before: checker.Reading, after: checker.Reading, edit: Edit, thing: Thing) -> bool:
     """Whether everything that the target claims is there, or a noun's thing became larger or smaller."""
     if edit.grows == 1.0:
-        return all(demo_checker.judge(after, edit.target).values())
+        return all(checker.judge(after, edit.target).values())
     one, other = (int(covered(named(r, thing)).sum()) for r in (before, after))
     return other >= edit.grows * one if edit.grows > 1 else 0 < other <= edit.grows * one
 
@@ -155,7 +155,7 @@ def widened(mask: np.ndarray, cells: int = ROOM) -> np.ndarray:
     return torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * cells + 1, 1, cells)[0].numpy() > 0
 
 
-def staying(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> np.ndarray:
+def staying(before: checker.Reading, after: checker.Reading, edit: Edit, thing: Thing) -> np.ndarray:
     """The pixels that should stay as they are."""
     if edit.stays == "all":
         return np.ones((128, 128), bool)
@@ -167,7 +167,7 @@ def staying(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edi
 
 def judged(before: np.ndarray, after: np.ndarray, edit: Edit, scene: Scene) -> list[float]:
     """(success, IoU of the things of both, PSNR of what should stay)."""
-    one, other = demo_checker.read(before), demo_checker.read(after)
+    one, other = checker.read(before), checker.read(after)
     a, b, kept = covered(one.things), covered(other.things), staying(one, other, edit, scene.things[0])
     error = np.square((before.astype(float) - after)[kept] / 255).mean() if kept.any() else 1.0
     success = succeeded(one, other, edit, scene.things[0])

@@ -10,8 +10,9 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.nodes.sdedit import SDEditSampler
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
 
 from harness.demo_pictures import CFG, SCHEDULER, Studio
 
@@ -46,7 +47,7 @@ def strokes(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def faithful(picture: np.ndarray, scene: Scene) -> bool:
     """Whether every thing's colour is found where the strokes were."""
-    seen = demo_checker.read(picture).things
+    seen = checker.read(picture).things
     return all(any(t.color == s.color and s.mask[int(t.y), int(t.x)] for s in seen) for t in scene.things)
 
 
@@ -78,7 +79,7 @@ def trade_off(studio: Studio, count: int, strength: float, repeats: int = 1) -> 
     """(faithful, real) shares and the distance to the strokes at a strength."""
     chosen, rng = scenes(count), np.random.default_rng(SEED)
     pictures = edited(studio, chosen, strength, repeats)
-    real = [demo_checker.judge(demo_checker.read(p), caption(s))["bound"] for p, s in zip(pictures, chosen)]
+    real = [checker.judge(checker.read(p), caption(s))["bound"] for p, s in zip(pictures, chosen)]
     apart = [float(np.sqrt(np.mean((p / 255 - strokes(s, rng)) ** 2))) for p, s in zip(pictures, chosen)]
     return float(np.mean([faithful(p, s) for p, s in zip(pictures, chosen)])), float(np.mean(real)), float(np.mean(apart))
 

@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import textual_inversion as host
-from controlled_diffusion.nodes.host.training import Objective
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import textual_inversion as host
+from controlled_diffusion.nodes.host.training.denoiser import Objective
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 
 from harness.demo_pictures import Studio
 from harness.environment import PRIVATE
@@ -38,9 +39,9 @@ def with_extra(scene: world.Scene, extra: str) -> world.Scene:
     return replace(scene, moon=extra == "moon", things=(replace(scene.things[0], **worn),))
 
 
-def shown(picture: np.ndarray, reading: demo_checker.Reading) -> set[str]:
+def shown(picture: np.ndarray, reading: checker.Reading) -> set[str]:
     """Which of the extras a picture shows; the texture is that of its largest thing."""
-    return demo_checker.extras(picture) | {t.texture for t in reading.things[:1]}
+    return checker.extras(picture) | {t.texture for t in reading.things[:1]}
 
 
 def caption(scene: world.Scene, number: int) -> world.Caption:
@@ -66,13 +67,13 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
     """Learns the word, or goes on learning it; what to write in a prompt."""
     pictures, captions = lesson(extra)
     word = host.Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
-    settings = host.Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
+    settings = Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
     objective = Objective(Levels(options.timesteps), options.weighting)
     with torch.inference_mode(False), torch.no_grad():
         captions = [placed(text, word.placeholder) for text in captions] if options.place == "adjective" else captions
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
-            objective, settings, host.Validation(word.placeholder, count=0),
+            studio.model, studio.clip, studio.vae, Data([pictures], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
+            objective, settings, Validation(word.placeholder, count=0),
         )  # fmt: skip
         loop = host.run(task, name, resume=True)
     curve = [s.loss for s in loop.history]
@@ -85,8 +86,8 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
 def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) -> list[dict[str, bool]]:
     """What the checker says of a batch of pictures; `text_of` makes the prompt of a caption."""
     pictures = studio.draw([text_of(c.text) for c in prompts], seed=first)
-    readings = [demo_checker.read(p) for p in pictures]
-    return [demo_checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)]
+    readings = [checker.read(p) for p in pictures]
+    return [checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)]
 
 
 def measure(studio: Studio, name: str, text_of, count: int) -> list[dict[str, bool]]:
