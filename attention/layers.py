@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
-
 @dataclass(frozen=True)
 class Place:
     """One transformer of a UNet, as the host numbers it. `scale`: a token is so many cells of the latent wide."""

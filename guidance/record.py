@@ -77,12 +77,12 @@ class Record:
 
     @property
     def evaluations(self) -> int:
-        """Rows of the network's batch for each picture, over the whole run."""
+        """Rows of the network's batch for each image, over the whole run."""
         return sum(e.evaluations for e in self.entries)
 
     def text(self) -> str:
         """The means of every push, the pair that fights most, and the evaluations."""
-        lines = [f"{len(self.entries)} predictions, {self.evaluations} evaluations of the network for each picture"]
+        lines = [f"{len(self.entries)} predictions, {self.evaluations} evaluations of the network for each image"]
         for name in self.names:
             weight, norm = ([v for _, v in read(name)] for read in (self.weight, self.norm))
             share = len(weight) / len(self.entries)

@@ -38,7 +38,7 @@ class BDIA(Method):
 
     @torch.no_grad()
     def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
-        """Raises ValueError where gamma is 0 or so small that the picture is lost."""
+        """Raises ValueError where gamma is 0 or so small that the image is lost."""
         if self.gamma == 0.0:
             raise ValueError("gamma is 0, which is DDIM and has no exact inverse; give 0.92 to 1, or use DDIM Inverter.")
         steps = len(sigmas) - 1

@@ -16,7 +16,7 @@ import torch
 from .exact import encode_pairs, step_pair
 from .method import Carry, Method, Show, Slope, Trail
 
-LOSS = 1e-3  # of the picture, by rounding
+LOSS = 1e-3  # of the image, by rounding
 
 
 def weight(sigmas: Sequence[float], i: int) -> float:
@@ -40,7 +40,7 @@ def check_steps(sigmas: Sequence[float], dtype: torch.dtype) -> None:
     if loss > LOSS:
         raise ValueError(
             f"The scheduler's steps become {max(lengths) / lengths[0]:.0f} times longer on the way down, which would cost O-BELM about "
-            f"{loss:.0e} of the picture in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or normal."
+            f"{loss:.0e} of the image in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or normal."
         )
 
 

@@ -25,7 +25,7 @@ def _ordered(carry: Carry, i: int) -> Carry:
 
 @dataclass(frozen=True)
 class EDICT(Method):
-    """Exact for any network; two evaluations a step. The carry is (x, y), at the picture's own level twice the picture.
+    """Exact for any network; two evaluations a step. The carry is (x, y), at the image's own level twice the image.
 
     `p` (0 < p <= 1) is a state's own share in the mixing: each step down brings the pair together by p^2, each step up drives it apart by
     as much.
@@ -40,7 +40,7 @@ class EDICT(Method):
 
     @torch.no_grad()
     def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
-        """Raises ValueError where p lets the pair drift apart until the picture is lost."""
+        """Raises ValueError where p lets the pair drift apart until the image is lost."""
         steps, carries = len(sigmas) - 1, [(x0, x0)]
         check_growth("p", self.p, 2 * steps, steps, GROWTH, "0.93 for 50")
         for i in reversed(range(steps)):

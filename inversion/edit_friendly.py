@@ -1,7 +1,7 @@
-"""Edit-friendly inversion: the noise maps with which the stochastic sampler makes this picture (arXiv 2304.06140, algorithm 1).
+"""Edit-friendly inversion: the noise maps with which the stochastic sampler makes this image (arXiv 2304.06140, algorithm 1).
 
-Every level gets the picture under noise of its own, and a noise map is what ancestral sampling has to add at a step to get from one level to
-the next. Such maps are no normal noise: they are larger and carry the picture's layout, which is why they keep it under another prompt.
+Every level gets the image under noise of its own, and a noise map is what ancestral sampling has to add at a step to get from one level to
+the next. Such maps are no normal noise: they are larger and carry the image's layout, which is why they keep it under another prompt.
 The step is Euler ancestral with eta 1, the host's `euler_ancestral`, whose form for flow models differs.
 """
 
@@ -22,7 +22,7 @@ class EditFriendly(Method):
     """Exact for any network, under the same prompt and cfg; one evaluation a step.
 
     The noise maps are the trail's extra "noise_maps" (N, B, ...). The last step adds no noise; the paper leaves out what it misses of the
-    picture, here its map is just that. `flow` and `noise_scale` say what a noisy state of the model is: see `noise.noised`.
+    image, here its map is just that. `flow` and `noise_scale` say what a noisy state of the model is: see `noise.noised`.
     """
 
     name: ClassVar[str] = "edit-friendly"

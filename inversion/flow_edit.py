@@ -1,4 +1,4 @@
-"""FlowEdit: an edit without inversion, straight from picture to picture (arXiv 2412.08629, algorithm 1).
+"""FlowEdit: an edit without inversion, straight from image to image (arXiv 2412.08629, algorithm 1).
 
 At each level source and edit get the same fresh noise, and the edit moves by the difference of their slopes. The paper's is for flow models;
 with x0 + sigma n in the place of (1 - sigma) x0 + sigma n the same lines serve eps and v models.

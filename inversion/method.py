@@ -49,7 +49,7 @@ class Slope:
 
 @dataclass(frozen=True)
 class Trail:
-    """What an inversion leaves: falling `sigmas` (N + 1) and the carry at each of them, the picture's own last.
+    """What an inversion leaves: falling `sigmas` (N + 1) and the carry at each of them, the image's own last.
 
     `extras` are further tensors (N, B, ...), one row for each step from `sigmas[i]` to `sigmas[i + 1]`.
     """

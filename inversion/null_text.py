@@ -1,4 +1,4 @@
-"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the picture (arXiv 2211.09794).
+"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the image (arXiv 2211.09794).
 
 DDIM inversion without guidance gives pivots. On the way back, each step's embedding is optimised until the guided step leads to the next
 pivot. Losses are in the network's own space, as the paper's are: of x in sigma space times the square of the factor on the network's input.
@@ -25,7 +25,7 @@ ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b
 
 
 class Predictor:
-    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's pictures the states x (b, ...) are.
+    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's images the states x (b, ...) are.
 
     `plain` tells whether nothing but a row's own state and prompt makes its prediction: some rows can be asked without the others, and the
     source's embedding in the negative's place predicts what the source does.
@@ -52,7 +52,7 @@ class Predictor:
 class Aim:
     """A step of the way back, from states x at sigma `now` to `pivot` at `goal`; `unit` makes squares of x squares in the network's space.
 
-    The step's optimisation ends for a picture whose loss is below `enough`. `before` is the embedding of the step before, if any.
+    The step's optimisation ends for an image whose loss is below `enough`. `before` is the embedding of the step before, if any.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Aim:
         return self.x[rows] + (self.goal - self.now) * (self.x[rows] - denoised) / self.now
 
     def loss(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The paper's loss of each picture, (b,)."""
+        """The paper's loss of each image, (b,)."""
         return (self.moved(denoised, rows) - self.pivot[rows]).square().flatten(1).mean(1) * self.unit
 
 
@@ -156,7 +156,7 @@ class NullText(Method):
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
     `learning_rate`. `early_stop` times the paper's threshold is enough. `smoothness` weighs the mean square of an embedding's change from
-    step to step, `l1` and `perceptual` the distances of the predicted picture from the picture.
+    step to step, `l1` and `perceptual` the distances of the predicted image from the image.
     """
 
     name: ClassVar[str] = "null_text"

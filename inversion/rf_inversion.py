@@ -1,6 +1,6 @@
 """RF-Inversion: inversion and editing of flow models as optimal control (arXiv 2410.10792, algorithms 1 and 2).
 
-The way up is drawn towards a fixed noise, so that it ends where the model feels at home; the way down is drawn back to the picture during
+The way up is drawn towards a fixed noise, so that it ends where the model feels at home; the way down is drawn back to the image during
 its first steps, and free afterwards. With v the model's velocity and x = (1 - s) x0 + s n, the pulls are (y1 - x) / (1 - s) and (x - y0) / s.
 """
 
@@ -20,8 +20,8 @@ from .noise import draw_like
 class RFInversion(Method):
     """For flow models; one evaluation a step.
 
-    `gamma` (0 to 1) is the pull to the noise of `seed`: 0 is DDIM inversion, 1 ends at that noise. `eta` (0 to 1) is the pull to the picture
-    at the steps that begin at sigmas from `start_sigma` down to `end_sigma`: 0 is plain sampling, 1 at all steps gives the picture back. At
+    `gamma` (0 to 1) is the pull to the noise of `seed`: 0 is DDIM inversion, 1 ends at that noise. `eta` (0 to 1) is the pull to the image
+    at the steps that begin at sigmas from `start_sigma` down to `end_sigma`: 0 is plain sampling, 1 at all steps gives the image back. At
     step i of N it is eta (1 - i / N)^decay.
     """
 
@@ -62,6 +62,6 @@ class RFInversion(Method):
         return self.eta * (1 - i / trail.steps) ** self.decay if within else 0.0
 
     def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        (now, goal), x, picture = trail.sigmas[i : i + 2], carry[0], trail.carries[-1][0]
+        (now, goal), x, image = trail.sigmas[i : i + 2], carry[0], trail.carries[-1][0]
         v = slope(x, now)
-        return (x + (goal - now) * (v + self.pull(i, trail) * ((x - picture) / now - v)),)
+        return (x + (goal - now) * (v + self.pull(i, trail) * ((x - image) / now - v)),)

@@ -15,7 +15,7 @@ class BDIAInverter(io.ComfyNode):
             node_id="BDIAInverter",
             display_name="BDIA Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a step: "
+            description="Finds the noise from which an image comes back exactly, whatever the model and the prompt, at one evaluation a step: "
             "each state follows from the two before it.",
             search_aliases=[
                 "bdia",

@@ -14,7 +14,7 @@ class BELMInverter(io.ComfyNode):
             node_id="BELMInverter",
             display_name="BELM Inverter",
             category="controlled diffusion/inversion",
-            description="O-BELM: finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a "
+            description="O-BELM: finds the noise from which an image comes back exactly, whatever the model and the prompt, at one evaluation a "
             "step and with nothing to set. Its steps are the most accurate of this kind.",
             search_aliases=[
                 "o-belm",

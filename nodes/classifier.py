@@ -47,7 +47,7 @@ class ClassifierChannel(io.ComfyNode):
             node_id="ClassifierChannel",
             display_name="Classifier Channel",
             category=_CATEGORY,
-            description="Pulls the picture towards labels of a noisy classifier: the gradient of log p(label | picture) as a guidance "
+            description="Pulls the image towards labels of a noisy classifier: the gradient of log p(label | image) as a guidance "
             "channel, alone or beside prompts. It costs one pass through the classifier and back, and none through the model.",
             search_aliases=_ALIASES,
             inputs=[
@@ -74,7 +74,7 @@ class ClassifierChannel(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Pictures that the classifier takes at a time; 0 = all. Lower it where memory is short.",
+                    tooltip="Images that the classifier takes at a time; 0 = all. Lower it where memory is short.",
                 ),
                 *channel_extras(),
             ],

@@ -17,8 +17,8 @@ class DDIMInverter(io.ComfyNode):
             node_id="DDIMInverter",
             display_name="DDIM Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise from which a picture comes: DDIM run backwards, without guidance. One evaluation a step. Replayed "
-            "without guidance it gives the picture back nearly; the more steps, the nearer. Fixed-point iterations make it exact.",
+            description="Finds the noise from which an image comes: DDIM run backwards, without guidance. One evaluation a step. Replayed "
+            "without guidance it gives the image back nearly; the more steps, the nearer. Fixed-point iterations make it exact.",
             search_aliases=[
                 "ddim inversion",
                 "unsampling",
@@ -75,7 +75,7 @@ class DDIMInverter(io.ComfyNode):
         cls,
         model,
         source,
-        picture,
+        image,
         steps,
         scheduler,
         end_percent,
@@ -88,7 +88,7 @@ class DDIMInverter(io.ComfyNode):
         check_conditionings(model, {"source": source})
         method = DDIM(order, fixed_point_iterations, acceleration, tolerance)
         sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
-        found = invert.invert(model, vae, picture, source, method, sigmas)
+        found = invert.invert(model, vae, image, source, method, sigmas)
         return io.NodeOutput(*invert.outputs(model, found))
 
 

@@ -15,7 +15,7 @@ class EDICTInverter(io.ComfyNode):
             node_id="EDICTInverter",
             display_name="EDICT Inverter",
             category="controlled diffusion/inversion",
-            description="Finds a pair of noises from which a picture comes back exactly, whatever the model and the prompt: two states that guide "
+            description="Finds a pair of noises from which an image comes back exactly, whatever the model and the prompt: two states that guide "
             "each other. Two evaluations a step.",
             search_aliases=[
                 "edict",

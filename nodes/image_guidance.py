@@ -1,4 +1,4 @@
-"""Image guidance: a reference picture, or a text, steers the predicted clean picture as a guidance channel."""
+"""Image guidance: a reference image, or a text, steers the predicted clean image as a guidance channel."""
 
 from comfy_api.latest import io
 
@@ -21,7 +21,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             node_id="ImageGuidanceChannel",
             display_name="Image Guidance Channel",
             category="controlled diffusion/guidance",
-            description="Pulls the picture towards a reference picture by a loss on the predicted clean picture: its colours, its light, "
+            description="Pulls the image towards a reference image by a loss on the predicted clean image: its colours, its light, "
             "its layout, or what CLIP sees in it. Needs no training and no adapter.",
             search_aliases=[
                 "universal guidance",
@@ -33,7 +33,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples: eps, v or flow."),
-                io.Vae.Input("vae", tooltip="Its VAE; the predicted picture is decoded with it at every step."),
+                io.Vae.Input("vae", tooltip="Its VAE; the predicted image is decoded with it at every step."),
                 io.Combo.Input(
                     "kind",
                     options=[*KINDS, CLIP_KIND],
@@ -64,9 +64,9 @@ class ImageGuidanceChannel(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Pictures, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
+                    tooltip="Images, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
                 ),
-                io.Image.Input("image", optional=True, tooltip="The reference picture, of any size."),
+                io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
                 io.Conditioning.Input(
                     "text", optional=True, tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."

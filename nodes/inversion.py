@@ -1,4 +1,4 @@
-"""The way back from an inversion: reconstruct the picture, or edit it."""
+"""The way back from an inversion: reconstruct the image, or edit it."""
 
 from comfy_api.latest import io
 
@@ -14,8 +14,8 @@ class InversionSampler(io.ComfyNode):
             node_id="InversionSampler",
             display_name="Inversion Sampler",
             category="controlled diffusion/inversion",
-            description="Walks an inversion back to a picture, with the steps and the method by which it was made. With another prompt, the "
-            "picture is edited; with none, it is reconstructed.",
+            description="Walks an inversion back to an image, with the steps and the method by which it was made. With another prompt, the "
+            "image is edited; with none, it is reconstructed.",
             search_aliases=["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion; LoRA, ControlNet and attention patches may differ."),
@@ -38,7 +38,7 @@ class InversionSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the picture should become; of several pictures one for all, or a row for each. Not connected: the source, a "
+                    tooltip="What the image should become; of several images one for all, or a row for each. Not connected: the source, a "
                     "reconstruction.",
                 ),
                 io.Conditioning.Input(
@@ -46,7 +46,7 @@ class InversionSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Needed where cfg is not 1, except for inversions that bring their own (null-text, negative-prompt).",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Elsewhere the picture stays on the inversion's path."),
+                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit."),

@@ -36,7 +36,7 @@ def _combine_input():
         "combine",
         options=list(COMBINATIONS),
         tooltip="Several images: 'concat' all in one attention, 'add' an attention for each and their sum (stronger with each image), 'average' "
-        "one image of their mean features, 'batch' image i for picture i. The same for a single image.",
+        "one image of their mean features, 'batch' image i for image i. The same for a single image.",
     )
 
 

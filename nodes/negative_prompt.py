@@ -18,7 +18,7 @@ class NegativePromptInverter(io.ComfyNode):
             display_name="Negative-Prompt Inverter",
             category="controlled diffusion/inversion",
             description="DDIM inversion whose way back takes the source prompt as the negative: nothing is optimised, and under the source the "
-            "picture comes back as without guidance, whatever the cfg.",
+            "image comes back as without guidance, whatever the cfg.",
             search_aliases=[
                 "negative-prompt inversion",
                 "npi",
@@ -47,13 +47,13 @@ class NegativePromptInverter(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip="How far the negative lies from the source towards the connected negative, an empty prompt. 0: the source, nearest to "
-                    "the picture; 1: the empty prompt, plain guidance. Usual 0 to 0.3.",
+                    "the image; 1: the empty prompt, plain guidance. Usual 0 to 0.3.",
                 ),
                 io.Combo.Input(
                     "proximal",
                     options=list(PROXIMAL),
                     tooltip="Edits in Inversion Sampler follow only the large differences of target and negative: 'l0' leaves the small ones out, "
-                    "'l1' also takes as much off the large. 'off': all of it. Less of the picture changes.",
+                    "'l1' also takes as much off the large. 'off': all of it. Less of the image changes.",
                 ),
                 io.Float.Input(
                     "quantile",
@@ -82,7 +82,7 @@ class NegativePromptInverter(io.ComfyNode):
         cls,
         model,
         source,
-        picture,
+        image,
         steps,
         scheduler,
         end_percent,
@@ -97,7 +97,7 @@ class NegativePromptInverter(io.ComfyNode):
         method = NegativePrompt(fixed_point_iterations, interpolation, proximal, quantile)
         null = between(as_null(source), negative, interpolation)
         sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
-        found = invert.invert(model, vae, picture, source, method, sigmas, negative=null)
+        found = invert.invert(model, vae, image, source, method, sigmas, negative=null)
         return io.NodeOutput(*invert.outputs(model, found), null)
 
 

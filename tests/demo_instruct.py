@@ -35,9 +35,9 @@ def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
         parts = []
         for first in range(len(done), last, chunk):
             scenes = [s for i in range(first, first + chunk) for s in demo_instruct.family(i)[1]]
-            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            images = demo_model.as_images([world.render(s) for s in scenes])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
             parts.append(latents.half().unflatten(0, (-1, 4)))
         done = torch.cat([done, *parts])
         save_atomically({"latents": done}, path)

@@ -31,9 +31,9 @@ ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", DEMO_ENCODER
 SIZE = config.VISION_CONFIG["image_size"]
 
 
-def pixels_of(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
-    return comfy.clip_model.clip_preprocess(pictures.movedim(1, -1), size=SIZE)
+def pixels_of(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
+    return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
 
 
 def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str, torch.Tensor]:
@@ -44,10 +44,10 @@ def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str
         parts = []
         for start in range(first, min(first + 1000, count), chunk):
             scenes = [recipe.scene(i) for i in range(start, min(start + chunk, count))]
-            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            images = demo_model.as_images([world.render(s) for s in scenes])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
-            parts.append({"latents": latents, "pixels": pixels_of(pictures)})
+                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
+            parts.append({"latents": latents, "pixels": pixels_of(images)})
         done = {k: torch.cat([done[k].half(), *(p[k].half() for p in parts)]) for k in done}
         save_atomically(done, path)
         say(f"  encoded {len(done['latents'])} of {count} scenes")
@@ -68,7 +68,7 @@ def naming_share(encoder, heads, seed: int = recipe.SEED + 1000, count: int = 20
     """How often the encoder names each fact of held-out scenes right."""
     scenes = [recipe.scene(i, seed) for i in range(count)]
     with torch.no_grad():
-        embeds = embedded(encoder, pixels_of(demo_model.as_pictures([world.render(s) for s in scenes])))
+        embeds = embedded(encoder, pixels_of(demo_model.as_images([world.render(s) for s in scenes])))
     truth = recipe.labels(scenes)
     return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(recipe.NAMED)}
 

@@ -71,7 +71,7 @@ def levels(family: str, steps: int, strength: float = 1.0) -> tuple[float, ...]:
 
 
 def round_trip(method, family: str, sigmas, cfg: float = 1.0, dtype=torch.float64) -> float:
-    """The relative error of the picture after the way up and down."""
+    """The relative error of the image after the way up and down."""
     x0, way = draw(dtype=dtype), slope(family, cfg)
     return apart(replay(method, way, method.encode(way, x0, sigmas, silent)), x0)
 

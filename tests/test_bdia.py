@@ -17,7 +17,7 @@ FAMILIES = ("eps", "v", "flow")
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("gamma", [0.92, 0.96, 1.0])
-def test_the_way_back_gives_the_picture_to_the_last_digits(family, gamma, cfg, strength):
+def test_the_way_back_gives_the_image_to_the_last_digits(family, gamma, cfg, strength):
     for steps in (3, 7, 8, 50):
         sigmas = levels(family, steps, strength)
         assert round_trip(BDIA(gamma), family, sigmas, cfg) < 1e-12, steps
@@ -49,7 +49,7 @@ def test_it_is_the_paper_in_vp_space(gamma):
     def seen(x, sigma):
         return network(single(x).double() * vp(sigma), torch.tensor([sigma], dtype=torch.float64))
 
-    class Exact(Slope):  # a denoised picture loses digits of eps; the reference keeps them
+    class Exact(Slope):  # a denoised image loses digits of eps; the reference keeps them
         def __call__(self, x, at, level=None):
             self.denoised = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
             return seen(self.denoised, at)
@@ -126,7 +126,7 @@ def test_its_noise_is_nearer_to_the_true_one_than_that_of_ddim():
     assert apart(ours, true) < apart(plain, true) / 1.5
 
 
-def test_another_prompt_gives_another_picture():
+def test_another_prompt_gives_another_image():
     trail = BDIA().encode(slope("v"), draw(), levels("v", 10), silent)
     assert apart(replay(BDIA(), slope("v", prompt=1.0), trail), draw()) > 0.05
 
@@ -142,7 +142,7 @@ def test_inverting_without_gamma_is_refused():
         BDIA(0.0).encode(slope("eps"), draw(), levels("eps", 5), silent)
 
 
-def test_a_gamma_that_loses_the_picture_is_refused_with_one_that_does_not():
+def test_a_gamma_that_loses_the_image_is_refused_with_one_that_does_not():
     sigmas = levels("eps", 50)
     with pytest.raises(ValueError, match=r"gamma is 0\.5, .* grow 1e\+15 times over the 50 steps .* give 0\.832 to 1, usually 0\.92 to 1"):
         BDIA(0.5).encode(slope("eps"), draw(), sigmas, silent)

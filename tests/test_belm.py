@@ -17,7 +17,7 @@ UNEVEN = (5.0, 4.5, 3.0, 2.7, 1.1, 0.4, 0.3, 0.0)
 @pytest.mark.parametrize("strength", [1.0, 0.8])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_way_back_gives_the_picture_to_the_last_digits(family, cfg, strength):
+def test_the_way_back_gives_the_image_to_the_last_digits(family, cfg, strength):
     for steps, single_precision in ((3, 1e-5), (7, 1e-5), (8, 1e-5), (50, 1e-5), (200, 5e-5)):
         sigmas = levels(family, steps, strength)
         assert round_trip(OBELM(), family, sigmas, cfg) < 1e-12, steps
@@ -65,7 +65,7 @@ def test_it_is_the_paper_in_vp_space():
     def seen(x, sigma):
         return network(single(x).double() * vp(sigma), torch.tensor([sigma], dtype=torch.float64))
 
-    class Exact(Slope):  # a denoised picture loses digits of eps; the reference keeps them
+    class Exact(Slope):  # a denoised image loses digits of eps; the reference keeps them
         def __call__(self, x, at, level=None):
             self.denoised = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
             return seen(self.denoised, at)
@@ -98,7 +98,7 @@ def test_each_step_asks_once_and_never_at_sigma_zero():
     assert way.sigmas[5:] == pytest.approx(sigmas[1:-1])
 
 
-def test_another_prompt_gives_another_picture():
+def test_another_prompt_gives_another_image():
     trail = OBELM().encode(slope("v"), draw(), levels("v", 10), silent)
     assert apart(replay(OBELM(), slope("v", prompt=1.0), trail), draw()) > 0.05
 
@@ -110,7 +110,7 @@ def test_sigmas_that_stand_still_are_refused():
 
 def test_steps_that_grow_beyond_float32_are_refused_there_and_exact_in_float64():
     sigmas = (14.6, 14.59, 14.58, 9.0, 4.0, 0.0)
-    with pytest.raises(ValueError, match=r"558 times longer .* about 5e-01 of the picture in float32\. Choose precision float64"):
+    with pytest.raises(ValueError, match=r"558 times longer .* about 5e-01 of the image in float32\. Choose precision float64"):
         OBELM().encode(slope("eps"), draw(dtype=torch.float32), sigmas, silent)
     assert round_trip(OBELM(), "eps", sigmas) < 1e-7
 

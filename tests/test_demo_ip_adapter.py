@@ -118,15 +118,15 @@ def test_words_are_the_last_tokens_of_the_look():
 def test_the_encoder_learns_to_name():
     """Embeddings that are a table of numbers: the loss has to sort them by what the scenes show."""
     truth = recipe.labels([recipe.scene(i) for i in range(48)])
-    pictures = torch.arange(48.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    images = torch.arange(48.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     table = torch.nn.Parameter(0.1 * draw(48, config.VISION_CONFIG["projection_dim"]))
     heads = recipe.new_heads()
     loop = Loop({"table": table, **heads}, steps=60, learning_rate=0.05, warmup=5)
-    losses = [s.loss for s in recipe.train_encoder(lambda p: table[p[:, 0, 0, 0].long()], heads, pictures, truth, loop, batch=32)]
+    losses = [s.loss for s in recipe.train_encoder(lambda p: table[p[:, 0, 0, 0].long()], heads, images, truth, loop, batch=32)]
     assert losses[0] > 1.0 and losses[-1] < 0.2
 
 
-def test_pictures_are_mirrored_half_the_time_and_moved_a_little():
+def test_images_are_mirrored_half_the_time_and_moved_a_little():
     sides, places = [], []
     left, right = torch.zeros(3, 16, 16), torch.ones(3, 16, 16)
     halves = torch.cat([left, right], -1).expand(8, -1, -1, -1).clone()

@@ -45,8 +45,8 @@ def test_the_checkers_masks_are_where_the_things_are():
     ],
 )
 def test_each_false_claim_is_caught_and_only_that_one(claim, wrong):
-    picture = world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
-    verdict = checker.judge(checker.read(picture), Caption("", (claim,), "gray"))
+    image = world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
+    verdict = checker.judge(checker.read(image), Caption("", (claim,), "gray"))
     assert [fact for fact, holds in verdict.items() if not holds and fact != "bound"] == [wrong]
 
 
@@ -58,10 +58,10 @@ def test_swapped_colours_of_two_things_are_not_bound():
     assert checker.judge(reading, right)["bound"] and not checker.judge(reading, swapped)["bound"]
 
 
-def test_an_empty_picture_and_noise_satisfy_no_claim():
+def test_an_empty_image_and_noise_satisfy_no_claim():
     caption = Caption("", (Claim("circle", "red"),), "black")
-    for picture in (np.full((128, 128, 3), 150, np.uint8), np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)):
-        assert not checker.judge(checker.read(picture), caption)["bound"]
+    for image in (np.full((128, 128, 3), 150, np.uint8), np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)):
+        assert not checker.judge(checker.read(image), caption)["bound"]
 
 
 def test_two_touching_things_are_told_apart_by_colour():
@@ -87,7 +87,7 @@ def test_captions_are_true_varied_and_silent_about_accessories():
     assert len(texts) > 280
 
 
-def test_scenes_and_pictures_follow_the_seed():
+def test_scenes_and_images_follow_the_seed():
     scenes = [world.random_scene(np.random.default_rng(3)) for _ in range(2)]
     assert scenes[0] == scenes[1]
     assert np.array_equal(*(world.render(s) for s in scenes))

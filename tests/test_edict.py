@@ -16,7 +16,7 @@ FAMILIES = ("eps", "v", "flow")
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("p", [0.9, 0.93, 1.0])
-def test_the_way_back_gives_the_picture_to_the_last_digits(family, p, cfg, strength):
+def test_the_way_back_gives_the_image_to_the_last_digits(family, p, cfg, strength):
     for steps in (1, 2, 7, 50):
         sigmas = levels(family, steps, strength)
         assert round_trip(EDICT(p), family, sigmas, cfg) < 1e-12, steps
@@ -70,7 +70,7 @@ def test_it_is_the_paper_in_vp_space(steps):
     def model(x, sigma):
         return x.double() - float(sigma[0]) * seen(x, sigma)
 
-    class Exact(Slope):  # a denoised picture loses digits of eps; the reference keeps them
+    class Exact(Slope):  # a denoised image loses digits of eps; the reference keeps them
         def __call__(self, x, at, level=None):
             inside = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
             self.denoised = inside
@@ -105,7 +105,7 @@ def test_a_step_asks_twice_and_never_at_sigma_zero():
     assert way.sigmas[10:] == pytest.approx([s for s in sigmas[:-1] for _ in range(2)])
 
 
-def test_the_trail_ends_at_the_picture_twice():
+def test_the_trail_ends_at_the_image_twice():
     x0 = draw()
     trail = EDICT().encode(slope("eps"), x0, levels("eps", 4), silent)
     assert trail.sigmas == levels("eps", 4)
@@ -124,7 +124,7 @@ def test_the_pair_drifts_apart_on_the_way_up_and_less_so_the_closer_p_is_to_one(
     assert gaps[0] < 0.1 < gaps[1] < 0.4 < gaps[2]
 
 
-def test_another_prompt_gives_another_picture():
+def test_another_prompt_gives_another_image():
     trail = EDICT().encode(slope("v"), draw(), levels("v", 10), silent)
     assert apart(replay(EDICT(), slope("v", prompt=1.0), trail), draw()) > 0.05
 
@@ -135,7 +135,7 @@ def test_a_p_that_mixes_nothing_sensible_is_refused(p):
         EDICT(p)
 
 
-def test_a_p_that_loses_the_picture_is_refused_with_one_that_does_not():
+def test_a_p_that_loses_the_image_is_refused_with_one_that_does_not():
     sigmas = levels("eps", 50)
     with pytest.raises(ValueError, match=r"p is 0\.8, .* grow 5e\+09 times over the 50 steps .* give 0\.892 to 1, usually 0\.93"):
         EDICT(0.8).encode(slope("eps"), draw(), sigmas, silent)

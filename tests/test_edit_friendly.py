@@ -1,4 +1,4 @@
-"""Edit-friendly inversion: noise maps that bring the picture back exactly."""
+"""Edit-friendly inversion: noise maps that bring the image back exactly."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def encode(family, steps=10, cfg=1.0, x0=None, seed=0, strength=1.0, dtype=torch
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("cfg", [1.0, 3.5])
-def test_the_same_prompt_and_cfg_give_the_picture_back_exactly(family, steps, cfg):
+def test_the_same_prompt_and_cfg_give_the_image_back_exactly(family, steps, cfg):
     trail = encode(family, steps, cfg)
     assert apart(replay(method(family), slope(family, cfg), trail), draw()) < 1e-12
     assert apart(replay(method(family), slope(family, cfg, prompt=1.0), trail), draw()) > 1e-2
@@ -60,7 +60,7 @@ def test_the_noise_maps_are_what_ancestral_sampling_has_to_add(family, reference
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_level_has_the_picture_under_a_noise_of_its_own(family):
+def test_every_level_has_the_image_under_a_noise_of_its_own(family):
     trail, x0 = encode(family), draw()
     noises = [(x - (1 - s if family == "flow" else 1) * x0) / s for (x,), s in zip(trail.carries[:-1], trail.sigmas)]
     for i, noise in enumerate(noises):
@@ -94,7 +94,7 @@ def test_a_later_start_finds_the_same_states_below_it():
         assert_close(a[0], b[0], atol=1e-10, rtol=1e-10)
 
 
-def test_seeds_differ_and_pictures_of_a_batch_get_the_same_noise():
+def test_seeds_differ_and_images_of_a_batch_get_the_same_noise():
     first, again, other = (encode("eps", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.carries[0][0], again.carries[0][0])
     assert not torch.allclose(first.carries[0][0], other.carries[0][0])

@@ -19,7 +19,7 @@ def encode(method, way, x0=None, sigmas=None):
 
 
 def by_hand(way, x0, sigmas):
-    """The states of plain DDIM inversion, the picture's first."""
+    """The states of plain DDIM inversion, the image's first."""
     states = [x0]
     for now, goal in zip(sigmas[::-1], sigmas[::-1][1:]):
         states.append(states[-1] + (goal - now) * way(states[-1], goal, now))

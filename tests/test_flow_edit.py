@@ -1,4 +1,4 @@
-"""FlowEdit: from picture to picture by the difference of two prompts under the same noise."""
+"""FlowEdit: from image to image by the difference of two prompts under the same noise."""
 
 import pytest
 import torch
@@ -59,11 +59,11 @@ def test_it_is_the_papers_algorithm(family, n_max, n_min, n_avg):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n_max", [0, 4, 10])
 @pytest.mark.parametrize("n_avg", [1, 3])
-def test_the_same_prompt_and_cfg_give_the_picture_back(family, n_max, n_avg):
+def test_the_same_prompt_and_cfg_give_the_image_back(family, n_max, n_avg):
     assert apart(edit(family, target=slope(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
 
 
-def test_no_step_gives_the_picture_back_without_an_evaluation():
+def test_no_step_gives_the_image_back_without_an_evaluation():
     source, target = slope("flow"), slope("flow", 1.0, 1.0)
     assert torch.equal(edit("flow", source, target, n_max=0), draw())
     assert source.calls == target.calls == 0
@@ -112,14 +112,14 @@ def test_every_step_has_fresh_noise_and_both_prompts_share_it():
     assert all(abs(float((n * m).mean())) < 0.3 for i, n in enumerate(noises) for m in noises[:i])
 
 
-def test_seeds_differ_and_pictures_of_a_batch_are_edited_as_alone():
+def test_seeds_differ_and_images_of_a_batch_are_edited_as_alone():
     assert torch.equal(edit("flow"), edit("flow"))
     assert not torch.allclose(edit("flow"), edit("flow", seed=4), atol=1e-3)
     assert_close(edit("flow")[1:], edit("flow", x0=draw()[1:]))
 
 
 @pytest.mark.parametrize("n_min", [0, 3])
-def test_off_the_mask_the_picture_stays_bit_for_bit(n_min):
+def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     mask[..., 4:] = 1
     found = edit("flow", n_min=n_min, within=lambda inside, outside: mixed(inside, outside, mask))

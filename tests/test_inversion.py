@@ -66,7 +66,7 @@ def test_the_trail_is_the_ddim_encoding_in_its_own_space():
     assert_close(trail.carries[0][0] * vp(sigmas[0]), z, atol=1e-5, rtol=1e-5)
 
 
-def test_the_trail_falls_along_the_sigmas_and_ends_at_the_picture():
+def test_the_trail_falls_along_the_sigmas_and_ends_at_the_image():
     x0 = draw(1, 4, 8, 8)
     trail = DDIM().encode(Slope(wild), x0, grid(5), silent)
     assert trail.sigmas == grid(5) and trail.steps == 5

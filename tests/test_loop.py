@@ -227,9 +227,9 @@ def test_a_loss_scale_that_overflows_is_halved_and_changes_nothing_else(tmp_path
 
 def test_the_state_of_another_run_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
-    plain(network(), about={"seed": "1", "pictures": "8"}).save(path)
+    plain(network(), about={"seed": "1", "images": "8"}).save(path)
     with pytest.raises(ValueError, match=r"another training: seed was 1, now 2\. Set these back"):
-        plain(network(), about={"seed": "2", "pictures": "8"}).restore(path)
+        plain(network(), about={"seed": "2", "images": "8"}).restore(path)
 
 
 def test_parameters_are_moved_after_every_step():

@@ -78,13 +78,13 @@ def test_without_inner_steps_it_is_ddim_with_plain_guidance(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("settings", [("source", "fast", 4), ("empty", "fast", 8), ("empty", "adam", 10), ("source", "adam", 10)])
-def test_it_leads_back_to_the_picture_and_no_step_ends_worse_than_it_began(family, settings):
+def test_it_leads_back_to_the_image_and_no_step_ends_worse_than_it_began(family, settings):
     trail = pivots(family)
     start, optimizer, inner = settings
     method = NullText(start, optimizer, inner, learning_rate=0.05, early_stop=0.0)
     found, plain = optimised(family, method, trail), optimised(family, replace(method, inner_steps=0), trail)
-    picture = trail.carries[-1][0]
-    assert apart(found[-1].x, picture) < apart(plain[-1].x, picture) * (0.9 if start == "source" else 0.6)
+    image = trail.carries[-1][0]
+    assert apart(found[-1].x, image) < apart(plain[-1].x, image) * (0.9 if start == "source" else 0.6)
     assert len(found) == STEPS and all(bool((k.loss <= k.first).all()) for k in found)
     assert all(bool((k.gradients == inner).all()) for k in found)
 
@@ -118,7 +118,7 @@ def test_a_step_that_is_good_enough_takes_no_gradient():
     assert split.rows == 4 * STEPS
 
 
-def test_pictures_stop_by_themselves_and_only_the_others_are_asked():
+def test_images_stop_by_themselves_and_only_the_others_are_asked():
     trail, split = pivots("eps"), Split("eps")
     losses = torch.stack([k.first for k in optimised("eps", NullText(inner_steps=0), trail)])
     wanted = losses[0].mean() / threshold(0, STEPS)  # between the two of the first step
@@ -127,7 +127,7 @@ def test_pictures_stop_by_themselves_and_only_the_others_are_asked():
 
 
 @pytest.mark.parametrize("settings", [("source", "fast"), ("empty", "fast"), ("empty", "adam")])
-def test_a_batch_is_its_pictures_one_by_one(settings):
+def test_a_batch_is_its_images_one_by_one(settings):
     method, trail = NullText(*settings, 3, early_stop=1.0), pivots("v")
     together = optimised("v", method, trail)
     for i in range(2):

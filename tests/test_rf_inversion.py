@@ -1,4 +1,4 @@
-"""RF-Inversion: pulled towards a noise on the way up, towards the picture on the way down."""
+"""RF-Inversion: pulled towards a noise on the way up, towards the image on the way down."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_more_gamma_ends_nearer_to_the_noise():
 
 
 @pytest.mark.parametrize("prompt", [0.0, 1.0])
-def test_eta_one_at_all_steps_gives_the_picture_back_under_any_prompt(prompt):
+def test_eta_one_at_all_steps_gives_the_image_back_under_any_prompt(prompt):
     method = RFInversion(eta=1.0)
     assert apart(replay(method, slope("flow", 3.0, prompt), encode(method)), draw()) < 1e-12
 
@@ -85,7 +85,7 @@ def test_eta_decays_with_the_steps():
     assert RFInversion(eta=0.8).pull(STEPS - 1, trail) == 0.8
 
 
-def test_a_longer_pull_keeps_more_of_the_picture():
+def test_a_longer_pull_keeps_more_of_the_image():
     ends = [1.0, 0.7, 0.4, 0.0]
     found = []
     for end in ends:

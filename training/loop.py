@@ -139,7 +139,7 @@ class Loop:
     def _diverged(self, what: str, value: float) -> Diverged:
         return Diverged(
             f"The {what} became {value} at step {self.done + 1} of {self.steps}. What was learnt in the {self.done} steps before it is kept. "
-            "Lower the learning rate or raise the warm-up, and look for pictures or masks that are empty."
+            "Lower the learning rate or raise the warm-up, and look for images or masks that are empty."
         )
 
     def _update(self, rate: float) -> None:

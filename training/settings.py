@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Validation:
-    """Pictures to look at: `count` of one prompt at the end, and after every `every` steps (0 = at the end alone)."""
+    """Images to look at: `count` of one prompt at the end, and after every `every` steps (0 = at the end alone)."""
 
     prompt: str
     count: int = 2

@@ -65,7 +65,7 @@ class DemoModel(comfy.supported_models.SD15):
 
 
 class DemoInstruct(DemoModel):
-    """The demo model with the picture to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
+    """The demo model with the image to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
 
     def get_model(self, state_dict, prefix="", device=None):
         return comfy.model_base.SD15_instructpix2pix(self, device=device)
@@ -160,7 +160,7 @@ def load(path: Path = WEIGHTS) -> tuple:
 
 
 def check_pairs(before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
-    """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where a picture is not what its prompt says."""
+    """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where an image is not what its prompt says."""
     both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
     return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
 

@@ -1,4 +1,4 @@
-"""Pictures that nodes draw, such as weight curves and the report of a run, and pictures on disk."""
+"""Images that nodes draw, such as weight curves and the report of a run, and images on disk."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b
 _INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
 
 
-def as_image(picture: Image.Image) -> torch.Tensor:
-    """A Pillow picture as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
+def as_image(image: Image.Image) -> torch.Tensor:
+    """A Pillow image as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
 
 
-def as_picture(pixels: torch.Tensor) -> Image.Image:
-    """One picture (H, W, 3) of an IMAGE, for Pillow."""
+def to_pil(pixels: torch.Tensor) -> Image.Image:
+    """One image (H, W, 3) of an IMAGE, for Pillow."""
     return Image.fromarray((pixels * 255 + 0.5).clamp(0, 255).byte().cpu().numpy())
 
 
 def read(path: Path) -> torch.Tensor:
-    """A picture on disk as IMAGE, (1, H, W, 3)."""
-    with Image.open(path) as picture:
-        return as_image(picture)
+    """An image on disk as IMAGE, (1, H, W, 3)."""
+    with Image.open(path) as image:
+        return as_image(image)
 
 
-def write(pictures: dict[Path, torch.Tensor]) -> None:
-    """Saves pictures (H, W, 3) as PNG: all of them, each whole, or none."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in pictures}
-    for path, pixels in pictures.items():
-        as_picture(pixels).save(partial[path], "PNG")
+def write(images: dict[Path, torch.Tensor]) -> None:
+    """Saves images (H, W, 3) as PNG: all of them, each whole, or none."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in images}
+    for path, pixels in images.items():
+        to_pil(pixels).save(partial[path], "PNG")
     for path, temporary in partial.items():
         os.replace(temporary, path)
 
@@ -51,8 +51,8 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
     def place(x, y):
         return left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top)
 
-    picture = Image.new("RGB", size, _PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    image = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for i in range(5):
         value = y0 + (y1 - y0) * i / 4
         _, y = place(x0, value)
@@ -71,23 +71,23 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
             (x, y), radius = spots[0], 2 + thickness
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         draw.text((right - 6, top + 4 + 18 * i), name, fill=color, font=font, anchor="ra")
-    return picture
+    return image
 
 
 
 
-def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one width below each other."""
-    paper = Image.new("RGB", (pictures[0].width, sum(p.height for p in pictures)), _PAPER)
+def stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one width below each other."""
+    paper = Image.new("RGB", (images[0].width, sum(p.height for p in images)), _PAPER)
     top = 0
-    for picture in pictures:
-        paper.paste(picture, (0, top))
-        top += picture.height
+    for image in images:
+        paper.paste(image, (0, top))
+        top += image.height
     return paper
 
 
 def labelled_table(rows: Sequence[Sequence[Image.Image]], names: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Pictures of one size in rows that have names, under names of columns."""
+    """Images of one size in rows that have names, under names of columns."""
     (width, height), left, top, gap = rows[0][0].size, 64, 24, 4
     paper = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), _PAPER)
     draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
@@ -95,8 +95,8 @@ def labelled_table(rows: Sequence[Sequence[Image.Image]], names: Sequence[str], 
         draw.text((left + i * (width + gap) + width // 2, 4), column, fill=_INK, font=font, anchor="ma")
     for j, (name, row) in enumerate(zip(names, rows)):
         draw.text((left // 2, top + j * (height + gap) + height // 2), name, fill=_INK, font=font, anchor="mm")
-        for i, picture in enumerate(row):
-            paper.paste(picture, (left + i * (width + gap), top + j * (height + gap)))
+        for i, image in enumerate(row):
+            paper.paste(image, (left + i * (width + gap), top + j * (height + gap)))
     return paper
 
 

@@ -21,7 +21,7 @@ def available() -> bool:
 
 
 def distance() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """LPIPS (AlexNet, version 0.1), (B,), of pictures (B, 3, H, W) in [0, 1], with a graph; see `available`."""
+    """LPIPS (AlexNet, version 0.1), (B,), of images (B, 3, H, W) in [0, 1], with a graph; see `available`."""
     with torch.inference_mode(False):
         network = importlib.import_module("lpips").LPIPS(net="alex", verbose=False)
     network = network.eval().requires_grad_(False).to(comfy.model_management.get_torch_device())
@@ -30,7 +30,7 @@ def distance() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 @torch.no_grad()
 def lpips(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """LPIPS, (B,), of pictures (B, H, W, 3) in [0, 1]; 0 for equal ones. See `available`."""
+    """LPIPS, (B,), of images (B, H, W, 3) in [0, 1]; 0 for equal ones. See `available`."""
     measure, device = distance(), comfy.model_management.get_torch_device()
     x, y = (t.movedim(-1, 1).to(device, torch.float32) for t in (a, b))
     return torch.cat([measure(i[None], j[None]) for i, j in zip(x, y)]).double().cpu()

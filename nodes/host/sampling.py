@@ -26,7 +26,7 @@ def untouched(model_options: dict) -> bool:
 class Checked(comfy.samplers.CFGGuider):
     """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
 
-    `evaluations` counts rows of the network's batch for one picture, `advice` tells the user what else to move, `lead` what the positive is.
+    `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to move, `lead` what the positive is.
     While it is `alone`, channels of Multi CFG Patch stay out.
     """
 

@@ -24,7 +24,7 @@ def percent_range(what: str) -> list[io.Float.Input]:
             min=0.0,
             max=1.0,
             step=0.001,
-            tooltip=f"Percent of the sampling at which {what} ends; after it is off. 1 is the clean picture.",
+            tooltip=f"Percent of the sampling at which {what} ends; after it is off. 1 is the clean image.",
         ),
     ]
 
@@ -41,7 +41,7 @@ def channel_identity(called: str = "its role") -> list:
             tooltip="With conflict 'project' or 'perpendicular' a lower priority gives way to a higher one. Equal "
             "priorities do not touch each other.",
         ),
-        io.String.Input("name", default="", advanced=True, tooltip=f"What the channel is called in pictures and errors. Empty: {called}."),
+        io.String.Input("name", default="", advanced=True, tooltip=f"What the channel is called in images and errors. Empty: {called}."),
     ]
 
 

@@ -19,8 +19,8 @@ def own_inputs(*settings) -> list:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="Guidance scale of the inversion, at which Inversion Sampler gives the picture back. 1: no guidance, half of the work, no "
-        "negative, and an edit at 3 or so follows its prompt best. 3 (EDICT's paper): an edit at 3 keeps more of the picture.",
+        tooltip="Guidance scale of the inversion, at which Inversion Sampler gives the image back. 1: no guidance, half of the work, no "
+        "negative, and an edit at 3 or so follows its prompt best. 3 (EDICT's paper): an edit at 3 keeps more of the image.",
     )
     precision = io.Combo.Input(
         "precision",
@@ -33,7 +33,7 @@ def own_inputs(*settings) -> list:
         "negative", optional=True, tooltip="Needed where cfg is not 1, and used by Inversion Sampler unless another is connected."
     )
     return [
-        *inverter_inputs(steps_tip="usual 10 to 50; the picture comes back exactly at any number"),
+        *inverter_inputs(steps_tip="usual 10 to 50; the image comes back exactly at any number"),
         cfg,
         *settings,
         precision,
@@ -54,15 +54,15 @@ def rescale_input(what: str) -> io.Boolean.Input:
 def inverter_inputs(
     steps: int = 50,
     model: str = "Any model: eps, v or flow.",
-    source: str = "What the picture shows. The better it fits, the better the inversion.",
+    source: str = "What the image shows. The better it fits, the better the inversion.",
     steps_tip: str = "usual 20 to 50, more are more exact",
 ) -> list:
-    """The first inputs of every node that inverts pictures; its own follow, then `inverter_extras`."""
+    """The first inputs of every node that inverts images; its own follow, then `inverter_extras`."""
     return [
         io.Model.Input("model", tooltip=model),
         io.Conditioning.Input("source", tooltip=source),
         io.MultiType.Input(
-            "picture", types=[io.Latent, io.Image], tooltip="The pictures to invert: a LATENT, or an IMAGE with the vae connected."
+            "image", types=[io.Latent, io.Image], tooltip="The images to invert: a LATENT, or an IMAGE with the vae connected."
         ),
         io.Int.Input(
             "steps",
@@ -85,12 +85,12 @@ def inverter_inputs(
 
 
 def inverter_extras() -> list:
-    """The last, optional inputs of every node that inverts pictures."""
+    """The last, optional inputs of every node that inverts images."""
     return [io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE.")]
 
 
 def inverter_outputs() -> list:
-    """The outputs of every node that inverts pictures; see `nodes.host.inversion.outputs`."""
+    """The outputs of every node that inverts images; see `nodes.host.inversion.outputs`."""
     return [
         Inversion.Output(display_name="inversion", tooltip="The inversion, for Inversion Sampler and Save Inversion."),
         io.Latent.Output(

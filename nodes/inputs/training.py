@@ -35,7 +35,7 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
     """Steps, batch size, learning rate and seed."""
     return [
         io.Int.Input("steps", default=steps, min=1, max=1_000_000, tooltip=steps_tip),
-        io.Int.Input("batch_size", default=batch, min=1, max=1024, tooltip="Pictures in each step. Usual 1 to 16; 4 with enough memory."),
+        io.Int.Input("batch_size", default=batch, min=1, max=1024, tooltip="Images in each step. Usual 1 to 16; 4 with enough memory."),
         io.Float.Input("learning_rate", default=rate, min=0.0, max=100.0, step=0.000001, round=0.0000001, tooltip=rate_tip),
         io.Int.Input(
             "seed",
@@ -43,13 +43,13 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
-            tooltip="Seed of noises, noise levels, start values, sentences and pictures. The same seed learns the same.",
+            tooltip="Seed of noises, noise levels, start values, sentences and images. The same seed learns the same.",
         ),
     ]
 
 
 def flip(optional: bool = False) -> io.Boolean.Input:
-    tip = "Also learn from the pictures mirrored. Not for what has a left and a right."
+    tip = "Also learn from the images mirrored. Not for what has a left and a right."
     return io.Boolean.Input("flip", default=False, advanced=True, optional=optional, tooltip=tip)
 
 
@@ -78,7 +78,7 @@ def objective() -> list:
             "weighting",
             WEIGHTINGS,
             "What an error counts: 'own' is the plain error of what the model predicts, 'min-snr' limits clean levels to gamma, 'clean' is the "
-            "error of the clean picture, as in the host's LoRA trainer.",
+            "error of the clean image, as in the host's LoRA trainer.",
         ),
         number(
             "gamma",
@@ -95,7 +95,7 @@ def objective() -> list:
             "'auto': logit-normal for flow models, else uniform.",
         ),
         number("start_percent", 0.0, 0.0, 0.99, "Learn at noise levels from this percent of the sampling on; 0 = from pure noise."),
-        number("end_percent", 1.0, 0.01, 1.0, "Learn at noise levels up to this percent of the sampling; 1 = to the clean picture."),
+        number("end_percent", 1.0, 0.01, 1.0, "Learn at noise levels up to this percent of the sampling; 1 = to the clean image."),
     ]
 
 
@@ -124,18 +124,18 @@ def run(saved: str, also: str = "") -> list:
     return [
         *steps_taken(),
         number("average", 0.0, 0.0, 0.9999, "Save the running average over about 1 / (1 - average) steps; 0 = the last.", 0.001),
-        whole("validation_count", 2, 0, 64, "Validation pictures at a time; 0 = none."),
-        whole("validation_steps", 20, 1, 10_000, f"Sampling steps of a validation picture{also}. Usual 10 to 30."),
+        whole("validation_count", 2, 0, 64, "Validation images at a time; 0 = none."),
+        whole("validation_steps", 20, 1, 10_000, f"Sampling steps of a validation image{also}. Usual 10 to 30."),
         number(
             "validation_cfg",
             7.0,
             0.0,
             100.0,
-            f"Guidance scale of validation pictures{also}: 7 for SD1.5, 4 for the demo model, 1 for Flux.",
+            f"Guidance scale of validation images{also}: 7 for SD1.5, 4 for the demo model, 1 for Flux.",
             0.1,
         ),
-        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation pictures{also}.", "euler"),
-        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation pictures{also}.", "normal"),
+        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation images{also}.", "euler"),
+        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation images{also}.", "normal"),
         choice(
             "if_exists",
             IF_EXISTS,
@@ -156,7 +156,7 @@ def checkpointing() -> io.Combo.Input:
 
 
 def caption_dropout() -> io.Float.Input:
-    tip = "How often a picture is shown with no words at all, so that guidance's other side learns along. 0 = never; usual 0 to 0.1, more for a style."
+    tip = "How often an image is shown with no words at all, so that guidance's other side learns along. 0 = never; usual 0 to 0.1, more for a style."
     return io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, optional=True, advanced=True, tooltip=tip)
 
 
@@ -170,7 +170,7 @@ def clean_dropout(name: str, noisy: str, what: str) -> io.Float.Input:
 
 
 def augmentation(scale: bool = True) -> list:
-    """What is made of the pictures before they are encoded; `scale` needs sentences to tell of it."""
+    """What is made of the images before they are encoded; `scale` needs sentences to tell of it."""
 
     def share(name: str, high: float, tooltip: str) -> io.Float.Input:
         return io.Float.Input(name, default=0.0, min=0.0, max=high, step=0.01, optional=True, advanced=True, tooltip=tooltip)
@@ -183,7 +183,7 @@ def augmentation(scale: bool = True) -> list:
             max=1000,
             optional=True,
             advanced=True,
-            tooltip="Changed copies of each picture to learn from too, encoded once; what follows says how. 0 = none; usual 4 to 30.",
+            tooltip="Changed copies of each image to learn from too, encoded once; what follows says how. 0 = none; usual 4 to 30.",
         ),
         share("crop", 0.9, "With variants: up to which share of each side is cut off. 0 = none; usual 0.1 to 0.3."),
         share("jitter", 1.0, "With variants: how far brightness, contrast and saturation change. 0 = not at all; usual 0.05 to 0.2."),
@@ -192,7 +192,7 @@ def augmentation(scale: bool = True) -> list:
         "scale",
         1.0,
         "With variants: the share that is made smaller or larger, as Custom Diffusion does; the sentence then begins with 'very small', 'a far "
-        "away', 'zoomed in' or 'close up', and only the picture counts. 0 = none; 1 in the paper.",
+        "away', 'zoomed in' or 'close up', and only the image counts. 0 = none; 1 in the paper.",
     )
     return [*changes, hinted] if scale else changes
 
@@ -207,7 +207,7 @@ def masks() -> io.Mask.Input:
     return io.Mask.Input(
         "masks",
         optional=True,
-        tooltip="Where the concept is: only there it is learnt. One for each picture, or one for all, of the pictures' size.",
+        tooltip="Where the concept is: only there it is learnt. One for each image, or one for all, of the images' size.",
     )
 
 
@@ -215,7 +215,7 @@ def validation_prompt(default: str, tooltip: str) -> list:
     return [
         io.String.Input("validation_prompt", default=default, tooltip=tooltip),
         io.Int.Input(
-            "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between validation pictures; 0 = at the end alone."
+            "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between validation images; 0 = at the end alone."
         ),
     ]
 

@@ -17,7 +17,7 @@ from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from harness.memory import peak
 
 
@@ -67,7 +67,7 @@ def main() -> None:
             best[name] = min(best[name], seconds(studio, guider, options.batch, options.steps))
     for name, guider in guiders.items():
         memory[name] = peak(lambda guider=guider: seconds(studio, guider, options.batch, 2))
-    print(f"| on top of CFG, {options.batch} pictures of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
+    print(f"| on top of CFG, {options.batch} images of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
     for name in guiders:
         print(f"| {name} | {best[name] / best['CFG']:.2f} | {memory[name]:.0f} |")
 

@@ -66,7 +66,7 @@ def test_the_prediction_is_that_of_the_model_as_it_was(base, percent):
 
 
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "beta"])
-def test_it_samples_the_same_picture_along_the_same_levels(base, scheduler):
+def test_it_samples_the_same_image_along_the_same_levels(base, scheduler):
     """Karras and the like have levels of their own for a flow model; what counts is that the levels are the same."""
     sigmas = comfy.samplers.calculate_sigmas(sampling(base), scheduler, STEPS)[1:]  # at its first level the host adds sqrt(1 + sigma^2)
     expected = run(guider(base), sigmas=sigmas)

@@ -1,4 +1,4 @@
-"""The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
+"""The trainer of noisy classifiers on the demo model's images, and its file in the loader."""
 
 import os
 import re
@@ -70,12 +70,12 @@ def settings(**knobs):
 
 
 def picked(sample, count):
-    """The pictures of a sample whose targets are their numbers."""
+    """The images of a sample whose targets are their numbers."""
     return [images(count)[int(row.argmax())][None] for row in sample.targets]
 
 
 def train(model, vae, given=None, labels=None, **knobs):
-    """(classifier, name, loss curve, accuracy picture) of the node with its defaults and few steps."""
+    """(classifier, name, loss curve, accuracy image) of the node with its defaults and few steps."""
     usual = defaults(NoisyClassifierTrainer) | dict(kind="exclusive", steps=4, batch_size=8, average=0.0, name="mine") | knobs
     lists = {k: [v] for k, v in usual.items()} | {"labels": backgrounds() if labels is None else labels}
     return NoisyClassifierTrainer.execute(model=[model], vae=[vae], images=[images()] if given is None else given, **lists).args
@@ -88,10 +88,10 @@ def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
         assert train(eps_model, made, name=f"mine{number}", steps=2)[1] == f"mine{number}.safetensors"
 
 
-def test_it_tells_the_backgrounds_of_pictures_that_it_never_saw(eps_model, demo_vae):
+def test_it_tells_the_backgrounds_of_images_that_it_never_saw(eps_model, demo_vae):
     asked = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
     made = host.learn(eps_model, demo_vae, [images(48)], backgrounds(48), asked, "mine", "refuse")
-    assert made.judged_on == "12 pictures held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
+    assert made.judged_on == "12 images held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
     assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss
 
 
@@ -134,7 +134,7 @@ def test_copies_are_made_of_what_is_learnt_from_alone_and_keep_its_labels(demo_v
     for rows in shown.targets.split(6):
         assert torch.equal(rows, plain.targets)
     own = shown.latents.flatten(1)
-    near = torch.cdist(own[12:], own[:12]).argmin(1)  # a cropped copy is nearest to the picture that it is of, or to its mirror image
+    near = torch.cdist(own[12:], own[:12]).argmin(1)  # a cropped copy is nearest to the image that it is of, or to its mirror image
     assert torch.equal(near % 6, torch.arange(24) % 6)
 
 
@@ -285,7 +285,7 @@ def test_how_steps_are_taken_is_asked_for_on_the_node(eps_model, demo_vae, knobs
     [
         (dict(given=[]), "There are no images"),
         (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
-        (dict(labels=["a", "b"]), "2 labels for 16 pictures"),
+        (dict(labels=["a", "b"]), "2 labels for 16 images"),
         (dict(labels=["a"] * COUNT), "nothing to tell apart"),
         (dict(name="../up"), "The name '../up' cannot"),
         (dict(given=[images(8), images(8)[:, :32]]), r"several sizes \(latents of 8 x 4, 8 x 8\)"),
@@ -297,9 +297,9 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, kn
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_too_few_pictures_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
+def test_too_few_images_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
     made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(held_out=0.25), "mine", "refuse")
-    assert made.accuracy and made.judged_on == "1 pictures held out"
+    assert made.accuracy and made.judged_on == "1 images held out"
     independent = replace(settings(held_out=0.25), kind="independent")
     made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], independent, "mine_2", "refuse")
     assert made.accuracy == [] and host.charts(made)[1].shape[-1] == 3

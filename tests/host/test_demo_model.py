@@ -84,17 +84,17 @@ def test_words_that_training_never_saw_keep_their_start_values(loaded):
     assert 40 < int(changed.sum()) < 200
 
 
-def test_a_picture_survives_the_autoencoder(loaded):
-    pictures = demo_model.as_pictures([world.render(demo_model.scene(i, 4321)) for i in range(16)])
+def test_an_image_survives_the_autoencoder(loaded):
+    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(16)])
     vae = loaded[2]
-    back = vae.decode(vae.encode(pictures.movedim(1, -1)))
-    assert demo_model.psnr(back.movedim(-1, 1), pictures).mean() >= 30
-    assert vae.encode(pictures.movedim(1, -1)).shape == (16, 4, 16, 16)
+    back = vae.decode(vae.encode(images.movedim(1, -1)))
+    assert demo_model.psnr(back.movedim(-1, 1), images).mean() >= 30
+    assert vae.encode(images.movedim(1, -1)).shape == (16, 4, 16, 16)
 
 
 def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
-    pictures = demo_model.as_pictures([world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
-    latents = loaded[0].model.process_latent_in(loaded[2].encode(pictures))
+    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
+    latents = loaded[0].model.process_latent_in(loaded[2].encode(images))
     assert latents.mean().abs() < 0.15 and 0.85 < latents.std() < 1.15
 
 
@@ -146,14 +146,14 @@ def test_a_controlnet_acts(loaded):
     assert not torch.allclose(with_it, without)
 
 
-def test_previews_have_the_pictures_colours(loaded):
+def test_previews_have_the_images_colours(loaded):
     model, _, vae = loaded
-    picture = demo_model.as_pictures([world.render(demo_model.scene(5, 4321))])
-    latent = model.model.process_latent_in(vae.encode(picture.movedim(1, -1)))
+    image = demo_model.as_images([world.render(demo_model.scene(5, 4321))])
+    latent = model.model.process_latent_in(vae.encode(image.movedim(1, -1)))
     layout = model.model.latent_format
     previewer = latent_preview.Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias)
     drawn = np.asarray(previewer.decode_latent_to_preview(latent), np.float32) / 255
-    wanted = torch.nn.functional.avg_pool2d(picture, 8)[0].movedim(0, -1).numpy()
+    wanted = torch.nn.functional.avg_pool2d(image, 8)[0].movedim(0, -1).numpy()
     assert drawn.shape == wanted.shape and np.abs(drawn - wanted).mean() < 0.2
     latent_preview.prepare_callback(model, 4)(0, latent, latent, 4)
 

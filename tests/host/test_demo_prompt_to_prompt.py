@@ -1,11 +1,11 @@
-"""Prompt-to-Prompt does its job on the demo model: what is named changes, the picture stays."""
+"""Prompt-to-Prompt does its job on the demo model: what is named changes, the image stays."""
 
 import numpy as np
 import pytest
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import Caption, Claim
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import prompt_to_prompt as measure
 
 WAYS = ("no patch", "Prompt-to-Prompt")
@@ -39,7 +39,7 @@ def test_the_things_stay_nearer_to_their_places_than_without_the_patch(studio, f
 
 
 def drawn(studio, seed: int, source: str, targets: list[Caption], **knobs):
-    """(what is read, where things are) of the source's picture and of each target's."""
+    """(what is read, where things are) of the source's image and of each target's."""
     readings = [checker.read(p) for p in measure.drawn(studio, seed, source, [measure.Edit(t) for t in targets], **knobs)]
     return [(r, measure.covered(r.things)) for r in readings]
 

@@ -52,6 +52,6 @@ def test_it_refines_what_lies_in_the_repository(said):
 def test_scores_count_right_and_asked():
     captions = script.held_out(4)
     assert len({c.text for c in captions}) == 4
-    pictures = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
-    scores = script.score(captions, pictures)
+    images = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
+    scores = script.score(captions, images)
     assert all(right == asked for right, asked in scores.values())

@@ -1,4 +1,4 @@
-"""DreamBooth on tiny models of several families, its files in the stock loaders, and its class pictures."""
+"""DreamBooth on tiny models of several families, its files in the stock loaders, and its class images."""
 
 import json
 import shutil
@@ -86,12 +86,12 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model, knobs):
     clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
     given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
     for number in range(2):
-        model, *_, pictures = train(*given, name=f"rex{number}", steps=2, validation_count=1, validation_steps=1, **knobs)
-        assert sampled(model).isfinite().all() and pictures.isfinite().all()
+        model, *_, images = train(*given, name=f"rex{number}", steps=2, validation_count=1, validation_steps=1, **knobs)
+        assert sampled(model).isfinite().all() and images.isfinite().all()
 
 
 def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **settings):
-    """A task with two class pictures; `word` learns '<z>' along."""
+    """A task with two class images; `word` learns '<z>' along."""
     prompt = "a <z> cat" if word else "a zz cat"
     subject = host.Subject(prompt, textual_inversion.Word("<z>", "cat", 1) if word else None)
     kept = host.Class("a cat", [images(2, seed=5)], preservation=Preservation(weight))
@@ -274,7 +274,7 @@ def test_a_mask_says_where_the_subject_is_and_the_class_counts_whole(eps_model, 
     assert losses[5] - losses[4] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
 
-def test_two_pictures_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
+def test_two_images_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
     """And those that are connected are taken in the place of sampled ones."""
     for ratio, rows in (("1:1", 2), ("1:2", 3)):
         shown = []
@@ -284,7 +284,7 @@ def test_two_pictures_of_the_class_may_go_with_each_of_the_subject(eps_model, va
         )
         train(watched, clip, vae, ratio=ratio, class_images=[images(3, seed=7)], batch_size=1, steps=4)
         assert shown[-4:] == [rows] * 4
-    assert not list((folders / "output").rglob("class_pictures"))
+    assert not list((folders / "output").rglob("class_images"))
 
 
 def test_a_lora_below_stays_below(eps_model, vae, clip):
@@ -295,11 +295,11 @@ def test_a_lora_below_stays_below(eps_model, vae, clip):
 
 
 def test_without_prior_weight_it_is_plain_fine_tuning(eps_model, vae, clip):
-    """The loss of the subject's pictures alone, whatever class pictures there are."""
+    """The loss of the subject's images alone, whatever class images there are."""
     task = task_of(eps_model, clip, vae, weight=0.0)
-    plain = inside(task, lambda g: [float(g.errors(task.pictures, task.batches.of(i)[0], [task.rows["a zz cat"]] * 2, task.objective, 4, 2 * i).mean()) for i in (0, 3)])  # fmt: skip
+    plain = inside(task, lambda g: [float(g.errors(task.images, task.batches.of(i)[0], [task.rows["a zz cat"]] * 2, task.objective, 4, 2 * i).mean()) for i in (0, 3)])  # fmt: skip
     assert inside(task, lambda g: [float(task.loss(g, i)) for i in (0, 3)]) == plain
-    assert len(task.pictures) == 2 and task.batches.total == 2
+    assert len(task.images) == 2 and task.batches.total == 2
 
 
 def test_the_class_counts_by_its_weight(eps_model, vae, clip):
@@ -329,21 +329,21 @@ def test_a_new_word_moves_at_its_own_rate(eps_model, vae, clip):
 
 
 
-def test_class_pictures_are_sampled_once_kept_and_completed(eps_model, vae, clip, folders):
+def test_class_images_are_sampled_once_kept_and_completed(eps_model, vae, clip, folders):
     train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
-    files = sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    files = sorted((folders / "output").rglob("class_images/*/*.png"))
     assert [f.name for f in files] == [f"{i:05d}.png" for i in range(5)]
     stamps = [f.stat().st_mtime_ns for f in files]
     files[3].unlink()
     train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
     assert files[3].exists() and [f.stat().st_mtime_ns for f in files][:3] == stamps[:3]
     train(eps_model, clip, vae, class_count=1, class_prompt="a fish")
-    assert len({f.parent for f in (folders / "output").rglob("class_pictures/*/*.png")}) == 2
+    assert len({f.parent for f in (folders / "output").rglob("class_images/*/*.png")}) == 2
 
 
-def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
+def test_a_stop_while_class_images_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
     def watch(value, total, preview, node_id=None):
-        if preview:  # as class pictures have
+        if preview:  # as class images have
             comfy.model_management.interrupt_current_processing(True)
 
     comfy.utils.set_progress_bar_global_hook(watch)
@@ -355,7 +355,7 @@ def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_
     assert len(list((folders / "output").rglob("*.png"))) == 2 and not list((folders / "loras").iterdir())
 
 
-def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
+def test_another_model_has_class_images_of_its_own(eps_model, vae, clip):
     def place(model=eps_model, clip=clip, vae=vae, prompt="a"):
         return class_images.folder(model, clip, vae, class_images.Order((prompt,), 1, 1, settings.Validation(prompt)), (4, 8, 8))
 
@@ -380,7 +380,7 @@ def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
     assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
 
 
-def test_what_acts_beside_the_weights_makes_class_pictures_of_its_own(eps_model, vae, clip, folders):
+def test_what_acts_beside_the_weights_makes_class_images_of_its_own(eps_model, vae, clip, folders):
     def place(model=eps_model, clip=clip, prompt="a embedding:mood"):
         return class_images.folder(model, clip, vae, class_images.Order((prompt,), 1, 1, settings.Validation(prompt)), (4, 8, 8))
 
@@ -426,17 +426,17 @@ def test_functions_of_other_packs_are_told_apart_whatever_they_hold():
     assert one == again != other and len(one) < 2000
 
 
-def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
+def test_the_hosts_folder_of_images_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
     place = folders / "output" / "lessons"
     place.mkdir()
     for number, size in enumerate((64, 72)):
         Image.new("RGB", (size, 64), (90 * number, 80, 40)).save(place / f"{number}.png")
         (place / f"{number}.txt").write_text(f"a zz cat number {number}")
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(place.parent))
-    pictures, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
-    train(eps_model, clip, vae, pictures, captions=texts, prior_weight=0.0, steps=2)
+    images, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
+    train(eps_model, clip, vae, images, captions=texts, prior_weight=0.0, steps=2)
     with safe_open(folders / "loras" / "rex.safetensors", "pt") as file:
-        assert file.metadata()["texts"] == str(tuple((text,) for text in texts)) and len(pictures) == len(texts) == 2
+        assert file.metadata()["texts"] == str(tuple((text,) for text in texts)) and len(images) == len(texts) == 2
 
 
 def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
@@ -449,15 +449,15 @@ def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
     assert drawn == [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
 
 
-def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
+def test_class_images_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
     told, encode = [], type(clip).encode_from_tokens_scheduled
     monkeypatch.setattr(
         type(clip), "encode_from_tokens_scheduled", lambda self, tokens, **k: told.append(tokens) or encode(self, tokens, **k)
     )
     train(eps_model, clip, vae, class_count=4, class_batch=1)
-    first, files = len(told), sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    first, files = len(told), sorted((folders / "output").rglob("class_images/*/*.png"))
     train(eps_model, clip, vae, class_count=4, class_batch=1, seed=5)
-    assert sorted((folders / "output").rglob("class_pictures/*/*.png")) == files and len(files) == 4
+    assert sorted((folders / "output").rglob("class_images/*/*.png")) == files and len(files) == 4
     assert first - (len(told) - first) == 2  # the prompt and the empty one
 
 
@@ -502,14 +502,14 @@ def test_existing_files_are_numbered_or_refused_those_of_the_word_too(eps_model,
         (dict(given=[]), "There are no images"),
         (dict(rank=33), r"Rank 33 does not fit the layer diffusion_model\.\S+ \(32 x 32\); give 1 to 32"),
         (dict(name="../rex"), "The name '../rex' cannot"),
-        (dict(class_count=0), "There are no class pictures"),
+        (dict(class_count=0), "There are no class images"),
         (dict(class_prompt=""), "The class prompt is empty"),
         (dict(instance_prompt=""), "The instance prompt is empty"),
         (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
         (dict(learn_word=True), "'a zz cat' lacks the new word. Write <subject>"),
         (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names <subject>"),
         (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
-        (dict(captions=["a\nb\nc"]), "3 captions for 2 pictures"),
+        (dict(captions=["a\nb\nc"]), "3 captions for 2 images"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, knobs, message, folders):
@@ -650,7 +650,7 @@ def test_sentences_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, va
     assert train(eps_model, clip, vae, caption_dropout=0.5, clean_caption_dropout=0.0)[2] == "rex.safetensors"
 
 
-def test_one_picture_is_enough(eps_model, vae, clip):
+def test_one_image_is_enough(eps_model, vae, clip):
     assert train(eps_model, clip, vae, [images(1)], batch_size=2)[2] == "rex.safetensors"
 
 
@@ -669,8 +669,8 @@ def test_half_precision_networks_are_taught_by_float32_numbers(dtype, vae, clip)
     assert any(not torch.equal(p, before[k]) for k, p in task.parameters.items())
 
 
-def test_pictures_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip, monkeypatch):
-    counts = {"pictures": 0, "sentences": 0}
+def test_images_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip, monkeypatch):
+    counts = {"images": 0, "sentences": 0}
 
     def counting(what, own):
         def counted(*args, **kwargs):
@@ -679,9 +679,9 @@ def test_pictures_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip,
 
         return counted
 
-    monkeypatch.setattr(type(vae), "encode", counting("pictures", type(vae).encode))
+    monkeypatch.setattr(type(vae), "encode", counting("images", type(vae).encode))
     monkeypatch.setattr(type(clip), "encode_from_tokens_scheduled", counting("sentences", type(clip).encode_from_tokens_scheduled))
     task = task_of(eps_model, clip, vae, steps=4)
     with torch.inference_mode(False), torch.no_grad():
         trainer.run(task, state_of("loras", "once"), lambda loop: "")
-    assert counts == {"pictures": 4, "sentences": 3}  # of two pictures and two of the class; two sentences, and one to begin with
+    assert counts == {"images": 4, "sentences": 3}  # of two images and two of the class; two sentences, and one to begin with

@@ -131,11 +131,11 @@ def test_nothing_that_the_user_holds_is_changed_by_it_and_what_was_sampled_befor
     def sampled():
         return ksampler(made.model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
-    picture, before, options = sampled(), states(), made.model.model_options.copy()
+    image, before, options = sampled(), states(), made.model.model_options.copy()
     train(kind, made)
     assert all(equal(now, then) for now, then in zip(states(), before))
     assert made.model.model_options == options and not made.model.patches and not made.model.wrappers
-    assert torch.equal(sampled(), picture)
+    assert torch.equal(sampled(), image)
 
 
 @every_trainer
@@ -188,7 +188,7 @@ def test_the_running_average_is_what_the_file_holds(kind, made):
 
 
 @of_concepts
-def test_validation_pictures_are_shown_on_the_node_while_it_trains(kind, made, watch):
+def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made, watch):
     shown = []
     watch(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].size)))
     train(
@@ -208,7 +208,7 @@ def test_the_curve_shows_losses_and_the_learning_rate(kind, made):
 
 
 @of_concepts
-def test_pictures_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch):
+def test_images_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch):
     def encoded(steps):
         seen = []
         for part, name in ((type(made.vae), "encode"), (type(made.clip), "encode_from_tokens_scheduled")):
@@ -218,18 +218,18 @@ def test_pictures_and_sentences_that_stay_are_encoded_once(kind, made, monkeypat
         monkeypatch.undo()
         return sorted(seen)
 
-    train(kind, made, name="first")  # samples class pictures, which are kept
+    train(kind, made, name="first")  # samples class images, which are kept
     assert encoded(2) == encoded(7) and encoded(2).count("encode") == (2 if kind == "textual inversion" else 4)
 
 
 @pytest.mark.parametrize("kind", ["textual inversion", "dreambooth", "custom diffusion", "instructions"])
-def test_one_picture_is_enough(kind, made):
+def test_one_image_is_enough(kind, made):
     one = dict(before=[images(1)], after=[images(1, seed=1)], instructions=["make it red"])
     train(kind, made, **(one if kind == "instructions" else dict(images=[images(1)])))
     assert file(kind)
 
 
-def test_one_picture_cannot_be_told_from_others(made):
+def test_one_image_cannot_be_told_from_others(made):
     with pytest.raises(ValueError, match="nothing to tell apart"):
         train("classifier", made, images=[images(1)], labels=["red"])
 
@@ -246,7 +246,7 @@ LOST = torch.full((2, 64, 64, 3), torch.nan)
         *[(kind, dict(class_images=[LOST]), "images") for kind in ("dreambooth", "custom diffusion")],
     ],
 )
-def test_pictures_that_hold_no_numbers_are_refused(kind, knobs, what, made, folders):
+def test_images_that_hold_no_numbers_are_refused(kind, knobs, what, made, folders):
     with pytest.raises(ValueError, match=f"Number 1 of the {what} holds NaN"):
         train(kind, made, **knobs)
     assert not list(folders.rglob("*.safetensors"))

@@ -124,7 +124,7 @@ def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
 
 
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
-    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted picture instead."""
+    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted image instead."""
     sigmas = torch.tensor([0.6, 0.3])
     moved = lambda guider: run(guider, sigmas=sigmas).double().flatten()  # noqa: E731
     start = moved(ours(any_model, 4.0, zero_init=1.0))
@@ -136,7 +136,7 @@ def test_zero_star_is_the_papers_formula_on_velocities(any_model):
     assert_close(guided, fitted + 4.0 * (conditioned - fitted), atol=1e-4, rtol=1e-3)
 
 
-def test_zero_init_does_not_move_the_picture_and_evaluates_nothing(flow_model):
+def test_zero_init_does_not_move_the_image_and_evaluates_nothing(flow_model):
     counted = Count(flow_model)
     run(ours(counted.model, 4.0, zero_init=0.3))
     still = sum(float(s) > float(flow_model.get_model_object("model_sampling").percent_to_sigma(0.3)) for s in sigmas_of(flow_model)[:-1])
@@ -284,8 +284,8 @@ def test_evaluations_are_counted_once_where_another_node_answers_for_the_host(ep
 def test_the_report_of_the_patch_is_read_from_the_model(eps_model):
     patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
     latent = {"samples": ksampler(patched, CAT, EMPTY, 4.0)}
-    picture, passed, text = GuidanceReport.execute(patched, latent).args
-    assert passed is latent and picture.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
+    image, passed, text = GuidanceReport.execute(patched, latent).args
+    assert passed is latent and image.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
 
 
 def test_a_second_run_has_a_record_of_its_own(eps_model):

@@ -89,7 +89,7 @@ def test_what_loads_dynamically_is_loaded_again_whole_where_gradients_pass(eps_m
 
 @pytest.mark.parametrize("kind", ["color", "brightness", "layout"])
 @pytest.mark.parametrize("through", [False, True], ids=["cheap", "through the denoiser"])
-def test_the_picture_comes_nearer_to_the_reference(any_model, vae, kind, through):
+def test_the_image_comes_nearer_to_the_reference(any_model, vae, kind, through):
     channels = channel(any_model, vae, 0.5, kind, through)
     decode = decoder(any_model, vae)
     plain, guided = (run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))

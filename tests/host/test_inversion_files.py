@@ -30,7 +30,7 @@ from controlled_diffusion.training.demo.world import Caption, Claim, render
 
 import demo_inversion
 from compare import assert_close
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -119,14 +119,14 @@ def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
     assert_close(back, latent["samples"], atol=1e-5, rtol=1e-6)
 
 
-def test_the_loader_gives_what_the_inverter_gave_and_the_picture(model):
+def test_the_loader_gives_what_the_inverter_gave_and_the_image(model):
     latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
     given = inverting.outputs(model, inverted(model))
-    inversion, noisy, noise, sigmas, source, negative, picture = LoadInversion.execute(model, save(given[0])).args
+    inversion, noisy, noise, sigmas, source, negative, image = LoadInversion.execute(model, save(given[0])).args
     assert same(inversion, given[0]) and same(noisy, given[1]) and same(sigmas, given[3]) and same(source, SOURCE)
     assert torch.equal(noise.generate_noise(latent), given[2].generate_noise(latent))
     assert isinstance(negative, ExecutionBlocker) and "brings no negative" in negative.message
-    assert_close(picture["samples"], latent["samples"])
+    assert_close(image["samples"], latent["samples"])
 
 
 def test_the_negative_of_an_inversion_comes_along(model):
@@ -290,12 +290,12 @@ def test_a_file_of_an_unknown_method_is_refused(model, output):
 def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
     """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
     studio = Studio()
-    inversion, *_, source, _, picture = LoadInversion.execute(studio.model, "demo_model.safetensors").args
+    inversion, *_, source, _, image = LoadInversion.execute(studio.model, "demo_model.safetensors").args
     caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
     rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor
     assert_close(source[0][0], studio.prompt(caption.text)[0][0], atol=1e-3, rtol=1e-3)
-    assert float(psnr(studio.vae.decode(picture["samples"]), rendered)) > 25
+    assert float(psnr(studio.vae.decode(image["samples"]), rendered)) > 25
     back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
-    assert float(psnr(studio.vae.decode(back), studio.vae.decode(picture["samples"]))) > 25
-    assert checker.judge(checker.read(studio.pictures(back)[0]), caption)["bound"]
+    assert float(psnr(studio.vae.decode(back), studio.vae.decode(image["samples"]))) > 25
+    assert checker.judge(checker.read(studio.images(back)[0]), caption)["bound"]

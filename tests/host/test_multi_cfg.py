@@ -175,7 +175,7 @@ def test_a_mask_of_any_size_limits_a_channel(any_model):
 
 
 def test_a_mask_for_another_batch_is_refused(eps_model):
-    with pytest.raises(ValueError, match="mask holds 3 pictures but 2 are sampled"):
+    with pytest.raises(ValueError, match="mask holds 3 images but 2 are sampled"):
         run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
 
 

@@ -24,13 +24,13 @@ def model():
     return tiny.unet("flow", output_scale=0.2)
 
 
-def picture(batch: int = 1) -> dict:
+def image(batch: int = 1) -> dict:
     return {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
 
 
 def invert(model, given=None, source=SOURCE, **knobs):
     settings = defaults(RFInverter) | dict(steps=STEPS, scheduler="normal") | knobs
-    return RFInverter.execute(model, source, picture() if given is None else given, **settings).args[0]
+    return RFInverter.execute(model, source, image() if given is None else given, **settings).args[0]
 
 
 def sample(model, inversion, cfg=1.0, branches="edit", **inputs):
@@ -51,20 +51,20 @@ def test_gamma_one_ends_at_the_noise_of_the_seed(model):
 
 
 def test_gamma_and_eta_zero_are_ddim_inversion_and_plain_sampling(model):
-    ddim = DDIMInverter.execute(model, SOURCE, picture(), STEPS, "normal", 0.0).args[0]
+    ddim = DDIMInverter.execute(model, SOURCE, image(), STEPS, "normal", 0.0).args[0]
     own = invert(model, gamma=0.0, eta=0.0)
     assert_close(own.trail.carries[0][0], ddim.trail.carries[0][0], atol=1e-5, rtol=1e-5)
     options = dict(positive=TARGET, negative=EMPTY)
     assert_close(sample(model, own, 5.0, **options), sample(model, ddim, 5.0, **options), atol=1e-4, rtol=1e-4)
 
 
-def test_eta_one_at_all_steps_gives_the_picture_back_under_any_prompt(model):
-    assert apart(edited(model, eta=1.0, eta_end_percent=1.0), picture()["samples"]) < 1e-5
+def test_eta_one_at_all_steps_gives_the_image_back_under_any_prompt(model):
+    assert apart(edited(model, eta=1.0, eta_end_percent=1.0), image()["samples"]) < 1e-5
 
 
-def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_picture(model):
+def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_image(model):
     def change(**knobs):
-        return apart(edited(model, **knobs), picture()["samples"])
+        return apart(edited(model, **knobs), image()["samples"])
 
     assert change(eta_end_percent=0.8) < change(eta_end_percent=0.4) < change(eta=0.0)
     assert change(eta=0.9) < change(eta=0.4)
@@ -80,14 +80,14 @@ def test_the_percents_are_those_of_the_sampling(model):
     assert 0 < sum(on) < STEPS
 
 
-def test_a_batch_is_its_pictures_one_by_one(model):
-    given = picture(2)
+def test_a_batch_is_its_images_one_by_one(model):
+    given = image(2)
     alone = [edited(model, {"samples": x[None]}) for x in given["samples"]]
     assert_close(edited(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
 
 
-def test_with_two_branches_each_is_pulled_to_its_picture(model):
-    given = picture(2)
+def test_with_two_branches_each_is_pulled_to_its_image(model):
+    given = image(2)
     inversion = invert(model, given)
     both = sample(model, inversion, 5.0, "source and edit", positive=TARGET, negative=EMPTY)
     assert_close(both[:2], sample(model, inversion, 5.0, negative=EMPTY), atol=1e-3, rtol=1e-3)

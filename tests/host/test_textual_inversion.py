@@ -13,7 +13,7 @@ import torch
 from controlled_diffusion.nodes.host import gradients
 from controlled_diffusion.nodes.host.training import denoiser, embeddings, new_words, run, trainer
 from controlled_diffusion.nodes.host.training import textual_inversion as host
-from controlled_diffusion.nodes.host.training.images import pictures_of
+from controlled_diffusion.nodes.host.training.images import images_of
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Diverged, Loop
@@ -29,7 +29,7 @@ from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 OBJECTIVE = denoiser.Objective(Levels())
-NO_PICTURES = Validation("<z>", count=0)
+NO_IMAGES = Validation("<z>", count=0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def settings(**more):
 def task_of(model, clip, vae, word=host.Word("<z>", "cat", 2), templates=("a photo of {}", "{} here"), objective=OBJECTIVE, **more):
     data = Data(**{"images": [images()], **more.pop("data", {})})
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, data, word, templates, objective, settings(**more), NO_PICTURES)
+        return host.prepare(model, clip, vae, data, word, templates, objective, settings(**more), NO_IMAGES)
 
 
 def inside(task, question, mutations=False):
@@ -90,7 +90,7 @@ def inside(task, question, mutations=False):
         return iter(())
 
     course = run.Course(
-        task.model, task.word.conditioning("a"), task.loop(), task.loss, torch.Size([2, *task.pictures.latents[0].shape[1:]])
+        task.model, task.word.conditioning("a"), task.loop(), task.loss, torch.Size([2, *task.images.latents[0].shape[1:]])
     )
     lesson = run.Lesson(steps, [task.word.clip.cond_stage_model], lambda step: None, mutations)
     with torch.inference_mode(False), torch.no_grad():
@@ -106,8 +106,8 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
         clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
     given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
     for number in range(2):
-        _, curve, pictures = train(*given, name=f"cat{number}", steps=2, validation_count=1, validation_steps=1)
-        assert curve.isfinite().all() and pictures.isfinite().all()
+        _, curve, images = train(*given, name=f"cat{number}", steps=2, validation_count=1, validation_steps=1)
+        assert curve.isfinite().all() and images.isfinite().all()
 
 
 
@@ -188,7 +188,7 @@ def losses_of(task, numbers):
 
 @pytest.mark.parametrize("family", ["eps", "flow"])
 def test_a_batch_is_the_mean_of_its_samples_each_under_its_own_prompt(family, vae, clip):
-    """The host's LoRA trainer averages the predictions of all prompts of a batch; here each picture has its own."""
+    """The host's LoRA trainer averages the predictions of all prompts of a batch; here each image has its own."""
     data = {"captions": ["red", "a very long caption " * 30, "(blue:1.4)"], "images": [images(2), images(1, 48)]}
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, batch_size=6, data=data)
     together = inside(task, lambda ground: float(task.loss(ground, 1).detach()))
@@ -206,14 +206,14 @@ def test_accumulated_batches_are_the_same_samples_as_one_large_batch(eps_model, 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 @pytest.mark.parametrize("weighting", ["own", "min-snr", "clean"])
 def test_an_error_is_that_of_what_the_network_itself_predicts(family, weighting, vae, clip):
-    """By hand: the network's output beside the noise, v or velocity that it should have given, and what that is of the clean picture."""
+    """By hand: the network's output beside the noise, v or velocity that it should have given, and what that is of the clean image."""
     objective = denoiser.Objective(Levels(low=0.1, high=0.9), weighting, 5.0)
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
 
     def by_hand(ground, row, number):
         model = ground.guider.inner_model
         (sigma,) = s = torch.tensor(ground.sigmas(objective, 4, number, 1))
-        x0 = model.process_latent_in(task.pictures.latents[number - 6])
+        x0 = model.process_latent_in(task.images.latents[number - 6])
         noise, scale = denoiser._noise(4, number, x0.shape), (s**2 + 1).sqrt()
         if family == "flow":
             seen, wanted, of_clean, snr = (1 - s) * x0 + s * noise, noise - x0, sigma**2, ((1 - sigma) / sigma) ** 2
@@ -226,7 +226,7 @@ def test_an_error_is_that_of_what_the_network_itself_predicts(family, weighting,
     def question(ground):
         row = task.word.conditioning("a cat")[0]
         with torch.no_grad():
-            given = ground.errors(task.pictures, [0, 1, 2], [row] * 3, objective, 4, 6)
+            given = ground.errors(task.images, [0, 1, 2], [row] * 3, objective, 4, 6)
             return given, torch.stack([by_hand(ground, row, number) for number in (6, 7, 8)])
 
     given, expected = inside(task, question)
@@ -246,10 +246,10 @@ def test_weights_that_are_kept_in_few_bits_are_trained_with(weights, vae, clip):
     assert train(few, clip, vae)[0] == "embedding:thing" and saved()["clip_l"].isfinite().all()
 
 
-def test_pictures_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip):
+def test_images_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip):
     plain = task_of(eps_model, clip, vae)
     task = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=8, scale=1.0)})
-    assert len(task.pictures) == 27 and all(torch.equal(a, b) for a, b in zip(task.pictures.latents, plain.pictures.latents))
+    assert len(task.images) == 27 and all(torch.equal(a, b) for a, b in zip(task.images.latents, plain.images.latents))
     told = []
     encode = task.word.encode
     task.word.encode = lambda text: told.append(text) or encode(text)
@@ -260,25 +260,25 @@ def test_pictures_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip
 
 
 @pytest.mark.parametrize("change", [dict(crop=0.3), dict(jitter=0.3)])
-def test_variants_are_of_the_pictures_and_not_the_same(change, eps_model, vae, clip):
-    pictures = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=2, **change)}).pictures
-    assert len(pictures) == 9 and not pictures.hints and len({float(z.sum()) for z in pictures.latents}) == 9
+def test_variants_are_of_the_images_and_not_the_same(change, eps_model, vae, clip):
+    images = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=2, **change)}).images
+    assert len(images) == 9 and not images.hints and len({float(z.sum()) for z in images.latents}) == 9
 
 
-def test_colours_of_pictures_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
+def test_colours_of_images_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
     given = images()
     found = [
-        task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).pictures.latents
+        task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).images.latents
         for p in (given, torch.cat([given, torch.ones(3, 64, 64, 1)], -1))
     ]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_mask_lies_where_its_picture_does_though_the_vae_cuts_the_picture(eps_model, vae, clip):
+def test_a_mask_lies_where_its_image_does_though_the_vae_cuts_the_image(eps_model, vae, clip):
     wide, mask = torch.rand(1, 64, 78, 3), torch.zeros(1, 64, 78)
     mask[:, :, 7 + 8 : 7 + 16] = 1  # the VAE takes 72 of 78 columns, from the fourth on
     task = task_of(eps_model, clip, vae, data={"images": [wide], "masks": [mask]})
-    found = task.pictures.masks[0][0, 0]
+    found = task.images.masks[0][0, 0]
     assert_close(found[0], torch.tensor([0, 4 / 8, 4 / 8, *[0.0] * 6]))
 
 
@@ -427,7 +427,7 @@ def ksample(model):
     return ksampler(model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
 
-def test_the_loss_falls_on_one_noisy_picture(eps_model, vae, clip):
+def test_the_loss_falls_on_one_noisy_image(eps_model, vae, clip):
     """With many vectors and steps the word learns something of a random network: the mean loss over all samples falls."""
 
     def mean_loss(steps):
@@ -447,19 +447,19 @@ def test_the_same_seed_learns_the_same_word_and_another_another(eps_model, vae, 
     assert repeated(saved("a")["clip_l"], saved("b")["clip_l"]) and not torch.equal(saved("a")["clip_l"], saved("c")["clip_l"])
 
 
-def test_a_list_of_pictures_and_captions_as_folder_loaders_give_it(eps_model, vae, clip):
+def test_a_list_of_images_and_captions_as_folder_loaders_give_it(eps_model, vae, clip):
     given = [images(1, 64), images(1, 48, seed=1), images(2, 64, seed=2)]
     word, _, _ = train(eps_model, clip, vae, given, captions=["one", "two", "three", "a <z> in rain"], flip=True)
     assert word == "embedding:thing" and "a <z> in rain" in facts()["prompts"]
 
 
-def test_flipped_pictures_keep_their_captions(eps_model, vae, clip):
+def test_flipped_images_keep_their_captions(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae, data={"flip": True, "captions": ["one", "two", "three"], "masks": [images(3)[..., 0]]})
     plain = task_of(eps_model, clip, vae)
-    assert len(task.pictures) == 6 and task.pictures.originals == 3
-    assert all(torch.equal(a, b) for a, b in zip(task.pictures.latents, plain.pictures.latents))
-    assert_close(task.pictures.latents[4], vae.encode(images()[1:2].flip(2)))
-    assert_close(task.pictures.masks[4], task.pictures.masks[1].flip(-1))
+    assert len(task.images) == 6 and task.images.originals == 3
+    assert all(torch.equal(a, b) for a, b in zip(task.images.latents, plain.images.latents))
+    assert_close(task.images.latents[4], vae.encode(images()[1:2].flip(2)))
+    assert_close(task.images.masks[4], task.images.masks[1].flip(-1))
 
 
 @pytest.mark.parametrize("knobs", [dict(optimizer="prodigy", learning_rate=1.0), dict(accumulate=2, average=0.5), dict(norm="keep"), dict(weighting="min-snr", timesteps="logit-normal")])  # fmt: skip
@@ -500,7 +500,7 @@ def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):
 
 @pytest.fixture
 def cancel():
-    """Stops the host after a number of steps, as its button does; `of` so many, as pictures that are encoded count too."""
+    """Stops the host after a number of steps, as its button does; `of` so many, as images that are encoded count too."""
 
     def after(steps, of=8):
         def watch(value, total, preview, node_id=None):
@@ -518,7 +518,7 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_word(
     train(eps_model, clip, vae, steps=8, name="whole")
     cancel(1)  # the host leaves out updates that follow fast, but never the first
     word, curve, blocked = train(eps_model, clip, vae, steps=8)
-    assert word == "embedding:thing" and facts()["steps"] == "1" and "no validation picture" in blocked.message and curve.ndim == 4
+    assert word == "embedding:thing" and facts()["steps"] == "1" and "no validation image" in blocked.message and curve.ndim == 4
     part = saved()["clip_l"]
     cancel(-1)
     train(eps_model, clip, vae, steps=8, if_exists="continue")
@@ -526,13 +526,13 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_word(
     assert repeated(saved()["clip_l"], saved("whole")["clip_l"])
 
 
-def test_a_stop_at_the_last_validation_pictures_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
+def test_a_stop_at_the_last_validation_images_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
     def stopped(*args):
         raise run.Stopped
 
     monkeypatch.setattr(trainer, "sampled", stopped)
     word, _, blocked = train(eps_model, clip, vae, steps=2)
-    assert word == "embedding:thing" and facts()["steps"] == "2" and "no validation picture" in blocked.message
+    assert word == "embedding:thing" and facts()["steps"] == "2" and "no validation image" in blocked.message
 
 
 def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monkeypatch):
@@ -545,10 +545,10 @@ def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monk
     assert facts()["steps"] == "2"
 
 
-def test_a_stop_while_pictures_are_encoded_is_passed_on(eps_model, vae, clip, cancel):
+def test_a_stop_while_images_are_encoded_is_passed_on(eps_model, vae, clip, cancel):
     cancel(1, of=3)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        pictures_of(vae, [images(3)])
+        images_of(vae, [images(3)])
 
 
 def test_a_continued_run_repeats_the_losses(any_model, vae, clip):
@@ -577,7 +577,7 @@ def test_where_the_loss_is_lost_the_last_good_word_is_saved_and_said(eps_model, 
 
 def test_continuing_with_other_data_is_refused_by_what_differs(eps_model, vae, clip):
     train(eps_model, clip, vae)
-    with pytest.raises(ValueError, match="another training: pictures was"):
+    with pytest.raises(ValueError, match="another training: images was"):
         train(eps_model, clip, vae, [images(seed=7)], if_exists="continue")
     with pytest.raises(ValueError, match="batch_size was 2, now 3"):
         train(eps_model, clip, vae, batch_size=3, if_exists="continue")
@@ -624,7 +624,7 @@ def test_names_that_leave_the_folder_or_cannot_be_prompted_are_refused(eps_model
         (dict(given=[]), "There are no images"),
         (dict(given=[images()[:0]]), "There are no images"),
         (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
-        (dict(captions=["a\nb"]), "2 captions for 3 pictures"),
+        (dict(captions=["a\nb"]), "2 captions for 3 images"),
         (dict(placeholder="cat"), "'cat' is a word that the model knows"),
         (dict(placeholder="my cat"), "is several words"),
         (dict(placeholder=" "), "The placeholder is empty"),
@@ -634,8 +634,8 @@ def test_names_that_leave_the_folder_or_cannot_be_prompted_are_refused(eps_model
         (dict(templates="own", own_templates="{caption} {}"), "asks for a caption but there are none"),
         (dict(validation_prompt="a cat"), "validation prompt 'a cat' lacks the new word"),
         (dict(masks=[torch.zeros(3, 64, 64)]), "Mask 1 is empty"),
-        (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 pictures"),
-        (dict(masks=[torch.ones(3, 32, 64)]), "Mask 1 is 64 x 32, its picture 64 x 64"),
+        (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 images"),
+        (dict(masks=[torch.ones(3, 32, 64)]), "Mask 1 is 64 x 32, its image 64 x 64"),
         (dict(start_percent=0.6, end_percent=0.5), r"start_percent is 0\.6 and end_percent 0\.5; give 0 <= start_percent"),
     ],
 )

@@ -96,7 +96,7 @@ def kept_by(model, clip, vae, batch, height, width, again=False):  # noqa: F811
     return inside(task, lambda ground: room._kept(ground, checkpointing.blocks_of(task.model.model), batch))
 
 
-def test_what_large_pictures_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
+def test_what_large_images_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
     told = kept_by(eps_model, clip, vae, 2, 40, 48)
     monkeypatch.setattr(memory, "EXACT", 10**9)
     counted = kept_by(eps_model, clip, vae, 2, 40, 48)
@@ -201,8 +201,8 @@ def test_blocks_run_again_only_where_memory_is_short_or_it_is_asked_for(eps_mode
 def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(eps_model, vae, clip, folders):  # noqa: F811
     kept, _, learning = needs(eps_model, clip, vae)
     task = replace(task_of(eps_model, clip, vae, checkpointing="off"), free=lambda device: kept.again + learning)
-    told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 pictures at a time, .* what adamw keeps"
-    ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller pictures"
+    told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 images at a time, .* what adamw keeps"
+    ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller images"
     with torch.inference_mode(False), torch.no_grad(), pytest.raises(ValueError, match=f"{told}.*{ways}"):
         host.finish(task, eps_model, "rex", False)
     assert not list(folders.rglob("*.safetensors"))
@@ -272,8 +272,8 @@ def test_a_step_that_is_taken_again_does_not_hold_what_the_first_try_made(monkey
 
 
 @pytest.mark.parametrize("patch", [2, 16, 32, (1, 2, 2), (1, 16, 16), None])
-def test_networks_that_cut_pictures_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
-    """Such ones fill smaller pictures up, or cannot read them."""
+def test_networks_that_cut_images_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
+    """Such ones fill smaller images up, or cannot read them."""
     cell, side = memory.cell_of(SimpleNamespace(patch_size=patch)), patch[-1] if isinstance(patch, tuple) else patch or 2
 
     def kept(count, height, width):

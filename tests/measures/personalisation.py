@@ -1,9 +1,9 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
-Five pictures, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
-learns it as a LoRA, with and without class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
+Five images, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
+learns it as a LoRA, with and without class images (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
 and backgrounds. The checker says how often the shape is there, how often the prompt's colour and background are right too, and how far
-pictures of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
+images of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
 seeds.
 """
 
@@ -21,12 +21,12 @@ from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
 
-from harness.demo_pictures import CFG, STEPS, Studio
+from harness.demo_images import CFG, STEPS, Studio
 from harness.environment import PRIVATE
 from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
 
-CLASS_PICTURES, ALIKE, WORDINGS = 64, 0.6, 8
-SHOWN = (  # (color, size, position, background) of the lesson's pictures: what none of them shows is learnt for that alone which some show
+CLASS_IMAGES, ALIKE, WORDINGS = 64, 0.6, 8
+SHOWN = (  # (color, size, position, background) of the lesson's images: what none of them shows is learnt for that alone which some show
     ("blue", "large", "left", "white"),
     ("yellow", "small", "top", "black"),
     ("purple", "large", "right", "gray"),
@@ -51,16 +51,16 @@ def asked(index: int, shape: str, word: str) -> world.Caption:
     return called(with_shape(single(index, HELD_OUT), shape), 10_000 + index, word)
 
 
-def pictured(shape: str, color: str, size: str, position: str, background: str) -> world.Scene:
+def imaged(shape: str, color: str, size: str, position: str, background: str) -> world.Scene:
     (x, y), radius = (np.mean(area, axis=-1) for area in (world.POSITIONS[position], world.RADII[size]))
     return world.Scene(background, (world.Thing(shape, color, size=size, x=x, y=y, radius=radius),), position)
 
 
 def lesson(shape: str, word: str, wordings: int = WORDINGS) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions that say it in several ways) to learn from."""
-    scenes = [pictured(shape, *facts) for facts in SHOWN]
-    pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
-    return pictures, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
+    """(images (N, 128, 128, 3), captions that say it in several ways) to learn from."""
+    scenes = [imaged(shape, *facts) for facts in SHOWN]
+    images = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
+    return images, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
 
 
 def ordinary(count: int, first: int) -> list[world.Caption]:
@@ -80,14 +80,14 @@ def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> ho
 def taught(
     studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject: host.Subject, design, weight: float, o
 ) -> host.Learnt:
-    """Learns what pictures show under their captions, or goes on learning it."""
-    pictures, captions = shown
-    kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
+    """Learns what images show under their captions, or goes on learning it."""
+    images, captions = shown
+    kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
     settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, Data([pictures], captions), subject, kept,
+            studio.model, studio.clip, studio.vae, Data([images], captions), subject, kept,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
@@ -95,7 +95,7 @@ def taught(
 
 
 def kept(name: str, count: int, judged) -> list[dict]:
-    """Verdicts of `count` pictures, kept in a file batch by batch."""
+    """Verdicts of `count` images, kept in a file batch by batch."""
     path = PRIVATE / "measures" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(path.read_text()) if path.exists() else []
@@ -161,7 +161,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
-    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each picture says it")
+    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each image says it")
     parser.add_argument("--words", default="cross", help="what the new word starts from")
     parser.add_argument("--vectors", type=int, default=1, help="of the new word")
     parser.add_argument("--word-rate", type=float, default=0.01)
@@ -182,7 +182,7 @@ def scored(studio: Studio, weight: float, o: argparse.Namespace) -> tuple[list[d
 
 def main() -> None:
     o, studio = options_of(), Studio()
-    say(f"| DreamBooth, {o.shape} | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    say(f"| DreamBooth, {o.shape} | images | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
     for weight in o.weights:
         say(row(f"lambda {weight:g}", *scored(studio, weight, o)))
 

@@ -24,7 +24,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 
-from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from measures.diffedit import caption, defaults, held_out
 
@@ -124,14 +124,14 @@ GROUPS = {
 
 
 def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
-    """The source's picture, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
+    """The source's image, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
     given = dict(source=source, targets="\n".join(e.target.text for e in edits), width=128, height=128)
     given["word_weights"] = "\n".join(e.weights or "on: 1" for e in edits)
     knobs = defaults(P2PAttentionPatch) | given | knobs
     model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **knobs).args
     noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
     settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
-    return studio.pictures(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
+    return studio.images(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
 
 
 def covered(things) -> np.ndarray:
@@ -139,7 +139,7 @@ def covered(things) -> np.ndarray:
 
 
 def named(reading: checker.Reading, thing: Thing | Claim) -> list[checker.Seen]:
-    """The things of a picture of that shape and colour."""
+    """The things of an image of that shape and colour."""
     return [t for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color)]
 
 
@@ -192,7 +192,7 @@ def measured(studio: Studio, group: str, index: int, ways=tuple(WAYS)) -> dict[s
     for way in ways:
         for names, knobs in runs_of(edits, {name: settings for name, (_, settings) in operations.items()}, way):
             before, *after = drawn(studio, index, caption(scene).text, [edits[n] for n in names], **knobs)
-            found[way] |= {n: judged(before, picture, edits[n], scene) for n, picture in zip(names, after)}
+            found[way] |= {n: judged(before, image, edits[n], scene) for n, image in zip(names, after)}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Reads a picture of the demo world back into words and masks; numpy only, no network.
+"""Reads an image of the demo world back into words and masks; numpy only, no network.
 
 `read` finds the background and every thing; `judge` compares that with what a caption claims.
 """
@@ -23,7 +23,7 @@ _SIZES = (("small", 21.5), ("medium", 29.0), ("large", np.inf))
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing found in a picture. `score` is the overlap (IoU) with the best shape template."""
+    """One thing found in an image. `score` is the overlap (IoU) with the best shape template."""
 
     shape: str
     color: str
@@ -73,22 +73,22 @@ def _dilate(mask: np.ndarray) -> np.ndarray:
     return p[1:-1, 1:-1] | p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
 
 
-def _distance(picture: np.ndarray, color) -> np.ndarray:
-    return np.linalg.norm(picture - np.asarray(color, np.float32), axis=-1)
+def _distance(image: np.ndarray, color) -> np.ndarray:
+    return np.linalg.norm(image - np.asarray(color, np.float32), axis=-1)
 
 
-def _background(picture: np.ndarray) -> str:
+def _background(image: np.ndarray) -> str:
     rim = np.concatenate(
-        [picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3), picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)]
+        [image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3), image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)]
     )
     middle = np.median(rim, axis=0)
     return min(BACKGROUNDS, key=lambda b: np.linalg.norm(middle - BACKGROUNDS[b]))
 
 
-def _hues(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hues(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index of the nearest colour for every pixel, and whether its dark shade is the nearer one."""
-    bright = np.stack([_distance(picture, c) for c in COLORS.values()])
-    dark = np.stack([_distance(picture, SHADE * np.asarray(c)) for c in COLORS.values()])
+    bright = np.stack([_distance(image, c) for c in COLORS.values()])
+    dark = np.stack([_distance(image, SHADE * np.asarray(c)) for c in COLORS.values()])
     return np.minimum(bright, dark).argmin(0), dark.min(0) < bright.min(0)
 
 
@@ -166,15 +166,15 @@ def _split_by_color(blob: np.ndarray, hue: np.ndarray) -> list[tuple[np.ndarray,
     return [(piece, c) for part, c in parts for piece in _components(part)[:1]]
 
 
-def read(picture: np.ndarray) -> Reading:
-    """Reads a picture, uint8 (H, W, 3) of any size: background, and the things largest first."""
-    if picture.shape[:2] != (SIZE, SIZE):
-        picture = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.BOX))
-    picture = picture.astype(np.float32)
-    background = _background(picture)
-    hue, dark = _hues(picture)
-    worn = _distance(picture, TEAL) < 60
-    foreground = (_distance(picture, BACKGROUNDS[background]) > FOREGROUND) & ~_dilate(worn)
+def read(image: np.ndarray) -> Reading:
+    """Reads an image, uint8 (H, W, 3) of any size: background, and the things largest first."""
+    if image.shape[:2] != (SIZE, SIZE):
+        image = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BOX))
+    image = image.astype(np.float32)
+    background = _background(image)
+    hue, dark = _hues(image)
+    worn = _distance(image, TEAL) < 60
+    foreground = (_distance(image, BACKGROUNDS[background]) > FOREGROUND) & ~_dilate(worn)
     opened = _dilate(_erode(foreground))
     things = [
         _describe(part, list(COLORS)[c], dark)
@@ -223,11 +223,11 @@ def caption_of(text: str) -> Caption:
 
 
 def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_after: str) -> float:
-    """How good two pictures, uint8 (H, W, 3), are as those before and after an edit: 0 where either is not what its sentence says, else up to
+    """How good two images, uint8 (H, W, 3), are as those before and after an edit: 0 where either is not what its sentence says, else up to
     1, the more of the pixels stay as they are."""
-    for picture, text in ((before, told_before), (after, told_after)):
+    for image, text in ((before, told_before), (after, told_after)):
         caption = caption_of(text)
-        if not caption.claims or not all(judge(read(picture), caption).values()):
+        if not caption.claims or not all(judge(read(image), caption).values()):
             return 0.0
     changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
     return max(1.0 - float(changed.mean()), 1e-3)
@@ -240,13 +240,13 @@ def _near(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
     return mask & (np.hypot(cols - x, rows - y) <= radius)
 
 
-def extras(picture: np.ndarray) -> set[str]:
-    """Which of "eye", "hat" and "moon" a picture shows, uint8 (128, 128, 3).
+def extras(image: np.ndarray) -> set[str]:
+    """Which of "eye", "hat" and "moon" an image shows, uint8 (128, 128, 3).
 
     A moon is teal in its corner, an eye a teal spot within cream on a thing, a hat a teal block on top of a thing.
     """
-    picture = picture.astype(np.float32)
-    teal, cream = _distance(picture, TEAL) < 60, _distance(picture, CREAM) < 60
+    image = image.astype(np.float32)
+    teal, cream = _distance(image, TEAL) < 60, _distance(image, CREAM) < 60
     moon = _near(teal, 116, 12, 9)
     found = {"moon"} if moon.sum() >= 50 else set()
     for blob in _components(teal & ~_near(teal, 116, 12, 12)):
@@ -255,13 +255,13 @@ def extras(picture: np.ndarray) -> set[str]:
         around = _near(~blob, x, y, 7)
         if 10 <= count <= 60 and cream[around].mean() > 0.5:
             found.add("eye")
-        elif count >= 90 and _thing_below(picture, teal, x, rows.max()):
+        elif count >= 90 and _thing_below(image, teal, x, rows.max()):
             found.add("hat")
     return found
 
 
-def _thing_below(picture: np.ndarray, worn: np.ndarray, x: float, bottom: int) -> bool:
+def _thing_below(image: np.ndarray, worn: np.ndarray, x: float, bottom: int) -> bool:
     """Whether a thing begins under a place."""
-    thing = _distance(picture, BACKGROUNDS[_background(picture)]) > FOREGROUND
+    thing = _distance(image, BACKGROUNDS[_background(image)]) > FOREGROUND
     below = (thing & ~worn)[bottom + 1 : bottom + 14, max(0, int(x) - 3) : int(x) + 4]
     return below.size > 0 and bool(below.mean() > 0.3)

@@ -1,8 +1,8 @@
 """The world of the demo model: captioned scenes of plain things, with exact ground truth.
 
 A scene is one or two things on a plain background. Everything a caption can say (shape, colour,
-texture, size, position, background) is known exactly, so an edit of a picture can be measured:
-`demo_checker` reads a picture back into these words.
+texture, size, position, background) is known exactly, so an edit of an image can be measured:
+`demo_checker` reads an image back into these words.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ STRANGERS = {  # shapes that no scene of the world holds: for teaching the model
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `x`, `y`, `radius` are in pixels of a 128 x 128 picture."""
+    """One object. `x`, `y`, `radius` are in pixels of a 128 x 128 image."""
 
     shape: str
     color: str
@@ -74,7 +74,7 @@ class Thing:
     x: float = 64
     y: float = 64
     radius: float = 24
-    accessory: str = ""  # "", "eye" or "hat": seen in pictures, never named in captions
+    accessory: str = ""  # "", "eye" or "hat": seen in images, never named in captions
 
 
 @dataclass(frozen=True)
@@ -166,31 +166,31 @@ def _texture(name: str) -> np.ndarray:
     return np.zeros((SIZE, SIZE), np.float32)
 
 
-def _paint(picture: np.ndarray, coverage: np.ndarray, color) -> None:
-    picture += coverage[..., None] * (np.asarray(color, np.float32) - picture)
+def _paint(image: np.ndarray, coverage: np.ndarray, color) -> None:
+    image += coverage[..., None] * (np.asarray(color, np.float32) - image)
 
 
-def _accessories(picture: np.ndarray, thing: Thing) -> None:
+def _accessories(image: np.ndarray, thing: Thing) -> None:
     x, y, r = thing.x, thing.y, thing.radius
     if thing.accessory == "eye":
-        _paint(picture, _coverage("circle", x, y, 6.5), CREAM)
-        _paint(picture, _coverage("circle", x, y, 3), TEAL)
+        _paint(image, _coverage("circle", x, y, 6.5), CREAM)
+        _paint(image, _coverage("circle", x, y, 3), TEAL)
     elif thing.accessory == "hat":
-        _paint(picture, _coverage("square", x, y - r - 2, 7), TEAL)
+        _paint(image, _coverage("square", x, y - r - 2, 7), TEAL)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 (128, 128, 3)."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
+    """The image of a scene, uint8 (128, 128, 3)."""
+    image = np.empty((SIZE, SIZE, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background]
     if scene.moon:
-        _paint(picture, _coverage("circle", 116, 12, 6), TEAL)
+        _paint(image, _coverage("circle", 116, 12, 6), TEAL)
     for thing in scene.things:
         color = np.asarray(COLORS[thing.color], np.float32)
         paint = color * (1 - (1 - SHADE) * _texture(thing.texture)[..., None])
-        _paint(picture, _coverage(thing.shape, thing.x, thing.y, thing.radius), paint)
-        _accessories(picture, thing)
-    return (picture + 0.5).clip(0, 255).astype(np.uint8)
+        _paint(image, _coverage(thing.shape, thing.x, thing.y, thing.radius), paint)
+        _accessories(image, thing)
+    return (image + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def thing_masks(scene: Scene) -> list[np.ndarray]:
@@ -246,5 +246,5 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> Caption:
         text = _one_of(
             rng, (f"{text} on a {background} background", f"{text}, {background} background", f"{text} on {background}"), (0.6, 0.25, 0.15)
         )
-    prefix = _one_of(rng, ("", "a picture of ", "a drawing of "), (0.7, 0.15, 0.15))
+    prefix = _one_of(rng, ("", "an image of ", "a drawing of "), (0.7, 0.15, 0.15))
     return Caption(prefix + text, claims, background)

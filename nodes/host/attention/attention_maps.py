@@ -1,4 +1,4 @@
-"""Attention maps inside the host's sampling: what to capture, the record of a run, and pictures of it."""
+"""Attention maps inside the host's sampling: what to capture, the record of a run, and images of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
 from ....guidance.schedules import NoiseScale
 from ..conditionings import KEY, marked
-from ..images import as_image, as_picture
+from ..images import as_image, to_pil
 from ..prompts import encoded, prompt_of
 from .dit import Dit, TokenCall, dit_of
 from .hook import Run, install
@@ -48,8 +48,8 @@ class Capture:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     runs: list[Capturing] = field(default_factory=list, compare=False)  # the last one, for Attention Map View
 
-    def pictures(self, count: int) -> list[tuple[list[int], list[Columns]]]:
-        """Neighbours among so many pictures whose words have the same columns, and these; the host repeats rows over a larger batch."""
+    def images(self, count: int) -> list[tuple[list[int], list[Columns]]]:
+        """Neighbours among so many images whose words have the same columns, and these; the host repeats rows over a larger batch."""
         rows = [(i, self.words[i % len(self.words)]) for i in range(count)]
         return [([i for i, _ in same], list(words.values())) for words, same in groupby(rows, itemgetter(1))]
 
@@ -64,11 +64,11 @@ class Capturing(Run):
     def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control.token, scale, MISSING)
         self.control, self.places, self.dit, self.latent = control, control.places, control.dit, latent
-        self.sums, self.pictures = Sums(), 1
+        self.sums, self.images = Sums(), 1
 
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
-        self.pictures = len(x)
+        self.images = len(x)
 
     @property
     def acts(self) -> bool:
@@ -86,11 +86,11 @@ class Capturing(Run):
         if call.size is not None and call.covers(self.latent):
             lead = self.dit.lead(self.control.length, tokens) if self.dit else 0
             maps = [
-                call.shares([first + i for i in pictures], tokens, [[lead + c for c in word] for word in words])
-                for pictures, words in self.control.pictures(self.pictures)
+                call.shares([first + i for i in images], tokens, [[lead + c for c in word] for word in words])
+                for images, words in self.control.images(self.images)
             ]
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
-            self.sums.add(key, call.pictures(torch.cat(maps)))
+            self.sums.add(key, call.images(torch.cat(maps)))
 
     def end(self) -> None:
         super().end()
@@ -223,17 +223,17 @@ def colored(values: torch.Tensor) -> torch.Tensor:
     return _STOPS[low] * (1 - share) + _STOPS[low + 1] * share
 
 
-def _tile(values: torch.Tensor, picture: torch.Tensor | None, size: tuple[int, int]) -> Image.Image:
-    """A heat map, over a picture (H, W, 3) where there is one."""
+def _tile(values: torch.Tensor, image: torch.Tensor | None, size: tuple[int, int]) -> Image.Image:
+    """A heat map, over an image (H, W, 3) where there is one."""
     wide = F.interpolate(heat(values)[None, None], size, mode="bicubic")[0, 0].clamp(0, 1)
     paint = colored(wide)
-    if picture is not None:
-        under = F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+    if image is not None:
+        under = F.interpolate(image.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
         paint = 0.4 * under + 0.6 * paint
-    return as_picture(paint)
+    return to_pil(paint)
 
 
-def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], picture: torch.Tensor | None) -> Image.Image:
+def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], image: torch.Tensor | None) -> Image.Image:
     """A row of heat maps (words, h, w) for each name, and the words above."""
     height, width = rows[0][1].shape[-2:]
     size = (round(_TILE * height / max(height, width)), round(_TILE * width / max(height, width)))
@@ -246,12 +246,12 @@ def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], pictu
         top = _EDGE + row * (size[0] + 4)
         draw.text((left // 2, top + size[0] // 2), name, fill=_INK, font=font, anchor="mm")
         for column, values in enumerate(maps):
-            paper.paste(_tile(values, picture, size), (left + column * (size[1] + 4), top))
+            paper.paste(_tile(values, image, size), (left + column * (size[1] + 4), top))
     return paper
 
 
 def _rows(maps: Maps, words: Sequence[str], groups: Sequence[str], by: str) -> list[tuple[str, torch.Tensor]]:
-    """(name, maps of all pictures) of each row of the table."""
+    """(name, maps of all images) of each row of the table."""
     if by == "layers":
         return [(group, maps.of(words, [group])) for group in groups or maps.groups]
     if by == "steps":
@@ -260,12 +260,12 @@ def _rows(maps: Maps, words: Sequence[str], groups: Sequence[str], by: str) -> l
 
 
 def table(maps: Maps, words: str, layers: str, by: str, image: torch.Tensor | None) -> torch.Tensor:
-    """The maps of words as a table for each picture, an IMAGE; `by`: "mean", a row for each group of "layers", or part of the "steps"."""
+    """The maps of words as a table for each image, an IMAGE; `by`: "mean", a row for each group of "layers", or part of the "steps"."""
     asked, groups = words_from(words) or list(maps.words), _groups(layers)
     rows = _rows(maps, asked, groups, by)
-    pictures = len(rows[0][1])
-    under = [None if image is None else image[i * len(image) // pictures, ..., :3].cpu().float() for i in range(pictures)]
-    return torch.cat([as_image(_table([(name, found[i]) for name, found in rows], asked, under[i])) for i in range(pictures)])
+    images = len(rows[0][1])
+    under = [None if image is None else image[i * len(image) // images, ..., :3].cpu().float() for i in range(images)]
+    return torch.cat([as_image(_table([(name, found[i]) for name, found in rows], asked, under[i])) for i in range(images)])
 
 
 def _groups(layers: str) -> list[str]:
@@ -275,6 +275,6 @@ def _groups(layers: str) -> list[str]:
 
 
 def mask(maps: Maps, word: str, layers: str, threshold: float, image: torch.Tensor | None) -> torch.Tensor:
-    """Where the model looks at a word (or at several, between commas): a MASK of the picture's size."""
+    """Where the model looks at a word (or at several, between commas): a MASK of the image's size."""
     found = maps.of(words_from(word) or maps.words[:1], _groups(layers)).sum(1)
     return mask_of(found, maps.size if image is None else tuple(image.shape[1:3]), threshold)

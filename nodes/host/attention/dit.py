@@ -1,7 +1,7 @@
-"""DiTs under the pack's hook on attention: which of an attention's tokens are the picture and which the text, family by family.
+"""DiTs under the pack's hook on attention: which of an attention's tokens are the image and which the text, family by family.
 
 The host calls one override for every attention of a DiT, without saying whose it is. Its place follows from the number of its tokens: the
-picture's are known from the latent, the text's from the conditioning. Attentions of text alone or of the picture alone that refine what
+image's are known from the latent, the text's from the conditioning. Attentions of text alone or of the image alone that refine what
 the blocks then see are left to the host.
 """
 
@@ -19,23 +19,22 @@ from ....attention.maps import shares
 from ....attention.prompt_to_prompt import Moment, edited_attention
 
 
-
 @dataclass(frozen=True)
 class Layout:
     """The tokens of a family. `blocks` are the lists of its blocks in order; `cross`: text has an attention of its own.
 
-    `order` of joint attention: "text, picture" (with references behind), "text, rest, picture" or "picture, text". `before` tokens stand in
-    front of the text, text and picture are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
+    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens stand in
+    front of the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
     does not say.
     """
 
     blocks: tuple[str, ...]
-    order: str = "text, picture"
+    order: str = "text, image"
     cross: bool = False
     before: int = 0
     multiple: int = 1
     patch: int | None = None
-    beside: bool = False  # the text ends where the picture begins
+    beside: bool = False  # the text ends where the image begins
 
 
 _DOUBLE_SINGLE = ("double_blocks", "single_blocks")
@@ -50,19 +49,19 @@ FAMILIES = {  # module of the network under comfy.ldm
     "cogvideo.model": Layout(("blocks",)),
     "pixeldit.model": Layout(("patch_blocks",)),
     "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
-    "lumina.model": Layout(("layers",), "text, rest, picture"),
-    "omnigen.omnigen2": Layout(("layers",), "text, rest, picture"),  # references stand between
-    "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, picture"),
-    "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, picture"),  # glyphs, a reference frame
-    "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "picture, text"),  # T5's, then Llama's
-    "lens.model": Layout(("transformer_blocks",), "picture, text", patch=1),
-    "joyimage.model": Layout(("double_blocks",), "picture, text"),
+    "lumina.model": Layout(("layers",), "text, rest, image"),
+    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references stand between
+    "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, image"),
+    "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, image"),  # glyphs, a reference frame
+    "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "image, text"),  # T5's, then Llama's
+    "lens.model": Layout(("transformer_blocks",), "image, text", patch=1),
+    "joyimage.model": Layout(("double_blocks",), "image, text"),
     "wan.model": Layout(("blocks",), cross=True),
     "cosmos.predict2": Layout(("blocks",), cross=True),
     "lightricks.model": Layout(("transformer_blocks",), cross=True, patch=1),
     "kandinsky5.model": Layout(("visual_transformer_blocks",), cross=True),
 }
-STRANGERS = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the picture
+STRANGERS = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the image
 KNOWN = (
     "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, PixelDiT, "
     "Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5"
@@ -107,19 +106,19 @@ class Dit:
         """How many tokens the network makes of so many."""
         return -(-tokens // self.layout.multiple) * self.layout.multiple
 
-    def seats(self, tokens: int, picture: int, text: int) -> tuple[slice, slice] | None:
-        """Where the picture's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
+    def seats(self, tokens: int, image: int, text: int) -> tuple[slice, slice] | None:
+        """Where the image's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
         layout = self.layout
-        filled_text, filled = self.filled(text), self.filled(picture)
+        filled_text, filled = self.filled(text), self.filled(image)
         if tokens < layout.before + filled_text + filled:
             return None
         start = {
-            "text, picture": layout.before + filled_text,
-            "text, rest, picture": tokens - filled,
-            "picture, text": 0,
+            "text, image": layout.before + filled_text,
+            "text, rest, image": tokens - filled,
+            "image, text": 0,
         }[layout.order]
-        words = {"picture, text": filled}.get(layout.order, start - text if layout.beside else layout.before)
-        return slice(start, start + picture), slice(words, words + text)
+        words = {"image, text": filled}.get(layout.order, start - text if layout.beside else layout.before)
+        return slice(start, start + image), slice(words, words + text)
 
 
 def _module(model) -> str:
@@ -129,7 +128,7 @@ def _module(model) -> str:
 
 
 def is_joint(model) -> bool:
-    """Whether picture and text share one attention."""
+    """Whether image and text share one attention."""
     module = _module(model)
     return bool(module) and not FAMILIES[module].cross
 
@@ -146,7 +145,7 @@ def dit_of(model) -> Dit:
     layout = FAMILIES[module]
     if getattr(network, "pad_tokens_multiple", None):  # Z-Image
         layout = replace(layout, multiple=network.pad_tokens_multiple)
-    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of pictures and glyphs stands in front
+    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs stands in front
         layout = replace(layout, beside=True)
     total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
     patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
@@ -165,10 +164,10 @@ def _four(mask: torch.Tensor) -> torch.Tensor:
 
 
 class TokenCall(Lending):
-    """One attention of a DiT in which the picture takes part; the counterpart of `attention.Call`.
+    """One attention of a DiT in which the image takes part; the counterpart of `attention.Call`.
 
-    `kind`: "joint" of picture and text, in which the picture's queries and keys alone are lent, or "self" and "cross". `size` is the
-    picture's (frames, rows, columns) of a `latent` ([frames,] H, W); `options` are the attention's.
+    `kind`: "joint" of image and text, in which the image's queries and keys alone are lent, or "self" and "cross". `size` is the
+    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `options` are the attention's.
     """
 
     def __init__(
@@ -184,7 +183,7 @@ class TokenCall(Lending):
     ):
         super().__init__(qkv, *base)
         self.kind, self.place, self.latent, self.size, self.options = kind, place, latent, size, options
-        self.picture, self.text = seats
+        self.image, self.text = seats
 
     @property
     def reshaped(self) -> bool:
@@ -194,7 +193,7 @@ class TokenCall(Lending):
         if self.kind != "joint":
             return taken(t, self.lender)
         axis, made = 2 if self.reshaped else 1, t.clone()
-        here = axis, self.picture.start, self.picture.stop - self.picture.start
+        here = axis, self.image.start, self.image.stop - self.image.start
         made.narrow(*here).copy_(taken(t.narrow(*here), self.lender))
         return made
 
@@ -208,26 +207,26 @@ class TokenCall(Lending):
         return taken(t, rows) if self.reshaped else taken(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
 
     def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """What is added to the logits of the picture's queries."""
+        """What is added to the logits of the image's queries."""
         mask = self.options.get("mask")
         if mask is None:
             return None
         mask = _four(mask)
         mask = mask if len(mask) == 1 else taken(mask, rows)
-        return mask if mask.shape[-2] == 1 else mask[..., self.picture, :]
+        return mask if mask.shape[-2] == 1 else mask[..., self.image, :]
 
     def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows, groups, frames * h * w), float32: how much of what the picture looks at falls on groups of the text's tokens.
+        """(rows, groups, frames * h * w), float32: how much of what the image looks at falls on groups of the text's tokens.
 
         `tokens` of a row's text were counted before the host may have repeated it; the copies count too.
         """
         q, k = (self.heads_first(t, rows) for t in self.used)
         copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
         keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
-        return shares(q[:, :, self.picture], k, keys, self.options.get("scale"), self.bias(rows))
+        return shares(q[:, :, self.image], k, keys, self.options.get("scale"), self.bias(rows))
 
-    def pictures(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (a, b, frames * h * w) of the picture's tokens as (a, b, [frames,] h, w)."""
+    def images(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (a, b, frames * h * w) of the image's tokens as (a, b, [frames,] h, w)."""
         return values.unflatten(-1, self.size if self.size[0] > 1 else self.size[1:])
 
     def put_edited(self, source: Sequence[int], rows: Sequence[int], moment: Moment) -> None:
@@ -303,19 +302,19 @@ class Override:
 
     def _recognised(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
         """(kind, seats) of an attention of so many queries and keys; None for one that is left to the host."""
-        picture = math.prod(self.size)
+        image = math.prod(self.size)
         if not self.dit.cross:
-            seats = self.dit.seats(queries, picture, self.text) if queries == keys else None
+            seats = self.dit.seats(queries, image, self.text) if queries == keys else None
             return ("joint", seats) if seats else (None, None)
-        if queries != picture or keys not in (picture, self.text):
+        if queries != image or keys not in (image, self.text):
             return None, None
-        turn = self.count["self"] > self.count["cross"] if picture == self.text else keys == self.text  # self comes first in a block
-        return ("cross" if turn else "self"), (slice(0, picture), slice(0, keys))
+        turn = self.count["self"] > self.count["cross"] if image == self.text else keys == self.text  # self comes first in a block
+        return ("cross" if turn else "self"), (slice(0, image), slice(0, keys))
 
     def check(self) -> None:
         """Raises ValueError where no attention was recognised so far; later in a run caches of other nodes leave blocks out."""
         if not self.reached and not all(run.reached for run, *_ in self.active):
             raise ValueError(
-                f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the picture and {self.text} of "
+                f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the image and {self.text} of "
                 "the text: another node changes its tokens, or this version of ComfyUI routes it in another way. Remove other patches from the model."
             )

@@ -58,7 +58,7 @@ def load(name: str) -> Adapter:
 
 
 def _hidden_of_nothing(encoder) -> torch.Tensor:
-    """The hidden states (1, L, F) of a picture that is zero after the encoder's normalisation, as in training."""
+    """The hidden states (1, L, F) of an image that is zero after the encoder's normalisation, as in training."""
     comfy.model_management.load_model_gpu(encoder.patcher)
     zeros = torch.zeros(1, 3, encoder.image_size, encoder.image_size, device=encoder.load_device)
     return encoder.model(pixel_values=zeros, intermediate_output=-2)[1]
@@ -75,7 +75,7 @@ def _features(adapter: Adapter, encoder, image: torch.Tensor | None, crop: bool)
         raise ValueError("There is no image. Connect an IMAGE, or a CLIP_VISION_OUTPUT in the place of the CLIP_VISION.")
     if ready and adapter.hidden:
         raise ValueError(
-            f"{adapter.name} is a '{adapter.kind}' adapter: what the unconditional sees is the encoding of an empty picture, which a "
+            f"{adapter.name} is a '{adapter.kind}' adapter: what the unconditional sees is the encoding of an empty image, which a "
             "CLIP_VISION_OUTPUT does not hold. Connect the CLIP_VISION and the image."
         )
     output = encoder if ready else encoder.encode_image(image, crop=crop)
@@ -148,7 +148,7 @@ class Run:
 class ImagePatch:
     """Images that act on the cross-attention of a model while it samples.
 
-    `weights` has a factor for each layer, times `weight` and the schedule. `mask` (M, H, W) in [0, 1] says where, for each picture
+    `weights` has a factor for each layer, times `weight` and the schedule. `mask` (M, H, W) in [0, 1] says where, for each image
     of the batch or for all. `only_marked`: acts on conditionings from `marked` alone; otherwise positive ones see the images and
     negative ones the empty image.
     """
@@ -225,7 +225,7 @@ class ImagePatch:
 
 @dataclass(frozen=True)
 class Moment:
-    """One call of the network: what each part of its batch sees, and how many pictures a part holds."""
+    """One call of the network: what each part of its batch sees, and how many images a part holds."""
 
     patch: ImagePatch
     run: Run
@@ -271,7 +271,7 @@ class Moment:
         """The mask (R, height * width, 1) of the rows on which the images act, each cut to its conditioning's area."""
         mask = self.patch.mask
         if self.size % len(mask):
-            raise ValueError(f"The mask holds {len(mask)} pictures but {self.size} are sampled; give one mask, or one for each picture.")
+            raise ValueError(f"The mask holds {len(mask)} images but {self.size} are sampled; give one mask, or one for each image.")
         return torch.cat(
             [
                 mask_tokens(_cut(mask, row.area, self.run.size), height, width).repeat(self.size // len(mask), 1, 1)

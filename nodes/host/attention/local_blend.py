@@ -8,7 +8,7 @@ from PIL import Image
 
 from ....attention.prompt_to_prompt import Rows
 from ..conditionings import KEY
-from ..images import as_image, as_picture, labelled_table
+from ..images import as_image, labelled_table, to_pil
 from .prompt_to_prompt import Editing, PromptToPrompt
 
 TILE, MOMENTS, DIMMED = 160, 6, 0.25
@@ -51,7 +51,7 @@ def run_of(source) -> Editing:
 
 
 def mask_at(run: Editing, percent: float) -> torch.Tensor:
-    """The mask of every edited picture at a percent of the sampling, the last before it or else the first: MASK (N, H, W) in pixels."""
+    """The mask of every edited image at a percent of the sampling, the last before it or else the first: MASK (N, H, W) in pixels."""
     masks = run.blending.masks
     chosen = next((mask for p, mask in reversed(masks) if p <= percent), masks[0][1])
     return in_pixels(chosen, run.control.pixels)
@@ -62,7 +62,7 @@ def in_pixels(mask: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def over_time(run: Editing, images: torch.Tensor | None) -> torch.Tensor:
-    """A row for each edited picture, its mask at several moments of the sampling; over the pictures, if there are as many; an IMAGE."""
+    """A row for each edited image, its mask at several moments of the sampling; over the images, if there are as many; an IMAGE."""
     masks, pixels = run.blending.masks, run.control.pixels
     count = min(MOMENTS, len(masks))
     moments = [masks[round(i * (len(masks) - 1) / max(count - 1, 1))] for i in range(count)]
@@ -74,24 +74,24 @@ def over_time(run: Editing, images: torch.Tensor | None) -> torch.Tensor:
 
 
 def _under(images: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
-    """The picture of each edit in a batch of all rows, or of the edits alone; of videos, the frame in the middle."""
-    edits = rows.total - rows.pictures
+    """The image of each edit in a batch of all rows, or of the edits alone; of videos, the frame in the middle."""
+    edits = rows.total - rows.images
     each, over = divmod(len(images), rows.total if len(images) % rows.total == 0 else edits)
     if over or not each:
         raise ValueError(
-            f"'image' has {len(images)} pictures for {edits} edits and {rows.pictures} of the source: as many for each are needed. Decode the "
+            f"'image' has {len(images)} images for {edits} edits and {rows.images} of the source: as many for each are needed. Decode the "
             "sampled latent and connect all of it."
         )
     first = len(images) - edits * each
     return [images[first + i * each + each // 2, ..., :3].float().cpu() for i in range(edits)]
 
 
-def _tile(mask: torch.Tensor, picture: torch.Tensor | None) -> Image.Image:
-    """A mask (H, W) in white on black, or a picture (H, W, 3) dimmed where the mask is 0."""
+def _tile(mask: torch.Tensor, image: torch.Tensor | None) -> Image.Image:
+    """A mask (H, W) in white on black, or an image (H, W, 3) dimmed where the mask is 0."""
     height, width = mask.shape
     size = round(TILE * height / max(height, width)), round(TILE * width / max(height, width))
     shown = F.interpolate(mask[None, None], size)[0, 0, ..., None].expand(-1, -1, 3)
-    if picture is not None:
-        under = F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+    if image is not None:
+        under = F.interpolate(image.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
         shown = under * (DIMMED + (1 - DIMMED) * shown)
-    return as_picture(shown)
+    return to_pil(shown)

@@ -16,7 +16,7 @@ from ....attention.prompt_edits import Scene, Words
 from ....attention.prompt_to_prompt import Edit, Moment, Rows, Settings
 from ....guidance.schedules import NoiseScale
 from ..conditionings import KEY, marked
-from ..latents import check_pictures
+from ..latents import check_images
 from ..prompts import as_rows, encoded, prompt_of
 from .hook import Run, install
 from .shared_noise import with_shared_noise
@@ -69,23 +69,23 @@ class Editing(Run):
         return frozenset(p.key for p in blend_places(self.places, self.size))
 
     def sampler(self, sampler, noise, sigmas, seed, device):
-        first = noise[: self.rows.pictures].to(device, torch.float32)
+        first = noise[: self.rows.images].to(device, torch.float32)
         return with_shared_noise(sampler, first, 1 + self.rows.targets, sigmas, seed)
 
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
-        one, blank = self.rows.pictures, [1] * (x.ndim - 1)
+        one, blank = self.rows.images, [1] * (x.ndim - 1)
         if len(x) != self.rows.total:
             raise ValueError(
-                f"{len(x)} pictures are sampled, but P2P Attention Patch made {self.rows.total} rows: {one} of the source, then {one} for each of "
+                f"{len(x)} images are sampled, but P2P Attention Patch made {self.rows.total} rows: {one} of the source, then {one} for each of "
                 f"{self.rows.targets} target(s). Connect its 'latent' to the sampler, or with an inversion choose branches 'direct' and as many "
-                "pictures in batch_size as were inverted."
+                "images in batch_size as were inverted."
             )
         if sigma >= self.scale.sigmas[0] * (1 - 1e-5) and not torch.equal(x, x[:one].repeat(len(x) // one, *blank)):
             raise ValueError(
                 "Source and targets start from different noise, so that their maps do not belong together. Connect the 'latent' of P2P "
                 "Attention Patch (its batch_index gives all the same noise) and a noise that heeds it, such as RandomNoise; with an inversion, "
-                "as many pictures in batch_size as were inverted."
+                "as many images in batch_size as were inverted."
             )
 
     def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -179,9 +179,9 @@ class Editing(Run):
     def see(self, call: Call, first: int, tokens: int) -> None:
         if call.kind == "cross" and self.looks(call.place) and call.size is not None and call.covers(self.size):
             for branch in range(1 + self.rows.targets):
-                row = first + branch * self.rows.pictures
-                p = call.looked_at(list(range(row, row + self.rows.pictures)), tokens)
-                self.blending.add(lambda columns, p=p: call.pictures(word_map(p, columns)[:, None])[:, 0], branch)
+                row = first + branch * self.rows.images
+                p = call.looked_at(list(range(row, row + self.rows.images)), tokens)
+                self.blending.add(lambda columns, p=p: call.images(word_map(p, columns)[:, None])[:, 0], branch)
 
 
 
@@ -194,14 +194,14 @@ class Editing(Run):
 
 
 
-def batch_latent(model, latent: dict | None, size: tuple[int, int], pictures: int, branches: int) -> tuple[dict, int]:
-    """The LATENT with all rows, each branch with the noise of the source's, and how many pictures a branch has."""
+def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int, branches: int) -> tuple[dict, int]:
+    """The LATENT with all rows, each branch with the noise of the source's, and how many images a branch has."""
     if latent is None:
         form = model.get_model_object("latent_format")
         ratio, device = form.spacial_downscale_ratio, comfy.model_management.intermediate_device()
-        latent = {"samples": torch.zeros(pictures, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
+        latent = {"samples": torch.zeros(images, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
     samples = latent["samples"]
-    check_pictures(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
+    check_images(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
     made = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
     made["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
     mask = latent.get("noise_mask")
@@ -231,10 +231,10 @@ def prepared(
     `latent(branches)` as `batch_latent`."""
     places = unet_places(model)
     scene, known = scene_of(model, clip, prompts, operation, words)
-    batch, pictures = latent(len(scene.prompts))
-    positive, times = as_rows(known, pictures)
+    batch, images = latent(len(scene.prompts))
+    positive, times = as_rows(known, images)
     control = PromptToPrompt(
-        Rows(pictures, len(scene.alignments)),
+        Rows(images, len(scene.alignments)),
         scene.edits(settings, times),
         settings,
         places,

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt on DiTs.
 
-Where picture and text share one attention, the target takes over the source's queries and keys of the picture (arXiv 2508.07519): the
+Where image and text share one attention, the target takes over the source's queries and keys of the image (arXiv 2508.07519): the
 layout is the source's, while text and all values stay the target's, so that no alignment of words is needed. Where text has an attention
 of its own, it is edited as in a UNet. Words say where the local blend lets the edit be, and how strongly they are looked at.
 """
@@ -128,7 +128,7 @@ class DitEditing(Editing):
             self.blending.add(self._look(call, [first + r for r in rows], tokens, self.dit.lead(length, tokens)), branch)
 
     def _look(self, call: TokenCall, rows: list[int], tokens: int, lead: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
-        """The map (pictures, h, w) of columns; of a video, where they are looked at in any frame."""
+        """The map (images, h, w) of columns; of a video, where they are looked at in any frame."""
 
         def look(columns: tuple[int, ...]) -> torch.Tensor:
             found = call.shares(rows, tokens, [[lead + c for c in columns]])[:, 0]
@@ -150,7 +150,7 @@ def _checked(dit: Dit, scene: Scene) -> None:
 def _explained(dit: Dit, scene: Scene) -> str:
     if dit.cross:
         return scene.text()
-    return f"{dit.name}: the picture's queries and keys are taken over; the words serve weights and the local blend.\n\n{scene.text()}"
+    return f"{dit.name}: the image's queries and keys are taken over; the words serve weights and the local blend.\n\n{scene.text()}"
 
 
 def prepared(
@@ -161,13 +161,13 @@ def prepared(
     dit = dit_of(model)
     scene, known = scene_of(model, clip, prompts, operation, words)
     _checked(dit, scene)
-    batch, pictures = latent(len(scene.prompts))
+    batch, images = latent(len(scene.prompts))
     lengths = tuple(c[0][0].shape[1] for c in known)
     times = (1,) * len(known)
-    positive = as_filled_rows(known, pictures, dit.filled_in_front)
+    positive = as_filled_rows(known, images, dit.filled_in_front)
     end = 1.0 if dit.cross or blend[1] >= BLEND_END else BLEND_END
     control = DitPromptToPrompt(
-        rows=Rows(pictures, len(scene.alignments)),
+        rows=Rows(images, len(scene.alignments)),
         edits=tuple(edit.filled(max(lengths)) for edit in scene.edits(settings, times)),
         settings=settings,
         places=(),

@@ -50,7 +50,7 @@ def unet_places(model) -> tuple[Place, ...]:
             f"{name} ({type(network).__name__}) does not route its attention through the hooks of a UNet. Use an SD1.5, SD2 or SDXL model."
         )
     if any(isinstance(m, host_attention.SpatialVideoTransformer) for m in network.modules()):
-        raise ValueError(f"{name} is a video model whose text does not go through cross-attention of pictures. Use an SD1.5 or SDXL model.")
+        raise ValueError(f"{name} is a video model whose text does not go through cross-attention of images. Use an SD1.5 or SDXL model.")
     places = tuple(cross_attentions(network))
     if not places:
         raise ValueError(f"{name} has no cross-attention to text. Use a model that is guided by a prompt.")
@@ -127,15 +127,15 @@ class Call(Lending):
         p = self.looked_at(rows, tokens)
         return torch.stack([word_map(p, group) for group in columns], 1)
 
-    def pictures(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (a, b, N) of the picture's tokens as (a, b, h, w), at the layer's usual size where other nodes shrink its picture."""
+    def images(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (a, b, N) of the image's tokens as (a, b, h, w), at the layer's usual size where other nodes shrink its image."""
         usual = tuple(math.ceil(n / self.place.scale) for n in self.latent)
         made = values.unflatten(-1, self.size)
         return made if self.size == usual else F.interpolate(made, usual, mode="bilinear")
 
 
 def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:
-    """Height and width of a layer's picture; None where other nodes changed the number of its tokens."""
+    """Height and width of a layer's image; None where other nodes changed the number of its tokens."""
     shape = options.get("activations_shape") or [math.ceil(n / place.scale) for n in options["original_shape"]]
     return tuple(shape[-2:]) if shape[-2] * shape[-1] == tokens else None
 

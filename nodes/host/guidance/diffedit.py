@@ -1,4 +1,4 @@
-"""Asking a model what two prompts disagree about in a picture, and editing it there: DiffEdit inside the host's sampling.
+"""Asking a model what two prompts disagree about in an image, and editing it there: DiffEdit inside the host's sampling.
 
 Both run as a `Sampler` of the host under the host's own CFG, so loading, conditionings, hooks, wrappers, previews and
 cancelling are the host's.
@@ -18,7 +18,7 @@ import torch
 from ....guidance import diffedit
 from ....guidance.sdedit import frozen
 from ....inversion.ddim import DDIM
-from ..latents import check_pictures, decoded
+from ..latents import check_images, decoded
 from ..noise_levels import noise_scale
 from ..sampling import TwoPrompts, slope_of
 from . import sdedit
@@ -100,28 +100,28 @@ class Question:
             raise ValueError(f"There are {self.maps} maps; give 1 or more, 10 in the paper.")
 
 
-def _task(model, vae, picture, mask: torch.Tensor | None) -> sdedit.Task:
-    if isinstance(picture, dict):
-        check_pictures(picture["samples"], "picture")
-    return sdedit.Task(model, vae, picture, picture, mask, "picture")
+def _task(model, vae, image, mask: torch.Tensor | None) -> sdedit.Task:
+    if isinstance(image, dict):
+        check_images(image["samples"], "image")
+    return sdedit.Task(model, vae, image, image, mask, "image")
 
 
-def _per_video(pictures: torch.Tensor, batch: int) -> torch.Tensor:
+def _per_video(images: torch.Tensor, batch: int) -> torch.Tensor:
     """(B, H, W): of all frames (B * T, H, W) the largest value."""
-    return pictures.reshape(batch, -1, *pictures.shape[-2:]).amax(1)
+    return images.reshape(batch, -1, *images.shape[-2:]).amax(1)
 
 
 class Subject:
-    """A picture, as LATENT or IMAGE, that two prompts are compared on."""
+    """An image, as LATENT or IMAGE, that two prompts are compared on."""
 
-    def __init__(self, model, vae, picture):
-        self.task = _task(model, vae, picture, None)
-        self.model, self.vae, self.picture = model, vae, self.task.guide_picture
+    def __init__(self, model, vae, image):
+        self.task = _task(model, vae, image, None)
+        self.model, self.vae, self.image = model, vae, self.task.guide_image
         self.latent = self.task.original.float()
         scale = model.get_model_object("latent_format").spacial_downscale_ratio if vae is None else vae.spacial_compression_decode()
         self.size = tuple(int(n * scale) for n in self.latent.shape[-2:])
-        if self.picture is not None:
-            self.size = tuple(self.picture.shape[1:3])
+        if self.image is not None:
+            self.size = tuple(self.image.shape[1:3])
 
     def heat(self, guider: TwoPrompts, asked: Question) -> torch.Tensor:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
@@ -151,9 +151,9 @@ class Subject:
         }
 
     def shown(self, mask: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
-        """The heat over the gray picture, with the mask's outline: an IMAGE."""
-        if self.picture is not None:
-            below = self.picture[..., :3]
+        """The heat over the gray image, with the mask's outline: an IMAGE."""
+        if self.image is not None:
+            below = self.image[..., :3]
         elif self.vae is not None:
             below = decoded(self.vae, self.latent)
         else:
@@ -162,9 +162,9 @@ class Subject:
         return overlay(below.to(mask), *(m.repeat_interleave(frames, 0) for m in (mask, heat)))
 
 
-def overlay(pictures: torch.Tensor, mask: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
-    """Heat (B, H, W) from black over red and yellow to white on gray pictures (B, H, W, 3), the mask's outline in cyan."""
-    gray = pictures.mean(-1, keepdim=True) * 0.7
+def overlay(images: torch.Tensor, mask: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
+    """Heat (B, H, W) from black over red and yellow to white on gray images (B, H, W, 3), the mask's outline in cyan."""
+    gray = images.mean(-1, keepdim=True) * 0.7
     warm = torch.stack([3 * heat, 3 * heat - 1, 3 * heat - 2], -1).clamp(0, 1)
     strength = (1.5 * heat).clamp(0, 0.85)[..., None]
     outline = (diffedit.dilated(mask, 1) > 0.5) & (mask <= 0.5)
@@ -200,23 +200,23 @@ class MaskedDDIM(comfy.samplers.Sampler):
 
 
 def _check_mask_fits(mask: torch.Tensor, latent: torch.Tensor) -> None:
-    """Refuses a mask of another shape than the latent's picture, up to the rim that a VAE cuts off."""
+    """Refuses a mask of another shape than the latent's image, up to the rim that a VAE cuts off."""
     (height, width), (h, w) = mask.shape[-2:], latent.shape[-2:]
     if max(height / (h + 1), width / (w + 1)) >= min(height / h, width / w):
         raise ValueError(
-            f"The mask is {width} x {height} but the latent {w} x {h}, of another shape. Give the mask of this picture, or scale one to the other."
+            f"The mask is {width} x {height} but the latent {w} x {h}, of another shape. Give the mask of this image, or scale one to the other."
         )
 
 
 class Editable:
-    """A picture, and the mask (1 = may change) at the size of its latent; the latent's own where none is given."""
+    """An image, and the mask (1 = may change) at the size of its latent; the latent's own where none is given."""
 
-    def __init__(self, model, vae, picture, mask: torch.Tensor | None, soft: bool):
-        mask = picture.get("noise_mask") if mask is None and isinstance(picture, dict) else mask
-        self.task = _task(model, vae, picture, mask)
-        if not soft and self.task.mask_picture is not None:
-            self.task.mask_picture = (self.task.mask_picture > 0.5).float()
-        self.latent, found = self.task.original, self.task.mask_picture
+    def __init__(self, model, vae, image, mask: torch.Tensor | None, soft: bool):
+        mask = image.get("noise_mask") if mask is None and isinstance(image, dict) else mask
+        self.task = _task(model, vae, image, mask)
+        if not soft and self.task.mask_image is not None:
+            self.task.mask_image = (self.task.mask_image > 0.5).float()
+        self.latent, found = self.task.original, self.task.mask_image
         self.mask = torch.ones_like(self.latent[:, :1], dtype=torch.float32)
         if found is not None:
             _check_mask_fits(found, self.latent)

@@ -12,7 +12,7 @@ from ..images import as_image, line_chart, stacked
 from ..noise_levels import noise_scale
 
 
-def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | None, rules: Rules = Rules()) -> torch.Tensor:
+def weights_image(model, channels: Sequence[Channel], sigmas: torch.Tensor | None, rules: Rules = Rules()) -> torch.Tensor:
     """The weight of every channel under the rules at each step of `sigmas`, or over all percents; an IMAGE."""
     scale = noise_scale(model.get_model_object("model_sampling"))
     if sigmas is None or len(sigmas) < 2:
@@ -27,7 +27,7 @@ def weights_picture(model, channels: Sequence[Channel], sigmas: torch.Tensor | N
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))
 
 
-def report_picture(record: Record) -> torch.Tensor:
+def report_image(record: Record) -> torch.Tensor:
     """Weights, strengths and pairwise cosines of every push of a run; an IMAGE."""
     names, step, size = record.names, "prediction", (768, 300)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]

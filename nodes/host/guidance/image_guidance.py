@@ -1,4 +1,4 @@
-"""Losses on the predicted clean picture: through the host's VAE decoder, and through its CLIP vision tower."""
+"""Losses on the predicted clean image: through the host's VAE decoder, and through its CLIP vision tower."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def matches(decode: Loss, image: torch.Tensor, kind: str) -> Loss:
     return lambda latents: DISTANCES[kind](decode(latents), reference.to(latents.device))
 
 
-def embedding(clip_vision, pictures: torch.Tensor) -> torch.Tensor:
-    """The projected embedding of pictures (B, 3, H, W) in [0, 1] with a graph, (B, width)."""
+def embedding(clip_vision, images: torch.Tensor) -> torch.Tensor:
+    """The projected embedding of images (B, 3, H, W) in [0, 1] with a graph, (B, width)."""
     size = clip_vision.image_size
-    pictures = torch.nn.functional.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, deviation = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (clip_vision.image_mean, clip_vision.image_std))
-    gradients.heal(clip_vision.model, pictures.device)
-    return clip_vision.model(pixel_values=(pictures - mean) / deviation, intermediate_output=-2)[2].float()
+    images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, deviation = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (clip_vision.image_mean, clip_vision.image_std))
+    gradients.heal(clip_vision.model, images.device)
+    return clip_vision.model(pixel_values=(images - mean) / deviation, intermediate_output=-2)[2].float()
 
 
 def resembles(decode: Loss, clip_vision, wanted: torch.Tensor) -> Loss:
-    """1 - cosine of the CLIP embedding of the predicted picture and a wanted embedding (1, width)."""
+    """1 - cosine of the CLIP embedding of the predicted image and a wanted embedding (1, width)."""
     return lambda latents: embedding_distance(embedding(clip_vision, decode(latents)), wanted.to(latents.device))
 
 

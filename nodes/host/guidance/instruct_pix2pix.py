@@ -1,4 +1,4 @@
-"""Instruction-tuned models of the host: how the picture enters them, and a guider with a scale for it and one for the text."""
+"""Instruction-tuned models of the host: how the image enters them, and a guider with a scale for it and one for the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import comfy.samplers
 import node_helpers
 import torch
 
-from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_picture, coefficients, excess
+from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
 from ..conditionings import alive, check_conditionings
 from .multi_cfg import MultiCFG, MultiCFGWrapper
 
@@ -15,8 +15,8 @@ CONCAT, REFERENCE = "concat_latent_image", "reference_latents"
 WITH_REFERENCE = (REFERENCE, "reference_latents_text_embeds")
 
 
-def picture_key(model) -> str:
-    """Where the model's conditioning carries the picture: beside the noisy latent, or as reference latents."""
+def image_key(model) -> str:
+    """Where the model's conditioning carries the image: beside the noisy latent, or as reference latents."""
     network = model.model
     if isinstance(network, (comfy.model_base.IP2P, comfy.model_base.HiDream)):
         return CONCAT
@@ -24,14 +24,14 @@ def picture_key(model) -> str:
     if not isinstance(network, comfy.model_base.Chroma) and network.extra_conds_shapes(reference_latents=[torch.zeros(1, 1, 2, 2)]):
         return REFERENCE
     raise ValueError(
-        f"{type(network).__name__} cannot be shown a picture: it has neither the extra input channels of an InstructPix2Pix model nor "
+        f"{type(network).__name__} cannot be shown an image: it has neither the extra input channels of an InstructPix2Pix model nor "
         "reference latents. Load an instruction-tuned model (InstructPix2Pix, CosXL Edit, HiDream-E1, Flux Kontext, Flux.2, "
         "Qwen-Image-Edit, OmniGen2), or edit with the SDEdit Sampler instead."
     )
 
 
 def _carried(conditioning: list, key: str):
-    """The picture that a conditioning carries already, or None."""
+    """The image that a conditioning carries already, or None."""
     return next((values[key] for _, values in conditioning if values.get(key) is not None), None)
 
 
@@ -49,27 +49,27 @@ def _latent(model, image, vae) -> torch.Tensor:
     return samples
 
 
-def _with_picture(conditioning: list, key: str, value) -> list:
-    """The conditioning, with the picture where it carries none."""
+def _with_image(conditioning: list, key: str, value) -> list:
+    """The conditioning, with the image where it carries none."""
     return [[text, values if values.get(key) is not None else {**values, key: value}] for text, values in conditioning]
 
 
-def _without_picture(conditioning: list, key: str) -> list:
+def _without_image(conditioning: list, key: str) -> list:
     gone = WITH_REFERENCE if key == REFERENCE else (key,)
     return [[text, {k: v for k, v in values.items() if k not in gone}] for text, values in conditioning]
 
 
-class Picture:
-    """The picture to edit as a model takes it: from `image`, a LATENT or an IMAGE, or as `positive` carries it already."""
+class SourceImage:
+    """The image to edit as a model takes it: from `image`, a LATENT or an IMAGE, or as `positive` carries it already."""
 
     def __init__(self, model, positive: list, image=None, vae=None):
-        self.key = picture_key(model)
+        self.key = image_key(model)
         carried = _carried(positive, self.key)
         if (image is None) == (carried is None):
             raise ValueError(
-                f"'positive' carries no picture ({self.key}) and 'image' is not connected. Connect the picture to edit."
+                f"'positive' carries no image ({self.key}) and 'image' is not connected. Connect the image to edit."
                 if image is None
-                else f"'positive' already carries a picture ({self.key}), and 'image' is connected as well. Disconnect one of the two."
+                else f"'positive' already carries an image ({self.key}), and 'image' is connected as well. Disconnect one of the two."
             )
         if carried is None:
             latent = _latent(model, image, vae)
@@ -77,28 +77,28 @@ class Picture:
         self.value = carried
 
     def empty_latent(self) -> dict:
-        """A LATENT of the picture's size to sample from noise."""
+        """A LATENT of the image's size to sample from noise."""
         latent = self.value if self.key == CONCAT else self.value[0]
         return {"samples": torch.zeros_like(latent)}
 
     def conditions(self, model, positive: list, negative: list, unconditional: list | None = None) -> Conditions:
-        """Nothing, the picture alone, and the picture with the instruction."""
+        """Nothing, the image alone, and the image with the instruction."""
         check_conditionings(model, {"positive": positive, "negative": negative})
-        bare = _without_picture(negative if unconditional is None else unconditional, self.key)
+        bare = _without_image(negative if unconditional is None else unconditional, self.key)
         check_conditionings(model, {"unconditional": bare})
         nothing = node_helpers.conditioning_set_values(bare, {"prompt_type": "negative"})
-        image = node_helpers.conditioning_set_values(_with_picture(negative, self.key, self.value), {"prompt_type": "negative"})
-        return Conditions(nothing, image, _with_picture(positive, self.key, self.value))
+        image = node_helpers.conditioning_set_values(_with_image(negative, self.key, self.value), {"prompt_type": "negative"})
+        return Conditions(nothing, image, _with_image(positive, self.key, self.value))
 
 
 class InstructPix2Pix(MultiCFG):
-    """Plain CFG by the instruction, picture in both halves, and the picture's excess as a channel.
+    """Plain CFG by the instruction, image in both halves, and the image's excess as a channel.
 
     So its cfg is the text scale, other nodes' CFG functions act on the instruction, and at image scale 1 it is the host's CFG.
     """
 
     def __init__(self, model, conditions: Conditions, scales: Scales):
-        super().__init__(model, conditions.image, around_the_picture(conditions, scales))
+        super().__init__(model, conditions.image, around_the_image(conditions, scales))
         self.scales = scales
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
@@ -115,5 +115,5 @@ class InstructPix2Pix(MultiCFG):
 
 
 def patched(model, conditions: Conditions, scales: Scales):
-    """A clone of the model that adds the picture's excess to any sampler with the picture in positive and negative."""
+    """A clone of the model that adds the image's excess to any sampler with the image in positive and negative."""
     return MultiCFGWrapper([excess(conditions, scales)]).install(model)

@@ -120,9 +120,9 @@ def fits(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A mask (B or 1, H, W) at the size of a latent (B, C, [frames,] h, w)."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     if x.ndim not in (4, 5):
-        raise ValueError(f"A channel's mask needs a picture or a video, but the latent has the shape {tuple(x.shape)}; remove the mask.")
+        raise ValueError(f"A channel's mask needs an image or a video, but the latent has the shape {tuple(x.shape)}; remove the mask.")
     if mask.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"The channel's mask holds {mask.shape[0]} pictures but {x.shape[0]} are sampled; give one mask, or one each.")
+        raise ValueError(f"The channel's mask holds {mask.shape[0]} images but {x.shape[0]} are sampled; give one mask, or one each.")
     resized = torch.nn.functional.interpolate(mask.to(x), x.shape[-2:], mode="bilinear")
     return resized.view(-1, 1, *[1] * (x.ndim - 4), *x.shape[-2:])
 

@@ -1,4 +1,4 @@
-"""Noising a latent and sampling it back with the host's samplers, in all or in part of the picture."""
+"""Noising a latent and sampling it back with the host's samplers, in all or in part of the image."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ def _paired(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
         raise ValueError(f"Guide and original differ in size: latents {tuple(a.shape)} and {tuple(b.shape)}. Scale one to the other.")
     n = max(a.shape[0], b.shape[0])
     if {a.shape[0], b.shape[0]} - {1, n}:
-        raise ValueError(f"Guide holds {a.shape[0]} pictures and original {b.shape[0]}; give equal numbers, or one of them once.")
+        raise ValueError(f"Guide holds {a.shape[0]} images and original {b.shape[0]}; give equal numbers, or one of them once.")
     return comfy.utils.repeat_to_batch_size(a, n), comfy.utils.repeat_to_batch_size(b, n)
 
 
 def _checked_mask(mask: torch.Tensor, guide: torch.Tensor, frame_length: int) -> torch.Tensor:
-    """A mask as float (B or 1, 1 or frames, H, W), refused where it does not fit; a frame of a latent is `frame_length` of the picture."""
+    """A mask as float (B or 1, 1 or frames, H, W), refused where it does not fit; a frame of a latent is `frame_length` of the image."""
     mask, lasting = mask.float(), guide.ndim == 5
     mask = mask.amax(1) if lasting and mask.ndim == 5 else mask.reshape(-1, 1, *mask.shape[-2:])
     frames = {1, guide.shape[2], (guide.shape[2] - 1) * frame_length + 1} if lasting else {1}
     if guide.shape[0] == 1 and len(mask) in frames and mask.shape[1] == 1:
         mask = mask.movedim(0, 1)
     if len(mask) not in (1, len(guide)) or mask.shape[1] not in frames:
-        held = f"{len(mask)} pictures" if mask.shape[1] == 1 else f"{len(mask)} videos of {mask.shape[1]} frames"
-        each = f", for one video also one for each of its {guide.shape[2]} latent or {max(frames)} picture frames" if lasting else ""
+        held = f"{len(mask)} images" if mask.shape[1] == 1 else f"{len(mask)} videos of {mask.shape[1]} frames"
+        each = f", for one video also one for each of its {guide.shape[2]} latent or {max(frames)} image frames" if lasting else ""
         raise ValueError(f"The mask holds {held} but the guide {len(guide)}; give one mask, or one each{each}.")
     if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
         raise ValueError(f"The mask has values from {float(mask.min()):.3g} to {float(mask.max()):.3g}; a mask lies between 0 and 1.")
     return mask
 
 
-def _over_pictures(mask: torch.Tensor, pictures: torch.Tensor, batch: int) -> torch.Tensor:
-    """A mask (B or 1, 1 or frames, H, W) at all pictures of a batch, (B * pictures of each, height, width, 1).
+def _over_images(mask: torch.Tensor, images: torch.Tensor, batch: int) -> torch.Tensor:
+    """A mask (B or 1, 1 or frames, H, W) at all images of a batch, (B * images of each, height, width, 1).
 
-    The first latent frame of a video is its first picture, each further one as many pictures as the next.
+    The first latent frame of a video is its first image, each further one as many images as the next.
     """
-    each, frames = len(pictures) // batch, mask.shape[1]
+    each, frames = len(images) // batch, mask.shape[1]
     mask = mask[:, [-(-i * (frames - 1) // max(1, each - 1)) for i in range(each)]]
-    mask = torch.nn.functional.interpolate(mask.to(pictures), pictures.shape[1:3], mode="bilinear")
+    mask = torch.nn.functional.interpolate(mask.to(images), images.shape[1:3], mode="bilinear")
     return comfy.utils.repeat_to_batch_size(mask, batch).flatten(0, 1)[..., None]
 
 
@@ -81,7 +81,7 @@ class Task:
 
     def __init__(self, model, vae, guide, original, mask: torch.Tensor | None, name: str = "guide"):
         self.model, self.vae = model, vae
-        self.guide_picture, self.original_picture = (p if torch.is_tensor(p) else None for p in (guide, original))
+        self.guide_image, self.original_image = (p if torch.is_tensor(p) else None for p in (guide, original))
         self.template = guide if isinstance(guide, dict) else {}
         mask = self.template.get("noise_mask") if mask is None else mask
         start = comfy.sample.fix_empty_latent_channels(model, samples_of(vae, guide, name))
@@ -89,11 +89,11 @@ class Task:
         for samples in (start, shown):
             check_channels(model, samples)
         self.guide, self.original = _paired(start, shown)
-        self.mask = self.mask_picture = None
+        self.mask = self.mask_image = None
         if mask is not None:
             ratio = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1)
             found = _checked_mask(mask, self.guide, ratio)
-            self.mask_picture = found[:, 0] if found.shape[1] == 1 else found
+            self.mask_image = found[:, 0] if found.shape[1] == 1 else found
             self.mask = comfy.sampler_helpers.prepare_mask(
                 found[:, None] if self.guide.ndim == 5 else found[:, 0], self.guide.shape, self.guide.device
             )
@@ -143,15 +143,15 @@ class Task:
         clean = self.model.model.process_latent_in(latent.float())
         return self.model.model.process_latent_out(model_sampling.noise_scaling(levels[:1], noise.clone(), clean, at_top))
 
-    def picture(self, samples: torch.Tensor) -> torch.Tensor:
+    def image(self, samples: torch.Tensor) -> torch.Tensor:
         """The decoded result; where the mask is 0, the pixels of the original itself. A guide that was not touched stays."""
-        if samples is self.guide and self.guide_picture is not None and self.mask is None:
-            return self.guide_picture
-        picture = decoded(self.vae, samples)
+        if samples is self.guide and self.guide_image is not None and self.mask is None:
+            return self.guide_image
+        image = decoded(self.vae, samples)
         if self.mask is None:
-            return picture
-        original = decoded(self.vae, self.original) if self.original_picture is None else self.original_picture
-        original = comfy.utils.repeat_to_batch_size(original[..., :3].to(picture), picture.shape[0])
-        mask = self.mask_picture if self.mask_picture.ndim == 4 else self.mask_picture[:, None]
-        mask = _over_pictures(mask, picture, len(samples))
-        return torch.where(mask > 0, picture * mask + original * (1 - mask), original)
+            return image
+        original = decoded(self.vae, self.original) if self.original_image is None else self.original_image
+        original = comfy.utils.repeat_to_batch_size(original[..., :3].to(image), image.shape[0])
+        mask = self.mask_image if self.mask_image.ndim == 4 else self.mask_image[:, None]
+        mask = _over_images(mask, image, len(samples))
+        return torch.where(mask > 0, image * mask + original * (1 - mask), original)

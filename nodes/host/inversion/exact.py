@@ -31,7 +31,7 @@ def dtype_for(model, precision: str) -> torch.dtype:
 
 
 def drift(model, inversion: inverting.Inversion) -> float:
-    """How much stronger the noise that was found is than noise of its level; the worst picture's."""
+    """How much stronger the noise that was found is than noise of its level; the worst image's."""
     trail, sampling = inversion.trail, model.get_model_object("model_sampling")
     start, clean = (trail.carries[i][0].double().flatten(1).pow(2).mean(1) for i in (0, -1))
     first, one, none = torch.tensor([trail.sigmas[0]]), torch.ones(1, 1), torch.zeros(1, 1)
@@ -50,7 +50,7 @@ def check_noise(model, inversion: inverting.Inversion) -> None:
         raise ValueError(f"The inversion ({inversion.method.name}) ran away to values that are no numbers. {advice}")
     if found > DRIFT:
         _log.warning(
-            "The noise that %s found is %.1f times as strong as noise of its level: the picture comes back, but edits will suffer. %s",
+            "The noise that %s found is %.1f times as strong as noise of its level: the image comes back, but edits will suffer. %s",
             inversion.method.name,
             found,
             advice,
@@ -58,12 +58,12 @@ def check_noise(model, inversion: inverting.Inversion) -> None:
 
 
 def inverted(
-    model, source, picture, steps, scheduler, end_percent, method_for: Callable[[int], Method], cfg, precision, negative=None, vae=None
+    model, source, image, steps, scheduler, end_percent, method_for: Callable[[int], Method], cfg, precision, negative=None, vae=None
 ) -> io.NodeOutput:
     """What an exact inverter gives; `method_for(steps)` with as many steps as the scheduler makes."""
     check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
     sigmas, dtype = noise_levels.levels(model, scheduler, steps, end_percent), dtype_for(model, precision)
     method = method_for(len(sigmas) - 1)
-    found = inverting.invert(model, vae, picture, source, method, sigmas, negative=negative, cfg=cfg, precision=dtype)
+    found = inverting.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg, precision=dtype)
     check_noise(model, found)
     return io.NodeOutput(*inverting.outputs(model, found))

@@ -14,7 +14,7 @@ from ..sampling import TwoPrompts, run
 
 
 class FlowEdit(Editable):
-    """A picture, the mask of what may change, and FlowEdit's edit of it."""
+    """An image, the mask of what may change, and FlowEdit's edit of it."""
 
     def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **counts) -> dict:
         """The edited LATENT; where the mask is 0, the original's bit for bit. `counts` and seed are those of `flow_edit`."""

@@ -104,7 +104,7 @@ def load(name: str) -> Inversion:
         raise ValueError(f"{name} was written by another version of the pack ({error}). Update the pack, or invert again.") from error
 
 
-def picture(model, inversion: Inversion) -> dict:
-    """The picture that was inverted, as a LATENT."""
+def image(model, inversion: Inversion) -> dict:
+    """The image that was inverted, as a LATENT."""
     clean = inversion.trail.carries[-1][0].float().to(comfy.model_management.intermediate_device())
     return {"samples": model.model.process_latent_out(clean)}

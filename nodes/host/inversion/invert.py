@@ -1,4 +1,4 @@
-"""Inverting pictures and replaying inversions inside the host's sampling.
+"""Inverting images and replaying inversions inside the host's sampling.
 
 Both run as a `Sampler` of the host under the host's own CFG, so loading, conditionings, hooks, wrappers, previews and cancelling are
 the host's. States travel in the model's own latent space and in float32 or float64, so that exact methods stay exact.
@@ -26,11 +26,11 @@ from ..sampling import Guidance, run
 
 @dataclass(frozen=True)
 class Inversion:
-    """An inverted batch of pictures: the value of the socket INVERSION.
+    """An inverted batch of images: the value of the socket INVERSION.
 
-    `trail` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the pictures were inverted, `null`
+    `trail` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
     the negative CONDITIONING that belongs to the replay (None: whatever the user gives), `cfg` the guidance at which the replay under
-    `source` gives the pictures back. `evaluations` counts rows of the network's batch for one picture.
+    `source` gives the images back. `evaluations` counts rows of the network's batch for one image.
     """
 
     method: Method
@@ -43,7 +43,7 @@ class Inversion:
     seconds: float = 0.0
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return self.trail.carries[0][0].shape[0]
 
 
@@ -80,7 +80,7 @@ def kept(trail: Trail) -> Trail:
 
 
 def invert(
-    model, vae, picture, source, method: Method, sigmas: Sequence[float], *, negative=None, cfg: float = 1.0, precision=torch.float32
+    model, vae, image, source, method: Method, sigmas: Sequence[float], *, negative=None, cfg: float = 1.0, precision=torch.float32
 ) -> Inversion:
     """The inversion of a LATENT or IMAGE under the conditioning `source` by a method that needs nothing but predictions."""
     began, guider = time.perf_counter(), Guidance(model, source, negative, cfg)
@@ -88,7 +88,7 @@ def invert(
     def journey(guider, slope, clean, show):
         return kept(method.encode(slope, clean.to(precision), sigmas, show))
 
-    walk = run(guider, latent_of(model, vae, picture), sigmas, journey, len(sigmas) - 1)
+    walk = run(guider, latent_of(model, vae, image), sigmas, journey, len(sigmas) - 1)
     return Inversion(
         method,
         walk.result,

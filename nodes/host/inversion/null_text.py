@@ -34,7 +34,7 @@ KEY = "controlled_diffusion.null_text"
 SLACK = 1e-4  # of a sigma, by which the range of its embedding begins above it
 _ALWAYS = 999999999.9  # the host's sigma of 0 percent
 _RANGES = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "timestep_start", "timestep_end")
-_MORE = ("control", "gligen", "mask", "area", "hooks", "default")  # under which a picture may not be the same without the others
+_MORE = ("control", "gligen", "mask", "area", "hooks", "default")  # under which an image may not be the same without the others
 
 
 
@@ -107,13 +107,13 @@ def scheduled(start: list, embeddings: Sequence[torch.Tensor], sigmas: Sequence[
 
 
 
-def _of_rows(part: dict, rows: torch.Tensor, pictures: int) -> dict:
-    """A conditioning's part for some of the pictures."""
-    if len(rows) == pictures:
+def _of_rows(part: dict, rows: torch.Tensor, images: int) -> dict:
+    """A conditioning's part for some of the images."""
+    if len(rows) == images:
         return part
 
     def chosen(cond):
-        mine = torch.is_tensor(cond.cond) and cond.cond.ndim > 1 and len(cond.cond) == pictures
+        mine = torch.is_tensor(cond.cond) and cond.cond.ndim > 1 and len(cond.cond) == images
         return type(cond)(cond.cond[rows.to(cond.cond.device)]) if mine else cond
 
     return {**part, "model_conds": {k: chosen(c) for k, c in part["model_conds"].items()}}
@@ -133,12 +133,12 @@ def _check_embedding(guider) -> None:
 class HostPredictor(Predictor):
     """The running guider's positive and negative, asked apart, and mixed by all that mixes them in its own predictions.
 
-    `forward` counts rows of the network's batch, `pictures` is how many there are.
+    `forward` counts rows of the network's batch, `images` is how many there are.
     """
 
-    def __init__(self, guider: Guidance, extra_args: dict, pictures: int):
+    def __init__(self, guider: Guidance, extra_args: dict, images: int):
         _check_embedding(guider)
-        self.guider, self.extra_args, self.pictures, self.forward = guider, extra_args, pictures, 0
+        self.guider, self.extra_args, self.images, self.forward = guider, extra_args, images, 0
         self.current = guider.conds["negative"]
         parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
         more = any(part.get(k) is not None for part in parts for k in _MORE)
@@ -148,7 +148,7 @@ class HostPredictor(Predictor):
         """The negative's embedding (B, tokens, width)."""
         (part,) = self.guider.conds["negative"]
         features = part["model_conds"]["c_crossattn"].cond  # the host leaves it where the text encoder made it
-        return comfy.utils.repeat_to_batch_size(features.float().to(self.guider.model_patcher.load_device), self.pictures)
+        return comfy.utils.repeat_to_batch_size(features.float().to(self.guider.model_patcher.load_device), self.images)
 
     def _sigma(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         return torch.full([len(x)], sigma, dtype=torch.float32, device=x.device)
@@ -162,10 +162,10 @@ class HostPredictor(Predictor):
 
     @torch.no_grad()
     def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
-        return self._asked(x, sigma, [_of_rows(part, rows, self.pictures) for part in self.guider.conds["positive"]])
+        return self._asked(x, sigma, [_of_rows(part, rows, self.images) for part in self.guider.conds["positive"]])
 
     def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        part = _of_rows(self.guider.conds["negative"][0], rows, self.pictures)
+        part = _of_rows(self.guider.conds["negative"][0], rows, self.images)
         held = part["model_conds"]
         self.current = [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}]
         return self._asked(x, sigma, None, self.current)
@@ -198,16 +198,16 @@ class HostPredictor(Predictor):
 
 
 def image_loss_for(model, vae, method: NullText, clean: torch.Tensor) -> ImageLoss | None:
-    """The weighted distances of predicted pictures from the pictures themselves, as the VAE decodes them; None where both weigh nothing."""
+    """The weighted distances of predicted images from the images themselves, as the VAE decodes them; None where both weigh nothing."""
     if not method.l1 and not method.perceptual:
         return None
     decode = decoder(model, vae)
     with torch.no_grad():
-        pictures = decode(clean)
-    alike = lpips.distance() if lpips.available() and min(pictures.shape[-2:]) >= lpips.SMALLEST else edges_apart
+        images = decode(clean)
+    alike = lpips.distance() if lpips.available() and min(images.shape[-2:]) >= lpips.SMALLEST else edges_apart
 
     def loss(denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        shown, wanted = decode(denoised), pictures[rows]
+        shown, wanted = decode(denoised), images[rows]
         total = method.l1 * (shown - wanted).abs().flatten(1).mean(1)
         return total + method.perceptual * alike(shown, wanted) if method.perceptual else total
 
@@ -220,7 +220,7 @@ def image_loss_for(model, vae, method: NullText, clean: torch.Tensor) -> ImageLo
 class Course:
     """A journey up to the pivots without guidance, then back with it; what was found for each step is in `found`.
 
-    `evaluations` are those of one picture, a gradient counting as two.
+    `evaluations` are those of one image, a gradient counting as two.
     """
 
     method: NullText
@@ -253,20 +253,20 @@ class Course:
             self.found.append(kept_here)
             show(kept_here.x, kept_here.denoised)
         taken = sum(float(k.gradients.sum()) for k in self.found)
-        self.evaluations = guider.evaluations + (predictor.forward + 2 * taken) / predictor.pictures
+        self.evaluations = guider.evaluations + (predictor.forward + 2 * taken) / predictor.images
 
     def embeddings(self) -> list[torch.Tensor]:
         """One of every step, (B, tokens, width) on the CPU."""
         return [k.null.detach().cpu() for k in self.found]
 
     def extras(self) -> dict[str, torch.Tensor]:
-        """Per step and picture: the loss of the start and of what was kept, and the gradients taken."""
+        """Per step and image: the loss of the start and of what was kept, and the gradients taken."""
         names = {"first_losses": "first", "losses": "loss", "gradients": "gradients"}
         return {name: torch.stack([getattr(k, own) for k in self.found]).detach().cpu() for name, own in names.items()}
 
 
 def invert(
-    model, vae, picture, source, negative, method: NullText, sigmas: Sequence[float], cfg: float, checkpointing: bool = False
+    model, vae, image, source, negative, method: NullText, sigmas: Sequence[float], cfg: float, checkpointing: bool = False
 ) -> Inversion:
     """The null-text inversion of a LATENT or IMAGE for a way back under `source` at `cfg`."""
     if math.isclose(cfg, 1.0):
@@ -275,10 +275,10 @@ def invert(
             "7.5, or use DDIM Inverter."
         )
     if (method.l1 or method.perceptual) and vae is None:
-        raise ValueError("l1 and perceptual compare decoded pictures, which needs the vae: connect it, or set both to 0.")
-    began, latent, start = time.perf_counter(), latent_of(model, vae, picture), start_of(method, source, negative)
+        raise ValueError("l1 and perceptual compare decoded images, which needs the vae: connect it, or set both to 0.")
+    began, latent, start = time.perf_counter(), latent_of(model, vae, image), start_of(method, source, negative)
     if (method.l1 or method.perceptual) and latent.ndim != 4:
-        raise ValueError("l1 and perceptual compare pictures, but the latent is a video. Set both to 0.")
+        raise ValueError("l1 and perceptual compare images, but the latent is a video. Set both to 0.")
     own = trainable(model, what="Null-text inversion")[0]
     if method.l1 or method.perceptual:
         vae = gradients.differentiable_vae(vae)
@@ -309,7 +309,7 @@ def invert(
 
 
 def loss_curve(inversion: Inversion) -> torch.Tensor:
-    """The loss of every step at its start and at its end, where it was enough, and the gradients taken; an IMAGE. Means of the pictures."""
+    """The loss of every step at its start and at its end, where it was enough, and the gradients taken; an IMAGE. Means of the images."""
     extras, method, steps = inversion.trail.extras, inversion.method, inversion.trail.steps
     means = {k: v.mean(1).tolist() for k, v in extras.items()}
     lines = {
@@ -317,7 +317,7 @@ def loss_curve(inversion: Inversion) -> torch.Tensor:
         "enough": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in range(steps)],
         "kept": [(i, 1e5 * means["losses"][i]) for i in range(steps)],
     }
-    title = f"loss times 100 000; {inversion.evaluations} evaluations for each picture, a gradient counting as two"
+    title = f"loss times 100 000; {inversion.evaluations} evaluations for each image, a gradient counting as two"
     charts = [
         line_chart(lines, title, "step"),
         line_chart({"gradients": [(i, means["gradients"][i]) for i in range(steps)]}, "gradients taken", "step", (768, 220)),

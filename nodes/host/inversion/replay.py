@@ -22,27 +22,27 @@ BRANCHES = ("edit", "source and edit", "direct")
 
 
 def row_count(conditioning: list) -> int:
-    """How many rows a CONDITIONING has, 1 for all pictures or one for each."""
+    """How many rows a CONDITIONING has, 1 for all images or one for each."""
     return max(1 if features is None else len(features) for features, _ in conditioning)
 
 
-def check_rows(target: list, pictures: int, branches: str) -> None:
-    """Refuses a target with rows for other pictures than were inverted; with two branches, whole batches are the rows of Prompt-to-Prompt."""
+def check_rows(target: list, images: int, branches: str) -> None:
+    """Refuses a target with rows for other images than were inverted; with two branches, whole batches are the rows of Prompt-to-Prompt."""
     rows = row_count(target)
-    if rows in (1, pictures) or (branches != "edit" and rows % pictures == 0):
+    if rows in (1, images) or (branches != "edit" and rows % images == 0):
         return
-    were, allowed = ("picture was", "1") if pictures == 1 else ("pictures were", f"1, or {pictures}")
+    were, allowed = ("image was", "1") if images == 1 else ("images were", f"1, or {images}")
     raise ValueError(
-        f"positive has {rows} rows, but {pictures} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
-        f"'source and edit', and its batch_size {pictures}."
+        f"positive has {rows} rows, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
+        f"'source and edit', and its batch_size {images}."
     )
 
 
-def stacked_conditioning(source: list, target: list, pictures: int) -> list:
-    """One CONDITIONING whose rows are the source for every picture, then the target for every picture; both differ in nothing but rows."""
+def stacked_conditioning(source: list, target: list, images: int) -> list:
+    """One CONDITIONING whose rows are the source for every image, then the target for every image; both differ in nothing but rows."""
 
     def rows(s, t):
-        return torch.cat([comfy.utils.repeat_to_batch_size(t, pictures) for t in (s, t.to(s))])
+        return torch.cat([comfy.utils.repeat_to_batch_size(t, images) for t in (s, t.to(s))])
 
     ((a, a_extra),), ((b, b_extra),) = source, target
     extra = {k: rows(a_extra[k], v) if k in a_extra and _are_rows(a_extra[k], v) else v for k, v in b_extra.items()}
@@ -77,17 +77,17 @@ class Replay:
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
         """The latent (as a VAE takes it): the edit, or the source's rows and then the edit's."""
-        inversion, pictures = self.inversion, self.inversion.pictures
+        inversion, images = self.inversion, self.inversion.images
         inversion.model.check(model)
-        check_rows(positive, pictures, self.branches)
-        count, source = 1 if self.branches == "edit" else max(2, row_count(positive) // pictures), None
-        if count == 2 and row_count(positive) <= pictures:
+        check_rows(positive, images, self.branches)
+        count, source = 1 if self.branches == "edit" else max(2, row_count(positive) // images), None
+        if count == 2 and row_count(positive) <= images:
             if apart := differences(inversion.source, positive):
                 source = inversion.source
                 told = ", ".join(apart)
                 log.info("Source and target differ in %s: each is predicted by itself, attention control cannot read the source.", told)
             else:
-                positive = stacked_conditioning(inversion.source, positive, pictures)
+                positive = stacked_conditioning(inversion.source, positive, images)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction(), source)
         trail = inversion.trail.branches(1 if source else count)
         clean = model.model.process_latent_out(trail.carries[-1][0].float())
@@ -101,7 +101,7 @@ class Replay:
 
     def _between(self, trail: Trail, count: int) -> Callable:
         """Keeps the source's rows, and what lies off the mask, on the inversion's own path."""
-        first = self.inversion.pictures
+        first = self.inversion.images
         mask = self.mask if self.mask is None or len(self.mask) == 1 else torch.cat([self.mask] * count)
 
         def between(carry, level):
@@ -132,6 +132,6 @@ def mask_for(mask: torch.Tensor, inversion: Inversion) -> torch.Tensor:
     """A MASK (B or 1, H, W) at the size of the inverted latent: a cell that it touches may change."""
     clean = inversion.trail.carries[-1][0]
     found = cells(mask.reshape(-1, *mask.shape[-2:]).float(), *clean.shape[-2:])
-    if len(found) not in (1, inversion.pictures):
-        raise ValueError(f"The mask holds {len(found)} pictures but the inversion {inversion.pictures}; give one mask, or one each.")
+    if len(found) not in (1, inversion.images):
+        raise ValueError(f"The mask holds {len(found)} images but the inversion {inversion.images}; give one mask, or one each.")
     return found.reshape(len(found), *[1] * (clean.ndim - 3), *found.shape[-2:])

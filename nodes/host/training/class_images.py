@@ -1,4 +1,4 @@
-"""Pictures of a class, sampled by the model as it is and kept on disk: what prior preservation holds on to."""
+"""Images of a class, sampled by the model as it is and kept on disk: what prior preservation holds on to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .trainer import sampled, side_by_side
 
 @dataclass(frozen=True)
 class Order:
-    """Which pictures: `count` of the prompts in turn, `batch` at a time; `look` says how they are sampled.
+    """Which images: `count` of the prompts in turn, `batch` at a time; `look` says how they are sampled.
 
     `seed` is not that of the training, which many change from run to run.
     """
@@ -38,7 +38,7 @@ class Order:
 
 
 def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
-    """Where they are kept: what makes other pictures, such as another model, LoRA, prompt, size or way of sampling, has a folder of its
+    """Where they are kept: what makes other images, such as another model, LoRA, prompt, size or way of sampling, has a folder of its
     own."""
     patchers = (model, clip.patcher, vae.patcher)
     weights = [Weights.of(patcher, prefix) for patcher, prefix in zip(patchers, ("diffusion_model.", "", ""))]
@@ -58,7 +58,7 @@ def folder(model, clip, vae, order: Order, shape: Sequence[int]) -> Path:
         list(shape),
     ]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_pictures" / name
+    return Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "class_images" / name
 
 
 def _beside(patcher):
@@ -68,7 +68,7 @@ def _beside(patcher):
 
 
 def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Tensor]:
-    """Pictures (1, H, W, 3) of latents of `shape` (C, ..., h, w): those on disk, and the missing ones sampled now.
+    """Images (1, H, W, 3) of latents of `shape` (C, ..., h, w): those on disk, and the missing ones sampled now.
 
     A stop by the user is passed on; what is made by then stays on disk and the next run goes on from there.
     """
@@ -88,7 +88,7 @@ def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Ten
         for numbers in (missing[i : i + order.batch] for i in range(0, len(missing), order.batch)):
             size = torch.Size([len(numbers), *shape])
             batch = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
-            images.write({files[number]: picture for number, picture in zip(numbers, batch)})
+            images.write({files[number]: image for number, image in zip(numbers, batch)})
             done = sum(file.exists() for file in files)
             bar.update_absolute(done, order.count, ("JPEG", side_by_side(batch), 512))
     return [images.read(file) for file in files]

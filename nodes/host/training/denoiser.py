@@ -11,7 +11,7 @@ import torch
 from ....guidance.schedules import NoiseScale
 from ....training.objectives import Levels, loss_weight, spread, squared_error
 from ..noise_levels import noise_scale
-from .images import Pictures
+from .images import Images
 
 STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one batch may each have a row of
 
@@ -85,28 +85,28 @@ class Ground:
         """Their log-SNR (count,), on the CPU."""
         return torch.tensor([self.scale.log_snr(sigma) for sigma in self.sigmas(objective, seed, first, count)])
 
-    def errors(self, pictures: Pictures, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
-        """The losses (B,) of pictures, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
+    def errors(self, images: Images, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
+        """The losses (B,) of images, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
         parts = {}
-        for row, picture in enumerate(chosen):
-            parts.setdefault(pictures.latents[picture].shape, []).append(row)
+        for row, image in enumerate(chosen):
+            parts.setdefault(images.latents[image].shape, []).append(row)
         sigmas = self.sigmas(objective, seed, first, len(chosen))
 
         def errors(part: list[int]) -> torch.Tensor:
-            return self._errors(pictures, chosen, part, [rows[i] for i in part], objective, [sigmas[i] for i in part], seed, first)
+            return self._errors(images, chosen, part, [rows[i] for i in part], objective, [sigmas[i] for i in part], seed, first)
 
         return _in_order([errors(part) for part in parts.values()], list(parts.values()))
 
-    def _errors(self, pictures, chosen, part, rows, objective, sigmas, seed, first) -> torch.Tensor:
+    def _errors(self, images, chosen, part, rows, objective, sigmas, seed, first) -> torch.Tensor:
         """Weighted errors of samples of one size."""
         model = self.guider.inner_model
         sampling, device = model.model_sampling, self.guider.model_patcher.load_device
         sigma = torch.tensor(sigmas, device=device)
-        x0 = model.process_latent_in(torch.cat([pictures.latents[chosen[i]] for i in part]).to(device))
-        noise = torch.cat([_noise(seed, first + i, pictures.latents[chosen[i]].shape) for i in part]).to(device)
+        x0 = model.process_latent_in(torch.cat([images.latents[chosen[i]] for i in part]).to(device))
+        noise = torch.cat([_noise(seed, first + i, images.latents[chosen[i]].shape) for i in part]).to(device)
         denoised = self.denoised(sampling.noise_scaling(sigma, noise, x0.clone(), False), sigma, rows)
         gain = sampling.calculate_denoised(sigma, torch.ones_like(x0), torch.zeros_like(x0)).flatten(1)[:, 0]
-        masks = [pictures.masks[chosen[i]] for i in part]
+        masks = [images.masks[chosen[i]] for i in part]
         mask = None if masks[0] is None else torch.cat(masks).to(device)
         log_snr = torch.tensor([self.scale.log_snr(s) for s in sigmas], device=device)
         return loss_weight(objective.weighting, gain, log_snr, objective.gamma) * squared_error(denoised, x0, mask)

@@ -1,4 +1,4 @@
-"""DreamBooth on a MODEL: adapters, and a new word if asked for, from pictures of a subject and of its class to a LoRA file."""
+"""DreamBooth on a MODEL: adapters, and a new word if asked for, from images of a subject and of its class to a LoRA file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .. import gradients
 from ..gradients import trainable
 from . import adapters, class_images, embeddings, file_names, new_words, trainer
 from .denoiser import Ground, Objective
-from .images import Pictures, all_or_none, pictures_of
+from .images import Images, all_or_none, images_of
 from .textual_inversion import Word, check_validation, new_word
 from .whole_weights import WholeWeights
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is learnt: the sentence of its pictures, and the new word in it with its own learning rate, or None for known words."""
+    """What is learnt: the sentence of its images, and the new word in it with its own learning rate, or None for known words."""
 
     prompt: str
     word: Word | None = None
@@ -41,7 +41,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Class:
-    """What is kept: sentences of the class, one a line, pictures of it (IMAGE batches) or how many to sample, and how they count."""
+    """What is kept: sentences of the class, one a line, images of it (IMAGE batches) or how many to sample, and how they count."""
 
     prompt: str = ""
     images: Sequence[torch.Tensor] = ()
@@ -52,7 +52,7 @@ class Class:
 
 @dataclass(kw_only=True)
 class Task(trainer.Task):
-    """A training of adapters and perhaps a word. `texts` are the sentences of `pictures`, one or several for each: of the subject first, then
+    """A training of adapters and perhaps a word. `texts` are the sentences of `images`, one or several for each: of the subject first, then
     of the class."""
 
     clip: object
@@ -75,7 +75,7 @@ class Task(trainer.Task):
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size([self.batches.total, *self.pictures.latents[0].shape[1:]])
+        return torch.Size([self.batches.total, *self.images.latents[0].shape[1:]])
 
     def around(self) -> AbstractContextManager:
         return self.adapters.beside(self.model)
@@ -89,11 +89,11 @@ class Task(trainer.Task):
         chosen, total = [*own, *(self.batches.instances + p for p in prior)], self.batches.total
         texts = self.sentences(chosen, index * total, ground.log_snr(self.objective, self.settings.seed, index * total, total))
         rows = {text: self.row(text) for text in dict.fromkeys(texts)}
-        errors = ground.errors(self.pictures, chosen, [rows[text] for text in texts], self.objective, self.settings.seed, index * total)
+        errors = ground.errors(self.images, chosen, [rows[text] for text in texts], self.objective, self.settings.seed, index * total)
         return self.preservation.loss(errors, len(own))
 
     def sentences(self, chosen: Sequence[int], first: int, log_snr: torch.Tensor) -> list[str]:
-        """What pictures are learnt under, as samples `first`, `first` + 1, ... at log-SNR (B,): a sentence of theirs, or none where it is
+        """What images are learnt under, as samples `first`, `first` + 1, ... at log-SNR (B,): a sentence of theirs, or none where it is
         left out."""
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + first + 3) % 2**63)
         keep = self.dropout.keep(log_snr, torch.rand(len(chosen), 1, dtype=torch.float64, generator=draw))[:, 0].tolist()
@@ -123,8 +123,8 @@ class Task(trainer.Task):
 
 @dataclass(frozen=True)
 class Learnt:
-    """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the sentences of the subject's pictures so
-    written (those that name a word, if there is one), the loss curve and pictures or None."""
+    """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the sentences of the subject's images so
+    written (those that name a word, if there is one), the loss curve and images or None."""
 
     model: object
     lora: dict[str, torch.Tensor]
@@ -132,7 +132,7 @@ class Learnt:
     word: str
     sentences: tuple[str, ...]
     curve: torch.Tensor
-    pictures: torch.Tensor | None
+    images: torch.Tensor | None
 
 
 def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters.Adapters] = adapters.Adapters) -> str:
@@ -198,10 +198,10 @@ def finish(task: Task, model, name: str, resume: bool) -> Learnt:
     finally:
         task.adapters.take_off(task.model)
     word = " ".join(f"embedding:{n}" for n in named.values()) or text
-    pictures = torch.cat(task.looks) if task.looks else None
+    images = torch.cat(task.looks) if task.looks else None
     told = [text for choices in task.texts[: task.batches.instances] for text in choices]
     sentences = tuple(_written(text, named) for text in (by_turns(told, list(named)) if named else dict.fromkeys(told)))
-    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainer.loss_curve(loop), pictures)
+    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainer.loss_curve(loop), images)
 
 
 def by_turns(texts: Sequence[str], placeholders: Sequence[str]) -> list[str]:
@@ -221,14 +221,14 @@ def prepare(
     model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings,
     validation: Validation, free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
 ) -> Task:  # fmt: skip
-    """Checks everything that the user gave, encodes pictures and sentences, and samples class pictures that are missing."""
+    """Checks everything that the user gave, encodes images and sentences, and samples class images that are missing."""
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
     validation = _checked(clip, subject, validation, [text for choices in own for text in choices])
     active = kept.preservation.weight > 0
     prior = class_prompts(kept.prompt, *(w.placeholder for w in subject.words)) if active else ()
     if active and not (kept.images or kept.count):
-        raise ValueError("There are no class pictures. Connect some, set class_count to sample them, or set prior_weight to 0.")
+        raise ValueError("There are no class images. Connect some, set class_count to sample them, or set prior_weight to 0.")
     running, own_clip = trainable(model, clip if subject.word else None)
     if isinstance(design, WholeWeights):
         design.check(running, settings.optimizer, settings.average, free)
@@ -236,19 +236,19 @@ def prepare(
     rate = settings.learning_rate
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate and settings.optimizer != "prodigy" else 1.0
     word = new_word(own_clip, subject.word, settings.seed, pace, subject.others) if subject.word else None
-    pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
-    texts, count = tuple(tuple(pictures.told(p, t) for t in own[p % pictures.originals]) for p in range(len(pictures))), len(pictures)
+    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    texts, count = tuple(tuple(images.told(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
     if active:
-        images = kept.images or class_images.made(model, clip, vae, _order(kept, prior, validation), pictures.latents[0].shape[1:])
-        others = pictures_of(vae, images)
-        pictures, texts = joined(pictures, others), (*texts, *((prior[i % len(prior)],) for i in range(len(others))))
-    batches = Batches(settings.batch_size, settings.seed, count, len(pictures) - count, kept.preservation.ratio)
+        class_batches = kept.images or class_images.made(model, clip, vae, _order(kept, prior, validation), images.latents[0].shape[1:])
+        others = images_of(vae, class_batches)
+        images, texts = joined(images, others), (*texts, *((prior[i % len(prior)],) for i in range(len(others))))
+    batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, kept.preservation.ratio)
     about = trainer.about(
-        settings, objective, pictures, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",
+        settings, objective, images, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",
         word=asdict(subject.word) if subject.word else "none", **_more(subject, data),
     )  # fmt: skip
     task = Task(
-        model=running, vae=vae, pictures=pictures, objective=objective, settings=settings, validation=validation, about=about,
+        model=running, vae=vae, images=images, objective=objective, settings=settings, validation=validation, about=about,
         clip=own_clip or clip, adapters=learnt, word=word, texts=texts, batches=batches, preservation=kept.preservation,
         dropout=data.dropout, free=free,
     )  # fmt: skip
@@ -277,7 +277,7 @@ def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str
     for placeholder in placeholders:
         if not any(names(text, placeholder) for text in texts):
             raise ValueError(
-                f"No sentence names {placeholder}, so it would learn nothing. Write it in the captions of the pictures that show it, as in "
+                f"No sentence names {placeholder}, so it would learn nothing. Write it in the captions of the images that show it, as in "
                 f"'{texts[0]}, {placeholder}', or leave the captions away."
             )
     return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
@@ -287,7 +287,7 @@ def _order(kept: Class, prompts: tuple[str, ...], validation: Validation) -> cla
     return class_images.Order(prompts, kept.count, kept.batch, validation)
 
 
-def joined(one: Pictures, other: Pictures) -> Pictures:
+def joined(one: Images, other: Images) -> Images:
     """Both, one after the other; where only some have masks, the others' cover everything."""
     latents = (*one.latents, *other.latents)
     return replace(one, latents=latents, masks=all_or_none(latents, (*one.masks, *other.masks)))

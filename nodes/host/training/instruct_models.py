@@ -1,4 +1,4 @@
-"""Instruction models made from others: a denoiser with room for the picture, and the file in which it is kept."""
+"""Instruction models made from others: a denoiser with room for the image, and the file in which it is kept."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _config_with_room(model):
 
 
 def _type_of(model) -> comfy.model_base.ModelType:
-    """What the MODEL predicts; of continuous EDM with v as the host's loader tells it of a file, by which SDXL reads the picture."""
+    """What the MODEL predicts; of continuous EDM with v as the host's loader tells it of a file, by which SDXL reads the image."""
     sampling = model.get_model_object("model_sampling")
     continuous = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and not isinstance(
         sampling, comfy.model_sampling.EDM
@@ -77,7 +77,7 @@ def _type_of(model) -> comfy.model_base.ModelType:
 
 
 def built(model, weights: dict[str, torch.Tensor], again: tuple):
-    """A MODEL like another, with its options, whose denoiser has room for the picture and these weights of its own.
+    """A MODEL like another, with its options, whose denoiser has room for the image and these weights of its own.
 
     `again` is (function, arguments) by which the host can load it once more.
     """
@@ -109,7 +109,7 @@ def check_injections(model) -> None:
 
 
 def with_room(model):
-    """An instruction model that gives what a MODEL gives, whatever picture it is shown: the picture's weights are zero.
+    """An instruction model that gives what a MODEL gives, whatever image it is shown: the image's weights are zero.
 
     Its weights are its own, so that it can be trained; options, patches and wrappers of the MODEL go along. One that changes what its layers
     give, beside their weights, raises ValueError.

@@ -1,4 +1,4 @@
-"""Pairs of pictures for InstructPix2Pix: drawn by Prompt-to-Prompt with shared self-attention, filtered, and kept in a folder."""
+"""Pairs of images for InstructPix2Pix: drawn by Prompt-to-Prompt with shared self-attention, filtered, and kept in a folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Checker = Callable[[torch.Tensor, torch.Tensor, PromptPair], Sequence[float]]
 
 @dataclass(frozen=True)
 class OnDisk(Sequence):
-    """Pictures (1, H, W, 3) of a folder, each read when it is asked for."""
+    """Images (1, H, W, 3) of a folder, each read when it is asked for."""
 
     paths: tuple[Path, ...]
 
@@ -67,7 +67,7 @@ class Found:
 class Folder:
     """Pairs among the host's outputs: before/00001.png, after/00001.png with its instruction in after/00001.txt, and metadata.jsonl.
 
-    So it is also what trainers of editors with reference latents read: `before` holds the control pictures, `after` the targets with
+    So it is also what trainers of editors with reference latents read: `before` holds the control images, `after` the targets with
     captions beside them. progress.jsonl says which prompt pairs are done. Nothing that is there is written over.
     """
 
@@ -114,7 +114,7 @@ class Folder:
         self._add("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "way": way})
 
     def add(self, both: torch.Tensor, found: Found) -> None:
-        """Saves pictures (2, H, W, 3), before and after. The line that lists them comes first: one whose pictures are not there does not
+        """Saves images (2, H, W, 3), before and after. The line that lists them comes first: one whose images are not there does not
         count, so nothing is in the folder twice when a run breaks off in between."""
         for side in ("before", "after"):
             (self.path / side).mkdir(parents=True, exist_ok=True)
@@ -124,10 +124,10 @@ class Folder:
         captions = {"original_prompt": found.pair.before, "edited_prompt": found.pair.after, "edit_prompt": found.pair.instruction}
         self._add("metadata.jsonl", {"original_image": files[0], "edited_image": files[1], **captions, **found.facts})
         (self.path / files[1]).with_suffix(".txt").write_text(found.pair.instruction, encoding="utf-8")
-        images.write({self.path / file: picture for file, picture in zip(files, both)})
+        images.write({self.path / file: image for file, image in zip(files, both)})
 
     def _kept(self) -> list[dict]:
-        """The lines of all pairs whose pictures are there: a user may take bad ones out."""
+        """The lines of all pairs whose images are there: a user may take bad ones out."""
         lines = self._lines("metadata.jsonl")
         there = [m for m in lines if all(self._file(m[f"{side}_image"]).is_file() for side in ("original", "edited"))]
         if len(there) < len(lines):
@@ -144,7 +144,7 @@ class Folder:
         return {m["seed"] for m in self._kept() if _pair_of(m) == pair and "seed" in m}
 
     def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[OnDisk, OnDisk, list[str]]:
-        """(before, after, instructions), pictures (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
+        """(before, after, instructions), images (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
         lines = self._kept()
         if pairs is not None:
             lines = [m for m in lines if _pair_of(m) in pairs]
@@ -250,7 +250,7 @@ class Judge:
 
 
 def projected(clip, text: str) -> torch.Tensor | None:
-    """A text's embedding (width,) in the space that CLIP shares with pictures; None of encoders without one.
+    """A text's embedding (width,) in the space that CLIP shares with images; None of encoders without one.
 
     The host leaves the projection out where CLIP-L is the text encoder, as SD1.5 wants it.
     """
@@ -331,7 +331,7 @@ class Artist:
         return lru_cache(1)(lambda pair: as_rows([encoded(self.clip, text) for text in (pair.before, pair.after)], 1)[0])
 
     def draw(self, pair: PromptPair, how: Draw) -> torch.Tensor:
-        """Pictures (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
+        """Images (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
         and without."""
         r, control = self.recipe, Sharing(self.places, Window(0.0, how.share))
         model = install(self.model, control)
@@ -359,7 +359,7 @@ def way(artist: Artist, judge: Judge) -> dict:
 
 
 def _check_way(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPair, dict], folder: Folder) -> None:
-    """Refuses prompt pairs that were drawn in another way: their pictures would be given out as if they were what is asked for."""
+    """Refuses prompt pairs that were drawn in another way: their images would be given out as if they were what is asked for."""
     others = [was for p in pairs if (was := done.get(p)) and {"models": now["models"], **was} != now]
     if others:
         changed = "; ".join(f"{k} was {others[0].get(k, 'not set')}, now {v}" for k, v in now.items() if others[0].get(k, v) != v)

@@ -1,4 +1,4 @@
-"""Teaching a model to edit as it is told: pairs of pictures and instructions to an InstructPix2Pix model of the host."""
+"""Teaching a model to edit as it is told: pairs of images and instructions to an InstructPix2Pix model of the host."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ....training.objectives import picks
 from ....training.textual_inversion import captions_for
 from ..fingerprint import Weights
 from ..gradients import hosted, trainable
-from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, Picture
+from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
 from ..latents import decoded
 from ..prompts import encoded
 from . import file_names, instruct_models, trainer
 from .denoiser import Ground, Objective
-from .images import Pictures, latents_of, pictures_of
+from .images import Images, images_of, latents_of
 from .instruct_pairs import OnDisk
 from .memory import check_numbers
 from .run import Course
@@ -55,13 +55,13 @@ class Settings(settings.Settings):
     alpha: float
     dropout: float
     channel_dropout: str = "jointly"
-    clean_picture_dropout: float = -1.0
+    clean_image_dropout: float = -1.0
     clean_instruction_dropout: float = -1.0
 
     @property
     def kept(self) -> ChannelDropout | JointDropout:
-        """What is left out, of picture and instruction."""
-        return dropout_of(self.channel_dropout, self.dropout, self.clean_picture_dropout, self.clean_instruction_dropout)
+        """What is left out, of image and instruction."""
+        return dropout_of(self.channel_dropout, self.dropout, self.clean_image_dropout, self.clean_instruction_dropout)
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,17 @@ class Validation(settings.Validation):
 
 @dataclass(frozen=True)
 class Examples:
-    """What the model is shown: pictures before the edit, and conditionings [features, extras] of each instruction and of none."""
+    """What the model is shown: images before the edit, and conditionings [features, extras] of each instruction and of none."""
 
-    before: Pictures
+    before: Images
     told: tuple[list, ...]
     untold: list
 
-    def row(self, number: int, picture: bool, text: bool) -> list:
-        """What the model is shown of a pair: the picture or an empty one, with the instruction or without."""
+    def row(self, number: int, image: bool, text: bool) -> list:
+        """What the model is shown of a pair: the image or an empty one, with the instruction or without."""
         features, extras = self.told[number % len(self.told)] if text else self.untold
         shown = self.before.latents[number]
-        return [features, {**extras, CONCAT: shown if picture else torch.zeros_like(shown)}]
+        return [features, {**extras, CONCAT: shown if image else torch.zeros_like(shown)}]
 
     def digest(self) -> str:
         """A short name for what is learnt from."""
@@ -114,11 +114,11 @@ class Task(trainer.Task):
 
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         s, first = self.settings, index * self.settings.batch_size
-        chosen = picks(s.seed, first, s.batch_size, len(self.pictures))
+        chosen = picks(s.seed, first, s.batch_size, len(self.images))
         log_snr = ground.log_snr(self.objective, s.seed, first, s.batch_size)
         kept = s.kept.keep(log_snr, draws(s.seed, first, s.batch_size, 2)).tolist()
         rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
-        return ground.errors(self.pictures, chosen, rows, self.objective, s.seed, first).mean()
+        return ground.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The denoiser with what is learnt in it, on the CPU: made weight by weight, so that no second one stands beside the model."""
@@ -126,7 +126,7 @@ class Task(trainer.Task):
         return {k: (self.learnt[k](w.to(device)) if k in self.learnt else w).cpu() for k, w in own.items()}
 
     def look(self, course: Course) -> None:
-        """Edits the first pictures as they are told, with the model as it is, and shows each beside the picture before."""
+        """Edits the first images as they are told, with the model as it is, and shows each beside the image before."""
         v, examples = self.validation, self.examples
         size = examples.before.latents[0].shape
         chosen = [i for i in range(len(examples.told)) if examples.before.latents[i].shape == size][: v.count]
@@ -141,10 +141,10 @@ class Task(trainer.Task):
 
     def _edited(self, number: int) -> torch.Tensor:
         v, model, (untold, told) = self.validation, self.model, (self.examples.untold, self.examples.told[number])
-        picture = Picture(model, [told], {"samples": self.examples.before.latents[number]})
-        guider = InstructPix2Pix(model, picture.conditions(model, [told], [untold]), Scales(v.text_scale, v.image_scale))
+        image = SourceImage(model, [told], {"samples": self.examples.before.latents[number]})
+        guider = InstructPix2Pix(model, image.conditions(model, [told], [untold]), Scales(v.text_scale, v.image_scale))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
-        empty = picture.empty_latent()["samples"]
+        empty = image.empty_latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
         sampler = comfy.samplers.sampler_object(v.sampler_name)
         return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
@@ -152,12 +152,12 @@ class Task(trainer.Task):
 
 @dataclass(frozen=True)
 class Learnt:
-    """The MODEL, its file's name, the loss curve (IMAGE), and pictures before and edited by turns (IMAGE) or None."""
+    """The MODEL, its file's name, the loss curve (IMAGE), and images before and edited by turns (IMAGE) or None."""
 
     model: object
     name: str
     curve: torch.Tensor
-    pictures: torch.Tensor | None
+    images: torch.Tensor | None
 
 
 def learn(
@@ -178,26 +178,26 @@ def learn(
         return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
 
 
-def _pictures(vae, images: Sequence[torch.Tensor], flip: bool) -> Pictures:
-    """`pictures_of`; those of a folder are read one by one, so that their latents alone are held."""
+def _images(vae, images: Sequence[torch.Tensor], flip: bool) -> Images:
+    """`images_of`; those of a folder are read one by one, so that their latents alone are held."""
     if not isinstance(images, OnDisk):
-        return pictures_of(vae, images, flip=flip)
+        return images_of(vae, images, flip=flip)
     count = len(images) * (1 + flip)
     shown = (Variant(p.flip(2) if mirrored else p, None) for mirrored in (False, True)[: 1 + flip] for p in images)
-    return Pictures(tuple(latents_of(vae, shown, count)), (None,) * count, len(images))
+    return Images(tuple(latents_of(vae, shown, count)), (None,) * count, len(images))
 
 
-def examples_of(clip, vae, data: Data) -> tuple[Examples, Pictures]:
-    """What is shown, and the pictures after: encoded once, and checked whether they belong together."""
-    before, after = (_pictures(vae, images, data.flip) for images in (data.before, data.after))
+def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
+    """What is shown, and the images after: encoded once, and checked whether they belong together."""
+    before, after = (_images(vae, images, data.flip) for images in (data.before, data.after))
     if len(before) != len(after):
         raise ValueError(
-            f"There are {before.originals} pictures before and {after.originals} after an edit; give as many of each, in pairs."
+            f"There are {before.originals} images before and {after.originals} after an edit; give as many of each, in pairs."
         )
     for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):
         if a.shape != b.shape:
             sizes = [" x ".join(str(n) for n in z.shape[:-3:-1]) for z in (a, b)]
-            raise ValueError(f"The pictures of pair {number} have latents of {sizes[0]} and {sizes[1]}; give both pictures one size.")
+            raise ValueError(f"The images of pair {number} have latents of {sizes[0]} and {sizes[1]}; give both images one size.")
     texts = captions_for(data.instructions, before.originals)
     if not texts or not all(t.strip() for t in texts):
         raise ValueError("An instruction is missing. Give one for each pair, as a list or one a line, such as 'make it blue'.")
@@ -209,7 +209,7 @@ def prepare(
     model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation,
     free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
 ) -> Task:  # fmt: skip
-    """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the picture."""
+    """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
     check_fine(model)
     dropout = settings.kept  # refused before anything is encoded
     examples, after = examples_of(clip, vae, data)
@@ -224,6 +224,6 @@ def prepare(
     base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
     about = trainer.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
     return Task(
-        model=own, vae=vae, pictures=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
+        model=own, vae=vae, images=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         learnt=added, free=free,
     )  # fmt: skip

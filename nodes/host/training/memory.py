@@ -89,7 +89,7 @@ def cell_of(network: torch.nn.Module) -> int:
 def reckoned(kept: Callable[[int, int, int], Kept], batch: int, height: int, width: int, cell: int = 1) -> Kept:
     """What a batch of latents needs, from `kept(batch, height, width)` of small ones where it is large itself.
 
-    w + batch (t + a area + b area^2): weights that are made anew, text, pictures, and attention that keeps its maps. Small ones have sides
+    w + batch (t + a area + b area^2): weights that are made anew, text, images, and attention that keeps its maps. Small ones have sides
     that are multiples of `cell`.
     """
     if batch * height * width <= EXACT * cell**2:
@@ -109,7 +109,7 @@ def _terms(batch: int, area: int) -> np.ndarray:
 class Room:
     """Looks before the first step whether a training fits into memory, and which blocks are to run again in its backward pass.
 
-    `shape` is that of its largest batch of latents, with `size` pictures in its batch_size; `rows(count)` gives the conditionings of one,
+    `shape` is that of its largest batch of latents, with `size` images in its batch_size; `rows(count)` gives the conditionings of one,
     `place` a noise level. `modules` are further networks that gradients pass through. `free(device)` gives the bytes that are free.
     """
 
@@ -182,10 +182,10 @@ class Room:
             one = self._kept(ground, known, self.shape[0] // self.size)
             less = (one.again if again else one.whole) + learning
             ways.append(f"set batch_size to 1 and accumulate to {self.size * self.loop.accumulate} (about {_gb(less)})")
-        ways.append("take smaller pictures, train fewer layers or at a lower rank, or close what else uses the memory")
+        ways.append("take smaller images, train fewer layers or at a lower rank, or close what else uses the memory")
         return (
             f"This training needs about {_gb(now + learning)} of memory beside the model, and {_gb(free)} are free: {_gb(now)} for the backward "
-            f"pass through {self.shape[0]} pictures at a time, {_gb(learning)} for gradients and what {self.loop.optimizer} keeps of "
+            f"pass through {self.shape[0]} images at a time, {_gb(learning)} for gradients and what {self.loop.optimizer} keeps of "
             f"{numbers:.1f} million numbers. To make it fit, {'; '.join(ways)}."
         )
 

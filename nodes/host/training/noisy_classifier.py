@@ -1,4 +1,4 @@
-"""Training a noisy classifier on the host's pictures: latents of a model's own format, and a file that the loader reads."""
+"""Training a noisy classifier on the host's images: latents of a model's own format, and a file that the loader reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import folder_paths
 import numpy as np
 import torch
 
-from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_pictures
+from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_images
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop, saving
 from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialise, targets_of, train_noisy_classifier
@@ -21,7 +21,7 @@ from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
 from . import file_names
-from .images import pictures_of, singles
+from .images import images_of, singles
 from .memory import GB, Kept, counted, reckoned
 from .run import Stopped
 from .trainer import loss_curve
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learnt:
-    """The classifier, its file's name, the losses, and (log-SNR, accuracy) on the pictures `judged_on`."""
+    """The classifier, its file's name, the losses, and (log-SNR, accuracy) on the images `judged_on`."""
 
     classifier: LabelledClassifier
     name: str
@@ -80,9 +80,9 @@ def path_of(name: str) -> Path:
     return folder() / f"{name}.safetensors" if found is None or classifier.SHIPPED in found.parents else found
 
 
-def _latents(model, vae, pictures: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
-    """Pictures and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
-    return [model.get_model_object("latent_format").process_in(z) for z in pictures_of(vae, pictures, **changes).latents]
+def _latents(model, vae, images: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
+    """Images and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
+    return [model.get_model_object("latent_format").process_in(z) for z in images_of(vae, images, **changes).latents]
 
 
 def _of_one_size(latents: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -90,8 +90,8 @@ def _of_one_size(latents: Sequence[torch.Tensor]) -> torch.Tensor:
     shapes = {tuple(z.shape[-2:]) for z in latents}
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w} x {h}" for h, w in shapes))
-        raise ValueError(f"The pictures have several sizes (latents of {sizes}). Scale and crop them to one, as Upscale Image does.")
-    return as_pictures(torch.cat(list(latents)))
+        raise ValueError(f"The images have several sizes (latents of {sizes}). Scale and crop them to one, as Upscale Image does.")
+    return as_images(torch.cat(list(latents)))
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class _Sample:
 
 
 def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
-    """What is learnt from, with changed copies, and what is judged on, as it is; with nothing held out the pictures are both."""
-    pictures = singles(images, "images")
-    own, judged = held_out(len(pictures), settings.held_out, settings.seed)
+    """What is learnt from, with changed copies, and what is judged on, as it is; with nothing held out the images are both."""
+    separate = singles(images, "images")
+    own, judged = held_out(len(separate), settings.held_out, settings.seed)
     changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
-    learnt = _latents(model, vae, [pictures[i] for i in own], **changes)
-    unseen = len(own) < len(pictures)
-    both = _of_one_size(learnt + (_latents(model, vae, [pictures[i] for i in judged]) if unseen else []))
+    learnt = _latents(model, vae, [separate[i] for i in own], **changes)
+    unseen = len(own) < len(separate)
+    both = _of_one_size(learnt + (_latents(model, vae, [separate[i] for i in judged]) if unseen else []))
     shown = _Sample(both[: len(learnt)], targets[own].repeat(len(learnt) // len(own), 1))
     return shown, _Sample(both[len(learnt) :] if unseen else both[: len(own)], targets[judged])
 
@@ -118,7 +118,7 @@ def learn(
     model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str,
     free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
 ) -> Learnt:  # fmt: skip
-    """Trains a classifier of the labels, one text a picture, and saves it; a stop by the user keeps what is learnt."""
+    """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps what is learnt."""
     count = sum(len(batch) for batch in images)
     given = captions_for(labels, count, "labels") if count else ()
     known, targets = targets_of(given, settings.kind) if count else ((), None)
@@ -154,7 +154,7 @@ def learn(
         with loop.averaged():
             rows = accuracy(network, judged.latents, judged.targets, settings.kind)
         seen = len(judged.targets)
-        where = "pictures held out" if seen < count else "the pictures that it learnt from"
+        where = "images held out" if seen < count else "the images that it learnt from"
         return Learnt(classifier.read(path), name, loop, rows, f"{seen} {where}")
 
 
@@ -174,13 +174,13 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
         fits = int(1 + (room - one) * (batch - 1) / (needed - one)) if room >= one else 0
         less = f"Set batch_size to {fits} or less, take" if fits else "Take"
         raise ValueError(
-            f"A batch of {batch} needs about {needed / GB:.2f} GB of memory, and {room / GB:.2f} GB are free. {less} smaller pictures or a smaller "
+            f"A batch of {batch} needs about {needed / GB:.2f} GB of memory, and {room / GB:.2f} GB are free. {less} smaller images or a smaller "
             "network, or close what else uses the memory."
         )
 
 
 def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
-    pictures = hashlib.sha256(np.ascontiguousarray(latents.numpy()).tobytes()).hexdigest()[:12]
+    images = hashlib.sha256(np.ascontiguousarray(latents.numpy()).tobytes()).hexdigest()[:12]
     fixed = {k: str(v) for k, v in asdict(settings).items() if k not in ("steps", "learning_rate", "schedule", "warmup")}
     return Loop(
         dict(network.named_parameters()),
@@ -191,7 +191,7 @@ def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], l
         optimizer=settings.optimizer,
         schedule=settings.schedule,
         accumulate=settings.accumulate,
-        about={**fixed, "labels": ", ".join(labels), "pictures": pictures},
+        about={**fixed, "labels": ", ".join(labels), "images": images},
     )
 
 

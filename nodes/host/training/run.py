@@ -1,6 +1,6 @@
 """Training inside the host's own sampling: its loading, conditionings, patches, hooks and previews, with gradients.
 
-Steps run as a `Sampler` of the host, some at a time; between them pictures can be sampled. Nothing is trained on the weights that other
+Steps run as a `Sampler` of the host, some at a time; between them images can be sampled. Nothing is trained on the weights that other
 nodes hold: what is learnt lies outside of the model.
 """
 
@@ -148,13 +148,13 @@ class Course:
         blank = torch.zeros(self.batch)
         guider.sample(blank, blank, lesson, torch.ones(1), disable_pbar=True, seed=0)
 
-    def _show(self, step: Step, picture: Image.Image | None = None) -> None:
-        self.bar.update_absolute(step.index, step.total, None if picture is None else ("JPEG", picture, 512))
+    def _show(self, step: Step, image: Image.Image | None = None) -> None:
+        self.bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
 
-    def preview(self, picture: Image.Image) -> None:
-        """Shows a picture on the node."""
+    def preview(self, image: Image.Image) -> None:
+        """Shows an image on the node."""
         if self.loop.history:
-            self._show(self.loop.history[-1], picture)
+            self._show(self.loop.history[-1], image)
 
 
 def run_course(course: Course, every: int, look: Callable[[], None]) -> bool:
@@ -174,4 +174,4 @@ def run_course(course: Course, every: int, look: Callable[[], None]) -> bool:
     return True
 
 
-__all__ = ["Course", "Ground", "Objective", "Pictures", "levels", "picks", "pictures_of", "run_course", "trainable"]
+__all__ = ["Course", "Ground", "Objective", "Images", "levels", "picks", "images_of", "run_course", "trainable"]

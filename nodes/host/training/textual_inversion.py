@@ -1,4 +1,4 @@
-"""Textual inversion on a MODEL and its CLIP: from pictures to an embedding file that prompts can use at once."""
+"""Textual inversion on a MODEL and its CLIP: from images to an embedding file that prompts can use at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, cap
 from ..gradients import trainable
 from . import embeddings, new_words, trainer
 from .denoiser import Ground, Objective
-from .images import pictures_of
+from .images import images_of
 from .trainer import loss_curve
 
 
@@ -57,12 +57,12 @@ class Task(trainer.Task):
     def loss(self, ground: Ground, index: int) -> torch.Tensor:
         """The loss of batch `index`; each distinct prompt is encoded once."""
         size, seed = self.settings.batch_size, self.settings.seed
-        chosen, first = picks(seed, index * size, size, len(self.pictures)), index * size
+        chosen, first = picks(seed, index * size, size, len(self.images)), index * size
         rates = self.dropout.rate(ground.log_snr(self.objective, seed, first, size))[:, 0].tolist()
-        said = [self.prompts.of(p % self.pictures.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
-        texts = [self.pictures.told(p, text) for p, text in zip(chosen, said)]
+        said = [self.prompts.of(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
+        texts = [self.images.told(p, text) for p, text in zip(chosen, said)]
         rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
-        return ground.errors(self.pictures, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
+        return ground.errors(self.images, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
 
     def conditioning(self, text: str) -> list:
         return self.word.conditioning(text)
@@ -73,11 +73,11 @@ class Task(trainer.Task):
 
 @dataclass(frozen=True)
 class Learnt:
-    """The embedding's name, the loss curve (IMAGE), and the validation pictures (IMAGE) or None."""
+    """The embedding's name, the loss curve (IMAGE), and the validation images (IMAGE) or None."""
 
     name: str
     curve: torch.Tensor
-    pictures: torch.Tensor | None
+    images: torch.Tensor | None
 
 
 def learn(
@@ -102,7 +102,7 @@ def learn(
 
 
 def check_validation(validation: Validation, placeholder: str) -> Validation:
-    """The same with the placeholder in the prompt where {} is. Raises ValueError where pictures are asked for that would not show it."""
+    """The same with the placeholder in the prompt where {} is. Raises ValueError where images are asked for that would not show it."""
     prompt = validation.prompt.replace("{}", placeholder)
     if validation.count and not names(prompt, placeholder):
         raise ValueError(
@@ -128,20 +128,20 @@ def new_word(clip, word: Word, seed: int, pace: float = 1.0, others: Sequence[Wo
 def prepare(
     model, clip, vae, data: Data, word: Word, templates: tuple[str, ...], objective: Objective, settings: Settings, validation: Validation
 ) -> Task:
-    """Checks everything that the user gave, and encodes the pictures."""
+    """Checks everything that the user gave, and encodes the images."""
     check_placeholder(word.placeholder, lambda text: new_words.is_word(clip, text))
     shown = check_validation(validation, word.placeholder)
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     prompts = Prompts(templates, word.placeholder, captions)
     model, clip = trainable(model, clip)
     new = new_word(clip, word, settings.seed)
-    pictures = pictures_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     about = trainer.about(
-        settings, objective, pictures, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
+        settings, objective, images, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
         encoders=", ".join(new.concept.parameters),
     )  # fmt: skip
     return Task(
-        model=model, vae=vae, pictures=pictures, objective=objective, settings=settings, validation=shown, about=about, word=new,
+        model=model, vae=vae, images=images, objective=objective, settings=settings, validation=shown, about=about, word=new,
         prompts=prompts, dropout=data.dropout,
     )  # fmt: skip
 

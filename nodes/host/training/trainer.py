@@ -1,4 +1,4 @@
-"""What all trainers of concepts share: how a run goes, the pictures to look at, what is kept of it, and the curve of its losses."""
+"""What all trainers of concepts share: how a run goes, the images to look at, what is kept of it, and the curve of its losses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from PIL import Image
 from ....training.loop import Diverged, Loop, saving
 from ....training.settings import Settings, Validation
 from ..gradients import half_precision_scale, hosted
-from ..images import as_image, as_picture, line_chart, stacked
+from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import decoded
 from .denoiser import Ground, Objective
-from .images import Pictures
+from .images import Images
 from .memory import Room
 from .run import Course, Stopped, run_course
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], look: Validation, seed: int) -> torch.Tensor:
-    """Pictures (B, H, W, 3) on the CPU of a CONDITIONING and its negative, by the host's own sampling of latents of a shape."""
+    """Images (B, H, W, 3) on the CPU of a CONDITIONING and its negative, by the host's own sampling of latents of a shape."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
@@ -49,7 +49,7 @@ class Task:
 
     model: object
     vae: object
-    pictures: Pictures
+    images: Images
     objective: Objective
     settings: Settings
     validation: Validation
@@ -73,7 +73,7 @@ class Task:
     @property
     def shape(self) -> torch.Size:
         """Of the latents of one batch."""
-        return torch.Size([self.settings.batch_size, *self.pictures.latents[0].shape[1:]])
+        return torch.Size([self.settings.batch_size, *self.images.latents[0].shape[1:]])
 
     def around(self) -> AbstractContextManager:
         """What steps are taken inside of."""
@@ -96,7 +96,7 @@ class Task:
 
     def room(self, loop: Loop) -> Room:
         """What looks whether the training fits into memory."""
-        s, largest = self.settings, max((z.shape for z in self.pictures.latents), key=torch.Size.numel)
+        s, largest = self.settings, max((z.shape for z in self.images.latents), key=torch.Size.numel)
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
         return Room(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules, self.free)
 
@@ -117,7 +117,7 @@ class Task:
         )
 
     def look(self, course: Course) -> None:
-        """Samples the validation prompt with what is learnt, and shows the pictures on the node."""
+        """Samples the validation prompt with what is learnt, and shows the images on the node."""
         v = self.validation
         if not v.count:
             return
@@ -135,7 +135,7 @@ class Task:
 def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
     """Trains; `write` saves what is learnt and says where. The state of the training is kept in a file of its own.
 
-    A stop by the user keeps and writes what is learnt; so does an error, which then goes on. The last pictures are looked at when all is
+    A stop by the user keeps and writes what is learnt; so does an error, which then goes on. The last images are looked at when all is
     written.
     """
     loop = task.loop()
@@ -173,27 +173,27 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
         try:
             task.look(course)
         except Stopped:
-            log.info("The training is done and saved; its last validation pictures were stopped.")
+            log.info("The training is done and saved; its last validation images were stopped.")
     return loop
 
 
-def side_by_side(pictures: torch.Tensor) -> Image.Image:
-    return as_picture(torch.cat(list(pictures[..., :3]), 1))
+def side_by_side(images: torch.Tensor) -> Image.Image:
+    return to_pil(torch.cat(list(images[..., :3]), 1))
 
 
-def digest(pictures: Pictures) -> str:
+def digest(images: Images) -> str:
     """A short name for what is learnt from."""
     found = hashlib.sha256()
-    for tensor in (*pictures.latents, *(m for m in pictures.masks if m is not None)):
+    for tensor in (*images.latents, *(m for m in images.masks if m is not None)):
         found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return found.hexdigest()[:12]
 
 
-def about(settings: Settings, objective: Objective, pictures: Pictures, **more) -> dict[str, str]:
+def about(settings: Settings, objective: Objective, images: Images, **more) -> dict[str, str]:
     """What must be the same for a training to be continued."""
     asked = {**asdict(settings), **asdict(objective)}
     fixed = {k: str(asked[k]) for k in ("batch_size", "seed", "optimizer", "accumulate", "weighting", "levels")}
-    return {**fixed, **{k: str(v) for k, v in more.items()}, "pictures": digest(pictures)}
+    return {**fixed, **{k: str(v) for k, v in more.items()}, "images": digest(images)}
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:

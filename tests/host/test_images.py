@@ -3,7 +3,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
-from controlled_diffusion.nodes.host.guidance.guidance_report import weights_picture
+from controlled_diffusion.nodes.host.guidance.guidance_report import weights_image
 from controlled_diffusion.nodes.host.images import line_chart
 
 from host.sampling import sigmas_of
@@ -15,17 +15,17 @@ CHANNELS = [Channel(None, 4.0, schedule=Schedule(Ramp(1.0, 0.0))), Channel(None,
 @pytest.mark.parametrize("steps", [None, 0, 1, 8])
 def test_weights_are_drawn_over_percents_or_over_the_steps(any_model, steps):
     sigmas = None if steps is None else sigmas_of(any_model, steps) if steps else torch.FloatTensor([])
-    picture = weights_picture(any_model, CHANNELS, sigmas)
-    assert picture.ndim == 4 and picture.shape[0] == 1 and picture.shape[-1] == 3
-    assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.01
+    image = weights_image(any_model, CHANNELS, sigmas)
+    assert image.ndim == 4 and image.shape[0] == 1 and image.shape[-1] == 3
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.01
 
 
 def test_the_interval_and_zero_init_are_drawn_too(eps_model):
     def drawn(**rules):
-        return weights_picture(eps_model, CHANNELS, None, Rules(**rules))
+        return weights_image(eps_model, CHANNELS, None, Rules(**rules))
 
     plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init=0.3)]
-    assert torch.equal(plain, weights_picture(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
+    assert torch.equal(plain, weights_image(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
 
 
 def test_a_line_of_one_point_is_seen():
