@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from .ddim import DDIM
-from .method import Carry, Method, Show, Slope, Trail
+from .method import Derivative, Method, Show, State, Trajectory
 
 STARTS = ("source", "empty")
 OPTIMIZERS = ("fast", "adam")
@@ -181,17 +181,17 @@ class NullText(Method):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (off) or more.")
 
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """The pivots alone; `optimised` finds the embeddings."""
-        return DDIM().encode(slope, x0, sigmas, show)
+        return DDIM().encode(derivative, x0, sigmas, show)
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        return DDIM().step(slope, carry, i, trail)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        return DDIM().step(derivative, carry, i, trajectory)
 
     def optimised(
         self,
         predictor: Predictor,
-        trail: Trail,
+        trajectory: Trajectory,
         null: torch.Tensor,
         input_scale: Callable[[float], float],
         image_loss: ImageLoss | None = None,
@@ -201,13 +201,13 @@ class NullText(Method):
         With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step goes on from where
         the guided steps before have led, not from the pivot.
         """
-        x, start, before = trail.carries[0][0], null.float(), None
-        for i in range(trail.steps):
-            now, goal = trail.sigmas[i : i + 2]
-            enough = self.early_stop * threshold(i, trail.steps)
-            aim = Aim(i, x, trail.carries[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
+        x, start, before = trajectory.states[0][0], null.float(), None
+        for i in range(trajectory.steps):
+            now, goal = trajectory.sigmas[i : i + 2]
+            enough = self.early_stop * threshold(i, trajectory.steps)
+            aim = Aim(i, x, trajectory.states[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
             begin = start if self.start == "source" or before is None else before
-            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trail.steps), image_loss)
+            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trajectory.steps), image_loss)
             x, before = kept.x, kept.null
             yield kept
 

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
 from .host.guidance.diffedit import Edit, Question, Subject
@@ -249,7 +250,7 @@ class DiffEditSampler(io.ComfyNode):
         check_conditionings(model, {"positive": positive, "negative": negative, "source": source})
         edit = Edit(model, vae, image, mask, soft)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule)
+        samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule, DDIM().encode)
         shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get an image.") if vae is None else edit.task.image(samples)
         return io.NodeOutput(edit.task.latent(samples), shown)
 

@@ -6,7 +6,6 @@ from ..inversion.edit_friendly import EditFriendly
 from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion import invert
-from .host.noise_levels import noise_scale
 from .inputs import inverter
 
 
@@ -66,8 +65,8 @@ class EditFriendlyInverter(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         sampling = model.get_model_object("model_sampling")
-        method = EditFriendly(seed, noise_scale(sampling).flow, noise_levels.noise_deviation(sampling))
-        sigmas = noise_levels.later(noise_levels.levels(model, scheduler, steps, end_percent), skip)
+        method = EditFriendly(seed, noise_levels.is_flow(sampling), noise_levels.noise_deviation(sampling))
+        sigmas = noise_levels.skip_steps(noise_levels.levels(model, scheduler, steps, end_percent), skip)
         found = invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg)
         return io.NodeOutput(*invert.outputs(model, found))
 

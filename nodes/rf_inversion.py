@@ -104,11 +104,12 @@ class RFInverter(io.ComfyNode):
                 f"eta_start_percent is {eta_start_percent:g} and eta_end_percent {eta_end_percent:g}; give the start the smaller one, usually 0 "
                 "and 0.2 to 0.4."
             )
-        start, end = (noise_scale(sampling).sigma(p) for p in (eta_start_percent, eta_end_percent))
+        scale = noise_scale(model)
+        start, end = (scale.sigma(p) for p in (eta_start_percent, eta_end_percent))
         method = RFInversion(gamma, eta, start, end, decay, seed, noise_levels.noise_deviation(sampling))
         sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
         found = invert.invert(model, vae, image, source, method, sigmas)
-        if eta and not any(method.pull(i, found.trail) for i in range(found.trail.steps)):
+        if eta and not any(method.pull(i, found.trajectory) for i in range(found.trajectory.steps)):
             _log.warning(
                 "eta %g never acts: no step begins between eta_start_percent %g and eta_end_percent %g. Raise eta_end_percent, above "
                 "end_percent %g, or lower end_percent.",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.inversion.method import Slope
+from controlled_diffusion.inversion.method import Derivative
 from torch.testing import assert_close
 
 
@@ -43,7 +43,7 @@ def wild(x, sigma):
 
 def encoded(model, x0, sigmas, input_scale=scale_vp, show=lambda x, denoised: None):
     """The DDIM encoding of x0 at falling sigmas."""
-    return [x for (x,) in DDIM().encode(Slope(model, input_scale), x0, sigmas.tolist(), show).carries]
+    return [x for (x,) in DDIM().encode(Derivative(model, input_scale), x0, sigmas.tolist(), show).states]
 
 
 

@@ -61,11 +61,11 @@ def check_conditionings(model, named: dict[str, list]) -> None:
                 )
 
 
-def alive(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
+def is_active(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
     """Whether the host would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
     return any("default" in c or comfy.samplers.get_area_and_mult(c, x, timestep) is not None for c in conditioning or ())
 
 
-def parts_alive(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:
+def active_parts(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:
     """How many parts of a conditioning the host evaluates at this sigma."""
-    return sum(alive([part], x, sigma) for part in conditioning)
+    return sum(is_active([part], x, sigma) for part in conditioning)

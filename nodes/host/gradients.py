@@ -27,16 +27,16 @@ def without_history(tensor: torch.Tensor) -> bool:
         return True
 
 
-def ordinary(value):
+def clone_inference_tensors(value):
     """A value with copies in the place of its tensors that were made in inference mode; containers are made anew."""
     if torch.is_tensor(value):
         return value.clone() if without_history(value) else value
     if isinstance(value, dict):
-        return {k: ordinary(v) for k, v in value.items()}
-    return type(value)(ordinary(v) for v in value) if type(value) in (list, tuple) else value
+        return {k: clone_inference_tensors(v) for k, v in value.items()}
+    return type(value)(clone_inference_tensors(v) for v in value) if type(value) in (list, tuple) else value
 
 
-def hosted(work: Callable[..., T], *given, **more) -> T:
+def run_in_inference_mode(work: Callable[..., T], *given, **more) -> T:
     """What the host makes of something where it works as in any node, in inference mode; tensors of it as ordinary ones.
 
     Weights that were made in that mode and are moved to the GPU outside it are usable in neither.
@@ -44,10 +44,10 @@ def hosted(work: Callable[..., T], *given, **more) -> T:
     with torch.inference_mode():
         made = work(*given, **more)
     with torch.inference_mode(False):
-        return ordinary(made)
+        return clone_inference_tensors(made)
 
 
-def heal(module: torch.nn.Module, device: torch.device | None = None) -> int:
+def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = None) -> int:
     """Gives a module ordinary parameters and buffers of the same values, on `device` alone if given; says how many."""
     count = 0
     with torch.inference_mode(False):
@@ -170,19 +170,19 @@ def prepare(guider, what: str = "Guidance through the denoiser", instead: str = 
         )
     if "multigpu_clones" in guider.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away{instead}.")
-    heal(guider.inner_model, patcher.load_device)
+    to_normal_tensors(guider.inner_model, patcher.load_device)
     with torch.inference_mode(False):
-        guider.conds = ordinary(guider.conds)
+        guider.conds = clone_inference_tensors(guider.conds)
     for conditioning in guider.conds.values():
         for part in conditioning or ():
-            _heal_controls(part.get("control"))
+            _normal_control_tensors(part.get("control"))
 
 
-def _heal_controls(control) -> None:
+def _normal_control_tensors(control) -> None:
     while control is not None:
         for name in ("control_model", "t2i_model"):
             if isinstance(getattr(control, name, None), torch.nn.Module):
-                heal(getattr(control, name))
+                to_normal_tensors(getattr(control, name))
         control = control.previous_controlnet
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.utils
 import torch
 
 from . import gradients
-from .guidance.image_guidance import Loss
 from .model_tag import ModelTag
 
 
@@ -52,12 +53,12 @@ def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
     return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]
 
 
-def decoder(model, vae) -> Loss:
+def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
     """Latents as the model predicts them (B, C, H, W) -> images (B, 3, height, width) in [0, 1], with a graph."""
     network = vae.first_stage_model
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        gradients.heal(network, latents.device)
+        gradients.to_normal_tensors(network, latents.device)
         latents = model.model.process_latent_out(latents).to(vae.vae_dtype)
         frames = latents if vae.latent_dim == 2 else latents.unsqueeze(2)
         image = network.decode(frames).float()

@@ -11,9 +11,29 @@ import torch
 from ...guidance.schedules import NoiseScale
 from ...guidance.sdedit import sigmas_from
 
+KEY = "controlled_diffusion.noise_scale"
 
-def noise_scale(model_sampling, points: int = 501) -> NoiseScale:
-    """The continuous noise axis of a model, from the host's own percent_to_sigma."""
+
+def is_flow(model_sampling) -> bool:
+    """Whether a model is a flow model."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def noise_scale(model) -> NoiseScale:
+    """The continuous noise axis of a MODEL. Inside a sampling run use `run_noise_scale`, which is made once."""
+    return scale_of(model.get_model_object("model_sampling"))
+
+
+def run_noise_scale(guider) -> NoiseScale:
+    """The noise axis of a running guider's model; kept in the options of the run, which ComfyUI clones for each run."""
+    options = guider.model_options
+    if KEY not in options:
+        options[KEY] = noise_scale(guider.model_patcher)
+    return options[KEY]
+
+
+def scale_of(model_sampling, points: int = 501) -> NoiseScale:
+    """The noise axis from ComfyUI's own percent_to_sigma."""
     percents = [i / (points - 1) for i in range(1, points - 1)]
     model_sampling = copy.deepcopy(model_sampling).cpu()  # the same to the last digit wherever the model is, and no waiting for a GPU
     if type(model_sampling).percent_to_sigma is comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma:
@@ -24,7 +44,7 @@ def noise_scale(model_sampling, points: int = 501) -> NoiseScale:
     falling = [sigmas[0]]
     for sigma in sigmas[1:]:
         falling.append(min(sigma, falling[-1] * (1 - 1e-7)))
-    return NoiseScale(tuple(falling), isinstance(model_sampling, comfy.model_sampling.CONST))
+    return NoiseScale(tuple(falling), is_flow(model_sampling))
 
 
 def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float, ...]:
@@ -36,10 +56,10 @@ def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float
 
     if not 0.0 <= end_percent < 1.0:
         raise ValueError(f"end_percent is {end_percent}; give 0 (all the way to noise) to less than 1.")
-    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(noise_scale(sampling).sigma(end_percent), steps, grid))
+    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(scale_of(sampling).sigma(end_percent), steps, grid))
 
 
-def later(sigmas: tuple[float, ...], skip: int) -> tuple[float, ...]:
+def skip_steps(sigmas: tuple[float, ...], skip: int) -> tuple[float, ...]:
     """Falling sigmas without their first `skip` steps."""
     steps = len(sigmas) - 1
     if not 0 <= skip < steps:

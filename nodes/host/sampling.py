@@ -10,8 +10,8 @@ import latent_preview
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...inversion.method import Slope
-from .conditionings import parts_alive, same_conditioning
+from ...inversion.method import Derivative
+from .conditionings import active_parts, same_conditioning
 
 
 def untouched(model_options: dict) -> bool:
@@ -23,7 +23,7 @@ def untouched(model_options: dict) -> bool:
     return not any(hooks) and not any("function" in k for k in model_options)
 
 
-class Checked(comfy.samplers.CFGGuider):
+class StrictCFGGuider(comfy.samplers.CFGGuider):
     """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
 
     `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to move, `lead` what the positive is.
@@ -36,7 +36,7 @@ class Checked(comfy.samplers.CFGGuider):
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
         """The prediction at `sigma` (B,)."""
         for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
-            active = parts_alive(self.conds[name], x, sigma)
+            active = active_parts(self.conds[name], x, sigma)
             if active == 0:
                 told = self.lead if name == "positive" else name
                 raise ValueError(
@@ -62,7 +62,7 @@ class Checked(comfy.samplers.CFGGuider):
             self.conds["positive"], self.cfg, self.lead, self.alone = target, own, "positive", False
 
 
-class Guidance(Checked):
+class Guidance(StrictCFGGuider):
     """The host's CFG; at cfg 1 it needs no negative.
 
     Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
@@ -114,24 +114,24 @@ class Guidance(Checked):
         return same_conditioning(*pair) and kinds[0] == kinds[1]
 
 
-def slope_of(guider, extra_args: dict) -> Slope:
-    """The slope of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
+def derivative_of(guider, extra_args: dict) -> Derivative:
+    """The derivative of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
     sampling = guider.inner_model.model_sampling
 
     def input_scale(sigma: float) -> float:
         return float(sampling.calculate_input(torch.tensor([sigma], dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
 
-    return Slope(guider.denoised, input_scale, extra_args)
+    return Derivative(guider.denoised, input_scale, extra_args)
 
 
-class Walk(comfy.samplers.Sampler):
-    """A journey through noise levels: `journey(guider, slope, clean, show)` gets the clean latent in the model's own space.
+class CallbackSampler(comfy.samplers.Sampler):
+    """A loop through noise levels: `loop(guider, derivative, clean, show)` gets the clean latent in the model's own space.
 
-    What the journey returns is in `result`.
+    What the loop returns is in `result`.
     """
 
-    def __init__(self, journey: Callable, total: int):
-        self.journey, self.total, self.result = journey, total, None
+    def __init__(self, loop: Callable, total: int):
+        self.loop, self.total, self.result = loop, total, None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         done = 0
@@ -142,20 +142,20 @@ class Walk(comfy.samplers.Sampler):
                 callback(min(done, self.total - 1), denoised, x.float(), self.total)
             done += 1
 
-        self.result = self.journey(model_wrap, slope_of(model_wrap, extra_args), latent_image, show)
+        self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
         return latent_image
 
 
-def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], journey: Callable, total: int) -> Walk:
-    """Runs a journey on a latent (as the VAE gives it) inside the host's sampling; progress over `total` steps."""
-    walk = Walk(journey, total)
+def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int) -> CallbackSampler:
+    """Runs a loop on a latent (as the VAE gives it) inside the host's sampling; progress over `total` steps."""
+    sampler = CallbackSampler(loop, total)
     show = latent_preview.prepare_callback(guider.model_patcher, total)
     hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
-    guider.sample(torch.zeros_like(latent), latent, walk, levels, callback=show, disable_pbar=hidden, seed=0)
-    return walk
+    guider.sample(torch.zeros_like(latent), latent, sampler, levels, callback=show, disable_pbar=hidden, seed=0)
+    return sampler
 
 
-class TwoPrompts(Checked):
+class TwoPrompts(StrictCFGGuider):
     """The host's CFG with a second prompt, `source`, that can take the place of the positive one for a while."""
 
     advice = "keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it"

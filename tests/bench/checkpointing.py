@@ -41,13 +41,13 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
             with checkpointing.recomputed(blocks):
                 sigmas = torch.full([o.batch], ground.scale.sigma(0.5), device=start.device)
                 loss = ground.denoised(start, sigmas, [row] * o.batch).square().mean()
-                slopes.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
+                derivatives.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
 
         for name, blocks, need in (("plain", (), told.whole), ("checkpointing", checkpointing.blocks_of(model.model), told.again)):
-            slopes = []
+            derivatives = []
             needed, begin = peak(partial(step, blocks)), clock()
             step(blocks)
-            found[name] = (needed, need / 1e6, clock() - begin, slopes[0])
+            found[name] = (needed, need / 1e6, clock() - begin, derivatives[0])
         return iter(())
 
     mutations = o.model == "flux"  # changes in place what autograd saves, which a trainer finds out

@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5, help="images")
     options, studio = parser.parse_args(), Studio()
     comfy.model_management.load_models_gpu([studio.model])
-    gradients.heal(studio.model.model)
+    gradients.to_normal_tensors(studio.model.model)
     rows = {name: Row(name) for name in ("reference", *OURS)}
     for i, wish in enumerate(edits(options.count), 1):
         measure(studio, wish, rows)

@@ -87,13 +87,13 @@ class Pair:
             made = UNet2DConditionModel(
                 cross_attention_dim=width, block_out_channels=self.shape.widths, attention_head_dim=self.shape.heads
             )
-        made.requires_grad_(False).load_state_dict({k: gradients.ordinary(ours[names[k]]) for k in made.state_dict()}, assign=True)
+        made.requires_grad_(False).load_state_dict({k: gradients.clone_inference_tensors(ours[names[k]]) for k in made.state_dict()}, assign=True)
         return made.to(self.device)
 
     def text(self) -> CLIPTextModel:
         made = CLIPTextModel(CLIPTextConfig(**self.shape.text, hidden_act="quick_gelu", eos_token_id=2))
         ours = self.clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
-        made.requires_grad_(False).load_state_dict(gradients.ordinary(dict(ours)), assign=True)
+        made.requires_grad_(False).load_state_dict(gradients.clone_inference_tensors(dict(ours)), assign=True)
         return made.to(self.device)
 
     @property

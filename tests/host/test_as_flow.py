@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
-from controlled_diffusion.nodes.host.noise_levels import noise_scale
+from controlled_diffusion.nodes.host.noise_levels import scale_of
 
 from compare import assert_close
 from host import tiny
@@ -102,7 +102,7 @@ def test_percents_are_those_of_the_model_as_it_was(base):
     assert own.percent_to_sigma(0.0) == 1.0 and own.percent_to_sigma(1.0) == 0.0
     for percent in (0.1, 0.5, 0.9):
         assert own.percent_to_sigma(percent) == pytest.approx(was.percent_to_sigma(percent) / (1 + was.percent_to_sigma(percent)))
-    scale = noise_scale(own)
+    scale = scale_of(own)
     assert scale.flow and scale.sigma(0.0) == pytest.approx(float(own.sigma_max))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from compare import assert_close
 from host import tiny, tiny_text
-from host.test_dreambooth import base, clip, folders, images, inside, sampled, slopes, stir, task_of  # noqa: F401
+from host.test_dreambooth import base, clip, derivatives, folders, images, inside, sampled, stir, task_of  # noqa: F401
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -40,7 +40,7 @@ def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(fam
 
     detached = gradient()
     monkeypatch.setattr(host, "without_start", lambda projected: projected)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
     assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
 

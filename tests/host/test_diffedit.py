@@ -93,7 +93,7 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
     """A public implementation draws one noise for all maps."""
     latent = model.model.process_latent_in(image()["samples"])
     flow, noises = model.model.model_type.name == "FLOW", []
-    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model)
     for percent, (source, target) in zip((0.5, 0.3), noises_of(model)):
         assert torch.equal(source, target)
         sigma = scale.sigma(percent)
@@ -220,7 +220,7 @@ def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
     sigmas = sdedit.sigmas(model, ratio, "percent", "VP", steps, "normal")
     flow = model.model.model_type.name == "FLOW"
 
-    class Walk(comfy.samplers.Sampler):
+    class CallbackSampler(comfy.samplers.Sampler):
         def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
             x, one, own = latent_image, latent_image.new_ones([1]), guider.conds["positive"]
             for now, goal in zip(sigmas.flip(0), sigmas.flip(0)[1:]):
@@ -234,7 +234,7 @@ def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
 
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": DOG, "negative": EMPTY, "source": CAT})
-    return guider.sample(torch.zeros_like(given["samples"]), given["samples"], Walk(), sigmas, disable_pbar=True, seed=0)
+    return guider.sample(torch.zeros_like(given["samples"]), given["samples"], CallbackSampler(), sigmas, disable_pbar=True, seed=0)
 
 
 @pytest.mark.parametrize("rule", ["trajectory", "clean mix"])

@@ -134,7 +134,7 @@ def sampled(model):
 
 
 
-def slopes(task, mutations=False, step=0.01):
+def derivatives(task, mutations=False, step=0.01):
     """(derivative by autograd, by differences) of the loss along a random direction of all parameters."""
     stir(task)
     parameters, draw = list(task.parameters.values()), torch.Generator().manual_seed(3)
@@ -159,7 +159,7 @@ def slopes(task, mutations=False, step=0.01):
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
 def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family, algorithm, vae, clip):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, adapters.Design(algorithm, 2), word=True)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert abs(exact) > 1e-6
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
@@ -172,7 +172,7 @@ def transformers(kind, design, **knobs):
 @pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
 def test_so_it_does_for_transformers(kind, layers, algorithm):
-    exact, measured = slopes(transformers(kind, adapters.Design(algorithm, 2, layers=layers)), mutations=kind == "flux")
+    exact, measured = derivatives(transformers(kind, adapters.Design(algorithm, 2, layers=layers)), mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
@@ -543,7 +543,7 @@ def test_the_gradient_of_all_weights_agrees_with_finite_differences(family, vae,
         task = transformers(family, WholeWeights())
     else:
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, WholeWeights())
-    exact, measured = slopes(task, mutations=family == "flux", step=0.002)
+    exact, measured = derivatives(task, mutations=family == "flux", step=0.002)
     assert_close(exact, measured, rtol=0.05, atol=1e-6)
     assert sum(k.endswith(".diff_b") for k in task.parameters) > 10
 

@@ -54,25 +54,25 @@ def test_without_prompts_the_inversions_own_are_used(model):
 def test_the_hosts_ancestral_sampler_with_these_noise_maps_gives_the_image_but_for_its_last_step(model):
     """The host as oracle: `euler_ancestral`, handed the noise maps one after the other."""
     inversion = invert(model, cfg=3.5)
-    trail = inversion.trail
+    trajectory = inversion.trajectory
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(SOURCE, EMPTY)
     guider.set_cfg(3.5)
     sampler = comfy.samplers.ksampler("euler_ancestral")
-    left = iter(trail.extras["noise_maps"])
+    left = iter(trajectory.extras["noise_maps"])
     sampler.extra_options = {"noise_sampler": lambda sigma, after: next(left)}  # a new one: the host shares its default among all samplers
-    start, first = trail.carries[0][0], torch.tensor(trail.sigmas[:1])
+    start, first = trajectory.states[0][0], torch.tensor(trajectory.sigmas[:1])
     sampling = model.get_model_object("model_sampling")
     gain = sampling.noise_scaling(first, torch.ones(1), torch.zeros(1), True)
-    got = guider.sample(start / gain, torch.zeros_like(start), sampler, torch.tensor(trail.sigmas), disable_pbar=True, seed=0)
-    expected = trail.carries[-1][0] - trail.extras["noise_maps"][-1]  # the host's last step adds nothing
+    got = guider.sample(start / gain, torch.zeros_like(start), sampler, torch.tensor(trajectory.sigmas), disable_pbar=True, seed=0)
+    expected = trajectory.states[-1][0] - trajectory.extras["noise_maps"][-1]  # the host's last step adds nothing
     assert_close(model.model.process_latent_in(got), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_skip_leaves_out_the_noisiest_steps_and_keeps_the_states_of_the_others(model):
-    whole, part = (invert(model, skip=s).trail for s in (0, 2))
+    whole, part = (invert(model, skip=s).trajectory for s in (0, 2))
     assert part.sigmas == whole.sigmas[2:]
-    assert_close(part.carries[0][0], whole.carries[2][0], atol=1e-4, rtol=1e-4)
+    assert_close(part.states[0][0], whole.states[2][0], atol=1e-4, rtol=1e-4)
     assert part.extras["noise_maps"].shape[0] == STEPS - 2
 
 
@@ -83,7 +83,7 @@ def test_more_skipped_steps_keep_more_of_the_image(model):
 
 
 def test_seeds_differ_and_repeat(model):
-    first, again, other = (invert(model, seed=s).trail.extras["noise_maps"] for s in (1, 1, 2))
+    first, again, other = (invert(model, seed=s).trajectory.extras["noise_maps"] for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.1)
 
 
@@ -127,7 +127,7 @@ def test_video_latents_come_back():
     given = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     model, source = tiny_video_model(), video_conditioning(1)
     inversion = invert(model, given, source, negative=None, steps=3)
-    assert inversion.trail.extras["noise_maps"].shape == (3, 1, 16, 3, 8, 8)
+    assert inversion.trajectory.extras["noise_maps"].shape == (3, 1, 16, 3, 8, 8)
     assert apart(sample(model, inversion), given["samples"]) < 1e-5
 
 

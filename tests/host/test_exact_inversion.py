@@ -82,18 +82,18 @@ def apart(a, b) -> float:
 def lost(model, inversion) -> float:
     """The relative latent error of the way back at the inversion's own guidance, in the precision of the states."""
 
-    def journey(guider, slope, clean, show):
-        return replay(inversion.method, slope, _on(inversion.trail, clean.device), show=show)
+    def loop(guider, derivative, clean, show):
+        return replay(inversion.method, derivative, _on(inversion.trajectory, clean.device), show=show)
 
     guider = sampling.Guidance(model, inversion.source, inversion.null, inversion.cfg)
-    clean, sigmas = inversion.trail.carries[-1][0], inversion.trail.sigmas
-    return apart(sampling.run(guider, clean.float(), sigmas, journey, len(sigmas) - 1).result.cpu(), clean)
+    clean, sigmas = inversion.trajectory.states[-1][0], inversion.trajectory.sigmas
+    return apart(sampling.run(guider, clean.float(), sigmas, loop, len(sigmas) - 1).result.cpu(), clean)
 
 
 def check_round_trip(method, model, steps, cfg, end_percent=0.0):
     for precision, bound in (("float32", 1e-5), ("float64", 1e-10)):
         found = invert(method, model, image(), steps, cfg, precision, end_percent=end_percent)[0]
-        assert found.trail.carries[0][0].dtype == getattr(torch, precision)
+        assert found.trajectory.states[0][0].dtype == getattr(torch, precision)
         assert lost(model, found) < bound, (steps, precision)
 
 
@@ -165,7 +165,7 @@ def test_a_batch_comes_back_too(pair):
 def test_two_inversions_in_a_row_are_the_same(method):
     model = smooth("v")
     first, again = (invert(method, model, image(), cfg=3.0)[0] for _ in range(2))
-    assert all(torch.equal(a, b) for one, two in zip(first.trail.carries, again.trail.carries) for a, b in zip(one, two))
+    assert all(torch.equal(a, b) for one, two in zip(first.trajectory.states, again.trajectory.states) for a, b in zip(one, two))
     assert torch.equal(sample(model, first, 3.0), sample(model, again, 3.0))
 
 
@@ -198,8 +198,8 @@ def test_the_method_travels_with_the_settings_that_its_steps_need():
 def test_the_noise_of_the_outputs_is_the_first_state_of_the_pair(method):
     model = smooth("eps")
     inversion, latent, _, sigmas = invert(method, model, image())
-    assert_close(model.model.process_latent_in(latent["samples"]), inversion.trail.carries[0][0].float())
-    assert sigmas.tolist() == pytest.approx(inversion.trail.sigmas)
+    assert_close(model.model.process_latent_in(latent["samples"]), inversion.trajectory.states[0][0].float())
+    assert sigmas.tolist() == pytest.approx(inversion.trajectory.sigmas)
 
 
 @pytest.mark.parametrize(

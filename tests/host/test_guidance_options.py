@@ -114,7 +114,7 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
 
 
 def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
-    mixture = Mixture([], Rules(), noise_scale(eps_model.get_model_object("model_sampling")))
+    mixture = Mixture([], Rules(), noise_scale(eps_model))
     mixture.record.note(1.0, [], 1)
     mixture.running[0], x, guider = torch.ones(1), torch.zeros(1, 4, 8, 8), SimpleNamespace(conds={})
     mixture.at(guider, x, torch.tensor([0.5]))

@@ -143,8 +143,8 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
         )
         return -64 * float(loss(model.model.process_latent_in(z)).double())
 
-    slope = (log_p(0.004) - log_p(-0.004)) / 0.008
-    assert sigma**2 * slope == pytest.approx(float((delta * direction).sum()), rel=0.02)
+    derivative = (log_p(0.004) - log_p(-0.004)) / 0.008
+    assert sigma**2 * derivative == pytest.approx(float((delta * direction).sum()), rel=0.02)
 
 
 def test_through_the_denoiser_at_weight_0_keeps_no_graph_and_is_the_hosts_cfg(eps_model):
@@ -224,5 +224,5 @@ def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):
 def test_healing_replaces_only_what_was_made_in_inference_mode(eps_model):
     model = eps_model.model.diffusion_model
     values = {k: v.clone() for k, v in model.state_dict().items()}
-    assert gradients.heal(model) > 0 and gradients.heal(model) == 0
+    assert gradients.to_normal_tensors(model) > 0 and gradients.to_normal_tensors(model) == 0
     assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())

@@ -59,13 +59,13 @@ def test_the_trail_starts_at_ksamplers_first_sigma_and_ends_at_the_image(model):
     latent = image()
     inversion, *_, sigmas = invert(model, latent)
     assert_close(sigmas, comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8))
-    assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(latent["samples"]))
+    assert_close(inversion.trajectory.states[-1][0], model.model.process_latent_in(latent["samples"]))
 
 
 def test_an_inversion_up_to_a_percent_starts_at_its_sigma_and_keeps_the_steps(model):
     inversion = invert(model, image(), end_percent=0.5)[0]
-    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
-    assert inversion.trail.sigmas[0] == pytest.approx(scale.sigma(0.5)) and inversion.trail.steps == 8
+    scale = noise_levels.noise_scale(model)
+    assert inversion.trajectory.sigmas[0] == pytest.approx(scale.sigma(0.5)) and inversion.trajectory.steps == 8
 
 
 def test_each_step_evaluates_once_without_guidance_and_twice_with(model):
@@ -98,7 +98,7 @@ def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before(model):
     before, first = predicted(), invert(model, latent)[0]
     sample(model, first, 4.0, positive=TARGET, negative=EMPTY)
     second = invert(model, latent)[0]
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(first.trail.carries, second.trail.carries))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first.trajectory.states, second.trajectory.states))
     assert torch.equal(before, predicted())
 
 
@@ -220,8 +220,8 @@ def test_a_conditioning_that_is_not_active_is_refused(model):
 def test_an_image_is_encoded(vae):
     model, image = smooth("eps"), torch.rand(1, 72, 64, 3, generator=torch.Generator().manual_seed(0))
     inversion = invert(model, image, 4, vae=vae)[0]
-    assert inversion.trail.carries[-1][0].shape == (1, 4, 9, 8)
-    assert_close(inversion.trail.carries[-1][0], model.model.process_latent_in(vae.encode(image)).float())
+    assert inversion.trajectory.states[-1][0].shape == (1, 4, 9, 8)
+    assert_close(inversion.trajectory.states[-1][0], model.model.process_latent_in(vae.encode(image)).float())
 
 
 @pytest.mark.parametrize("size, near", [((70, 64), "64 x 64"), ((64, 100), "96 x 64"), ((5, 64), "64 x 8")])
@@ -247,7 +247,7 @@ def test_the_direct_source_stands_on_the_pivot_at_every_step():
 
     spy.set_model_unet_function_wrapper(see)
     sample(spy, inversion, 1.0, "direct", positive=TARGET)
-    assert len(seen) == 8 and all(torch.equal(x, carry[0]) for x, carry in zip(seen, inversion.trail.carries))
+    assert len(seen) == 8 and all(torch.equal(x, carry[0]) for x, carry in zip(seen, inversion.trajectory.states))
 
 
 def test_the_method_travels_with_the_inversion(model):
@@ -295,13 +295,13 @@ def test_a_batch_with_options_is_its_images_one_by_one(model, options, cfg):
     latent, edit = image(2), dict(positive=TARGET, negative=EMPTY)
     together = invert(model, latent, 5, **options)[0]
     alone = [invert(model, {"samples": x[None]}, 5, **options)[0] for x in latent["samples"]]
-    assert_close(together.trail.extras["residuals"], torch.cat([i.trail.extras["residuals"] for i in alone], 1), atol=1e-5, rtol=0.5)
+    assert_close(together.trajectory.extras["residuals"], torch.cat([i.trajectory.extras["residuals"] for i in alone], 1), atol=1e-5, rtol=0.5)
     assert_close(sample(model, together, cfg, **edit), torch.cat([sample(model, i, cfg, **edit) for i in alone]), atol=1e-3, rtol=1e-3)
 
 
 def test_without_options_the_result_is_that_of_ddim(model):
     a, b = invert(model, image())[0], invert(model, image(), order=1, fixed_point_iterations=0, acceleration="picard")[0]
-    assert all(torch.equal(x[0], y[0]) for x, y in zip(a.trail.carries, b.trail.carries)) and b.trail.extras == {}
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(a.trajectory.states, b.trajectory.states)) and b.trajectory.extras == {}
 
 
 def test_the_direct_branch_keeps_the_source_with_residuals_in_the_trail(model):

@@ -82,11 +82,11 @@ def test_an_inversion_comes_back_with_every_bit_of_everything(model):
     rich = [
         [SOURCE[0][0], {**SOURCE[0][1], "area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}]
     ]
-    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trail.carries)
+    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trajectory.states)
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
     whole = replace(
         found,
-        trail=replace(found.trail, carries=doubled, extras=extras),
+        trajectory=replace(found.trajectory, carries=doubled, extras=extras),
         source=rich,
         null=[[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))],
         cfg=7.5,
@@ -113,7 +113,7 @@ def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
     sigmas = noise_levels.levels(model, "normal", 10, 0.0)
     found = inverting.invert(model, None, latent, SOURCE, method, sigmas, precision=torch.float64)
     loaded = inversion_files.load(save(found))
-    assert {t.dtype for carry in loaded.trail.carries for t in carry} == {torch.float64}
+    assert {t.dtype for carry in loaded.trajectory.states for t in carry} == {torch.float64}
     back = InversionSampler.execute(model, loaded, 1.0, "edit").args[0]["samples"]
     assert torch.equal(back, InversionSampler.execute(model, found, 1.0, "edit").args[0]["samples"])
     assert_close(back, latent["samples"], atol=1e-5, rtol=1e-6)
@@ -253,7 +253,7 @@ def test_another_model_is_refused_when_loading_and_when_sampling(model):
 def test_a_model_in_another_precision_is_taken(model):
     name, half = save(inverted(model)), tiny.unet("eps", output_scale=0.05)
     half.model.diffusion_model.half()
-    assert same(LoadInversion.execute(half, name).args[0].trail, inversion_files.load(name).trail)
+    assert same(LoadInversion.execute(half, name).args[0].trajectory, inversion_files.load(name).trajectory)
 
 
 def control():

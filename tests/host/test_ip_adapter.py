@@ -227,7 +227,7 @@ def test_the_model_handed_in_is_unchanged_and_runs_do_not_influence_each_other(e
 
 @pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 1.0, True), (0.0, 0.3, False), (0.6, 1.0, False), (0.4, 0.5, True)])
 def test_it_acts_between_its_percents_alone(eps_model, vision, start, end, acts):
-    sigma = noise_scale(eps_model.get_model_object("model_sampling")).sigma(0.45)
+    sigma = noise_scale(eps_model).sigma(0.45)
     found = torch.cat(predictions(patched(eps_model, vision, start=start, end=end)[0], sigma=sigma))
     assert torch.equal(found, torch.cat(predictions(eps_model, sigma=sigma))) is not acts
 
@@ -509,13 +509,13 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
     node, kept = patched(eps_model, vision)[0], []
 
     def graded(args):
-        gradients.heal(args["model"])
+        gradients.to_normal_tensors(args["model"])
         with gradients.differentiable():
             x = args["input"].clone().requires_grad_(True)
-            conds = gradients.ordinary(args["cond"])
+            conds = gradients.clone_inference_tensors(args["cond"])
             for c in conds:
-                c["model_conds"] = {k: type(v)(gradients.ordinary(v.cond)) for k, v in c["model_conds"].items()}
-            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.ordinary(args["sigma"]), args["model_options"])[0]
+                c["model_conds"] = {k: type(v)(gradients.clone_inference_tensors(v.cond)) for k, v in c["model_conds"].items()}
+            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.clone_inference_tensors(args["sigma"]), args["model_options"])[0]
             kept.append(torch.autograd.grad(out.square().sum(), x)[0])
         return args["denoised"]
 
@@ -527,7 +527,7 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
 def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision):
     """Where the model has another precision or device, they are copied in the middle of a run, in inference mode."""
     prompt = ip_adapter.prompt_of(adapter_for(eps_model), vision, random_image())
-    run_of = ip_adapter.Run(noise_scale(eps_model.get_model_object("model_sampling")), (8, 8), {})
+    run_of = ip_adapter.Run(noise_scale(eps_model), (8, 8), {})
     like = torch.zeros(1, dtype=torch.float16)
     moved = run_of.on_device("images", 0, prompt.images[0], like)
     assert all(t.dtype == torch.float16 and not t.is_inference() for t in moved)

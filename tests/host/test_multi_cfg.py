@@ -166,7 +166,7 @@ def test_a_schedule_acts_on_the_lead_and_on_other_channels_alike(any_model):
 def test_a_mask_of_any_size_limits_a_channel(any_model):
     left = torch.zeros(1, 64, 64)
     left[..., :32] = 1
-    one_step = torch.tensor([float(noise_scale(any_model.get_model_object("model_sampling")).sigmas[0]), 0.0])
+    one_step = torch.tensor([float(noise_scale(any_model).sigmas[0]), 0.0])
     masked = run(multi(any_model, Channel(CAT, 4.0, mask=left)), sigmas=one_step)
     inside = run(plain_cfg(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
     outside = run(plain_cfg(any_model, CAT, EMPTY, 0.0), sigmas=one_step)

@@ -76,16 +76,16 @@ def test_the_way_back_comes_nearer_and_no_loss_grows(model, settings):
     inversion = invert(model, latent, **settings)[0]
     plain = invert(model, latent, **settings | dict(inner_steps=0))[0]
     assert apart(sample(model, inversion), latent["samples"]) < apart(sample(model, plain), latent["samples"])
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert first.shape == (STEPS, 1) and bool((last <= first).all()) and bool((last < first).any())
-    assert last.sum() < plain.trail.extras["losses"].sum()
+    assert last.sum() < plain.trajectory.extras["losses"].sum()
 
 
 def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
     latent = image()
     found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY)[0]
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trail.carries, ddim.trail.carries))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trajectory.states, ddim.trajectory.states))
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
 
@@ -95,7 +95,7 @@ def test_evaluations_are_counted_a_gradient_as_two(wrapped):
     model, rows = small("v"), []
     model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
     found = invert(Count(model).model if wrapped else model, image())[0]
-    gradients_taken = int(found.trail.extras["gradients"].sum())
+    gradients_taken = int(found.trajectory.extras["gradients"].sum())
     assert gradients_taken == 3 * STEPS and sum(rows) == STEPS + (5 if wrapped else 4) * STEPS
     assert found.evaluations == sum(rows) + 2 * gradients_taken
 
@@ -118,7 +118,7 @@ def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
     model = small("eps")
     inversion, *_, negative, _ = invert(model, image(), steps=12)
     assert len(negative) == 12
-    sigmas = inversion.trail.sigmas
+    sigmas = inversion.trajectory.sigmas
     for i, (here, after) in enumerate(zip(sigmas, sigmas[1:])):
         inside = torch.linspace(here, max(after * 1.001, after + 1e-4), 50).float()
         edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [
@@ -138,7 +138,7 @@ def test_a_batch_is_its_images_one_by_one(family):
     options = dict(early_stop=10.0, inner_steps=2)  # so that some stop earlier than others
     together = invert(model, latent, [[sources, {}]], **options)[0]
     alone = [invert(model, {"samples": x[None]}, [[s[None], {}]], **options)[0] for x, s in zip(latent["samples"], sources)]
-    assert torch.equal(together.trail.extras["gradients"], torch.cat([a.trail.extras["gradients"] for a in alone], 1))
+    assert torch.equal(together.trajectory.extras["gradients"], torch.cat([a.trajectory.extras["gradients"] for a in alone], 1))
     assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
 
 
@@ -161,8 +161,8 @@ def test_what_it_gives_holds_no_graph():
     inversion, latent, _, _, negative, curve = invert(small("eps"), image())
     found = [
         *(e for e, _ in negative),
-        *inversion.trail.extras.values(),
-        *(c[0] for c in inversion.trail.carries),
+        *inversion.trajectory.extras.values(),
+        *(c[0] for c in inversion.trajectory.states),
         latent["samples"],
         curve,
     ]
@@ -217,7 +217,7 @@ def test_its_file_brings_everything_back(tmp_path):
         for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null])
     )
     assert torch.equal(sample(model, back), sample(model, found))
-    assert torch.equal(back.trail.extras["losses"], found.trail.extras["losses"])
+    assert torch.equal(back.trajectory.extras["losses"], found.trajectory.extras["losses"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -227,10 +227,10 @@ def test_half_precision_networks_are_optimised_in_float32(dtype):
     model.model.diffusion_model.dtype = dtype
     inversion = invert(model, latent, cfg=8.0)[0]
     assert {e.dtype for e, _ in inversion.null} == {torch.float32}
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert bool((last < first).any()) and bool(inversion.null[0][0].isfinite().all())
     exact = invert(small("eps"), latent, cfg=8.0)[0]
-    assert float(last.sum()) < 1.5 * float(exact.trail.extras["losses"].sum())
+    assert float(last.sum()) < 1.5 * float(exact.trajectory.extras["losses"].sum())
 
 
 def test_smoothness_and_adam_reach_the_method():
@@ -253,12 +253,12 @@ def test_images_that_go_on_alone_bring_their_own_pooled_vectors():
     model, clip, latent = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl"), image(2)
     prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("a cat", "two dogs on a red sofa")]
     both = [[torch.cat([p[0] for p in prompts]), {"pooled_output": torch.cat([p[1]["pooled_output"] for p in prompts])}]]
-    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trail.extras["losses"][0]
+    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trajectory.extras["losses"][0]
     knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(losses.mean()) / threshold(0, 2))
     together = invert(model, latent, both, **knobs)[0]
     alone = [invert(model, {"samples": x[None]}, [p], **knobs)[0] for x, p in zip(latent["samples"], prompts)]
-    assert sorted(together.trail.extras["gradients"][0].tolist())[0] == 0 < together.trail.extras["gradients"][0].max()
-    assert_close(together.trail.extras["losses"][0], torch.cat([a.trail.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
+    assert sorted(together.trajectory.extras["gradients"][0].tolist())[0] == 0 < together.trajectory.extras["gradients"][0].max()
+    assert_close(together.trajectory.extras["losses"][0], torch.cat([a.trajectory.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
     assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
 
@@ -268,7 +268,7 @@ def test_the_text_inputs_of_other_families(kind):
     source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
     latent = image(channels=4 if kind == "sdxl" else 16)
     inversion = invert(model, latent, source, cfg=3.0)[0]
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
     assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
     assert inversion.null[0][0].shape == source[0][0].shape
@@ -288,7 +288,7 @@ def test_attention_kernels_without_a_derivative_are_not_used():
     finally:
         host_attention.optimized_attention = own
     assert seen and not any(seen)
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
@@ -306,7 +306,7 @@ def test_checkpointing_gives_the_same_gradients(kind):
 def test_checkpointing_keeps_less_for_the_backward_pass():
     model, kept = tiny.unet("eps"), {}
     with gradients.differentiable(False):
-        gradients.heal(model.model)
+        gradients.to_normal_tensors(model.model)
         x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
         for name, blocks in (("plain", []), ("again", checkpointing.blocks_of(model.model))):
             sizes = []
@@ -346,7 +346,7 @@ def test_a_lora_takes_part():
     changed, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     latent = image()
     found = invert(changed, latent)[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     assert_close(sample(changed, found), sample(changed, invert(changed, latent)[0]))
     assert apart(sample(changed, found), latent["samples"]) < apart(sample(model, found), latent["samples"])
 
@@ -374,7 +374,7 @@ def on_positives(model):
 def check_losses(model, inversion, latent):
     """The loss that is told of the last step is that of the way back."""
     left = (sample(model, inversion) - latent["samples"]).square().mean() * model.model.latent_format.scale_factor**2
-    assert_close(inversion.trail.extras["losses"][-1].mean(), left, atol=1e-6, rtol=1e-2)
+    assert_close(inversion.trajectory.extras["losses"][-1].mean(), left, atol=1e-6, rtol=1e-2)
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY)], ids=["source", "empty"])
@@ -390,7 +390,7 @@ def test_what_other_nodes_make_of_guidance_is_part_of_the_loss(node, settings):
 def test_a_channel_without_a_null_of_its_own_is_measured_against_the_embedding():
     model, latent = MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)]).install(small("eps")), image()
     found = invert(model, latent, start="empty", negative=EMPTY)[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     check_losses(model, found, latent)
 
 
@@ -553,11 +553,11 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
     found = NullTextInverter.execute(
         studio.model, source, {"samples": latent}, 4, SCHEDULER, 0.0, 4.0, start=start, negative=empty, inner_steps=1, early_stop=0.0
     ).args[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     assert all("control" in extras for _, extras in found.null)
-    last = found.trail.extras["losses"][-1]
+    last = found.trajectory.extras["losses"][-1]
     made = sample(studio.model, found, 4.0)
-    left = (studio.model.model.process_latent_in(made) - found.trail.carries[-1][0]).square().mean()
+    left = (studio.model.model.process_latent_in(made) - found.trajectory.states[-1][0]).square().mean()
     assert_close(left, last.mean(), atol=1e-7, rtol=0.05)
 
 

@@ -189,7 +189,7 @@ def replacements(model, clip, blend=None, **knobs) -> list[tuple[float, dict]]:
 def comfy_scale(model):
     from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
-    return noise_scale(model.get_model_object("model_sampling"))
+    return noise_scale(model)
 
 
 def test_layers_and_steps_outside_the_windows_have_no_replacement_at_all(model, clip):

@@ -47,13 +47,13 @@ def edited(model, given=None, cfg=5.0, **knobs):
 
 def test_gamma_one_ends_at_the_noise_of_the_seed(model):
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    assert_close(invert(model, gamma=1.0, seed=4).trail.carries[0][0], noise, atol=1e-5, rtol=1e-5)
+    assert_close(invert(model, gamma=1.0, seed=4).trajectory.states[0][0], noise, atol=1e-5, rtol=1e-5)
 
 
 def test_gamma_and_eta_zero_are_ddim_inversion_and_plain_sampling(model):
     ddim = DDIMInverter.execute(model, SOURCE, image(), STEPS, "normal", 0.0).args[0]
     own = invert(model, gamma=0.0, eta=0.0)
-    assert_close(own.trail.carries[0][0], ddim.trail.carries[0][0], atol=1e-5, rtol=1e-5)
+    assert_close(own.trajectory.states[0][0], ddim.trajectory.states[0][0], atol=1e-5, rtol=1e-5)
     options = dict(positive=TARGET, negative=EMPTY)
     assert_close(sample(model, own, 5.0, **options), sample(model, ddim, 5.0, **options), atol=1e-4, rtol=1e-4)
 
@@ -74,9 +74,9 @@ def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_image(model):
 
 def test_the_percents_are_those_of_the_sampling(model):
     inversion = invert(model, eta_start_percent=0.2, eta_end_percent=0.6)
-    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
-    on = [inversion.method.pull(i, inversion.trail) > 0 for i in range(STEPS)]
-    assert on == [0.2 - 1e-6 <= scale.percent(s) <= 0.6 + 1e-6 for s in inversion.trail.sigmas[:-1]]
+    scale = noise_levels.noise_scale(model)
+    on = [inversion.method.pull(i, inversion.trajectory) > 0 for i in range(STEPS)]
+    assert on == [0.2 - 1e-6 <= scale.percent(s) <= 0.6 + 1e-6 for s in inversion.trajectory.sigmas[:-1]]
     assert 0 < sum(on) < STEPS
 
 
@@ -104,10 +104,10 @@ def test_one_evaluation_a_step(model):
 
 def test_an_inversion_below_full_noise_is_pulled_along_the_straight_line(model):
     inversion = invert(model, gamma=1.0, end_percent=0.5, seed=4)
-    sigma = inversion.trail.sigmas[0]
+    sigma = inversion.trajectory.sigmas[0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    clean = inversion.trail.carries[-1][0]
-    assert_close(inversion.trail.carries[0][0], (1 - sigma) * clean + sigma * noise, atol=1e-5, rtol=1e-5)
+    clean = inversion.trajectory.states[-1][0]
+    assert_close(inversion.trajectory.states[0][0], (1 - sigma) * clean + sigma * noise, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["eps", "v"])

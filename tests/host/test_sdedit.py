@@ -69,7 +69,7 @@ def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
 
 
 def test_every_scheduler_starts_at_the_same_noise_level(model):
-    scale = noise_levels.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model)
     for scheduler in comfy.samplers.KSampler.SCHEDULERS:
         levels = sdedit.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
         assert float(levels[0]) == pytest.approx(scale.sigma(0.6), rel=1e-5), scheduler

@@ -112,7 +112,7 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
 
 
 
-def slopes(task, mutations=False):
+def derivatives(task, mutations=False):
     """(derivative by autograd, by differences) of the loss along a random direction of all vectors."""
     parameters = list(task.word.concept.parameters.values())
     draw = torch.Generator().manual_seed(3)
@@ -142,7 +142,7 @@ def slopes(task, mutations=False):
 def test_the_gradient_of_the_vectors_agrees_with_finite_differences(family, weighting, vae, clip):
     objective = denoiser.Objective(Levels(low=0.2, high=0.9), weighting)
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert abs(exact) > 1e-6
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_so_it_does_for_models_with_several_text_encoders(kind, several):
     clip = several(kind)
     task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=denoiser.Objective(Levels(low=0.3, high=0.9)))
     assert set(task.word.concept.parameters) == set(tiny_text.KINDS[kind][2])
-    exact, measured = slopes(task, mutations=kind == "flux")
+    exact, measured = derivatives(task, mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 

@@ -29,7 +29,7 @@ def own_blocks(ground):
     return checkpointing.blocks_of(ground.guider.inner_model)
 
 
-def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
+def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
     """The gradients of LoRAs on every layer, and of the text, for one prediction."""
     with torch.inference_mode(False), torch.no_grad():
         model, _ = trainable(tiny_dits.dit(name))
@@ -37,7 +37,7 @@ def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
         for p in learnt.parameters.values():
             p.add_(0.05 * torch.randn(p.shape, generator=draw))
         learnt.put_on(model)
-        (features, extras), *_ = gradients.ordinary(tiny_dits.text(name, 1))
+        (features, extras), *_ = gradients.clone_inference_tensors(tiny_dits.text(name, 1))
         empty, found = tiny_dits.empty(name), []
 
     def steps(ground):
@@ -55,7 +55,7 @@ def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_gradients_of_every_family_are_the_same_when_its_blocks_run_again(name):
-    plain, again = slope_of_a_family(name, lambda ground: ()), slope_of_a_family(name, own_blocks)
+    plain, again = gradients_of_family(name, lambda ground: ()), gradients_of_family(name, own_blocks)
     assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again))
 
@@ -115,10 +115,10 @@ class Aligned(torch.autograd.Function):
         return x + mask
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx, derivative):
         (mask,) = ctx.saved_tensors
         assert mask.stride() == ctx.lay and mask.unique().tolist() == [0.0, 1.0]
-        return slope * mask, None
+        return derivative * mask, None
 
 
 class Masked(torch.nn.Module):
@@ -158,8 +158,8 @@ def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_mo
     room, words = task.room(task.loop()), list(task.word.parameters.values())
 
     def found():
-        slopes = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
-        return slopes, inside(task, lambda ground: room._kept(ground, (), 4).whole)
+        derivatives = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
+        return derivatives, inside(task, lambda ground: room._kept(ground, (), 4).whole)
 
     again, less = found()
     monkeypatch.setattr(checkpointing, "coarse_blocks", lambda modules: [])

@@ -22,7 +22,7 @@ from controlled_diffusion.training.demo import checker, world
 
 from harness.demo_images import Studio
 from measures import textual_inversion
-from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary, taught
+from measures.personalisation import ALIKE, SHOWN, asked, clone_inference_tensors, drift, kept, lesson, taught
 from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, say, single
 
 IMAGES = len(SHOWN)
@@ -151,7 +151,7 @@ def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> host.
 def merge(studio: Studio, learnt: dict[Idea, host.Learnt], o: argparse.Namespace):
     """The MODEL with all concepts."""
     lines = [f"{made.name} = {text}" for made in learnt.values() for text in made.sentences[: o.sentences]]
-    regular = [c.text for c in ordinary(o.regular, 3000)]
+    regular = [c.text for c in clone_inference_tensors(o.regular, 3000)]
     found = merging.merge(studio.model, studio.clip, merging.concepts_of("\n".join(lines)), regular)
     return adapters.patched(studio.model, found)
 

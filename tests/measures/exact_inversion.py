@@ -41,13 +41,13 @@ def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: 
     sigmas = noise_levels.levels(studio.model, scheduler, steps, 0.0)
     found = invert.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
 
-    def journey(guider, slope, clean, show):
-        return replay(method, slope, found.trail, show=show)
+    def loop(guider, derivative, clean, show):
+        return replay(method, derivative, found.trajectory, show=show)
 
     guider = sampling.Guidance(studio.model, source, negative, cfg)
-    walk = sampling.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
-    clean, seconds = found.trail.carries[-1][0], time.perf_counter() - began
-    errors = (walk.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    sampler = sampling.run(guider, latent["samples"], sigmas, loop, found.trajectory.steps)
+    clean, seconds = found.trajectory.states[-1][0], time.perf_counter() - began
+    errors = (sampler.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     evaluations = found.evaluations + guider.evaluations
     return Found(float(errors.mean()), exact.drift(studio.model, found), seconds / count, evaluations)
 

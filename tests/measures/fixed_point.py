@@ -25,7 +25,7 @@ def measured(studio: Studio, source: list, latents: torch.Tensor, steps: int, **
     inversion = DDIMInverter.execute(studio.model, source, {"samples": latents}, **knobs).args[0]
     back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
     errors = (back - latents).flatten(1).norm(dim=1) / latents.flatten(1).norm(dim=1)
-    residuals = inversion.trail.extras.get("residuals")
+    residuals = inversion.trajectory.extras.get("residuals")
     return float(errors.mean()), "" if residuals is None else f"{float(residuals.max()):.1e}", inversion.evaluations
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 from controlled_diffusion.inversion import quality
-from controlled_diffusion.inversion.method import Trail
+from controlled_diffusion.inversion.method import Trajectory
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
@@ -138,10 +138,10 @@ def alone(inversion, i: int):
     def row(conditioning):
         return conditioning and [[features[i : i + 1], about] for features, about in conditioning]
 
-    trail = inversion.trail
-    carries = tuple(tuple(t[i : i + 1] for t in carry) for carry in trail.carries)
-    own = Trail(trail.sigmas, carries, {k: t[:, i : i + 1] for k, t in trail.extras.items()})
-    return replace(inversion, trail=own, source=row(inversion.source), null=row(inversion.null))
+    trajectory = inversion.trajectory
+    states = tuple(tuple(t[i : i + 1] for t in carry) for carry in trajectory.states)
+    own = Trajectory(trajectory.sigmas, states, {k: t[:, i : i + 1] for k, t in trajectory.extras.items()})
+    return replace(inversion, trajectory=own, source=row(inversion.source), null=row(inversion.null))
 
 
 def both(source: list, target: list) -> list:

@@ -63,7 +63,7 @@ def lesson(shape: str, word: str, wordings: int = WORDINGS) -> tuple[torch.Tenso
     return images, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
 
 
-def ordinary(count: int, first: int) -> list[world.Caption]:
+def clone_inference_tensors(count: int, first: int) -> list[world.Caption]:
     """Captions of the world as it is."""
     return [caption(single(first + i, HELD_OUT + 1), 20_000 + first + i) for i in range(count)]
 
@@ -82,7 +82,7 @@ def taught(
 ) -> host.Learnt:
     """Learns what images show under their captions, or goes on learning it."""
     images, captions = shown
-    kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
+    kept = host.Class("\n".join(c.text for c in clone_inference_tensors(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
     settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
@@ -130,7 +130,7 @@ def drift(studio: Studio, model):
     """Judges prompts of the ordinary world, and compares with the untouched model."""
 
     def judged(first: int, count: int) -> list[dict]:
-        prompts = ordinary(count, first)
+        prompts = clone_inference_tensors(count, first)
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
         return [

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.layers import Block, Place
 from ....guidance.schedules import NoiseScale
 from ..conditionings import KEY, features_of, origin
-from ..noise_levels import noise_scale
+from ..noise_levels import run_noise_scale
 from .dit import Dit, Override, TokenCall
 from .unet import Call, attend
 
@@ -156,7 +156,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     """OUTER_SAMPLE: the controls of the model become those of this run."""
     guider = executor.class_obj
     options, device = guider.model_options["transformer_options"], guider.model_patcher.load_device
-    scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
+    scale = run_noise_scale(guider)
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in options[KEY])
     try:
         for run in runs:

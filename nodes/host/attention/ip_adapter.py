@@ -27,7 +27,7 @@ from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, imag
 from ....attention.layers import Place
 from ....guidance.schedules import ALWAYS, NoiseScale, Schedule
 from ..conditionings import origin
-from ..noise_levels import noise_scale
+from ..noise_levels import run_noise_scale
 from .unet import cross_attentions, is_unet
 
 KEY = "controlled_diffusion.ip_adapter"
@@ -182,7 +182,7 @@ class ImagePatch:
 
     def begin(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE: finds out what each of the run's conditionings sees."""
-        scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
+        scale = run_noise_scale(guider)
         run = Run(scale, tuple(noise.shape[-2:]), self._rows(guider.conds))
         extra_args["model_options"].setdefault("transformer_options", {})[f"{KEY}/{self.token}"] = run
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)

@@ -7,6 +7,7 @@ cancelling are the host's.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.sample
@@ -17,10 +18,9 @@ import torch
 
 from ....guidance import diffedit
 from ....guidance.sdedit import frozen
-from ....inversion.ddim import DDIM
 from ..latents import check_images, decoded
 from ..noise_levels import noise_scale
-from ..sampling import TwoPrompts, slope_of
+from ..sampling import TwoPrompts, derivative_of
 from . import sdedit
 
 
@@ -127,7 +127,7 @@ class Subject:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
         if guider.agree():
             return self.latent.new_zeros([self.latent.shape[0], *self.size])
-        scale = noise_scale(self.model.get_model_object("model_sampling"))
+        scale = noise_scale(self.model)
         sigmas = torch.FloatTensor([scale.sigma(p) for p in asked.percents])
         probe = Probe(asked.maps, asked.measure, asked.seed, self.task.template.get("batch_index"))
         show = latent_preview.prepare_callback(self.model, asked.maps * len(sigmas))
@@ -173,9 +173,13 @@ def overlay(images: torch.Tensor, mask: torch.Tensor, heat: torch.Tensor) -> tor
 
 @dataclass
 class MaskedDDIM(comfy.samplers.Sampler):
-    """Encodes under the source prompt without guidance, then denoises under the target within the mask."""
+    """Encodes under the source prompt without guidance, then denoises under the target within the mask.
+
+    `encode(derivative, clean, sigmas, show)` inverts to a `Trajectory`.
+    """
 
     rule: str
+    encode: Callable
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         guider, done, total = model_wrap, itertools.count(), 2 * (len(sigmas) - 1)
@@ -185,8 +189,8 @@ class MaskedDDIM(comfy.samplers.Sampler):
                 callback(next(done), denoised, x, total)
 
         with guider.under_source(1.0, alone=True):
-            trail = DDIM().encode(slope_of(guider, extra_args), latent_image, sigmas.tolist(), show)
-        states = [x for (x,) in trail.carries]
+            trajectory = self.encode(derivative_of(guider, extra_args), latent_image, sigmas.tolist(), show)
+        states = [x for (x,) in trajectory.states]
         return diffedit.sample_diffedit(
             guider.denoised,
             states[0],
@@ -231,11 +235,11 @@ class Editable:
 class Edit(Editable):
     """DiffEdit's edit."""
 
-    def run(self, guider: TwoPrompts, sigmas: torch.Tensor, rule: str) -> torch.Tensor:
+    def run(self, guider: TwoPrompts, sigmas: torch.Tensor, rule: str, encode: Callable) -> torch.Tensor:
         """The edited latent; where the mask is 0, the original's bit for bit."""
         if len(sigmas) == 0:
             return self.latent
         show = latent_preview.prepare_callback(self.task.model, 2 * (len(sigmas) - 1))
         blank, hidden = torch.zeros_like(self.latent), not comfy.utils.PROGRESS_BAR_ENABLED
-        result = guider.sample(blank, self.latent, MaskedDDIM(rule), sigmas, self.mask, callback=show, disable_pbar=hidden, seed=0)
+        result = guider.sample(blank, self.latent, MaskedDDIM(rule, encode), sigmas, self.mask, callback=show, disable_pbar=hidden, seed=0)
         return self.settled(result)

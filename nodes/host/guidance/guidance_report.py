@@ -14,7 +14,7 @@ from ..noise_levels import noise_scale
 
 def weights_image(model, channels: Sequence[Channel], sigmas: torch.Tensor | None, rules: Rules = Rules()) -> torch.Tensor:
     """The weight of every channel under the rules at each step of `sigmas`, or over all percents; an IMAGE."""
-    scale = noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_scale(model)
     if sigmas is None or len(sigmas) < 2:
         marks = [(i / 200, scale.sigma(i / 200)) for i in range(201)]
     else:

@@ -30,7 +30,7 @@ def embedding(clip_vision, images: torch.Tensor) -> torch.Tensor:
     size = clip_vision.image_size
     images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     mean, deviation = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (clip_vision.image_mean, clip_vision.image_std))
-    gradients.heal(clip_vision.model, images.device)
+    gradients.to_normal_tensors(clip_vision.model, images.device)
     return clip_vision.model(pixel_values=(images - mean) / deviation, intermediate_output=-2)[2].float()
 
 

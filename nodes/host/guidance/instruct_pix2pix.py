@@ -8,7 +8,7 @@ import node_helpers
 import torch
 
 from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
-from ..conditionings import alive, check_conditionings
+from ..conditionings import check_conditionings, is_active
 from .multi_cfg import MultiCFG, MultiCFGWrapper
 
 CONCAT, REFERENCE = "concat_latent_image", "reference_latents"
@@ -106,7 +106,7 @@ class InstructPix2Pix(MultiCFG):
         text_scale = self._cfg_at(sigma)
         _, image_scale = self.scales.at(sigma, self.mixture.scale)
         nothing, edit = self.conds[self.mixture.seats[0].null], self.conds["positive"]
-        everything = all(alive(c, x, timestep) for c in (nothing, self.conds["negative"], edit))
+        everything = all(is_active(c, x, timestep) for c in (nothing, self.conds["negative"], edit))
         if coefficients(text_scale, image_scale)["image"] != 0.0 or not everything:
             return super().predict_noise(x, timestep, model_options, seed)
         positive, cfg = (edit, text_scale) if text_scale != 0.0 else (nothing, 1.0)

@@ -23,8 +23,8 @@ from ....guidance.multi_cfg import Channel, Push, Rules, combine, push
 from ....guidance.record import Record, distinct, merged
 from ....guidance.schedules import NoiseScale
 from .. import gradients
-from ..conditionings import alive, check_conditionings, same_conditioning
-from ..noise_levels import noise_scale
+from ..conditionings import check_conditionings, is_active, same_conditioning
+from ..noise_levels import noise_scale, run_noise_scale
 
 KEY = "controlled_diffusion.multi_cfg"
 POSITIVE, NEGATIVE = 0, 1
@@ -183,10 +183,10 @@ class Moment:
         """The seat with a null that is active at this sigma; None where the host would evaluate nothing for it."""
         if seat.channel.force is not None:
             return seat
-        if not alive(self.conds[seat.key], self.x, timestep):
+        if not is_active(self.conds[seat.key], self.x, timestep):
             return None
-        null = seat.null if alive(self.conds[seat.null], self.x, timestep) else "negative"
-        return replace(seat, null=null) if null != seat.key and alive(self.conds.get(null), self.x, timestep) else None
+        null = seat.null if is_active(self.conds[seat.null], self.x, timestep) else "negative"
+        return replace(seat, null=null) if null != seat.key and is_active(self.conds.get(null), self.x, timestep) else None
 
     def wanted(self) -> list[str]:
         """Keys to evaluate, each once, positives first; none for a force. Rules on the sum need the negative where several push or it is capped."""
@@ -304,7 +304,7 @@ def _predicted(mixture: Mixture, guider, x: torch.Tensor, timestep: torch.Tensor
         return predict(moment, x, timestep)
     gradients.prepare(guider)
     with gradients.differentiable():
-        x, timestep = x.clone().detach().requires_grad_(True), gradients.ordinary(timestep)
+        x, timestep = x.clone().detach().requires_grad_(True), gradients.clone_inference_tensors(timestep)
         return predict(mixture.at(guider, x, timestep), x, timestep).detach()
 
 
@@ -363,7 +363,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
             self.model_patcher = self.model_patcher.get_non_dynamic_delegate()  # as the host's inner_set_conds does
         self.set_cfg(self.lead.weight if self.lead else 1.0)
         own = dict(lead=self.lead.name, lead_priority=self.lead.priority) if self.lead else dict(lead="unconditional")
-        self.mixture = Mixture(seats, rules, noise_scale(model.get_model_object("model_sampling")), **own)
+        self.mixture = Mixture(seats, rules, noise_scale(model), **own)
 
     def outer_sample(self, *args, **kwargs):
         self.mixture = self.mixture.fresh()
@@ -390,11 +390,11 @@ class MultiCFG(comfy.samplers.CFGGuider):
         """(positive, negative, cfg) for the host's CFG; what is not active at this sigma is left out."""
         positive, negative = self.conds["positive"], self.conds["negative"]
         cfg = self._cfg_at(float(timestep.max()))
-        if not alive(negative, x, timestep):
+        if not is_active(negative, x, timestep):
             negative, cfg = None, 1.0
-        elif cfg == 0.0 or not alive(positive, x, timestep):
+        elif cfg == 0.0 or not is_active(positive, x, timestep):
             positive, cfg = negative, 1.0
-        if not alive(positive, x, timestep):
+        if not is_active(positive, x, timestep):
             raise ValueError(
                 f"No conditioning is active at sigma {float(timestep.max()):.4g}: every timestep range excludes it. "
                 "Widen the range of the unconditional or of a channel's conditioning."
@@ -443,7 +443,7 @@ class MultiCFGWrapper:
         guider.conds |= names.added
         if any("hooks" in c for conditioning in names.added.values() for c in conditioning):
             _register_hooks(guider)
-        scale = noise_scale(guider.model_patcher.get_model_object("model_sampling"))
+        scale = run_noise_scale(guider)
         self.mixture = guider.model_options[self._run_key] = Mixture(seats, self.rules, scale)
         try:
             return executor(*args, **kwargs)

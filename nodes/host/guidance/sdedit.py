@@ -17,7 +17,7 @@ from ..noise_levels import noise_scale
 def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
     """The sigmas from a strength down to 0; empty where the strength is 0."""
     model_sampling = model.get_model_object("model_sampling")
-    scale = noise_scale(model_sampling)
+    scale = noise_scale(model)
     start = start_sigma(strength, unit, scale, process)
     if start == 0.0:
         return torch.FloatTensor([])
@@ -30,7 +30,7 @@ def report(model, levels: torch.Tensor, process: str, repeats: int) -> str:
     """What was run, in one line."""
     if len(levels) == 0:
         return "strength 0: the guide is returned, no step was run"
-    scale = noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_scale(model)
     start, path = float(levels[0]), "the model's flow" if scale.flow else process
     snr = torch.tensor(scale.log_snr(start)).exp().item()
     return (

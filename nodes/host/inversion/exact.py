@@ -32,9 +32,9 @@ def dtype_for(model, precision: str) -> torch.dtype:
 
 def drift(model, inversion: inverting.Inversion) -> float:
     """How much stronger the noise that was found is than noise of its level; the worst image's."""
-    trail, sampling = inversion.trail, model.get_model_object("model_sampling")
-    start, clean = (trail.carries[i][0].double().flatten(1).pow(2).mean(1) for i in (0, -1))
-    first, one, none = torch.tensor([trail.sigmas[0]]), torch.ones(1, 1), torch.zeros(1, 1)
+    trajectory, sampling = inversion.trajectory, model.get_model_object("model_sampling")
+    start, clean = (trajectory.states[i][0].double().flatten(1).pow(2).mean(1) for i in (0, -1))
+    first, one, none = torch.tensor([trajectory.sigmas[0]]), torch.ones(1, 1), torch.zeros(1, 1)
     noise = sampling.noise_scaling(first, one.clone(), none.clone(), False).item()
     kept = sampling.noise_scaling(first, none.clone(), one.clone(), False).item()
     return float((start / (noise**2 + kept**2 * clean)).max() ** 0.5)

@@ -24,13 +24,13 @@ class FlowEdit(Editable):
         if made == 0:
             return self.task.latent(self.latent)
 
-        def journey(guider, slope, clean, show):
+        def loop(guider, derivative, clean, show):
             sampling = guider.inner_model.model_sampling
             mask = self.mask.to(clean)
 
             def source(x, at):
                 with guider.under_source(source_cfg):
-                    return slope(x, at)
+                    return derivative(x, at)
 
             def noised(sigma, noise, x0):
                 return sampling.noise_scaling(torch.tensor([sigma]).to(x0), noise.expand_as(x0), x0)
@@ -38,7 +38,7 @@ class FlowEdit(Editable):
             def within(inside, outside):
                 return mixed(inside, outside, mask)
 
-            return flow_edit(source, slope, clean, sigmas, noised, within=within, show=show, **counts)
+            return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **counts)
 
-        walk = run(guider, self.latent.float(), sigmas[steps - made :], journey, made)
-        return self.task.latent(self.settled(guider.model_patcher.model.process_latent_out(walk.result)))
+        sampler = run(guider, self.latent.float(), sigmas[steps - made :], loop, made)
+        return self.task.latent(self.settled(guider.model_patcher.model.process_latent_out(sampler.result)))

@@ -9,7 +9,7 @@ import comfy.model_management
 import folder_paths
 
 from ....inversion import files
-from ....inversion.method import Trail, method_named
+from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights
 from ..model_tag import ModelTag
 from .invert import Inversion
@@ -17,7 +17,7 @@ from .invert import Inversion
 FOLDER = "inversions"
 SHIPPED = Path(__file__).parents[2] / "weights" / FOLDER
 _OUTPUT = " [output]"  # as the host marks a file of its output folder
-_OWN = ("method", "trail", "model")  # fields of an Inversion that are no plain values
+_OWN = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
 
 
 def _output() -> Path:
@@ -71,15 +71,15 @@ def new_path(prefix: str) -> Path:
 
 def values(inversion: Inversion) -> dict:
     """All that a file of an inversion holds, by name."""
-    method, trail = inversion.method, inversion.trail
+    method, trajectory = inversion.method, inversion.trajectory
     plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OWN}
     return {
         "method": method.name,
         "settings": {f.name: getattr(method, f.name) for f in fields(method)},
         "model": asdict(inversion.model),
-        "sigmas": trail.sigmas,
-        "states": trail.carries,
-        "extras": trail.extras,
+        "sigmas": trajectory.sigmas,
+        "states": trajectory.states,
+        "extras": trajectory.extras,
         **{f"{k} conditioning" if k in ("source", "null") else k: v for k, v in plain.items()},
     }
 
@@ -96,15 +96,15 @@ def load(name: str) -> Inversion:
     held = files.load(path_of(name))
     try:
         method = method_named(held.pop("method"))(**held.pop("settings"))
-        trail = Trail(held.pop("sigmas"), held.pop("states"), held.pop("extras"))
+        trajectory = Trajectory(held.pop("sigmas"), held.pop("states"), held.pop("extras"))
         tag = held.pop("model")
         model = ModelTag(**tag | {"weights": Weights(**tag["weights"])})
-        return Inversion(method, trail, model=model, **{k.removesuffix(" conditioning"): v for k, v in held.items()})
+        return Inversion(method, trajectory, model=model, **{k.removesuffix(" conditioning"): v for k, v in held.items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{name} was written by another version of the pack ({error}). Update the pack, or invert again.") from error
 
 
 def image(model, inversion: Inversion) -> dict:
     """The image that was inverted, as a LATENT."""
-    clean = inversion.trail.carries[-1][0].float().to(comfy.model_management.intermediate_device())
+    clean = inversion.trajectory.states[-1][0].float().to(comfy.model_management.intermediate_device())
     return {"samples": model.model.process_latent_out(clean)}

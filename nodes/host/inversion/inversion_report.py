@@ -122,7 +122,7 @@ class Report:
         settings = ", ".join(f"{f.name} {_short(getattr(made.method, f.name))}" for f in fields(made.method))
         lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
         return [
-            f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trail.steps} steps from sigma {made.trail.sigmas[0]:.4g}, "
+            f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trajectory.steps} steps from sigma {made.trajectory.sigmas[0]:.4g}, "
             f"for a way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
             f"inverting {made.images} image{'s' * (made.images > 1)} took {made.seconds:.1f} s and {made.evaluations} evaluations of "
             "the network for each",

@@ -18,7 +18,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from ....inversion.method import Method, Trail
+from ....inversion.method import Method, Trajectory
 from ..latents import latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run
@@ -28,13 +28,13 @@ from ..sampling import Guidance, run
 class Inversion:
     """An inverted batch of images: the value of the socket INVERSION.
 
-    `trail` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
+    `trajectory` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
     the negative CONDITIONING that belongs to the replay (None: whatever the user gives), `cfg` the guidance at which the replay under
     `source` gives the images back. `evaluations` counts rows of the network's batch for one image.
     """
 
     method: Method
-    trail: Trail
+    trajectory: Trajectory
     source: list
     model: ModelTag
     null: list | None = None
@@ -44,7 +44,7 @@ class Inversion:
 
     @property
     def images(self) -> int:
-        return self.trail.carries[0][0].shape[0]
+        return self.trajectory.states[0][0].shape[0]
 
 
 
@@ -73,10 +73,10 @@ class Inversion:
 
 
 
-def kept(trail: Trail) -> Trail:
-    """A trail on the CPU, with a copy of its own of nothing but the tensors it needs."""
-    carries = tuple(tuple(t.detach().cpu() for t in carry) for carry in trail.carries)
-    return Trail(trail.sigmas, carries, {k: t.detach().cpu() for k, t in trail.extras.items()})
+def kept(trajectory: Trajectory) -> Trajectory:
+    """A trajectory on the CPU, with a copy of its own of nothing but the tensors it needs."""
+    states = tuple(tuple(t.detach().cpu() for t in carry) for carry in trajectory.states)
+    return Trajectory(trajectory.sigmas, states, {k: t.detach().cpu() for k, t in trajectory.extras.items()})
 
 
 def invert(
@@ -85,13 +85,13 @@ def invert(
     """The inversion of a LATENT or IMAGE under the conditioning `source` by a method that needs nothing but predictions."""
     began, guider = time.perf_counter(), Guidance(model, source, negative, cfg)
 
-    def journey(guider, slope, clean, show):
-        return kept(method.encode(slope, clean.to(precision), sigmas, show))
+    def loop(guider, derivative, clean, show):
+        return kept(method.encode(derivative, clean.to(precision), sigmas, show))
 
-    walk = run(guider, latent_of(model, vae, image), sigmas, journey, len(sigmas) - 1)
+    sampler = run(guider, latent_of(model, vae, image), sigmas, loop, len(sigmas) - 1)
     return Inversion(
         method,
-        walk.result,
+        sampler.result,
         source,
         ModelTag.of(model),
         null=negative,
@@ -110,17 +110,17 @@ class InvertedNoise:
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
         latent, sampling = input_latent["samples"].float(), self.model.get_model_object("model_sampling")
         clean = self.model.model.process_latent_in(latent) if torch.count_nonzero(latent) else latent
-        first = torch.tensor([self.inversion.trail.sigmas[0]])
+        first = torch.tensor([self.inversion.trajectory.sigmas[0]])
         at_top = bool(first >= float(sampling.sigma_max) * (1 - 1e-5))
         blank = torch.zeros_like(clean)
-        start = self.inversion.trail.carries[0][0].float().to(clean)
+        start = self.inversion.trajectory.states[0][0].float().to(clean)
         gain = sampling.noise_scaling(first, torch.ones_like(clean), blank.clone(), at_top)
         return (start - sampling.noise_scaling(first, blank, clean, at_top)) / gain
 
 
 def noisy_latent(model, inversion: Inversion) -> dict:
     """The inversion's start as a LATENT, for a sampler that adds no noise."""
-    start = inversion.trail.carries[0][0].float().to(comfy.model_management.intermediate_device())
+    start = inversion.trajectory.states[0][0].float().to(comfy.model_management.intermediate_device())
     return {"samples": model.model.process_latent_out(start)}
 
 
@@ -140,7 +140,7 @@ def noisy_latent(model, inversion: Inversion) -> dict:
 
 def outputs(model, inversion: Inversion) -> tuple:
     """What every inverter gives: the inversion, its start as LATENT and as NOISE, and the sigmas of the way back."""
-    sigmas = torch.FloatTensor(list(inversion.trail.sigmas))
+    sigmas = torch.FloatTensor(list(inversion.trajectory.sigmas))
     return inversion, noisy_latent(model, inversion), InvertedNoise(model, inversion), sigmas
 
 

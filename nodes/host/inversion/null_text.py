@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ....inversion.method import Slope, Trail
+from ....inversion.method import Derivative, Trajectory
 from ....inversion.negative_prompt import slerp
 from ....inversion.null_text import ImageLoss, Kept, NullText, Predictor, threshold
 from ....inversion.quality import edges_apart
 from .. import gradients, lpips
 from ..checkpointing import blocks_of, recomputed
-from ..conditionings import parts_alive
+from ..conditionings import active_parts
 from ..gradients import check_whole, trainable
 from ..images import as_image, line_chart, stacked
 from ..latents import decoder, latent_of
@@ -156,7 +156,7 @@ class HostPredictor(Predictor):
     def _asked(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
         """The prediction of the last of (positive, negative), of which only one is given: other nodes see in whose place it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.forward += len(x) * parts_alive(pair[-1], x, self._sigma(x, sigma))
+        self.forward += len(x) * active_parts(pair[-1], x, self._sigma(x, sigma))
         options = self.extra_args["model_options"]
         return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, self._sigma(x, sigma), options)[-1]
 
@@ -218,7 +218,7 @@ def image_loss_for(model, vae, method: NullText, clean: torch.Tensor) -> ImageLo
 
 @dataclass
 class Course:
-    """A journey up to the pivots without guidance, then back with it; what was found for each step is in `found`.
+    """A loop up to the pivots without guidance, then back with it; what was found for each step is in `found`.
 
     `evaluations` are those of one image, a gradient counting as two.
     """
@@ -232,23 +232,23 @@ class Course:
     found: list[Kept] = field(default_factory=list)
     evaluations: float = 0.0
 
-    def __call__(self, guider: Guidance, slope: Slope, clean: torch.Tensor, show: Callable) -> Trail:
+    def __call__(self, guider: Guidance, derivative: Derivative, clean: torch.Tensor, show: Callable) -> Trajectory:
         check_whole([guider.model_patcher, *guider.model_patcher.get_additional_models_with_key(KEY)])
         gradients.prepare(guider, "Null-text inversion", "")
-        slope.extra_args = gradients.ordinary(slope.extra_args)
+        derivative.extra_args = gradients.clone_inference_tensors(derivative.extra_args)
         with torch.inference_mode(False):
             guider.set_cfg(1.0)
-            trail = self.method.encode(slope, clean.clone(), self.sigmas, show)
+            trajectory = self.method.encode(derivative, clean.clone(), self.sigmas, show)
             guider.set_cfg(self.cfg)
         blocks = blocks_of(guider.inner_model) if self.checkpointing else ()
         with gradients.differentiable(self.mutations), recomputed(blocks) if blocks else nullcontext():
-            self._back(guider, slope, trail, show)
-        return trail
+            self._back(guider, derivative, trajectory, show)
+        return trajectory
 
-    def _back(self, guider: Guidance, slope: Slope, trail: Trail, show: Callable) -> None:
-        predictor = HostPredictor(guider, slope.extra_args, len(trail.carries[0][0]))
-        gradients.attend_with_derivative(slope.extra_args["model_options"]["transformer_options"])
-        ways = self.method.optimised(predictor, trail, predictor.null(), slope.input_scale, self.image_loss(trail.carries[-1][0]))
+    def _back(self, guider: Guidance, derivative: Derivative, trajectory: Trajectory, show: Callable) -> None:
+        predictor = HostPredictor(guider, derivative.extra_args, len(trajectory.states[0][0]))
+        gradients.attend_with_derivative(derivative.extra_args["model_options"]["transformer_options"])
+        ways = self.method.optimised(predictor, trajectory, predictor.null(), derivative.input_scale, self.image_loss(trajectory.states[-1][0]))
         for kept_here in ways:
             self.found.append(kept_here)
             show(kept_here.x, kept_here.denoised)
@@ -284,10 +284,10 @@ def invert(
         vae = gradients.differentiable_vae(vae)
         own.set_additional_models(KEY, [vae.patcher])
 
-    def attempt(mutations: bool) -> tuple[Course, Trail]:
+    def attempt(mutations: bool) -> tuple[Course, Trajectory]:
         course = Course(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), mutations, checkpointing)
-        walk = run(Guidance(own, source, start, cfg), latent, sigmas, course, 2 * (len(sigmas) - 1))
-        return course, kept(walk.result)
+        sampler = run(Guidance(own, source, start, cfg), latent, sigmas, course, 2 * (len(sigmas) - 1))
+        return course, kept(sampler.result)
 
     try:
         made = attempt(False)
@@ -295,13 +295,13 @@ def invert(
         if not gradients.mutated(error):
             raise
         made = None
-    course, trail = made or attempt(True)  # not above, where the error holds the graph of its step
+    course, trajectory = made or attempt(True)  # not above, where the error holds the graph of its step
     return Inversion(
         method,
-        Trail(trail.sigmas, trail.carries, course.extras()),
+        Trajectory(trajectory.sigmas, trajectory.states, course.extras()),
         source,
         ModelTag.of(model),
-        null=scheduled(start, course.embeddings(), trail.sigmas),
+        null=scheduled(start, course.embeddings(), trajectory.sigmas),
         cfg=cfg,
         evaluations=round(course.evaluations),
         seconds=time.perf_counter() - began,
@@ -310,7 +310,7 @@ def invert(
 
 def loss_curve(inversion: Inversion) -> torch.Tensor:
     """The loss of every step at its start and at its end, where it was enough, and the gradients taken; an IMAGE. Means of the images."""
-    extras, method, steps = inversion.trail.extras, inversion.method, inversion.trail.steps
+    extras, method, steps = inversion.trajectory.extras, inversion.method, inversion.trajectory.steps
     means = {k: v.mean(1).tolist() for k, v in extras.items()}
     lines = {
         "at the start of the step": [(i, 1e5 * means["first_losses"][i]) for i in range(steps)],

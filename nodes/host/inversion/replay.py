@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 
 from ....guidance.diffedit import cells, mixed
-from ....inversion.method import Trail, replay
+from ....inversion.method import Trajectory, replay
 from ..conditionings import KEY as MARK
 from ..conditionings import same_value
 from ..sampling import Guidance, run
@@ -89,23 +89,23 @@ class Replay:
             else:
                 positive = stacked_conditioning(inversion.source, positive, images)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction(), source)
-        trail = inversion.trail.branches(1 if source else count)
-        clean = model.model.process_latent_out(trail.carries[-1][0].float())
+        trajectory = inversion.trajectory.branches(1 if source else count)
+        clean = model.model.process_latent_out(trajectory.states[-1][0].float())
 
-        def journey(guider, slope, latent, show):
-            here = _on(inversion.trail.branches(count), latent.device)
-            return replay(inversion.method, slope, here, between=self._between(here, count), show=show)
+        def loop(guider, derivative, latent, show):
+            here = _on(inversion.trajectory.branches(count), latent.device)
+            return replay(inversion.method, derivative, here, between=self._between(here, count), show=show)
 
-        walk = run(guider, clean, trail.sigmas, journey, trail.steps)
-        return model.model.process_latent_out(walk.result.float()).to(comfy.model_management.intermediate_device())
+        sampler = run(guider, clean, trajectory.sigmas, loop, trajectory.steps)
+        return model.model.process_latent_out(sampler.result.float()).to(comfy.model_management.intermediate_device())
 
-    def _between(self, trail: Trail, count: int) -> Callable:
+    def _between(self, trajectory: Trajectory, count: int) -> Callable:
         """Keeps the source's rows, and what lies off the mask, on the inversion's own path."""
         first = self.inversion.images
         mask = self.mask if self.mask is None or len(self.mask) == 1 else torch.cat([self.mask] * count)
 
         def between(carry, level):
-            own = trail.carries[level]
+            own = trajectory.states[level]
             if mask is not None:
                 carry = tuple(mixed(t, kept, mask.to(t)) for t, kept in zip(carry, own))
             if self.branches == "direct":
@@ -115,22 +115,22 @@ class Replay:
         return between
 
 
-def _on(trail: Trail, device: torch.device) -> Trail:
-    """A trail on the device that the model runs on, in float32 where that has nothing finer."""
+def _on(trajectory: Trajectory, device: torch.device) -> Trajectory:
+    """A trajectory on the device that the model runs on, in float32 where that has nothing finer."""
 
     def moved(t: torch.Tensor) -> torch.Tensor:
         return t.to(device, torch.float32 if device.type == "mps" and t.dtype == torch.float64 else t.dtype)
 
     return replace(
-        trail,
-        carries=tuple(tuple(moved(t) for t in carry) for carry in trail.carries),
-        extras={k: moved(t) for k, t in trail.extras.items()},
+        trajectory,
+        states=tuple(tuple(moved(t) for t in carry) for carry in trajectory.states),
+        extras={k: moved(t) for k, t in trajectory.extras.items()},
     )
 
 
 def mask_for(mask: torch.Tensor, inversion: Inversion) -> torch.Tensor:
     """A MASK (B or 1, H, W) at the size of the inverted latent: a cell that it touches may change."""
-    clean = inversion.trail.carries[-1][0]
+    clean = inversion.trajectory.states[-1][0]
     found = cells(mask.reshape(-1, *mask.shape[-2:]).float(), *clean.shape[-2:])
     if len(found) not in (1, inversion.images):
         raise ValueError(f"The mask holds {len(found)} images but the inversion {inversion.images}; give one mask, or one each.")

@@ -15,7 +15,7 @@ import torch
 from ....training.settings import Validation
 from .. import images
 from ..fingerprint import Weights
-from ..gradients import hosted
+from ..gradients import run_in_inference_mode
 from .patch_key import traits
 from .trainer import sampled, side_by_side
 
@@ -78,7 +78,7 @@ def made(model, clip, vae, order: Order, shape: Sequence[int]) -> list[torch.Ten
     bar, empty = comfy.utils.ProgressBar(order.count), None
 
     def told(text: str) -> list:
-        return hosted(clip.encode_from_tokens_scheduled, clip.tokenize(text))
+        return run_in_inference_mode(clip.encode_from_tokens_scheduled, clip.tokenize(text))
 
     for prompt in order.prompts:
         missing = [i for i, file in enumerate(files) if order.prompt_of(i) == prompt and not file.exists()]

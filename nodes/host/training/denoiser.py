@@ -10,7 +10,7 @@ import torch
 
 from ....guidance.schedules import NoiseScale
 from ....training.objectives import Levels, loss_weight, spread, squared_error
-from ..noise_levels import noise_scale
+from ..noise_levels import is_flow
 from .images import Images
 
 STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one batch may each have a row of
@@ -29,7 +29,7 @@ class Objective:
 def levels(model, timesteps: str, **knobs) -> Levels:
     """A distribution of noise levels; "auto" takes what models of this kind are trained with."""
     if timesteps == "auto":
-        timesteps = "logit-normal" if noise_scale(model.get_model_object("model_sampling")).flow else "uniform"
+        timesteps = "logit-normal" if is_flow(model.get_model_object("model_sampling")) else "uniform"
     return Levels(timesteps, **knobs)
 
 

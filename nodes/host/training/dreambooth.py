@@ -118,7 +118,7 @@ class Task(trainer.Task):
     def conditioning(self, text: str) -> list:
         if self.word is not None:
             return self.word.conditioning(text)
-        return gradients.hosted(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
+        return gradients.run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
 
 
 @dataclass(frozen=True)

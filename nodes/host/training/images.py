@@ -30,7 +30,7 @@ class Images:
         return told(self.hints[number], text) if self.hints else text
 
 
-def singles(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
+def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
     """The single images (1, H, W, ...) of IMAGE or MASK batches of any sizes. Raises ValueError on none and on numbers that are none."""
     found = [image for batch in batches if len(batch) for image in batch.split(1)]
     if not found:
@@ -63,8 +63,8 @@ def images_of(
     seed: int = 0,
 ) -> Images:
     """Encodes IMAGE batches once; with `flip` each image also left and right exchanged, after all others, and then the variants of all."""
-    found = [image[..., :3] for image in singles(images, "images")]
-    painted = singles(masks, "masks") if masks else [None] * len(found)
+    found = [image[..., :3] for image in split_images(images, "images")]
+    painted = split_images(masks, "masks") if masks else [None] * len(found)
     if len(painted) == 1:
         painted = painted * len(found)
     if len(painted) != len(found):
@@ -84,7 +84,7 @@ def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tens
     """The latents of so many, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
     bar = comfy.utils.ProgressBar(count)
     for variant in shown:
-        yield gradients.hosted(vae.encode, variant.image[..., :3]).float().cpu()
+        yield gradients.run_in_inference_mode(vae.encode, variant.image[..., :3]).float().cpu()
         bar.update(1)
         comfy.model_management.throw_exception_if_processing_interrupted()
 

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP, copy_nested_dicts
 
 from ....training.instruct_pix2pix import FIRST, widened
 from ....training.loop import save_atomically
-from ..gradients import differentiable_patcher, hosted
+from ..gradients import differentiable_patcher, run_in_inference_mode
 
 FOLDER, PREFIX = "diffusion_models", "diffusion_model."
 COMPILED = "torch.compile"  # the key of the host's wrapper
@@ -54,7 +54,7 @@ def weights_of(model) -> dict[str, torch.Tensor]:
         return comfy.lora.calculate_weight(patches, weight.float(), key).to(weight.dtype) if patches else weight
 
     known = model.get_key_patches(PREFIX).items()
-    return {key.removeprefix(PREFIX): hosted(patched, key, *held, *patches) for key, (held, *patches) in known}
+    return {key.removeprefix(PREFIX): run_in_inference_mode(patched, key, *held, *patches) for key, (held, *patches) in known}
 
 
 def _config_with_room(model):

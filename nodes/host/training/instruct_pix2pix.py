@@ -22,7 +22,7 @@ from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.textual_inversion import captions_for
 from ..fingerprint import Weights
-from ..gradients import hosted, trainable
+from ..gradients import run_in_inference_mode, trainable
 from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
 from ..latents import decoded
 from ..prompts import encoded
@@ -133,8 +133,8 @@ class Task(trainer.Task):
         made = []
         for i in chosen:
             with course.loop.averaged():
-                made.append(hosted(self._edited, i))
-            made.insert(-1, hosted(decoded, self.vae, examples.before.latents[i]))
+                made.append(run_in_inference_mode(self._edited, i))
+            made.insert(-1, run_in_inference_mode(decoded, self.vae, examples.before.latents[i]))
         if made:
             self.looks.append(torch.cat([m.cpu() for m in made]))
             course.preview(side_by_side(self.looks[-1]))
@@ -201,7 +201,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
     texts = captions_for(data.instructions, before.originals)
     if not texts or not all(t.strip() for t in texts):
         raise ValueError("An instruction is missing. Give one for each pair, as a list or one a line, such as 'make it blue'.")
-    known = {text: hosted(encoded, clip, text)[0] for text in dict.fromkeys((*texts, ""))}
+    known = {text: run_in_inference_mode(encoded, clip, text)[0] for text in dict.fromkeys((*texts, ""))}
     return Examples(before, tuple(known[t] for t in texts), known[""]), after
 
 

@@ -16,7 +16,7 @@ from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 
 from ....training.textual_inversion import Concept, Vocabulary, names, with_name
-from ..gradients import hosted
+from ..gradients import run_in_inference_mode
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
 
@@ -37,7 +37,7 @@ class Encoder:
     @property
     def usual(self) -> torch.Tensor:
         """A few thousand of them, spread over the whole vocabulary, float32."""
-        return hosted(lambda table: table[:: max(1, len(table) // 4096)].float(), self.table)
+        return run_in_inference_mode(lambda table: table[:: max(1, len(table) // 4096)].float(), self.table)
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text, without those that begin, end or fill a prompt."""
@@ -47,7 +47,7 @@ class Encoder:
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Their vectors (n, dim), float32."""
         embed = self.model.transformer.get_input_embeddings()
-        return hosted(lambda given: embed(given, out_dtype=torch.float32)[0].float(), torch.tensor([ids], device=embed.weight.device))
+        return run_in_inference_mode(lambda given: embed(given, out_dtype=torch.float32)[0].float(), torch.tensor([ids], device=embed.weight.device))
 
 
 def _parts(tokenizer) -> dict[str, SDTokenizer]:
@@ -172,7 +172,7 @@ class NewWord:
 
     def conditioning(self, text: str) -> list:
         """The CONDITIONING of a prompt, by the host's own way."""
-        return hosted(self.clip.encode_from_tokens_scheduled, self.learnt(text), show_pbar=False)
+        return run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.learnt(text), show_pbar=False)
 
     def encode(self, text: str) -> list:
         """One part of that, [features, extras], with a graph to the vectors where one is recorded.

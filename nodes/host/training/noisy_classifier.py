@@ -21,7 +21,7 @@ from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
 from . import file_names
-from .images import images_of, singles
+from .images import images_of, split_images
 from .memory import GB, Kept, counted, reckoned
 from .run import Stopped
 from .trainer import loss_curve
@@ -104,7 +104,7 @@ class _Sample:
 
 def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
     """What is learnt from, with changed copies, and what is judged on, as it is; with nothing held out the images are both."""
-    separate = singles(images, "images")
+    separate = split_images(images, "images")
     own, judged = held_out(len(separate), settings.held_out, settings.seed)
     changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
     learnt = _latents(model, vae, [separate[i] for i in own], **changes)

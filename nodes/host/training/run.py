@@ -24,7 +24,7 @@ from PIL import Image
 from ....training.loop import Loop, Step
 from .. import checkpointing, gradients
 from ..gradients import KEY, check_whole
-from ..noise_levels import noise_scale
+from ..noise_levels import run_noise_scale
 from .denoiser import Ground
 
 Stopped = comfy.model_management.InterruptProcessingException
@@ -82,8 +82,8 @@ class Lesson(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
         for module in (model_wrap.inner_model, *self.modules):
-            gradients.heal(module)
-        ground = Ground(model_wrap, extra_args["model_options"], noise_scale(model_wrap.inner_model.model_sampling))
+            gradients.to_normal_tensors(module)
+        ground = Ground(model_wrap, extra_args["model_options"], run_noise_scale(model_wrap))
         gradients.attend_with_derivative(ground.options["transformer_options"])
         norms = gradients.norms_keep_their_inputs(() if self.mutations else self.modules)
         texts = checkpointing.recomputed(checkpointing.coarse_blocks(self.modules))

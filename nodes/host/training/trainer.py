@@ -18,7 +18,7 @@ from PIL import Image
 
 from ....training.loop import Diverged, Loop, saving
 from ....training.settings import Settings, Validation
-from ..gradients import half_precision_scale, hosted
+from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import decoded
 from .denoiser import Ground, Objective
@@ -40,7 +40,7 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
-    return hosted(lambda: decoded(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
+    return run_in_inference_mode(lambda: decoded(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
 
 
 @dataclass(kw_only=True)
