@@ -75,7 +75,7 @@ def word(placeholder: str) -> list:
             tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words. For several words between commas too.",
         ),
         inputs.whole("vectors", 1, 1, 64, "Vectors, that is tokens, of the new word. Usual 1 to 4."),
-        inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001, 0.00001),
+        inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001, round=0.00001),
         *inputs.norms(),
     ]
 

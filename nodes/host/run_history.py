@@ -34,8 +34,9 @@ class RunHistory:
 
     runs: OrderedDict[str, tuple] = field(default_factory=OrderedDict)
 
-    def sample(self, run, executor: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
-        """Calls OUTER_SAMPLE's `executor` and keeps `run` under what comes out, and under its last denoised latent.
+    def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
+        """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out, and under its last
+        denoised latent. `model` is the guider's model patcher.
 
         A sampling without noise that goes on from a known latent is a further part of the same sampling.
         """
@@ -45,12 +46,11 @@ class RunHistory:
             last["denoised"] = denoised
             return callback(step, denoised, *more) if callback is not None else None
 
-        result = executor(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
+        result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
         before = () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
         names = _digests(result)
         if "denoised" in last:
-            model = executor.class_obj.model_patcher.model
-            names |= _digests(model.process_latent_out(last["denoised"].cpu()))
+            names |= _digests(model.model.process_latent_out(last["denoised"].cpu()))
         for name in names:
             self.runs.pop(name, None)
             self.runs[name] = (*before, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import comfy.samplers
@@ -17,18 +18,10 @@ from ...training.textual_inversion import NORMS
 from ..host.training.denoiser import Objective, levels
 from ..host.training.file_names import IF_EXISTS, state_of
 from ..host.training.memory import CHECKPOINTING
+from . import widgets
 
-
-def number(name, default, low, high, tooltip, step=0.01, finest=0.0001):
-    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=finest, advanced=True, tooltip=tooltip)
-
-
-def whole(name, default, low, high, tooltip):
-    return io.Int.Input(name, default=default, min=low, max=high, advanced=True, tooltip=tooltip)
-
-
-def choice(name, options, tooltip, default=None):
-    return io.Combo.Input(name, options=list(options), default=default, advanced=True, tooltip=tooltip)
+number = partial(widgets.number, round=0.0001, advanced=True)
+whole, choice = (partial(made, advanced=True) for made in (widgets.whole, widgets.choice))
 
 
 def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -> list:
