@@ -7,137 +7,38 @@ stay together, the tail after a longer word does not slip, and padding never lan
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
-Token = Hashable
-Columns = tuple[int, ...]
+from .prompt import FUNCTION_WORDS, Columns, Prompt, Word
+
 OPERATIONS = ("auto", "replace", "refine", "reweight only")
 DEGREES = {
     "very": 1.5, "really": 1.5, "quite": 1.25, "so": 1.5, "super": 2.0, "extremely": 2.0, "incredibly": 2.0, "intensely": 2.0,
     "somewhat": 0.75, "rather": 1.25, "slightly": 0.6, "faintly": 0.5, "barely": 0.4, "hardly": 0.4,
 }  # fmt: skip
 DEGREE_SHARE = 0.25  # of its neighbour's attention, that a degree word gets
-_SMALL = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each sign is a word
-_WORD = re.compile(rf"embedding:[^\s,<\[]+|[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*|[^\w\s]")
 
 
-class Tokenizer(Protocol):
-    """What a text encoder makes of a text."""
-
-    def chunks(self, text: str) -> Sequence[Sequence[tuple[Token, bool]]]:
-        """All columns of the conditioning, chunk after chunk: (token, whether it stands for text: not start, end or padding)."""
-
-    def parts(self, text: str) -> Sequence[str]:
-        """The pieces of a prompt that are turned into tokens on their own, without the syntax of weights."""
-
-    def tokens(self, part: str) -> Sequence[Token]:
-        """The tokens of a plain text, those of text alone."""
 
 
-@dataclass(frozen=True)
-class Word:
-    text: str
-    columns: Columns
-
-    @property
-    def key(self) -> str:
-        return self.text.casefold()
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt's words with their columns; `heads` and `tails` are what stands before and after the text in each chunk."""
-
-    text: str
-    words: tuple[Word, ...]
-    heads: tuple[Columns, ...]
-    tails: tuple[Columns, ...]
-    length: int
-
-    def find(self, phrase: str) -> list[tuple[int, ...]]:
-        """The places of a word or phrase, as indices of words; 'cat#2' is the second. Empty where there are none."""
-        plain, _, number = phrase.strip().partition("#")
-        wanted = [m.group().casefold() for m in _WORD.finditer(plain)]
-        starts = range(len(self.words) - len(wanted) + 1) if wanted else ()
-        found = [tuple(range(i, i + len(wanted))) for i in starts if [w.key for w in self.words[i : i + len(wanted)]] == wanted]
-        if number.strip().isdigit():
-            return found[int(number) - 1 : int(number)] if int(number) else []
-        return found
-
-    def columns(self, words: Iterable[int]) -> Columns:
-        return tuple(c for i in words for c in self.words[i].columns)
-
-    @property
-    def listed(self) -> str:
-        return ", ".join(w.text for w in self.words) or "(none)"
 
 
-def unknown_word(phrase: str, prompts: Iterable[Prompt]) -> ValueError:
-    """The error of a word that is in none of the prompts; it lists the words there are."""
-    known = "; ".join(f"the words of '{p.text}' are: {p.listed}" for p in dict.fromkeys(prompts))
-    return ValueError(f"'{phrase.strip()}' is in none of the prompts; {known}. Name one of these (the second of two alike is 'word#2').")
 
 
-def common(a: Sequence[Token], b: Sequence[Token]) -> int:
-    """The length of the common start."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _words_of(part: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
-    """(word, number of its tokens) of a plain text. Words that share a token are one word."""
-    whole, found, start, before = list(tokenizer.tokens(part)), [], None, 0
-    matches = list(_WORD.finditer(part))
-    for match in matches:
-        start = match.start() if start is None else start
-        end = len(whole) if match is matches[-1] else common(tokenizer.tokens(part[: match.end()]), whole)
-        if end > before:
-            found.append((part[start : match.end()], end - before))
-            start, before = None, end
-    return found
 
 
-def read(text: str, tokenizer: Tokenizer) -> Prompt:
-    """The words of a prompt and the columns of their tokens.
-
-    Raises ValueError, with the tokens, where the words cannot be told apart in them.
-    """
-    chunks = [list(c) for c in tokenizer.chunks(text)]
-    flat = [entry for chunk in chunks for entry in chunk]
-    content = [i for i, (_, is_text) in enumerate(flat) if is_text]
-    words = _checked([w for part in tokenizer.parts(text) for w in _words_of(part, tokenizer)], text, [flat[i][0] for i in content])
-    heads, tails, start, lead = [], [], 0, _lead(tokenizer)
-    for chunk in chunks:
-        own = [start + i for i, (_, is_text) in enumerate(chunk) if not is_text]
-        heads.append(tuple(c for c in own if c < start + lead))
-        tails.append(tuple(c for c in own if c >= start + lead))
-        start += len(chunk)
-    ends = [0]
-    for _, size in words:
-        ends.append(ends[-1] + size)
-    placed = tuple(Word(word, tuple(content[a:b])) for (word, _), (a, b) in zip(words, pairwise(ends)))
-    return Prompt(text, placed, tuple(heads), tuple(tails), len(flat))
 
 
-def _lead(tokenizer: Tokenizer) -> int:
-    """How many tokens stand before the text in each chunk."""
-    return next((i for i, (_, is_text) in enumerate(tokenizer.chunks("a")[0]) if is_text), 0)
 
 
-def _checked(words: list[tuple[str, int]], text: str, tokens: list[Token]) -> list[tuple[str, int]]:
-    if sum(size for _, size in words) != len(tokens):
-        shown = ", ".join(f"{word} ({size})" for word, size in words)
-        raise ValueError(
-            f"The prompt '{text}' cannot be told apart into words: it has {len(tokens)} tokens ({', '.join(map(str, tokens))}), but its words "
-            f"have {shown}. Write it without special signs, or without weights in brackets."
-        )
-    return words
 
 
 @dataclass(frozen=True)
@@ -161,7 +62,7 @@ def _anchors(a: Sequence[Word], b: Sequence[Word]) -> list[tuple[int, int]]:
             if a[i - 1].key == b[j - 1].key:
                 weight, before = best[i - 1][j - 1], ending[i - 1][j - 1]
                 weight, pairs = max(weight, (before[0] + 0.1, before[1]), key=lambda o: o[0])
-                ending[i][j] = (weight + (0.3 if a[i - 1].key in _SMALL else 1.0), (pairs, (i - 1, j - 1)))
+                ending[i][j] = (weight + (0.3 if a[i - 1].key in FUNCTION_WORDS else 1.0), (pairs, (i - 1, j - 1)))
                 options.insert(0, ending[i][j])
             best[i][j] = max(options, key=lambda o: o[0])
     found, linked = [], best[n][m][1]
@@ -296,7 +197,7 @@ class Alignment:
         """The words of the source and of the target that are not the same in both, without small words."""
         sides = (self.source, "source"), (self.target, "target")
         found = [
-            [i for s in self.matched if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in _SMALL] for p, name in sides
+            [i for s in self.matched if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in FUNCTION_WORDS] for p, name in sides
         ]
         return tuple(found[0]), tuple(found[1])
 
@@ -360,72 +261,17 @@ def stretched(mapper: torch.Tensor, source: int, target: int) -> torch.Tensor:
     return mapper.repeat(source, target) / target
 
 
-_ITEM = re.compile(r"[,;]")
 
 
-def _items(text: str) -> list[tuple[str, str]]:
-    """(words, value) of `blue: 1.5, (red circle:0.5)`."""
-    made = []
-    for item in filter(None, (i.strip() for i in _ITEM.split(text))):
-        bare = item[1:-1] if item.startswith("(") and item.endswith(")") else item
-        words, colon, value = bare.rpartition(":")
-        if not colon or not words.strip():
-            raise ValueError(f"'{item}' names no value; write the word, a colon and the value, such as 'blue: 1.5'.")
-        made.append((words.strip(), value.strip()))
-    return made
 
 
-def weights_from(text: str) -> list[list[tuple[str, float]]]:
-    """Reads weights of words, `blue: 1.5, (circle:0.5)`; one list for each line that is not empty."""
-    made = []
-    for line in filter(str.strip, text.splitlines()):
-        pairs = _items(line)
-        for words, value in pairs:
-            if not _is_number(value):
-                raise ValueError(f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, usual 0 to 3, below 0 the opposite.")
-        made.append([(words, float(value)) for words, value in pairs])
-    return made
 
 
-def windows_from(text: str) -> list[tuple[str, tuple[float, float]]]:
-    """Reads windows of words in percent of the sampling, `blue: 0-0.4, circle: 0.2-1`."""
-    made = []
-    for words, value in _items(text.replace("\n", ",")):
-        start, dash, end = value.partition("-")
-        if not (dash and _is_number(start) and _is_number(end) and 0 <= float(start) <= float(end) <= 1):
-            raise ValueError(f"The window of '{words}' is '{value}'; give start-end with 0 <= start <= end <= 1, such as 0-0.4.")
-        made.append((words, (float(start), float(end))))
-    return made
 
 
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*", text) is not None
 
 
-def words_from(text: str) -> list[str]:
-    """Words or phrases between commas."""
-    return [w.strip() for w in re.split(r"[,;\n]", text) if w.strip()]
 
 
-def joined(prompts: Sequence[Prompt]) -> Prompt:
-    """One text as several encoders see it whose columns stand one after the other: each word has the columns of all."""
-    first, start, made = prompts[0], 0, []
-    for prompt in prompts:
-        made.append(moved(prompt, start))
-        start += prompt.length
-    if any([w.key for w in p.words] != [w.key for w in first.words] for p in prompts):
-        raise ValueError(f"The text encoders see other words in '{first.text}': " + " / ".join(p.listed for p in prompts) + ". Reword it.")
-    words = tuple(Word(same[0].text, tuple(c for w in same for c in w.columns)) for same in zip(*(p.words for p in made)))
-    heads, tails = (tuple(c for p in made for c in getattr(p, kind)) for kind in ("heads", "tails"))
-    return Prompt(first.text, words, heads, tails, start)
 
 
-def moved(prompt: Prompt, by: int) -> Prompt:
-    """A prompt whose columns stand so many places later; those that come before the first place are gone."""
-
-    def shifted(columns: Columns) -> Columns:
-        return tuple(c + by for c in columns if c + by >= 0)
-
-    words = tuple(replace(w, columns=shifted(w.columns)) for w in prompt.words)
-    heads, tails = (tuple(map(shifted, columns)) for columns in (prompt.heads, prompt.tails))
-    return replace(prompt, words=words, heads=heads, tails=tails, length=prompt.length + by)

@@ -215,7 +215,7 @@ class ImagePrompt:
     """Keys and values, for every layer, of N images and of the empty image, (N, T, width) and (1, T, width).
 
     `combine`: all tokens in one softmax (`concat`), a softmax for each image and the sum of the results (`add`), or image i for
-    picture i of the batch (`batch`). `average` is one image already, see `image_prompt`.
+    image i of the batch (`batch`). `average` is one image already, see `image_prompt`.
     """
 
     images: tuple[Pair, ...]
@@ -235,12 +235,12 @@ class ImagePrompt:
         seen, blank = self._parts(images), self._parts(nothing)
         if size % len(seen[0][0]):
             raise ValueError(
-                f"There are {len(seen[0][0])} images for a batch of {size} pictures; with combine 'batch' give one image, or one for each picture."
+                f"There are {len(seen[0][0])} images for a batch of {size} images; with combine 'batch' give one image, or one for each image."
             )
         return [tuple(_rows([a if s else b for s in shown], size) for a, b in zip(*both)) for both in zip(seen, blank)]
 
     def _parts(self, pair: Pair) -> list[Pair]:
-        """The pairs of the attentions to add up, each of one image for all pictures or of one for each; of the empty image as many."""
+        """The pairs of the attentions to add up, each of one image for all images or of one for each; of the empty image as many."""
         count = self.count
         if self.combine == "concat":
             return [tuple(t.flatten(0, 1)[None] if len(t) == count else t.repeat(1, count, 1) for t in pair)]
@@ -256,7 +256,7 @@ def _rows(parts: Sequence[torch.Tensor], size: int) -> torch.Tensor:
 
 def image_prompt(adapter: Adapter, features: torch.Tensor, empty: torch.Tensor, combine: str = "concat") -> ImagePrompt:
     """The prompt of images with these features (N, ...). `empty` (1, ...) are those of no image: zeros where the adapter takes
-    the embedding, and those of a zero picture where it takes hidden states. `average` takes the mean of the features."""
+    the embedding, and those of a zero image where it takes hidden states. `average` takes the mean of the features."""
     if combine not in COMBINATIONS:
         raise ValueError(f"combine is '{combine}'; choose one of {', '.join(COMBINATIONS)}.")
     if combine == "average":

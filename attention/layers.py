@@ -53,3 +53,46 @@ def names_of(places: Iterable[Place]) -> str:
         f"all, input, middle, output, {known}; 1/2 is all layers of at most half the latent's side, output3-5 several blocks, input1.0 the first "
         "transformer of a block."
     )
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention of a DiT: the `number`-th of its kind in a call of the network, of `total` blocks."""
+
+    number: int
+    total: int
+
+    @property
+    def group(self) -> str:
+        return GROUPS[min(3 * self.number // self.total, 2)]
+
+    @property
+    def key(self) -> int:
+        return self.number
+
+    def __str__(self) -> str:
+        return f"block {self.number}"
+
+
+GROUPS = ("early", "middle", "late")  # thirds of a DiT's blocks
+_BLOCKS = re.compile(r"(all|early|middle|late|1/\d+)|(\d+)(?:-(\d+))?")
+
+
+def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[int]:
+    """The numbers of a DiT's blocks from a text such as `middle, 30-37`; layers by size, `1/2`, are all, which have one size.
+
+    Raises ValueError with the entry that names none.
+    """
+    found = set()
+    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
+        name = _BLOCKS.fullmatch(given.replace(" ", ""))
+        third, first, last = name.groups() if name else (None, None, None)
+        third = "all" if third and third[0] == "1" else third
+        chosen = {p.key for p in places if name and (third in ("all", p.group) or (first and int(first) <= p.number <= int(last or first)))}
+        if not chosen:
+            raise ValueError(
+                f"{what} has '{given}', which names no block of this model. Write between commas: all, early, middle, late (thirds of its "
+                f"{len(places)} blocks), or numbers from 0 to {len(places) - 1}, such as 12 or 8-15."
+            )
+        found |= chosen
+    return frozenset(found)

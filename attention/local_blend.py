@@ -83,7 +83,7 @@ class Blending:
     blend: LocalBlend
     rows: Rows
     level: float | None = None
-    before: torch.Tensor | None = None  # (edited or protected, source or target, targets, pictures, h, w): of all earlier levels
+    before: torch.Tensor | None = None  # (edited or protected, source or target, targets, images, h, w): of all earlier levels
     now: torch.Tensor | None = None
     masks: list[tuple[float, torch.Tensor]] = field(default_factory=list)  # (percent, mask) of every level that was blended
 
@@ -94,7 +94,7 @@ class Blending:
         self.level, self.now = level, None
 
     def add(self, look: Callable[[Columns], torch.Tensor], branch: int) -> None:
-        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `look` gives those (pictures, h, w) of columns."""
+        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `look` gives those (images, h, w) of columns."""
         side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
         for kind, words in enumerate((self.blend.edited, self.blend.protected)):
             for target in targets:
@@ -110,7 +110,7 @@ class Blending:
         return sum(found) if found else None
 
     def mask(self, size: tuple[int, int]) -> torch.Tensor | None:
-        """Where each row of a target may differ from its source: bool (targets * pictures, H, W); None while nothing is known."""
+        """Where each row of a target may differ from its source: bool (targets * images, H, W); None while nothing is known."""
         if self.sums is None:
             return None
 
@@ -135,6 +135,6 @@ class Blending:
 
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Latents (rows, C, [frames,] H, W) with the source's in the place of the targets' off the mask."""
-        source, targets = x[: self.rows.pictures], x[self.rows.pictures :]
+        source, targets = x[: self.rows.images], x[self.rows.images :]
         mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
         return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])

@@ -1,4 +1,4 @@
-"""Attention maps: where in the picture the model looks at a word, as means over heads, layers and noise levels.
+"""Attention maps: where in the image the model looks at a word, as means over heads, layers and noise levels.
 
 What is kept is a running sum for each word, group of layers and phase of the sampling, at the layers' own resolution; the probabilities
 themselves exist for a few queries at a time. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
@@ -55,7 +55,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of one finished run. `phases` are percents of the sampling, `size` the picture's height and width."""
+    """The maps of one finished run. `phases` are percents of the sampling, `size` the image's height and width."""
 
     words: tuple[str, ...]
     sums: Sums
@@ -75,7 +75,7 @@ class Maps:
     def of(self, words: Sequence[str] = (), groups: Sequence[str] = (), phases: Sequence[int] = ()) -> torch.Tensor:
         """Mean probabilities (rows, words, h, w) over layers and evaluations, at the finest layer's resolution; empty is all.
 
-        A row is a picture; of a video, a frame of its latent. Raises ValueError with a word or group that was not captured.
+        A row is an image; of a video, a frame of its latent. Raises ValueError with a word or group that was not captured.
         """
         places = [self._place(w) for w in words or self.words]
         unknown = [g for g in groups if g not in self.groups]
@@ -84,7 +84,7 @@ class Maps:
         keys = [(p, g) for p, g in self.sums.total if (not groups or g in groups) and (not phases or p in phases)]
         if not keys:
             raise ValueError(f"There are no maps of phase {', '.join(str(p + 1) for p in phases)} of these layers; choose a longer part.")
-        parts = [_as_pictures(self.sums.total[k][:, places]) for k in keys]
+        parts = [_as_images(self.sums.total[k][:, places]) for k in keys]
         finest = max((p.shape[-2:] for p in parts), key=lambda s: s[0] * s[1])
         total = sum(F.interpolate(p, finest, mode="bilinear") for p in parts)
         return total / sum(self.sums.count[k] for k in keys)
@@ -96,7 +96,7 @@ class Maps:
         return folded.index(word.strip().casefold())
 
 
-def _as_pictures(maps: torch.Tensor) -> torch.Tensor:
+def _as_images(maps: torch.Tensor) -> torch.Tensor:
     """(rows, words, frames, h, w) with the frames as rows."""
     return maps.transpose(1, 2).flatten(0, 1) if maps.ndim == 5 else maps
 

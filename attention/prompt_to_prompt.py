@@ -18,21 +18,21 @@ from .alignment import Alignment, stretched
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a batch: `pictures` of the source, then as many for each of `targets`."""
+    """The rows of a batch: `images` of the source, then as many for each of `targets`."""
 
-    pictures: int
+    images: int
     targets: int
 
     @property
     def total(self) -> int:
-        return self.pictures * (1 + self.targets)
+        return self.images * (1 + self.targets)
 
     @property
     def source(self) -> range:
-        return range(self.pictures)
+        return range(self.images)
 
     def target(self, number: int) -> range:
-        return range(self.pictures * (1 + number), self.pictures * (2 + number))
+        return range(self.images * (1 + number), self.images * (2 + number))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ def gradient_of(score: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, 
     return torch.cat(parts)
 
 
-# --- the classifier ---------------------------------------------------------------------------------------------
 
 
 class _Block(torch.nn.Module):
@@ -153,13 +152,13 @@ class ClassifierForce:
         log_snr = scale.log_snr(sigma)
 
         def score(part):
-            pictures = unit_variance(as_pictures(part), sigma, scale.flow).float()
-            logits = network(pictures, torch.full((len(pictures),), log_snr, device=x.device))
+            images = unit_variance(as_images(part), sigma, scale.flow).float()
+            logits = network(images, torch.full((len(images),), log_snr, device=x.device))
             return self.classifier.log_probability(logits.view(len(part), -1, logits.shape[1]).mean(1), self.choices)
 
         return towards(gradient_of(score, x, self.batch), sigma, scale.flow)
 
 
-def as_pictures(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, frames, H, W) -> (B * frames, C, H, W); pictures stay as they are."""
+def as_images(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, frames, H, W) -> (B * frames, C, H, W); images stay as they are."""
     return x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)

@@ -1,13 +1,14 @@
-"""DiffEdit: find what two prompts disagree about in a picture, and change only that (arXiv 2210.11427).
+"""DiffEdit: find what two prompts disagree about in an image, and change only that (arXiv 2210.11427).
 
-The mask is where the predictions under the source and the target prompt differ on the same noised picture; the edit is
-DDIM from the picture's own DDIM encoding, with everything off the mask held on the encoding. All of it in the host's
+The mask is where the predictions under the source and the target prompt differ on the same noised image; the edit is
+DDIM from the image's own DDIM encoding, with everything off the mask held on the encoding. All of it in the host's
 sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flow models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ def probe_percents(start: float, end: float, levels: int) -> list[float]:
 
 
 def difference(source: torch.Tensor, target: torch.Tensor, sigma: float, measure: str = "denoised") -> torch.Tensor:
-    """The difference of two denoised predictions of the same x at `sigma`, as denoised pictures or as noise (or velocity)."""
+    """The difference of two denoised predictions of the same x at `sigma`, as denoised images or as noise (or velocity)."""
     apart = target - source
     return apart / sigma if measure == "eps" else apart
 
@@ -60,7 +61,7 @@ def heat(levels: Sequence[torch.Tensor], aggregation: str = "mean") -> torch.Ten
 
 
 def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """The q-quantile of each sample, (B, 1, 1); torch.quantile refuses large pictures."""
+    """The q-quantile of each sample, (B, 1, 1); torch.quantile refuses large images."""
     flat = values.flatten(1)
     rank = min(max(round(q * flat.shape[1]), 1), flat.shape[1])
     return flat.kthvalue(rank).values[:, None, None]
@@ -75,7 +76,7 @@ def normalised(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: fl
     if not clamp_ratio > 0:
         raise ValueError(f"clamp_ratio is {clamp_ratio}; give a number above 0, 3 in the paper.")
     top = found.mean((1, 2), keepdim=True) * clamp_ratio if normalisation == "mean" else _quantile(found, PEAK)
-    top = torch.where(top > 0, top, found.amax((1, 2), keepdim=True))  # a thing smaller than a hundredth of the picture
+    top = torch.where(top > 0, top, found.amax((1, 2), keepdim=True))  # a thing smaller than a hundredth of the image
     return torch.where(top > 0, found / torch.where(top > 0, top, 1), 0).clamp(0, 1)
 
 
@@ -97,7 +98,7 @@ def cut(values: torch.Tensor, threshold: float, kind: str = "share", soft: bool 
     """A mask (B, h, w) of normalised heat. Hard: 1 above the cut. Soft: 0 at half the cut, 1 at one and a half times it.
 
     `share` cuts at a share of the normalised heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
-    picture, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
+    image, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
     """
     _in_range("threshold", threshold, 0.0, 1.0, "usually 0.3 to 0.6 (0.8 to 0.95 as a quantile)")
     at = otsu(values) if kind == "otsu" else _quantile(values, threshold) if kind == "quantile" else values.new_tensor(threshold)
@@ -123,7 +124,7 @@ def opened(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def closed(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Without gaps and holes narrower than 2 `radius` + 1 pixels. The picture's border is no part of a gap."""
+    """Without gaps and holes narrower than 2 `radius` + 1 pixels. The image's border is no part of a gap."""
     if radius == 0:
         return mask
     around = F.pad(mask, (radius,) * 4)
@@ -142,14 +143,14 @@ def blurred(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def resized(found: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """A heat map (B, h, w) at the size of a picture, smooth and never below 0."""
+    """A heat map (B, h, w) at the size of an image, smooth and never below 0."""
     if found.shape[-2:] == (height, width):
         return found
     return F.interpolate(found[:, None], (height, width), mode="bicubic", antialias=False)[:, 0].clamp(min=0)
 
 
 def sharpened(found: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """A heat map at the size of a picture with the edges of `pixels`, the difference of the decoded predictions (B, H, W).
+    """A heat map at the size of an image with the edges of `pixels`, the difference of the decoded predictions (B, H, W).
 
     The geometric mean of both: the latent says surely what differs, but in cells; the pixels say where it ends.
     """
@@ -199,8 +200,8 @@ def sample_diffedit(
 ) -> torch.Tensor:
     """Deterministic DDIM along falling sigmas that end at 0, changing only the mask (broadcastable, 1 = changes).
 
-    `trajectory[i]` is the encoding at `sigmas[i]`; its last is the picture. The rule of the paper (Algorithm 1)
-    puts the encoding of the level AFTER the step off the mask. `clean mix` puts the picture into the predicted clean
+    `trajectory[i]` is the encoding at `sigmas[i]`; its last is the image. The rule of the paper (Algorithm 1)
+    puts the encoding of the level AFTER the step off the mask. `clean mix` puts the image into the predicted clean
     image off the mask and takes the step from there, which needs no encoding but the first.
     """
     if len(trajectory) != len(sigmas):
@@ -215,3 +216,25 @@ def sample_diffedit(
         if rule == "trajectory":
             x = mixed(x, trajectory[i + 1], mask)
     return torch.where(mask <= 0, clean, x)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a mask is made of a heat map. Radii in pixels of the image."""
+
+    normalisation: str = "peak"
+    clamp_ratio: float = 3.0
+    kind: str = "share"
+    threshold: float = 0.5
+    soft: bool = False
+    open: int = 0
+    close: int = 0
+    dilate: int = 0
+    blur: int = 0
+
+    def mask(self, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mask, heat in [0, 1]) of a heat map (B, H, W)."""
+        shown = normalised(found, self.normalisation, self.clamp_ratio)
+        mask = cut(shown, self.threshold, self.kind, self.soft)
+        mask = dilated(closed(opened(mask, self.open), self.close), self.dilate)
+        return blurred(mask, self.blur), shown

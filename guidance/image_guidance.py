@@ -1,4 +1,4 @@
-"""Guidance by a loss on the predicted clean picture: universal guidance (arXiv 2302.07121, equation 6), and its cheap form
+"""Guidance by a loss on the predicted clean image: universal guidance (arXiv 2302.07121, equation 6), and its cheap form
 without a pass back through the denoiser (manifold preserving guidance, arXiv 2311.16424, algorithm 1).
 
 With log p = -loss the exact change of the prediction is `sigma^2 grad_x log p(D(x))` (see `classifier.towards`), which equals
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .classifier import as_pictures, gradient_of, towards
+from .classifier import as_images, gradient_of, towards
 from .schedules import NoiseScale
 
 KINDS = ("color", "brightness", "layout")
@@ -22,25 +22,25 @@ LAYOUT_CELLS = 8
 LUMA = (0.299, 0.587, 0.114)
 
 
-def color_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Squared distance of mean and deviation of each colour, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
 
     def look(p):
         flat = p.flatten(2)
         return torch.cat([flat.mean(2), flat.var(2).clamp(min=1e-6).sqrt()], 1)
 
-    return (look(pictures) - look(reference)).square().sum(1)
+    return (look(images) - look(reference)).square().sum(1)
 
 
-def brightness_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the light and dark of the picture, blurred to 8 x 8 cells; colour is free."""
-    luma = torch.tensor(LUMA, device=pictures.device, dtype=pictures.dtype).view(1, 3, 1, 1)
-    return layout_distance((pictures * luma).sum(1, True), (reference * luma).sum(1, True))
+def brightness_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the light and dark of the image, blurred to 8 x 8 cells; colour is free."""
+    luma = torch.tensor(LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    return layout_distance((images * luma).sum(1, True), (reference * luma).sum(1, True))
 
 
-def layout_distance(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the low frequencies: the pictures as 8 x 8 cells, whatever their sizes."""
-    cells = (F.adaptive_avg_pool2d(p, LAYOUT_CELLS) for p in (pictures, reference))
+def layout_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of the low frequencies: the images as 8 x 8 cells, whatever their sizes."""
+    cells = (F.adaptive_avg_pool2d(p, LAYOUT_CELLS) for p in (images, reference))
     a, b = cells
     return (a - b).square().sum(1).mean((1, 2))
 
@@ -58,7 +58,7 @@ class ImageForce:
     """What a loss on the predicted clean latent, (B, C, H, W) -> (B,), adds to the prediction at weight 1.
 
     The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are the host's
-    patchers that the loss needs in memory; `batch` limits the pictures, of a video its frames, at a time (0 = all).
+    patchers that the loss needs in memory; `batch` limits the images, of a video its frames, at a time (0 = all).
     """
 
     loss: Callable[[torch.Tensor], torch.Tensor]
@@ -76,7 +76,7 @@ class ImageForce:
 
     def _gradient(self, denoised: torch.Tensor) -> torch.Tensor:
         """The gradient of log p with respect to the prediction; the loss of a video is the mean of its frames'."""
-        pictures, cells = as_pictures(denoised), denoised.shape[-1] * denoised.shape[-2]
-        share = cells * len(denoised) / len(pictures)
-        found = gradient_of(lambda part: -share * self.loss(part), pictures, self.batch)
+        images, cells = as_images(denoised), denoised.shape[-1] * denoised.shape[-2]
+        share = cells * len(denoised) / len(images)
+        found = gradient_of(lambda part: -share * self.loss(part), images, self.batch)
         return found if denoised.ndim == 4 else found.unflatten(0, (len(denoised), -1)).movedim(1, 2)

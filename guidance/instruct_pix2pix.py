@@ -1,7 +1,7 @@
-"""InstructPix2Pix guidance: one scale for the picture that is edited, one for the instruction.
+"""InstructPix2Pix guidance: one scale for the image that is edited, one for the instruction.
 
-`D = D(0,0) + s_I (D(I,0) - D(0,0)) + s_T (D(I,T) - D(I,0))` on denoised predictions: nothing, the picture alone, and
-the picture with the instruction (arXiv 2211.09800, equation 3).
+`D = D(0,0) + s_I (D(I,0) - D(0,0)) + s_T (D(I,T) - D(I,0))` on denoised predictions: nothing, the image alone, and
+the image with the instruction (arXiv 2211.09800, equation 3).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Excess:
-    """The shape `s_I(sigma) - 1`: what the picture's scale adds to a prediction that already knows the picture."""
+    """The shape `s_I(sigma) - 1`: what the image's scale adds to a prediction that already knows the image."""
 
     image: float
     schedule: Schedule
@@ -71,17 +71,17 @@ class Excess:
 
 
 def channels(conditions: Conditions, scales: Scales) -> tuple[Channel, Channel]:
-    """Equation 3 as two guidance channels over D(0,0): the picture, then the instruction with the picture as its null."""
+    """Equation 3 as two guidance channels over D(0,0): the image, then the instruction with the image as its null."""
     image = Channel(conditions.image, scales.image, schedule=scales.image_schedule, name="image")
     return image, Channel(conditions.edit, scales.text, null=conditions.image, schedule=scales.text_schedule, name="text")
 
 
 def excess(conditions: Conditions, scales: Scales) -> Channel:
-    """What equation 3 adds to plain CFG between picture with and without instruction: `(s_I - 1) (D(I,0) - D(0,0))`."""
+    """What equation 3 adds to plain CFG between image with and without instruction: `(s_I - 1) (D(I,0) - D(0,0))`."""
     schedule = Schedule(Excess(scales.image, scales.image_schedule))
     return Channel(conditions.image, null=conditions.nothing, schedule=schedule, name="image")
 
 
-def around_the_picture(conditions: Conditions, scales: Scales) -> tuple[Channel, Channel]:
-    """Equation 3 as channels over D(I,0): plain CFG by the instruction, then the picture's excess, none at s_I = 1."""
+def around_the_image(conditions: Conditions, scales: Scales) -> tuple[Channel, Channel]:
+    """Equation 3 as channels over D(I,0): plain CFG by the instruction, then the image's excess, none at s_I = 1."""
     return Channel(conditions.edit, scales.text, schedule=scales.text_schedule, name="text"), excess(conditions, scales)

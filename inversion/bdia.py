@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from .exact import check_growth, encode_pairs, step_pair
-from .method import Carry, Method, Show, Slope, Trail
+from .method import Derivative, Method, Show, State, Trajectory
 
 GROWTH = 1e4  # of the error of the first step up, which is about a hundredth of the state
 
@@ -32,19 +32,19 @@ class BDIA(Method):
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma is {self.gamma:g}; give 0.92 to 1 for inversion (paper), 0 to 1 for sampling.")
 
-    def weight(self, slope: Slope, sigmas: Sequence[float], i: int) -> float:
+    def weight(self, derivative: Derivative, sigmas: Sequence[float], i: int) -> float:
         """What multiplies the state before level i."""
-        return self.gamma * slope.input_scale(sigmas[i - 1]) / slope.input_scale(sigmas[i + 1])
+        return self.gamma * derivative.input_scale(sigmas[i - 1]) / derivative.input_scale(sigmas[i + 1])
 
     @torch.no_grad()
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
-        """Raises ValueError where gamma is 0 or so small that the picture is lost."""
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
+        """Raises ValueError where gamma is 0 or so small that the image is lost."""
         if self.gamma == 0.0:
             raise ValueError("gamma is 0, which is DDIM and has no exact inverse; give 0.92 to 1, or use DDIM Inverter.")
         steps = len(sigmas) - 1
         check_growth("gamma", self.gamma, steps, steps, GROWTH, "0.92 to 1 for 50")
-        return encode_pairs(slope, x0, sigmas, show, [self.weight(slope, sigmas, i) for i in range(1, steps)])
+        return encode_pairs(derivative, x0, sigmas, show, [self.weight(derivative, sigmas, i) for i in range(1, steps)])
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        weight = self.weight(slope, trail.sigmas, i) if i else 0.0
-        return step_pair(slope, carry, i, trail.sigmas, weight)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        weight = self.weight(derivative, trajectory.sigmas, i) if i else 0.0
+        return step_pair(derivative, carry, i, trajectory.sigmas, weight)

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 
 from .exact import encode_pairs, step_pair
-from .method import Carry, Method, Show, Slope, Trail
+from .method import Derivative, Method, Show, State, Trajectory
 
-LOSS = 1e-3  # of the picture, by rounding
+LOSS = 1e-3  # of the image, by rounding
 
 
 def weight(sigmas: Sequence[float], i: int) -> float:
@@ -40,7 +40,7 @@ def check_steps(sigmas: Sequence[float], dtype: torch.dtype) -> None:
     if loss > LOSS:
         raise ValueError(
             f"The scheduler's steps become {max(lengths) / lengths[0]:.0f} times longer on the way down, which would cost O-BELM about "
-            f"{loss:.0e} of the picture in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or normal."
+            f"{loss:.0e} of the image in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or normal."
         )
 
 
@@ -51,10 +51,10 @@ class OBELM(Method):
     name: ClassVar[str] = "o-belm"
 
     @torch.no_grad()
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """Raises ValueError for steps with which the inverse would not be exact."""
         check_steps(sigmas, x0.dtype)
-        return encode_pairs(slope, x0, sigmas, show, [weight(sigmas, i) for i in range(1, len(sigmas) - 1)])
+        return encode_pairs(derivative, x0, sigmas, show, [weight(sigmas, i) for i in range(1, len(sigmas) - 1)])
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        return step_pair(slope, carry, i, trail.sigmas, weight(trail.sigmas, i) if i else 0.0)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        return step_pair(derivative, carry, i, trajectory.sigmas, weight(trajectory.sigmas, i) if i else 0.0)

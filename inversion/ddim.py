@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from .fixed_point import ACCELERATIONS, distance, solve
-from .method import Carry, Method, Show, Slope, Trail, rising
+from .method import Derivative, Method, Show, State, Trajectory, rising
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DDIM(Method):
     """Exact as the number of steps grows, or as the fixed-point iterations converge.
 
     `order` evaluations a step: 1 is DDIM (Euler), 2 midpoint. Up to `fixed_point_iterations` times as many again on the way up, until the
-    relative residual is at most `tolerance`; the trail's extra "residuals" (N, B) then tells what was reached at every step.
+    relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then tells what was reached at every step.
     """
 
     name: ClassVar[str] = "ddim"
@@ -42,37 +42,37 @@ class DDIM(Method):
             raise ValueError(f"tolerance is {self.tolerance:g}; give 0 (all iterations) or more, usually 1e-6.")
 
     @torch.no_grad()
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         states, residuals = [x0], []
         for now, goal in rising(sigmas):
-            x, left = self._up(slope, states[-1], now, goal)
+            x, left = self._up(derivative, states[-1], now, goal)
             states.append(x)
             residuals += [] if left is None else [left]
-            show(x, slope.denoised)
+            show(x, derivative.denoised)
         extras = {"residuals": torch.stack(residuals[::-1])} if residuals else {}
-        return Trail(tuple(sigmas), tuple((x,) for x in reversed(states)), extras)
+        return Trajectory(tuple(sigmas), tuple((x,) for x in reversed(states)), extras)
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        return (carry[0] + self._move(slope, carry[0], *trail.sigmas[i : i + 2]),)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        return (carry[0] + self._move(derivative, carry[0], *trajectory.sigmas[i : i + 2]),)
 
-    def _move(self, slope: Slope, x: torch.Tensor, now: float, goal: float, first: torch.Tensor | None = None) -> torch.Tensor:
-        """What a step adds to x; `first` is the slope at its start, unless it is to be asked there."""
-        first = slope(x, now) if first is None else first
+    def _move(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float, first: torch.Tensor | None = None) -> torch.Tensor:
+        """What a step adds to x; `first` is the derivative at its start, unless it is to be asked there."""
+        first = derivative(x, now) if first is None else first
         if self.order == 1:
             return (goal - now) * first
-        return (goal - now) * slope(x + (goal - now) / 2 * first, (now + goal) / 2)
+        return (goal - now) * derivative(x + (goal - now) / 2 * first, (now + goal) / 2)
 
-    def _up(self, slope: Slope, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _up(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the state at `goal` from which a step down leads to x, what is left of the residual). Nothing is asked at sigma 0.
 
         Without fixed-point iterations the first guess, whose residual nobody asks for.
         """
-        first = slope(x, goal, now) if self.order == 1 or now == 0.0 else None
-        start = x + self._move(slope, x, now, goal, first)
+        first = derivative(x, goal, now) if self.order == 1 or now == 0.0 else None
+        start = x + self._move(derivative, x, now, goal, first)
         if not self.fixed_point_iterations:
             return start, None
         return solve(
-            lambda y: x - self._move(slope, y, goal, now),
+            lambda y: x - self._move(derivative, y, goal, now),
             start,
             distance(start, x),
             self.fixed_point_iterations,

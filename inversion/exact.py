@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .method import Carry, Show, Slope, Trail
+from .method import Derivative, Show, State, Trajectory
 
 STEPS = 50  # for which the papers give p and gamma
 
@@ -40,25 +40,25 @@ def _pair_start(steps: int) -> None:
 
 
 @torch.no_grad()
-def encode_pairs(slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show, weights: Sequence[float]) -> Trail:
-    """The trail of the method whose `step_pair` has these weights, one for each level between the first and the last.
+def encode_pairs(derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show, weights: Sequence[float]) -> Trajectory:
+    """The trajectory of the method whose `step_pair` has these weights, one for each level between the first and the last.
 
     The first step up is DDIM's, at the level it goes to, so the network is never asked at sigma 0. The pair at the noisiest level is
     (x_0, x_1), at any other (x_i, x_{i-1}).
     """
     _pair_start(len(sigmas) - 1)
-    states = [x0, x0 + (sigmas[-2] - sigmas[-1]) * slope(x0, sigmas[-2], sigmas[-1])]
-    show(states[-1], slope.denoised)
+    states = [x0, x0 + (sigmas[-2] - sigmas[-1]) * derivative(x0, sigmas[-2], sigmas[-1])]
+    show(states[-1], derivative.denoised)
     for i in range(len(sigmas) - 2, 0, -1):
         before, now, after = sigmas[i - 1 : i + 2]
-        x, d = states[-1], slope(states[-1], now)
+        x, d = states[-1], derivative(states[-1], now)
         states.append(x + (before - now) * d + (states[-2] - x - (after - now) * d) / weights[i - 1])
-        show(states[-1], slope.denoised)
+        show(states[-1], derivative.denoised)
     states.reverse()
-    return Trail(tuple(sigmas), ((states[0], states[1]), *zip(states[1:], states)))
+    return Trajectory(tuple(sigmas), ((states[0], states[1]), *zip(states[1:], states)))
 
 
-def step_pair(slope: Slope, carry: Carry, i: int, sigmas: Sequence[float], weight: float) -> Carry:
+def step_pair(derivative: Derivative, carry: State, i: int, sigmas: Sequence[float], weight: float) -> State:
     """One step down: x_{i+1} = F(x_i, i+1) + weight (x_{i-1} - F(x_i, i-1)), with F(x_i, j) the DDIM step from level i to j.
 
     The noisiest step has nothing before it: there the pair itself holds the next state, and nothing is evaluated.
@@ -67,5 +67,5 @@ def step_pair(slope: Slope, carry: Carry, i: int, sigmas: Sequence[float], weigh
     if i == 0:
         return other, x
     before, now, after = sigmas[i - 1 : i + 2]
-    d = slope(x, now)
+    d = derivative(x, now)
     return x + (after - now) * d + weight * (other - x - (before - now) * d), x

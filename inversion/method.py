@@ -1,6 +1,6 @@
-"""What every inversion is made of: the slope of a model's flow, a state carried from level to level, and a method.
+"""What every inversion is made of: the derivative of a model's flow, a state carried from level to level, and a method.
 
-All of it in the host's sigma space, where `d = (x - denoised) / sigma` is the slope of the deterministic sampler for eps, v and flow
+All of it in the host's sigma space, where `d = (x - denoised) / sigma` is the derivative of the deterministic sampler for eps, v and flow
 models alike: a DDIM step is `x + (goal - now) d`.
 """
 
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-Carry = tuple[torch.Tensor, ...]  # the state (B, C, ...) first; exact methods carry a second state beside it
+State = tuple[torch.Tensor, ...]  # the state (B, C, ...) first; exact methods carry a second state beside it
 Show = Callable[[torch.Tensor, torch.Tensor], None]  # (x, denoised), after every step
 
 
@@ -25,11 +25,11 @@ def single(x: torch.Tensor) -> torch.Tensor:
     return (x * (1 + 3e-9) if x.dtype == torch.float64 else x).float()
 
 
-class Slope:
-    """The slope `d = (x - D(x, sigma)) / sigma` of a model, `model(x, sigma (B,), **extra_args) -> denoised`.
+class Derivative:
+    """The derivative `d = (x - D(x, sigma)) / sigma` of a model, `model(x, sigma (B,), **extra_args) -> denoised`.
 
     `input_scale(sigma)` is the factor that the model puts on its input: 1 / sqrt(1 + sigma^2) for eps and v, 1 for flow. The network
-    runs in float32; the slope comes in the precision of x. `calls` counts predictions, `denoised` is the last one.
+    runs in float32; the derivative comes in the precision of x. `calls` counts predictions, `denoised` is the last one.
     """
 
     def __init__(self, model: Callable, input_scale: Callable[[float], float] = lambda sigma: 1.0, extra_args: dict | None = None):
@@ -37,7 +37,7 @@ class Slope:
         self.calls, self.denoised = 0, None
 
     def __call__(self, x: torch.Tensor, at: float, level: float | None = None) -> torch.Tensor:
-        """The slope at sigma `at` of a state x that lies at sigma `level` (unless given, at `at` too).
+        """The derivative at sigma `at` of a state x that lies at sigma `level` (unless given, at `at` too).
 
         A state of another level is scaled so that the network sees what it sees in its own space, where DDIM inversion is defined.
         """
@@ -48,25 +48,25 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class Trail:
-    """What an inversion leaves: falling `sigmas` (N + 1) and the carry at each of them, the picture's own last.
+class Trajectory:
+    """What an inversion leaves: falling `sigmas` (N + 1) and the carry at each of them, the image's own last.
 
     `extras` are further tensors (N, B, ...), one row for each step from `sigmas[i]` to `sigmas[i + 1]`.
     """
 
     sigmas: tuple[float, ...]
-    carries: tuple[Carry, ...]
+    states: tuple[State, ...]
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
-        if len(self.carries) != len(self.sigmas):
-            raise ValueError(f"The inversion has {len(self.carries)} states for {len(self.sigmas)} sigmas; it needs one at each.")
+        if len(self.states) != len(self.sigmas):
+            raise ValueError(f"The inversion has {len(self.states)} states for {len(self.sigmas)} sigmas; it needs one at each.")
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def branches(self, count: int) -> Trail:
+    def branches(self, count: int) -> Trajectory:
         """The same for `count` branches beside each other: rows (count * B, ...), one whole batch after the other."""
         if count == 1:
             return self
@@ -74,8 +74,8 @@ class Trail:
         def beside(t, dim):
             return torch.cat([t] * count, dim)
 
-        carries = tuple(tuple(beside(t, 0) for t in carry) for carry in self.carries)
-        return Trail(self.sigmas, carries, {k: beside(t, 1) for k, t in self.extras.items()})
+        states = tuple(tuple(beside(t, 0) for t in carry) for carry in self.states)
+        return Trajectory(self.sigmas, states, {k: beside(t, 1) for k, t in self.extras.items()})
 
 
 class Method:
@@ -83,12 +83,12 @@ class Method:
 
     name: ClassVar[str]
 
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """Walks a clean latent up the falling `sigmas`, from their last to their first."""
         raise NotImplementedError
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        """The carry at `trail.sigmas[i + 1]` from the one at `trail.sigmas[i]`."""
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        """The carry at `trajectory.sigmas[i + 1]` from the one at `trajectory.sigmas[i]`."""
         raise NotImplementedError
 
     def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -113,18 +113,18 @@ def rising(sigmas: Sequence[float]) -> list[tuple[float, float]]:
 @torch.no_grad()
 def replay(
     method: Method,
-    slope: Slope,
-    trail: Trail,
+    derivative: Derivative,
+    trajectory: Trajectory,
     *,
-    between: Callable[[Carry, int], Carry] = lambda carry, level: carry,
+    between: Callable[[State, int], State] = lambda carry, level: carry,
     show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:
-    """Walks a trail down again, under whatever condition the slope now has; the latent at its last sigma.
+    """Walks a trajectory down again, under whatever condition the derivative now has; the latent at its last sigma.
 
-    `between(carry, level)` may change the carry that has arrived at `trail.sigmas[level]`.
+    `between(carry, level)` may change the carry that has arrived at `trajectory.sigmas[level]`.
     """
-    carry = trail.carries[0]
-    for i in range(trail.steps):
-        carry = between(method.step(slope, carry, i, trail), i + 1)
-        show(carry[0], carry[0] if slope.denoised is None else slope.denoised)
+    carry = trajectory.states[0]
+    for i in range(trajectory.steps):
+        carry = between(method.step(derivative, carry, i, trajectory), i + 1)
+        show(carry[0], carry[0] if derivative.denoised is None else derivative.denoised)
     return carry[0]

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from .ddim import DDIM
-from .method import Carry, Method, Show, Slope, Trail
+from .method import Derivative, Method, Show, State, Trajectory
 
 PROXIMAL = ("off", "l0", "l1")
 
@@ -68,11 +68,11 @@ class NegativePrompt(Method):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 to 1.")
 
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
-        return DDIM(fixed_point_iterations=self.fixed_point_iterations).encode(slope, x0, sigmas, show)
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
+        return DDIM(fixed_point_iterations=self.fixed_point_iterations).encode(derivative, x0, sigmas, show)
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        return DDIM().step(slope, carry, i, trail)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        return DDIM().step(derivative, carry, i, trajectory)
 
     def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None if self.proximal == "off" else lambda difference: without_small(difference, self.proximal, self.quantile)

@@ -1,4 +1,4 @@
-"""Noise for methods that draw some: the same for every picture of a batch, so that a batch is its pictures one by one."""
+"""Noise for methods that draw some: the same for every image of a batch, so that a batch is its images one by one."""
 
 from __future__ import annotations
 

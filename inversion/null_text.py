@@ -1,4 +1,4 @@
-"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the picture (arXiv 2211.09794).
+"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the image (arXiv 2211.09794).
 
 DDIM inversion without guidance gives pivots. On the way back, each step's embedding is optimised until the guided step leads to the next
 pivot. Losses are in the network's own space, as the paper's are: of x in sigma space times the square of the factor on the network's input.
@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from .ddim import DDIM
-from .method import Carry, Method, Show, Slope, Trail
+from .method import Derivative, Method, Show, State, Trajectory
 
 STARTS = ("source", "empty")
 OPTIMIZERS = ("fast", "adam")
@@ -25,7 +25,7 @@ ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b
 
 
 class Predictor:
-    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's pictures the states x (b, ...) are.
+    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's images the states x (b, ...) are.
 
     `plain` tells whether nothing but a row's own state and prompt makes its prediction: some rows can be asked without the others, and the
     source's embedding in the negative's place predicts what the source does.
@@ -52,7 +52,7 @@ class Predictor:
 class Aim:
     """A step of the way back, from states x at sigma `now` to `pivot` at `goal`; `unit` makes squares of x squares in the network's space.
 
-    The step's optimisation ends for a picture whose loss is below `enough`. `before` is the embedding of the step before, if any.
+    The step's optimisation ends for an image whose loss is below `enough`. `before` is the embedding of the step before, if any.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Aim:
         return self.x[rows] + (self.goal - self.now) * (self.x[rows] - denoised) / self.now
 
     def loss(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The paper's loss of each picture, (b,)."""
+        """The paper's loss of each image, (b,)."""
         return (self.moved(denoised, rows) - self.pivot[rows]).square().flatten(1).mean(1) * self.unit
 
 
@@ -156,7 +156,7 @@ class NullText(Method):
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
     `learning_rate`. `early_stop` times the paper's threshold is enough. `smoothness` weighs the mean square of an embedding's change from
-    step to step, `l1` and `perceptual` the distances of the predicted picture from the picture.
+    step to step, `l1` and `perceptual` the distances of the predicted image from the image.
     """
 
     name: ClassVar[str] = "null_text"
@@ -181,17 +181,17 @@ class NullText(Method):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (off) or more.")
 
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """The pivots alone; `optimised` finds the embeddings."""
-        return DDIM().encode(slope, x0, sigmas, show)
+        return DDIM().encode(derivative, x0, sigmas, show)
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        return DDIM().step(slope, carry, i, trail)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        return DDIM().step(derivative, carry, i, trajectory)
 
     def optimised(
         self,
         predictor: Predictor,
-        trail: Trail,
+        trajectory: Trajectory,
         null: torch.Tensor,
         input_scale: Callable[[float], float],
         image_loss: ImageLoss | None = None,
@@ -201,13 +201,13 @@ class NullText(Method):
         With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step goes on from where
         the guided steps before have led, not from the pivot.
         """
-        x, start, before = trail.carries[0][0], null.float(), None
-        for i in range(trail.steps):
-            now, goal = trail.sigmas[i : i + 2]
-            enough = self.early_stop * threshold(i, trail.steps)
-            aim = Aim(i, x, trail.carries[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
+        x, start, before = trajectory.states[0][0], null.float(), None
+        for i in range(trajectory.steps):
+            now, goal = trajectory.sigmas[i : i + 2]
+            enough = self.early_stop * threshold(i, trajectory.steps)
+            aim = Aim(i, x, trajectory.states[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
             begin = start if self.start == "source" or before is None else before
-            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trail.steps), image_loss)
+            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trajectory.steps), image_loss)
             x, before = kept.x, kept.null
             yield kept
 

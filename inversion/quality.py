@@ -1,4 +1,4 @@
-"""How near a picture is to another: PSNR, SSIM (Wang et al. 2004, doi 10.1109/TIP.2003.819861), the largest error, and edges."""
+"""How near an image is to another: PSNR, SSIM (Wang et al. 2004, doi 10.1109/TIP.2003.819861), the largest error, and edges."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ WINDOW, DEVIATION, K1, K2 = 11, 1.5, 0.01, 0.03  # those of the SSIM paper
 
 
 def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
-    """Refuses pictures that cannot be compared."""
+    """Refuses images that cannot be compared."""
     if a.shape != b.shape:
         raise ValueError(
-            f"Pictures of {tuple(a.shape)} and {tuple(b.shape)} (batch, height, width, channels) cannot be compared; give equal sizes."
+            f"Images of {tuple(a.shape)} and {tuple(b.shape)} (batch, height, width, channels) cannot be compared; give equal sizes."
         )
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Peak signal to noise ratio in dB, (B,), of pictures (B, H, W, C) in [0, 1]; infinite for equal ones."""
+    """Peak signal to noise ratio in dB, (B,), of images (B, H, W, C) in [0, 1]; infinite for equal ones."""
     check_pair(a, b)
     return -10 * (a.double() - b.double()).square().mean((1, 2, 3)).log10()
 
 
 def largest_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The largest difference of any value, (B,), of pictures (B, H, W, C)."""
+    """The largest difference of any value, (B,), of images (B, H, W, C)."""
     check_pair(a, b)
     return (a.double() - b.double()).abs().amax((1, 2, 3))
 
@@ -42,13 +42,13 @@ def _local_mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Structural similarity, (B,), of pictures (B, H, W, C) in [0, 1]: the mean over all windows and channels; 1 for equal ones.
+    """Structural similarity, (B,), of images (B, H, W, C) in [0, 1]: the mean over all windows and channels; 1 for equal ones.
 
-    Windows of 11 x 11 with Gaussian weights of deviation 1.5, only such that lie inside of the picture; in float64.
+    Windows of 11 x 11 with Gaussian weights of deviation 1.5, only such that lie inside of the image; in float64.
     """
     check_pair(a, b)
     if min(a.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, got {a.shape[1]} x {a.shape[2]}.")
+        raise ValueError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, got {a.shape[1]} x {a.shape[2]}.")
     x, y = (t.double().movedim(-1, 1).flatten(0, 1).unsqueeze(1) for t in (a, b))
     mean_x, mean_y = _local_mean(x), _local_mean(y)
     spread = _local_mean(x * x) - mean_x**2 + _local_mean(y * y) - mean_y**2
@@ -59,7 +59,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def edges_apart(a: torch.Tensor, b: torch.Tensor, scales: int = 4) -> torch.Tensor:
-    """Mean absolute difference of the edges of pictures (B, C, H, W) at several scales, each half of the one before; (B,), with a graph.
+    """Mean absolute difference of the edges of images (B, C, H, W) at several scales, each half of the one before; (B,), with a graph.
 
     Edges are the differences of neighbouring pixels. What is compared is where things end and how fine they are, not their colour.
     """

@@ -1,6 +1,6 @@
 """RF-Inversion: inversion and editing of flow models as optimal control (arXiv 2410.10792, algorithms 1 and 2).
 
-The way up is drawn towards a fixed noise, so that it ends where the model feels at home; the way down is drawn back to the picture during
+The way up is drawn towards a fixed noise, so that it ends where the model feels at home; the way down is drawn back to the image during
 its first steps, and free afterwards. With v the model's velocity and x = (1 - s) x0 + s n, the pulls are (y1 - x) / (1 - s) and (x - y0) / s.
 """
 
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from .method import Carry, Method, Show, Slope, Trail, rising
+from .method import Derivative, Method, Show, State, Trajectory, rising
 from .noise import draw_like
 
 
@@ -20,8 +20,8 @@ from .noise import draw_like
 class RFInversion(Method):
     """For flow models; one evaluation a step.
 
-    `gamma` (0 to 1) is the pull to the noise of `seed`: 0 is DDIM inversion, 1 ends at that noise. `eta` (0 to 1) is the pull to the picture
-    at the steps that begin at sigmas from `start_sigma` down to `end_sigma`: 0 is plain sampling, 1 at all steps gives the picture back. At
+    `gamma` (0 to 1) is the pull to the noise of `seed`: 0 is DDIM inversion, 1 ends at that noise. `eta` (0 to 1) is the pull to the image
+    at the steps that begin at sigmas from `start_sigma` down to `end_sigma`: 0 is plain sampling, 1 at all steps gives the image back. At
     step i of N it is eta (1 - i / N)^decay.
     """
 
@@ -46,22 +46,22 @@ class RFInversion(Method):
             raise ValueError(f"decay is {self.decay:g}; give 0 (eta stays as it is) or more, usually 0 or 1.")
 
     @torch.no_grad()
-    def encode(self, slope: Slope, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trail:
+    def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         noise = self.noise_scale * draw_like(x0, torch.Generator().manual_seed(self.seed))
         states = [x0]
         for now, goal in rising(sigmas):
-            v = slope(states[-1], goal, now)
+            v = derivative(states[-1], goal, now)
             states.append(states[-1] + (goal - now) * (v + self.gamma * ((noise - states[-1]) / (1 - now) - v)))
-            show(states[-1], slope.denoised)
-        return Trail(tuple(sigmas), tuple((x,) for x in reversed(states)))
+            show(states[-1], derivative.denoised)
+        return Trajectory(tuple(sigmas), tuple((x,) for x in reversed(states)))
 
-    def pull(self, i: int, trail: Trail) -> float:
+    def pull(self, i: int, trajectory: Trajectory) -> float:
         """eta at step i."""
         near = 1 + 1e-6  # a level and its sigma are found on different ways
-        within = self.end_sigma <= trail.sigmas[i] * near and trail.sigmas[i] <= self.start_sigma * near
-        return self.eta * (1 - i / trail.steps) ** self.decay if within else 0.0
+        within = self.end_sigma <= trajectory.sigmas[i] * near and trajectory.sigmas[i] <= self.start_sigma * near
+        return self.eta * (1 - i / trajectory.steps) ** self.decay if within else 0.0
 
-    def step(self, slope: Slope, carry: Carry, i: int, trail: Trail) -> Carry:
-        (now, goal), x, picture = trail.sigmas[i : i + 2], carry[0], trail.carries[-1][0]
-        v = slope(x, now)
-        return (x + (goal - now) * (v + self.pull(i, trail) * ((x - picture) / now - v)),)
+    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+        (now, goal), x, image = trajectory.sigmas[i : i + 2], carry[0], trajectory.states[-1][0]
+        v = derivative(x, now)
+        return (x + (goal - now) * (v + self.pull(i, trajectory) * ((x - image) / now - v)),)

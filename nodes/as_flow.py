@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host.as_flow import as_flow
+from .host.inversion.as_flow import as_flow
 
 
 class ModelSamplingAsFlow(io.ComfyNode):
@@ -13,7 +13,7 @@ class ModelSamplingAsFlow(io.ComfyNode):
             display_name="Model Sampling as Flow",
             category="controlled diffusion/inversion",
             description="Makes an eps or v model (SD1.5, SD2, SDXL) a flow model, exactly: the same network asked at the same levels, with states "
-            "that are (1 - s) picture + s noise. So that what is for flow models, as RF Inverter, works with it.",
+            "that are (1 - s) image + s noise. So that what is for flow models, as RF Inverter, works with it.",
             search_aliases=["rectified flow", "eps to flow", "v to flow", "model sampling sd3", "convert to flow matching", "const"],
             inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model is refused: it needs nothing.")],
             outputs=[

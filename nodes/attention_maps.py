@@ -1,8 +1,9 @@
-"""Attention maps: which words the model looks at, where in the picture and when."""
+"""Attention maps: which words the model looks at, where in the image and when."""
 
 from comfy_api.latest import io
 
-from .host import attention_maps, sockets
+from .host.attention import attention_maps
+from .inputs import channel, sockets
 
 _CATEGORY = "controlled diffusion/attention"
 _ALIASES = [
@@ -23,8 +24,8 @@ class AttentionMapCapture(io.ComfyNode):
             node_id="AttentionMapCapture",
             display_name="Attention Map Capture",
             category=_CATEGORY,
-            description="Remembers while sampling where in the picture the model looks at each word of the prompt. Connect both outputs to the "
-            "sampler, then Attention Map View. The picture stays as it is.",
+            description="Remembers while sampling where in the image the model looks at each word of the prompt. Connect both outputs to the "
+            "sampler, then Attention Map View. The image stays as it is.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
@@ -48,7 +49,7 @@ class AttentionMapCapture(io.ComfyNode):
                     tooltip="UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
                     "or numbers of blocks, 8-15. Several between commas.",
                 ),
-                *sockets.percent_range("capturing"),
+                *channel.percent_range("capturing"),
                 io.Int.Input(
                     "phases",
                     default=4,
@@ -83,7 +84,7 @@ class AttentionMapView(io.ComfyNode):
             node_id="AttentionMapView",
             display_name="Attention Map View",
             category=_CATEGORY,
-            description="Shows what Attention Map Capture remembered of a finished run: a heat map for every word, over the picture if you connect "
+            description="Shows what Attention Map Capture remembered of a finished run: a heat map for every word, over the image if you connect "
             "it, by layers or by steps; and a mask of where a word is looked at.",
             search_aliases=[*_ALIASES, "mask from words", "word mask"],
             inputs=[
@@ -118,11 +119,11 @@ class AttentionMapView(io.ComfyNode):
                     "a soft mask; usual 0.3 to 0.6.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The decoded picture, to lay the maps over. It also gives the mask its size."
+                    "image", optional=True, tooltip="The decoded image, to lay the maps over. It also gives the mask its size."
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="table", tooltip="Heat maps with names, one table for each picture."),
+                io.Image.Output(display_name="table", tooltip="Heat maps with names, one table for each image."),
                 io.Mask.Output(display_name="mask", tooltip="Where the word is looked at; for regions, inpainting or DiffEdit Sampler."),
                 sockets.AttentionMaps.Output(display_name="maps", tooltip="The maps, for further views."),
                 io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),

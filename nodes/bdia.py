@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..inversion.bdia import BDIA
 from ..inversion.exact import for_steps
-from .host import exact, sockets
+from .host.inversion import exact
+from .inputs import inverter
 
 
 class BDIAInverter(io.ComfyNode):
@@ -14,7 +15,7 @@ class BDIAInverter(io.ComfyNode):
             node_id="BDIAInverter",
             display_name="BDIA Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a step: "
+            description="Finds the noise from which an image comes back exactly, whatever the model and the prompt, at one evaluation a step: "
             "each state follows from the two before it.",
             search_aliases=[
                 "bdia",
@@ -24,7 +25,7 @@ class BDIAInverter(io.ComfyNode):
                 "invert image",
                 "real image editing",
             ],
-            inputs=exact.own_inputs(
+            inputs=inverter.own_inputs(
                 io.Float.Input(
                     "gamma",
                     default=0.94,
@@ -35,9 +36,9 @@ class BDIAInverter(io.ComfyNode):
                     tooltip="How much of the step before is taken back at each step. 1: a leapfrog; usual 0.92 to 1, 0.94 in the reference code. "
                     "0 would be DDIM, which has no exact inverse; low values let errors grow.",
                 ),
-                exact.rescale_input("gamma"),
+                inverter.rescale_input("gamma"),
             ),
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..inversion.belm import OBELM
-from .host import exact, sockets
+from .host.inversion import exact
+from .inputs import inverter
 
 
 class BELMInverter(io.ComfyNode):
@@ -13,7 +14,7 @@ class BELMInverter(io.ComfyNode):
             node_id="BELMInverter",
             display_name="BELM Inverter",
             category="controlled diffusion/inversion",
-            description="O-BELM: finds the noise from which a picture comes back exactly, whatever the model and the prompt, at one evaluation a "
+            description="O-BELM: finds the noise from which an image comes back exactly, whatever the model and the prompt, at one evaluation a "
             "step and with nothing to set. Its steps are the most accurate of this kind.",
             search_aliases=[
                 "o-belm",
@@ -23,8 +24,8 @@ class BELMInverter(io.ComfyNode):
                 "invert image",
                 "real image editing",
             ],
-            inputs=exact.own_inputs(),
-            outputs=sockets.inverter_outputs(),
+            inputs=inverter.own_inputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod

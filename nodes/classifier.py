@@ -5,8 +5,10 @@ from comfy_api.latest import io
 from ..guidance.classifier import ClassifierForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import classifiers, sockets
 from .host.fingerprint import stamp
+from .host.guidance.classifier import load, names, path_of
+from .inputs import sockets
+from .inputs.channel import channel_extras, channel_identity, percent_range
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["classifier guidance", "guided diffusion", "noisy classifier", "class conditional", "Diffusion Models Beat GANs"]
@@ -21,7 +23,7 @@ class NoisyClassifierLoader(io.ComfyNode):
             category=_CATEGORY,
             description="Loads a classifier of noisy latents. It works with eps, v and flow models of the latent format it was trained on.",
             search_aliases=_ALIASES,
-            inputs=[io.Combo.Input("classifier_name", options=classifiers.names(), tooltip="A file in models/noisy_classifiers.")],
+            inputs=[io.Combo.Input("classifier_name", options=names(), tooltip="A file in models/noisy_classifiers.")],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="labels", tooltip="The labels it knows, one a line."),
@@ -30,11 +32,11 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name):
-        return float("nan") if classifier_name is None else stamp(classifiers.path_of(classifier_name))
+        return float("nan") if classifier_name is None else stamp(path_of(classifier_name))
 
     @classmethod
     def execute(cls, classifier_name) -> io.NodeOutput:
-        classifier = classifiers.load(classifier_name)
+        classifier = load(classifier_name)
         return io.NodeOutput(classifier, "\n".join(classifier.labels))
 
 
@@ -45,7 +47,7 @@ class ClassifierChannel(io.ComfyNode):
             node_id="ClassifierChannel",
             display_name="Classifier Channel",
             category=_CATEGORY,
-            description="Pulls the picture towards labels of a noisy classifier: the gradient of log p(label | picture) as a guidance "
+            description="Pulls the image towards labels of a noisy classifier: the gradient of log p(label | image) as a guidance "
             "channel, alone or beside prompts. It costs one pass through the classifier and back, and none through the model.",
             search_aliases=_ALIASES,
             inputs=[
@@ -64,17 +66,17 @@ class ClassifierChannel(io.ComfyNode):
                     round=0.01,
                     tooltip="The classifier scale s. 0 switches it off (it is not evaluated), 1 is the exact posterior, usual 1 to 10 with a prompt, more without.",
                 ),
-                *sockets.percent_range("the channel"),
-                *sockets.channel_identity("its labels"),
+                *percent_range("the channel"),
+                *channel_identity("its labels"),
                 io.Int.Input(
                     "batch_size",
                     default=0,
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Pictures that the classifier takes at a time; 0 = all. Lower it where memory is short.",
+                    tooltip="Images that the classifier takes at a time; 0 = all. Lower it where memory is short.",
                 ),
-                *sockets.channel_extras(),
+                *channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )

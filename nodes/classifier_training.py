@@ -5,10 +5,11 @@ from dataclasses import fields
 from comfy_api.latest import io
 
 from ..guidance.classifier import KINDS
-from .host import classifier_training as host
-from .host import classifiers, sockets
-from .host import training_inputs as inputs
-from .host.naming import IF_EXISTS
+from .host.guidance import classifier
+from .host.training import noisy_classifier as host
+from .host.training.file_names import IF_EXISTS
+from .inputs import sockets
+from .inputs import training as inputs
 
 _LISTS = ("images", "labels")
 
@@ -20,7 +21,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
             node_id="NoisyClassifierTrainer",
             display_name="Train Noisy Classifier",
             category="controlled diffusion/training",
-            description="Trains a small network that tells labels from half-finished pictures, at every noise level, for Classifier Channel. "
+            description="Trains a small network that tells labels from half-finished images, at every noise level, for Classifier Channel. "
             "It learns in the latents of your model, and works with every model of the same latent format.",
             search_aliases=[
                 "classifier guidance",
@@ -33,21 +34,21 @@ class NoisyClassifierTrainer(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input(
-                    "images", tooltip="Labelled pictures of one size: a batch, or a list as folder loaders give it. Some hundred at least."
+                    "images", tooltip="Labelled images of one size: a batch, or a list as folder loaders give it. Some hundred at least."
                 ),
                 io.String.Input(
                     "labels",
                     default="",
                     multiline=True,
-                    tooltip="What each picture shows: a list as folder loaders give it, or one line a picture; several labels between commas.",
+                    tooltip="What each image shows: a list as folder loaders give it, or one line an image; several labels between commas.",
                 ),
                 io.String.Input("name", default="my-classifier", tooltip="Of the file in models/noisy_classifiers."),
                 io.Combo.Input(
                     "kind",
                     options=list(KINDS),
-                    tooltip="'independent': each label is there or not, several at once; 'exclusive': each picture has just one of them.",
+                    tooltip="'independent': each label is there or not, several at once; 'exclusive': each image has just one of them.",
                 ),
                 io.Int.Input("steps", default=2000, min=1, max=1_000_000, tooltip="Steps of the optimiser. Usual 1000 to 10000."),
                 io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Latents in each step. Usual 32 to 256; they are small."),
@@ -66,7 +67,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of start values, noises and of which pictures are held out.",
+                    tooltip="Seed of start values, noises and of which images are held out.",
                 ),
                 io.Combo.Input(
                     "size",
@@ -80,7 +81,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
                     min=0.0,
                     max=0.9,
                     step=0.01,
-                    tooltip="Share of the pictures that it is judged on and never learns from; 0 = none. Usual 0.1 to 0.2.",
+                    tooltip="Share of the images that it is judged on and never learns from; 0 = none. Usual 0.1 to 0.2.",
                 ),
                 io.Float.Input(
                     "average",
@@ -107,13 +108,13 @@ class NoisyClassifierTrainer(io.ComfyNode):
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="name", tooltip="Of its file, as Load Noisy Classifier lists it."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
-                io.Image.Output(display_name="accuracy", tooltip="Accuracy over the noise levels, on the pictures held out."),
+                io.Image.Output(display_name="accuracy", tooltip="Accuracy over the noise levels, on the images held out."),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(classifiers.FOLDER, lists)
+        return inputs.unfinished(classifier.FOLDER, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -3,10 +3,10 @@
 from comfy_api.latest import io
 
 from ..training.custom_diffusion import REGULAR
-from .dreambooth import batches, clean_words, learnt, outputs, pictures, shown, subject, word
-from .host import adapters
-from .host import custom_diffusion as host
-from .host import training_inputs as inputs
+from .dreambooth import batches, clean_words, images, learnt, outputs, shown, subject, word
+from .host.training import adapters
+from .host.training import custom_diffusion as host
+from .inputs import training as inputs
 
 _SENTENCES = 8  # of each word, for merging
 
@@ -26,14 +26,14 @@ class CustomDiffusionTrainer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or another UNet. It is not changed; LoRAs on it act while it learns."),
                 io.Clip.Input("clip", tooltip="Its text encoders; the word is learnt for each of them. They are not changed."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input(
-                    "images", tooltip="3 to 20 pictures of the concept: a batch, or a list as folder loaders give it. Sizes may differ."
+                    "images", tooltip="3 to 20 images of the concept: a batch, or a list as folder loaders give it. Sizes may differ."
                 ),
                 *subject(
                     "Of the file in the loras folder and of the embedding. 'dogs/rex' goes into a subfolder.",
                     "a photo of a <concept> dog",
-                    "What the pictures show, with the placeholder of the new word. A picture's caption takes its place.",
+                    "What the images show, with the placeholder of the new word. An image's caption takes its place.",
                     200,
                 ),
                 *inputs.course(
@@ -43,13 +43,13 @@ class CustomDiffusionTrainer(io.ComfyNode):
                     0.00008,
                     "Of keys and values: usual 0.00001 to 0.0001. With prodigy 1.",
                 ),
-                *inputs.validation_prompt("", "Pictures of this prompt are shown while it learns. Empty = the instance prompt."),
+                *inputs.validation_prompt("", "Images of this prompt are shown while it learns. Empty = the instance prompt."),
                 *word("<concept>"),
                 *batches(),
                 inputs.flip(),
                 *inputs.objective(),
-                *inputs.run("a file", " and of class pictures"),
-                *pictures(),
+                *inputs.run("a file", " and of class images"),
+                *images(),
                 clean_words(),
             ],
             outputs=[

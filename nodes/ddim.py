@@ -4,8 +4,10 @@ from comfy_api.latest import io
 
 from ..inversion.ddim import DDIM
 from ..inversion.fixed_point import ACCELERATIONS
-from .host import inversion, sockets
-from .host.channels import check_conditionings
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert
+from .inputs import inverter
 
 
 class DDIMInverter(io.ComfyNode):
@@ -15,8 +17,8 @@ class DDIMInverter(io.ComfyNode):
             node_id="DDIMInverter",
             display_name="DDIM Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise from which a picture comes: DDIM run backwards, without guidance. One evaluation a step. Replayed "
-            "without guidance it gives the picture back nearly; the more steps, the nearer. Fixed-point iterations make it exact.",
+            description="Finds the noise from which an image comes: DDIM run backwards, without guidance. One evaluation a step. Replayed "
+            "without guidance it gives the image back nearly; the more steps, the nearer. Fixed-point iterations make it exact.",
             search_aliases=[
                 "ddim inversion",
                 "unsampling",
@@ -30,7 +32,7 @@ class DDIMInverter(io.ComfyNode):
                 "taming rectified flow for inversion and editing",
             ],
             inputs=[
-                *sockets.inverter_inputs(),
+                *inverter.inverter_inputs(),
                 io.Int.Input(
                     "order",
                     default=1,
@@ -63,9 +65,9 @@ class DDIMInverter(io.ComfyNode):
                     advanced=True,
                     tooltip="Relative residual at which the corrections of a step end; 0 makes them all. Usual 1e-6 to 1e-4. The best of them counts.",
                 ),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod
@@ -73,7 +75,7 @@ class DDIMInverter(io.ComfyNode):
         cls,
         model,
         source,
-        picture,
+        image,
         steps,
         scheduler,
         end_percent,
@@ -85,9 +87,9 @@ class DDIMInverter(io.ComfyNode):
     ) -> io.NodeOutput:
         check_conditionings(model, {"source": source})
         method = DDIM(order, fixed_point_iterations, acceleration, tolerance)
-        sigmas = inversion.levels(model, scheduler, steps, end_percent)
-        found = inversion.invert(model, vae, picture, source, method, sigmas)
-        return io.NodeOutput(*inversion.outputs(model, found))
+        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
+        found = invert.invert(model, vae, image, source, method, sigmas)
+        return io.NodeOutput(*invert.outputs(model, found))
 
 
 NODES = [DDIMInverter]

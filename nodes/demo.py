@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host import demo
-from .host.sockets import PairChecker
+from .inputs.sockets import PairChecker
 
 
 class DemoModelLoader(io.ComfyNode):
@@ -13,7 +13,7 @@ class DemoModelLoader(io.ComfyNode):
             node_id="DemoModelLoader",
             display_name="Load Demo Model",
             category="controlled diffusion/demo",
-            description="A tiny trained text-to-image model of coloured shapes, for pictures of 128 x 128. It runs on a laptop "
+            description="A tiny trained text-to-image model of coloured shapes, for images of 128 x 128. It runs on a laptop "
             "without a GPU in seconds. To use a model of your own, put its checkpoint loader in this node's place.",
             search_aliases=["example model", "tiny model", "test checkpoint", "toy model"],
             inputs=[],
@@ -36,12 +36,12 @@ class DemoInstructModelLoader(io.ComfyNode):
             node_id="DemoInstructModelLoader",
             display_name="Load Demo Instruction Model",
             category="controlled diffusion/demo",
-            description="The demo model, taught to edit a picture as it is told: 'make the circle blue', 'turn it into a star', 'remove the "
+            description="The demo model, taught to edit an image as it is told: 'make the circle blue', 'turn it into a star', 'remove the "
             "square'. An InstructPix2Pix model of a few MB that runs on a laptop without a GPU in seconds.",
             search_aliases=["instruct pix2pix demo", "instruction editing", "tiny editor", "example model"],
             inputs=[],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The denoiser, with the picture as extra input channels."),
+                io.Model.Output(display_name="model", tooltip="The denoiser, with the image as extra input channels."),
                 io.Clip.Output(display_name="clip", tooltip="The demo model's text tower."),
                 io.Vae.Output(display_name="vae", tooltip="The demo model's autoencoder."),
             ],
@@ -60,7 +60,7 @@ class DemoCheckerLoader(io.ComfyNode):
             node_id="DemoCheckerLoader",
             display_name="Load Demo Checker",
             category="controlled diffusion/demo",
-            description="Reads pictures of the demo model back into words, and keeps the pairs in which both pictures are what their prompts say: "
+            description="Reads images of the demo model back into words, and keeps the pairs in which both images are what their prompts say: "
             "the checker of InstructPix2Pix Pairs where there is no CLIP.",
             search_aliases=["pair filter", "pair checker", "dataset filter"],
             inputs=[],

@@ -4,18 +4,20 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, probe_percents
-from .host import img2img
-from .host.channels import check_conditionings
-from .host.probing import Cut, Edit, Question, Subject, TwoPrompts
+from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from ..inversion.ddim import DDIM
+from .host.conditionings import check_conditionings
+from .host.guidance import sdedit
+from .host.guidance.diffedit import Edit, Question, Subject
+from .host.sampling import TwoPrompts
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
 
 
-def _picture_input():
+def _image_input():
     return io.MultiType.Input(
-        "picture", types=[io.Latent, io.Image], tooltip="The picture to edit: a LATENT, or an IMAGE with the vae connected."
+        "image", types=[io.Latent, io.Image], tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected."
     )
 
 
@@ -32,15 +34,15 @@ class DiffEditMask(io.ComfyNode):
             node_id="DiffEditMask",
             display_name="DiffEdit Mask",
             category=_CATEGORY,
-            description="Finds where a picture has to change so that another prompt fits it: noises the picture, asks the model under both "
+            description="Finds where an image has to change so that another prompt fits it: noises the image, asks the model under both "
             "prompts, and masks where the answers differ. For DiffEdit Sampler, or for any KSampler with the latent.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
-                io.Conditioning.Input("source", tooltip="What the picture shows now."),
+                io.Conditioning.Input("source", tooltip="What the image shows now."),
                 io.Conditioning.Input("target", tooltip="What it should show. The same words as the source but for the edit work best."),
                 io.Conditioning.Input("negative", tooltip="Used where cfg is not 1; usually an empty prompt."),
-                _picture_input(),
+                _image_input(),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of all noises of the maps."
                 ),
@@ -83,7 +85,7 @@ class DiffEditMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Percent of the sampling of the cleanest level; 1 is the clean picture. Usual 0.5 to 0.7; 0.5 alone in the paper.",
+                    tooltip="Percent of the sampling of the cleanest level; 1 is the clean image. Usual 0.5 to 0.7; 0.5 alone in the paper.",
                 ),
                 io.Combo.Input(
                     "measure",
@@ -103,7 +105,7 @@ class DiffEditMask(io.ComfyNode):
                     "refine",
                     default=True,
                     advanced=True,
-                    tooltip="With the vae connected, also compare the decoded predictions, so that the mask has the edges of the picture and not the "
+                    tooltip="With the vae connected, also compare the decoded predictions, so that the mask has the edges of the image and not the "
                     "latent's cells. Two decodings a level. Without the vae it has no effect.",
                 ),
                 io.Combo.Input(
@@ -125,7 +127,7 @@ class DiffEditMask(io.ComfyNode):
                 io.Combo.Input(
                     "threshold_kind",
                     options=list(THRESHOLDS),
-                    tooltip="'share': cut at a share of the normalised heat. 'quantile': keep the hottest 1 - threshold of the picture. 'otsu': found "
+                    tooltip="'share': cut at a share of the normalised heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found "
                     "by Otsu's method; the threshold is not used.",
                 ),
                 io.Float.Input(
@@ -147,22 +149,22 @@ class DiffEditMask(io.ComfyNode):
                 _pixels("dilate", 0, "Grows the mask by this much, or shrinks it where negative; usual 0 to 8.", low=-256),
                 _pixels("blur", 0, "Blurs the mask's edge over this much."),
                 io.Vae.Input(
-                    "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the picture."
+                    "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the picture; one for each picture or video."),
-                io.Image.Output(display_name="heat", tooltip="The heat over the picture, and the mask's outline."),
+                io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the image; one for each image or video."),
+                io.Image.Output(display_name="heat", tooltip="The heat over the image, and the mask's outline."),
                 io.Latent.Output(
-                    display_name="latent", tooltip="The picture's latent with the mask set: a KSampler changes only the mask."
+                    display_name="latent", tooltip="The image's latent with the mask set: a KSampler changes only the mask."
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, model, source, target, negative, picture, seed, cfg, maps, levels, start_percent, end_percent, measure, aggregation, refine, vae=None, **cut) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, model, source, target, negative, image, seed, cfg, maps, levels, start_percent, end_percent, measure, aggregation, refine, vae=None, **cut) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"source": source, "target": target, "negative": negative})
-        subject = Subject(model, vae, picture)
+        subject = Subject(model, vae, image)
         asked = Question(probe_percents(start_percent, end_percent, levels), maps, measure, aggregation, seed, refine)
         found = subject.heat(TwoPrompts(model, source, target, negative, cfg), asked)
         mask, heat = Cut(kind=cut.pop("threshold_kind"), **cut).mask(found)
@@ -176,16 +178,16 @@ class DiffEditSampler(io.ComfyNode):
             node_id="DiffEditSampler",
             display_name="DiffEdit Sampler",
             category=_CATEGORY,
-            description="Edits a picture within a mask: encodes it to noise with DDIM and denoises it under the new prompt, so that the edit keeps "
-            "the picture's own structure. What the mask leaves out stays exactly as it was.",
+            description="Edits an image within a mask: encodes it to noise with DDIM and denoises it under the new prompt, so that the edit keeps "
+            "the image's own structure. What the mask leaves out stays exactly as it was.",
             search_aliases=[*_ALIASES, "ddim inversion edit", "masked ddim"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
-                io.Conditioning.Input("positive", tooltip="What the picture should show: the target."),
+                io.Conditioning.Input("positive", tooltip="What the image should show: the target."),
                 io.Conditioning.Input(
                     "negative", tooltip="What it should not show; usually an empty prompt. Not evaluated where cfg is 1."
                 ),
-                _picture_input(),
+                _image_input(),
                 io.Int.Input(
                     "steps", default=20, min=1, max=1000, tooltip="Steps of the encoding, and again of the denoising. Usual 20 to 50."
                 ),
@@ -205,13 +207,13 @@ class DiffEditSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How far the picture is encoded to noise, in percent of the noise process. 0 returns the picture, 0.5 to 0.8 is usual (0.5 in "
+                    tooltip="How far the image is encoded to noise, in percent of the noise process. 0 returns the image, 0.5 to 0.8 is usual (0.5 in "
                     "the paper); higher changes more.",
                 ),
                 io.Combo.Input(
                     "rule",
                     options=list(RULES),
-                    tooltip="Off the mask. 'trajectory': the encoding itself at every level (paper). 'clean mix': the picture in the place of the predicted "
+                    tooltip="Off the mask. 'trajectory': the encoding itself at every level (paper). 'clean mix': the image in the place of the predicted "
                     "clean image, which asks nothing of the encoding but its noisiest level.",
                 ),
                 io.Boolean.Input(
@@ -222,7 +224,7 @@ class DiffEditSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "source",
                     optional=True,
-                    tooltip="What the picture shows now, for the encoding. Not connected: the negative, as in the paper.",
+                    tooltip="What the image shows now, for the encoding. Not connected: the negative, as in the paper.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -235,21 +237,21 @@ class DiffEditSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The result."),
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The result as a picture, with the exact pixels of the picture outside the mask. Needs the vae.",
+                    tooltip="The result as an image, with the exact pixels of the image outside the mask. Needs the vae.",
                 ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, picture, steps, cfg, scheduler, encode_ratio, rule, soft, source=None, mask=None, vae=None
+        cls, model, positive, negative, image, steps, cfg, scheduler, encode_ratio, rule, soft, source=None, mask=None, vae=None
     ) -> io.NodeOutput:
         source = negative if source is None else source
         check_conditionings(model, {"positive": positive, "negative": negative, "source": source})
-        edit = Edit(model, vae, picture, mask, soft)
+        edit = Edit(model, vae, image, mask, soft)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        samples = edit.run(guider, img2img.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule)
-        shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get a picture.") if vae is None else edit.task.picture(samples)
+        samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule, DDIM().encode)
+        shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get an image.") if vae is None else edit.task.image(samples)
         return io.NodeOutput(edit.task.latent(samples), shown)
 
 

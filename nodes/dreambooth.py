@@ -1,22 +1,23 @@
-"""DreamBooth: a subject learnt as a LoRA from a few pictures, its class kept as it was."""
+"""DreamBooth: a subject learnt as a LoRA from a few images, its class kept as it was."""
 
 from dataclasses import fields
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..training import settings
 from ..training.dreambooth import RATIOS, Preservation, ratio_of
-from .host import adapters, instruct_models
-from .host import dreambooth as host
-from .host import training_inputs as inputs
-from .host.whole_weights import WholeWeights
+from .host.training import adapters, instruct_models, textual_inversion
+from .host.training import dreambooth as host
+from .host.training.whole_weights import WholeWeights
+from .inputs import training as inputs
 
 _LISTS = ("images", "captions", "masks", "class_images")
 _TRAIN = ("adapter", "all weights")
 
 
 def subject(saved: str, instance: str, tip: str, count: int) -> list:
-    """What the pictures show, and what is kept of their class."""
+    """What the images show, and what is kept of their class."""
     return [
         io.String.Input("name", default="my-subject", tooltip=saved),
         io.String.Input("instance_prompt", default=instance, tooltip=tip),
@@ -32,14 +33,14 @@ def subject(saved: str, instance: str, tip: str, count: int) -> list:
             min=0.0,
             max=100.0,
             step=0.05,
-            tooltip="The weight lambda of class pictures beside the subject's. 0 = plain fine-tuning without them; 1 in the paper.",
+            tooltip="The weight lambda of class images beside the subject's. 0 = plain fine-tuning without them; 1 in the paper.",
         ),
         io.Int.Input(
             "class_count",
             default=count,
             min=0,
             max=100_000,
-            tooltip="Class pictures that the model samples as it is, if none are connected. Kept on disk for the next run. Usual 50 to 1000.",
+            tooltip="Class images that the model samples as it is, if none are connected. Kept on disk for the next run. Usual 50 to 1000.",
         ),
     ]
 
@@ -74,27 +75,27 @@ def word(placeholder: str) -> list:
             tooltip="What the new word means at first, as 'dog'. Empty = the mean of all words. For several words between commas too.",
         ),
         inputs.whole("vectors", 1, 1, 64, "Vectors, that is tokens, of the new word. Usual 1 to 4."),
-        inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001, 0.00001),
+        inputs.number("word_rate", 0.005, 0.00001, 100.0, "Learning rate of the word, as for SD1.5. Usual 0.001 to 0.01.", 0.001, round=0.00001),
         *inputs.norms(),
     ]
 
 
 def batches() -> list:
     return [
-        inputs.choice("ratio", RATIOS, "Instance to class pictures in a batch: 1:1, or 1:2 to keep the class harder."),
-        inputs.whole("class_batch", 4, 1, 1024, "Class pictures sampled at a time."),
+        inputs.choice("ratio", RATIOS, "Instance to class images in a batch: 1:1, or 1:2 to keep the class harder."),
+        inputs.whole("class_batch", 4, 1, 1024, "Class images sampled at a time."),
     ]
 
 
-def pictures() -> list:
+def images() -> list:
     return [
-        io.Image.Input("class_images", optional=True, tooltip="Your own pictures of the class, instead of sampled ones."),
+        io.Image.Input("class_images", optional=True, tooltip="Your own images of the class, instead of sampled ones."),
         io.String.Input(
             "captions",
             default="",
             multiline=True,
             optional=True,
-            tooltip="What each picture shows, in the place of the instance prompt: a list, or one a line; several ways to say it between |, of which each is "
+            tooltip="What each image shows, in the place of the instance prompt: a list, or one a line; several ways to say it between |, of which each is "
             "used by turns. Empty = none.",
         ),
         inputs.masks(),
@@ -115,7 +116,7 @@ def outputs(what: str) -> list:
         io.String.Output(display_name="name", tooltip="Of its file in the loras folder, or in diffusion_models for a whole model."),
         io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name (of each word), or the instance prompt."),
         io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
-        io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
+        io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end."),
     ]
 
 
@@ -127,7 +128,7 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     kept = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
     return host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
-        host.Data(images, captions, masks, given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given)),
+        settings.Data(images, captions, masks, given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given)),
         host.Subject(given["instance_prompt"], first, given["word_rate"], tuple(others)),
         host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], kept),
         design,
@@ -137,22 +138,22 @@ def learnt(lists: dict, design, with_word: bool) -> host.Learnt:
     )
 
 
-def new_words(given: dict) -> list[host.Word]:
+def new_words(given: dict) -> list[textual_inversion.Word]:
     """The words of a node's inputs: one, or several between commas with as many initial words."""
-    shared = {f.name: given[f.name] for f in fields(host.Word)}
+    shared = {f.name: given[f.name] for f in fields(textual_inversion.Word)}
     placeholders, initial = ([t.strip() for t in given[k].split(",")] for k in ("placeholder", "initial_words"))
     if len(placeholders) < 2:
-        return [host.Word(**shared)]
+        return [textual_inversion.Word(**shared)]
     if len(initial) not in (1, len(placeholders)):
         raise ValueError(
             f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one for all."
         )
     starts = initial * (len(placeholders) // len(initial))
-    return [host.Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
+    return [textual_inversion.Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
 
 
 def shown(made: host.Learnt) -> tuple:
-    seen = ExecutionBlocker("Training: no validation picture was made.") if made.pictures is None else made.pictures
+    seen = ExecutionBlocker("Training: no validation image was made.") if made.images is None else made.images
     return made.model, made.lora, f"{made.name}.safetensors", made.word, made.curve, seen
 
 
@@ -163,7 +164,7 @@ class DreamBoothTrainer(io.ComfyNode):
             node_id="DreamBoothTrainer",
             display_name="Train LoRA (DreamBooth)",
             category="controlled diffusion/training",
-            description="Teaches the model a subject it has never seen from a few pictures, as a LoRA. Pictures of its class, sampled by the model "
+            description="Teaches the model a subject it has never seen from a few images, as a LoRA. Images of its class, sampled by the model "
             "itself, keep the class as it was (prior preservation). A new word for the subject can be learnt along.",
             search_aliases=["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
             is_input_list=True,
@@ -171,24 +172,24 @@ class DreamBoothTrainer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to teach: eps, v or flow. It is not changed; LoRAs on it act while it learns."),
                 io.Clip.Input("clip", tooltip="Its text encoders. They are not changed."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input(
-                    "images", tooltip="3 to 20 pictures of the subject: a batch, or a list as folder loaders give it. Sizes may differ."
+                    "images", tooltip="3 to 20 images of the subject: a batch, or a list as folder loaders give it. Sizes may differ."
                 ),
                 *subject(
                     "Of the LoRA in the loras folder, and of the embedding if a word is learnt. 'dogs/rex' goes into a subfolder.",
                     "a photo of sks dog",
-                    "What the pictures show: a rare word, or the placeholder of a new one, and the class. A picture's caption takes its place.",
+                    "What the images show: a rare word, or the placeholder of a new one, and the class. An image's caption takes its place.",
                     100,
                 ),
                 *inputs.course(
                     800,
-                    "Steps of the optimiser. Usual 400 to 1500; about 100 to 200 for each picture.",
+                    "Steps of the optimiser. Usual 400 to 1500; about 100 to 200 for each image.",
                     1,
                     0.0001,
                     "Of the LoRA: usual 0.00005 to 0.0005. With prodigy 1.",
                 ),
-                *inputs.validation_prompt("", "Pictures of this prompt are shown while it learns. Empty = the instance prompt."),
+                *inputs.validation_prompt("", "Images of this prompt are shown while it learns. Empty = the instance prompt."),
                 *_adapter(),
                 *batches(),
                 io.Boolean.Input(
@@ -200,8 +201,8 @@ class DreamBoothTrainer(io.ComfyNode):
                 *word("<subject>"),
                 inputs.flip(),
                 *inputs.objective(),
-                *inputs.run("a LoRA", " and of class pictures"),
-                *pictures(),
+                *inputs.run("a LoRA", " and of class images"),
+                *images(),
                 io.Combo.Input(
                     "train",
                     options=list(_TRAIN),

@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..inversion.edict import EDICT
 from ..inversion.exact import for_steps
-from .host import exact, sockets
+from .host.inversion import exact
+from .inputs import inverter
 
 
 class EDICTInverter(io.ComfyNode):
@@ -14,7 +15,7 @@ class EDICTInverter(io.ComfyNode):
             node_id="EDICTInverter",
             display_name="EDICT Inverter",
             category="controlled diffusion/inversion",
-            description="Finds a pair of noises from which a picture comes back exactly, whatever the model and the prompt: two states that guide "
+            description="Finds a pair of noises from which an image comes back exactly, whatever the model and the prompt: two states that guide "
             "each other. Two evaluations a step.",
             search_aliases=[
                 "edict",
@@ -24,7 +25,7 @@ class EDICTInverter(io.ComfyNode):
                 "invert image",
                 "real image editing",
             ],
-            inputs=exact.own_inputs(
+            inputs=inverter.own_inputs(
                 io.Float.Input(
                     "p",
                     default=0.93,
@@ -35,9 +36,9 @@ class EDICTInverter(io.ComfyNode):
                     tooltip="Each state's own share when the pair is mixed after a step: 1 mixes nothing. Usual 0.9 to 0.97, 0.93 in the paper. "
                     "Lower keeps the pair together while sampling and drives it apart while inverting.",
                 ),
-                exact.rescale_input("p"),
+                inverter.rescale_input("p"),
             ),
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod

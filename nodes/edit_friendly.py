@@ -1,10 +1,12 @@
-"""Edit-friendly inversion: the noise maps with which the stochastic sampler makes this picture."""
+"""Edit-friendly inversion: the noise maps with which the stochastic sampler makes this image."""
 
 from comfy_api.latest import io
 
 from ..inversion.edit_friendly import EditFriendly
-from .host import inversion, sockets
-from .host.channels import check_conditionings, noise_scale
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert
+from .inputs import inverter
 
 
 class EditFriendlyInverter(io.ComfyNode):
@@ -14,8 +16,8 @@ class EditFriendlyInverter(io.ComfyNode):
             node_id="EditFriendlyInverter",
             display_name="Edit-Friendly Inverter",
             category="controlled diffusion/inversion",
-            description="Finds the noise that stochastic sampling has to add at every step to make this picture. Replayed with the same prompt "
-            "and cfg it gives the picture back exactly; with another prompt it keeps the layout.",
+            description="Finds the noise that stochastic sampling has to add at every step to make this image. Replayed with the same prompt "
+            "and cfg it gives the image back exactly; with another prompt it keeps the layout.",
             search_aliases=[
                 "edit friendly ddpm inversion",
                 "ddpm inversion",
@@ -24,13 +26,13 @@ class EditFriendlyInverter(io.ComfyNode):
                 "euler ancestral inversion",
             ],
             inputs=[
-                *sockets.inverter_inputs(steps_tip="usual 20 to 100; the picture comes back exactly at any number"),
+                *inverter.inverter_inputs(steps_tip="usual 20 to 100; the image comes back exactly at any number"),
                 io.Int.Input(
                     "skip",
                     default=18,
                     min=0,
                     max=999,
-                    tooltip="How many of the noisiest steps to leave out: more keeps more of the picture, 0 gives most freedom. Usual a quarter to "
+                    tooltip="How many of the noisiest steps to leave out: more keeps more of the image, 0 gives most freedom. Usual a quarter to "
                     "a half of the steps; 36 of 100 in the paper.",
                 ),
                 io.Float.Input(
@@ -49,24 +51,24 @@ class EditFriendlyInverter(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the noisy pictures from which the noise maps are found. Every picture of a batch gets the same.",
+                    tooltip="Seed of the noisy images from which the noise maps are found. Every image of a batch gets the same.",
                 ),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg is not 1; usually an empty prompt."),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
-            outputs=sockets.inverter_outputs(),
+            outputs=inverter.inverter_outputs(),
         )
 
     @classmethod
     def execute(
-        cls, model, source, picture, steps, scheduler, end_percent, skip, cfg, seed, negative=None, vae=None
+        cls, model, source, image, steps, scheduler, end_percent, skip, cfg, seed, negative=None, vae=None
     ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         sampling = model.get_model_object("model_sampling")
-        method = EditFriendly(seed, noise_scale(sampling).flow, inversion.noise_deviation(sampling))
-        sigmas = inversion.later(inversion.levels(model, scheduler, steps, end_percent), skip)
-        found = inversion.invert(model, vae, picture, source, method, sigmas, negative=negative, cfg=cfg)
-        return io.NodeOutput(*inversion.outputs(model, found))
+        method = EditFriendly(seed, noise_levels.is_flow(sampling), noise_levels.noise_deviation(sampling))
+        sigmas = noise_levels.skip_steps(noise_levels.levels(model, scheduler, steps, end_percent), skip)
+        found = invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg)
+        return io.NodeOutput(*invert.outputs(model, found))
 
 
 NODES = [EditFriendlyInverter]

@@ -1,12 +1,12 @@
-"""FlowEdit: an edit without inversion, straight from picture to picture."""
+"""FlowEdit: an edit without inversion, straight from image to image."""
 
 import comfy.samplers
 from comfy_api.latest import io
 
-from .host import inversion
-from .host.channels import check_conditionings
-from .host.flow_editing import FlowEdit
-from .host.probing import TwoPrompts
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion.flow_edit import FlowEdit
+from .host.sampling import TwoPrompts
 
 
 class FlowEditLatentSampler(io.ComfyNode):
@@ -16,7 +16,7 @@ class FlowEditLatentSampler(io.ComfyNode):
             node_id="FlowEditLatentSampler",
             display_name="FlowEdit Sampler",
             category="controlled diffusion/inversion",
-            description="Edits a picture without inverting it: at every step both prompts see the picture under the same fresh noise, and the "
+            description="Edits an image without inverting it: at every step both prompts see the image under the same fresh noise, and the "
             "edit moves by what they disagree about.",
             search_aliases=[
                 "flowedit",
@@ -26,11 +26,11 @@ class FlowEditLatentSampler(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A flow model (SD3, Flux, ...), for which the paper is; eps and v models work too."),
-                io.Conditioning.Input("source", tooltip="What the picture shows now."),
+                io.Conditioning.Input("source", tooltip="What the image shows now."),
                 io.Conditioning.Input("positive", tooltip="What it should show. The same words as the source but for the edit work best."),
                 io.Conditioning.Input("negative", tooltip="Used where a cfg is not 1; usually an empty prompt."),
                 io.MultiType.Input(
-                    "picture", types=[io.Latent, io.Image], tooltip="The pictures to edit: a LATENT, or an IMAGE with the vae connected."
+                    "image", types=[io.Latent, io.Image], tooltip="The images to edit: a LATENT, or an IMAGE with the vae connected."
                 ),
                 io.Int.Input(
                     "seed",
@@ -38,7 +38,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the noises. Every picture of a batch gets the same.",
+                    tooltip="Seed of the noises. Every image of a batch gets the same.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -72,7 +72,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                     default=33,
                     min=0,
                     max=1000,
-                    tooltip="Steps that are made: the noisiest steps - n_max are left out. Fewer keeps more of the picture, 0 gives it back. 33 of "
+                    tooltip="Steps that are made: the noisiest steps - n_max are left out. Fewer keeps more of the image, 0 gives it back. 33 of "
                     "50 for SD3, 24 of 28 for Flux in the paper.",
                 ),
                 io.Int.Input(
@@ -92,7 +92,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="1 = may change; elsewhere the picture stays exactly. Not connected: the mask that the latent carries, if any.",
+                    tooltip="1 = may change; elsewhere the image stays exactly. Not connected: the mask that the latent carries, if any.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE."),
             ],
@@ -101,12 +101,12 @@ class FlowEditLatentSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, positive, negative, picture, seed, steps, source_cfg, cfg, scheduler, n_max, n_min, n_avg, mask=None, vae=None
+        cls, model, source, positive, negative, image, seed, steps, source_cfg, cfg, scheduler, n_max, n_min, n_avg, mask=None, vae=None
     ) -> io.NodeOutput:
         check_conditionings(model, {"source": source, "positive": positive, "negative": negative})
-        edit = FlowEdit(model, vae, picture, mask, soft=False)
+        edit = FlowEdit(model, vae, image, mask, soft=False)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        sigmas = inversion.levels(model, scheduler, steps, 0.0)
+        sigmas = noise_levels.levels(model, scheduler, steps, 0.0)
         return io.NodeOutput(edit.run(guider, sigmas, source_cfg, n_max=n_max, n_min=n_min, n_avg=n_avg, seed=seed))
 
 

@@ -1,12 +1,15 @@
-"""Image guidance: a reference picture, or a text, steers the predicted clean picture as a guidance channel."""
+"""Image guidance: a reference image, or a text, steers the predicted clean image as a guidance channel."""
 
 from comfy_api.latest import io
 
 from ..guidance.image_guidance import KINDS, ImageForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import image_guidance, sockets
+from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
+from .host.guidance import image_guidance
+from .inputs import sockets
+from .inputs.channel import channel_extras, channel_identity, percent_range
 
 CLIP_KIND = "clip"
 
@@ -18,7 +21,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             node_id="ImageGuidanceChannel",
             display_name="Image Guidance Channel",
             category="controlled diffusion/guidance",
-            description="Pulls the picture towards a reference picture by a loss on the predicted clean picture: its colours, its light, "
+            description="Pulls the image towards a reference image by a loss on the predicted clean image: its colours, its light, "
             "its layout, or what CLIP sees in it. Needs no training and no adapter.",
             search_aliases=[
                 "universal guidance",
@@ -30,7 +33,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples: eps, v or flow."),
-                io.Vae.Input("vae", tooltip="Its VAE; the predicted picture is decoded with it at every step."),
+                io.Vae.Input("vae", tooltip="Its VAE; the predicted image is decoded with it at every step."),
                 io.Combo.Input(
                     "kind",
                     options=[*KINDS, CLIP_KIND],
@@ -46,8 +49,8 @@ class ImageGuidanceChannel(io.ComfyNode):
                     round=0.01,
                     tooltip="0 switches it off (nothing is decoded). Usual 1 to 16, 'clip' 10 to 50; a quarter of it with through_denoiser. Below 0 pushes away.",
                 ),
-                *sockets.percent_range("the channel"),
-                *sockets.channel_identity("its kind"),
+                *percent_range("the channel"),
+                *channel_identity("its kind"),
                 io.Boolean.Input(
                     "through_denoiser",
                     default=False,
@@ -61,14 +64,14 @@ class ImageGuidanceChannel(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Pictures, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
+                    tooltip="Images, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
                 ),
-                io.Image.Input("image", optional=True, tooltip="The reference picture, of any size."),
+                io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
                 io.Conditioning.Input(
                     "text", optional=True, tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."
                 ),
-                *sockets.channel_extras(),
+                *channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )
@@ -94,7 +97,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         previous=(),
     ) -> io.NodeOutput:
         vae = differentiable_vae(vae)
-        decode, models = image_guidance.decoder(model, vae), [vae.patcher]
+        decode, models = latents.decoder(model, vae), [vae.patcher]
         if kind == CLIP_KIND:
             _need(clip_vision is not None, "Kind 'clip' needs a clip_vision: connect Load CLIP Vision, or choose another kind.")
             _need(image is not None or text is not None, "Kind 'clip' needs an image or a text to move towards: connect one.")

@@ -1,12 +1,12 @@
-"""InstructPix2Pix guidance: a picture edited by an instruction, with one scale for the picture and one for the text."""
+"""InstructPix2Pix guidance: an image edited by an instruction, with one scale for the image and one for the text."""
 
 from comfy_api.latest import io
 
 from ..guidance.instruct_pix2pix import Scales, channels
 from ..guidance.schedules import ALWAYS
-from .host import sockets
-from .host.instruct import InstructPix2Pix, Picture, patched
-from .host.pictures import weights_picture
+from .host.guidance.guidance_report import weights_image
+from .host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage, patched
+from .inputs import sockets
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -31,7 +31,7 @@ def _condition_inputs():
         ),
         io.Conditioning.Input("positive", tooltip="The instruction, such as 'make it snow'."),
         io.Conditioning.Input(
-            "negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the picture too."
+            "negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."
         ),
     ]
 
@@ -43,22 +43,22 @@ def _scale_input(name: str, default: float, tooltip: str):
 _TEXT_SCALE = (
     "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction; usual 5 to 10 (models made for low cfg: 1 to 4)."
 )
-_IMAGE_SCALE = "s_I, how closely the result keeps to the picture. 1 = plain cfg (neutral), 0 = not at all; usual 1 to 2."
+_IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all; usual 1 to 2."
 
 
-def _picture_inputs():
+def _image_inputs():
     return [
         io.MultiType.Input(
             "image",
             types=[io.Latent, io.Image],
             optional=True,
-            tooltip="The picture to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries.",
+            tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries.",
         ),
         io.Vae.Input("vae", optional=True, tooltip="Encodes the image if it is an IMAGE."),
         io.Conditioning.Input(
             "unconditional",
             optional=True,
-            tooltip="The prompt without the picture that the picture is compared with. Not connected: the negative without its picture.",
+            tooltip="The prompt without the image that the image is compared with. Not connected: the negative without its image.",
         ),
     ]
 
@@ -70,7 +70,7 @@ def _schedule_input(name: str):
 
 
 def _latent_output():
-    return io.Latent.Output(display_name="latent", tooltip="An empty latent of the picture's size, to sample from noise.")
+    return io.Latent.Output(display_name="latent", tooltip="An empty latent of the image's size, to sample from noise.")
 
 
 class InstructPix2PixGuider(io.ComfyNode):
@@ -80,24 +80,24 @@ class InstructPix2PixGuider(io.ComfyNode):
             node_id="InstructPix2PixGuider",
             display_name="InstructPix2Pix Guider",
             category=_CATEGORY,
-            description="Edits a picture by an instruction, with one scale for the picture and one for the instruction. "
+            description="Edits an image by an instruction, with one scale for the image and one for the instruction. "
             "For SamplerCustomAdvanced and an instruction-tuned model.",
             search_aliases=_ALIASES,
             inputs=[
                 *_condition_inputs(),
                 _scale_input("text_scale", 7.5, _TEXT_SCALE),
                 _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_picture_inputs(),
+                *_image_inputs(),
                 _schedule_input("text"),
                 _schedule_input("image"),
                 io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="For the picture of weights: the sigmas you sample with. Not connected: percents."
+                    "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents."
                 ),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
                 _latent_output(),
-                io.Image.Output(display_name="weights", tooltip="Both scales over the sampling, as a picture."),
+                io.Image.Output(display_name="weights", tooltip="Both scales over the sampling, as an image."),
             ],
         )
 
@@ -116,11 +116,11 @@ class InstructPix2PixGuider(io.ComfyNode):
         image_schedule=None,
         sigmas=None,
     ) -> io.NodeOutput:
-        picture = Picture(model, positive, image, vae)
-        conditions = picture.conditions(model, positive, negative, unconditional)
+        source = SourceImage(model, positive, image, vae)
+        conditions = source.conditions(model, positive, negative, unconditional)
         scales = Scales(text_scale, image_scale, text_schedule or ALWAYS, image_schedule or ALWAYS)
         guider = InstructPix2Pix(model, conditions, scales)
-        return io.NodeOutput(guider, picture.empty_latent(), weights_picture(model, channels(conditions, scales), sigmas))
+        return io.NodeOutput(guider, source.empty_latent(), weights_image(model, channels(conditions, scales), sigmas))
 
 
 class InstructPix2PixPatch(io.ComfyNode):
@@ -130,19 +130,19 @@ class InstructPix2PixPatch(io.ComfyNode):
             node_id="InstructPix2PixPatch",
             display_name="InstructPix2Pix Patch",
             category=_CATEGORY,
-            description="The picture's scale for a plain KSampler: connect all outputs to it; its cfg is the scale of the instruction. "
+            description="The image's scale for a plain KSampler: connect all outputs to it; its cfg is the scale of the instruction. "
             "With image_scale 1 it changes nothing.",
             search_aliases=_ALIASES,
             inputs=[
                 *_condition_inputs(),
                 _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_picture_inputs(),
+                *_image_inputs(),
                 _schedule_input("image"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For a KSampler; its cfg is the text scale, usually 5 to 10."),
-                io.Conditioning.Output(display_name="positive", tooltip="The instruction with the picture."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative with the picture."),
+                io.Conditioning.Output(display_name="positive", tooltip="The instruction with the image."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative with the image."),
                 _latent_output(),
             ],
         )
@@ -151,10 +151,10 @@ class InstructPix2PixPatch(io.ComfyNode):
     def execute(
         cls, model, positive, negative, image_scale, image=None, vae=None, unconditional=None, image_schedule=None
     ) -> io.NodeOutput:
-        picture = Picture(model, positive, image, vae)
-        conditions = picture.conditions(model, positive, negative, unconditional)
+        source = SourceImage(model, positive, image, vae)
+        conditions = source.conditions(model, positive, negative, unconditional)
         scales = Scales(image=image_scale, image_schedule=image_schedule or ALWAYS)
-        return io.NodeOutput(patched(model, conditions, scales), conditions.edit, conditions.image, picture.empty_latent())
+        return io.NodeOutput(patched(model, conditions, scales), conditions.edit, conditions.image, source.empty_latent())
 
 
 class InstructionChannels(io.ComfyNode):
@@ -164,23 +164,23 @@ class InstructionChannels(io.ComfyNode):
             node_id="InstructionChannels",
             display_name="Instruction Channels",
             category=_CATEGORY,
-            description="InstructPix2Pix guidance as two Guidance Channels, the picture and the instruction, to combine with others in a "
+            description="InstructPix2Pix guidance as two Guidance Channels, the image and the instruction, to combine with others in a "
             "Multi CFG Guider.",
             search_aliases=_ALIASES,
             inputs=[
                 *_condition_inputs(),
                 _scale_input("text_scale", 7.5, _TEXT_SCALE),
                 _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_picture_inputs(),
+                *_image_inputs(),
                 _schedule_input("text"),
                 _schedule_input("image"),
                 sockets.GuidanceChannel.Input("previous", optional=True, tooltip="Channels to which these two are added."),
             ],
             outputs=[
                 sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far, for a Multi CFG Guider."),
-                io.Conditioning.Output(display_name="unconditional", tooltip="For the Multi CFG Guider: no picture, no instruction."),
+                io.Conditioning.Output(display_name="unconditional", tooltip="For the Multi CFG Guider: no image, no instruction."),
                 io.Conditioning.Output(
-                    display_name="image_only", tooltip="The picture without instruction: a null for channels of your own."
+                    display_name="image_only", tooltip="The image without instruction: a null for channels of your own."
                 ),
                 _latent_output(),
             ],
@@ -201,11 +201,11 @@ class InstructionChannels(io.ComfyNode):
         image_schedule=None,
         previous=(),
     ) -> io.NodeOutput:
-        picture = Picture(model, positive, image, vae)
-        conditions = picture.conditions(model, positive, negative, unconditional)
+        source = SourceImage(model, positive, image, vae)
+        conditions = source.conditions(model, positive, negative, unconditional)
         scales = Scales(text_scale, image_scale, text_schedule or ALWAYS, image_schedule or ALWAYS)
         made = (*previous, *channels(conditions, scales))
-        return io.NodeOutput(made, conditions.nothing, conditions.image, picture.empty_latent())
+        return io.NodeOutput(made, conditions.nothing, conditions.image, source.empty_latent())
 
 
 NODES = [InstructPix2PixGuider, InstructPix2PixPatch, InstructionChannels]

@@ -1,4 +1,4 @@
-"""Training InstructPix2Pix: a model of your own that edits a picture as it is told."""
+"""Training InstructPix2Pix: a model of your own that edits an image as it is told."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..training.instruct_pix2pix import DROPPED, WHAT
-from .host import instruct_models, instruct_pairs
-from .host import instruct_training as host
-from .host import training_inputs as inputs
 from .host.fingerprint import stamp
+from .host.training import instruct_models, instruct_pairs
+from .host.training import instruct_pix2pix as host
+from .inputs import training as inputs
 
 _CATEGORY = "controlled diffusion/training"
 _LISTS = ("before", "after", "instructions")
@@ -17,14 +17,14 @@ _LISTS = ("before", "after", "instructions")
 
 def _pairs() -> list:
     return [
-        io.Image.Input("before", optional=True, tooltip="Pictures before the edit: a batch, or a list as folder loaders give it."),
-        io.Image.Input("after", optional=True, tooltip="The same pictures after it, in the same order and of the same sizes."),
+        io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
+        io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
         io.String.Input(
             "instructions",
             default="",
             multiline=True,
             optional=True,
-            tooltip="What leads from each picture to the other, such as 'make it blue': a list, or one a line.",
+            tooltip="What leads from each image to the other, such as 'make it blue': a list, or one a line.",
         ),
     ]
 
@@ -45,7 +45,7 @@ def _learning() -> list:
             0.05,
             0.0,
             0.33,
-            "How often the picture alone, the instruction alone, and both are left out, each; both scales of the guider need it. 0.05 in the "
+            "How often the image alone, the instruction alone, and both are left out, each; both scales of the guider need it. 0.05 in the "
             "paper; 0 = never.",
         ),
         inputs.flip(),
@@ -55,8 +55,8 @@ def _learning() -> list:
 def _run() -> list:
     """The shared inputs of a run, with the two scales of an instruction model in the place of cfg."""
     scales = [
-        inputs.number("validation_text_scale", 7.5, 0.0, 100.0, "s_T of validation pictures: usual 3 to 10, the demo model 3.", 0.1),
-        inputs.number("validation_image_scale", 1.5, 0.0, 100.0, "s_I of validation pictures: usual 1 to 2.", 0.1),
+        inputs.number("validation_text_scale", 7.5, 0.0, 100.0, "s_T of validation images: usual 3 to 10, the demo model 3.", 0.1),
+        inputs.number("validation_image_scale", 1.5, 0.0, 100.0, "s_I of validation images: usual 1 to 2.", 0.1),
     ]
     shared = inputs.run("a model")
     place = [i.id for i in shared].index("validation_cfg")
@@ -70,7 +70,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
             node_id="InstructPix2PixTrainer",
             display_name="Train Instruction Model (InstructPix2Pix)",
             category=_CATEGORY,
-            description="Teaches a model to edit a picture as it is told, from pairs of pictures and instructions. The picture enters through "
+            description="Teaches a model to edit an image as it is told, from pairs of images and instructions. The image enters through "
             "new channels of the first convolution, which start at zero. Saved for the host's Load Diffusion Model; the given model is not changed.",
             search_aliases=[
                 "instruct pix2pix",
@@ -86,7 +86,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                     "model", tooltip="SD1.5, SD2, SDXL or alike, with LoRAs if you like; or an instruction model, to go on from it."
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.String.Input(
                     "name",
                     default="my-editor",
@@ -95,7 +95,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Pairs that InstructPix2Pix Pairs wrote: its name there. Empty = the connected pictures and instructions.",
+                    tooltip="Pairs that InstructPix2Pix Pairs wrote: its name there. Empty = the connected images and instructions.",
                 ),
                 io.Combo.Input(
                     "train",
@@ -123,17 +123,17 @@ class InstructPix2PixTrainer(io.ComfyNode):
                     options=list(DROPPED),
                     optional=True,
                     advanced=True,
-                    tooltip="'jointly': the picture alone, the instruction alone and both are left out at the rate dropout each, as in the paper. "
-                    "'independently': picture and instruction each by itself, so often that both are missing at the rate dropout.",
+                    tooltip="'jointly': the image alone, the instruction alone and both are left out at the rate dropout each, as in the paper. "
+                    "'independently': image and instruction each by itself, so often that both are missing at the rate dropout.",
                 ),
-                inputs.clean_dropout("clean_picture_dropout", "as dropout says", "the picture is"),
+                inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
                 inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),
                 io.String.Output(display_name="name", tooltip="The name of its file, for Load Instruction Model."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
-                io.Image.Output(display_name="validation", tooltip="Pictures before and as edited, by turns; the last at the end."),
+                io.Image.Output(display_name="validation", tooltip="Images before and as edited, by turns; the last at the end."),
             ],
         )
 
@@ -151,7 +151,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
         made = host.learn(
             *(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"]
         )
-        seen = ExecutionBlocker("Train Instruction Model: no validation picture was made.") if made.pictures is None else made.pictures
+        seen = ExecutionBlocker("Train Instruction Model: no validation image was made.") if made.images is None else made.images
         return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, seen)
 
 

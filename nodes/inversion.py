@@ -1,10 +1,10 @@
-"""The way back from an inversion: reconstruct the picture, or edit it."""
+"""The way back from an inversion: reconstruct the image, or edit it."""
 
 from comfy_api.latest import io
 
-from .host import inversion as inverting
-from .host import sockets
-from .host.channels import check_conditionings
+from .host.conditionings import check_conditionings
+from .host.inversion.replay import BRANCHES, Replay, mask_for
+from .inputs import sockets
 
 
 class InversionSampler(io.ComfyNode):
@@ -14,8 +14,8 @@ class InversionSampler(io.ComfyNode):
             node_id="InversionSampler",
             display_name="Inversion Sampler",
             category="controlled diffusion/inversion",
-            description="Walks an inversion back to a picture, with the steps and the method by which it was made. With another prompt, the "
-            "picture is edited; with none, it is reconstructed.",
+            description="Walks an inversion back to an image, with the steps and the method by which it was made. With another prompt, the "
+            "image is edited; with none, it is reconstructed.",
             search_aliases=["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion; LoRA, ControlNet and attention patches may differ."),
@@ -31,14 +31,14 @@ class InversionSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "branches",
-                    options=list(inverting.BRANCHES),
+                    options=list(BRANCHES),
                     tooltip="'edit': the edit alone. 'source and edit': both, the source first, in one batch so that attention control can "
                     "read it. 'direct': as that, and the source stays exactly on the inversion's path (direct inversion).",
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the picture should become; of several pictures one for all, or a row for each. Not connected: the source, a "
+                    tooltip="What the image should become; of several images one for all, or a row for each. Not connected: the source, a "
                     "reconstruction.",
                 ),
                 io.Conditioning.Input(
@@ -46,7 +46,7 @@ class InversionSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Needed where cfg is not 1, except for inversions that bring their own (null-text, negative-prompt).",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Elsewhere the picture stays on the inversion's path."),
+                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit."),
@@ -58,7 +58,7 @@ class InversionSampler(io.ComfyNode):
         positive = inversion.source if positive is None else positive
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
-        replay = inverting.Replay(inversion, branches, None if mask is None else inverting.mask_for(mask, inversion))
+        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion))
         return io.NodeOutput({"samples": replay.run(model, positive, negative, cfg)})
 
 

@@ -3,9 +3,9 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .host import inversion as inverting
-from .host import inversion_files as files
-from .host import sockets
+from .host.inversion import inversion_files as files
+from .host.inversion import invert as inverting
+from .inputs import inverter, sockets
 
 _CATEGORY = "controlled diffusion/inversion"
 
@@ -17,7 +17,7 @@ class SaveInversion(io.ComfyNode):
             node_id="SaveInversion",
             display_name="Save Inversion",
             category=_CATEGORY,
-            description="Writes an inversion to output/inversions, every bit of it, so that a picture is inverted once and edited many times.",
+            description="Writes an inversion to output/inversions, every bit of it, so that an image is inverted once and edited many times.",
             search_aliases=["store inversion", "export inversion", "cache inversion", "keep inverted image"],
             is_output_node=True,
             inputs=[
@@ -60,13 +60,13 @@ class LoadInversion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                *sockets.inverter_outputs(),
-                io.Conditioning.Output(display_name="source", tooltip="The conditioning under which the picture was inverted."),
+                *inverter.inverter_outputs(),
+                io.Conditioning.Output(display_name="source", tooltip="The conditioning under which the image was inverted."),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The negative that belongs to the way back, from null-text or negative-prompt inversion; others bring none.",
                 ),
-                io.Latent.Output(display_name="picture", tooltip="The picture itself, as it was inverted."),
+                io.Latent.Output(display_name="image", tooltip="The image itself, as it was inverted."),
             ],
         )
 
@@ -89,7 +89,7 @@ class LoadInversion(io.ComfyNode):
         found.model.check(model)
         missing = ExecutionBlocker(f"'{name}' brings no negative conditioning. Connect a prompt, which may be empty.")
         given = inverting.outputs(model, found)
-        return io.NodeOutput(*given, found.source, missing if found.null is None else found.null, files.picture(model, found))
+        return io.NodeOutput(*given, found.source, missing if found.null is None else found.null, files.image(model, found))
 
 
 NODES = [SaveInversion, LoadInversion]

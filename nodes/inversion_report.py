@@ -1,9 +1,9 @@
-"""What came of an inversion: the pictures side by side, with the numbers on them."""
+"""What came of an inversion: the images side by side, with the numbers on them."""
 
 from comfy_api.latest import io, ui
 
-from .host import sockets
-from .host.comparison import Report
+from .host.inversion.inversion_report import Report
+from .inputs import sockets
 
 
 class InversionReport(io.ComfyNode):
@@ -13,11 +13,11 @@ class InversionReport(io.ComfyNode):
             node_id="InversionReport",
             display_name="Inversion Report",
             category="controlled diffusion/inversion",
-            description="The picture, what its inversion gives back and what the edit made of it, side by side with PSNR, SSIM and the largest "
+            description="The image, what its inversion gives back and what the edit made of it, side by side with PSNR, SSIM and the largest "
             "error, and what the inversion cost. Changes nothing.",
             search_aliases=["psnr", "ssim", "lpips", "compare images", "reconstruction error", "image quality", "image metrics"],
             inputs=[
-                io.Image.Input("reference", tooltip="The picture that was inverted: one for all, or one each. Values in [0, 1]."),
+                io.Image.Input("reference", tooltip="The image that was inverted: one for all, or one each. Values in [0, 1]."),
                 sockets.Inversion.Input(
                     "inversion", optional=True, tooltip="For its method, steps, seconds and evaluations of the network."
                 ),
@@ -33,8 +33,8 @@ class InversionReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="report", tooltip="The pictures side by side, a row for each of the batch."),
-                io.String.Output(display_name="text", tooltip="The same numbers in words: means, then each picture."),
+                io.Image.Output(display_name="report", tooltip="The images side by side, a row for each of the batch."),
+                io.String.Output(display_name="text", tooltip="The same numbers in words: means, then each image."),
             ],
         )
 

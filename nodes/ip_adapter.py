@@ -5,7 +5,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..attention.ip_adapter import COMBINATIONS
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import ip_adapter, sockets
+from .host import demo
+from .host.attention import ip_adapter
+from .inputs import channel, sockets
 
 _CATEGORY = "controlled diffusion/attention"
 _ALIASES = ["ip-adapter", "ipadapter", "image prompt", "style reference", "decoupled cross-attention", "reference image", "clip vision"]
@@ -34,7 +36,7 @@ def _combine_input():
         "combine",
         options=list(COMBINATIONS),
         tooltip="Several images: 'concat' all in one attention, 'add' an attention for each and their sum (stronger with each image), 'average' "
-        "one image of their mean features, 'batch' image i for picture i. The same for a single image.",
+        "one image of their mean features, 'batch' image i for image i. The same for a single image.",
     )
 
 
@@ -65,7 +67,7 @@ class IPAdapterPatch(io.ComfyNode):
                     step=0.05,
                     tooltip="Strength of the images in the attention (lambda). 0 = off, 1 = as trained, usual 0.4 to 0.8 beside a prompt.",
                 ),
-                *sockets.percent_range("the image"),
+                *channel.percent_range("the image"),
                 _combine_input(),
                 io.String.Input(
                     "layer_weights",
@@ -146,7 +148,7 @@ class DemoImageEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(ip_adapter.demo_encoder())
+        return io.NodeOutput(demo.demo_encoder())
 
 
 NODES = [IPAdapterLoader, IPAdapterPatch, DemoImageEncoderLoader]

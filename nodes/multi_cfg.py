@@ -5,9 +5,10 @@ from comfy_api.latest import io
 from ..guidance.directions import Shaping
 from ..guidance.multi_cfg import CONFLICTS, Channel, Rules
 from ..guidance.schedules import ALWAYS, Schedule
-from .host import sockets
-from .host.channels import MultiCFG, MultiCFGWrapper, record_of
-from .host.pictures import report_picture, weights_picture
+from .host.guidance.guidance_report import report_image, weights_image
+from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
+from .inputs import sockets
+from .inputs.channel import channel_extras, channel_identity, percent_range
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -30,7 +31,7 @@ class GuidanceChannel(io.ComfyNode):
             node_id="GuidanceChannel",
             display_name="Guidance Channel",
             category=_CATEGORY,
-            description="One force on the picture: a conditioning with its own weight, sign, null, schedule, region and priority. "
+            description="One force on the image: a conditioning with its own weight, sign, null, schedule, region and priority. "
             "Chain channels, or connect several to a Multi CFG node.",
             search_aliases=_ALIASES,
             inputs=[
@@ -49,15 +50,15 @@ class GuidanceChannel(io.ComfyNode):
                     options=["positive", "negative"],
                     tooltip="'positive' pulls towards the conditioning, 'negative' pushes away from it.",
                 ),
-                *sockets.percent_range("the channel"),
-                *sockets.channel_identity(),
+                *percent_range("the channel"),
+                *channel_identity(),
                 io.Conditioning.Input(
                     "null",
                     optional=True,
                     tooltip="What the conditioning is compared with. Not connected: the unconditional of the guider, "
                     "or KSampler's negative.",
                 ),
-                *sockets.channel_extras(),
+                *channel_extras(),
             ],
             outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
         )
@@ -153,7 +154,7 @@ def _better_inputs():
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="CFG-zero-star: up to this percent of the sampling the picture does not move and nothing is evaluated. 0 = off, "
+            tooltip="CFG-zero-star: up to this percent of the sampling the image does not move and nothing is evaluated. 0 = off, "
             "usual 0.04, for flow models.",
         ),
     ]
@@ -189,11 +190,11 @@ def _channel_inputs():
 
 def _sigmas_input():
     return io.Sigmas.Input(
-        "sigmas", optional=True, tooltip="For the picture of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
+        "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
     )
 
 
-_PICTURE = dict(display_name="weights", tooltip="The weight of every channel over the sampling, as a picture.")
+_IMAGE = dict(display_name="weights", tooltip="The weight of every channel over the sampling, as an image.")
 
 
 def _listed(channels: dict) -> list[Channel]:
@@ -223,7 +224,7 @@ class MultiCFGGuider(io.ComfyNode):
                 *_better_inputs(),
                 *_interval_inputs(),
             ],
-            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), io.Image.Output(**_PICTURE)],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), io.Image.Output(**_IMAGE)],
         )
 
     @classmethod
@@ -248,7 +249,7 @@ class MultiCFGGuider(io.ComfyNode):
         better = (apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
         rules = _rules(conflict, norm_cap, rescale, *better, interval_start_percent, interval_end_percent)
         guider = MultiCFG(model, unconditional, listed, rules)
-        return io.NodeOutput(guider, weights_picture(model, listed, sigmas, rules))
+        return io.NodeOutput(guider, weights_image(model, listed, sigmas, rules))
 
 
 class MultiCFGPatch(io.ComfyNode):
@@ -267,7 +268,7 @@ class MultiCFGPatch(io.ComfyNode):
                 _sigmas_input(),
                 *_better_inputs(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For a KSampler, or any guider."), io.Image.Output(**_PICTURE)],
+            outputs=[io.Model.Output(display_name="model", tooltip="For a KSampler, or any guider."), io.Image.Output(**_IMAGE)],
         )
 
     @classmethod
@@ -288,7 +289,7 @@ class MultiCFGPatch(io.ComfyNode):
         listed = _listed(channels)
         rules = _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
         patched = MultiCFGWrapper(listed, rules).install(model)
-        return io.NodeOutput(patched, weights_picture(model, listed, sigmas, rules))
+        return io.NodeOutput(patched, weights_image(model, listed, sigmas, rules))
 
 
 class GuidanceReport(io.ComfyNode):
@@ -298,7 +299,7 @@ class GuidanceReport(io.ComfyNode):
             node_id="GuidanceReport",
             display_name="Guidance Report",
             category=_CATEGORY,
-            description="What guidance did in a finished run, as one picture: the weight and the strength of every channel over the "
+            description="What guidance did in a finished run, as one image: the weight and the strength of every channel over the "
             "steps, which channels fight each other, and how often the network was evaluated. Costs no evaluation.",
             search_aliases=["guidance analysis", "cfg debug", "channel conflict", "guidance norm", "cosine similarity"],
             inputs=[
@@ -319,7 +320,7 @@ class GuidanceReport(io.ComfyNode):
     @classmethod
     def execute(cls, source, latent) -> io.NodeOutput:
         record = record_of(source)
-        return io.NodeOutput(report_picture(record), latent, record.text())
+        return io.NodeOutput(report_image(record), latent, record.text())
 
 
 NODES = [GuidanceChannel, MultiCFGGuider, MultiCFGPatch, GuidanceReport]

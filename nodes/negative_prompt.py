@@ -3,9 +3,11 @@
 from comfy_api.latest import io
 
 from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
-from .host import inversion, sockets
-from .host.channels import check_conditionings
-from .host.null_text import as_null, between
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert
+from .host.inversion.null_text import as_null, between
+from .inputs import inverter
 
 
 class NegativePromptInverter(io.ComfyNode):
@@ -16,7 +18,7 @@ class NegativePromptInverter(io.ComfyNode):
             display_name="Negative-Prompt Inverter",
             category="controlled diffusion/inversion",
             description="DDIM inversion whose way back takes the source prompt as the negative: nothing is optimised, and under the source the "
-            "picture comes back as without guidance, whatever the cfg.",
+            "image comes back as without guidance, whatever the cfg.",
             search_aliases=[
                 "negative-prompt inversion",
                 "npi",
@@ -28,7 +30,7 @@ class NegativePromptInverter(io.ComfyNode):
                 "invert image",
             ],
             inputs=[
-                *sockets.inverter_inputs(),
+                *inverter.inverter_inputs(),
                 io.Int.Input(
                     "fixed_point_iterations",
                     default=0,
@@ -45,13 +47,13 @@ class NegativePromptInverter(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip="How far the negative lies from the source towards the connected negative, an empty prompt. 0: the source, nearest to "
-                    "the picture; 1: the empty prompt, plain guidance. Usual 0 to 0.3.",
+                    "the image; 1: the empty prompt, plain guidance. Usual 0 to 0.3.",
                 ),
                 io.Combo.Input(
                     "proximal",
                     options=list(PROXIMAL),
                     tooltip="Edits in Inversion Sampler follow only the large differences of target and negative: 'l0' leaves the small ones out, "
-                    "'l1' also takes as much off the large. 'off': all of it. Less of the picture changes.",
+                    "'l1' also takes as much off the large. 'off': all of it. Less of the image changes.",
                 ),
                 io.Float.Input(
                     "quantile",
@@ -64,10 +66,10 @@ class NegativePromptInverter(io.ComfyNode):
                     tooltip="Share of the differences that proximal calls small. 0: none of them. Usual 0.7.",
                 ),
                 io.Conditioning.Input("negative", optional=True, tooltip="An empty prompt; needed for an interpolation above 0 alone."),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
             outputs=[
-                *sockets.inverter_outputs(),
+                *inverter.inverter_outputs(),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself.",
@@ -80,7 +82,7 @@ class NegativePromptInverter(io.ComfyNode):
         cls,
         model,
         source,
-        picture,
+        image,
         steps,
         scheduler,
         end_percent,
@@ -94,9 +96,9 @@ class NegativePromptInverter(io.ComfyNode):
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         method = NegativePrompt(fixed_point_iterations, interpolation, proximal, quantile)
         null = between(as_null(source), negative, interpolation)
-        sigmas = inversion.levels(model, scheduler, steps, end_percent)
-        found = inversion.invert(model, vae, picture, source, method, sigmas, negative=null)
-        return io.NodeOutput(*inversion.outputs(model, found), null)
+        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
+        found = invert.invert(model, vae, image, source, method, sigmas, negative=null)
+        return io.NodeOutput(*invert.outputs(model, found), null)
 
 
 NODES = [NegativePromptInverter]

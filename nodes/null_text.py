@@ -1,10 +1,12 @@
-"""Null-text inversion: an optimised negative for every step, with which guidance gives the picture back."""
+"""Null-text inversion: an optimised negative for every step, with which guidance gives the image back."""
 
 from comfy_api.latest import io
 
 from ..inversion.null_text import LEARNING_RATE, OPTIMIZERS, STARTS, NullText
-from .host import inversion, null_text, sockets
-from .host.channels import check_conditionings
+from .host import noise_levels
+from .host.conditionings import check_conditionings
+from .host.inversion import invert, null_text
+from .inputs import inverter
 
 
 class NullTextInverter(io.ComfyNode):
@@ -14,8 +16,8 @@ class NullTextInverter(io.ComfyNode):
             node_id="NullTextInverter",
             display_name="Null-Text Inverter",
             category="controlled diffusion/inversion",
-            description="DDIM inversion, and then an optimised negative for every step, with which guidance leads back to the picture. Any "
-            "sampler can use it: a plain KSampler gives the picture back, and with another prompt an edit of it.",
+            description="DDIM inversion, and then an optimised negative for every step, with which guidance leads back to the image. Any "
+            "sampler can use it: a plain KSampler gives the image back, and with another prompt an edit of it.",
             search_aliases=[
                 "null-text inversion",
                 "nti",
@@ -25,7 +27,7 @@ class NullTextInverter(io.ComfyNode):
                 "unconditional embedding optimization",
             ],
             inputs=[
-                *sockets.inverter_inputs(),
+                *inverter.inverter_inputs(),
                 io.Float.Input(
                     "cfg",
                     default=7.5,
@@ -93,7 +95,7 @@ class NullTextInverter(io.ComfyNode):
                     step=0.0001,
                     round=1e-6,
                     advanced=True,
-                    tooltip="Weight (mu 1) of the mean absolute difference between the decoded predicted picture and the picture. 0: off. Usual "
+                    tooltip="Weight (mu 1) of the mean absolute difference between the decoded predicted image and the image. 0: off. Usual "
                     "0.0001 to 0.01; needs the vae.",
                 ),
                 io.Float.Input(
@@ -115,14 +117,14 @@ class NullTextInverter(io.ComfyNode):
                     "memory, the same result, about a third slower.",
                 ),
                 io.Conditioning.Input("negative", optional=True, tooltip="An empty prompt; needed for start 'empty' alone."),
-                *sockets.inverter_extras(),
+                *inverter.inverter_extras(),
             ],
             outputs=[
-                *sockets.inverter_outputs(),
+                *inverter.inverter_outputs(),
                 io.Conditioning.Output(
                     display_name="negative",
                     tooltip="The negative, another for each step, for any sampler: with the noisy latent or the noise, the same sigmas, euler and "
-                    "this cfg the picture comes back. Inversion Sampler takes it by itself.",
+                    "this cfg the image comes back. Inversion Sampler takes it by itself.",
                 ),
                 io.Image.Output(display_name="loss_curve", tooltip="The loss of every step before and after, and the gradients it took."),
             ],
@@ -133,7 +135,7 @@ class NullTextInverter(io.ComfyNode):
         cls,
         model,
         source,
-        picture,
+        image,
         steps,
         scheduler,
         end_percent,
@@ -152,9 +154,9 @@ class NullTextInverter(io.ComfyNode):
     ) -> io.NodeOutput:
         check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
         method = NullText(start, optimizer, inner_steps, learning_rate, early_stop, smoothness, l1, perceptual)
-        sigmas = inversion.levels(model, scheduler, steps, end_percent)
-        found = null_text.invert(model, vae, picture, source, negative, method, sigmas, cfg, checkpointing)
-        return io.NodeOutput(*inversion.outputs(model, found), found.null, null_text.loss_curve(found))
+        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
+        found = null_text.invert(model, vae, image, source, negative, method, sigmas, cfg, checkpointing)
+        return io.NodeOutput(*invert.outputs(model, found), found.null, null_text.loss_curve(found))
 
 
 NODES = [NullTextInverter]

@@ -1,13 +1,14 @@
-"""Prompt-to-Prompt: edit a picture by editing its prompt."""
+"""Prompt-to-Prompt: edit an image by editing its prompt."""
 
 from comfy_api.latest import io
 
+from ..attention import prompt_edits
 from ..attention.alignment import OPERATIONS
 from ..attention.prompt_to_prompt import Settings, Window
-from .host import blend_masks, dit_editing
-from .host import prompt_to_prompt as editing
-from .host.attention import is_unet
-from .host.joint_attention import is_joint
+from .host.attention import local_blend, prompt_to_prompt_dit
+from .host.attention import prompt_to_prompt as editing
+from .host.attention.dit import is_joint
+from .host.attention.unet import is_unet
 from .host.prompts import encoded
 
 _CATEGORY = "controlled diffusion/attention"
@@ -49,7 +50,7 @@ class P2PAttentionPatch(io.ComfyNode):
             display_name="P2P Attention Patch",
             category=_CATEGORY,
             description="Prompt-to-Prompt: draws the source prompt and edited prompts side by side, the edits with the attention maps of the source, "
-            "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first picture.",
+            "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first image.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input(
@@ -57,14 +58,14 @@ class P2PAttentionPatch(io.ComfyNode):
                     tooltip="A UNet (SD1.5, SD2, SDXL and their like), or a DiT such as Flux, SD3, Qwen-Image, Z-Image, Chroma or Wan; eps, v or flow.",
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                _text("source", "The prompt of the source picture.", multiline=True),
+                _text("source", "The prompt of the source image.", multiline=True),
                 _text(
                     "targets",
                     "The edited prompts, one a line; the same words as the source but for the edit. Empty: the source's own words, to change "
                     "their weights.",
                     multiline=True,
                 ),
-                _text("negative", "The negative prompt of all pictures; usually empty.", multiline=True),
+                _text("negative", "The negative prompt of all images; usually empty.", multiline=True),
                 io.Combo.Input(
                     "operation",
                     options=list(OPERATIONS),
@@ -94,7 +95,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 _text(
                     "word_weights",
                     "How strongly words act: 'blue: 1.5, (hat:0.5)'. 1 is neutral, usual 0 to 3, below 0 the opposite (UNets). One line for all "
-                    "targets, or one a target; with one target every line makes a picture.",
+                    "targets, or one a target; with one target every line makes an image.",
                     multiline=True,
                 ),
                 _text(
@@ -140,13 +141,13 @@ class P2PAttentionPatch(io.ComfyNode):
                 ),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width in pixels, where no latent is connected."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels, where no latent is connected."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures of the source; each target gets as many."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images of the source; each target gets as many."),
                 io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
                 _percent(
                     "joint_end",
                     0.2,
-                    "For models in which picture and text share one attention (Flux, SD3, Qwen-Image, Z-Image and others), in the place of "
-                    "self_end: percent of the sampling up to which the picture's queries and keys are taken over. 0 is off; usual 0.1 to 0.4.",
+                    "For models in which image and text share one attention (Flux, SD3, Qwen-Image, Z-Image and others), in the place of "
+                    "self_end: percent of the sampling up to which the image's queries and keys are taken over. 0 is off; usual 0.1 to 0.4.",
                     True,
                 ),
             ],
@@ -187,14 +188,14 @@ class P2PAttentionPatch(io.ComfyNode):
         latent=None,
         joint_end=0.2,
     ) -> io.NodeOutput:
-        prepared = editing.prepared if is_unet(model) else dit_editing.prepared
+        prepared = editing.prepared if is_unet(model) else prompt_to_prompt_dit.prepared
         shared = (joint_end, "joint_end") if is_joint(model) else (self_end, "self_end")
         patched, positive, batch, alignment = prepared(
             model,
             clip,
             (source, [line.strip() for line in targets.splitlines() if line.strip()]),
             operation,
-            editing.Words(word_weights, word_windows, blend_words, protect_words),
+            prompt_edits.Words(word_weights, word_windows, blend_words, protect_words),
             Settings(
                 _window(cross_start, cross_end, "cross_start", "cross_end"), _window(self_start, shared[0], "self_start", shared[1]), alpha
             ),
@@ -212,7 +213,7 @@ class P2PLocalBlend(io.ComfyNode):
             node_id="P2PLocalBlend",
             display_name="P2P Local Blend",
             category=_CATEGORY,
-            description="Keeps the edits of P2P Attention Patch to the places where words look; everywhere else the picture stays the source's. In "
+            description="Keeps the edits of P2P Attention Patch to the places where words look; everywhere else the image stays the source's. In "
             "the place of that node's blend_words, with more to set.",
             search_aliases=_ALIASES,
             inputs=[
@@ -241,7 +242,7 @@ class P2PLocalBlend(io.ComfyNode):
     @classmethod
     def execute(cls, model, words, protect_words, threshold, start_percent, end_percent, spread) -> io.NodeOutput:
         shape = dict(threshold=threshold, start=start_percent, end=end_percent, spread=spread)
-        return io.NodeOutput(blend_masks.with_blend(model, words, protect_words, **shape))
+        return io.NodeOutput(local_blend.with_blend(model, words, protect_words, **shape))
 
 
 class P2PBlendMask(io.ComfyNode):
@@ -252,7 +253,7 @@ class P2PBlendMask(io.ComfyNode):
             display_name="P2P Blend Mask",
             category=_CATEGORY,
             description="Shows where a finished Prompt-to-Prompt run with a local blend let the edits differ from the source: as masks, and as a "
-            "picture of the masks over the steps. Costs no evaluation.",
+            "image of the masks over the steps. Costs no evaluation.",
             search_aliases=[*_ALIASES, "mask from words", "word mask"],
             inputs=[
                 io.MultiType.Input(
@@ -265,16 +266,16 @@ class P2PBlendMask(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip="The decoded latent, to lay the masks over."),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="A mask for each edited picture, 1 = may differ; at the picture's size."),
-                io.Image.Output(display_name="table", tooltip="A row for each edited picture: its mask at several moments."),
+                io.Mask.Output(display_name="mask", tooltip="A mask for each edited image, 1 = may differ; at the image's size."),
+                io.Image.Output(display_name="table", tooltip="A row for each edited image: its mask at several moments."),
                 io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
             ],
         )
 
     @classmethod
     def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:
-        run = blend_masks.run_of(source)
-        return io.NodeOutput(blend_masks.mask_at(run, percent), blend_masks.over_time(run, image), latent)
+        run = local_blend.run_of(source)
+        return io.NodeOutput(local_blend.mask_at(run, percent), local_blend.over_time(run, image), latent)
 
 
 NODES = [P2PAttentionPatch, P2PLocalBlend, P2PBlendMask]

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..guidance.schedules import AXES, CfgPlusPlus, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
-from .host import sockets
+from .inputs import channel, sockets
 
 _AXIS = dict(
     options=list(AXES),
@@ -111,7 +111,7 @@ class GuidanceSchedule(io.ComfyNode):
                     tooltip="The course of the factor between start and end percent. 'constant' with both at their "
                     "defaults changes nothing; 'curve' reads the host's Curve Editor; 'cfg++' follows the steps of a run.",
                 ),
-                *sockets.percent_range("the schedule"),
+                *channel.percent_range("the schedule"),
                 sockets.Curve.Input(
                     "curve",
                     optional=True,

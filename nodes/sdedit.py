@@ -1,18 +1,18 @@
-"""SDEditSampler: from a painting, a collage or a photograph to a picture, by noising it and sampling back."""
+"""SDEditSampler: from a painting, a collage or a photograph to an image, by noising it and sampling back."""
 
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.sdedit import PROCESSES, UNITS
-from .host import img2img
-from .host.channels import check_conditionings
+from .host.conditionings import check_conditionings
+from .host.guidance import sdedit
 
 
 class SDEditSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        picture = [io.Latent, io.Image]
+        image = [io.Latent, io.Image]
         return io.Schema(
             node_id="SDEditSampler",
             display_name="SDEdit Sampler",
@@ -23,10 +23,10 @@ class SDEditSampler(io.ComfyNode):
             search_aliases=["img2img", "stroke to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
-                io.Conditioning.Input("positive", tooltip="What the picture should become."),
+                io.Conditioning.Input("positive", tooltip="What the image should become."),
                 io.Conditioning.Input("negative", tooltip="What it should not be; usually an empty prompt."),
                 io.MultiType.Input(
-                    "guide", types=picture, tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."
+                    "guide", types=image, tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."
                 ),
                 io.Int.Input(
                     "seed",
@@ -36,7 +36,7 @@ class SDEditSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise; repeat k uses seed + k.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps to run from the strength down to the clean picture."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps to run from the strength down to the clean image."),
                 io.Float.Input(
                     "cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 switches guidance off."
                 ),
@@ -76,14 +76,14 @@ class SDEditSampler(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
                 io.MultiType.Input(
-                    "original", types=picture, optional=True, tooltip="What shows outside the mask. Not connected: the guide."
+                    "original", types=image, optional=True, tooltip="What shows outside the mask. Not connected: the guide."
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: everything may."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
                 io.Image.Output(
-                    display_name="image", tooltip="The result as a picture, with exact pixels outside the mask. Needs the vae."
+                    display_name="image", tooltip="The result as an image, with exact pixels outside the mask. Needs the vae."
                 ),
                 io.Latent.Output(display_name="noisy_start", tooltip="The noised guide from which the sampling started."),
                 io.String.Output(display_name="report", tooltip="Start sigma, SNR, steps and repeats that were really run."),
@@ -111,11 +111,11 @@ class SDEditSampler(io.ComfyNode):
         mask=None,
     ) -> io.NodeOutput:
         check_conditionings(model, {"positive": positive, "negative": negative})
-        task = img2img.Task(model, vae, guide, guide if original is None else original, mask)
-        sigmas = img2img.sigmas(model, strength, strength_unit, process, steps, scheduler)
+        task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)
+        sigmas = sdedit.sigmas(model, strength, strength_unit, process, steps, scheduler)
         samples, start = task.sample(sigmas, positive, negative, cfg, sampler_name, seed, repeats)
-        picture = ExecutionBlocker("SDEdit Sampler: connect a vae to get a picture.") if vae is None else task.picture(samples)
-        return io.NodeOutput(task.latent(samples), picture, task.latent(start), img2img.report(model, sigmas, process, repeats))
+        image = ExecutionBlocker("SDEdit Sampler: connect a vae to get an image.") if vae is None else task.image(samples)
+        return io.NodeOutput(task.latent(samples), image, task.latent(start), sdedit.report(model, sigmas, process, repeats))
 
 
 NODES = [SDEditSampler]

@@ -1,14 +1,15 @@
-"""Textual inversion: a new word for a concept, learnt from a few pictures."""
+"""Textual inversion: a new word for a concept, learnt from a few images."""
 
 from dataclasses import fields
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..training import settings
 from ..training.textual_inversion import KINDS, TEMPLATES, own_templates
-from .host import embeddings
-from .host import textual_inversion as host
-from .host import training_inputs as inputs
+from .host.training import embeddings
+from .host.training import textual_inversion as host
+from .inputs import training as inputs
 
 _LISTS = ("images", "captions", "masks")
 
@@ -20,7 +21,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
             node_id="TIEmbeddingTrainer",
             display_name="Train Embedding (Textual Inversion)",
             category="controlled diffusion/training",
-            description="Learns a new word for what a few pictures show, and saves it as an embedding that every prompt can use at once: "
+            description="Learns a new word for what a few images show, and saves it as an embedding that every prompt can use at once: "
             "embedding:name. Only the word's own vectors are learnt; the model and the text encoders stay as they are.",
             search_aliases=["textual inversion", "TI", "train embedding", "An Image is Worth One Word", "personalization", "new concept"],
             is_input_list=True,
@@ -28,10 +29,10 @@ class TIEmbeddingTrainer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the word is for: eps, v or flow. It is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoders; the word is learnt for each of them. They are not changed."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each picture is encoded once."),
+                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input(
                     "images",
-                    tooltip="3 to 20 pictures of the concept: a batch, or a list as folder loaders give it. Their sizes may differ.",
+                    tooltip="3 to 20 images of the concept: a batch, or a list as folder loaders give it. Their sizes may differ.",
                 ),
                 io.String.Input(
                     "name",
@@ -68,13 +69,13 @@ class TIEmbeddingTrainer(io.ComfyNode):
                     "As published for SD1.5: usual 0.0005 to 0.01. Encoders with larger word vectors get it in proportion. With prodigy 1.",
                 ),
                 *inputs.validation_prompt(
-                    "a photo of {}", "Pictures of this prompt are shown while it learns; {} or the placeholder is the word."
+                    "a photo of {}", "Images of this prompt are shown while it learns; {} or the placeholder is the word."
                 ),
                 io.String.Input(
                     "own_templates",
                     default="",
                     multiline=True,
-                    tooltip="With templates 'own': one a line, {} is the word and {caption} the picture's caption, as in '{caption} with {}'.",
+                    tooltip="With templates 'own': one a line, {} is the word and {caption} the image's caption, as in '{caption} with {}'.",
                 ),
                 inputs.number(
                     "caption_dropout",
@@ -92,7 +93,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What else each picture shows, so that the word need not learn it: a list as folder loaders give it, or one a line. A "
+                    tooltip="What else each image shows, so that the word need not learn it: a list as folder loaders give it, or one a line. A "
                     "caption that holds the placeholder is the whole sentence; one that says it in several ways, between |, is used in each by turns. "
                     "Empty = none.",
                 ),
@@ -104,7 +105,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
             outputs=[
                 io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
-                io.Image.Output(display_name="validation", tooltip="All validation pictures, the last at the end."),
+                io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end."),
             ],
         )
 
@@ -116,10 +117,10 @@ class TIEmbeddingTrainer(io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         word = host.Word(**{f.name: given[f.name] for f in fields(host.Word)})
-        data = host.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given))
+        data = settings.Data(*inputs.lists_of(lists, *_LISTS), given["flip"], augmentation=inputs.augmented(given), **inputs.dropout(given))
         parts = (given[k] for k in ("model", "clip", "vae"))
         made = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
-        seen = ExecutionBlocker("Train Embedding: no validation picture was made.") if made.pictures is None else made.pictures
+        seen = ExecutionBlocker("Train Embedding: no validation image was made.") if made.images is None else made.images
         return io.NodeOutput(f"embedding:{made.name}", made.curve, seen)
 
 

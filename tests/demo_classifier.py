@@ -8,9 +8,9 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
-from controlled_diffusion.nodes.host import classifiers
-from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
+from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 from controlled_diffusion.training.loop import Loop, saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
 
@@ -50,7 +50,7 @@ def main() -> None:
     latents = scene_latents(autoencoder, recipe)
     latents = (latents - latents.mean()) / latents.std()
     targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
-    network = demo_model.initialise(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
+    network = noisy_classifier.initialise(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
     loop = Loop(
         demo_model.trainable(network),
         steps=STEPS,
@@ -67,9 +67,9 @@ def main() -> None:
     with loop.averaged():
         for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
-        classifiers.SHIPPED.mkdir(parents=True, exist_ok=True)
-        target = classifiers.SHIPPED / "demo_model.safetensors"
-        classifiers.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
+        classifier.SHIPPED.mkdir(parents=True, exist_ok=True)
+        target = classifier.SHIPPED / "demo_model.safetensors"
+        classifier.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 
 

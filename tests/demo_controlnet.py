@@ -10,7 +10,7 @@ import comfy.cldm.cldm
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_control, demo_model
+from controlled_diffusion.training import demo_control, demo_model, noisy_classifier
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
 from demo_model import STATE, say, scene_latents, shipped, shown
@@ -23,7 +23,7 @@ def new_branch(unet) -> torch.nn.Module:
     """The host's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
     config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
-    demo_model.initialise(branch, demo_control.SEED)
+    noisy_classifier.initialise(branch, demo_control.SEED)
     for name, p in branch.named_parameters():
         if name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14.")):
             p.data.zero_()

@@ -13,7 +13,7 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_instruct, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import packing, world
 from controlled_diffusion.training.instruct_pix2pix import widened
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
@@ -35,9 +35,9 @@ def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
         parts = []
         for first in range(len(done), last, chunk):
             scenes = [s for i in range(first, first + chunk) for s in demo_instruct.family(i)[1]]
-            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            images = demo_model.as_images([world.render(s) for s in scenes])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
             parts.append(latents.half().unflatten(0, (-1, 4)))
         done = torch.cat([done, *parts])
         save_atomically({"latents": done}, path)
@@ -60,7 +60,7 @@ def main() -> None:
     base, first = {k: v.clone() for k, v in unet.state_dict().items()}, unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(widened(first.weight.detach(), 8))
     if options.stage == "refine":
-        unet.load_state_dict(demo_instruct.unpacked(load_file(demo.INSTRUCT_WEIGHTS), base))
+        unet.load_state_dict(packing.unpacked(load_file(demo.INSTRUCT_WEIGHTS), base))
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
     matrices = demo_model.matrices_of(parameters)
@@ -79,7 +79,7 @@ def main() -> None:
     shown(saving(loop, steps, path))
     load_average(path, unet=unet)
     demo.INSTRUCT_WEIGHTS.parent.mkdir(exist_ok=True)
-    save_atomically(demo_instruct.packed(unet.state_dict(), base), demo.INSTRUCT_WEIGHTS)
+    save_atomically(packing.packed(unet.state_dict(), base), demo.INSTRUCT_WEIGHTS)
     say(f"wrote {demo.INSTRUCT_WEIGHTS.name}: {demo.INSTRUCT_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 

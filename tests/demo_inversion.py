@@ -1,6 +1,6 @@
 """Makes the inversion that comes with the pack: `python . run tests/demo_inversion.py`; anew after the demo model's weights change.
 
-A rendered picture, never a generated one, inverted by DDIM on the demo model, so that Load Inversion has something to load.
+A rendered image, never a generated one, inverted by DDIM on the demo model, so that Load Inversion has something to load.
 """
 
 import os
@@ -8,11 +8,12 @@ import os
 import torch
 from controlled_diffusion.inversion import files
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import inversion_files
-from controlled_diffusion.training.demo_world import Scene, Thing, render
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.inversion import inversion_files
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.training.demo.world import Scene, Thing, render
 
-from harness.demo_pictures import SCHEDULER, Studio
+from harness.demo_images import SCHEDULER, Studio
 
 STEPS = 20
 CAPTION = "a red circle on the left and a blue star on the right on a white background"
@@ -22,9 +23,9 @@ TARGET = inversion_files.SHIPPED / "demo_model.safetensors"
 
 @torch.inference_mode()
 def made(studio: Studio) -> inverting.Inversion:
-    picture = torch.from_numpy(render(SCENE))[None].float() / 255
-    sigmas = inverting.levels(studio.model, SCHEDULER, STEPS, 0.0)
-    return inverting.invert(studio.model, studio.vae, picture, studio.prompt(CAPTION), DDIM(), sigmas)
+    image = torch.from_numpy(render(SCENE))[None].float() / 255
+    sigmas = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0)
+    return inverting.invert(studio.model, studio.vae, image, studio.prompt(CAPTION), DDIM(), sigmas)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import comfy.ops
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.attention.ip_adapter import decoupled
-from controlled_diffusion.nodes.host import demo, ip_adapter
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_model
-from controlled_diffusion.training import demo_world as world
-from controlled_diffusion.training.eight_bits import quantised, restored
+from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training.demo import config, world
+from controlled_diffusion.training.demo.packing import quantised, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -25,13 +27,13 @@ from demo_model import STATE, load_average, parameters_of, say, shipped, shown
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24
 SCENES = 6000
-ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", ip_adapter.DEMO_ENCODER
-SIZE = recipe.VISION_CONFIG["image_size"]
+ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", DEMO_ENCODER
+SIZE = config.VISION_CONFIG["image_size"]
 
 
-def pixels_of(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
-    return comfy.clip_model.clip_preprocess(pictures.movedim(1, -1), size=SIZE)
+def pixels_of(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
+    return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
 
 
 def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str, torch.Tensor]:
@@ -42,10 +44,10 @@ def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str
         parts = []
         for start in range(first, min(first + 1000, count), chunk):
             scenes = [recipe.scene(i) for i in range(start, min(start + chunk, count))]
-            pictures = demo_model.as_pictures([world.render(s) for s in scenes])
+            images = demo_model.as_images([world.render(s) for s in scenes])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
-            parts.append({"latents": latents, "pixels": pixels_of(pictures)})
+                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
+            parts.append({"latents": latents, "pixels": pixels_of(images)})
         done = {k: torch.cat([done[k].half(), *(p[k].half() for p in parts)]) for k in done}
         save_atomically(done, path)
         say(f"  encoded {len(done['latents'])} of {count} scenes")
@@ -53,8 +55,8 @@ def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str
 
 
 def new_encoder() -> torch.nn.Module:
-    made = comfy.clip_model.CLIPVisionModelProjection(recipe.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
-    return demo_model.initialise(made, recipe.SEED)
+    made = comfy.clip_model.CLIPVisionModelProjection(config.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    return noisy_classifier.initialise(made, recipe.SEED)
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
@@ -66,7 +68,7 @@ def naming_share(encoder, heads, seed: int = recipe.SEED + 1000, count: int = 20
     """How often the encoder names each fact of held-out scenes right."""
     scenes = [recipe.scene(i, seed) for i in range(count)]
     with torch.no_grad():
-        embeds = embedded(encoder, pixels_of(demo_model.as_pictures([world.render(s) for s in scenes])))
+        embeds = embedded(encoder, pixels_of(demo_model.as_images([world.render(s) for s in scenes])))
     truth = recipe.labels(scenes)
     return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(recipe.NAMED)}
 

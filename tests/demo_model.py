@@ -1,7 +1,7 @@
 """Makes and measures the demo model: `python . run tests/demo_model.py train | refine | cost | measure | sheet`.
 
 `train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
-counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and pictures. The recipe is
+counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and images. The recipe is
 training/demo_model.py; this script brings the host's networks.
 """
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_checker, demo_model, demo_world
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, config, world
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import demo_pictures
+from harness import demo_images
 
 STATE = Path(__file__).parents[1] / ".host" / "demo_model"
 TABLE = demo.WEIGHTS.with_suffix(".md")
@@ -149,15 +150,15 @@ def shipped():
     return autoencoder.requires_grad_(False), unet, tower
 
 
-def scene_pictures(count: int, seed: int = demo_model.SEEDS["scenes"]) -> torch.Tensor:
-    return demo_model.as_pictures([demo_world.render(demo_model.scene(i, seed)) for i in range(count)])
+def scene_images(count: int, seed: int = config.SEEDS["scenes"]) -> torch.Tensor:
+    return demo_model.as_images([world.render(demo_model.scene(i, seed)) for i in range(count)])
 
 
 def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     """Everything in one fp16 file; of the token table only the rows that training changed."""
     mean, deviation = float(latents.mean()), float(latents.std())
     table = tower.embeddings.token_embedding.weight.detach()
-    ids = (table != demo_model.start_tokens(*table.shape)).any(1).nonzero().flatten()
+    ids = (table != config.start_tokens(*table.shape)).any(1).nonzero().flatten()
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
     weights |= {
         f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in tower.state_dict().items() if "token_embedding" not in k
@@ -166,7 +167,7 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     weights |= {
         "cond_stage_model.token_rows": table[ids],
         "first_stage_model.vae_scale": torch.tensor(demo.LATENT_SCALE * deviation),
-        "preview_colors": demo_model.preview_colors((latents[:200] - mean) / deviation, scene_pictures(min(200, len(latents)))),
+        "preview_colors": demo_model.preview_colors((latents[:200] - mean) / deviation, scene_images(min(200, len(latents)))),
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
     }
     weights = {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}
@@ -223,25 +224,25 @@ def cost(options) -> None:
         say(f"  {name}: {steps} steps x {one / 1e12:.3f} = {steps * one / 1e12:.0f} TFLOP")
 
 
-def held_out(count: int) -> list[demo_world.Caption]:
+def held_out(count: int) -> list[world.Caption]:
     """Captions of scenes that training never saw."""
     scenes = [demo_model.scene(i, HELD_OUT) for i in range(count)]
-    return [demo_world.random_caption(s, np.random.default_rng((HELD_OUT, i, 1))) for i, s in enumerate(scenes)]
+    return [world.random_caption(s, np.random.default_rng((HELD_OUT, i, 1))) for i, s in enumerate(scenes)]
 
 
 @torch.inference_mode()
 def reconstruction(vae, count: int = 64) -> np.ndarray:
     """PSNR in dB of held-out scenes through the autoencoder as shipped."""
-    pictures = scene_pictures(count, HELD_OUT)
-    decoded = torch.cat([vae.decode(vae.encode(p.movedim(0, -1)[None])) for p in pictures])
-    return demo_model.psnr(decoded.movedim(-1, 1), pictures).numpy()
+    images = scene_images(count, HELD_OUT)
+    decoded = torch.cat([vae.decode(vae.encode(p.movedim(0, -1)[None])) for p in images])
+    return demo_model.psnr(decoded.movedim(-1, 1), images).numpy()
 
 
-def score(captions, pictures) -> dict[str, tuple[int, int]]:
+def score(captions, images) -> dict[str, tuple[int, int]]:
     """For each kind of claim: how many hold, of how many."""
     right, asked = Counter(), Counter()
-    for caption, picture in zip(captions, pictures):
-        for fact, holds in demo_checker.judge(demo_checker.read(picture), caption).items():
+    for caption, image in zip(captions, images):
+        for fact, holds in checker.judge(checker.read(image), caption).items():
             name = f"bound ({'two things' if len(caption.claims) == 2 else 'one thing'})" if fact == "bound" else fact
             right[name] += holds
             asked[name] += 1
@@ -276,28 +277,28 @@ def table(scores: dict, quality: np.ndarray, count: int) -> str:
 
 def measure(options) -> None:
     torch.set_num_threads(options.threads)
-    studio = demo_pictures.Studio()
-    captions, pictures = held_out(options.count), []
+    studio = demo_images.Studio()
+    captions, images = held_out(options.count), []
     for first in range(0, options.count, 32):
-        pictures.extend(studio.draw([c.text for c in captions[first : first + 32]], seed=NOISE_SEED + first))
-        say(f"  {len(pictures)} of {options.count} pictures")
-    report = table(score(captions, pictures), reconstruction(studio.vae), options.count)
+        images.extend(studio.draw([c.text for c in captions[first : first + 32]], seed=NOISE_SEED + first))
+        say(f"  {len(images)} of {options.count} images")
+    report = table(score(captions, images), reconstruction(studio.vae), options.count)
     say(report)
     if options.write:
         TABLE.write_text(report, encoding="utf-8")
 
 
 def sheet(options) -> None:
-    """Prompts and pictures, 8 in a row."""
+    """Prompts and images, 8 in a row."""
     torch.set_num_threads(options.threads)
     captions, cell, font = held_out(options.count), 200, ImageFont.load_default(11)
-    pictures = demo_pictures.Studio().draw([c.text for c in captions], seed=NOISE_SEED)
+    images = demo_images.Studio().draw([c.text for c in captions], seed=NOISE_SEED)
     paper = Image.new("RGB", (8 * cell, -(-len(captions) // 8) * cell), "white")
     draw = ImageDraw.Draw(paper)
-    for i, (caption, picture) in enumerate(zip(captions, pictures)):
+    for i, (caption, image) in enumerate(zip(captions, images)):
         x, y = i % 8 * cell, i // 8 * cell
-        paper.paste(Image.fromarray(picture), (x + 36, y + 4))
-        good = demo_checker.judge(demo_checker.read(picture), caption)["bound"]
+        paper.paste(Image.fromarray(image), (x + 36, y + 4))
+        good = checker.judge(checker.read(image), caption)["bound"]
         text = "\n".join(textwrap.wrap(caption.text, 28))
         draw.multiline_text((x + 100, y + 136), text, anchor="ma", align="center", font=font, fill="black" if good else "red")
     paper.save(options.output)

@@ -1,7 +1,7 @@
 """Denoisers, noise levels and round trips for tests of inversions, torch only."""
 
 import torch
-from controlled_diffusion.inversion.method import Slope, replay
+from controlled_diffusion.inversion.method import Derivative, replay
 
 
 def silent(x, denoised):
@@ -48,15 +48,15 @@ def flow_model(x, sigma, prompt=0.0):
 MODELS = {"eps": eps_model, "v": v_model, "flow": flow_model}
 
 
-def slope(family: str, cfg: float = 1.0, prompt: float = 0.0) -> Slope:
-    """The slope of a wild model under CFG between two prompts."""
+def derivative(family: str, cfg: float = 1.0, prompt: float = 0.0) -> Derivative:
+    """The derivative of a wild model under CFG between two prompts."""
     model = MODELS[family]
 
     def guided(x, sigma):
         base = model(x, sigma, 0.5)
         return base + cfg * (model(x, sigma, prompt) - base)
 
-    return Slope(guided, one if family == "flow" else vp)
+    return Derivative(guided, one if family == "flow" else vp)
 
 
 def levels(family: str, steps: int, strength: float = 1.0) -> tuple[float, ...]:
@@ -71,13 +71,13 @@ def levels(family: str, steps: int, strength: float = 1.0) -> tuple[float, ...]:
 
 
 def round_trip(method, family: str, sigmas, cfg: float = 1.0, dtype=torch.float64) -> float:
-    """The relative error of the picture after the way up and down."""
-    x0, way = draw(dtype=dtype), slope(family, cfg)
+    """The relative error of the image after the way up and down."""
+    x0, way = draw(dtype=dtype), derivative(family, cfg)
     return apart(replay(method, way, method.encode(way, x0, sigmas, silent)), x0)
 
 
-class Gaussian(Slope):
-    """The exact slope of Gaussian data N(mean, deviation^2), in float64 throughout; `at_top` is where x0 comes from."""
+class Gaussian(Derivative):
+    """The exact derivative of Gaussian data N(mean, deviation^2), in float64 throughout; `at_top` is where x0 comes from."""
 
     def __init__(self, input_scale=one, mean=0.5, deviation=0.7):
         super().__init__(None, input_scale)
@@ -98,12 +98,12 @@ def errors(method_for, input_scale=one, power: float = 1.0, steps=(100, 200, 400
     found, x0 = [], draw()
     for n in steps:
         way, sigmas = Gaussian(input_scale), tuple(top * (1 - i / n) ** power for i in range(n + 1))
-        found.append(apart(method_for(n).encode(way, x0, sigmas, silent).carries[0][0], way.at_top(x0, top)))
+        found.append(apart(method_for(n).encode(way, x0, sigmas, silent).states[0][0], way.at_top(x0, top)))
     return found
 
 
-class Seen(Slope):
-    """A slope that keeps the sigmas at which it was asked."""
+class Seen(Derivative):
+    """A derivative that keeps the sigmas at which it was asked."""
 
     def __init__(self):
         super().__init__(self._model)

@@ -2,18 +2,9 @@
 
 import pytest
 import torch
-from controlled_diffusion.attention.alignment import (
-    DEGREE_SHARE,
-    OPERATIONS,
-    align,
-    joined,
-    read,
-    stretched,
-    unknown_word,
-    weights_from,
-    windows_from,
-    words_from,
-)
+from controlled_diffusion.attention.alignment import DEGREE_SHARE, OPERATIONS, align, stretched
+from controlled_diffusion.attention.prompt import joined, read, unknown_word
+from controlled_diffusion.attention.word_lists import weights_from, windows_from, words_from
 from torch.testing import assert_close
 
 from pieces import END, PIECES, Pieces

@@ -7,43 +7,83 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("guidance", "inversion", "attention", "training", "nodes")
+FIELDS = ("guidance", "inversion", "attention", "training")
 TORCH = {"torch", "numpy", "PIL", "safetensors", "einops"}
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
-MAY_IMPORT = {  # other rooms of the pack that a room may look into
-    "guidance": set(),
-    "attention": set(),
-    "inversion": {"guidance"},
-    "training": {"guidance", "attention"},
-    "nodes": {"guidance", "inversion", "attention", "training"},
+BELOW = {"guidance": set(), "attention": set(), "inversion": {"guidance"}, "training": {"guidance", "attention"}}
+# What a room may import besides itself. `host` is the ground floor of nodes/host, `host/<field>` its mirror of a torch room.
+MAY_IMPORT = {
+    **BELOW,
+    "host": set(FIELDS),
+    **{f"host/{field}": {"host", field, *BELOW[field], *(f"host/{below}" for below in BELOW[field])} for field in FIELDS},
+    "inputs": {"host", *FIELDS, *(f"host/{field}" for field in FIELDS)},
+    "nodes": {"inputs", "host", *FIELDS, *(f"host/{field}" for field in FIELDS)},
 }
-FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+FILES = sorted(p for room in (*FIELDS, "nodes") for p in (ROOT / room).rglob("*.py"))
 
 
-def imports(path: Path) -> set[tuple[str, bool]]:
-    """(top name, whether it is a room of the pack) of everything a file imports."""
-    found = set()
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room of a module of the pack, given as the parts of its path from the root."""
+    if parts[:2] == ("nodes", "host"):
+        return f"host/{parts[2]}" if len(parts) > 2 and parts[2] in FIELDS else "host"
+    return "inputs" if parts[:2] == ("nodes", "inputs") else parts[0]
+
+
+def imports(path: Path) -> tuple[set[str], set[Path]]:
+    """(top names from outside of the pack, modules of the pack as paths from the root) that a file imports."""
+    outside, inside = set(), set()
+    package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {(a.name.split(".")[0], False) for a in node.names}
+            outside |= {a.name.split(".")[0] for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add((node.module.split(".")[0], False))
+            outside.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parent.parts[: len(path.relative_to(ROOT).parts) - node.level]
-            target = [*package, *(node.module or "").split(".")] if node.module else [*package, node.names[0].name]
-            found.add((target[0], True))
-    return found
+            base = Path(*package[: len(package) - node.level + 1], *(node.module or "").split("."))
+            inside |= {base / a.name if exists(base / a.name) else base for a in node.names}
+    return outside, inside
+
+
+def exists(module: Path) -> bool:
+    return (ROOT / module).is_dir() or (ROOT / module).with_suffix(".py").is_file()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_room_imports_only_what_the_design_allows(path):
-    room = path.relative_to(ROOT).parts[0]
-    allowed_outside = TORCH | sys.stdlib_module_names | (HOST if room == "nodes" else set())
-    for name, inside in imports(path):
-        if inside:
-            assert name in {room} | MAY_IMPORT[room], f"{room} must not import the room {name}"
-        else:
-            assert name in allowed_outside, f"{room} must not import {name}"
+def test_imports_follow_the_arrows(path):
+    room = room_of(path.relative_to(ROOT).parts)
+    allowed_outside = TORCH | sys.stdlib_module_names | (set() if room in FIELDS else HOST)
+    outside, inside = imports(path)
+    assert not outside - allowed_outside, f"{room} must not import these"
+    rooms = {room_of(module.parts) for module in inside}
+    assert not rooms - {room} - MAY_IMPORT[room], f"{room} must not import these rooms"
+
+
+def test_no_circle_of_imports():
+    graph = {path.relative_to(ROOT).with_suffix(""): imports(path)[1] for path in FILES if path.name != "__init__.py"}
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, " -> ".join(map(str, [*open_, module]))
+        if module in graph and module not in done:
+            open_.append(module)
+            for other in graph[module]:
+                visit(other)
+            done.add(open_.pop())
+
+    for module in graph:
+        visit(module)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_say_why_they_exist_and_stay_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    assert not text or ast.get_docstring(ast.parse(text)), "the first line says why the file exists"
+
+
+def test_floors_of_the_host_side():
+    assert max(len(p.relative_to(ROOT / "nodes" / "host").parts) for p in (ROOT / "nodes" / "host").rglob("*.py")) <= 2
+    assert len(list((ROOT / "nodes" / "host").glob("*.py"))) <= 16
 
 
 def test_the_front_door_imports_nothing_before_the_host_asks():

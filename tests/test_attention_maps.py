@@ -69,7 +69,7 @@ def test_means_count_every_layer_and_evaluation_once():
     assert [t.numel() for t in made.sums.total.values()] == [8, 32, 32]
 
 
-def test_frames_of_a_video_are_pictures():
+def test_frames_of_a_video_are_images():
     sums = Sums()
     sums.add((0, "early"), torch.arange(24.0).reshape(2, 1, 3, 2, 2))
     made = maps(words=("a",), sums=sums).of()

@@ -64,12 +64,12 @@ def test_instruct_pix2pix_drops_each_alone_and_both_in_one_sample_of_twenty():
 
 
 def test_a_dropped_channel_is_its_own_null_and_a_kept_one_is_untouched():
-    text, picture = torch.randn(3, 5, 4), torch.randn(3, 2, 6, 6)
+    text, image = torch.randn(3, 5, 4), torch.randn(3, 2, 6, 6)
     keep = torch.tensor([[True, True], [False, True], [True, False]])
     nulls = torch.full((1, 5, 4), 7.0), torch.zeros(1)
-    new_text, new_picture = dropped([text, picture], nulls, keep)
+    new_text, new_image = dropped([text, image], nulls, keep)
     assert torch.equal(new_text[[0, 2]], text[[0, 2]]) and (new_text[1] == 7).all()
-    assert torch.equal(new_picture[:2], picture[:2]) and (new_picture[2] == 0).all()
+    assert torch.equal(new_image[:2], image[:2]) and (new_image[2] == 0).all()
 
 
 def test_gradients_pass_through_kept_rows_alone():

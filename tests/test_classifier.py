@@ -119,8 +119,8 @@ def test_a_video_is_scored_by_the_mean_over_its_frames(classifier):
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     still = frames[:, :, :1].expand(-1, -1, 3, -1, -1).contiguous()
     force = ClassifierForce(classifier, {0: 1.0})
-    picture = force(still[:, :, 0], 0.5, still, VP)
-    torch.testing.assert_close(force(still, 0.5, still, VP).sum(2), picture)
+    image = force(still[:, :, 0], 0.5, still, VP)
+    torch.testing.assert_close(force(still, 0.5, still, VP).sum(2), image)
 
 
 def test_the_gradient_is_taken_within_inference_mode_too(classifier):

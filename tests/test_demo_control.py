@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from controlled_diffusion.training import demo_control, demo_model, demo_world
+from controlled_diffusion.training import demo_control, demo_model
+from controlled_diffusion.training.demo import world
 
 WEIGHTS = {
     "input_blocks.1.0.in_layers.2.weight": torch.randn(32, 24, 3, 3, generator=torch.Generator().manual_seed(0)),
@@ -43,5 +44,5 @@ def test_a_trained_difference_is_added_as_the_host_adds_it():
 def test_a_silhouette_is_white_where_things_are():
     scene = demo_model.scene(3)
     hint = demo_control.silhouettes(scene)
-    wanted = np.logical_or.reduce(demo_world.thing_masks(scene))
+    wanted = np.logical_or.reduce(world.thing_masks(scene))
     assert hint.shape == (128, 128, 3) and (hint[..., 0] > 127).tolist() == wanted.tolist()

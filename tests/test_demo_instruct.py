@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training import demo_instruct, demo_model
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction
 from controlled_diffusion.training.loop import Loop
 
@@ -57,7 +57,7 @@ def test_an_edit_is_of_its_family_and_kinds_are_balanced():
 def test_the_checker_reads_the_scene_after_the_edit():
     _, (first, recolored, _, gone) = family(1)
     for scene in (first, recolored, gone):
-        seen = sorted((t.color, t.shape) for t in demo_checker.read(world.render(scene)).things)
+        seen = sorted((t.color, t.shape) for t in checker.read(world.render(scene)).things)
         assert seen == sorted((t.color, t.shape) for t in scene.things)
 
 
@@ -93,16 +93,16 @@ def test_the_loss_weighs_what_is_told_at_noisy_levels_and_places_with_things():
     assert loss(there, here, 3.0) == pytest.approx(loss(there) * 4 / 1.75, rel=1e-5)
 
 
-def test_dropout_takes_the_picture_the_instruction_and_both_a_twentieth_each():
+def test_dropout_takes_the_image_the_instruction_and_both_a_twentieth_each():
     """Counts what the network is given, over many samples."""
-    counted = {"picture": 0, "text": 0, "both": 0, "all": 0}
+    counted = {"image": 0, "text": 0, "both": 0, "all": 0}
     weight = torch.nn.Parameter(torch.zeros(1))
 
     def unet(seen, levels, context):
-        no_picture, no_text = (seen[:, 4:] == 0).all((1, 2, 3)), context == 0
-        counted["picture"] += int((no_picture & ~no_text).sum())
-        counted["text"] += int((~no_picture & no_text).sum())
-        counted["both"] += int((no_picture & no_text).sum())
+        no_image, no_text = (seen[:, 4:] == 0).all((1, 2, 3)), context == 0
+        counted["image"] += int((no_image & ~no_text).sum())
+        counted["text"] += int((~no_image & no_text).sum())
+        counted["both"] += int((no_image & no_text).sum())
         counted["all"] += len(seen)
         return seen[:, :4] * weight
 
@@ -111,12 +111,12 @@ def test_dropout_takes_the_picture_the_instruction_and_both_a_twentieth_each():
     latents = torch.randn(20, 4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     for _ in demo_instruct.train_instruct(unet, lambda ids: ids, tokens, latents, 5.0, loop, batch=100):
         pass
-    for name in ("picture", "text", "both"):
+    for name in ("image", "text", "both"):
         assert 0.035 < counted[name] / counted["all"] < 0.065, counted
 
 
 def test_the_loss_falls_to_nothing_for_a_network_that_knows_the_noise():
-    """The noisy latent and the picture after: a network that is told the answer has no loss."""
+    """The noisy latent and the image after: a network that is told the answer has no loss."""
     latents = torch.zeros(5, 4, 4, 2, 2)
     weight, levels_of = torch.nn.Parameter(torch.ones(1)), demo_model.alphas_cumprod()
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from controlled_diffusion.attention.ip_adapter import decoupled, multi_head, recognise
 from controlled_diffusion.training import demo_ip_adapter as recipe
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import config, world
 from controlled_diffusion.training.loop import Loop
 from torch.testing import assert_close
 
@@ -118,15 +118,15 @@ def test_words_are_the_last_tokens_of_the_look():
 def test_the_encoder_learns_to_name():
     """Embeddings that are a table of numbers: the loss has to sort them by what the scenes show."""
     truth = recipe.labels([recipe.scene(i) for i in range(48)])
-    pictures = torch.arange(48.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    table = torch.nn.Parameter(0.1 * draw(48, recipe.VISION_CONFIG["projection_dim"]))
+    images = torch.arange(48.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    table = torch.nn.Parameter(0.1 * draw(48, config.VISION_CONFIG["projection_dim"]))
     heads = recipe.new_heads()
     loop = Loop({"table": table, **heads}, steps=60, learning_rate=0.05, warmup=5)
-    losses = [s.loss for s in recipe.train_encoder(lambda p: table[p[:, 0, 0, 0].long()], heads, pictures, truth, loop, batch=32)]
+    losses = [s.loss for s in recipe.train_encoder(lambda p: table[p[:, 0, 0, 0].long()], heads, images, truth, loop, batch=32)]
     assert losses[0] > 1.0 and losses[-1] < 0.2
 
 
-def test_pictures_are_mirrored_half_the_time_and_moved_a_little():
+def test_images_are_mirrored_half_the_time_and_moved_a_little():
     sides, places = [], []
     left, right = torch.zeros(3, 16, 16), torch.ones(3, 16, 16)
     halves = torch.cat([left, right], -1).expand(8, -1, -1, -1).clone()
@@ -136,7 +136,7 @@ def test_pictures_are_mirrored_half_the_time_and_moved_a_little():
     def embed(pixels):
         sides.extend((pixels[:, 0, 0, 12] == 1).tolist())
         places.append((pixels[0, 2, :, 0].argmax().item(), pixels[:, 0, 0].diff(dim=-1).abs().argmax(-1)[0].item()))
-        return torch.zeros(len(pixels), recipe.VISION_CONFIG["projection_dim"])
+        return torch.zeros(len(pixels), config.VISION_CONFIG["projection_dim"])
 
     list(recipe.train_encoder(embed, heads, halves, truth, Loop(heads, steps=30, learning_rate=0.1), batch=32))
     assert 0.35 < np.mean(sides) < 0.65

@@ -2,8 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from controlled_diffusion.training import demo_checker, demo_world
-from controlled_diffusion.training.demo_world import PAIR_PLACES, Caption, Claim, Scene, Thing
+from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo.world import PAIR_PLACES, Caption, Claim, Scene, Thing
 
 
 def truth(scene: Scene) -> Caption:
@@ -16,8 +16,8 @@ def test_the_checker_reads_clean_scenes_right_in_at_least_995_of_1000_facts():
     rng = np.random.default_rng(7)
     right, asked = Counter(), Counter()
     for _ in range(200):
-        scene = demo_world.random_scene(rng)
-        for fact, holds in demo_checker.judge(demo_checker.read(demo_world.render(scene)), truth(scene)).items():
+        scene = world.random_scene(rng)
+        for fact, holds in checker.judge(checker.read(world.render(scene)), truth(scene)).items():
             right[fact] += holds
             asked[fact] += 1
     assert {f: right[f] / asked[f] for f in asked if right[f] / asked[f] < 0.995} == {}
@@ -27,9 +27,9 @@ def test_the_checkers_masks_are_where_the_things_are():
     rng = np.random.default_rng(8)
     overlaps = []
     for _ in range(40):
-        scene = demo_world.random_scene(rng)
-        seen = demo_checker.read(demo_world.render(scene)).things
-        for mask in demo_world.thing_masks(scene):
+        scene = world.random_scene(rng)
+        seen = checker.read(world.render(scene)).things
+        for mask in world.thing_masks(scene):
             overlaps.append(max((mask & t.mask).sum() / (mask | t.mask).sum() for t in seen))
     assert np.mean(overlaps) > 0.9
 
@@ -45,28 +45,28 @@ def test_the_checkers_masks_are_where_the_things_are():
     ],
 )
 def test_each_false_claim_is_caught_and_only_that_one(claim, wrong):
-    picture = demo_world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
-    verdict = demo_checker.judge(demo_checker.read(picture), Caption("", (claim,), "gray"))
+    image = world.render(Scene("gray", (Thing("circle", "blue", "plain", "large", 42, 64, 33),), "left"))
+    verdict = checker.judge(checker.read(image), Caption("", (claim,), "gray"))
     assert [fact for fact, holds in verdict.items() if not holds and fact != "bound"] == [wrong]
 
 
 def test_swapped_colours_of_two_things_are_not_bound():
     one, two = Thing("circle", "red", x=34, radius=24), Thing("square", "blue", x=94, radius=24)
-    reading = demo_checker.read(demo_world.render(Scene("white", (one, two), "horizontal")))
+    reading = checker.read(world.render(Scene("white", (one, two), "horizontal")))
     right = Caption("", (Claim("square", "blue"), Claim("circle", "red")), "white")
     swapped = Caption("", (Claim("square", "red"), Claim("circle", "blue")), "white")
-    assert demo_checker.judge(reading, right)["bound"] and not demo_checker.judge(reading, swapped)["bound"]
+    assert checker.judge(reading, right)["bound"] and not checker.judge(reading, swapped)["bound"]
 
 
-def test_an_empty_picture_and_noise_satisfy_no_claim():
+def test_an_empty_image_and_noise_satisfy_no_claim():
     caption = Caption("", (Claim("circle", "red"),), "black")
-    for picture in (np.full((128, 128, 3), 150, np.uint8), np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)):
-        assert not demo_checker.judge(demo_checker.read(picture), caption)["bound"]
+    for image in (np.full((128, 128, 3), 150, np.uint8), np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)):
+        assert not checker.judge(checker.read(image), caption)["bound"]
 
 
 def test_two_touching_things_are_told_apart_by_colour():
     one, two = Thing("square", "red", x=50, radius=24), Thing("square", "blue", x=92, radius=24)
-    seen = demo_checker.read(demo_world.render(Scene("white", (one, two), "horizontal"))).things
+    seen = checker.read(world.render(Scene("white", (one, two), "horizontal"))).things
     assert sorted(t.color for t in seen) == ["blue", "red"]
 
 
@@ -74,8 +74,8 @@ def test_captions_are_true_varied_and_silent_about_accessories():
     rng = np.random.default_rng(9)
     texts = set()
     for _ in range(300):
-        scene = demo_world.random_scene(rng)
-        caption = demo_world.random_caption(scene, rng)
+        scene = world.random_scene(rng)
+        caption = world.random_caption(scene, rng)
         texts.add(caption.text)
         whole = truth(scene)
         for claim in caption.claims:
@@ -87,21 +87,21 @@ def test_captions_are_true_varied_and_silent_about_accessories():
     assert len(texts) > 280
 
 
-def test_scenes_and_pictures_follow_the_seed():
-    scenes = [demo_world.random_scene(np.random.default_rng(3)) for _ in range(2)]
+def test_scenes_and_images_follow_the_seed():
+    scenes = [world.random_scene(np.random.default_rng(3)) for _ in range(2)]
     assert scenes[0] == scenes[1]
-    assert np.array_equal(*(demo_world.render(s) for s in scenes))
+    assert np.array_equal(*(world.render(s) for s in scenes))
 
 
 def test_the_world_is_as_rich_as_promised():
-    assert len(demo_world.COLORS) >= 6 and len(demo_world.SHAPES) >= 5 and len(demo_world.BACKGROUNDS) >= 4
-    assert len(demo_world.TEXTURES) >= 3 and {"left", "right", "top", "bottom"} <= set(demo_world.POSITIONS)
+    assert len(world.COLORS) >= 6 and len(world.SHAPES) >= 5 and len(world.BACKGROUNDS) >= 4
+    assert len(world.TEXTURES) >= 3 and {"left", "right", "top", "bottom"} <= set(world.POSITIONS)
 
 
-@pytest.mark.parametrize("shape", [*demo_world.SHAPES, *demo_world.STRANGERS])
+@pytest.mark.parametrize("shape", [*world.SHAPES, *world.STRANGERS])
 def test_strangers_to_the_world_are_told_from_its_shapes(shape):
     for radius in (19, 26, 34):
-        thing = demo_world.Thing(shape, "red", x=60, y=66, radius=radius)
-        (seen,) = demo_checker.read(demo_world.render(Scene("white", (thing,), "center"))).things
-        found, overlap = demo_checker.any_shape(seen.mask)
+        thing = world.Thing(shape, "red", x=60, y=66, radius=radius)
+        (seen,) = checker.read(world.render(Scene("white", (thing,), "center"))).things
+        found, overlap = checker.any_shape(seen.mask)
         assert found == shape and overlap > 0.85

@@ -4,7 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.inversion.method import Slope
+from controlled_diffusion.inversion.method import Derivative
 from torch.testing import assert_close
 
 
@@ -43,10 +43,9 @@ def wild(x, sigma):
 
 def encoded(model, x0, sigmas, input_scale=scale_vp, show=lambda x, denoised: None):
     """The DDIM encoding of x0 at falling sigmas."""
-    return [x for (x,) in DDIM().encode(Slope(model, input_scale), x0, sigmas.tolist(), show).carries]
+    return [x for (x,) in DDIM().encode(Derivative(model, input_scale), x0, sigmas.tolist(), show).states]
 
 
-# --- the mask
 
 
 def test_what_differs_is_the_mask():
@@ -94,7 +93,7 @@ def test_the_papers_rule_keeps_what_is_above_one_and_a_half_times_the_mean():
     assert torch.equal(mask > 0, found > 1.5 * found.mean((1, 2), keepdim=True))
 
 
-def test_a_quantile_keeps_its_share_of_the_picture():
+def test_a_quantile_keeps_its_share_of_the_image():
     values = diffedit.normalised(draw(2, 40, 40).abs())
     assert diffedit.cut(values, 0.9, "quantile").mean((1, 2)) == pytest.approx([0.1, 0.1], abs=0.01)
 
@@ -111,7 +110,7 @@ def test_soft_masks_pass_one_half_where_the_hard_one_cuts():
     assert_close(diffedit.cut(values, 0.4, soft=True), torch.tensor([[[0.0, 0.0, 0.5, 1.0, 1.0]]]))
 
 
-def test_noise_is_weighed_more_at_clean_levels_and_denoised_pictures_alike():
+def test_noise_is_weighed_more_at_clean_levels_and_denoised_images_alike():
     source, target = draw(2, 4, 8, 8), draw(2, 4, 8, 8, seed=1)
     assert torch.equal(diffedit.difference(source, target, 4.0), target - source)
     assert_close(diffedit.difference(source, target, 4.0, "eps"), (target - source) / 4)
@@ -191,7 +190,6 @@ def test_levels_are_spread_evenly_and_one_is_the_middle():
     assert diffedit.probe_percents(0.3, 0.7, 3) == pytest.approx([0.3, 0.5, 0.7])
 
 
-# --- the edit
 
 
 def test_encoding_of_gaussian_data_finds_its_way_back_and_better_with_more_steps():
@@ -225,7 +223,7 @@ def test_encoding_is_ddim_inversion_in_the_models_own_space():
 
 
 @pytest.mark.parametrize("rule", diffedit.RULES)
-def test_an_empty_mask_returns_the_picture_bit_for_bit(rule):
+def test_an_empty_mask_returns_the_image_bit_for_bit(rule):
     x0, sigmas = draw(2, 4, 8, 8).double(), falling()
     states = encoded(wild, x0, sigmas)
     x = diffedit.sample_diffedit(wild, states[0], sigmas, trajectory=states, mask=torch.zeros(1, 1, 1, 1), rule=rule)
@@ -244,7 +242,7 @@ def test_a_full_mask_is_the_plain_ddim_edit(rule):
 
 
 def seen_by_the_network(rule, mask):
-    """The states and levels at which the network is asked, with the encoding (last is the picture)."""
+    """The states and levels at which the network is asked, with the encoding (last is the image)."""
     sigmas, asked = falling(), []
     states = encoded(wild, draw(1, 4, 8, 8).double(), sigmas)
 
@@ -263,7 +261,7 @@ def half(size=8):
 
 
 def test_off_the_mask_the_network_sees_the_encoding_of_its_own_level():
-    """A public implementation blends with the level before the step: the network sees a picture noisier than its level."""
+    """A public implementation blends with the level before the step: the network sees an image noisier than its level."""
     asked, states, _ = seen_by_the_network("trajectory", half())
     for x, state in zip(asked, states):
         assert torch.equal(x[..., :4], state[..., :4])

@@ -1,4 +1,4 @@
-"""Edit-friendly inversion: noise maps that bring the picture back exactly."""
+"""Edit-friendly inversion: noise maps that bring the image back exactly."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from controlled_diffusion.inversion.method import replay
 from controlled_diffusion.inversion.noise import draw_like, noised
 from torch.testing import assert_close
 
-from denoisers import MODELS, apart, draw, levels, silent, slope
+from denoisers import MODELS, apart, derivative, draw, levels, silent
 
 FAMILIES = ["eps", "v", "flow"]
 
@@ -18,22 +18,22 @@ def method(family, seed=0):
 
 def encode(family, steps=10, cfg=1.0, x0=None, seed=0, strength=1.0, dtype=torch.float64):
     x0 = draw(dtype=dtype) if x0 is None else x0
-    return method(family, seed).encode(slope(family, cfg), x0, levels(family, steps, strength), silent)
+    return method(family, seed).encode(derivative(family, cfg), x0, levels(family, steps, strength), silent)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("cfg", [1.0, 3.5])
-def test_the_same_prompt_and_cfg_give_the_picture_back_exactly(family, steps, cfg):
-    trail = encode(family, steps, cfg)
-    assert apart(replay(method(family), slope(family, cfg), trail), draw()) < 1e-12
-    assert apart(replay(method(family), slope(family, cfg, prompt=1.0), trail), draw()) > 1e-2
+def test_the_same_prompt_and_cfg_give_the_image_back_exactly(family, steps, cfg):
+    trajectory = encode(family, steps, cfg)
+    assert apart(replay(method(family), derivative(family, cfg), trajectory), draw()) < 1e-12
+    assert apart(replay(method(family), derivative(family, cfg, prompt=1.0), trajectory), draw()) > 1e-2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_float32_it_is_exact_to_rounding(family):
-    trail = encode(family, 50, dtype=torch.float32)
-    assert apart(replay(method(family), slope(family), trail), draw(dtype=torch.float32)) < 1e-6
+    trajectory = encode(family, 50, dtype=torch.float32)
+    assert apart(replay(method(family), derivative(family), trajectory), draw(dtype=torch.float32)) < 1e-6
 
 
 def ancestral(x, denoised, noise, now, goal):
@@ -52,22 +52,22 @@ def ancestral_flow(x, denoised, noise, now, goal):
 
 @pytest.mark.parametrize("family, reference", [("eps", ancestral), ("v", ancestral), ("flow", ancestral_flow)])
 def test_the_noise_maps_are_what_ancestral_sampling_has_to_add(family, reference):
-    trail = encode(family)
-    for i, (now, goal) in enumerate(zip(trail.sigmas[:-1], trail.sigmas[1:-1])):
-        x, after = trail.carries[i][0], trail.carries[i + 1][0]
+    trajectory = encode(family)
+    for i, (now, goal) in enumerate(zip(trajectory.sigmas[:-1], trajectory.sigmas[1:-1])):
+        x, after = trajectory.states[i][0], trajectory.states[i + 1][0]
         denoised = MODELS[family](x.float(), torch.full([2], now)).double()
-        assert_close(reference(x, denoised, trail.extras["noise_maps"][i], now, goal), after, atol=1e-5, rtol=1e-5)
+        assert_close(reference(x, denoised, trajectory.extras["noise_maps"][i], now, goal), after, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_level_has_the_picture_under_a_noise_of_its_own(family):
-    trail, x0 = encode(family), draw()
-    noises = [(x - (1 - s if family == "flow" else 1) * x0) / s for (x,), s in zip(trail.carries[:-1], trail.sigmas)]
+def test_every_level_has_the_image_under_a_noise_of_its_own(family):
+    trajectory, x0 = encode(family), draw()
+    noises = [(x - (1 - s if family == "flow" else 1) * x0) / s for (x,), s in zip(trajectory.states[:-1], trajectory.sigmas)]
     for i, noise in enumerate(noises):
         assert float(noise.std()) == pytest.approx(1, abs=0.15)
         for other in noises[:i]:
             assert abs(float((noise[0] * other[0]).mean())) < 0.3  # independent, over 256 numbers
-    assert torch.equal(trail.carries[-1][0], x0)
+    assert torch.equal(trajectory.states[-1][0], x0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,40 +81,40 @@ def test_noise_maps_are_finite_and_no_normal_noise(family):
 
 
 def test_the_last_map_is_what_the_last_prediction_lacks():
-    trail = encode("eps")
-    way = slope("eps")
-    way(trail.carries[-2][0], trail.sigmas[-2])
-    assert_close(trail.extras["noise_maps"][-1], draw() - way.denoised.double(), atol=1e-6, rtol=1e-6)
+    trajectory = encode("eps")
+    way = derivative("eps")
+    way(trajectory.states[-2][0], trajectory.sigmas[-2])
+    assert_close(trajectory.extras["noise_maps"][-1], draw() - way.denoised.double(), atol=1e-6, rtol=1e-6)
 
 
 def test_a_later_start_finds_the_same_states_below_it():
     whole, part = encode("eps", 10), encode("eps", 10, strength=0.6)
     assert part.sigmas == whole.sigmas[4:] and part.extras["noise_maps"].shape[0] == 6
-    for a, b in zip(part.carries, whole.carries[4:]):
+    for a, b in zip(part.states, whole.states[4:]):
         assert_close(a[0], b[0], atol=1e-10, rtol=1e-10)
 
 
-def test_seeds_differ_and_pictures_of_a_batch_get_the_same_noise():
+def test_seeds_differ_and_images_of_a_batch_get_the_same_noise():
     first, again, other = (encode("eps", seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.carries[0][0], again.carries[0][0])
-    assert not torch.allclose(first.carries[0][0], other.carries[0][0])
+    assert torch.equal(first.states[0][0], again.states[0][0])
+    assert not torch.allclose(first.states[0][0], other.states[0][0])
     alone = encode("eps", seed=1, x0=draw()[1:])
-    assert torch.equal(alone.carries[0][0], first.carries[0][0][1:])
+    assert torch.equal(alone.states[0][0], first.states[0][0][1:])
     assert_close(alone.extras["noise_maps"], first.extras["noise_maps"][:, 1:], atol=1e-9, rtol=1e-9)
 
 
 def test_one_evaluation_a_step():
-    way = slope("flow")
-    trail = method("flow").encode(way, draw(), levels("flow", 7), silent)
+    way = derivative("flow")
+    trajectory = method("flow").encode(way, draw(), levels("flow", 7), silent)
     assert way.calls == 7
-    replay(method("flow"), way, trail)
+    replay(method("flow"), way, trajectory)
     assert way.calls == 14
 
 
 def test_models_with_larger_noise_get_larger_noise():
-    trail = EditFriendly(flow=True, noise_scale=8.0).encode(slope("flow"), draw(), levels("flow", 10), silent)
-    assert float(trail.carries[0][0].std()) == pytest.approx(8, abs=0.8)
-    assert float(trail.extras["noise_maps"][:-1].std()) < 3
+    trajectory = EditFriendly(flow=True, noise_scale=8.0).encode(derivative("flow"), draw(), levels("flow", 10), silent)
+    assert float(trajectory.states[0][0].std()) == pytest.approx(8, abs=0.8)
+    assert float(trajectory.extras["noise_maps"][:-1].std()) < 3
 
 
 def test_noise_is_drawn_once_for_a_batch_of_any_shape():

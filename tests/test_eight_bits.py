@@ -1,8 +1,9 @@
 """Weights in 8 bits."""
 
 import torch
-from controlled_diffusion.training import demo_instruct
-from controlled_diffusion.training.eight_bits import quantised, restored
+from controlled_diffusion.training import instruct_pix2pix
+from controlled_diffusion.training.demo import packing
+from controlled_diffusion.training.demo.packing import quantised, restored
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -31,6 +32,6 @@ def test_the_instruction_model_is_kept_as_differences_with_its_wider_entrance():
     draw = torch.Generator().manual_seed(1)
     base = {"input_blocks.0.0.weight": torch.randn(4, 2, 3, 3, generator=draw), "out.bias": torch.randn(4, generator=draw)}
     trained = {k: v + 0.01 * torch.randn(v.shape, generator=draw) for k, v in base.items()}
-    trained["input_blocks.0.0.weight"] = demo_instruct.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
-    found = demo_instruct.unpacked(demo_instruct.packed(trained, base), base)
+    trained["input_blocks.0.0.weight"] = instruct_pix2pix.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
+    found = packing.unpacked(packing.packed(trained, base), base)
     assert all(torch.allclose(found[k], trained[k], rtol=0, atol=3e-4) for k in trained)

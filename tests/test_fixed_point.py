@@ -4,10 +4,10 @@ import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.fixed_point import anderson, distance, solve
-from controlled_diffusion.inversion.method import Slope, replay
+from controlled_diffusion.inversion.method import Derivative, replay
 from torch.testing import assert_close
 
-from denoisers import apart, draw, levels, network, one, round_trip, silent, slope
+from denoisers import apart, derivative, draw, levels, network, one, round_trip, silent
 
 FAMILIES = ["eps", "v", "flow"]
 ACCELERATIONS = ["picard", "anderson"]
@@ -19,22 +19,21 @@ def encode(method, way, x0=None, sigmas=None):
 
 
 def by_hand(way, x0, sigmas):
-    """The states of plain DDIM inversion, the picture's first."""
+    """The states of plain DDIM inversion, the image's first."""
     states = [x0]
     for now, goal in zip(sigmas[::-1], sigmas[::-1][1:]):
         states.append(states[-1] + (goal - now) * way(states[-1], goal, now))
     return states
 
 
-# --- fixed-point iterations
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_iterations_it_is_ddim_inversion(family):
     sigmas = levels(family, STEPS)
-    trail = encode(DDIM(), slope(family), sigmas=sigmas)
-    assert all(torch.equal(carry[0], x) for carry, x in zip(trail.carries[::-1], by_hand(slope(family), draw(), sigmas)))
-    assert trail.extras == {}
+    trajectory = encode(DDIM(), derivative(family), sigmas=sigmas)
+    assert all(torch.equal(carry[0], x) for carry, x in zip(trajectory.states[::-1], by_hand(derivative(family), draw(), sigmas)))
+    assert trajectory.extras == {}
 
 
 class Apples(torch.Tensor):
@@ -53,7 +52,7 @@ def test_a_device_without_float64_takes_float32(options):
 
     way.denoised = None
     plain, apples = (encode(DDIM(**options), way, x0) for x0 in (draw().float(), draw().float().as_subclass(Apples)))
-    assert_close(apples.carries[0][0].as_subclass(torch.Tensor), plain.carries[0][0], atol=1e-5, rtol=1e-5)
+    assert_close(apples.states[0][0].as_subclass(torch.Tensor), plain.states[0][0], atol=1e-5, rtol=1e-5)
     assert all(t.dtype == torch.float32 for t in apples.extras.values())
 
 
@@ -75,24 +74,24 @@ def test_anderson_needs_fewer_iterations_where_picard_is_slow(order):
 
 @pytest.mark.parametrize("acceleration", ACCELERATIONS)
 def test_the_trail_tells_the_residual_of_every_step_and_sample(acceleration):
-    few, more = (encode(DDIM(1, k, acceleration), slope("flow")).extras["residuals"] for k in (2, 6))
+    few, more = (encode(DDIM(1, k, acceleration), derivative("flow")).extras["residuals"] for k in (2, 6))
     assert few.shape == (STEPS, 2) and bool((more < few).all()) and bool((more > 0).all())
 
 
 def test_the_residual_is_that_of_the_step_down():
-    sigmas, way = levels("flow", STEPS), slope("flow")
+    sigmas, way = levels("flow", STEPS), derivative("flow")
     found = DDIM(1, 1).encode(way, draw(), sigmas, silent)
-    plain = by_hand(way, found.carries[1][0], sigmas[:2])[-1]  # where the last step up starts to iterate
+    plain = by_hand(way, found.states[1][0], sigmas[:2])[-1]  # where the last step up starts to iterate
     down = plain + (sigmas[1] - sigmas[0]) * way(plain, sigmas[0])
-    image = plain + (found.carries[1][0] - down)
+    image = plain + (found.states[1][0] - down)
     assert_close(found.extras["residuals"][0], distance(image, plain))
-    assert_close(found.carries[0][0], image)
+    assert_close(found.states[0][0], image)
 
 
 def test_the_iterations_end_at_the_tolerance():
     calls = {}
     for tolerance in (0.0, 1e-4, 1e-1):
-        way = slope("flow")
+        way = derivative("flow")
         residuals = encode(DDIM(1, 12, tolerance=tolerance), way).extras["residuals"]
         calls[tolerance] = way.calls
         assert bool((residuals <= max(tolerance, 1e-6)).all())
@@ -138,10 +137,10 @@ def test_iterations_that_lead_away_leave_plain_inversion_unless_accelerated():
 
     sigmas = (0.75, 0.5, 0.25, 0.0)
     plain, picard, anderson = (
-        encode(DDIM(1, k, a), Slope(steep, one), sigmas=sigmas) for k, a in ((0, "picard"), (9, "picard"), (9, "anderson"))
+        encode(DDIM(1, k, a), Derivative(steep, one), sigmas=sigmas) for k, a in ((0, "picard"), (9, "picard"), (9, "anderson"))
     )
-    assert torch.equal(picard.carries[0][0], plain.carries[0][0])
-    assert_close(anderson.carries[0][0], draw() / 3**3, atol=1e-5, rtol=1e-5)
+    assert torch.equal(picard.states[0][0], plain.states[0][0])
+    assert_close(anderson.states[0][0], draw() / 3**3, atol=1e-5, rtol=1e-5)
 
 
 def test_every_sample_of_a_batch_stops_by_itself():
@@ -167,14 +166,13 @@ def test_anderson_solves_a_linear_map_of_three_dimensions_in_four_evaluations():
     assert apart(ys[-1], goal) < 1e-5 and apart(images[-1], goal) > 1e-3
 
 
-# --- midpoint steps
 
 
 @pytest.mark.parametrize("family, highest", [("eps", 3.0), ("flow", 1.0)])
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_error_of_the_way_up_halves_with_ddims_step_and_quarters_with_a_midpoint_step(family, highest, order):
     def top(order, steps):
-        return encode(DDIM(order), slope(family), sigmas=tuple(highest * (1 - i / steps) for i in range(steps + 1))).carries[0][0]
+        return encode(DDIM(order), derivative(family), sigmas=tuple(highest * (1 - i / steps) for i in range(steps + 1))).states[0][0]
 
     exact = top(2, 400)
     errors = [apart(top(order, steps), exact) for steps in (8, 16, 32)]
@@ -189,13 +187,13 @@ def rf_solver(velocity, x, now, goal):
 
 
 def test_a_midpoint_step_is_rf_solvers_formula_on_both_ways():
-    sigmas, way = levels("flow", STEPS), slope("flow")
-    trail = encode(DDIM(2), way)
-    states = [x for (x,) in trail.carries]
+    sigmas, way = levels("flow", STEPS), derivative("flow")
+    trajectory = encode(DDIM(2), way)
+    states = [x for (x,) in trajectory.states]
     for i in range(STEPS - 1):  # the step up from sigma 0 asks its first velocity at its end
         assert_close(states[i], rf_solver(way, states[i + 1], sigmas[i + 1], sigmas[i]), atol=1e-6, rtol=1e-6)
     for i in range(STEPS):
-        after = DDIM(2).step(way, trail.carries[i], i, trail)[0]
+        after = DDIM(2).step(way, trajectory.states[i], i, trajectory)[0]
         assert_close(after, rf_solver(way, states[i], *sigmas[i : i + 2]), atol=1e-6, rtol=1e-6)
 
 
@@ -209,7 +207,7 @@ def test_evaluations_are_counted_and_none_is_at_sigma_zero(method, evaluations):
         seen.append(float(sigma[0]))
         return x - sigma.view(-1, 1, 1, 1) * network(x, sigma)
 
-    way = Slope(model, one)
+    way = Derivative(model, one)
     replay(method, way, encode(method, way))
     assert len(seen) == way.calls == evaluations and min(seen) > 0
 

@@ -1,4 +1,4 @@
-"""FlowEdit: from picture to picture by the difference of two prompts under the same noise."""
+"""FlowEdit: from image to image by the difference of two prompts under the same noise."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from controlled_diffusion.inversion.flow_edit import flow_edit
 from controlled_diffusion.inversion.noise import draw_like, noised
 from torch.testing import assert_close
 
-from denoisers import apart, draw, levels, slope
+from denoisers import apart, derivative, draw, levels
 
 FAMILIES = ["eps", "v", "flow"]
 STEPS = 10
@@ -18,15 +18,15 @@ def noising(family):
 
 
 def edit(family, source=None, target=None, x0=None, **counts):
-    source = slope(family, 1.5, 0.0) if source is None else source
-    target = slope(family, 3.0, 1.0) if target is None else target
+    source = derivative(family, 1.5, 0.0) if source is None else source
+    target = derivative(family, 3.0, 1.0) if target is None else target
     counts = dict(n_max=7, seed=3) | counts
     return flow_edit(source, target, draw() if x0 is None else x0, levels(family, STEPS), noising(family), **counts)
 
 
 def by_hand(family, n_max, n_min, n_avg, seed=3):
     """The paper's algorithm, line by line, in its own state z_edit."""
-    source, target, sigmas = slope(family, 1.5, 0.0), slope(family, 3.0, 1.0), levels(family, STEPS)
+    source, target, sigmas = derivative(family, 1.5, 0.0), derivative(family, 3.0, 1.0), levels(family, STEPS)
     generator, x0, z_edit = torch.Generator().manual_seed(seed), draw(), draw()
 
     def noisy():
@@ -59,18 +59,18 @@ def test_it_is_the_papers_algorithm(family, n_max, n_min, n_avg):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n_max", [0, 4, 10])
 @pytest.mark.parametrize("n_avg", [1, 3])
-def test_the_same_prompt_and_cfg_give_the_picture_back(family, n_max, n_avg):
-    assert apart(edit(family, target=slope(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
+def test_the_same_prompt_and_cfg_give_the_image_back(family, n_max, n_avg):
+    assert apart(edit(family, target=derivative(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
 
 
-def test_no_step_gives_the_picture_back_without_an_evaluation():
-    source, target = slope("flow"), slope("flow", 1.0, 1.0)
+def test_no_step_gives_the_image_back_without_an_evaluation():
+    source, target = derivative("flow"), derivative("flow", 1.0, 1.0)
     assert torch.equal(edit("flow", source, target, n_max=0), draw())
     assert source.calls == target.calls == 0
 
 
 def test_evaluations_are_two_for_each_noise_of_each_step_and_one_for_each_step_of_plain_sampling():
-    source, target = slope("flow"), slope("flow", 1.0, 1.0)
+    source, target = derivative("flow"), derivative("flow", 1.0, 1.0)
     edit("flow", source, target, n_max=8, n_min=3, n_avg=2)
     assert (source.calls, target.calls) == (5 * 2, 5 * 2 + 3)
 
@@ -92,7 +92,7 @@ def test_every_step_has_fresh_noise_and_both_prompts_share_it():
     seen = {"source": [], "target": []}
 
     def watching(name, prompt):
-        inner = slope("flow", 1.0, prompt)
+        inner = derivative("flow", 1.0, prompt)
 
         class Watch:
             denoised = None
@@ -112,14 +112,14 @@ def test_every_step_has_fresh_noise_and_both_prompts_share_it():
     assert all(abs(float((n * m).mean())) < 0.3 for i, n in enumerate(noises) for m in noises[:i])
 
 
-def test_seeds_differ_and_pictures_of_a_batch_are_edited_as_alone():
+def test_seeds_differ_and_images_of_a_batch_are_edited_as_alone():
     assert torch.equal(edit("flow"), edit("flow"))
     assert not torch.allclose(edit("flow"), edit("flow", seed=4), atol=1e-3)
     assert_close(edit("flow")[1:], edit("flow", x0=draw()[1:]))
 
 
 @pytest.mark.parametrize("n_min", [0, 3])
-def test_off_the_mask_the_picture_stays_bit_for_bit(n_min):
+def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     mask[..., 4:] = 1
     found = edit("flow", n_min=n_min, within=lambda inside, outside: mixed(inside, outside, mask))

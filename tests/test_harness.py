@@ -36,7 +36,6 @@ def command(*arguments, **options) -> subprocess.CompletedProcess:
     )
 
 
-# --- the private environment ---
 
 
 @pytest.fixture
@@ -122,7 +121,6 @@ def test_a_second_run_waits_for_the_first(tmp_path):
         assert environment.try_lock(other)
 
 
-# --- ComfyUI ---
 
 
 def archive_of(path: Path, names: list[str]) -> Path:
@@ -173,7 +171,6 @@ def test_a_wrong_choice_of_comfyui_is_named(monkeypatch, name, value, sentence):
         comfyui.find_comfyui()
 
 
-# --- the commands ---
 
 
 def test_an_old_python_gets_a_sentence(monkeypatch, capsys):
@@ -228,12 +225,11 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, monkeypat
         pass
 
 
-# --- workflows on the real server ---
 
 
-def picture_graph(server, title="Two pictures") -> Graph:
+def image_graph(server, title="Two images") -> Graph:
     graph = Graph(title, server.object_info())
-    with graph.group("Pictures"):
+    with graph.group("Images"):
         red = graph.add("EmptyImage", width=32, height=16, color=0xFF0000)
         blue = graph.add("EmptyImage", width=32, height=16, color=0x0000FF)
     with graph.group("Result"):
@@ -243,15 +239,15 @@ def picture_graph(server, title="Two pictures") -> Graph:
 
 
 def test_a_built_workflow_becomes_the_prompt_that_was_meant_and_runs(server):
-    prompt = to_prompt(picture_graph(server).build(), server.object_info())
+    prompt = to_prompt(image_graph(server).build(), server.object_info())
     assert {number: node["inputs"] for number, node in prompt.items()} == {
         "1": {"width": 32, "height": 16, "batch_size": 1, "color": 0xFF0000},
         "2": {"width": 32, "height": 16, "batch_size": 1, "color": 0x0000FF},
         "3": {"images.image0": ["1", 0], "images.image1": ["2", 0]},
         "4": {"images": ["3", 0], "filename_prefix": "both"},
     }
-    pictures = server.images(server.run(prompt))
-    assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 0, 0), (0, 0, 255)]
+    images = server.images(server.run(prompt))
+    assert [image.getpixel((0, 0)) for image in images] == [(255, 0, 0), (0, 0, 255)]
 
 
 @pytest.mark.parametrize(
@@ -271,11 +267,11 @@ def test_a_mistake_in_a_description_is_named(server, class_type, inputs, words):
 
 def test_a_link_of_the_wrong_type_and_an_unknown_output_are_named(server):
     graph = Graph("wrong", server.object_info())
-    picture = graph.add("EmptyImage")
+    image = graph.add("EmptyImage")
     with pytest.raises(ValueError, match=r"samples takes LATENT, but output 0 of node 1 .* is IMAGE"):
-        graph.add("LatentFlip", samples=picture)
+        graph.add("LatentFlip", samples=image)
     with pytest.raises(ValueError, match="no output 'LATENT'; its outputs are IMAGE"):
-        picture["LATENT"]
+        image["LATENT"]
 
 
 def test_a_refused_and_a_failing_prompt_name_the_node_and_the_server_lives_on(server):
@@ -288,20 +284,20 @@ def test_a_refused_and_a_failing_prompt_name_the_node_and_the_server_lives_on(se
     with pytest.raises(WorkflowError, match="unterminated subpattern") as caught:
         server.run(failing)
     assert (caught.value.node_id, caught.value.node_type) == ("3", "RegexReplace")
-    assert server.images(server.run(to_prompt(picture_graph(server).build(), server.object_info())))
+    assert server.images(server.run(to_prompt(image_graph(server).build(), server.object_info())))
 
 
-def test_a_picture_can_be_uploaded_and_loaded(server):
+def test_an_image_can_be_uploaded_and_loaded(server):
     name = server.upload_image(Image.new("RGB", (8, 8), "lime"), "uploaded.png")
     prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": name}}}
     prompt["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
-    (picture,) = server.images(server.run(prompt))
-    assert picture.getpixel((4, 4)) == (0, 255, 0)
+    (image,) = server.images(server.run(prompt))
+    assert image.getpixel((4, 4)) == (0, 255, 0)
 
 
 def test_the_demo_goes_on_after_a_failure_and_reports_it(server, tmp_path, capsys):
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    picture_graph(server).save(good)
+    image_graph(server).save(good)
     bad.write_text(json.dumps({"nodes": [{"id": 1, "type": "NoSuchNode"}], "links": []}))
     results = [demo.run_one(server, path) for path in (bad, good)]
     assert demo.report(results, tmp_path / "out") == 1
@@ -310,8 +306,8 @@ def test_the_demo_goes_on_after_a_failure_and_reports_it(server, tmp_path, capsy
     assert "NoSuchNode" in capsys.readouterr().out
 
 
-def test_the_contact_sheet_shows_every_picture():
-    pictures = [(f"picture {number}", Image.new("RGB", (16, 8), "red")) for number in range(7)]
-    sheet = draw_contact_sheet("title", [("seven", pictures), ("broken", "failed for a reason")])
+def test_the_contact_sheet_shows_every_image():
+    images = [(f"image {number}", Image.new("RGB", (16, 8), "red")) for number in range(7)]
+    sheet = draw_contact_sheet("title", [("seven", images), ("broken", "failed for a reason")])
     reds = sum(count for count, colour in sheet.getcolors(2**24) if colour == (255, 0, 0))
     assert reds == 7 * 192 * 96

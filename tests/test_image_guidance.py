@@ -1,4 +1,4 @@
-"""Guidance by a loss on the predicted picture: exact answers, and distances that mean what they say."""
+"""Guidance by a loss on the predicted image: exact answers, and distances that mean what they say."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_it_moves_towards_less_loss():
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
-def test_a_picture_is_at_no_distance_from_itself_and_at_one_from_another(kind):
+def test_an_image_is_at_no_distance_from_itself_and_at_one_from_another(kind):
     a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     assert float(DISTANCES[kind](a, a)) < 1e-9 and float(DISTANCES[kind](a, 0.5 * b)) > 1e-3
 

@@ -6,7 +6,7 @@ from controlled_diffusion.guidance import multi_cfg
 from controlled_diffusion.guidance.instruct_pix2pix import (
     Conditions,
     Scales,
-    around_the_picture,
+    around_the_image,
     channels,
     coefficients,
     combine,
@@ -66,7 +66,7 @@ def test_a_prediction_is_needed_only_where_it_counts(text, image, rows):
     assert_close(sum(coefficients(text, image)[name] * seen[name] for name in rows), full, **CLOSE)
 
 
-def test_a_model_that_ignores_the_picture_is_guided_by_the_text_alone():
+def test_a_model_that_ignores_the_image_is_guided_by_the_text_alone():
     seen = predictions()
     seen["image"] = seen["nothing"]
     assert torch.equal(combine(**seen, text_scale=7.5, image_scale=1.5), cfg(seen["nothing"], seen["edit"], 7.5))
@@ -77,7 +77,7 @@ def test_equal_scales_are_plain_guidance_from_nothing_to_the_edit():
     assert_close(combine(**seen, text_scale=4.0, image_scale=4.0), cfg(seen["nothing"], seen["edit"], 4.0), **CLOSE)
 
 
-def test_image_scale_one_is_plain_guidance_from_the_picture_to_the_edit():
+def test_image_scale_one_is_plain_guidance_from_the_image_to_the_edit():
     seen = predictions()
     assert_close(combine(**seen, text_scale=4.0, image_scale=1.0), cfg(seen["image"], seen["edit"], 4.0), **CLOSE)
 
@@ -96,10 +96,10 @@ def test_both_arrangements_of_channels_are_the_equation(text, image):
         now = dict(zip(("text_scale", "image_scale"), scales.at(sigma, SCALE)))
         expected = combine(**seen, **now)
         assert_close(through_channels("nothing", channels(conditions, scales), sigma, seen), expected, **CLOSE)
-        assert_close(through_channels("image", around_the_picture(conditions, scales), sigma, seen), expected, **CLOSE)
+        assert_close(through_channels("image", around_the_image(conditions, scales), sigma, seen), expected, **CLOSE)
 
 
-def test_the_pictures_excess_is_nothing_at_all_at_scale_one():
+def test_the_images_excess_is_nothing_at_all_at_scale_one():
     conditions = Conditions("nothing", "image", "edit")
     assert excess(conditions, Scales(image=1.0)).strength(1.0, SCALE) == 0.0
     halved = excess(conditions, Scales(image=2.0, image_schedule=Schedule(Constant(0.5))))

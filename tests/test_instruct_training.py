@@ -67,12 +67,12 @@ def test_every_layer_is_every_layer_each_at_the_rank_that_it_can_have():
 
 
 def shares(dropout, log_snr=0.0, count=4000):
-    """How often (picture, instruction) are shown, by case."""
+    """How often (image, instruction) are shown, by case."""
     kept = dropout.keep(torch.full((count,), log_snr), channel_dropout.draws(7, 0, count, 2))
     return {case: number / count for case, number in Counter(map(tuple, kept.tolist())).items()}
 
 
-def test_the_picture_the_instruction_and_both_are_left_out_a_twentieth_each():
+def test_the_image_the_instruction_and_both_are_left_out_a_twentieth_each():
     for level in (-30.0, 30.0):
         found = shares(ip2p.dropout_of("jointly", 0.05), level)
         assert all(0.04 < found[case] < 0.06 for case in ((False, True), (False, False), (True, False)))
@@ -86,12 +86,12 @@ def test_independently_each_is_left_out_by_itself_and_both_at_the_rate_asked_for
 
 
 def test_rates_at_clean_levels_are_those_given_or_the_same():
-    dropout = ip2p.dropout_of("independently", 0.09, clean_picture=1.0)
+    dropout = ip2p.dropout_of("independently", 0.09, clean_image=1.0)
     noisy, clean = shares(dropout, -30.0), shares(dropout, 30.0)
     assert noisy[False, False] == pytest.approx(0.09, abs=0.03) and noisy[True, True] == pytest.approx(0.49, abs=0.03)
     assert clean == pytest.approx({(False, True): 0.7, (False, False): 0.3}, abs=0.03)
     with pytest.raises(ValueError, match=r"at clean levels are given \(0, -1\).*Choose 'independently'"):
-        ip2p.dropout_of("jointly", 0.05, clean_picture=0.0)
+        ip2p.dropout_of("jointly", 0.05, clean_image=0.0)
     with pytest.raises(ValueError, match=r"no dropout 'never'.*choose one of jointly, independently"):
         ip2p.dropout_of("never", 0.05)
 
@@ -111,7 +111,7 @@ def test_candidates_depend_on_the_pair_alone_and_fill_the_ranges():
 def test_the_direction_is_the_cosine_of_both_changes():
     east, north = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     found = ip2p.likeness(east.expand(3, 3) * 2, torch.stack([north, east, torch.tensor([0, 0, 1.0])]), east, north * 5)
-    assert_close(found.pictures, torch.tensor([0.0, 1.0, 0.0]))
+    assert_close(found.images, torch.tensor([0.0, 1.0, 0.0]))
     assert_close(found.direction, torch.tensor([1.0, 0.0, 0.5]))
     assert_close(found.captions, torch.tensor([1.0, 0.0, 0.0]))
 

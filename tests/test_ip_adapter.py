@@ -48,7 +48,6 @@ def features_of(kind: str, count: int, width: int, patches: int = 17) -> torch.T
     return draw(count, width) if kind == "base" else draw(count, patches, width)
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16), ("full", 17)])
@@ -115,7 +114,6 @@ def test_a_model_of_another_family_is_refused():
     adapter().check_fits("SD15", [32, 64, 64], 64)
 
 
-# --- the same as diffusers --------------------------------------------------------------------------------------
 
 PROJECTED = {
     "SD1.5": ("base", 1024, SD15, {}),
@@ -154,12 +152,12 @@ def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class
     processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
     theirs.set_processor(processor)
     ours = recognise(weights, "layer")
-    hidden, words, pictures = draw(2, 64, width), draw(2, 77, text, seed=1), draw(2, 48, seed=2)
+    hidden, words, images = draw(2, 64, width), draw(2, 77, text, seed=1), draw(2, 48, seed=2)
     with torch.no_grad():
-        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[:, None]]))
+        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(images)[:, None]]))
         q, k, v = theirs.to_q(hidden), theirs.to_k(words), theirs.to_v(words)
         attention = partial(multi_head, heads=heads)
-        found = theirs.to_out[0](decoupled(attention(q, k, v), q, [ours.keys_values(pictures)[0]], weight, attention))
+        found = theirs.to_out[0](decoupled(attention(q, k, v), q, [ours.keys_values(images)[0]], weight, attention))
     assert_close(found, wanted, **CLOSE)
 
 
@@ -172,19 +170,18 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
     theirs = Attention(query_dim=64, cross_attention_dim=64, heads=4, dim_head=16)
     theirs.set_processor(IPAdapterAttnProcessor2_0(64, 64, num_tokens=[4], scale=0.7))
     theirs.processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
-    ours, pictures = recognise(weights, "layer"), draw(3, 48, seed=2)
+    ours, images = recognise(weights, "layer"), draw(3, 48, seed=2)
     hidden, words, everywhere = draw(1, 64, 64), draw(1, 77, 64, seed=1), torch.ones(1, 3, 8, 8)
-    prompt = image_prompt(ours, pictures, torch.zeros(1, 48), "add" if masked else "concat")
+    prompt = image_prompt(ours, images, torch.zeros(1, 48), "add" if masked else "concat")
     extra = dict(ip_adapter_masks=[everywhere]) if masked else {}
     with torch.no_grad():
-        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(pictures)[None]]), **extra)
+        wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(images)[None]]), **extra)
         q, attention = theirs.to_q(hidden), partial(multi_head, heads=4)
         text = attention(q, theirs.to_k(words), theirs.to_v(words))
         found = theirs.to_out[0](decoupled(text, q, prompt.terms(prompt.images[0], prompt.nothing[0], [True], 1), 0.7, attention))
     assert_close(found, wanted, **CLOSE)
 
 
-# --- the attention ----------------------------------------------------------------------------------------------
 
 HEADS = 4
 
@@ -225,24 +222,24 @@ def test_the_same_image_twice_in_one_attention_is_that_image():
 
 
 def test_added_images_are_the_sum_of_the_single_ones():
-    own, pictures, none = adapter(), draw(3, 48), torch.zeros(1, 48)
+    own, images, none = adapter(), draw(3, 48), torch.zeros(1, 48)
     text = draw(1, 36, 32, seed=6)
-    single = [layer(image_prompt(own, p[None], none)) - text for p in pictures]
-    assert_close(layer(image_prompt(own, pictures, none, "add")), text + sum(single))
-    empty = layer(image_prompt(own, pictures[:1], none), shown=(False,)) - text
-    assert_close(layer(image_prompt(own, pictures, none, "add"), shown=(False,)), text + 3 * empty)
+    single = [layer(image_prompt(own, p[None], none)) - text for p in images]
+    assert_close(layer(image_prompt(own, images, none, "add")), text + sum(single))
+    empty = layer(image_prompt(own, images[:1], none), shown=(False,)) - text
+    assert_close(layer(image_prompt(own, images, none, "add"), shown=(False,)), text + 3 * empty)
 
 
 def test_the_average_is_one_image_of_mean_features():
-    own, pictures = adapter(), draw(3, 48)
-    mean = image_prompt(own, pictures.mean(0, keepdim=True), torch.zeros(1, 48))
-    assert_close(layer(image_prompt(own, pictures, torch.zeros(1, 48), "average")), layer(mean))
+    own, images = adapter(), draw(3, 48)
+    mean = image_prompt(own, images.mean(0, keepdim=True), torch.zeros(1, 48))
+    assert_close(layer(image_prompt(own, images, torch.zeros(1, 48), "average")), layer(mean))
 
 
-def test_in_a_batch_every_picture_sees_its_own_image_and_the_parts_what_they_are_shown():
-    own, pictures, none = adapter(), draw(2, 48), torch.zeros(1, 48)
-    found = layer(image_prompt(own, pictures, none, "batch"), shown=(False, True), size=2)
-    for row, (features, shown) in enumerate([(pictures[:1], False), (pictures[:1], False), (pictures[:1], True), (pictures[1:], True)]):
+def test_in_a_batch_every_image_sees_its_own_image_and_the_parts_what_they_are_shown():
+    own, images, none = adapter(), draw(2, 48), torch.zeros(1, 48)
+    found = layer(image_prompt(own, images, none, "batch"), shown=(False, True), size=2)
+    for row, (features, shown) in enumerate([(images[:1], False), (images[:1], False), (images[:1], True), (images[1:], True)]):
         q, text = (draw(4, 36, 32, seed=s)[row : row + 1] for s in (5, 6))
         alone = image_prompt(own, features, none)
         wanted = decoupled(text, q, alone.terms(alone.images[0], alone.nothing[0], [shown], 1), 1.0, partial(multi_head, heads=HEADS))
@@ -257,7 +254,7 @@ def test_fewer_images_repeat_over_a_larger_batch():
 
 def test_images_that_do_not_fit_the_batch_are_refused():
     two = prompt(2, "batch")
-    with pytest.raises(ValueError, match="2 images for a batch of 3 pictures"):
+    with pytest.raises(ValueError, match="2 images for a batch of 3 images"):
         two.terms(two.images[0], two.nothing[0], [True], 3)
 
 

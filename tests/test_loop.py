@@ -2,8 +2,8 @@ from itertools import islice
 
 import pytest
 import torch
-from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving, warm_cosine
-from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
+from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving
+from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor, warm_cosine
 from torch.testing import assert_close
 
 
@@ -94,7 +94,6 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- what trainers need of it
 
 
 def plain(net, steps=8, **knobs):
@@ -228,9 +227,9 @@ def test_a_loss_scale_that_overflows_is_halved_and_changes_nothing_else(tmp_path
 
 def test_the_state_of_another_run_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
-    plain(network(), about={"seed": "1", "pictures": "8"}).save(path)
+    plain(network(), about={"seed": "1", "images": "8"}).save(path)
     with pytest.raises(ValueError, match=r"another training: seed was 1, now 2\. Set these back"):
-        plain(network(), about={"seed": "2", "pictures": "8"}).restore(path)
+        plain(network(), about={"seed": "2", "images": "8"}).restore(path)
 
 
 def test_parameters_are_moved_after_every_step():

@@ -100,7 +100,7 @@ def test_rescale_one_gives_the_deviation_of_the_positive_and_zero_changes_nothin
     assert_close(half, 0.5 * full + 0.5 * combine(base, pushes))
 
 
-def test_video_latents_are_mixed_like_pictures():
+def test_video_latents_are_mixed_like_images():
     base, cond, mask = draw(1, 4, 3, 8, 8), draw(1, 4, 3, 8, 8, seed=1), torch.ones(1, 1, 1, 8, 8)
     frames = combine(base, [push(cond - base, 2.0, mask)])
     assert_close(frames[:, :, 1], combine(base[:, :, 1], [push(cond[:, :, 1] - base[:, :, 1], 2.0)]))

@@ -7,7 +7,7 @@ from controlled_diffusion.inversion.method import replay
 from controlled_diffusion.inversion.negative_prompt import NegativePrompt, slerp, without_small
 from torch.testing import assert_close
 
-from denoisers import draw, levels, silent, slope
+from denoisers import derivative, draw, levels, silent
 
 
 def test_the_arc_goes_from_one_to_the_other_at_even_speed_and_length():
@@ -42,9 +42,9 @@ def test_at_quantile_zero_nothing_changes_and_at_one_nothing_is_left(kind):
 def test_its_ways_are_those_of_ddim_and_of_its_fixed_point():
     sigmas = levels("eps", 8)
     for mine, ddim in ((NegativePrompt(), DDIM()), (NegativePrompt(3), DDIM(fixed_point_iterations=3))):
-        a, b = (m.encode(slope("eps"), draw(), sigmas, silent) for m in (mine, ddim))
-        assert all(torch.equal(x[0], y[0]) for x, y in zip(a.carries, b.carries))
-        assert torch.equal(replay(mine, slope("eps"), a), replay(DDIM(), slope("eps"), b))
+        a, b = (m.encode(derivative("eps"), draw(), sigmas, silent) for m in (mine, ddim))
+        assert all(torch.equal(x[0], y[0]) for x, y in zip(a.states, b.states))
+        assert torch.equal(replay(mine, derivative("eps"), a), replay(DDIM(), derivative("eps"), b))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 import pytest
 import torch
 from controlled_diffusion.guidance.classifier import NoisyClassifier
-from controlled_diffusion.training.demo_model import initialise
 from controlled_diffusion.training.loop import Loop
-from controlled_diffusion.training.noisy_classifier import accuracy, held_out, targets_of, train_noisy_classifier
+from controlled_diffusion.training.noisy_classifier import accuracy, held_out, initialise, targets_of, train_noisy_classifier
 from torch.testing import assert_close
 
 
@@ -44,7 +43,7 @@ def test_saying_the_same_of_everything_is_chance():
     assert_close(accuracy(Says(-1.0, 1.0), latents, rare, "exclusive", 2)[0][1], 0.9)
 
 
-def test_accuracy_is_of_labels_that_some_pictures_have_and_some_lack():
+def test_accuracy_is_of_labels_that_some_images_have_and_some_lack():
     latents, one = torch.zeros(10, 4, 2, 2), torch.eye(5)[torch.arange(10) % 5]
     never = Says(*[-1.0] * 50)
     assert_close(accuracy(never, latents, torch.nn.functional.pad(one, (0, 45)), "independent", 2)[0][1], 0.5)
@@ -60,11 +59,11 @@ def test_labels_are_read_between_commas():
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (["a", "b, c"], "exclusive", r"Picture 2 has 2 labels \(b, c\)"),
-        (["a", ""], "exclusive", r"Picture 2 has 0 labels \(none\)"),
+        (["a", "b, c"], "exclusive", r"Image 2 has 2 labels \(b, c\)"),
+        (["a", ""], "exclusive", r"Image 2 has 0 labels \(none\)"),
         (["a", "a"], "exclusive", "nothing to tell apart: the labels are a"),
         (["", ""], "independent", "nothing to tell apart: the labels are none"),
-        (["a, b", "a"], "independent", "Every picture has the label 'a'"),
+        (["a, b", "a"], "independent", "Every image has the label 'a'"),
         (["a:b", "c"], "independent", "holds a colon"),
     ],
 )
@@ -73,13 +72,13 @@ def test_labels_that_teach_nothing_are_refused(given, kind, message):
         targets_of(given, kind)
 
 
-def test_pictures_are_held_out_at_random_and_never_learnt_from():
+def test_images_are_held_out_at_random_and_never_learnt_from():
     own, judged = held_out(50, 0.2, seed=1)
     assert len(judged) == 10 and sorted([*own.tolist(), *judged.tolist()]) == list(range(50))
     assert judged.tolist() != held_out(50, 0.2, seed=2)[1].tolist() and torch.equal(judged, held_out(50, 0.2, seed=1)[1])
     both = held_out(5, 0.0, seed=1)
     assert torch.equal(*both) and len(both[0]) == 5
-    with pytest.raises(ValueError, match=r"share of 1\.0 of the pictures"):
+    with pytest.raises(ValueError, match=r"share of 1\.0 of the images"):
         held_out(5, 1.0, 0)
-    with pytest.raises(ValueError, match=r"share of 0\.9 of 4 pictures holds all of them out"):
+    with pytest.raises(ValueError, match=r"share of 0\.9 of 4 images holds all of them out"):
         held_out(4, 0.9, 0)

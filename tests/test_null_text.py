@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.inversion.method import Slope, replay
+from controlled_diffusion.inversion.method import Derivative, replay
 from controlled_diffusion.inversion.null_text import Aim, NullText, Predictor, Secant, rate, threshold
 from controlled_diffusion.inversion.quality import edges_apart
 from torch.testing import assert_close
@@ -51,40 +51,40 @@ def scale_of(family):
 
 def pivots(family, steps=STEPS, batch=2):
     model = MODELS[family]
-    way = Slope(lambda x, sigma: model(x, sigma, field(SOURCE[: len(x)])), scale_of(family))
+    way = Derivative(lambda x, sigma: model(x, sigma, field(SOURCE[: len(x)])), scale_of(family))
     return NullText().encode(way, draw(batch, 4, 8, 8).float(), levels(family, steps), silent)
 
 
-def optimised(family, method, trail=None, predictor=None, image_loss=None):
-    trail = pivots(family) if trail is None else trail
-    start = (SOURCE if method.start == "source" else EMPTY)[: len(trail.carries[0][0])]
+def optimised(family, method, trajectory=None, predictor=None, image_loss=None):
+    trajectory = pivots(family) if trajectory is None else trajectory
+    start = (SOURCE if method.start == "source" else EMPTY)[: len(trajectory.states[0][0])]
     predictor = Split(family, SOURCE[: len(start)]) if predictor is None else predictor
-    return list(method.optimised(predictor, trail, start, scale_of(family), image_loss))
+    return list(method.optimised(predictor, trajectory, start, scale_of(family), image_loss))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_inner_steps_it_is_ddim_with_plain_guidance(family):
-    trail = pivots(family)
-    found = optimised(family, NullText("empty", inner_steps=0), trail)
+    trajectory = pivots(family)
+    found = optimised(family, NullText("empty", inner_steps=0), trajectory)
     split = Split(family)
 
     def guided(x, sigma):
         s, rows = float(sigma[0]), torch.arange(len(x))
         return split.guided(x, s, split.conditional(x, s, rows), split.unconditional(x, s, EMPTY, rows), rows)
 
-    assert_close(found[-1].x, replay(DDIM(), Slope(guided, scale_of(family)), trail))
+    assert_close(found[-1].x, replay(DDIM(), Derivative(guided, scale_of(family)), trajectory))
     assert all(torch.equal(k.null, EMPTY) and not k.gradients.any() for k in found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("settings", [("source", "fast", 4), ("empty", "fast", 8), ("empty", "adam", 10), ("source", "adam", 10)])
-def test_it_leads_back_to_the_picture_and_no_step_ends_worse_than_it_began(family, settings):
-    trail = pivots(family)
+def test_it_leads_back_to_the_image_and_no_step_ends_worse_than_it_began(family, settings):
+    trajectory = pivots(family)
     start, optimizer, inner = settings
     method = NullText(start, optimizer, inner, learning_rate=0.05, early_stop=0.0)
-    found, plain = optimised(family, method, trail), optimised(family, replace(method, inner_steps=0), trail)
-    picture = trail.carries[-1][0]
-    assert apart(found[-1].x, picture) < apart(plain[-1].x, picture) * (0.9 if start == "source" else 0.6)
+    found, plain = optimised(family, method, trajectory), optimised(family, replace(method, inner_steps=0), trajectory)
+    image = trajectory.states[-1][0]
+    assert apart(found[-1].x, image) < apart(plain[-1].x, image) * (0.9 if start == "source" else 0.6)
     assert len(found) == STEPS and all(bool((k.loss <= k.first).all()) for k in found)
     assert all(bool((k.gradients == inner).all()) for k in found)
 
@@ -92,10 +92,10 @@ def test_it_leads_back_to_the_picture_and_no_step_ends_worse_than_it_began(famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_the_papers_space(family):
     """In VP the state is x / sqrt(1 + sigma^2), and the paper's mean square is of that."""
-    trail = pivots(family)
-    first = optimised(family, NullText(inner_steps=0), trail)[0]
-    shrink = scale_of(family)(trail.sigmas[1])
-    assert_close(first.loss, (first.x * shrink - trail.carries[1][0] * shrink).square().mean((1, 2, 3)))
+    trajectory = pivots(family)
+    first = optimised(family, NullText(inner_steps=0), trajectory)[0]
+    shrink = scale_of(family)(trajectory.sigmas[1])
+    assert_close(first.loss, (first.x * shrink - trajectory.states[1][0] * shrink).square().mean((1, 2, 3)))
 
 
 def test_thresholds_are_the_papers_and_scale_with_the_number_of_steps():
@@ -110,28 +110,28 @@ def test_the_rate_is_the_papers_and_stays_positive():
 
 def test_a_step_that_is_good_enough_takes_no_gradient():
     split = Split("eps")
-    trail = pivots("eps")
-    found = optimised("eps", NullText(early_stop=1e6), trail, split)
+    trajectory = pivots("eps")
+    found = optimised("eps", NullText(early_stop=1e6), trajectory, split)
     assert split.rows == 2 * STEPS and not any(k.gradients.any() for k in found)  # one evaluation gives both predictions
     split = Split("eps")
-    optimised("eps", NullText("empty", early_stop=1e6), trail, split)
+    optimised("eps", NullText("empty", early_stop=1e6), trajectory, split)
     assert split.rows == 4 * STEPS
 
 
-def test_pictures_stop_by_themselves_and_only_the_others_are_asked():
-    trail, split = pivots("eps"), Split("eps")
-    losses = torch.stack([k.first for k in optimised("eps", NullText(inner_steps=0), trail)])
+def test_images_stop_by_themselves_and_only_the_others_are_asked():
+    trajectory, split = pivots("eps"), Split("eps")
+    losses = torch.stack([k.first for k in optimised("eps", NullText(inner_steps=0), trajectory)])
     wanted = losses[0].mean() / threshold(0, STEPS)  # between the two of the first step
-    optimised("eps", NullText(inner_steps=3, early_stop=float(wanted)), trail, split)
+    optimised("eps", NullText(inner_steps=3, early_stop=float(wanted)), trajectory, split)
     assert split.asked[0] == 2 and split.asked[1] == 1
 
 
 @pytest.mark.parametrize("settings", [("source", "fast"), ("empty", "fast"), ("empty", "adam")])
-def test_a_batch_is_its_pictures_one_by_one(settings):
-    method, trail = NullText(*settings, 3, early_stop=1.0), pivots("v")
-    together = optimised("v", method, trail)
+def test_a_batch_is_its_images_one_by_one(settings):
+    method, trajectory = NullText(*settings, 3, early_stop=1.0), pivots("v")
+    together = optimised("v", method, trajectory)
     for i in range(2):
-        part = replace(trail, carries=tuple((c[0][i : i + 1],) for c in trail.carries))
+        part = replace(trajectory, carries=tuple((c[0][i : i + 1],) for c in trajectory.states))
         start = (SOURCE if settings[0] == "source" else EMPTY)[i : i + 1]
         alone = list(method.optimised(Split("v", SOURCE[i : i + 1]), part, start, vp))
         for a, b in zip(together, alone):

@@ -129,7 +129,7 @@ def test_levels_keep_within_their_range():
         Levels("sigmoid")
 
 
-def test_each_epoch_shows_every_picture_once_in_a_new_order():
+def test_each_epoch_shows_every_image_once_in_a_new_order():
     order = picks(5, 0, 40, 8)
     epochs = [order[i : i + 8] for i in range(0, 40, 8)]
     assert all(sorted(e) == list(range(8)) for e in epochs) and len({tuple(e) for e in epochs}) > 3
@@ -137,10 +137,10 @@ def test_each_epoch_shows_every_picture_once_in_a_new_order():
     assert picks(5, 0, 3, 1) == [0, 0, 0]
 
 
-def test_levels_of_a_picture_are_spread_too():
-    """Pictures come in turn and levels in steps of the golden ratio: no picture is seen at one side of the noise alone."""
+def test_levels_of_an_image_are_spread_too():
+    """Images come in turn and levels in steps of the golden ratio: no image is seen at one side of the noise alone."""
     order, levels = picks(1, 0, 800, 8), spread(1, 0, 800)
-    for picture in range(8):
-        own = levels[[i for i, p in enumerate(order) if p == picture]]
+    for image in range(8):
+        own = levels[[i for i, p in enumerate(order) if p == image]]
         assert 0.4 < own.mean() < 0.6 and own.std() > 0.25
     assert math.isclose(float(levels.mean()), 0.5, abs_tol=0.01)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from controlled_diffusion.attention.alignment import DEGREE_SHARE, align, read
+from controlled_diffusion.attention.alignment import DEGREE_SHARE, align
 from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut, word_map
+from controlled_diffusion.attention.prompt import read
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, edited_attention, probabilities
 from torch.testing import assert_close
 
@@ -239,7 +240,6 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-# --- local blend
 
 SIZE = (4, 4)
 

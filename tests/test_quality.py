@@ -13,7 +13,7 @@ def draw(*shape, seed=0):
 
 
 def slow_ssim(a, b) -> float:
-    """SSIM of two pictures (H, W) by its definition: weights, means and variances of one window after another."""
+    """SSIM of two images (H, W) by its definition: weights, means and variances of one window after another."""
     weights = [[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)] for i in range(11)]
     total = sum(map(sum, weights))
     found = []
@@ -52,12 +52,12 @@ def test_ssim_is_scikit_images(tmp_path):
     assert float(ssim(a, b)) == pytest.approx(wanted, abs=1e-9)
 
 
-def test_ssim_of_two_flat_pictures_is_the_luminance_term_alone():
+def test_ssim_of_two_flat_images_is_the_luminance_term_alone():
     a, b = torch.full((1, 16, 16, 1), 0.25), torch.full((1, 16, 16, 1), 0.75)
     assert float(ssim(a, b)) == pytest.approx((2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4), abs=1e-9)
 
 
-def test_equal_pictures_are_as_near_as_can_be():
+def test_equal_images_are_as_near_as_can_be():
     a = draw(2, 16, 16, 3)
     assert_close(ssim(a, a.clone()), torch.ones(2, dtype=torch.float64))
     assert psnr(a, a.clone()).tolist() == [math.inf, math.inf] and largest_error(a, a.clone()).tolist() == [0, 0]
@@ -69,24 +69,24 @@ def test_psnr_of_a_constant_error():
     assert_close(psnr(a, b), torch.tensor([20.0, 40.0], dtype=torch.float64), atol=1e-4, rtol=0)
 
 
-def test_the_largest_error_is_of_one_value_of_the_own_picture():
+def test_the_largest_error_is_of_one_value_of_the_own_image():
     a, b = torch.zeros(3, 16, 16, 3), torch.zeros(3, 16, 16, 3)
     b[1, 3, 4, 2], b[2, 7, 9, 0] = -0.25, 0.5
     assert largest_error(a, b).tolist() == [0, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim, largest_error])
-def test_a_picture_of_a_batch_is_measured_as_alone(measure):
+def test_an_image_of_a_batch_is_measured_as_alone(measure):
     a, b = draw(3, 16, 20, 3), draw(3, 16, 20, 3, seed=1)
     assert_close(measure(a, b), torch.cat([measure(a[i : i + 1], b[i : i + 1]) for i in range(3)]))
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim, largest_error])
-def test_pictures_of_different_size_are_refused(measure):
+def test_images_of_different_size_are_refused(measure):
     with pytest.raises(ValueError, match=r"\(1, 16, 16, 3\) and \(1, 16, 17, 3\).* cannot be compared"):
         measure(draw(1, 16, 16, 3), draw(1, 16, 17, 3))
 
 
-def test_a_picture_smaller_than_the_window_is_refused():
+def test_an_image_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="at least 11 x 11 pixels, got 10 x 16"):
         ssim(draw(1, 10, 16, 3), draw(1, 10, 16, 3))

@@ -84,9 +84,9 @@ def test_captions_are_a_list_or_lines():
         and captions_for(["\r\na"], 2) == ("", "a")
         and captions_for(["\na\nb\n"], 2) == ("a", "b")
     )
-    with pytest.raises(ValueError, match="2 captions for 3 pictures"):
+    with pytest.raises(ValueError, match="2 captions for 3 images"):
         captions_for(["a\nb"], 3)
-    with pytest.raises(ValueError, match="3 captions for 1 pictures"):
+    with pytest.raises(ValueError, match="3 captions for 1 images"):
         captions_for(["a", "b", "c"], 1)
 
 

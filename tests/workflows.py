@@ -27,20 +27,20 @@ def workflows() -> list:
 
 
 def chosen(groups: list[list]) -> list:
-    """Four of the pictures that the nodes of a workflow make: of many nodes the first and the last three, of few some of each."""
+    """Four of the images that the nodes of a workflow make: of many nodes the first and the last three, of few some of each."""
     groups = [groups[0], *groups[-3:]] if len(groups) > 4 else groups
     shares = {1: (4,), 2: (2, 2), 3: (1, 1, 2), 4: (1, 1, 1, 1)}[len(groups)]
-    pictures = [p for group, share in zip(groups, shares) for p in group[:share]]
+    images = [p for group, share in zip(groups, shares) for p in group[:share]]
     rest = [p for group, share in reversed(list(zip(groups, shares))) for p in group[share:]]
-    return [*pictures, *rest, *[pictures[-1]] * 3][:4]
+    return [*images, *rest, *[images[-1]] * 3][:4]
 
 
 def thumbnail(server: Server, path: Path) -> None:
-    """Four pictures of what the workflow makes, beside it."""
+    """Four images of what the workflow makes, beside it."""
     made = server.images_by_node(server.run(to_prompt(path, server.object_info()))).values()
     paper = Image.new("RGB", (512, 512))
-    for i, picture in enumerate(chosen([batch for batch in made if batch])):
-        tile = ImageOps.pad(picture.convert("RGB"), (256, 256), Image.Resampling.LANCZOS, color="white")
+    for i, image in enumerate(chosen([batch for batch in made if batch])):
+        tile = ImageOps.pad(image.convert("RGB"), (256, 256), Image.Resampling.LANCZOS, color="white")
         paper.paste(tile, (i % 2 * 256, i // 2 * 256))
     paper.save(path.with_suffix(".jpg"), quality=88)
 

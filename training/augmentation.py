@@ -1,6 +1,6 @@
-"""Pictures made of a few: parts of them, their colours a little changed, and at other scales as Custom Diffusion has it (arXiv 2212.04488).
+"""Images made of a few: parts of them, their colours a little changed, and at other scales as Custom Diffusion has it (arXiv 2212.04488).
 
-A picture that is far smaller or larger than it was is told so in its sentence, and what is not the picture is left out of the loss.
+An image that is far smaller or larger than it was is told so in its sentence, and what is not the image is left out of the loss.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 
 SMALL, LARGE = ("a far away", "very small"), ("zoomed in", "close up")  # what a sentence begins with
-EDGE = 8  # pixels at the edge of a shrunk picture that are not learnt: a latent there knows of what lies beside
+EDGE = 8  # pixels at the edge of a shrunk image that are not learnt: a latent there knows of what lies beside
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A picture (1, H, W, C), where it counts (1, H, W) or None for everywhere, and what its sentence begins with."""
+    """An image (1, H, W, C), where it counts (1, H, W) or None for everywhere, and what its sentence begins with."""
 
-    picture: torch.Tensor
+    image: torch.Tensor
     mask: torch.Tensor | None
     hint: str = ""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`variants` of every picture beside itself.
+    """`variants` of every image beside itself.
 
     `crop`: up to which share of each side is cut off, what is left being brought to size again. `jitter`: how far brightness, contrast and
     saturation change. `scale`: which share of the variants is scaled, two thirds of them down to 1/3 .. 1 and the others up to 1.2 .. 1.4, as
@@ -43,17 +43,17 @@ class Augmentation:
                 raise ValueError(f"The augmentation's {name} is {value}; give 0 (none) to {high:g}.")
         if self.variants and not (self.crop or self.jitter or self.scale):
             raise ValueError(
-                f"There are to be {self.variants} variants of each picture, but crop, jitter and scale are all 0. Raise one of them."
+                f"There are to be {self.variants} variants of each image, but crop, jitter and scale are all 0. Raise one of them."
             )
 
-    def of(self, picture: torch.Tensor, mask: torch.Tensor | None, number: int, seed: int) -> Variant:
-        """Variant `number` of a picture (1, H, W, C) in [0, 1], with its mask (1, H, W)."""
+    def of(self, image: torch.Tensor, mask: torch.Tensor | None, number: int, seed: int) -> Variant:
+        """Variant `number` of an image (1, H, W, C) in [0, 1], with its mask (1, H, W)."""
         draw = torch.Generator().manual_seed((seed * 1_000_003 + number + 7) % 2**63)
-        made = Variant(picture, mask)
+        made = Variant(image, mask)
         if self.crop:
             made = cropped(made, self.crop, draw)
         if self.jitter:
-            made = Variant(jittered(made.picture, self.jitter, draw), made.mask)
+            made = Variant(jittered(made.image, self.jitter, draw), made.mask)
         return scaled(made, draw) if _between(0, 1, draw) < self.scale else made
 
 
@@ -68,19 +68,19 @@ def _resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def _both(variant: Variant, change) -> Variant:
     mask = None if variant.mask is None else change(variant.mask[..., None])[..., 0]
-    return Variant(change(variant.picture), mask, variant.hint)
+    return Variant(change(variant.image), mask, variant.hint)
 
 
 def _window(variant: Variant, height: int, width: int, draw: torch.Generator) -> Variant:
-    """A part of a picture, anywhere in it."""
-    top = round(_between(0, variant.picture.shape[1] - height, draw))
-    left = round(_between(0, variant.picture.shape[2] - width, draw))
+    """A part of an image, anywhere in it."""
+    top = round(_between(0, variant.image.shape[1] - height, draw))
+    left = round(_between(0, variant.image.shape[2] - width, draw))
     return _both(variant, lambda p: p[:, top : top + height, left : left + width])
 
 
 def cropped(variant: Variant, share: float, draw: torch.Generator) -> Variant:
-    """A part of a picture, at the size of the whole; one that has none of what counts is not taken."""
-    _, height, width, _ = variant.picture.shape
+    """A part of an image, at the size of the whole; one that has none of what counts is not taken."""
+    _, height, width, _ = variant.image.shape
     rest = 1 - _between(0, share, draw)
     part = _window(variant, max(1, round(height * rest)), max(1, round(width * rest)), draw)
     if part.mask is not None and not bool(part.mask.any()):
@@ -88,18 +88,18 @@ def cropped(variant: Variant, share: float, draw: torch.Generator) -> Variant:
     return _both(part, lambda p: _resized(p, height, width))
 
 
-def jittered(picture: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:
+def jittered(image: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:
     """Other brightness, contrast and saturation, each by a factor of up to 1 -+ `amount`."""
     brightness, contrast, saturation = (_between(1 - amount, 1 + amount, draw) for _ in range(3))
-    made = picture * brightness
+    made = image * brightness
     made = made.mean() + (made - made.mean()) * contrast
     gray = made.mean(-1, keepdim=True)
     return (gray + (made - gray) * saturation).clamp(0, 1)
 
 
 def scaled(variant: Variant, draw: torch.Generator) -> Variant:
-    """A picture smaller, somewhere on gray that does not count, or larger than its frame."""
-    _, height, width, _ = variant.picture.shape
+    """An image smaller, somewhere on gray that does not count, or larger than its frame."""
+    _, height, width, _ = variant.image.shape
     factor = _between(1 / 3, 1, draw) if _between(0, 1, draw) < 2 / 3 else _between(1.2, 1.4, draw)
     tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
     made = _both(variant, lambda p: _resized(p, tall, wide))
@@ -107,10 +107,10 @@ def scaled(variant: Variant, draw: torch.Generator) -> Variant:
     hint = hints[int(_between(0, len(hints), draw))]
     if factor > 1:
         part = _window(made, height, width, draw)
-        return Variant(part.picture, part.mask, hint) if part.mask is None or bool(part.mask.any()) else variant
+        return Variant(part.image, part.mask, hint) if part.mask is None or bool(part.mask.any()) else variant
     top, left = round(_between(0, height - tall, draw)), round(_between(0, width - wide, draw))
-    paper, counts = torch.full_like(variant.picture, 0.5), torch.zeros_like(variant.picture[..., 0])
-    paper[:, top : top + tall, left : left + wide] = made.picture
+    paper, counts = torch.full_like(variant.image, 0.5), torch.zeros_like(variant.image[..., 0])
+    paper[:, top : top + tall, left : left + wide] = made.image
     edge = min(EDGE, tall // 4, wide // 4)
     inner = torch.ones(1, tall, wide) if made.mask is None else made.mask
     counts[:, top + edge : top + tall - edge, left + edge : left + wide - edge] = inner[:, edge : tall - edge, edge : wide - edge]

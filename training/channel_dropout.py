@@ -25,7 +25,7 @@ class ChannelDropout:
     """Independent keep masks m_k ~ Bernoulli(1 - q_k).
 
     `rates` are the q_k, one a channel. With `clean` the rate depends on the noise level: `rates` at pure noise, `clean` at clean
-    pictures, between them along sigmoid(log SNR); so a channel that decides the layout can be left out mostly where detail is made.
+    images, between them along sigmoid(log SNR); so a channel that decides the layout can be left out mostly where detail is made.
     """
 
     rates: tuple[float, ...]
@@ -37,7 +37,7 @@ class ChannelDropout:
                 raise ValueError(f"A channel is dropped at the rate {q}; give 0 (never) to 1 (always).")
         if self.clean is not None and len(self.clean) != len(self.rates):
             raise ValueError(
-                f"There are {len(self.rates)} rates at pure noise but {len(self.clean)} at clean pictures; give one a channel."
+                f"There are {len(self.rates)} rates at pure noise but {len(self.clean)} at clean images; give one a channel."
             )
 
     @classmethod
@@ -63,9 +63,9 @@ class ChannelDropout:
 
 @dataclass(frozen=True)
 class JointDropout:
-    """InstructPix2Pix's dropout of (picture, text) (arXiv 2211.09800, section 3.2.1), at every noise level.
+    """InstructPix2Pix's dropout of (image, text) (arXiv 2211.09800, section 3.2.1), at every noise level.
 
-    The picture alone, both, and the text alone are each left out in a share `each` of the samples.
+    The image alone, both, and the text alone are each left out in a share `each` of the samples.
     """
 
     each: float = 0.05

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import demo_model
-from . import demo_world as world
+from .demo import world
 from .loop import Loop, Step
 
 RANK, SEED = 16, 70
@@ -71,7 +71,7 @@ def train_control(
         scenes = [demo_model.scene(int(i)) for i in picks]
         texts = [world.random_caption(s, rng).text if rng.random() >= empty else "" for s in scenes]
         levels = (np.arange(batch) + rng.random(batch)) / batch * 1000
-        hints = demo_model.as_pictures([silhouettes(s) for s in scenes])
+        hints = demo_model.as_images([silhouettes(s) for s in scenes])
         return latents[picks].float(), torch.stack([tokens(t) for t in texts]), hints, torch.from_numpy(levels).long()
 
     batches = demo_model.prefetch(prepare, loop.done, loop.steps)

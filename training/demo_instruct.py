@@ -1,6 +1,6 @@
-"""An instruction model of the demo world: the demo model, taught to edit a picture as it is told (arXiv 2211.09800).
+"""An instruction model of the demo world: the demo model, taught to edit an image as it is told (arXiv 2211.09800).
 
-Its input is the noisy latent and, beside it, the picture's latent; the extra channels of the first convolution start at zero, so
+Its input is the noisy latent and, beside it, the image's latent; the extra channels of the first convolution start at zero, so
 that training starts from the demo model itself. Edits come in families of four scenes: one, and the same with one thing in another
 colour, in another shape, and gone.
 """
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from . import demo_model
-from . import demo_world as world
 from .channel_dropout import JointDropout
-from .eight_bits import quantised, restored
-from .instruct_pix2pix import DROPOUT, FIRST, widened
+from .demo import world
+from .instruct_pix2pix import DROPOUT
 from .loop import Loop, Step
 
 SEED, FAMILIES = 80, 2000
@@ -92,23 +91,12 @@ def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, 
     return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
 
 
-def _inputs(weight: torch.Tensor) -> int:
-    return weight.shape[1] if weight.ndim > 1 else 0
 
 
-def _base_of(name: str, weight: torch.Tensor, inputs: int) -> torch.Tensor:
-    """A weight of the demo model in the shape that the instruction model has it."""
-    return widened(weight.float(), inputs) if name == FIRST else weight.float()
 
 
-def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The differences from the demo model's denoiser in 8 bits."""
-    return quantised({k: w.detach().float() - _base_of(k, base[k], _inputs(w)) for k, w in weights.items()})
 
 
-def unpacked(stored: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `packed`, up to half a step of each scale."""
-    return {k: _base_of(k, base[k], _inputs(apart)) + apart for k, apart in restored(stored).items()}
 
 
 def _drawn(rng: np.random.Generator, families: int, count: int, pair_share: float) -> list[int]:
@@ -133,7 +121,7 @@ def around(scene: world.Scene, size: int) -> np.ndarray:
 def edit_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, told: torch.Tensor, where: torch.Tensor, focus: float):
     """Error of predicted noise (B, C, h, w), `1 + focus` times where there is something to edit, `where` (B, 1, h, w).
 
-    On the clean picture it weighs SNR^(1/2), as in the demo model's own training, but SNR^(1/4) in rows that are `told` (B, 1, 1, 1) what
+    On the clean image it weighs SNR^(1/2), as in the demo model's own training, but SNR^(1/4) in rows that are `told` (B, 1, 1, 1) what
     to edit and how: there the result is decided at any noise, and what the noisy levels get wrong no later step mends.
     """
     snr = alpha_bar / (1 - alpha_bar)
@@ -146,7 +134,7 @@ def train_instruct(
     encode_text: Callable,
     tokens: demo_model.Tokens,
     latents: torch.Tensor,
-    picture_scale: float,
+    image_scale: float,
     loop: Loop,
     *,
     batch: int = 24,
@@ -154,9 +142,9 @@ def train_instruct(
     pair_share: float = 0.5,
     focus: float = 0.0,
 ) -> Iterator[Step]:
-    """`latents` (families, 4, C, h, w) at unit scale; the picture enters times `picture_scale`, as the host gives it: not scaled.
+    """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as the host gives it: not scaled.
 
-    `unet(x, levels, context) -> eps` takes the noisy latent and the picture's, one after the other in the channels. `noisy_share` of
+    `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of
     each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.
     """
     from_level = demo_model.alphas_cumprod()
@@ -168,12 +156,12 @@ def train_instruct(
         before, after = (torch.stack([latents[i, p[side]] for i, p in zip(picks, places)]).float() for side in (0, 1))
         draw = rng.random(batch)
         kept = JointDropout(DROPOUT).keep(torch.zeros(batch), torch.from_numpy(draw)[:, None])
-        picture, text = kept.view(-1, 2, 1, 1, 1).unbind(1)
+        image, text = kept.view(-1, 2, 1, 1, 1).unbind(1)
         texts = [e.text if kept else "" for kept, e in zip(text.flatten().tolist(), edits)]
         levels = demo_model.spread_levels(rng, batch, noisy_share)
         where = torch.from_numpy(np.stack([around(e.before, after.shape[-1]) for e in edits]))[:, None]
         ids = torch.stack([tokens(t) for t in texts])
-        return after, before * picture_scale * picture, picture & text, where, ids, torch.from_numpy(levels).long()
+        return after, before * image_scale * image, image & text, where, ids, torch.from_numpy(levels).long()
 
     batches = demo_model.prefetch(prepare, loop.done, loop.steps)
 

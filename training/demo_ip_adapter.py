@@ -16,21 +16,10 @@ import torch.nn.functional as F
 
 from ..attention.ip_adapter import Pair, recognise
 from . import demo_model
-from . import demo_world as world
+from .demo import world
+from .demo.config import VISION_CONFIG
 from .loop import Loop, Step
 
-VISION_CONFIG = dict(
-    model_type="clip_vision_model",
-    num_channels=3,
-    image_size=64,
-    patch_size=8,
-    hidden_size=64,
-    intermediate_size=192,
-    num_attention_heads=4,
-    num_hidden_layers=3,
-    hidden_act="gelu",
-    projection_dim=64,
-)
 SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 NAMED = {**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)}  # what the encoder learns to tell
@@ -54,14 +43,13 @@ def labels(scenes: Sequence[world.Scene]) -> torch.Tensor:
 
 def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
     """A true caption that names neither colour, shape nor texture."""
-    noun = ("something", "a thing", "an object", "a picture of something")[int(rng.integers(4))]
+    noun = ("something", "a thing", "an object", "an image of something")[int(rng.integers(4))]
     places = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
     where = f" {places[of.layout]}" if rng.random() < 0.6 else ""
     ground = (f" on a {of.background} background", f", {of.background} background", "")[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
     return noun + where + ground
 
 
-# --- the encoder ------------------------------------------------------------------------------------------------
 
 
 def new_heads() -> dict[str, torch.nn.Parameter]:
@@ -77,22 +65,21 @@ def naming_loss(embeds: torch.Tensor, heads: dict[str, torch.Tensor], truth: tor
 
 
 def train_encoder(
-    embed: Callable, heads: dict[str, torch.Tensor], pictures: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int
+    embed: Callable, heads: dict[str, torch.Tensor], images: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int
 ) -> Iterator[Step]:
-    """`embed(pixels) -> (B, F)`; `pictures` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric) and moved
+    """`embed(pixels) -> (B, F)`; `images` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric) and moved
     by up to `SHIFT` pixels, a batch as one."""
 
     def loss_of(index):
         rng = np.random.default_rng((SEED, index))
-        picks = torch.from_numpy(rng.integers(len(pictures), size=batch))
+        picks = torch.from_numpy(rng.integers(len(images), size=batch))
         mirrored = torch.from_numpy(rng.random(batch) < 0.5).view(-1, 1, 1, 1)
-        seen = pictures[picks].float().roll(tuple(rng.integers(-SHIFT, SHIFT + 1, size=2).tolist()), (-2, -1))
+        seen = images[picks].float().roll(tuple(rng.integers(-SHIFT, SHIFT + 1, size=2).tolist()), (-2, -1))
         return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
 
     return loop.run(loss_of)
 
 
-# --- the adapter ------------------------------------------------------------------------------------------------
 
 
 def spoken(of: world.Scene) -> str:
@@ -115,7 +102,7 @@ def start(layers: Sequence[Pair], features: torch.Tensor, words: torch.Tensor, n
     """Start values by the names of the published base layout, which draw what they see from the first step on.
 
     Keys and values are the text's, from (to_k, to_v) of each layer, and tokens are the words for what is seen: the projection is the
-    best linear map from `features` (N, F) of pictures to the text's tokens `words` (N, TOKENS, width), whose last norm is `norm`.
+    best linear map from `features` (N, F) of images to the text's tokens `words` (N, TOKENS, width), whose last norm is `norm`.
     """
     scale, shift = (t.detach() for t in norm)
     seen = torch.cat([features, torch.ones(len(features), 1)], 1)

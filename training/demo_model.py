@@ -18,31 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import demo_world as world
+from .demo import world
+from .demo.config import SEEDS, start_tokens
 from .loop import Loop, Step
+from .noisy_classifier import initialise
 
-CONTEXT = 128
-CLIP_CONFIG = dict(hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_attention_heads=4, num_hidden_layers=2, projection_dim=CONTEXT)
-UNET_CONFIG = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=64,
-    num_res_blocks=[2, 1],
-    channel_mult=[1, 2],
-    transformer_depth=[0, 1, 1],
-    transformer_depth_output=[1, 0, 1, 1, 1],
-    transformer_depth_middle=1,
-    context_dim=CONTEXT,
-    use_spatial_transformer=True,
-    legacy=False,
-    use_checkpoint=False,
-    use_linear_in_transformer=False,
-    adm_in_channels=None,
-    use_temporal_attention=False,
-    use_temporal_resblock=False,
-)
-HEAD_CHANNELS = 32
 NOISY = 600  # of 1000 levels
 
 
@@ -64,23 +44,10 @@ class Recipe:
 
 
 RECIPE = Recipe()
-SEEDS = {"autoencoder": 10, "scenes": 20, "denoiser": 30, "weights": 40, "tokens": 50}
 
 
-_BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")  # start at zero
 
 
-def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives every parameter a start value (the host's layers are allocated without one)."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
-        if p.ndim < 2:
-            value = torch.zeros(p.shape) if name.endswith("bias") else torch.ones(p.shape)
-        else:
-            value = torch.randn(p.shape, generator=generator) / math.sqrt(p[0].numel())
-            value = torch.zeros(p.shape) if name.endswith(_BRANCH_ENDS) else value
-        p.data = value.to(p.dtype)
-    return module
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -100,12 +67,11 @@ def prefetch(make: Callable[[int], object], start: int, stop: int, ahead: int = 
         yield ready.get()
 
 
-def as_pictures(arrays: list[np.ndarray]) -> torch.Tensor:
+def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
     """uint8 (H, W, 3) arrays to a float batch (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
 
 
-# --- autoencoder ------------------------------------------------------------------------------------------------
 
 
 def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
@@ -126,13 +92,13 @@ def _crops(index: int, scenes: int, crops: int, size: int) -> torch.Tensor:
     cut = []
     for _ in range(scenes):
         scene = world.random_scene(rng)
-        picture = world.render(scene)
+        image = world.render(scene)
         for _ in range(crops):
             thing = scene.things[int(rng.integers(len(scene.things)))]
             spot = np.array([thing.y, thing.x]) + rng.uniform(-1, 1, 2) * thing.radius - size / 2
             top, left = np.clip(np.round(spot / 16), 0, (world.SIZE - size) // 16).astype(int) * 16
-            cut.append(picture[top : top + size, left : left + size])
-    return as_pictures(cut)
+            cut.append(image[top : top + size, left : left + size])
+    return as_images(cut)
 
 
 def _moments_loss(latent: torch.Tensor) -> torch.Tensor:
@@ -143,7 +109,7 @@ def _moments_loss(latent: torch.Tensor) -> torch.Tensor:
 def train_autoencoder(
     encoder: torch.nn.Module, decoder: torch.nn.Module, loop: Loop, *, noise: float = 0.06, whole_share: float = 0.05
 ) -> Iterator[Step]:
-    """L1 + MSE on crops of 64, in the last share of the steps on whole pictures; latents carry a little noise."""
+    """L1 + MSE on crops of 64, in the last share of the steps on whole images; latents carry a little noise."""
     whole_from = int(loop.steps * (1 - whole_share))
 
     def batch(index):
@@ -152,24 +118,23 @@ def train_autoencoder(
     batches = prefetch(batch, loop.done, loop.steps)
 
     def loss_of(index):
-        pictures = next(batches).contiguous(memory_format=torch.channels_last)
+        images = next(batches).contiguous(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(index)
         with torch.autocast("cpu", torch.bfloat16):
-            latent = encoder(pictures).float()
+            latent = encoder(images).float()
             jitter = torch.randn(latent.shape, generator=generator) * noise
-            picture = decoder(latent + jitter).float()
-        error = picture - pictures
+            image = decoder(latent + jitter).float()
+        error = image - images
         return error.abs().mean() + 4 * error.square().mean() + 0.02 * _moments_loss(latent)
 
     return loop.run(loss_of)
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Peak signal to noise ratio in dB of each picture of two batches in [0, 1]."""
+    """Peak signal to noise ratio in dB of each image of two batches in [0, 1]."""
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 
 
-# --- the set of scenes ------------------------------------------------------------------------------------------
 
 
 def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
@@ -180,19 +145,18 @@ def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
 @torch.no_grad()
 def encode_scenes(encoder: torch.nn.Module, first: int, last: int) -> torch.Tensor:
     """Latents of scenes first .. last-1, (N, 4, 16, 16), unit scale."""
-    pictures = as_pictures([world.render(scene(i)) for i in range(first, last)])
+    images = as_images([world.render(scene(i)) for i in range(first, last)])
     with torch.autocast("cpu", torch.bfloat16):
-        return encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
+        return encoder(images.contiguous(memory_format=torch.channels_last)).float()
 
 
-def preview_colors(latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """The (5, 3) matrix that best turns a latent pixel and 1 into the mean colour, in [-1, 1], of its 8 x 8 pixels."""
-    colors = F.avg_pool2d(2 * pictures - 1, 8).movedim(1, -1).reshape(-1, 3)
+    colors = F.avg_pool2d(2 * images - 1, 8).movedim(1, -1).reshape(-1, 3)
     pixels = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
 
 
-# --- denoiser and text tower ------------------------------------------------------------------------------------
 
 
 class Tokens:
@@ -208,9 +172,6 @@ class Tokens:
         return torch.tensor(row + [self.end] * (self.length - len(row)))
 
 
-def start_tokens(count: int, width: int) -> torch.Tensor:
-    """Start values of the token table (count, width), the same on every machine."""
-    return 0.5 * torch.randn(count, width, generator=torch.Generator().manual_seed(SEEDS["tokens"]))
 
 
 def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
@@ -274,7 +235,7 @@ def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> to
 
 
 def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """Error of predicted noise (B, C, H, W). On the clean picture the loss weighs sqrt(SNR), at most sqrt(gamma)."""
+    """Error of predicted noise (B, C, H, W). On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma)."""
     snr = (alpha_bar / (1 - alpha_bar)).flatten()
     return ((eps - noise).square().flatten(1).mean(1) * snr.clamp(max=gamma).sqrt() / snr).mean()
 
@@ -291,7 +252,7 @@ def train_denoiser(
     gamma: float = 5.0,
     noisy_share: float = 0.0,
 ) -> Iterator[Step]:
-    """eps-prediction. On the clean picture the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
+    """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
     2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
     `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""
     from_level = alphas_cumprod()

@@ -1,4 +1,4 @@
-"""DreamBooth (arXiv 2208.12242): a subject learnt from a few pictures, while pictures of its class keep the class as it was."""
+"""DreamBooth (arXiv 2208.12242): a subject learnt from a few images, while images of its class keep the class as it was."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ RATIOS = ("1:1", "1:2")
 
 @dataclass(frozen=True)
 class Preservation:
-    """The prior-preservation loss, equation 2: `weight` is its lambda, `ratio` how many class pictures go with each instance picture."""
+    """The prior-preservation loss, equation 2: `weight` is its lambda, `ratio` how many class images go with each instance image."""
 
     weight: float = 1.0
     ratio: int = 1
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"The prior weight is {self.weight}; give 0 (no class pictures) or more. 1 in the paper.")
+            raise ValueError(f"The prior weight is {self.weight}; give 0 (no class images) or more. 1 in the paper.")
         if self.ratio < 1:
-            raise ValueError(f"There are {self.ratio} class pictures for each instance picture; give 1 or more. Usual 1 or 2.")
+            raise ValueError(f"There are {self.ratio} class images for each instance image; give 1 or more. Usual 1 or 2.")
 
     def loss(self, errors: torch.Tensor, instances: int) -> torch.Tensor:
         """The mean of the first `instances` errors of (B,), and `weight` times the mean of the others, those of the class, if any."""
@@ -35,7 +35,7 @@ class Preservation:
 
 @dataclass(frozen=True)
 class Batches:
-    """Which pictures the batches hold: `size` of `instances` pictures, and `ratio` times as many of `classes` pictures (0 = none)."""
+    """Which images the batches hold: `size` of `instances` images, and `ratio` times as many of `classes` images (0 = none)."""
 
     size: int
     seed: int
@@ -49,16 +49,16 @@ class Batches:
         return self.size * (1 + (self.ratio if self.classes else 0))
 
     def of(self, index: int) -> tuple[list[int], list[int]]:
-        """Numbers of the instance and of the class pictures in batch `index`; each comes again only after all others."""
+        """Numbers of the instance and of the class images in batch `index`; each comes again only after all others."""
         count = self.total - self.size
         prior = picks(self.seed + 1, index * count, count, self.classes) if count else []
         return picks(self.seed, index * self.size, self.size, self.instances), prior
 
 
 def ratio_of(text: str) -> int:
-    """Class pictures for each instance picture, of "1:1" or "1:2"."""
+    """Class images for each instance image, of "1:1" or "1:2"."""
     if text not in RATIOS:
-        raise ValueError(f"There is no ratio '{text}' of instance to class pictures; choose one of {', '.join(RATIOS)}.")
+        raise ValueError(f"There is no ratio '{text}' of instance to class images; choose one of {', '.join(RATIOS)}.")
     return int(text.split(":")[1])
 
 
@@ -74,9 +74,9 @@ def class_prompts(text: str, *placeholders: str) -> tuple[str, ...]:
     return lines
 
 
-def instance_prompts(prompt: str, captions: Sequence[str], pictures: int) -> tuple[str, ...]:
-    """The sentence of each instance picture: its caption, or the instance prompt."""
-    found = tuple(captions[i].strip() or prompt if captions else prompt for i in range(pictures))
+def instance_prompts(prompt: str, captions: Sequence[str], images: int) -> tuple[str, ...]:
+    """The sentence of each instance image: its caption, or the instance prompt."""
+    found = tuple(captions[i].strip() or prompt if captions else prompt for i in range(images))
     if not all(text.strip() for text in found):
         raise ValueError("The instance prompt is empty. Name the subject by a rare word and its class, as in 'a photo of sks dog'.")
     return found

@@ -1,6 +1,6 @@
-"""InstructPix2Pix: from pairs of pictures and instructions to a model that edits as it is told (arXiv 2211.09800).
+"""InstructPix2Pix: from pairs of images and instructions to a model that edits as it is told (arXiv 2211.09800).
 
-This file knows tensors: how the picture's channels are added to a denoiser, what of it is trained, and which generated pairs are worth
+This file knows tensors: how the image's channels are added to a denoiser, what of it is trained, and which generated pairs are worth
 learning from.
 """
 
@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from .channel_dropout import ChannelDropout, JointDropout, rate_for
 
 FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy latent, in UNets as Stable Diffusion names their weights
-DROPOUT = 0.05  # of the picture alone, of both, and of the instruction alone
+DROPOUT = 0.05  # of the image alone, of both, and of the instruction alone
 WHAT = ("attention", "every layer", "all weights")
 DROPPED = ("jointly", "independently")
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
 
-# --- the model --------------------------------------------------------------------------------------------------
 
 
 def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
@@ -97,19 +96,19 @@ def _most(shape: torch.Size) -> int:
     return min(shape[0], math.prod(shape[1:]))
 
 
-def dropout_of(kind: str, share: float, clean_picture: float = -1.0, clean_text: float = -1.0) -> ChannelDropout | JointDropout:
-    """The dropout of (picture, instruction).
+def dropout_of(kind: str, share: float, clean_image: float = -1.0, clean_text: float = -1.0) -> ChannelDropout | JointDropout:
+    """The dropout of (image, instruction).
 
-    "jointly": the picture alone, both, and the instruction alone in a `share` of the samples each, as in the paper. "independently": each by
+    "jointly": the image alone, both, and the instruction alone in a `share` of the samples each, as in the paper. "independently": each by
     itself, at the rate at which both are missing in a `share` of the samples; at clean levels at rates of its own unless these are negative.
     """
     if kind not in DROPPED:
-        raise ValueError(f"There is no dropout '{kind}' of picture and instruction; choose one of {', '.join(DROPPED)}.")
-    clean = clean_picture, clean_text
+        raise ValueError(f"There is no dropout '{kind}' of image and instruction; choose one of {', '.join(DROPPED)}.")
+    clean = clean_image, clean_text
     if kind == "jointly":
         if max(clean) >= 0:
             raise ValueError(
-                f"Rates of dropout at clean levels are given ({clean_picture:g}, {clean_text:g}), which picture and instruction can only have "
+                f"Rates of dropout at clean levels are given ({clean_image:g}, {clean_text:g}), which image and instruction can only have "
                 "where each is left out by itself. Choose 'independently', or set both to -1."
             )
         return JointDropout(share)
@@ -117,7 +116,6 @@ def dropout_of(kind: str, share: float, clean_picture: float = -1.0, clean_text:
     return ChannelDropout((rate, rate), tuple(rate if c < 0 else c for c in clean) if max(clean) >= 0 else None)
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,16 +143,16 @@ def draws(
 
 @dataclass(frozen=True)
 class Likeness:
-    """What CLIP says of pairs, (B,) each, as cosines: of the two pictures; of how pictures and captions change; and the lower one of each
-    picture with its caption."""
+    """What CLIP says of pairs, (B,) each, as cosines: of the two images; of how images and captions change; and the lower one of each
+    image with its caption."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     direction: torch.Tensor
     captions: torch.Tensor
 
 
 def likeness(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Likeness:
-    """From CLIP embeddings of pictures (B, D) and captions (D,) or (B, D). The direction is that of arXiv 2108.00946, equation 3."""
+    """From CLIP embeddings of images (B, D) and captions (D,) or (B, D). The direction is that of arXiv 2108.00946, equation 3."""
     before, after, text_before, text_after = (F.normalize(e.float(), dim=-1) for e in (before, after, text_before, text_after))
     direction = F.cosine_similarity(after - before, (text_after - text_before).expand_as(before), dim=-1)
     captions = torch.minimum((before * text_before).sum(-1), (after * text_after).sum(-1))
@@ -163,15 +161,15 @@ def likeness(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tenso
 
 @dataclass(frozen=True)
 class Filter:
-    """What makes a candidate worth keeping: pictures alike, changed as the captions say, and like their captions."""
+    """What makes a candidate worth keeping: images alike, changed as the captions say, and like their captions."""
 
-    pictures: float = 0.7
+    images: float = 0.7
     direction: float = 0.2
     captions: float = 0.2
 
     def best(self, found: Likeness, top: int) -> list[int]:
         """The candidates to keep, at most `top`, the one whose direction fits best first."""
-        good = (found.pictures >= self.pictures) & (found.direction >= self.direction) & (found.captions >= self.captions)
+        good = (found.images >= self.images) & (found.direction >= self.direction) & (found.captions >= self.captions)
         return sorted(good.nonzero().flatten().tolist(), key=lambda i: -float(found.direction[i]))[:top]
 
 
@@ -187,7 +185,7 @@ class PlainFilter:
     threshold: float = 0.1
 
     def changed(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """The share of pixels that differ, (B,), of pictures (B, H, W, C) in [0, 1]."""
+        """The share of pixels that differ, (B,), of images (B, H, W, C) in [0, 1]."""
         return ((before - after).abs().amax(-1) > self.threshold).float().flatten(1).mean(1)
 
     def best(self, changed: torch.Tensor, top: int) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .optimizers import NUMBERS, rate_factor, warm_cosine
+from .optimizers import NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
 
 __all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "steps_done", "warm_cosine"]
@@ -139,7 +139,7 @@ class Loop:
     def _diverged(self, what: str, value: float) -> Diverged:
         return Diverged(
             f"The {what} became {value} at step {self.done + 1} of {self.steps}. What was learnt in the {self.done} steps before it is kept. "
-            "Lower the learning rate or raise the warm-up, and look for pictures or masks that are empty."
+            "Lower the learning rate or raise the warm-up, and look for images or masks that are empty."
         )
 
     def _update(self, rate: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,39 +59,39 @@ def train_noisy_classifier(
 
 
 def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.Tensor]:
-    """(labels, targets (N, labels)) of one text a picture: its labels between commas.
+    """(labels, targets (N, labels)) of one text an image: its labels between commas.
 
-    Raises ValueError where a picture has no label, where kind "exclusive" has several on one, and where there is nothing to tell apart.
+    Raises ValueError where an image has no label, where kind "exclusive" has several on one, and where there is nothing to tell apart.
     """
     sets = [tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())) for text in given]
     labels = tuple(dict.fromkeys(label for own in sets for label in own))
     for number, own in enumerate(sets, 1):
         if kind == "exclusive" and len(own) != 1:
-            raise ValueError(f"Picture {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
+            raise ValueError(f"Image {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
         if ":" in "".join(own):
             raise ValueError(
-                f"A label of picture {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign."
+                f"A label of image {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign."
             )
     if not labels or (kind == "exclusive" and len(labels) < 2):
         raise ValueError(
-            f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the pictures, one line each."
+            f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each."
         )
     targets = torch.tensor([[float(label in own) for label in labels] for own in sets])
     for label, share in zip(labels, targets.mean(0).tolist()):
         if share == 1.0:
             raise ValueError(
-                f"Every picture has the label '{label}', so there is nothing to tell apart. Add pictures without it, or leave it out."
+                f"Every image has the label '{label}', so there is nothing to tell apart. Add images without it, or leave it out."
             )
     return labels, targets
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of the pictures to learn from and of those to be judged on, at random; with a share of 0 all are both."""
+    """Numbers of the images to learn from and of those to be judged on, at random; with a share of 0 all are both."""
     if not 0.0 <= share < 1.0:
-        raise ValueError(f"A share of {share} of the pictures is held out; give 0 to less than 1. Usual 0.1 to 0.2.")
+        raise ValueError(f"A share of {share} of the images is held out; give 0 to less than 1. Usual 0.1 to 0.2.")
     order, cut = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)), round(count * share)
     if cut == count:
-        raise ValueError(f"A share of {share} of {count} pictures holds all of them out, with none left to learn from. Hold out less.")
+        raise ValueError(f"A share of {share} of {count} images holds all of them out, with none left to learn from. Hold out less.")
     return (order[cut:], order[:cut]) if cut else (order, order)
 
 
@@ -116,7 +117,7 @@ def accuracy(
 
 
 def _tested(targets: torch.Tensor, kind: str) -> torch.Tensor:
-    """Which labels the pictures can test (labels,): all of an "exclusive" choice, else those that some have and some lack."""
+    """Which labels the images can test (labels,): all of an "exclusive" choice, else those that some have and some lack."""
     has = targets > 0.5
     return torch.ones_like(has[0]) if kind == "exclusive" else has.any(0) & ~has.all(0)
 
@@ -127,3 +128,19 @@ def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
     has, says = targets > 0.5, logits > 0
     shares = [(says[has[:, k] == v, k] == v).float().mean() for k in range(has.shape[1]) for v in (True, False)]
     return float(torch.stack(shares).mean())
+
+
+_BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")  # start at zero
+
+
+def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Gives every parameter a start value (the host's layers are allocated without one)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        if p.ndim < 2:
+            value = torch.zeros(p.shape) if name.endswith("bias") else torch.ones(p.shape)
+        else:
+            value = torch.randn(p.shape, generator=generator) / math.sqrt(p[0].numel())
+            value = torch.zeros(p.shape) if name.endswith(_BRANCH_ENDS) else value
+        p.data = value.to(p.dtype)
+    return module

@@ -43,7 +43,7 @@ def squared_error(denoised: torch.Tensor, x0: torch.Tensor, mask: torch.Tensor |
     mask = mask.to(error).expand_as(error)
     covered = mask.flatten(1).sum(1)
     if not bool((covered > 0).all()):
-        raise ValueError("A mask is empty: nothing of its picture would be learnt. Paint what to learn white, or leave the mask away.")
+        raise ValueError("A mask is empty: nothing of its image would be learnt. Paint what to learn white, or leave the mask away.")
     return (error * mask).flatten(1).sum(1) / covered
 
 
@@ -87,11 +87,11 @@ class Levels:
         return self.low + (self.high - self.low) * u
 
 
-def picks(seed: int, first: int, count: int, pictures: int) -> list[int]:
-    """Numbers first .. first + count - 1 of an endless sequence of pictures: epoch after epoch, each a new order of all."""
+def picks(seed: int, first: int, count: int, images: int) -> list[int]:
+    """Numbers first .. first + count - 1 of an endless sequence of images: epoch after epoch, each a new order of all."""
     chosen = []
     for place in range(first, first + count):
-        epoch, within = divmod(place, pictures)
-        order = torch.randperm(pictures, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
+        epoch, within = divmod(place, images)
+        order = torch.randperm(images, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
         chosen.append(int(order[within]))
     return chosen

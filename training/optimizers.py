@@ -23,7 +23,7 @@ class Prodigy(torch.optim.Optimizer):
     def _start(self, p: torch.Tensor, first: float) -> dict:
         state = self.state[p]
         if not state:
-            state |= {k: torch.zeros_like(p) for k in ("mean", "square", "slope")}
+            state |= {k: torch.zeros_like(p) for k in ("mean", "square", "derivative")}
             state |= {"origin": p.detach().clone(), "d": p.new_tensor(first), "gain": p.new_zeros(()), "step": torch.zeros(())}
         return state
 
@@ -43,10 +43,10 @@ class Prodigy(torch.optim.Optimizer):
         moved = sum(float((p.grad * (s["origin"] - p)).sum()) for p, s in zip(parameters, states))
         gain = keep * float(states[0]["gain"]) + (1 - keep) * gamma * d**2 * moved
         for p, s in zip(parameters, states):
-            s["slope"].mul_(keep).add_(p.grad, alpha=(1 - keep) * gamma * d**2)
+            s["derivative"].mul_(keep).add_(p.grad, alpha=(1 - keep) * gamma * d**2)
             s["mean"].lerp_(d * p.grad, 1 - beta1)
             s["square"].lerp_((d * p.grad).square(), 1 - beta2)
-        span = sum(float(s["slope"].abs().sum()) for s in states)
+        span = sum(float(s["derivative"].abs().sum()) for s in states)
         grown = max(d, gain / span) if span > 0 else d
         for p, s in zip(parameters, states):
             p.sub_(s["mean"] / (s["square"].sqrt() + d * group["eps"]), alpha=gamma * d)

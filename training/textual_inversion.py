@@ -17,26 +17,26 @@ TEMPLATES = {
     "object": (
         "{}",
         "a photo of {}",
-        "a picture of {}",
+        "an image of {}",
         "a close-up of {}",
-        "one {} in the picture",
+        "one {} in the image",
         "a clear photo of {}",
         "a dim photo of {}",
         "a cropped photo of {}",
         "a plain drawing of {}",
         "{} seen from near",
-        "{} in the middle of the picture",
-        "a good picture of a single {}",
+        "{} in the middle of the image",
+        "a good image of a single {}",
     ),
     "style": (
         "in the style of {}",
         "a painting in the style of {}",
-        "a picture in the style of {}",
+        "an image in the style of {}",
         "a drawing in the style of {}",
         "a detail in the style of {}",
         "a scene in the style of {}",
-        "a bright picture in the style of {}",
-        "a dark picture in the style of {}",
+        "a bright image in the style of {}",
+        "a dark image in the style of {}",
         "a small work in the style of {}",
         "art in the manner of {}",
     ),
@@ -89,7 +89,7 @@ class Prompts:
     """The sentences in which the word is learnt.
 
     A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; at times it is
-    left out, so that the word learns to stand without it. `captions` are empty, or one for each picture,
+    left out, so that the word learns to stand without it. `captions` are empty, or one for each image,
     each of one sentence or of several to choose from.
     """
 
@@ -102,11 +102,11 @@ class Prompts:
         if asks and not self.captions:
             raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
 
-    def of(self, picture: int, number: int, seed: int, rate: float = 0.0) -> str:
-        """The sentence for a picture as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
+    def of(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
+        """The sentence for an image as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
         rng = np.random.default_rng((seed, number))
         template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < rate
-        caption = one_of(wordings(self.captions[picture]), rng.random()) if self.captions else ""
+        caption = one_of(wordings(self.captions[image]), rng.random()) if self.captions else ""
         if names(caption, self.placeholder):
             return caption
         caption = "" if leave_out else caption
@@ -139,21 +139,20 @@ def one_of(choices: Sequence[str], draw: float) -> str:
     return choices[int(draw * len(choices))]
 
 
-def captions_for(given: Sequence[str], pictures: int, what: str = "captions") -> tuple[str, ...]:
-    """One text for each picture: as given, or the lines of a single text; none of an empty one."""
+def captions_for(given: Sequence[str], images: int, what: str = "captions") -> tuple[str, ...]:
+    """One text for each image: as given, or the lines of a single text; none of an empty one."""
     if len(given) == 1 and not given[0].strip():
         given = ()
-    elif len(given) == 1 and pictures > 1:
-        lines = given[0].replace("\r\n", "\n").split("\n")  # of which the first and the last may be the empty text of a picture
-        given = lines if len(lines) == pictures else given[0].strip().splitlines()
-    if given and len(given) != pictures:
+    elif len(given) == 1 and images > 1:
+        lines = given[0].replace("\r\n", "\n").split("\n")  # of which the first and the last may be the empty text of an image
+        given = lines if len(lines) == images else given[0].strip().splitlines()
+    if given and len(given) != images:
         raise ValueError(
-            f"There are {len(given)} {what} for {pictures} pictures; give one for each picture (a list, or one a line), or none at all."
+            f"There are {len(given)} {what} for {images} images; give one for each image (a list, or one a line), or none at all."
         )
     return tuple(given)
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------
 
 
 def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""All that is ComfyUI-specific and shared by the nodes; no technique."""
+"""The ground of the ComfyUI side: what is specific to ComfyUI and serves every field; no technique."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import comfy.latent_formats
@@ -16,7 +18,9 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...training import demo_checker, demo_instruct, demo_model
+from ...training.demo import checker, config, packing
+from ...training.demo.config import VISION_CONFIG
+from ...training.demo.packing import restored
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
 INSTRUCT_WEIGHTS = WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
@@ -32,7 +36,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
     """SD1's text tower at the demo model's width."""
 
     def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options={**model_options, "clip_l_model_config": demo_model.CLIP_CONFIG})
+        super().__init__(device=device, dtype=dtype, model_options={**model_options, "clip_l_model_config": config.CLIP_CONFIG})
 
 
 class DemoLatent(comfy.latent_formats.SD15):
@@ -47,37 +51,37 @@ class DemoModel(comfy.supported_models.SD15):
     """SD1.5 in all but size."""
 
     unet_config = {
-        "context_dim": demo_model.CONTEXT,
-        "model_channels": demo_model.UNET_CONFIG["model_channels"],
+        "context_dim": config.CONTEXT,
+        "model_channels": config.UNET_CONFIG["model_channels"],
         "use_linear_in_transformer": False,
         "adm_in_channels": None,
         "use_temporal_attention": False,
     }
     latent_format = DemoLatent
-    unet_extra_config = {"num_heads": -1, "num_head_channels": demo_model.HEAD_CHANNELS}
+    unet_extra_config = {"num_heads": -1, "num_head_channels": config.HEAD_CHANNELS}
 
     def clip_target(self, state_dict={}):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, DemoClip)
 
 
 class DemoInstruct(DemoModel):
-    """The demo model with the picture to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
+    """The demo model with the image to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
 
     def get_model(self, state_dict, prefix="", device=None):
         return comfy.model_base.SD15_instructpix2pix(self, device=device)
 
 
 def new_config() -> DemoModel:
-    return DemoModel({**demo_model.UNET_CONFIG})
+    return DemoModel({**config.UNET_CONFIG})
 
 
 def new_instruct_config() -> DemoInstruct:
-    return DemoInstruct({**demo_model.UNET_CONFIG, "in_channels": 2 * demo_model.UNET_CONFIG["in_channels"]})
+    return DemoInstruct({**config.UNET_CONFIG, "in_channels": 2 * config.UNET_CONFIG["in_channels"]})
 
 
 def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The whole token table (49408, width): rows that training never saw keep their seeded start values."""
-    table = demo_model.start_tokens(VOCABULARY, rows.shape[1])
+    table = config.start_tokens(VOCABULARY, rows.shape[1])
     table[ids.long()] = rows.to(table.dtype)
     return table
 
@@ -118,7 +122,7 @@ def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.
 def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The instruction model's denoiser; its text tower and autoencoder are the demo model's."""
     base = _read_weights(WEIGHTS)[0]
-    weights = demo_instruct.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
+    weights = packing.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
     return _patcher(weights, new_instruct_config(), disable_dynamic, (load_instruct, (path,)))
 
@@ -156,6 +160,24 @@ def load(path: Path = WEIGHTS) -> tuple:
 
 
 def check_pairs(before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
-    """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where a picture is not what its prompt says."""
+    """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where an image is not what its prompt says."""
     both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
-    return [demo_checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
+    return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
+
+
+DEMO_ENCODER = WEIGHTS.parent / "clip_vision" / "demo_model.safetensors"
+
+
+def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
+    """The host's CLIP Vision class at the demo model's size, without weights; older hosts take its config from a file alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(VISION_CONFIG), encoding="utf-8")
+        return comfy.clip_vision.ClipVisionModel(str(config))
+
+
+def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
+    """The demo model's image encoder, which the host's own loader would not know by its size."""
+    encoder = new_demo_encoder()
+    encoder.load_sd(restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
+    return encoder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
@@ -12,6 +11,7 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from comfy.patcher_extension import WrappersMP
 
 T = TypeVar("T")
 WITHOUT_DERIVATIVE = ("attention_sage", "attention3_sage", "attention_flash")  # attention kernels of the host
@@ -27,16 +27,16 @@ def without_history(tensor: torch.Tensor) -> bool:
         return True
 
 
-def ordinary(value):
+def clone_inference_tensors(value):
     """A value with copies in the place of its tensors that were made in inference mode; containers are made anew."""
     if torch.is_tensor(value):
         return value.clone() if without_history(value) else value
     if isinstance(value, dict):
-        return {k: ordinary(v) for k, v in value.items()}
-    return type(value)(ordinary(v) for v in value) if type(value) in (list, tuple) else value
+        return {k: clone_inference_tensors(v) for k, v in value.items()}
+    return type(value)(clone_inference_tensors(v) for v in value) if type(value) in (list, tuple) else value
 
 
-def hosted(work: Callable[..., T], *given, **more) -> T:
+def run_in_inference_mode(work: Callable[..., T], *given, **more) -> T:
     """What the host makes of something where it works as in any node, in inference mode; tensors of it as ordinary ones.
 
     Weights that were made in that mode and are moved to the GPU outside it are usable in neither.
@@ -44,10 +44,10 @@ def hosted(work: Callable[..., T], *given, **more) -> T:
     with torch.inference_mode():
         made = work(*given, **more)
     with torch.inference_mode(False):
-        return ordinary(made)
+        return clone_inference_tensors(made)
 
 
-def heal(module: torch.nn.Module, device: torch.device | None = None) -> int:
+def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = None) -> int:
     """Gives a module ordinary parameters and buffers of the same values, on `device` alone if given; says how many."""
     count = 0
     with torch.inference_mode(False):
@@ -141,143 +141,24 @@ def attend_with_derivative(transformer_options: dict) -> None:
     transformer_options.setdefault("optimized_attention_override", override)
 
 
-class _Recomputed:
-    """One pass through a block, of which autograd keeps the inputs alone: what else it saved is made again when it is needed."""
-
-    def __init__(self, block: torch.nn.Module, given: tuple):
-        self.block, self.given, self.count, self.saved = block, _copied(given), 0, {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._forget, self._recall)
-
-    def end(self) -> None:
-        self.hooks.__exit__()
-        del self.hooks  # which would keep this alive, and what it has made
-
-    def _forget(self, tensor: torch.Tensor) -> int:
-        self.count += 1
-        return self.count - 1
-
-    def _recall(self, number: int) -> torch.Tensor:
-        """Each is given once and not held any longer; who asks again has it made again."""
-        if number not in self.saved:
-            self.saved = dict(enumerate(self._again()))
-        return self.saved.pop(number)
-
-    def _again(self) -> list[torch.Tensor]:
-        """All that autograd saves in the pass; copies, as blocks may change it afterwards."""
-        saved, weights = [], {p.untyped_storage().data_ptr() for p in self.block.parameters()}
-
-        def keep(tensor: torch.Tensor) -> None:
-            own = tensor.untyped_storage().data_ptr() in weights
-            saved.append(tensor.detach() if own else laid_out(tensor.detach()))
-            # and the graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer
-
-        with torch.inference_mode(False), torch.enable_grad():
-            args, kwargs = _copied(self.given)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
-                self.block.forward(*args, **kwargs)
-        return saved
 
 
-SMALL = 2**14  # numbers whose layout is kept, whatever it costs: masks of a few words are mostly gaps
 
 
-def laid_out(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers or is small.
-
-    `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
-    """
-    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
-        return tensor.clone()
-    steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
-    distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
-    if span > max(2 * distinct, SMALL):
-        return tensor.clone()
-    return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
 
-def _copied(value):
-    """A value with copies of its tensors that lead nowhere, and asks for gradients where they did; containers are made anew."""
-    if torch.is_tensor(value):
-        return value.detach().requires_grad_(value.requires_grad).clone()
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
 
 
-_FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
-RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, and their blocks
-    "UNetModel": ("ResBlock", "SpatialTransformer"),
-    "OpenAISignatureMMDITWrapper": ("JointBlock",),
-    "Flux": _FLUX,
-    "Chroma": _FLUX,
-    "HunyuanVideo": _FLUX,
-    "QwenImageTransformer2DModel": ("QwenImageTransformerBlock",),
-    "MageFlowTransformer2DModel": ("QwenImageTransformerBlock",),
-    "NextDiT": ("JointTransformerBlock",),
-    "OmniGen2Transformer2DModel": ("OmniGen2TransformerBlock",),
-    "BooguTransformer2DModel": ("OmniGen2TransformerBlock", "BooguDoubleStreamBlock"),
-    "MMDiT": ("MMDiTBlock", "DiTBlock"),
-    "HiDreamImageTransformer2DModel": ("HiDreamImageBlock",),
-    "WanModel": ("WanAttentionBlock",),
-    "LTXVModel": ("BasicTransformerBlock",),
-    "Kandinsky5": ("TransformerEncoderBlock", "TransformerDecoderBlock"),
-    "SingleStreamDiT": ("SingleStreamBlock",),
-    "LensTransformer2DModel": ("LensTransformerBlock",),
-    "Ideogram4Transformer2DModel": ("Ideogram4TransformerBlock",),
-    "CogVideoXTransformer3DModel": ("CogVideoXBlock",),
-    "PixDiT_T2I": ("MMDiTBlockT2I", "PiTBlock"),
-}
 
 
-def recomputable(model) -> bool:
-    """Whether the blocks of a model may be given to `recomputed`."""
-    return type(model.diffusion_model).__name__ in RECOMPUTABLE
 
 
-def blocks_of(model) -> list[torch.nn.Module]:
-    """The blocks of a model that `recomputed` may be given; refuses models with which that was not tried."""
-    network = model.diffusion_model
-    names = RECOMPUTABLE.get(type(network).__name__)
-    if not recomputable(model):
-        raise ValueError(
-            f"checkpointing was not tried with {type(model).__name__} ({type(network).__name__}), where it may give wrong gradients; switch it off. "
-            f"It works with the networks {', '.join(RECOMPUTABLE)}."
-        )
-    return [m for m in network.modules() if type(m).__name__ in names]
 
 
-_OF_TEXT = ("CLIPLayer", "T5Block")
 
 
-def coarse_blocks(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
-    """The blocks of text encoders that do not hold float32: of their weights autograd would keep a float32 copy for every sentence."""
-    blocks = [m for module in modules for m in module.modules() if type(m).__name__ in _OF_TEXT]
-    return [b for b in blocks if any(p.dtype != torch.float32 for p in b.parameters())]
 
 
-@contextmanager
-def recomputed(blocks: Iterable[torch.nn.Module]):
-    """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""
-    running: list[_Recomputed] = []
-
-    def before(block, args, kwargs):
-        if torch.is_grad_enabled():
-            running.append(_Recomputed(block, (args, kwargs)))
-            running[-1].hooks.__enter__()
-
-    def after(block, args, output):
-        if running and running[-1].block is block:
-            running.pop().end()
-
-    handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
-    handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
-    try:
-        yield
-    finally:
-        while running:  # a stop by the user inside of a block passes hooks by
-            running.pop().end()
-        for handle in handles:
-            handle.remove()
 
 
 def prepare(guider, what: str = "Guidance through the denoiser", instead: str = ", or switch 'through_denoiser' off") -> None:
@@ -289,17 +170,60 @@ def prepare(guider, what: str = "Guidance through the denoiser", instead: str = 
         )
     if "multigpu_clones" in guider.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away{instead}.")
-    heal(guider.inner_model, patcher.load_device)
+    to_normal_tensors(guider.inner_model, patcher.load_device)
     with torch.inference_mode(False):
-        guider.conds = ordinary(guider.conds)
+        guider.conds = clone_inference_tensors(guider.conds)
     for conditioning in guider.conds.values():
         for part in conditioning or ():
-            _heal_controls(part.get("control"))
+            _normal_control_tensors(part.get("control"))
 
 
-def _heal_controls(control) -> None:
+def _normal_control_tensors(control) -> None:
     while control is not None:
         for name in ("control_model", "t2i_model"):
             if isinstance(getattr(control, name, None), torch.nn.Module):
-                heal(getattr(control, name))
+                to_normal_tensors(getattr(control, name))
         control = control.previous_controlnet
+
+
+KEY = "controlled_diffusion.training"
+
+
+BACKWARD = 4  # room that is asked for, in forward passes: what a backward pass needs is kept until then
+
+
+def check_whole(patchers) -> None:
+    """Refuses models that are only partly in memory: what autograd keeps of their borrowed weights is overwritten."""
+    for patcher in patchers:
+        if getattr(patcher.model, "model_lowvram", False):
+            size, free = patcher.model_size() / 2**30, patcher.get_free_memory(patcher.load_device) / 2**30
+            raise ValueError(
+                f"{type(patcher.model).__name__} ({size:.1f} GB) does not fit into memory whole, which gradients need; {free:.1f} GB are free. "
+                "Use a smaller model or a smaller precision of it, or close what else uses the memory."
+            )
+
+
+def trainable(model, clip=None, what: str = "Training"):
+    """A MODEL, and a CLIP if given, as `what` needs them: clones that do not load dynamically, the model bringing the CLIP along."""
+    model = differentiable_patcher(model, "model").clone()
+    if "multigpu_clones" in model.model_options:
+        raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
+    if clip is None:
+        return model, None
+    own = clip.clone()
+    own.patcher = differentiable_patcher(own.patcher, "text encoder")
+    own.cond_stage_model = own.patcher.model
+    model.set_additional_models(KEY, [own.patcher])
+    return model, own
+
+
+def _load_whole(executor, model, noise_shape, conds, model_options=None, **more):
+    """The host's loading, with no part of a model left out and room for a backward pass."""
+    more["force_full_load"] = True
+    return executor(model, [noise_shape[0] * BACKWARD, *noise_shape[1:]], conds, model_options=model_options, **more)
+
+
+def half_precision_scale(model) -> float:
+    """Where gradients pass through float16, by what a loss starts to be multiplied so that they do not vanish."""
+    return 2.0**12 if model.model.get_dtype_inference() == torch.float16 else 1.0

@@ -1,13 +1,19 @@
-"""Pictures as the model's VAE takes and gives them."""
+"""Images as the model's VAE takes and gives them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import comfy.utils
 import torch
 
+from . import gradients
+from .model_tag import ModelTag
 
-def _check_size(vae, picture: torch.Tensor, name: str) -> None:
+
+def _check_size(vae, image: torch.Tensor, name: str) -> None:
     """Refuses an IMAGE that the VAE would cut: what comes out is of the size of what was given."""
-    cell, (height, width) = vae.spacial_compression_encode(), picture.shape[1:3]
+    cell, (height, width) = vae.spacial_compression_encode(), image.shape[1:3]
     if vae.crop_input and (height % cell or width % cell):
         near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
         raise ValueError(
@@ -16,32 +22,65 @@ def _check_size(vae, picture: torch.Tensor, name: str) -> None:
         )
 
 
-def check_pictures(samples: torch.Tensor, name: str, instead: str = "connect VAE Encode, or an IMAGE and the vae") -> None:
-    """Refuses latent samples, the node's input `name`, that are not of pictures or a video."""
+def check_images(samples: torch.Tensor, name: str, instead: str = "connect VAE Encode, or an IMAGE and the vae") -> None:
+    """Refuses latent samples, the node's input `name`, that are not of images or a video."""
     if samples.is_nested or samples.ndim not in (4, 5):
         given = "several tensors in one" if samples.is_nested else " x ".join(map(str, samples.shape))
         raise ValueError(
-            f"'{name}' is a latent of {given}, but that of pictures or a video is needed: (batch, channels, [frames,] height, width). Please "
+            f"'{name}' is a latent of {given}, but that of images or a video is needed: (batch, channels, [frames,] height, width). Please "
             f"{instead}."
         )
 
 
-def samples_of(vae, picture, name: str) -> torch.Tensor:
+def samples_of(vae, image, name: str) -> torch.Tensor:
     """The latent samples of a LATENT or an IMAGE that is the node's input `name`."""
-    if isinstance(picture, dict):
-        return picture["samples"]
+    if isinstance(image, dict):
+        return image["samples"]
     if vae is None:
         raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
-    _check_size(vae, picture, name)
-    return vae.encode(picture[..., :3])
+    _check_size(vae, image, name)
+    return vae.encode(image[..., :3])
 
 
 def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
     """What latent samples show, an IMAGE; the frames of a video VAE, which gives (B, T, H, W, C), one after the other."""
-    pictures = vae.decode(samples)
-    return pictures.reshape(-1, *pictures.shape[-3:])
+    images = vae.decode(samples)
+    return images.reshape(-1, *images.shape[-3:])
 
 
 def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
-    """What belongs to the middle of a picture that the VAE encodes, of a MASK (B, H, W) of its size: the VAE cuts off what is over."""
+    """What belongs to the middle of an image that the VAE encodes, of a MASK (B, H, W) of its size: the VAE cuts off what is over."""
     return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]
+
+
+def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Latents as the model predicts them (B, C, H, W) -> images (B, 3, height, width) in [0, 1], with a graph."""
+    network = vae.first_stage_model
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        gradients.to_normal_tensors(network, latents.device)
+        latents = model.model.process_latent_out(latents).to(vae.vae_dtype)
+        frames = latents if vae.latent_dim == 2 else latents.unsqueeze(2)
+        image = network.decode(frames).float()
+        return vae.process_output((image if image.ndim == 4 else image[:, :, 0]).clone())
+
+    return decode
+
+
+def check_channels(model, samples: torch.Tensor) -> None:
+    """Refuses latents that another model's VAE made."""
+    wanted = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"The latent has {samples.shape[1]} channels, but {ModelTag.of(model).kind} takes {wanted}: another model's VAE made it. Encode the "
+            "image with the VAE of this model."
+        )
+
+
+def latent_of(model, vae, image) -> torch.Tensor:
+    """The latent samples, float32, of a LATENT or an IMAGE."""
+    samples = samples_of(vae, image, "image")
+    check_images(samples, "image")
+    found = comfy.sample.fix_empty_latent_channels(model, samples.float())
+    check_channels(model, found)
+    return found

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-from ...attention.alignment import Prompt, common, joined, moved, read
+from ...attention.prompt import Prompt, common, joined, moved, read
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
 LAYOUTS = {  # names of the encoders in the host's tokens, and whose columns stand in the conditioning one after the other; some share theirs

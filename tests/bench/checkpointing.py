@@ -8,8 +8,10 @@ import argparse
 from functools import partial
 
 import torch
-from controlled_diffusion.nodes.host import adapters, gradients, training
-from controlled_diffusion.nodes.host.training_memory import Room
+from controlled_diffusion.nodes.host import checkpointing
+from controlled_diffusion.nodes.host.gradients import trainable
+from controlled_diffusion.nodes.host.training import adapters, run
+from controlled_diffusion.nodes.host.training.memory import Room
 from controlled_diffusion.training.loop import Loop
 
 from bench.shapes import SHAPES, model_of
@@ -21,7 +23,7 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
     """(peak MB, told MB, seconds, gradients) of both ways."""
     gpu, shape = torch.cuda.is_available(), SHAPES[o.model]
     made = model_of(o.model, torch.bfloat16 if gpu else torch.float32, **({"model_channels": o.channels} if o.channels else {}))
-    model, _ = training.trainable(made)
+    model, _ = trainable(made)
     learnt, draw = adapters.Design(rank=8).adapters(model, 1), torch.Generator().manual_seed(1)
     for p in learnt.parameters.values():
         p.add_(0.01 * torch.randn(p.shape, generator=draw))
@@ -32,27 +34,27 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
 
     def steps(ground):
         room = Room("off", loop, x.shape, o.batch, lambda count: [row] * count, 0.5)
-        told = room._kept(ground, gradients.blocks_of(model.model), o.batch)
+        told = room._kept(ground, checkpointing.blocks_of(model.model), o.batch)
         start = torch.randn(x.shape, generator=draw).to(model.load_device)
 
         def step(blocks) -> None:
-            with gradients.recomputed(blocks):
+            with checkpointing.recomputed(blocks):
                 sigmas = torch.full([o.batch], ground.scale.sigma(0.5), device=start.device)
                 loss = ground.denoised(start, sigmas, [row] * o.batch).square().mean()
-                slopes.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
+                derivatives.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
 
-        for name, blocks, need in (("plain", (), told.whole), ("checkpointing", gradients.blocks_of(model.model), told.again)):
-            slopes = []
+        for name, blocks, need in (("plain", (), told.whole), ("checkpointing", checkpointing.blocks_of(model.model), told.again)):
+            derivatives = []
             needed, begin = peak(partial(step, blocks)), clock()
             step(blocks)
-            found[name] = (needed, need / 1e6, clock() - begin, slopes[0])
+            found[name] = (needed, need / 1e6, clock() - begin, derivatives[0])
         return iter(())
 
     mutations = o.model == "flux"  # changes in place what autograd saves, which a trainer finds out
-    guider = training.comfy.samplers.CFGGuider(model)
+    guider = run.comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": [row]})
     guider.sample(
-        torch.zeros_like(x), torch.zeros_like(x), training.Lesson(steps, (), lambda s: None, mutations), torch.ones(1), disable_pbar=True
+        torch.zeros_like(x), torch.zeros_like(x), run.Lesson(steps, (), lambda s: None, mutations), torch.ones(1), disable_pbar=True
     )
     return found
 

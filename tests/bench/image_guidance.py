@@ -12,12 +12,12 @@ import comfy.samplers
 import torch
 from controlled_diffusion.guidance.classifier import ClassifierForce
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host import classifiers
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.nodes.host.record import Record
+from controlled_diffusion.guidance.record import Record
+from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from harness.memory import peak
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     options, studio = parser.parse_args(), Studio()
-    classifier = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    classifier = read(SHIPPED / "demo_model.safetensors")
     cases = {
         "CFG": (),
         "classifier": (Channel(None, 1.0, force=ClassifierForce(classifier, classifier.choices("red"))),),
@@ -67,7 +67,7 @@ def main() -> None:
             best[name] = min(best[name], seconds(studio, guider, options.batch, options.steps))
     for name, guider in guiders.items():
         memory[name] = peak(lambda guider=guider: seconds(studio, guider, options.batch, 2))
-    print(f"| on top of CFG, {options.batch} pictures of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
+    print(f"| on top of CFG, {options.batch} images of 128 x 128 | time of a step, ratio | peak memory, MB |\n|---|---|---|")
     for name in guiders:
         print(f"| {name} | {best[name] / best['CFG']:.2f} | {memory[name]:.0f} |")
 

@@ -9,7 +9,7 @@ import argparse
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.ip_adapter import image_prompt, recognise
-from controlled_diffusion.nodes.host import ip_adapter
+from controlled_diffusion.nodes.host.attention import ip_adapter
 
 from adapters import SD15, published
 from bench.multi_cfg import seconds_a_step

@@ -11,10 +11,10 @@ import time
 import comfy.samplers
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 
 from bench.shapes import SHAPES, Shape, model_of
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from harness.memory import peak
 from host.sampling import Count
 
@@ -49,7 +49,7 @@ def main() -> None:
         host = comfy.samplers.CFGGuider(model)
         host.set_conds(texts[1], texts[0])
         one, many = shape.latent(1, side), shape.latent(n + 1, side)
-        host.set_cfg(1.0)  # evaluates the prompt alone: n + 1 pictures are n + 1 rows
+        host.set_cfg(1.0)  # evaluates the prompt alone: n + 1 images are n + 1 rows
         seconds_a_step(ours, one, 2), seconds_a_step(host, many, 2)
         memory = [peak(lambda run=run: seconds_a_step(*run, 1)) for run in ((ours, one), (host, many))]
         count.rows = 0

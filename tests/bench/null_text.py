@@ -1,9 +1,9 @@
 """Null-text inversion beside the paper's schedule: `python . run tests/bench/null_text.py [--count 5]`.
 
-The same network inverts the same rendered pictures, one at a time and in turn, with 50 steps at cfg 7.5. The reference follows the paper's
+The same network inverts the same rendered images, one at a time and in turn, with 50 steps at cfg 7.5. The reference follows the paper's
 code in plain torch: start at the empty prompt, go on from step to step, up to 10 Adam iterations, its stop rule after each of them. PSNR is
 that of the way back to the VAE's own round trip; evaluations count a forward pass as 1 and a backward pass as 2. The table is printed after
-every picture.
+every image.
 """
 
 import argparse
@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 import comfy.model_management
 import torch
 from controlled_diffusion.inversion import quality
-from controlled_diffusion.nodes.host import gradients
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import gradients, noise_levels
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
 
-from harness.demo_pictures import SCHEDULER, Studio
-from measures.inversion import CFG, STEPS, Change, edits, pictures, prompts
+from harness.demo_images import SCHEDULER, Studio
+from measures.inversion import CFG, STEPS, Change, edits, images, prompts
 
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
@@ -103,8 +102,8 @@ class Row:
 
 
 def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
-    """(the picture's latent as the reference gives it back, evaluations, seconds)."""
-    sigmas, paper = inverting.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
+    """(the image's latent as the reference gives it back, evaluations, seconds)."""
+    sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
     with gradients.differentiable(mutations=False):
         clean, source, empty = (t.clone() for t in (studio.model.model.process_latent_in(latent), source[0][0], empty))
         began = time.perf_counter()
@@ -114,7 +113,7 @@ def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torc
 
 @torch.inference_mode()
 def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
-    source, latent = prompts(studio, [wish])[0], studio.vae.encode(pictures([wish]))
+    source, latent = prompts(studio, [wish])[0], studio.vae.encode(images([wish]))
     floor, empty = studio.vae.decode(latent), studio.prompt("")[0][0]
 
     def nearness(back: torch.Tensor) -> torch.Tensor:
@@ -124,7 +123,7 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
     rows["reference"].add(nearness(back), evaluations, seconds)
     for name, (node, settings) in OURS.items():
         own = {"cfg": CFG} if node is NullTextInverter else {}
-        given = dict(model=studio.model, source=source, picture={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
+        given = dict(model=studio.model, source=source, image={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
         found = node.execute(**given | own | settings).args[0]
         back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
         evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
@@ -133,14 +132,14 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5, help="pictures")
+    parser.add_argument("--count", type=int, default=5, help="images")
     options, studio = parser.parse_args(), Studio()
     comfy.model_management.load_models_gpu([studio.model])
-    gradients.heal(studio.model.model)
+    gradients.to_normal_tensors(studio.model.model)
     rows = {name: Row(name) for name in ("reference", *OURS)}
     for i, wish in enumerate(edits(options.count), 1):
         measure(studio, wish, rows)
-        head = f"| {i} pictures, 50 steps, cfg 7.5 | PSNR, dB | | worst | evaluations | | seconds | |\n|---|---|---|---|---|---|---|---|"
+        head = f"| {i} images, 50 steps, cfg 7.5 | PSNR, dB | | worst | evaluations | | seconds | |\n|---|---|---|---|---|---|---|---|"
         sys.stdout.write("\n".join([head, *(row.told(rows["reference"]) for row in rows.values())]) + "\n\n")
         sys.stdout.flush()
 

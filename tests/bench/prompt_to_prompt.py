@@ -17,9 +17,10 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
-from controlled_diffusion.nodes.host.attention import SLOTS, unet_places
-from controlled_diffusion.nodes.host.blend_masks import control_of
-from controlled_diffusion.nodes.host.channels import noise_scale
+from controlled_diffusion.nodes.host.attention.hook import SLOTS
+from controlled_diffusion.nodes.host.attention.local_blend import control_of
+from controlled_diffusion.nodes.host.attention.unet import unet_places
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from bench.shapes import SHAPES, model_of
@@ -74,7 +75,7 @@ class Classic:
 
 def classic(model, edit: Edit):
     patched, places = model.clone(), unet_places(model)
-    state = Classic(edit, noise_scale(model.get_model_object("model_sampling")), 2 * len(places))
+    state = Classic(edit, noise_scale(model), 2 * len(places))
     for place in places:
         for kind, slot in SLOTS.items():
             patched.set_model_patch_replace(partial(state.attend, kind), slot, *place.key)
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="CASE", help="some of the cases; 'no patch' always")
     options = parser.parse_args()
     model = fusing(options.model, options.small)
-    scale, runs = noise_scale(model.get_model_object("model_sampling")), ways(model, options.side, options.model)
+    scale, runs = noise_scale(model), ways(model, options.side, options.model)
     runs = {case: run for case, run in runs.items() if options.only is None or case in ("no patch", *options.only)}
     steps = {percent: torch.tensor([scale.sigma(percent), 0.0]) for percent in STEPS}
     about = f"{options.model}{', half the channels' if options.small else ''}, latent {options.side} x {options.side}"

@@ -67,7 +67,6 @@ SHAPES = {
 }
 
 
-# --- one set of weights for both --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -88,13 +87,13 @@ class Pair:
             made = UNet2DConditionModel(
                 cross_attention_dim=width, block_out_channels=self.shape.widths, attention_head_dim=self.shape.heads
             )
-        made.requires_grad_(False).load_state_dict({k: gradients.ordinary(ours[names[k]]) for k in made.state_dict()}, assign=True)
+        made.requires_grad_(False).load_state_dict({k: gradients.clone_inference_tensors(ours[names[k]]) for k in made.state_dict()}, assign=True)
         return made.to(self.device)
 
     def text(self) -> CLIPTextModel:
         made = CLIPTextModel(CLIPTextConfig(**self.shape.text, hidden_act="quick_gelu", eos_token_id=2))
         ours = self.clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
-        made.requires_grad_(False).load_state_dict(gradients.ordinary(dict(ours)), assign=True)
+        made.requires_grad_(False).load_state_dict(gradients.clone_inference_tensors(dict(ours)), assign=True)
         return made.to(self.device)
 
     @property
@@ -105,7 +104,7 @@ class Pair:
         (tokens,) = self.clip.tokenize(text)["l"]
         return torch.tensor([[token for token, *_ in tokens]], device=self.device)
 
-    def pictures(self, seed: int = 0) -> torch.Tensor:
+    def images(self, seed: int = 0) -> torch.Tensor:
         """An IMAGE."""
         return torch.rand(1, 8 * self.shape.side, 8 * self.shape.side, 3, generator=torch.Generator().manual_seed(seed))
 
@@ -113,9 +112,9 @@ class Pair:
         """The VAE where a training needs it."""
         return self.encoder if self.device.type == "cpu" else copy.deepcopy(self.encoder).to(self.device)
 
-    def latent(self, eye: AutoencoderKL, picture: torch.Tensor) -> torch.Tensor:
-        """As the example scripts encode a picture: a sample of what the VAE says."""
-        return eye.encode(picture.movedim(-1, 1).to(self.device) * 2 - 1).latent_dist.sample() * eye.config.scaling_factor
+    def latent(self, eye: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
+        """As the example scripts encode an image: a sample of what the VAE says."""
+        return eye.encode(image.movedim(-1, 1).to(self.device) * 2 - 1).latent_dist.sample() * eye.config.scaling_factor
 
 
 def text_of(shape: Shape, name: str):
@@ -164,8 +163,8 @@ def check(pair: Pair) -> None:
     """Raises ValueError where the two packages do not compute the same."""
     features = pair.clip.encode_from_tokens(pair.clip.tokenize(SUBJECT)).to(pair.device)
     alike("text encoders", pair.text()(pair.ids(SUBJECT))[0], features)
-    picture = pair.pictures()
-    alike("VAEs", pair.encoder.encode(picture.movedim(-1, 1) * 2 - 1).latent_dist.mode(), pair.vae.encode(picture))
+    image = pair.images()
+    alike("VAEs", pair.encoder.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mode(), pair.vae.encode(image))
     sigma = pair.model.get_model_object("model_sampling").sigmas[600].to(pair.device)
     x = torch.randn(1, 4, pair.shape.side, pair.shape.side, device=pair.device)
     comfy.model_management.load_models_gpu([pair.model])
@@ -180,7 +179,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
 
 
-# --- steps of the building blocks -------------------------------------------------------------------------------
 
 
 def clock() -> float:
@@ -214,12 +212,12 @@ def their_word(pair: Pair, keep: bool, steps: int) -> list[float]:
     table = text.get_input_embeddings().weight.requires_grad_(True)
     before = table.detach().clone()
     optimizer = torch.optim.AdamW([table], lr=LEARNING_RATE)
-    ids, picture = pair.ids(SUBJECT), pair.pictures()
+    ids, image = pair.ids(SUBJECT), pair.images()
     ids[0, 5] = WORDS
-    kept = pair.latent(eye, picture) if keep else None
+    kept = pair.latent(eye, image) if keep else None
 
     def step() -> None:
-        latents = pair.latent(eye, picture) if kept is None else kept
+        latents = pair.latent(eye, image) if kept is None else kept
         errors(pair, unet, latents, text(ids)[0]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -252,15 +250,15 @@ def with_lora(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
 
 
 def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
-    """DreamBooth-LoRA: one picture of the subject and one of its class."""
+    """DreamBooth-LoRA: one image of the subject and one of its class."""
     text, unet, eye = pair.text(), pair.unet(), pair.eye()
     learnt = with_lora(unet)
     optimizer = torch.optim.AdamW(learnt, lr=LEARNING_RATE)
-    ids, pictures = torch.cat([pair.ids(SUBJECT), pair.ids(CLASS)]), torch.cat([pair.pictures(0), pair.pictures(1)])
-    kept = (pair.latent(eye, pictures), text(ids)[0]) if keep else None
+    ids, images = torch.cat([pair.ids(SUBJECT), pair.ids(CLASS)]), torch.cat([pair.images(0), pair.images(1)])
+    kept = (pair.latent(eye, images), text(ids)[0]) if keep else None
 
     def step() -> None:
-        latents, features = kept or (pair.latent(eye, pictures), text(ids)[0])
+        latents, features = kept or (pair.latent(eye, images), text(ids)[0])
         own, prior = errors(pair, unet, latents, features).chunk(2)
         (own.mean() + prior.mean()).backward()
         torch.nn.utils.clip_grad_norm_(learnt, 1.0)
@@ -270,7 +268,6 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
     return timed(step, steps)
 
 
-# --- the nodes --------------------------------------------------------------------------------------------------
 
 
 def node_steps(node, steps: int, **given) -> list[float]:
@@ -278,7 +275,7 @@ def node_steps(node, steps: int, **given) -> list[float]:
     times: list[float] = []
 
     def moved(done: int, total: int, *_, **__) -> None:
-        if total == steps + 2:  # and not that of the pictures being encoded
+        if total == steps + 2:  # and not that of the images being encoded
             times.append(clock())
 
     comfy.utils.set_progress_bar_global_hook(moved)
@@ -293,7 +290,7 @@ def node_steps(node, steps: int, **given) -> list[float]:
 
 
 def ours(pair: Pair, node, steps: int, **given) -> list[float]:
-    common = dict(model=pair.model, clip=pair.clip, vae=pair.vae, images=pair.pictures(), batch_size=1, if_exists="replace")
+    common = dict(model=pair.model, clip=pair.clip, vae=pair.vae, images=pair.images(), batch_size=1, if_exists="replace")
     return node_steps(node, steps, **common | dict(learning_rate=LEARNING_RATE, validation_count=0) | given)
 
 
@@ -302,13 +299,13 @@ def our_word(pair: Pair, steps: int) -> list[float]:
 
 
 def our_subject(pair: Pair, steps: int, **given) -> list[float]:
-    classes = dict(class_images=pair.pictures(1), instance_prompt=SUBJECT, class_prompt=CLASS)
+    classes = dict(class_images=pair.images(1), instance_prompt=SUBJECT, class_prompt=CLASS)
     return ours(pair, DreamBoothTrainer, steps, name="bench", rank=RANK, **classes | given)
 
 
 @torch.inference_mode()
 def host_lora(pair: Pair, steps: int, **given) -> list[float]:
-    latent = {"samples": pair.vae.encode(pair.pictures())}
+    latent = {"samples": pair.vae.encode(pair.images())}
     positive = pair.clip.encode_from_tokens_scheduled(pair.clip.tokenize(SUBJECT))
     asked = dict(training_dtype="fp32", lora_dtype="fp32", gradient_checkpointing=False, existing_lora="[None]", rank=RANK)
     return node_steps(TrainLoraNode, steps, model=pair.model, latents=latent, positive=[positive], **asked | given)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol: open a page, evaluate JavaScript, read the console, take a picture."""
+"""A headless Chromium, driven over its DevTools protocol: open a page, evaluate JavaScript, read the console, take an image."""
 
 import asyncio
 import base64

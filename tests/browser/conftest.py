@@ -7,7 +7,7 @@ import pytest
 from browser import chromium
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
-# A whole graph fits the picture, with its text, and nothing lies over it.
+# A whole graph fits the image, with its text, and nothing lies over it.
 READABLE = {"LiteGraph.Canvas.MinFontSizeForLOD": "0", "Comfy.Minimap.Visible": "false"}
 
 

@@ -52,7 +52,7 @@ def new_errors(page) -> list[str]:
     return [error for error in page.take_errors() if error not in page.baseline]
 
 
-def picture_of(page, name: str) -> Path:
+def image_of(page, name: str) -> Path:
     time.sleep(1)  # the view glides to its place
     return page.screenshot(SCREENS / f"{name}.png")
 
@@ -71,7 +71,7 @@ def overlaps(boxes: list) -> list:
 def test_the_frontend_opens_and_runs_the_example_workflow(page, server, path):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     open_workflow(page, workflow)
-    picture_of(page, path.stem)
+    image_of(page, path.stem)
     assert page.evaluate(MISSING) == []
     assert page.evaluate("Object.keys(app.graph.links).length || app.graph.links.size") == len(workflow["links"])
     assert overlaps(page.evaluate(BOXES)) == []
@@ -85,7 +85,7 @@ def test_the_frontend_opens_and_runs_the_example_workflow(page, server, path):
 def tricky(server) -> dict:
     """Host nodes only: a group that grows, inputs that depend on a choice, a linked widget, a seed, a muted and a bypassed node."""
     graph = Graph("Tricky inputs", server.object_info())
-    with graph.group("Pictures"):
+    with graph.group("Images"):
         width = graph.add("PrimitiveInt", title="width", value=48)
         green = graph.add("EmptyImage", title="green", width=width, height=64, color=0x00FF00)
         blue = graph.add("EmptyImage", title="blue", width=48, height=64, color=0x0000FF)
@@ -107,13 +107,13 @@ def tricky(server) -> dict:
 
 def test_the_converter_does_what_the_frontend_does(page, server, tricky):
     open_workflow(page, tricky)
-    picture_of(page, "tricky_inputs")
+    image_of(page, "tricky_inputs")
     prompt = frontends_prompt(page)
     for workflow in (tricky, saved_by(page)):
         assert without_titles(to_prompt(workflow, server.object_info())) == without_titles(prompt)
     assert overlaps(page.evaluate(BOXES)) == []
     assert new_errors(page) == []
-    assert [picture.size for picture in server.images(server.run(prompt))] == [(48, 64)] * 3
+    assert [image.size for image in server.images(server.run(prompt))] == [(48, 64)] * 3
 
 
 def test_a_reroute_is_passed_through(page, server, tricky):

@@ -25,11 +25,11 @@ def attention_maps(graph):
         )
     with graph.group("3 Sample"):
         latent = ksampler(graph, capture["model"], capture["positive"], negative, size, seed=4)
-        pictures = graph.add("VAEDecode", samples=latent, vae=model["vae"])
-        graph.add("SaveImage", title="pictures", images=pictures, filename_prefix="attention_maps")
+        images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        graph.add("SaveImage", title="images", images=images, filename_prefix="attention_maps")
     with graph.group("4 Maps"):
         view = graph.add(
-            "AttentionMapView", source=capture["model"], latent=latent, image=pictures, rows="steps", mask_word="circle", threshold=0.3
+            "AttentionMapView", source=capture["model"], latent=latent, image=images, rows="steps", mask_word="circle", threshold=0.3
         )
         graph.add("SaveImage", title="by steps", images=view["table"], filename_prefix="attention_maps_steps")
         layers = graph.add("AttentionMapView", title="by layers", source=view["maps"], latent=view["latent"], rows="layers")

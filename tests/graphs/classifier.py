@@ -5,8 +5,8 @@ from .parts import prompt_nodes, sampled_with
 
 def classifier_guidance(graph):
     graph.note(
-        "# Classifier guidance\n\nThere is no prompt here. A small classifier that reads half-finished pictures pulls towards its labels; the "
-        "upper pictures are the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt "
+        "# Classifier guidance\n\nThere is no prompt here. A small classifier that reads half-finished images pulls towards its labels; the "
+        "upper images are the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt "
         "as a further channel."
     )
     with graph.group("1 Model"):
@@ -33,7 +33,7 @@ def classifier_guidance(graph):
             )
             for channel in (off, on)
         ]
-    with graph.group("4 Picture"):
+    with graph.group("4 Image"):
         for title, latent in zip(("without", "with the classifier"), latents):
             graph.add(
                 "SaveImage",

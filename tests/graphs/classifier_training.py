@@ -5,22 +5,22 @@ from .parts import moonlit, prompt_nodes, sampled_with, saved
 
 def classifier_training(graph):
     graph.note(
-        "# Train a noisy classifier\n\nA classifier learns to tell pictures with a small moon from those without, at every noise level; the demo "
-        "model has no word for it. Then its channel pulls pictures of a prompt towards the label; the upper ones are the same seeds without "
-        "it.\n\nThe charts show the loss, and how often it is right from noisy to clean. With your own pictures: some hundred of each label."
+        "# Train a noisy classifier\n\nA classifier learns to tell images with a small moon from those without, at every noise level; the demo "
+        "model has no word for it. Then its channel pulls images of a prompt towards the label; the upper ones are the same seeds without "
+        "it.\n\nThe charts show the loss, and how often it is right from noisy to clean. With your own images: some hundred of each label."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        empty, many, wish = prompt_nodes(graph, model, unconditional="", lesson="a picture", wish="a large green star on a pink background")
-    with graph.group("2 Labelled pictures"):
+        empty, many, wish = prompt_nodes(graph, model, unconditional="", lesson="an image", wish="a large green star on a pink background")
+    with graph.group("2 Labelled images"):
         size = graph.add("EmptyLatentImage", title="lessons", width=128, height=128, batch_size=48)
         fast = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0)
         latents = graph.add("KSampler", model=model["model"], positive=many, negative=empty, latent_image=size, **fast)
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
-        pictures = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
+        images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
     with graph.group("3 Learn"):
         learnt = graph.add(
-            "NoisyClassifierTrainer", model=model["model"], vae=model["vae"], images=pictures, name="moon", kind="exclusive",
+            "NoisyClassifierTrainer", model=model["model"], vae=model["vae"], images=images, name="moon", kind="exclusive",
             labels="\n".join(["plain"] * 48 + ["moon"] * 48), steps=250, batch_size=32, learning_rate=0.002, average=0.95,
         )  # fmt: skip
         for title in ("loss_curve", "accuracy"):

@@ -1,7 +1,7 @@
 """Two concepts learnt apart and merged."""
 
 from .dreambooth import PAINTS, PAPERS
-from .parts import ksampler, pictures_of, saved
+from .parts import images_of, ksampler, saved
 
 TAUGHT = {  # what the demo model paints, and what its captions call it here
     "bands": ("striped", ("a large striped blue circle on a black background", "a striped red square on a white background")),
@@ -14,10 +14,10 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 
 def concept(graph, model, name: str):
     told, texts = TAUGHT[name]
-    pictures = graph.add("BatchImagesNode", images=pictures_of(graph, model, texts, each=2))
+    images = graph.add("BatchImagesNode", images=images_of(graph, model, texts, each=2))
     captions = [text.replace(told, f"<{name}>") for text in texts for _ in range(2)]
     learnt = graph.add(
-        "CustomDiffusionTrainer", title=f"learn <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name=name,
+        "CustomDiffusionTrainer", title=f"learn <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name=name,
         instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), class_prompt=CLASS, class_count=16, prior_weight=0.0, steps=70, batch_size=3,
         learning_rate=0.0015, word_rate=0.02, validation_prompt=SHOWN[name], validation_count=1, validation_steps=10, validation_cfg=4.0,
     )  # fmt: skip
@@ -27,9 +27,9 @@ def concept(graph, model, name: str):
 
 def custom_diffusion(graph):
     graph.note(
-        "# Custom Diffusion\n\nTwo patterns are learnt apart, each as a word with its keys and values, from pictures whose captions do not name "
-        "them. Then both are merged in closed form, and one prompt uses both words, each for a thing of its own; the upper pictures are the same "
-        "seeds without them.\n\nBoth are short runs without class pictures. For your own concepts set *prior_weight* to 1 and *class_prompt* to what they are without the new word."
+        "# Custom Diffusion\n\nTwo patterns are learnt apart, each as a word with its keys and values, from images whose captions do not name "
+        "them. Then both are merged in closed form, and one prompt uses both words, each for a thing of its own; the upper images are the same "
+        "seeds without them.\n\nBoth are short runs without class images. For your own concepts set *prior_weight* to 1 and *class_prompt* to what they are without the new word."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -5,7 +5,7 @@ from .parts import half, saved, square_prompts, two_squares
 
 def ddim_inversion(graph):
     graph.note(
-        "# DDIM inversion\n\nA painted picture becomes noise and comes back: without guidance nearly, with fixed-point iterations exactly, with "
+        "# DDIM inversion\n\nA painted image becomes noise and comes back: without guidance nearly, with fixed-point iterations exactly, with "
         "guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another colour or shape in the "
         "target."
     )
@@ -14,11 +14,11 @@ def ddim_inversion(graph):
         source, target, negative = square_prompts(
             graph, model, "a red square on the left and a yellow circle on the right on a white background"
         )
-    with graph.group("2 Picture and mask"):
-        picture = two_squares(graph)
+    with graph.group("2 Image and mask"):
+        image = two_squares(graph)
         mask = half(graph, False)
     with graph.group("3 Inversion"):
-        shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], steps=20, scheduler="normal")
+        shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal")
         plain = graph.add("DDIMInverter", title="DDIM", **shared)["inversion"]
         exact = graph.add("DDIMInverter", title="with fixed point", fixed_point_iterations=5, **shared)["inversion"]
     with graph.group("4 The way back"):
@@ -39,8 +39,8 @@ def ddim_inversion(graph):
                 mask=mask,
             ),
         }
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         for title, latent in ways.items():
             saved(graph, model["vae"], latent, "ddim_inversion", title)
 

@@ -18,9 +18,9 @@ def demo_model(graph):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     with graph.group("3 Sample"):
         latent = ksampler(graph, model["model"], positive, negative, size)
-    with graph.group("4 Picture"):
+    with graph.group("4 Image"):
         graph.add(
-            "SaveImage", title="pictures", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="demo_model"
+            "SaveImage", title="images", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="demo_model"
         )
 
 

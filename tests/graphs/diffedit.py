@@ -4,26 +4,26 @@ from .parts import ksampler, prompt_nodes
 
 
 def diffedit_start(graph, before: str, after: str):
-    """(model, prompts by title, picture) of an edit: a picture of the demo model itself, to be replaced by the user's own."""
+    """(model, prompts by title, image) of an edit: an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         source, target, negative = prompt_nodes(
             graph, model, **{"source: what it shows": before, "target: what it should show": after}, negative=""
         )
-    with graph.group("2 Picture"):
+    with graph.group("2 Image"):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
         latent = ksampler(graph, model["model"], source, negative, size, seed=8)
-        picture = graph.add("VAEDecode", samples=latent, vae=model["vae"])
-    return model, source, target, negative, picture
+        image = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+    return model, source, target, negative, image
 
 
 def diffedit(graph):
     graph.note(
-        "# DiffEdit: change what two prompts disagree about\n\nThe mask node noises the picture, asks the model under both prompts, and masks where the "
-        "answers differ. The sampler encodes the picture with DDIM and denoises it under the target; outside the mask every pixel stays."
-        "\n\nTry another word in the target: a colour, a shape, *striped*. Connect *Load Image* in the place of the picture."
+        "# DiffEdit: change what two prompts disagree about\n\nThe mask node noises the image, asks the model under both prompts, and masks where the "
+        "answers differ. The sampler encodes the image with DDIM and denoises it under the target; outside the mask every pixel stays."
+        "\n\nTry another word in the target: a colour, a shape, *striped*. Connect *Load Image* in the place of the image."
     )
-    model, source, target, negative, picture = diffedit_start(
+    model, source, target, negative, image = diffedit_start(
         graph,
         "a red star on the left and a blue circle on the right on a white background",
         "a red star on the left and a yellow circle on the right on a white background",
@@ -35,7 +35,7 @@ def diffedit(graph):
             source=source,
             target=target,
             negative=negative,
-            picture=picture,
+            image=image,
             vae=model["vae"],
             seed=0,
             dilate=3,
@@ -47,13 +47,13 @@ def diffedit(graph):
             positive=target,
             negative=negative,
             source=source,
-            picture=picture,
+            image=image,
             mask=found["mask"],
             vae=model["vae"],
             scheduler="normal",
         )
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="before", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="before", images=image)
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
         graph.add("SaveImage", title="after", images=result["image"], filename_prefix="diffedit")
 
@@ -64,7 +64,7 @@ def diffedit_ksampler(graph):
         "what it covers. Here a triangle becomes a square, with all of the mask made anew (denoise 1)."
         "\n\nThe mask is made a little larger (*dilate*), so that the new thing has room. Try denoise 0.8."
     )
-    model, source, target, negative, picture = diffedit_start(
+    model, source, target, negative, image = diffedit_start(
         graph, "a large green triangle on a pink background", "a large green square on a pink background"
     )
     with graph.group("3 Mask"):
@@ -74,15 +74,15 @@ def diffedit_ksampler(graph):
             source=source,
             target=target,
             negative=negative,
-            picture=picture,
+            image=image,
             vae=model["vae"],
             seed=0,
             dilate=4,
         )
     with graph.group("4 Sample"):
         latent = ksampler(graph, model["model"], target, negative, found["latent"], seed=3)
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="before", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="before", images=image)
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
         graph.add(
             "SaveImage", title="after", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="diffedit_ksampler"

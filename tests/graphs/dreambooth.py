@@ -16,7 +16,7 @@ def tee(graph):
 
 
 def subjects(graph, mask):
-    """Painted pictures of it."""
+    """Painted images of it."""
     made = []
     for paper, paint, x, y in SHOWN:
         ground = graph.add("EmptyImage", title=paper, width=128, height=128, batch_size=1, color=color(*PAPERS[paper]))
@@ -27,19 +27,19 @@ def subjects(graph, mask):
 
 def dreambooth(graph):
     graph.note(
-        "# DreamBooth\n\nFour painted pictures show a shape that the demo model has never seen. A LoRA and a new word learn it; pictures of the "
+        "# DreamBooth\n\nFour painted images show a shape that the demo model has never seen. A LoRA and a new word learn it; images of the "
         "shapes that it knows, which the model makes itself, keep those as they are. Then the word is used in new colours and places; the upper "
-        "pictures are the same seeds without the LoRA.\n\nThis is a short run. Try: more steps; *prior_weight* 0, and look at what becomes of "
+        "images are the same seeds without the LoRA.\n\nThis is a short run. Try: more steps; *prior_weight* 0, and look at what becomes of "
         "the other shapes; continue with *if_exists* `continue`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-    with graph.group("2 Pictures of the subject"):
-        pictures = subjects(graph, tee(graph))
-        graph.add("PreviewImage", title="the subject", images=pictures)
+    with graph.group("2 Images of the subject"):
+        images = subjects(graph, tee(graph))
+        graph.add("PreviewImage", title="the subject", images=images)
     with graph.group("3 Learn"):
         learnt = graph.add(
-            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name="tee",
+            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="tee",
             instance_prompt="a <tee>", captions="\n".join(f"a {paint} <tee> in the center on a {paper} background" for paper, paint, _, _ in SHOWN),
             class_prompt="a red circle on a white background\na blue star in the center on a pink background",
             class_count=4, class_batch=4, steps=110, batch_size=2, learning_rate=0.005, prior_weight=0.5, layers="-out.2, -emb",

@@ -5,17 +5,17 @@ from .parts import saved, square_prompts, two_squares
 
 def edit_friendly(graph):
     graph.note(
-        "# Edit-friendly inversion\n\nThe noises of stochastic sampling that make just this painted picture. Under its own prompt they give it "
+        "# Edit-friendly inversion\n\nThe noises of stochastic sampling that make just this painted image. Under its own prompt they give it "
         "back exactly, under another prompt they keep its layout, also with a large cfg.\n\nTry: *skip* 0 and 12; another seed."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         target = "a red square on the left and a yellow circle on the right on a white background"
         source, target, negative = square_prompts(graph, model, target)
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
+    with graph.group("2 Image"):
+        image = two_squares(graph)
     with graph.group("3 Inversion"):
-        shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"])
+        shared = dict(model=model["model"], source=source, image=image, vae=model["vae"])
         found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=4, cfg=1.0, **shared)["inversion"]
     with graph.group("4 The way back"):
         way = dict(model=model["model"], inversion=found, branches="edit")
@@ -23,8 +23,8 @@ def edit_friendly(graph):
             "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
             "edit": graph.add("InversionSampler", title="edit", cfg=7.5, positive=target, negative=negative, **way),
         }
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():
             saved(graph, model["vae"], latent, "edit_friendly", title)
 

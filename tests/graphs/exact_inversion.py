@@ -5,7 +5,7 @@ from .parts import square_prompts, two_squares
 
 def exact_inversion(graph):
     graph.note(
-        "# Exact inversion\n\nA painted picture is inverted by EDICT *with* guidance, and its latent comes back to the last digit: what differs "
+        "# Exact inversion\n\nA painted image is inverted by EDICT *with* guidance, and its latent comes back to the last digit: what differs "
         "is the VAE's. With another prompt it becomes the edit. BDIA and O-BELM come back as exactly at half of EDICT's cost.\n\nTry another "
         "colour or shape in the target; cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps."
     )
@@ -14,19 +14,19 @@ def exact_inversion(graph):
         source, target, negative = square_prompts(
             graph, model, "a red square on the left and a yellow square on the right on a white background"
         )
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
+    with graph.group("2 Image"):
+        image = two_squares(graph)
     with graph.group("3 Inversion"):
         shared = dict(
-            model=model["model"], source=source, negative=negative, picture=picture, vae=model["vae"], steps=20, scheduler="karras", cfg=3.0
+            model=model["model"], source=source, negative=negative, image=image, vae=model["vae"], steps=20, scheduler="karras", cfg=3.0
         )
         found = {name: graph.add(node, **shared)["inversion"] for name, node in INVERTERS.items()}
     with graph.group("4 The way back"):
         way = dict(model=model["model"], cfg=3.0, branches="edit")
         latents = {f"{name}, back": graph.add("InversionSampler", title=name, inversion=i, **way) for name, i in found.items()}
         edit = graph.add("InversionSampler", title="EDICT, edit", inversion=found["EDICT"], positive=target, **way)
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         for title, latent in {"EDICT, edit": edit, **latents}.items():
             graph.add(
                 "SaveImage",

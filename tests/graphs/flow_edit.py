@@ -5,28 +5,28 @@ from .parts import half, saved, square_prompts, two_squares
 
 def flow_edit(graph):
     graph.note(
-        "# FlowEdit\n\nAn edit without inversion: both prompts see the picture under the same noise, and the edit moves by what they disagree "
+        "# FlowEdit\n\nAn edit without inversion: both prompts see the image under the same noise, and the edit moves by what they disagree "
         "about. It is for flow models; *Model Sampling as Flow* makes the demo model one, exactly. The same rule works for eps and v models as "
-        "they are: the last picture.\n\nWith SD3 leave *Model Sampling as Flow* out: 50 steps, n_max 33, source_cfg 3.5, cfg 13.5. Try n_max 0, "
-        "which gives the picture back, and 18."
+        "they are: the last image.\n\nWith SD3 leave *Model Sampling as Flow* out: 50 steps, n_max 33, source_cfg 3.5, cfg 13.5. Try n_max 0, "
+        "which gives the image back, and 18."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         flow = graph.add("ModelSamplingAsFlow", model=model["model"])["model"]
         target = "a red square on the left and a green star on the right on a white background"
         source, target, negative = square_prompts(graph, model, target)
-    with graph.group("2 Picture and mask"):
-        picture, mask = two_squares(graph), half(graph, False)
+    with graph.group("2 Image and mask"):
+        image, mask = two_squares(graph), half(graph, False)
     with graph.group("3 Edit"):
-        shared = dict(source=source, positive=target, negative=negative, picture=picture, vae=model["vae"], seed=2)
+        shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
         knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=15)
         latents = {
             "edit": graph.add("FlowEditLatentSampler", title="edit", model=flow, **shared, **knobs),
             "edit in the mask": graph.add("FlowEditLatentSampler", title="edit in the mask", model=flow, mask=mask, **shared, **knobs),
             "edit, eps model": graph.add("FlowEditLatentSampler", title="edit, eps model", model=model["model"], **shared, **knobs),
         }
-    with graph.group("4 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("4 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():
             saved(graph, model["vae"], latent, "flow_edit", title)
 

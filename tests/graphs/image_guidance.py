@@ -1,12 +1,12 @@
-"""Guidance by a picture."""
+"""Guidance by an image."""
 
 from .parts import color, prompt_nodes, sampled_with, stroke
 
 
 def image_guidance(graph):
     graph.note(
-        "# Image guidance\n\nTwo strokes of paint are the only wish: their layout pulls the picture at every step, with no prompt. The upper "
-        "pictures are the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as a further channel; "
+        "# Image guidance\n\nTwo strokes of paint are the only wish: their layout pulls the image at every step, with no prompt. The upper "
+        "images are the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as a further channel; "
         "*through_denoiser* (slower, exact)."
     )
     with graph.group("1 Model"):
@@ -41,7 +41,7 @@ def image_guidance(graph):
             )
             for channel in (off, on)
         ]
-    with graph.group("4 Picture"):
+    with graph.group("4 Image"):
         graph.add("PreviewImage", title="reference", images=reference)
         for title, latent in zip(("without", "with the reference"), latents):
             graph.add(

@@ -5,8 +5,8 @@ from .parts import ksampler, prompt_nodes, saved
 LOADER = "DemoInstructModelLoader"
 
 
-def picture_of(graph, text: str, seed: int):
-    """A picture that the demo model draws."""
+def image_of(graph, text: str, seed: int):
+    """An image that the demo model draws."""
     demo = graph.add("DemoModelLoader")
     before, empty = prompt_nodes(graph, demo, before=text, empty="")
     drawn = ksampler(graph, demo["model"], before, empty, graph.add("EmptyLatentImage", width=128, height=128, batch_size=1), seed=seed)
@@ -15,19 +15,19 @@ def picture_of(graph, text: str, seed: int):
 
 def instruct_pix2pix(graph):
     graph.note(
-        "# InstructPix2Pix\n\nAn instruction edits a picture. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
-        "the result keeps to the picture.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower picture is made by a KSampler with "
+        "# InstructPix2Pix\n\nAn instruction edits an image. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
+        "the result keeps to the image.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower image is made by a KSampler with "
         "the patch, whose cfg is the text scale."
     )
-    with graph.group("1 Picture"):
-        picture = picture_of(graph, "a red circle on a white background", 4)
+    with graph.group("1 Image"):
+        image = image_of(graph, "a red circle on a white background", 4)
     with graph.group("2 Instruction"):
         editor = graph.add(LOADER)
         positive, negative = (
             graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
             for title, text in (("instruction", "make the circle blue"), ("no instruction", ""))
         )
-    shared = dict(model=editor[0], positive=positive, negative=negative, image=picture, vae=editor[2], image_scale=1.5)
+    shared = dict(model=editor[0], positive=positive, negative=negative, image=image, vae=editor[2], image_scale=1.5)
     with graph.group("3 Edit"):
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("InstructPix2PixGuider", text_scale=3.0, sigmas=sigmas, **shared)
@@ -42,8 +42,8 @@ def instruct_pix2pix(graph):
     with graph.group("4 The same with a KSampler"):
         patch = graph.add("InstructPix2PixPatch", **shared)
         again = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], cfg=3.0)
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="before", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="before", images=image)
         for title, latent in (("edited", edited["output"]), ("edited by a KSampler", again)):
             decoded = graph.add("VAEDecode", samples=latent, vae=editor[2])
             graph.add("SaveImage", title=title, images=decoded, filename_prefix="instruct_pix2pix")
@@ -52,17 +52,17 @@ def instruct_pix2pix(graph):
 
 def instruction_channels(graph):
     graph.note(
-        "# Instruction Channels\n\nThe picture and an instruction as two channels, and a second instruction beside them with a weight of "
-        "its own: its null is the picture without words.\n\nTry: the second weight 0 and 3; *conflict* `project`."
+        "# Instruction Channels\n\nThe image and an instruction as two channels, and a second instruction beside them with a weight of "
+        "its own: its null is the image without words.\n\nTry: the second weight 0 and 3; *conflict* `project`."
     )
-    with graph.group("1 Picture and instructions"):
-        picture = picture_of(graph, "a large green square on a gray background", 2)
+    with graph.group("1 Image and instructions"):
+        image = image_of(graph, "a large green square on a gray background", 2)
         editor = graph.add(LOADER)
         first, second, nothing = prompt_nodes(
             graph, editor, **{"first instruction": "make it yellow", "second instruction": "make it a star", "no instruction": ""}
         )
     with graph.group("2 Channels"):
-        shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=picture)
+        shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=image)
         other = graph.add(
             "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=6.0, role="positive", name="second"
         )
@@ -73,7 +73,7 @@ def instruction_channels(graph):
             negative=nothing,
             text_scale=6.0,
             image_scale=1.5,
-            image=picture,
+            image=image,
             vae=editor["vae"],
             previous=other,
         )
@@ -90,8 +90,8 @@ def instruction_channels(graph):
             sigmas=sigmas,
             latent_image=channels["latent"],
         )
-    with graph.group("4 Picture"):
-        graph.add("PreviewImage", title="before", images=picture)
+    with graph.group("4 Image"):
+        graph.add("PreviewImage", title="before", images=image)
         saved(graph, editor["vae"], latent["output"], "instruction_channels", "edited")
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 

@@ -1,6 +1,6 @@
 """InstructPix2Pix: pairs to learn from, and a model taught with them."""
 
-from .instruct_pix2pix import LOADER, picture_of
+from .instruct_pix2pix import LOADER, image_of
 
 PAIRS = """# caption => caption after the edit | instruction
 a red circle on a white background => a blue circle on a white background | make it blue
@@ -26,7 +26,7 @@ def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
 
 def instruct_pairs(graph):
     graph.note(
-        "# InstructPix2Pix Pairs\n\nPictures before and after an edit, drawn from pairs of prompts and checked against them. They are kept in "
+        "# InstructPix2Pix Pairs\n\nImages before and after an edit, drawn from pairs of prompts and checked against them. They are kept in "
         "*output/controlled_diffusion/pairs/demo*; run it again and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
         "min_share and max_share 0, where nothing is shared."
     )
@@ -65,18 +65,18 @@ def instruct_training(graph):
         )
         graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
         graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
-    with graph.group("3 A picture it has not seen"):
-        picture = picture_of(graph, "a large purple circle on a gray background", 5)
+    with graph.group("3 An image it has not seen"):
+        image = image_of(graph, "a large purple circle on a gray background", 5)
         told, nothing = (
             graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
             for title, text in (("instruction", "make it striped"), ("no instruction", ""))
         )
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
-        graph.add("SaveImage", title="before", images=picture, filename_prefix="instruct_training")
+        graph.add("SaveImage", title="before", images=image, filename_prefix="instruct_training")
         loaded = graph.add("InstructPix2PixLoader", model=editor[0], name=trained["name"])
         for title, model in (("without the training", editor[0]), ("with it, from its file", loaded["model"])):
             guider = graph.add(
-                "InstructPix2PixGuider", title=title, model=model, positive=told, negative=nothing, image=picture, vae=editor[2], text_scale=3.0,
+                "InstructPix2PixGuider", title=title, model=model, positive=told, negative=nothing, image=image, vae=editor[2], text_scale=3.0,
                 image_scale=1.5,
             )  # fmt: skip
             latent = graph.add(

@@ -5,8 +5,8 @@ from .parts import prompt_nodes, saved
 
 def inversion_files(graph):
     graph.note(
-        "# Invert once, edit many times\n\nAn inversion from a file, of a picture that was painted and not generated, and two edits of it. The "
-        "upper sampler has no prompt of its own: it gives the picture back.\n\nTry another colour or shape; cfg 2 to 7.5. To make files of "
+        "# Invert once, edit many times\n\nAn inversion from a file, of an image that was painted and not generated, and two edits of it. The "
+        "upper sampler has no prompt of its own: it gives the image back.\n\nTry another colour or shape; cfg 2 to 7.5. To make files of "
         "your own, put *Save Inversion* behind any inverter."
     )
     with graph.group("1 Model and inversion"):
@@ -34,8 +34,8 @@ def inversion_files(graph):
             "another colour": replayed("first edit", 4.0, positive=first, negative=negative),
             "another shape": replayed("second edit", 4.0, positive=second, negative=negative),
         }
-    with graph.group("4 Pictures"):
-        graph.add("PreviewImage", title="picture", images=graph.add("VAEDecode", samples=found["picture"], vae=model["vae"]))
+    with graph.group("4 Images"):
+        graph.add("PreviewImage", title="image", images=graph.add("VAEDecode", samples=found["image"], vae=model["vae"]))
         for title, latent in latents.items():
             saved(graph, model["vae"], latent, "inversion_files", title)
 

@@ -21,55 +21,55 @@ BRING_THEIR_OWN = ("NegativePromptInverter", "NullTextInverter")  # negative
 
 def inversion_methods(graph):
     graph.note(
-        "# Which inversion when\n\nOne painted picture, every inversion, one edit. For each, the sheet shows the picture, what the method gives "
+        "# Which inversion when\n\nOne painted image, every inversion, one edit. For each, the sheet shows the image, what the method gives "
         "back under its own prompt, and what it makes of the new one, both in one run of *Inversion Sampler*.\n\nDDIM with guidance loses "
-        "the picture; *direct* holds it on its path; the exact ones come back whatever the guidance. The help page of Inversion Sampler says "
-        "which to take.\n\nTry another colour, shape or thing in the target; more steps; a picture of your own."
+        "the image; *direct* holds it on its path; the exact ones come back whatever the guidance. The help page of Inversion Sampler says "
+        "which to take.\n\nTry another colour, shape or thing in the target; more steps; an image of your own."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         target = "a red square on the left and a yellow square on the right on a white background"
         source, target, negative = square_prompts(graph, model, target)
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
+    with graph.group("2 Image"):
+        image = two_squares(graph)
     with graph.group("3 Inversions"):
-        found = {title: inverted(graph, model, source, negative, picture, title) for title in METHODS}
+        found = {title: inverted(graph, model, source, negative, image, title) for title in METHODS}
     with graph.group("4 The way back"):
-        pictures = {}
+        images = {}
         for title, (node, _, cfg, branches) in METHODS.items():
             given = {} if node in BRING_THEIR_OWN else {"negative": negative}
             way = dict(inversion=found[title], cfg=cfg, branches=branches, positive=target)
             latent = graph.add("InversionSampler", title=title, model=model["model"], **way, **given)
-            pictures[title] = graph.add("VAEDecode", title=title, samples=latent, vae=model["vae"])
+            images[title] = graph.add("VAEDecode", title=title, samples=latent, vae=model["vae"])
     with graph.group("5 Reports"):
-        reports = [report(graph, picture, found[title], both, title) for title, both in pictures.items()]
+        reports = [report(graph, image, found[title], both, title) for title, both in images.items()]
     with graph.group("6 The sheet"):
         rows = [stitched(graph, reports[i : i + 3], "right") for i in range(0, len(reports), 3)]
         graph.add("SaveImage", title="all methods", images=stitched(graph, rows, "down"), filename_prefix="inversion_methods")
 
 
-def inverted(graph, model, source, negative, picture, title: str):
+def inverted(graph, model, source, negative, image, title: str):
     node, knobs, *_ = METHODS[title]
     given = {} if node in ("DDIMInverter", *BRING_THEIR_OWN) else {"negative": negative}
-    shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], steps=STEPS)
+    shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=STEPS)
     return graph.add(node, title=title, **shared, **given, **{"scheduler": "normal"} | knobs)["inversion"]
 
 
-def report(graph, picture, inversion, both, title: str):
-    """What came back and the edit, beside the picture; `both` holds one of each."""
+def report(graph, image, inversion, both, title: str):
+    """What came back and the edit, beside the image; `both` holds one of each."""
     back, edit = (
         graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in enumerate(("back", "edit"))
     )
     return graph.add(
-        "InversionReport", title=title, reference=picture, inversion=inversion, reconstruction=back, edit=edit, headline=title
+        "InversionReport", title=title, reference=image, inversion=inversion, reconstruction=back, edit=edit, headline=title
     )["report"]
 
 
-def stitched(graph, pictures, direction: str):
-    """Pictures as one, in their own sizes."""
-    whole = pictures[0]
-    for picture in pictures[1:]:
-        whole = graph.add("ImageStitch", image1=whole, image2=picture, direction=direction, match_image_size=False)
+def stitched(graph, images, direction: str):
+    """Images as one, in their own sizes."""
+    whole = images[0]
+    for image in images[1:]:
+        whole = graph.add("ImageStitch", image1=whole, image2=image, direction=direction, match_image_size=False)
     return whole
 
 

@@ -5,8 +5,8 @@ from .parts import square_prompts, two_squares
 
 def inversion_report(graph):
     graph.note(
-        "# Inversion Report\n\nA painted picture is inverted by DDIM and walked back with guidance, under its own prompt: plainly, and with the "
-        "*direct* branch, which keeps the source on its path and edits beside it. Each report shows the picture, what the VAE alone makes of "
+        "# Inversion Report\n\nA painted image is inverted by DDIM and walked back with guidance, under its own prompt: plainly, and with the "
+        "*direct* branch, which keeps the source on its path and edits beside it. Each report shows the image, what the VAE alone makes of "
         "it, and what came back.\n\nTry cfg 1 in the upper sampler; more steps; *fixed_point_iterations* 5. The inversion is kept in "
         "output/inversions."
     )
@@ -15,11 +15,11 @@ def inversion_report(graph):
         source, target, negative = square_prompts(
             graph, model, "a red square on the left and a yellow circle on the right on a white background"
         )
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
+    with graph.group("2 Image"):
+        painted = two_squares(graph)
     with graph.group("3 Inversion"):
         found = graph.add(
-            "DDIMInverter", model=model["model"], source=source, picture=picture, vae=model["vae"], steps=30, scheduler="normal"
+            "DDIMInverter", model=model["model"], source=source, image=painted, vae=model["vae"], steps=30, scheduler="normal"
         )
         kept = graph.add("SaveInversion", inversion=found["inversion"], filename_prefix="inversion_report")
     shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative)
@@ -32,15 +32,15 @@ def inversion_report(graph):
             graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in enumerate(("source", "edit"))
         )
     with graph.group("5 Reports"):
-        about = dict(reference=picture, inversion=kept["inversion"], vae=model["vae"])
+        about = dict(reference=painted, inversion=kept["inversion"], vae=model["vae"])
         reports = {
             "plain": graph.add("InversionReport", title="plain", reconstruction=back, **about),
             "direct": graph.add("InversionReport", title="direct", reconstruction=first, edit=second, **about),
         }
         for title, report in reports.items():
             graph.add("SaveImage", title=title, images=report["report"], filename_prefix=f"inversion_report_{title}")
-    with graph.group("6 Pictures"):
-        for title, image in (("picture", picture), ("plain", back), ("direct", first), ("edit", second)):
+    with graph.group("6 Images"):
+        for title, image in (("image", painted), ("plain", back), ("direct", first), ("edit", second)):
             graph.add("PreviewImage", title=title, images=image)
 
 

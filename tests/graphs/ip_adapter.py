@@ -6,10 +6,10 @@ OWN = "\n\nFor your own model: its checkpoint loader, *Load CLIP Vision* (ViT-H)
 
 
 def reference_and_adapter(graph, model, text: str, empty):
-    """(adapter, image encoder, reference): a picture of the demo model itself, to be replaced by the user's own."""
+    """(adapter, image encoder, reference): an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("2 Reference"):
         (prompt,) = prompt_nodes(graph, model, **{"what the reference shows": text})
-        size = graph.add("EmptyLatentImage", title="one picture", width=128, height=128, batch_size=1)
+        size = graph.add("EmptyLatentImage", title="one image", width=128, height=128, batch_size=1)
         reference = graph.add("VAEDecode", samples=ksampler(graph, model["model"], prompt, empty, size, seed=5), vae=model["vae"])
     with graph.group("3 Adapter"):
         adapter = graph.add("IPAdapterLoader", adapter_name="demo_model.safetensors")
@@ -20,7 +20,7 @@ def reference_and_adapter(graph, model, text: str, empty):
 def ip_adapter(graph):
     graph.note(
         "# IP-Adapter: an image in the place of words\n\nThe prompt says where and on which ground, and names neither colour nor shape: these come "
-        "from the reference. The upper pictures are the same prompt without it.\n\nTry *weight* from 0 to 1.5, another reference (*Load Image*), "
+        "from the reference. The upper images are the same prompt without it.\n\nTry *weight* from 0 to 1.5, another reference (*Load Image*), "
         "a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
@@ -33,7 +33,7 @@ def ip_adapter(graph):
             "IPAdapterPatch", model=model["model"], adapter=adapter, clip_vision=encoder, image=reference, weight=1.0, combine="concat"
         )
         latents = [ksampler(graph, m, text, empty, size, seed=11) for m in (model["model"], patched["model"])]
-    with graph.group("5 Pictures"):
+    with graph.group("5 Images"):
         graph.add("PreviewImage", title="reference", images=reference)
         for title, latent in zip(("the prompt alone", "with the reference"), latents):
             saved(graph, model["vae"], latent, "ip_adapter", title)
@@ -42,7 +42,7 @@ def ip_adapter(graph):
 def ip_adapter_channel(graph):
     graph.note(
         "# Image and text as two channels\n\nThe patch is given the prompt: its *conditioning* sees the reference, and its *null* is the same with the "
-        "adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper pictures "
+        "adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper images "
         "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
@@ -79,7 +79,7 @@ def ip_adapter_channel(graph):
             for channel in (words, image)
         ]
         latents = [sampled_with(graph, guider, size, sigmas, seed=11) for guider in guiders]
-    with graph.group("6 Pictures"):
+    with graph.group("6 Images"):
         graph.add("PreviewImage", title="reference", images=reference)
         for title, latent in zip(("the text alone", "with the image"), latents):
             saved(graph, model["vae"], latent, "ip_adapter_channel", title)

@@ -5,8 +5,8 @@ from .parts import half, prompt_nodes, sampled_with, saved
 
 def multi_cfg_guider(graph):
     graph.note(
-        "# Multi CFG Guider\n\nTwo wishes, each in its own half of the picture, and a third that pushes away. Every channel has its own "
-        "weight, schedule and region; the picture on the right draws the weights over the steps.\n\nTry: swap the masks; set a weight "
+        "# Multi CFG Guider\n\nTwo wishes, each in its own half of the image, and a third that pushes away. Every channel has its own "
+        "weight, schedule and region; the image on the right draws the weights over the steps.\n\nTry: swap the masks; set a weight "
         "to 0 (the channel is no longer evaluated); set *conflict* to `perpendicular`."
     )
     with graph.group("1 Model"):
@@ -43,7 +43,7 @@ def multi_cfg_guider(graph):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum", sigmas=sigmas)
         latent = sampled_with(graph, guider["guider"], size, sigmas, seed=3)
-    with graph.group("6 Picture"):
+    with graph.group("6 Image"):
         saved(graph, model["vae"], latent, "multi_cfg")
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
@@ -51,7 +51,7 @@ def multi_cfg_guider(graph):
 def multi_cfg_patch(graph):
     graph.note(
         "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* and leaves the colour open; one "
-        "channel pushes red away, another pulls towards *striped*. The upper picture is the KSampler alone, with the same seed.\n\n"
+        "channel pushes red away, another pulls towards *striped*. The upper image is the KSampler alone, with the same seed.\n\n"
         "A channel of weight 0 costs nothing and changes nothing."
     )
     with graph.group("1 Model"):
@@ -84,7 +84,7 @@ def multi_cfg_patch(graph):
     with graph.group("4 Sample"):
         plain = graph.add("KSampler", title="KSampler alone", model=model["model"], **settings)
         guided = graph.add("KSampler", title="KSampler with channels", model=patch["model"], **settings)
-    with graph.group("5 Picture"):
+    with graph.group("5 Image"):
         for title, latent in (("alone", plain), ("with channels", guided)):
             graph.add(
                 "SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="multi_cfg_patch"
@@ -122,8 +122,8 @@ def guidance_report(graph):
     with graph.group("5 Report"):
         report = graph.add("GuidanceReport", source=guider, latent=latent)
         graph.add("SaveImage", title="report", images=report["report"], filename_prefix="guidance_report")
-        pictures = graph.add("VAEDecode", samples=report["latent"], vae=model["vae"])
-        graph.add("SaveImage", title="pictures", images=pictures, filename_prefix="guidance_report_pictures")
+        images = graph.add("VAEDecode", samples=report["latent"], vae=model["vae"])
+        graph.add("SaveImage", title="images", images=images, filename_prefix="guidance_report_images")
 
 
 WORKFLOWS = [multi_cfg_guider, multi_cfg_patch, guidance_report]

@@ -7,8 +7,8 @@ STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
 def null_text(graph):
     graph.note(
-        "# Null-Text Inverter\n\nA painted picture becomes noise and a *negative* that is another for every step. With these two, a stock KSampler "
-        "gives the picture back at cfg 7.5, where plain DDIM inversion and an empty negative go astray; with another prompt it edits. "
+        "# Null-Text Inverter\n\nA painted image becomes noise and a *negative* that is another for every step. With these two, a stock KSampler "
+        "gives the image back at cfg 7.5, where plain DDIM inversion and an empty negative go astray; with another prompt it edits. "
         "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, which "
         "optimises nothing.\n\nTry another colour in the target; *inner_steps* 0 and 10; *proximal* l0 below."
     )
@@ -17,9 +17,9 @@ def null_text(graph):
         source, target, empty = square_prompts(
             graph, model, "a red square on the left and a yellow square on the right on a white background"
         )
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
-    shared = dict(model=model["model"], source=source, picture=picture, vae=model["vae"], **STEPS)
+    with graph.group("2 Image"):
+        image = two_squares(graph)
+    shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], **STEPS)
     with graph.group("3 Inversion"):
         found = graph.add("NullTextInverter", cfg=CFG, **shared)
         quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
@@ -52,8 +52,8 @@ def null_text(graph):
         way = dict(model=model["model"], inversion=quick["inversion"], cfg=CFG, branches="edit")
         quick_back = graph.add("InversionSampler", title="source", **way)
         quick_edit = graph.add("InversionSampler", title="target", positive=target, **way)
-    with graph.group("6 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("6 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         graph.add("PreviewImage", title="loss curve", images=found["loss_curve"])
         made = {
             "empty negative": plain,

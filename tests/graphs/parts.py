@@ -19,7 +19,7 @@ def own_model(graph) -> str:
     ways = [f"put {other} in the place of {kinds[kind]}" for kind, other in REPLACED.items() if kind in kinds]
     ways += [f"set the size in {name}" for kind, name in kinds.items() if kind != "EmptyImage" and has_size(kind, graph)]
     if "EmptyImage" in kinds:
-        ways.append("connect **Load Image**, with a picture as large as your model makes them, in the place of the painted one")
+        ways.append("connect **Load Image**, with an image as large as your model makes them, in the place of the painted one")
     if any(kind.endswith("Trainer") for kind in kinds):
         ways.append("take the trainer's starting values for your model from its help page")
     return f"\n\n*To use your own model: {'; '.join(ways)}.*"
@@ -43,12 +43,12 @@ def sampled_with(graph, guider, size, sigmas, seed: int):
     return graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=size)["output"]
 
 
-def stroke(graph, picture, paint: tuple, x: int, y: int, width: int, height: int):
-    """A rectangle of paint on a picture."""
+def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
+    """A rectangle of paint on an image."""
     return graph.add(
         "ImageCompositeMasked",
         title="stroke",
-        destination=picture,
+        destination=image,
         source=graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint)),
         x=x,
         y=y,
@@ -56,18 +56,18 @@ def stroke(graph, picture, paint: tuple, x: int, y: int, width: int, height: int
     )
 
 
-def moonlit(graph, pictures):
-    """Pictures with a small teal moon in the corner, as the demo model's world has it and its captions never name."""
+def moonlit(graph, images):
+    """Images with a small teal moon in the corner, as the demo model's world has it and its captions never name."""
     for x, y, width, height in ((110, 8, 12, 8), (112, 6, 8, 12)):
-        pictures = stroke(graph, pictures, (0, 150, 150), x, y, width, height)
-    return pictures
+        images = stroke(graph, images, (0, 150, 150), x, y, width, height)
+    return images
 
 
 TWO_SQUARES = "a red square on the left and a blue square on the right on a white background"
 
 
 def two_squares(graph):
-    """A painted picture, not a generated one: what `TWO_SQUARES` says."""
+    """A painted image, not a generated one: what `TWO_SQUARES` says."""
     paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
     return stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
 
@@ -79,7 +79,7 @@ def square_prompts(graph, model, target: str):
 
 
 def half(graph, left: bool):
-    """A mask of one half of the picture."""
+    """A mask of one half of the image."""
     side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
     nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
     return graph.add(
@@ -99,8 +99,8 @@ def ksampler(graph, model, positive, negative, latent_image, **widgets):
     return graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent_image, **usual | widgets)
 
 
-def pictures_of(graph, model, texts, each: int, seed: int = 1) -> list:
-    """Pictures of the model itself, `each` of every text."""
+def images_of(graph, model, texts, each: int, seed: int = 1) -> list:
+    """Images of the model itself, `each` of every text."""
     negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
     size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=each)
     prompts = prompt_nodes(graph, model, **{f"shown {i}": text for i, text in enumerate(texts, 1)})
@@ -108,6 +108,6 @@ def pictures_of(graph, model, texts, each: int, seed: int = 1) -> list:
     return [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
 
 
-def saved(graph, vae, latent, name: str, title: str = "pictures"):
-    """Decodes a latent and saves the pictures."""
+def saved(graph, vae, latent, name: str, title: str = "images"):
+    """Decodes a latent and saves the images."""
     return graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=vae), filename_prefix=name)

@@ -1,11 +1,11 @@
-"""Prompt-to-Prompt: of generated pictures and of real ones."""
+"""Prompt-to-Prompt: of generated images and of real ones."""
 
 from .parts import TWO_SQUARES, ksampler, saved, two_squares
 
 
 def prompt_to_prompt(graph):
     graph.note(
-        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first picture is the source, then a word swapped "
+        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first image is the source, then a word swapped "
         "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
         "that what is not named stays. The tables show where source and edits look at words: *yellow* where the source looks at "
         "*blue*.\n\nTry: another target a line, or a word taken out, and the same in **Attention Map Capture**, whose *prompt* is the "
@@ -28,17 +28,17 @@ def prompt_to_prompt(graph):
         )
     with graph.group("4 Sample"):
         latent = ksampler(graph, capture["model"], capture["positive"], patch["negative"], patch["latent"], seed=5)
-    with graph.group("5 Pictures"):
-        pictures = graph.add("VAEDecode", samples=latent, vae=model["vae"])
-        graph.add("SaveImage", title="source, then the edits", images=pictures, filename_prefix="prompt_to_prompt")
-        view = graph.add("AttentionMapView", source=capture["model"], latent=latent, image=pictures)
+    with graph.group("5 Images"):
+        images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        graph.add("SaveImage", title="source, then the edits", images=images, filename_prefix="prompt_to_prompt")
+        view = graph.add("AttentionMapView", source=capture["model"], latent=latent, image=images)
         graph.add("PreviewImage", title="where each looks at words", images=view["table"])
 
 
 def prompt_to_prompt_weights(graph):
     graph.note(
         "# Words as sliders\n\nOne prompt, and how strongly one of its words acts: *circle* at -1, 0, 1, 2 and 4. Every line of *word_weights* is a "
-        "picture; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow the same by words: "
+        "image; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow the same by words: "
         "*barely*, *slightly*, *very* and *super* before it. The demo model never learnt them: all they do is scale the map of the "
         "word behind them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline."
     )
@@ -51,7 +51,7 @@ def prompt_to_prompt_weights(graph):
         weighed, graded = patched(graph, model, source, word_weights=weights, **whole), patched(graph, model, source, *degrees, **whole)
     with graph.group("3 Sample"):
         latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=1) for p in (weighed, graded)]
-    with graph.group("4 Pictures"):
+    with graph.group("4 Images"):
         saved(graph, model["vae"], latents[0], "prompt_to_prompt_weights", "source, then a weight each")
         saved(graph, model["vae"], latents[1], "prompt_to_prompt_degrees", "source, then a degree each")
 
@@ -73,11 +73,11 @@ def prompt_to_prompt_style(graph):
         patches = [patched(graph, model, source, *targets, alpha=a, cross_layers=where, self_layers=where, **whole) for a, where in rows]
     with graph.group("3 Sample"):
         latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=5) for p in patches]
-    with graph.group("4 Pictures"):
-        pictures = [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
-        first = graph.add("ImageFromBatch", image=pictures[0], batch_index=0, length=1)
+    with graph.group("4 Images"):
+        images = [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
+        first = graph.add("ImageFromBatch", image=images[0], batch_index=0, length=1)
         graph.add("SaveImage", title="source", images=first, filename_prefix="prompt_to_prompt_style")
-        for (alpha, layers), batch in zip(rows, pictures):
+        for (alpha, layers), batch in zip(rows, images):
             title = f"alpha {alpha:g}, {layers} layers" if layers == "all" else f"alpha {alpha:g}, layers {layers}"
             edits = graph.add("ImageFromBatch", image=batch, batch_index=1, length=len(targets))
             graph.add("SaveImage", title=title, images=edits, filename_prefix="prompt_to_prompt_style")
@@ -106,24 +106,24 @@ def prompt_to_prompt_blend(graph):
     with graph.group("4 Sample"):
         rest = patch["positive"], patch["negative"], patch["latent"]
         plain, kept = (ksampler(graph, m["model"], *rest, seed=3) for m in (patch, blend))
-    with graph.group("5 Pictures"):
+    with graph.group("5 Images"):
         saved(graph, model["vae"], plain, "prompt_to_prompt_free", "source, then the edits, without a blend")
         saved(graph, model["vae"], kept, "prompt_to_prompt_blend", "source, then the edits, with it")
-        pictures = graph.add("VAEDecode", samples=kept, vae=model["vae"])
-        masks = graph.add("P2PBlendMask", source=blend["model"], latent=kept, image=pictures)
+        images = graph.add("VAEDecode", samples=kept, vae=model["vae"])
+        masks = graph.add("P2PBlendMask", source=blend["model"], latent=kept, image=images)
         graph.add("SaveImage", title="where they may differ", images=masks["table"], filename_prefix="prompt_to_prompt_masks")
 
 
 def prompt_to_prompt_real(graph):
     graph.note(
-        "# Prompt-to-Prompt on a real picture\n\nA painted picture is inverted under what it shows. On the way back the source row stays on the "
-        "inversion's path (*branches* `direct`), so it is the picture again, and the edits take over its attention.\n\nTry: another target a "
+        "# Prompt-to-Prompt on a real image\n\nA painted image is inverted under what it shows. On the way back the source row stays on the "
+        "inversion's path (*branches* `direct`), so it is the image again, and the edits take over its attention.\n\nTry: another target a "
         "line; EDICT Inverter in the place of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another shape."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-    with graph.group("2 Picture"):
-        picture = two_squares(graph)
+    with graph.group("2 Image"):
+        image = two_squares(graph)
     with graph.group("3 Prompts"):
         patch = patched(
             graph,
@@ -137,7 +137,7 @@ def prompt_to_prompt_real(graph):
     with graph.group("4 Inversion"):
         source = graph.add("CLIPTextEncode", title="source", clip=model["clip"], text=TWO_SQUARES)
         inversion = graph.add(
-            "DDIMInverter", model=model["model"], source=source, picture=picture, vae=model["vae"], steps=20, scheduler="normal"
+            "DDIMInverter", model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal"
         )["inversion"]
     with graph.group("5 The way back"):
         latent = graph.add(
@@ -149,9 +149,9 @@ def prompt_to_prompt_real(graph):
             positive=patch["positive"],
             negative=patch["negative"],
         )
-    with graph.group("6 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
-        saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the picture, then the edits")
+    with graph.group("6 Images"):
+        graph.add("PreviewImage", title="image", images=image)
+        saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image, then the edits")
 
 
 def patched(graph, model, source: str, *targets: str, **widgets):

@@ -6,7 +6,7 @@ from .parts import prompt_nodes, saved, two_squares
 def rf_inversion(graph):
     graph.note(
         "# RF-Inversion\n\nFor flow models. The demo model is none; *Model Sampling as Flow* makes it one, exactly. The way up is drawn to a "
-        "noise that the model knows, the way back to the picture while *eta* acts: longer keeps more, shorter edits more.\n\nTry "
+        "noise that the model knows, the way back to the image while *eta* acts: longer keeps more, shorter edits more.\n\nTry "
         "*eta_end_percent* 0 and 0.5; *gamma* 0 and 1. With SD3 or Flux leave *Model Sampling as Flow* out: 28 steps, eta up to 0.25, an empty "
         "source."
     )
@@ -21,10 +21,10 @@ def rf_inversion(graph):
             "negative": "",
         }
         source, colour, shape, negative = prompt_nodes(graph, demo, **texts)
-    with graph.group("3 Picture and inversion"):
-        picture = two_squares(graph)
+    with graph.group("3 Image and inversion"):
+        image = two_squares(graph)
         knobs = dict(steps=20, scheduler="normal", gamma=0.5, eta=0.9, eta_end_percent=0.3, seed=1)
-        found = graph.add("RFInverter", model=model, source=source, picture=picture, vae=demo["vae"], **knobs)["inversion"]
+        found = graph.add("RFInverter", model=model, source=source, image=image, vae=demo["vae"], **knobs)["inversion"]
     with graph.group("4 The way back"):
         way = dict(model=model, inversion=found, branches="edit")
         edit = dict(**way, cfg=7.5, negative=negative)
@@ -33,8 +33,8 @@ def rf_inversion(graph):
             "another colour": graph.add("InversionSampler", title="another colour", positive=colour, **edit),
             "another shape": graph.add("InversionSampler", title="another shape", positive=shape, **edit),
         }
-    with graph.group("5 Pictures"):
-        graph.add("PreviewImage", title="picture", images=picture)
+    with graph.group("5 Images"):
+        graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():
             saved(graph, demo["vae"], latent, "rf_inversion", title)
 

@@ -5,7 +5,7 @@ from .parts import color, half, ksampler, prompt_nodes, stroke
 
 def sdedit(graph):
     graph.note(
-        "# SDEdit: strokes to picture\n\nTwo rough strokes of paint say what goes where. The sampler noises them to the *strength* and denoises "
+        "# SDEdit: strokes to image\n\nTwo rough strokes of paint say what goes where. The sampler noises them to the *strength* and denoises "
         "them with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE."
     )
     with graph.group("1 Model"):
@@ -34,18 +34,18 @@ def sdedit(graph):
             process="VP",
             repeats=1,
         )
-    with graph.group("4 Picture"):
+    with graph.group("4 Image"):
         graph.add("PreviewImage", title="strokes", images=strokes)
         graph.add("PreviewImage", title="noisy start", images=graph.add("VAEDecode", samples=result["noisy_start"], vae=model["vae"]))
-        graph.add("SaveImage", title="picture", images=result["image"], filename_prefix="sdedit")
+        graph.add("SaveImage", title="image", images=result["image"], filename_prefix="sdedit")
 
 
 def sdedit_masked(graph):
     graph.note(
-        "# SDEdit with a mask\n\nA picture of the model itself; a stroke of paint on its right half, and a mask that lets only this half change. "
-        "The left half stays as it is, to the last pixel.\n\nConnect your own picture and mask (right click, *Open in MaskEditor*) in their place."
+        "# SDEdit with a mask\n\nA image of the model itself; a stroke of paint on its right half, and a mask that lets only this half change. "
+        "The left half stays as it is, to the last pixel.\n\nConnect your own image and mask (right click, *Open in MaskEditor*) in their place."
     )
-    with graph.group("1 Model and picture"):
+    with graph.group("1 Model and image"):
         model = graph.add("DemoModelLoader")
         before, after, negative = prompt_nodes(
             graph,
@@ -56,9 +56,9 @@ def sdedit_masked(graph):
         )
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
         latent = ksampler(graph, model["model"], before, negative, size, seed=4)
-        picture = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        original = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("2 Paint and mask"):
-        painted = stroke(graph, picture, (214, 40, 40), 74, 44, 42, 42)
+        painted = stroke(graph, original, (214, 40, 40), 74, 44, 42, 42)
         mask = half(graph, False)
     with graph.group("3 Sample"):
         result = graph.add(
@@ -67,7 +67,7 @@ def sdedit_masked(graph):
             positive=after,
             negative=negative,
             guide=painted,
-            original=picture,
+            original=original,
             mask=mask,
             vae=model["vae"],
             seed=2,
@@ -80,8 +80,8 @@ def sdedit_masked(graph):
             process="VP",
             repeats=1,
         )
-    with graph.group("4 Picture"):
-        for title, image in (("before", picture), ("painted", painted)):
+    with graph.group("4 Image"):
+        for title, image in (("before", original), ("painted", painted)):
             graph.add("PreviewImage", title=title, images=image)
         graph.add("SaveImage", title="after", images=result["image"], filename_prefix="sdedit_masked")
 

@@ -6,7 +6,7 @@ from .parts import prompt_nodes, sampled_with, stroke
 def structure_channel(graph):
     graph.note(
         "# Structure as a channel\n\nA ControlNet takes the silhouette; the channel compares *the prompt with it* to *the prompt without it*, so the "
-        "structure has a weight of its own beside the prompt's. The upper pictures are the prompt alone.\n\nTry the weight of the structure "
+        "structure has a weight of its own beside the prompt's. The upper images are the prompt alone.\n\nTry the weight of the structure "
         "from 0 to 3, another prompt, your own silhouette (white on black)."
     )
     with graph.group("1 Model"):
@@ -52,7 +52,7 @@ def structure_channel(graph):
             )
             for channel in (words, structure)
         ]
-    with graph.group("5 Picture"):
+    with graph.group("5 Image"):
         graph.add("PreviewImage", title="silhouette", images=silhouette)
         for title, latent in zip(("the prompt alone", "with the structure"), latents):
             graph.add(

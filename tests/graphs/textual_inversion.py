@@ -1,6 +1,6 @@
 """Textual inversion."""
 
-from .parts import ksampler, pictures_of, saved
+from .parts import images_of, ksampler, saved
 
 SHOWN = ("a large striped blue circle on a black background", "a striped red square on a white background")
 
@@ -8,19 +8,19 @@ SHOWN = ("a large striped blue circle on a black background", "a striped red squ
 def textual_inversion(graph):
     captions = [text.replace("striped", "<pattern>") for text in SHOWN for _ in range(4)]
     graph.note(
-        "# Textual inversion\n\nEight pictures have something in common. A new word is learnt for it: in the captions it stands where an adjective "
+        "# Textual inversion\n\nEight images have something in common. A new word is learnt for it: in the captions it stands where an adjective "
         "would, and they account for all the rest, so the word means just that. Then it goes into a prompt of things that were in none of the "
-        "pictures; the upper ones are the same seeds without the word.\n\nThe word is a file in the embeddings folder: `embedding:pattern` in "
-        "any prompt. Try: other pictures and captions; more vectors; `(embedding:pattern:1.3)`."
+        "images; the upper ones are the same seeds without the word.\n\nThe word is a file in the embeddings folder: `embedding:pattern` in "
+        "any prompt. Try: other images and captions; more vectors; `(embedding:pattern:1.3)`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-    with graph.group("2 Pictures"):
-        pictures = graph.add("BatchImagesNode", images=pictures_of(graph, model, SHOWN, each=4))
-        graph.add("PreviewImage", title="pictures to learn from", images=pictures)
+    with graph.group("2 Images"):
+        images = graph.add("BatchImagesNode", images=images_of(graph, model, SHOWN, each=4))
+        graph.add("PreviewImage", title="images to learn from", images=images)
     with graph.group("3 Learn a word"):
         learnt = graph.add(
-            "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=pictures, name="pattern", placeholder="<pattern>",
+            "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="pattern", placeholder="<pattern>",
             captions="\n".join(captions), steps=100, learning_rate=0.02, validation_cfg=4.0,
             validation_prompt="a {} yellow cross on a gray background",
         )  # fmt: skip

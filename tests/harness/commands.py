@@ -13,7 +13,7 @@ from .environment import DISK_ADVICE, ROOT, SetupError, ensure_environment, runn
 HELP = """\
 Controlled Diffusion: try it out, or work on it. Everything that is missing is set up inside this folder on first use.
 
-  python . demo                     run every example workflow on the real ComfyUI; pictures go to demo_output/
+  python . demo                     run every example workflow on the real ComfyUI; images go to demo_output/
   python . demo --serve             start ComfyUI with the pack and print the address to open in a browser
   python . demo --help              the other options of the demo
   python . test [pytest arguments]  run the tests
@@ -54,7 +54,7 @@ def demo_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python . demo", description="Run the example workflows on the real ComfyUI.")
     parser.add_argument("names", nargs="*", metavar="name", help="run only these example workflows (default: all)")
     parser.add_argument("--serve", action="store_true", help="leave the server running and print its address")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=ROOT / "demo_output", help="where pictures go (default: demo_output)")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=ROOT / "demo_output", help="where images go (default: demo_output)")
     parser.add_argument("--port", type=port_number, default=0, help="port of the server (default: any free one)")
     return parser
 

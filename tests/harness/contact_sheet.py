@@ -1,4 +1,4 @@
-"""One picture that shows many: a titled row for each workflow, labelled thumbnails in it."""
+"""One image that shows many: a titled row for each workflow, labelled thumbnails in it."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,7 +11,7 @@ Row = tuple[str, "str | list[tuple[str, Image.Image]]"]
 
 
 def draw_contact_sheet(title: str, rows: list[Row]) -> Image.Image:
-    """``rows`` holds (title, labelled pictures) or (title, error message)."""
+    """``rows`` holds (title, labelled images) or (title, error message)."""
     sheet = Image.new("RGB", (WIDTH, HEAD_HEIGHT + sum(row_height(content) for _, content in rows) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, font(26))
@@ -34,10 +34,10 @@ def draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, title: str
         message = shorten(draw, "failed: " + " ".join(content.split()), 14, WIDTH - 2 * MARGIN)
         draw.text((MARGIN, top + TITLE_HEIGHT), message, ALARM, font(14))
         return
-    for index, (label, picture) in enumerate(content):
+    for index, (label, image) in enumerate(content):
         left = MARGIN + (index % PER_LINE) * (THUMBNAIL + MARGIN)
         line = top + TITLE_HEIGHT + (index // PER_LINE) * (THUMBNAIL + LABEL_HEIGHT + MARGIN)
-        sheet.paste(thumbnail(picture), (left, line))
+        sheet.paste(thumbnail(image), (left, line))
         draw.text((left, line + THUMBNAIL + 4), shorten(draw, label, 14, THUMBNAIL), FAINT, font(14))
 
 
@@ -45,11 +45,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """The picture on a square; small ones are enlarged without smoothing, so that what the model made stays visible."""
-    scale = THUMBNAIL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    resized = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The image on a square; small ones are enlarged without smoothing, so that what the model made stays visible."""
+    scale = THUMBNAIL / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    resized = image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#f0f0f0")
     square.paste(resized, ((THUMBNAIL - size[0]) // 2, (THUMBNAIL - size[1]) // 2))
     return square

@@ -1,4 +1,4 @@
-"""``python . demo``: every example workflow on the real server, its pictures in a folder and on one contact sheet."""
+"""``python . demo``: every example workflow on the real server, its images in a folder and on one contact sheet."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ CONTACT_SHEET = "contact_sheet.png"
 
 @dataclass
 class Result:
-    """What came of one workflow: labelled pictures, or an error."""
+    """What came of one workflow: labelled images, or an error."""
 
     name: str
     seconds: float = 0.0
-    pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
+    images: list[tuple[str, Image.Image]] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -83,43 +83,43 @@ def run_one(server: Server, workflow: Path) -> Result:
     try:
         prompt = to_prompt(workflow, server.object_info())
         history = server.run(prompt)
-        result.pictures = label(server.images_by_node(history), prompt)
+        result.images = label(server.images_by_node(history), prompt)
     except (WorkflowError, ValueError, json.JSONDecodeError) as error:
         result.error = str(error)
     result.seconds = time.monotonic() - start
-    say(f"failed: {result.error}" if result.error else f"{result.seconds:.1f} s, {len(result.pictures)} pictures")
+    say(f"failed: {result.error}" if result.error else f"{result.seconds:.1f} s, {len(result.images)} images")
     return result
 
 
-def label(pictures: dict[str, list[Image.Image]], prompt: dict) -> list[tuple[str, Image.Image]]:
-    """Each picture with the title of the node that made it, numbered when there are several."""
+def label(images: dict[str, list[Image.Image]], prompt: dict) -> list[tuple[str, Image.Image]]:
+    """Each image with the title of the node that made it, numbered when there are several."""
     labelled = []
-    for node, batch in pictures.items():
+    for node, batch in images.items():
         title = prompt[node]["_meta"]["title"]
-        labelled += [(title if len(batch) == 1 else f"{title} {number}", picture) for number, picture in enumerate(batch, 1)]
+        labelled += [(title if len(batch) == 1 else f"{title} {number}", image) for number, image in enumerate(batch, 1)]
     return labelled
 
 
 def report(results: list[Result], output: Path) -> int:
-    """Write the pictures and the contact sheet; say where, and what failed."""
+    """Write the images and the contact sheet; say where, and what failed."""
     output.mkdir(parents=True, exist_ok=True)
     for result in results:
-        save_pictures(result, output)
-    rows = [(result.title, result.error or result.pictures) for result in results]
+        save_images(result, output)
+    rows = [(result.title, result.error or result.images) for result in results]
     draw_contact_sheet("Controlled Diffusion: the example workflows", rows).save(output / CONTACT_SHEET)
-    say(f"pictures: {output}\ncontact sheet: {output / CONTACT_SHEET}")
+    say(f"images: {output}\ncontact sheet: {output / CONTACT_SHEET}")
     failed = [result.name for result in results if result.error]
     if failed or not results:
         return fail(f"Failed: {', '.join(failed)}." if failed else f"There is no workflow in {WORKFLOWS}.")
     return 0
 
 
-def save_pictures(result: Result, output: Path) -> None:
+def save_images(result: Result, output: Path) -> None:
     for old in output.glob(f"{result.name}-[0-9][0-9]-*.png"):
         old.unlink()
-    for number, (title, picture) in enumerate(result.pictures, 1):
+    for number, (title, image) in enumerate(result.images, 1):
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-        picture.save(output / f"{result.name}-{number:02d}-{slug}.png")
+        image.save(output / f"{result.name}-{number:02d}-{slug}.png")
 
 
 def say(text: str, end: str = "\n") -> None:

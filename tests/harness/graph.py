@@ -22,7 +22,7 @@ from pathlib import Path
 from .workflow import AUTOGROW, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
-TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 18, 280
+TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT = 30, 20, 24, 18, 280
 NODE_WIDTH, TEXT_NODE_WIDTH, NOTE_WIDTH, CHARACTER_WIDTH = 300, 400, 420, 9
 GAP, GROUP_PADDING, GROUP_TITLE_HEIGHT, TALLEST_COLUMN = 40, 30, 50, 1100
 OPTIONAL_SHAPE = 7  # litegraph draws such a socket hollow
@@ -228,10 +228,10 @@ def node_size(node: Node) -> tuple[float, float]:
     for each in widgets:
         height += {"CURVE": width, "BOUNDING_BOX": 4 * WIDGET_HEIGHT}.get(each.type, 0)
     width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
-    return width, height + (PICTURE_HEIGHT if shows_picture(node) else 0)
+    return width, height + (IMAGE_HEIGHT if shows_image(node) else 0)
 
 
-def shows_picture(node: Node) -> bool:
+def shows_image(node: Node) -> bool:
     shows = node.info.get("output_node") and any(each.type == "IMAGE" for each in node.inputs)
     return bool(shows or any(each.name == "upload" for each in node.inputs))
 

@@ -22,7 +22,7 @@ from PIL import Image
 from .environment import ROOT, SetupError
 
 PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
-EXAMPLE_PICTURES = ROOT / "example_workflows" / "input"
+EXAMPLE_IMAGES = ROOT / "example_workflows" / "input"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
 PAUSE = 0.2  # seconds between two looks at the server
@@ -38,7 +38,7 @@ class WorkflowError(Exception):
 
 
 class Server:
-    """``with Server() as server: history = server.run(prompt); pictures = server.images(history)``
+    """``with Server() as server: history = server.run(prompt); images = server.images(history)``
 
     ``base`` holds its models, inputs and outputs; by default a temporary folder. ``port`` 0 takes any free port.
     """
@@ -67,7 +67,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         install_pack(self.base / "custom_nodes")
-        install_pictures(self.base / "input")
+        install_images(self.base / "input")
         skip_first_visit(self.base / "user" / "default" / "comfy.settings.json")
         with open(self.log, "wb") as log:
             pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
@@ -166,8 +166,8 @@ class Server:
             raise SetupError(f"ComfyUI ended while it was working:\n{self.log_tail()}")
 
     def images(self, history: dict) -> list[Image.Image]:
-        """Every picture that a finished prompt saved or previewed, node by node."""
-        return [picture for pictures in self.images_by_node(history).values() for picture in pictures]
+        """Every image that a finished prompt saved or previewed, node by node."""
+        return [image for images in self.images_by_node(history).values() for image in images]
 
     def images_by_node(self, history: dict) -> dict[str, list[Image.Image]]:
         outputs = sorted(history["outputs"].items(), key=lambda item: (len(item[0]), item[0]))
@@ -175,14 +175,14 @@ class Server:
 
     def image(self, place: dict) -> Image.Image:
         data = self.get("/view?" + urllib.parse.urlencode(place))
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-        return picture
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
 
-    def upload_image(self, picture: Image.Image | Path, name: str) -> str:
-        """Put a picture into the server's input folder; returns the name for a LoadImage node."""
-        data = Path(picture).read_bytes() if isinstance(picture, (str, Path)) else png(picture)
-        self._object_info = None  # loaders list the picture from now on
+    def upload_image(self, image: Image.Image | Path, name: str) -> str:
+        """Put an image into the server's input folder; returns the name for a LoadImage node."""
+        data = Path(image).read_bytes() if isinstance(image, (str, Path)) else png(image)
+        self._object_info = None  # loaders list the image from now on
         return self.upload("/upload/image", name, data)
 
     def upload(self, path: str, name: str, data: bytes) -> str:
@@ -224,11 +224,11 @@ def install_pack(custom_nodes: Path) -> None:
         shutil.copytree(ROOT, place, ignore=NOT_IN_A_COPY)
 
 
-def install_pictures(folder: Path) -> None:
-    """The pictures that example workflows load."""
+def install_images(folder: Path) -> None:
+    """The images that example workflows load."""
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in EXAMPLE_PICTURES.glob("*.png"):
-        shutil.copy(picture, folder)
+    for image in EXAMPLE_IMAGES.glob("*.png"):
+        shutil.copy(image, folder)
 
 
 def skip_first_visit(settings: Path) -> None:
@@ -248,9 +248,9 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     return data.getvalue()
 
 

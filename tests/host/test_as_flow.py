@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
-from controlled_diffusion.nodes.host.channels import noise_scale
+from controlled_diffusion.nodes.host.noise_levels import scale_of
 
 from compare import assert_close
 from host import tiny
@@ -66,7 +66,7 @@ def test_the_prediction_is_that_of_the_model_as_it_was(base, percent):
 
 
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "beta"])
-def test_it_samples_the_same_picture_along_the_same_levels(base, scheduler):
+def test_it_samples_the_same_image_along_the_same_levels(base, scheduler):
     """Karras and the like have levels of their own for a flow model; what counts is that the levels are the same."""
     sigmas = comfy.samplers.calculate_sigmas(sampling(base), scheduler, STEPS)[1:]  # at its first level the host adds sqrt(1 + sigma^2)
     expected = run(guider(base), sigmas=sigmas)
@@ -102,7 +102,7 @@ def test_percents_are_those_of_the_model_as_it_was(base):
     assert own.percent_to_sigma(0.0) == 1.0 and own.percent_to_sigma(1.0) == 0.0
     for percent in (0.1, 0.5, 0.9):
         assert own.percent_to_sigma(percent) == pytest.approx(was.percent_to_sigma(percent) / (1 + was.percent_to_sigma(percent)))
-    scale = noise_scale(own)
+    scale = scale_of(own)
     assert scale.flow and scale.sigma(0.0) == pytest.approx(float(own.sigma_max))
 
 

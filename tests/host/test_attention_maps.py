@@ -8,10 +8,13 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from controlled_diffusion.attention.layers import Block, chosen_blocks
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture, AttentionMapView
-from controlled_diffusion.nodes.host.attention import KEY, Run, install, marked, unet_places
-from controlled_diffusion.nodes.host.attention_maps import Capture
-from controlled_diffusion.nodes.host.joint_attention import Block, Dit, Layout, chosen_blocks, dit_of
+from controlled_diffusion.nodes.host.attention.attention_maps import Capture
+from controlled_diffusion.nodes.host.attention.dit import Dit, Layout, dit_of
+from controlled_diffusion.nodes.host.attention.hook import Run, install
+from controlled_diffusion.nodes.host.attention.unet import unet_places
+from controlled_diffusion.nodes.host.conditionings import KEY, marked
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
@@ -49,7 +52,6 @@ def captured(model, clip, negative="", run=None, **knobs):
     return view(patched, sample(patched, positive, encoded(clip, negative), **(run or {})))[2]
 
 
-# --- UNets
 
 
 class Spy:
@@ -82,7 +84,7 @@ def test_maps_are_the_means_of_the_probabilities(any_model, clip):
         assert_close(maps.of(groups=[group]), wanted.unflatten(-1, (8 // scale, 6 // scale)), atol=1e-6, rtol=1e-4)
 
 
-def test_the_picture_is_what_it_was(any_model, clip):
+def test_the_image_is_what_it_was(any_model, clip):
     patched, positive = capture(any_model, clip)
     made = sample(patched, positive, encoded(clip, ""))
     assert torch.equal(made, sample(any_model, encoded(clip, PROMPT), encoded(clip, "")))
@@ -117,7 +119,7 @@ def test_a_negative_of_any_length_changes_nothing_in_the_first_step(eps, clip, n
     assert_close(captured(eps, clip, negative, run=dict(steps=1)).of(), alone.of(), atol=1e-6, rtol=1e-4)
 
 
-def test_pictures_of_a_batch_have_the_maps_of_each_by_itself(eps, clip):
+def test_images_of_a_batch_have_the_maps_of_each_by_itself(eps, clip):
     both, one = captured(eps, clip, run=dict(batch=2)).of(), captured(eps, clip).of()
     assert_close(both[:1], one, atol=1e-5, rtol=1e-3)
     assert (both[0] - both[1]).abs().max() > 1e-4
@@ -129,7 +131,7 @@ def test_every_evaluation_counts_once(eps, clip, sampler, evaluations):
     assert maps.sums.count == {(0, f"1/{s}"): evaluations * sum(p.scale == s for p in unet_places(eps)) for s in (1, 2)}
 
 
-def test_layers_whose_picture_is_shrunk_for_some_steps_count_too(eps, clip):
+def test_layers_whose_image_is_shrunk_for_some_steps_count_too(eps, clip):
     plain, maps = captured(eps, clip), captured(shrunk(eps), clip)
     assert maps.sums.count == plain.sums.count and maps.of().shape == plain.of().shape and maps.of().isfinite().all()
 
@@ -209,7 +211,6 @@ def test_a_run_starts_anew_and_memory_is_a_map_a_word_and_group(eps, clip):
     assert sorted(t.numel() for t in again.sums.total.values()) == [2 * 16, 2 * 64]
 
 
-# --- the view
 
 
 def test_the_view_shows_a_tile_for_every_word_and_row(eps, clip):
@@ -252,9 +253,8 @@ def test_a_view_without_a_finished_run_says_so(eps, clip):
         sample(patched, encoded(clip, PROMPT), encoded(clip, ""))
 
 
-# --- DiTs
 
-STARTS = {  # first token of the text and of the picture among those of a block, for 7 of text
+STARTS = {  # first token of the text and of the image among those of a block, for 7 of text
     "omnigen2": (0, 7), "boogu": (0, 7), "aura": (8, 15), "lumina2": (0, 7), "zimage": (0, 32), "hunyuan_video": (0, 7), "hunyuan_image": (0, 7),
     "hidream": (16, 0), "lens": (16, 0), "joyimage": (16, 0), "flux": (0, 7), "flux2": (505, 512), "chroma": (0, 7), "sd3": (0, 7), "qwen": (0, 7),
     "krea2": (0, 7), "ideogram4": (0, 7), "mage": (0, 7), "cogvideo": (0, 7), "pixeldit": (0, 7), "wan": (0, 0), "wan_i2v": (0, 0), "cosmos2": (0, 0), "ltxv": (0, 0), "kandinsky5": (0, 0),
@@ -290,15 +290,15 @@ def draw(model, name, positive, steps=2):
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.DITS))
-def test_a_dits_maps_are_what_its_picture_looks_at_in_the_text(name):
+def test_a_dits_maps_are_what_its_image_looks_at_in_the_text(name):
     spy = Keys(tiny_dits.dit(name))
     dit = dit_of(spy.model)
     control = Capture(({"one": (1, 2), "other": (5,)},), frozenset(p.key for p in dit.places), dit=dit, length=7)
     positive = tiny_dits.text(name, 1)
     made = draw(install(spy.model, control), name, marked(positive, control.token))
-    size, (text, picture) = control.runs[0].dit.grid(tiny_dits.empty(name).shape), STARTS[name]
+    size, (text, image) = control.runs[0].dit.grid(tiny_dits.empty(name).shape), STARTS[name]
     here = size[0] * size[1] * size[2]
-    found = spy.blocks(here, 7) if dit.cross else spy.joint(max(text + 7, picture + here))
+    found = spy.blocks(here, 7) if dit.cross else spy.joint(max(text + 7, image + here))
     assert len(found) == 2 * len(dit.places)
     wanted = []
     for q, few, mask in found:
@@ -310,7 +310,7 @@ def test_a_dits_maps_are_what_its_picture_looks_at_in_the_text(name):
             else torch.zeros(mask.shape).masked_fill(~mask, -1e9)
         )
         k = few.repeat_interleave(q.shape[1] // few.shape[1], 1)
-        p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1).mean(1)[:, picture : picture + here]
+        p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1).mean(1)[:, image : image + here]
         wanted.append(torch.stack([p[..., text + 1] + p[..., text + 2], p[..., text + 5]], 1))
     shape = size if size[0] > 1 else size[1:]
     sums = sum(control.runs[0].sums.total.values())
@@ -338,8 +338,8 @@ def test_on_a_dit_every_row_of_several_prompts_has_the_maps_of_its_own_words(nam
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.DITS))
-def test_the_seats_of_text_and_picture_are_where_they_change(name):
-    """Another token of text, and another left edge of the picture, show in the keys of the first block just there."""
+def test_the_seats_of_text_and_image_are_where_they_change(name):
+    """Another token of text, and another left edge of the image, show in the keys of the first block just there."""
     spy = Keys(tiny_dits.dit(name))
     dit, positive = dit_of(spy.model), tiny_dits.text(name, 1)
     corner = tiny_dits.empty(name, 1) + 0.25  # the host leaves an empty latent as it is
@@ -351,20 +351,20 @@ def test_the_seats_of_text_and_picture_are_where_they_change(name):
         noise = torch.ones_like(latent)
         given = (text, text, latent)
         comfy.sample.sample(spy.model, noise, 1, 1.0, "euler", "simple", *given, denoise=0.5, disable_pbar=True, seed=3)
-        size, (start, picture) = dit.grid(latent.shape), STARTS[name]
+        size, (start, image) = dit.grid(latent.shape), STARTS[name]
         here = size[0] * size[1] * size[2]
-        rows = spy.blocks(here, 7) + spy.blocks(here, here) if dit.cross else spy.joint(max(start + 7, picture + here))
+        rows = spy.blocks(here, 7) + spy.blocks(here, here) if dit.cross else spy.joint(max(start + 7, image + here))
         keys.append([s[1] for s in rows])
     refined = name in ("lumina2", "zimage", "omnigen2", "boogu", "hunyuan_video", "hunyuan_image", "krea2", "kandinsky5", "hidream")
     changed = (keys[0][0] - keys[1][0]).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
-    text = range(start, max(start + 7, picture))  # Z-Image fills it up
+    text = range(start, max(start + 7, image))  # Z-Image fills it up
     assert start + 3 in changed and set(changed) <= set(text) and (refined or changed == [start + 3])
     which = -len(dit.places) if dit.cross else 0
     changed = (keys[0][which] - keys[2][which]).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
     frames, rows, columns = size
-    left = [picture + (f * rows + r) * columns + c for f in range(frames) for r in range(rows) for c in range(2 // dit.patch[2])]
-    if name in ("lumina2", "zimage", "omnigen2", "boogu"):  # which refine the picture first
-        assert picture in changed and set(changed) <= set(range(picture, picture + max(here, 32 * (name == "zimage"))))
+    left = [image + (f * rows + r) * columns + c for f in range(frames) for r in range(rows) for c in range(2 // dit.patch[2])]
+    if name in ("lumina2", "zimage", "omnigen2", "boogu"):  # which refine the image first
+        assert image in changed and set(changed) <= set(range(image, image + max(here, 32 * (name == "zimage"))))
     else:
         assert changed == left
 
@@ -389,10 +389,10 @@ def test_the_orders_of_tokens_have_their_seats():
         return Dit("some", Layout((), **layout), (1, 2, 2), ()).seats(tokens, 16, 7)
 
     assert seats(30) == (slice(7, 23), slice(0, 7)) and seats(22) is None  # references behind
-    assert seats(30, order="text, rest, picture") == (slice(14, 30), slice(0, 7))
-    assert seats(30, order="text, rest, picture", beside=True) == (slice(14, 30), slice(7, 14))
-    assert seats(30, order="picture, text") == (slice(0, 16), slice(16, 23))
-    assert seats(64, order="text, rest, picture", multiple=32) == (slice(32, 48), slice(0, 7)) and seats(32, multiple=32) is None
+    assert seats(30, order="text, rest, image") == (slice(14, 30), slice(0, 7))
+    assert seats(30, order="text, rest, image", beside=True) == (slice(14, 30), slice(7, 14))
+    assert seats(30, order="image, text") == (slice(0, 16), slice(16, 23))
+    assert seats(64, order="text, rest, image", multiple=32) == (slice(32, 48), slice(0, 7)) and seats(32, multiple=32) is None
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
@@ -410,13 +410,13 @@ def test_a_network_whose_tokens_others_change_is_an_error_in_the_first_call():
         lambda args: {**args, "txt": args["txt"][:, :5], "txt_ids": args["txt_ids"][:, :5]}
     ]
     with pytest.raises(
-        ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the picture and 7 of the text"
+        ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image and 7 of the text"
     ):
         draw(patched, "flux", marked(tiny_dits.text("flux", 1), control.token))
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
-def test_of_a_dit_only_the_whole_picture_is_read(name):
+def test_of_a_dit_only_the_whole_image_is_read(name):
     """An area is a part of it, and so is a window of some of a video's frames."""
     model = tiny_dits.dit(name)
     control = Capture(({"one": (1, 2)},), frozenset({0}), dit=dit_of(model))
@@ -451,7 +451,6 @@ def test_blocks_of_a_dit_are_chosen_by_thirds_and_numbers():
         chosen_blocks("12", places, "layers")
 
 
-# --- columns of other text encoders
 
 
 def words(tokenizer, text, length=None):

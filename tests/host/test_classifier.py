@@ -6,8 +6,9 @@ import torch
 from controlled_diffusion.guidance.classifier import ClassifierForce, LabelledClassifier, NoisyClassifier
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
-from controlled_diffusion.nodes.host import classifiers
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from safetensors.torch import save_file
 
 from compare import assert_close
@@ -129,8 +130,8 @@ def test_a_classifier_of_another_latent_format_is_refused_with_both_names(eps_mo
 def test_a_classifier_comes_back_from_its_file(tmp_path):
     network = NoisyClassifier(4, 2, widths=(8, 16))
     path = tmp_path / "c.safetensors"
-    classifiers.save(LabelledClassifier(network, LABELS, "SD15", "exclusive"), path)
-    found = classifiers.read(path)
+    classifier.save(LabelledClassifier(network, LABELS, "SD15", "exclusive"), path)
+    found = classifier.read(path)
     assert (found.labels, found.latent_format, found.kind) == (LABELS, "SD15", "exclusive")
     for key, value in found.network.state_dict().items():
         assert torch.equal(value, network.state_dict()[key].half().float()) and not value.is_inference()
@@ -139,20 +140,20 @@ def test_a_classifier_comes_back_from_its_file(tmp_path):
 def test_another_file_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors is no noisy classifier"):
-        classifiers.read(tmp_path / "other.safetensors")
+        classifier.read(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("name", ["../../x.safetensors", "/etc/passwd", "missing.safetensors"])
 def test_names_outside_the_folders_are_refused(name):
     with pytest.raises(ValueError, match="There is no classifier"):
-        classifiers.load(name)
+        classifier.load(name)
 
 
 def test_the_shipped_classifier_loads_and_lists_its_labels():
     classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
     assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
-    assert (classifiers.SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6
+    assert (SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6
 
 
 def test_the_shipped_classifier_takes_no_gradients_itself():
-    assert not any(p.requires_grad for p in classifiers.load("demo_model.safetensors").network.parameters())
+    assert not any(p.requires_grad for p in classifier.load("demo_model.safetensors").network.parameters())

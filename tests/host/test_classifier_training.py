@@ -1,4 +1,4 @@
-"""The trainer of noisy classifiers on the demo model's pictures, and its file in the loader."""
+"""The trainer of noisy classifiers on the demo model's images, and its file in the loader."""
 
 import os
 import re
@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+from controlled_diffusion.guidance.classifier import NoisyClassifier
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
-from controlled_diffusion.nodes.host import classifier_training as host
-from controlled_diffusion.nodes.host import classifiers, demo
-from controlled_diffusion.nodes.host.channels import check_channels
-from controlled_diffusion.training import demo_model
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.guidance import classifier as files
+from controlled_diffusion.nodes.host.guidance.multi_cfg import check_channels
+from controlled_diffusion.nodes.host.training import memory
+from controlled_diffusion.nodes.host.training import noisy_classifier as host
+from controlled_diffusion.training import demo_model, loop
 from controlled_diffusion.training.augmentation import Augmentation
-from controlled_diffusion.training.demo_world import render
+from controlled_diffusion.training.demo.world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
@@ -32,16 +35,16 @@ COUNT = 16
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """Classifiers and outputs in a folder of the test."""
-    known = folder_paths.folder_names_and_paths.get(classifiers.FOLDER)
+    known = folder_paths.folder_names_and_paths.get(files.FOLDER)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    folder_paths.folder_names_and_paths.pop(classifiers.FOLDER, None)
-    folder_paths.filename_list_cache.pop(classifiers.FOLDER, None)  # which knows the files of the test before
+    folder_paths.folder_names_and_paths.pop(files.FOLDER, None)
+    folder_paths.filename_list_cache.pop(files.FOLDER, None)  # which knows the files of the test before
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path / "output"))
     yield tmp_path
     folder_paths.set_output_directory(before)
     if known is not None:
-        folder_paths.folder_names_and_paths[classifiers.FOLDER] = known
+        folder_paths.folder_names_and_paths[files.FOLDER] = known
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +70,12 @@ def settings(**knobs):
 
 
 def picked(sample, count):
-    """The pictures of a sample whose targets are their numbers."""
+    """The images of a sample whose targets are their numbers."""
     return [images(count)[int(row.argmax())][None] for row in sample.targets]
 
 
 def train(model, vae, given=None, labels=None, **knobs):
-    """(classifier, name, loss curve, accuracy picture) of the node with its defaults and few steps."""
+    """(classifier, name, loss curve, accuracy image) of the node with its defaults and few steps."""
     usual = defaults(NoisyClassifierTrainer) | dict(kind="exclusive", steps=4, batch_size=8, average=0.0, name="mine") | knobs
     lists = {k: [v] for k, v in usual.items()} | {"labels": backgrounds() if labels is None else labels}
     return NoisyClassifierTrainer.execute(model=[model], vae=[vae], images=[images()] if given is None else given, **lists).args
@@ -85,10 +88,10 @@ def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
         assert train(eps_model, made, name=f"mine{number}", steps=2)[1] == f"mine{number}.safetensors"
 
 
-def test_it_tells_the_backgrounds_of_pictures_that_it_never_saw(eps_model, demo_vae):
+def test_it_tells_the_backgrounds_of_images_that_it_never_saw(eps_model, demo_vae):
     asked = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
     made = host.learn(eps_model, demo_vae, [images(48)], backgrounds(48), asked, "mine", "refuse")
-    assert made.judged_on == "12 pictures held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
+    assert made.judged_on == "12 images held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
     assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss
 
 
@@ -131,7 +134,7 @@ def test_copies_are_made_of_what_is_learnt_from_alone_and_keep_its_labels(demo_v
     for rows in shown.targets.split(6):
         assert torch.equal(rows, plain.targets)
     own = shown.latents.flatten(1)
-    near = torch.cdist(own[12:], own[:12]).argmin(1)  # a cropped copy is nearest to the picture that it is of, or to its mirror image
+    near = torch.cdist(own[12:], own[:12]).argmin(1)  # a cropped copy is nearest to the image that it is of, or to its mirror image
     assert torch.equal(near % 6, torch.arange(24) % 6)
 
 
@@ -167,7 +170,7 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_class
 def test_where_the_loss_is_lost_the_last_good_classifier_is_kept(eps_model, demo_vae, folders):
     with pytest.raises(Diverged, match=r"became (nan|inf) at step \d"):
         train(eps_model, demo_vae, learning_rate=1e30, steps=20)
-    saved = classifiers.read(folders / "models" / "noisy_classifiers" / "mine.safetensors")
+    saved = files.read(folders / "models" / "noisy_classifiers" / "mine.safetensors")
     assert all(not torch.isnan(v).any() for v in saved.network.state_dict().values())
 
 
@@ -186,7 +189,7 @@ def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, fo
 
 
 def test_a_full_disk_costs_the_state_and_not_the_classifier(eps_model, demo_vae, folders, monkeypatch):
-    monkeypatch.setattr(host.Loop, "save", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(loop.Loop, "save", lambda *given: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
         train(eps_model, demo_vae, [images(8)], backgrounds(8))
     assert (folders / "models" / "noisy_classifiers" / "mine.safetensors").exists()
@@ -197,8 +200,8 @@ def test_what_a_batch_takes_is_reckoned(side):
     """As much as autograd keeps of it, found by small passes where it is large."""
     x = torch.zeros(2, 4, side, side)
     with torch.inference_mode(False), torch.enable_grad():
-        network = host.NoisyClassifier(4, 3, (8, 16))
-        with host.counted((), network.parameters()) as found:
+        network = NoisyClassifier(4, 3, (8, 16))
+        with memory.counted((), network.parameters()) as found:
             network(torch.zeros(x.shape), torch.zeros(2))
             exact = found().whole
         host._check_room(network, x, 2, 0, lambda device: exact * 1.03)
@@ -209,7 +212,7 @@ def test_what_a_batch_takes_is_reckoned(side):
 def test_a_batch_that_memory_cannot_hold_is_refused_with_one_that_fits(eps_model, demo_vae, folders):
     def run(free, batch):
         asked = replace(settings(), batch_size=batch)
-        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * host.GB)
+        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * memory.GB)
 
     with pytest.raises(ValueError, match=r"A batch of 64 needs about 0\.\d+ GB of memory, and 0\.02 GB are free") as told:
         run(0.02, 64)
@@ -231,7 +234,7 @@ def test_existing_files_are_numbered_or_refused(eps_model, demo_vae):
 def test_a_classifier_is_replaced_where_the_loader_finds_it(eps_model, demo_vae, folders):
     shared = folders / "shared"
     shared.mkdir()
-    folder_paths.add_model_folder_path(classifiers.FOLDER, str(shared))
+    folder_paths.add_model_folder_path(files.FOLDER, str(shared))
     train(eps_model, demo_vae, name="other")
     (folders / "models" / "noisy_classifiers" / "other.safetensors").rename(shared / "mine.safetensors")
     first = (shared / "mine.safetensors").read_bytes()
@@ -266,7 +269,7 @@ def test_it_learns_in_latents_of_many_channels_and_of_videos(kind, demo_vae, fol
     made = host.learn(model, vae, [given], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
     channels = model.model.latent_format.latent_channels
     assert made.network(torch.zeros(2, channels, 8, 8), torch.zeros(2)).shape == (2, 2) and channels >= 16
-    assert classifiers.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
+    assert files.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,7 @@ def test_how_steps_are_taken_is_asked_for_on_the_node(eps_model, demo_vae, knobs
     [
         (dict(given=[]), "There are no images"),
         (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
-        (dict(labels=["a", "b"]), "2 labels for 16 pictures"),
+        (dict(labels=["a", "b"]), "2 labels for 16 images"),
         (dict(labels=["a"] * COUNT), "nothing to tell apart"),
         (dict(name="../up"), "The name '../up' cannot"),
         (dict(given=[images(8), images(8)[:, :32]]), r"several sizes \(latents of 8 x 4, 8 x 8\)"),
@@ -294,9 +297,9 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, kn
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_too_few_pictures_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
+def test_too_few_images_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
     made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(held_out=0.25), "mine", "refuse")
-    assert made.accuracy and made.judged_on == "1 pictures held out"
+    assert made.accuracy and made.judged_on == "1 images held out"
     independent = replace(settings(held_out=0.25), kind="independent")
     made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], independent, "mine_2", "refuse")
     assert made.accuracy == [] and host.charts(made)[1].shape[-1] == 3

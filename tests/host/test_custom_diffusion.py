@@ -5,15 +5,15 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
-from controlled_diffusion.nodes.host import adapters, embeddings
-from controlled_diffusion.nodes.host import custom_diffusion as host
-from controlled_diffusion.nodes.host.trainers import Data
+from controlled_diffusion.nodes.host.training import adapters, embeddings
+from controlled_diffusion.nodes.host.training import custom_diffusion as host
 from controlled_diffusion.training.augmentation import Augmentation
+from controlled_diffusion.training.settings import Data
 from safetensors.torch import load_file
 
 from compare import assert_close
 from host import tiny, tiny_text
-from host.test_dreambooth import base, clip, folders, images, inside, sampled, slopes, stir, task_of  # noqa: F401
+from host.test_dreambooth import base, clip, derivatives, folders, images, inside, sampled, stir, task_of  # noqa: F401
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -40,7 +40,7 @@ def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(fam
 
     detached = gradient()
     monkeypatch.setattr(host, "without_start", lambda projected: projected)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
     assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
 
@@ -65,8 +65,8 @@ def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, 
     assert torch.equal(sampled(loaded), sampled(model))
 
 
-def test_several_concepts_are_learnt_jointly_with_pictures_at_other_scales(eps_model, vae, clip, folders):  # noqa: F811
-    """As the paper does: one file of keys and values, a word for each, and pictures that are said to be far or near."""
+def test_several_concepts_are_learnt_jointly_with_images_at_other_scales(eps_model, vae, clip, folders):  # noqa: F811
+    """As the paper does: one file of keys and values, a word for each, and images that are said to be far or near."""
     knobs = dict(placeholder="<a>, <b>", initial_words="cat, dog", captions=["a <a>\na <b>"], prior_weight=0.0, variants=6, scale=1.0)
     _, lora, _, word, _, _, concept = train(eps_model, clip, vae, **knobs)
     lines = concept.splitlines()
@@ -76,16 +76,16 @@ def test_several_concepts_are_learnt_jointly_with_pictures_at_other_scales(eps_m
     assert set(file) == {*lora, "bundle_emb.rex-a.clip_l", "bundle_emb.rex-b.clip_l"}
 
 
-def test_variants_are_learnt_where_they_show_the_picture(eps_model, vae, clip):  # noqa: F811
+def test_variants_are_learnt_where_they_show_the_image(eps_model, vae, clip):  # noqa: F811
     given = Data([images()], augmentation=Augmentation(variants=12, scale=1.0))
     task = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given)
-    pictures = task.pictures
-    assert len(pictures) == 26 and pictures.originals == 2 and pictures.hints[:2] == ("", "") and any(pictures.hints)
-    assert all(text == (f"{hint} a <z> cat".strip(),) for text, hint in zip(task.texts, pictures.hints))
-    far = [float(m.mean()) for m, hint in zip(pictures.masks, pictures.hints) if hint in ("very small", "a far away")]
-    assert far and all(0 < share < 0.36 for share in far) and float(pictures.masks[0].min()) == 1
-    again = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given).pictures
-    assert all(torch.equal(a, b) for a, b in zip(pictures.latents, again.latents))
+    encoded = task.images
+    assert len(encoded) == 26 and encoded.originals == 2 and encoded.hints[:2] == ("", "") and any(encoded.hints)
+    assert all(text == (f"{hint} a <z> cat".strip(),) for text, hint in zip(task.texts, encoded.hints))
+    far = [float(m.mean()) for m, hint in zip(encoded.masks, encoded.hints) if hint in ("very small", "a far away")]
+    assert far and all(0 < share < 0.36 for share in far) and float(encoded.masks[0].min()) == 1
+    again = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given).images
+    assert all(torch.equal(a, b) for a, b in zip(encoded.latents, again.latents))
 
 
 def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811
@@ -94,7 +94,6 @@ def test_other_networks_are_refused_by_name(vae, folders):  # noqa: F811
         train(tiny_text.denoiser("flux"), flux_clip, tiny_text.vae("flux"))
 
 
-# --- merging
 
 
 def merge(model, clip, concepts, **knobs):  # noqa: F811

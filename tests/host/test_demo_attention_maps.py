@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import attention_maps as measure
 
 

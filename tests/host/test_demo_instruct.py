@@ -46,7 +46,7 @@ def test_it_does_as_it_is_told_and_leaves_the_rest(editor, kind):
     assert found.success.mean() >= 0.7 and found.kept.mean() >= 30
 
 
-def test_without_an_instruction_it_keeps_the_picture(editor):
+def test_without_an_instruction_it_keeps_the_image(editor):
     asked = measure.edits(6, "color")
     found = measure.judged(editor, asked, text=0.0, image=1.0)
     assert found.success.max() == 0 and found.kept.min() >= 26

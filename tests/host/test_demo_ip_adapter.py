@@ -3,9 +3,12 @@
 import comfy.clip_vision
 import pytest
 import torch
-from controlled_diffusion.nodes.host import demo, ip_adapter
+from controlled_diffusion.attention.ip_adapter import recognise
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.demo import DEMO_ENCODER, demo_encoder
 from controlled_diffusion.nodes.ip_adapter import DemoImageEncoderLoader, IPAdapterPatch
-from controlled_diffusion.training.eight_bits import restored
+from controlled_diffusion.training.demo.packing import restored
 from safetensors.torch import load_file
 
 import demo_ip_adapter as script
@@ -33,12 +36,12 @@ def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_sto
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 0.6e6
     with torch.inference_mode():
-        model, adapter = demo.load()[0], ip_adapter.recognise(again, "trial")
+        model, adapter = demo.load()[0], recognise(again, "trial")
         layer = next(iter(ip_adapter.layers_of(model).values()))
         for part, trained in zip("kv", adapter.layers[0]):
             moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()
             assert 1e-6 < moved < 0.1, "it starts at the text's weights, and moves"
-        encoder = ip_adapter.demo_encoder(script.ENCODER)
+        encoder = demo_encoder(script.ENCODER)
         image = torch.rand(1, 128, 128, 3)
         embed = encoder.encode_image(image)["image_embeds"].float()
         assert torch.isfinite(embed).all() and embed.abs().sum() > 0
@@ -48,16 +51,16 @@ def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_sto
 @pytest.mark.skipif(not SHIPPED.exists(), reason="the demo model's adapter has not been trained yet")
 class TestShipped:
     def test_it_is_small(self):
-        assert SHIPPED.stat().st_size + ip_adapter.DEMO_ENCODER.stat().st_size <= 0.6e6
+        assert SHIPPED.stat().st_size + DEMO_ENCODER.stat().st_size <= 0.6e6
 
     def test_the_node_loads_the_encoder_whole(self):
         encoder = DemoImageEncoderLoader.execute().args[0]
         assert isinstance(encoder, comfy.clip_vision.ClipVisionModel)
-        assert set(restored(load_file(ip_adapter.DEMO_ENCODER))) == set(encoder.get_sd())
+        assert set(restored(load_file(DEMO_ENCODER))) == set(encoder.get_sd())
 
     def test_it_fits_the_demo_model(self):
         assert "demo_model.safetensors" in ip_adapter.names()
         with torch.inference_mode():
-            model, encoder = demo.load()[0], ip_adapter.demo_encoder()
+            model, encoder = demo.load()[0], demo_encoder()
             prompt = ip_adapter.prompt_of(ip_adapter.load("demo_model.safetensors"), encoder, torch.rand(1, 128, 128, 3))
             assert ip_adapter.patch_for(model, ip_adapter.load("demo_model.safetensors"), prompt).layers

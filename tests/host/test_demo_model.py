@@ -15,7 +15,9 @@ import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model, demo_world
+from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training.demo import config, world
+from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 
 from compare import assert_close
 
@@ -53,7 +55,7 @@ def test_tokens_of_training_are_the_tokens_of_the_host():
     tokenizer = SD1Tokenizer()
     tokens = demo_model.Tokens(lambda word: tokenizer.clip_l.tokenizer(word)["input_ids"][1:-1])
     rng = np.random.default_rng(0)
-    texts = [demo_world.random_caption(demo_world.random_scene(rng), rng).text for _ in range(50)] + [""]
+    texts = [world.random_caption(world.random_scene(rng), rng).text for _ in range(50)] + [""]
     for text in texts:
         host = [token for token, _ in tokenizer.tokenize_with_weights(text)["l"][0]]
         assert tokens(text).tolist() == host, text
@@ -77,22 +79,22 @@ def test_noise_levels_of_training_are_the_hosts(model):
 
 def test_words_that_training_never_saw_keep_their_start_values(loaded):
     table = loaded[1].cond_stage_model.clip_l.transformer.get_input_embeddings().weight
-    start = demo_model.start_tokens(*table.shape)
+    start = config.start_tokens(*table.shape)
     changed = (table.float() - start.half().float()).abs().amax(1) > 0
     assert 40 < int(changed.sum()) < 200
 
 
-def test_a_picture_survives_the_autoencoder(loaded):
-    pictures = demo_model.as_pictures([demo_world.render(demo_model.scene(i, 4321)) for i in range(16)])
+def test_an_image_survives_the_autoencoder(loaded):
+    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(16)])
     vae = loaded[2]
-    back = vae.decode(vae.encode(pictures.movedim(1, -1)))
-    assert demo_model.psnr(back.movedim(-1, 1), pictures).mean() >= 30
-    assert vae.encode(pictures.movedim(1, -1)).shape == (16, 4, 16, 16)
+    back = vae.decode(vae.encode(images.movedim(1, -1)))
+    assert demo_model.psnr(back.movedim(-1, 1), images).mean() >= 30
+    assert vae.encode(images.movedim(1, -1)).shape == (16, 4, 16, 16)
 
 
 def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
-    pictures = demo_model.as_pictures([demo_world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
-    latents = loaded[0].model.process_latent_in(loaded[2].encode(pictures))
+    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
+    latents = loaded[0].model.process_latent_in(loaded[2].encode(images))
     assert latents.mean().abs() < 0.15 and 0.85 < latents.std() < 1.15
 
 
@@ -130,9 +132,9 @@ def test_a_lora_acts(loaded):
 
 def test_a_controlnet_acts(loaded):
     model, clip, _ = loaded
-    config = {k: v for k, v in demo_model.UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
-    network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=demo_model.HEAD_CHANNELS, device="cpu", **config)
-    demo_model.initialise(network, 1)
+    config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=HEAD_CHANNELS, device="cpu", **config)
+    noisy_classifier.initialise(network, 1)
     control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
     hint = torch.rand(1, 128, 128, 3)
     prompt, empty = encode(clip, "a red circle"), encode(clip, "")
@@ -144,14 +146,14 @@ def test_a_controlnet_acts(loaded):
     assert not torch.allclose(with_it, without)
 
 
-def test_previews_have_the_pictures_colours(loaded):
+def test_previews_have_the_images_colours(loaded):
     model, _, vae = loaded
-    picture = demo_model.as_pictures([demo_world.render(demo_model.scene(5, 4321))])
-    latent = model.model.process_latent_in(vae.encode(picture.movedim(1, -1)))
+    image = demo_model.as_images([world.render(demo_model.scene(5, 4321))])
+    latent = model.model.process_latent_in(vae.encode(image.movedim(1, -1)))
     layout = model.model.latent_format
     previewer = latent_preview.Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias)
     drawn = np.asarray(previewer.decode_latent_to_preview(latent), np.float32) / 255
-    wanted = torch.nn.functional.avg_pool2d(picture, 8)[0].movedim(0, -1).numpy()
+    wanted = torch.nn.functional.avg_pool2d(image, 8)[0].movedim(0, -1).numpy()
     assert drawn.shape == wanted.shape and np.abs(drawn - wanted).mean() < 0.2
     latent_preview.prepare_callback(model, 4)(0, latent, latent, 4)
 

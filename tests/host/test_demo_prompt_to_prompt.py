@@ -1,11 +1,11 @@
-"""Prompt-to-Prompt does its job on the demo model: what is named changes, the picture stays."""
+"""Prompt-to-Prompt does its job on the demo model: what is named changes, the image stays."""
 
 import numpy as np
 import pytest
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import Caption, Claim
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import Caption, Claim
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import prompt_to_prompt as measure
 
 WAYS = ("no patch", "Prompt-to-Prompt")
@@ -39,8 +39,8 @@ def test_the_things_stay_nearer_to_their_places_than_without_the_patch(studio, f
 
 
 def drawn(studio, seed: int, source: str, targets: list[Caption], **knobs):
-    """(what is read, where things are) of the source's picture and of each target's."""
-    readings = [demo_checker.read(p) for p in measure.drawn(studio, seed, source, [measure.Edit(t) for t in targets], **knobs)]
+    """(what is read, where things are) of the source's image and of each target's."""
+    readings = [checker.read(p) for p in measure.drawn(studio, seed, source, [measure.Edit(t) for t in targets], **knobs)]
     return [(r, measure.covered(r.things)) for r in readings]
 
 
@@ -62,6 +62,6 @@ def test_alpha_lets_a_style_in_and_keeps_the_places(studio):
     found = {}
     for alpha in (1.0, 0.5, 0.0):
         (_, before), (reading, after) = drawn(studio, 5, source, [style], alpha=alpha, **measure.WAYS["everything"])
-        found[alpha] = all(demo_checker.judge(reading, style).values()), (before & after).sum() / (before | after).sum()
+        found[alpha] = all(checker.judge(reading, style).values()), (before & after).sum() / (before | after).sum()
     assert not found[1.0][0] and found[0.5][0] and found[0.0][0]
     assert found[0.5][1] >= 0.85 and found[0.0][1] < 0.8, found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import classifier, controlnet, diffedit, image_guidance, ip_adapter, multi_cfg, sdedit
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_structure_of_higher_priority_wins_over_a_text_that_contradicts_it(stu
     assert projected > added + 0.2
 
 
-def test_a_reference_picture_lends_its_layout_without_a_prompt(studio):
+def test_a_reference_image_lends_its_layout_without_a_prompt(studio):
     without, guided = image_guidance.distances(studio, "layout", 4.0, 2)
     assert guided < 0.6 * without
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import config
 from safetensors.torch import load_file
 
 import demo_model as script
@@ -34,7 +35,7 @@ def test_it_trains_saves_and_goes_on_where_it_stopped(said):
     assert "autoencoder: 0 of 2 steps done" in said
     _, clip, vae = demo.load(demo.WEIGHTS)
     assert torch.isfinite(vae.decode(torch.zeros(1, 4, 16, 16))).all()
-    assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, demo_model.CONTEXT)
+    assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, config.CONTEXT)
     script.train(OPTIONS)
     assert "denoiser: 2 of 2 steps done" in said
     assert_close(load_file(demo.WEIGHTS), first, atol=1e-3, rtol=1e-3)
@@ -51,6 +52,6 @@ def test_it_refines_what_lies_in_the_repository(said):
 def test_scores_count_right_and_asked():
     captions = script.held_out(4)
     assert len({c.text for c in captions}) == 4
-    pictures = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
-    scores = script.score(captions, pictures)
+    images = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
+    scores = script.score(captions, images)
     assert all(right == asked for right, asked in scores.values())

@@ -6,8 +6,9 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.nodes.host import img2img, probing
-from controlled_diffusion.nodes.host.channels import MultiCFGWrapper
+from controlled_diffusion.nodes.host import noise_levels, sampling
+from controlled_diffusion.nodes.host.guidance import diffedit, sdedit
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 
 from compare import assert_close
 from host import tiny
@@ -24,23 +25,23 @@ def model(request):
     return tiny.unet(request.param, output_scale=0.1)
 
 
-def picture(batch=1, seed=5, size=8):
+def image(batch=1, seed=5, size=8):
     return {"samples": torch.randn(batch, 4, size, size, generator=torch.Generator().manual_seed(seed))}
 
 
 def find(model, given=None, source=CAT, target=DOG, negative=EMPTY, **knobs):
     """(mask, heat, latent) of DiffEditMask with its defaults, small."""
     settings = defaults(DiffEditMask) | dict(seed=3, maps=3, levels=2, close=0, threshold=0.75) | knobs
-    return DiffEditMask.execute(model, source, target, negative, picture() if given is None else given, **settings).args
+    return DiffEditMask.execute(model, source, target, negative, image() if given is None else given, **settings).args
 
 
 def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY, vae=None, **knobs):
     """(latent samples, image) of DiffEditSampler with a few steps."""
     settings = defaults(DiffEditSampler) | dict(steps=4, scheduler="normal") | knobs
-    latent, image = DiffEditSampler.execute(
-        model, positive, negative, picture() if given is None else given, source=source, mask=mask, vae=vae, **settings
+    latent, shown = DiffEditSampler.execute(
+        model, positive, negative, image() if given is None else given, source=source, mask=mask, vae=vae, **settings
     ).args
-    return latent["samples"], image
+    return latent["samples"], shown
 
 
 def half_mask(size=64):
@@ -49,11 +50,10 @@ def half_mask(size=64):
     return mask
 
 
-# --- DiffEditMask
 
 
-def test_the_mask_has_the_pictures_size_and_the_latent_carries_it(model):
-    given = picture(2)
+def test_the_mask_has_the_images_size_and_the_latent_carries_it(model):
+    given = image(2)
     mask, heat, latent = find(model, given)
     assert mask.shape == (2, 64, 64) and heat.shape == (2, 64, 64, 3)
     assert set(mask.unique().tolist()) == {0.0, 1.0} and 0 < mask.mean() < 1
@@ -68,7 +68,7 @@ def test_equal_prompts_give_an_empty_mask_without_asking_the_model(model):
 
 
 def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model):
-    both = picture(2)
+    both = image(2)
     both["samples"][1] *= 3
     first = find(model, {"samples": both["samples"][:1]})[0]
     second = find(model, {"samples": both["samples"][1:], "batch_index": [1]})[0]
@@ -91,9 +91,9 @@ def noises_of(model, **knobs):
 
 def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(model):
     """A public implementation draws one noise for all maps."""
-    latent = model.model.process_latent_in(picture()["samples"])
+    latent = model.model.process_latent_in(image()["samples"])
     flow, noises = model.model.model_type.name == "FLOW", []
-    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model)
     for percent, (source, target) in zip((0.5, 0.3), noises_of(model)):
         assert torch.equal(source, target)
         sigma = scale.sigma(percent)
@@ -106,9 +106,9 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
 
 def test_maps_of_other_seeds_differ_and_converge(eps_model):
     def apart(maps):
-        guiders = (probing.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
-        subject = probing.Subject(eps_model, None, picture())
-        one, two = (subject.heat(g, probing.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
+        guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
+        subject = diffedit.Subject(eps_model, None, image())
+        one, two = (subject.heat(g, diffedit.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
         return float((one - two).norm() / one.norm())
 
     few, many = apart(1), apart(32)
@@ -116,7 +116,7 @@ def test_maps_of_other_seeds_differ_and_converge(eps_model):
 
 
 def test_neighbouring_seeds_share_no_map():
-    assert not set(probing._seeds(0, 100)) & set(probing._seeds(1, 100))
+    assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100))
 
 
 def test_the_same_seed_gives_the_same_mask_and_the_model_is_unchanged(model):
@@ -164,8 +164,8 @@ def test_an_image_gets_a_mask_of_its_size(model, vae):
 
 
 @pytest.mark.parametrize("run", [find, edit], ids=["mask", "sampler"])
-def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae, run):
-    with pytest.raises(ValueError, match=r"'picture' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
+def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae, run):
+    with pytest.raises(ValueError, match=r"'image' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
         run(eps_model, torch.rand(1, 71, 67, 3), vae=vae)
 
 
@@ -213,15 +213,14 @@ def test_a_plain_ksampler_changes_only_the_mask(model):
     assert (after - latent["samples"])[within > 0].abs().max() > 0.01
 
 
-# --- DiffEditSampler
 
 
 def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
     """DDIM encoding and plain DDIM denoising through the host's `sampling_function`, written out: the edit without a mask."""
-    sigmas = img2img.sigmas(model, ratio, "percent", "VP", steps, "normal")
+    sigmas = sdedit.sigmas(model, ratio, "percent", "VP", steps, "normal")
     flow = model.model.model_type.name == "FLOW"
 
-    class Walk(comfy.samplers.Sampler):
+    class CallbackSampler(comfy.samplers.Sampler):
         def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
             x, one, own = latent_image, latent_image.new_ones([1]), guider.conds["positive"]
             for now, goal in zip(sigmas.flip(0), sigmas.flip(0)[1:]):
@@ -235,19 +234,19 @@ def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
 
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": DOG, "negative": EMPTY, "source": CAT})
-    return guider.sample(torch.zeros_like(given["samples"]), given["samples"], Walk(), sigmas, disable_pbar=True, seed=0)
+    return guider.sample(torch.zeros_like(given["samples"]), given["samples"], CallbackSampler(), sigmas, disable_pbar=True, seed=0)
 
 
 @pytest.mark.parametrize("rule", ["trajectory", "clean mix"])
 def test_without_a_mask_it_is_the_plain_ddim_inversion_edit(model, rule):
-    expected = by_hand(model, picture())
+    expected = by_hand(model, image())
     assert_close(edit(model, rule=rule)[0], expected, atol=1e-3, rtol=1e-3)
     assert torch.equal(edit(model, rule=rule, mask=torch.ones(1, 64, 64))[0], edit(model, rule=rule)[0])
 
 
 @pytest.mark.parametrize("rule", ["trajectory", "clean mix"])
 def test_off_the_mask_the_latent_is_the_originals_bit_for_bit(model, rule):
-    given = picture(2)
+    given = image(2)
     result, _ = edit(model, given, half_mask(), rule=rule)
     assert torch.equal(result[..., :4], given["samples"][..., :4])
     assert not torch.allclose(result[..., 4:], given["samples"][..., 4:], atol=1e-2)
@@ -259,25 +258,25 @@ def test_the_two_rules_differ_within_the_mask(model):
     assert not torch.allclose(one, two, atol=1e-4)
 
 
-def test_an_encode_ratio_of_zero_returns_the_picture(model):
-    assert torch.equal(edit(model, encode_ratio=0.0)[0], picture()["samples"])
+def test_an_encode_ratio_of_zero_returns_the_image(model):
+    assert torch.equal(edit(model, encode_ratio=0.0)[0], image()["samples"])
 
 
-def test_every_picture_of_a_batch_has_its_own_mask(model):
+def test_every_image_of_a_batch_has_its_own_mask(model):
     masks = torch.cat([half_mask(), 1 - half_mask()])
-    given = picture(2)
+    given = image(2)
     result, _ = edit(model, given, masks)
     assert torch.equal(result[0, ..., :4], given["samples"][0, ..., :4]) and torch.equal(result[1, ..., 4:], given["samples"][1, ..., 4:])
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-2)
 
 
 def test_the_mask_that_a_latent_carries_is_used(model):
-    given = picture()
+    given = image()
     assert torch.equal(edit(model, {**given, "noise_mask": half_mask()})[0], edit(model, given, half_mask())[0])
 
 
 def test_a_soft_mask_blends_and_keeps_its_zeros(model):
-    given, soft = picture(), 0.5 * half_mask()
+    given, soft = image(), 0.5 * half_mask()
     result = edit(model, given, soft, soft=True)[0]
     hard = edit(model, given, half_mask())[0]
     assert torch.equal(result[..., :4], given["samples"][..., :4])
@@ -306,7 +305,7 @@ def test_a_hard_edit_cuts_the_mask_at_one_half(model, vae):
     assert torch.equal(latent, sharp) and torch.equal(image, clear) and torch.equal(image[:, :, :32], given[:, :, :32])
 
 
-def test_without_a_vae_there_is_no_picture(eps_model):
+def test_without_a_vae_there_is_no_image(eps_model):
     assert isinstance(edit(eps_model)[1], ExecutionBlocker)
 
 
@@ -333,7 +332,6 @@ def test_video_latents_are_edited_under_one_mask_each():
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
 
 
-# --- both
 
 
 @pytest.mark.parametrize("act", [find, edit])
@@ -373,13 +371,13 @@ def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which)
         (
             find,
             dict(given={"samples": torch.zeros(1, 4, 64)}),
-            "'picture' is a latent of 1 x 4 x 64, but that of pictures or a video is needed",
+            "'image' is a latent of 1 x 4 x 64, but that of images or a video is needed",
         ),
         (edit, dict(encode_ratio=1.2), "strength is 1.2 percent; give 0"),
         (edit, dict(positive=[]), "positive is an empty conditioning"),
         (edit, dict(source=[]), "source is an empty conditioning"),
         (edit, dict(mask=torch.ones(1, 64, 128)), "The mask is 128 x 64 but the latent 8 x 8, of another shape"),
-        (edit, dict(mask=torch.ones(3, 64, 64)), "mask holds 3 pictures"),
+        (edit, dict(mask=torch.ones(3, 64, 64)), "mask holds 3 images"),
         (edit, dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
         (edit, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
     ],

@@ -8,12 +8,13 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
+from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host.attention import KEY
-from controlled_diffusion.nodes.host.dit_editing import map_blocks
-from controlled_diffusion.nodes.host.joint_attention import Block, dit_of
+from controlled_diffusion.nodes.host.attention.dit import dit_of
+from controlled_diffusion.nodes.host.attention.prompt_to_prompt_dit import map_blocks
+from controlled_diffusion.nodes.host.conditionings import KEY
 from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
@@ -47,9 +48,9 @@ def flux():
     return tiny_dits.dit("flux")
 
 
-def patch(model, clip, targets=SWAP, source=SOURCE, pictures=1, **knobs):
+def patch(model, clip, targets=SWAP, source=SOURCE, images=1, **knobs):
     """(model, positive, negative, latent, alignment)."""
-    given = {**DEFAULTS, "latent": {"samples": tiny_dits.empty(clip.name, pictures)}, **knobs, "source": source, "targets": targets}
+    given = {**DEFAULTS, "latent": {"samples": tiny_dits.empty(clip.name, images)}, **knobs, "source": source, "targets": targets}
     return P2PAttentionPatch.execute(model, clip, **given).args
 
 
@@ -70,7 +71,7 @@ def differ(a, b) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_takes_over_the_sources_layout(name, text_model):
-    """Equal prompts: equal pictures. Empty windows: as without the patch. Else the target changes and the source does not."""
+    """Equal prompts: equal images. Empty windows: as without the patch. Else the target changes and the source does not."""
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
     same = drawn(model, clip, SOURCE, blend_words="circle", **ALL)
     assert torch.equal(same[0], same[1]) and same.isfinite().all()
@@ -82,7 +83,7 @@ def test_a_family_takes_over_the_sources_layout(name, text_model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_text_that_is_filled_up_draws_as_it_does_by_itself(name, text_model):
-    """Families whose place of the picture depends on the length of the text are near it; the others are exact."""
+    """Families whose place of the image depends on the length of the text are near it; the others are exact."""
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
     patched, positive, negative, latent, _ = patch(model, clip, LONGER, **OFF)
     assert len({encoded(clip, t)[0][0].shape[1] for t in (SOURCE, LONGER)}) == 2
@@ -103,10 +104,9 @@ def test_a_family_that_cannot_be_reached_is_refused_by_name(name, text_model):
         patch(model, clip)
 
 
-# --- joint attention
 
 
-def test_the_pictures_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
+def test_the_images_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
     spy = Keys(tiny_dits.dit("flux"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.4, self_layers="1-2")
     sample(patched, positive, negative, latent, steps=2)
@@ -120,11 +120,11 @@ def test_the_pictures_queries_and_keys_are_the_sources_and_the_texts_their_own(c
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_several_pictures_and_targets_are_the_same_one_by_one(flux, clip, sampler):
+def test_several_images_and_targets_are_the_same_one_by_one(flux, clip, sampler):
     run = dict(sampler=sampler, cfg=3.0)
-    made = drawn(flux, clip, f"{SWAP}\nred square", pictures=2, run=run).unflatten(0, (3, 2))
+    made = drawn(flux, clip, f"{SWAP}\nred square", images=2, run=run).unflatten(0, (3, 2))
     for i, target in enumerate((SWAP, "red square")):
-        alone = drawn(flux, clip, target, pictures=2, run=run).unflatten(0, (2, 2))
+        alone = drawn(flux, clip, target, images=2, run=run).unflatten(0, (2, 2))
         assert_close(made[0], alone[0], **CLOSE)
         assert_close(made[1 + i], alone[1], **CLOSE)
     assert torch.equal(*drawn(flux, clip, SOURCE, run=run))
@@ -172,7 +172,7 @@ def test_a_model_that_others_changed_is_an_error_even_without_an_edit(flux, clip
     patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
         lambda args: {**args, "txt": args["txt"][:, :1], "txt_ids": args["txt_ids"][:, :1]}
     ]
-    with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the picture"):
+    with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image"):
         sample(patched, *rest)
 
 
@@ -208,7 +208,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(flux, clip)
     assert KEY not in flux.model_options["transformer_options"]
 
 
-# --- words
 
 
 def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
@@ -269,7 +268,6 @@ def test_filled_rows_keep_the_mean_and_the_mask_of_a_single_row(clip):
     assert values["attention_mask"].shape == (1, rows.shape[1]) and values["attention_mask"].all()
 
 
-# --- local blend
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
@@ -301,14 +299,14 @@ def test_the_maps_of_a_blend_are_those_of_its_words(name, text_model, monkeypatc
     control = patched.model_options["transformer_options"][KEY][0]
     run = control.runs[0]
     total, filled = positive[0][0].shape[1], 32 if name == "zimage" else positive[0][0].shape[1]
-    start, picture = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
+    start, image = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
     wanted = torch.zeros(2, 16, device=spy.seen[0][0].device)
     for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
         if number in run.maps:
             p = (
                 (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask))
                 .softmax(-1)
-                .mean(1)[:, picture : picture + 16]
+                .mean(1)[:, image : image + 16]
             )
             for side, words in enumerate(control.blend.edited[0]):
                 front = total - control.lengths[side] if name == "flux2" else 0
@@ -353,10 +351,9 @@ def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
     assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
 
 
-# --- real pictures
 
 
-def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip):
+def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip):
     model = tiny_dits.dit("flux")
     for weights in model.model.diffusion_model.final_layer.parameters():
         weights.data *= 0.05  # a random network is wild
@@ -368,7 +365,6 @@ def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip):
     assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
 
 
-# --- cross-attention
 
 
 def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
@@ -394,7 +390,7 @@ def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
 
 
 def test_a_swap_of_equal_length_needs_no_probabilities_of_a_cross_attention(text_model, monkeypatch):
-    from controlled_diffusion.nodes.host.joint_attention import TokenCall
+    from controlled_diffusion.nodes.host.attention.dit import TokenCall
 
     clip, model = tiny_dits.Clip(text_model, "wan"), tiny_dits.dit("wan")
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
@@ -408,5 +404,5 @@ def test_a_swap_of_equal_length_needs_no_probabilities_of_a_cross_attention(text
 
 def test_the_words_of_the_node_are_explained_for_joint_models(flux, clip):
     text = patch(flux, clip, word_weights="blue: 2")[4]
-    assert text.startswith("Flux: the picture's queries and keys are taken over") and "x 2 blue" in text
+    assert text.startswith("Flux: the image's queries and keys are taken over") and "x 2 blue" in text
     assert dit_of(flux).name == "Flux"

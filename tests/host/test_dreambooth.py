@@ -1,4 +1,4 @@
-"""DreamBooth on tiny models of several families, its files in the stock loaders, and its class pictures."""
+"""DreamBooth on tiny models of several families, its files in the stock loaders, and its class images."""
 
 import json
 import shutil
@@ -15,13 +15,16 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
-from controlled_diffusion.nodes.host import adapters, class_pictures, training
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.nodes.host.fingerprint import traits
-from controlled_diffusion.nodes.host.whole_weights import WholeWeights
+from controlled_diffusion.nodes.host.training import adapters, class_images, denoiser, run, textual_inversion, trainer
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.file_names import state_of
+from controlled_diffusion.nodes.host.training.patch_key import traits
+from controlled_diffusion.nodes.host.training.whole_weights import WholeWeights
+from controlled_diffusion.training import settings
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.loop import Diverged
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -83,21 +86,21 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model, knobs):
     clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
     given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
     for number in range(2):
-        model, *_, pictures = train(*given, name=f"rex{number}", steps=2, validation_count=1, validation_steps=1, **knobs)
-        assert sampled(model).isfinite().all() and pictures.isfinite().all()
+        model, *_, images = train(*given, name=f"rex{number}", steps=2, validation_count=1, validation_steps=1, **knobs)
+        assert sampled(model).isfinite().all() and images.isfinite().all()
 
 
 def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **settings):
-    """A task with two class pictures; `word` learns '<z>' along."""
+    """A task with two class images; `word` learns '<z>' along."""
     prompt = "a <z> cat" if word else "a zz cat"
-    subject = host.Subject(prompt, host.Word("<z>", "cat", 1) if word else None)
+    subject = host.Subject(prompt, textual_inversion.Word("<z>", "cat", 1) if word else None)
     kept = host.Class("a cat", [images(2, seed=5)], preservation=Preservation(weight))
-    objective = training.Objective(Levels(low=0.2, high=0.9))
-    knobs = host.Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
-    shown = host.Validation(prompt, count=0, steps=2)
+    objective = denoiser.Objective(Levels(low=0.2, high=0.9))
+    knobs = Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
+    shown = Validation(prompt, count=0, steps=2)
     with torch.inference_mode(False), torch.no_grad():
         return host.prepare(
-            model, clip, vae, data or host.Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown
+            model, clip, vae, data or Data([images()]), subject, kept, design or adapters.Design(rank=2), objective, knobs, shown
         )
 
 
@@ -109,9 +112,9 @@ def inside(task, question, mutations=False, around=None):
         found.append(question(ground))
         return iter(())
 
-    lesson = training.Lesson(steps, task.modules, lambda step: None, mutations, around or task.around)
+    lesson = run.Lesson(steps, task.modules, lambda step: None, mutations, around or task.around)
     with torch.inference_mode(False), torch.no_grad():
-        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider = run.comfy.samplers.CFGGuider(task.model)
         guider.inner_set_conds({"positive": task.conditioning("a")})
         guider.sample(torch.zeros(task.shape), torch.zeros(task.shape), lesson, torch.ones(1), disable_pbar=True, seed=0)
     return found[0]
@@ -129,10 +132,9 @@ def sampled(model):
     return ksampler(model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
 
-# --- gradients
 
 
-def slopes(task, mutations=False, step=0.01):
+def derivatives(task, mutations=False, step=0.01):
     """(derivative by autograd, by differences) of the loss along a random direction of all parameters."""
     stir(task)
     parameters, draw = list(task.parameters.values()), torch.Generator().manual_seed(3)
@@ -157,7 +159,7 @@ def slopes(task, mutations=False, step=0.01):
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
 def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family, algorithm, vae, clip):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, adapters.Design(algorithm, 2), word=True)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert abs(exact) > 1e-6
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
@@ -170,7 +172,7 @@ def transformers(kind, design, **knobs):
 @pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
 def test_so_it_does_for_transformers(kind, layers, algorithm):
-    exact, measured = slopes(transformers(kind, adapters.Design(algorithm, 2, layers=layers)), mutations=kind == "flux")
+    exact, measured = derivatives(transformers(kind, adapters.Design(algorithm, 2, layers=layers)), mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
@@ -190,7 +192,6 @@ def test_a_lora_is_learnt_beside_its_layers_to_the_same_end_as_through_their_wei
     assert all(len(m.weight_function) == 1 and not m._forward_hooks for m in layers)
 
 
-# --- what acts, and what does not
 
 
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
@@ -264,7 +265,7 @@ def test_a_mask_says_where_the_subject_is_and_the_class_counts_whole(eps_model, 
     half = torch.zeros(2, 64, 64)
     half[..., :32] = 1
     tasks = [
-        task_of(eps_model, clip, vae, data=host.Data([images()], masks=m), weight=w)
+        task_of(eps_model, clip, vae, data=settings.Data([images()], masks=m), weight=w)
         for m in ((), [torch.ones(2, 64, 64)], [half])
         for w in (1.0, 2.0)
     ]
@@ -273,7 +274,7 @@ def test_a_mask_says_where_the_subject_is_and_the_class_counts_whole(eps_model, 
     assert losses[5] - losses[4] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
 
-def test_two_pictures_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
+def test_two_images_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
     """And those that are connected are taken in the place of sampled ones."""
     for ratio, rows in (("1:1", 2), ("1:2", 3)):
         shown = []
@@ -283,7 +284,7 @@ def test_two_pictures_of_the_class_may_go_with_each_of_the_subject(eps_model, va
         )
         train(watched, clip, vae, ratio=ratio, class_images=[images(3, seed=7)], batch_size=1, steps=4)
         assert shown[-4:] == [rows] * 4
-    assert not list((folders / "output").rglob("class_pictures"))
+    assert not list((folders / "output").rglob("class_images"))
 
 
 def test_a_lora_below_stays_below(eps_model, vae, clip):
@@ -294,11 +295,11 @@ def test_a_lora_below_stays_below(eps_model, vae, clip):
 
 
 def test_without_prior_weight_it_is_plain_fine_tuning(eps_model, vae, clip):
-    """The loss of the subject's pictures alone, whatever class pictures there are."""
+    """The loss of the subject's images alone, whatever class images there are."""
     task = task_of(eps_model, clip, vae, weight=0.0)
-    plain = inside(task, lambda g: [float(g.errors(task.pictures, task.batches.of(i)[0], [task.rows["a zz cat"]] * 2, task.objective, 4, 2 * i).mean()) for i in (0, 3)])  # fmt: skip
+    plain = inside(task, lambda g: [float(g.errors(task.images, task.batches.of(i)[0], [task.rows["a zz cat"]] * 2, task.objective, 4, 2 * i).mean()) for i in (0, 3)])  # fmt: skip
     assert inside(task, lambda g: [float(task.loss(g, i)) for i in (0, 3)]) == plain
-    assert len(task.pictures) == 2 and task.batches.total == 2
+    assert len(task.images) == 2 and task.batches.total == 2
 
 
 def test_the_class_counts_by_its_weight(eps_model, vae, clip):
@@ -326,24 +327,23 @@ def test_a_new_word_moves_at_its_own_rate(eps_model, vae, clip):
     assert_close(moved(0.01), moved(0.0001), rtol=0.02, atol=0)
 
 
-# --- class pictures
 
 
-def test_class_pictures_are_sampled_once_kept_and_completed(eps_model, vae, clip, folders):
+def test_class_images_are_sampled_once_kept_and_completed(eps_model, vae, clip, folders):
     train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
-    files = sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    files = sorted((folders / "output").rglob("class_images/*/*.png"))
     assert [f.name for f in files] == [f"{i:05d}.png" for i in range(5)]
     stamps = [f.stat().st_mtime_ns for f in files]
     files[3].unlink()
     train(eps_model, clip, vae, class_count=5, class_prompt="a cat\na dog", class_batch=2)
     assert files[3].exists() and [f.stat().st_mtime_ns for f in files][:3] == stamps[:3]
     train(eps_model, clip, vae, class_count=1, class_prompt="a fish")
-    assert len({f.parent for f in (folders / "output").rglob("class_pictures/*/*.png")}) == 2
+    assert len({f.parent for f in (folders / "output").rglob("class_images/*/*.png")}) == 2
 
 
-def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
+def test_a_stop_while_class_images_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
     def watch(value, total, preview, node_id=None):
-        if preview:  # as class pictures have
+        if preview:  # as class images have
             comfy.model_management.interrupt_current_processing(True)
 
     comfy.utils.set_progress_bar_global_hook(watch)
@@ -355,9 +355,9 @@ def test_a_stop_while_class_pictures_are_sampled_keeps_those_that_are_there(eps_
     assert len(list((folders / "output").rglob("*.png"))) == 2 and not list((folders / "loras").iterdir())
 
 
-def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
+def test_another_model_has_class_images_of_its_own(eps_model, vae, clip):
     def place(model=eps_model, clip=clip, vae=vae, prompt="a"):
-        return class_pictures.folder(model, clip, vae, class_pictures.Order((prompt,), 1, 1, host.Validation(prompt)), (4, 8, 8))
+        return class_images.folder(model, clip, vae, class_images.Order((prompt,), 1, 1, settings.Validation(prompt)), (4, 8, 8))
 
     def with_lora(seed):
         key = "diffusion_model.input_blocks.0.0"
@@ -380,9 +380,9 @@ def test_another_model_has_class_pictures_of_its_own(eps_model, vae, clip):
     assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
 
 
-def test_what_acts_beside_the_weights_makes_class_pictures_of_its_own(eps_model, vae, clip, folders):
+def test_what_acts_beside_the_weights_makes_class_images_of_its_own(eps_model, vae, clip, folders):
     def place(model=eps_model, clip=clip, prompt="a embedding:mood"):
-        return class_pictures.folder(model, clip, vae, class_pictures.Order((prompt,), 1, 1, host.Validation(prompt)), (4, 8, 8))
+        return class_images.folder(model, clip, vae, class_images.Order((prompt,), 1, 1, settings.Validation(prompt)), (4, 8, 8))
 
     def rescaled(strength):
         return host_sampling.RescaleCFG().patch(eps_model, strength)[0]
@@ -426,22 +426,22 @@ def test_functions_of_other_packs_are_told_apart_whatever_they_hold():
     assert one == again != other and len(one) < 2000
 
 
-def test_the_hosts_folder_of_pictures_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
+def test_the_hosts_folder_of_images_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
     place = folders / "output" / "lessons"
     place.mkdir()
     for number, size in enumerate((64, 72)):
         Image.new("RGB", (size, 64), (90 * number, 80, 40)).save(place / f"{number}.png")
         (place / f"{number}.txt").write_text(f"a zz cat number {number}")
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(place.parent))
-    pictures, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
-    train(eps_model, clip, vae, pictures, captions=texts, prior_weight=0.0, steps=2)
+    images, texts = host_dataset.LoadImageTextDataSetFromFolderNode.execute("lessons").args
+    train(eps_model, clip, vae, images, captions=texts, prior_weight=0.0, steps=2)
     with safe_open(folders / "loras" / "rex.safetensors", "pt") as file:
-        assert file.metadata()["texts"] == str(tuple((text,) for text in texts)) and len(pictures) == len(texts) == 2
+        assert file.metadata()["texts"] == str(tuple((text,) for text in texts)) and len(images) == len(texts) == 2
 
 
 def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
     told = ("a red <z> | a photo of a <z>|a <z> cat", "a <z>")
-    task = task_of(eps_model, clip, vae, word=True, data=host.Data([images()], told))
+    task = task_of(eps_model, clip, vae, word=True, data=settings.Data([images()], told))
     assert task.texts[:2] == (("a red <z>", "a photo of a <z>", "a <z> cat"), ("a <z>",)) and set(task.rows) == {"a cat"}
     drawn = [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
     assert {text for text, *_ in drawn} == set(task.texts[0]) and {tuple(rest) for _, *rest in drawn} == {("a <z>", "a cat")}
@@ -449,19 +449,18 @@ def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
     assert drawn == [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
 
 
-def test_class_pictures_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
+def test_class_images_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
     told, encode = [], type(clip).encode_from_tokens_scheduled
     monkeypatch.setattr(
         type(clip), "encode_from_tokens_scheduled", lambda self, tokens, **k: told.append(tokens) or encode(self, tokens, **k)
     )
     train(eps_model, clip, vae, class_count=4, class_batch=1)
-    first, files = len(told), sorted((folders / "output").rglob("class_pictures/*/*.png"))
+    first, files = len(told), sorted((folders / "output").rglob("class_images/*/*.png"))
     train(eps_model, clip, vae, class_count=4, class_batch=1, seed=5)
-    assert sorted((folders / "output").rglob("class_pictures/*/*.png")) == files and len(files) == 4
+    assert sorted((folders / "output").rglob("class_images/*/*.png")) == files and len(files) == 4
     assert first - (len(told) - first) == 2  # the prompt and the empty one
 
 
-# --- stops, goes on, and is refused
 
 
 def test_a_continued_run_repeats_the_losses(eps_model, vae, clip):
@@ -469,9 +468,9 @@ def test_a_continued_run_repeats_the_losses(eps_model, vae, clip):
         task = task_of(eps_model, clip, vae, word=True, steps=steps, schedule="constant", average=0.9)
         with torch.inference_mode(False), torch.no_grad():
             loop = task.loop()
-            state = host.naming.state_of(adapters.KIND, name)
+            state = state_of(adapters.KIND, name)
             state.parent.mkdir(parents=True, exist_ok=True)
-            found = host.trainers.run(task, state, lambda loop: name, resume).history
+            found = trainer.run(task, state, lambda loop: name, resume).history
             task.adapters.take_off(task.model)
         assert loop.done == 0
         return [s.loss for s in found]
@@ -503,14 +502,14 @@ def test_existing_files_are_numbered_or_refused_those_of_the_word_too(eps_model,
         (dict(given=[]), "There are no images"),
         (dict(rank=33), r"Rank 33 does not fit the layer diffusion_model\.\S+ \(32 x 32\); give 1 to 32"),
         (dict(name="../rex"), "The name '../rex' cannot"),
-        (dict(class_count=0), "There are no class pictures"),
+        (dict(class_count=0), "There are no class images"),
         (dict(class_prompt=""), "The class prompt is empty"),
         (dict(instance_prompt=""), "The instance prompt is empty"),
         (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
         (dict(learn_word=True), "'a zz cat' lacks the new word. Write <subject>"),
         (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names <subject>"),
         (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
-        (dict(captions=["a\nb\nc"]), "3 captions for 2 pictures"),
+        (dict(captions=["a\nb\nc"]), "3 captions for 2 images"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, knobs, message, folders):
@@ -519,7 +518,6 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, k
     assert not list(folders.rglob("*.safetensors"))
 
 
-# --- all weights
 
 
 def test_a_whole_denoiser_is_learnt_and_the_stock_loader_gives_it_back(clip, folders):
@@ -545,7 +543,7 @@ def test_the_gradient_of_all_weights_agrees_with_finite_differences(family, vae,
         task = transformers(family, WholeWeights())
     else:
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, WholeWeights())
-    exact, measured = slopes(task, mutations=family == "flux", step=0.002)
+    exact, measured = derivatives(task, mutations=family == "flux", step=0.002)
     assert_close(exact, measured, rtol=0.05, atol=1e-6)
     assert sum(k.endswith(".diff_b") for k in task.parameters) > 10
 
@@ -576,7 +574,6 @@ def test_a_lora_that_would_not_be_in_the_file_is_refused(eps_model, vae, clip, f
     assert not list(folders.rglob("*.safetensors"))
 
 
-# --- several words, and none
 
 
 @pytest.mark.parametrize(
@@ -609,7 +606,7 @@ def test_several_words_are_learnt_together_each_in_a_file_of_its_own(eps_model, 
     bundled = load_file(folders / "loras" / "rex.safetensors")
     assert all(torch.equal(bundled[f"bundle_emb.{k}.clip_l"], v) for k, v in files.items())
     task = task_of(eps_model, clip, vae, word=True)
-    joint = host.new_word(task.clip, host.Word("<a>", "dog"), 0, others=(host.Word("<b>", "cat"),))
+    joint = textual_inversion.new_word(task.clip, textual_inversion.Word("<a>", "dog"), 0, others=(textual_inversion.Word("<b>", "cat"),))
     one, other = joint.conditioning("a <a> and a <b>")[0][0], clip.encode_from_tokens_scheduled(clip.tokenize("a dog and a cat"))[0][0]
     assert_close(one, other)
 
@@ -630,7 +627,7 @@ def test_several_words_that_cannot_be_learnt_are_refused(eps_model, vae, clip, f
 
 
 def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
-    task = task_of(eps_model, clip, vae, data=host.Data([images()], caption_dropout=0.25))
+    task = task_of(eps_model, clip, vae, data=settings.Data([images()], caption_dropout=0.25))
     level = torch.zeros(2)
     given = [text for i in range(200) for text in task.sentences([0, 1], 2 * i, level)]
     assert 0.15 < given.count("") / len(given) < 0.35 and set(given) == {"", "a zz cat"}
@@ -640,7 +637,7 @@ def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
 
 def test_sentences_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, vae, clip, monkeypatch):
     """Never at pure noise and always at clean levels: what a step shows goes with the level that it draws."""
-    data, seen = host.Data([images()], clean_caption_dropout=1.0), []
+    data, seen = settings.Data([images()], clean_caption_dropout=1.0), []
     task = task_of(eps_model, clip, vae, data=data, weight=0.0, batch_size=1)
     assert task.sentences([0] * 4, 0, torch.tensor([-30.0, 30.0, -30.0, 30.0])) == ["a zz cat", "", "a zz cat", ""]
     plain = task.sentences
@@ -653,7 +650,7 @@ def test_sentences_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, va
     assert train(eps_model, clip, vae, caption_dropout=0.5, clean_caption_dropout=0.0)[2] == "rex.safetensors"
 
 
-def test_one_picture_is_enough(eps_model, vae, clip):
+def test_one_image_is_enough(eps_model, vae, clip):
     assert train(eps_model, clip, vae, [images(1)], batch_size=2)[2] == "rex.safetensors"
 
 
@@ -666,14 +663,14 @@ def test_half_precision_networks_are_taught_by_float32_numbers(dtype, vae, clip)
     task = task_of(model, clip, vae, steps=2)
     before = {k: p.detach().clone() for k, p in task.parameters.items()}
     with torch.inference_mode(False), torch.no_grad():
-        loop = host.trainers.run(task, host.naming.state_of("loras", "half"), lambda loop: "")
+        loop = trainer.run(task, state_of("loras", "half"), lambda loop: "")
     assert seen == {dtype} and all(p.dtype == torch.float32 for p in task.parameters.values())
     assert loop.done == 2 and all(s.loss == s.loss for s in loop.history)
     assert any(not torch.equal(p, before[k]) for k, p in task.parameters.items())
 
 
-def test_pictures_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip, monkeypatch):
-    counts = {"pictures": 0, "sentences": 0}
+def test_images_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip, monkeypatch):
+    counts = {"images": 0, "sentences": 0}
 
     def counting(what, own):
         def counted(*args, **kwargs):
@@ -682,9 +679,9 @@ def test_pictures_and_sentences_that_stay_are_encoded_once(eps_model, vae, clip,
 
         return counted
 
-    monkeypatch.setattr(type(vae), "encode", counting("pictures", type(vae).encode))
+    monkeypatch.setattr(type(vae), "encode", counting("images", type(vae).encode))
     monkeypatch.setattr(type(clip), "encode_from_tokens_scheduled", counting("sentences", type(clip).encode_from_tokens_scheduled))
     task = task_of(eps_model, clip, vae, steps=4)
     with torch.inference_mode(False), torch.no_grad():
-        host.trainers.run(task, host.naming.state_of("loras", "once"), lambda loop: "")
-    assert counts == {"pictures": 4, "sentences": 3}  # of two pictures and two of the class; two sentences, and one to begin with
+        trainer.run(task, state_of("loras", "once"), lambda loop: "")
+    assert counts == {"images": 4, "sentences": 3}  # of two images and two of the class; two sentences, and one to begin with

@@ -11,7 +11,8 @@ import torch
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionTrainer
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
-from controlled_diffusion.nodes.host import classifiers, training_memory
+from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.loop import Diverged, Loop
@@ -22,7 +23,7 @@ from host.sampling import ksampler
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
-FOLDERS = ("embeddings", "loras", "diffusion_models", classifiers.FOLDER)
+FOLDERS = ("embeddings", "loras", "diffusion_models", classifier.FOLDER)
 
 
 def images(count=2, size=64, seed=0):
@@ -44,7 +45,7 @@ TRAINERS = {  # node, folder of its file, what it is given
     "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
     "classifier": (
         NoisyClassifierTrainer,
-        classifiers.FOLDER,
+        classifier.FOLDER,
         dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
     ),
 }
@@ -130,11 +131,11 @@ def test_nothing_that_the_user_holds_is_changed_by_it_and_what_was_sampled_befor
     def sampled():
         return ksampler(made.model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
-    picture, before, options = sampled(), states(), made.model.model_options.copy()
+    image, before, options = sampled(), states(), made.model.model_options.copy()
     train(kind, made)
     assert all(equal(now, then) for now, then in zip(states(), before))
     assert made.model.model_options == options and not made.model.patches and not made.model.wrappers
-    assert torch.equal(sampled(), picture)
+    assert torch.equal(sampled(), image)
 
 
 @every_trainer
@@ -187,7 +188,7 @@ def test_the_running_average_is_what_the_file_holds(kind, made):
 
 
 @of_concepts
-def test_validation_pictures_are_shown_on_the_node_while_it_trains(kind, made, watch):
+def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made, watch):
     shown = []
     watch(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].size)))
     train(
@@ -207,7 +208,7 @@ def test_the_curve_shows_losses_and_the_learning_rate(kind, made):
 
 
 @of_concepts
-def test_pictures_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch):
+def test_images_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch):
     def encoded(steps):
         seen = []
         for part, name in ((type(made.vae), "encode"), (type(made.clip), "encode_from_tokens_scheduled")):
@@ -217,18 +218,18 @@ def test_pictures_and_sentences_that_stay_are_encoded_once(kind, made, monkeypat
         monkeypatch.undo()
         return sorted(seen)
 
-    train(kind, made, name="first")  # samples class pictures, which are kept
+    train(kind, made, name="first")  # samples class images, which are kept
     assert encoded(2) == encoded(7) and encoded(2).count("encode") == (2 if kind == "textual inversion" else 4)
 
 
 @pytest.mark.parametrize("kind", ["textual inversion", "dreambooth", "custom diffusion", "instructions"])
-def test_one_picture_is_enough(kind, made):
+def test_one_image_is_enough(kind, made):
     one = dict(before=[images(1)], after=[images(1, seed=1)], instructions=["make it red"])
     train(kind, made, **(one if kind == "instructions" else dict(images=[images(1)])))
     assert file(kind)
 
 
-def test_one_picture_cannot_be_told_from_others(made):
+def test_one_image_cannot_be_told_from_others(made):
     with pytest.raises(ValueError, match="nothing to tell apart"):
         train("classifier", made, images=[images(1)], labels=["red"])
 
@@ -245,7 +246,7 @@ LOST = torch.full((2, 64, 64, 3), torch.nan)
         *[(kind, dict(class_images=[LOST]), "images") for kind in ("dreambooth", "custom diffusion")],
     ],
 )
-def test_pictures_that_hold_no_numbers_are_refused(kind, knobs, what, made, folders):
+def test_images_that_hold_no_numbers_are_refused(kind, knobs, what, made, folders):
     with pytest.raises(ValueError, match=f"Number 1 of the {what} holds NaN"):
         train(kind, made, **knobs)
     assert not list(folders.rglob("*.safetensors"))
@@ -272,7 +273,7 @@ def test_a_file_that_is_there_is_never_written_over_unasked(kind, made, folders)
 
 @of_concepts
 def test_memory_that_is_not_there_is_told_before_the_first_step(kind, made, monkeypatch, folders):
-    monkeypatch.setattr(training_memory.Room, "__post_init__", lambda self: vars(self).update(free=lambda device: 2**10), raising=False)
+    monkeypatch.setattr(memory.Room, "__post_init__", lambda self: vars(self).update(free=lambda device: 2**10), raising=False)
     with pytest.raises(ValueError, match=r"This training needs about \d+ MB of memory beside the model, and 0 MB are free"):
         train(kind, made)
     assert not list(folders.rglob("*.safetensors"))

@@ -11,7 +11,7 @@ import comfy.sd
 import pytest
 import torch
 from controlled_diffusion.nodes.host.fingerprint import Weights
-from controlled_diffusion.nodes.host.inversion import ModelTag
+from controlled_diffusion.nodes.host.model_tag import ModelTag
 
 from host import tiny
 

@@ -22,13 +22,13 @@ def model(request):
     return tiny.unet(request.param, output_scale=0.2)
 
 
-def picture(batch: int = 1) -> dict:
+def image(batch: int = 1) -> dict:
     return {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
 
 
 def edit(model, given=None, source=SOURCE, positive=TARGET, negative=EMPTY, mask=None, vae=None, **knobs):
     settings = defaults(FlowEditLatentSampler) | dict(steps=STEPS, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | knobs
-    given = picture() if given is None else given
+    given = image() if given is None else given
     return FlowEditLatentSampler.execute(model, source, positive, negative, given, mask=mask, vae=vae, **settings).args[0]["samples"]
 
 
@@ -50,8 +50,8 @@ def test_a_controlnet_of_the_target_alone_does_not_reach_the_source(node):
     else:
         positive = nodes.ControlNetApplyAdvanced().apply_controlnet(TARGET, EMPTY, tiny.controlnet(), hint, 1.0, 0.0, 1.0)[0]
     same = dict(source=TARGET, source_cfg=1.0, cfg=1.0)
-    assert apart(edit(model, positive=TARGET, **same), picture()["samples"]) < 1e-4
-    assert apart(edit(model, positive=positive, **same), picture()["samples"]) > 0.01
+    assert apart(edit(model, positive=TARGET, **same), image()["samples"]) < 1e-4
+    assert apart(edit(model, positive=positive, **same), image()["samples"]) > 0.01
 
 
 class ByHand(comfy.samplers.Sampler):
@@ -84,7 +84,7 @@ def test_it_is_the_papers_algorithm_through_the_hosts_own_guidance(model, n_avg)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": TARGET, "negative": EMPTY, "source": SOURCE})
-    given = picture()["samples"]
+    given = image()["samples"]
     expected = guider.sample(torch.zeros_like(given), given, ByHand(9, n_avg), sigmas, disable_pbar=True, seed=0)
     found = edit(model, seed=9, n_avg=n_avg)
     assert_close(found, expected, atol=1e-3, rtol=1e-3)
@@ -92,13 +92,13 @@ def test_it_is_the_papers_algorithm_through_the_hosts_own_guidance(model, n_avg)
 
 
 @pytest.mark.parametrize("n_max", [0, 3, STEPS])
-def test_the_same_prompt_and_cfg_give_the_picture_back(model, n_max):
-    assert apart(edit(model, positive=SOURCE, cfg=1.5, n_max=n_max, n_avg=2), picture()["samples"]) < 1e-6
+def test_the_same_prompt_and_cfg_give_the_image_back(model, n_max):
+    assert apart(edit(model, positive=SOURCE, cfg=1.5, n_max=n_max, n_avg=2), image()["samples"]) < 1e-6
 
 
-def test_no_steps_give_the_picture_back_bit_for_bit_without_an_evaluation(model):
+def test_no_steps_give_the_image_back_bit_for_bit_without_an_evaluation(model):
     count = Count(model)
-    assert torch.equal(edit(count.model, n_max=0), picture()["samples"]) and count.rows == 0
+    assert torch.equal(edit(count.model, n_max=0), image()["samples"]) and count.rows == 0
 
 
 @pytest.mark.parametrize("source_cfg, cfg, rows", [(1.0, 1.0, 2), (1.0, 4.0, 3), (1.5, 4.0, 4)])
@@ -115,7 +115,7 @@ def test_the_last_steps_are_the_hosts_own_sampling_under_the_target(model):
     guider.set_conds(TARGET, EMPTY)
     guider.set_cfg(4.0)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    expected = guider.sample(noise, picture()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    expected = guider.sample(noise, image()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
     assert_close(edit(model, seed=9, n_max=4, n_min=4), expected, atol=1e-3, rtol=1e-3)
     count = Count(model)
     edit(count.model, n_max=4, n_min=1)
@@ -123,13 +123,13 @@ def test_the_last_steps_are_the_hosts_own_sampling_under_the_target(model):
 
 
 def test_more_steps_and_more_guidance_change_more(model):
-    original = picture()["samples"]
+    original = image()["samples"]
     assert apart(edit(model, n_max=2), original) < apart(edit(model, n_max=5), original)
     assert apart(edit(model, cfg=2.0), original) < apart(edit(model, cfg=8.0), original)
 
 
-def test_a_batch_is_its_pictures_one_by_one(model):
-    given = picture(2)
+def test_a_batch_is_its_images_one_by_one(model):
+    given = image(2)
     alone = [edit(model, {"samples": x[None]}) for x in given["samples"]]
     assert_close(edit(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
 
@@ -140,8 +140,8 @@ def test_seeds_differ_and_repeat_and_the_model_is_as_before(model):
 
 
 @pytest.mark.parametrize("n_min", [0, 2])
-def test_off_the_mask_the_picture_stays_bit_for_bit(model, n_min):
-    given = picture(2)
+def test_off_the_mask_the_image_stays_bit_for_bit(model, n_min):
+    given = image(2)
     found = edit(model, given, mask=half_mask(), n_min=n_min)
     assert torch.equal(found[..., :4], given["samples"][..., :4])
     assert apart(found[..., 4:], given["samples"][..., 4:]) > 1e-2
@@ -155,13 +155,13 @@ def test_an_image_is_encoded(vae):
     assert_close(found, edit(model, {"samples": vae.encode(image)}), atol=1e-5, rtol=1e-5)
 
 
-def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae):
-    with pytest.raises(ValueError, match=r"'picture' is 100 x 64 pixels, but this VAE takes multiples of 8 .* to 96 x 64\."):
+def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae):
+    with pytest.raises(ValueError, match=r"'image' is 100 x 64 pixels, but this VAE takes multiples of 8 .* to 96 x 64\."):
         edit(tiny.unet("flow"), torch.rand(1, 64, 100, 3), vae=vae)
 
 
 def test_the_latent_keeps_what_else_it_carries(model):
-    given = {**picture(), "noise_mask": half_mask(), "batch_index": [7]}
+    given = {**image(), "noise_mask": half_mask(), "batch_index": [7]}
     result = FlowEditLatentSampler.execute(
         model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditLatentSampler) | dict(steps=4, n_max=2, scheduler="normal")
     ).args[0]
@@ -202,8 +202,8 @@ def test_it_stops_within_a_step_when_the_user_cancels(model):
         (dict(n_max=0, n_avg=0), "n_avg is 0; give 1"),
         (dict(source=[]), "source is an empty conditioning"),
         (dict(positive=[]), "positive is an empty conditioning"),
-        (dict(given=torch.rand(1, 64, 64, 3)), "'picture' is an IMAGE, which needs the vae"),
-        (dict(given={"samples": torch.zeros(1, 4, 64)}), "'picture' is a latent of 1 x 4 x 64, but that of pictures or a video is needed"),
+        (dict(given=torch.rand(1, 64, 64, 3)), "'image' is an IMAGE, which needs the vae"),
+        (dict(given={"samples": torch.zeros(1, 4, 64)}), "'image' is a latent of 1 x 4 x 64, but that of images or a video is needed"),
         (dict(given={"samples": torch.ones(1, 16, 8, 8)}), "has 16 channels, but BaseModel"),
         (dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
     ],

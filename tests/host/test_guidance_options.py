@@ -10,9 +10,10 @@ from comfy_extras.nodes_apg import APG
 from controlled_diffusion.guidance.directions import Shaping
 from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.record import Record, distinct
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, Schedule
-from controlled_diffusion.nodes.host.channels import Mixture, MultiCFG, MultiCFGWrapper, noise_scale, record_of
-from controlled_diffusion.nodes.host.record import Record, distinct
+from controlled_diffusion.nodes.host.guidance.multi_cfg import Mixture, MultiCFG, MultiCFGWrapper, record_of
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
@@ -37,7 +38,6 @@ def ours(model, cfg: float, **rules):
     return MultiCFG(model, EMPTY, [Channel(CAT, cfg)], Rules(**rules))
 
 
-# --- adaptive projected guidance ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("knobs", [dict(eta=0.0), dict(eta=0.5, norm=5.0), dict(eta=0.0, momentum=-0.5, norm=8.0)], ids=str)
@@ -111,11 +111,10 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
         assert torch.equal(twice, copied) and not torch.allclose(twice, run(MultiCFG(eps_model, EMPTY, [one], Rules(shaping=shaping))))
 
 
-# --- CFG-zero-star -----------------------------------------------------------------------------------------------
 
 
 def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
-    mixture = Mixture([], Rules(), noise_scale(eps_model.get_model_object("model_sampling")))
+    mixture = Mixture([], Rules(), noise_scale(eps_model))
     mixture.record.note(1.0, [], 1)
     mixture.running[0], x, guider = torch.ones(1), torch.zeros(1, 4, 8, 8), SimpleNamespace(conds={})
     mixture.at(guider, x, torch.tensor([0.5]))
@@ -125,7 +124,7 @@ def test_momentum_is_forgotten_where_the_noise_rises_again(eps_model):
 
 
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
-    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted picture instead."""
+    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted image instead."""
     sigmas = torch.tensor([0.6, 0.3])
     moved = lambda guider: run(guider, sigmas=sigmas).double().flatten()  # noqa: E731
     start = moved(ours(any_model, 4.0, zero_init=1.0))
@@ -137,7 +136,7 @@ def test_zero_star_is_the_papers_formula_on_velocities(any_model):
     assert_close(guided, fitted + 4.0 * (conditioned - fitted), atol=1e-4, rtol=1e-3)
 
 
-def test_zero_init_does_not_move_the_picture_and_evaluates_nothing(flow_model):
+def test_zero_init_does_not_move_the_image_and_evaluates_nothing(flow_model):
     counted = Count(flow_model)
     run(ours(counted.model, 4.0, zero_init=0.3))
     still = sum(float(s) > float(flow_model.get_model_object("model_sampling").percent_to_sigma(0.3)) for s in sigmas_of(flow_model)[:-1])
@@ -146,7 +145,6 @@ def test_zero_init_does_not_move_the_picture_and_evaluates_nothing(flow_model):
     assert_close(run(ours(flow_model, 4.0, zero_init=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init=1.0), sigmas=early))
 
 
-# --- guidance interval -------------------------------------------------------------------------------------------
 
 
 def test_the_whole_interval_is_plain_cfg(any_model):
@@ -198,7 +196,6 @@ def test_outside_the_interval_a_force_rests(eps_model):
     assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
 
 
-# --- CFG++ -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -222,7 +219,6 @@ def _span():
     return Span(NoiseScale((10.0, 1.0, 0.1)))
 
 
-# --- the report --------------------------------------------------------------------------------------------------
 
 
 def channels():
@@ -288,8 +284,8 @@ def test_evaluations_are_counted_once_where_another_node_answers_for_the_host(ep
 def test_the_report_of_the_patch_is_read_from_the_model(eps_model):
     patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
     latent = {"samples": ksampler(patched, CAT, EMPTY, 4.0)}
-    picture, passed, text = GuidanceReport.execute(patched, latent).args
-    assert passed is latent and picture.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
+    image, passed, text = GuidanceReport.execute(patched, latent).args
+    assert passed is latent and image.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
 
 
 def test_a_second_run_has_a_record_of_its_own(eps_model):

@@ -11,8 +11,9 @@ import torch
 from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import gradients
-from controlled_diffusion.nodes.host.channels import KEY, MultiCFG, MultiCFGWrapper
-from controlled_diffusion.nodes.host.image_guidance import decoder, nearest_size
+from controlled_diffusion.nodes.host.guidance.image_guidance import nearest_size
+from controlled_diffusion.nodes.host.guidance.multi_cfg import KEY, MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.latents import decoder
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
 from compare import assert_close
@@ -88,7 +89,7 @@ def test_what_loads_dynamically_is_loaded_again_whole_where_gradients_pass(eps_m
 
 @pytest.mark.parametrize("kind", ["color", "brightness", "layout"])
 @pytest.mark.parametrize("through", [False, True], ids=["cheap", "through the denoiser"])
-def test_the_picture_comes_nearer_to_the_reference(any_model, vae, kind, through):
+def test_the_image_comes_nearer_to_the_reference(any_model, vae, kind, through):
     channels = channel(any_model, vae, 0.5, kind, through)
     decode = decoder(any_model, vae)
     plain, guided = (run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))
@@ -142,8 +143,8 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
         )
         return -64 * float(loss(model.model.process_latent_in(z)).double())
 
-    slope = (log_p(0.004) - log_p(-0.004)) / 0.008
-    assert sigma**2 * slope == pytest.approx(float((delta * direction).sum()), rel=0.02)
+    derivative = (log_p(0.004) - log_p(-0.004)) / 0.008
+    assert sigma**2 * derivative == pytest.approx(float((delta * direction).sum()), rel=0.02)
 
 
 def test_through_the_denoiser_at_weight_0_keeps_no_graph_and_is_the_hosts_cfg(eps_model):
@@ -223,5 +224,5 @@ def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):
 def test_healing_replaces_only_what_was_made_in_inference_mode(eps_model):
     model = eps_model.model.diffusion_model
     values = {k: v.clone() for k, v in model.state_dict().items()}
-    assert gradients.heal(model) > 0 and gradients.heal(model) == 0
+    assert gradients.to_normal_tensors(model) > 0 and gradients.to_normal_tensors(model) == 0
     assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""Today's instruction editors take the picture as reference latents; they get the same two scales."""
+"""Today's instruction editors take the image as reference latents; they get the same two scales."""
 
 import comfy.samplers
 import node_helpers
@@ -6,12 +6,12 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_edit_model import ReferenceLatent
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, run, sigmas_of
-from host.tiny_editors import EDITORS, chroma, editor, instruction, picture_for
+from host.tiny_editors import EDITORS, chroma, editor, image_for, instruction
 
 EMPTY, SNOW, BARE = (instruction(i) for i in range(3))
 ROUNDING = dict(atol=1e-4, rtol=1e-4)
@@ -19,74 +19,74 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 each_editor = pytest.mark.parametrize("name", EDITORS)
 
 
-def seeing(conditioning, picture):
-    return ReferenceLatent.execute(conditioning, picture).args[0]
+def seeing(conditioning, image):
+    return ReferenceLatent.execute(conditioning, image).args[0]
 
 
-def host_dual(model, picture, text=4.0, image=1.5, nothing=EMPTY):
+def host_dual(model, latent, text=4.0, image=1.5, nothing=EMPTY):
     guider = Guider_DualCFG(model)
-    guider.set_conds(seeing(SNOW, picture), seeing(EMPTY, picture), nothing)
+    guider.set_conds(seeing(SNOW, latent), seeing(EMPTY, latent), nothing)
     guider.set_cfg(text, image)
     return guider
 
 
-def ours(model, picture, text=4.0, image=1.5, **inputs):
-    return InstructPix2PixGuider.execute(model, SNOW, EMPTY, text, image, picture, **inputs).args[0]
+def ours(model, latent, text=4.0, image=1.5, **inputs):
+    return InstructPix2PixGuider.execute(model, SNOW, EMPTY, text, image, latent, **inputs).args[0]
 
 
 @each_editor
 def test_guider_channels_and_patch_are_the_equation_over_reference_latents(name):
-    model, picture = editor(name), picture_for(name)
-    empty = torch.zeros_like(picture["samples"])
-    expected = run(host_dual(model, picture), empty)
+    model, image = editor(name), image_for(name)
+    empty = torch.zeros_like(image["samples"])
+    expected = run(host_dual(model, image), empty)
     assert expected.isfinite().all()
-    assert_close(run(ours(model, picture), empty), expected, **ROUNDING)
-    channels, unconditional, *_ = InstructionChannels.execute(model, SNOW, EMPTY, 4.0, 1.5, picture).args
+    assert_close(run(ours(model, image), empty), expected, **ROUNDING)
+    channels, unconditional, *_ = InstructionChannels.execute(model, SNOW, EMPTY, 4.0, 1.5, image).args
     assert_close(run(MultiCFG(model, unconditional, channels), empty), expected, **ROUNDING)
-    patched, positive, negative, sized = InstructPix2PixPatch.execute(model, SNOW, EMPTY, 1.5, picture).args
+    patched, positive, negative, sized = InstructPix2PixPatch.execute(model, SNOW, EMPTY, 1.5, image).args
     assert_close(ksampler(patched, positive, negative, 4.0, sized["samples"]), expected, **ROUNDING)
 
 
 @each_editor
-def test_the_picture_has_a_handle_of_its_own(name):
-    model, picture, other = editor(name), picture_for(name), picture_for(name, seed=6)
-    empty = torch.zeros_like(picture["samples"])
-    neutral = run(ours(model, picture, image=1.0), empty)
+def test_the_image_has_a_handle_of_its_own(name):
+    model, image, other = editor(name), image_for(name), image_for(name, seed=6)
+    empty = torch.zeros_like(image["samples"])
+    neutral = run(ours(model, image, image=1.0), empty)
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(seeing(SNOW, picture), seeing(EMPTY, picture))
+    guider.set_conds(seeing(SNOW, image), seeing(EMPTY, image))
     guider.set_cfg(4.0)
     assert torch.equal(neutral, run(guider, empty))
-    stronger = run(ours(model, picture, image=6.0), empty)
+    stronger = run(ours(model, image, image=6.0), empty)
     assert (stronger - neutral).abs().max() > 0.05
     assert (stronger - run(ours(model, other, image=6.0), empty)).abs().max() > 0.05
 
 
 @each_editor
 def test_no_prediction_is_made_for_nothing(name):
-    model, picture = editor(name), picture_for(name)
-    empty = torch.zeros_like(picture["samples"])
+    model, latent = editor(name), image_for(name)
+    empty = torch.zeros_like(latent["samples"])
     for text, image, rows in ((4.0, 1.5, 3), (3.0, 3.0, 2), (4.0, 1.0, 2), (0.0, 1.5, 2), (1.0, 1.0, 1)):
         count = Count(model)
-        run(ours(count.model, picture, text, image), empty)
+        run(ours(count.model, latent, text, image), empty)
         assert count.rows == rows * STEPS
 
 
 @each_editor
-def test_a_picture_that_the_encoder_put_in_is_taken(name):
-    """As TextEncodeQwenImageEdit and ReferenceLatent do; the null is a prompt that the picture did not colour."""
-    model, picture = editor(name), picture_for(name)
+def test_an_image_that_the_encoder_put_in_is_taken(name):
+    """As TextEncodeQwenImageEdit and ReferenceLatent do; the null is a prompt that the image did not colour."""
+    model, image = editor(name), image_for(name)
     method = {"reference_latents_method": "index"}
-    positive, negative = (node_helpers.conditioning_set_values(seeing(c, picture), method) for c in (SNOW, EMPTY))
+    positive, negative = (node_helpers.conditioning_set_values(seeing(c, image), method) for c in (SNOW, EMPTY))
     guider, empty, _ = InstructPix2PixGuider.execute(model, positive, negative, 4.0, 1.5, unconditional=BARE).args
-    assert empty["samples"].shape == picture["samples"].shape and not empty["samples"].any()
+    assert empty["samples"].shape == image["samples"].shape and not empty["samples"].any()
     theirs = Guider_DualCFG(model)
     theirs.set_conds(positive, negative, BARE)
     theirs.set_cfg(4.0, 1.5)
     assert_close(run(guider, empty["samples"]), run(theirs, empty["samples"]), **ROUNDING)
 
 
-def test_several_reference_pictures_stay_together():
-    model, first, second = editor("flux"), picture_for("flux"), picture_for("flux", seed=6)
+def test_several_reference_images_stay_together():
+    model, first, second = editor("flux"), image_for("flux"), image_for("flux", seed=6)
     positive, negative = (seeing(seeing(c, first), second) for c in (SNOW, EMPTY))
     empty = torch.zeros_like(first["samples"])
     theirs = Guider_DualCFG(model)
@@ -98,23 +98,23 @@ def test_several_reference_pictures_stay_together():
 
 @each_editor
 def test_batches_are_edited_alike(name):
-    model, picture = editor(name), picture_for(name)
-    two = torch.zeros(2, *picture["samples"].shape[1:])
-    edited = run(ours(model, picture), two)
-    assert_close(edited, run(host_dual(model, picture), two), **ROUNDING)
+    model, image = editor(name), image_for(name)
+    two = torch.zeros(2, *image["samples"].shape[1:])
+    edited = run(ours(model, image), two)
+    assert_close(edited, run(host_dual(model, image), two), **ROUNDING)
 
 
 def test_the_reference_may_have_another_size_than_the_result():
-    model, picture = editor("flux"), {"samples": torch.randn(1, 16, 12, 10, generator=torch.Generator().manual_seed(1))}
+    model, image = editor("flux"), {"samples": torch.randn(1, 16, 12, 10, generator=torch.Generator().manual_seed(1))}
     empty, sigmas = torch.zeros(1, 16, 8, 8), sigmas_of(model)
-    assert_close(run(ours(model, picture), empty, sigmas=sigmas), run(host_dual(model, picture), empty, sigmas=sigmas), **ROUNDING)
+    assert_close(run(ours(model, image), empty, sigmas=sigmas), run(host_dual(model, image), empty, sigmas=sigmas), **ROUNDING)
 
 
 def test_a_model_whose_network_leaves_references_out_is_refused():
-    with pytest.raises(ValueError, match="Chroma cannot be shown a picture"):
-        ours(chroma(), picture_for("flux"))
+    with pytest.raises(ValueError, match="Chroma cannot be shown an image"):
+        ours(chroma(), image_for("flux"))
 
 
 def test_a_latent_of_another_vae_is_refused():
     with pytest.raises(ValueError, match="latent has 16 channels, but Flux2 takes 128"):
-        ours(editor("flux2"), picture_for("flux"))
+        ours(editor("flux2"), image_for("flux"))

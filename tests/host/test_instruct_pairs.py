@@ -9,9 +9,9 @@ import folder_paths
 import pytest
 import torch
 from controlled_diffusion.nodes.demo import DemoCheckerLoader
-from controlled_diffusion.nodes.host import instruct_pairs as host
+from controlled_diffusion.nodes.host.training import instruct_pairs as host
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
 from PIL import Image
 
@@ -58,7 +58,6 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# --- drawing
 
 
 def drawn_alone(model, clip, vae, text, how, sampler):
@@ -73,13 +72,13 @@ def drawn_alone(model, clip, vae, text, how, sampler):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
-def test_the_picture_before_is_what_its_prompt_gives_and_without_sharing_so_is_the_one_after(sampler, eps_model, clip, vae):
+def test_the_image_before_is_what_its_prompt_gives_and_without_sharing_so_is_the_one_after(sampler, eps_model, clip, vae):
     made = artist(eps_model, clip, vae, sampler_name=sampler).draw(PAIR, how := Draw(4, 0.0, 3.0))
-    for picture, text in zip(made, (PAIR.before, PAIR.after)):
-        assert_close(picture[None], drawn_alone(eps_model, clip, vae, text, how, sampler), atol=1e-4, rtol=1e-4)
+    for image, text in zip(made, (PAIR.before, PAIR.after)):
+        assert_close(image[None], drawn_alone(eps_model, clip, vae, text, how, sampler), atol=1e-4, rtol=1e-4)
 
 
-def test_equal_prompts_give_equal_pictures_and_more_sharing_keeps_more(any_model, clip, vae):
+def test_equal_prompts_give_equal_images_and_more_sharing_keeps_more(any_model, clip, vae):
     drawer = artist(any_model, clip, vae)
     same = drawer.draw(PromptPair("a cat", "a cat", "-"), Draw(4, 0.5, 3.0))
     assert torch.equal(*same)
@@ -90,7 +89,7 @@ def test_equal_prompts_give_equal_pictures_and_more_sharing_keeps_more(any_model
 
 
 def test_self_attention_is_shared_with_the_prompt_and_without(eps_model, clip, vae):
-    """All shared: in every self-attention of both halves the picture after looks where the picture before does."""
+    """All shared: in every self-attention of both halves the image after looks where the image before does."""
     shared = []
 
     def spy(attention, q, k, *others, **more):
@@ -118,7 +117,6 @@ def test_models_without_these_layers_are_refused(vae):
         pairs(tiny_text.denoiser("flux"), tiny_text.clip("flux"), vae)
 
 
-# --- the folder
 
 
 def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_model, clip, vae, output):
@@ -133,8 +131,8 @@ def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_mod
     first = json.loads((kept / "metadata.jsonl").read_text().splitlines()[0])
     assert first["original_image"] == "before/00001.png" and first["edit_prompt"] == "make it blue" and first["edited_prompt"] == PAIR.after
     assert 0.1 <= first["share"] <= 0.9 and 2 <= first["cfg"] <= 3 and 0 <= first["changed"] <= 1
-    with Image.open(kept / "after" / "00001.png") as picture:
-        assert picture.size == (64, 64)
+    with Image.open(kept / "after" / "00001.png") as image:
+        assert image.size == (64, 64)
     how = Draw(first["seed"], first["share"], first["cfg"])
     again = host.Artist(eps_model, clip, vae, "", host.Recipe(2, 1, 3, (64, 64), steps=2)).draw(PAIR, how)
     assert_close(again[0], before[0], atol=0.003, rtol=0)
@@ -174,10 +172,10 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
     assert files(output / "things") == files(output / "whole")
 
 
-def test_a_run_that_broke_off_before_its_pictures_were_there_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
+def test_a_run_that_broke_off_before_its_images_were_there_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=2, keep=2)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(host.pictures, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(host.images, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
         pairs(eps_model, clip, vae, **one)
     before, _, instructions, _ = pairs(eps_model, clip, vae, **one)
     there = sorted((output / "things").glob("*/*.png"))
@@ -224,11 +222,11 @@ def test_a_torn_line_spoils_nothing(output):
     assert folder.seeds(PAIR) == {0, 1, 2}
 
 
-def test_no_half_picture_is_left(output, monkeypatch):
+def test_no_half_image_is_left(output, monkeypatch):
     save = Image.Image.save
 
-    def breaking(picture, path, *given):
-        save(picture, path, *given)
+    def breaking(image, path, *given):
+        save(image, path, *given)
         if path.parent.name == "after":
             raise OSError("no space")
 
@@ -275,7 +273,7 @@ def test_a_name_never_leaves_the_folder(name, eps_model, clip, vae, output):
         pairs(eps_model, clip, vae, folder=name)
 
 
-def test_a_list_of_pictures_that_names_others_is_refused(output):
+def test_a_list_of_images_that_names_others_is_refused(output):
     folder = host.Folder("things")
     folder.add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {}))
     text = (folder.path / "metadata.jsonl").read_text()
@@ -284,7 +282,6 @@ def test_a_list_of_pictures_that_names_others_is_refused(output):
         folder.read()
 
 
-# --- the filter by CLIP
 
 
 class Eyes:
@@ -293,8 +290,8 @@ class Eyes:
     def __init__(self, *directions):
         self.directions = torch.stack(directions) if directions else torch.eye(3)
 
-    def encode_image(self, pictures):
-        return {"image_embeds": pictures.mean((1, 2)) @ self.directions}
+    def encode_image(self, images):
+        return {"image_embeds": images.mean((1, 2)) @ self.directions}
 
 
 def said(clip, text):
@@ -317,12 +314,12 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
     assert judge.best(candidates, PromptPair("blue", "red", "-"), 4) == []
 
 
-def test_captions_are_compared_with_pictures_in_clips_own_space(vision, clip):
+def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
     """The host's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
-    pictures = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     judge = host.Judge(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
-    found = dict(judge.best(pictures, PAIR, 2))
-    seen = [vision.encode_image(p)["image_embeds"] for p in pictures.unbind(1)]
+    found = dict(judge.best(images, PAIR, 2))
+    seen = [vision.encode_image(p)["image_embeds"] for p in images.unbind(1)]
     expected = likeness(*seen, said(clip, PAIR.before), said(clip, PAIR.after))
     for kind, values in vars(expected).items():
         assert_close(torch.tensor([found[i][f"clip_{kind}"] for i in range(2)]), values, atol=1e-5, rtol=1e-4)
@@ -349,16 +346,15 @@ def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
 
 
 def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
-    every = dict(candidates=3, keep=2, min_pictures=-1.0, min_direction=-1.0, min_captions=-1.0)
+    every = dict(candidates=3, keep=2, min_images=-1.0, min_direction=-1.0, min_captions=-1.0)
     assert len(pairs(eps_model, clip, vae, clip_vision=vision, clip_text=clip, **every)[0]) == 4
     facts = [json.loads(line) for line in (output / "things" / "metadata.jsonl").read_text().splitlines()]
-    assert all({"clip_pictures", "clip_direction", "clip_captions"} <= set(f) for f in facts)
+    assert all({"clip_images", "clip_direction", "clip_captions"} <= set(f) for f in facts)
     assert facts[0]["clip_direction"] >= facts[1]["clip_direction"]
     with pytest.raises(ValueError, match="None of the candidates"):
         pairs(eps_model, clip, vae, folder="none", clip_vision=vision, clip_text=clip, **every | {"min_captions": 1.0})
 
 
-# --- the filter by a checker
 
 
 def test_a_checker_chooses_in_the_place_of_clip(eps_model, clip, vae, vision, output):
@@ -402,7 +398,7 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     assert checker(before, after, PromptPair("a cat", "a dog", "-")) == [0.0] * 7
 
 
-def test_the_hosts_own_nodes_read_the_folder_as_pictures_with_captions_and_their_control_pictures(
+def test_the_hosts_own_nodes_read_the_folder_as_images_with_captions_and_their_control_images(
     eps_model, clip, vae, output, monkeypatch
 ):
     pairs(eps_model, clip, vae)

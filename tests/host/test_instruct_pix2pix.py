@@ -9,7 +9,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
@@ -22,12 +22,12 @@ ROUNDING = dict(atol=1e-4, rtol=1e-4)
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
-def picture(batch: int = 1, *shape: int, seed: int = 5) -> dict:
+def image(batch: int = 1, *shape: int, seed: int = 5) -> dict:
     """A random LATENT to edit."""
     return {"samples": torch.randn(batch, 4, *(shape or (8, 8)), generator=torch.Generator().manual_seed(seed))}
 
 
-PICTURE = picture()
+IMAGE = image()
 
 
 @pytest.fixture(params=["eps", "v", "flow"])
@@ -40,15 +40,15 @@ def editor():
     return instruct_pix2pix()
 
 
-def ours(model, text=7.5, image=1.5, image_input=PICTURE, **inputs):
+def ours(model, text=7.5, image=1.5, image_input=IMAGE, **inputs):
     return InstructPix2PixGuider.execute(model, SNOW, EMPTY, text, image, image_input, **inputs).args[0]
 
 
-def seeing(conditioning, latent=PICTURE):
+def seeing(conditioning, latent=IMAGE):
     return node_helpers.conditioning_set_values(conditioning, {"concat_latent_image": latent["samples"]})
 
 
-def host_dual(model, text=7.5, image=1.5, latent=PICTURE):
+def host_dual(model, text=7.5, image=1.5, latent=IMAGE):
     """The paper's arrangement of the host's DualCFGGuider."""
     guider = Guider_DualCFG(model)
     guider.set_conds(seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY)
@@ -64,7 +64,7 @@ def plain(model, positive, negative, cfg):
 
 
 def as_channels(model, text=7.5, image=1.5, previous=(), **inputs):
-    made, unconditional, *_ = InstructionChannels.execute(model, SNOW, EMPTY, text, image, PICTURE, previous=previous, **inputs).args
+    made, unconditional, *_ = InstructionChannels.execute(model, SNOW, EMPTY, text, image, IMAGE, previous=previous, **inputs).args
     return MultiCFG(model, unconditional, made)
 
 
@@ -100,8 +100,8 @@ def test_both_scales_one_are_the_edit_alone_bit_for_bit(any_editor):
     assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 1.0)))
 
 
-def test_a_blank_picture_leaves_plain_text_guidance(any_editor):
-    blank = {"samples": torch.zeros_like(PICTURE["samples"])}
+def test_a_blank_image_leaves_plain_text_guidance(any_editor):
+    blank = {"samples": torch.zeros_like(IMAGE["samples"])}
     assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(plain(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
 
 
@@ -144,12 +144,12 @@ def test_schedules_of_guider_and_channels_agree_and_act(any_editor):
 
 
 def test_the_patch_makes_a_ksampler_do_the_same(any_editor):
-    model, positive, negative, empty = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.5, PICTURE).args
+    model, positive, negative, empty = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.5, IMAGE).args
     assert_close(ksampler(model, positive, negative, 7.5, empty["samples"]), run(ours(any_editor)), **ROUNDING)
 
 
 def test_the_patch_at_image_scale_one_changes_nothing(any_editor):
-    model, positive, negative, _ = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.0, PICTURE).args
+    model, positive, negative, _ = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.0, IMAGE).args
     assert torch.equal(ksampler(model, positive, negative, 4.0), ksampler(any_editor, seeing(SNOW), seeing(EMPTY), 4.0))
 
 
@@ -165,8 +165,8 @@ def test_further_channels_ride_along(any_editor, made):
     assert not torch.allclose(together, run(made(any_editor)), atol=1e-2)
 
 
-def test_every_picture_of_a_batch_is_edited_as_if_alone(any_editor):
-    both = picture(2)
+def test_every_image_of_a_batch_is_edited_as_if_alone(any_editor):
+    both = image(2)
     edited = run(ours(any_editor, image_input=both), latent(2))
     assert_close(edited, run(host_dual(any_editor, latent=both), latent(2)), **ROUNDING)
     assert not torch.allclose(edited[:1], run(ours(any_editor, image_input={"samples": both["samples"][1:]})), atol=1e-2)
@@ -174,8 +174,8 @@ def test_every_picture_of_a_batch_is_edited_as_if_alone(any_editor):
     assert run(ours(any_editor), latent(3)).shape[0] == 3
 
 
-def test_a_picture_of_another_size_is_scaled_as_the_host_does(any_editor):
-    wide = picture(1, 12, 10)
+def test_an_image_of_another_size_is_scaled_as_the_host_does(any_editor):
+    wide = image(1, 12, 10)
     assert_close(run(ours(any_editor, image_input=wide)), run(host_dual(any_editor, latent=wide)), **ROUNDING)
 
 
@@ -193,11 +193,11 @@ def concat_of(guider) -> torch.Tensor:
     return seen[0][0]
 
 
-def test_the_picture_enters_unscaled_and_its_absence_as_zeros(any_editor):
+def test_the_image_enters_unscaled_and_its_absence_as_zeros(any_editor):
     rows = concat_of(ours(any_editor.clone()))
     shown = [r for r in rows if r.any()]
     assert len(rows) == 3 and len(shown) == 2
-    assert all(torch.equal(r, PICTURE["samples"][0]) for r in shown)
+    assert all(torch.equal(r, IMAGE["samples"][0]) for r in shown)
 
 
 def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
@@ -208,19 +208,19 @@ def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
     assert torch.equal(run(guider, empty["samples"]), run(plain(editor, positive, negative, 4.0), theirs["samples"]))
 
 
-def test_a_picture_that_the_conditioning_carries_already_is_taken(any_editor):
+def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
     for negative in (EMPTY, seeing(EMPTY)):
         carried = InstructPix2PixGuider.execute(any_editor, seeing(SNOW), negative, 7.5, 1.5).args
         assert torch.equal(run(carried[0], carried[1]["samples"]), run(ours(any_editor)))
 
 
-def test_a_negative_that_carries_a_picture_of_its_own_keeps_it(any_editor):
-    blurred = picture(seed=6)
-    guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, PICTURE).args[0]
+def test_a_negative_that_carries_an_image_of_its_own_keeps_it(any_editor):
+    blurred = image(seed=6)
+    guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, IMAGE).args[0]
     assert torch.equal(run(guider), run(plain(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
 
 
-def test_an_unconditional_of_its_own_is_what_the_picture_is_compared_with(any_editor):
+def test_an_unconditional_of_its_own_is_what_the_image_is_compared_with(any_editor):
     guider = Guider_DualCFG(any_editor)
     guider.set_conds(seeing(SNOW), seeing(EMPTY), DOG)
     guider.set_cfg(7.5, 1.5)
@@ -296,7 +296,7 @@ def test_the_hosts_cfg_override_is_a_text_scale(any_editor):
 def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_editor):
     before, options = run(host_dual(any_editor)), repr((any_editor.model_options, any_editor.wrappers))
     guider = ours(any_editor)
-    patched = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 2.5, PICTURE).args[0]
+    patched = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 2.5, IMAGE).args[0]
     first, other = run(guider), ksampler(patched, seeing(SNOW), seeing(EMPTY), 7.5)
     assert torch.equal(run(guider), first)
     assert torch.equal(ksampler(patched, seeing(SNOW), seeing(EMPTY), 7.5), other)
@@ -305,22 +305,22 @@ def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_editor)
     assert SNOW[0][1].keys() == EMPTY[0][1].keys() == {"pooled_output"}
 
 
-def test_a_model_that_takes_no_picture_is_refused_by_its_class(any_model):
-    with pytest.raises(ValueError, match=r"BaseModel cannot be shown a picture: .* Load an instruction-tuned model \(InstructPix2Pix"):
+def test_a_model_that_takes_no_image_is_refused_by_its_class(any_model):
+    with pytest.raises(ValueError, match=r"BaseModel cannot be shown an image: .* Load an instruction-tuned model \(InstructPix2Pix"):
         ours(any_model)
 
 
 @pytest.mark.parametrize(
     "positive, image, message",
     [
-        (SNOW, None, r"'positive' carries no picture \(concat_latent_image\) and 'image' is not connected"),
-        (seeing(SNOW), PICTURE, r"'positive' already carries a picture \(concat_latent_image\), and 'image' is connected as well"),
+        (SNOW, None, r"'positive' carries no image \(concat_latent_image\) and 'image' is not connected"),
+        (seeing(SNOW), IMAGE, r"'positive' already carries an image \(concat_latent_image\), and 'image' is connected as well"),
         (SNOW, torch.rand(1, 64, 64, 3), "'image' is an IMAGE, which needs the vae"),
         (SNOW, {"samples": torch.zeros(1, 16, 8, 8)}, "latent has 16 channels, but SD15_instructpix2pix takes 4"),
-        ([[torch.zeros(1, 77, 768), {}]], PICTURE, "positive has text features of width 768, but SD15_instructpix2pix takes 64"),
-        ([], PICTURE, "positive is an empty conditioning"),
+        ([[torch.zeros(1, 77, 768), {}]], IMAGE, "positive has text features of width 768, but SD15_instructpix2pix takes 64"),
+        ([], IMAGE, "positive is an empty conditioning"),
     ],
-    ids=["no picture", "two pictures", "no vae", "channels", "width", "empty"],
+    ids=["no image", "two images", "no vae", "channels", "width", "empty"],
 )
 def test_wrong_input_is_refused_with_the_next_step(editor, positive, image, message):
     for node, scales in ((InstructPix2PixGuider, (7.5, 1.5)), (InstructPix2PixPatch, (1.5,)), (InstructionChannels, (7.5, 1.5))):
@@ -332,18 +332,18 @@ def test_a_scale_that_is_no_number_is_refused(editor):
     with pytest.raises(ValueError, match="text_scale is nan"):
         ours(editor, float("nan"))
     with pytest.raises(ValueError, match="image_scale is inf"):
-        InstructPix2PixPatch.execute(editor, SNOW, EMPTY, float("inf"), PICTURE)
+        InstructPix2PixPatch.execute(editor, SNOW, EMPTY, float("inf"), IMAGE)
 
 
 def test_a_conditioning_out_of_its_range_pulls_to_no_zero_image(any_editor):
     """The host predicts an all-zero image for it; with equal scales too it must drop out instead."""
     late = node_helpers.conditioning_set_values(SNOW, {"start_percent": 0.999, "end_percent": 1.0})
     sigmas = sigmas_of(any_editor)[:2]
-    gone = InstructPix2PixGuider.execute(any_editor, late, EMPTY, 3.0, 3.0, PICTURE).args[0]
+    gone = InstructPix2PixGuider.execute(any_editor, late, EMPTY, 3.0, 3.0, IMAGE).args[0]
     assert_close(run(gone, sigmas=sigmas), run(ours(any_editor, 0.0, 3.0), sigmas=sigmas), **ROUNDING)
 
 
 def test_the_scales_are_drawn(editor):
     for sigmas in (None, sigmas_of(editor)):
-        drawn = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 7.5, 1.5, PICTURE, sigmas=sigmas).args[2]
+        drawn = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 7.5, 1.5, IMAGE, sigmas=sigmas).args[2]
         assert drawn.shape[-1] == 3 and drawn.std() > 0

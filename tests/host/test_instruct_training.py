@@ -16,9 +16,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
-from controlled_diffusion.nodes.host import instruct_models, instruct_pairs, training
-from controlled_diffusion.nodes.host import instruct_training as host
-from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
+from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
+from controlled_diffusion.nodes.host.training import denoiser, instruct_models, instruct_pairs, run, trainer
+from controlled_diffusion.nodes.host.training import instruct_pix2pix as host
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
 from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
 from controlled_diffusion.training.objectives import Levels
@@ -65,14 +65,14 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
     """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
     given = [tiny.as_on_a_gpu(made) for made in (eps_model, tiny.clip(torch.float32), tiny.vae())]
     for number in range(2):
-        model, *_, pictures = train(*given, name=f"editor{number}", steps=2, validation_steps=1)
-        assert edited(model).isfinite().all() and pictures.isfinite().all()
+        model, *_, images = train(*given, name=f"editor{number}", steps=2, validation_steps=1)
+        assert edited(model).isfinite().all() and images.isfinite().all()
 
 
-def task_of(model, clip, vae, what="attention", free=training.comfy.model_management.get_free_memory, **more):
+def task_of(model, clip, vae, what="attention", free=run.comfy.model_management.get_free_memory, **more):
     data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
-    objective = training.Objective(Levels(low=0.2, high=0.9))
+    objective = denoiser.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
         return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0), free)
 
@@ -86,21 +86,20 @@ def inside(task, question):
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
-        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider = run.comfy.samplers.CFGGuider(task.model)
         guider.inner_set_conds({"positive": [task.examples.told[0]]})
         blank = torch.zeros(task.shape)
-        guider.sample(blank, blank, training.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
+        guider.sample(blank, blank, run.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
     return found[0]
 
 
 def edited(model, seed=3, **scales):
-    """What InstructPix2PixGuider makes of a picture."""
+    """What InstructPix2PixGuider makes of an image."""
     positive, negative = tiny.conditioning(1), tiny.conditioning(2)
-    picture = Picture(model, positive, {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))})
-    return sampling.run(InstructPix2Pix(model, picture.conditions(model, positive, negative), Scales(**scales)))
+    image = SourceImage(model, positive, {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))})
+    return sampling.run(InstructPix2Pix(model, image.conditions(model, positive, negative), Scales(**scales)))
 
 
-# --- the model
 
 
 def plain(model, positive, negative, cfg):
@@ -108,7 +107,7 @@ def plain(model, positive, negative, cfg):
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
-def test_a_model_with_room_gives_what_the_model_gives_whatever_the_picture(family):
+def test_a_model_with_room_gives_what_the_model_gives_whatever_the_image(family):
     model = tiny.unet(family)
     wide = instruct_models.with_room(model)
     assert (
@@ -125,8 +124,8 @@ def test_sdxl_becomes_sdxls_instruction_model():
     assert type(wide.model) is comfy.model_base.SDXL_instructpix2pix
     clip = tiny_text.clip("sdxl")
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a cat", ""))
-    picture = Picture(wide, positive, {"samples": torch.ones(1, 4, 8, 8)})
-    made = sampling.run(InstructPix2Pix(wide, picture.conditions(wide, positive, negative), Scales(3.0, 1.0)))
+    image = SourceImage(wide, positive, {"samples": torch.ones(1, 4, 8, 8)})
+    made = sampling.run(InstructPix2Pix(wide, image.conditions(wide, positive, negative), Scales(3.0, 1.0)))
     assert_close(made, plain(model, positive, negative, 3.0), atol=2e-4, rtol=1e-4)
 
 
@@ -213,7 +212,6 @@ def test_the_hosts_loader_knows_what_an_sdxl_file_predicts(sampling, kind, folde
     assert torch.equal(again.model.diffusion_model.state_dict()[FIRST], wide.model.diffusion_model.state_dict()[FIRST])
 
 
-# --- gradients and the loss
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -244,7 +242,7 @@ def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(fami
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
-def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_picture_and_words(eps_model, clip, vae):
+def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_image_and_words(eps_model, clip, vae):
     count = sampling.Count(eps_model)
     task = task_of(count.model, clip, vae, batch_size=6, dropout=0.3)
     count.calls = count.rows = 0
@@ -255,18 +253,18 @@ def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_picture_
     assert_close(together, sum(alone) / 6, rtol=1e-4, atol=1e-6)
 
 
-def test_picture_and_instruction_are_left_out_each_by_the_noise_where_it_is_asked_for(eps_model, clip, vae, monkeypatch):
-    asked = dict(dropout=0.0, channel_dropout="independently", clean_picture_dropout=1.0, clean_instruction_dropout=0.0)
+def test_image_and_instruction_are_left_out_each_by_the_noise_where_it_is_asked_for(eps_model, clip, vae, monkeypatch):
+    asked = dict(dropout=0.0, channel_dropout="independently", clean_image_dropout=1.0, clean_instruction_dropout=0.0)
     task, shown = task_of(eps_model, clip, vae, batch_size=40, **asked), []
     row = host.Examples.row
     monkeypatch.setattr(host.Examples, "row", lambda self, number, *kept: shown.append(kept) or row(self, number, *kept))
     levels = inside(task, lambda ground: (ground.log_snr(task.objective, 4, 0, 40), task.loss(ground, 0)))[0].tolist()
     assert all(text for _, text in shown[-40:])
-    kept, left_out = ([level for level, (picture, _) in zip(levels, shown[-40:]) if picture == there] for there in (True, False))
+    kept, left_out = ([level for level, (image, _) in zip(levels, shown[-40:]) if image == there] for there in (True, False))
     assert len(kept) > 5 and len(left_out) > 5 and sum(kept) / len(kept) < sum(left_out) / len(left_out) - 0.5
 
 
-def test_what_is_left_out_is_an_empty_picture_or_an_empty_instruction(eps_model, clip, vae):
+def test_what_is_left_out_is_an_empty_image_or_an_empty_instruction(eps_model, clip, vae):
     examples = task_of(eps_model, clip, vae).examples
     shown, untold = examples.row(1, True, False), clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
     assert torch.equal(shown[0], untold) and torch.equal(shown[1]["concat_latent_image"], examples.before.latents[1])
@@ -274,7 +272,6 @@ def test_what_is_left_out_is_an_empty_picture_or_an_empty_instruction(eps_model,
     assert torch.equal(hidden[0], examples.told[1][0]) and not hidden[1]["concat_latent_image"].any()
 
 
-# --- the node
 
 
 @pytest.mark.parametrize("what", ["attention", "every layer", "all weights"])
@@ -290,7 +287,7 @@ def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model,
     again = InstructPix2PixLoader.execute(eps_model, name).args[0]
     assert torch.equal(edited(model), edited(again)) and not torch.equal(edited(model, 3), edited(model, 4))
     assert all(torch.equal(v, before[k]) for k, v in eps_model.model.state_dict().items()) and not eps_model.wrappers
-    assert not training.comfy.model_management.in_training
+    assert not run.comfy.model_management.in_training
 
 
 def test_training_goes_on_where_it_stopped_and_the_same_seed_learns_the_same(eps_model, clip, vae, folders):
@@ -315,12 +312,12 @@ def test_an_instruction_model_is_trained_further(clip, vae):
     assert type(made.model) is type(model.model) and not torch.equal(edited(made), edited(model))
 
 
-def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
-    """The picture after is the picture before: what the model needs is in its new channels."""
+def test_it_learns_to_look_at_the_image(eps_model, clip, vae, folders):
+    """The image after is the image before: what the model needs is in its new channels."""
     task = task_of(eps_model, clip, vae, "every layer", steps=40, batch_size=3, learning_rate=5e-3, dropout=0.0)
-    task = replace(task, pictures=task.examples.before)
+    task = replace(task, images=task.examples.before)
     with torch.inference_mode(False), torch.no_grad():
-        loop = host.trainers.run(task, folders / "state.safetensors", lambda loop: "nowhere")
+        loop = trainer.run(task, folders / "state.safetensors", lambda loop: "nowhere")
     losses = [s.loss for s in loop.history]
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
 
@@ -328,15 +325,15 @@ def test_it_learns_to_look_at_the_picture(eps_model, clip, vae, folders):
 def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
     def watch(value, total, preview, node_id=None):
         if (value, total) == (1, 50):
-            training.comfy.model_management.interrupt_current_processing(True)
+            run.comfy.model_management.interrupt_current_processing(True)
 
-    training.comfy.utils.set_progress_bar_global_hook(watch)
+    run.comfy.utils.set_progress_bar_global_hook(watch)
     try:
         model, name, _, blocked = train(eps_model, clip, vae, steps=50)
     finally:
-        training.comfy.utils.set_progress_bar_global_hook(None)
-        training.comfy.model_management.interrupt_current_processing(False)
-    assert "no validation picture" in blocked.message
+        run.comfy.utils.set_progress_bar_global_hook(None)
+        run.comfy.model_management.interrupt_current_processing(False)
+    assert "no validation image" in blocked.message
     assert torch.equal(edited(model), edited(instruct_models.load(eps_model, str(folders / "diffusion_models" / name))))
 
 
@@ -344,9 +341,9 @@ def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
     "knobs, told",
     [
         (dict(before=[]), "There are no images"),
-        (dict(after=[images(2)]), "3 pictures before and 2 after"),
+        (dict(after=[images(2)]), "3 images before and 2 after"),
         (dict(after=[images(3, 32)]), "pair 1 have latents of 8 x 8 and 4 x 4"),
-        (dict(instructions=["make it red"]), "1 captions for 3 pictures"),
+        (dict(instructions=["make it red"]), "1 captions for 3 images"),
         (dict(instructions=[]), "An instruction is missing"),
         (dict(rank=4000), "The rank is 4000"),
         (dict(name="../out"), "cannot be a file's"),
@@ -386,7 +383,7 @@ def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folder
         InstructPix2PixLoader.execute(tiny.unet("eps", model_channels=64), name)
 
 
-def test_pictures_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
+def test_images_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
     """To the same latents as all at once, in the same order."""
     folder, waiting, most = instruct_pairs.Folder("things"), [0], [0]
     for i, text in enumerate(INSTRUCTIONS):
@@ -439,13 +436,13 @@ def test_a_compiled_model_does_not_run_in_the_place_of_the_one_made_from_it(eps_
     assert compiled.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile")
 
 
-def test_sdxl_with_continuous_v_reads_the_picture_as_the_hosts_loader_will():
+def test_sdxl_with_continuous_v_reads_the_image_as_the_hosts_loader_will():
     model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "v_prediction", 200.0, 0.02)[0]
-    wide, picture = instruct_models.with_room(model).model, torch.ones(1, 4, 8, 8)
+    wide, image = instruct_models.with_room(model).model, torch.ones(1, 4, 8, 8)
     assert wide.model_type is comfy.model_base.ModelType.V_PREDICTION_EDM
-    assert torch.equal(wide.process_ip2p_image_in(picture), wide.latent_format.process_in(picture))
+    assert torch.equal(wide.process_ip2p_image_in(image), wide.latent_format.process_in(image))
     plain = instruct_models.with_room(tiny_text.denoiser("sdxl")).model
-    assert plain.model_type is comfy.model_base.ModelType.EPS and torch.equal(plain.process_ip2p_image_in(picture), picture)
+    assert plain.model_type is comfy.model_base.ModelType.EPS and torch.equal(plain.process_ip2p_image_in(image), image)
 
 
 def test_a_folder_from_which_bad_pairs_were_taken_is_learnt_from(eps_model, clip, vae, folders):

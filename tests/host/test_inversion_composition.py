@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     return 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -39,7 +39,7 @@ def controlled(positive, negative):
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_the_picture_comes_back_under_lora_and_controlnet_and_the_model_is_as_before(case):
+def test_the_image_comes_back_under_lora_and_controlnet_and_the_model_is_as_before(case):
     inverter, knobs, family, cfg = CASES[case]
     model = tiny.unet(family, output_scale=0.05)
     assert next(model.model.diffusion_model.parameters()).is_inference()
@@ -48,12 +48,12 @@ def test_the_picture_comes_back_under_lora_and_controlnet_and_the_model_is_as_be
     before, (source, negative) = run(guider), controlled(SOURCE, EMPTY)
     patched = comfy.sd.load_lora_for_models(model, None, tiny.lora(model), 1.0, 0)[0]
     settings = defaults(inverter) | dict(steps=4, scheduler="normal") | knobs | ({} if cfg == 1.0 else {"negative": negative})
-    inversion = inverter.execute(model=patched, source=source, picture={"samples": picture()}, **settings).args[0]
+    inversion = inverter.execute(model=patched, source=source, image={"samples": image()}, **settings).args[0]
 
     def lost(**others) -> float:
         way = dict(model=patched, inversion=inversion, cfg=cfg, branches="edit", positive=source, negative=negative) | others
         found = InversionSampler.execute(**way).args[0]["samples"]
-        return float((found - picture()).norm() / picture().norm())
+        return float((found - image()).norm() / image().norm())
 
     assert lost() < 1e-5
     assert lost(model=model) > 1e-4 and lost(positive=SOURCE, negative=EMPTY) > 1e-4, "LoRA or ControlNet does nothing"

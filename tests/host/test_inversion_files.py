@@ -19,17 +19,18 @@ from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.method import Method, method_named
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import inversion_files
-from controlled_diffusion.nodes.host.inversion import Inversion
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.inversion import inversion_files
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.nodes.host.inversion.invert import Inversion
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import Caption, Claim, render
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import Caption, Claim, render
 
 import demo_inversion
 from compare import assert_close
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -52,7 +53,7 @@ def model():
 
 def inverted(model, source=SOURCE, batch: int = 1):
     latent = {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    return inverting.invert(model, None, latent, source, DDIM(), inverting.levels(model, "normal", 5, 0.0))
+    return inverting.invert(model, None, latent, source, DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
 
 
 def save(inversion, prefix: str = "inversion") -> str:
@@ -81,11 +82,11 @@ def test_an_inversion_comes_back_with_every_bit_of_everything(model):
     rich = [
         [SOURCE[0][0], {**SOURCE[0][1], "area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}]
     ]
-    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trail.carries)
+    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trajectory.states)
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
     whole = replace(
         found,
-        trail=replace(found.trail, carries=doubled, extras=extras),
+        trajectory=replace(found.trajectory, carries=doubled, extras=extras),
         source=rich,
         null=[[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))],
         cfg=7.5,
@@ -109,23 +110,23 @@ def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
 @pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)
 def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
     latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    sigmas = inverting.levels(model, "normal", 10, 0.0)
+    sigmas = noise_levels.levels(model, "normal", 10, 0.0)
     found = inverting.invert(model, None, latent, SOURCE, method, sigmas, precision=torch.float64)
     loaded = inversion_files.load(save(found))
-    assert {t.dtype for carry in loaded.trail.carries for t in carry} == {torch.float64}
+    assert {t.dtype for carry in loaded.trajectory.states for t in carry} == {torch.float64}
     back = InversionSampler.execute(model, loaded, 1.0, "edit").args[0]["samples"]
     assert torch.equal(back, InversionSampler.execute(model, found, 1.0, "edit").args[0]["samples"])
     assert_close(back, latent["samples"], atol=1e-5, rtol=1e-6)
 
 
-def test_the_loader_gives_what_the_inverter_gave_and_the_picture(model):
+def test_the_loader_gives_what_the_inverter_gave_and_the_image(model):
     latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
     given = inverting.outputs(model, inverted(model))
-    inversion, noisy, noise, sigmas, source, negative, picture = LoadInversion.execute(model, save(given[0])).args
+    inversion, noisy, noise, sigmas, source, negative, image = LoadInversion.execute(model, save(given[0])).args
     assert same(inversion, given[0]) and same(noisy, given[1]) and same(sigmas, given[3]) and same(source, SOURCE)
     assert torch.equal(noise.generate_noise(latent), given[2].generate_noise(latent))
     assert isinstance(negative, ExecutionBlocker) and "brings no negative" in negative.message
-    assert_close(picture["samples"], latent["samples"])
+    assert_close(image["samples"], latent["samples"])
 
 
 def test_the_negative_of_an_inversion_comes_along(model):
@@ -252,7 +253,7 @@ def test_another_model_is_refused_when_loading_and_when_sampling(model):
 def test_a_model_in_another_precision_is_taken(model):
     name, half = save(inverted(model)), tiny.unet("eps", output_scale=0.05)
     half.model.diffusion_model.half()
-    assert same(LoadInversion.execute(half, name).args[0].trail, inversion_files.load(name).trail)
+    assert same(LoadInversion.execute(half, name).args[0].trajectory, inversion_files.load(name).trajectory)
 
 
 def control():
@@ -289,12 +290,12 @@ def test_a_file_of_an_unknown_method_is_refused(model, output):
 def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
     """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
     studio = Studio()
-    inversion, *_, source, _, picture = LoadInversion.execute(studio.model, "demo_model.safetensors").args
+    inversion, *_, source, _, image = LoadInversion.execute(studio.model, "demo_model.safetensors").args
     caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
     rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor
     assert_close(source[0][0], studio.prompt(caption.text)[0][0], atol=1e-3, rtol=1e-3)
-    assert float(psnr(studio.vae.decode(picture["samples"]), rendered)) > 25
+    assert float(psnr(studio.vae.decode(image["samples"]), rendered)) > 25
     back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
-    assert float(psnr(studio.vae.decode(back), studio.vae.decode(picture["samples"]))) > 25
-    assert demo_checker.judge(demo_checker.read(studio.pictures(back)[0]), caption)["bound"]
+    assert float(psnr(studio.vae.decode(back), studio.vae.decode(image["samples"]))) > 25
+    assert checker.judge(checker.read(studio.images(back)[0]), caption)["bound"]

@@ -1,4 +1,4 @@
-"""Inversion Report: the right numbers on the right pictures."""
+"""Inversion Report: the right numbers on the right images."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from controlled_diffusion.inversion import quality
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.nodes.host import inversion as inverting
-from controlled_diffusion.nodes.host import perceptual
-from controlled_diffusion.nodes.host.comparison import Report
+from controlled_diffusion.nodes.host import lpips, noise_levels
+from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.nodes.host.inversion.inversion_report import Report
 from controlled_diffusion.nodes.inversion_report import InversionReport
 
 from compare import assert_close
@@ -31,10 +31,10 @@ def inversion():
     with torch.inference_mode():
         latent = {"samples": torch.randn(2, 4, 8, 8)}
         model = tiny.unet("eps", output_scale=0.05)
-        return inverting.invert(model, None, latent, tiny.conditioning(1), DDIM(), inverting.levels(model, "normal", 5, 0.0))
+        return inverting.invert(model, None, latent, tiny.conditioning(1), DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
 
 
-def test_the_text_holds_the_numbers_of_each_picture_and_their_mean():
+def test_the_text_holds_the_numbers_of_each_image_and_their_mean():
     reference, made = draw(2), draw(2)
     made[0] = (made[0] + 0.1).clamp(max=1)
     made[1] = made[1].round()
@@ -46,8 +46,8 @@ def test_the_text_holds_the_numbers_of_each_picture_and_their_mean():
 
     assert text == [
         f"reconstruction, mean of 2: {row(torch.mean)}",
-        f"  picture 1: {row(lambda n: n[0])}",
-        f"  picture 2: {row(lambda n: n[1])}",
+        f"  image 1: {row(lambda n: n[0])}",
+        f"  image 2: {row(lambda n: n[1])}",
     ]
 
 
@@ -67,7 +67,7 @@ def test_with_a_vae_its_round_trip_is_shown_and_measured_against(vae):
     assert image.shape[2] > report(reference, reconstruction=floor)[0].shape[2]
 
 
-def test_a_video_vae_takes_a_picture_or_the_frames_of_a_video():
+def test_a_video_vae_takes_an_image_or_the_frames_of_a_video():
     vae, reference = tiny_video_vae(), draw(5)
     floor = vae.decode(vae.encode(reference))[0]
     text = report(reference, reconstruction=floor, vae=vae)[1]
@@ -79,13 +79,13 @@ def test_the_cost_and_the_settings_of_the_inversion_are_told(inversion):
     costly = replace(inversion, seconds=12.34, evaluations=77, cfg=3.0, model=replace(inversion.model, patched=9))
     text = report(draw(2), inversion=costly)[1]
     assert "5 steps from sigma 14.61, for a way back at cfg 3; BaseModel (SD15, eps), with LoRA on 9 weights" in text
-    assert "inverting 2 pictures took 12.3 s and 77 evaluations of the network for each" in text
+    assert "inverting 2 images took 12.3 s and 77 evaluations of the network for each" in text
     assert text.startswith("ddim")
     assert "LoRA" not in report(draw(2), inversion=inversion)[1]
 
 
 def columns(image, count: int, rows: int = 1, side: int = 256):
-    """The drawn pictures, column by column and row by row, found by their size."""
+    """The drawn images, column by column and row by row, found by their size."""
     gap = 10
     assert image.shape[2] == (side + gap) * count + gap
     found = []
@@ -97,7 +97,7 @@ def columns(image, count: int, rows: int = 1, side: int = 256):
     return found
 
 
-def test_the_pictures_stand_side_by_side_a_row_for_each_of_the_batch():
+def test_the_images_stand_side_by_side_a_row_for_each_of_the_batch():
     reference, made, edit = draw(2) * 0.9, draw(2, seed=1) * 0.9, draw(2, seed=2) * 0.9
     image = report(reference, reconstruction=made, edit=edit)[0]
     assert image.shape[0] == 1 and image.min() >= 0 and image.max() <= 1
@@ -114,7 +114,7 @@ def test_a_headline_stands_above_it_and_without_one_there_is_no_room_for_it():
     assert (named[:, :room] != 1).any() and torch.equal(named[:, room + 20 :], plain[:, 20:])
 
 
-def test_the_numbers_stand_on_the_picture():
+def test_the_numbers_stand_on_the_image():
     reference = draw() * 0.9
     equal, other = (report(reference, reconstruction=made)[0] for made in (reference.clone(), reference * 0.99))
     assert equal.shape == other.shape
@@ -123,7 +123,7 @@ def test_the_numbers_stand_on_the_picture():
     assert (equal[:, below, :266] == 1).all(), "there are numbers below the reference"
 
 
-def test_each_picture_of_a_batch_has_its_own_numbers_below_it():
+def test_each_image_of_a_batch_has_its_own_numbers_below_it():
     reference = draw(2) * 0.9
     made = torch.stack([reference[0] * 0.9, reference[1] * 0.7])
     together, row = report(reference, edit=made)[0], 256 + 3 * 20 + 10
@@ -132,7 +132,7 @@ def test_each_picture_of_a_batch_has_its_own_numbers_below_it():
         assert torch.equal(together[:, 30 + i * row : 30 + (i + 1) * row], alone[:, 30:])
 
 
-def test_a_large_picture_is_shown_smaller_but_measured_whole():
+def test_a_large_image_is_shown_smaller_but_measured_whole():
     reference = draw(1, 1100, 1024) * 0.9
     made = reference.clone()
     made[0, 500, 500, 1] = 1.0
@@ -145,16 +145,16 @@ def test_one_reference_serves_a_batch_and_alpha_is_left_out():
     reference, made = draw(channels=4), draw(3, seed=1)
     found = Report.of(reference, None, None, edit=made).columns
     assert_close(found[1].measures[0].values, quality.psnr(made, reference[..., :3].expand(3, -1, -1, -1)))
-    assert len(found[0].pictures) == 3
+    assert len(found[0].images) == 3
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"'reconstruction' is 64x56 pixels and the reference 64x64; they must be equal\. Scale or crop"):
         report(draw(), reconstruction=draw(height=56))
 
 
 def test_both_branches_in_one_batch_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"'edit' holds 4 pictures and the reference 2.*ImageFromBatch"):
+    with pytest.raises(ValueError, match=r"'edit' holds 4 images and the reference 2.*ImageFromBatch"):
         report(draw(2), edit=draw(4))
 
 
@@ -164,22 +164,22 @@ def test_the_text_is_shown_in_the_node_too():
 
 
 def test_without_the_package_lpips_is_left_out_and_nothing_is_loaded():
-    if perceptual.available():
+    if lpips.available():
         pytest.skip("LPIPS is on this machine")
     assert "LPIPS" not in report(draw(), edit=draw(seed=1))[1]
 
 
 def test_lpips_is_measured_where_it_is_installed(tmp_path, monkeypatch):
-    """The real package; its network gets random weights, which must already make it 0 for equal pictures and more for others."""
+    """The real package; its network gets random weights, which must already make it 0 for equal images and more for others."""
     pytest.importorskip("lpips")
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert not perceptual.available()
+    assert not lpips.available()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "hub" / "checkpoints" / perceptual._ALEXNET)
-    assert perceptual.available()
+    torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "hub" / "checkpoints" / lpips._ALEXNET)
+    assert lpips.available()
     reference = draw(2)
     made = torch.stack([reference[0], 1 - reference[1]])
-    found = perceptual.lpips(made, reference)
+    found = lpips.lpips(made, reference)
     assert found[0] == 0 and found[1] > 0
     assert f"LPIPS {float(found[1]):.4f}" in report(reference, edit=made)[1]

@@ -19,11 +19,13 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.attention.ip_adapter import recognise
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Schedule
-from controlled_diffusion.nodes.host import gradients, ip_adapter
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale
+from controlled_diffusion.nodes.host import demo, gradients
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
-from controlled_diffusion.training.demo_ip_adapter import VISION_CONFIG
+from controlled_diffusion.training.demo.config import VISION_CONFIG
 from safetensors.torch import save_file
 
 from adapters import SD15, SDXL, parted, published
@@ -47,12 +49,12 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 @pytest.fixture(scope="module")
 def vision():
     """A tiny random CLIP_VISION of the host's own class."""
-    encoder = ip_adapter.new_demo_encoder()
+    encoder = demo.new_demo_encoder()
     fill(encoder.model, 4)
     return encoder
 
 
-def picture(seed: int = 0, count: int = 1) -> torch.Tensor:
+def random_image(seed: int = 0, count: int = 1) -> torch.Tensor:
     return torch.rand(count, 48, 48, 3, generator=torch.Generator().manual_seed(seed))
 
 
@@ -67,9 +69,8 @@ def adapter_for(model, kind: str = "base", seed: int = 0):
 
 def patched(model, vision, image=None, kind="base", seed=0, weight=1.0, start=0.0, end=1.0, combine="concat", layers="", **optional):
     """The outputs of IP-Adapter Patch."""
-    image = picture() if image is None else image
     given = (model, adapter_for(model, kind, seed), vision, weight, start, end, combine, layers, "center")
-    return IPAdapterPatch.execute(*given, image=image, **optional).args
+    return IPAdapterPatch.execute(*given, image=random_image() if image is None else image, **optional).args
 
 
 def guided(model, positive=CAT, negative=EMPTY, cfg: float = 3.0):
@@ -107,7 +108,6 @@ def layer_outputs(model, block=("input", 1), **given) -> torch.Tensor:
     return torch.cat(seen)
 
 
-# --- the same as diffusers --------------------------------------------------------------------------------------
 
 
 WITH, WITHOUT = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -190,7 +190,7 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     given = (x / (1 + sigma**2) ** 0.5).repeat(2, 1, 1, 1), 600, torch.cat([CAT[0][0], EMPTY[0][0]])
     plain = theirs(*given).sample
     theirs._load_ip_adapter_weights([parted(weights)], low_cpu_mem_usage=False)
-    encoded = vision.encode_image(picture())
+    encoded = vision.encode_image(random_image())
     features = encoded["image_embeds"] if kind == "base" else encoded["penultimate_hidden_states"]
     nothing = (
         torch.zeros_like(features) if kind == "base" else vision.model(pixel_values=torch.zeros(1, 3, 64, 64), intermediate_output=-2)[1]
@@ -201,14 +201,13 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     save_file(weights, tmp_path / f"{family} {kind}.safetensors")
     folder_paths.add_model_folder_path("ipadapter", str(tmp_path))
     loaded = IPAdapterLoader.execute(f"{family} {kind}.safetensors").args[0]
-    node = IPAdapterPatch.execute(model, loaded, vision, 1.0, 0.0, 1.0, "concat", "", "center", image=picture()).args[0]
+    node = IPAdapterPatch.execute(model, loaded, vision, 1.0, 0.0, 1.0, "concat", "", "center", image=random_image()).args[0]
     once = AtX(x)
     guided(node).sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
     found = (x - torch.cat(once.denoised).cpu()) / sigma
     assert_close(found, eps, atol=1e-5, rtol=1e-5)
 
 
-# --- neutral settings -------------------------------------------------------------------------------------------
 
 
 def test_weight_zero_is_the_model_itself_bit_for_bit(any_model, vision):
@@ -228,7 +227,7 @@ def test_the_model_handed_in_is_unchanged_and_runs_do_not_influence_each_other(e
 
 @pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 1.0, True), (0.0, 0.3, False), (0.6, 1.0, False), (0.4, 0.5, True)])
 def test_it_acts_between_its_percents_alone(eps_model, vision, start, end, acts):
-    sigma = noise_scale(eps_model.get_model_object("model_sampling")).sigma(0.45)
+    sigma = noise_scale(eps_model).sigma(0.45)
     found = torch.cat(predictions(patched(eps_model, vision, start=start, end=end)[0], sigma=sigma))
     assert torch.equal(found, torch.cat(predictions(eps_model, sigma=sigma))) is not acts
 
@@ -239,7 +238,6 @@ def test_a_schedule_multiplies_the_weight(eps_model, vision):
     assert_close(found, predictions(patched(eps_model, vision, weight=0.4)[0]))
 
 
-# --- rows -------------------------------------------------------------------------------------------------------
 
 
 def alone(model, vision, text, image: bool, **settings) -> torch.Tensor:
@@ -333,7 +331,7 @@ def test_a_second_adapter_leaves_what_the_first_one_does_in_an_area(eps_model, v
     assert_close(predictions(both, **given), predictions(node, **given))
 
 
-def test_every_picture_of_a_batch_sees_the_image(eps_model, vision):
+def test_every_image_of_a_batch_sees_the_image(eps_model, vision):
     node = patched(eps_model, vision)[0]
     both = layer_outputs(node, empty=latent(2))
     assert both.shape[0] == 4
@@ -341,18 +339,18 @@ def test_every_picture_of_a_batch_sees_the_image(eps_model, vision):
     assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(both, plain))
 
 
-def test_in_a_batch_image_i_belongs_to_picture_i(eps_model, vision):
-    images = picture(1, 2)
+def test_in_a_batch_image_i_belongs_to_image_i(eps_model, vision):
+    images = random_image(1, 2)
     both = predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(2))
     for i in range(2):
         one = predictions(patched(eps_model, vision, images[i : i + 1])[0], empty=latent(2))
         assert_close([b[i] for b in both], [o[i] for o in one], **CLOSE)
-    with pytest.raises(ValueError, match="2 images for a batch of 3 pictures"):
+    with pytest.raises(ValueError, match="2 images for a batch of 3 images"):
         predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(3))
 
 
 def test_several_images_combine_as_they_should(eps_model, vision):
-    images = picture(1, 2)
+    images = random_image(1, 2)
     base = layer_outputs(eps_model)
     single = [layer_outputs(patched(eps_model, vision, images[i : i + 1])[0]) for i in range(2)]
     added = layer_outputs(patched(eps_model, vision, images, combine="add")[0])
@@ -361,7 +359,6 @@ def test_several_images_combine_as_they_should(eps_model, vision):
     assert_close(twice, single[0], **CLOSE)
 
 
-# --- weights, layers, masks -------------------------------------------------------------------------------------
 
 
 def test_a_layer_is_additive_in_weight(eps_model, vision):
@@ -372,7 +369,7 @@ def test_a_layer_is_additive_in_weight(eps_model, vision):
 
 
 def test_two_adapters_add_up_in_any_order(eps_model, vision):
-    other = picture(1)
+    other = random_image(1)
     base = layer_outputs(eps_model)
     first, second = patched(eps_model, vision)[0], patched(eps_model, vision, other, seed=1)[0]
     both = layer_outputs(patched(first, vision, other, seed=1)[0])
@@ -407,14 +404,14 @@ def test_a_mask_limits_the_image_to_its_place(eps_model, vision):
     assert torch.equal(torch.cat(predictions(patched(eps_model, vision, mask=torch.zeros(1, 8, 8))[0])), torch.cat(predictions(eps_model)))
 
 
-def test_a_mask_for_each_picture(eps_model, vision):
-    """Two masks for four pictures: they come round again, as the host repeats what is too short for a batch."""
+def test_a_mask_for_each_image(eps_model, vision):
+    """Two masks for four images: they come round again, as the host repeats what is too short for a batch."""
     masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
     found = layer_outputs(patched(eps_model, vision, mask=masks)[0], empty=latent(4))
     base, whole = (layer_outputs(m, empty=latent(4)) for m in (eps_model, patched(eps_model, vision)[0]))
     assert torch.equal(found[::2], base[::2])
     assert_close(found[1::2], whole[1::2], **CLOSE)
-    with pytest.raises(ValueError, match="mask holds 2 pictures but 3"):
+    with pytest.raises(ValueError, match="mask holds 2 images but 3"):
         predictions(patched(eps_model, vision, mask=masks)[0], empty=latent(3))
 
 
@@ -436,7 +433,6 @@ def test_a_mask_outside_its_range_is_refused(eps_model, vision):
         patched(eps_model, vision, mask=torch.full((1, 8, 8), 2.0))
 
 
-# --- with other nodes -------------------------------------------------------------------------------------------
 
 
 def halved(q, k, v, options):
@@ -513,13 +509,13 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
     node, kept = patched(eps_model, vision)[0], []
 
     def graded(args):
-        gradients.heal(args["model"])
+        gradients.to_normal_tensors(args["model"])
         with gradients.differentiable():
             x = args["input"].clone().requires_grad_(True)
-            conds = gradients.ordinary(args["cond"])
+            conds = gradients.clone_inference_tensors(args["cond"])
             for c in conds:
-                c["model_conds"] = {k: type(v)(gradients.ordinary(v.cond)) for k, v in c["model_conds"].items()}
-            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.ordinary(args["sigma"]), args["model_options"])[0]
+                c["model_conds"] = {k: type(v)(gradients.clone_inference_tensors(v.cond)) for k, v in c["model_conds"].items()}
+            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.clone_inference_tensors(args["sigma"]), args["model_options"])[0]
             kept.append(torch.autograd.grad(out.square().sum(), x)[0])
         return args["denoised"]
 
@@ -530,8 +526,8 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
 
 def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision):
     """Where the model has another precision or device, they are copied in the middle of a run, in inference mode."""
-    prompt = ip_adapter.prompt_of(adapter_for(eps_model), vision, picture())
-    run_of = ip_adapter.Run(noise_scale(eps_model.get_model_object("model_sampling")), (8, 8), {})
+    prompt = ip_adapter.prompt_of(adapter_for(eps_model), vision, random_image())
+    run_of = ip_adapter.Run(noise_scale(eps_model), (8, 8), {})
     like = torch.zeros(1, dtype=torch.float16)
     moved = run_of.on_device("images", 0, prompt.images[0], like)
     assert all(t.dtype == torch.float16 and not t.is_inference() for t in moved)
@@ -540,7 +536,6 @@ def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision)
     assert not any(t.is_inference() for pairs in (prompt.images, prompt.nothing) for pair in pairs for t in pair)
 
 
-# --- as a channel -----------------------------------------------------------------------------------------------
 
 
 def channels(vision, model, weight: float = 1.0):
@@ -592,7 +587,7 @@ def test_the_patch_of_channels_gives_a_ksampler_the_same(eps_model, vision):
 
 def test_two_images_can_be_two_channels(eps_model, vision):
     first, seen, blank = patched(eps_model, vision, conditioning=EMPTY)
-    both, seen_2, blank_2 = patched(first, vision, picture(1), seed=1, conditioning=EMPTY)
+    both, seen_2, blank_2 = patched(first, vision, random_image(1), seed=1, conditioning=EMPTY)
     sigmas = torch.tensor([SIGMA, 0.0])
     one, two = Channel(seen, 1.0, null=blank), Channel(seen_2, 1.0, null=blank_2)
     base, a, b, together = (
@@ -605,8 +600,8 @@ def test_two_images_can_be_two_channels(eps_model, vision):
 
 def test_one_conditioning_may_see_two_images(eps_model, vision):
     first, seen, _ = patched(eps_model, vision, conditioning=CAT)
-    both, seen, _ = patched(first, vision, picture(1), seed=1, conditioning=seen)
-    everywhere = patched(patched(eps_model, vision)[0], vision, picture(1), seed=1)[0]
+    both, seen, _ = patched(first, vision, random_image(1), seed=1, conditioning=seen)
+    everywhere = patched(patched(eps_model, vision)[0], vision, random_image(1), seed=1)[0]
     assert_close(predictions(both, positive=seen)[0], predictions(everywhere)[0], **CLOSE)
 
 
@@ -614,7 +609,6 @@ def test_without_a_conditioning_there_is_none_to_hand_on(eps_model, vision):
     assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:])
 
 
-# --- what cannot work -------------------------------------------------------------------------------------------
 
 
 def execute(model, adapter, encoder, **optional):
@@ -625,21 +619,21 @@ def test_without_an_image_there_is_an_error(eps_model, vision):
     with pytest.raises(ValueError, match="There is no image"):
         execute(eps_model, adapter_for(eps_model), vision)
     with pytest.raises(ValueError, match="There is no image"):
-        execute(eps_model, adapter_for(eps_model), vision, image=picture()[:0])
+        execute(eps_model, adapter_for(eps_model), vision, image=random_image()[:0])
 
 
 def test_an_encoded_image_is_taken_as_it_is(eps_model, vision):
-    encoded = nodes.CLIPVisionEncode().encode(vision, picture(), "center")[0]
+    encoded = nodes.CLIPVisionEncode().encode(vision, random_image(), "center")[0]
     node = execute(eps_model, adapter_for(eps_model), encoded).args[0]
     assert torch.equal(torch.cat(predictions(node)), torch.cat(predictions(patched(eps_model, vision)[0])))
     with pytest.raises(ValueError, match="image is connected too"):
-        execute(eps_model, adapter_for(eps_model), encoded, image=picture())
+        execute(eps_model, adapter_for(eps_model), encoded, image=random_image())
     with pytest.raises(ValueError, match="'plus' adapter"):
         execute(eps_model, adapter_for(eps_model, "plus"), encoded)
 
 
 def test_the_crop_is_the_encoders(eps_model, vision):
-    wide = torch.cat([picture(0), picture(1)], 2)
+    wide = torch.cat([random_image(0), random_image(1)], 2)
     prompts = [ip_adapter.prompt_of(adapter_for(eps_model), vision, wide, crop=crop) for crop in (True, False)]
     middle = ip_adapter.prompt_of(adapter_for(eps_model), vision, wide[:, :, 24:72])
     assert_close(prompts[0].images[0], middle.images[0], atol=5e-2, rtol=5e-2)  # the host resizes first, then cuts
@@ -649,20 +643,20 @@ def test_the_crop_is_the_encoders(eps_model, vision):
 def test_another_encoder_is_refused(eps_model, vision):
     other = recognise(published("base", 1024, CONTEXT, widths_of(eps_model)), "other.safetensors")
     with pytest.raises(ValueError, match=f"takes 1024 features from CLIP Vision, but got {FEATURES}"):
-        execute(eps_model, other, vision, image=picture())
+        execute(eps_model, other, vision, image=random_image())
 
 
 def test_a_model_of_another_family_is_refused(eps_model, vision):
     other = recognise(published("base", FEATURES, 2048, [640, 1280]), "sdxl.safetensors")
     with pytest.raises(ValueError, match=r"sdxl\.safetensors was made for 2 cross-attention layers .* BaseModel has 7"):
-        execute(eps_model, other, vision, image=picture())
+        execute(eps_model, other, vision, image=random_image())
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])
 def test_a_model_without_cross_attention_of_the_unet_kind_is_refused_by_name(eps_model, vision, family):
     model = tiny_editors.editor(family)
     with pytest.raises(ValueError, match=f"{type(model.model).__name__} .* has no cross-attention of the UNet kind"):
-        execute(model, adapter_for(eps_model), vision, image=picture())
+        execute(model, adapter_for(eps_model), vision, image=random_image())
 
 
 def test_a_video_model_is_refused(eps_model, vision):
@@ -675,7 +669,7 @@ def test_a_video_model_is_refused(eps_model, vision):
         merge_strategy="fixed",
     )
     with pytest.raises(ValueError, match="BaseModel is a video model"):
-        execute(model, adapter_for(eps_model), vision, image=picture())
+        execute(model, adapter_for(eps_model), vision, image=random_image())
 
 
 def test_a_layer_that_is_not_there_is_refused(eps_model, vision):

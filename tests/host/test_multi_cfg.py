@@ -7,7 +7,9 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper, noise_scale, same_conditioning
+from controlled_diffusion.nodes.host.conditionings import same_conditioning
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, latent, run
@@ -164,7 +166,7 @@ def test_a_schedule_acts_on_the_lead_and_on_other_channels_alike(any_model):
 def test_a_mask_of_any_size_limits_a_channel(any_model):
     left = torch.zeros(1, 64, 64)
     left[..., :32] = 1
-    one_step = torch.tensor([float(noise_scale(any_model.get_model_object("model_sampling")).sigmas[0]), 0.0])
+    one_step = torch.tensor([float(noise_scale(any_model).sigmas[0]), 0.0])
     masked = run(multi(any_model, Channel(CAT, 4.0, mask=left)), sigmas=one_step)
     inside = run(plain_cfg(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
     outside = run(plain_cfg(any_model, CAT, EMPTY, 0.0), sigmas=one_step)
@@ -173,7 +175,7 @@ def test_a_mask_of_any_size_limits_a_channel(any_model):
 
 
 def test_a_mask_for_another_batch_is_refused(eps_model):
-    with pytest.raises(ValueError, match="mask holds 3 pictures but 2 are sampled"):
+    with pytest.raises(ValueError, match="mask holds 3 images but 2 are sampled"):
         run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
 from host.sampling import ksampler, latent, run

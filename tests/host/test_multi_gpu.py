@@ -4,7 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance.image_guidance import ImageForce
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from host.sampling import ksampler, run
 from host.tiny import conditioning

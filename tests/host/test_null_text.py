@@ -13,19 +13,20 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.inversion.null_text import threshold
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host import gradients, inversion_files
-from controlled_diffusion.nodes.host.channels import MultiCFGWrapper
+from controlled_diffusion.nodes.host import checkpointing, gradients
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
+from controlled_diffusion.nodes.host.inversion import inversion_files
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import SaveInversion
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
 
 from compare import assert_close
-from harness.demo_pictures import SCHEDULER, Studio
+from harness.demo_images import SCHEDULER, Studio
 from host import tiny, tiny_text
 from host.sampling import Count
 from measures.controlnet import CONTROLNET, controlled
-from measures.inversion import change, pictures, prompts
+from measures.inversion import change, images, prompts
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
@@ -46,7 +47,7 @@ def model(request):
     return small(request.param)
 
 
-def picture(batch: int = 1, channels: int = 4) -> dict:
+def image(batch: int = 1, channels: int = 4) -> dict:
     return {"samples": 5 * draw(batch, channels, 8, 8)}
 
 
@@ -67,25 +68,24 @@ def apart(a, b) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# --- null-text
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY), dict(optimizer="adam", inner_steps=5)])
 def test_the_way_back_comes_nearer_and_no_loss_grows(model, settings):
-    latent = picture()
+    latent = image()
     inversion = invert(model, latent, **settings)[0]
     plain = invert(model, latent, **settings | dict(inner_steps=0))[0]
     assert apart(sample(model, inversion), latent["samples"]) < apart(sample(model, plain), latent["samples"])
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert first.shape == (STEPS, 1) and bool((last <= first).all()) and bool((last < first).any())
-    assert last.sum() < plain.trail.extras["losses"].sum()
+    assert last.sum() < plain.trajectory.extras["losses"].sum()
 
 
 def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
-    latent = picture()
+    latent = image()
     found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY)[0]
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trail.carries, ddim.trail.carries))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trajectory.states, ddim.trajectory.states))
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
 
@@ -94,8 +94,8 @@ def test_evaluations_are_counted_a_gradient_as_two(wrapped):
     """A node on the model may tell positive and negative apart, so that the source is asked for both."""
     model, rows = small("v"), []
     model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    found = invert(Count(model).model if wrapped else model, picture())[0]
-    gradients_taken = int(found.trail.extras["gradients"].sum())
+    found = invert(Count(model).model if wrapped else model, image())[0]
+    gradients_taken = int(found.trajectory.extras["gradients"].sum())
     assert gradients_taken == 3 * STEPS and sum(rows) == STEPS + (5 if wrapped else 4) * STEPS
     assert found.evaluations == sum(rows) + 2 * gradients_taken
 
@@ -108,7 +108,7 @@ def euler(model, negative, start, noise, sigmas, positive=SOURCE):
 
 
 def test_the_negative_and_the_noise_are_all_that_a_stock_sampler_needs(model):
-    inversion, latent, noise, sigmas, negative, _ = invert(model, picture(2))
+    inversion, latent, noise, sigmas, negative, _ = invert(model, image(2))
     blank = torch.zeros_like(latent["samples"])
     made = euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas)
     assert_close(made, sample(model, inversion), atol=1e-4, rtol=1e-4)
@@ -116,9 +116,9 @@ def test_the_negative_and_the_noise_are_all_that_a_stock_sampler_needs(model):
 
 def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
     model = small("eps")
-    inversion, *_, negative, _ = invert(model, picture(), steps=12)
+    inversion, *_, negative, _ = invert(model, image(), steps=12)
     assert len(negative) == 12
-    sigmas = inversion.trail.sigmas
+    sigmas = inversion.trajectory.sigmas
     for i, (here, after) in enumerate(zip(sigmas, sigmas[1:])):
         inside = torch.linspace(here, max(after * 1.001, after + 1e-4), 50).float()
         edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [
@@ -132,19 +132,19 @@ def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
 
 
 @pytest.mark.parametrize("family", ["v", "flow"])
-def test_a_batch_is_its_pictures_one_by_one(family):
-    model, latent = tiny.unet(family, output_scale=0.1, **SMALL), picture(4)
+def test_a_batch_is_its_images_one_by_one(family):
+    model, latent = tiny.unet(family, output_scale=0.1, **SMALL), image(4)
     sources = torch.cat([tiny.conditioning(i)[0][0] for i in range(4)])
     options = dict(early_stop=10.0, inner_steps=2)  # so that some stop earlier than others
     together = invert(model, latent, [[sources, {}]], **options)[0]
     alone = [invert(model, {"samples": x[None]}, [[s[None], {}]], **options)[0] for x, s in zip(latent["samples"], sources)]
-    assert torch.equal(together.trail.extras["gradients"], torch.cat([a.trail.extras["gradients"] for a in alone], 1))
+    assert torch.equal(together.trajectory.extras["gradients"], torch.cat([a.trajectory.extras["gradients"] for a in alone], 1))
     assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
 
 
 def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before():
     model = small("eps")
-    latent, noise = picture(), draw(1, 4, 8, 8, seed=5)
+    latent, noise = image(), draw(1, 4, 8, 8, seed=5)
 
     def predicted():
         return euler(model, EMPTY, torch.zeros_like(noise), noise, torch.tensor([1.0, 0.5, 0.0]))
@@ -158,11 +158,11 @@ def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before():
 
 
 def test_what_it_gives_holds_no_graph():
-    inversion, latent, _, _, negative, curve = invert(small("eps"), picture())
+    inversion, latent, _, _, negative, curve = invert(small("eps"), image())
     found = [
         *(e for e, _ in negative),
-        *inversion.trail.extras.values(),
-        *(c[0] for c in inversion.trail.carries),
+        *inversion.trajectory.extras.values(),
+        *(c[0] for c in inversion.trajectory.states),
         latent["samples"],
         curve,
     ]
@@ -171,7 +171,7 @@ def test_what_it_gives_holds_no_graph():
 
 def test_two_branches_and_direct_take_the_embeddings_too():
     model = small("v")
-    latent = picture(2)
+    latent = image(2)
     inversion = invert(model, latent)[0]
     both = sample(model, inversion, branches="source and edit", positive=TARGET)
     assert_close(both[:2], sample(model, inversion), atol=1e-4, rtol=1e-4)
@@ -181,7 +181,7 @@ def test_two_branches_and_direct_take_the_embeddings_too():
 
 def test_an_inversion_up_to_a_percent_works():
     model = small("flow")
-    latent = picture()
+    latent = image()
     inversion = invert(model, latent, end_percent=0.4)[0]
     assert apart(sample(model, inversion), latent["samples"]) < 0.2
 
@@ -198,7 +198,7 @@ def test_cancelled_it_stops_and_so_does_all_that_comes_after_it(call):
 
     model.set_model_unet_function_wrapper(stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        invert(model, picture())
+        invert(model, image())
     assert len(seen) == call
 
 
@@ -207,7 +207,7 @@ def test_its_file_brings_everything_back(tmp_path):
     folder_paths.set_output_directory(str(tmp_path))
     try:
         model = small("v")
-        found = invert(model, picture(2))[0]
+        found = invert(model, image(2))[0]
         back = inversion_files.load(SaveInversion.execute(found, "null").args[1])
     finally:
         folder_paths.set_output_directory(before)
@@ -217,30 +217,30 @@ def test_its_file_brings_everything_back(tmp_path):
         for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null])
     )
     assert torch.equal(sample(model, back), sample(model, found))
-    assert torch.equal(back.trail.extras["losses"], found.trail.extras["losses"])
+    assert torch.equal(back.trajectory.extras["losses"], found.trajectory.extras["losses"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_networks_are_optimised_in_float32(dtype):
-    model, latent = small("eps"), picture()
+    model, latent = small("eps"), image()
     model.model.diffusion_model.to(dtype)
     model.model.diffusion_model.dtype = dtype
     inversion = invert(model, latent, cfg=8.0)[0]
     assert {e.dtype for e, _ in inversion.null} == {torch.float32}
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert bool((last < first).any()) and bool(inversion.null[0][0].isfinite().all())
     exact = invert(small("eps"), latent, cfg=8.0)[0]
-    assert float(last.sum()) < 1.5 * float(exact.trail.extras["losses"].sum())
+    assert float(last.sum()) < 1.5 * float(exact.trajectory.extras["losses"].sum())
 
 
 def test_smoothness_and_adam_reach_the_method():
-    method = invert(small("eps"), picture(), smoothness=0.5, optimizer="adam", learning_rate=0.02)[0].method
+    method = invert(small("eps"), image(), smoothness=0.5, optimizer="adam", learning_rate=0.02)[0].method
     assert (method.smoothness, method.optimizer, method.learning_rate) == (0.5, "adam", 0.02)
 
 
 @pytest.mark.parametrize("term", ["l1", "perceptual"])
-def test_image_terms_pull_the_prediction_towards_the_picture(term, vae):
-    model, latent, seen = small("eps"), picture(), []
+def test_image_terms_pull_the_prediction_towards_the_image(term, vae):
+    model, latent, seen = small("eps"), image(), []
     for weight in (0.0, 50.0):
         found = invert(model, latent, vae=vae, **{term: weight})[0]
         seen.append(vae.decode(sample(model, found)))
@@ -249,16 +249,16 @@ def test_image_terms_pull_the_prediction_towards_the_picture(term, vae):
         invert(model, latent, **{term: 1.0})
 
 
-def test_pictures_that_go_on_alone_bring_their_own_pooled_vectors():
-    model, clip, latent = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl"), picture(2)
+def test_images_that_go_on_alone_bring_their_own_pooled_vectors():
+    model, clip, latent = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl"), image(2)
     prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("a cat", "two dogs on a red sofa")]
     both = [[torch.cat([p[0] for p in prompts]), {"pooled_output": torch.cat([p[1]["pooled_output"] for p in prompts])}]]
-    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trail.extras["losses"][0]
+    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trajectory.extras["losses"][0]
     knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(losses.mean()) / threshold(0, 2))
     together = invert(model, latent, both, **knobs)[0]
     alone = [invert(model, {"samples": x[None]}, [p], **knobs)[0] for x, p in zip(latent["samples"], prompts)]
-    assert sorted(together.trail.extras["gradients"][0].tolist())[0] == 0 < together.trail.extras["gradients"][0].max()
-    assert_close(together.trail.extras["losses"][0], torch.cat([a.trail.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
+    assert sorted(together.trajectory.extras["gradients"][0].tolist())[0] == 0 < together.trajectory.extras["gradients"][0].max()
+    assert_close(together.trajectory.extras["losses"][0], torch.cat([a.trajectory.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
     assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
 
@@ -266,9 +266,9 @@ def test_pictures_that_go_on_alone_bring_their_own_pooled_vectors():
 def test_the_text_inputs_of_other_families(kind):
     model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
     source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
-    latent = picture(channels=4 if kind == "sdxl" else 16)
+    latent = image(channels=4 if kind == "sdxl" else 16)
     inversion = invert(model, latent, source, cfg=3.0)[0]
-    first, last = inversion.trail.extras["first_losses"], inversion.trail.extras["losses"]
+    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
     assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
     assert inversion.null[0][0].shape == source[0][0].shape
@@ -284,20 +284,20 @@ def test_attention_kernels_without_a_derivative_are_not_used():
     own = host_attention.optimized_attention
     host_attention.optimized_attention = host_attention.wrap_attn(attention_sage)
     try:
-        found = invert(model, picture())[0]
+        found = invert(model, image())[0]
     finally:
         host_attention.optimized_attention = own
     assert seen and not any(seen)
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
 def test_checkpointing_gives_the_same_gradients(kind):
     if kind == "unet":
-        model, source, latent = tiny.unet("eps", output_scale=0.3), SOURCE, picture()
+        model, source, latent = tiny.unet("eps", output_scale=0.3), SOURCE, image()
     else:
         model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
-        source, latent = clip.encode_from_tokens_scheduled(clip.tokenize("a cat")), picture(channels=4 if kind == "sdxl" else 16)
+        source, latent = clip.encode_from_tokens_scheduled(clip.tokenize("a cat")), image(channels=4 if kind == "sdxl" else 16)
     plain, again = (invert(model, latent, source, inner_steps=2, cfg=3.0, checkpointing=c)[0] for c in (False, True))
     one, other = (torch.cat([embedding - source[0][0] for embedding, _ in found.null]) for found in (plain, again))
     assert float(one.norm()) > 0.01 and apart(other, one) < 0.01
@@ -306,13 +306,13 @@ def test_checkpointing_gives_the_same_gradients(kind):
 def test_checkpointing_keeps_less_for_the_backward_pass():
     model, kept = tiny.unet("eps"), {}
     with gradients.differentiable(False):
-        gradients.heal(model.model)
+        gradients.to_normal_tensors(model.model)
         x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
-        for name, blocks in (("plain", []), ("again", gradients.blocks_of(model.model))):
+        for name, blocks in (("plain", []), ("again", checkpointing.blocks_of(model.model))):
             sizes = []
             with (
                 torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t),
-                gradients.recomputed(blocks),
+                checkpointing.recomputed(blocks),
             ):
                 model.model.diffusion_model(x, torch.tensor([5.0]), context=context)
             kept[name] = sum(sizes)
@@ -320,18 +320,18 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
 
 
 def test_checkpointing_is_refused_where_it_was_not_tried(monkeypatch):
-    monkeypatch.setattr(gradients, "RECOMPUTABLE", {})
+    monkeypatch.setattr(checkpointing, "RECOMPUTABLE", {})
     with pytest.raises(ValueError, match="checkpointing was not tried with BaseModel"):
-        invert(small("eps"), picture(), checkpointing=True)
+        invert(small("eps"), image(), checkpointing=True)
 
 
 def test_models_that_load_dynamically_or_in_part_are_refused():
     model = small("eps")
     with pytest.raises(ValueError, match=r"loaded dynamically.*--disable-dynamic-vram"):
-        invert(tiny.dynamic(model), picture())
+        invert(tiny.dynamic(model), image())
     model.model_options["multigpu_clones"] = {}
     with pytest.raises(ValueError, match="Null-text inversion runs on one GPU"):
-        invert(model, picture())
+        invert(model, image())
 
 
 def test_a_lora_takes_part():
@@ -344,9 +344,9 @@ def test_a_lora_takes_part():
         f"{key}.lora_down.weight": torch.randn(4, shape[1], generator=draws),
     }
     changed, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
-    latent = picture()
+    latent = image()
     found = invert(changed, latent)[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     assert_close(sample(changed, found), sample(changed, invert(changed, latent)[0]))
     assert apart(sample(changed, found), latent["samples"]) < apart(sample(model, found), latent["samples"])
 
@@ -374,13 +374,13 @@ def on_positives(model):
 def check_losses(model, inversion, latent):
     """The loss that is told of the last step is that of the way back."""
     left = (sample(model, inversion) - latent["samples"]).square().mean() * model.model.latent_format.scale_factor**2
-    assert_close(inversion.trail.extras["losses"][-1].mean(), left, atol=1e-6, rtol=1e-2)
+    assert_close(inversion.trajectory.extras["losses"][-1].mean(), left, atol=1e-6, rtol=1e-2)
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY)], ids=["source", "empty"])
 @pytest.mark.parametrize("node", [rescaled, on_positives])
 def test_what_other_nodes_make_of_guidance_is_part_of_the_loss(node, settings):
-    plain, latent = small("eps"), picture()
+    plain, latent = small("eps"), image()
     model = node(plain)
     found, blind = (invert(m, latent, **settings)[0] for m in (model, plain))
     assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
@@ -388,17 +388,16 @@ def test_what_other_nodes_make_of_guidance_is_part_of_the_loss(node, settings):
 
 
 def test_a_channel_without_a_null_of_its_own_is_measured_against_the_embedding():
-    model, latent = MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)]).install(small("eps")), picture()
+    model, latent = MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)]).install(small("eps")), image()
     found = invert(model, latent, start="empty", negative=EMPTY)[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     check_losses(model, found, latent)
 
 
-# --- negative-prompt
 
 
 def test_under_the_source_cfg_has_no_effect(model):
-    latent = picture()
+    latent = image()
     inversion, *_, negative = negative_prompt(model, latent)
     once, guided = sample(model, inversion, 1.0), sample(model, inversion, 7.5)
     assert torch.equal(once, guided) and torch.equal(negative[0][0], SOURCE[0][0])
@@ -410,7 +409,7 @@ def test_under_the_source_cfg_has_no_effect(model):
 def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg(proximal):
     model, rows = small("eps"), []
     model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    inversion = negative_prompt(model, picture(), proximal=proximal)[0]
+    inversion = negative_prompt(model, image(), proximal=proximal)[0]
     assert sum(rows) == inversion.evaluations == STEPS
     sample(model, inversion, 7.5)
     assert sum(rows) == 2 * STEPS
@@ -420,7 +419,7 @@ def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg(proximal):
 
 def test_under_a_node_that_acts_on_positives_cfg_acts_as_in_a_stock_sampler():
     model = on_positives(small("eps"))
-    inversion, _, noise, sigmas, negative = negative_prompt(model, picture())
+    inversion, _, noise, sigmas, negative = negative_prompt(model, image())
     blank = torch.zeros(1, 4, 8, 8)
     assert_close(
         sample(model, inversion), euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas), atol=1e-3, rtol=1e-3
@@ -430,7 +429,7 @@ def test_under_a_node_that_acts_on_positives_cfg_acts_as_in_a_stock_sampler():
 
 def test_an_edit_is_guidance_away_from_the_source():
     model = small("flow")
-    latent = picture()
+    latent = image()
     inversion = negative_prompt(model, latent)[0]
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
     assert torch.equal(sample(model, inversion, positive=TARGET), sample(model, ddim, positive=TARGET, negative=SOURCE))
@@ -438,7 +437,7 @@ def test_an_edit_is_guidance_away_from_the_source():
 
 def test_interpolation_leads_to_the_empty_prompt():
     model = small("v")
-    latent = picture()
+    latent = image()
     ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
     whole, half = (negative_prompt(model, latent, interpolation=share, negative=EMPTY)[0] for share in (1.0, 0.5))
     assert_close(sample(model, whole), sample(model, ddim, negative=EMPTY))
@@ -448,7 +447,7 @@ def test_interpolation_leads_to_the_empty_prompt():
 
 @pytest.mark.parametrize("kind", ["l0", "l1"])
 def test_proximal_guidance_lies_between_none_and_all_of_it(kind):
-    model, latent = small("v" if kind == "l0" else "flow"), picture()
+    model, latent = small("v" if kind == "l0" else "flow"), image()
 
     def edited(quantile, cfg=CFG, proximal=kind):
         return sample(model, negative_prompt(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
@@ -462,18 +461,17 @@ def test_proximal_guidance_lies_between_none_and_all_of_it(kind):
 
 def test_the_model_that_was_handed_in_is_not_given_the_methods_guidance():
     model = small("eps")
-    sample(model, negative_prompt(model, picture(), proximal="l0")[0], positive=TARGET)
+    sample(model, negative_prompt(model, image(), proximal="l0")[0], positive=TARGET)
     assert "sampler_pre_cfg_function" not in model.model_options
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
-def test_fixed_point_iterations_bring_the_picture_back_at_any_cfg(family):
-    model, latent = tiny.unet(family, output_scale=0.05, **SMALL), picture()
+def test_fixed_point_iterations_bring_the_image_back_at_any_cfg(family):
+    model, latent = tiny.unet(family, output_scale=0.05, **SMALL), image()
     plain, near = (negative_prompt(model, latent, fixed_point_iterations=k)[0] for k in (0, 10))
     assert apart(sample(model, near), latent["samples"]) < apart(sample(model, plain), latent["samples"]) / 10
 
 
-# --- what cannot work
 
 
 @pytest.mark.parametrize(
@@ -489,7 +487,7 @@ def test_fixed_point_iterations_bring_the_picture_back_at_any_cfg(family):
 )
 def test_what_cannot_work_is_refused_with_the_next_step(settings, message):
     with pytest.raises(ValueError, match=message):
-        invert(small("eps"), picture(), **settings)
+        invert(small("eps"), image(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +500,7 @@ def test_what_cannot_work_is_refused_with_the_next_step(settings, message):
 )
 def test_what_cannot_be_a_negative_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        negative_prompt(small("eps"), picture(), **settings)
+        negative_prompt(small("eps"), image(), **settings)
 
 
 def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
@@ -510,23 +508,22 @@ def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
     own = model.model.extra_conds
     model.model.extra_conds = lambda **kw: own(**{**kw, "cross_attn": kw["cross_attn"] * 2})
     with pytest.raises(ValueError, match="BaseModel does not take text features as they are"):
-        invert(model, picture())
+        invert(model, image())
 
 
-# --- on the demo model
 
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo model with a real picture, its latent and its prompts."""
+    """The demo model with a real image, its latent and its prompts."""
     studio = Studio()
     with torch.inference_mode():
         wish = change(0)
         source, target = prompts(studio, [wish])
-        return studio, source, target, studio.vae.encode(pictures([wish]))
+        return studio, source, target, studio.vae.encode(images([wish]))
 
 
-def test_stock_ksampler_gives_the_picture_back_with_the_outputs(demo):
+def test_stock_ksampler_gives_the_image_back_with_the_outputs(demo):
     studio, source, _, latent = demo
     steps, cfg = 10, 7.5
     found = NullTextInverter.execute(studio.model, source, {"samples": latent}, steps, SCHEDULER, 0.0, cfg).args
@@ -556,16 +553,16 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
     found = NullTextInverter.execute(
         studio.model, source, {"samples": latent}, 4, SCHEDULER, 0.0, 4.0, start=start, negative=empty, inner_steps=1, early_stop=0.0
     ).args[0]
-    assert bool((found.trail.extras["losses"] < found.trail.extras["first_losses"]).any())
+    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
     assert all("control" in extras for _, extras in found.null)
-    last = found.trail.extras["losses"][-1]
+    last = found.trajectory.extras["losses"][-1]
     made = sample(studio.model, found, 4.0)
-    left = (studio.model.model.process_latent_in(made) - found.trail.carries[-1][0]).square().mean()
+    left = (studio.model.model.process_latent_in(made) - found.trajectory.states[-1][0]).square().mean()
     assert_close(left, last.mean(), atol=1e-7, rtol=0.05)
 
 
-def test_the_loss_curve_is_a_picture():
-    curve = invert(small("eps"), picture())[-1]
+def test_the_loss_curve_is_an_image():
+    curve = invert(small("eps"), image())[-1]
     assert (
         curve.shape[0] == 1 and curve.shape[-1] == 3 and float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01
     )

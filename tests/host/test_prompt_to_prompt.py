@@ -18,8 +18,8 @@ from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.edict import EDICTInverter
 from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
-from controlled_diffusion.nodes.host.attention import blend_places, unet_places
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.attention.unet import blend_places, unet_places
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.host.prompts import HostTokenizer, as_rows, encoded, prompt_of
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
@@ -81,13 +81,13 @@ STOCHASTIC = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp
 SAMPLERS = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "uni_pc", "ddim", "res_multistep", "dpm_adaptive", *STOCHASTIC]
 
 
-def test_equal_prompts_give_the_same_picture_bit_for_bit(model, clip):
+def test_equal_prompts_give_the_same_image_bit_for_bit(model, clip):
     made = drawn(model, clip, "A red Circle", **ALL)
     assert torch.equal(made[0], made[1])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_equal_prompts_give_the_same_picture_with_every_sampler(eps, clip, sampler):
+def test_equal_prompts_give_the_same_image_with_every_sampler(eps, clip, sampler):
     made = drawn(eps, clip, SOURCE, run=dict(sampler=sampler))
     assert torch.equal(made[0], made[1]) and torch.isfinite(made).all()
 
@@ -97,7 +97,7 @@ def test_with_empty_windows_it_is_independent_sampling_bit_for_bit(model, clip):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_row_gets_the_noise_of_a_picture_by_itself(eps, clip, sampler):
+def test_every_row_gets_the_noise_of_an_image_by_itself(eps, clip, sampler):
     """The host draws other noise for each row of a batch; a source and its target must share it."""
     patched, positive, negative, latent, _ = patch(eps, clip, "a blue circle\na cat", **OFF)
     together = sample(patched, positive, negative, latent, sampler=sampler)
@@ -117,7 +117,7 @@ def test_the_source_never_changes_and_the_target_does(model, clip, sampler):
 
 
 @pytest.mark.parametrize("knobs", [{}, dict(blend_words="*", blend_threshold=0.9)])
-def test_several_pictures_and_targets_are_the_same_one_by_one(eps, clip, knobs):
+def test_several_images_and_targets_are_the_same_one_by_one(eps, clip, knobs):
     targets = ["a blue circle", "a red cat", "a very red circle"]
     made = drawn(eps, clip, "\n".join(targets), batch_size=2, **knobs).unflatten(0, (4, 2))
     for i, target in enumerate(targets):
@@ -187,9 +187,9 @@ def replacements(model, clip, blend=None, **knobs) -> list[tuple[float, dict]]:
 
 
 def comfy_scale(model):
-    from controlled_diffusion.nodes.host.channels import noise_scale
+    from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
-    return noise_scale(model.get_model_object("model_sampling"))
+    return noise_scale(model)
 
 
 def test_layers_and_steps_outside_the_windows_have_no_replacement_at_all(model, clip):
@@ -347,7 +347,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(eps, clip):
     assert "controlled_diffusion.attention" not in eps.model_options["transformer_options"]
 
 
-# --- words and tokens
 
 
 def test_a_long_negative_or_target_leaves_the_source_as_it_is(eps, clip):
@@ -459,7 +458,7 @@ def test_the_alignment_is_given_in_words(eps, clip):
     assert "very blue: a share of the map of red, times 1.5" in text and "x 2 circle" in text
 
 
-def test_every_line_of_weights_makes_a_picture_of_one_target(eps, clip):
+def test_every_line_of_weights_makes_an_image_of_one_target(eps, clip):
     made = drawn(eps, clip, "", word_weights="red: 1\nred: 3, circle:0.5\nred: 3, circle:0.5")
     assert torch.equal(made[0], made[1]) and differ(made[2], made[0]) > 1e-4 and torch.equal(made[2], made[3])
 
@@ -476,7 +475,6 @@ def test_alpha_goes_from_none_to_all(eps, clip):
     assert_close(drawn(eps, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
 
 
-# --- local blend
 
 
 def test_a_blend_that_lets_nothing_through_is_the_source_and_one_that_lets_all_through_is_no_blend(model, clip):
@@ -570,11 +568,11 @@ def test_a_blend_does_not_look_at_a_positive_in_an_area(eps, clip):
 
 
 def shrunk(model):
-    """With the host's Deep Shrink, which halves the picture of some layers in the first half of the sampling."""
+    """With the host's Deep Shrink, which halves the image of some layers in the first half of the sampling."""
     return PatchModelAddDownscale.execute(model, 1, 2.0, 0.0, 0.5, False, "bicubic", "bicubic").args[0]
 
 
-def test_a_blend_goes_with_a_picture_that_is_shrunk_for_some_steps(eps, clip):
+def test_a_blend_goes_with_an_image_that_is_shrunk_for_some_steps(eps, clip):
     patched, *rest = patch(shrunk(eps), clip, blend_words="*", blend_threshold=0.8)
     sample(patched, *rest)
     assert len(masks_of(patched)) == 3
@@ -617,11 +615,11 @@ def test_masks_that_are_not_there_are_told(eps, clip, knobs, message):
         P2PBlendMask.execute(patched, {}, 1.0)
 
 
-def test_pictures_that_do_not_fit_the_masks_are_refused(eps, clip):
+def test_images_that_do_not_fit_the_masks_are_refused(eps, clip):
     patched, *rest = patch(eps, clip, "a blue circle\na cat", blend_words="*")
     sample(patched, *rest)
     for count in (1, 5):
-        with pytest.raises(ValueError, match=f"'image' has {count} pictures for 2 edits and 1 of the source"):
+        with pytest.raises(ValueError, match=f"'image' has {count} images for 2 edits and 1 of the source"):
             P2PBlendMask.execute(patched, {}, 1.0, torch.zeros(count, 64, 64, 3))
 
 
@@ -641,27 +639,26 @@ def test_a_run_that_is_over_or_was_stopped_holds_no_conditionings(eps, clip, sto
     assert edited.blending.masks and not edited.moments and edited.blending.sums is None and captured.sums.total
 
 
-# --- real pictures
 
 
-def inverted(model, clip, source=SOURCE, pictures=1, steps=6):
-    samples = 5 * torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+def inverted(model, clip, source=SOURCE, images=1, steps=6):
+    samples = 5 * torch.randn(images, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     return DDIMInverter.execute(model, encoded(clip, source), {"samples": samples}, steps, "normal", 0.0).args[0], samples
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_an_inversion_is_edited_while_its_source_row_stays_the_picture(clip, pictures):
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip, images):
     model = tiny.unet("eps", output_scale=0.05)
-    inversion, samples = inverted(model, clip, pictures=pictures)
-    patched, positive, negative, *_ = patch(model, clip, "a blue circle\na red circle", batch_size=pictures, **ALL)
+    inversion, samples = inverted(model, clip, images=images)
+    patched, positive, negative, *_ = patch(model, clip, "a blue circle\na red circle", batch_size=images, **ALL)
     both = InversionSampler.execute(patched, inversion, 4.0, "direct", positive, negative).args[0]["samples"]
     plain = InversionSampler.execute(model, inversion, 4.0, "direct", positive, negative).args[0]["samples"]
-    assert both.shape[0] == 3 * pictures
-    assert_close(both[:pictures], samples, atol=1e-5, rtol=1e-5)
-    edits = slice(pictures, 2 * pictures)
+    assert both.shape[0] == 3 * images
+    assert_close(both[:images], samples, atol=1e-5, rtol=1e-5)
+    edits = slice(images, 2 * images)
     assert differ(both[edits], plain[edits]) > 1e-3
     free = InversionSampler.execute(patched, inversion, 4.0, "source and edit", positive, negative).args[0]["samples"]
-    assert torch.equal(free[2 * pictures :], free[:pictures])
+    assert torch.equal(free[2 * images :], free[:images])
 
 
 EXACT = dict(cfg=3.0, precision="highest")
@@ -677,10 +674,10 @@ INVERTERS = {
 
 
 @pytest.mark.parametrize("inverter", INVERTERS)
-def test_every_inversion_gives_the_picture_and_its_edit(clip, inverter):
+def test_every_inversion_gives_the_image_and_its_edit(clip, inverter):
     model, cfg = tiny.unet("eps", output_scale=0.05), 1.0 if inverter is DDIMInverter else 3.0
     samples = 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    given = dict(model=model, source=encoded(clip, SOURCE), picture={"samples": samples}, steps=6, scheduler="karras")
+    given = dict(model=model, source=encoded(clip, SOURCE), image={"samples": samples}, steps=6, scheduler="karras")
     given |= {} if inverter in (DDIMInverter, NegativePromptInverter) else dict(negative=encoded(clip, ""))
     inversion = inverter.execute(**defaults(inverter) | given | INVERTERS[inverter]).args[0]
 
@@ -697,19 +694,18 @@ def test_every_inversion_gives_the_picture_and_its_edit(clip, inverter):
     assert torch.equal(*replayed(SOURCE))
 
 
-def test_a_replay_needs_a_row_of_the_source_for_every_picture(clip):
+def test_a_replay_needs_a_row_of_the_source_for_every_image(clip):
     model = tiny.unet("eps", output_scale=0.05)
-    inversion, _ = inverted(model, clip, pictures=2)
+    inversion, _ = inverted(model, clip, images=2)
     patched, positive, negative, *_ = patch(model, clip)
     for branches in ("edit", "source and edit", "direct"):
-        with pytest.raises(ValueError, match=r"with an inversion.* as many pictures in batch_size as were inverted"):
+        with pytest.raises(ValueError, match=r"with an inversion.* as many images in batch_size as were inverted"):
             InversionSampler.execute(patched, inversion, 4.0, branches, positive, negative)
     single, _ = inverted(model, clip)
-    with pytest.raises(ValueError, match=r"positive has 2 rows, but 1 picture was inverted; give 1\. Rows of P2P.*branches 'direct'"):
+    with pytest.raises(ValueError, match=r"positive has 2 rows, but 1 image was inverted; give 1\. Rows of P2P.*branches 'direct'"):
         InversionSampler.execute(patched, single, 4.0, "edit", positive, negative)
 
 
-# --- what is refused
 
 
 @pytest.mark.parametrize(
@@ -726,7 +722,7 @@ def test_a_replay_needs_a_row_of_the_source_for_every_picture(clip):
         (dict(cross_start=0.9, cross_end=0.5), "cross_start is 0.9, but cross_end is 0.5: .*Give cross_start at most 0.5"),
         (dict(self_start=0.9, self_end=0.5), "self_start is 0.9, but self_end is 0.5"),
         (dict(alpha=2.0), "alpha is 2"),
-        (dict(latent={"samples": torch.zeros(1, 4, 64)}), "'latent' is a latent of 1 x 4 x 64, but that of pictures or a video is needed"),
+        (dict(latent={"samples": torch.zeros(1, 4, 64)}), "'latent' is a latent of 1 x 4 x 64, but that of images or a video is needed"),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(eps, clip, knobs, message):
@@ -738,7 +734,7 @@ def test_wires_that_are_missing_are_named(eps, clip):
     patched, positive, negative, latent, _ = patch(eps, clip)
     with pytest.raises(ValueError, match="none of the conditionings that are sampled is the 'positive' of that node"):
         sample(patched, encoded(clip, SWAP), negative, latent)
-    with pytest.raises(ValueError, match=r"1 pictures are sampled, but P2P Attention Patch made 2 rows: 1 of the source"):
+    with pytest.raises(ValueError, match=r"1 images are sampled, but P2P Attention Patch made 2 rows: 1 of the source"):
         sample(patched, positive, negative, {"samples": latent["samples"][:1], "batch_index": None})
     with pytest.raises(ValueError, match="start from different noise"):
         sample(patched, positive, negative, {**latent, "batch_index": None})

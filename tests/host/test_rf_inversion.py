@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host import inversion as inverting
+from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.rf_inversion import RFInverter
 
@@ -24,13 +24,13 @@ def model():
     return tiny.unet("flow", output_scale=0.2)
 
 
-def picture(batch: int = 1) -> dict:
+def image(batch: int = 1) -> dict:
     return {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
 
 
 def invert(model, given=None, source=SOURCE, **knobs):
     settings = defaults(RFInverter) | dict(steps=STEPS, scheduler="normal") | knobs
-    return RFInverter.execute(model, source, picture() if given is None else given, **settings).args[0]
+    return RFInverter.execute(model, source, image() if given is None else given, **settings).args[0]
 
 
 def sample(model, inversion, cfg=1.0, branches="edit", **inputs):
@@ -47,24 +47,24 @@ def edited(model, given=None, cfg=5.0, **knobs):
 
 def test_gamma_one_ends_at_the_noise_of_the_seed(model):
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    assert_close(invert(model, gamma=1.0, seed=4).trail.carries[0][0], noise, atol=1e-5, rtol=1e-5)
+    assert_close(invert(model, gamma=1.0, seed=4).trajectory.states[0][0], noise, atol=1e-5, rtol=1e-5)
 
 
 def test_gamma_and_eta_zero_are_ddim_inversion_and_plain_sampling(model):
-    ddim = DDIMInverter.execute(model, SOURCE, picture(), STEPS, "normal", 0.0).args[0]
+    ddim = DDIMInverter.execute(model, SOURCE, image(), STEPS, "normal", 0.0).args[0]
     own = invert(model, gamma=0.0, eta=0.0)
-    assert_close(own.trail.carries[0][0], ddim.trail.carries[0][0], atol=1e-5, rtol=1e-5)
+    assert_close(own.trajectory.states[0][0], ddim.trajectory.states[0][0], atol=1e-5, rtol=1e-5)
     options = dict(positive=TARGET, negative=EMPTY)
     assert_close(sample(model, own, 5.0, **options), sample(model, ddim, 5.0, **options), atol=1e-4, rtol=1e-4)
 
 
-def test_eta_one_at_all_steps_gives_the_picture_back_under_any_prompt(model):
-    assert apart(edited(model, eta=1.0, eta_end_percent=1.0), picture()["samples"]) < 1e-5
+def test_eta_one_at_all_steps_gives_the_image_back_under_any_prompt(model):
+    assert apart(edited(model, eta=1.0, eta_end_percent=1.0), image()["samples"]) < 1e-5
 
 
-def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_picture(model):
+def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_image(model):
     def change(**knobs):
-        return apart(edited(model, **knobs), picture()["samples"])
+        return apart(edited(model, **knobs), image()["samples"])
 
     assert change(eta_end_percent=0.8) < change(eta_end_percent=0.4) < change(eta=0.0)
     assert change(eta=0.9) < change(eta=0.4)
@@ -74,20 +74,20 @@ def test_longer_stronger_and_undecayed_pulls_keep_more_of_the_picture(model):
 
 def test_the_percents_are_those_of_the_sampling(model):
     inversion = invert(model, eta_start_percent=0.2, eta_end_percent=0.6)
-    scale = inverting.noise_scale(model.get_model_object("model_sampling"))
-    on = [inversion.method.pull(i, inversion.trail) > 0 for i in range(STEPS)]
-    assert on == [0.2 - 1e-6 <= scale.percent(s) <= 0.6 + 1e-6 for s in inversion.trail.sigmas[:-1]]
+    scale = noise_levels.noise_scale(model)
+    on = [inversion.method.pull(i, inversion.trajectory) > 0 for i in range(STEPS)]
+    assert on == [0.2 - 1e-6 <= scale.percent(s) <= 0.6 + 1e-6 for s in inversion.trajectory.sigmas[:-1]]
     assert 0 < sum(on) < STEPS
 
 
-def test_a_batch_is_its_pictures_one_by_one(model):
-    given = picture(2)
+def test_a_batch_is_its_images_one_by_one(model):
+    given = image(2)
     alone = [edited(model, {"samples": x[None]}) for x in given["samples"]]
     assert_close(edited(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
 
 
-def test_with_two_branches_each_is_pulled_to_its_picture(model):
-    given = picture(2)
+def test_with_two_branches_each_is_pulled_to_its_image(model):
+    given = image(2)
     inversion = invert(model, given)
     both = sample(model, inversion, 5.0, "source and edit", positive=TARGET, negative=EMPTY)
     assert_close(both[:2], sample(model, inversion, 5.0, negative=EMPTY), atol=1e-3, rtol=1e-3)
@@ -104,10 +104,10 @@ def test_one_evaluation_a_step(model):
 
 def test_an_inversion_below_full_noise_is_pulled_along_the_straight_line(model):
     inversion = invert(model, gamma=1.0, end_percent=0.5, seed=4)
-    sigma = inversion.trail.sigmas[0]
+    sigma = inversion.trajectory.sigmas[0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    clean = inversion.trail.carries[-1][0]
-    assert_close(inversion.trail.carries[0][0], (1 - sigma) * clean + sigma * noise, atol=1e-5, rtol=1e-5)
+    clean = inversion.trajectory.states[-1][0]
+    assert_close(inversion.trajectory.states[0][0], (1 - sigma) * clean + sigma * noise, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["eps", "v"])

@@ -5,7 +5,8 @@ from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes import schedules
-from controlled_diffusion.nodes.host.channels import MultiCFG, noise_scale
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.nodes.host.noise_levels import noise_scale, scale_of
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
 from compare import assert_close
@@ -24,7 +25,7 @@ def defaults(inputs) -> dict:
 def test_every_shape_is_made_from_its_own_widgets(any_model, shape):
     knobs = defaults(schedules._SHAPES[shape][1]())
     made = GuidanceSchedule.execute({"shape": shape, **knobs}, 0.0, 1.0).args[0]
-    scale = noise_scale(any_model.get_model_object("model_sampling"))
+    scale = noise_scale(any_model)
     assert all(0 <= made(scale.sigma(p / 10), scale) <= 10.001 for p in range(11))
 
 
@@ -35,7 +36,7 @@ def test_the_hosts_curve_is_read_along_the_sampling(any_model):
         pytest.skip("this host has no curve editor (ComfyUI 0.27 and newer do)")
     curve = comfy_api.input.CurveInput.from_raw([(0.0, 0.0), (0.4, 1.0), (1.0, 0.2)])
     made = GuidanceSchedule.execute({"shape": "curve", "height": 2.0, "axis": "percent"}, 0.0, 1.0, curve).args[0]
-    scale = noise_scale(any_model.get_model_object("model_sampling"))
+    scale = noise_scale(any_model)
     for percent in (0.1, 0.4, 0.8):
         assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
 
@@ -49,7 +50,7 @@ def test_a_curve_that_is_not_connected_and_a_shape_that_is_none_are_refused():
 
 def test_percents_are_the_hosts_percents(any_model):
     sampling = any_model.get_model_object("model_sampling")
-    scale = noise_scale(sampling)
+    scale = scale_of(sampling)
     for percent in (0.01, 0.123, 0.5, 0.9, 0.99):
         assert scale.sigma(percent) == pytest.approx(sampling.percent_to_sigma(percent), rel=2e-3)
 

@@ -2,7 +2,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from controlled_diffusion.nodes.host import img2img
+from controlled_diffusion.nodes.host import noise_levels
+from controlled_diffusion.nodes.host.guidance import sdedit
 from controlled_diffusion.nodes.sdedit import SDEditSampler
 
 from compare import assert_close
@@ -59,7 +60,7 @@ def test_strength_zero_returns_the_guide(model):
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc"])
 def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
     start = guide(2)
-    levels = img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")
+    levels = sdedit.sigmas(model, 0.5, "percent", "VP", 4, "normal")
     noise = comfy.sample.prepare_noise(start["samples"], 3)
     host = comfy.sample.sample_custom(
         model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY, start["samples"], disable_pbar=True, seed=3
@@ -68,9 +69,9 @@ def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
 
 
 def test_every_scheduler_starts_at_the_same_noise_level(model):
-    scale = img2img.noise_scale(model.get_model_object("model_sampling"))
+    scale = noise_levels.noise_scale(model)
     for scheduler in comfy.samplers.KSampler.SCHEDULERS:
-        levels = img2img.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
+        levels = sdedit.sigmas(model, 0.4, "percent", "VP", 6, scheduler)
         assert float(levels[0]) == pytest.approx(scale.sigma(0.6), rel=1e-5), scheduler
         assert levels[-1] == 0 and len(levels) - 1 == 6, (scheduler, len(levels))
 
@@ -79,7 +80,7 @@ def test_the_noisy_start_is_the_guide_at_the_level_asked_for(model):
     original = guide()
     _, _, start, _ = edit(model, original)
     noise = comfy.sample.prepare_noise(original["samples"], 3)
-    sigma = float(img2img.sigmas(model, 0.5, "percent", "VP", 4, "normal")[0])
+    sigma = float(sdedit.sigmas(model, 0.5, "percent", "VP", 4, "normal")[0])
     clean = model.model.process_latent_in(original["samples"])
     flow = model.model.model_type.name == "FLOW"
     expected = (1 - sigma) * clean + sigma * noise if flow else clean + sigma * noise
@@ -113,26 +114,26 @@ def test_repeats_go_on_from_the_last_result_with_the_next_seed(model):
 
 
 def test_pixels_outside_the_mask_are_the_images_own(model, vae):
-    picture = torch.rand(1, 64, 64, 3)
-    _, image, _, _ = edit(model, picture, vae=vae, mask=half_mask())
-    assert torch.equal(image[:, :, :32], picture[:, :, :32])
-    assert not torch.allclose(image[:, :, 40:], picture[:, :, 40:], atol=1e-2)
+    before = torch.rand(1, 64, 64, 3)
+    _, image, _, _ = edit(model, before, vae=vae, mask=half_mask())
+    assert torch.equal(image[:, :, :32], before[:, :, :32])
+    assert not torch.allclose(image[:, :, 40:], before[:, :, 40:], atol=1e-2)
 
 
-def test_a_picture_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae):
+def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae):
     odd = torch.rand(1, 71, 67, 3)
-    for name, knobs in (("guide", dict(picture=odd)), ("original", dict(picture=torch.rand(1, 64, 64, 3), original=odd))):
+    for name, knobs in (("guide", dict(image=odd)), ("original", dict(image=torch.rand(1, 64, 64, 3), original=odd))):
         with pytest.raises(ValueError, match=rf"'{name}' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
-            edit(eps_model, knobs.pop("picture"), vae=vae, **knobs)
+            edit(eps_model, knobs.pop("image"), vae=vae, **knobs)
 
 
-def test_a_picture_that_is_not_noised_stays_the_picture(model, vae):
-    picture = torch.rand(1, 64, 64, 3)
-    assert torch.equal(edit(model, picture, vae=vae, strength=0.0)[1], picture)
+def test_an_image_that_is_not_noised_stays_the_image(model, vae):
+    image = torch.rand(1, 64, 64, 3)
+    assert torch.equal(edit(model, image, vae=vae, strength=0.0)[1], image)
 
 
 def test_the_variance_exploding_process_starts_lower_and_runs_its_steps(model):
-    levels = {p: img2img.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
+    levels = {p: sdedit.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
     assert len(levels["VE"]) == 6
     if model.model.model_type.name == "FLOW":
         assert torch.equal(levels["VP"], levels["VE"])
@@ -179,10 +180,10 @@ def test_every_video_of_a_batch_has_its_own_mask():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 8, 8), (1, 1, 3, 1, 1), (3, 64, 64), (9, 64, 64)], ids=str)
-def test_a_mask_may_hold_a_picture_for_each_frame_of_a_video(shape):
+def test_a_mask_may_hold_an_image_for_each_frame_of_a_video(shape):
     """As the host's video nodes set them beside a first frame."""
     painted, vae, mask = video(), tiny_video_vae(), torch.ones(shape)
-    still = 5 if 9 in shape else 1  # pictures, of which the first frame of the latent is one
+    still = 5 if 9 in shape else 1  # images, of which the first frame of the latent is one
     mask.view(-1, *shape[-2:])[:still] = 0
     given = dict(guide={**painted, "noise_mask": mask}) if mask.ndim == 5 else dict(guide=painted, mask=mask)
     result, image = edit_video(given.pop("guide"), vae=vae, **given)
@@ -195,11 +196,11 @@ def test_a_mask_may_hold_a_picture_for_each_frame_of_a_video(shape):
     [
         (dict(mask=torch.full((1, 8, 8), 2.0)), "values from 2 to 2; a mask lies between 0 and 1"),
         (dict(mask=torch.full((1, 8, 8), float("nan"))), "a mask lies between 0 and 1"),
-        (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 pictures but the guide 1"),
+        (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 images but the guide 1"),
         (dict(original={"samples": torch.zeros(1, 4, 16, 8)}), "Guide and original differ in size"),
         (
             dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}),
-            "Guide holds 2 pictures and original 3",
+            "Guide holds 2 images and original 3",
         ),
         (dict(guide={"samples": torch.ones(1, 16, 8, 8)}), "latent has 16 channels, but BaseModel .* takes 4"),
         (dict(strength=1.2), "strength is 1.2 percent; give 0"),

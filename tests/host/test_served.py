@@ -38,7 +38,7 @@ def test_a_classifier_guides_every_stock_sampler_with_weights_as_the_server_load
     short = {"KSamplerSelect": {"sampler_name": sampler}, "BasicScheduler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}
     for node in prompt.values():
         node["inputs"].update(short.get(node["class_type"], {}))
-    without, guided = (np.asarray(pictures[0], float) for pictures in server.images_by_node(server.run(prompt)).values())
+    without, guided = (np.asarray(images[0], float) for images in server.images_by_node(server.run(prompt)).values())
     assert guided.std() > 1 and np.abs(guided - without).mean() > 1
 
 
@@ -52,8 +52,8 @@ def psnr(one, other) -> float:
     return -10 * np.log10(np.square((np.asarray(one, float) - np.asarray(other, float)) / 255).mean())
 
 
-def test_null_text_brings_a_picture_back_under_a_lora_and_a_controlnet_as_the_server_loads_them(server):
-    """A LoRA and a silhouette that both change what the model makes: the picture comes back with them and not without the negative."""
+def test_null_text_brings_an_image_back_under_a_lora_and_a_controlnet_as_the_server_loads_them(server):
+    """A LoRA and a silhouette that both change what the model makes: the image comes back with them and not without the negative."""
     layer, draw = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v", torch.Generator().manual_seed(0)
     (server.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
     up, down = (torch.randn(shape, generator=draw) * 0.2 for shape in ((128, 4), (4, 128)))
@@ -65,15 +65,15 @@ def test_null_text_brings_a_picture_back_under_a_lora_and_a_controlnet_as_the_se
         inputs["steps"] = 8
     relinked(prompt, [loader, 0], ["lora", 0])
     prompt["lora"] = node("LoraLoaderModelOnly", model=[loader, 0], lora_name="any.safetensors", strength_model=1.0)
-    source, picture = inverter["source"], inverter["picture"]
+    source, image = inverter["source"], inverter["image"]
     relinked(prompt, source, ["controlled", 0])
     prompt["control"] = node("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
     prompt["controlled"] = node(
-        "ControlNetApplyAdvanced", positive=source, negative=source, control_net=["control", 0], image=picture, strength=0.5,
+        "ControlNetApplyAdvanced", positive=source, negative=source, control_net=["control", 0], image=image, strength=0.5,
         start_percent=0.0, end_percent=1.0,
     )  # fmt: skip
 
-    asked = ("picture", "null-text back", "empty negative")
+    asked = ("image", "null-text back", "empty negative")
     shown = [n for n, part in prompt.items() if part["class_type"] in ("SaveImage", "PreviewImage") and part["_meta"]["title"] not in asked]
     for number in shown:
         del prompt[number]
@@ -81,10 +81,10 @@ def test_null_text_brings_a_picture_back_under_a_lora_and_a_controlnet_as_the_se
     def drawn(strength: float) -> dict:
         prompt["lora"]["inputs"]["strength_model"] = strength
         made = server.images_by_node(server.run(prompt))
-        return {prompt[number]["_meta"]["title"]: pictures[0] for number, pictures in made.items()}
+        return {prompt[number]["_meta"]["title"]: images[0] for number, images in made.items()}
 
     under, without = drawn(4.0), drawn(0.0)
-    assert psnr(under["null-text back"], under["picture"]) > 30 > psnr(under["empty negative"], under["picture"]) + 5
+    assert psnr(under["null-text back"], under["image"]) > 30 > psnr(under["empty negative"], under["image"]) + 5
     assert psnr(under["empty negative"], without["empty negative"]) < 35, "the LoRA does nothing"
 
 

@@ -36,7 +36,7 @@ def out(link: list, place: int) -> list:
 
 
 def begun(add, prompt: dict) -> dict:
-    """The demo model, and two pictures that it has drawn: what is trained was sampled with before."""
+    """The demo model, and two images that it has drawn: what is trained was sampled with before."""
     model = add(prompt, "DemoModelLoader")
     parts = {"model": model, "clip": out(model, 1), "vae": out(model, 2)}
     parts["negative"] = add(prompt, "CLIPTextEncode", clip=parts["clip"], text="")
@@ -45,7 +45,7 @@ def begun(add, prompt: dict) -> dict:
 
 
 def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, negative=None) -> list:
-    """Two pictures of a few steps."""
+    """Two images of a few steps."""
     size = add(prompt, "EmptyLatentImage", width=128, height=128, batch_size=2)
     knobs = dict(seed=seed, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, latent_image=size)
     latent = add(prompt, "KSampler", model=model or parts["model"], positive=positive, negative=negative or parts["negative"], **knobs)
@@ -80,7 +80,7 @@ def trainer(add, prompt: dict, kind: str, parts: dict, **knobs) -> list:
 
 
 def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
-    """Pictures with what was learnt: by the trainer's outputs, or by its file in the host's nodes and our loader of editors."""
+    """Images with what was learnt: by the trainer's outputs, or by its file in the host's nodes and our loader of editors."""
 
     def said(text, clip=None):
         return add(prompt, "CLIPTextEncode", clip=clip or parts["clip"], text=text)
@@ -98,8 +98,8 @@ def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
     return drawn(add, prompt, parts, word, model=lora)
 
 
-def pictures(server, prompt: dict, *links) -> list[np.ndarray]:
-    """Of each link the pictures that the server makes."""
+def images(server, prompt: dict, *links) -> list[np.ndarray]:
+    """Of each link the images that the server makes."""
     shown = []
     for link in links:
         prompt[f"show {len(shown)}"] = {"class_type": "PreviewImage", "inputs": {"images": link}}
@@ -115,10 +115,10 @@ def test_what_is_learnt_acts_at_once_and_its_file_acts_alike(server, add, kind):
     made = trainer(add, prompt, kind, parts)
     seen = out(made, {"word": 2, "lora": 5, "concept": 5, "editor": 3}[kind])
     plain = used(add, prompt, kind, parts, made) if kind == "editor" else drawn(add, prompt, parts, parts["negative"])
-    learnt, looked, _ = pictures(server, prompt, used(add, prompt, kind, parts, made), seen, plain)
+    learnt, looked, _ = images(server, prompt, used(add, prompt, kind, parts, made), seen, plain)
     assert learnt.std() > 1 and looked.std() > 1
     again = {}
-    (loaded,) = pictures(server, again, used(add, again, kind, begun(add, again), None))
+    (loaded,) = images(server, again, used(add, again, kind, begun(add, again), None))
     assert np.array_equal(learnt, loaded)
 
 
@@ -153,12 +153,12 @@ def test_a_stop_keeps_what_is_learnt_and_the_same_prompt_goes_on(server, add):
     [
         ("word", dict(placeholder="circle"), "'circle' is a word that the model knows"),
         ("word", dict(name="../out"), "The name '../out' cannot be a file's"),
-        ("lora", dict(captions="a\nb\nc"), "3 captions for 2 pictures"),
+        ("lora", dict(captions="a\nb\nc"), "3 captions for 2 images"),
         ("lora", dict(rank=100_000), "rank"),
         ("lora", dict(start_percent=0.9, end_percent=0.1), "start_percent is 0.9 and end_percent 0.1"),
         ("concept", dict(instance_prompt="a circle"), "lacks the new word"),
-        ("editor", dict(instructions="one\ntwo\nthree"), "3 captions for 2 pictures"),
-        ("editor", dict(channel_dropout="jointly", clean_picture_dropout=0.5), "Choose 'independently'"),
+        ("editor", dict(instructions="one\ntwo\nthree"), "3 captions for 2 images"),
+        ("editor", dict(channel_dropout="jointly", clean_image_dropout=0.5), "Choose 'independently'"),
     ],
 )
 def test_what_cannot_be_learnt_is_an_error_of_the_node(server, add, kind, knobs, told):

@@ -67,7 +67,7 @@ def curve_without_curve(prompt):
     [
         (bad_guider(no_channels), "channel"),
         (bad_guider(backward_interval), "got 0.8 to 0.2"),
-        (bad_guider(three_masks), "mask holds 3 pictures but 4 are sampled"),
+        (bad_guider(three_masks), "mask holds 3 images but 4 are sampled"),
         (bad_guider(curve_without_curve), "connect a Curve Editor"),
         (bad_guider(lambda p: nodes_of(p, "GuidanceChannel")[0].update(weight=float("nan"))), "is nan; give a finite number"),
         (bad_guider(lambda p: nodes_of(p, "MultiCFGGuider")[0].update(norm_cap=-1.0)), "Value -1.0 smaller than min"),
@@ -100,7 +100,7 @@ def test_a_long_edit_stops_when_the_user_cancels(server):
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
 
 
-def test_without_a_vae_only_the_picture_is_missing(server):
+def test_without_a_vae_only_the_image_is_missing(server):
     prompt = prompt_of(server, "sdedit_masked")
     sampler = nodes_of(prompt, "SDEditSampler")[0]
     encode = {"class_type": "VAEEncode", "inputs": {"pixels": sampler["guide"], "vae": sampler["vae"]}}
@@ -111,6 +111,6 @@ def test_without_a_vae_only_the_picture_is_missing(server):
     key = next(k for k, node in prompt.items() if node["class_type"] == "SDEditSampler")
     prompt["91"] = {"class_type": "VAEDecode", "inputs": {"samples": [key, 0], "vae": loader}}
     prompt["92"] = {"class_type": "PreviewImage", "inputs": {"images": ["91", 0]}}
-    pictures = server.images_by_node(server.run(prompt))
+    images = server.images_by_node(server.run(prompt))
     saved = next(k for k, node in prompt.items() if node["class_type"] == "SaveImage")
-    assert "92" in pictures and not pictures.get(saved)
+    assert "92" in images and not images.get(saved)

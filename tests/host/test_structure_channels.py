@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy.t2i_adapter.adapter import Adapter
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG, MultiCFGWrapper
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
 from host.sampling import STEPS, Count, ksampler, run

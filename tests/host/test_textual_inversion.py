@@ -10,12 +10,15 @@ import comfy.sd1_clip
 import folder_paths
 import pytest
 import torch
-from controlled_diffusion.nodes.host import embeddings, trainers, training, words
-from controlled_diffusion.nodes.host import textual_inversion as host
+from controlled_diffusion.nodes.host import gradients
+from controlled_diffusion.nodes.host.training import denoiser, embeddings, new_words, run, trainer
+from controlled_diffusion.nodes.host.training import textual_inversion as host
+from controlled_diffusion.nodes.host.training.images import images_of
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Diverged, Loop
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,8 +28,8 @@ from host import tiny, tiny_text
 from measures.diffedit import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
-OBJECTIVE = training.Objective(Levels())
-NO_PICTURES = host.Validation("<z>", count=0)
+OBJECTIVE = denoiser.Objective(Levels())
+NO_IMAGES = Validation("<z>", count=0)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +72,13 @@ def images(count=3, size=64, seed=0):
 
 
 def settings(**more):
-    return host.Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more})
+    return Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more})
 
 
 def task_of(model, clip, vae, word=host.Word("<z>", "cat", 2), templates=("a photo of {}", "{} here"), objective=OBJECTIVE, **more):
-    data = host.Data(**{"images": [images()], **more.pop("data", {})})
+    data = Data(**{"images": [images()], **more.pop("data", {})})
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, data, word, templates, objective, settings(**more), NO_PICTURES)
+        return host.prepare(model, clip, vae, data, word, templates, objective, settings(**more), NO_IMAGES)
 
 
 def inside(task, question, mutations=False):
@@ -86,12 +89,12 @@ def inside(task, question, mutations=False):
         found.append(question(ground))
         return iter(())
 
-    course = training.Course(
-        task.model, task.word.conditioning("a"), task.loop(), task.loss, torch.Size([2, *task.pictures.latents[0].shape[1:]])
+    course = run.Course(
+        task.model, task.word.conditioning("a"), task.loop(), task.loss, torch.Size([2, *task.images.latents[0].shape[1:]])
     )
-    lesson = training.Lesson(steps, [task.word.clip.cond_stage_model], lambda step: None, mutations)
+    lesson = run.Lesson(steps, [task.word.clip.cond_stage_model], lambda step: None, mutations)
     with torch.inference_mode(False), torch.no_grad():
-        guider = training.comfy.samplers.CFGGuider(task.model)
+        guider = run.comfy.samplers.CFGGuider(task.model)
         guider.inner_set_conds({"positive": course.start})
         guider.sample(torch.zeros(course.batch), torch.zeros(course.batch), lesson, torch.ones(1), disable_pbar=True, seed=0)
     return found[0]
@@ -103,14 +106,13 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
         clip = tiny.clip(torch.float32, embedding_directory=folder_paths.get_folder_paths("embeddings"))
     given = [tiny.as_on_a_gpu(made) for made in (eps_model, clip, tiny.vae())]
     for number in range(2):
-        _, curve, pictures = train(*given, name=f"cat{number}", steps=2, validation_count=1, validation_steps=1)
-        assert curve.isfinite().all() and pictures.isfinite().all()
+        _, curve, images = train(*given, name=f"cat{number}", steps=2, validation_count=1, validation_steps=1)
+        assert curve.isfinite().all() and images.isfinite().all()
 
 
-# --- gradients
 
 
-def slopes(task, mutations=False):
+def derivatives(task, mutations=False):
     """(derivative by autograd, by differences) of the loss along a random direction of all vectors."""
     parameters = list(task.word.concept.parameters.values())
     draw = torch.Generator().manual_seed(3)
@@ -138,9 +140,9 @@ def slopes(task, mutations=False):
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 @pytest.mark.parametrize("weighting", ["own", "min-snr"])
 def test_the_gradient_of_the_vectors_agrees_with_finite_differences(family, weighting, vae, clip):
-    objective = training.Objective(Levels(low=0.2, high=0.9), weighting)
+    objective = denoiser.Objective(Levels(low=0.2, high=0.9), weighting)
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
-    exact, measured = slopes(task)
+    exact, measured = derivatives(task)
     assert abs(exact) > 1e-6
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
@@ -148,9 +150,9 @@ def test_the_gradient_of_the_vectors_agrees_with_finite_differences(family, weig
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
 def test_so_it_does_for_models_with_several_text_encoders(kind, several):
     clip = several(kind)
-    task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=training.Objective(Levels(low=0.3, high=0.9)))
+    task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=denoiser.Objective(Levels(low=0.3, high=0.9)))
     assert set(task.word.concept.parameters) == set(tiny_text.KINDS[kind][2])
-    exact, measured = slopes(task, mutations=kind == "flux")
+    exact, measured = derivatives(task, mutations=kind == "flux")
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
@@ -186,7 +188,7 @@ def losses_of(task, numbers):
 
 @pytest.mark.parametrize("family", ["eps", "flow"])
 def test_a_batch_is_the_mean_of_its_samples_each_under_its_own_prompt(family, vae, clip):
-    """The host's LoRA trainer averages the predictions of all prompts of a batch; here each picture has its own."""
+    """The host's LoRA trainer averages the predictions of all prompts of a batch; here each image has its own."""
     data = {"captions": ["red", "a very long caption " * 30, "(blue:1.4)"], "images": [images(2), images(1, 48)]}
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, batch_size=6, data=data)
     together = inside(task, lambda ground: float(task.loss(ground, 1).detach()))
@@ -204,15 +206,15 @@ def test_accumulated_batches_are_the_same_samples_as_one_large_batch(eps_model, 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 @pytest.mark.parametrize("weighting", ["own", "min-snr", "clean"])
 def test_an_error_is_that_of_what_the_network_itself_predicts(family, weighting, vae, clip):
-    """By hand: the network's output beside the noise, v or velocity that it should have given, and what that is of the clean picture."""
-    objective = training.Objective(Levels(low=0.1, high=0.9), weighting, 5.0)
+    """By hand: the network's output beside the noise, v or velocity that it should have given, and what that is of the clean image."""
+    objective = denoiser.Objective(Levels(low=0.1, high=0.9), weighting, 5.0)
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
 
     def by_hand(ground, row, number):
         model = ground.guider.inner_model
         (sigma,) = s = torch.tensor(ground.sigmas(objective, 4, number, 1))
-        x0 = model.process_latent_in(task.pictures.latents[number - 6])
-        noise, scale = training._noise(4, number, x0.shape), (s**2 + 1).sqrt()
+        x0 = model.process_latent_in(task.images.latents[number - 6])
+        noise, scale = denoiser._noise(4, number, x0.shape), (s**2 + 1).sqrt()
         if family == "flow":
             seen, wanted, of_clean, snr = (1 - s) * x0 + s * noise, noise - x0, sigma**2, ((1 - sigma) / sigma) ** 2
         else:
@@ -224,7 +226,7 @@ def test_an_error_is_that_of_what_the_network_itself_predicts(family, weighting,
     def question(ground):
         row = task.word.conditioning("a cat")[0]
         with torch.no_grad():
-            given = ground.errors(task.pictures, [0, 1, 2], [row] * 3, objective, 4, 6)
+            given = ground.errors(task.images, [0, 1, 2], [row] * 3, objective, 4, 6)
             return given, torch.stack([by_hand(ground, row, number) for number in (6, 7, 8)])
 
     given, expected = inside(task, question)
@@ -244,10 +246,10 @@ def test_weights_that_are_kept_in_few_bits_are_trained_with(weights, vae, clip):
     assert train(few, clip, vae)[0] == "embedding:thing" and saved()["clip_l"].isfinite().all()
 
 
-def test_pictures_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip):
+def test_images_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip):
     plain = task_of(eps_model, clip, vae)
     task = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=8, scale=1.0)})
-    assert len(task.pictures) == 27 and all(torch.equal(a, b) for a, b in zip(task.pictures.latents, plain.pictures.latents))
+    assert len(task.images) == 27 and all(torch.equal(a, b) for a, b in zip(task.images.latents, plain.images.latents))
     told = []
     encode = task.word.encode
     task.word.encode = lambda text: told.append(text) or encode(text)
@@ -258,25 +260,25 @@ def test_pictures_at_other_scales_say_so_in_their_sentences(eps_model, vae, clip
 
 
 @pytest.mark.parametrize("change", [dict(crop=0.3), dict(jitter=0.3)])
-def test_variants_are_of_the_pictures_and_not_the_same(change, eps_model, vae, clip):
-    pictures = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=2, **change)}).pictures
-    assert len(pictures) == 9 and not pictures.hints and len({float(z.sum()) for z in pictures.latents}) == 9
+def test_variants_are_of_the_images_and_not_the_same(change, eps_model, vae, clip):
+    images = task_of(eps_model, clip, vae, data={"augmentation": Augmentation(variants=2, **change)}).images
+    assert len(images) == 9 and not images.hints and len({float(z.sum()) for z in images.latents}) == 9
 
 
-def test_colours_of_pictures_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
+def test_colours_of_images_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
     given = images()
     found = [
-        task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).pictures.latents
+        task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).images.latents
         for p in (given, torch.cat([given, torch.ones(3, 64, 64, 1)], -1))
     ]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_mask_lies_where_its_picture_does_though_the_vae_cuts_the_picture(eps_model, vae, clip):
+def test_a_mask_lies_where_its_image_does_though_the_vae_cuts_the_image(eps_model, vae, clip):
     wide, mask = torch.rand(1, 64, 78, 3), torch.zeros(1, 64, 78)
     mask[:, :, 7 + 8 : 7 + 16] = 1  # the VAE takes 72 of 78 columns, from the fourth on
     task = task_of(eps_model, clip, vae, data={"images": [wide], "masks": [mask]})
-    found = task.pictures.masks[0][0, 0]
+    found = task.images.masks[0][0, 0]
     assert_close(found[0], torch.tensor([0, 4 / 8, 4 / 8, *[0.0] * 6]))
 
 
@@ -300,7 +302,6 @@ def test_other_nodes_patches_of_the_network_act_in_training_and_their_guidance_d
     assert set(seen) == {"network"}
 
 
-# --- the word
 
 
 def test_a_word_that_starts_as_one_word_is_that_word(vae, eps_model, clip):
@@ -313,12 +314,12 @@ def test_a_word_that_starts_as_one_word_is_that_word(vae, eps_model, clip):
 
 def test_with_no_initial_words_it_starts_as_the_mean_of_all(vae, eps_model, clip):
     task = task_of(eps_model, clip, vae, host.Word("<z>", "", 1))
-    table = words.encoders(clip)[0].usual
+    table = new_words.encoders(clip)[0].usual
     assert_close(task.word.concept.rows("clip_l").detach(), table.mean(0, keepdim=True), atol=1e-6, rtol=1e-4)
 
 
 def concept_for(clip, vectors=2):
-    found = words.encoders(clip)
+    found = new_words.encoders(clip)
     draw = torch.Generator().manual_seed(9)
     starts = {e.key: torch.randn(vectors, e.table.shape[1], generator=draw) for e in found}
     return Concept(starts, {e.key: Vocabulary(1.0, 1.0) for e in found}, "free")
@@ -330,7 +331,7 @@ def test_the_saved_file_gives_the_trained_word_back_through_the_hosts_loader(kin
     clip = request.getfixturevalue("clip") if kind == "sd1" else several(kind)
     widths = {"clip_l": tiny.CONTEXT} if kind == "sd1" else tiny_text.KINDS[kind][2]
     with torch.inference_mode(False), torch.no_grad():
-        word = words.NewWord(clip, "<z>", concept_for(clip, vectors), vectors)
+        word = new_words.NewWord(clip, "<z>", concept_for(clip, vectors), vectors)
         embeddings.save("toys/my-word", word.concept.tensors(), {})
     saved = load_file(folders / "embeddings" / "toys" / "my-word.safetensors")
     assert {k: v.shape for k, v in saved.items()} == {k: (vectors, w) for k, w in widths.items()}
@@ -344,7 +345,7 @@ def test_the_saved_file_gives_the_trained_word_back_through_the_hosts_loader(kin
 
 def test_a_prompt_encoded_in_training_is_what_the_host_encodes(folders, clip):
     with torch.inference_mode(False), torch.no_grad():
-        word = words.NewWord(clip, "<z>", concept_for(clip), 2)
+        word = new_words.NewWord(clip, "<z>", concept_for(clip), 2)
         (features, extras), (hosts, hosts_extras) = word.encode("a <z> there"), word.conditioning("a <z> there")[0]
     assert torch.equal(features, hosts) and torch.equal(extras["pooled_output"], hosts_extras["pooled_output"])
 
@@ -353,8 +354,8 @@ def test_the_layer_that_the_user_chose_is_the_one_that_is_trained_on(folders, cl
     other_clip, clip = clip, clip.clone()
     clip.clip_layer(-2)
     with torch.inference_mode(False), torch.no_grad():
-        word = words.NewWord(clip, "<z>", concept_for(clip), 2)
-        other = words.NewWord(other_clip, "<z>", word.concept, 2)
+        word = new_words.NewWord(clip, "<z>", concept_for(clip), 2)
+        other = new_words.NewWord(other_clip, "<z>", word.concept, 2)
         assert torch.equal(word.encode("a <z>")[0], word.conditioning("a <z>")[0][0])
         assert not torch.equal(word.encode("a <z>")[0], other.encode("a <z>")[0])
 
@@ -362,7 +363,7 @@ def test_the_layer_that_the_user_chose_is_the_one_that_is_trained_on(folders, cl
 def test_embeddings_that_the_user_has_keep_their_place_in_captions(folders, clip):
     save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.3)}, folders / "embeddings" / "other.safetensors")
     with torch.inference_mode(False), torch.no_grad():
-        word = words.NewWord(clip, "<z>", concept_for(clip), 2)
+        word = new_words.NewWord(clip, "<z>", concept_for(clip), 2)
         tokens = [t for t, _ in word.learnt("embedding:other and <z>")["l"][0] if torch.is_tensor(t)]
     assert torch.equal(tokens[0], torch.full((tiny.CONTEXT,), 0.3))
     assert_close(torch.stack(tokens[1:]), word.concept.rows("clip_l").detach())
@@ -371,11 +372,10 @@ def test_embeddings_that_the_user_has_keep_their_place_in_captions(folders, clip
 def test_the_users_tokenizer_is_not_touched(folders, clip):
     before = dict(vars(clip.tokenizer.clip_l))
     with torch.inference_mode(False), torch.no_grad():
-        words.NewWord(clip, "<z>", concept_for(clip), 2).conditioning("a <z>")
+        new_words.NewWord(clip, "<z>", concept_for(clip), 2).conditioning("a <z>")
     assert vars(clip.tokenizer.clip_l) == before and clip.tokenizer.clip_l.embedding_directory == [str(folders / "embeddings")]
 
 
-# --- the node
 
 
 def train(model, clip, vae, given=None, **knobs):
@@ -427,7 +427,7 @@ def ksample(model):
     return ksampler(model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
 
-def test_the_loss_falls_on_one_noisy_picture(eps_model, vae, clip):
+def test_the_loss_falls_on_one_noisy_image(eps_model, vae, clip):
     """With many vectors and steps the word learns something of a random network: the mean loss over all samples falls."""
 
     def mean_loss(steps):
@@ -447,19 +447,19 @@ def test_the_same_seed_learns_the_same_word_and_another_another(eps_model, vae, 
     assert repeated(saved("a")["clip_l"], saved("b")["clip_l"]) and not torch.equal(saved("a")["clip_l"], saved("c")["clip_l"])
 
 
-def test_a_list_of_pictures_and_captions_as_folder_loaders_give_it(eps_model, vae, clip):
+def test_a_list_of_images_and_captions_as_folder_loaders_give_it(eps_model, vae, clip):
     given = [images(1, 64), images(1, 48, seed=1), images(2, 64, seed=2)]
     word, _, _ = train(eps_model, clip, vae, given, captions=["one", "two", "three", "a <z> in rain"], flip=True)
     assert word == "embedding:thing" and "a <z> in rain" in facts()["prompts"]
 
 
-def test_flipped_pictures_keep_their_captions(eps_model, vae, clip):
+def test_flipped_images_keep_their_captions(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae, data={"flip": True, "captions": ["one", "two", "three"], "masks": [images(3)[..., 0]]})
     plain = task_of(eps_model, clip, vae)
-    assert len(task.pictures) == 6 and task.pictures.originals == 3
-    assert all(torch.equal(a, b) for a, b in zip(task.pictures.latents, plain.pictures.latents))
-    assert_close(task.pictures.latents[4], vae.encode(images()[1:2].flip(2)))
-    assert_close(task.pictures.masks[4], task.pictures.masks[1].flip(-1))
+    assert len(task.images) == 6 and task.images.originals == 3
+    assert all(torch.equal(a, b) for a, b in zip(task.images.latents, plain.images.latents))
+    assert_close(task.images.latents[4], vae.encode(images()[1:2].flip(2)))
+    assert_close(task.images.masks[4], task.images.masks[1].flip(-1))
 
 
 @pytest.mark.parametrize("knobs", [dict(optimizer="prodigy", learning_rate=1.0), dict(accumulate=2, average=0.5), dict(norm="keep"), dict(weighting="min-snr", timesteps="logit-normal")])  # fmt: skip
@@ -484,8 +484,8 @@ def test_captions_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, vae
 
 
 def test_auto_levels_are_those_of_the_models_kind(eps_model, flow_model):
-    assert training.levels(eps_model, "auto").kind == "uniform" and training.levels(flow_model, "auto").kind == "logit-normal"
-    assert training.levels(flow_model, "uniform", low=0.2).low == 0.2
+    assert denoiser.levels(eps_model, "auto").kind == "uniform" and denoiser.levels(flow_model, "auto").kind == "logit-normal"
+    assert denoiser.levels(flow_model, "uniform", low=0.2).low == 0.2
 
 
 def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):
@@ -496,12 +496,11 @@ def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):
     assert sampling.percent_to_sigma(0.5) * 0.99 <= min(seen) and max(seen) <= sampling.percent_to_sigma(0.25) * 1.01
 
 
-# --- stops and goes on
 
 
 @pytest.fixture
 def cancel():
-    """Stops the host after a number of steps, as its button does; `of` so many, as pictures that are encoded count too."""
+    """Stops the host after a number of steps, as its button does; `of` so many, as images that are encoded count too."""
 
     def after(steps, of=8):
         def watch(value, total, preview, node_id=None):
@@ -519,7 +518,7 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_word(
     train(eps_model, clip, vae, steps=8, name="whole")
     cancel(1)  # the host leaves out updates that follow fast, but never the first
     word, curve, blocked = train(eps_model, clip, vae, steps=8)
-    assert word == "embedding:thing" and facts()["steps"] == "1" and "no validation picture" in blocked.message and curve.ndim == 4
+    assert word == "embedding:thing" and facts()["steps"] == "1" and "no validation image" in blocked.message and curve.ndim == 4
     part = saved()["clip_l"]
     cancel(-1)
     train(eps_model, clip, vae, steps=8, if_exists="continue")
@@ -527,13 +526,13 @@ def test_a_stop_keeps_what_is_learnt_and_another_run_continues_to_the_same_word(
     assert repeated(saved()["clip_l"], saved("whole")["clip_l"])
 
 
-def test_a_stop_at_the_last_validation_pictures_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
+def test_a_stop_at_the_last_validation_images_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
     def stopped(*args):
-        raise training.Stopped
+        raise run.Stopped
 
-    monkeypatch.setattr(trainers, "sampled", stopped)
+    monkeypatch.setattr(trainer, "sampled", stopped)
     word, _, blocked = train(eps_model, clip, vae, steps=2)
-    assert word == "embedding:thing" and facts()["steps"] == "2" and "no validation picture" in blocked.message
+    assert word == "embedding:thing" and facts()["steps"] == "2" and "no validation image" in blocked.message
 
 
 def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monkeypatch):
@@ -546,10 +545,10 @@ def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monk
     assert facts()["steps"] == "2"
 
 
-def test_a_stop_while_pictures_are_encoded_is_passed_on(eps_model, vae, clip, cancel):
+def test_a_stop_while_images_are_encoded_is_passed_on(eps_model, vae, clip, cancel):
     cancel(1, of=3)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        training.pictures_of(vae, [images(3)])
+        images_of(vae, [images(3)])
 
 
 def test_a_continued_run_repeats_the_losses(any_model, vae, clip):
@@ -578,13 +577,12 @@ def test_where_the_loss_is_lost_the_last_good_word_is_saved_and_said(eps_model, 
 
 def test_continuing_with_other_data_is_refused_by_what_differs(eps_model, vae, clip):
     train(eps_model, clip, vae)
-    with pytest.raises(ValueError, match="another training: pictures was"):
+    with pytest.raises(ValueError, match="another training: images was"):
         train(eps_model, clip, vae, [images(seed=7)], if_exists="continue")
     with pytest.raises(ValueError, match="batch_size was 2, now 3"):
         train(eps_model, clip, vae, batch_size=3, if_exists="continue")
 
 
-# --- what is refused
 
 
 def test_existing_files_are_numbered_refused_or_replaced_as_asked(eps_model, vae, folders, clip):
@@ -626,7 +624,7 @@ def test_names_that_leave_the_folder_or_cannot_be_prompted_are_refused(eps_model
         (dict(given=[]), "There are no images"),
         (dict(given=[images()[:0]]), "There are no images"),
         (dict(given=[images() * torch.nan]), "Number 1 of the images holds NaN"),
-        (dict(captions=["a\nb"]), "2 captions for 3 pictures"),
+        (dict(captions=["a\nb"]), "2 captions for 3 images"),
         (dict(placeholder="cat"), "'cat' is a word that the model knows"),
         (dict(placeholder="my cat"), "is several words"),
         (dict(placeholder=" "), "The placeholder is empty"),
@@ -636,8 +634,8 @@ def test_names_that_leave_the_folder_or_cannot_be_prompted_are_refused(eps_model
         (dict(templates="own", own_templates="{caption} {}"), "asks for a caption but there are none"),
         (dict(validation_prompt="a cat"), "validation prompt 'a cat' lacks the new word"),
         (dict(masks=[torch.zeros(3, 64, 64)]), "Mask 1 is empty"),
-        (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 pictures"),
-        (dict(masks=[torch.ones(3, 32, 64)]), "Mask 1 is 64 x 32, its picture 64 x 64"),
+        (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 images"),
+        (dict(masks=[torch.ones(3, 32, 64)]), "Mask 1 is 64 x 32, its image 64 x 64"),
         (dict(start_percent=0.6, end_percent=0.5), r"start_percent is 0\.6 and end_percent 0\.5; give 0 <= start_percent"),
     ],
 )
@@ -663,7 +661,7 @@ def two_encoders(kind, tokenizer):
 def test_models_of_which_one_text_encoder_could_not_use_the_word_are_refused(kind, part):
     """Kandinsky 5's Qwen reads no embedding files; Anima's denoiser takes T5's tokens themselves."""
     with pytest.raises(ValueError, match=f"reads no embedding files for its text encoder {part}, so a learnt word"):
-        words.encoders(two_encoders(kind, lambda folder: comfy.sd1_clip.SDTokenizer(embedding_directory=folder)))
+        new_words.encoders(two_encoders(kind, lambda folder: comfy.sd1_clip.SDTokenizer(embedding_directory=folder)))
 
 
 def test_a_training_that_was_stopped_runs_again_though_nothing_on_the_node_has_changed(eps_model, vae, clip, cancel):
@@ -688,20 +686,20 @@ def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps
     made = tiny.dynamic(eps_model, lambda: tiny.unet("eps", seed=5))
     train(made, clip, vae)
     with torch.inference_mode(False):
-        copied = training.trainable(made)[0]
+        copied = gradients.trainable(made)[0]
     assert copied.model is not made.model and not copied.is_dynamic()
 
 
 def test_models_that_are_partly_off_loaded_are_refused(eps_model):
     eps_model.model.model_lowvram = True
     with pytest.raises(ValueError, match=r"does not fit into memory whole, which gradients need; .* GB are free"):
-        training.check_whole([eps_model])
+        gradients.check_whole([eps_model])
 
 
 def test_the_loop_scales_the_loss_for_half_precision_alone(eps_model):
-    assert training.half_precision_scale(eps_model) == 1.0
+    assert gradients.half_precision_scale(eps_model) == 1.0
     eps_model.model.manual_cast_dtype = torch.float16
-    assert training.half_precision_scale(eps_model) > 1
+    assert gradients.half_precision_scale(eps_model) > 1
 
 
 def test_settings_are_written_with_the_word(eps_model, vae, clip):

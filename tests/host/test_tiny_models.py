@@ -22,15 +22,15 @@ def test_every_family_samples_and_repeats_itself(any_model, inference_mode):
 
 
 def test_the_families_differ(eps_model, v_model, flow_model, inference_mode):
-    pictures = [sample(model) for model in (eps_model, v_model, flow_model)]
-    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+    images = [sample(model) for model in (eps_model, v_model, flow_model)]
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
 
 
 def test_clip_and_vae_fit_the_stock_nodes(clip, vae, inference_mode):
     (condition,) = nodes.CLIPTextEncode().encode(clip, "a red circle")
     assert condition[0][0].shape == (1, 77, tiny.CONTEXT)
-    (picture,) = nodes.VAEDecode().decode(vae, {"samples": torch.zeros(1, 4, 8, 8)})
-    assert picture.shape == (1, 64, 64, 3)
+    (image,) = nodes.VAEDecode().decode(vae, {"samples": torch.zeros(1, 4, 8, 8)})
+    assert image.shape == (1, 64, 64, 3)
 
 
 def test_the_hosts_nodes_module_is_not_hidden_by_ours():

@@ -8,9 +8,13 @@ from types import SimpleNamespace
 import folder_paths
 import pytest
 import torch
-from controlled_diffusion.nodes.host import adapters, gradients, training
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.nodes.host import training_memory as memory
+from controlled_diffusion.nodes.host import checkpointing, gradients
+from controlled_diffusion.nodes.host.gradients import trainable
+from controlled_diffusion.nodes.host.training import adapters, memory, run, trainer
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.file_names import state_of
+from controlled_diffusion.training import settings
+from controlled_diffusion.training.loop import Loop
 
 from compare import assert_close
 from harness.memory import peak
@@ -22,18 +26,18 @@ FAMILIES = [n for n in tiny_dits.there(tiny_dits.DITS) if n not in ("cosmos2", "
 
 
 def own_blocks(ground):
-    return gradients.blocks_of(ground.guider.inner_model)
+    return checkpointing.blocks_of(ground.guider.inner_model)
 
 
-def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
+def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
     """The gradients of LoRAs on every layer, and of the text, for one prediction."""
     with torch.inference_mode(False), torch.no_grad():
-        model, _ = training.trainable(tiny_dits.dit(name))
+        model, _ = trainable(tiny_dits.dit(name))
         learnt, draw = adapters.Design(rank=1, layers="").adapters(model, 1), torch.Generator().manual_seed(1)
         for p in learnt.parameters.values():
             p.add_(0.05 * torch.randn(p.shape, generator=draw))
         learnt.put_on(model)
-        (features, extras), *_ = gradients.ordinary(tiny_dits.text(name, 1))
+        (features, extras), *_ = gradients.clone_inference_tensors(tiny_dits.text(name, 1))
         empty, found = tiny_dits.empty(name), []
 
     def steps(ground):
@@ -43,15 +47,15 @@ def slope_of_a_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
-        guider = training.comfy.samplers.CFGGuider(model)
+        guider = run.comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": [[features, extras]]})
-        guider.sample(empty, empty, training.Lesson(steps, (), lambda s: None, blocks=blocks), torch.ones(1), disable_pbar=True, seed=0)
+        guider.sample(empty, empty, run.Lesson(steps, (), lambda s: None, blocks=blocks), torch.ones(1), disable_pbar=True, seed=0)
     return tuple(g for g in found if g is not None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_gradients_of_every_family_are_the_same_when_its_blocks_run_again(name):
-    plain, again = slope_of_a_family(name, lambda ground: ()), slope_of_a_family(name, own_blocks)
+    plain, again = gradients_of_family(name, lambda ground: ()), gradients_of_family(name, own_blocks)
     assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again))
 
@@ -62,8 +66,8 @@ def test_networks_whose_kernels_have_no_derivative_are_refused_by_name(name):
         raise RuntimeError("Trying to backward through kitchen.rope but no autograd formula was registered.")
 
     model = tiny_dits.dit(name)
-    loop = training.Loop({"p": torch.nn.Parameter(torch.zeros(1))}, steps=1, learning_rate=0.1)
-    course = training.Course(model, tiny_dits.text(name, 1), loop, lambda ground, i: broken(i), tiny_dits.empty(name).shape)
+    loop = Loop({"p": torch.nn.Parameter(torch.zeros(1))}, steps=1, learning_rate=0.1)
+    course = run.Course(model, tiny_dits.text(name, 1), loop, lambda ground, i: broken(i), tiny_dits.empty(name).shape)
     with pytest.raises(ValueError, match=f"{type(model.model).__name__} cannot be trained with this ComfyUI"):
         course.run(1)
 
@@ -73,7 +77,7 @@ def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # 
     def learnt(checkpointing):
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
         with torch.inference_mode(False), torch.no_grad():
-            loop = host.trainers.run(task, host.naming.state_of("loras", f"{checkpointing}"), lambda loop: "")
+            loop = trainer.run(task, state_of("loras", f"{checkpointing}"), lambda loop: "")
         task.adapters.take_off(task.model)
         return [s.loss for s in loop.history], task.parameters
 
@@ -82,7 +86,6 @@ def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # 
     assert_close([p.detach() for p in plain.values()], [again[k].detach() for k in plain], rtol=0, atol=0.02 * 0.05)
 
 
-# --- how much is needed
 
 
 def kept_by(model, clip, vae, batch, height, width, again=False):  # noqa: F811
@@ -90,10 +93,10 @@ def kept_by(model, clip, vae, batch, height, width, again=False):  # noqa: F811
     task = task_of(model, clip, vae, adapters.Design(rank=2, layers=""))
     stir(task)
     room = replace(task.room(task.loop()), shape=torch.Size([batch, 4, height, width]))
-    return inside(task, lambda ground: room._kept(ground, gradients.blocks_of(task.model.model), batch))
+    return inside(task, lambda ground: room._kept(ground, checkpointing.blocks_of(task.model.model), batch))
 
 
-def test_what_large_pictures_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
+def test_what_large_images_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
     told = kept_by(eps_model, clip, vae, 2, 40, 48)
     monkeypatch.setattr(memory, "EXACT", 10**9)
     counted = kept_by(eps_model, clip, vae, 2, 40, 48)
@@ -112,10 +115,10 @@ class Aligned(torch.autograd.Function):
         return x + mask
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx, derivative):
         (mask,) = ctx.saved_tensors
         assert mask.stride() == ctx.lay and mask.unique().tolist() == [0.0, 1.0]
-        return slope * mask, None
+        return derivative * mask, None
 
 
 class Masked(torch.nn.Module):
@@ -125,22 +128,22 @@ class Masked(torch.nn.Module):
 
 
 def test_what_is_made_again_lies_in_memory_as_it_was_saved():
-    with torch.inference_mode(False), torch.enable_grad(), gradients.recomputed([block := Masked()]):
+    with torch.inference_mode(False), torch.enable_grad(), checkpointing.recomputed([block := Masked()]):
         x = torch.zeros(2, 4, 77, 77, requires_grad=True)
         block(x).sum().backward()
     assert torch.equal(x.grad, torch.ones(77, 77).tril().expand(2, 4, 77, 77))
 
 
 def test_a_copy_that_lies_as_its_tensor_does_is_small_and_its_own(monkeypatch):
-    monkeypatch.setattr(gradients, "SMALL", 0)
+    monkeypatch.setattr(checkpointing, "SMALL", 0)
     whole = torch.arange(24.0).view(2, 12)
     third, rows, repeated = whole[:, :3], whole.t(), whole[:1].expand(5, 12)
     for tensor in (third, rows, repeated, whole[:, :10], whole[1:, ::2], whole[:0], torch.tensor(3.0)):
-        copy = gradients.laid_out(tensor)
+        copy = checkpointing.laid_out(tensor)
         assert torch.equal(copy, tensor) and (not tensor.numel() or copy.data_ptr() != tensor.data_ptr())
         assert copy.untyped_storage().nbytes() <= 8 * tensor.numel()
-    assert gradients.laid_out(third).stride() == (3, 1)  # which would take three times its numbers
-    assert gradients.laid_out(repeated).stride() == (0, 1) and gradients.laid_out(rows).stride() == (1, 12)
+    assert checkpointing.laid_out(third).stride() == (3, 1)  # which would take three times its numbers
+    assert checkpointing.laid_out(repeated).stride() == (0, 1) and checkpointing.laid_out(rows).stride() == (1, 12)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
@@ -155,11 +158,11 @@ def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_mo
     room, words = task.room(task.loop()), list(task.word.parameters.values())
 
     def found():
-        slopes = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
-        return slopes, inside(task, lambda ground: room._kept(ground, (), 4).whole)
+        derivatives = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
+        return derivatives, inside(task, lambda ground: room._kept(ground, (), 4).whole)
 
     again, less = found()
-    monkeypatch.setattr(gradients, "coarse_blocks", lambda modules: [])
+    monkeypatch.setattr(checkpointing, "coarse_blocks", lambda modules: [])
     plain, more = found()
     assert all(a.any() and torch.equal(a, b) for a, b in zip(again, plain))
     coarse = [p for p in given[1].cond_stage_model.parameters() if p.dtype == torch.bfloat16 and p.ndim == 2]
@@ -198,8 +201,8 @@ def test_blocks_run_again_only_where_memory_is_short_or_it_is_asked_for(eps_mode
 def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(eps_model, vae, clip, folders):  # noqa: F811
     kept, _, learning = needs(eps_model, clip, vae)
     task = replace(task_of(eps_model, clip, vae, checkpointing="off"), free=lambda device: kept.again + learning)
-    told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 pictures at a time, .* what adamw keeps"
-    ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller pictures"
+    told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 images at a time, .* what adamw keeps"
+    ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller images"
     with torch.inference_mode(False), torch.no_grad(), pytest.raises(ValueError, match=f"{told}.*{ways}"):
         host.finish(task, eps_model, "rex", False)
     assert not list(folders.rglob("*.safetensors"))
@@ -210,10 +213,10 @@ def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(ep
 
 def test_blocks_that_run_again_take_less_at_the_most_and_what_is_told_is_about_what_is_taken(eps_model, vae, clip):  # noqa: F811
     """In the backward pass too: what is made again for a block is let go before the next one's."""
-    task = task_of(eps_model, clip, vae, data=host.Data([images(1, 192)]), batch_size=1, weight=0.0)
+    task = task_of(eps_model, clip, vae, data=settings.Data([images(1, 192)]), batch_size=1, weight=0.0)
 
     def step(ground, blocks):
-        with gradients.recomputed(blocks):
+        with checkpointing.recomputed(blocks):
             torch.autograd.grad(task.loss(ground, 0), list(task.parameters.values()))
 
     def found(ground):
@@ -241,11 +244,11 @@ def test_a_stop_inside_of_a_block_leaves_autograd_as_it_was():
 
     class Stopped(torch.nn.Module):
         def forward(self, x):
-            raise training.Stopped
+            raise run.Stopped
 
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.ones(3, requires_grad=True)
-        with pytest.raises(training.Stopped), gradients.recomputed([block := Stopped()]):
+        with pytest.raises(run.Stopped), checkpointing.recomputed([block := Stopped()]):
             block(x * 2)
         (x * x * 3).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 6.0))
@@ -262,15 +265,15 @@ def test_a_step_that_is_taken_again_does_not_hold_what_the_first_try_made(monkey
         if len(tries) == 1:
             raise RuntimeError("one of the variables has been modified by an inplace operation")
 
-    monkeypatch.setattr(training.Course, "_run", run)
+    monkeypatch.setattr(run.Course, "_run", run)
     loop = SimpleNamespace(done=0, steps=4)
-    training.Course(None, [], loop, None, torch.Size([1, 4, 8, 8])).run(4)
+    run.Course(None, [], loop, None, torch.Size([1, 4, 8, 8])).run(4)
     assert tries == [False, True]
 
 
 @pytest.mark.parametrize("patch", [2, 16, 32, (1, 2, 2), (1, 16, 16), None])
-def test_networks_that_cut_pictures_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
-    """Such ones fill smaller pictures up, or cannot read them."""
+def test_networks_that_cut_images_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
+    """Such ones fill smaller images up, or cannot read them."""
     cell, side = memory.cell_of(SimpleNamespace(patch_size=patch)), patch[-1] if isinstance(patch, tuple) else patch or 2
 
     def kept(count, height, width):
@@ -286,4 +289,4 @@ def test_masks_of_a_few_words_keep_their_alignment():
     """An encoder without filling makes rows of two or three, which attention on a GPU wants at multiples of 4 or 8."""
     for words in (1, 2, 3, 77):
         mask = torch.nn.functional.pad(torch.rand(1, 4, words, words), (0, 8 - words % 8))[..., :words]
-        assert gradients.laid_out(mask).stride() == mask.stride() and torch.equal(gradients.laid_out(mask), mask)
+        assert checkpointing.laid_out(mask).stride() == mask.stride() and torch.equal(checkpointing.laid_out(mask), mask)

@@ -101,7 +101,7 @@ def clip(dtype: torch.dtype | None = None, seed: int = 1, embedding_directory: s
 
 
 def vae(seed: int = 2):
-    """A VAE with 4 latent channels at an eighth of the picture's size."""
+    """A VAE with 4 latent channels at an eighth of the image's size."""
     weights = fill(AutoencoderKL(ddconfig=VAE_CONFIG, embed_dim=4), seed).state_dict()
     return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": VAE_CONFIG, "embed_dim": 4}}, dtype=torch.float32)
 

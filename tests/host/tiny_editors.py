@@ -128,7 +128,7 @@ def of_config(config, given: dict, made, seed: int = 0):
 
 
 def fill(model, seed: int):
-    """Every parameter set: strong enough that the picture shows in the result, and no bias or gate at zero."""
+    """Every parameter set: strong enough that the image shows in the result, and no bias or gate at zero."""
     draw = torch.Generator().manual_seed(seed)
     for parameter in model.diffusion_model.parameters():
         spread, middle = (0.15, 0.0) if parameter.ndim > 1 else (0.1, 0.1)
@@ -141,7 +141,7 @@ def as_model(model):
     return comfy.model_patcher.CoreModelPatcher(model, *devices)
 
 
-def picture_for(name: str, seed: int = 5, batch: int = 1) -> dict:
+def image_for(name: str, seed: int = 5, batch: int = 1) -> dict:
     """A random LATENT of the editor's shape."""
     return {"samples": torch.randn(batch, *EDITORS[name][3], generator=torch.Generator().manual_seed(seed))}
 

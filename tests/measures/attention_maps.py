@@ -1,6 +1,6 @@
 """Masks from attention maps on the demo model: `python . run tests/measures/attention_maps.py`.
 
-Pictures of two things are drawn while their words' maps are captured. The mask of a word (threshold 0.4, the node's default) is compared
+Images of two things are drawn while their words' maps are captured. The mask of a word (threshold 0.4, the node's default) is compared
 (IoU) with the thing it names, as the checker sees it, with the other thing, and with its own thing after the mask was moved sideways.
 """
 
@@ -10,11 +10,11 @@ from collections import defaultdict
 import comfy.sample
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import attention_maps
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SHAPES
+from controlled_diffusion.nodes.host.attention import attention_maps
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES
 
-from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 
 THRESHOLD, BATCH = 0.4, 2
 
@@ -39,21 +39,21 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @torch.inference_mode()
 def captured(studio: Studio, prompt: str, words: list[str], seed: int):
-    """(maps, pictures) of one prompt."""
+    """(maps, images) of one prompt."""
     model, positive = attention_maps.prepared(studio.model, studio.clip, prompt, ", ".join(words), "all", (0.0, 1.0), 1, None)
     noise = studio.noise(BATCH, seed)
     settings = (model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, studio.prompt(""), torch.zeros_like(noise))
     latent = comfy.sample.sample(*settings, disable_pbar=True, seed=seed)
-    return attention_maps.maps_of(model), studio.pictures(latent)
+    return attention_maps.maps_of(model), studio.images(latent)
 
 
 def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, float]]]:
     """For each kind of word (IoU with its thing, with the other, with its thing after moving) of every thing drawn right."""
     found = defaultdict(list)
     for number, (prompt, things) in enumerate(prompts(count)):
-        maps, pictures = captured(studio, prompt, [w for thing in things for w in thing], 900 + 10 * number)
-        for i, picture in enumerate(pictures):
-            seen = {(t.color, t.shape): t.mask for t in demo_checker.read(picture).things}
+        maps, images = captured(studio, prompt, [w for thing in things for w in thing], 900 + 10 * number)
+        for i, image in enumerate(images):
+            seen = {(t.color, t.shape): t.mask for t in checker.read(image).things}
             if set(seen) != set(things):
                 continue
             for thing, other in (things, things[::-1]):
@@ -66,7 +66,7 @@ def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=24, help="prompts, two pictures each")
+    parser.add_argument("--count", type=int, default=24, help="prompts, two images each")
     found = measured(Studio(), parser.parse_args().count)
     print(f"| mask of a thing's word ({len(found['noun'])} things) | IoU with the thing | with the other thing | after moving the mask |")
     print("|---|---|---|---|")

@@ -1,7 +1,7 @@
 """What classifier guidance does on the demo model without any prompt: `python . run tests/measures/classifier.py`.
 
-For every scale: the share of pictures that show the asked label, and how varied the rest still is: the effective number of different
-pictures for each label (Vendi score).
+For every scale: the share of images that show the asked label, and how varied the rest still is: the effective number of different
+images for each label (Vendi score).
 """
 
 import argparse
@@ -9,23 +9,23 @@ import argparse
 import numpy as np
 from controlled_diffusion.guidance.classifier import ClassifierForce
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host import classifiers
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import COLORS, SHAPES
+from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, SHAPES
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 SCALES = (0.0, 2.0, 8.0, 32.0, 64.0)
 
 
-def shows(picture: np.ndarray, label: str) -> bool:
-    return any(label in (t.color, t.shape) for t in demo_checker.read(picture).things)
+def shows(image: np.ndarray, label: str) -> bool:
+    return any(label in (t.color, t.shape) for t in checker.read(image).things)
 
 
-def rest(picture: np.ndarray, label: str) -> tuple:
+def rest(image: np.ndarray, label: str) -> tuple:
     """What was not asked for: background, number of things and, of the largest, its other name, place, size and texture."""
-    seen = demo_checker.read(picture)
+    seen = checker.read(image)
     thing = seen.things[0] if seen.things else None
     return (
         seen.background,
@@ -35,7 +35,7 @@ def rest(picture: np.ndarray, label: str) -> tuple:
 
 
 def vendi(descriptions) -> float:
-    """The effective number of different pictures, the Vendi score (arXiv 2210.02410, definition 3.1); two pictures are as similar as the
+    """The effective number of different images, the Vendi score (arXiv 2210.02410, definition 3.1); two images are as similar as the
     share of words that they have in common."""
     words = np.array([[str(word) for word in d] for d in descriptions])
     similar = (words[:, None] == words[None]).mean(-1)
@@ -44,30 +44,30 @@ def vendi(descriptions) -> float:
 
 
 def guided(studio: Studio, label: str, scale: float, count: int, seed: int = 4000) -> np.ndarray:
-    """Pictures with an empty prompt and one classifier channel."""
-    classifier = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    """Images with an empty prompt and one classifier channel."""
+    classifier = read(SHIPPED / "demo_model.safetensors")
     channel = Channel(None, scale, force=ClassifierForce(classifier, classifier.choices(label)))
     guider = MultiCFG(studio.model, studio.prompt(""), [channel])
     return np.concatenate([studio.draw_with(guider, min(32, count - first), seed=seed + first) for first in range(0, count, 32)])
 
 
 def success(studio: Studio, labels, scale: float, count: int) -> tuple[float, float]:
-    """(share that shows its label, mean over labels of the effective number of different pictures)."""
+    """(share that shows its label, mean over labels of the effective number of different images)."""
     right, different = [], []
     for label in labels:
-        pictures = guided(studio, label, scale, count)
-        right += [shows(p, label) for p in pictures]
-        different.append(vendi([rest(p, label) for p in pictures]))
+        images = guided(studio, label, scale, count)
+        right += [shows(p, label) for p in images]
+        different.append(vendi([rest(p, label) for p in images]))
     return float(np.mean(right)), float(np.mean(different))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=16, help="pictures for each label")
+    parser.add_argument("--count", type=int, default=16, help="images for each label")
     count, studio = parser.parse_args().count, Studio()
     labels = (*COLORS, *SHAPES)
     print(
-        f"| classifier scale ({count} pictures for each of {len(labels)} labels) | the label is there | different pictures for each label |\n|---|---|---|"
+        f"| classifier scale ({count} images for each of {len(labels)} labels) | the label is there | different images for each label |\n|---|---|---|"
     )
     for scale in SCALES:
         share, different = success(studio, labels, scale, count)

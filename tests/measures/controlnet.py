@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker, demo_control, demo_model, demo_world
-from controlled_diffusion.training.demo_world import COLORS, Scene
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training import demo_control, demo_model
+from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo.world import COLORS, Scene
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 CONTROLNET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -29,11 +30,11 @@ def scenes(count: int) -> list[Scene]:
     return [s for s in found if len(s.things) == 1 and not s.things[0].accessory and not s.moon][:count]
 
 
-def silhouette_iou(picture: np.ndarray, scene: Scene) -> float:
+def silhouette_iou(image: np.ndarray, scene: Scene) -> float:
     """Overlap of everything that stands on the background with the silhouette."""
-    things = [t.mask for t in demo_checker.read(picture).things]
-    seen = np.logical_or.reduce(things) if things else np.zeros((demo_world.SIZE,) * 2, bool)
-    wanted = np.logical_or.reduce(demo_world.thing_masks(scene))
+    things = [t.mask for t in checker.read(image).things]
+    seen = np.logical_or.reduce(things) if things else np.zeros((world.SIZE,) * 2, bool)
+    wanted = np.logical_or.reduce(world.thing_masks(scene))
     return float((seen & wanted).sum() / max(1, (seen | wanted).sum()))
 
 
@@ -47,16 +48,16 @@ def controlled(conditioning, hints: torch.Tensor, empty):
 def drawn(
     studio: Studio, chosen: list[Scene], texts: list[str], weight: float, rules: Rules = Rules(), text_weight: float = 4.0, priority=0
 ):
-    """Pictures with a text channel and a structure channel of the silhouettes."""
-    pictures = []
+    """Images with a text channel and a structure channel of the silhouettes."""
+    images = []
     for first in range(0, len(chosen), BATCH):
         part = chosen[first : first + BATCH]
         text, empty = studio.prompt(*texts[first : first + BATCH]), studio.prompt("")
         hints = torch.from_numpy(np.stack([demo_control.silhouettes(s) for s in part])).float() / 255
         structure = Channel(controlled(text, hints, empty), weight, null=text, name="structure", priority=priority)
         guider = MultiCFG(studio.model, empty, [Channel(text, text_weight, name="text"), structure], rules)
-        pictures.extend(studio.draw_with(guider, len(part), seed=7000 + first))
-    return pictures
+        images.extend(studio.draw_with(guider, len(part), seed=7000 + first))
+    return images
 
 
 def wishes(chosen: list[Scene]) -> tuple[list[str], list[str]]:
@@ -70,9 +71,9 @@ def trade_off(studio: Studio, count: int, weight: float) -> tuple[float, float]:
     """(mean IoU with the silhouette, share with the asked colour)."""
     chosen = scenes(count)
     texts, colors = wishes(chosen)
-    pictures = drawn(studio, chosen, texts, weight)
-    right = [[t.color for t in demo_checker.read(p).things] == [c] for p, c in zip(pictures, colors)]
-    return float(np.mean([silhouette_iou(p, s) for p, s in zip(pictures, chosen)])), float(np.mean(right))
+    images = drawn(studio, chosen, texts, weight)
+    right = [[t.color for t in checker.read(p).things] == [c] for p, c in zip(images, colors)]
+    return float(np.mean([silhouette_iou(p, s) for p, s in zip(images, chosen)])), float(np.mean(right))
 
 
 def conflict(studio: Studio, count: int, rule: str) -> float:
@@ -80,8 +81,8 @@ def conflict(studio: Studio, count: int, rule: str) -> float:
     opposite = {"left": "on the right", "right": "on the left", "top": "at the bottom", "bottom": "at the top"}
     chosen = [s for s in scenes(3 * count) if s.layout in opposite][:count]
     texts = [f"a {s.things[0].color} {s.things[0].shape} {opposite[s.layout]} on a {s.background} background" for s in chosen]
-    pictures = drawn(studio, chosen, texts, 1.0, Rules(rule), text_weight=6.0, priority=1)
-    return float(np.mean([silhouette_iou(p, s) for p, s in zip(pictures, chosen)]))
+    images = drawn(studio, chosen, texts, 1.0, Rules(rule), text_weight=6.0, priority=1)
+    return float(np.mean([silhouette_iou(p, s) for p, s in zip(images, chosen)]))
 
 
 def main() -> None:

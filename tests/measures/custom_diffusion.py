@@ -1,10 +1,10 @@
 """Two concepts on the demo model, learnt apart and merged: `python . run tests/measures/custom_diffusion.py [--count 128]` (resumable).
 
-Five pictures each show something that their captions do not name: stripes and dots, for which the demo model has other words; or a hat, an
+Five images each show something that their captions do not name: stripes and dots, for which the demo model has other words; or a hat, an
 eye or a moon, for which it has none, or a shape that it never saw. Custom Diffusion learns each as a word with keys and values, and the
 closed form merges two. Then they are asked for in new contexts: each under its own file, each under the merged one, and two textures on
-two things of one picture. The checker says how often the concept is there, how often the prompt's colour, shape and
-background are right, and how far pictures of the ordinary world have drifted.
+two things of one image. The checker says how often the concept is there, how often the prompt's colour, shape and
+background are right, and how far images of the ordinary world have drifted.
 """
 
 import argparse
@@ -13,18 +13,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import adapters
-from controlled_diffusion.nodes.host import custom_diffusion as merging
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import adapters
+from controlled_diffusion.nodes.host.training import custom_diffusion as merging
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.textual_inversion import Word
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, world
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import textual_inversion
-from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary, taught
+from measures.personalisation import ALIKE, SHOWN, asked, clone_inference_tensors, drift, kept, lesson, taught
 from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, say, single
 
-PICTURES = len(SHOWN)
+IMAGES = len(SHOWN)
 FACTS = ("concept", "color", "shape", "background", "all")
 IDEAS = (*EXTRAS, *world.STRANGERS)
 
@@ -44,17 +45,17 @@ class Idea:
         return f"<{self.name}>"
 
     def lesson(self) -> tuple[torch.Tensor, list[str]]:
-        """(pictures (N, 128, 128, 3), captions with the placeholder)."""
+        """(images (N, 128, 128, 3), captions with the placeholder)."""
         if self.strange:
             return lesson(self.name, self.placeholder)
         if self.name in world.TEXTURES:
             return self._textured()
-        pictures, captions = textual_inversion.lesson(self.name, PICTURES)
-        return pictures, [placed(text, self.placeholder) for text in captions]
+        images, captions = textual_inversion.lesson(self.name, IMAGES)
+        return images, [placed(text, self.placeholder) for text in captions]
 
     def _textured(self) -> tuple[torch.Tensor, list[str]]:
-        """Three pictures of one thing and two of two, of which one has the texture: the first that the caption names, then the last."""
-        scenes = [textual_inversion.with_extra(single(i, LEARN), self.name) for i in range(PICTURES - 2)]
+        """Three images of one thing and two of two, of which one has the texture: the first that the caption names, then the last."""
+        scenes = [textual_inversion.with_extra(single(i, LEARN), self.name) for i in range(IMAGES - 2)]
         for index, last in enumerate((False, True)):
             scene = scene_of_two(index, LEARN + 3)
             scenes.append(replace(scene, things=tuple(replace(t, texture="plain") for t in scene.things)))
@@ -64,8 +65,8 @@ class Idea:
         return torch.from_numpy(np.stack([world.render(s) for s in scenes])).float() / 255, captions
 
     def _caption(self, scene: world.Scene, index: int) -> str:
-        """One that says of the texture alone by the placeholder; of two things the fourth picture's names the textured one first."""
-        rng, first = np.random.default_rng((LEARN, 40_000 + index)), index == PICTURES - 2
+        """One that says of the texture alone by the placeholder; of two things the fourth image's names the textured one first."""
+        rng, first = np.random.default_rng((LEARN, 40_000 + index)), index == IMAGES - 2
         for made in (world.random_caption(scene, rng) for _ in range(1000)):
             named = [claim.texture for claim in made.claims]
             if made.text.count(self.name) == 1 and len(named) == len(scene.things) and named[0 if first else -1] == self.name:
@@ -101,26 +102,26 @@ def pair(index: int, words: dict[Idea, str], seed: int = HELD_OUT + 2) -> tuple[
     return text, made
 
 
-def judged_pair(picture: np.ndarray, claimed: world.Caption) -> dict[str, bool]:
+def judged_pair(image: np.ndarray, claimed: world.Caption) -> dict[str, bool]:
     """What the checker says of both things; right in all where each has its own colour and shape, and there is nothing more."""
-    found = demo_checker.judge(demo_checker.read(picture), claimed)
+    found = checker.judge(checker.read(image), claimed)
     row = {"concept": found["texture"], "color": found["color"], "shape": found["shape"], "background": found.get("background", True)}
     return {k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()) and found["bound"])}
 
 
-def judged_one(picture: np.ndarray, claimed: world.Caption, idea: Idea) -> dict[str, bool]:
+def judged_one(image: np.ndarray, claimed: world.Caption, idea: Idea) -> dict[str, bool]:
     """What the checker says of the largest thing."""
-    reading, claim = demo_checker.read(picture), claimed.claims[0]
+    reading, claim = checker.read(image), claimed.claims[0]
     if not reading.things:
         return dict.fromkeys(FACTS, False)
     seen = reading.things[0]
-    shape, score = demo_checker.any_shape(seen.mask)
-    there = textual_inversion.shown(picture, reading) | ({shape} if score >= ALIKE else set())
+    shape, score = checker.any_shape(seen.mask)
+    there = textual_inversion.shown(image, reading) | ({shape} if score >= ALIKE else set())
     found = {
         "concept": idea.name in there,
         "color": seen.color == claim.color,
         "shape": shape == claim.shape,
-        "background": demo_checker.judge(reading, claimed).get("background", True),
+        "background": checker.judge(reading, claimed).get("background", True),
     }
     return {k: bool(v) for k, v in found.items()} | {"all": bool(all(found.values()))}
 
@@ -132,16 +133,16 @@ def new_contexts(studio: Studio, model, words: dict[Idea, str]):
     def judged(first: int, count: int) -> list[dict]:
         numbers = range(first, first + count)
         texts, claims = zip(*(pair(i, words) if len(ideas) > 1 else prompt(i, ideas[0], words[ideas[0]]) for i in numbers))
-        pictures = studio.draw(list(texts), seed=first, model=model)
+        images = studio.draw(list(texts), seed=first, model=model)
         if len(ideas) > 1:
-            return [judged_pair(p, c) for p, c in zip(pictures, claims)]
-        return [judged_one(p, c, ideas[0]) for p, c in zip(pictures, claims)]
+            return [judged_pair(p, c) for p, c in zip(images, claims)]
+        return [judged_one(p, c, ideas[0]) for p, c in zip(images, claims)]
 
     return judged
 
 
 def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> host.Learnt:
-    word = host.Word(idea.placeholder, "shape" if idea.strange else "", 1)
+    word = Word(idea.placeholder, "shape" if idea.strange else "", 1)
     subject = host.Subject(f"a {idea.placeholder}" + ("" if idea.strange else " shape"), word, o.word_rate)
     return taught(studio, name, idea.lesson(), subject, merging.KeysAndValues(), o.prior_weight, o)
 
@@ -150,7 +151,7 @@ def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> host.
 def merge(studio: Studio, learnt: dict[Idea, host.Learnt], o: argparse.Namespace):
     """The MODEL with all concepts."""
     lines = [f"{made.name} = {text}" for made in learnt.values() for text in made.sentences[: o.sentences]]
-    regular = [c.text for c in ordinary(o.regular, 3000)]
+    regular = [c.text for c in clone_inference_tensors(o.regular, 3000)]
     found = merging.merge(studio.model, studio.clip, merging.concepts_of("\n".join(lines)), regular)
     return adapters.patched(studio.model, found)
 
@@ -210,7 +211,7 @@ def together(studio: Studio, model, words: dict[Idea, str], o: argparse.Namespac
 
 
 def main() -> None:
-    say("| Custom Diffusion | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    say("| Custom Diffusion | images | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
     for found in scored(Studio(), options_of()):
         say(row(*found))
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training.demo_world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 
-from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 
 KINDS = ("colour", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
@@ -71,7 +72,7 @@ def change(index: int) -> Change:
     return Change(kind, before, replace(before, things=tuple(things)), chosen)
 
 
-def pictures(changes: list[Change]) -> torch.Tensor:
+def images(changes: list[Change]) -> torch.Tensor:
     return torch.from_numpy(np.stack([render(c.before) for c in changes])).float() / 255
 
 
@@ -91,14 +92,14 @@ def masks(studio: Studio, changes: list[Change], **settings) -> torch.Tensor:
     """What DiffEditMask finds with its defaults, or other settings; bool (N, 128, 128)."""
     source, target = prompts(studio, changes)
     knobs = defaults(DiffEditMask) | {"seed": 0} | settings
-    found = DiffEditMask.execute(studio.model, source, target, studio.prompt(""), pictures(changes), vae=studio.vae, **knobs)
+    found = DiffEditMask.execute(studio.model, source, target, studio.prompt(""), images(changes), vae=studio.vae, **knobs)
     return found.args[0] > 0.5
 
 
 @torch.inference_mode()
 def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
     """The plain way: image to image at 0.5 under both prompts from one noise, and the pixels that differ, cut and closed alike."""
-    latents = studio.vae.encode(pictures(changes))
+    latents = studio.vae.encode(images(changes))
     made = []
     for prompt in prompts(studio, changes):
         noise = studio.noise(len(changes), 0)
@@ -115,9 +116,9 @@ def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
     return ((found & truth).sum((1, 2)) / (found | truth).sum((1, 2)).clamp(min=1)).tolist()
 
 
-def succeeded(picture: np.ndarray, wish: Change) -> bool:
+def succeeded(image: np.ndarray, wish: Change) -> bool:
     """Whether the checker reads the target: every thing in its colour, shape and texture, nothing more, the background kept."""
-    verdict = demo_checker.judge(demo_checker.read(picture), caption(wish.after))
+    verdict = checker.judge(checker.read(image), caption(wish.after))
     return verdict["bound"] and verdict["texture"] and verdict["background"]
 
 
@@ -125,7 +126,7 @@ def succeeded(picture: np.ndarray, wish: Change) -> bool:
 def edits(studio: Studio, changes: list[Change], found: torch.Tensor, **settings) -> tuple[list[bool], list[bool]]:
     """(whether each edit succeeded, whether everything off its mask is exactly unchanged) with DiffEditSampler's defaults."""
     source, target = prompts(studio, changes)
-    before = pictures(changes)
+    before = images(changes)
     knobs = defaults(DiffEditSampler) | {"scheduler": SCHEDULER} | settings
     result = DiffEditSampler.execute(
         studio.model, target, studio.prompt(""), before, source=source, mask=found.float(), vae=studio.vae, **knobs

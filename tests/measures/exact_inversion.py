@@ -1,7 +1,7 @@
-"""How exactly pictures come back on the demo model: `python . run tests/measures/exact_inversion.py [--pictures 2] [--cfg 1]`.
+"""How exactly images come back on the demo model: `python . run tests/measures/exact_inversion.py [--images 2] [--cfg 1]`.
 
 Rendered scenes that the model was never trained on, inverted under their true captions and walked back under the same, at the same cfg. The
-error is that of the latent, relative to the latent, the mean over the pictures.
+error is that of the latent, relative to the latent, the mean over the images.
 """
 
 import argparse
@@ -16,15 +16,16 @@ from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.exact import for_steps
 from controlled_diffusion.inversion.method import Method, replay
-from controlled_diffusion.nodes.host import exact, inversion
+from controlled_diffusion.nodes.host import noise_levels, sampling
+from controlled_diffusion.nodes.host.inversion import exact, invert
 
-from harness.demo_pictures import SCHEDULER, Studio
-from measures.diffedit import change, pictures, prompts
+from harness.demo_images import SCHEDULER, Studio
+from measures.diffedit import change, images, prompts
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one round trip gave; seconds and evaluations of both ways, for one picture."""
+    """What one round trip gave; seconds and evaluations of both ways, for one image."""
 
     error: float
     drift: float
@@ -36,17 +37,17 @@ class Found:
 def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: float, precision: torch.dtype, count: int) -> Found:
     changes, negative = [change(i) for i in range(count)], studio.prompt("")
     source, _ = prompts(studio, changes)
-    latent, began = {"samples": studio.vae.encode(pictures(changes))}, time.perf_counter()
-    sigmas = inversion.levels(studio.model, scheduler, steps, 0.0)
-    found = inversion.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
+    latent, began = {"samples": studio.vae.encode(images(changes))}, time.perf_counter()
+    sigmas = noise_levels.levels(studio.model, scheduler, steps, 0.0)
+    found = invert.invert(studio.model, None, latent, source, method, sigmas, negative=negative, cfg=cfg, precision=precision)
 
-    def journey(guider, slope, clean, show):
-        return replay(method, slope, found.trail, show=show)
+    def loop(guider, derivative, clean, show):
+        return replay(method, derivative, found.trajectory, show=show)
 
-    guider = inversion.Guidance(studio.model, source, negative, cfg)
-    walk = inversion.run(guider, latent["samples"], sigmas, journey, found.trail.steps)
-    clean, seconds = found.trail.carries[-1][0], time.perf_counter() - began
-    errors = (walk.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    guider = sampling.Guidance(studio.model, source, negative, cfg)
+    sampler = sampling.run(guider, latent["samples"], sigmas, loop, found.trajectory.steps)
+    clean, seconds = found.trajectory.states[-1][0], time.perf_counter() - began
+    errors = (sampler.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     evaluations = found.evaluations + guider.evaluations
     return Found(float(errors.mean()), exact.drift(studio.model, found), seconds / count, evaluations)
 
@@ -57,7 +58,7 @@ def methods(steps: int) -> dict[str, Method]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--steps", type=int, nargs="*", default=[10, 20, 50, 200])
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--scheduler", default=SCHEDULER)
@@ -65,13 +66,13 @@ def main() -> None:
     options = parser.parse_args()
     studio = Studio()
     sys.stdout.write(
-        f"{options.pictures} pictures, cfg {options.cfg:g}, scheduler {options.scheduler}; costs are for one picture, both ways\n\n"
+        f"{options.images} images, cfg {options.cfg:g}, scheduler {options.scheduler}; costs are for one image, both ways\n\n"
         "| method | steps | error, float64 | error, float32 | strength of the noise | seconds | evaluations |\n|---|---|---|---|---|---|---|\n"
     )
     for steps in options.steps:
         for name in options.only:
             settings = methods(steps)[name], options.scheduler, steps, options.cfg
-            double, single = (round_trip(studio, *settings, dtype, options.pictures) for dtype in (torch.float64, torch.float32))
+            double, single = (round_trip(studio, *settings, dtype, options.images) for dtype in (torch.float64, torch.float32))
             sys.stdout.write(
                 f"| {name} | {steps} | {double.error:.1e} | {single.error:.1e} | {double.drift:.2f} | {double.seconds:.1f} "
                 f"| {double.evaluations:.0f} |\n"

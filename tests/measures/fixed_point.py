@@ -1,7 +1,7 @@
 """What fixed-point iterations and midpoint steps bring on the demo model: `python . run tests/measures/fixed_point.py [--count 8]`.
 
 Rendered scenes that the model was never trained on, inverted under their captions and replayed without guidance. Told are the mean relative
-error of the latent that comes back, the largest residual that was left at any step of any picture, and the evaluations of one inversion.
+error of the latent that comes back, the largest residual that was left at any step of any image, and the evaluations of one inversion.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.inversion import InversionSampler
 
-from harness.demo_pictures import SCHEDULER, Studio
-from measures.diffedit import change, defaults, pictures, prompts
+from harness.demo_images import SCHEDULER, Studio
+from measures.diffedit import change, defaults, images, prompts
 
 ITERATIONS = (0, 1, 2, 5, 10)
 KINDS = ((1, "picard"), (1, "anderson"), (2, "picard"), (2, "anderson"))
@@ -20,25 +20,25 @@ KINDS = ((1, "picard"), (1, "anderson"), (2, "picard"), (2, "anderson"))
 
 @torch.inference_mode()
 def measured(studio: Studio, source: list, latents: torch.Tensor, steps: int, **options) -> tuple[float, str, int]:
-    """(mean relative error, largest residual, evaluations) of the pictures."""
+    """(mean relative error, largest residual, evaluations) of the images."""
     knobs = defaults(DDIMInverter) | dict(steps=steps, scheduler=SCHEDULER) | options
     inversion = DDIMInverter.execute(studio.model, source, {"samples": latents}, **knobs).args[0]
     back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
     errors = (back - latents).flatten(1).norm(dim=1) / latents.flatten(1).norm(dim=1)
-    residuals = inversion.trail.extras.get("residuals")
+    residuals = inversion.trajectory.extras.get("residuals")
     return float(errors.mean()), "" if residuals is None else f"{float(residuals.max()):.1e}", inversion.evaluations
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=8, help="pictures")
+    parser.add_argument("--count", type=int, default=8, help="images")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     studio, changes = Studio(), [change(i) for i in range(options.count)]
     with torch.inference_mode():
-        source, latents = prompts(studio, changes)[0], studio.vae.encode(pictures(changes))
+        source, latents = prompts(studio, changes)[0], studio.vae.encode(images(changes))
     print(
-        f"| {options.count} pictures, {options.steps} steps | iterations | error | largest residual | evaluations |\n|---|---|---|---|---|"
+        f"| {options.count} images, {options.steps} steps | iterations | error | largest residual | evaluations |\n|---|---|---|---|---|"
     )
     for order, acceleration in KINDS:
         for iterations in ITERATIONS[0 if acceleration == "picard" else 1 :]:

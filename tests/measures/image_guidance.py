@@ -1,6 +1,6 @@
 """What image guidance does on the demo model without any prompt: `python . run tests/measures/image_guidance.py`.
 
-The reference is a rendered scene; told is how far the pictures are from it in what the kind compares, without and with guidance.
+The reference is a rendered scene; told is how far the images are from it in what the kind compares, without and with guidance.
 """
 
 import argparse
@@ -8,27 +8,28 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.guidance.image_guidance import DISTANCES
-from controlled_diffusion.nodes.host.channels import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
-from controlled_diffusion.training import demo_model, demo_world
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import world
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 WEIGHTS = {"color": 1.0, "brightness": 8.0, "layout": 4.0}
 
 
 @torch.inference_mode()
 def distances(studio: Studio, kind: str, weight: float, references: int, through: bool = False) -> tuple[float, float]:
-    """Mean distance to the reference without and with guidance, over as many references with one picture each."""
+    """Mean distance to the reference without and with guidance, over as many references with one image each."""
     found = []
     for i in range(references):
-        picture = torch.from_numpy(demo_world.render(demo_model.scene(i, seed=88))).float()[None] / 255
+        image = torch.from_numpy(world.render(demo_model.scene(i, seed=88))).float()[None] / 255
         pair = []
         for w in (0.0, weight):
-            channels = ImageGuidanceChannel.execute(studio.model, studio.vae, kind, w, 0.0, 1.0, 0, "", through, 0, image=picture).args[0]
+            channels = ImageGuidanceChannel.execute(studio.model, studio.vae, kind, w, 0.0, 1.0, 0, "", through, 0, image=image).args[0]
             made = studio.draw_with(MultiCFG(studio.model, studio.prompt(""), channels), 1, seed=6000 + i)
             made = torch.from_numpy(made).float().movedim(-1, 1) / 255
-            pair.append(float(DISTANCES[kind](made, picture.movedim(-1, 1))))
+            pair.append(float(DISTANCES[kind](made, image.movedim(-1, 1))))
         found.append(pair)
     without, guided = np.mean(found, 0)
     return float(without), float(guided)
@@ -36,7 +37,7 @@ def distances(studio: Studio, kind: str, weight: float, references: int, through
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=16, help="reference pictures")
+    parser.add_argument("--count", type=int, default=16, help="reference images")
     count, studio = parser.parse_args().count, Studio()
     print(f"| kind ({count} references, no prompt) | distance without | cheap form | through the denoiser |\n|---|---|---|---|")
     for kind, weight in WEIGHTS.items():

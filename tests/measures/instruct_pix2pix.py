@@ -1,9 +1,9 @@
-"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 128] [--trade] [--picture FILE]
+"""How well the demo instruction model edits: `python . run tests/measures/instruct_pix2pix.py [--count 128] [--trade] [--image FILE]
 [--model FILE]`.
 
-Held-out pictures and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
-colours and shapes; what it should not touch is compared with the picture before, in PSNR. `--trade` also tables the two scales, and
-`--picture` shows one edit of each kind at each of them. `--model` takes one that Train Instruction Model made of a demo model instead.
+Held-out images and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
+colours and shapes; what it should not touch is compared with the image before, in PSNR. `--trade` also tables the two scales, and
+`--image` shows one edit of each kind at each of them. `--model` takes one that Train Instruction Model made of a demo model instead.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
-from controlled_diffusion.nodes.host import demo, instruct_models
-from controlled_diffusion.nodes.host.instruct import InstructPix2Pix, Picture
-from controlled_diffusion.training import demo_checker, demo_instruct, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
+from controlled_diffusion.nodes.host.training import instruct_models
+from controlled_diffusion.training import demo_instruct, demo_model
+from controlled_diffusion.training.demo import checker, world
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 HELD_OUT, NOISE, TEXT, IMAGE, BATCH = 4321, 900, 3.0, 1.5, 32
 TEXTS, IMAGES = (1.5, 3.0, 7.5), (1.0, 1.5, 2.5)
@@ -47,38 +48,38 @@ class Editor:
 
     @torch.inference_mode()
     def edited(self, asked: list[demo_instruct.Edit], text: float, image: float) -> np.ndarray:
-        """uint8 pictures (B, 128, 128, 3), each edited by its own instruction."""
+        """uint8 images (B, 128, 128, 3), each edited by its own instruction."""
         studio, scales, made = self.studio, Scales(text, image), []
         for first in range(0, len(asked), BATCH):
             part = asked[first : first + BATCH]
-            before = demo_model.as_pictures([world.render(e.before) for e in part]).movedim(1, -1)
+            before = demo_model.as_images([world.render(e.before) for e in part]).movedim(1, -1)
             positive, negative = studio.prompt(*(e.text for e in part)), studio.prompt("")
-            picture = Picture(self.model, positive, before, studio.vae)
-            guider = InstructPix2Pix(self.model, picture.conditions(self.model, positive, negative), scales)
+            source = SourceImage(self.model, positive, before, studio.vae)
+            guider = InstructPix2Pix(self.model, source.conditions(self.model, positive, negative), scales)
             made.append(studio.draw_with(guider, len(part), NOISE + first))
         return np.concatenate(made)
 
 
-def right(picture: np.ndarray, edit: demo_instruct.Edit) -> bool:
-    """Whether the picture shows just the things of the scene after the edit."""
-    seen = sorted((t.color, t.shape) for t in demo_checker.read(picture).things)
+def right(image: np.ndarray, edit: demo_instruct.Edit) -> bool:
+    """Whether the image shows just the things of the scene after the edit."""
+    seen = sorted((t.color, t.shape) for t in checker.read(image).things)
     return seen == sorted((t.color, t.shape) for t in edit.after.things)
 
 
-def untouched(picture: np.ndarray, edit: demo_instruct.Edit) -> float:
-    """PSNR in dB against the picture before, where the edit has nothing to do (3 pixels around it left out)."""
+def untouched(image: np.ndarray, edit: demo_instruct.Edit) -> float:
+    """PSNR in dB against the image before, where the edit has nothing to do (3 pixels around it left out)."""
     before, after = world.render(edit.before).astype(float), world.render(edit.after).astype(float)
     touched = np.abs(before - after).max(-1) > 0
     for _ in range(3):
-        touched = demo_checker._dilate(touched)
-    return -10 * math.log10(max(np.square((picture - before)[~touched] / 255).mean(), 1e-10))
+        touched = checker._dilate(touched)
+    return -10 * math.log10(max(np.square((image - before)[~touched] / 255).mean(), 1e-10))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Of each edit: its picture, whether it is right, and the PSNR of what is untouched."""
+    """Of each edit: its image, whether it is right, and the PSNR of what is untouched."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     success: np.ndarray
     kept: np.ndarray
 
@@ -87,9 +88,9 @@ class Judged:
 
 
 def judged(editor: Editor, asked: list[demo_instruct.Edit], text: float = TEXT, image: float = IMAGE) -> Judged:
-    pictures = editor.edited(asked, text, image)
-    right_ones = np.array([right(p, e) for p, e in zip(pictures, asked)])
-    return Judged(pictures, right_ones, np.array([untouched(p, e) for p, e in zip(pictures, asked)]))
+    images = editor.edited(asked, text, image)
+    right_ones = np.array([right(p, e) for p, e in zip(images, asked)])
+    return Judged(images, right_ones, np.array([untouched(p, e) for p, e in zip(images, asked)]))
 
 
 def table(editor: Editor, count: int) -> None:
@@ -117,7 +118,7 @@ def trade(editor: Editor, count: int) -> tuple[list[demo_instruct.Edit], dict[tu
 
 
 def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judged]) -> Image.Image:
-    """A row for each s_T and a column for each s_I, in them one edit of each kind; the pictures before and the instructions on top."""
+    """A row for each s_T and a column for each s_I, in them one edit of each kind; the images before and the instructions on top."""
     of_kind = ([i for i, e in enumerate(asked) if e.kind == kind] for kind in demo_instruct.KINDS)
     shown = [max(numbers, key=lambda i: len(asked[i].before.things)) for numbers in of_kind]
     side, head, left = world.SIZE, 22, 70
@@ -131,8 +132,8 @@ def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judg
             told = "" if text is None else f"s_I {image:g}: {found[text, image].cell()} dB"
             draw.text((left + column * width, top + 4), told, fill="black", font=font)
             for place, i in enumerate(shown):
-                picture = world.render(asked[i].before) if text is None else found[text, image].pictures[i]
-                paper.paste(Image.fromarray(picture), (left + column * width + place * (side + 4), top + head))
+                shown_image = world.render(asked[i].before) if text is None else found[text, image].images[i]
+                paper.paste(Image.fromarray(shown_image), (left + column * width + place * (side + 4), top + head))
                 if text is None:
                     lines = textwrap.fill(asked[i].text, 20)
                     draw.multiline_text(
@@ -145,15 +146,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=128, help="edits of each kind")
     parser.add_argument("--trade", action="store_true", help="also table both scales")
-    parser.add_argument("--picture", type=Path, help="also table both scales, and show an edit of each kind in this file")
+    parser.add_argument("--image", type=Path, help="also table both scales, and show an edit of each kind in this file")
     parser.add_argument("--model", type=Path, help="the file of a model that Train Instruction Model made of the demo model or its editor")
     options = parser.parse_args()
     editor = Editor(options.model)
     table(editor, options.count)
-    if options.trade or options.picture:
+    if options.trade or options.image:
         asked, found = trade(editor, options.count // 8)
-        if options.picture:
-            sheet(asked, found).save(options.picture)
+        if options.image:
+            sheet(asked, found).save(options.image)
 
 
 if __name__ == "__main__":

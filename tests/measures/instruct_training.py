@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
-from controlled_diffusion.training import demo_checker, demo_instruct
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training import demo_instruct
+from controlled_diffusion.training.demo import checker, world
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures.diffedit import defaults
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
 
@@ -38,7 +38,7 @@ def texture_edits(count: int, seed: int) -> list[demo_instruct.Edit]:
 
 
 def lesson(pairs: int) -> dict[str, list]:
-    """Pictures before and after, IMAGE batches of one, and the instructions: half of the new edits, half of the old ones."""
+    """Images before and after, IMAGE batches of one, and the instructions: half of the new edits, half of the old ones."""
     rng = np.random.default_rng((demo_instruct.SEED, 2))
     old = [demo_instruct.edit(rng, i)[0] for i in range(pairs // 2)]
     told = [*texture_edits(pairs - len(old), LESSON), *old]
@@ -59,9 +59,9 @@ def learnt(studio: Studio, o: argparse.Namespace) -> str:
     return folder_paths.get_full_path_or_raise("diffusion_models", made[1])
 
 
-def as_told(picture: np.ndarray, edit: demo_instruct.Edit) -> bool:
-    """Whether the picture shows just the things of the scene after the edit, with their textures."""
-    seen = sorted((t.color, t.shape, t.texture) for t in demo_checker.read(picture).things)
+def as_told(image: np.ndarray, edit: demo_instruct.Edit) -> bool:
+    """Whether the image shows just the things of the scene after the edit, with their textures."""
+    seen = sorted((t.color, t.shape, t.texture) for t in checker.read(image).things)
     return seen == sorted((t.color, t.shape, t.texture) for t in edit.after.things)
 
 
@@ -70,8 +70,8 @@ def table(editors: dict[str, Editor], count: int) -> None:
     print("|---|---|" + "---|" * len(editors))
     new, cells = texture_edits(count, HELD_OUT), []
     for editor in editors.values():
-        pictures = editor.edited(new, TEXT, IMAGE)
-        success, kept = (np.mean([f(p, e) for p, e in zip(pictures, new)]) for f in (as_told, untouched))
+        images = editor.edited(new, TEXT, IMAGE)
+        success, kept = (np.mean([f(p, e) for p, e in zip(images, new)]) for f in (as_told, untouched))
         cells.append(f"{100 * success:.1f} %, {kept:.1f} dB")
     print(f"| a texture | {count} | " + " | ".join(cells) + " |", flush=True)
     for kind in demo_instruct.KINDS:

@@ -1,7 +1,7 @@
 """Inversions compared on the demo model: `python . run tests/measures/inversion.py [--count 100] [--only METHOD ...]`.
 
 Rendered scenes that the model was never trained on, inverted under their true captions in 50 steps and replayed twice: under the same
-caption, which should give the picture back, and under one in which one colour or shape is another, which should change that thing alone;
+caption, which should give the image back, and under one in which one colour or shape is another, which should change that thing alone;
 where the source is drawn beside the edit, once more with Prompt-to-Prompt. All PSNR are against the VAE's own round trip. What is measured is kept in .host/measures, so that a run that was stopped goes on, and
 the table shows every method that has been measured.
 """
@@ -18,16 +18,16 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 from controlled_diffusion.inversion import quality
-from controlled_diffusion.inversion.method import Trail
+from controlled_diffusion.inversion.method import Trajectory
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from harness import memory
-from harness.demo_pictures import SCHEDULER, Studio
+from harness.demo_images import SCHEDULER, Studio
 from harness.host import PRIVATE
 from host.sampling import Count
-from measures.diffedit import Change, caption, change, defaults, pictures, prompts, succeeded
+from measures.diffedit import Change, caption, change, defaults, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
 
 STEPS, CFG = 50, 7.5
@@ -53,7 +53,7 @@ class Way:
         names = {i.id for i in inverter.GET_SCHEMA().inputs}
         knobs = defaults(inverter) | {"steps": STEPS, "scheduler": SCHEDULER} | self.settings
         given = {"negative": studio.prompt("")} if "negative" in names else {}
-        return inverter.execute(model=studio.model, source=source, picture={"samples": latents}, **given, **knobs).args[0]
+        return inverter.execute(model=studio.model, source=source, image={"samples": latents}, **given, **knobs).args[0]
 
 
 def exact(module: str, node: str) -> Way:
@@ -77,7 +77,7 @@ WAYS = {
 
 
 class Work:
-    """Seconds of work inside of a `with`, for one picture of `count`: of the processor, whatever else it has to do, or of a GPU."""
+    """Seconds of work inside of a `with`, for one image of `count`: of the processor, whatever else it has to do, or of a GPU."""
 
     def __init__(self, count: int):
         self.count, self.clock = count, time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -116,11 +116,11 @@ class Replays:
         negative = self.studio.prompt("") if inversion.null is None else None
         return InversionSampler.execute(model, inversion, cfg, branches, positive=target, negative=negative).args[0]["samples"]
 
-    def pictures(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
+    def images(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
         return self.studio.vae.decode(self.latents(self.count.model, self.inversion, cfg, branches, target))
 
     def with_attention(self, cfg: float, branches: str, changes: list[Change]) -> torch.Tensor:
-        """The edits by Prompt-to-Prompt, picture by picture, beside a source that is held on its path or not."""
+        """The edits by Prompt-to-Prompt, image by image, beside a source that is held on its path or not."""
         edits = []
         for i, wish in enumerate(changes):
             texts = dict(source=caption(wish.before).text, targets=caption(wish.after).text, negative="")
@@ -133,15 +133,15 @@ class Replays:
 
 
 def alone(inversion, i: int):
-    """The inversion of picture i of a batch."""
+    """The inversion of image i of a batch."""
 
     def row(conditioning):
         return conditioning and [[features[i : i + 1], about] for features, about in conditioning]
 
-    trail = inversion.trail
-    carries = tuple(tuple(t[i : i + 1] for t in carry) for carry in trail.carries)
-    own = Trail(trail.sigmas, carries, {k: t[:, i : i + 1] for k, t in trail.extras.items()})
-    return replace(inversion, trail=own, source=row(inversion.source), null=row(inversion.null))
+    trajectory = inversion.trajectory
+    states = tuple(tuple(t[i : i + 1] for t in carry) for carry in trajectory.states)
+    own = Trajectory(trajectory.sigmas, states, {k: t[:, i : i + 1] for k, t in trajectory.extras.items()})
+    return replace(inversion, trajectory=own, source=row(inversion.source), null=row(inversion.null))
 
 
 def both(source: list, target: list) -> list:
@@ -150,25 +150,25 @@ def both(source: list, target: list) -> list:
 
 
 def judged(made: torch.Tensor, floor: torch.Tensor, changes: list[Change]) -> list[tuple[bool, float]]:
-    """Of every edit whether it succeeded, and how near the rest of the picture is."""
+    """Of every edit whether it succeeded, and how near the rest of the image is."""
     shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
     return [(succeeded(p, c), off_target(m, f, c)) for p, m, f, c in zip(shown, made, floor, changes)]
 
 
 @torch.inference_mode()
 def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
-    """The numbers of every picture of a batch."""
+    """The numbers of every image of a batch."""
     source, target = prompts(studio, changes)
-    latents = studio.vae.encode(pictures(changes))
+    latents = studio.vae.encode(images(changes))
     floor, count, direct = studio.vae.decode(latents), len(changes), way.branches != "edit"
     with Work(count) as inverting:
         inversion = way.invert(studio, source, latents)
     replays = Replays(studio, inversion)
-    own = replays.pictures(inversion.cfg)
-    again = own if way.replay == inversion.cfg else replays.pictures(way.replay)
+    own = replays.images(inversion.cfg)
+    again = own if way.replay == inversion.cfg else replays.images(way.replay)
     replays.count.rows = 0
     with Work(count) as editing:
-        made = replays.pictures(way.edit, way.branches, both(source, target) if direct else target)
+        made = replays.images(way.edit, way.branches, both(source, target) if direct else target)
     if direct:
         again, made = made[:count], made[count:]
     cost = {
@@ -196,13 +196,13 @@ class Kept:
         weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
         self.about = {"way": asdict(WAYS[name]), "steps": STEPS, "scheduler": SCHEDULER, "weights": weights}
         held = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.pictures: list[dict] = held["pictures"] if held.get("about") == self.about else []
+        self.images: list[dict] = held["images"] if held.get("about") == self.about else []
 
     def add(self, found: list[dict]) -> None:
-        self.pictures += found
+        self.images += found
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps({"about": self.about, "pictures": self.pictures}))
+        temporary.write_text(json.dumps({"about": self.about, "images": self.images}))
         os.replace(temporary, self.path)
 
 
@@ -217,23 +217,23 @@ def line(name: str, way: Way, found: list[dict]) -> str:
 
 
 def table(count: int) -> str:
-    """A line for each way that has been measured on as many pictures."""
+    """A line for each way that has been measured on as many images."""
     lines = [
         "| method | cfg: inverted / replayed / edited | PSNR at the inversion's cfg | PSNR replayed | edit success | PSNR off the target "
         "| with P2P: edit success | PSNR off the target | inversion: seconds | evaluations | edit: seconds | evaluations | memory |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    kept = {name: Kept(name).pictures[:count] for name in WAYS}
+    kept = {name: Kept(name).images[:count] for name in WAYS}
     lines += [line(name, WAYS[name], found) for name, found in kept.items() if len(found) == count]
     return "\n".join(lines) + (
-        f"\n\n{count} pictures, {STEPS} steps; means, costs for one picture; seconds of one core. PSNR of 120 dB and more count as 120.\n"
+        f"\n\n{count} images, {STEPS} steps; means, costs for one image; seconds of one core. PSNR of 120 dB and more count as 120.\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="pictures")
-    parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
+    parser.add_argument("--count", type=int, default=100, help="images")
+    parser.add_argument("--batch", type=int, default=20, help="images at a time")
     parser.add_argument("--only", nargs="*", choices=list(WAYS), metavar="METHOD", help=f"some of: {'; '.join(WAYS)}")
     parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
     options = parser.parse_args()
@@ -241,10 +241,10 @@ def main() -> None:
         studio, changes = Studio(), edits(options.count)
         for name in WAYS if options.only is None else options.only:
             kept = Kept(name)
-            while len(kept.pictures) < options.count:
-                done = len(kept.pictures)
+            while len(kept.images) < options.count:
+                done = len(kept.images)
                 kept.add(measured(studio, WAYS[name], changes[done : min(done + options.batch, options.count)]))
-                sys.stdout.write(f"{name}: {len(kept.pictures)} of {options.count}\n")
+                sys.stdout.write(f"{name}: {len(kept.images)} of {options.count}\n")
                 sys.stdout.flush()
     sys.stdout.write(table(options.count))
 

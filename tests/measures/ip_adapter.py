@@ -1,7 +1,7 @@
 """Does an image carry colour and shape into a prompt that names neither? `python . run tests/measures/ip_adapter.py`.
 
 Held-out references show one thing; the prompts say where and on which ground (another than the reference's). Told is how often the
-picture shows a thing of the reference's colour and shape, and still obeys the text; first without the image, then by the weight of
+image shows a thing of the reference's colour and shape, and still obeys the text; first without the image, then by the weight of
 the patch, then with image and text as two channels.
 """
 
@@ -10,13 +10,13 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host import ip_adapter
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
+from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import checker, world
 
-from harness.demo_pictures import CFG, Studio
+from harness.demo_images import CFG, Studio
 
 GOAL = 0.8
 HELD_OUT, NOISE_SEED, BATCH = 4321, 60_000, 16
@@ -40,9 +40,9 @@ class Task:
         self.text = f"something {where[self.place]} on a {self.background} background"
         self.reference = world.render(scene)
 
-    def judge(self, picture: np.ndarray) -> list[bool]:
+    def judge(self, image: np.ndarray) -> list[bool]:
         """One verdict for each of FACTS."""
-        found = demo_checker.read(picture)
+        found = checker.read(image)
         thing = found.things[0] if len(found.things) == 1 else None
         same = [thing is not None and getattr(thing, k) == getattr(self.thing, k) for k in ("color", "shape", "texture")]
         placed = thing is not None and thing.position == self.place
@@ -50,12 +50,12 @@ class Task:
 
 
 class Bench:
-    """The demo model with its adapter, and pictures for tasks in batches: picture i sees reference i."""
+    """The demo model with its adapter, and images for tasks in batches: image i sees reference i."""
 
     def __init__(self, studio: Studio):
         self.studio = studio
         with torch.inference_mode():
-            self.adapter, self.encoder = ip_adapter.load("demo_model.safetensors"), ip_adapter.demo_encoder()
+            self.adapter, self.encoder = ip_adapter.load("demo_model.safetensors"), demo.demo_encoder()
 
     def patch(self, tasks: list[Task], **settings):
         images = torch.from_numpy(np.stack([t.reference for t in tasks])).float() / 255
@@ -77,11 +77,11 @@ class Bench:
 
 
 def shares(draw, weight: float, count: int) -> np.ndarray:
-    """The share of pictures for which each of FACTS holds."""
+    """The share of images for which each of FACTS holds."""
     verdicts = []
     for first in range(0, count, BATCH):
         tasks = [Task(i) for i in range(first, min(first + BATCH, count))]
-        verdicts += [task.judge(picture) for task, picture in zip(tasks, draw(tasks, weight, NOISE_SEED + first))]
+        verdicts += [task.judge(image) for task, image in zip(tasks, draw(tasks, weight, NOISE_SEED + first))]
     return np.mean(verdicts, 0)
 
 

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.channels import MultiCFG
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import COLORS, SHAPES, Caption, Claim
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import COLORS, SHAPES, Caption, Claim
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 BATCH = 32
 
@@ -23,12 +23,12 @@ def share(flags) -> float:
     return float(np.mean(list(flags)))
 
 
-def has_color(picture: np.ndarray, color: str) -> bool:
-    return any(t.color == color for t in demo_checker.read(picture).things)
+def has_color(image: np.ndarray, color: str) -> bool:
+    return any(t.color == color for t in checker.read(image).things)
 
 
 def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "orange") -> tuple[float, float]:
-    """Share of pictures with the colour: prompt alone, and with a negative channel for the colour."""
+    """Share of images with the colour: prompt alone, and with a negative channel for the colour."""
     text = "a large circle on a white background"
     empty, positive, unwanted = (studio.prompt(t) for t in ("", text, f"a large {color} circle on a white background"))
     guider = MultiCFG(studio.model, empty, [Channel(positive, 4.0), Channel(unwanted, weight, negative=True)])
@@ -52,14 +52,14 @@ def pairs(count: int) -> list[Caption]:
     ]
 
 
-def placed(pictures, captions) -> float:
+def placed(images, captions) -> float:
     """Share in which both things are there, each with its own colour and shape, at its place."""
-    verdicts = [demo_checker.judge(demo_checker.read(p), c) for p, c in zip(pictures, captions)]
+    verdicts = [checker.judge(checker.read(p), c) for p, c in zip(images, captions)]
     return share(v["bound"] and v["position"] for v in verdicts)
 
 
 def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[float, float]:
-    """Share of pictures with both things right: one prompt for both, and one masked channel for each."""
+    """Share of images with both things right: one prompt for both, and one masked channel for each."""
     captions = pairs(count)
     halves = torch.zeros(2, 1, 128, 128)
     halves[0, ..., :64], halves[1, ..., 64:] = 1, 1
@@ -80,13 +80,13 @@ def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=128, help="pictures for each number")
+    parser.add_argument("--count", type=int, default=128, help="images for each number")
     count, studio = parser.parse_args().count, Studio()
     rows = [
-        ("one negative channel of weight 2: pictures with the unwanted colour", *negative_channel(studio, count)),
+        ("one negative channel of weight 2: images with the unwanted colour", *negative_channel(studio, count)),
         ("two masked positive channels: both things right, each at its place", *masked_channels(studio, count)),
     ]
-    print(f"| on {count} pictures | prompt alone | with channels |\n|---|---|---|")
+    print(f"| on {count} images | prompt alone | with channels |\n|---|---|---|")
     for name, alone, guided in rows:
         print(f"| {name} | {100 * alone:.1f} % | {100 * guided:.1f} % |")
 

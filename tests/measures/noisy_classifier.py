@@ -1,7 +1,7 @@
-"""How well noisy classifiers read half-finished pictures: `python . run tests/measures/noisy_classifier.py` (resumable).
+"""How well noisy classifiers read half-finished images: `python . run tests/measures/noisy_classifier.py` (resumable).
 
 Held-out scenes of one thing, in latents of the demo model, at several noise levels. The demo model's own classifier, and one that Train
-Noisy Classifier learns from fewer pictures in fewer steps: how often the likeliest colour, shape, texture and background is the true one.
+Noisy Classifier learns from fewer images in fewer steps: how often the likeliest colour, shape, texture and background is the true one.
 """
 
 import argparse
@@ -10,13 +10,13 @@ import sys
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import classifier_training as host
-from controlled_diffusion.nodes.host import classifiers
+from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.noisy_classifier import noised
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
 LEARN, HELD_OUT = 888, 4242
@@ -35,14 +35,14 @@ def labels_of(scene: world.Scene) -> list[str]:
 
 
 def latents_of(studio: Studio, scenes: list[world.Scene]) -> torch.Tensor:
-    """As the model sees the pictures when clean, (N, 4, 16, 16)."""
-    pictures = torch.from_numpy(np.stack([world.render(s) for s in scenes])).float() / 255
-    return studio.model.model.process_latent_in(torch.cat([studio.vae.encode(part) for part in pictures.split(32)]))
+    """As the model sees the images when clean, (N, 4, 16, 16)."""
+    images = torch.from_numpy(np.stack([world.render(s) for s in scenes])).float() / 255
+    return studio.model.model.process_latent_in(torch.cat([studio.vae.encode(part) for part in images.split(32)]))
 
 
 def learnt(studio: Studio, options: argparse.Namespace):
     """What the trainer makes of rendered scenes with their labels, or goes on with."""
-    scenes = [demo_model.scene(i, LEARN) for i in range(options.pictures)]
+    scenes = [demo_model.scene(i, LEARN) for i in range(options.images)]
     images = [torch.from_numpy(world.render(s)).float()[None] / 255 for s in scenes]
     settings = host.Settings("independent", "small", options.steps, options.batch, options.rate, seed=0)
     labels = ["\n".join(", ".join(labels_of(s)) for s in scenes)]
@@ -65,8 +65,8 @@ def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=512, help="held-out pictures")
-    parser.add_argument("--pictures", type=int, default=1024, help="to learn from")
+    parser.add_argument("--count", type=int, default=512, help="held-out images")
+    parser.add_argument("--images", type=int, default=1024, help="to learn from")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -84,9 +84,9 @@ def main() -> None:
     options, studio = options_of(), Studio()
     scenes = held_out(options.count)
     latents = latents_of(studio, scenes)
-    sys.stdout.write(f"| {len(scenes)} held-out pictures, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
+    sys.stdout.write(f"| {len(scenes)} held-out images, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
     sys.stdout.write("|---|" + "---|" * len(SIGMAS) + "\n")
-    shipped = classifiers.read(classifiers.SHIPPED / "demo_model.safetensors")
+    shipped = read(SHIPPED / "demo_model.safetensors")
     for name, classifier in (("the demo model's", shipped), ("trained by the node", learnt(studio, options))):
         columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
         for fact, names in FACTS.items():

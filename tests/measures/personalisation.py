@@ -1,9 +1,9 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
-Five pictures, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
-learns it as a LoRA, with and without class pictures (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
+Five images, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
+learns it as a LoRA, with and without class images (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
 and backgrounds. The checker says how often the shape is there, how often the prompt's colour and background are right too, and how far
-pictures of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
+images of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
 seeds.
 """
 
@@ -13,20 +13,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import adapters
-from controlled_diffusion.nodes.host import dreambooth as host
-from controlled_diffusion.nodes.host.training import Objective
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import adapters, textual_inversion
+from controlled_diffusion.nodes.host.training import dreambooth as host
+from controlled_diffusion.nodes.host.training.denoiser import Objective
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 
-from harness.demo_pictures import CFG, STEPS, Studio
+from harness.demo_images import CFG, STEPS, Studio
 from harness.environment import PRIVATE
 from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
 
-CLASS_PICTURES, ALIKE, WORDINGS = 64, 0.6, 8
-SHOWN = (  # (color, size, position, background) of the lesson's pictures: what none of them shows is learnt for that alone which some show
+CLASS_IMAGES, ALIKE, WORDINGS = 64, 0.6, 8
+SHOWN = (  # (color, size, position, background) of the lesson's images: what none of them shows is learnt for that alone which some show
     ("blue", "large", "left", "white"),
     ("yellow", "small", "top", "black"),
     ("purple", "large", "right", "gray"),
@@ -51,19 +51,19 @@ def asked(index: int, shape: str, word: str) -> world.Caption:
     return called(with_shape(single(index, HELD_OUT), shape), 10_000 + index, word)
 
 
-def pictured(shape: str, color: str, size: str, position: str, background: str) -> world.Scene:
+def imaged(shape: str, color: str, size: str, position: str, background: str) -> world.Scene:
     (x, y), radius = (np.mean(area, axis=-1) for area in (world.POSITIONS[position], world.RADII[size]))
     return world.Scene(background, (world.Thing(shape, color, size=size, x=x, y=y, radius=radius),), position)
 
 
 def lesson(shape: str, word: str, wordings: int = WORDINGS) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions that say it in several ways) to learn from."""
-    scenes = [pictured(shape, *facts) for facts in SHOWN]
-    pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
-    return pictures, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
+    """(images (N, 128, 128, 3), captions that say it in several ways) to learn from."""
+    scenes = [imaged(shape, *facts) for facts in SHOWN]
+    images = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).float() / 255
+    return images, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
 
 
-def ordinary(count: int, first: int) -> list[world.Caption]:
+def clone_inference_tensors(count: int, first: int) -> list[world.Caption]:
     """Captions of the world as it is."""
     return [caption(single(first + i, HELD_OUT + 1), 20_000 + first + i) for i in range(count)]
 
@@ -71,7 +71,7 @@ def ordinary(count: int, first: int) -> list[world.Caption]:
 def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    subject = host.Subject(f"a {word}", host.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
+    subject = host.Subject(f"a {word}", textual_inversion.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
     return taught(
         studio, name, lesson(o.shape, word, o.wordings), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o
     )
@@ -80,14 +80,14 @@ def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> ho
 def taught(
     studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject: host.Subject, design, weight: float, o
 ) -> host.Learnt:
-    """Learns what pictures show under their captions, or goes on learning it."""
-    pictures, captions = shown
-    kept = host.Class("\n".join(c.text for c in ordinary(32, 1000)), (), CLASS_PICTURES, 16, Preservation(weight))
-    settings = host.Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
-    look = host.Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
+    """Learns what images show under their captions, or goes on learning it."""
+    images, captions = shown
+    kept = host.Class("\n".join(c.text for c in clone_inference_tensors(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
+    settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
+    look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions), subject, kept,
+            studio.model, studio.clip, studio.vae, Data([images], captions), subject, kept,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
         made = host.finish(task, studio.model, name, resume=True)
@@ -95,7 +95,7 @@ def taught(
 
 
 def kept(name: str, count: int, judged) -> list[dict]:
-    """Verdicts of `count` pictures, kept in a file batch by batch."""
+    """Verdicts of `count` images, kept in a file batch by batch."""
     path = PRIVATE / "measures" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(path.read_text()) if path.exists() else []
@@ -110,11 +110,11 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
 
     def judged(first: int, count: int) -> list[dict]:
         prompts = [asked(first + i, shape, word) for i in range(count)]
-        readings = [demo_checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
+        readings = [checker.read(p) for p in studio.draw([c.text for c in prompts], seed=first, model=model)]
         rows = []
         for reading, prompt in zip(readings, prompts):
-            seen, verdict = reading.things[:1], demo_checker.judge(reading, prompt)
-            found = bool(seen) and demo_checker.any_shape(seen[0].mask)
+            seen, verdict = reading.things[:1], checker.judge(reading, prompt)
+            found = bool(seen) and checker.any_shape(seen[0].mask)
             row = {
                 "shape": bool(found) and found[0] == shape and found[1] >= ALIKE,
                 "color": bool(seen) and seen[0].color == prompt.claims[0].color,
@@ -130,11 +130,11 @@ def drift(studio: Studio, model):
     """Judges prompts of the ordinary world, and compares with the untouched model."""
 
     def judged(first: int, count: int) -> list[dict]:
-        prompts = ordinary(count, first)
+        prompts = clone_inference_tensors(count, first)
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
         return [
-            {"right": bool(demo_checker.judge(demo_checker.read(p), c)["bound"]), "apart": float(d)}
+            {"right": bool(checker.judge(checker.read(p), c)["bound"]), "apart": float(d)}
             for p, c, d in zip(after, prompts, apart)
         ]
 
@@ -161,7 +161,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weighting", default="own")
     parser.add_argument("--timesteps", default="shifted")
     parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
-    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each picture says it")
+    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each image says it")
     parser.add_argument("--words", default="cross", help="what the new word starts from")
     parser.add_argument("--vectors", type=int, default=1, help="of the new word")
     parser.add_argument("--word-rate", type=float, default=0.01)
@@ -182,7 +182,7 @@ def scored(studio: Studio, weight: float, o: argparse.Namespace) -> tuple[list[d
 
 def main() -> None:
     o, studio = options_of(), Studio()
-    say(f"| DreamBooth, {o.shape} | pictures | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    say(f"| DreamBooth, {o.shape} | images | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
     for weight in o.weights:
         say(row(f"lambda {weight:g}", *scored(studio, weight, o)))
 

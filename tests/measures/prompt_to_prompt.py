@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
-from controlled_diffusion.training import demo_checker
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 
-from harness.demo_pictures import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from measures.diffedit import caption, defaults, held_out
 
@@ -124,29 +124,29 @@ GROUPS = {
 
 
 def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
-    """The source's picture, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
+    """The source's image, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
     given = dict(source=source, targets="\n".join(e.target.text for e in edits), width=128, height=128)
     given["word_weights"] = "\n".join(e.weights or "on: 1" for e in edits)
     knobs = defaults(P2PAttentionPatch) | given | knobs
     model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **knobs).args
     noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
     settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
-    return studio.pictures(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
+    return studio.images(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
 
 
 def covered(things) -> np.ndarray:
     return np.any([np.zeros((128, 128), bool), *(t.mask for t in things)], axis=0)
 
 
-def named(reading: demo_checker.Reading, thing: Thing | Claim) -> list[demo_checker.Seen]:
-    """The things of a picture of that shape and colour."""
+def named(reading: checker.Reading, thing: Thing | Claim) -> list[checker.Seen]:
+    """The things of an image of that shape and colour."""
     return [t for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color)]
 
 
-def succeeded(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> bool:
+def succeeded(before: checker.Reading, after: checker.Reading, edit: Edit, thing: Thing) -> bool:
     """Whether everything that the target claims is there, or a noun's thing became larger or smaller."""
     if edit.grows == 1.0:
-        return all(demo_checker.judge(after, edit.target).values())
+        return all(checker.judge(after, edit.target).values())
     one, other = (int(covered(named(r, thing)).sum()) for r in (before, after))
     return other >= edit.grows * one if edit.grows > 1 else 0 < other <= edit.grows * one
 
@@ -155,7 +155,7 @@ def widened(mask: np.ndarray, cells: int = ROOM) -> np.ndarray:
     return torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * cells + 1, 1, cells)[0].numpy() > 0
 
 
-def staying(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edit, thing: Thing) -> np.ndarray:
+def staying(before: checker.Reading, after: checker.Reading, edit: Edit, thing: Thing) -> np.ndarray:
     """The pixels that should stay as they are."""
     if edit.stays == "all":
         return np.ones((128, 128), bool)
@@ -167,7 +167,7 @@ def staying(before: demo_checker.Reading, after: demo_checker.Reading, edit: Edi
 
 def judged(before: np.ndarray, after: np.ndarray, edit: Edit, scene: Scene) -> list[float]:
     """(success, IoU of the things of both, PSNR of what should stay)."""
-    one, other = demo_checker.read(before), demo_checker.read(after)
+    one, other = checker.read(before), checker.read(after)
     a, b, kept = covered(one.things), covered(other.things), staying(one, other, edit, scene.things[0])
     error = np.square((before.astype(float) - after)[kept] / 255).mean() if kept.any() else 1.0
     success = succeeded(one, other, edit, scene.things[0])
@@ -192,7 +192,7 @@ def measured(studio: Studio, group: str, index: int, ways=tuple(WAYS)) -> dict[s
     for way in ways:
         for names, knobs in runs_of(edits, {name: settings for name, (_, settings) in operations.items()}, way):
             before, *after = drawn(studio, index, caption(scene).text, [edits[n] for n in names], **knobs)
-            found[way] |= {n: judged(before, picture, edits[n], scene) for n, picture in zip(names, after)}
+            found[way] |= {n: judged(before, image, edits[n], scene) for n, image in zip(names, after)}
     return found
 
 

@@ -1,6 +1,6 @@
 """Faithfulness against realism of SDEdit on the demo model: `python . run tests/measures/sdedit.py`.
 
-Stroke paintings of known scenes (a blob of the right colour where each thing belongs) become pictures; the prompt says what, the
+Stroke paintings of known scenes (a blob of the right colour where each thing belongs) become images; the prompt says what, the
 strokes say where. Faithful: the things stand where the strokes were, in their colours. Real: the checker reads the whole scene,
 shapes and all. The distance to the strokes is the RMS over all pixels in [0, 1].
 """
@@ -10,10 +10,11 @@ import argparse
 import numpy as np
 import torch
 from controlled_diffusion.nodes.sdedit import SDEditSampler
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training.demo_world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
 
-from harness.demo_pictures import CFG, SCHEDULER, Studio
+from harness.demo_images import CFG, SCHEDULER, Studio
 
 SEED = 5
 STRENGTHS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -34,19 +35,19 @@ def caption(scene: Scene) -> Caption:
 
 def strokes(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """A rough painting of a scene: three rectangles of paint for each thing, float (128, 128, 3) in [0, 1]."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
+    image = np.empty((SIZE, SIZE, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background]
     for thing in scene.things:
         for _ in range(3):
             x, y = thing.x + rng.uniform(-5, 5), thing.y + rng.uniform(-5, 5)
             w, h = thing.radius * rng.uniform(0.6, 0.9, 2)
-            picture[max(0, int(y - h)) : int(y + h), max(0, int(x - w)) : int(x + w)] = COLORS[thing.color]
-    return picture / 255
+            image[max(0, int(y - h)) : int(y + h), max(0, int(x - w)) : int(x + w)] = COLORS[thing.color]
+    return image / 255
 
 
-def faithful(picture: np.ndarray, scene: Scene) -> bool:
+def faithful(image: np.ndarray, scene: Scene) -> bool:
     """Whether every thing's colour is found where the strokes were."""
-    seen = demo_checker.read(picture).things
+    seen = checker.read(image).things
     return all(any(t.color == s.color and s.mask[int(t.y), int(t.x)] for s in seen) for t in scene.things)
 
 
@@ -77,10 +78,10 @@ def edited(studio: Studio, chosen: list[Scene], strength: float, repeats: int = 
 def trade_off(studio: Studio, count: int, strength: float, repeats: int = 1) -> tuple[float, float, float]:
     """(faithful, real) shares and the distance to the strokes at a strength."""
     chosen, rng = scenes(count), np.random.default_rng(SEED)
-    pictures = edited(studio, chosen, strength, repeats)
-    real = [demo_checker.judge(demo_checker.read(p), caption(s))["bound"] for p, s in zip(pictures, chosen)]
-    apart = [float(np.sqrt(np.mean((p / 255 - strokes(s, rng)) ** 2))) for p, s in zip(pictures, chosen)]
-    return float(np.mean([faithful(p, s) for p, s in zip(pictures, chosen)])), float(np.mean(real)), float(np.mean(apart))
+    images = edited(studio, chosen, strength, repeats)
+    real = [checker.judge(checker.read(p), caption(s))["bound"] for p, s in zip(images, chosen)]
+    apart = [float(np.sqrt(np.mean((p / 255 - strokes(s, rng)) ** 2))) for p, s in zip(images, chosen)]
+    return float(np.mean([faithful(p, s) for p, s in zip(images, chosen)])), float(np.mean(real)), float(np.mean(apart))
 
 
 def main() -> None:

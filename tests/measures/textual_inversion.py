@@ -1,8 +1,8 @@
 """A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra striped] [--count 128]` (resumable).
 
-Eight pictures show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
+Eight images show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
 stripes or dots, for which it has another. A word is learnt from them, with captions for all the rest, and put into the prompts of
-held-out scenes. The checker says in how many pictures it appears, and in how many the prompt's colour
+held-out scenes. The checker says in how many images it appears, and in how many the prompt's colour
 and shape, position and background are still right; beside it the same prompts and seeds without the word.
 """
 
@@ -13,17 +13,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import textual_inversion as host
-from controlled_diffusion.nodes.host.training import Objective
-from controlled_diffusion.training import demo_checker, demo_model
-from controlled_diffusion.training import demo_world as world
+from controlled_diffusion.nodes.host.training import textual_inversion as host
+from controlled_diffusion.nodes.host.training.denoiser import Objective
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Data, Settings, Validation
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from harness.environment import PRIVATE
 
 EXTRAS = ("hat", "eye", "moon", "striped", "dotted")
-LEARN, HELD_OUT, PICTURES, BATCH = 777, 4242, 8, 16
+LEARN, HELD_OUT, IMAGES, BATCH = 777, 4242, 8, 16
 FACTS = ("color", "shape", "bound", "position", "background")
 
 
@@ -38,9 +39,9 @@ def with_extra(scene: world.Scene, extra: str) -> world.Scene:
     return replace(scene, moon=extra == "moon", things=(replace(scene.things[0], **worn),))
 
 
-def shown(picture: np.ndarray, reading: demo_checker.Reading) -> set[str]:
-    """Which of the extras a picture shows; the texture is that of its largest thing."""
-    return demo_checker.extras(picture) | {t.texture for t in reading.things[:1]}
+def shown(image: np.ndarray, reading: checker.Reading) -> set[str]:
+    """Which of the extras an image shows; the texture is that of its largest thing."""
+    return checker.extras(image) | {t.texture for t in reading.things[:1]}
 
 
 def caption(scene: world.Scene, number: int) -> world.Caption:
@@ -55,24 +56,24 @@ def placed(text: str, word: str) -> str:
     return f"{before} {word} {color} {after}"
 
 
-def lesson(extra: str, count: int = PICTURES) -> tuple[torch.Tensor, list[str]]:
-    """(pictures (N, 128, 128, 3), captions): each scene shows the extra, no caption names it."""
+def lesson(extra: str, count: int = IMAGES) -> tuple[torch.Tensor, list[str]]:
+    """(images (N, 128, 128, 3), captions): each scene shows the extra, no caption names it."""
     scenes = [single(i, LEARN) for i in range(count)]
-    pictures = np.stack([world.render(with_extra(s, extra)) for s in scenes])
-    return torch.from_numpy(pictures).float() / 255, [caption(s, i).text for i, s in enumerate(scenes)]
+    images = np.stack([world.render(with_extra(s, extra)) for s in scenes])
+    return torch.from_numpy(images).float() / 255, [caption(s, i).text for i, s in enumerate(scenes)]
 
 
 def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) -> str:
     """Learns the word, or goes on learning it; what to write in a prompt."""
-    pictures, captions = lesson(extra)
+    images, captions = lesson(extra)
     word = host.Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
-    settings = host.Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
+    settings = Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
     objective = Objective(Levels(options.timesteps), options.weighting)
     with torch.inference_mode(False), torch.no_grad():
         captions = [placed(text, word.placeholder) for text in captions] if options.place == "adjective" else captions
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, host.Data([pictures], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
-            objective, settings, host.Validation(word.placeholder, count=0),
+            studio.model, studio.clip, studio.vae, Data([images], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
+            objective, settings, Validation(word.placeholder, count=0),
         )  # fmt: skip
         loop = host.run(task, name, resume=True)
     curve = [s.loss for s in loop.history]
@@ -83,10 +84,10 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
 
 
 def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) -> list[dict[str, bool]]:
-    """What the checker says of a batch of pictures; `text_of` makes the prompt of a caption."""
-    pictures = studio.draw([text_of(c.text) for c in prompts], seed=first)
-    readings = [demo_checker.read(p) for p in pictures]
-    return [demo_checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(pictures, readings, prompts)]
+    """What the checker says of a batch of images; `text_of` makes the prompt of a caption."""
+    images = studio.draw([text_of(c.text) for c in prompts], seed=first)
+    readings = [checker.read(p) for p in images]
+    return [checker.judge(r, c) | {e: e in shown(p, r) for e in EXTRAS} for p, r, c in zip(images, readings, prompts)]
 
 
 def measure(studio: Studio, name: str, text_of, count: int) -> list[dict[str, bool]]:
@@ -141,7 +142,7 @@ def with_the_word(studio: Studio, options: argparse.Namespace) -> list[dict[str,
 def main() -> None:
     options, studio = options_of(), Studio()
     verdicts = with_the_word(studio, options)
-    say(f"| prompts | pictures | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
+    say(f"| prompts | images | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
     say(row("with the word", verdicts, options.extra))
     say(row("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
 

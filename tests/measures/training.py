@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from controlled_diffusion.training import demo_instruct
 
-from harness.demo_pictures import Studio
+from harness.demo_images import Studio
 from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalisation, textual_inversion
 from measures.textual_inversion import say
 
@@ -41,7 +41,7 @@ def subjects(studio: Studio, count: list[str]) -> Iterator[str]:
     o, lost = personalisation.options_of(count), {}
     for weight in (0.0, 1.0):
         found, drifted = personalisation.scored(studio, weight, o)
-        yield share(f"DreamBooth, lambda {weight:g}: a shape of no picture before", of(found, "shape"), SHAPE_GOAL if weight else None)
+        yield share(f"DreamBooth, lambda {weight:g}: a shape of no image before", of(found, "shape"), SHAPE_GOAL if weight else None)
         lost[weight] = [not right for right in of(drifted, "right")]
     yield share("ordinary prompts that lambda 0 loses", lost[0.0])
     goal = f"{50 * np.mean(lost[0.0]):.1f} % (half)"

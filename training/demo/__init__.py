@@ -1,1 +1,1 @@
-"""The illustrated demo world: scenes of drawn things with exact ground truth, and how they are painted."""
+"""The world of the demo model and what the published pack needs to load its files."""

@@ -1,0 +1,117 @@
+"""A source prompt with its targets: what Prompt-to-Prompt edits, weights and blends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .alignment import Alignment, align
+from .local_blend import Columns, LocalBlend, Pair
+from .prompt import Prompt, unknown_word
+from .prompt_to_prompt import Edit, Settings, Window
+from .word_lists import weights_from, windows_from, words_from
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the user says of words, as the node's texts."""
+
+    weights: str = ""
+    windows: str = ""
+    blend: str = ""
+    protect: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A source prompt and its targets, aligned. Two targets may be one text with different weights."""
+
+    alignments: tuple[Alignment, ...]
+    weights: tuple[dict[int, float], ...]  # of columns, for each target
+    weighted: tuple[tuple[int, ...], ...]  # words of each target that have a weight
+    words: Words
+
+    @classmethod
+    def of(cls, source: Prompt, targets: Sequence[Prompt], operation: str, words: Words) -> Scene:
+        lines = weights_from(words.weights) or [[]]
+        if len(targets) == 1:
+            targets = list(targets) * len(lines)
+        if len(lines) not in (1, len(targets)):
+            raise ValueError(
+                f"word_weights has {len(lines)} lines for {len(targets)} targets. Give one line for all of them, one for each, or one target for "
+                "all lines."
+            )
+        lines = lines * len(targets) if len(lines) == 1 else lines
+        for words_of_line in {w for line in lines for w, _ in line}:
+            if not any(t.find(words_of_line) for t in targets):
+                raise unknown_word(words_of_line, targets)
+        weights = tuple(_weights(target, line) for target, line in zip(targets, lines))
+        weighted = tuple(tuple(i for w, _ in line for i in _found(target, w)) for target, line in zip(targets, lines))
+        return cls(tuple(align(source, t, operation) for t in targets), weights, weighted, words)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [self.alignments[0].source, *(a.target for a in self.alignments)]
+
+    def edits(self, settings: Settings, times: Sequence[int]) -> tuple[Edit, ...]:
+        """The edits of all targets; `times` is how often the source's and the targets' conditionings are repeated."""
+        windows, made = windows_from(self.words.windows), []
+        for phrase, _ in windows:
+            if not any(a.target.find(phrase) for a in self.alignments):
+                raise unknown_word(phrase, self.prompts[1:])
+        for alignment, weights, n in zip(self.alignments, self.weights, times[1:]):
+            own = {c: Window(*w) for phrase, w in windows for c in alignment.target.columns(_found(alignment.target, phrase))}
+            made.append(Edit.of(alignment, settings, weights, own).repeated(times[0], n))
+        return tuple(made)
+
+    def blend(self, words: str, protect: str, times: Sequence[int], **shape) -> LocalBlend | None:
+        """The local blend of words, and of words to protect; None where there are none. `shape` as of `LocalBlend`."""
+        made = LocalBlend(self._columns(words, times), self._columns(protect, times), **shape)
+        return None if made.empty else made
+
+    def _columns(self, text: str, times: Sequence[int]) -> tuple[Pair, ...]:
+        """For each target the columns of words, and of what they stand for in the other prompt, in the source and in the target."""
+        phrases, chosen = words_from(text), []
+        for phrase in phrases:
+            if phrase != "*" and not any(p.find(phrase) for p in self.prompts):
+                raise unknown_word(phrase, self.prompts)
+        for number, (alignment, n) in enumerate(zip(self.alignments, times[1:])):
+            found = [self._places(phrase, number) for phrase in phrases]
+            sides = (alignment.source, times[0]), (alignment.target, n)
+            chosen.append(tuple(_repeated(p, {i for words in found for i in words[side]}, n) for side, (p, n) in enumerate(sides)))
+        return tuple(chosen)
+
+    def _places(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Indices of a phrase's words in the source and in a target, '*' being all that changes; what it stands for where it is not there."""
+        alignment = self.alignments[number]
+        if phrase == "*":
+            source, target = alignment.changed()
+            target = (*target, *self.weighted[number])
+            return (*source, *alignment.origins(target)), target
+        source, target = _found(alignment.source, phrase), _found(alignment.target, phrase)
+        source = source or alignment.origins(target)
+        return source, target or alignment.counterparts(source)
+
+    def text(self) -> str:
+        """The alignments and weights for people."""
+        made = []
+        for alignment, weights in zip(self.alignments, self.weights):
+            words = [(w.text, weights[w.columns[0]]) for w in alignment.target.words if w.columns[0] in weights]
+            made.append("\n".join([alignment.text(), *(f"  x {value:g} {word}" for word, value in words)]))
+        return "\n\n".join(made)
+
+
+def _found(prompt: Prompt, phrase: str) -> tuple[int, ...]:
+    return tuple(i for words in prompt.find(phrase) for i in words)
+
+
+def _repeated(prompt: Prompt, words: Iterable[int], times: int) -> Columns:
+    """The columns of words in a conditioning that is repeated so many times."""
+    return tuple(sorted(c + i * prompt.length for c in prompt.columns(words) for i in range(times)))
+
+
+def _weights(prompt: Prompt, line: Iterable[tuple[str, float]]) -> dict[int, float]:
+    weights: dict[int, float] = {}
+    for phrase, value in line:
+        weights |= dict.fromkeys(prompt.columns(_found(prompt, phrase)), value)
+    return weights

@@ -1,0 +1,280 @@
+"""Attention maps inside the host's sampling: what to capture, the record of a run, and images of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from ....attention.layers import Block, Place, chosen_blocks
+from ....attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
+from ....attention.prompt import Prompt, moved, unknown_word
+from ....attention.word_lists import words_from
+from ....guidance.schedules import NoiseScale
+from ..conditionings import KEY, marked
+from ..images import as_image, to_pil
+from ..prompts import encoded, prompt_of
+from .dit import Dit, TokenCall, dit_of
+from .hook import Run, install
+from .unet import Call, chosen_places, is_unet, unet_places
+
+MISSING = (
+    "The model comes from Attention Map Capture, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to the "
+    "sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
+)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The control: the columns of each word, the layers (keys of places), and the part of the sampling, in equal phases.
+
+    `words` has an entry for each row of the conditioning, all of the same words; a word that a row's prompt lacks has no columns there.
+    """
+
+    words: tuple[dict[str, Columns], ...]
+    layers: frozenset
+    places: tuple[Place, ...] = ()
+    dit: Dit | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+    phases: int = 1
+    scale: int = 8  # pixels of a latent's cell
+    length: int = 77  # columns of the conditioning
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    runs: list[Capturing] = field(default_factory=list, compare=False)  # the last one, for Attention Map View
+
+    def images(self, count: int) -> list[tuple[list[int], list[Columns]]]:
+        """Neighbours among so many images whose words have the same columns, and these; the host repeats rows over a larger batch."""
+        rows = [(i, self.words[i % len(self.words)]) for i in range(count)]
+        return [([i for i, _ in same], list(words.values())) for words, same in groupby(rows, itemgetter(1))]
+
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Capturing:
+        self.runs[:] = [Capturing(self, scale, tuple(noise.shape[2:]))]
+        return self.runs[0]
+
+
+class Capturing(Run):
+    """Capture during one run of a latent ([frames,] H, W)."""
+
+    def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
+        super().__init__(control.token, scale, MISSING)
+        self.control, self.places, self.dit, self.latent = control, control.places, control.dit, latent
+        self.sums, self.images = Sums(), 1
+
+    def start(self, conds, x, sigma):
+        super().start(conds, x, sigma)
+        self.images = len(x)
+
+    @property
+    def acts(self) -> bool:
+        return not self.reached or self._open
+
+    @property
+    def _open(self) -> bool:
+        start, end = self.control.window
+        return start <= self.percent < end or self.percent >= end == 1.0
+
+    def wants(self, kind: str, place: Place | Block) -> bool:
+        return kind != "self" and place.key in self.control.layers and self._open and self.reads
+
+    def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
+        if call.size is not None and call.covers(self.latent):
+            lead = self.dit.lead(self.control.length, tokens) if self.dit else 0
+            maps = [
+                call.shares([first + i for i in images], tokens, [[lead + c for c in word] for word in words])
+                for images, words in self.control.images(self.images)
+            ]
+            key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
+            self.sums.add(key, call.images(torch.cat(maps)))
+
+    def end(self) -> None:
+        super().end()
+        self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
+
+    @property
+    def maps(self) -> Maps:
+        (start, end), phases = self.control.window, self.control.phases
+        step = (end - start) / phases
+        parts = tuple((start + i * step, start + (i + 1) * step) for i in range(phases))
+        return Maps(tuple(self.control.words[0]), self.sums, parts, tuple(n * self.control.scale for n in self.latent[-2:]))
+
+
+def words_of(prompts: Sequence[Prompt], text: str) -> tuple[dict[str, Columns], ...]:
+    """The columns, in each prompt, of the words and phrases of a text; of every word of the prompts where it is empty."""
+    asked = words_from(text) or list(dict.fromkeys(w.text for p in prompts for w in p.words if w.text[0].isalnum()))
+    if not asked:
+        raise ValueError("The prompt has no words. Write one, so that there is something to look for.")
+    for phrase in asked:
+        if not any(p.find(phrase) for p in prompts):
+            raise unknown_word(phrase, prompts)
+    return tuple({phrase: p.columns(i for words in p.find(phrase) for i in words) for phrase in asked} for p in prompts)
+
+
+def _in_row(prompt: Prompt, features: torch.Tensor, in_front: bool) -> Prompt:
+    """A prompt with the columns it has in a row of several (n, width), which were brought to one length as `prompts.as_rows` does."""
+    n, whole = prompt.length, len(features)
+    if in_front:
+        return moved(prompt, whole - n)
+    if whole == n or whole % n or not torch.equal(features[:n].repeat(whole // n, 1), features):
+        return prompt
+    words = tuple(replace(w, columns=tuple(c + i for i in range(0, whole, n) for c in w.columns)) for w in prompt.words)
+    return replace(prompt, words=words, length=whole)
+
+
+def _prompts_of_rows(clip, text: str, features: torch.Tensor, in_front: bool) -> list[Prompt]:
+    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbours.
+
+    Raises ValueError where lines and rows do not fit.
+    """
+    lines, rows = list(filter(None, map(str.strip, text.splitlines()))), len(features)
+    each = rows // max(len(lines), 1)
+    parts = features.split(each) if lines and each * len(lines) == rows else ()
+    if not parts or any(not torch.equal(row, part[0]) for part in parts for row in part):
+        raise ValueError(
+            f"The conditioning holds {rows} texts, but the prompt has {len(lines)} line(s). Write each text on a line of its own, in their order: "
+            "of P2P Attention Patch the source, then every target."
+        )
+    found = [(prompt_of(clip, line, encoded(clip, line)[0][0].shape[1]), part) for line, part in zip(lines, parts)]
+    return [_in_row(_fitting(prompt, part), part[0], in_front) for prompt, part in found for _ in part]
+
+
+def _fitting(prompt: Prompt, features: torch.Tensor) -> Prompt:
+    """The prompt, whose conditioning must not be shorter than it."""
+    if features.shape[1] < prompt.length:
+        raise ValueError(
+            f"The conditioning holds texts of {features.shape[1]} tokens, but the prompt '{prompt.text}' makes one of {prompt.length}. Connect the "
+            "conditioning of just this prompt, or none."
+        )
+    return prompt
+
+
+def _read(clip, text: str, conditioning: list | None, dit: Dit | None) -> tuple[list[Prompt], list]:
+    """(the prompt of each row, the conditioning), which is encoded here where none is given."""
+    if conditioning and len(conditioning[0][0]) > 1:
+        return _prompts_of_rows(clip, text, conditioning[0][0], bool(dit and dit.filled_in_front)), conditioning
+    own = encoded(clip, text)
+    prompt = prompt_of(clip, text, own[0][0].shape[1])
+    for features, _ in conditioning or ():
+        _fitting(prompt, features)
+    return [prompt], conditioning or own
+
+
+def prepared(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
+    """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, in the place of a plain encoding.
+
+    Where it has rows of several prompts, `text` has a line for each.
+    """
+    if not 0.0 <= window[0] < window[1] <= 1.0:
+        raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
+    dit = None if is_unet(model) else dit_of(model)
+    prompts, conditioning = _read(clip, text, conditioning, dit)
+    made = Capture(
+        words_of(prompts, words), frozenset(), window=window, phases=phases, scale=_pixels(model), length=conditioning[0][0].shape[1]
+    )
+    if dit is None:
+        places = unet_places(model)
+        made = replace(made, layers=chosen_places(layers, places, "layers"), places=places)
+    else:
+        made = replace(made, layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
+    if not made.layers:
+        raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")
+    return install(model, made), marked(conditioning, made.token)
+
+
+def _pixels(model) -> int:
+    return getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+
+
+def maps_of(source) -> Maps:
+    """The maps of the last run of a model, or of a guider over it; Maps as they are."""
+    if isinstance(source, Maps):
+        return source
+    patcher = getattr(source, "model_patcher", source)
+    controls = getattr(patcher, "model_options", {}).get("transformer_options", {}).get(KEY, ())
+    run = next((c.runs[0] for c in reversed(controls) if isinstance(c, Capture) and c.runs), None)
+    if run is None:
+        raise ValueError(
+            f"There is no finished run to look at: {type(source).__name__} did not sample with Attention Map Capture. Connect the model of that "
+            "node, or the guider over it, and the latent that was sampled with it."
+        )
+    if not run.sums.total:
+        raise ValueError(
+            "Nothing was captured in the run: no step lay between start_percent and end_percent, the positive acts in an area alone, or context "
+            "windows cut the video. Widen the range; use a mask in the place of an area, and no windows."
+        )
+    return run.maps
+
+
+
+_STOPS = torch.tensor([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)]) / 255
+_TILE, _EDGE, _INK = 192, 22, "#222222"
+
+
+def colored(values: torch.Tensor) -> torch.Tensor:
+    """Heat (h, w) in [0, 1] as colours (h, w, 3), dark to bright."""
+    place = values.clamp(0, 1) * (len(_STOPS) - 1)
+    low = place.floor().long().clamp_max(len(_STOPS) - 2)
+    share = (place - low)[..., None]
+    return _STOPS[low] * (1 - share) + _STOPS[low + 1] * share
+
+
+def _tile(values: torch.Tensor, image: torch.Tensor | None, size: tuple[int, int]) -> Image.Image:
+    """A heat map, over an image (H, W, 3) where there is one."""
+    wide = F.interpolate(heat(values)[None, None], size, mode="bicubic")[0, 0].clamp(0, 1)
+    paint = colored(wide)
+    if image is not None:
+        under = F.interpolate(image.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+        paint = 0.4 * under + 0.6 * paint
+    return to_pil(paint)
+
+
+def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], image: torch.Tensor | None) -> Image.Image:
+    """A row of heat maps (words, h, w) for each name, and the words above."""
+    height, width = rows[0][1].shape[-2:]
+    size = (round(_TILE * height / max(height, width)), round(_TILE * width / max(height, width)))
+    left = 0 if len(rows) == 1 and not rows[0][0] else 92
+    paper = Image.new("RGB", (left + len(words) * (size[1] + 4), _EDGE + len(rows) * (size[0] + 4)), "#ffffff")
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
+    for column, word in enumerate(words):
+        draw.text((left + column * (size[1] + 4) + size[1] // 2, 3), word, fill=_INK, font=font, anchor="ma")
+    for row, (name, maps) in enumerate(rows):
+        top = _EDGE + row * (size[0] + 4)
+        draw.text((left // 2, top + size[0] // 2), name, fill=_INK, font=font, anchor="mm")
+        for column, values in enumerate(maps):
+            paper.paste(_tile(values, image, size), (left + column * (size[1] + 4), top))
+    return paper
+
+
+def _rows(maps: Maps, words: Sequence[str], groups: Sequence[str], by: str) -> list[tuple[str, torch.Tensor]]:
+    """(name, maps of all images) of each row of the table."""
+    if by == "layers":
+        return [(group, maps.of(words, [group])) for group in groups or maps.groups]
+    if by == "steps":
+        return [(f"{maps.phases[p][0]:.0%} - {maps.phases[p][1]:.0%}", maps.of(words, groups, [p])) for p in maps.seen]
+    return [("", maps.of(words, groups))]
+
+
+def table(maps: Maps, words: str, layers: str, by: str, image: torch.Tensor | None) -> torch.Tensor:
+    """The maps of words as a table for each image, an IMAGE; `by`: "mean", a row for each group of "layers", or part of the "steps"."""
+    asked, groups = words_from(words) or list(maps.words), _groups(layers)
+    rows = _rows(maps, asked, groups, by)
+    images = len(rows[0][1])
+    under = [None if image is None else image[i * len(image) // images, ..., :3].cpu().float() for i in range(images)]
+    return torch.cat([as_image(_table([(name, found[i]) for name, found in rows], asked, under[i])) for i in range(images)])
+
+
+def _groups(layers: str) -> list[str]:
+    """Names of groups between commas; none is all."""
+    asked = words_from(layers)
+    return [] if asked == ["all"] else asked
+
+
+def mask(maps: Maps, word: str, layers: str, threshold: float, image: torch.Tensor | None) -> torch.Tensor:
+    """Where the model looks at a word (or at several, between commas): a MASK of the image's size."""
+    found = maps.of(words_from(word) or maps.words[:1], _groups(layers)).sum(1)
+    return mask_of(found, maps.size if image is None else tuple(image.shape[1:3]), threshold)

@@ -1,0 +1,320 @@
+"""DiTs under the pack's hook on attention: which of an attention's tokens are the image and which the text, family by family.
+
+The host calls one override for every attention of a DiT, without saying whose it is. Its place follows from the number of its tokens: the
+image's are known from the latent, the text's from the conditioning. Attentions of text alone or of the image alone that refine what
+the blocks then see are left to the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ....attention.call import Lending, acted, taken
+from ....attention.layers import Block
+from ....attention.maps import shares
+from ....attention.prompt_to_prompt import Moment, edited_attention
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of a family. `blocks` are the lists of its blocks in order; `cross`: text has an attention of its own.
+
+    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens stand in
+    front of the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
+    does not say.
+    """
+
+    blocks: tuple[str, ...]
+    order: str = "text, image"
+    cross: bool = False
+    before: int = 0
+    multiple: int = 1
+    patch: int | None = None
+    beside: bool = False  # the text ends where the image begins
+
+
+_DOUBLE_SINGLE = ("double_blocks", "single_blocks")
+FAMILIES = {  # module of the network under comfy.ldm
+    "flux.model": Layout(_DOUBLE_SINGLE),
+    "chroma.model": Layout(_DOUBLE_SINGLE),
+    "modules.diffusionmodules.mmdit": Layout(("joint_blocks",)),
+    "qwen_image.model": Layout(("transformer_blocks",)),
+    "mage_flow.model": Layout(("transformer_blocks",)),
+    "krea2.model": Layout(("blocks",)),
+    "ideogram4.model": Layout(("layers",), patch=1),  # its latents come patched
+    "cogvideo.model": Layout(("blocks",)),
+    "pixeldit.model": Layout(("patch_blocks",)),
+    "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
+    "lumina.model": Layout(("layers",), "text, rest, image"),
+    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references stand between
+    "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, image"),
+    "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, image"),  # glyphs, a reference frame
+    "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "image, text"),  # T5's, then Llama's
+    "lens.model": Layout(("transformer_blocks",), "image, text", patch=1),
+    "joyimage.model": Layout(("double_blocks",), "image, text"),
+    "wan.model": Layout(("blocks",), cross=True),
+    "cosmos.predict2": Layout(("blocks",), cross=True),
+    "lightricks.model": Layout(("transformer_blocks",), cross=True, patch=1),
+    "kandinsky5.model": Layout(("visual_transformer_blocks",), cross=True),
+}
+STRANGERS = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the image
+KNOWN = (
+    "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, PixelDiT, "
+    "Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5"
+)
+
+
+
+
+def _patch(network) -> tuple[int, int, int]:
+    """(frames, rows, columns) of the latent that make a token."""
+    size = getattr(network, "patch_size", getattr(network, "patch", None))
+    if size is None:
+        return network.patch_temporal, network.patch_spatial, network.patch_spatial
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    return (1, *sizes)[-3:] if len(sizes) < 3 else sizes
+
+
+@dataclass(frozen=True)
+class Dit:
+    """A DiT whose attentions can be read."""
+
+    name: str
+    layout: Layout
+    patch: tuple[int, int, int]
+    places: tuple[Block, ...]
+    module: str = ""  # of the network under comfy.ldm
+    filled_in_front: bool = False  # the model fills short texts up, before their first token
+
+    def lead(self, length: int, tokens: int) -> int:
+        """Where a text of some length begins among the tokens that the network gets."""
+        return tokens - length if self.filled_in_front else 0
+
+    @property
+    def cross(self) -> bool:
+        return self.layout.cross
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens of a latent (B, C, [frames,] H, W)."""
+        return tuple(math.ceil(n / p) for n, p in zip((1, *shape[2:])[-3:], self.patch))
+
+    def filled(self, tokens: int) -> int:
+        """How many tokens the network makes of so many."""
+        return -(-tokens // self.layout.multiple) * self.layout.multiple
+
+    def seats(self, tokens: int, image: int, text: int) -> tuple[slice, slice] | None:
+        """Where the image's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
+        layout = self.layout
+        filled_text, filled = self.filled(text), self.filled(image)
+        if tokens < layout.before + filled_text + filled:
+            return None
+        start = {
+            "text, image": layout.before + filled_text,
+            "text, rest, image": tokens - filled,
+            "image, text": 0,
+        }[layout.order]
+        words = {"image, text": filled}.get(layout.order, start - text if layout.beside else layout.before)
+        return slice(start, start + image), slice(words, words + text)
+
+
+def _module(model) -> str:
+    """The module of a network under comfy.ldm by which its family is known; empty for none."""
+    modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(model.get_model_object("diffusion_model")).__mro__]
+    return next((m for m in modules if m in FAMILIES), "") if modules[0] not in STRANGERS else ""
+
+
+def is_joint(model) -> bool:
+    """Whether image and text share one attention."""
+    module = _module(model)
+    return bool(module) and not FAMILIES[module].cross
+
+
+def dit_of(model) -> Dit:
+    """What is known of a DiT. Raises ValueError that names a network whose attention cannot be reached."""
+    network, name = model.get_model_object("diffusion_model"), type(model.model).__name__
+    module = _module(model)
+    if not module:
+        raise ValueError(
+            f"{name} ({type(network).__name__}) does not route its attention through ComfyUI's hook, or not in a way that is known here. Use a "
+            f"UNet model (SD1.5, SD2, SDXL) or one of: {KNOWN}."
+        )
+    layout = FAMILIES[module]
+    if getattr(network, "pad_tokens_multiple", None):  # Z-Image
+        layout = replace(layout, multiple=network.pad_tokens_multiple)
+    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs stands in front
+        layout = replace(layout, beside=True)
+    total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
+    patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
+    in_front = any(c.__name__ == "Flux2" for c in type(model.model).__mro__)
+    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
+
+
+
+
+
+
+def _four(mask: torch.Tensor) -> torch.Tensor:
+    """A mask as (B or 1, heads or 1, queries or 1, keys), added to the logits."""
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+
+
+class TokenCall(Lending):
+    """One attention of a DiT in which the image takes part; the counterpart of `attention.Call`.
+
+    `kind`: "joint" of image and text, in which the image's queries and keys alone are lent, or "self" and "cross". `size` is the
+    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `options` are the attention's.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        place: Block,
+        latent: tuple,
+        size: tuple[int, int, int],
+        seats: tuple[slice, slice],
+        qkv: tuple,
+        options: dict,
+        *base,
+    ):
+        super().__init__(qkv, *base)
+        self.kind, self.place, self.latent, self.size, self.options = kind, place, latent, size, options
+        self.image, self.text = seats
+
+    @property
+    def reshaped(self) -> bool:
+        return bool(self.options.get("skip_reshape"))
+
+    def lent(self, t: torch.Tensor) -> torch.Tensor:
+        if self.kind != "joint":
+            return taken(t, self.lender)
+        axis, made = 2 if self.reshaped else 1, t.clone()
+        here = axis, self.image.start, self.image.stop - self.image.start
+        made.narrow(*here).copy_(taken(t.narrow(*here), self.lender))
+        return made
+
+    def columns(self, row: int, tokens: int) -> int:
+        """The keys of a text."""
+        return self.text.stop - self.text.start
+
+    def heads_first(self, t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Rows of queries, keys or values as (rows, heads, N, dim)."""
+        width = self.q.shape[-1] if self.reshaped else self.q.shape[-1] // self.options["heads"]
+        return taken(t, rows) if self.reshaped else taken(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
+
+    def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """What is added to the logits of the image's queries."""
+        mask = self.options.get("mask")
+        if mask is None:
+            return None
+        mask = _four(mask)
+        mask = mask if len(mask) == 1 else taken(mask, rows)
+        return mask if mask.shape[-2] == 1 else mask[..., self.image, :]
+
+    def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(rows, groups, frames * h * w), float32: how much of what the image looks at falls on groups of the text's tokens.
+
+        `tokens` of a row's text were counted before the host may have repeated it; the copies count too.
+        """
+        q, k = (self.heads_first(t, rows) for t in self.used)
+        copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
+        keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
+        return shares(q[:, :, self.image], k, keys, self.options.get("scale"), self.bias(rows))
+
+    def images(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (a, b, frames * h * w) of the image's tokens as (a, b, [frames,] h, w)."""
+        return values.unflatten(-1, self.size if self.size[0] > 1 else self.size[1:])
+
+    def put_edited(self, source: Sequence[int], rows: Sequence[int], moment: Moment) -> None:
+        """Gives rows of cross-attention what their values make of probabilities edited from those of source rows."""
+        of_source, of_target = (tuple(self.heads_first(t, r) for t in self.used) for r in (source, rows))
+        change = edited_attention(of_source, of_target, self.heads_first(self.v, rows), moment, self.options.get("scale"),
+                                  (self.bias(source), self.bias(rows)), not self.plain)  # fmt: skip
+        if not self.options.get("skip_output_reshape"):
+            change = change.transpose(1, 2).flatten(2)
+        self.put_output(rows, change if self.plain else taken(self.out, rows) + change)
+
+
+_POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+
+
+class Override:
+    """The host's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act."""
+
+    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
+        self.dit, self.active, self.batch, self.below = dit, active, batch, below
+        self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
+        self.index: dict[str, int | None] = {}
+
+    @property
+    def reached(self) -> bool:
+        return any(self.count.values())
+
+    def __call__(self, function, q, k, v, *args, **kwargs):
+        options = {**dict(zip(_POSITIONAL, args)), **kwargs}
+        axis = 2 if options.get("skip_reshape") else 1
+        queries, keys = q.shape[axis], k.shape[axis]
+        kind, seats = self._recognised(queries, keys) if len(q) == self.batch else (None, None)
+        text = self._words(kind, seats, queries, keys) if len(q) == self.batch else None
+        place = Block(self.count[kind], len(self.dit.places)) if kind else None
+        bias = None if text is None else self._leaning(keys, text, place, q)
+        if bias is not None:
+            options["mask"] = bias if options.get("mask") is None else _four(options["mask"]) + bias
+            args, kwargs = (), {n: value for n, value in options.items() if n != "_inside_attn_wrapper" or n in kwargs}
+
+        def base(q, k, v):
+            return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
+
+        if kind is None or self._again(kind, options):
+            return base(q, k, v)
+        self.count[kind] += 1
+        active = [a for a in self.active if a[0].wants(kind, place)]
+        if not active:
+            return base(q, k, v)
+        return acted(TokenCall(kind, place, self.latent, self.size, seats, (q, k, v), options, base, self.below is None), active)
+
+    def _again(self, kind: str, options: dict) -> bool:
+        """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""
+        index = (options.get("transformer_options") or {}).get("block_index")
+        before, self.index[kind] = self.index.get(kind), index
+        return self.dit.cross and index is not None and index == before
+
+    def _words(self, kind: str | None, seats, queries: int, keys: int) -> slice | None:
+        """The text's keys in an attention; None where it has none."""
+        if kind in ("joint", "cross"):
+            return seats[1]
+        alone = kind is None and queries == keys and keys in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
+        return slice(0, self.text) if alone else None
+
+    def _leaning(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
+        """(rows, 1, 1, keys) to add to the logits; None for nothing."""
+        made = None
+        for run, first, tokens in self.active:
+            bias = run.leaning(tokens, place)
+            if bias is not None and tokens == self.text:
+                made = like.new_zeros(self.batch, 1, 1, keys) if made is None else made
+                made[first : first + len(bias), 0, 0, text] += bias.to(made)
+        return made
+
+    def _recognised(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
+        """(kind, seats) of an attention of so many queries and keys; None for one that is left to the host."""
+        image = math.prod(self.size)
+        if not self.dit.cross:
+            seats = self.dit.seats(queries, image, self.text) if queries == keys else None
+            return ("joint", seats) if seats else (None, None)
+        if queries != image or keys not in (image, self.text):
+            return None, None
+        turn = self.count["self"] > self.count["cross"] if image == self.text else keys == self.text  # self comes first in a block
+        return ("cross" if turn else "self"), (slice(0, image), slice(0, keys))
+
+    def check(self) -> None:
+        """Raises ValueError where no attention was recognised so far; later in a run caches of other nodes leave blocks out."""
+        if not self.reached and not all(run.reached for run, *_ in self.active):
+            raise ValueError(
+                f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the image and {self.text} of "
+                "the text: another node changes its tokens, or this version of ComfyUI routes it in another way. Remove other patches from the model."
+            )

@@ -1,0 +1,150 @@
+"""Gradient checkpointing of a network's blocks: less memory, the same gradients, more time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import contextmanager
+
+import torch
+
+
+class _Recomputed:
+    """One pass through a block, of which autograd keeps the inputs alone: what else it saved is made again when it is needed."""
+
+    def __init__(self, block: torch.nn.Module, given: tuple):
+        self.block, self.given, self.count, self.saved = block, _copied(given), 0, {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._forget, self._recall)
+
+    def end(self) -> None:
+        self.hooks.__exit__()
+        del self.hooks  # which would keep this alive, and what it has made
+
+    def _forget(self, tensor: torch.Tensor) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _recall(self, number: int) -> torch.Tensor:
+        """Each is given once and not held any longer; who asks again has it made again."""
+        if number not in self.saved:
+            self.saved = dict(enumerate(self._again()))
+        return self.saved.pop(number)
+
+    def _again(self) -> list[torch.Tensor]:
+        """All that autograd saves in the pass; copies, as blocks may change it afterwards."""
+        saved, weights = [], {p.untyped_storage().data_ptr() for p in self.block.parameters()}
+
+        def keep(tensor: torch.Tensor) -> None:
+            own = tensor.untyped_storage().data_ptr() in weights
+            saved.append(tensor.detach() if own else laid_out(tensor.detach()))
+            # and the graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer
+
+        with torch.inference_mode(False), torch.enable_grad():
+            args, kwargs = _copied(self.given)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+                self.block.forward(*args, **kwargs)
+        return saved
+
+
+SMALL = 2**14  # numbers whose layout is kept, whatever it costs: masks of a few words are mostly gaps
+
+
+def laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers or is small.
+
+    `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
+    """
+    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
+        return tensor.clone()
+    steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
+    distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
+    if span > max(2 * distinct, SMALL):
+        return tensor.clone()
+    return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
+
+
+def _copied(value):
+    """A value with copies of its tensors that lead nowhere, and asks for gradients where they did; containers are made anew."""
+    if torch.is_tensor(value):
+        return value.detach().requires_grad_(value.requires_grad).clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+
+
+_FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
+
+
+RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, and their blocks
+    "UNetModel": ("ResBlock", "SpatialTransformer"),
+    "OpenAISignatureMMDITWrapper": ("JointBlock",),
+    "Flux": _FLUX,
+    "Chroma": _FLUX,
+    "HunyuanVideo": _FLUX,
+    "QwenImageTransformer2DModel": ("QwenImageTransformerBlock",),
+    "MageFlowTransformer2DModel": ("QwenImageTransformerBlock",),
+    "NextDiT": ("JointTransformerBlock",),
+    "OmniGen2Transformer2DModel": ("OmniGen2TransformerBlock",),
+    "BooguTransformer2DModel": ("OmniGen2TransformerBlock", "BooguDoubleStreamBlock"),
+    "MMDiT": ("MMDiTBlock", "DiTBlock"),
+    "HiDreamImageTransformer2DModel": ("HiDreamImageBlock",),
+    "WanModel": ("WanAttentionBlock",),
+    "LTXVModel": ("BasicTransformerBlock",),
+    "Kandinsky5": ("TransformerEncoderBlock", "TransformerDecoderBlock"),
+    "SingleStreamDiT": ("SingleStreamBlock",),
+    "LensTransformer2DModel": ("LensTransformerBlock",),
+    "Ideogram4Transformer2DModel": ("Ideogram4TransformerBlock",),
+    "CogVideoXTransformer3DModel": ("CogVideoXBlock",),
+    "PixDiT_T2I": ("MMDiTBlockT2I", "PiTBlock"),
+}
+
+
+def recomputable(model) -> bool:
+    """Whether the blocks of a model may be given to `recomputed`."""
+    return type(model.diffusion_model).__name__ in RECOMPUTABLE
+
+
+def blocks_of(model) -> list[torch.nn.Module]:
+    """The blocks of a model that `recomputed` may be given; refuses models with which that was not tried."""
+    network = model.diffusion_model
+    names = RECOMPUTABLE.get(type(network).__name__)
+    if not recomputable(model):
+        raise ValueError(
+            f"checkpointing was not tried with {type(model).__name__} ({type(network).__name__}), where it may give wrong gradients; switch it off. "
+            f"It works with the networks {', '.join(RECOMPUTABLE)}."
+        )
+    return [m for m in network.modules() if type(m).__name__ in names]
+
+
+_OF_TEXT = ("CLIPLayer", "T5Block")
+
+
+def coarse_blocks(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The blocks of text encoders that do not hold float32: of their weights autograd would keep a float32 copy for every sentence."""
+    blocks = [m for module in modules for m in module.modules() if type(m).__name__ in _OF_TEXT]
+    return [b for b in blocks if any(p.dtype != torch.float32 for p in b.parameters())]
+
+
+@contextmanager
+def recomputed(blocks: Iterable[torch.nn.Module]):
+    """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""
+    running: list[_Recomputed] = []
+
+    def before(block, args, kwargs):
+        if torch.is_grad_enabled():
+            running.append(_Recomputed(block, (args, kwargs)))
+            running[-1].hooks.__enter__()
+
+    def after(block, args, output):
+        if running and running[-1].block is block:
+            running.pop().end()
+
+    handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
+    handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
+    try:
+        yield
+    finally:
+        while running:  # a stop by the user inside of a block passes hooks by
+            running.pop().end()
+        for handle in handles:
+            handle.remove()

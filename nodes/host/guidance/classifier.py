@@ -1,0 +1,56 @@
+"""Files of noisy classifiers: safetensors with labels, latent format and network size in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import folder_paths
+import torch
+from safetensors import safe_open
+
+from ....guidance.classifier import LabelledClassifier, NoisyClassifier
+from ....training.loop import save_atomically
+
+FOLDER = "noisy_classifiers"
+SHIPPED = Path(__file__).parents[2] / "weights" / FOLDER
+FORMAT = "controlled_diffusion.noisy_classifier"
+
+
+def names() -> list[str]:
+    """Classifier files in the host's model folder and the pack's own."""
+    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
+        folder_paths.add_model_folder_path(FOLDER, str(folder))
+    return [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors")]
+
+
+def save(classifier: LabelledClassifier, path: Path) -> None:
+    """Writes a classifier in half precision."""
+    about = dict(labels=classifier.labels, latent_format=classifier.latent_format, kind=classifier.kind, network=classifier.network.config)
+    weights = {k: v.half() for k, v in classifier.network.state_dict().items()}
+    save_atomically(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
+
+
+def path_of(name: str) -> Path:
+    """The file of a name in `names()`."""
+    if name not in names():
+        raise ValueError(f"There is no classifier '{name}'. Found in models/{FOLDER}: {', '.join(names()) or 'none'}.")
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def load(name: str) -> LabelledClassifier:
+    """The classifier of a name in `names()`; its weights are ordinary tensors, so that gradients pass in a node too."""
+    return read(path_of(name))
+
+
+def read(path: Path) -> LabelledClassifier:
+    """The classifier in a file."""
+    with torch.inference_mode(False), safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        if about.get("format") != FORMAT:
+            raise ValueError(f"{path.name} is no noisy classifier: its metadata lacks the format '{FORMAT}'. Train one, or choose another.")
+        labels, latent_format, kind, config = (json.loads(about[k]) for k in ("labels", "latent_format", "kind", "network"))
+        with torch.device("meta"):  # no start values that nobody needs, and no random numbers drawn for them
+            network = NoisyClassifier(**config)
+        network.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()}, assign=True)
+    return LabelledClassifier(network.eval().requires_grad_(False), tuple(labels), latent_format, kind)

@@ -1,0 +1,119 @@
+"""Instruction-tuned models of the host: how the image enters them, and a guider with a scale for it and one for the text."""
+
+from __future__ import annotations
+
+import comfy.model_base
+import comfy.samplers
+import node_helpers
+import torch
+
+from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
+from ..conditionings import check_conditionings, is_active
+from .multi_cfg import MultiCFG, MultiCFGWrapper
+
+CONCAT, REFERENCE = "concat_latent_image", "reference_latents"
+WITH_REFERENCE = (REFERENCE, "reference_latents_text_embeds")
+
+
+def image_key(model) -> str:
+    """Where the model's conditioning carries the image: beside the noisy latent, or as reference latents."""
+    network = model.model
+    if isinstance(network, (comfy.model_base.IP2P, comfy.model_base.HiDream)):
+        return CONCAT
+    # Chroma inherits Flux's handling of references, but its network leaves them out.
+    if not isinstance(network, comfy.model_base.Chroma) and network.extra_conds_shapes(reference_latents=[torch.zeros(1, 1, 2, 2)]):
+        return REFERENCE
+    raise ValueError(
+        f"{type(network).__name__} cannot be shown an image: it has neither the extra input channels of an InstructPix2Pix model nor "
+        "reference latents. Load an instruction-tuned model (InstructPix2Pix, CosXL Edit, HiDream-E1, Flux Kontext, Flux.2, "
+        "Qwen-Image-Edit, OmniGen2), or edit with the SDEdit Sampler instead."
+    )
+
+
+def _carried(conditioning: list, key: str):
+    """The image that a conditioning carries already, or None."""
+    return next((values[key] for _, values in conditioning if values.get(key) is not None), None)
+
+
+def _latent(model, image, vae) -> torch.Tensor:
+    """The latent (B, C, ...) of a LATENT or an IMAGE, unscaled as the VAE gives it."""
+    if not isinstance(image, dict) and vae is None:
+        raise ValueError("'image' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
+    samples = image["samples"] if isinstance(image, dict) else vae.encode(image[..., :3])
+    wanted = model.model.latent_format.latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"The image's latent has {samples.shape[1]} channels, but {type(model.model).__name__} takes {wanted}: "
+            "encode it with the VAE that belongs to this model."
+        )
+    return samples
+
+
+def _with_image(conditioning: list, key: str, value) -> list:
+    """The conditioning, with the image where it carries none."""
+    return [[text, values if values.get(key) is not None else {**values, key: value}] for text, values in conditioning]
+
+
+def _without_image(conditioning: list, key: str) -> list:
+    gone = WITH_REFERENCE if key == REFERENCE else (key,)
+    return [[text, {k: v for k, v in values.items() if k not in gone}] for text, values in conditioning]
+
+
+class SourceImage:
+    """The image to edit as a model takes it: from `image`, a LATENT or an IMAGE, or as `positive` carries it already."""
+
+    def __init__(self, model, positive: list, image=None, vae=None):
+        self.key = image_key(model)
+        carried = _carried(positive, self.key)
+        if (image is None) == (carried is None):
+            raise ValueError(
+                f"'positive' carries no image ({self.key}) and 'image' is not connected. Connect the image to edit."
+                if image is None
+                else f"'positive' already carries an image ({self.key}), and 'image' is connected as well. Disconnect one of the two."
+            )
+        if carried is None:
+            latent = _latent(model, image, vae)
+            carried = latent if self.key == CONCAT else [latent]
+        self.value = carried
+
+    def empty_latent(self) -> dict:
+        """A LATENT of the image's size to sample from noise."""
+        latent = self.value if self.key == CONCAT else self.value[0]
+        return {"samples": torch.zeros_like(latent)}
+
+    def conditions(self, model, positive: list, negative: list, unconditional: list | None = None) -> Conditions:
+        """Nothing, the image alone, and the image with the instruction."""
+        check_conditionings(model, {"positive": positive, "negative": negative})
+        bare = _without_image(negative if unconditional is None else unconditional, self.key)
+        check_conditionings(model, {"unconditional": bare})
+        nothing = node_helpers.conditioning_set_values(bare, {"prompt_type": "negative"})
+        image = node_helpers.conditioning_set_values(_with_image(negative, self.key, self.value), {"prompt_type": "negative"})
+        return Conditions(nothing, image, _with_image(positive, self.key, self.value))
+
+
+class InstructPix2Pix(MultiCFG):
+    """Plain CFG by the instruction, image in both halves, and the image's excess as a channel.
+
+    So its cfg is the text scale, other nodes' CFG functions act on the instruction, and at image scale 1 it is the host's CFG.
+    """
+
+    def __init__(self, model, conditions: Conditions, scales: Scales):
+        super().__init__(model, conditions.image, around_the_image(conditions, scales))
+        self.scales = scales
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):
+        sigma = float(timestep.max())
+        text_scale = self._cfg_at(sigma)
+        _, image_scale = self.scales.at(sigma, self.mixture.scale)
+        nothing, edit = self.conds[self.mixture.seats[0].null], self.conds["positive"]
+        everything = all(is_active(c, x, timestep) for c in (nothing, self.conds["negative"], edit))
+        if coefficients(text_scale, image_scale)["image"] != 0.0 or not everything:
+            return super().predict_noise(x, timestep, model_options, seed)
+        positive, cfg = (edit, text_scale) if text_scale != 0.0 else (nothing, 1.0)
+        self.mixture.record.note(sigma, [], 1 if cfg == 1.0 else 2)
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, nothing, positive, cfg, model_options, seed)
+
+
+def patched(model, conditions: Conditions, scales: Scales):
+    """A clone of the model that adds the image's excess to any sampler with the image in positive and negative."""
+    return MultiCFGWrapper([excess(conditions, scales)]).install(model)

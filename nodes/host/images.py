@@ -1,0 +1,102 @@
+"""Images that nodes draw, such as weight curves and the report of a run, and images on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+_COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b0a011", "#7a5c45")
+_INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
+
+
+def as_image(image: Image.Image) -> torch.Tensor:
+    """A Pillow image as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
+
+
+def to_pil(pixels: torch.Tensor) -> Image.Image:
+    """One image (H, W, 3) of an IMAGE, for Pillow."""
+    return Image.fromarray((pixels * 255 + 0.5).clamp(0, 255).byte().cpu().numpy())
+
+
+def read(path: Path) -> torch.Tensor:
+    """An image on disk as IMAGE, (1, H, W, 3)."""
+    with Image.open(path) as image:
+        return as_image(image)
+
+
+def write(images: dict[Path, torch.Tensor]) -> None:
+    """Saves images (H, W, 3) as PNG: all of them, each whole, or none."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in images}
+    for path, pixels in images.items():
+        to_pil(pixels).save(partial[path], "PNG")
+    for path, temporary in partial.items():
+        os.replace(temporary, path)
+
+
+def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_label: str, size=(768, 384)) -> Image.Image:
+    """Named lines over a common x axis, with a legend."""
+    width, height = size
+    left, top, right, bottom = 64, 40, width - 20, height - 44
+    points = [p for line in lines.values() for p in line]
+    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
+    y0, y1 = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
+    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
+
+    def place(x, y):
+        return left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top)
+
+    image = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    for i in range(5):
+        value = y0 + (y1 - y0) * i / 4
+        _, y = place(x0, value)
+        draw.line((left, y, right, y), fill=_GRID)
+        draw.text((left - 8, y), f"{value:.3g}", fill=_INK, font=font, anchor="rm")
+        x, _ = place(x0 + (x1 - x0) * i / 4, y0)
+        draw.text((x, bottom + 6), f"{x0 + (x1 - x0) * i / 4:.3g}", fill=_INK, font=font, anchor="ma")
+    draw.text((left, 12), title, fill=_INK, font=font)
+    draw.text(((left + right) / 2, height - 20), x_label, fill=_INK, font=font, anchor="ma")
+    for i, (name, line) in enumerate(lines.items()):
+        color = _COLORS[i % len(_COLORS)]
+        thickness = 3 + 2 * (len(lines) - 1 - i)  # lines that coincide stay visible
+        spots = [place(x, y) for x, y in line]
+        draw.line(spots, fill=color, width=thickness, joint="curve")
+        if len(spots) == 1:
+            (x, y), radius = spots[0], 2 + thickness
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+        draw.text((right - 6, top + 4 + 18 * i), name, fill=color, font=font, anchor="ra")
+    return image
+
+
+
+
+def stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one width below each other."""
+    paper = Image.new("RGB", (images[0].width, sum(p.height for p in images)), _PAPER)
+    top = 0
+    for image in images:
+        paper.paste(image, (0, top))
+        top += image.height
+    return paper
+
+
+def labelled_table(rows: Sequence[Sequence[Image.Image]], names: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Images of one size in rows that have names, under names of columns."""
+    (width, height), left, top, gap = rows[0][0].size, 64, 24, 4
+    paper = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), _PAPER)
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
+    for i, column in enumerate(columns):
+        draw.text((left + i * (width + gap) + width // 2, 4), column, fill=_INK, font=font, anchor="ma")
+    for j, (name, row) in enumerate(zip(names, rows)):
+        draw.text((left // 2, top + j * (height + gap) + height // 2), name, fill=_INK, font=font, anchor="mm")
+        for i, image in enumerate(row):
+            paper.paste(image, (left + i * (width + gap), top + j * (height + gap)))
+    return paper
+
+

@@ -1,0 +1,83 @@
+"""An eps or v model as a flow model: the same network and the same trajectories in other coordinates.
+
+With x = (1 - s) x0 + s n, x / (1 - s) is x0 + sigma n with sigma = s / (1 - s), which is what the network was trained on. So every question to
+the flow model is one to the model that it was; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import comfy.model_sampling
+import torch
+
+from ..model_tag import ModelTag
+
+
+class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
+    """The host's flow model sampling around that of an eps or v model, whose levels reach from sigma_min to sigma_max, below 1.
+
+    Above sigma_max the network knows nothing; there it is asked at sigma_max.
+    """
+
+    def __init__(self, base: torch.nn.Module):
+        super().__init__()
+        self.__dict__["base"] = base  # not as a part: the host would look for its buffers under this place when this is gone
+        self.top = float(self.sigma_max)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Where the host puts back buffers of the sampling in whose place this stands, it gets them."""
+        self.base.register_buffer(name, tensor, persistent)
+
+    @staticmethod
+    def level(sigma):
+        """s of the sigma of the model that it was."""
+        return sigma / (1 + sigma)
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        return self.level(self.base.sigmas)
+
+    @property
+    def sigma_min(self) -> torch.Tensor:
+        return self.level(self.base.sigma_min)
+
+    @property
+    def sigma_max(self) -> torch.Tensor:
+        return self.level(self.base.sigma_max)
+
+    def known(self, s: torch.Tensor) -> torch.Tensor:
+        """s, and sigma_max of what lies above."""
+        return s.clamp(max=self.top)
+
+    def asked(self, s: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sigma, x) of the model that it was; s (B,), x (B, ...)."""
+        clean = 1 - self.known(s)
+        return (1 - clean) / clean, x / comfy.model_sampling.reshape_sigma(clean, x.ndim)
+
+    def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.base.calculate_input(*self.asked(sigma, noise))
+
+    def calculate_denoised(self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor) -> torch.Tensor:
+        level, x = self.asked(sigma, model_input)
+        return self.base.calculate_denoised(level, model_output, x)
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        s = self.known(sigma)
+        return self.base.timestep(s / (1 - s))
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        return self.level(self.base.sigma(timestep))
+
+    def percent_to_sigma(self, percent: float) -> float:
+        return 1.0 if percent <= 0.0 else self.level(self.base.percent_to_sigma(percent))
+
+
+def as_flow(model):
+    """A clone of a MODEL that is a flow model. Raises ValueError for models that are one, or that predict neither eps nor v."""
+    base, kind = model.get_model_object("model_sampling"), ModelTag.of(model).kind
+    if isinstance(base, comfy.model_sampling.CONST):
+        raise ValueError(f"The model is {kind}: a flow model as it is. Leave this node out.")
+    if not isinstance(base, comfy.model_sampling.EPS) or isinstance(base, comfy.model_sampling.X0):
+        raise ValueError(f"The model is {kind}, but only models that predict eps or v can become flow models. Connect such a one.")
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", AsFlow(base))
+    return patched

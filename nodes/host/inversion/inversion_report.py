@@ -1,0 +1,171 @@
+"""Images beside a reference, with the numbers on them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ....inversion import quality
+from .. import lpips
+from ..images import as_image, to_pil
+from ..latents import decoded
+from .invert import Inversion
+
+_INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
+_SMALLEST, _LARGEST = 256, 512  # pixels of a shown image's shorter side
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number for every image, and how it is written."""
+
+    name: str
+    values: torch.Tensor  # (B,)
+    write: Callable[[float], str]
+
+    def told(self, i: int | None = None) -> str:
+        """Of image i, or the mean of all."""
+        return f"{self.name} {self.write(float(self.values.mean() if i is None else self.values[i]))}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Images (B, H, W, 3) under one name, measured against the reference unless they are the reference."""
+
+    name: str
+    images: torch.Tensor
+    measures: tuple[Measure, ...] = ()
+
+    def told(self) -> str:
+        """The mean of every measure, and in a batch those of each image."""
+
+        def row(i=None):
+            return ", ".join(m.told(i) for m in self.measures)
+
+        count = len(self.images)
+        if count == 1:
+            return f"{self.name}: {row()}"
+        return "\n".join([f"{self.name}, mean of {count}: {row()}", *(f"  image {i + 1}: {row(i)}" for i in range(count))])
+
+
+def decibels(value: float) -> str:
+    return "equal" if value == float("inf") else f"{value:.2f} dB"
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def measured(name: str, images: torch.Tensor, reference: torch.Tensor) -> Shown:
+    """Images and how near they are to the reference."""
+    found = [
+        Measure("PSNR", quality.psnr(images, reference), decibels),
+        Measure("SSIM", quality.ssim(images, reference), "{:.4f}".format),
+        Measure("max error", quality.largest_error(images, reference), "{:.3f}".format),
+    ]
+    if lpips.available() and min(images.shape[1:3]) >= lpips.SMALLEST:
+        found.append(Measure("LPIPS", lpips.lpips(images, reference), "{:.4f}".format))
+    return Shown(name, images, tuple(found))
+
+
+def matched(name: str, images: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images, reference), both without alpha and equally many; one reference serves any number of images."""
+    images, reference = images[..., :3].float().cpu(), reference[..., :3].float().cpu()
+    size, wanted = ("x".join(map(str, p.shape[2:0:-1])) for p in (images, reference))
+    if size != wanted:
+        raise ValueError(
+            f"'{name}' is {size} pixels and the reference {wanted}; they must be equal. Scale or crop the reference (a VAE cuts sizes that "
+            "it cannot divide)."
+        )
+    if len(images) != len(reference) != 1:
+        raise ValueError(
+            f"'{name}' holds {len(images)} images and the reference {len(reference)}; give equally many, or one reference. With two "
+            "branches Inversion Sampler gives the source first, then the edit: take them apart with ImageFromBatch."
+        )
+    return images, reference.expand(len(images), -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an inversion cost and what came of it."""
+
+    columns: tuple[Shown, ...]
+    inversion: Inversion | None = None
+    headline: str = ""
+
+    @classmethod
+    def of(cls, reference: torch.Tensor, inversion: Inversion | None, vae, headline: str = "", **images: torch.Tensor | None) -> Report:
+        """Measures named images, and with a VAE the round trip that nothing can beat, against the reference."""
+        count = max([len(p) for p in images.values() if p is not None], default=len(reference))
+        given = {name: matched(name, p, reference) for name, p in images.items() if p is not None}
+        whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
+        columns, floor = [Shown("reference", whole)], None
+        if vae is not None:
+            floor = matched("VAE round trip", decoded(vae, vae.encode(reference[..., :3])), reference)[0]
+            columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
+        for name, (made, own) in given.items():
+            columns.append(measured(name, made, own))
+            if floor is not None:
+                nearness = Measure("PSNR to the VAE round trip", quality.psnr(made, floor.expand_as(made)), decibels)
+                columns[-1] = Shown(name, made, (*columns[-1].measures, nearness))
+        return cls(tuple(columns), inversion, headline)
+
+    def about(self) -> list[str]:
+        """What the inversion is and cost, in sentences."""
+        if self.inversion is None:
+            return []
+        made = self.inversion
+        settings = ", ".join(f"{f.name} {_short(getattr(made.method, f.name))}" for f in fields(made.method))
+        lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
+        return [
+            f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trajectory.steps} steps from sigma {made.trajectory.sigmas[0]:.4g}, "
+            f"for a way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
+            f"inverting {made.images} image{'s' * (made.images > 1)} took {made.seconds:.1f} s and {made.evaluations} evaluations of "
+            "the network for each",
+        ]
+
+    def text(self) -> str:
+        return "\n".join([*([self.headline] if self.headline else []), *self.about(), *(c.told() for c in self.columns if c.measures)])
+
+    def image(self) -> torch.Tensor:
+        """The images side by side, a row for each of the batch, the numbers below them; an IMAGE."""
+        return as_image(_drawn(self.columns, self.about(), self.headline))
+
+
+def _tile(image: torch.Tensor) -> Image.Image:
+    """An image (H, W, 3) at a size to look at."""
+    scaled = to_pil(image)
+    short = min(scaled.size)
+    if short < _SMALLEST:
+        times = -(-_SMALLEST // short)
+        return scaled.resize((scaled.width * times, scaled.height * times), Image.Resampling.NEAREST)
+    if short > _LARGEST:
+        return scaled.resize([max(1, round(side * _LARGEST / short)) for side in scaled.size], Image.Resampling.LANCZOS)
+    return scaled
+
+
+def _drawn(columns: Sequence[Shown], about: Sequence[str], headline: str) -> Image.Image:
+    font, count = ImageFont.load_default(_FONT), len(columns[0].images)
+    size = _tile(columns[0].images[0]).size
+    width = (size[0] + _GAP) * len(columns) + _GAP
+    head = [line for sentence in about for line in textwrap.wrap(sentence, max(20, width // 8))]
+    below = max(len(c.measures) for c in columns) * _LINE + _GAP
+    over = 2 * _LINE if headline else _GAP // 2
+    top = over + _GAP // 2 + _LINE * (len(head) + 1)
+    paper = Image.new("RGB", (width, top + (size[1] + below) * count), _PAPER)
+    draw = ImageDraw.Draw(paper)
+    draw.text((_GAP, _GAP / 2), headline, fill=_INK, font=ImageFont.load_default(_HEADLINE))
+    for i, line in enumerate(head):
+        draw.text((_GAP, over + i * _LINE), line, fill=_INK, font=font)
+    for x, column in zip(range(_GAP, width, size[0] + _GAP), columns):
+        draw.text((x, top - _LINE), column.name, fill=_INK, font=font)
+        for i, image in enumerate(column.images):
+            y = top + i * (size[1] + below)
+            paper.paste(_tile(image), (x, y))
+            for j, measure in enumerate(column.measures):
+                draw.text((x, y + size[1] + 2 + j * _LINE), measure.told(i), fill=_INK, font=font)
+    return paper

@@ -1,0 +1,48 @@
+"""Which model something was made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import comfy.utils
+
+from .fingerprint import Weights
+
+
+@dataclass(frozen=True)
+class ModelTag:
+    """Which model an inversion belongs to. `patched` weights carried a LoRA when it was made; a later one may carry others."""
+
+    family: str
+    latent_format: str
+    prediction: str
+    weights: Weights = field(repr=False)
+    patched: int = field(default=0, compare=False)
+
+    @classmethod
+    def of(cls, model) -> ModelTag:
+        sampling = model.get_model_object("model_sampling")
+        kinds = {"flow": comfy.model_sampling.CONST, "v": comfy.model_sampling.V_PREDICTION, "eps": comfy.model_sampling.EPS}
+        prediction = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), "another prediction")
+        kind = type(model.model).__name__, type(model.model.latent_format).__name__, prediction
+        return cls(*kind, Weights.of(model), len(model.patches))
+
+    @property
+    def kind(self) -> str:
+        return f"{self.family} ({self.latent_format}, {self.prediction})"
+
+    def check(self, model) -> None:
+        """Refuses a model of another kind, or of other weights; the same weights in another precision, or with LoRA, pass."""
+        own, advice = ModelTag.of(model), "Connect the model of the inversion, or invert again with this one."
+        if own.kind != self.kind:
+            raise ValueError(f"The inversion was made with {self.kind}, but the model is {own.kind}. {advice}")
+        if not self.weights.same(own.weights):
+            raise ValueError(f"The inversion was made with another {self.kind}: the weights of this model are not the same. {advice}")
+
+
+def check_flow(model, what: str, instead: str) -> None:
+    """Refuses models that are no flow models."""
+    tag = ModelTag.of(model)
+    if tag.prediction != "flow":
+        convertible = ", or make it one with Model Sampling as Flow" if tag.prediction in ("eps", "v") else ""
+        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it{convertible}.")

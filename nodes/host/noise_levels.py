@@ -1,0 +1,72 @@
+"""The noise levels of a model: its continuous axis, and the sigmas of schedulers."""
+
+from __future__ import annotations
+
+import copy
+
+import comfy.samplers
+import comfy.utils
+import torch
+
+from ...guidance.schedules import NoiseScale
+from ...guidance.sdedit import sigmas_from
+
+KEY = "controlled_diffusion.noise_scale"
+
+
+def is_flow(model_sampling) -> bool:
+    """Whether a model is a flow model."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def noise_scale(model) -> NoiseScale:
+    """The continuous noise axis of a MODEL. Inside a sampling run use `run_noise_scale`, which is made once."""
+    return scale_of(model.get_model_object("model_sampling"))
+
+
+def run_noise_scale(guider) -> NoiseScale:
+    """The noise axis of a running guider's model; kept in the options of the run, which ComfyUI clones for each run."""
+    options = guider.model_options
+    if KEY not in options:
+        options[KEY] = noise_scale(guider.model_patcher)
+    return options[KEY]
+
+
+def scale_of(model_sampling, points: int = 501) -> NoiseScale:
+    """The noise axis from ComfyUI's own percent_to_sigma."""
+    percents = [i / (points - 1) for i in range(1, points - 1)]
+    model_sampling = copy.deepcopy(model_sampling).cpu()  # the same to the last digit wherever the model is, and no waiting for a GPU
+    if type(model_sampling).percent_to_sigma is comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma:
+        inner = model_sampling.sigma(torch.tensor([(1.0 - p) * 999.0 for p in percents])).tolist()
+    else:
+        inner = [float(model_sampling.percent_to_sigma(p)) for p in percents]
+    sigmas = [float(model_sampling.sigma_max), *inner, max(float(model_sampling.sigma_min), 1e-6)]
+    falling = [sigmas[0]]
+    for sigma in sigmas[1:]:
+        falling.append(min(sigma, falling[-1] * (1 - 1e-7)))
+    return NoiseScale(tuple(falling), is_flow(model_sampling))
+
+
+def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float, ...]:
+    """Falling sigmas to 0: those of KSampler, or of `steps` steps from a later percent of the sampling."""
+    sampling = model.get_model_object("model_sampling")
+
+    def grid(n: int) -> list[float]:
+        return comfy.samplers.calculate_sigmas(sampling, scheduler, n).tolist()
+
+    if not 0.0 <= end_percent < 1.0:
+        raise ValueError(f"end_percent is {end_percent}; give 0 (all the way to noise) to less than 1.")
+    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(scale_of(sampling).sigma(end_percent), steps, grid))
+
+
+def skip_steps(sigmas: tuple[float, ...], skip: int) -> tuple[float, ...]:
+    """Falling sigmas without their first `skip` steps."""
+    steps = len(sigmas) - 1
+    if not 0 <= skip < steps:
+        raise ValueError(f"skip is {skip} of {steps} steps; give 0 (none) to {steps - 1}, usually a quarter to a half of the steps.")
+    return sigmas[skip:]
+
+
+def noise_deviation(sampling) -> float:
+    """The standard deviation of the noise of a model, 1 for nearly all."""
+    return getattr(sampling, "noise_scale", 1.0)

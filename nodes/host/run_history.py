@@ -1,0 +1,73 @@
+"""The last runs of a patch, found again by the latent that each of them made: what a node shows belongs to the latent it is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.model_management
+import torch
+
+KEPT = 8  # runs of one patch that can still be shown
+
+
+def digest(samples: torch.Tensor) -> str:
+    """A name for the values of latent samples, whatever their device and float type; nested latents count as ComfyUI packs them."""
+    parts = samples.unbind() if samples.is_nested else [samples]
+    found = hashlib.sha256()
+    for row in torch.cat([part.detach().float().cpu().flatten(1) for part in parts], 1):
+        found.update(row.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _digests(samples: torch.Tensor) -> set[str]:
+    """The digests of samples as guiders give them, and as ComfyUI's samplers store them."""
+    stored = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
+    return {digest(samples), digest(samples.to(stored))}
+
+
+@dataclass
+class RunHistory:
+    """`runs` by the digest of the latent that they made: the parts of one sampling, in order, the last one that of this latent."""
+
+    runs: OrderedDict[str, tuple] = field(default_factory=OrderedDict)
+
+    def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
+        """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out, and under its last
+        denoised latent. `model` is the guider's model patcher.
+
+        A sampling without noise that goes on from a known latent is a further part of the same sampling.
+        """
+        last = {}
+
+        def watched(step, denoised, *more):
+            last["denoised"] = denoised
+            return callback(step, denoised, *more) if callback is not None else None
+
+        result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
+        before = () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
+        names = _digests(result)
+        if "denoised" in last:
+            names |= _digests(model.model.process_latent_out(last["denoised"].cpu()))
+        for name in names:
+            self.runs.pop(name, None)
+            self.runs[name] = (*before, run)
+        while len({id(parts[-1]) for parts in self.runs.values()}) > KEPT:
+            self.runs.popitem(last=False)
+        return result
+
+    def of(self, latent: dict) -> tuple:
+        """The runs that made a LATENT, in order; none where it came from elsewhere."""
+        return self.runs.get(digest(latent["samples"]), ())
+
+
+def run_of(histories: list[RunHistory], latent: dict, instead: str) -> tuple:
+    """The runs of the first history that knows a LATENT. Raises ValueError, with the next step to take, where none does."""
+    for history in histories:
+        if found := history.of(latent):
+            return found
+    known = sum(len({id(parts[-1]) for parts in history.runs.values()}) for history in histories)
+    what = "has not sampled yet" if not known else f"made other latents in its last {known} run(s), not this one"
+    raise ValueError(f"There is nothing to show for this latent: the model {what}. {instead}")

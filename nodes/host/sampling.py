@@ -1,0 +1,170 @@
+"""CFG guiders and the sampler that the pack's own loops run in, so that loading, hooks, previews and cancelling are ComfyUI's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import comfy.utils
+import latent_preview
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...inversion.method import Derivative
+from .conditionings import active_parts, same_conditioning
+
+
+def untouched(model_options: dict) -> bool:
+    """Whether no other node takes part in the predictions of a run with these options."""
+    options = model_options["transformer_options"]
+    hooks = [options.get(k) for k in ("patches", "patches_replace", "optimized_attention_override")]
+    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+    hooks += [options.get("wrappers", {}).get(k) for k in kinds]
+    return not any(hooks) and not any("function" in k for k in model_options)
+
+
+class StrictCFGGuider(comfy.samplers.CFGGuider):
+    """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
+
+    `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to move, `lead` what the positive is.
+    While it is `alone`, channels of Multi CFG Patch stay out.
+    """
+
+    advice, lead, alone = "move end_percent into it", "positive", False
+    evaluations = 0
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
+        """The prediction at `sigma` (B,)."""
+        for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
+            active = active_parts(self.conds[name], x, sigma)
+            if active == 0:
+                told = self.lead if name == "positive" else name
+                raise ValueError(
+                    f"The {told} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
+                    f"range, or {self.advice}."
+                )
+            self.evaluations += active
+        return self(x, sigma, **extra_args)
+
+    def _source(self) -> list[dict]:
+        """The source's parts, without ControlNet and gligen of the positive, which the host hands on to all other conditionings."""
+        pairs = zip(self.original_conds["source"], self.conds["source"])
+        return [{k: v for k, v in part.items() if k not in ("control", "gligen") or own.get(k) is not None} for own, part in pairs]
+
+    @contextlib.contextmanager
+    def under_source(self, cfg: float, alone: bool = False):
+        """While this lasts, predictions of this run are those of the conditioning "source", at this cfg."""
+        target, own = self.conds["positive"], self.cfg
+        self.conds["positive"], self.cfg, self.lead, self.alone = self._source(), cfg, "source", alone
+        try:
+            yield
+        finally:
+            self.conds["positive"], self.cfg, self.lead, self.alone = target, own, "positive", False
+
+
+class Guidance(StrictCFGGuider):
+    """The host's CFG; at cfg 1 it needs no negative.
+
+    Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
+    method makes of the difference of the predictions. With a `source`, the first half of a batch is predicted under it.
+    """
+
+    def __init__(
+        self,
+        model,
+        positive,
+        negative,
+        cfg: float,
+        direction: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        source: list | None = None,
+    ):
+        super().__init__(model)
+        self.direction = direction
+        if negative is None and cfg != 1.0:
+            raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
+        given = {"positive": positive, "negative": negative, "source": source}
+        self.inner_set_conds({k: v for k, v in given.items() if v is not None})
+        self.set_cfg(cfg)
+
+    def outer_sample(self, *args, **kwargs):
+        if "negative" in self.conds and "source" not in self.conds and untouched(self.model_options) and self._same():
+            self.set_cfg(1.0)
+        if self.direction is not None:
+            comfy.model_patcher.set_model_options_pre_cfg_function(self.model_options, self._directed)
+        return super().outer_sample(*args, **kwargs)
+
+    def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
+        if "source" not in self.conds:
+            return super().denoised(x, sigma, **extra_args)
+        first = len(x) // 2
+        with self.under_source(self.cfg):
+            source = super().denoised(x[:first], sigma[:first], **extra_args)
+        return torch.cat([source, super().denoised(x[first:], sigma[first:], **extra_args)])
+
+    def _directed(self, args: dict) -> list[torch.Tensor]:
+        """Pre-CFG function: guidance goes where the method wants."""
+        positive, negative, *more = args["conds_out"]
+        guided = args["conds"][1] is not None
+        return [negative + self.direction(positive - negative), negative, *more] if guided else args["conds_out"]
+
+    def _same(self) -> bool:
+        """Whether positive and negative surely are one prediction."""
+        pair = [self.original_conds[name] for name in ("positive", "negative")]
+        kinds = [{part.get("prompt_type", name) for part in parts} for name, parts in zip(("positive", "negative"), pair)]
+        return same_conditioning(*pair) and kinds[0] == kinds[1]
+
+
+def derivative_of(guider, extra_args: dict) -> Derivative:
+    """The derivative of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
+    sampling = guider.inner_model.model_sampling
+
+    def input_scale(sigma: float) -> float:
+        return float(sampling.calculate_input(torch.tensor([sigma], dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+
+    return Derivative(guider.denoised, input_scale, extra_args)
+
+
+class CallbackSampler(comfy.samplers.Sampler):
+    """A loop through noise levels: `loop(guider, derivative, clean, show)` gets the clean latent in the model's own space.
+
+    What the loop returns is in `result`.
+    """
+
+    def __init__(self, loop: Callable, total: int):
+        self.loop, self.total, self.result = loop, total, None
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        done = 0
+
+        def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
+            nonlocal done
+            if callback is not None:
+                callback(min(done, self.total - 1), denoised, x.float(), self.total)
+            done += 1
+
+        self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
+        return latent_image
+
+
+def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int) -> CallbackSampler:
+    """Runs a loop on a latent (as the VAE gives it) inside the host's sampling; progress over `total` steps."""
+    sampler = CallbackSampler(loop, total)
+    show = latent_preview.prepare_callback(guider.model_patcher, total)
+    hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
+    guider.sample(torch.zeros_like(latent), latent, sampler, levels, callback=show, disable_pbar=hidden, seed=0)
+    return sampler
+
+
+class TwoPrompts(StrictCFGGuider):
+    """The host's CFG with a second prompt, `source`, that can take the place of the positive one for a while."""
+
+    advice = "keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it"
+
+    def __init__(self, model, source, target, negative, cfg: float):
+        super().__init__(model)
+        self.inner_set_conds({"positive": target, "negative": negative, "source": source})
+        self.set_cfg(cfg)
+
+    def agree(self) -> bool:
+        """Whether both prompts ask the network for the same prediction."""
+        return same_conditioning(self.original_conds["source"], self.original_conds["positive"])

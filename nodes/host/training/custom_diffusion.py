@@ -1,0 +1,176 @@
+"""Custom Diffusion on the host's UNets: whole differences of the keys and values of cross-attention, and files of merged concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.lora
+import comfy.utils
+import folder_paths
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ....attention.layers import Place
+from ....training.custom_diffusion import directions, merged, own_rows, without_start
+from ..attention.unet import unet_places
+from ..fingerprint import unpatched
+from . import adapters, file_names, new_words
+
+KEY = "controlled_diffusion.custom_diffusion"
+ENDS = ("attn2.to_k", "attn2.to_v")
+
+
+def layers_of(model) -> dict[str, torch.Size]:
+    """Keys and values of the cross-attention of a UNet. Raises ValueError that names any other network."""
+    unet_places(model)
+    return {name: shape for name, shape in adapters.weights_of(model).items() if name.endswith(ENDS)}
+
+
+class Differences(adapters.Adapters):
+    """Differences of keys and values, which the first token, the same in every prompt, does not teach."""
+
+    def put_on(self, model) -> None:
+        super().put_on(model)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(_network, unet_places(model)))
+
+
+@dataclass(frozen=True)
+class KeysAndValues:
+    """What is learnt, as `adapters.Design` for adapters."""
+
+    home: ClassVar = Differences
+
+    def adapters(self, model, seed: int) -> Differences:
+        return Differences({name: adapters.Delta(shape) for name, shape in layers_of(model).items()})
+
+
+def _attend(below: Callable | None, q, k, v, options: dict) -> torch.Tensor:
+    k, v = without_start(k), without_start(v)
+    if below is not None:
+        return below(q, k, v, options)
+    precision = options["attn_precision"]
+    return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+
+
+def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
+    """DIFFUSION_MODEL: one call of the network while it learns."""
+    if torch.is_grad_enabled():
+        replace = transformer_options.get("patches_replace", {})
+        there = replace.get("attn2", {})
+        on_top = {p.key: partial(_attend, there.get(p.key, there.get(p.key[:2]))) for p in places}
+        transformer_options = {**transformer_options, "patches_replace": {**replace, "attn2": {**there, **on_top}}}
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A learnt concept: the LoRA file's tensors, and prompts that use its word."""
+
+    name: str
+    prompts: tuple[str, ...]
+    tensors: dict[str, torch.Tensor]
+
+    def words(self, encoder: str) -> list[torch.Tensor]:
+        """The words that come with the file, (vectors, dim) each."""
+        return [t for k, t in self.tensors.items() if k.startswith("bundle_emb.") and k.endswith(f".{encoder}")]
+
+    def says(self, vector: torch.Tensor, encoder: str) -> bool:
+        """Whether a vector is one of theirs."""
+        return any(torch.allclose(row.to(vector), vector, atol=1e-6) for table in self.words(encoder) for row in table)
+
+
+def concepts_of(text: str) -> list[Concept]:
+    """Concepts of lines 'name = prompt', with their files from the loras folder; a concept may have several lines."""
+    prompts: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, sign, prompt = (part.strip() for part in line.partition("="))
+        if not (name and sign and prompt):
+            raise ValueError(f"The line '{line}' does not say 'name = prompt'; write, for example, 'my-cat = a embedding:my-cat cat'.")
+        prompts.setdefault(name.removesuffix(".safetensors"), []).append(prompt)
+    if len(prompts) < 2:
+        raise ValueError("There are fewer than two concepts to merge. Write one a line, as 'my-cat = a embedding:my-cat cat'.")
+    return [Concept(name, tuple(own), _file(name)) for name, own in prompts.items()]
+
+
+def _file(name: str) -> dict[str, torch.Tensor]:
+    path = folder_paths.get_full_path("loras", f"{name}.safetensors")
+    if path is None:
+        raise ValueError(
+            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or mend the name."
+        )
+    return comfy.utils.load_torch_file(path, safe_load=True)
+
+
+def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor:
+    """The features (n, width) of what a prompt says, float64: without what begins, ends and fills it.
+
+    `concept`: of its own words alone, if it has any. What follows them is nearly the same in the prompts of all concepts. Raises ValueError
+    where the prompt names none of them.
+    """
+    features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
+    part = new_words.encoders(clip)[0]
+    tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
+    learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
+    own = [i for i in learnt if concept.says(tokens[i][0], part.key)]
+    if concept and not own and concept.words(part.key):
+        raise ValueError(
+            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was learnt with. Write embedding:{concept.name} where the "
+            "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
+        )
+    if own or learnt:
+        return features[own or learnt]
+    ends = [i for i, (token, *_) in enumerate(tokens) if not torch.is_tensor(token) and token == part.tokenizer.end_token]
+    return features[1 : max(2, ends[0] if ends else len(tokens))]
+
+
+def _weight(model, key: str) -> torch.Tensor:
+    whole = model.model_state_dict(key)
+    return unpatched(model, key, whole[key]).detach().double().cpu()
+
+
+def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> dict[str, torch.Tensor]:
+    """A LoRA file of whole differences with which each concept's words get the keys and values that its own file gives them."""
+    layers = layers_of(model)
+    features = own_rows([torch.cat([_features(clip, prompt, c) for prompt in c.prompts]) for c in concepts])
+    rows = torch.cat(features)
+    along = directions(rows, torch.cat([_features(clip, text) for text in regular]))
+    patches = [_patches(model, c, layers) for c in concepts]
+    found = {}
+    for layer in layers:
+        key = f"{layer}.weight"
+        weight = _weight(model, key)
+        learnt = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]
+        values = torch.cat([c @ w.T for c, w in zip(features, learnt)])
+        found[f"{layer}.diff"] = (merged(weight, rows, values, along) - weight).float()
+    return found
+
+
+def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str, list]:
+    """The host's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
+    own = adapters.patched(_bare(model), {k: v for k, v in concept.tensors.items() if not k.startswith("bundle_emb.")}).patches
+    other = sorted(key for key in own if key.removesuffix(".weight") not in layers)
+    if other or not own:
+        what = f"changes {other[0]}" if other else "has nothing for this model"
+        raise ValueError(
+            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion learns them."
+        )
+    return own
+
+
+def _bare(model):
+    bare = model.clone()
+    bare.patches = {}
+    return bare
+
+
+def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[Concept], if_exists: str) -> str:
+    """Writes the file; gives the name that it has."""
+    name = file_names.choose(adapters.KIND, name, if_exists, adapters.existing)
+    adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {p}" for c in concepts for p in c.prompts)})
+    return name

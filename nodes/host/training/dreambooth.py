@@ -1,0 +1,293 @@
+"""DreamBooth on a MODEL: adapters, and a new word if asked for, from images of a subject and of its class to a LoRA file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
+
+import comfy.model_management
+import torch
+
+from ....training.channel_dropout import ChannelDropout
+from ....training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
+from ....training.loop import Loop
+from ....training.settings import Data, Settings, Validation
+from ....training.textual_inversion import FAMILIAR_SCALE, captions_for, check_placeholder, names, one_of, with_name, wordings
+from .. import gradients
+from ..gradients import trainable
+from . import adapters, class_images, embeddings, file_names, new_words, trainer
+from .denoiser import Ground, Objective
+from .images import Images, all_or_none, images_of
+from .textual_inversion import Word, check_validation, new_word
+from .whole_weights import WholeWeights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is learnt: the sentence of its images, and the new word in it with its own learning rate, or None for known words."""
+
+    prompt: str
+    word: Word | None = None
+    word_rate: float = 0.005
+    others: tuple[Word, ...] = ()  # words learnt along with the first, which share its settings
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        return () if self.word is None else (self.word, *self.others)
+
+
+@dataclass(frozen=True)
+class Class:
+    """What is kept: sentences of the class, one a line, images of it (IMAGE batches) or how many to sample, and how they count."""
+
+    prompt: str = ""
+    images: Sequence[torch.Tensor] = ()
+    count: int = 0
+    batch: int = 4
+    preservation: Preservation = field(default_factory=Preservation)
+
+
+@dataclass(kw_only=True)
+class Task(trainer.Task):
+    """A training of adapters and perhaps a word. `texts` are the sentences of `images`, one or several for each: of the subject first, then
+    of the class."""
+
+    clip: object
+    adapters: adapters.Adapters
+    word: new_words.NewWord | None
+    texts: tuple[tuple[str, ...], ...]
+    batches: Batches
+    preservation: Preservation
+    dropout: ChannelDropout
+    rows: dict[str, list] = field(default_factory=dict)  # the sentences that do not change, encoded
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        own = {} if self.word is None else {f"word.{k}": p for k, p in self.word.parameters.items()}
+        return self.adapters.parameters | own
+
+    @property
+    def modules(self) -> Sequence[torch.nn.Module]:
+        return () if self.word is None else (self.word.clip.cond_stage_model,)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([self.batches.total, *self.images.latents[0].shape[1:]])
+
+    def around(self) -> AbstractContextManager:
+        return self.adapters.beside(self.model)
+
+    def after_step(self) -> None:
+        if self.word is not None:
+            self.word.control()
+
+    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+        own, prior = self.batches.of(index)
+        chosen, total = [*own, *(self.batches.instances + p for p in prior)], self.batches.total
+        texts = self.sentences(chosen, index * total, ground.log_snr(self.objective, self.settings.seed, index * total, total))
+        rows = {text: self.row(text) for text in dict.fromkeys(texts)}
+        errors = ground.errors(self.images, chosen, [rows[text] for text in texts], self.objective, self.settings.seed, index * total)
+        return self.preservation.loss(errors, len(own))
+
+    def sentences(self, chosen: Sequence[int], first: int, log_snr: torch.Tensor) -> list[str]:
+        """What images are learnt under, as samples `first`, `first` + 1, ... at log-SNR (B,): a sentence of theirs, or none where it is
+        left out."""
+        draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + first + 3) % 2**63)
+        keep = self.dropout.keep(log_snr, torch.rand(len(chosen), 1, dtype=torch.float64, generator=draw))[:, 0].tolist()
+        which = torch.rand(len(chosen), generator=draw).tolist()
+        return [one_of(self.texts[p], w) if kept else "" for p, kept, w in zip(chosen, keep, which)]
+
+    def row(self, text: str) -> list:
+        """A sentence as the denoiser takes it, with a graph where it holds the new word."""
+        return self.rows[text] if text in self.rows else self.word.encode(text)
+
+    def usual_rows(self, count: int) -> list:
+        own = max(1, count * self.batches.size // self.batches.total)
+        return [self.row(self.texts[0][0]) for _ in range(own)] + [self.row(self.texts[-1][0])] * (count - own)
+
+    def encode(self) -> None:
+        """Encodes once what does not change."""
+        every = [text for choices in self.texts for text in choices]
+        for text in dict.fromkeys((*every, "") if self.dropout.active else every):
+            if self.word is None or not self.word.named(text):
+                self.rows[text] = self.conditioning(text)[0]
+
+    def conditioning(self, text: str) -> list:
+        if self.word is not None:
+            return self.word.conditioning(text)
+        return gradients.run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The MODEL with what is learnt on it, the LoRA and its name, what to write in a prompt, the sentences of the subject's images so
+    written (those that name a word, if there is one), the loss curve and images or None."""
+
+    model: object
+    lora: dict[str, torch.Tensor]
+    name: str
+    word: str
+    sentences: tuple[str, ...]
+    curve: torch.Tensor
+    images: torch.Tensor | None
+
+
+def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters.Adapters] = adapters.Adapters) -> str:
+    """The name to save under; see `file_names.choose`. The names of its words' embeddings must be free too."""
+
+    def existing(name: str):
+        taken = (embeddings.taken(word) for word in embeddings_of(name, [w.placeholder for w in given]))
+        return home.existing(name) or next(filter(None, taken), None)
+
+    return file_names.choose(home.KIND, name, if_exists, existing)
+
+
+def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
+    """The names of the words' embeddings: that of the file for one, with the word behind it for several."""
+    if len(placeholders) < 2:
+        return [name] * len(placeholders)
+    plain = [re.sub(r"[^A-Za-z0-9_-]", "", p) for p in placeholders]
+    differ = all(plain) and len({text.casefold() for text in plain}) == len(plain)  # as files where case does not count
+    return [f"{name}-{text if differ else i}" for i, text in enumerate(plain, 1)]
+
+
+def learn(
+    model,
+    clip,
+    vae,
+    data: Data,
+    subject: Subject,
+    kept: Class,
+    design,
+    objective: Objective,
+    settings: Settings,
+    validation: Validation,
+    name: str,
+    if_exists: str,
+) -> Learnt:
+    """Learns a subject and saves it; see `trainers.run`. Nothing that the user gave is changed.
+
+    `design` says what is learnt: `design.adapters(model, seed)` gives the adapters.
+    """
+    name = choose(name, if_exists, subject.words, design.home)
+    with torch.inference_mode(False), torch.no_grad():
+        task = prepare(model, clip, vae, data, subject, kept, design, objective, settings, validation)
+        return finish(task, model, name, if_exists == "continue")
+
+
+def finish(task: Task, model, name: str, resume: bool) -> Learnt:
+    """Runs a task; the MODEL that it returns is the given one with what is learnt."""
+    found: dict[str, torch.Tensor] = {}
+    text, concepts = task.texts[0][0], {} if task.word is None else task.word.concepts
+    named = dict(zip(concepts, embeddings_of(name, list(concepts))))
+
+    def write(loop: Loop) -> str:
+        found.update(task.adapters.tensors())
+        rows = {named[p]: concept.tensors() for p, concept in concepts.items()}
+        facts = {**task.facts(loop), "instance_prompt": text}
+        task.adapters.save(model, name, found, rows, facts)
+        for word, own in rows.items():
+            embeddings.save(word, own, {**facts, "format": "embedding"})
+        return f"{name}.safetensors"
+
+    try:
+        loop = trainer.run(task, file_names.state_of(task.adapters.KIND, name), write, resume)
+    finally:
+        task.adapters.take_off(task.model)
+    word = " ".join(f"embedding:{n}" for n in named.values()) or text
+    images = torch.cat(task.looks) if task.looks else None
+    told = [text for choices in task.texts[: task.batches.instances] for text in choices]
+    sentences = tuple(_written(text, named) for text in (by_turns(told, list(named)) if named else dict.fromkeys(told)))
+    return Learnt(adapters.patched(model, found), found, name, word, sentences, trainer.loss_curve(loop), images)
+
+
+def by_turns(texts: Sequence[str], placeholders: Sequence[str]) -> list[str]:
+    """The texts that name one of the words, each once: the first of every word, the second of every word, and so on."""
+    own = [[text for text in dict.fromkeys(texts) if names(text, placeholder)] for placeholder in placeholders]
+    return list(dict.fromkeys(text for turn in zip_longest(*own) for text in turn if text is not None))
+
+
+def _written(text: str, named: dict[str, str]) -> str:
+    """A sentence with the names of the words' files in the place of their placeholders."""
+    for placeholder, name in named.items():
+        text = " ".join(with_name(text, placeholder, f"embedding:{name}").split())
+    return text
+
+
+def prepare(
+    model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings,
+    validation: Validation, free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
+) -> Task:  # fmt: skip
+    """Checks everything that the user gave, encodes images and sentences, and samples class images that are missing."""
+    captions = captions_for(data.captions, len(data)) if len(data) else ()
+    own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
+    validation = _checked(clip, subject, validation, [text for choices in own for text in choices])
+    active = kept.preservation.weight > 0
+    prior = class_prompts(kept.prompt, *(w.placeholder for w in subject.words)) if active else ()
+    if active and not (kept.images or kept.count):
+        raise ValueError("There are no class images. Connect some, set class_count to sample them, or set prior_weight to 0.")
+    running, own_clip = trainable(model, clip if subject.word else None)
+    if isinstance(design, WholeWeights):
+        design.check(running, settings.optimizer, settings.average, free)
+    learnt = design.adapters(running, settings.seed)
+    rate = settings.learning_rate
+    pace = subject.word_rate / FAMILIAR_SCALE / rate if rate and settings.optimizer != "prodigy" else 1.0
+    word = new_word(own_clip, subject.word, settings.seed, pace, subject.others) if subject.word else None
+    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    texts, count = tuple(tuple(images.told(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
+    if active:
+        class_batches = kept.images or class_images.made(model, clip, vae, _order(kept, prior, validation), images.latents[0].shape[1:])
+        others = images_of(vae, class_batches)
+        images, texts = joined(images, others), (*texts, *((prior[i % len(prior)],) for i in range(len(others))))
+    batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, kept.preservation.ratio)
+    about = trainer.about(
+        settings, objective, images, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",
+        word=asdict(subject.word) if subject.word else "none", **_more(subject, data),
+    )  # fmt: skip
+    task = Task(
+        model=running, vae=vae, images=images, objective=objective, settings=settings, validation=validation, about=about,
+        clip=own_clip or clip, adapters=learnt, word=word, texts=texts, batches=batches, preservation=kept.preservation,
+        dropout=data.dropout, free=free,
+    )  # fmt: skip
+    task.encode()
+    learnt.put_on(running)
+    return task
+
+
+def _more(subject: Subject, data: Data) -> dict:
+    """What else must be the same for a training to be continued, where it is asked for."""
+    given = {"others": [asdict(w) for w in subject.others], "dropout": data.dropout if data.dropout.active else None}
+    return {k: v for k, v in given.items() if v}
+
+
+def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str]) -> Validation:
+    """The validation as it is to be. Raises ValueError where a new word is no good or stands nowhere."""
+    placeholders = [w.placeholder for w in subject.words]
+    if not placeholders:
+        return validation
+    for placeholder in placeholders:
+        check_placeholder(placeholder, lambda text: new_words.is_word(clip, text))
+        if placeholders.count(placeholder) > 1:
+            raise ValueError(f"The placeholder {placeholder} stands for two concepts. Give each a word of its own.")
+    if len(placeholders) == 1 and not names(subject.prompt, placeholders[0]):
+        raise ValueError(f"The instance prompt '{subject.prompt}' lacks the new word. Write {placeholders[0]} where it belongs.")
+    for placeholder in placeholders:
+        if not any(names(text, placeholder) for text in texts):
+            raise ValueError(
+                f"No sentence names {placeholder}, so it would learn nothing. Write it in the captions of the images that show it, as in "
+                f"'{texts[0]}, {placeholder}', or leave the captions away."
+            )
+    return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
+
+
+def _order(kept: Class, prompts: tuple[str, ...], validation: Validation) -> class_images.Order:
+    return class_images.Order(prompts, kept.count, kept.batch, validation)
+
+
+def joined(one: Images, other: Images) -> Images:
+    """Both, one after the other; where only some have masks, the others' cover everything."""
+    latents = (*one.latents, *other.latents)
+    return replace(one, latents=latents, masks=all_or_none(latents, (*one.masks, *other.masks)))

@@ -1,0 +1,229 @@
+"""Teaching a model to edit as it is told: pairs of images and instructions to an InstructPix2Pix model of the host."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+
+from ....guidance.instruct_pix2pix import Scales
+from ....training import settings
+from ....training.augmentation import Variant
+from ....training.channel_dropout import ChannelDropout, JointDropout, draws
+from ....training.instruct_pix2pix import dropout_of, learnt
+from ....training.loop import Loop
+from ....training.objectives import picks
+from ....training.textual_inversion import captions_for
+from ..fingerprint import Weights
+from ..gradients import run_in_inference_mode, trainable
+from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
+from ..latents import decoded
+from ..prompts import encoded
+from . import file_names, instruct_models, trainer
+from .denoiser import Ground, Objective
+from .images import Images, images_of, latents_of
+from .instruct_pairs import OnDisk
+from .memory import check_numbers
+from .run import Course
+from .trainer import loss_curve, side_by_side
+from .whole_weights import check_fine
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
+
+    before: Sequence[torch.Tensor]
+    after: Sequence[torch.Tensor]
+    instructions: Sequence[str]
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """What is trained, and how."""
+
+    train: str
+    rank: int
+    alpha: float
+    dropout: float
+    channel_dropout: str = "jointly"
+    clean_image_dropout: float = -1.0
+    clean_instruction_dropout: float = -1.0
+
+    @property
+    def kept(self) -> ChannelDropout | JointDropout:
+        """What is left out, of image and instruction."""
+        return dropout_of(self.channel_dropout, self.dropout, self.clean_image_dropout, self.clean_instruction_dropout)
+
+
+@dataclass(frozen=True)
+class Validation(settings.Validation):
+    """Edits to look at: of the first `count` pairs, at the end and after every `every` steps (0 = at the end alone)."""
+
+    prompt: str = ""
+    text_scale: float = 7.5
+    image_scale: float = 1.5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the model is shown: images before the edit, and conditionings [features, extras] of each instruction and of none."""
+
+    before: Images
+    told: tuple[list, ...]
+    untold: list
+
+    def row(self, number: int, image: bool, text: bool) -> list:
+        """What the model is shown of a pair: the image or an empty one, with the instruction or without."""
+        features, extras = self.told[number % len(self.told)] if text else self.untold
+        shown = self.before.latents[number]
+        return [features, {**extras, CONCAT: shown if image else torch.zeros_like(shown)}]
+
+    def digest(self) -> str:
+        """A short name for what is learnt from."""
+        found = hashlib.sha256()
+        for tensor in (*self.before.latents, *(features for features, _ in self.told)):
+            found.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
+        return found.hexdigest()[:12]
+
+
+@dataclass(kw_only=True)
+class Task(trainer.Task):
+    """A training of one instruction model. `learnt`: what is added to each weight, by its name."""
+
+    examples: Examples
+    learnt: dict[str, torch.nn.Module]
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {f"{name}|{k}": p for name, module in self.learnt.items() for k, p in module.named_parameters()}
+
+    def conditioning(self, text: str) -> list:
+        return [self.examples.untold]
+
+    def usual_rows(self, count: int) -> list:
+        return [self.examples.row(0, True, True)] * count
+
+    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+        s, first = self.settings, index * self.settings.batch_size
+        chosen = picks(s.seed, first, s.batch_size, len(self.images))
+        log_snr = ground.log_snr(self.objective, s.seed, first, s.batch_size)
+        kept = s.kept.keep(log_snr, draws(s.seed, first, s.batch_size, 2)).tolist()
+        rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
+        return ground.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The denoiser with what is learnt in it, on the CPU: made weight by weight, so that no second one stands beside the model."""
+        own, device = self.model.model.diffusion_model.state_dict(), self.model.load_device
+        return {k: (self.learnt[k](w.to(device)) if k in self.learnt else w).cpu() for k, w in own.items()}
+
+    def look(self, course: Course) -> None:
+        """Edits the first images as they are told, with the model as it is, and shows each beside the image before."""
+        v, examples = self.validation, self.examples
+        size = examples.before.latents[0].shape
+        chosen = [i for i in range(len(examples.told)) if examples.before.latents[i].shape == size][: v.count]
+        made = []
+        for i in chosen:
+            with course.loop.averaged():
+                made.append(run_in_inference_mode(self._edited, i))
+            made.insert(-1, run_in_inference_mode(decoded, self.vae, examples.before.latents[i]))
+        if made:
+            self.looks.append(torch.cat([m.cpu() for m in made]))
+            course.preview(side_by_side(self.looks[-1]))
+
+    def _edited(self, number: int) -> torch.Tensor:
+        v, model, (untold, told) = self.validation, self.model, (self.examples.untold, self.examples.told[number])
+        image = SourceImage(model, [told], {"samples": self.examples.before.latents[number]})
+        guider = InstructPix2Pix(model, image.conditions(model, [told], [untold]), Scales(v.text_scale, v.image_scale))
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
+        empty = image.empty_latent()["samples"]
+        noise = comfy.sample.prepare_noise(empty, self.settings.seed)
+        sampler = comfy.samplers.sampler_object(v.sampler_name)
+        return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The MODEL, its file's name, the loss curve (IMAGE), and images before and edited by turns (IMAGE) or None."""
+
+    model: object
+    name: str
+    curve: torch.Tensor
+    images: torch.Tensor | None
+
+
+def learn(
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation, name: str, if_exists: str
+) -> Learnt:
+    """Trains an instruction model and saves it; a stop by the user keeps what is learnt. Nothing that the user gave is changed."""
+    instruct_models.kind_of(model)
+    name = file_names.choose(instruct_models.FOLDER, name, if_exists, instruct_models.existing)
+    path: Path = instruct_models.existing(name) or instruct_models.path_of(name)
+    with torch.inference_mode(False), torch.no_grad():
+        task = prepare(model, clip, vae, data, objective, settings, validation)
+
+        def write(loop: Loop) -> str:
+            instruct_models.save(task.model, task.weights(), path, {**task.facts(loop), "format": "instruct pix2pix"})
+            return str(path)
+
+        loop = trainer.run(task, file_names.state_of(instruct_models.FOLDER, name), write, resume=if_exists == "continue")
+        return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+
+
+def _images(vae, images: Sequence[torch.Tensor], flip: bool) -> Images:
+    """`images_of`; those of a folder are read one by one, so that their latents alone are held."""
+    if not isinstance(images, OnDisk):
+        return images_of(vae, images, flip=flip)
+    count = len(images) * (1 + flip)
+    shown = (Variant(p.flip(2) if mirrored else p, None) for mirrored in (False, True)[: 1 + flip] for p in images)
+    return Images(tuple(latents_of(vae, shown, count)), (None,) * count, len(images))
+
+
+def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
+    """What is shown, and the images after: encoded once, and checked whether they belong together."""
+    before, after = (_images(vae, images, data.flip) for images in (data.before, data.after))
+    if len(before) != len(after):
+        raise ValueError(
+            f"There are {before.originals} images before and {after.originals} after an edit; give as many of each, in pairs."
+        )
+    for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):
+        if a.shape != b.shape:
+            sizes = [" x ".join(str(n) for n in z.shape[:-3:-1]) for z in (a, b)]
+            raise ValueError(f"The images of pair {number} have latents of {sizes[0]} and {sizes[1]}; give both images one size.")
+    texts = captions_for(data.instructions, before.originals)
+    if not texts or not all(t.strip() for t in texts):
+        raise ValueError("An instruction is missing. Give one for each pair, as a list or one a line, such as 'make it blue'.")
+    known = {text: run_in_inference_mode(encoded, clip, text)[0] for text in dict.fromkeys((*texts, ""))}
+    return Examples(before, tuple(known[t] for t in texts), known[""]), after
+
+
+def prepare(
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation,
+    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
+) -> Task:  # fmt: skip
+    """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
+    check_fine(model)
+    dropout = settings.kept  # refused before anything is encoded
+    examples, after = examples_of(clip, vae, data)
+    own, _ = trainable(instruct_models.with_room(model))
+    shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
+    asked = settings.train, settings.rank, settings.alpha
+    numbers = sum(p.numel() for m in learnt(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
+    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.", free)
+    added = learnt(shapes, *asked, settings.seed, own.load_device)
+    for name, module in added.items():
+        own.add_weight_wrapper(instruct_models.PREFIX + name, module)
+    base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
+    about = trainer.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
+    return Task(
+        model=own, vae=vae, images=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
+        learnt=added, free=free,
+    )  # fmt: skip

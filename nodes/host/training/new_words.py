@@ -1,0 +1,190 @@
+"""New words for the host's text encoders: prompts in which a word is a tensor that can be learnt.
+
+The host's tokenizers put the tensors of an embedding file in the place of `embedding:name`. So a prompt is tokenised as it will be
+when the learnt file is used: with a file that only marks the places; then the marks give way to the tensors that are learnt.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy.sd1_clip import SDTokenizer
+from safetensors.torch import save_file
+
+from ....training.textual_inversion import Concept, Vocabulary, names, with_name
+from ..gradients import run_in_inference_mode
+
+MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One text encoder of a CLIP. `key` is its name in embedding files."""
+
+    key: str
+    tokenizer: SDTokenizer
+    model: torch.nn.Module
+
+    @property
+    def table(self) -> torch.Tensor:
+        """Its word vectors (words, dim)."""
+        return self.model.transformer.get_input_embeddings().weight
+
+    @property
+    def usual(self) -> torch.Tensor:
+        """A few thousand of them, spread over the whole vocabulary, float32."""
+        return run_in_inference_mode(lambda table: table[:: max(1, len(table) // 4096)].float(), self.table)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text, without those that begin, end or fill a prompt."""
+        frame = {self.tokenizer.start_token, self.tokenizer.end_token, self.tokenizer.pad_token}
+        return [t for t in self.tokenizer.tokenizer(text)["input_ids"] if t not in frame]
+
+    def rows(self, ids: list[int]) -> torch.Tensor:
+        """Their vectors (n, dim), float32."""
+        embed = self.model.transformer.get_input_embeddings()
+        return run_in_inference_mode(lambda given: embed(given, out_dtype=torch.float32)[0].float(), torch.tensor([ids], device=embed.weight.device))
+
+
+def _parts(tokenizer) -> dict[str, SDTokenizer]:
+    """The tokenizers of the encoders, by attribute."""
+    return {name: part for name, part in vars(tokenizer).items() if isinstance(part, SDTokenizer)}
+
+
+def encoders(clip) -> list[Encoder]:
+    """The text encoders of a CLIP, which all have to read embedding files. Raises ValueError where one does not."""
+    stage, found = clip.cond_stage_model, []
+    for name, part in _parts(clip.tokenizer).items():
+        reads, model = part.embedding_directory is not None, getattr(stage, name, None)
+        if model is not None and reads:
+            found.append(Encoder(part.embedding_key, part, model))
+        elif (model is not None and not reads) or not hasattr(stage, name):
+            raise _unread(clip, name)
+    if not found:
+        raise _unread(clip)
+    return found
+
+
+def _unread(clip, part: str = "") -> ValueError:
+    what = f" for its text encoder {part}" if part else ""
+    return ValueError(
+        f"ComfyUI's {type(clip.tokenizer).__name__} reads no embedding files{what}, so a learnt word could not be used with this model. Train a "
+        "LoRA without a new word instead, or use a model with CLIP or T5 text encoders."
+    )
+
+
+def is_word(clip, text: str) -> bool:
+    """Whether a text is a single token, that is a word, of any encoder."""
+    return any(len(e.ids(text)) == 1 for e in encoders(clip))
+
+
+def initial_rows(encoder: Encoder, words: str) -> torch.Tensor:
+    """Vectors (n, dim) of the initial words, or the mean of all words if none is given."""
+    ids = encoder.ids(words) if words.strip() else []
+    if ids:
+        return encoder.rows(ids)
+    if words.strip():
+        raise ValueError(
+            f"The initial words '{words}' hold no word that {encoder.key} knows. Give plain words, such as 'cat' or 'small toy'."
+        )
+    return encoder.usual.mean(0, keepdim=True)
+
+
+def vocabularies(found: list[Encoder]) -> dict[str, Vocabulary]:
+    return {e.key: Vocabulary.of(e.usual) for e in found}
+
+
+def _marks(found: list[Encoder], vectors: int, word: int) -> dict[str, torch.Tensor]:
+    """For each encoder vectors that say of which encoder and of which word and the how-manieth they are."""
+    marks = {}
+    for number, encoder in enumerate(found):
+        marks[encoder.key] = torch.zeros(vectors, encoder.table.shape[1])
+        marks[encoder.key][:, 0], marks[encoder.key][:, 1] = MARK, number
+        marks[encoder.key][:, 2], marks[encoder.key][:, 3] = torch.arange(vectors), word
+    return marks
+
+
+def _reading(tokenizer, folder: str):
+    """A copy of a tokenizer that also finds embedding files in a folder."""
+    own = copy.copy(tokenizer)
+    for name, part in _parts(tokenizer).items():
+        known = part.embedding_directory
+        if known is not None:
+            reader = vars(own)[name] = copy.copy(part)
+            reader.embedding_directory = [folder, *([known] if isinstance(known, str) else known)]
+    return own
+
+
+class NewWord:
+    """Encodes prompts in which a placeholder stands for a concept's vectors, or several do for as many concepts.
+
+    `clip` is never changed: prompts are tokenised by a copy of its tokenizer. Prompts are tokenised once.
+    """
+
+    def __init__(self, clip, placeholder: str, concept: Concept, vectors: int, others: dict[str, Concept] | None = None):
+        self.clip, self.placeholder, self.concept = clip, placeholder, concept
+        self.concepts = {placeholder: concept, **(others or {})}
+        self.encoders, self.tokenised = encoders(clip), {}
+        self.marks = [_marks(self.encoders, vectors, word) for word in range(len(self.concepts))]
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is learnt of all words, by name."""
+        concepts = enumerate(self.concepts.values())
+        return {f"{number}.{k}" if number else k: p for number, concept in concepts for k, p in concept.parameters.items()}
+
+    def control(self) -> None:
+        """Brings every vector to the length it may have."""
+        for concept in self.concepts.values():
+            concept.control()
+
+    def named(self, text: str) -> bool:
+        """Whether a text holds any of the words."""
+        return any(names(text, placeholder) for placeholder in self.concepts)
+
+    def tokens(self, text: str) -> dict:
+        """The tokens of a prompt, with a mark for each vector."""
+        if text not in self.tokenised:
+            own = self.clip.clone()
+            with tempfile.TemporaryDirectory() as folder:
+                own.tokenizer, marked = _reading(self.clip.tokenizer, folder), text
+                for number, placeholder in enumerate(self.concepts):
+                    save_file(self.marks[number], Path(folder) / f"{MARKED_NAME}_{number}.safetensors")
+                    marked = with_name(marked, placeholder, f"embedding:{MARKED_NAME}_{number}")
+                self.tokenised[text] = own.tokenize(marked)
+        return self.tokenised[text]
+
+    def _filled(self, value, rows: list[dict[str, torch.Tensor]]):
+        """Tokens with the vectors in the place of their marks."""
+        if torch.is_tensor(value) and value.numel() > 3 and float(value[0]) == MARK:
+            return rows[int(value[3])][self.encoders[int(value[1])].key][int(value[2])]
+        if isinstance(value, dict):
+            return {k: self._filled(v, rows) for k, v in value.items()}
+        return type(value)(self._filled(v, rows) for v in value) if type(value) in (list, tuple) else value
+
+    def learnt(self, text: str) -> dict:
+        """The tokens of a prompt with the vectors as they are."""
+        return self._filled(self.tokens(text), [{e.key: c.rows(e.key) for e in self.encoders} for c in self.concepts.values()])
+
+    def conditioning(self, text: str) -> list:
+        """The CONDITIONING of a prompt, by the host's own way."""
+        return run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.learnt(text), show_pbar=False)
+
+    def encode(self, text: str) -> list:
+        """One part of that, [features, extras], with a graph to the vectors where one is recorded.
+
+        The encoders must be loaded: the host's way loads them for each prompt, which could put the denoiser out of memory.
+        """
+        stage, tokens = self.clip.cond_stage_model, self.learnt(text)
+        stage.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            stage.set_clip_options({"layer": self.clip.layer_idx})
+        stage.set_clip_options({"execution_device": self.clip.patcher.load_device})
+        features, pooled, *more = stage.encode_token_weights(tokens)
+        extras = {"pooled_output": pooled, **(more[0] if more else {})}
+        self.clip.add_hooks_to_dict(extras)
+        return [features, extras]

@@ -1,0 +1,156 @@
+"""Textual inversion on a MODEL and its CLIP: from images to an embedding file that prompts can use at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from ....training.channel_dropout import ChannelDropout
+from ....training.loop import Loop
+from ....training.objectives import picks
+from ....training.settings import Data, Settings, Validation
+from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, captions_for, check_placeholder, names, start_rows
+from ..gradients import trainable
+from . import embeddings, new_words, trainer
+from .denoiser import Ground, Objective
+from .images import images_of
+from .trainer import loss_curve
+
+
+@dataclass(frozen=True)
+class Word:
+    """The new word: how it is written in training, what it starts from, and how its vectors may grow."""
+
+    placeholder: str
+    initial_words: str
+    vectors: int = 1
+    norm: str = "limit"
+    norm_limit: float = 1.5
+
+
+@dataclass(kw_only=True)
+class Task(trainer.Task):
+    """A training of one word."""
+
+    word: new_words.NewWord
+    prompts: Prompts
+    dropout: ChannelDropout
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self.word.concept.parameters
+
+    @property
+    def learning_rate(self) -> float:
+        s = self.settings
+        return s.learning_rate if s.optimizer == "prodigy" else s.learning_rate / FAMILIAR_SCALE
+
+    @property
+    def modules(self) -> Sequence[torch.nn.Module]:
+        return (self.word.clip.cond_stage_model,)
+
+    def after_step(self) -> None:
+        self.word.concept.control()
+
+    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+        """The loss of batch `index`; each distinct prompt is encoded once."""
+        size, seed = self.settings.batch_size, self.settings.seed
+        chosen, first = picks(seed, index * size, size, len(self.images)), index * size
+        rates = self.dropout.rate(ground.log_snr(self.objective, seed, first, size))[:, 0].tolist()
+        said = [self.prompts.of(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
+        texts = [self.images.told(p, text) for p, text in zip(chosen, said)]
+        rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
+        return ground.errors(self.images, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
+
+    def conditioning(self, text: str) -> list:
+        return self.word.conditioning(text)
+
+    def usual_rows(self, count: int) -> list:
+        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed)) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The embedding's name, the loss curve (IMAGE), and the validation images (IMAGE) or None."""
+
+    name: str
+    curve: torch.Tensor
+    images: torch.Tensor | None
+
+
+def learn(
+    model,
+    clip,
+    vae,
+    data: Data,
+    word: Word,
+    templates: tuple[str, ...],
+    objective: Objective,
+    settings: Settings,
+    validation: Validation,
+    name: str,
+    if_exists: str,
+) -> Learnt:
+    """Learns a word and saves it; see `trainers.run`. Nothing that the user gave is changed."""
+    name = embeddings.choose(name, if_exists)
+    with torch.inference_mode(False), torch.no_grad():
+        task = prepare(model, clip, vae, data, word, templates, objective, settings, validation)
+        loop = run(task, name, resume=if_exists == "continue")
+        return Learnt(name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+
+
+def check_validation(validation: Validation, placeholder: str) -> Validation:
+    """The same with the placeholder in the prompt where {} is. Raises ValueError where images are asked for that would not show it."""
+    prompt = validation.prompt.replace("{}", placeholder)
+    if validation.count and not names(prompt, placeholder):
+        raise ValueError(
+            f"The validation prompt '{validation.prompt}' lacks the new word. Write {placeholder} or {{}} where it belongs, or set "
+            "validation_count to 0."
+        )
+    return replace(validation, prompt=prompt)
+
+
+def new_word(clip, word: Word, seed: int, pace: float = 1.0, others: Sequence[Word] = ()) -> new_words.NewWord:
+    """A word with its start values, and others learnt along, for a CLIP that can be trained with. `pace`: how much faster than others the
+    optimiser moves them."""
+    found = new_words.encoders(clip)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+
+    def concept(word: Word) -> Concept:
+        starts = {e.key: start_rows(new_words.initial_rows(e, word.initial_words).cpu(), word.vectors, generator) for e in found}
+        return Concept(starts, new_words.vocabularies(found), word.norm, word.norm_limit, pace)
+
+    return new_words.NewWord(clip, word.placeholder, concept(word), word.vectors, {w.placeholder: concept(w) for w in others})
+
+
+def prepare(
+    model, clip, vae, data: Data, word: Word, templates: tuple[str, ...], objective: Objective, settings: Settings, validation: Validation
+) -> Task:
+    """Checks everything that the user gave, and encodes the images."""
+    check_placeholder(word.placeholder, lambda text: new_words.is_word(clip, text))
+    shown = check_validation(validation, word.placeholder)
+    captions = captions_for(data.captions, len(data)) if len(data) else ()
+    prompts = Prompts(templates, word.placeholder, captions)
+    model, clip = trainable(model, clip)
+    new = new_word(clip, word, settings.seed)
+    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    about = trainer.about(
+        settings, objective, images, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
+        encoders=", ".join(new.concept.parameters),
+    )  # fmt: skip
+    return Task(
+        model=model, vae=vae, images=images, objective=objective, settings=settings, validation=shown, about=about, word=new,
+        prompts=prompts, dropout=data.dropout,
+    )  # fmt: skip
+
+
+def run(task: Task, name: str, resume: bool = False) -> Loop:
+    """Learns the word and writes it as embedding `name`."""
+
+    def write(loop: Loop) -> str:
+        embeddings.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
+        return f"embedding:{name}"
+
+    return trainer.run(task, embeddings.state_of(name), write, resume)

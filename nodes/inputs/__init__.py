@@ -1,0 +1,1 @@
+"""Pieces of node schemas that several nodes share."""

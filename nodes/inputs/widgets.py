@@ -1,0 +1,45 @@
+"""Widgets of node schemas, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from comfy_api.latest import io
+
+
+def number(name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip, **more)
+
+
+def whole(name: str, default: int, low: int, high: int, tooltip: str, **more) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=low, max=high, tooltip=tooltip, **more)
+
+
+def choice(name: str, options: Iterable[str], tooltip: str, default: str | None = None, **more) -> io.Combo.Input:
+    return io.Combo.Input(name, options=list(options), default=default, tooltip=tooltip, **more)
+
+
+def switch(name: str, default: bool, tooltip: str, **more) -> io.Boolean.Input:
+    return io.Boolean.Input(name, default=default, tooltip=tooltip, **more)
+
+
+def text(name: str, default: str, tooltip: str, **more) -> io.String.Input:
+    return io.String.Input(name, default=default, tooltip=tooltip, **more)
+
+
+def seed(tooltip: str) -> io.Int.Input:
+    return whole("seed", 0, 0, 0xFFFFFFFFFFFFFFFF, tooltip, control_after_generate=True)
+
+
+def advanced(*inputs: io.WidgetInput) -> list:
+    """The inputs, hidden until the user opens the advanced ones."""
+    for given in inputs:
+        given.advanced = True
+    return list(inputs)
+
+
+def optional(*inputs: io.Input) -> list:
+    """The inputs, which a workflow may leave out; the node's own defaults then count."""
+    for given in inputs:
+        given.optional = True
+    return list(inputs)

@@ -1,0 +1,63 @@
+"""Images of the demo model through the host's own sampling, many at a time, for measurements."""
+
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+
+STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
+
+
+class Studio:
+    """The demo model with short ways to prompt, sample and decode."""
+
+    def __init__(self):
+        from controlled_diffusion.nodes.host import demo
+
+        with torch.inference_mode():
+            self.model, self.clip, self.vae = demo.load()
+
+    @torch.inference_mode()
+    def prompt(self, *texts: str) -> list:
+        """A CONDITIONING of one text, or of a batch of texts, one for each image."""
+        encoded = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))[0] for text in texts]
+        return [[torch.cat([features for features, _ in encoded]), {}]]
+
+    def noise(self, count: int, seed: int) -> torch.Tensor:
+        """Noise of seeds seed, seed + 1, ..., so that an image does not depend on its batch."""
+        empty = torch.zeros(1, 4, 16, 16)
+        return torch.cat([comfy.sample.prepare_noise(empty, seed + i) for i in range(count)])
+
+    @torch.inference_mode()
+    def images(self, latents: torch.Tensor) -> np.ndarray:
+        """uint8 (B, 128, 128, 3)."""
+        return (self.vae.decode(latents) * 255 + 0.5).clamp(0, 255).byte().numpy()
+
+    @torch.inference_mode()
+    def draw(self, texts: list[str], seed: int = 0, model=None, cfg: float = CFG) -> np.ndarray:
+        """What KSampler makes of the prompts: one image each."""
+        noise = self.noise(len(texts), seed)
+        latents = comfy.sample.sample(
+            model or self.model,
+            noise,
+            STEPS,
+            cfg,
+            SAMPLER,
+            SCHEDULER,
+            self.prompt(*texts),
+            self.prompt(""),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seed,
+        )
+        return self.images(latents)
+
+    @torch.inference_mode()
+    def draw_with(self, guider, count: int, seed: int = 0) -> np.ndarray:
+        """What SamplerCustomAdvanced makes with a guider."""
+        noise = self.noise(count, seed)
+        sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), SCHEDULER, STEPS)
+        latents = guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object(SAMPLER), sigmas, disable_pbar=True, seed=seed
+        )
+        return self.images(latents)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.schedules import Ramp, Schedule
+from controlled_diffusion.nodes.host.guidance.guidance_report import weights_image
+from controlled_diffusion.nodes.host.images import line_chart
+
+from host.sampling import sigmas_of
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+CHANNELS = [Channel(None, 4.0, schedule=Schedule(Ramp(1.0, 0.0))), Channel(None, 2.0, negative=True)]
+
+
+@pytest.mark.parametrize("steps", [None, 0, 1, 8])
+def test_weights_are_drawn_over_percents_or_over_the_steps(any_model, steps):
+    sigmas = None if steps is None else sigmas_of(any_model, steps) if steps else torch.FloatTensor([])
+    image = weights_image(any_model, CHANNELS, sigmas)
+    assert image.ndim == 4 and image.shape[0] == 1 and image.shape[-1] == 3
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.01
+
+
+def test_the_interval_and_zero_init_are_drawn_too(eps_model):
+    def drawn(**rules):
+        return weights_image(eps_model, CHANNELS, None, Rules(**rules))
+
+    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init=0.3)]
+    assert torch.equal(plain, weights_image(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
+
+
+def test_a_line_of_one_point_is_seen():
+    chart = np.asarray(line_chart({"one": [(0, 1.0)], "two": [(0, 0.5), (2, 0.5)]}, "", ""), np.int32)
+    assert (np.abs(chart - np.array((45, 108, 223))).sum(-1) < 30)[:, :200].sum() > 20
+
+
+def test_a_line_goes_through_its_points_and_equal_lines_are_both_seen():
+    line = [(0, 0.0), (1, 1.0)]
+    chart = np.asarray(line_chart({"one": line, "two": line}, "", ""), np.int32)
+    first, second = (np.abs(chart - np.array(c)).sum(-1) < 30 for c in ((45, 108, 223), (212, 58, 47)))
+    assert first[100:300, 100:600].sum() > 100 and second[100:300, 100:600].sum() > 100
