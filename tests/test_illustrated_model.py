@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.demo import illustrated_model as recipe
 from controlled_diffusion.training.loop import Loop
+
+from demo import illustrated_recipe as recipe
 
 SMALL = recipe.Recipe(easy_scenes=60, easy_steps=2, scenes=80, denoiser_steps=4, batch=4)
 

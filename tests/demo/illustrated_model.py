@@ -2,7 +2,7 @@
 
 `train` goes through VAE, latents, UNet and decoder; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how
 far it is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit file, `measure` has the reader judge what the model
-draws. The recipe is training/demo/illustrated_model.py.
+draws. The recipe is tests/demo/illustrated_recipe.py.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.demo import illustrated_model as recipe_of
+from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
 from safetensors.torch import load_file
 
 from demo import illustrated_reader as reader
+from demo import illustrated_recipe as recipe_of
 from demo import illustrated_studio as studio
 from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
 
@@ -93,7 +94,7 @@ def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
     while len(done) < count:
         parts = []
         for _ in range(min(50, -(-(count - len(done)) // chunk))):
-            batch = demo_model.as_pictures(list(islice(painted, chunk)))
+            batch = demo_model.as_images(list(islice(painted, chunk)))
             parts.append(recipe_of.encode(autoencoder.taesd_encoder, batch, options.device))
         done = torch.cat([done, *parts])
         save_atomically({"latents": done}, path)
@@ -103,9 +104,9 @@ def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
 
 def new_denoiser(device: str = "cpu"):
     """UNet and text tower with their seeded start values."""
-    config = demo.DemoModel({**recipe_of.UNET_CONFIG})
-    config.set_inference_dtype(torch.float32, None)
-    unet = config.get_model({}, "", device="cpu").diffusion_model
+    supported = demo.DemoModel({**recipe_of.UNET_CONFIG})
+    supported.set_inference_dtype(torch.float32, None)
+    unet = supported.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
     demo_model.initialise_denoiser(unet, tower)
     return unet.to(device, memory_format=torch.channels_last), tower.to(device)
@@ -168,7 +169,7 @@ def current(options):
 def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, torch.Tensor]:
     """All weights in 16 bit under the names of the demo model's file; of the token table only the rows that training changed."""
     (mean, deviation), table = statistics(latents), tower.embeddings.token_embedding.weight.detach()
-    ids = (table != demo_model.start_tokens(*table.shape)).any(1).nonzero().flatten()
+    ids = (table != config.start_tokens(*table.shape)).any(1).nonzero().flatten()
     unit = (latents[:200].float() - mean) / deviation
     text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.training import demo_checker, demo_model
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo import illustrated_world as world
 from controlled_diffusion.training.demo.illustrated_captions import Caption
 from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THINGS, UNSEEN, drawing
@@ -183,7 +184,7 @@ def batch_of(index: int, size: int = 16, share: float = 0.2) -> tuple[torch.Tens
         image, masks, hurt = paint(scene, rng, share)
         rows.append((image, *_labels(scene, masks, hurt), GROUNDS.index(scene.ground), list(STYLES).index(scene.style)))
     images, *labels = zip(*rows)
-    return demo_model.as_pictures(list(images)), *(torch.from_numpy(np.stack(label)) for label in labels)
+    return demo_model.as_images(list(images)), *(torch.from_numpy(np.stack(label)) for label in labels)
 
 
 def reader_loss(reader: Reader, batch) -> torch.Tensor:
@@ -232,7 +233,7 @@ def _seen(region: np.ndarray, cells: np.ndarray, colors: np.ndarray) -> Seen:
 def _regions(cells: np.ndarray) -> Iterator[np.ndarray]:
     """Regions of one thing each: connected cells, divided where two classes hold a third of them each."""
     winner = 1 + cells[1:].argmax(0)
-    for blob in demo_checker._components(cells[NOTHING] < 0.5):
+    for blob in checker._components(cells[NOTHING] < 0.5):
         votes = np.bincount(winner[blob], minlength=UNKNOWN + 1)
         strong = [c for c in votes.argsort()[::-1] if votes[c] > max(SMALLEST, votes.sum() / 3)]
         parts = [blob & (winner == c) for c in strong] if len(strong) > 1 else [blob]
@@ -242,7 +243,7 @@ def _regions(cells: np.ndarray) -> Iterator[np.ndarray]:
 @torch.inference_mode()
 def read(reader: Reader, images: list[np.ndarray]) -> list[Reading]:
     """Reads images, uint8 (192, 192, 3) each."""
-    outputs = [torch.cat(part) for part in zip(*(reader(chunk) for chunk in demo_model.as_pictures(list(images)).split(16)))]
+    outputs = [torch.cat(part) for part in zip(*(reader(chunk) for chunk in demo_model.as_images(list(images)).split(16)))]
     cells, colors = (output.softmax(1).numpy() for output in outputs[:2])
     grounds, styles = (output.argmax(1).tolist() for output in outputs[2:])
     found = [[_seen(region, c, k) for region in _regions(c)] for c, k in zip(cells, colors)]

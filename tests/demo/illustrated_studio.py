@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.demo import illustrated_model as recipe
 from controlled_diffusion.training.demo.illustrated_captions import Caption, random_caption
 from PIL import Image, ImageDraw, ImageFont
 
-from harness import demo_pictures
+from demo import illustrated_recipe as recipe
+from harness import demo_images
 
 NOISE_SEED = 7_000_000
 HELD_OUT = recipe.SEEDS["held out"]
@@ -26,7 +26,7 @@ def load(path: Path) -> tuple:
     return model, demo._text(clip, str(path)), demo._autoencoder(vae, str(path))
 
 
-class Studio(demo_pictures.Studio):
+class Studio(demo_images.Studio):
     """The model of a weights file with short ways to prompt, sample and decode."""
 
     def __init__(self, path: Path):

@@ -1,7 +1,7 @@
-"""The illustrated demo model: the recipe of a small text-to-image latent diffusion model of the illustrated world.
+"""The recipe of the illustrated demo model: a small text-to-image latent diffusion model of the illustrated world.
 
 Three stages, each resumable, on a CPU or a GPU: the VAE (from the demo model's), the latents of a fixed set of scenes, and the UNet
-together with its text tower. The networks are ComfyUI's own classes and come in from outside; losses and schedules are the demo model's.
+together with its text tower. The networks are ComfyUI's own classes and come from the script; losses and schedules are the demo model's.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-
-from .. import demo_model
-from ..loop import Loop, Step
-from . import illustrated_world as world
-from .illustrated_captions import random_caption
-from .illustrated_grounds import SIZE
-from .illustrated_scenes import Scene, random_scene
+from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo import config
+from controlled_diffusion.training.demo import illustrated_world as world
+from controlled_diffusion.training.demo.illustrated_captions import random_caption
+from controlled_diffusion.training.demo.illustrated_grounds import SIZE
+from controlled_diffusion.training.demo.illustrated_scenes import Scene, random_scene
+from controlled_diffusion.training.loop import Loop, Step
 
 LATENT = SIZE // 8
 UNET_CONFIG = {
-    **demo_model.UNET_CONFIG,
+    **config.UNET_CONFIG,
     "num_res_blocks": [2, 1, 1],
     "channel_mult": [1, 2, 3],
     "transformer_depth": [0, 0, 1, 1],
@@ -103,7 +103,7 @@ def train_autoencoder(encoder: torch.nn.Module, decoder: torch.nn.Module, loop: 
     """Trains on `batches` of `crops`, the next of which belongs to step `loop.done`."""
 
     def loss_of(index):
-        batch = demo_model.as_pictures(list(next(batches))).to(device)
+        batch = demo_model.as_images(list(next(batches))).to(device)
         return autoencoder_loss(encoder, decoder, batch.contiguous(memory_format=torch.channels_last), index)
 
     return loop.run(loss_of)
@@ -125,7 +125,7 @@ def image(index: int, seed: int = SEEDS["scenes"]) -> np.ndarray:
 
 def images(count: int, seed: int = SEEDS["scenes"]) -> torch.Tensor:
     """The first scenes, float (N, 3, 192, 192) in [0, 1]."""
-    return demo_model.as_pictures([image(i, seed) for i in range(count)])
+    return demo_model.as_images([image(i, seed) for i in range(count)])
 
 
 @torch.no_grad()
