@@ -41,8 +41,8 @@ class Recipe:
     autoencoder_steps: int = 2000
     autoencoder_rate: float = 8e-4
     autoencoder_scenes: int = 4  # a step, two crops of each
-    easy_scenes: int = 4000
-    easy_steps: int = 1000
+    easy_scenes: int = 2000
+    easy_steps: int = 600
     scenes: int = 20_000
     denoiser_steps: int = 20_000
     denoiser_rate: float = 1.3e-3
