@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from controlled_diffusion.training import demo_model
+from controlled_diffusion.training.demo.illustrated_captions import random_caption
 from controlled_diffusion.training.loop import Loop
 
 from demo import illustrated_recipe as recipe
@@ -97,3 +98,13 @@ def test_autoencoder_loss_is_zero_for_identity(side):
     images = torch.rand(2, 3, side, side)
     loss = recipe.autoencoder_loss(torch.nn.Identity(), torch.nn.Identity(), images, 0, noise=0.0)
     assert loss <= 0.02 * demo_model._moments_loss(images) + 1e-3
+
+
+def test_vocabulary_holds_every_caption():
+    """Ids of words stand for the host's tokens here: one number a word."""
+    numbers: dict[str, int] = {}
+    vocabulary = recipe.Vocabulary(lambda word: [numbers.setdefault(word, len(numbers))])
+    rng = np.random.default_rng(0)
+    for i in range(1500):
+        row = vocabulary.tokens(random_caption(recipe.scene(i), rng).text)
+        assert row.shape == (77,) and int(row.max()) < len(vocabulary.ids)

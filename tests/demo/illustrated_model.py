@@ -18,13 +18,13 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
 from safetensors.torch import load_file
 
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe_of
 from demo import illustrated_studio as studio
+from demo.fast_norm import use_fast_norm
 from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
@@ -102,13 +102,20 @@ def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
     return done[:count]
 
 
-def new_denoiser(device: str = "cpu"):
-    """UNet and text tower with their seeded start values."""
+def new_vocabulary() -> recipe_of.Vocabulary:
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    return recipe_of.Vocabulary(lambda word: tokenizer(word)["input_ids"][1:-1])
+
+
+def new_denoiser(device: str, ids: list[int]):
+    """UNet and text tower with their seeded start values; the tower's token table has the rows `ids` alone."""
     supported = demo.DemoModel({**recipe_of.UNET_CONFIG})
     supported.set_inference_dtype(torch.float32, None)
     unet = supported.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
     demo_model.initialise_denoiser(unet, tower)
+    table = tower.embeddings.token_embedding
+    table.weight = torch.nn.Parameter(table.weight.detach()[ids].clone())
     return unet.to(device, memory_format=torch.channels_last), tower.to(device)
 
 
@@ -132,14 +139,14 @@ def denoiser_loop(unet, tower, recipe) -> Loop:
 
 def train_denoiser(latents: torch.Tensor, options, recipe, until: int) -> None:
     """Trains UNet and text tower up to step `until`."""
-    (unet, tower), state = new_denoiser(options.device), options.state / "denoiser.safetensors"
+    vocabulary, state = new_vocabulary(), options.state / "denoiser.safetensors"
+    unet, tower = new_denoiser(options.device, vocabulary.ids)
     loop = denoiser_loop(unet, tower, recipe)
     loop.restore(state)
     say(f"UNet: {loop.done} of {loop.steps} steps done, {len(latents)} scenes, until step {until}")
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
     mean, deviation = statistics(latents)
-    steps = recipe_of.train_denoiser(Denoiser(unet), tower, tokens, (latents.float() - mean) / deviation, loop, recipe, options.device)
+    denoiser = Denoiser(use_fast_norm(unet) if options.device == "cpu" else unet)
+    steps = recipe_of.train_denoiser(denoiser, tower, vocabulary.tokens, (latents.float() - mean) / deviation, loop, recipe, options.device)
     shown(islice(saving(loop, steps, state, SAVE_EVERY), max(0, until - loop.done)))
     loop.save(state)
 
@@ -157,7 +164,7 @@ def train(options) -> None:
 
 def current(options):
     """VAE, UNet and text tower with the averaged weights of the state, which the training may go on writing."""
-    autoencoder, (unet, tower) = shipped()[0], new_denoiser()
+    autoencoder, (unet, tower) = shipped()[0], new_denoiser("cpu", new_vocabulary().ids)
     load_average(options.state / "vae.safetensors", encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
     if (options.state / "decoder.safetensors").exists():
         load_average(options.state / "decoder.safetensors", decoder=autoencoder.taesd_decoder)
@@ -167,21 +174,20 @@ def current(options):
 
 
 def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, torch.Tensor]:
-    """All weights in 16 bit under the names of the demo model's file; of the token table only the rows that training changed."""
-    (mean, deviation), table = statistics(latents), tower.embeddings.token_embedding.weight.detach()
-    ids = (table != config.start_tokens(*table.shape)).any(1).nonzero().flatten()
+    """All weights in 16 bit under the names of the demo model's file; of the token table only the rows that captions use."""
+    mean, deviation = statistics(latents)
     unit = (latents[:200].float() - mean) / deviation
     text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
     weights |= {f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in text.items()}
     weights |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict().items()}
     weights |= {
-        "cond_stage_model.token_rows": table[ids],
+        "cond_stage_model.token_rows": tower.embeddings.token_embedding.weight.detach(),
         "first_stage_model.vae_scale": torch.tensor(demo.LATENT_SCALE * deviation),
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
         "preview_colors": demo_model.preview_colors(unit, recipe_of.images(len(unit))),
     }
-    return {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}
+    return {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": torch.tensor(new_vocabulary().ids, dtype=torch.int32)}
 
 
 def export(options) -> Path:

@@ -6,6 +6,7 @@ together with its text tower. The networks are ComfyUI's own classes and come fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,8 @@ import torch
 from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo import illustrated_world as world
-from controlled_diffusion.training.demo.illustrated_captions import random_caption
+from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS, PLACE_WORDS, SIZE_WORDS, STYLE_WORDS, random_caption
+from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THINGS
 from controlled_diffusion.training.demo.illustrated_grounds import SIZE
 from controlled_diffusion.training.demo.illustrated_scenes import Scene, random_scene
 from controlled_diffusion.training.loop import Loop, Step
@@ -136,6 +138,23 @@ def encode(encoder: torch.nn.Module, batch: torch.Tensor, device: str) -> torch.
 
 
 # --- UNet and text tower ----------------------------------------------------------------------------------------
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, sorted."""
+    phrases = [*THINGS, *COLORS, "a an to the left of right and next", ","]
+    for table in (GROUND_WORDS, STYLE_WORDS, PLACE_WORDS, SIZE_WORDS):
+        phrases += [words for several in table.values() for words in several if words]
+    return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+|[^a-z\s]", phrase)})
+
+
+class Vocabulary:
+    """The few rows of the token table that captions use: `ids` (N,), ascending, and `tokens(text)` as positions in them, int (77,)."""
+
+    def __init__(self, ids_of_word: Callable[[str], list[int]], start: int = 49406, end: int = 49407):
+        self.ids = sorted({start, end, *(i for word in vocabulary() for i in ids_of_word(word))})
+        row = {token: position for position, token in enumerate(self.ids)}
+        self.tokens = demo_model.Tokens(lambda word: [row[i] for i in ids_of_word(word)], row[start], row[end])
 
 
 def _is_easy(index: int) -> bool:
