@@ -34,7 +34,7 @@ GOALS = {"thing": 92, "ground": 97, "color": 95, "place": 90, "style": 90, "both
 
 def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: int, block: int = 64) -> Iterator:
     """make(start), make(start + 1), ...: by a thread, or by several processes where there are cores for them."""
-    if workers < 2:
+    if workers < 2 or start >= stop:
         yield from demo_model.prefetch(make, start, stop)
         return
     with multiprocessing.get_context("fork").Pool(workers) as pool:
