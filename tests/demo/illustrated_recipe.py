@@ -46,7 +46,7 @@ class Recipe:
     easy_scenes: int = 2000
     easy_steps: int = 600
     scenes: int = 20_000
-    denoiser_steps: int = 20_000
+    denoiser_steps: int = 12_000
     denoiser_rate: float = 1.3e-3
     batch: int = 32
     decoder_steps: int = 3000  # of the decoder alone, at the end
