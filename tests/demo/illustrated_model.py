@@ -190,13 +190,22 @@ def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, tor
     return {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": torch.tensor(new_vocabulary().ids, dtype=torch.int32)}
 
 
-def export(options) -> Path:
+def write_weights(options, path: Path) -> Path:
     """Writes the current weights as one file."""
-    path = options.output or options.state / "snapshot.safetensors"
     (autoencoder, unet, tower), latents = current(options), load_file(options.state / "latents.safetensors")["latents"]
     save_atomically(weights_of(autoencoder, latents, unet, tower), path)
     say(f"wrote {path.name}: {path.stat().st_size / 1e6:.2f} MB, UNet at step {steps_done(options.state / 'denoiser.safetensors')}")
     return path
+
+
+def export(options) -> None:
+    """Writes the current weights as one file, `--output` or the snapshot of the state."""
+    write_weights(options, options.output or options.state / "snapshot.safetensors")
+
+
+def weights_file(options) -> Path:
+    """The weights to draw with: `--weights`, or the current ones."""
+    return options.weights or write_weights(options, options.state / "current.safetensors")
 
 
 def status(options) -> None:
@@ -214,7 +223,7 @@ def status(options) -> None:
 def sheet(options) -> None:
     """Held-out prompts and what the model draws."""
     captions = [caption.text for caption in studio.held_out(options.count)]
-    images = studio.Studio(options.weights or export(options)).draw(captions, seed=studio.NOISE_SEED)
+    images = studio.Studio(weights_file(options)).draw(captions, seed=studio.NOISE_SEED)
     studio.draw_sheet(images, captions, options.output or options.state / "sheet.png")
 
 
@@ -238,7 +247,7 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
 
 def measure(options) -> None:
     """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
-    captions, artist, images = studio.held_out(options.count), studio.Studio(options.weights or export(options)), []
+    captions, artist, images = studio.held_out(options.count), studio.Studio(weights_file(options)), []
     for first in range(0, options.count, 32):
         images.extend(artist.draw([caption.text for caption in captions[first : first + 32]], seed=studio.NOISE_SEED + first))
     verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(), images), captions)]
