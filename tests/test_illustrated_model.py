@@ -9,7 +9,8 @@ from controlled_diffusion.training.loop import Loop
 
 from demo import illustrated_recipe as recipe
 
-SMALL = recipe.Recipe(easy_scenes=60, easy_steps=2, scenes=80, denoiser_steps=4, batch=4)
+SCENES = 80
+SMALL = recipe.Recipe(easy_scenes=60, easy_steps=2, denoiser_steps=4, batch=4)
 
 
 class TinyUNet(torch.nn.Module):
@@ -51,7 +52,7 @@ def new_parts():
 
 def trained(stops: list[int], path) -> dict[str, torch.Tensor]:
     """Weights after four steps, saved and restored at each of `stops`."""
-    latents = torch.randn(SMALL.scenes, 4, recipe.LATENT, recipe.LATENT, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(SCENES, 4, recipe.LATENT, recipe.LATENT, generator=torch.Generator().manual_seed(0))
     for stop in stops:
         unet, tower, loop = new_parts()
         loop.restore(path)
@@ -68,7 +69,7 @@ def test_interrupted_training_continues_exactly(tmp_path):
 
 
 def test_first_steps_see_easy_scenes():
-    picks = recipe.pick_scenes(SMALL, SMALL.scenes)
+    picks = recipe.pick_scenes(SMALL, SCENES)
     for step in range(SMALL.easy_steps):
         assert all(recipe._is_easy(int(i)) for i in picks(step, np.random.default_rng(step)))
     later = np.concatenate([picks(SMALL.easy_steps, np.random.default_rng(i)) for i in range(20)])
@@ -108,3 +109,9 @@ def test_vocabulary_holds_every_caption():
     for i in range(1500):
         row = vocabulary.tokens(random_caption(recipe.scene(i), rng).text)
         assert row.shape == (77,) and int(row.max()) < len(vocabulary.ids)
+
+
+def test_growth_ends_with_the_training():
+    for planned in recipe.RECIPES.values():
+        assert planned.growth[-1][1] == planned.denoiser_steps and list(planned.growth) == sorted(planned.growth)
+        assert planned.growth[0][0] >= planned.easy_scenes

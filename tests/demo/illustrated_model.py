@@ -156,7 +156,7 @@ def train(options) -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     recipe = recipe_of.RECIPES[options.device]
     autoencoder = train_autoencoder(options, recipe)
-    for scenes, until in ((recipe.easy_scenes, recipe.easy_steps), (recipe.scenes, recipe.denoiser_steps)):
+    for scenes, until in recipe.growth:
         if (steps_done(options.state / "denoiser.safetensors") or 0) < until:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
     train_decoder(autoencoder, options, recipe)

@@ -38,14 +38,15 @@ EASY_STYLES = ("cartoon", "3d")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, rates and amounts. The UNet's first `easy_steps` see only the single things without a filter among the first `easy_scenes`."""
+    """Steps, rates and amounts. The UNet's first `easy_steps` see only the single things without a filter among the first `easy_scenes`.
+    `growth`: how many scenes are encoded for the steps up to which; the last ones for all further steps."""
 
     autoencoder_steps: int = 2000
     autoencoder_rate: float = 8e-4
     autoencoder_scenes: int = 4  # a step, two crops of each
     easy_scenes: int = 2000
     easy_steps: int = 600
-    scenes: int = 20_000
+    growth: tuple[tuple[int, int], ...] = ((2000, 600), (5000, 1800), (10_000, 4000), (20_000, 12_000))
     denoiser_steps: int = 12_000
     denoiser_rate: float = 1.3e-3
     batch: int = 32
@@ -54,7 +55,7 @@ class Recipe:
 
 RECIPES = {  # by device; a training begun on one goes on with the recipe of the other
     "cpu": Recipe(),
-    "cuda": Recipe(autoencoder_steps=5000, autoencoder_scenes=12, easy_steps=400, scenes=30_000, denoiser_steps=6000, batch=128),
+    "cuda": Recipe(autoencoder_steps=5000, autoencoder_scenes=12, easy_steps=400, growth=((30_000, 6000),), denoiser_steps=6000, batch=128),
 }
 
 
