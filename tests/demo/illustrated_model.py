@@ -46,7 +46,7 @@ def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: in
 
 
 def train_autoencoder(options, recipe) -> torch.nn.Module:
-    """The trained VAE; trains it first where its state is not complete."""
+    """The trained VAE; trains it first where its state is not complete and no latents of it are in use."""
     autoencoder, state = shipped()[0].to(options.device), options.state / "vae.safetensors"
     parts = dict(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
     parameters = parameters_of(**parts)
@@ -59,6 +59,8 @@ def train_autoencoder(options, recipe) -> torch.nn.Module:
         matrices=[k for k, p in parameters.items() if p.ndim == 4],
     )
     loop.restore(state)
+    if (options.state / "latents.safetensors").exists():
+        loop.steps = loop.done
     say(f"VAE: {loop.done} of {loop.steps} steps done")
     batches = made_ahead(partial(recipe_of.crops, recipe.autoencoder_scenes), loop.done, loop.steps, options.workers)
     shown(saving(loop, recipe_of.train_autoencoder(*parts.values(), loop, options.device, batches), state, SAVE_EVERY))
