@@ -36,7 +36,7 @@ def custom_diffusion(graph):
         model = graph.add("DemoModelLoader")
     with graph.group("2 One pattern"):
         bands = concept(graph, model, "bands")
-    with graph.group("3 Another"):
+    with graph.group("3 Another pattern"):
         spots = concept(graph, model, "spots")
     with graph.group("4 Merge"):
         lines = graph.add("StringConcatenate", title="concepts", string_a=bands["concept"], string_b=spots["concept"], delimiter="\n")

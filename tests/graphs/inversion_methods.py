@@ -56,7 +56,7 @@ def inverted(graph, model, source, negative, image, title: str):
 
 
 def report(graph, image, inversion, both, title: str):
-    """What came back and the edit, beside the image; `both` holds one of each."""
+    """A report of the reconstruction and the edit next to the image; `both` holds one of each."""
     back, edit = (
         graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in enumerate(("back", "edit"))
     )

@@ -12,7 +12,7 @@ def multi_cfg_guider(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
-    with graph.group("2 Wishes"):
+    with graph.group("2 Prompts"):
         red, blue, striped, empty = prompt_nodes(
             graph,
             model,
@@ -101,7 +101,7 @@ def guidance_report(graph):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-    with graph.group("2 Wishes"):
+    with graph.group("2 Prompts"):
         circle, star, red, empty = prompt_nodes(
             graph,
             model,

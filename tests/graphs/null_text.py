@@ -1,4 +1,4 @@
-"""Null-text inversion in stock samplers, beside negative-prompt inversion."""
+"""Null-text inversion in standard samplers, next to negative-prompt inversion."""
 
 from .parts import saved, square_prompts, two_squares
 
@@ -23,7 +23,7 @@ def null_text(graph):
     with graph.group("3 Inversion"):
         found = graph.add("NullTextInverter", cfg=CFG, **shared)
         quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
-    with graph.group("4 Null-text in stock samplers"):
+    with graph.group("4 Null-text in standard samplers"):
         knobs = dict(
             model=model["model"],
             latent_image=found["noisy_latent"],

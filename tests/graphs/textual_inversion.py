@@ -18,7 +18,7 @@ def textual_inversion(graph):
     with graph.group("2 Images"):
         images = graph.add("BatchImagesNode", images=images_of(graph, model, SHOWN, each=4))
         graph.add("PreviewImage", title="images to learn from", images=images)
-    with graph.group("3 Learn a word"):
+    with graph.group("3 Train a word"):
         trained = graph.add(
             "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="pattern", placeholder="<pattern>",
             captions="\n".join(captions), steps=100, learning_rate=0.02, validation_cfg=4.0,
