@@ -134,7 +134,7 @@ def _weight(part: str, weight: str) -> float:
 
 
 @dataclass(frozen=True)
-class ClassifierForce:
+class ClassifierGradient:
     """What a classifier adds to a prediction at weight 1; see `towards`. `batch` limits the samples at a time (0 = all)."""
 
     classifier: LabelledClassifier

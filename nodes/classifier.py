@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..guidance.classifier import ClassifierForce
+from ..guidance.classifier import ClassifierGradient
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host.fingerprint import stamp
@@ -93,7 +93,7 @@ class ClassifierChannel(io.ComfyNode):
             mask=mask,
             priority=priority,
             name=name or labels.strip(),
-            force=ClassifierForce(classifier, classifier.choices(labels), batch_size),
+            force=ClassifierGradient(classifier, classifier.choices(labels), batch_size),
         )
         return io.NodeOutput((*previous, channel))
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..guidance.image_guidance import KINDS, ImageForce
+from ..guidance.image_guidance import KINDS, ImageGradient
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host import latents
@@ -107,7 +107,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         else:
             _need(image is not None, f"Kind '{kind}' needs a reference image: connect one.")
             loss = image_guidance.matches(decode, image_guidance.nearest_size(image), kind)
-        force = ImageForce(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
+        force = ImageGradient(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
         interval = Schedule(start=start_percent, end=end_percent)
         channel = Channel(None, weight, False, None, schedule or ALWAYS, interval, mask, priority, name or kind, force)
         return io.NodeOutput((*previous, channel))

@@ -319,7 +319,7 @@ class GuidanceReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, latent) -> io.NodeOutput:
-        record = record_of(source)
+        record = record_of(source, latent)
         return io.NodeOutput(report_image(record), latent, record.text())
 
 

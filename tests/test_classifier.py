@@ -3,7 +3,7 @@
 import pytest
 import torch
 from controlled_diffusion.guidance.classifier import (
-    ClassifierForce,
+    ClassifierGradient,
     LabelledClassifier,
     NoisyClassifier,
     gradient_of,
@@ -100,8 +100,8 @@ def test_independent_labels_are_logistic_and_exclusive_ones_a_softmax(classifier
 def test_the_force_raises_the_probability_and_does_not_depend_on_the_batch_size(classifier, scale):
     x = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = 0.6
-    whole = ClassifierForce(classifier, {0: 1.0})(x, sigma, x, scale)
-    parts = ClassifierForce(classifier, {0: 1.0}, batch=2)(x, sigma, x, scale)
+    whole = ClassifierGradient(classifier, {0: 1.0})(x, sigma, x, scale)
+    parts = ClassifierGradient(classifier, {0: 1.0}, batch=2)(x, sigma, x, scale)
     torch.testing.assert_close(whole, parts)
 
     def log_p(x):
@@ -118,16 +118,16 @@ def test_the_force_raises_the_probability_and_does_not_depend_on_the_batch_size(
 def test_a_video_is_scored_by_the_mean_over_its_frames(classifier):
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     still = frames[:, :, :1].expand(-1, -1, 3, -1, -1).contiguous()
-    force = ClassifierForce(classifier, {0: 1.0})
+    force = ClassifierGradient(classifier, {0: 1.0})
     image = force(still[:, :, 0], 0.5, still, VP)
     torch.testing.assert_close(force(still, 0.5, still, VP).sum(2), image)
 
 
 def test_the_gradient_is_taken_within_inference_mode_too(classifier):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    outside = ClassifierForce(classifier, {1: 1.0})(x, 0.5, x, VP)
+    outside = ClassifierGradient(classifier, {1: 1.0})(x, 0.5, x, VP)
     with torch.inference_mode():
-        inside = ClassifierForce(classifier, {1: 1.0})(x.clone(), 0.5, x, VP)
+        inside = ClassifierGradient(classifier, {1: 1.0})(x.clone(), 0.5, x, VP)
     torch.testing.assert_close(inside, outside)
 
 

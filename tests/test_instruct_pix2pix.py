@@ -32,8 +32,8 @@ def cfg(null, cond, scale):
 
 def through_channels(base: str, made, sigma: float, seen: dict):
     """What the multi-channel guidance of the pack makes of channels whose conditionings are names of predictions."""
-    pushes = [multi_cfg.push(seen[c.conditioning] - seen[c.null or base], c.strength(sigma, SCALE)) for c in made]
-    return multi_cfg.combine(seen[base], pushes)
+    terms = [multi_cfg.term(seen[c.conditioning] - seen[c.null or base], c.strength(sigma, SCALE)) for c in made]
+    return multi_cfg.combine(seen[base], terms)
 
 
 @pytest.mark.parametrize("text, image", SCALES)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import comfy.samplers
 import torch
-from controlled_diffusion.guidance.classifier import ClassifierForce
+from controlled_diffusion.guidance.classifier import ClassifierGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.record import Record
 from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
@@ -53,7 +53,7 @@ def main() -> None:
     classifier = read(SHIPPED / "demo_model.safetensors")
     cases = {
         "CFG": (),
-        "classifier": (Channel(None, 1.0, force=ClassifierForce(classifier, classifier.choices("red"))),),
+        "classifier": (Channel(None, 1.0, gradient=ClassifierGradient(classifier, classifier.choices("red"))),),
         "layout": image_channel(studio, "layout", False),
         "layout, through the denoiser": image_channel(studio, "layout", True),
     }

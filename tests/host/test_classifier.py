@@ -3,7 +3,7 @@
 import comfy.samplers
 import pytest
 import torch
-from controlled_diffusion.guidance.classifier import ClassifierForce, LabelledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.classifier import ClassifierGradient, LabelledClassifier, NoisyClassifier
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.host.guidance import classifier
@@ -40,7 +40,7 @@ def labelled(latent_format: str = "SD15", channels: int = 4) -> LabelledClassifi
 
 
 def toward_red(weight: float, classifier=None, **kwargs) -> Channel:
-    return Channel(None, weight, name="red", force=ClassifierForce(classifier or labelled(), {0: 1.0}), **kwargs)
+    return Channel(None, weight, name="red", gradient=ClassifierGradient(classifier or labelled(), {0: 1.0}), **kwargs)
 
 
 def hosts_cfg(model, cfg: float = 3.0):
@@ -59,7 +59,7 @@ def test_scale_0_is_the_hosts_cfg_and_asks_no_classifier(any_model):
 def test_outside_its_interval_the_classifier_is_not_asked(eps_model):
     channels = ClassifierChannel.execute(labelled(), "red", 2.0, 0.0, 0.5, 0, "", 0).args[0]
     run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels]))
-    assert 0 < channels[0].force.classifier.network.rows < STEPS
+    assert 0 < channels[0].gradient.classifier.network.rows < STEPS
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
@@ -109,7 +109,7 @@ def test_priorities_hold_for_gradients_too(eps_model):
 
 def test_a_batch_and_its_parts_are_guided_alike(eps_model):
     whole = run(MultiCFG(eps_model, EMPTY, [toward_red(20.0)]), latent(3))
-    part = Channel(None, 20.0, force=ClassifierForce(labelled(), {0: 1.0}, batch=2))
+    part = Channel(None, 20.0, gradient=ClassifierGradient(labelled(), {0: 1.0}, batch=2))
     assert_close(run(MultiCFG(eps_model, EMPTY, [part]), latent(3)), whole)
 
 

@@ -16,7 +16,7 @@ from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassi
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier as files
-from controlled_diffusion.nodes.host.guidance.multi_cfg import check_channels
+from controlled_diffusion.nodes.host.guidance.multi_cfg import check_guidance_channels
 from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training import demo_model, loop
@@ -255,9 +255,9 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
     latents = torch.cat(host._latents(model, demo_vae, images(4).split(1)))
     assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
     channel = ClassifierChannel.execute(made, "a", 1.0, 0.0, 1.0, 0, "", 0).args[0]
-    check_channels(model, channel)
+    check_guidance_channels(model, channel)
     with pytest.raises(ValueError, match="SDXL_Playground_2_5, but SDXL has SDXL"):
-        check_channels(tiny_text.denoiser("sdxl"), channel)
+        check_guidance_channels(tiny_text.denoiser("sdxl"), channel)
 
 
 @pytest.mark.parametrize("kind", ["flux", "video"])
