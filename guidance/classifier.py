@@ -41,8 +41,6 @@ def gradient_of(score: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, 
     return torch.cat(parts)
 
 
-
-
 class _Block(torch.nn.Module):
     """A residual block whose features are scaled and shifted by the noise level."""
 

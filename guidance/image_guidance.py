@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Squared distance of mean and deviation of each colour, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
+    """Squared distance of mean and deviation of each color, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
 
     def look(p):
         flat = p.flatten(2)
@@ -33,7 +33,7 @@ def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
 
 
 def brightness_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the light and dark of the image, blurred to 8 x 8 cells; colour is free."""
+    """Squared distance of the light and dark of the image, blurred to 8 x 8 cells; color is free."""
     luma = torch.tensor(LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
     return layout_distance((images * luma).sum(1, True), (reference * luma).sum(1, True))
 

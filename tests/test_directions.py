@@ -62,7 +62,7 @@ def test_equal_predictions_have_no_direction():
 
 
 @pytest.mark.parametrize("shaping", [Shaping(apg_eta=0.0, apg_norm=2.0), Shaping(zero_star=True)], ids=["apg", "zero star"])
-def test_of_a_weight_the_prediction_has_1_and_the_shaped_direction_the_rest(shaping):
+def test_shaping_acts_on_the_weight_above_1(shaping):
     shaped, delta = shaping(COND, NULL, X)[0], COND - NULL
     for weight, expected in ((4.0, delta + 3 * shaped), (1.0, delta), (0.25, 0.25 * delta), (-2.0, -2 * shaped), (0.0, 0 * delta)):
         torch.testing.assert_close(weight * shaping.direction(COND, NULL, X, weight)[0], expected)

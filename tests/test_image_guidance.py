@@ -24,7 +24,7 @@ def posterior_mean(x, sigma, flow):
 
 @pytest.mark.parametrize("scale", [VP, FLOW], ids=["eps", "flow"])
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
-def test_the_cheap_form_is_the_exact_one_where_data_has_unit_variance(scale, sigma):
+def test_the_cheap_form_is_exact_for_unit_variance(scale, sigma):
     x = torch.randn(3, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def loss(latents):
@@ -52,8 +52,8 @@ def test_a_video_is_read_a_part_of_its_frames_at_a_time(through):
     z, seen = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(4)).requires_grad_(through), []
 
     def moved(batch):
-        force = ImageGradient(lambda p: seen.append(len(p)) or (p - 1).square().mean((1, 2, 3)), through, batch=batch)
-        return force(z, 1.0, 0.5 * z if through else z, VP)
+        gradient = ImageGradient(lambda p: seen.append(len(p)) or (p - 1).square().mean((1, 2, 3)), through, batch=batch)
+        return gradient(z, 1.0, 0.5 * z if through else z, VP)
 
     torch.testing.assert_close(moved(2), moved(0))
     assert seen == [2, 2, 2, 6]
@@ -73,7 +73,7 @@ def test_it_moves_towards_less_loss():
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
-def test_an_image_is_at_no_distance_from_itself_and_at_one_from_another(kind):
+def test_distances_are_0_from_the_image_itself_only(kind):
     a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     assert float(DISTANCES[kind](a, a)) < 1e-9 and float(DISTANCES[kind](a, 0.5 * b)) > 1e-3
 
@@ -94,7 +94,7 @@ def test_embeddings_are_compared_by_angle():
     torch.testing.assert_close(embedding_distance(a, torch.tensor([[3.0, 0.0]])), torch.tensor([0.0, 1.0]))
 
 
-def test_colours_of_one_mean_differ_in_their_spread():
+def test_colors_of_one_mean_differ_in_their_spread():
     gray = torch.full((1, 3, 8, 8), 0.5)
     checks = gray.clone()
     checks[..., ::2], checks[..., 1::2] = 0.2, 0.8

@@ -66,18 +66,18 @@ def test_a_prediction_is_needed_only_where_it_counts(text, image, rows):
     assert_close(sum(coefficients(text, image)[name] * seen[name] for name in rows), full, **CLOSE)
 
 
-def test_a_model_that_ignores_the_image_is_guided_by_the_text_alone():
+def test_a_model_blind_to_the_image_has_text_guidance():
     seen = predictions()
     seen["image"] = seen["nothing"]
     assert torch.equal(combine(**seen, text_scale=7.5, image_scale=1.5), cfg(seen["nothing"], seen["edit"], 7.5))
 
 
-def test_equal_scales_are_plain_guidance_from_nothing_to_the_edit():
+def test_equal_scales_are_cfg_from_nothing_to_the_edit():
     seen = predictions()
     assert_close(combine(**seen, text_scale=4.0, image_scale=4.0), cfg(seen["nothing"], seen["edit"], 4.0), **CLOSE)
 
 
-def test_image_scale_one_is_plain_guidance_from_the_image_to_the_edit():
+def test_image_scale_1_is_cfg_from_the_image_to_the_edit():
     seen = predictions()
     assert_close(combine(**seen, text_scale=4.0, image_scale=1.0), cfg(seen["image"], seen["edit"], 4.0), **CLOSE)
 
@@ -101,13 +101,13 @@ def test_both_arrangements_of_channels_are_the_equation(text, image):
 
 def test_the_images_excess_is_nothing_at_all_at_scale_one():
     conditions = Conditions("nothing", "image", "edit")
-    assert excess(conditions, Scales(image=1.0)).strength(1.0, SCALE) == 0.0
-    halved = excess(conditions, Scales(image=2.0, image_schedule=Schedule(Constant(0.5))))
+    assert excess(conditions, Scales(image_scale=1.0)).strength(1.0, SCALE) == 0.0
+    halved = excess(conditions, Scales(image_scale=2.0, image_schedule=Schedule(Constant(0.5))))
     assert halved.strength(1.0, SCALE) == 0.0
-    assert excess(conditions, Scales(image=1.5)).strength(1.0, SCALE) == 0.5
+    assert excess(conditions, Scales(image_scale=1.5)).strength(1.0, SCALE) == 0.5
 
 
-def test_a_schedule_multiplies_its_scale_and_its_interval_ends_it():
+def test_a_schedule_multiplies_and_ends_its_scale():
     scales = Scales(6.0, 2.0, Schedule(Constant(0.5)), Schedule(end=0.5))
     assert scales.at(SCALE.sigma(0.25), SCALE) == (3.0, 2.0)
     assert scales.at(SCALE.sigma(0.75), SCALE) == (3.0, 0.0)
@@ -116,6 +116,6 @@ def test_a_schedule_multiplies_its_scale_and_its_interval_ends_it():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_scale_that_is_no_number_is_refused_by_its_name(value):
     with pytest.raises(ValueError, match=rf"text_scale is {value}; give a finite number, usually 5 to 10"):
-        Scales(text=value)
+        Scales(text_scale=value)
     with pytest.raises(ValueError, match=rf"image_scale is {value}; give a finite number, usually 1 to 2"):
-        Scales(image=value)
+        Scales(image_scale=value)

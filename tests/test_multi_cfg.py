@@ -27,7 +27,7 @@ def test_a_prompt_split_in_two_halves_is_the_prompt():
     assert_close(halves, combine(base, [term(cond - base, 4.0)]))
 
 
-def test_a_negative_channel_is_a_positive_one_with_the_opposite_weight():
+def test_a_negative_channel_has_the_opposite_weight():
     base, cond = predictions(2)
     channel = Channel(None, 3.0, negative=True)
     assert channel.strength(1.0, None) == -3.0
@@ -56,20 +56,20 @@ def test_a_mask_limits_a_push_to_its_region():
     assert torch.equal(result[..., :4], (base + (cond - base) * 5.0)[..., :4])
 
 
-def test_project_is_the_plain_sum_where_nothing_works_against_the_higher_priority():
+def test_project_is_the_sum_where_nothing_conflicts():
     high = draw(2, 4, 8, 8)
     low = 0.3 * high + without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
     terms = [GuidanceTerm(high, 1), GuidanceTerm(low, 0)]
     assert_close(resolve(terms, "project"), resolve(terms, "sum"))
 
 
-def test_project_takes_away_exactly_what_works_against_the_higher_priority():
+def test_project_removes_exactly_the_opposing_part():
     high = draw(2, 4, 8, 8)
     across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
     assert_close(resolve([GuidanceTerm(high, 1), GuidanceTerm(across - 0.7 * high, 0)], "project"), high + across)
 
 
-def test_perpendicular_takes_away_the_component_whatever_its_sign():
+def test_perpendicular_removes_the_component_of_any_sign():
     high = draw(2, 4, 8, 8)
     across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
     for share in (-0.7, 0.4):
@@ -83,14 +83,14 @@ def test_conflicts_are_settled_for_each_sample_of_a_batch_alone():
         assert_close(both[i : i + 1], resolve([GuidanceTerm(high[i : i + 1], 1), GuidanceTerm(low[i : i + 1], 0)], "perpendicular"))
 
 
-def test_the_cap_limits_the_rms_of_the_term_and_leaves_small_terms_alone():
+def test_the_cap_limits_the_rms_of_large_terms_only():
     base, cond = predictions(2)
     capped = combine(base, [term(cond - base, 10.0)], Rules(norm_cap=0.5)) - base
     assert_close(capped.flatten(1).square().mean(1).sqrt(), torch.full((2,), 0.5), atol=1e-5, rtol=1e-5)
     assert_close(combine(base, [term(cond - base, 0.01)], Rules(norm_cap=5.0)), combine(base, [term(cond - base, 0.01)]))
 
 
-def test_rescale_one_gives_the_deviation_of_the_positive_and_zero_changes_nothing():
+def test_rescale_1_gives_the_positives_deviation_0_is_off():
     base, cond = predictions(2)
     terms = [term(cond - base, 9.0)]
     full = combine(base, terms, Rules(rescale=1.0), [cond])
@@ -107,12 +107,12 @@ def test_video_latents_are_mixed_like_images():
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
-def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
+def test_a_weight_that_is_not_finite_is_refused(weight):
     with pytest.raises(ValueError, match=r"'sky' is (nan|inf); give a finite number"):
         Channel(None, weight, name="sky")
 
 
-def test_under_cfg_plus_plus_a_weight_above_lambdas_range_is_refused():
+def test_a_cfg_plus_plus_weight_above_1_is_refused():
     shape = Schedule(CfgPlusPlus((4.0, 1.0, 0.0)))
     with pytest.raises(ValueError, match=r"'sky' is 4\.0, but under .* cfg\+\+ it is lambda, from 0 to 1\. Set it to 0\.2 to 1"):
         Channel(None, 4.0, schedule=shape, name="sky")

@@ -50,14 +50,14 @@ def hosts_cfg(model, cfg: float = 3.0):
     return guider
 
 
-def test_scale_0_is_the_hosts_cfg_and_asks_no_classifier(any_model):
+def test_scale_0_is_cfg_and_asks_no_classifier(any_model):
     classifier = labelled()
     guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(0.0, classifier)]))
     assert torch.equal(guided, run(hosts_cfg(any_model))) and classifier.network.rows == 0
 
 
 def test_outside_its_interval_the_classifier_is_not_asked(eps_model):
-    channels = ClassifierChannel.execute(labelled(), "red", 2.0, 0.0, 0.5, 0, "", 0).args[0]
+    channels = ClassifierChannel.execute(labelled(), "red", weight=2.0, end_percent=0.5).args[0]
     run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels]))
     assert 0 < channels[0].gradient.classifier.network.rows < STEPS
 
@@ -120,7 +120,7 @@ def test_video_latents_are_guided():
     assert torch.isfinite(guided).all() and guided.ndim == 5
 
 
-def test_a_classifier_of_another_latent_format_is_refused_with_both_names(eps_model):
+def test_a_classifier_of_another_latent_format_is_refused(eps_model):
     with pytest.raises(ValueError, match=r"format SDXL.* has SD15"):
         MultiCFG(eps_model, EMPTY, [toward_red(1.0, labelled("SDXL"))])
     with pytest.raises(ValueError, match="format SDXL"):

@@ -41,16 +41,16 @@ def ours(model, cfg: float, **rules):
     return MultiCFG(model, EMPTY, [Channel(CAT, cfg)], Rules(**rules))
 
 
-
-
-@pytest.mark.parametrize("knobs", [dict(apg_eta=0.0), dict(apg_eta=0.5, apg_norm=5.0), dict(apg_eta=0.0, apg_momentum=-0.5, apg_norm=8.0)], ids=str)
+@pytest.mark.parametrize(
+    "knobs", [dict(apg_eta=0.0), dict(apg_eta=0.5, apg_norm=5.0), dict(apg_eta=0.0, apg_momentum=-0.5, apg_norm=8.0)], ids=str
+)
 def test_apg_is_the_hosts_node_at_one_scale_less(any_model, knobs):
     """The host's node adds its scale to a prediction that has weight 1 already; the paper's w is one more."""
     patched = APG.execute(any_model, knobs["apg_eta"], knobs.get("apg_norm", 0.0), knobs.get("apg_momentum", 0.0)).args[0]
     assert_close(run(ours(any_model, 4.0, shaping=Shaping(**knobs))), run(host_cfg(patched, 3.0)), **CLOSE)
 
 
-def test_apg_leaves_plain_cfg_alone_by_default_and_changes_it_otherwise(eps_model):
+def test_apg_is_neutral_by_default_only(eps_model):
     plain = run(host_cfg(eps_model, 4.0))
     assert torch.equal(run(ours(eps_model, 4.0, shaping=Shaping())), plain)
     assert not torch.allclose(run(ours(eps_model, 4.0, shaping=Shaping(apg_eta=0.0))), plain, atol=1e-2)
@@ -62,8 +62,8 @@ SHAPINGS = pytest.mark.parametrize(
 
 
 @SHAPINGS
-def test_shaping_acts_on_the_lead_and_on_other_channels_alike(eps_model, shaping):
-    """A mask of ones keeps a channel from being the lead."""
+def test_shaping_acts_on_primary_and_other_channels_alike(eps_model, shaping):
+    """A mask of ones keeps a channel from being the primary."""
     cat, dog, everywhere = Channel(CAT, 4.0), Channel(DOG, 2.0), torch.ones(1, 8, 8)
     first = run(MultiCFG(eps_model, EMPTY, [cat, dog], Rules(shaping=shaping)))
     for order in ([dog, cat], [replace(cat, mask=everywhere), dog], [replace(dog, mask=everywhere), replace(cat, mask=everywhere)]):
@@ -125,8 +125,6 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
         assert torch.equal(twice, copied) and not torch.allclose(twice, run(MultiCFG(eps_model, EMPTY, [one], Rules(shaping=shaping))))
 
 
-
-
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
     """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted image instead."""
     sigmas = torch.tensor([0.6, 0.3])
@@ -140,15 +138,15 @@ def test_zero_star_is_the_papers_formula_on_velocities(any_model):
     assert_close(guided, fitted + 4.0 * (conditioned - fitted), atol=1e-4, rtol=1e-3)
 
 
-def test_zero_init_does_not_move_the_image_and_evaluates_nothing(flow_model):
+def test_zero_init_leaves_the_latent_and_evaluates_nothing(flow_model):
     counted = Count(flow_model)
     run(ours(counted.model, 4.0, zero_init_percent=0.3))
     still = sum(float(s) > float(flow_model.get_model_object("model_sampling").percent_to_sigma(0.3)) for s in sigmas_of(flow_model)[:-1])
     assert still and counted.rows == 2 * (STEPS - still)
     early = torch.tensor([1.0, 0.99])
-    assert_close(run(ours(flow_model, 4.0, zero_init_percent=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init_percent=1.0), sigmas=early))
-
-
+    assert_close(
+        run(ours(flow_model, 4.0, zero_init_percent=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init_percent=1.0), sigmas=early)
+    )
 
 
 def test_the_whole_interval_is_plain_cfg(any_model):
@@ -188,7 +186,7 @@ def test_outside_the_interval_a_channel_that_is_off_stays_off(eps_model):
     assert STEPS < counted.rows < 3 * STEPS
 
 
-def test_outside_the_interval_a_force_rests(eps_model):
+def test_outside_the_interval_a_gradient_rests(eps_model):
     class Shout:
         through_denoiser, latent_format = False, ""
 
@@ -198,8 +196,6 @@ def test_outside_the_interval_a_force_rests(eps_model):
     never = Rules(interval=Schedule(start=0.999, end=0.9995))
     guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(None, 3.0, gradient=Shout())], never)
     assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
-
-
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
@@ -215,8 +211,6 @@ def test_cfg_plus_plus_needs_the_sigmas():
     with pytest.raises(ValueError, match="needs the sigmas of the run"):
         GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0)
     assert CfgPlusPlus((4.0, 1.0, 0.0))(2.0, Span(NoiseScale((10.0, 1.0, 0.1)))) == pytest.approx(2.0)
-
-
 
 
 def channels():

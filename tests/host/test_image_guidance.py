@@ -54,7 +54,7 @@ def image(seed: int = 0) -> torch.Tensor:
 
 def channel(model, vae, weight: float = 3.0, kind: str = "layout", through=False, batch_size=1, **kwargs):
     given = {"image": image(), **kwargs}
-    return ImageGuidanceChannel.execute(model, vae, kind, weight, 0.0, 1.0, 0, "", through, batch_size, **given).args[0]
+    return ImageGuidanceChannel.execute(model, vae, kind, through, batch_size, weight=weight, **given).args[0]
 
 
 def host_cfg(model, cfg: float = 3.0):
@@ -64,14 +64,14 @@ def host_cfg(model, cfg: float = 3.0):
     return guider
 
 
-def test_weight_0_is_the_hosts_cfg_and_decodes_nothing(any_model, vae):
+def test_weight_0_is_cfg_and_decodes_nothing(any_model, vae):
     calls = []
-    force = ImageGradient(lambda z: calls.append(1) or z.sum((1, 2, 3)))
-    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=force)])), run(host_cfg(any_model)))
+    gradient = ImageGradient(lambda z: calls.append(1) or z.sum((1, 2, 3)))
+    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])), run(host_cfg(any_model)))
     assert not calls
 
 
-def test_what_loads_dynamically_is_loaded_again_whole_where_gradients_pass(eps_model, vae):
+def test_dynamic_models_are_loaded_whole_for_gradients(eps_model, vae):
     """Dynamic weights lie in memory that the host uses again, of which autograd knows nothing."""
     vague = copy.copy(vae)
     vague.patcher = tiny.dynamic(vae.patcher, lambda: tiny.vae().patcher)
@@ -116,7 +116,7 @@ def test_stock_samplers_follow_it_through_the_denoiser(eps_model, vae, sampler):
     assert torch.isfinite(guided).all() and not torch.allclose(guided, run(host_cfg(eps_model), sampler=sampler))
 
 
-def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
+def test_through_the_denoiser_matches_finite_differences():
     model = tiny_unet("eps", output_scale=0.5)
     sigma, found = 2.0, []
 
@@ -147,9 +147,9 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
     assert sigma**2 * derivative == pytest.approx(float((delta * direction).sum()), rel=0.02)
 
 
-def test_through_the_denoiser_at_weight_0_keeps_no_graph_and_is_the_hosts_cfg(eps_model):
-    force, kept = ImageGradient(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True), []
-    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=force)])
+def test_through_the_denoiser_weight_0_keeps_no_graph(eps_model):
+    gradient, kept = ImageGradient(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True), []
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])
     guider.model_patcher = guider.model_patcher.clone()
     guider.model_patcher.set_model_sampler_post_cfg_function(lambda args: kept.append(args["denoised"].requires_grad) or args["denoised"])
     guider.model_options = guider.model_patcher.model_options
@@ -180,7 +180,7 @@ def test_the_shared_model_works_as_before_afterwards(eps_model, vae):
     assert not comfy.model_management.in_training
 
 
-def test_the_vae_is_loaded_with_the_model_and_the_model_handed_in_is_not_changed(eps_model, vae):
+def test_the_vae_is_loaded_with_a_clone_of_the_model(eps_model, vae):
     guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae)])
     assert vae.patcher in guider.model_patcher.get_nested_additional_models()
     assert not eps_model.get_additional_models_with_key(KEY)
@@ -196,7 +196,7 @@ def test_clip_moves_towards_an_image_and_a_text_of_its_space(eps_model, vae, vis
         assert after < before
 
 
-def test_a_clip_vision_model_that_loads_dynamically_is_copied_whole(eps_model, vae, vision):
+def test_a_dynamic_clip_vision_model_is_copied_whole(eps_model, vae, vision):
     (plain,) = channel(eps_model, vae, 30.0, "clip", clip_vision=vision)
     given = copy.copy(vision)
     given.patcher = tiny.dynamic(vision.patcher)
@@ -221,7 +221,7 @@ def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):
         channel(eps_model, vae, 1.0, kind, **given)
 
 
-def test_healing_replaces_only_what_was_made_in_inference_mode(eps_model):
+def test_only_inference_tensors_are_replaced(eps_model):
     model = eps_model.model.diffusion_model
     values = {k: v.clone() for k, v in model.state_dict().items()}
     assert gradients.to_normal_tensors(model) > 0 and gradients.to_normal_tensors(model) == 0

@@ -35,7 +35,7 @@ def ours(model, latent, text=4.0, image=1.5, **inputs):
 
 
 @each_editor
-def test_guider_channels_and_patch_are_the_equation_over_reference_latents(name):
+def test_guider_channels_and_patch_are_the_equation(name):
     model, image = editor(name), image_for(name)
     empty = torch.zeros_like(image["samples"])
     expected = run(host_dual(model, image), empty)

@@ -37,7 +37,7 @@ def patched(model, *channels, **rules):
 
 @pytest.mark.parametrize("weight", [1.0, 4.5])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_one_channel_is_the_hosts_cfg_bit_for_bit(any_model, weight, sampler):
+def test_one_channel_is_cfg_bitwise(any_model, weight, sampler):
     ours = run(multi(any_model, Channel(CAT, weight)), sampler=sampler)
     assert torch.equal(ours, run(plain_cfg(any_model, CAT, EMPTY, weight), sampler=sampler))
 
@@ -48,7 +48,7 @@ def test_a_channel_of_weight_zero_leaves_the_unconditional(any_model):
     assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), run(basic))
 
 
-def test_one_channel_through_the_patch_is_the_hosts_cfg(any_model):
+def test_one_channel_through_the_patch_is_cfg(any_model):
     base = ksampler(any_model, CAT, EMPTY, 3.0)
     assert torch.equal(ksampler(patched(any_model, Channel(DOG, 0.0)), CAT, EMPTY, 3.0), base)
     assert_close(ksampler(patched(any_model, Channel(CAT, 3.0)), EMPTY, EMPTY, 1.0), base, atol=1e-4, rtol=1e-4)
@@ -133,7 +133,7 @@ def test_a_channel_outside_its_interval_costs_nothing(eps_model):
     assert 2 * STEPS < count.rows < 3 * STEPS
 
 
-def test_a_conditioning_outside_its_own_range_pulls_to_no_zero_image(any_model):
+def test_a_channel_out_of_range_drops_out(any_model):
     """The host predicts an all-zero image for it; a channel must drop out instead."""
     late = node_helpers.conditioning_set_values(DOG, {"start_percent": 0.99, "end_percent": 1.0})
     count = Count(any_model)
@@ -142,20 +142,20 @@ def test_a_conditioning_outside_its_own_range_pulls_to_no_zero_image(any_model):
     assert count.rows == 2 * STEPS
 
 
-def test_a_lead_channel_outside_its_range_leaves_the_unconditional(any_model):
+def test_a_primary_out_of_range_leaves_the_unconditional(any_model):
     late = node_helpers.conditioning_set_values(CAT, {"start_percent": 0.999, "end_percent": 1.0})
     basic = Guider_Basic(any_model)
     basic.set_conds(EMPTY)
     assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), run(basic))
 
 
-def test_when_every_conditioning_is_out_of_range_the_error_says_so(eps_model):
+def test_all_conditionings_out_of_range_are_refused(eps_model):
     never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})
     with pytest.raises(ValueError, match="No conditioning is active at sigma"):
         run(multi(eps_model, Channel(never, 3.0), unconditional=never))
 
 
-def test_a_schedule_acts_on_the_lead_and_on_other_channels_alike(any_model):
+def test_a_schedule_acts_on_primary_and_other_channels_alike(any_model):
     fade = Schedule(Ramp(2.0, 0.0))
     lead = run(multi(any_model, Channel(CAT, 2.0, schedule=fade), Channel(DOG, 1.0)))
     other = run(multi(any_model, Channel(DOG, 1.0), Channel(CAT, 2.0, schedule=fade)))
@@ -179,7 +179,7 @@ def test_a_mask_for_another_batch_is_refused(eps_model):
         run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
 
 
-def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_model):
+def test_model_unchanged_and_runs_independent(any_model):
     before = ksampler(any_model, CAT, EMPTY, 3.0)
     options = repr(any_model.model_options), repr(any_model.wrappers)
     model = patched(any_model, Channel(DOG, 2.0), conflict="project", norm_cap=2.0)
@@ -253,14 +253,14 @@ class Hooks:
         return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
 
 
-def test_all_hooks_of_other_nodes_run_and_act_as_they_do_without_us(any_model):
+def test_all_hooks_of_other_nodes_act_as_without_channels(any_model):
     alone, beside = Hooks(any_model), Hooks(any_model)
     expected = run(plain_cfg(alone.model, CAT, EMPTY, 3.0))
     assert_close(run(multi(beside.model, Channel(CAT, 3.0), Channel(DOG, 1e-12))), expected, atol=1e-4, rtol=1e-4)
     assert beside.calls == alone.calls == dict.fromkeys(alone.calls, STEPS)
 
 
-def test_channels_are_evaluated_when_another_node_answers_for_the_host(eps_model):
+def test_channels_are_evaluated_when_another_node_answers(eps_model):
     model = eps_model.clone()
     model.set_model_sampler_calc_cond_batch_function(lambda args: [torch.zeros_like(args["input"]) for _ in args["conds"]])
     silent = run(plain_cfg(model, CAT, EMPTY, 3.0))
@@ -299,7 +299,7 @@ def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
     assert indices_seen(twice, lambda m: plain_cfg(m, CAT, EMPTY, 3.0)) == {(0, 0, 1, 1)}
 
 
-def test_cfg_override_reaches_the_lead(eps_model):
+def test_cfg_override_reaches_the_primary(eps_model):
     guider = multi(eps_model, Channel(CAT, 3.0))
     guider.set_cfg(5.0)
     assert torch.equal(run(guider), run(plain_cfg(eps_model, CAT, EMPTY, 5.0)))

@@ -46,7 +46,7 @@ DRESSES = pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
 
 
 @DRESSES
-def test_a_dressed_lead_is_the_hosts_cfg(any_model, dress):
+def test_a_dressed_primary_is_cfg(any_model, dress):
     dressed = dress(CAT)
     host = comfy.samplers.CFGGuider(any_model)
     host.set_conds(dressed, EMPTY)
@@ -68,19 +68,19 @@ def test_a_dressed_further_channel_is_the_hosts_dual_cfg(any_model, dress):
 
 
 @DRESSES
-def test_a_dressed_channel_through_the_patch_is_that_of_the_guider(any_model, dress):
+def test_a_dressed_channel_of_the_patch_is_the_guiders(any_model, dress):
     dressed = dress(CAT)
     patched = MultiCFGWrapper([Channel(dressed, 2.0)]).install(any_model)
     ours = ksampler(patched, DOG, EMPTY, 3.0)
     assert_close(ours, run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0)])), **CLOSE)
 
 
-@pytest.mark.parametrize("place", ["lead", "channel", "null"])
-def test_hooks_of_any_channel_take_a_dynamic_model_that_is_loaded_whole(eps_model, place):
+@pytest.mark.parametrize("place", ["primary", "channel", "null"])
+def test_hooks_of_a_channel_load_a_dynamic_model_whole(eps_model, place):
     """As the host does with its own conditionings: hooks cannot patch weights that are loaded piece by piece."""
     dressed, model = with_lora(CAT), dynamic(eps_model, lambda: unet("eps"))
-    further = {"channel": [Channel(dressed, 2.0)], "null": [Channel(SKY, 2.0, null=dressed)], "lead": [Channel(SKY, 2.0)]}[place]
-    channels = [Channel(dressed if place == "lead" else DOG, 3.0), *further]
+    further = {"channel": [Channel(dressed, 2.0)], "null": [Channel(SKY, 2.0, null=dressed)], "primary": [Channel(SKY, 2.0)]}[place]
+    channels = [Channel(dressed if place == "primary" else DOG, 3.0), *further]
     assert_close(run(MultiCFG(model, EMPTY, channels)), run(MultiCFG(eps_model, EMPTY, channels)), **CLOSE)
     assert not MultiCFG(model, EMPTY, channels).model_patcher.is_dynamic()
     assert MultiCFG(model, EMPTY, [Channel(DOG, 3.0), Channel(SKY, 2.0)]).model_patcher is model

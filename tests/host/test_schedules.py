@@ -41,7 +41,7 @@ def test_the_hosts_curve_is_read_along_the_sampling(any_model):
         assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
 
 
-def test_a_curve_that_is_not_connected_and_a_shape_that_is_none_are_refused():
+def test_missing_curve_and_unknown_shape_are_refused():
     with pytest.raises(ValueError, match="connect a Curve Editor"):
         GuidanceSchedule.execute({"shape": "curve", "height": 1.0, "axis": "percent"}, 0.0, 1.0)
     with pytest.raises(ValueError, match="Unknown shape 'zigzag'; choose one of constant, linear"):

@@ -92,7 +92,7 @@ class ChannelGroup:
     """
 
     channels: list[ChannelKeys] = field(default_factory=list)
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     priority: int = 0
     rests: Callable[[torch.Tensor, torch.Tensor], bool] = lambda x, timestep: False
     running: dict[str, torch.Tensor] = field(default_factory=dict)

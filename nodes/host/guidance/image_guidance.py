@@ -14,10 +14,8 @@ from .. import gradients
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-
-
 def matches(decode: Loss, image: torch.Tensor, kind: str) -> Loss:
-    """Distance in colour, brightness or layout from an IMAGE (1, H, W, 3)."""
+    """Distance in color, brightness or layout from an IMAGE (1, H, W, 3)."""
     if kind not in DISTANCES:
         raise ValueError(f"Unknown kind '{kind}'; choose one of {', '.join(DISTANCES)}.")
     with torch.inference_mode(False):
