@@ -88,7 +88,7 @@ def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
 class LabelledClassifier:
     """A trained classifier. `kind` "independent": each label is present or not; "exclusive": exactly one holds.
 
-    `latent_format` names the host's latent format that it was trained on.
+    `latent_format` names ComfyUI's latent format that it was trained on.
     """
 
     network: torch.nn.Module

@@ -1,7 +1,7 @@
 """DiffEdit: find what two prompts disagree about in an image, and change only that (arXiv 2210.11427).
 
 The mask is where the predictions under the source and the target prompt differ on the same noised image; the edit is
-DDIM from the image's own DDIM encoding, with everything off the mask held on the encoding. All of it in the host's
+DDIM from the image's own DDIM encoding, with everything off the mask held on the encoding. All of it in ComfyUI's
 sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flow models.
 """
 

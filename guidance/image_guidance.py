@@ -57,7 +57,7 @@ def embedding_distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tenso
 class ImageGradient:
     """What a loss on the predicted clean latent, (B, C, H, W) -> (B,), adds to the prediction at weight 1.
 
-    The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are the host's
+    The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are ComfyUI's
     patchers that the loss needs in memory; `batch` limits the images, of a video its frames, at a time (0 = all).
     """
 

@@ -26,11 +26,6 @@ def coefficients(text_scale: float, image_scale: float) -> dict[str, float]:
     return {name: 0.0 if math.isclose(a, b, abs_tol=1e-9) else a - b for name, (a, b) in counts.items()}
 
 
-def needed(text_scale: float, image_scale: float) -> list[str]:
-    """The predictions to evaluate: all three, fewer where a scale is 1 or 0 or both are equal."""
-    return [name for name, count in coefficients(text_scale, image_scale).items() if count != 0.0]
-
-
 @dataclass(frozen=True)
 class Scales:
     """The two scales, each times its schedule. (1, 1) is the instruction without guidance."""

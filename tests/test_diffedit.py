@@ -46,8 +46,6 @@ def encoded(model, x0, sigmas, input_scale=scale_vp, show=lambda x, denoised: No
     return [x for (x,) in DDIM().encode(Derivative(model, input_scale), x0, sigmas.tolist(), show).states]
 
 
-
-
 def test_what_differs_is_the_mask():
     mask = diffedit.cut(diffedit.normalised(diffedit.heat([differences()])), 0.5)
     expected = torch.zeros(2, 8, 8)
@@ -188,8 +186,6 @@ def test_a_hard_mask_frees_whole_cells_a_soft_one_shares():
 def test_levels_are_spread_evenly_and_one_is_the_middle():
     assert diffedit.probe_percents(0.3, 0.7, 1) == [0.5]
     assert diffedit.probe_percents(0.3, 0.7, 3) == pytest.approx([0.3, 0.5, 0.7])
-
-
 
 
 def test_encoding_of_gaussian_data_is_of_first_order():

@@ -12,7 +12,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 
 from compare import assert_close
 from host import tiny
-from host.sampling import Count
+from host.sampling import Count, half_mask
 from host.tiny import conditioning
 from measures.diffedit import defaults
 
@@ -42,14 +42,6 @@ def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY,
         model, positive, negative, image() if given is None else given, source=source, mask=mask, vae=vae, **settings
     ).args
     return latent["samples"], shown
-
-
-def half_mask(size=64):
-    mask = torch.zeros(1, size, size)
-    mask[..., size // 2 :] = 1
-    return mask
-
-
 
 
 def test_the_mask_has_the_images_size_and_the_latent_carries_it(model):
@@ -213,8 +205,6 @@ def test_a_plain_ksampler_changes_only_the_mask(model):
     assert (after - latent["samples"])[within > 0].abs().max() > 0.01
 
 
-
-
 def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
     """DDIM encoding and plain DDIM denoising through the host's `sampling_function`, written out: the edit without a mask."""
     sigmas = sdedit.sigmas(model, ratio, "percent", "VP", steps, "normal")
@@ -330,8 +320,6 @@ def test_video_latents_are_edited_under_one_mask_each():
     assert result.shape == given["samples"].shape
     assert torch.equal(result[0, ..., :4], given["samples"][0, ..., :4]) and torch.equal(result[1, ..., 4:], given["samples"][1, ..., 4:])
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
-
-
 
 
 @pytest.mark.parametrize("act", [find, edit])

@@ -21,7 +21,7 @@ from controlled_diffusion.nodes.schedules import GuidanceSchedule
 from nodes import common_ksampler
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, run, sigmas_of
+from host.sampling import STEPS, Count, cfg_guider, ksampler, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny import unet as tiny_unet
 
@@ -31,10 +31,7 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def host_cfg(model, cfg: float, positive=CAT):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, EMPTY)
-    guider.set_cfg(cfg)
-    return guider
+    return cfg_guider(model, positive, EMPTY, cfg)
 
 
 def ours(model, cfg: float, **rules):

@@ -18,7 +18,7 @@ from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
 from compare import assert_close
 from host import tiny
-from host.sampling import Count, ksampler, run
+from host.sampling import Count, cfg_guider, ksampler, run
 from host.tiny import conditioning, fill
 from host.tiny import unet as tiny_unet
 
@@ -58,16 +58,15 @@ def channel(model, vae, weight: float = 3.0, kind: str = "layout", through=False
 
 
 def host_cfg(model, cfg: float = 3.0):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(CAT, EMPTY)
-    guider.set_cfg(cfg)
-    return guider
+    return cfg_guider(model, CAT, EMPTY, cfg)
 
 
 def test_weight_0_is_cfg_and_decodes_nothing(any_model, vae):
     calls = []
     gradient = ImageGradient(lambda z: calls.append(1) or z.sum((1, 2, 3)))
-    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])), run(host_cfg(any_model)))
+    assert torch.equal(
+        run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])), run(host_cfg(any_model))
+    )
     assert not calls
 
 
@@ -76,7 +75,9 @@ def test_dynamic_models_are_loaded_whole_for_gradients(eps_model, vae):
     vague = copy.copy(vae)
     vague.patcher = tiny.dynamic(vae.patcher, lambda: tiny.vae().patcher)
     (forced,) = channel(tiny.dynamic(eps_model), vague, 0.5, "color", True)
-    assert [type(m) for m in forced.gradient.models] == [comfy.model_patcher.ModelPatcher] and vague.first_stage_model is vae.first_stage_model
+    assert [type(m) for m in forced.gradient.models] == [
+        comfy.model_patcher.ModelPatcher
+    ] and vague.first_stage_model is vae.first_stage_model
     whole = run(MultiCFG(tiny.dynamic(eps_model, lambda: tiny_unet("eps")), EMPTY, [Channel(CAT, 3.0), forced]))
     (plain,) = channel(eps_model, vae, 0.5, "color", True)
     assert_close(whole, run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), plain])))

@@ -1,11 +1,9 @@
 """InstructPix2Pix guidance on the host's own 8-channel UNet, beside the host's DualCFGGuider and CFG."""
 
-import comfy.samplers
 import node_helpers
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
@@ -13,7 +11,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, latent, run, sigmas_of
+from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, latent, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny_editors import instruct_pix2pix
 
@@ -50,17 +48,7 @@ def seeing(conditioning, latent=IMAGE):
 
 def host_dual(model, text=7.5, image=1.5, latent=IMAGE):
     """The paper's arrangement of the host's DualCFGGuider."""
-    guider = Guider_DualCFG(model)
-    guider.set_conds(seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY)
-    guider.set_cfg(text, image)
-    return guider
-
-
-def plain(model, positive, negative, cfg):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
+    return dual_guider(model, seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY, text, image)
 
 
 def as_channels(model, text=7.5, image=1.5, previous=(), **inputs):
@@ -88,21 +76,21 @@ def test_the_two_channels_are_dual_cfg_bitwise(any_editor):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
 def test_image_scale_one_is_cfg_bitwise(any_editor, sampler):
-    theirs = run(plain(any_editor, seeing(SNOW), seeing(EMPTY), 4.0), sampler=sampler)
+    theirs = run(cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY), 4.0), sampler=sampler)
     assert torch.equal(run(ours(any_editor, 4.0, 1.0), sampler=sampler), theirs)
 
 
 def test_equal_scales_are_cfg_from_nothing_to_the_edit_bitwise(any_editor):
-    assert torch.equal(run(ours(any_editor, 3.0, 3.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 3.0)))
+    assert torch.equal(run(ours(any_editor, 3.0, 3.0)), run(cfg_guider(any_editor, seeing(SNOW), EMPTY, 3.0)))
 
 
 def test_both_scales_one_are_the_edit_alone_bit_for_bit(any_editor):
-    assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 1.0)))
+    assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(cfg_guider(any_editor, seeing(SNOW), EMPTY, 1.0)))
 
 
 def test_a_blank_image_leaves_plain_text_guidance(any_editor):
     blank = {"samples": torch.zeros_like(IMAGE["samples"])}
-    assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(plain(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
+    assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(cfg_guider(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
 
 
 def test_both_scales_change_the_result(any_editor):
@@ -205,7 +193,7 @@ def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
     positive, negative, theirs = InstructPixToPixConditioning.execute(SNOW, EMPTY, image, vae).args
     guider, empty, _ = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 4.0, 1.0, image, vae).args
     assert torch.equal(empty["samples"], theirs["samples"])
-    assert torch.equal(run(guider, empty["samples"]), run(plain(editor, positive, negative, 4.0), theirs["samples"]))
+    assert torch.equal(run(guider, empty["samples"]), run(cfg_guider(editor, positive, negative, 4.0), theirs["samples"]))
 
 
 def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
@@ -217,13 +205,11 @@ def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
 def test_a_negative_that_carries_an_image_of_its_own_keeps_it(any_editor):
     blurred = image(seed=6)
     guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, IMAGE).args[0]
-    assert torch.equal(run(guider), run(plain(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
+    assert torch.equal(run(guider), run(cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
 
 
 def test_the_image_is_compared_with_its_unconditional(any_editor):
-    guider = Guider_DualCFG(any_editor)
-    guider.set_conds(seeing(SNOW), seeing(EMPTY), DOG)
-    guider.set_cfg(7.5, 1.5)
+    guider = dual_guider(any_editor, seeing(SNOW), seeing(EMPTY), DOG, 7.5, 1.5)
     for unconditional in (DOG, seeing(DOG)):
         assert_close(run(ours(any_editor, unconditional=unconditional)), run(guider), **ROUNDING)
 
@@ -255,7 +241,7 @@ class Watch:
 @pytest.mark.parametrize("image", [1.0, 1.0 + 1e-7, 4.0], ids=["neutral", "three rows", "equal scales"])
 def test_other_nodes_cfg_functions_act_on_the_instruction(any_editor, image):
     alone, beside = Watch(any_editor), Watch(any_editor)
-    expected = run(plain(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
+    expected = run(cfg_guider(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
     assert_close(run(ours(beside.model, 4.0, image)), expected, **ROUNDING)
     assert beside.calls == alone.calls == {"pre": STEPS, "cfg": STEPS, "post": STEPS}
 
@@ -282,7 +268,7 @@ def comfy_prediction(model, conditioning, seen: dict) -> torch.Tensor:
 
     probe = model.clone()
     probe.set_model_sampler_post_cfg_function(keep)
-    run(plain(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
+    run(cfg_guider(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
     return asked[0]
 
 

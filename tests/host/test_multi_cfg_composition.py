@@ -8,12 +8,11 @@ import comfy.samplers
 import nodes
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
-from host.sampling import ksampler, latent, run
+from host.sampling import cfg_guider, dual_guider, ksampler, latent, run
 from host.tiny import UNET_CONFIG, conditioning, dynamic, fill, unet
 
 EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
@@ -48,20 +47,15 @@ DRESSES = pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
 @DRESSES
 def test_a_dressed_primary_is_cfg(any_model, dress):
     dressed = dress(CAT)
-    host = comfy.samplers.CFGGuider(any_model)
-    host.set_conds(dressed, EMPTY)
-    host.set_cfg(3.0)
-    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])), run(host))
+    ours = MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])
+    assert torch.equal(run(ours), run(cfg_guider(any_model, dressed, EMPTY, 3.0)))
 
 
 @DRESSES
 def test_a_dressed_further_channel_is_the_hosts_dual_cfg(any_model, dress):
     dressed = dress(CAT)
-    host = Guider_DualCFG(any_model)
-    host.set_conds(dressed, DOG, EMPTY)
-    host.set_cfg(2.0, 3.0)
     ours = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0, null=DOG)]))
-    assert_close(ours, run(host), **CLOSE)
+    assert_close(ours, run(dual_guider(any_model, dressed, DOG, EMPTY, 2.0, 3.0)), **CLOSE)
     if dress is not with_mask:
         bare = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(CAT, 2.0, null=DOG)]))
         assert not torch.allclose(ours, bare, atol=0.1)

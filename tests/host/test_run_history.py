@@ -8,6 +8,7 @@ import comfy.utils
 import pytest
 import torch
 from controlled_diffusion.nodes.host.run_history import KEPT, RunHistory, digest, run_of
+from controlled_diffusion.nodes.host.sampling import CallbackSampler
 
 MODEL = SimpleNamespace(model=SimpleNamespace(process_latent_out=lambda x: x / 2))
 NOISE = torch.ones(1, 4, 8, 8)
@@ -17,7 +18,7 @@ def latent(value: float) -> dict:
     return {"samples": torch.full((1, 4, 8, 8), value)}
 
 
-def sample(history: RunHistory, run, result: float, start: float = 0.0, noise=NOISE, denoised=None, callback=None):
+def sample(history: RunHistory, run, result: float, start: float = 0.0, noise=NOISE, denoised=None, callback=None, sampler=None):
     """A sampling that makes a latent of one value, and hands `denoised` to the callback."""
 
     def sampling(noise, latent_image, sampler, sigmas, denoise_mask, callback):
@@ -25,7 +26,7 @@ def sample(history: RunHistory, run, result: float, start: float = 0.0, noise=NO
             callback(0, denoised, None, 1)
         return latent(result)["samples"]
 
-    history.sample(run, MODEL, sampling, noise, latent(start)["samples"], None, None, None, callback)
+    history.sample(run, MODEL, sampling, noise, latent(start)["samples"], sampler, None, None, callback)
 
 
 def test_runs_are_found_by_what_they_made():
@@ -51,6 +52,14 @@ def test_the_denoised_output_belongs_to_its_run():
     history, seen = RunHistory(), []
     sample(history, "a", 1.0, denoised=latent(6.0)["samples"], callback=lambda *given: seen.append(given[1]))
     assert history.of(latent(3.0)) == history.of(latent(1.0)) == ("a",) and torch.equal(seen[0], latent(6.0)["samples"])
+
+
+def test_the_result_of_a_loop_of_the_pack_belongs_to_its_run():
+    """Such a loop gives ComfyUI the latent back that it was given, and keeps what it made."""
+    history, sampler = RunHistory(), CallbackSampler(None, 1)
+    sampler.result = latent(6.0)["samples"]
+    sample(history, "a", 1.0, sampler=sampler)
+    assert history.of(latent(3.0)) == ("a",)
 
 
 def test_without_noise_a_run_is_a_further_part():

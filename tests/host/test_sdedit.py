@@ -8,6 +8,7 @@ from controlled_diffusion.nodes.sdedit import SDEditSampler
 
 from compare import assert_close
 from host import tiny
+from host.sampling import half_mask
 from host.tiny import conditioning
 from host.video import tiny_video_model, tiny_video_vae, video_conditioning
 
@@ -42,12 +43,6 @@ def edit(model, guide, **knobs):
     )
     latent, image, start, report = SDEditSampler.execute(model, CAT, EMPTY, guide, **settings).args
     return latent["samples"], image, start["samples"], report
-
-
-def half_mask(size=64):
-    mask = torch.zeros(1, size, size)
-    mask[..., size // 2 :] = 1
-    return mask
 
 
 def test_strength_zero_returns_the_guide(model):

@@ -1,4 +1,4 @@
-"""Losses on the predicted clean image: through the host's VAE decoder, and through its CLIP vision tower."""
+"""Losses on the predicted clean image: through ComfyUI's VAE decoder, and through its CLIP vision tower."""
 
 from __future__ import annotations
 
