@@ -9,15 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from .multi_cfg import Channel
 from .schedules import ALWAYS, NoiseScale, Schedule, Span
-
-
-def combine(nothing: torch.Tensor, image: torch.Tensor, edit: torch.Tensor, text_scale: float, image_scale: float) -> torch.Tensor:
-    """Equation 3. `nothing` is D(0,0), `image` D(I,0), `edit` D(I,T); all denoised, (B, C, ...)."""
-    return nothing + image_scale * (image - nothing) + text_scale * (edit - image)
 
 
 def coefficients(text_scale: float, image_scale: float) -> dict[str, float]:

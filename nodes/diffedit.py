@@ -50,7 +50,7 @@ _REFINE = (
 _NORMALISATION = "What heat counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper), which gives small things masks that are too large."
 _CLAMP = "With normalisation 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
 _KIND = (
-    "'share': cut at a share of the normalised heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found by Otsu's method; "
+    "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found by Otsu's method; "
     "the threshold is not used."
 )
 _THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
@@ -96,8 +96,8 @@ class DiffEditMask(io.ComfyNode):
                     "soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.", advanced=True
                 ),
                 _pixels("open", 0, "Removes specks narrower than about twice this."),
-                _pixels("close", 12, "Fills gaps and holes narrower than about twice this; usual 4 to 16."),
-                _pixels("dilate", 0, "Grows the mask by this much, or shrinks it where negative; usual 0 to 8.", low=-256),
+                _pixels("close", 12, "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
+                _pixels("dilate", 0, "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
                 _pixels("blur", 0, "Blurs the mask's edge over this much."),
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."

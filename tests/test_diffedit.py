@@ -47,7 +47,7 @@ def encoded(model, x0, sigmas, input_scale=scale_vp, show=lambda x, denoised: No
 
 
 def test_what_differs_is_the_mask():
-    mask = diffedit.cut(diffedit.normalised(diffedit.heat([differences()])), 0.5)
+    mask = diffedit.cut(diffedit.normalized(diffedit.heat([differences()])), 0.5)
     expected = torch.zeros(2, 8, 8)
     expected[:, :4, :4] = 1
     assert torch.equal(mask, expected)
@@ -61,7 +61,7 @@ def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normal
     found = diffedit.heat([torch.zeros(3, 2, 4, 8, 8)] * 2, aggregation)
     found = diffedit.sharpened(found, torch.zeros(2, 64, 64))
     for threshold in (0.0, 0.5, 1.0):
-        shown = diffedit.normalised(found, normalisation)
+        shown = diffedit.normalized(found, normalisation)
         assert torch.equal(shown, torch.zeros(2, 64, 64))
         assert torch.equal(diffedit.cut(shown, threshold, kind, soft), torch.zeros(2, 64, 64))
 
@@ -71,7 +71,7 @@ def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normal
 @pytest.mark.parametrize("kind", diffedit.THRESHOLDS)
 def test_the_mask_ignores_the_size_of_the_difference(factor, normalisation, kind):
     masks = [
-        diffedit.cut(diffedit.normalised(diffedit.heat([differences().double() * f]), normalisation), 0.4, kind) for f in (1.0, factor)
+        diffedit.cut(diffedit.normalized(diffedit.heat([differences().double() * f]), normalisation), 0.4, kind) for f in (1.0, factor)
     ]
     assert torch.equal(*masks) and masks[0].any()
 
@@ -81,18 +81,18 @@ def test_every_sample_is_normalised_by_itself(normalisation):
     """A public implementation takes the mean of the whole batch: one strong sample empties the mask of the others."""
     alone = differences(batch=1)
     batch = torch.cat([alone, 100 * differences(batch=1)], 1)
-    first = diffedit.normalised(diffedit.heat([batch]), normalisation)[:1]
-    assert_close(first, diffedit.normalised(diffedit.heat([alone]), normalisation))
+    first = diffedit.normalized(diffedit.heat([batch]), normalisation)[:1]
+    assert_close(first, diffedit.normalized(diffedit.heat([alone]), normalisation))
 
 
 def test_the_papers_rule_cuts_at_one_and_a_half_means():
     found = diffedit.heat([draw(4, 2, 4, 16, 16)])
-    mask = diffedit.cut(diffedit.normalised(found, "mean", 3.0), 0.5)
+    mask = diffedit.cut(diffedit.normalized(found, "mean", 3.0), 0.5)
     assert torch.equal(mask > 0, found > 1.5 * found.mean((1, 2), keepdim=True))
 
 
 def test_a_quantile_keeps_its_share_of_the_image():
-    values = diffedit.normalised(draw(2, 40, 40).abs())
+    values = diffedit.normalized(draw(2, 40, 40).abs())
     assert diffedit.cut(values, 0.9, "quantile").mean((1, 2)) == pytest.approx([0.1, 0.1], abs=0.01)
 
 
@@ -137,7 +137,7 @@ def test_a_video_gets_the_union_of_its_frames():
 def test_sharpening_takes_the_edges_of_the_pixels():
     coarse, pixels = torch.zeros(1, 4, 4), torch.zeros(1, 32, 32)
     coarse[:, :2, :2], pixels[:, 3:12, 3:12] = 1, 0.3
-    mask = diffedit.cut(diffedit.normalised(diffedit.sharpened(coarse, pixels)), 0.3)
+    mask = diffedit.cut(diffedit.normalized(diffedit.sharpened(coarse, pixels)), 0.3)
     assert torch.equal(mask > 0, pixels > 0)
 
 
@@ -298,7 +298,7 @@ def test_the_callback_sees_every_step_of_both_ways():
     [
         (lambda: diffedit.cut(torch.zeros(1, 2, 2), 1.5), "threshold is 1.5; give 0 to 1"),
         (lambda: diffedit.cut(torch.zeros(1, 2, 2), math.nan), "threshold is nan"),
-        (lambda: diffedit.normalised(torch.zeros(1, 2, 2), "mean", 0.0), "clamp_ratio is 0.0; give a number above 0"),
+        (lambda: diffedit.normalized(torch.zeros(1, 2, 2), "mean", 0.0), "clamp_ratio is 0.0; give a number above 0"),
         (lambda: diffedit.probe_percents(0.6, 0.4, 2), "start_percent 0.6 to end_percent 0.4; give 0 <= start <= end <= 1"),
         (lambda: diffedit.probe_percents(0.4, 0.6, 0), "0 probe levels; give 1"),
         (lambda: diffedit.sample_diffedit(wild, None, falling(3), trajectory=[], mask=None), "0 states for 4 sigmas"),

@@ -27,6 +27,7 @@ from host.tiny import unet as tiny_unet
 
 EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
 CLOSE = dict(atol=2e-4, rtol=2e-4)
+NEVER = Rules(interval=Schedule(start=0.999, end=0.9995))
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
@@ -168,31 +169,33 @@ def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model, rule
     assert torch.equal(run(ours(any_model, 4.0, interval=never, **rules)), run(host_cfg(any_model, 1.0)))
 
 
-def test_outside_the_interval_negative_channels_rest(eps_model):
-    never = Rules(interval=Schedule(start=0.999, end=0.9995))
-    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, negative=True)], never)
+class Ones:
+    """A gradient term that is seen wherever it acts."""
+
+    through_denoiser, latent_format = False, ""
+
+    def __call__(self, x, sigma, denoised, scale):
+        return torch.ones_like(denoised)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        Channel(DOG, 3.0, negative=True),
+        Channel(DOG, 3.0, interval=Schedule(start=0.9991, end=0.9993)),
+        Channel(None, 3.0, gradient=Ones()),
+    ],
+    ids=["negative", "off", "gradient"],
+)
+def test_outside_the_interval_other_channels_rest(eps_model, further):
+    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), further], NEVER)
     assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
 
 
-def test_outside_the_interval_a_channel_that_is_off_stays_off(eps_model):
-    never, first_half = Rules(interval=Schedule(start=0.999, end=0.9995)), Schedule(end=0.5)
-    both = [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=Schedule(start=0.9991, end=0.9993))]
-    assert torch.equal(run(MultiCFG(eps_model, EMPTY, both, never)), run(host_cfg(eps_model, 1.0)))
+def test_outside_the_interval_a_channel_keeps_its_own(eps_model):
     counted = Count(eps_model)
-    run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=first_half)], never))
+    run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=Schedule(end=0.5))], NEVER))
     assert STEPS < counted.rows < 3 * STEPS
-
-
-def test_outside_the_interval_a_gradient_rests(eps_model):
-    class Shout:
-        through_denoiser, latent_format = False, ""
-
-        def __call__(self, x, sigma, denoised, scale):
-            return torch.ones_like(denoised)
-
-    never = Rules(interval=Schedule(start=0.999, end=0.9995))
-    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(None, 3.0, gradient=Shout())], never)
-    assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])

@@ -74,18 +74,14 @@ def test_the_two_channels_are_dual_cfg_bitwise(any_editor):
     assert torch.equal(run(as_channels(any_editor), sigmas=sigmas), theirs)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_image_scale_one_is_cfg_bitwise(any_editor, sampler):
-    theirs = run(cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY), 4.0), sampler=sampler)
-    assert torch.equal(run(ours(any_editor, 4.0, 1.0), sampler=sampler), theirs)
-
-
-def test_equal_scales_are_cfg_from_nothing_to_the_edit_bitwise(any_editor):
-    assert torch.equal(run(ours(any_editor, 3.0, 3.0)), run(cfg_guider(any_editor, seeing(SNOW), EMPTY, 3.0)))
-
-
-def test_both_scales_one_are_the_edit_alone_bit_for_bit(any_editor):
-    assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(cfg_guider(any_editor, seeing(SNOW), EMPTY, 1.0)))
+@pytest.mark.parametrize(
+    "sampler, text, image",
+    [*((s, 4.0, 1.0) for s in ("euler", "heun", "dpmpp_2m", "euler_ancestral")), ("euler", 3.0, 3.0), ("euler", 1.0, 1.0)],
+)
+def test_neutral_and_equal_scales_are_cfg_bitwise(any_editor, sampler, text, image):
+    """Image scale 1: from the image to the edit. Equal scales: from nothing to the edit. Both 1: the edit alone."""
+    theirs = cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY) if image == 1.0 else EMPTY, text)
+    assert torch.equal(run(ours(any_editor, text, image), sampler=sampler), run(theirs, sampler=sampler))
 
 
 def test_a_blank_image_leaves_plain_text_guidance(any_editor):

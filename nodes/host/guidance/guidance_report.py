@@ -28,7 +28,7 @@ def weights_image(model, channels: Sequence[Channel], sigmas: torch.Tensor | Non
 
 
 def report_image(record: Record) -> torch.Tensor:
-    """Weights, strengths and pairwise cosines of every push of a run; an IMAGE."""
+    """Weights, strengths and pairwise cosines of every term of a run; an IMAGE."""
     names, step, size = record.names, "prediction", (768, 300)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     charts = [
