@@ -222,19 +222,19 @@ def sample_diffedit(
 class Cut:
     """How a mask is made of a heat map. Radii in pixels of the image."""
 
-    normalisation: str = "peak"
+    normalisation: str = NORMALISATIONS[0]
     clamp_ratio: float = 3.0
-    kind: str = "share"
-    threshold: float = 0.5
+    threshold_kind: str = THRESHOLDS[0]
+    threshold: float = 0.3
     soft: bool = False
     open: int = 0
-    close: int = 0
+    close: int = 12
     dilate: int = 0
     blur: int = 0
 
     def mask(self, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mask, heat in [0, 1]) of a heat map (B, H, W)."""
         shown = normalized(found, self.normalisation, self.clamp_ratio)
-        mask = cut(shown, self.threshold, self.kind, self.soft)
+        mask = cut(shown, self.threshold, self.threshold_kind, self.soft)
         mask = dilated(closed(opened(mask, self.open), self.close), self.dilate)
         return blurred(mask, self.blur), shown

@@ -24,8 +24,8 @@ def _image_input():
     )
 
 
-def _pixels(name: str, default: int, tooltip: str, low: int = 0):
-    return whole(name, default, low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
+def _pixels(name: str, tooltip: str, low: int = 0):
+    return whole(name, getattr(Cut, name), low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
 
 
 _MASK_CFG = (
@@ -79,26 +79,32 @@ class DiffEditMask(io.ComfyNode):
                 _image_input(),
                 seed("Seed of all noises of the maps."),
                 number("cfg", 1.0, 0.0, 100.0, _MASK_CFG, 0.1, round=0.01, advanced=True),
-                whole("maps", 8, 1, 100, "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper."),
+                whole(
+                    "maps",
+                    MaskSettings.maps,
+                    1,
+                    100,
+                    "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper.",
+                ),
                 whole("levels", 3, 1, 20, _LEVELS),
                 number("start_percent", 0.3, 0.0, 1.0, _START),
                 number("end_percent", 0.5, 0.0, 1.0, _END),
                 *advanced(
                     choice("measure", MEASURES, _MEASURE),
                     choice("aggregation", AGGREGATIONS, _AGGREGATION),
-                    switch("refine", True, _REFINE),
+                    switch("refine", MaskSettings.refine, _REFINE),
                     choice("normalisation", NORMALISATIONS, _NORMALISATION),
                     number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
                 ),
                 choice("threshold_kind", THRESHOLDS, _KIND),
-                number("threshold", 0.3, 0.0, 1.0, _THRESHOLD),
+                number("threshold", Cut.threshold, 0.0, 1.0, _THRESHOLD),
                 switch(
                     "soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.", advanced=True
                 ),
-                _pixels("open", 0, "Removes specks narrower than about twice this."),
-                _pixels("close", 12, "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
-                _pixels("dilate", 0, "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
-                _pixels("blur", 0, "Blurs the mask's edge over this much."),
+                _pixels("open", "Removes specks narrower than about twice this."),
+                _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
+                _pixels("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
+                _pixels("blur", "Blurs the mask's edge over this much."),
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."
                 ),
@@ -111,15 +117,13 @@ class DiffEditMask(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, threshold_kind, vae=None, **given
-    ) -> io.NodeOutput:
+    def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **given) -> io.NodeOutput:
         check_conditionings(model, {"source": source, "target": target, "negative": negative})
         asked = {f.name: given.pop(f.name) for f in fields(MaskSettings) if f.name in given}
         settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **asked)
         task = MaskTarget(model, vae, image)
         found = task.heat(TwoPrompts(model, source, target, negative, cfg), settings)
-        mask, heat = Cut(kind=threshold_kind, **given).mask(found)
+        mask, heat = Cut(**given).mask(found)
         return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 

@@ -86,11 +86,11 @@ class MaskSettings:
     """How two prompts are compared: at which percents of the sampling, under how many noises each, and measured how."""
 
     percents: list[float]
-    maps: int
-    measure: str
-    aggregation: str
-    seed: int
-    refine: bool
+    maps: int = 8
+    measure: str = diffedit.MEASURES[0]
+    aggregation: str = diffedit.AGGREGATIONS[0]
+    seed: int = 0
+    refine: bool = True
 
     def __post_init__(self):
         if self.maps < 1:
