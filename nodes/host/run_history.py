@@ -36,7 +36,8 @@ class RunHistory:
 
     def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
         """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out: the latent, the last
-        denoised latent, and what a `CallbackSampler` has as its result. `model` is the guider's model patcher.
+        denoised latent, what a `CallbackSampler` has as its result, and each with the original bit for bit off the mask, as nodes restore
+        it. `model` is the guider's model patcher.
 
         A sampling without noise that goes on from a known latent is a further part of the same sampling.
         """
@@ -49,7 +50,10 @@ class RunHistory:
         result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
         before = () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
         inner += [own.float()] if torch.is_tensor(own := getattr(sampler, "result", None)) else []
-        for name in _digests(result).union(*(_digests(model.model.process_latent_out(x.cpu())) for x in inner)):
+        outputs = [result, *(model.model.process_latent_out(x.cpu()) for x in inner)]
+        if denoise_mask is not None:
+            outputs += [torch.where(denoise_mask.to(x.device) > 0, x, latent_image.to(x)) for x in outputs]
+        for name in set().union(*map(_digests, outputs)):
             self.runs.pop(name, None)
             self.runs[name] = (*before, run)
         while len({id(parts[-1]) for parts in self.runs.values()}) > KEPT:

@@ -18,10 +18,11 @@ from controlled_diffusion.nodes.host.guidance.guidance_run import GuidanceStep
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
 from controlled_diffusion.nodes.multi_cfg import GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
+from controlled_diffusion.nodes.sdedit import SDEditSampler
 from nodes import common_ksampler
 
 from compare import assert_close
-from host.sampling import STEPS, Count, cfg_guider, ksampler, run, sigmas_of
+from host.sampling import STEPS, Count, cfg_guider, half_mask, ksampler, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny import unet as tiny_unet
 
@@ -306,6 +307,15 @@ def test_report_of_a_sampling_in_two_parts(eps_model):
     second = common_ksampler(*settings, first, disable_noise=True, start_step=1)[0]
     again = common_ksampler(*settings, first, denoise=0.5)[0]  # with noise: a sampling of its own
     assert [len(record_of(patched, latent).entries) for latent in (first, second, again)] == [1, STEPS, STEPS]
+
+
+def test_report_of_a_masked_edit(eps_model):
+    """SDEdit Sampler puts the guide back, bit for bit, where the mask is 0."""
+    patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
+    guide = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), "noise_mask": half_mask()}
+    settings = dict(strength=0.5, strength_unit="percent", process="VP", steps=2, scheduler="normal", repeats=1)
+    edited = SDEditSampler.execute(patched, CAT, EMPTY, guide, **settings, seed=1, cfg=3.0, sampler_name="euler").args[0]
+    assert len(record_of(patched, edited).entries) == 2
 
 
 def test_report_of_an_unknown_latent_says_what_to_connect(eps_model):
