@@ -117,13 +117,13 @@ class DiffEditMask(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **given) -> io.NodeOutput:
+    def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **options) -> io.NodeOutput:
         check_conditionings(model, {"source": source, "target": target, "negative": negative})
-        asked = {f.name: given.pop(f.name) for f in fields(MaskSettings) if f.name in given}
-        settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **asked)
+        compared = {f.name: options.pop(f.name) for f in fields(MaskSettings) if f.name in options}
+        settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **compared)
         task = MaskTarget(model, vae, image)
         found = task.heat(TwoPrompts(model, source, target, negative, cfg), settings)
-        mask, heat = Cut(**given).mask(found)
+        mask, heat = Cut(**options).mask(found)
         return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 

@@ -76,8 +76,8 @@ class ImageGuidanceChannel(io.ComfyNode):
         return added_channel(conditioning=None, gradient=gradient, name=name or kind, **shared)
 
 
-def _need(given: bool, message: str) -> None:
-    if not given:
+def _need(connected: bool, message: str) -> None:
+    if not connected:
         raise ValueError(message)
 
 

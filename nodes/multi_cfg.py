@@ -98,9 +98,9 @@ def _rule_inputs():
     ]
 
 
-def _rules(interval_start_percent=Schedule.start, interval_end_percent=Schedule.end, **given) -> Rules:
-    shaping = Shaping(**{f.name: given.pop(f.name) for f in fields(Shaping) if f.name in given})
-    return Rules(shaping=shaping, interval=Schedule(start=interval_start_percent, end=interval_end_percent), **given)
+def _rules(interval_start_percent=Schedule.start, interval_end_percent=Schedule.end, **options) -> Rules:
+    shaping = Shaping(**{f.name: options.pop(f.name) for f in fields(Shaping) if f.name in options})
+    return Rules(shaping=shaping, interval=Schedule(start=interval_start_percent, end=interval_end_percent), **options)
 
 
 def _channel_inputs():

@@ -47,10 +47,10 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
         width = getattr(clip_vision.model, "visual_projection", None)
         width = width.out_features if hasattr(width, "out_features") else None
         if found is None or found.shape[-1] != width:
-            given = "none" if found is None else f"one of width {found.shape[-1]}"
+            own = "none" if found is None else f"one of width {found.shape[-1]}"
             raise ValueError(
                 f"The text has no embedding that this CLIP vision model understands: it makes embeddings of width {width}, the text has "
-                f"{given}. Use the text encoder that belongs to the vision model, or give an image."
+                f"{own}. Use the text encoder that belongs to the vision model, or give an image."
             )
     with torch.inference_mode(False):
         return found[:1].float().clone()
