@@ -20,7 +20,7 @@ def features_of(given: dict):
 def origin(given: dict, listed: list[dict]) -> dict:
     """The conditioning of a run's list whose marks count for one of the same list.
 
-    Where one list has areas, the host gives the other copies of its entries, with marks and uuid of the foreign, but with features of the
+    Where one list has areas, ComfyUI gives the other copies of its entries, with marks and uuid of the foreign, but with features of the
     other's own: then it is the first entry with these features.
     """
     features = features_of(given)
@@ -62,10 +62,10 @@ def check_conditionings(model, named: dict[str, list]) -> None:
 
 
 def is_active(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
-    """Whether the host would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
+    """Whether ComfyUI would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
     return any("default" in c or comfy.samplers.get_area_and_mult(c, x, timestep) is not None for c in conditioning or ())
 
 
 def active_parts(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:
-    """How many parts of a conditioning the host evaluates at this sigma."""
+    """How many parts of a conditioning ComfyUI evaluates at this sigma."""
     return sum(is_active([part], x, sigma) for part in conditioning)

@@ -16,7 +16,7 @@ from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassi
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier as files
-from controlled_diffusion.nodes.host.guidance.multi_cfg import check_channels
+from controlled_diffusion.nodes.host.guidance.multi_cfg import check_guidance_channels
 from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training import demo_model, loop
@@ -109,7 +109,7 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
     assert NoisyClassifierLoader.fingerprint_inputs(name) != before
     x, level = torch.randn(2, 4, 16, 16), torch.zeros(2)
     assert torch.equal(loaded.network(x, level), classifier.network(x, level))
-    assert len(ClassifierChannel.execute(classifier, "red", 1.0, 0.0, 1.0, 0, "", 0).args[0]) == 1
+    assert len(ClassifierChannel.execute(classifier, "red").args[0]) == 1
 
 
 def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
@@ -254,10 +254,10 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
     assert made.latent_format == type(form).__name__ == "SDXL_Playground_2_5"
     latents = torch.cat(host._latents(model, demo_vae, images(4).split(1)))
     assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
-    channel = ClassifierChannel.execute(made, "a", 1.0, 0.0, 1.0, 0, "", 0).args[0]
-    check_channels(model, channel)
+    channel = ClassifierChannel.execute(made, "a").args[0]
+    check_guidance_channels(model, channel)
     with pytest.raises(ValueError, match="SDXL_Playground_2_5, but SDXL has SDXL"):
-        check_channels(tiny_text.denoiser("sdxl"), channel)
+        check_guidance_channels(tiny_text.denoiser("sdxl"), channel)
 
 
 @pytest.mark.parametrize("kind", ["flux", "video"])

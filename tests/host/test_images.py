@@ -24,7 +24,7 @@ def test_the_interval_and_zero_init_are_drawn_too(eps_model):
     def drawn(**rules):
         return weights_image(eps_model, CHANNELS, None, Rules(**rules))
 
-    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init=0.3)]
+    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init_percent=0.3)]
     assert torch.equal(plain, weights_image(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
 
 

@@ -115,7 +115,7 @@ def test_a_model_with_room_gives_what_the_model_gives_whatever_the_image(family)
     )
     expected = plain(model, tiny.conditioning(1), tiny.conditioning(2), 3.0)
     for seed in (3, 4):
-        assert_close(edited(wide, seed, text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
+        assert_close(edited(wide, seed, text_scale=3.0, image_scale=1.0), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_sdxl_becomes_sdxls_instruction_model():
@@ -139,7 +139,7 @@ def test_patches_and_options_of_the_model_go_along_and_the_model_stays(eps_model
     assert not torch.equal(expected, plain(eps_model, tiny.conditioning(1), tiny.conditioning(2), 3.0))
     plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)  # the patch is in the shared weights now
     before = {k: v.clone() for k, v in patched.model.state_dict().items()}
-    assert_close(edited(instruct_models.with_room(patched), text=3.0, image=1.0), expected, atol=2e-5, rtol=1e-5)
+    assert_close(edited(instruct_models.with_room(patched), text_scale=3.0, image_scale=1.0), expected, atol=2e-5, rtol=1e-5)
     assert not torch.equal(instruct_models.weights_of(eps_model)[key.removeprefix("diffusion_model.")], before[key])
     assert all(torch.equal(v, before[k]) for k, v in patched.model.state_dict().items())
 

@@ -107,7 +107,7 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
         made.append(studio.vae.decode(comfy.sample.sample(studio.model, noise, *settings, denoise=0.5, disable_pbar=True, seed=0)))
     apart = (made[1] - made[0]).abs().mean(-1)
     knobs = defaults(DiffEditMask)
-    mask = diffedit.cut(diffedit.normalised(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
+    mask = diffedit.cut(diffedit.normalized(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
     return diffedit.closed(mask, knobs["close"]) > 0.5
 
 

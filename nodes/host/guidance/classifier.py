@@ -18,7 +18,7 @@ FORMAT = "controlled_diffusion.noisy_classifier"
 
 
 def names() -> list[str]:
-    """Classifier files in the host's model folder and the pack's own."""
+    """Classifier files in ComfyUI's model folder and the pack's own."""
     for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
         folder_paths.add_model_folder_path(FOLDER, str(folder))
     return [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors")]

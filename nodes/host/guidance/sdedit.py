@@ -1,4 +1,4 @@
-"""Noising a latent and sampling it back with the host's samplers, in all or in part of the image."""
+"""Noising a latent and sampling it back with ComfyUI's samplers, in all or in part of the image."""
 
 from __future__ import annotations
 

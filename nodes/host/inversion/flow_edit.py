@@ -8,12 +8,12 @@ import torch
 
 from ....guidance.diffedit import mixed
 from ....inversion.flow_edit import check_counts, flow_edit
-from ..guidance.diffedit import Editable
+from ..guidance.diffedit import MaskedImage
 from ..latents import check_channels
 from ..sampling import TwoPrompts, run
 
 
-class FlowEdit(Editable):
+class FlowEdit(MaskedImage):
     """An image, the mask of what may change, and FlowEdit's edit of it."""
 
     def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **counts) -> dict:
@@ -41,4 +41,4 @@ class FlowEdit(Editable):
             return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **counts)
 
         sampler = run(guider, self.latent.float(), sigmas[steps - made :], loop, made)
-        return self.task.latent(self.settled(guider.model_patcher.model.process_latent_out(sampler.result)))
+        return self.task.latent(self.keep_outside(guider.model_patcher.model.process_latent_out(sampler.result)))

@@ -14,7 +14,6 @@ import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ....inversion.method import Derivative, Trajectory
 from ....inversion.negative_prompt import slerp
@@ -179,11 +178,12 @@ class HostPredictor(Predictor):
         """
         given, own = [[conditional, unconditional]], self.guider.conds["negative"]
 
-        def known(executor, *args, **kwargs):
-            return given.pop() if given else executor(*args, **kwargs)
+        def known(args: dict) -> list[torch.Tensor]:
+            asked = (args[k] for k in ("model", "conds", "input", "sigma", "model_options"))
+            return given.pop() if given else comfy.samplers.calc_cond_batch(*asked)
 
         options = comfy.model_patcher.create_model_options_clone(self.extra_args["model_options"])
-        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, known, options, is_model_options=True)
+        options["sampler_calc_cond_batch_function"] = known
         self.guider.conds["negative"] = self.current
         try:
             denoised = self.guider(x, self._sigma(x, sigma), **self.extra_args | {"model_options": options})
