@@ -1,6 +1,6 @@
 import pytest
 import torch
-from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled, told
+from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled, with_hint
 from torch.testing import assert_close
 
 
@@ -56,7 +56,7 @@ def test_a_variant_depends_on_seed_and_number_alone():
     made = Augmentation(2, 0.2, 0.1, 1.0)
     one, again, other = (made.of(image(), None, n, s) for n, s in ((3, 1), (3, 1), (4, 1)))
     assert torch.equal(one.image, again.image) and one.hint == again.hint and not torch.equal(one.image, other.image)
-    assert told("very small", "a <z>") == "very small a <z>" and told("", "a <z>") == "a <z>"
+    assert with_hint("very small", "a <z>") == "very small a <z>" and with_hint("", "a <z>") == "a <z>"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 import torch
 from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving
-from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor, warm_cosine
+from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
 from torch.testing import assert_close
 
 
@@ -76,7 +76,7 @@ def test_a_matrix_view_shares_the_memory_of_its_weight(memory_format):
 
 
 def test_the_rate_rises_over_the_warmup_and_falls_to_zero():
-    rates = [warm_cosine(i, 100, 10) for i in range(100)]
+    rates = [rate_factor("cosine", i, 100, 10) for i in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0 and rates[-1] < 1e-3
 
 
@@ -94,8 +94,6 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-
-
 def plain(net, steps=8, **knobs):
     settings = dict(steps=steps, learning_rate=0.02, warmup=2, average=0.0) | knobs
     return Loop(dict(net.named_parameters()), **settings)
@@ -104,8 +102,7 @@ def plain(net, steps=8, **knobs):
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_path):
-    rate = 1.0 if optimizer == "prodigy" else 0.02
-    knobs = dict(optimizer=optimizer, accumulate=accumulate, learning_rate=rate, loss_scale=4.0)
+    knobs = dict(optimizer=optimizer, accumulate=accumulate, loss_scale=4.0)
     net = network()
     whole = [s.loss for s in plain(net, **knobs).run(loss_of(net))]
     net = network()
@@ -122,18 +119,9 @@ def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_every_optimizer_learns(optimizer):
     net = network()
-    rate = {"prodigy": 1.0, "sgd": 0.2}.get(optimizer, 0.02)
+    rate = 0.2 if optimizer == "sgd" else 0.02
     steps = list(plain(net, 60, optimizer=optimizer, learning_rate=rate).run(loss_of(net)))
     assert steps[-1].loss < 0.5 * steps[0].loss
-
-
-def test_prodigy_finds_the_size_of_its_steps_by_itself():
-    """The solution is 300 away; no rate is given but the neutral 1."""
-    x = torch.nn.Parameter(torch.zeros(5))
-    loop = Loop({"x": x}, steps=400, learning_rate=1.0, warmup=0, average=0.0, clip=0.0, optimizer="prodigy", schedule="constant")
-    losses = [s.loss for s in loop.run(lambda i: (x - 300).abs().sum())]
-    assert min(losses) < 0.02 * losses[0]
-    assert 30 < float(loop.optimizers[0].state[x]["d"]) < 3000
 
 
 def test_accumulated_parts_are_one_large_batch():
@@ -174,7 +162,7 @@ def test_where_a_number_is_lost_it_stops_with_the_last_good_state(what):
         return good(index) * float("nan") if what == "loss" else (first - first.detach()).square().sum().sqrt()
 
     loop, seen = plain(net), []
-    with pytest.raises(Diverged, match=f"The {what} became .* at step 4 of 8.* Lower the learning rate"):
+    with pytest.raises(Diverged, match=f"diverged: the {what} became .* at step 4 of 8.* Lower the learning rate"):
         for step in loop.run(loss):
             seen.append(step)
             kept = [p.detach().clone() for p in net.parameters()]
@@ -274,7 +262,7 @@ def test_adafactor_moves_what_starts_at_zero_as_adamw_does():
     assert 0.5 < moved("adafactor") / moved("adamw") < 1.5
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "prodigy"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_what_a_step_will_take_is_known_before_it(optimizer):
     net = network()
     loop = plain(net, optimizer=optimizer)
@@ -295,7 +283,7 @@ def test_every_schedule_rises_and_then_goes_its_way(schedule):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'lion'; choose one of adamw, sgd, adafactor, prodigy"):
+    with pytest.raises(ValueError, match="'lion'; choose one of adamw, sgd, adafactor"):
         plain(network(), optimizer="lion")
     with pytest.raises(ValueError, match="'step'; choose one of cosine, linear, constant"):
         rate_factor("step", 0, 1, 0)

@@ -1,6 +1,6 @@
-"""Images made of a few: parts of them, their colours a little changed, and at other scales as Custom Diffusion has it (arXiv 2212.04488).
+"""Augmentation of a few images: crops, color jitter, and other scales as in Custom Diffusion (arXiv 2212.04488).
 
-An image that is far smaller or larger than it was is told so in its sentence, and what is not the image is left out of the loss.
+The prompt of an image that became far smaller or larger says so, and the loss leaves out what is not the image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 SMALL, LARGE = ("a far away", "very small"), ("zoomed in", "close up")  # what a sentence begins with
-EDGE = 8  # pixels at the edge of a shrunk image that are not learnt: a latent there knows of what lies beside
+EDGE = 8  # pixels at the edge of a shrunk image that are masked: latents there depend on what is beside
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,6 @@ def scaled(variant: Variant, draw: torch.Generator) -> Variant:
     return Variant(paper, counts, hint) if bool(counts.any()) else variant
 
 
-def told(hint: str, text: str) -> str:
+def with_hint(hint: str, text: str) -> str:
     """A sentence with the hint before it."""
     return f"{hint} {text}" if hint else text

@@ -1,4 +1,4 @@
-"""Custom Diffusion (arXiv 2212.04488): keys and values of cross-attention learnt for a concept, and several concepts merged in closed form."""
+"""Custom Diffusion (arXiv 2212.04488): keys and values of cross-attention trained for a concept, and several concepts merged in closed form."""
 
 from __future__ import annotations
 

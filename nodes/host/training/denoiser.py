@@ -18,8 +18,7 @@ STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the denoiser is asked: at which noise levels, and what an error counts. "auto" levels: logit-normal for flow models, uniform
-    for others."""
+    """At which noise levels the denoiser is trained, and how its errors are weighted."""
 
     levels: Levels
     weighting: str = "own"
@@ -59,8 +58,8 @@ def _in_order(made: Sequence[torch.Tensor], groups: Sequence[list[int]]) -> torc
 
 
 @dataclass
-class Ground:
-    """The running denoiser: what the host's sampling hands to a sampler."""
+class TrainDenoiser:
+    """The running denoiser, as ComfyUI's sampling hands it to a sampler."""
 
     guider: comfy.samplers.CFGGuider
     options: dict
@@ -73,8 +72,8 @@ class Ground:
         return _in_order(made, parts)
 
     def _together(self, model, x: torch.Tensor, sigma: torch.Tensor, conditioning: list) -> torch.Tensor:
-        asked = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
-        made = comfy.samplers.process_conds(model, x, asked, x.device, x.detach(), None, 0)["positive"]
+        conds = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
+        made = comfy.samplers.process_conds(model, x, conds, x.device, x.detach(), None, 0)["positive"]
         return comfy.samplers.calc_cond_batch(model, [made], x, sigma, self.options)[0]
 
     def sigmas(self, objective: Objective, seed: int, first: int, count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The images that a training learns from, encoded once."""
+"""The training images, encoded once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 
-from ....training.augmentation import Augmentation, Variant, told
+from ....training.augmentation import Augmentation, Variant, with_hint
 from .. import gradients
 from ..latents import encoded_part
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is learnt from: the latent of each image as the VAE gives it, (1, C, [1,] h, w), with a mask (1, 1, [1,] h, w) or None."""
+    """Training images: the latent of each image as the VAE gives it, (1, C, [1,] h, w), with a mask (1, 1, [1,] h, w) or None."""
 
     latents: tuple[torch.Tensor, ...]
     masks: tuple[torch.Tensor | None, ...]
@@ -25,9 +25,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def told(self, number: int, text: str) -> str:
+    def with_hint(self, number: int, text: str) -> str:
         """The sentence of an image with its hint."""
-        return told(self.hints[number], text) if self.hints else text
+        return with_hint(self.hints[number], text) if self.hints else text
 
 
 def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
@@ -50,7 +50,7 @@ def _mask_for(vae, latent: torch.Tensor, mask: torch.Tensor, image: torch.Tensor
         )
     small = torch.nn.functional.interpolate(encoded_part(vae, mask)[:, None].float(), latent.shape[-2:], mode="area")
     if not bool(small.any()):
-        raise ValueError(f"Mask {number} is empty: nothing of its image would be learnt. Paint what to learn white, or leave it away.")
+        raise ValueError(f"Mask {number} is empty: its image would not be trained on. Paint the area to train white, or leave the mask out.")
     return small.cpu().reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
@@ -81,7 +81,7 @@ def images_of(
 
 
 def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tensor]:
-    """The latents of so many, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
+    """The latents of so many, on the CPU; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
     bar = comfy.utils.ProgressBar(count)
     for variant in shown:
         yield gradients.run_in_inference_mode(vae.encode, variant.image[..., :3]).float().cpu()
