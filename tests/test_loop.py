@@ -54,7 +54,7 @@ def test_without_a_state_file_it_starts_anew(tmp_path):
     assert not loop_of(network()).restore(tmp_path / "none.safetensors")
 
 
-def test_inside_averaged_the_weights_are_their_average_and_afterwards_their_own():
+def test_inside_averaged_the_weights_are_their_average():
     net = network()
     loop = loop_of(net)
     list(loop.run(loss_of(net)))
@@ -151,7 +151,7 @@ def test_parts_are_counted_through_all_steps():
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_where_a_number_is_lost_it_stops_with_the_last_good_state(what):
+def test_divergence_stops_with_the_last_good_state(what):
     net = network()
     good = loss_of(net)
 
@@ -188,7 +188,7 @@ def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone():
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters()))
 
 
-def test_a_loss_scale_that_overflows_is_halved_and_changes_nothing_else(tmp_path):
+def test_a_loss_scale_that_overflows_is_halved(tmp_path):
     def half(net):
         good = loss_of(net)
 

@@ -140,7 +140,7 @@ def concept(norm="limit", limit=1.5):
     return Concept({k: t[:2] for k, t in tables.items()}, vocabularies, norm, limit), vocabularies, tables
 
 
-def test_what_is_learnt_starts_as_given_and_is_of_one_size_for_all_encoders():
+def test_parameters_have_one_size_for_all_encoders():
     made, vocabularies, tables = concept()
     for key, table in tables.items():
         assert_close(made.rows(key), table[:2])
@@ -168,7 +168,7 @@ def test_the_norm_is_limited_kept_or_free(key):
         assert_close(lengths(made, key), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_word_that_starts_longer_than_the_limit_may_stay_as_long():
+def test_a_word_may_stay_as_long_as_it_starts():
     made, _, tables = concept("limit", limit=0.1)
     made.control()
     assert_close(lengths(made, "small"), tables["small"][:2].norm(dim=1))

@@ -32,7 +32,7 @@ def train(model, clip, vae, **knobs):
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
-def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(family, vae, clip, monkeypatch):
+def test_gradients_but_for_the_first_token(family, vae, clip, monkeypatch):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, host.KeysAndValues(), word=True)
     stir(task)
     parameters = list(task.adapters.parameters.values())
@@ -47,7 +47,7 @@ def test_the_gradient_agrees_with_finite_differences_but_for_the_first_token(fam
     assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
 
 
-def test_it_is_the_model_at_first_and_the_file_gives_what_was_trained(any_model, vae, clip, folders):
+def test_untrained_is_the_model_and_the_file_what_was_trained(any_model, vae, clip, folders):
     plain = sampled(any_model)
     task = task_of(any_model, clip, vae, host.KeysAndValues(), word=True)
     assert torch.equal(sampled(task.model), plain)
@@ -67,7 +67,7 @@ def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, 
     assert torch.equal(sampled(loaded), sampled(model))
 
 
-def test_several_concepts_are_learnt_jointly_with_images_at_other_scales(eps_model, vae, clip, folders):
+def test_concepts_are_trained_jointly_at_several_scales(eps_model, vae, clip, folders):
     """As the paper does: one file of keys and values, a word for each, and images that are said to be far or near."""
     knobs = dict(placeholder="<a>, <b>", initial_words="cat, dog", captions=["a <a>\na <b>"], prior_weight=0.0, variants=6, scale=1.0)
     _, lora, _, word, _, _, concept = train(eps_model, clip, vae, **knobs)
@@ -172,7 +172,7 @@ def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):
     assert not (folders / "loras" / "both.safetensors").exists()
 
 
-def test_a_word_counts_wherever_it_stands_in_a_line_and_a_line_without_it_is_refused(eps_model, vae, clip, folders):
+def test_a_line_must_name_its_word_anywhere(eps_model, vae, clip, folders):
     lines = [train(eps_model, clip, vae, name=n, seed=s)[-1] for n, s in (("rex", 1), ("kit", 2))]
     late = "a small house in the green hills and " * 12 + "embedding:rex"
     (concept, _) = host.concepts_of(f"rex = {late}\n{lines[1]}")

@@ -69,7 +69,7 @@ def sampled(model):
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
-def test_the_gradient_of_adapters_and_word_agrees_with_finite_differences(family, algorithm, vae, clip):
+def test_adapter_gradients_agree_with_finite_differences(family, algorithm, vae, clip):
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, adapters.Design(algorithm, 2), word=True)
     exact, measured = derivatives(task)
     assert abs(exact) > 1e-6
@@ -83,12 +83,12 @@ def transformers(kind, design, **knobs):
 
 @pytest.mark.parametrize(("kind", "layers"), [("sd3", "attn"), ("flux", adapters.ATTENTION)])
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
-def test_so_it_does_for_transformers(kind, layers, algorithm):
+def test_adapter_gradients_in_transformers(kind, layers, algorithm):
     exact, measured = derivatives(transformers(kind, adapters.Design(algorithm, 2, layers=layers)))
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
-def test_a_lora_is_learnt_beside_its_layers_to_the_same_end_as_through_their_weights(eps_model, vae, clip):
+def test_loras_as_forward_hooks_give_the_same_gradients(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae, adapters.Design(rank=2, alpha=3.0, layers=""))
     stir(task)
     layers = [eps_model.model.get_submodule(name) for name in task.adapters.layers]
@@ -105,7 +105,7 @@ def test_a_lora_is_learnt_beside_its_layers_to_the_same_end_as_through_their_wei
 
 
 @pytest.mark.parametrize("algorithm", adapters.ALGORITHMS)
-def test_before_the_first_step_it_is_the_model_and_the_file_gives_what_was_trained(algorithm, eps_model, vae, clip, folders):
+def test_untrained_is_the_model_and_the_file_what_was_trained(algorithm, eps_model, vae, clip, folders):
     plain = sampled(eps_model)
     task = task_of(eps_model, clip, vae, adapters.Design(algorithm, 2, layers=""))
     assert_close(sampled(task.model), plain, rtol=0, atol=1e-3 if algorithm == "OFT" else 0)  # whose product with 1 is rounded otherwise
@@ -118,7 +118,7 @@ def test_before_the_first_step_it_is_the_model_and_the_file_gives_what_was_train
     assert torch.equal(sampled(eps_model), plain)
 
 
-def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_it(any_model, vae, clip, folders):
+def test_the_stock_loader_reads_the_lora(any_model, vae, clip, folders):
     before = {k: v.clone() for k, v in any_model.model.state_dict().items()}
     plain, options = sampled(any_model), any_model.model_options.copy()
     model, lora, name, word, curve, validation = train(
@@ -139,7 +139,7 @@ def test_it_learns_a_lora_that_the_stock_loader_reads_and_gives_the_model_with_i
 
 
 @pytest.mark.parametrize("family", ["v", "flow", "sd3", "flux"])
-def test_so_it_is_in_every_family(family, vae, clip, folders):
+def test_the_stock_loader_reads_the_lora_in_every_family(family, vae, clip, folders):
     if family in ("v", "flow"):
         task, model, own = task_of(made := tiny.unet(family), clip, vae, adapters.Design(rank=2, layers="")), made, clip
         prompts, empty = (tiny.conditioning(1), tiny.conditioning(0)), None
@@ -171,7 +171,7 @@ def test_a_lora_is_learnt_of_weights_that_are_kept_in_few_bits(weights, vae, cli
     assert torch.equal(sampled(host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)[0]), sampled(made))
 
 
-def test_a_mask_says_where_the_subject_is_and_the_class_counts_whole(eps_model, vae, clip):
+def test_a_mask_limits_the_subject_and_not_the_class(eps_model, vae, clip):
     half = torch.zeros(2, 64, 64)
     half[..., :32] = 1
     tasks = [
@@ -369,7 +369,7 @@ def test_class_images_do_not_depend_on_the_seed_and_their_sentences_are_encoded_
     assert first - (len(told) - first) == 2  # the prompt and the empty one
 
 
-def test_existing_files_are_numbered_or_refused_those_of_the_word_too(eps_model, vae, clip, folders):
+def test_existing_files_of_the_word_count_too(eps_model, vae, clip, folders):
     save_file({"x": torch.zeros(1)}, folders / "loras" / "rex.safetensors")
     save_file({"x": torch.zeros(1)}, folders / "embeddings" / "rex_2.safetensors")
     assert train(eps_model, clip, vae, learn_word=True, instance_prompt="<subject>")[2] == "rex_3.safetensors"
@@ -399,7 +399,7 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, vae, clip, k
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_a_whole_denoiser_is_learnt_and_the_stock_loader_gives_it_back(clip, folders):
+def test_the_stock_loader_reads_a_wholly_trained_denoiser(clip, folders):
     """SD3's layout is known to the host at any depth, so its own loader of models reads the tiny file."""
     model, clip, vae = tiny_text.denoiser("sd3"), tiny_text.clip("sd3", folder_paths.get_folder_paths("embeddings")), tiny_text.vae("sd3")
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
@@ -417,7 +417,7 @@ def test_a_whole_denoiser_is_learnt_and_the_stock_loader_gives_it_back(clip, fol
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow", "sd3", "flux"])
-def test_the_gradient_of_all_weights_agrees_with_finite_differences(family, vae, clip):
+def test_gradients_of_all_weights(family, vae, clip):
     if family in ("sd3", "flux"):
         task = transformers(family, WholeWeights())
     else:
@@ -427,7 +427,7 @@ def test_the_gradient_of_all_weights_agrees_with_finite_differences(family, vae,
     assert sum(k.endswith(".diff_b") for k in task.parameters) > 10
 
 
-def test_a_whole_model_keeps_the_lora_below_it_and_another_run_continues(eps_model, vae, clip, folders):
+def test_a_whole_model_keeps_the_lora_below_it(eps_model, vae, clip, folders):
     below = train(eps_model, clip, vae)[0]
     plain = sampled(below)
     model, *_ = train(below, clip, vae, name="whole", train="all weights", steps=2, learning_rate=1e-9)
@@ -436,7 +436,7 @@ def test_a_whole_model_keeps_the_lora_below_it_and_another_run_continues(eps_mod
     assert train(below, clip, vae, name="whole", train="all weights", steps=1)[2] == "whole_2.safetensors"
 
 
-def test_whole_weights_that_are_quantised_or_too_many_are_refused(eps_model, vae, clip, folders):
+def test_quantized_or_too_many_weights_are_refused(eps_model, vae, clip, folders):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"needs \d+ MB beside .* 1 MB are free. Train an adapter"):
         patch.setattr(memory, "get_free_memory", lambda device: 2**20)
         WholeWeights().check(eps_model, "adamw", 0.0)
@@ -474,7 +474,7 @@ def test_sentences_for_merging_name_the_words_by_turns():
     assert host.by_turns(told, ["<a>"]) == ["a <a>", "<a> in snow", "<a> and <b>"]
 
 
-def test_several_words_are_learnt_together_each_in_a_file_of_its_own(eps_model, vae, clip, folders):
+def test_several_words_are_trained_jointly(eps_model, vae, clip, folders):
     made = train(
         eps_model, clip, vae, learn_word=True, placeholder="<rex>, <kit>", initial_words="dog, cat", captions=["a <rex>\na <kit> and <rex>"]
     )
@@ -504,7 +504,7 @@ def test_several_words_that_cannot_be_learnt_are_refused(eps_model, vae, clip, f
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
+def test_prompts_are_dropped_at_their_rate(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae, data=settings.Data([images()], caption_dropout=0.25))
     level = torch.zeros(2)
     given = [text for i in range(200) for text in task.sentences([0, 1], 2 * i, level)]
@@ -513,7 +513,7 @@ def test_sentences_are_left_out_at_their_rate(eps_model, vae, clip):
     assert "" in task.rows and set(task_of(eps_model, clip, vae).sentences(range(2), 0, level)) == {"a zz cat"}
 
 
-def test_sentences_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, vae, clip, monkeypatch):
+def test_prompts_are_dropped_by_noise_level(eps_model, vae, clip, monkeypatch):
     """Never at pure noise and always at clean levels: what a step shows goes with the level that it draws."""
     data, seen = settings.Data([images()], clean_caption_dropout=1.0), []
     task = task_of(eps_model, clip, vae, data=data, weight=0.0, batch_size=1)

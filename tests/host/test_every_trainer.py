@@ -123,7 +123,7 @@ def test_weights_that_loading_moves_are_trained_with(kind, whole, made, folders)
 
 
 @every_trainer
-def test_a_stop_keeps_the_weights_and_another_run_continues_to_the_same_end(kind, made, watch):
+def test_a_stop_keeps_the_weights_and_a_run_continues(kind, made, watch):
     train(kind, made, name="whole", steps=6)
     watch(lambda value, total, preview: comfy.model_management.interrupt_current_processing((value, total) == (1, 6)))
     train(kind, made, steps=6)
@@ -135,7 +135,7 @@ def test_a_stop_keeps_the_weights_and_another_run_continues_to_the_same_end(kind
 
 
 @pytest.mark.parametrize("kind", ["textual inversion", "instructions"])
-def test_a_stopped_training_runs_again_though_its_node_is_unchanged(kind, made, watch):
+def test_a_stopped_training_runs_again(kind, made, watch):
     """What ComfyUI would otherwise give out of its cache; and a finished one is not what it was before the stop."""
     node = TRAINERS[kind][0]
 
@@ -158,7 +158,7 @@ def test_a_stopped_training_runs_again_though_its_node_is_unchanged(kind, made, 
 
 
 @of_concepts
-def test_a_continued_training_has_the_losses_of_one_that_was_not_interrupted(kind, made, monkeypatch):
+def test_a_continued_training_repeats_the_losses(kind, made, monkeypatch):
     seen, run = [], Loop.run
     monkeypatch.setattr(Loop, "run", lambda self, loss_of: (seen.append(step) or step for step in run(self, loss_of)))
     train(kind, made, name="whole", steps=4, average=0.9)

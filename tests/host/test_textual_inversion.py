@@ -57,7 +57,7 @@ def task_of(model, clip, vae, word=Word("<z>", "cat", 2), templates=("a photo of
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 @pytest.mark.parametrize("weighting", ["own", "min-snr"])
-def test_the_gradient_of_the_vectors_agrees_with_finite_differences(family, weighting, vae, clip):
+def test_vector_gradients_agree_with_finite_differences(family, weighting, vae, clip):
     objective = Objective(Levels(low=0.2, high=0.9), weighting)
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, objective=objective)
     exact, measured = derivatives(task)
@@ -66,7 +66,7 @@ def test_the_gradient_of_the_vectors_agrees_with_finite_differences(family, weig
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
-def test_so_it_does_for_models_with_several_text_encoders(kind, several):
+def test_gradients_with_several_text_encoders(kind, several):
     clip = several(kind)
     task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=Objective(Levels(low=0.3, high=0.9)))
     assert set(task.word.concept.parameters) == set(tiny_text.KINDS[kind][2])
@@ -86,7 +86,7 @@ def losses_of(task, numbers):
 
 
 @pytest.mark.parametrize("family", ["eps", "flow"])
-def test_a_batch_is_the_mean_of_its_samples_each_under_its_own_prompt(family, vae, clip):
+def test_a_batch_is_the_mean_of_its_samples(family, vae, clip):
     """The host's LoRA trainer averages the predictions of all prompts of a batch; here each image has its own."""
     data = {"captions": ["red", "a very long caption " * 30, "(blue:1.4)"], "images": [images(2), images(1, 48)]}
     task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, batch_size=6, data=data)
@@ -95,7 +95,7 @@ def test_a_batch_is_the_mean_of_its_samples_each_under_its_own_prompt(family, va
     assert len({round(v, 5) for v in losses_of(task, range(6, 12))}) == 6
 
 
-def test_accumulated_batches_are_the_same_samples_as_one_large_batch(eps_model, vae, clip):
+def test_accumulated_batches_are_one_large_batch(eps_model, vae, clip):
     large = inside(t := task_of(eps_model, clip, vae, batch_size=4), lambda denoiser: float(t.loss(denoiser, 1).detach()))
     small = task_of(eps_model, clip, vae, batch_size=2)
     parts = inside(small, lambda denoiser: [float(small.loss(denoiser, i)) for i in (2, 3)])
@@ -164,7 +164,7 @@ def test_variants_are_of_the_images_and_not_the_same(change, eps_model, vae, cli
     assert len(images) == 9 and not images.hints and len({float(z.sum()) for z in images.latents}) == 9
 
 
-def test_colours_of_images_with_an_alpha_channel_change_as_those_without(eps_model, vae, clip):
+def test_an_alpha_channel_does_not_change_color_jitter(eps_model, vae, clip):
     given = images(3)
     found = [
         task_of(eps_model, clip, vae, data={"images": [p], "augmentation": Augmentation(variants=2, jitter=0.3)}).images.latents
@@ -173,7 +173,7 @@ def test_colours_of_images_with_an_alpha_channel_change_as_those_without(eps_mod
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_mask_lies_where_its_image_does_though_the_vae_cuts_the_image(eps_model, vae, clip):
+def test_a_mask_is_cut_as_the_vae_cuts_its_image(eps_model, vae, clip):
     wide, mask = torch.rand(1, 64, 78, 3), torch.zeros(1, 64, 78)
     mask[:, :, 7 + 8 : 7 + 16] = 1  # the VAE takes 72 of 78 columns, from the fourth on
     task = task_of(eps_model, clip, vae, data={"images": [wide], "masks": [mask]})
@@ -181,7 +181,7 @@ def test_a_mask_lies_where_its_image_does_though_the_vae_cuts_the_image(eps_mode
     assert_close(found[0], torch.tensor([0, 4 / 8, 4 / 8, *[0.0] * 6]))
 
 
-def test_a_mask_of_ones_changes_nothing_and_another_limits_the_error(eps_model, vae, clip):
+def test_a_mask_limits_the_error(eps_model, vae, clip):
     half = torch.zeros(3, 64, 64)
     half[..., :32] = 1
     values = []
@@ -192,7 +192,7 @@ def test_a_mask_of_ones_changes_nothing_and_another_limits_the_error(eps_model, 
     assert abs(values[2] - values[0]) > 1e-3 * values[0] and values[2] == values[3]
 
 
-def test_other_nodes_patches_of_the_network_act_in_training_and_their_guidance_does_not(eps_model, vae, clip):
+def test_patches_of_the_network_act_and_guidance_does_not(eps_model, vae, clip):
     seen, patched = [], eps_model.clone()
     patched.set_model_unet_function_wrapper(lambda f, a: seen.append("network") or f(a["input"], a["timestep"], **a["c"]))
     patched.set_model_sampler_post_cfg_function(lambda args: seen.append("guidance") or args["denoised"])
@@ -224,7 +224,7 @@ def concept_for(clip, vectors=2):
 
 @pytest.mark.parametrize("kind", ["sd1", *tiny_text.KINDS])
 @pytest.mark.parametrize("vectors", [1, 3, 9])
-def test_the_saved_file_gives_the_trained_word_back_through_the_hosts_loader(kind, vectors, folders, request, several):
+def test_comfyui_reads_the_trained_word_from_its_file(kind, vectors, folders, request, several):
     clip = request.getfixturevalue("clip") if kind == "sd1" else several(kind)
     widths = {"clip_l": tiny.CONTEXT} if kind == "sd1" else tiny_text.KINDS[kind][2]
     with torch.inference_mode(False), torch.no_grad():
@@ -247,7 +247,7 @@ def test_a_prompt_encoded_in_training_is_what_the_host_encodes(folders, clip):
     assert torch.equal(features, hosts) and torch.equal(extras["pooled_output"], hosts_extras["pooled_output"])
 
 
-def test_the_layer_that_the_user_chose_is_the_one_that_is_trained_on(folders, clip):
+def test_clip_skip_is_kept_in_training(folders, clip):
     other_clip, clip = clip, clip.clone()
     clip.clip_layer(-2)
     with torch.inference_mode(False), torch.no_grad():
@@ -257,7 +257,7 @@ def test_the_layer_that_the_user_chose_is_the_one_that_is_trained_on(folders, cl
         assert not torch.equal(word.encode("a <z>")[0], other.encode("a <z>")[0])
 
 
-def test_embeddings_that_the_user_has_keep_their_place_in_captions(folders, clip):
+def test_captions_may_hold_other_embeddings(folders, clip):
     save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.3)}, folders / "embeddings" / "other.safetensors")
     with torch.inference_mode(False), torch.no_grad():
         word = new_words.NewWord(clip, "<z>", concept_for(clip), 2)
@@ -334,7 +334,7 @@ def test_options_change_the_word(eps_model, vae, knobs, clip):
     assert torch.isfinite(saved("other")["clip_l"]).all() and not torch.equal(saved("other")["clip_l"], saved()["clip_l"])
 
 
-def test_captions_are_left_out_by_the_noise_where_it_is_asked_for(eps_model, vae, clip):
+def test_captions_are_dropped_by_noise_level(eps_model, vae, clip):
     """Never at pure noise and always at clean levels: what a sample is learnt under goes with the level that it draws."""
     data = {"images": [images(1)], "captions": ["a red cat"], "clean_caption_dropout": 1.0}
     task, told = task_of(eps_model, clip, vae, data=data, batch_size=1), []
@@ -377,7 +377,7 @@ def cancel():
     comfy.model_management.interrupt_current_processing(False)
 
 
-def test_a_stop_at_the_last_validation_images_keeps_the_finished_word(eps_model, vae, clip, monkeypatch):
+def test_a_stop_at_the_last_validation_keeps_the_word(eps_model, vae, clip, monkeypatch):
     def stopped(*args):
         raise run.Stopped
 
@@ -402,7 +402,7 @@ def test_a_stop_while_images_are_encoded_is_passed_on(eps_model, vae, clip, canc
         images_of(vae, [images(3)])
 
 
-def test_a_stop_before_the_first_step_is_passed_on_and_writes_nothing(eps_model, vae, clip):
+def test_a_stop_before_the_first_step_writes_nothing(eps_model, vae, clip):
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(eps_model, clip, vae)
@@ -417,7 +417,7 @@ def test_continuing_with_other_data_is_refused_by_what_differs(eps_model, vae, c
         train(eps_model, clip, vae, batch_size=3, if_exists="continue")
 
 
-def test_existing_files_are_numbered_refused_or_replaced_as_asked(eps_model, vae, folders, clip):
+def test_existing_files_are_numbered_refused_or_replaced(eps_model, vae, folders, clip):
     (folders / "embeddings" / "deep").mkdir()
     save_file({"clip_l": torch.zeros(1, 4)}, folders / "embeddings" / "deep" / "thing.safetensors")
     assert train(eps_model, clip, vae)[0] == "embedding:thing_2" and train(eps_model, clip, vae)[0] == "embedding:thing_3"
@@ -487,13 +487,13 @@ def two_encoders(kind, tokenizer):
 
 
 @pytest.mark.parametrize(("kind", "part"), [("unread", "qwen25_7b"), ("t5xxl", "t5xxl")])
-def test_models_of_which_one_text_encoder_could_not_use_the_word_are_refused(kind, part):
+def test_an_encoder_that_cannot_use_the_word_is_refused(kind, part):
     """Kandinsky 5's Qwen reads no embedding files; Anima's denoiser takes T5's tokens themselves."""
     with pytest.raises(ValueError, match=f"reads no embedding files for its text encoder {part}, so a new word"):
         new_words.encoders(two_encoders(kind, lambda folder: comfy.sd1_clip.SDTokenizer(embedding_directory=folder)))
 
 
-def test_dynamic_weights_are_copied_where_the_host_can_and_refused_where_not(eps_model, vae, clip):
+def test_dynamic_weights_are_copied_or_refused(eps_model, vae, clip):
     with pytest.raises(ValueError, match=r"The model is loaded dynamically.*--disable-dynamic-vram"):
         train(tiny.dynamic(eps_model), clip, vae)
     made = tiny.dynamic(eps_model, lambda: tiny.unet("eps", seed=5))

@@ -56,7 +56,7 @@ def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_gradients_of_every_family_are_the_same_when_its_blocks_run_again(name):
+def test_checkpointing_gives_the_same_gradients(name):
     plain, again = gradients_of_family(name, lambda denoiser: ()), gradients_of_family(name, own_blocks)
     assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again))
@@ -137,7 +137,7 @@ def test_what_is_made_again_lies_in_memory_as_it_was_saved():
 
 
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
-def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_model, vae, folders, monkeypatch):
+def test_no_copies_of_coarse_text_encoders_are_kept(kind, eps_model, vae, folders, monkeypatch):
     """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
     where = [str(folders / "embeddings")]
     if kind == "sd1":
@@ -196,7 +196,7 @@ def test_what_cannot_fit_is_refused_before_the_first_step(eps_model, vae, clip, 
     assert not [m for m in eps_model.model.modules() if getattr(m, "weight_function", None)]
 
 
-def test_blocks_that_run_again_take_less_at_the_most_and_what_is_told_is_about_what_is_taken(eps_model, vae, clip):
+def test_peaks_of_memory_are_as_estimated(eps_model, vae, clip):
     """In the backward pass too: what is made again for a block is let go before the next one's."""
     task = task_of(eps_model, clip, vae, data=settings.Data([images(1, 192)]), batch_size=1, weight=0.0)
 

@@ -42,7 +42,7 @@ class Delta(torch.nn.Module):
 
 
 class Adapters:
-    """Adapters by the name of their layer. `parameters` are the trained weights, by name.
+    """Adapters by the name of their layer, `parts` by that of the weight they change; `parameters` are the trained weights, by name.
 
     `KIND` is the folder of their files, `existing(name)` a file that has a name there.
     """
@@ -50,21 +50,22 @@ class Adapters:
     KIND: ClassVar = KIND
 
     def __init__(self, layers: dict[str, torch.nn.Module]):
-        self.layers = layers
+        self.layers, self.parts = layers, {f"{layer}.weight": part for layer, part in layers.items()}
         named = {f"{layer}.{name}": p for layer, part in layers.items() for name, p in part.named_parameters()}
         self.fixed = {k: p.requires_grad_(False) for k, p in named.items() if k.endswith(".alpha")}
         self.parameters = {k: p.requires_grad_(True) for k, p in named.items() if k not in self.fixed}
 
     def put_on(self, model) -> None:
         """Lets them act on a MODEL; only through that patcher."""
-        for layer, part in self.layers.items():
+        for weight, part in self.parts.items():
             part.to(model.load_device)
-            model.add_weight_wrapper(f"{layer}.weight", part)
+            model.add_weight_wrapper(weight, part)
 
     def take_off(self, model) -> None:
         """ComfyUI takes them off when it loads the weights for another MODEL; this is for what holds the weights until then."""
-        for layer, part in self.layers.items():
-            functions = getattr(model.model.get_submodule(layer), "weight_function", [])
+        for weight, part in self.parts.items():
+            layer, _, kind = weight.rpartition(".")
+            functions = getattr(model.model.get_submodule(layer), f"{kind}_function", [])
             functions[:] = [f for f in functions if f is not part]
 
     @contextmanager

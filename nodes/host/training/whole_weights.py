@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -47,20 +46,6 @@ class Differences(adapters.Adapters):
         names = {name: name.rpartition(".") for name in weights}
         self.parameters = {f"{names[n][0]}.{DIFFERENCES[names[n][2]]}": part.diff for n, part in self.parts.items()}
         self.layers, self.fixed = {}, {}
-
-    def put_on(self, model) -> None:
-        for name, part in self.parts.items():
-            part.to(model.load_device)
-            model.add_weight_wrapper(name, part)
-
-    def take_off(self, model) -> None:
-        for name, part in self.parts.items():
-            layer, _, kind = name.rpartition(".")
-            functions = getattr(model.model.get_submodule(layer), f"{kind}_function")
-            functions[:] = [f for f in functions if f is not part]
-
-    def as_forward_hooks(self, model):
-        return nullcontext()
 
     @staticmethod
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: adapters.Words, about: dict[str, str]) -> None:
