@@ -11,17 +11,17 @@ def test_the_loss_adds_lambda_times_that_of_the_class():
 
 def test_batches_hold_the_ratio_and_take_all_images_in_turn():
     batches = Batches(2, 3, 6, 8, ratio=2)
-    made = [batches.of(i) for i in range(6)]
+    made = [batches.indices(i) for i in range(6)]
     assert batches.total == 6 and all(len(own) == 2 and len(prior) == 4 for own, prior in made)
     assert sorted(p for own, _ in made[:3] for p in own) == list(range(6))
     assert sorted(p for _, prior in made[:2] for p in prior) == list(range(8))
     assert made[0][0] != sorted(p for own, _ in made[:3] for p in own)[:2] or made[1][0] != [2, 3]
-    assert made == [batches.of(i) for i in range(6)]
+    assert made == [batches.indices(i) for i in range(6)]
 
 
 def test_without_class_images_a_batch_is_the_subject_alone():
     alone = Batches(3, 5, 4)
-    assert alone.total == 3 and alone.of(2)[1] == [] and alone.of(2)[0] == Batches(3, 5, 4, 9).of(2)[0]
+    assert alone.total == 3 and alone.indices(2)[1] == [] and alone.indices(2)[0] == Batches(3, 5, 4, 9).indices(2)[0]
 
 
 def test_class_prompts_are_lines_without_the_new_word():

@@ -48,7 +48,7 @@ class Batches:
         """Samples in a batch."""
         return self.size * (1 + (self.ratio if self.classes else 0))
 
-    def of(self, index: int) -> tuple[list[int], list[int]]:
+    def indices(self, index: int) -> tuple[list[int], list[int]]:
         """Numbers of the instance and of the class images in batch `index`; each comes again only after all others."""
         count = self.total - self.size
         prior = picks(self.seed + 1, index * count, count, self.classes) if count else []

@@ -113,7 +113,7 @@ class Prompts:
         if asks and not self.captions:
             raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
 
-    def of(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
+    def sentence(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
         """The sentence for an image as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
         rng = np.random.default_rng((seed, number))
         template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < rate
@@ -189,7 +189,7 @@ class Vocabulary:
     norm: float
 
     @classmethod
-    def of(cls, table: torch.Tensor) -> Vocabulary:
+    def from_table(cls, table: torch.Tensor) -> Vocabulary:
         """Of a table (words, dim)."""
         rows = table.float()
         return cls(float(rows.square().mean().sqrt()), float(rows.norm(dim=1).median()))

@@ -55,7 +55,7 @@ def _copied(value):
 _FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
 
 
-RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, and their blocks
+RECOMPUTABLE = {  # denoisers whose gradients were compared, and their blocks; by class names, as no version of ComfyUI has all
     "UNetModel": ("ResBlock", "SpatialTransformer"),
     "OpenAISignatureMMDITWrapper": ("JointBlock",),
     "Flux": _FLUX,

@@ -56,9 +56,9 @@ def run_in_inference_mode(work: Callable[..., T], *given, **more) -> T:
     Weights that were made in that mode and are moved to the GPU outside it are usable in neither.
     """
     with torch.inference_mode():
-        made = work(*given, **more)
+        result = work(*given, **more)
     with torch.inference_mode(False):
-        return clone_inference_tensors(made)
+        return clone_inference_tensors(result)
 
 
 def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = None) -> int:

@@ -32,23 +32,27 @@ class SavedTensor(NamedTuple):
         return torch.empty(0, dtype=self.dtype, device=self.copy.storage.device).set_(self.copy.storage, *self.layout)
 
 
-class Copies:
-    """Copies every storage once at each of its versions, and lets it go with the last tensor saved of it. `weights` are not copied.
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
 
-    The original is freed as soon as the network itself needs it no more, so that the copies take its place in memory. A copy has the layout of
-    its original: kernels then take the same way, and gradients are the same bit for bit.
+
+class Copies:
+    """Copies every storage once at each of its versions, and frees it with the last tensor saved of it. `weights` are not copied.
+
+    The original is freed as soon as the network itself no longer needs it, so the copies take little more memory. A copy has the layout of its
+    original: kernels then run as before, and gradients are the same bit for bit.
     """
 
     def __init__(self, weights: Callable[[], Iterable[torch.Tensor]]):
         self.weights, self.fixed, self.copies = weights, None, WeakValueDictionary()
 
     def save(self, tensor: torch.Tensor) -> SavedTensor:
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        if not _is_plain(tensor):
             return SavedTensor(tensor)
         if tensor.is_conj() or tensor.is_neg():
             return SavedTensor(tensor.clone())
         if self.fixed is None:  # not before: networks may get new weights at their first use
-            self.fixed = {StorageWeakRef(w.untyped_storage()) for w in self.weights()}
+            self.fixed = {StorageWeakRef(w.untyped_storage()) for w in self.weights() if _is_plain(w)}
         storage = tensor.untyped_storage()
         own = StorageWeakRef(storage)
         if own in self.fixed:

@@ -1,6 +1,5 @@
 """Custom Diffusion on tiny UNets: what learns and what does not, its files, and concepts merged."""
 
-import folder_paths
 import nodes as host_nodes
 import pytest
 import torch
@@ -12,8 +11,8 @@ from controlled_diffusion.training.settings import Data
 from safetensors.torch import load_file
 
 from compare import assert_close
-from host import tiny, tiny_text
-from host.test_dreambooth import sampled, task_of
+from host import tiny
+from host.test_dreambooth import parts, sampled, task_of
 from host.training import derivatives, execute, images, inside, stir
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
@@ -45,17 +44,6 @@ def test_gradients_but_for_the_first_token(family, vae, clip, monkeypatch):
     exact, measured = derivatives(task)
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
     assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
-
-
-def test_untrained_is_the_model_and_the_file_what_was_trained(any_model, vae, clip, folders):
-    plain = sampled(any_model)
-    task = task_of(any_model, clip, vae, host.KeysAndValues(), word=True)
-    assert torch.equal(sampled(task.model), plain)
-    stir(task)
-    trained = sampled(task.model)
-    adapters.save("rex", task.adapters.tensors(), {}, {})
-    loaded, _ = host_nodes.LoraLoader().load_lora(any_model, clip, "rex.safetensors", 1.0, 1.0)
-    assert torch.equal(sampled(loaded), trained) and not torch.equal(trained, plain) and torch.equal(sampled(any_model), plain)
 
 
 def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, clip, folders):
@@ -90,69 +78,60 @@ def test_variants_are_learnt_where_they_show_the_image(eps_model, vae, clip):
     assert all(torch.equal(a, b) for a, b in zip(encoded.latents, again.latents))
 
 
-def test_other_networks_are_refused_by_name(vae, folders):
-    flux_clip = tiny_text.clip("flux", [str(folders / "embeddings")])
+def test_other_networks_are_refused_by_name(vae, clip):
     with pytest.raises(ValueError, match=r"Flux \(Flux\) does not route its attention"):
-        train(tiny_text.denoiser("flux"), flux_clip, tiny_text.vae("flux"))
+        train(*parts("flux", clip, vae))
 
 
-def merge(model, clip, concepts, **knobs):
-    return CustomDiffusionMerge.execute(
-        model, clip, concepts, **(dict(name="both", regular_prompts="", if_exists="number it") | knobs)
-    ).args
+def merge(model, clip, concepts, regular_prompts=""):
+    return CustomDiffusionMerge.execute(model, clip, concepts, "both", regular_prompts, "number it").args
 
 
-@pytest.fixture(params=["sd1", "sdxl"])
-def made(request, eps_model, vae, clip):
-    """(MODEL, CLIP, VAE) with one text encoder and with two."""
-    if request.param == "sd1":
-        return eps_model, clip, vae
-    return (
-        tiny_text.denoiser("sdxl"),
-        tiny_text.clip("sdxl", embedding_directory=folder_paths.get_folder_paths("embeddings")),
-        tiny_text.vae("sdxl"),
-    )
+def two(model, clip, vae, **knobs):
+    """Trains two concepts; gives the lines for merging them."""
+    return [train(model, clip, vae, name=n, seed=s, **dict(learning_rate=0.2) | knobs)[-1] for n, s in (("rex", 1), ("kit", 2))]
 
 
-def test_merged_concepts_read_as_each_file_has_them(made, eps_model, folders):
-    model, clip, vae = made
-    lines = [train(model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
-    patched, lora, name = merge(model, clip, "\n".join(lines), regular_prompts="a dog\na house in the rain\ntwo red cats")
-    concepts = host.concepts_of("\n".join(lines))
-    rows = [host._features(clip, c.prompts[0], c) for c in concepts]
-    assert [len(r) for r in rows] == [2, 2] and not torch.allclose(*rows)
+def check_values(model, lora, rows, concepts):
+    """The features of each concept get the keys and values that its own file gives them."""
     for layer in host.layers_of(model):
         weight = host._weight(model, f"{layer}.weight")
         for own, concept in zip(rows, concepts):
             wanted = own @ (weight + concept.tensors[f"{layer}.diff"].double()).T
             assert_close(own @ (weight + lora[f"{layer}.diff"].double()).T, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["eps", "sdxl"])
+def test_merged_concepts_read_as_each_file_has_them(kind, vae, clip, folders):
+    """With one text encoder and with two."""
+    model, clip, vae = parts(kind, clip, vae)
+    lines = "\n".join(two(model, clip, vae, vectors=2))
+    patched, lora, name = merge(model, clip, lines, regular_prompts="a dog\na house in the rain\ntwo red cats")
+    concepts = host.concepts_of(lines)
+    rows = [host._features(clip, c.prompts[0], c) for c in concepts]
+    assert [len(r) for r in rows] == [2, 2] and not torch.allclose(*rows)
+    check_values(model, lora, rows, concepts)
     loaded, _ = host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)
-    if model is eps_model:
+    if kind == "eps":
         assert torch.equal(sampled(loaded), sampled(patched))
-    assert merge(model, clip, "\n".join(lines))[2] == "both_2.safetensors"
+    assert merge(model, clip, lines)[2] == "both_2.safetensors"
 
 
 def test_a_prompt_with_both_words_says_of_each_concept_its_own(eps_model, vae, clip, folders):
-    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, vectors=2)[-1] for n, s in (("rex", 1), ("kit", 2))]
     both = "embedding:kit cat beside embedding:rex cat"
-    told = [*lines, f"rex = {both}", f"kit = {both}"]
-    lora, concepts = merge(eps_model, clip, "\n".join(told))[1], host.concepts_of("\n".join(told))
+    lines = "\n".join([*two(eps_model, clip, vae, vectors=2), f"rex = {both}", f"kit = {both}"])
+    lora, concepts = merge(eps_model, clip, lines)[1], host.concepts_of(lines)
     rows = [host._features(clip, both, c) for c in concepts]
     everything = host._features(clip, both)
     assert [len(r) for r in rows] == [2, 2] and torch.equal(rows[1], everything[:2]) and torch.equal(rows[0], everything[4:6])
-    for layer in host.layers_of(eps_model):
-        weight = host._weight(eps_model, f"{layer}.weight")
-        for own, concept in zip(rows, concepts):
-            wanted = own @ (weight + concept.tensors[f"{layer}.diff"].double()).T
-            assert_close(own @ (weight + lora[f"{layer}.diff"].double()).T, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    check_values(eps_model, lora, rows, concepts)
 
 
 def test_words_that_follow_a_new_one_stay_as_they_are(eps_model, vae, clip, folders):
     """They have nearly the same features after another new word, for which they would ask for other values."""
     rest = "cat on a red mat in a small garden"
-    lines = [train(eps_model, clip, vae, name=n, seed=s, learning_rate=0.2, instance_prompt=f"a <concept> {rest}")[-1] for n, s in (("rex", 1), ("kit", 2))]  # fmt: skip
-    lora = merge(eps_model, clip, "\n".join(lines))[1]
-    single = host.concepts_of("\n".join(lines))[0].tensors
+    lines = "\n".join(two(eps_model, clip, vae, instance_prompt=f"a <concept> {rest}"))
+    lora, single = merge(eps_model, clip, lines)[1], host.concepts_of(lines)[0].tensors
     rows = host._features(clip, f"a {rest}")
     assert all((rows @ lora[k].double().T).norm() < 0.5 * (rows @ single[k].double().T).norm() for k in lora)
 
@@ -173,7 +152,7 @@ def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):
 
 
 def test_a_line_must_name_its_word_anywhere(eps_model, vae, clip, folders):
-    lines = [train(eps_model, clip, vae, name=n, seed=s)[-1] for n, s in (("rex", 1), ("kit", 2))]
+    lines = two(eps_model, clip, vae, learning_rate=0.05)
     late = "a small house in the green hills and " * 12 + "embedding:rex"
     (concept, _) = host.concepts_of(f"rex = {late}\n{lines[1]}")
     features = clip.encode_from_tokens_scheduled(clip.tokenize(late))[0][0][0].double()

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import pytest
 import torch
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from host import tiny
 from host.sampling import ksampler
-from host.training import execute, images
+from host.training import execute, images, stopping_at, watching
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it red", "remove it"])
@@ -67,18 +66,6 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.fixture
-def watch():
-    """Calls a function with (value, total, preview) whenever the host's progress bars tell something."""
-
-    def by(show):
-        comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: show(value, total, preview))
-
-    yield by
-    comfy.utils.set_progress_bar_global_hook(None)
-    comfy.model_management.interrupt_current_processing(False)
-
-
 every_trainer = pytest.mark.parametrize("kind", list(TRAINERS))
 of_concepts = pytest.mark.parametrize("kind", CONCEPTS)
 
@@ -102,8 +89,9 @@ def test_inputs_are_unchanged(kind, family, made):
     train(kind, made)
     assert all(equal(now, then) for now, then in zip(states(), before))
     assert made.model.model_options == options and not made.model.patches and not made.model.wrappers
+    assert not made.model.weight_wrapper_patches and not [m for m in parts[0].modules() if getattr(m, "weight_function", None)]
     assert not made.model.get_nested_additional_models() and not comfy.model_management.in_training
-    assert not any(p.requires_grad or p.grad is not None for part in parts for p in part.parameters())
+    assert not any(p.requires_grad or p.grad is not None for part in parts[:2] for p in part.parameters())
     assert not [m for part in parts for m in part.modules() if m._forward_pre_hooks or m._forward_hooks]
     assert torch.equal(sampled(), image)
 
@@ -123,37 +111,36 @@ def test_weights_that_loading_moves_are_trained_with(kind, whole, made, folders)
 
 
 @every_trainer
-def test_a_stop_keeps_the_weights_and_a_run_continues(kind, made, watch):
+def test_a_stop_keeps_the_weights_and_a_run_continues(kind, made):
     train(kind, made, name="whole", steps=6)
-    watch(lambda value, total, preview: comfy.model_management.interrupt_current_processing((value, total) == (1, 6)))
-    train(kind, made, steps=6)
+    with stopping_at(1, 6):
+        train(kind, made, steps=6)
     part = file(kind)
     assert all(torch.isfinite(v).all() for v in part.values()) and not equal(part, file(kind, "whole"))
-    watch(lambda *given: None)
     train(kind, made, steps=6, if_exists="continue")
     assert equal(file(kind), file(kind, "whole"))
 
 
 @pytest.mark.parametrize("kind", ["textual inversion", "instructions"])
-def test_a_stopped_training_runs_again(kind, made, watch):
+def test_a_stopped_training_runs_again(kind, made):
     """What ComfyUI would otherwise give out of its cache; and a finished one is not what it was before the stop."""
     node = TRAINERS[kind][0]
 
     def fingerprint(**more):
         return node.fingerprint_inputs(**{"folder": [""], "name": ["thing"], "steps": [8], "if_exists": ["continue"], **more})
 
-    def go_on(stop_at):
-        watch(lambda value, total, preview: comfy.model_management.interrupt_current_processing((value, total) == (stop_at, 8)))
-        train(kind, made, steps=8, if_exists="continue")
+    def go_on(name="thing"):
+        train(kind, made, name=name, steps=8, if_exists="continue")
 
     assert fingerprint() == fingerprint(name=[None]) == fingerprint(name=["../x"]) == ""
-    go_on(1)
+    with stopping_at(1, 8):
+        go_on()
     assert fingerprint() == "1 of 8" and fingerprint(if_exists=["number it"]) == fingerprint(steps=[None]) == ""
-    go_on(-1)
+    go_on()
     assert fingerprint() == "8 of 8" and fingerprint(steps=[9]) == "8 of 9"
-    train(kind, made, name="once", steps=8, if_exists="continue")
+    go_on("once")
     assert fingerprint(name=["once"]) == ""  # never stopped: its outputs may stay in the cache
-    train(kind, made, name="once", steps=8, if_exists="continue")
+    go_on("once")
     assert fingerprint(name=["once"]) == ""
 
 
@@ -195,12 +182,10 @@ def test_the_running_average_is_what_the_file_holds(kind, made):
 
 
 @of_concepts
-def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made, watch):
+def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made):
     shown = []
-    watch(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].size)))
-    train(
-        kind, made, validation_count=1, validation_every=2, **({"prior_weight": 0.0} if kind in ("dreambooth", "custom diffusion") else {})
-    )
+    with watching(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].size))):
+        train(kind, made, validation_count=1, validation_every=2, prior_weight=0.0)
     wide = 128 if kind == "instructions" else 64  # before and after, side by side
     assert shown == [(2, (wide, 64)), (4, (wide, 64))]
 

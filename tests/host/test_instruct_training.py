@@ -367,7 +367,7 @@ def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip
 def test_weights_that_would_round_away_what_is_learnt_are_refused(eps_model, clip, vae):
     layer = eps_model.model.diffusion_model.middle_block[1].proj_in
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
-    with pytest.raises(ValueError, match=r"weights are quantised \(float8_e4m3fn\).* in fp16, bf16 or fp32\."):
+    with pytest.raises(ValueError, match=r"weights are quantized \(float8_e4m3fn\).* in fp16, bf16 or fp32\."):
         task_of(eps_model, clip, vae)
 
 

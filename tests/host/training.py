@@ -1,5 +1,9 @@
 """What the tests of trainers share: their images, their nodes with few steps, and questions asked while a training runs."""
 
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.utils
 import torch
 from controlled_diffusion.nodes.host.training import run
 
@@ -15,6 +19,22 @@ def execute(node, **given):
     known = {i.id for i in node.GET_SCHEMA().inputs}
     lists = {k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given).items() if k in known}
     return node.execute(**lists).args
+
+
+@contextmanager
+def watching(show):
+    """Inside, `show(value, total, preview)` is called whenever ComfyUI's progress bars move; afterwards nothing is interrupted."""
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: show(value, total, preview))
+    try:
+        yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
+
+
+def stopping_at(value, total):
+    """Inside, the user stops when a progress bar stands at `value` of `total`."""
+    return watching(lambda *now: comfy.model_management.interrupt_current_processing(now[:2] == (value, total)))
 
 
 def inside(task, question, around=None):

@@ -110,7 +110,21 @@ class Design:
 
     def adapters(self, model, seed: int) -> Adapters:
         """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
-        return _new(model, self, seed)
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"Unknown algorithm '{self.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
+        layers = chosen(model, self.layers)
+        for name, shape in layers.items():
+            least = min(shape[0], shape[1:].numel())
+            if not 1 <= self.rank <= least:
+                raise ValueError(
+                    f"Rank {self.rank} does not fit the layer {name} ({shape[0]} x {shape[1:].numel()}); give 1 to {least}, or leave this "
+                    f"layer out with '-{name.rsplit('.', 1)[1]}'."
+                )
+        alpha = 0.0 if self.algorithm == "OFT" and not self.alpha else self.alpha or float(self.rank)
+        make = adapter_maps[self.algorithm].create_train
+        with torch.random.fork_rng(devices=[]):  # which draw their start values from the common generator
+            torch.random.default_generator.manual_seed(seed % 2**63)
+            return Adapters({n: make(torch.empty(1).expand(shape), rank=self.rank, alpha=alpha) for n, shape in layers.items()})
 
 
 def _hookable(layer: torch.nn.Module, part: torch.nn.Module) -> bool:
@@ -152,24 +166,6 @@ def chosen(model, layers: str) -> dict[str, torch.Size]:
         some = ", ".join(list(known)[:: max(1, len(known) // 6)][:6])
         raise ValueError(f"No layer's name fits '{layers}'. This model's layers are called, for example, {some}. Empty = all layers.")
     return found
-
-
-def _new(model, design: Design, seed: int) -> Adapters:
-    if design.algorithm not in ALGORITHMS:
-        raise ValueError(f"Unknown algorithm '{design.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
-    layers = chosen(model, design.layers)
-    for name, shape in layers.items():
-        least = min(shape[0], shape[1:].numel())
-        if not 1 <= design.rank <= least:
-            raise ValueError(
-                f"Rank {design.rank} does not fit the layer {name} ({shape[0]} x {shape[1:].numel()}); give 1 to {least}, or leave this "
-                f"layer out with '-{name.rsplit('.', 1)[1]}'."
-            )
-    alpha = 0.0 if design.algorithm == "OFT" and not design.alpha else design.alpha or float(design.rank)
-    make = adapter_maps[design.algorithm].create_train
-    with torch.random.fork_rng(devices=[]):  # which draw their start values from the common generator
-        torch.random.default_generator.manual_seed(seed % 2**63)
-        return Adapters({n: make(torch.empty(1).expand(shape), rank=design.rank, alpha=alpha) for n, shape in layers.items()})
 
 
 def path_of(name: str) -> Path:

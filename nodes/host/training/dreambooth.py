@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Class:
-    """What is kept: sentences of the class, one a line, images of it (IMAGE batches) or how many to sample, and how they count."""
+    """The class to preserve: prompts of it, one a line, images of it (IMAGE batches) or how many to sample, and how they count."""
 
     prompt: str = ""
     images: Sequence[torch.Tensor] = ()
@@ -84,7 +84,7 @@ class Task(trainer.Task):
             self.word.control()
 
     def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
-        own, prior = self.batches.of(index)
+        own, prior = self.batches.indices(index)
         chosen, total = [*own, *(self.batches.instances + p for p in prior)], self.batches.total
         texts = self.sentences(chosen, index * total, denoiser.log_snr(self.objective, self.settings.seed, index * total, total))
         rows = {text: self.row(text) for text in dict.fromkeys(texts)}
@@ -140,7 +140,7 @@ def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
 
 
 def learn(
-    model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings, validation: Validation,
+    model, clip, vae, data: Data, subject: Subject, prior: Class, design, objective: Objective, settings: Settings, validation: Validation,
     name: str, if_exists: str,
 ) -> trainer.TrainResult:  # fmt: skip
     """Trains a subject and saves it; see `trainer.run`. Nothing that the user gave is changed.
@@ -149,7 +149,7 @@ def learn(
     """
     name = choose(name, if_exists, subject.words, design.home)
     with torch.inference_mode(False), torch.no_grad():
-        task = prepare(model, clip, vae, data, subject, kept, design, objective, settings, validation)
+        task = prepare(model, clip, vae, data, subject, prior, design, objective, settings, validation)
         return finish(task, model, name, if_exists == "continue")
 
 
@@ -192,15 +192,15 @@ def _written(text: str, named: dict[str, str]) -> str:
 
 
 def prepare(
-    model, clip, vae, data: Data, subject: Subject, kept: Class, design, objective: Objective, settings: Settings, validation: Validation
+    model, clip, vae, data: Data, subject: Subject, prior: Class, design, objective: Objective, settings: Settings, validation: Validation
 ) -> Task:
     """Checks everything that the user gave, encodes images and sentences, and samples class images that are missing."""
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
     validation = _checked(clip, subject, validation, [text for choices in own for text in choices])
-    active = kept.preservation.weight > 0
-    prior = class_prompts(kept.prompt, *(w.placeholder for w in subject.words)) if active else ()
-    if active and not (kept.images or kept.count):
+    active = prior.preservation.weight > 0
+    class_texts = class_prompts(prior.prompt, *(w.placeholder for w in subject.words)) if active else ()
+    if active and not (prior.images or prior.count):
         raise ValueError("There are no class images. Connect some, set class_count to sample them, or set prior_weight to 0.")
     running, own_clip = trainable(model, clip if subject.word else None)
     if isinstance(design, WholeWeights):
@@ -212,17 +212,17 @@ def prepare(
     images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     texts, count = tuple(tuple(images.with_hint(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
     if active:
-        class_batches = kept.images or class_images.made(model, clip, vae, _order(kept, prior, validation), images.latents[0].shape[1:])
+        class_batches = prior.images or class_images.made(model, clip, vae, class_images.Order(class_texts, prior.count, prior.batch, validation), images.latents[0].shape[1:])
         others = images_of(vae, class_batches)
-        images, texts = joined(images, others), (*texts, *((prior[i % len(prior)],) for i in range(len(others))))
-    batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, kept.preservation.ratio)
+        images, texts = joined(images, others), (*texts, *((class_texts[i % len(class_texts)],) for i in range(len(others))))
+    batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, prior.preservation.ratio)
     about = trainer.about(
-        settings, objective, images, design=asdict(design), texts=texts, prior=asdict(kept.preservation) if active else "none",
+        settings, objective, images, design=asdict(design), texts=texts, prior=asdict(prior.preservation) if active else "none",
         word=asdict(subject.word) if subject.word else "none", **_more(subject, data),
     )  # fmt: skip
     task = Task(
         model=running, vae=vae, images=images, objective=objective, settings=settings, validation=validation, about=about,
-        clip=own_clip or clip, adapters=layers, word=word, texts=texts, batches=batches, preservation=kept.preservation,
+        clip=own_clip or clip, adapters=layers, word=word, texts=texts, batches=batches, preservation=prior.preservation,
         dropout=data.dropout,
     )  # fmt: skip
     task.encode()
@@ -254,10 +254,6 @@ def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str
                 f"'{texts[0]}, {placeholder}', or leave the captions out."
             )
     return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
-
-
-def _order(kept: Class, prompts: tuple[str, ...], validation: Validation) -> class_images.Order:
-    return class_images.Order(prompts, kept.count, kept.batch, validation)
 
 
 def joined(one: Images, other: Images) -> Images:

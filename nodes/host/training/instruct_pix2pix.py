@@ -30,8 +30,7 @@ from .denoiser import Objective, TrainDenoiser
 from .images import Images, images_of, latents_of
 from .instruct_pairs import OnDisk
 from .memory import check_numbers
-from .run import TrainingRun
-from .trainer import side_by_side
+from .trainer import TrainingRun, side_by_side
 from .whole_weights import check_fine
 
 

@@ -95,17 +95,13 @@ def initial_rows(encoder: Encoder, words: str) -> torch.Tensor:
 
 
 def vocabularies(found: list[Encoder]) -> dict[str, Vocabulary]:
-    return {e.key: Vocabulary.of(e.sample) for e in found}
+    return {e.key: Vocabulary.from_table(e.sample) for e in found}
 
 
 def _marks(found: list[Encoder], vectors: int, word: int) -> dict[str, torch.Tensor]:
     """For each encoder vectors that hold its index, the index of their word, and their own."""
-    marks = {}
-    for number, encoder in enumerate(found):
-        marks[encoder.key] = torch.zeros(vectors, encoder.table.shape[1])
-        marks[encoder.key][:, 0], marks[encoder.key][:, 1] = MARK, number
-        marks[encoder.key][:, 2], marks[encoder.key][:, 3] = torch.arange(vectors), word
-    return marks
+    heads = [torch.tensor([[MARK, number, i, word] for i in range(vectors)]) for number in range(len(found))]
+    return {e.key: torch.nn.functional.pad(head, (0, e.table.shape[1] - 4)) for e, head in zip(found, heads)}
 
 
 def _reading(tokenizer, folder: str):

@@ -6,19 +6,14 @@ trained weights lie outside of the model.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import islice
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
-from PIL import Image
 
-from ....training.loop import Loop, Step
+from ....training.loop import Step
 from .. import checkpointing, gradients
 from ..gradients import KEY, check_whole
 from ..noise_levels import run_noise_scale
@@ -26,7 +21,6 @@ from .denoiser import TrainDenoiser
 
 Stopped = comfy.model_management.InterruptProcessingException
 Blocks = Callable[[TrainDenoiser], Sequence[torch.nn.Module]]
-log = logging.getLogger(__name__)
 
 
 class TrainSampler(comfy.samplers.Sampler):
@@ -65,64 +59,3 @@ def run_sampler(model, conditioning: list, shape: Sequence[int], sampler: TrainS
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning})
     guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, torch.ones(1), disable_pbar=True, seed=0)
-
-
-@dataclass
-class TrainingRun:
-    """A training of a MODEL, some steps at a time. `start` and `batch` are what `run_sampler` takes; see `TrainSampler` for others."""
-
-    model: object
-    start: list
-    loop: Loop
-    loss_of: Callable[[TrainDenoiser, int], torch.Tensor]
-    batch: torch.Size
-    modules: Sequence[torch.nn.Module] = ()
-    watched: Callable[[Iterator[Step]], Iterator[Step]] = iter  # sees every step, as one that saves does
-    around: Callable[[], AbstractContextManager] = nullcontext
-    blocks: Blocks = lambda denoiser: ()
-    bar: comfy.utils.ProgressBar = field(init=False)
-
-    def __post_init__(self):
-        self.bar = comfy.utils.ProgressBar(self.loop.steps)
-
-    def run(self, count: int) -> None:
-        """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
-
-        def steps(denoiser: TrainDenoiser) -> Iterator[Step]:
-            return self.watched(islice(self.loop.run(lambda i: self.loss_of(denoiser, i)), count))
-
-        try:
-            run_sampler(self.model, self.start, self.batch, TrainSampler(steps, self.modules, self._show, self.around, self.blocks))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if self.loop.done:
-                raise
-            raise ValueError(
-                f"{type(self.model.model).__name__} cannot be trained with this ComfyUI: its first step failed ({error}). A part of a model that "
-                "has no derivative cannot be trained through; use another model or another version of ComfyUI."
-            ) from error
-
-    def run_to_end(self, every: int, look: Callable[[], None]) -> bool:
-        """Takes all steps, calling `look` after every `every` (0 = never). False where the user stopped it after a step."""
-        loop = self.loop
-        try:
-            while loop.done < loop.steps:
-                rest = loop.steps - loop.done
-                self.run(min(rest, every - loop.done % every) if every else rest)
-                if every and loop.done % every == 0 and loop.done < loop.steps:
-                    look()
-        except Stopped:
-            if not loop.done:
-                raise
-            log.info("Training stopped after %d of %d steps; the trained weights are kept.", loop.done, loop.steps)
-            return False
-        return True
-
-    def _show(self, step: Step, image: Image.Image | None = None) -> None:
-        self.bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
-
-    def preview(self, image: Image.Image) -> None:
-        """Shows an image on the node."""
-        if self.loop.history:
-            self._show(self.loop.history[-1], image)

@@ -46,7 +46,7 @@ class Task(trainer.Task):
         size, seed = self.settings.batch_size, self.settings.seed
         chosen, first = picks(seed, index * size, size, len(self.images)), index * size
         rates = self.dropout.rate(denoiser.log_snr(self.objective, seed, first, size))[:, 0].tolist()
-        prompts = [self.prompts.of(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
+        prompts = [self.prompts.sentence(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
         texts = [self.images.with_hint(p, text) for p, text in zip(chosen, prompts)]
         rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
         return denoiser.errors(self.images, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
@@ -55,7 +55,7 @@ class Task(trainer.Task):
         return self.word.conditioning(text)
 
     def usual_rows(self, count: int) -> list:
-        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed)) for _ in range(count)]
+        return [self.word.encode(self.prompts.sentence(0, 0, self.settings.seed)) for _ in range(count)]
 
 
 def learn(

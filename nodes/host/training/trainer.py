@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import comfy.sample
+import comfy.utils
 import numpy as np
 import torch
 from PIL import Image
 
-from ....training.loop import Diverged, Loop, saving
+from ....training.loop import Diverged, Loop, Step, saving
 from ....training.settings import Settings, Validation
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
@@ -23,7 +25,7 @@ from ..latents import decoded
 from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
-from .run import Stopped, TrainingRun
+from .run import Stopped, TrainSampler, run_sampler
 
 log = logging.getLogger(__name__)
 
@@ -134,49 +136,95 @@ class Task:
         return TrainResult(name=name, curve=loss_curve(loop), images=torch.cat(self.looks) if self.looks else None, **more)
 
 
-def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
-    """Trains; `write` saves the trained weights and says where. The state of the training is kept in a file of its own.
+class TrainingRun:
+    """A task on its way: its steps, some at a time, with the progress bar, the state file, validation images and the trained weights' file.
 
-    A stop by the user keeps and writes the trained weights; so does an error, which then goes on. The last validation images are made when all
-    is written.
+    `write` saves the trained weights and says where.
     """
-    loop = task.loop()
-    state.parent.mkdir(parents=True, exist_ok=True)
-    if resume:
-        loop.restore(state)
-    start = task.conditioning(task.validation.prompt)
-    training = TrainingRun(
-        task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state), task.around,
-        task.memory_plan(loop).blocks,
-    )  # fmt: skip
 
-    def keep() -> str:
-        with loop.averaged():
-            written = write(loop)
-        loop.save(state)  # after what the user wants, should the disk be full
-        return written
+    def __init__(self, task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False):
+        self.task, self.state, self.write, self.loop = task, state, write, task.loop()
+        state.parent.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.loop.restore(state)
+        self.start, self.blocks = task.conditioning(task.validation.prompt), task.memory_plan(self.loop).blocks
+        self.bar = comfy.utils.ProgressBar(self.loop.steps)
 
-    def look() -> None:
-        loop.save(state)
-        task.look(training)
-
-    try:
-        whole = training.run_to_end(task.validation.every, look)
-    except Diverged as error:
-        if not loop.done:
-            raise
-        raise Diverged(f"{error} They are saved: {keep()}") from error
-    except Exception:
-        if loop.done:
-            log.warning("The weights after %d of %d steps are saved: %s", loop.done, loop.steps, keep())
-        raise
-    keep()
-    if whole:
+    def finish(self) -> None:
+        """Takes all steps. A stop by the user keeps and writes the trained weights; so does an error, which then goes on. The last validation
+        images are made when all is written."""
+        loop = self.loop
         try:
-            task.look(training)
+            while loop.done < loop.steps:
+                self._steps()
+        except Stopped:
+            if not loop.done:
+                raise
+            log.info("Training stopped after %d of %d steps; the trained weights are kept.", loop.done, loop.steps)
+            self._keep()
+            return
+        except Diverged as error:
+            if not loop.done:
+                raise
+            raise Diverged(f"{error} They are saved: {self._keep()}") from error
+        except Exception:
+            if loop.done:
+                log.warning("The weights after %d of %d steps are saved: %s", loop.done, loop.steps, self._keep())
+            raise
+        self._keep()
+        try:
+            self.task.look(self)
         except Stopped:
             log.info("The training is done and saved; its last validation images were stopped.")
-    return loop
+
+    def _steps(self) -> None:
+        """Takes the steps up to the next validation images, and makes those unless they are the last."""
+        loop, every = self.loop, self.task.validation.every
+        rest = loop.steps - loop.done
+        self.take(min(rest, every - loop.done % every) if every else rest)
+        if every and loop.done % every == 0 and loop.done < loop.steps:
+            loop.save(self.state)
+            self.task.look(self)
+
+    def take(self, count: int) -> None:
+        """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
+        task, loop = self.task, self.loop
+
+        def steps(denoiser: TrainDenoiser) -> Iterator[Step]:
+            return saving(loop, islice(loop.run(lambda i: task.loss(denoiser, i)), count), self.state)
+
+        try:
+            run_sampler(task.model, self.start, task.shape, TrainSampler(steps, task.modules, self._show, task.around, self.blocks))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if loop.done:
+                raise
+            raise ValueError(
+                f"{type(task.model.model).__name__} cannot be trained with this ComfyUI: its first step failed ({error}). A part of a model that "
+                "has no derivative cannot be trained through; use another model or another version of ComfyUI."
+            ) from error
+
+    def _keep(self) -> str:
+        with self.loop.averaged():
+            written = self.write(self.loop)
+        self.loop.save(self.state)  # after what the user wants, should the disk be full
+        return written
+
+    def _show(self, step: Step, image: Image.Image | None = None) -> None:
+        self.bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
+
+    def preview(self, image: Image.Image) -> None:
+        """Shows an image on the node."""
+        if self.loop.history:
+            self._show(self.loop.history[-1], image)
+
+
+def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
+    """Trains a task to its end; see `TrainingRun`."""
+    training = TrainingRun(task, state, write, resume)
+    training.finish()
+    return training.loop
 
 
 def side_by_side(images: torch.Tensor) -> Image.Image:

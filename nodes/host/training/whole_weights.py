@@ -30,7 +30,7 @@ def check_fine(model, otherwise: str = "") -> None:
     coarse = {str(w.dtype).removeprefix("torch.") for w in weights_of(model).values() if not w.is_floating_point() or w.element_size() < 2}
     if coarse:
         raise ValueError(
-            f"The model's weights are quantised ({', '.join(sorted(coarse))}), too coarse to be trained themselves. Load it in fp16, bf16 or "
+            f"The model's weights are quantized ({', '.join(sorted(coarse))}), too coarse to be trained themselves. Load it in fp16, bf16 or "
             f"fp32{otherwise}."
         )
 
