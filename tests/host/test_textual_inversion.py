@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 
 import comfy.model_management
 import comfy.sd1_clip
@@ -37,12 +36,6 @@ def clip(reading_clip):
     return reading_clip
 
 
-@pytest.fixture(scope="module")
-def several(trained):
-    """A CLIP of a kind in `tiny_text.KINDS`."""
-    return cache(lambda kind: tiny_text.clip(kind, [str(trained / "embeddings")]))
-
-
 def settings(**more):
     return Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more})
 
@@ -64,8 +57,8 @@ def test_vector_gradients_agree_with_finite_differences(family, weighting, vae, 
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
-def test_gradients_with_several_text_encoders(kind, several):
-    clip = several(kind)
+def test_gradients_with_several_text_encoders(kind, folders):
+    clip = tiny_text.clip(kind, [str(folders / "embeddings")])
     task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=Objective(Levels(low=0.3, high=0.9)))
     assert set(task.word.concept.parameters) == set(tiny_text.KINDS[kind][2])
     exact, measured = derivatives(task)
@@ -324,16 +317,11 @@ def test_bad_file_names_are_refused(name):
     ("knobs", "message"),
     [
         (dict(given=[]), "There are no images"),
-        (dict(given=[images(3)[:0]]), "There are no images"),
         (dict(given=[images(3) * torch.nan]), "Number 1 of the images holds NaN"),
         (dict(captions=["a\nb"]), "2 captions for 3 images"),
         (dict(placeholder="cat"), "'cat' is a word that the model knows"),
-        (dict(placeholder="my cat"), "is several words"),
-        (dict(placeholder=" "), "The placeholder is empty"),
         (dict(initial_words="<|endoftext|>"), "hold no word that clip_l knows"),
-        (dict(templates="own"), "'own' but none is given"),
         (dict(templates="own", own_templates="a photo"), r"'a photo' lacks \{\}"),
-        (dict(templates="own", own_templates="{caption} {}"), "asks for a caption but there are none"),
         (dict(validation_prompt="a cat"), "validation prompt 'a cat' lacks the new word"),
         (dict(masks=[torch.zeros(3, 64, 64)]), "Mask 1 is empty"),
         (dict(masks=[torch.ones(2, 64, 64)]), "2 masks for 3 images"),
