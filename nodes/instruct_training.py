@@ -108,7 +108,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                     "Steps of the optimiser. Usual 1000 to 20000.",
                     4,
                     0.0001,
-                    "0.0001 in the paper, for all weights; LoRAs usual 0.0001 to 0.001. With prodigy 1.",
+                    "0.0001 in the paper, for all weights; LoRAs usual 0.0001 to 0.001.",
                 ),
                 io.Int.Input(
                     "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between edits to look at; 0 = at the end alone."

@@ -196,23 +196,26 @@ def test_a_full_disk_costs_the_state_and_not_the_classifier(eps_model, demo_vae,
 
 
 @pytest.mark.parametrize("side", [16, 64])
-def test_what_a_batch_takes_is_reckoned(side):
-    """As much as autograd keeps of it, found by small passes where it is large."""
+def test_what_a_batch_takes_is_reckoned(side, monkeypatch):
+    """As much as autograd keeps of it."""
     x = torch.zeros(2, 4, side, side)
     with torch.inference_mode(False), torch.enable_grad():
         network = NoisyClassifier(4, 3, (8, 16))
-        with memory.counted((), network.parameters()) as found:
+        with memory.pass_memory((), network.parameters()) as found:
             network(torch.zeros(x.shape), torch.zeros(2))
-            exact = found().whole
-        host._check_room(network, x, 2, 0, lambda device: exact * 1.03)
+            exact = found().plain
+        monkeypatch.setattr(memory, "get_free_memory", lambda device: exact * 1.03)
+        host._check_room(network, x, 2, 0)
+        monkeypatch.setattr(memory, "get_free_memory", lambda device: exact * 0.97)
         with pytest.raises(ValueError, match=r"A batch of 2 needs .* Set batch_size to 1 or less"):
-            host._check_room(network, x, 2, 0, lambda device: exact * 0.97)
+            host._check_room(network, x, 2, 0)
 
 
-def test_a_batch_that_memory_cannot_hold_is_refused_with_one_that_fits(eps_model, demo_vae, folders):
+def test_a_batch_that_memory_cannot_hold_is_refused_with_one_that_fits(eps_model, demo_vae, folders, monkeypatch):
     def run(free, batch):
         asked = replace(settings(), batch_size=batch)
-        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse", lambda device: free * memory.GB)
+        monkeypatch.setattr(memory, "get_free_memory", lambda device: free * memory.GB)
+        host.learn(eps_model, demo_vae, [images(8)], backgrounds(8), asked, "mine", "refuse")
 
     with pytest.raises(ValueError, match=r"A batch of 64 needs about 0\.\d+ GB of memory, and 0\.02 GB are free") as told:
         run(0.02, 64)

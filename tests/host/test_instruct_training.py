@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
 from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
-from controlled_diffusion.nodes.host.training import denoiser, instruct_models, instruct_pairs, run, trainer
+from controlled_diffusion.nodes.host.training import denoiser, instruct_models, instruct_pairs, memory, run, trainer
 from controlled_diffusion.nodes.host.training import instruct_pix2pix as host
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
 from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
@@ -69,27 +69,24 @@ def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
         assert edited(model).isfinite().all() and images.isfinite().all()
 
 
-def task_of(model, clip, vae, what="attention", free=run.comfy.model_management.get_free_memory, **more):
+def task_of(model, clip, vae, what="attention", **more):
     data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
     objective = denoiser.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0), free)
+        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0))
 
 
 def inside(task, question):
-    """What `question(ground)` gives while the host's sampling runs, with gradients."""
+    """What `question(denoiser)` gives while the host's sampling runs, with gradients."""
     found = []
 
-    def steps(ground):
-        found.append(question(ground))
+    def steps(denoiser):
+        found.append(question(denoiser))
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
-        guider = run.comfy.samplers.CFGGuider(task.model)
-        guider.inner_set_conds({"positive": [task.examples.told[0]]})
-        blank = torch.zeros(task.shape)
-        guider.sample(blank, blank, run.Lesson(steps, (), lambda step: None, False), torch.ones(1), disable_pbar=True, seed=0)
+        run.run_sampler(task.model, [task.examples.told[0]], task.shape, run.TrainSampler(steps))
     return found[0]
 
 
@@ -225,15 +222,15 @@ def test_the_gradient_of_all_that_is_trained_agrees_with_finite_differences(fami
             p.data.add_(torch.randn(p.shape, generator=draw).to(p) * 0.01)
         along = [torch.randn(p.shape, generator=draw).to(p) * 0.05 for p in parameters]
 
-    def question(ground):
-        gradients = torch.autograd.grad(task.loss(ground, 0), parameters)
+    def question(denoiser):
+        gradients = torch.autograd.grad(task.loss(denoiser, 0), parameters)
         exact = sum(float((g * a).sum()) for g, a in zip(gradients, along))
         values, step = [], 0.02
         with torch.no_grad():
             for sign in (1, -2):
                 for p, a in zip(parameters, along):
                     p.add_(a, alpha=sign * step)
-                values.append(float(task.loss(ground, 0)))
+                values.append(float(task.loss(denoiser, 0)))
         assert float(gradients[0].abs().sum()) > 0 and float(gradients[0][:, 4:].abs().sum()) > 0
         return exact, (values[0] - values[1]) / (2 * step)
 
@@ -246,10 +243,10 @@ def test_a_batch_is_one_call_of_the_network_and_each_sample_has_its_own_image_an
     count = sampling.Count(eps_model)
     task = task_of(count.model, clip, vae, batch_size=6, dropout=0.3)
     count.calls = count.rows = 0
-    together = inside(task, lambda ground: float(task.loss(ground, 1).detach()))
+    together = inside(task, lambda denoiser: float(task.loss(denoiser, 1).detach()))
     assert (count.calls, count.rows) == (1, 6)
     one = task_of(eps_model, clip, vae, batch_size=1, dropout=0.3)
-    alone = inside(one, lambda ground: [float(one.loss(ground, i)) for i in range(6, 12)])
+    alone = inside(one, lambda denoiser: [float(one.loss(denoiser, i)) for i in range(6, 12)])
     assert_close(together, sum(alone) / 6, rtol=1e-4, atol=1e-6)
 
 
@@ -258,7 +255,7 @@ def test_image_and_instruction_are_left_out_each_by_the_noise_where_it_is_asked_
     task, shown = task_of(eps_model, clip, vae, batch_size=40, **asked), []
     row = host.Examples.row
     monkeypatch.setattr(host.Examples, "row", lambda self, number, *kept: shown.append(kept) or row(self, number, *kept))
-    levels = inside(task, lambda ground: (ground.log_snr(task.objective, 4, 0, 40), task.loss(ground, 0)))[0].tolist()
+    levels = inside(task, lambda denoiser: (denoiser.log_snr(task.objective, 4, 0, 40), task.loss(denoiser, 0)))[0].tolist()
     assert all(text for _, text in shown[-40:])
     kept, left_out = ([level for level, (image, _) in zip(levels, shown[-40:]) if image == there] for there in (True, False))
     assert len(kept) > 5 and len(left_out) > 5 and sum(kept) / len(kept) < sum(left_out) / len(left_out) - 0.5
@@ -359,17 +356,18 @@ def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, 
 
 
 @pytest.mark.parametrize("what", ["attention", "all weights"])
-def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip, vae):
+def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip, vae, monkeypatch):
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 2**14)
     with pytest.raises(
         ValueError, match=r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"
     ):
-        task_of(eps_model, clip, vae, what, free=lambda device: 2**14)
+        task_of(eps_model, clip, vae, what)
 
 
 def test_weights_that_would_round_away_what_is_learnt_are_refused(eps_model, clip, vae):
     layer = eps_model.model.diffusion_model.middle_block[1].proj_in
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
-    with pytest.raises(ValueError, match=r"weights are quantised \(float8_e4m3fn\).* in fp16, bf16 or fp32\."):
+    with pytest.raises(ValueError, match=r"weights are quantized \(float8_e4m3fn\).* in fp16, bf16 or fp32\."):
         task_of(eps_model, clip, vae)
 
 

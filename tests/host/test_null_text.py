@@ -305,7 +305,7 @@ def test_checkpointing_gives_the_same_gradients(kind):
 
 def test_checkpointing_keeps_less_for_the_backward_pass():
     model, kept = tiny.unet("eps"), {}
-    with gradients.differentiable(False):
+    with gradients.differentiable():
         gradients.to_normal_tensors(model.model)
         x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
         for name, blocks in (("plain", []), ("again", checkpointing.blocks_of(model.model))):

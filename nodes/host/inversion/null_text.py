@@ -227,7 +227,6 @@ class Course:
     cfg: float
     sigmas: Sequence[float]
     image_loss: Callable[[torch.Tensor], ImageLoss | None]  # of the clean latents
-    mutations: bool = False  # whether the network changes in place what autograd saves
     checkpointing: bool = False
     found: list[Kept] = field(default_factory=list)
     evaluations: float = 0.0
@@ -241,7 +240,7 @@ class Course:
             trajectory = self.method.encode(derivative, clean.clone(), self.sigmas, show)
             guider.set_cfg(self.cfg)
         blocks = blocks_of(guider.inner_model) if self.checkpointing else ()
-        with gradients.differentiable(self.mutations), recomputed(blocks) if blocks else nullcontext():
+        with gradients.differentiable(), recomputed(blocks) if blocks else nullcontext():
             self._back(guider, derivative, trajectory, show)
         return trajectory
 
@@ -284,18 +283,9 @@ def invert(
         vae = gradients.differentiable_vae(vae)
         own.set_additional_models(KEY, [vae.patcher])
 
-    def attempt(mutations: bool) -> tuple[Course, Trajectory]:
-        course = Course(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), mutations, checkpointing)
-        sampler = run(Guidance(own, source, start, cfg), latent, sigmas, course, 2 * (len(sigmas) - 1))
-        return course, kept(sampler.result)
-
-    try:
-        made = attempt(False)
-    except RuntimeError as error:
-        if not gradients.mutated(error):
-            raise
-        made = None
-    course, trajectory = made or attempt(True)  # not above, where the error holds the graph of its step
+    course = Course(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), checkpointing)
+    sampler = run(Guidance(own, source, start, cfg), latent, sigmas, course, 2 * (len(sigmas) - 1))
+    trajectory = kept(sampler.result)
     return Inversion(
         method,
         Trajectory(trajectory.sigmas, trajectory.states, course.extras()),

@@ -1,4 +1,4 @@
-"""Custom Diffusion on the host's UNets: whole differences of the keys and values of cross-attention, and files of merged concepts."""
+"""Custom Diffusion on ComfyUI's UNets: whole differences of the keys and values of cross-attention, and files of merged concepts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Differences(adapters.Adapters):
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """What is learnt, as `adapters.Design` for adapters."""
+    """Which weights are trained, as `adapters.Design` for adapters."""
 
     home: ClassVar = Differences
 
@@ -66,11 +66,9 @@ def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=Non
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
-
-
 @dataclass(frozen=True)
 class Concept:
-    """A learnt concept: the LoRA file's tensors, and prompts that use its word."""
+    """A trained concept: the LoRA file's tensors, and prompts that use its word."""
 
     name: str
     prompts: tuple[str, ...]
@@ -102,7 +100,7 @@ def _file(name: str) -> dict[str, torch.Tensor]:
     path = folder_paths.get_full_path("loras", f"{name}.safetensors")
     if path is None:
         raise ValueError(
-            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or mend the name."
+            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
         )
     return comfy.utils.load_torch_file(path, safe_load=True)
 
@@ -116,15 +114,15 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = new_words.encoders(clip)[0]
     tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
-    learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
-    own = [i for i in learnt if concept.says(tokens[i][0], part.key)]
+    vectors = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
+    own = [i for i in vectors if concept.says(tokens[i][0], part.key)]
     if concept and not own and concept.words(part.key):
         raise ValueError(
-            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was learnt with. Write embedding:{concept.name} where the "
+            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was trained with. Write embedding:{concept.name} where the "
             "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
         )
-    if own or learnt:
-        return features[own or learnt]
+    if own or vectors:
+        return features[own or vectors]
     ends = [i for i, (token, *_) in enumerate(tokens) if not torch.is_tensor(token) and token == part.tokenizer.end_token]
     return features[1 : max(2, ends[0] if ends else len(tokens))]
 
@@ -145,20 +143,20 @@ def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> d
     for layer in layers:
         key = f"{layer}.weight"
         weight = _weight(model, key)
-        learnt = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]
-        values = torch.cat([c @ w.T for c, w in zip(features, learnt)])
+        trained = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]
+        values = torch.cat([c @ w.T for c, w in zip(features, trained)])
         found[f"{layer}.diff"] = (merged(weight, rows, values, along) - weight).float()
     return found
 
 
 def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str, list]:
-    """The host's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
+    """ComfyUI's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
     own = adapters.patched(_bare(model), {k: v for k, v in concept.tensors.items() if not k.startswith("bundle_emb.")}).patches
     other = sorted(key for key in own if key.removesuffix(".weight") not in layers)
     if other or not own:
         what = f"changes {other[0]}" if other else "has nothing for this model"
         raise ValueError(
-            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion learns them."
+            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion trains them."
         )
     return own
 

@@ -1,4 +1,4 @@
-"""Embedding files: where they lie, and what the host reads from them."""
+"""Embedding files: where they are kept, and their format."""
 
 from __future__ import annotations
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import numpy as np
 import torch
 
 from ....guidance.instruct_pix2pix import Scales
@@ -27,12 +26,11 @@ from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
 from ..latents import decoded
 from ..prompts import encoded
 from . import file_names, instruct_models, trainer
-from .denoiser import Ground, Objective
+from .denoiser import Objective, TrainDenoiser
 from .images import Images, images_of, latents_of
 from .instruct_pairs import OnDisk
 from .memory import check_numbers
-from .run import Course
-from .trainer import loss_curve, side_by_side
+from .trainer import TrainingRun, side_by_side
 from .whole_weights import check_fine
 
 
@@ -89,10 +87,7 @@ class Examples:
 
     def digest(self) -> str:
         """A short name for what is learnt from."""
-        found = hashlib.sha256()
-        for tensor in (*self.before.latents, *(features for features, _ in self.told)):
-            found.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
-        return found.hexdigest()[:12]
+        return trainer.digest([*self.before.latents, *(features for features, _ in self.told)])
 
 
 @dataclass(kw_only=True)
@@ -112,32 +107,32 @@ class Task(trainer.Task):
     def usual_rows(self, count: int) -> list:
         return [self.examples.row(0, True, True)] * count
 
-    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+    def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         s, first = self.settings, index * self.settings.batch_size
         chosen = picks(s.seed, first, s.batch_size, len(self.images))
-        log_snr = ground.log_snr(self.objective, s.seed, first, s.batch_size)
+        log_snr = denoiser.log_snr(self.objective, s.seed, first, s.batch_size)
         kept = s.kept.keep(log_snr, draws(s.seed, first, s.batch_size, 2)).tolist()
         rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
-        return ground.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
+        return denoiser.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The denoiser with what is learnt in it, on the CPU: made weight by weight, so that no second one stands beside the model."""
         own, device = self.model.model.diffusion_model.state_dict(), self.model.load_device
         return {k: (self.learnt[k](w.to(device)) if k in self.learnt else w).cpu() for k, w in own.items()}
 
-    def look(self, course: Course) -> None:
+    def look(self, training: TrainingRun) -> None:
         """Edits the first images as they are told, with the model as it is, and shows each beside the image before."""
         v, examples = self.validation, self.examples
         size = examples.before.latents[0].shape
         chosen = [i for i in range(len(examples.told)) if examples.before.latents[i].shape == size][: v.count]
         made = []
         for i in chosen:
-            with course.loop.averaged():
+            with training.loop.averaged():
                 made.append(run_in_inference_mode(self._edited, i))
             made.insert(-1, run_in_inference_mode(decoded, self.vae, examples.before.latents[i]))
         if made:
             self.looks.append(torch.cat([m.cpu() for m in made]))
-            course.preview(side_by_side(self.looks[-1]))
+            training.preview(side_by_side(self.looks[-1]))
 
     def _edited(self, number: int) -> torch.Tensor:
         v, model, (untold, told) = self.validation, self.model, (self.examples.untold, self.examples.told[number])
@@ -150,19 +145,9 @@ class Task(trainer.Task):
         return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """The MODEL, its file's name, the loss curve (IMAGE), and images before and edited by turns (IMAGE) or None."""
-
-    model: object
-    name: str
-    curve: torch.Tensor
-    images: torch.Tensor | None
-
-
 def learn(
     model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation, name: str, if_exists: str
-) -> Learnt:
+) -> trainer.TrainResult:
     """Trains an instruction model and saves it; a stop by the user keeps what is learnt. Nothing that the user gave is changed."""
     instruct_models.kind_of(model)
     name = file_names.choose(instruct_models.FOLDER, name, if_exists, instruct_models.existing)
@@ -175,7 +160,7 @@ def learn(
             return str(path)
 
         loop = trainer.run(task, file_names.state_of(instruct_models.FOLDER, name), write, resume=if_exists == "continue")
-        return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+        return task.result(name, loop, model=instruct_models.load(model, str(path)))
 
 
 def _images(vae, images: Sequence[torch.Tensor], flip: bool) -> Images:
@@ -206,9 +191,8 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
 
 
 def prepare(
-    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation,
-    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
-) -> Task:  # fmt: skip
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation
+) -> Task:
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
     check_fine(model)
     dropout = settings.kept  # refused before anything is encoded
@@ -217,7 +201,7 @@ def prepare(
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
     asked = settings.train, settings.rank, settings.alpha
     numbers = sum(p.numel() for m in learnt(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
-    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.", free)
+    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.")
     added = learnt(shapes, *asked, settings.seed, own.load_device)
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
@@ -225,5 +209,5 @@ def prepare(
     about = trainer.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
     return Task(
         model=own, vae=vae, images=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
-        learnt=added, free=free,
+        learnt=added,
     )  # fmt: skip

@@ -20,9 +20,9 @@ from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialis
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
-from . import file_names
+from . import file_names, memory
 from .images import images_of, split_images
-from .memory import GB, Kept, counted, reckoned
+from .memory import GB, PassMemory, estimate, pass_memory
 from .run import Stopped
 from .trainer import loss_curve
 
@@ -114,10 +114,7 @@ def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, 
     return shown, _Sample(both[len(learnt) :] if unseen else both[: len(own)], targets[judged])
 
 
-def learn(
-    model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str,
-    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
-) -> Learnt:  # fmt: skip
+def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
     """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps what is learnt."""
     count = sum(len(batch) for batch in images)
     given = captions_for(labels, count, "labels") if count else ()
@@ -147,7 +144,7 @@ def learn(
 
         with torch.enable_grad():
             network.train().requires_grad_(True)
-            _check_room(network, shown.latents, settings.batch_size, loop.to_come(), free)
+            _check_room(network, shown.latents, settings.batch_size, loop.to_come())
             knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
             _take(saving(loop, train_noisy_classifier(network, shown.latents, shown.targets, loop, **knobs), state), loop, keep)
         network.eval().requires_grad_(False)
@@ -158,19 +155,19 @@ def learn(
         return Learnt(classifier.read(path), name, loop, rows, f"{seen} {where}")
 
 
-def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int, free: Callable[[torch.device], float]) -> None:
-    """Refuses a batch that memory cannot hold with what autograd keeps of it, after the host has put other models out of the way."""
-    device, height, width = next(network.parameters()).device, *latents.shape[-2:]
+def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int) -> None:
+    """Refuses a batch that memory cannot hold with what autograd keeps of it, after ComfyUI has unloaded other models."""
+    device = next(network.parameters()).device
 
-    def kept(count: int, height: int, width: int) -> Kept:
-        with counted((), network.parameters()) as found:
-            network(torch.zeros(count, latents.shape[1], height, width, device=device), torch.zeros(count, device=device))
+    def measure(count: int) -> PassMemory:
+        with pass_memory((), network.parameters()) as found:
+            network(torch.zeros(count, *latents.shape[1:], device=device), torch.zeros(count, device=device))
             return found()
 
-    one, needed = (reckoned(kept, n, height, width).whole + learning for n in (1, batch))
-    if needed > free(device) and device.type != "cpu":
+    one, needed = (m.plain + learning for m in estimate(measure, batch))
+    if needed > memory.get_free_memory(device) and device.type != "cpu":
         comfy.model_management.free_memory(needed, device)
-    if needed > (room := free(device)):
+    if needed > (room := memory.get_free_memory(device)):
         fits = int(1 + (room - one) * (batch - 1) / (needed - one)) if room >= one else 0
         less = f"Set batch_size to {fits} or less, take" if fits else "Take"
         raise ValueError(
