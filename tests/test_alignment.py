@@ -75,7 +75,7 @@ def test_tokens_that_do_not_fit_the_words_are_an_error_with_the_tokens():
         def chunks(self, text):
             return [[("a", True), ("cat", True), (END, False)]]
 
-    with pytest.raises(ValueError, match=r"'a cat' cannot be told apart .* 2 tokens \(a, cat\)"):
+    with pytest.raises(ValueError, match=r"'a cat' cannot be split into words.* 2 tokens \(a, cat\)"):
         prompt("a cat", Odd())
 
 

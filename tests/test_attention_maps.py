@@ -62,17 +62,17 @@ def maps(**more):
 def test_means_count_every_layer_and_evaluation_once():
     made = maps()
     assert made.groups == ["1/2", "1/1"] and made.seen == [0, 1]
-    assert_close(made.of(), torch.tensor([0.4, 0.45])[None, :, None, None].expand(1, 2, 4, 4))
-    assert_close(made.of(["circle"], ["1/1"]), torch.full((1, 1, 4, 4), 0.6))
-    assert_close(made.of(["red"], phases=[0]), torch.full((1, 1, 4, 4), 0.5))
-    assert made.of(["red"], ["1/2"]).shape == (1, 1, 2, 2)
+    assert_close(made.mean(), torch.tensor([0.4, 0.45])[None, :, None, None].expand(1, 2, 4, 4))
+    assert_close(made.mean(["circle"], ["1/1"]), torch.full((1, 1, 4, 4), 0.6))
+    assert_close(made.mean(["red"], phases=[0]), torch.full((1, 1, 4, 4), 0.5))
+    assert made.mean(["red"], ["1/2"]).shape == (1, 1, 2, 2)
     assert [t.numel() for t in made.sums.total.values()] == [8, 32, 32]
 
 
 def test_frames_of_a_video_are_images():
     sums = Sums()
     sums.add((0, "early"), torch.arange(24.0).reshape(2, 1, 3, 2, 2))
-    made = maps(words=("a",), sums=sums).of()
+    made = maps(words=("a",), sums=sums).mean()
     assert_close(made, torch.arange(24.0).reshape(6, 1, 2, 2))
 
 
@@ -86,7 +86,7 @@ def test_frames_of_a_video_are_images():
 )
 def test_what_was_not_captured_is_named(asked, message):
     with pytest.raises(ValueError, match=message):
-        maps().of(**asked)
+        maps().mean(**asked)
 
 
 def test_phases_are_equal_parts_of_the_range():

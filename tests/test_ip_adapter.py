@@ -13,7 +13,7 @@ from controlled_diffusion.attention.ip_adapter import (
     layer_weights,
     mask_tokens,
     multi_head,
-    recognise,
+    recognize,
 )
 from controlled_diffusion.attention.layers import Place
 from torch.testing import assert_close
@@ -41,13 +41,11 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def adapter(kind: str = "base", features: int = 48, seed: int = 0, **shape):
-    return recognise(published(kind, features, **{**SMALL, **shape}, seed=seed), "test.safetensors")
+    return recognize(published(kind, features, **{**SMALL, **shape}, seed=seed), "test.safetensors")
 
 
 def features_of(kind: str, count: int, width: int, patches: int = 17) -> torch.Tensor:
     return draw(count, width) if kind == "base" else draw(count, patches, width)
-
-
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16), ("full", 17)])
@@ -65,7 +63,7 @@ def test_layers_stand_in_the_order_of_their_numbers_and_not_of_their_names():
 
 def test_an_adapter_is_used_in_the_precision_of_the_features():
     weights = {k: v.half() for k, v in published("plus", 48, **SMALL).items()}
-    assert recognise(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
+    assert recognize(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
 
 
 def renamed(weights: dict, **changes) -> dict:
@@ -88,7 +86,7 @@ def renamed(weights: dict, **changes) -> dict:
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message) as refused:
-        recognise(change(published("base", 48, **SMALL)), "mine.safetensors")
+        recognize(change(published("base", 48, **SMALL)), "mine.safetensors")
     assert "mine.safetensors" in str(refused.value)
 
 
@@ -96,7 +94,7 @@ def test_a_faceid_projection_is_named():
     weights = published("full", 512, **SMALL)
     weights = {k.replace("proj.3", "norm"): v for k, v in weights.items()}
     with pytest.raises(ValueError, match="FaceID"):
-        recognise(weights, "faceid.safetensors")
+        recognize(weights, "faceid.safetensors")
 
 
 def test_features_of_another_encoder_are_refused():
@@ -112,7 +110,6 @@ def test_a_model_of_another_family_is_refused():
     with pytest.raises(ValueError, match="text of width 64, but SD2 has"):
         adapter().check_fits("SD2", [32, 64, 64], 128)
     adapter().check_fits("SD15", [32, 64, 64], 64)
-
 
 
 PROJECTED = {
@@ -135,7 +132,7 @@ def test_projections_of_the_published_shapes_are_those_of_diffusers(unet_class, 
     seen = features_of(kind, 2, features, 257)
     with torch.no_grad():
         wanted = theirs(seen)
-    found = recognise(weights, name).tokens(seen)
+    found = recognize(weights, name).tokens(seen)
     assert_close(found, wanted.reshape(found.shape), **CLOSE)
 
 
@@ -151,7 +148,7 @@ def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class
     processor = IPAdapterAttnProcessor2_0(width, text, num_tokens=[4], scale=weight)
     processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
     theirs.set_processor(processor)
-    ours = recognise(weights, "layer")
+    ours = recognize(weights, "layer")
     hidden, words, images = draw(2, 64, width), draw(2, 77, text, seed=1), draw(2, 48, seed=2)
     with torch.no_grad():
         wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(images)[:, None]]))
@@ -170,7 +167,7 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
     theirs = Attention(query_dim=64, cross_attention_dim=64, heads=4, dim_head=16)
     theirs.set_processor(IPAdapterAttnProcessor2_0(64, 64, num_tokens=[4], scale=0.7))
     theirs.processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
-    ours, images = recognise(weights, "layer"), draw(3, 48, seed=2)
+    ours, images = recognize(weights, "layer"), draw(3, 48, seed=2)
     hidden, words, everywhere = draw(1, 64, 64), draw(1, 77, 64, seed=1), torch.ones(1, 3, 8, 8)
     prompt = image_prompt(ours, images, torch.zeros(1, 48), "add" if masked else "concat")
     extra = dict(ip_adapter_masks=[everywhere]) if masked else {}
@@ -180,7 +177,6 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
         text = attention(q, theirs.to_k(words), theirs.to_v(words))
         found = theirs.to_out[0](decoupled(text, q, prompt.terms(prompt.images[0], prompt.nothing[0], [True], 1), 0.7, attention))
     assert_close(found, wanted, **CLOSE)
-
 
 
 HEADS = 4
@@ -334,7 +330,7 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(name):
 
 def test_gradients_reach_the_adapters_own_weights():
     weights = {k: v.requires_grad_(True) for k, v in published("base", 48, **SMALL).items()}
-    own = recognise(weights, "in training")
+    own = recognize(weights, "in training")
     one = image_prompt(own, draw(1, 48), torch.zeros(1, 48))
     F.mse_loss(layer(one), torch.zeros(1, 36, 32)).backward()
     assert all(

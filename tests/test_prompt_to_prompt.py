@@ -26,11 +26,11 @@ SOURCE, TARGET = maps(1), maps(2)
 
 
 def edit(source: str, target: str, operation: str = "auto", settings: Settings = ALWAYS, **more) -> Edit:
-    return Edit.of(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
+    return Edit.from_alignment(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
 
 
 def edited(source: str, target: str, operation: str = "auto", percent: float = 0.5, **more) -> torch.Tensor:
-    return edit(source, target, operation, **more).at(percent)(SOURCE, TARGET)
+    return edit(source, target, operation, **more).at_percent(percent)(SOURCE, TARGET)
 
 
 def sums_to_one(p):
@@ -38,7 +38,7 @@ def sums_to_one(p):
 
 
 def test_equal_prompts_take_the_sources_maps_as_they_are():
-    moment = edit("a red circle", "a red circle").at(0.5)
+    moment = edit("a red circle", "a red circle").at_percent(0.5)
     assert moment.copies and torch.equal(moment(SOURCE, None), SOURCE)
 
 
@@ -131,7 +131,7 @@ def test_alpha_blends_the_sources_maps_with_the_targets(alpha):
 
 def test_outside_the_window_and_with_alpha_zero_there_is_no_edit():
     half = Settings(Window(0.2, 0.6), Window())
-    assert [edit("a cat", "a hat", settings=half).at(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
+    assert [edit("a cat", "a hat", settings=half).at_percent(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
         True,
         True,
         False,
@@ -139,28 +139,28 @@ def test_outside_the_window_and_with_alpha_zero_there_is_no_edit():
         True,
         True,
     ]
-    assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at(0.0) is None
-    assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at(0.5) is None
-    assert edit("a cat", "a hat").at(1.0) is not None
+    assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at_percent(0.0) is None
+    assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at_percent(0.5) is None
+    assert edit("a cat", "a hat").at_percent(1.0) is not None
 
 
 def test_a_word_may_have_a_window_of_its_own():
     moments = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.8), Window()), windows={2: Window(0.0, 0.3)})
-    early, late = (moments.at(p)(SOURCE, TARGET) for p in (0.1, 0.5))
+    early, late = (moments.at_percent(p)(SOURCE, TARGET) for p in (0.1, 0.5))
     assert torch.equal(early, SOURCE)
     mixed = SOURCE.clone()
     mixed[..., 2] = TARGET[..., 2]
     assert_close(late, mixed / mixed.sum(-1, keepdim=True))
     outlives = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.4), Window()), windows={2: Window(0.0, 0.9)})
-    assert outlives.at(0.6) is not None and outlives.at(0.95) is None
+    assert outlives.at_percent(0.6) is not None and outlives.at_percent(0.95) is None
 
 
 def test_repeated_conditionings_give_the_same_output():
     """The host repeats a conditioning to the length of another: keys, values and maps are then there several times."""
     one, v = edit("a red circle", "a completely red big circle", weights={2: 2.0}), draw(1, LENGTH, HEADS * 4, seed=3)
-    expected = attended(one.at(0.5)(SOURCE, TARGET), v)
+    expected = attended(one.at_percent(0.5)(SOURCE, TARGET), v)
     wide = one.repeated(2, 3)
-    p = wide.at(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
+    p = wide.at_percent(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
     assert_close(attended(p, v.repeat(1, 3, 1)), expected)
 
 
@@ -171,7 +171,7 @@ def test_windows_of_words_are_repeated_too():
 
 def test_more_columns_behind_keep_their_places():
     wide, source, target = edit("a red circle", "a blue big circle").extended(3), maps(4, LENGTH + 3), maps(5, LENGTH + 3)
-    p = wide.at(0.5)(source, target)
+    p = wide.at_percent(0.5)(source, target)
     total = 1 + target[..., 2:3]  # 'blue' is new, 'big' stands for 'red'
     assert_close(p[..., LENGTH:], source[..., LENGTH:] / total)
     sums_to_one(p)
@@ -192,7 +192,7 @@ def test_probabilities_and_what_they_gather_are_attention():
 @pytest.mark.parametrize("at_once", [1, 500, 2**26])
 @pytest.mark.parametrize("target", ["a red dog", "a very red cat sat"])
 def test_an_edited_attention_is_that_of_its_edited_probabilities_however_it_is_cut(target, at_once):
-    moment = edit("a red cat", target, weights={2: 3.0}).at(0.5)
+    moment = edit("a red cat", target, weights={2: 3.0}).at_percent(0.5)
     q, k, v = ([draw(2, LENGTH, 12, seed=3 * i + j) for i in range(2)] for j in range(3))
     wanted = attended(moment(*(probabilities(*qk, 3) for qk in zip(q, k))), v[1])
     own = attended(probabilities(q[1], k[1], 3), v[1])
@@ -214,9 +214,9 @@ def test_what_fills_a_text_up_gets_nothing_and_the_rest_is_edited_as_before():
     bias[..., len(made.own) :] = -torch.inf
     q, k, v = (draw(2, 3, length, 4, seed=j) for j in range(3))
     pair = (q[:1], k[:1]), (q[1:], k[1:])
-    filled = edited_attention(*pair, v[1:], made.filled(length).at(0.5), bias=(bias, bias))
+    filled = edited_attention(*pair, v[1:], made.filled(length).at_percent(0.5), bias=(bias, bias))
     short = tuple((one[0], one[1][:, :, : len(made.own)]) for one in pair)
-    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at(0.5)))
+    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at_percent(0.5)))
 
 
 def test_rows_of_a_batch_are_the_source_then_every_target():
@@ -238,7 +238,6 @@ def test_rows_of_a_batch_are_the_source_then_every_target():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
 
 
 SIZE = (4, 4)
@@ -270,7 +269,7 @@ def add(found: Blending, p: torch.Tensor, branch: int) -> None:
 
 def seen(found: Blending, *maps: torch.Tensor) -> list[list[int]]:
     """The cells of each target's mask after one level at which source and targets looked at these places."""
-    found.at(1.0)
+    found.on_level(1.0)
     for branch, p in enumerate(maps):
         add(found, p, branch)
     return [cells(m) for m in found.mask(SIZE)]
@@ -319,7 +318,7 @@ def test_every_target_has_a_mask_of_its_own_words():
 
 def test_protected_words_are_taken_out_without_spreading():
     found = blending(protected=(((2,), (2,)),))
-    found.at(1.0)
+    found.on_level(1.0)
     add(found, spots(0), 0)
     add(found, spots(0), 1)
     found.now[1, 1, 0, 0, 0, 1] = 1.0
@@ -333,7 +332,7 @@ def test_with_protected_words_alone_everything_else_may_change():
 def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
-        found.at(level)
+        found.on_level(level)
         add(found, spots(place), 1)
     assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
 

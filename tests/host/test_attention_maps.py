@@ -52,8 +52,6 @@ def captured(model, clip, negative="", run=None, **knobs):
     return view(patched, sample(patched, positive, encoded(clip, negative), **(run or {})))[2]
 
 
-
-
 class Spy:
     """Another node's attention: the host's, with its probabilities kept."""
 
@@ -211,8 +209,6 @@ def test_a_run_starts_anew_and_memory_is_a_map_a_word_and_group(eps, clip):
     assert sorted(t.numel() for t in again.sums.total.values()) == [2 * 16, 2 * 64]
 
 
-
-
 def test_the_view_shows_a_tile_for_every_word_and_row(eps, clip):
     patched, positive = capture(eps, clip, phases=2)
     latent = sample(patched, positive, encoded(clip, ""), batch=2, size=(8, 16))
@@ -251,7 +247,6 @@ def test_a_view_without_a_finished_run_says_so(eps, clip):
         view(patched)
     with pytest.raises(ValueError, match="none of the conditionings that are sampled is the 'positive' of that node"):
         sample(patched, encoded(clip, PROMPT), encoded(clip, ""))
-
 
 
 STARTS = {  # first token of the text and of the image among those of a block, for 7 of text
@@ -449,8 +444,6 @@ def test_blocks_of_a_dit_are_chosen_by_thirds_and_numbers():
     assert len(chosen_blocks("all", places, "layers")) == 9
     with pytest.raises(ValueError, match=r"layers has '12', which names no block of this model.*numbers from 0 to 8"):
         chosen_blocks("12", places, "layers")
-
-
 
 
 def words(tokenizer, text, length=None):

@@ -104,8 +104,6 @@ def test_a_family_that_cannot_be_reached_is_refused_by_name(name, text_model):
         patch(model, clip)
 
 
-
-
 def test_the_images_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
     spy = Keys(tiny_dits.dit("flux"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.4, self_layers="1-2")
@@ -208,8 +206,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(flux, clip)
     assert KEY not in flux.model_options["transformer_options"]
 
 
-
-
 def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
     spy = Keys(tiny_dits.dit("flux"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2, circle: 0")
@@ -266,8 +262,6 @@ def test_filled_rows_keep_the_mean_and_the_mask_of_a_single_row(clip):
     masked = tiny_dits.Clip(clip.clip, "ltxv")
     ((_, values),) = as_filled_rows([encoded(masked, SOURCE), encoded(masked, LONGER)], 2, False)
     assert values["attention_mask"].shape == (1, rows.shape[1]) and values["attention_mask"].all()
-
-
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
@@ -351,8 +345,6 @@ def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
     assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
 
 
-
-
 def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip):
     model = tiny_dits.dit("flux")
     for weights in model.model.diffusion_model.final_layer.parameters():
@@ -363,8 +355,6 @@ def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip):
     both, plain = (InversionSampler.execute(m, inversion, 1.0, "direct", positive, negative).args[0]["samples"] for m in (patched, model))
     assert_close(both[:1], samples, atol=1e-4, rtol=1e-4)
     assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
-
-
 
 
 def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):

@@ -16,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from controlled_diffusion.attention.ip_adapter import recognise
+from controlled_diffusion.attention.ip_adapter import recognize
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Schedule
 from controlled_diffusion.nodes.host import demo, gradients
@@ -64,7 +64,7 @@ def widths_of(model) -> list[int]:
 
 def adapter_for(model, kind: str = "base", seed: int = 0):
     weights = published(kind, FEATURES if kind == "base" else HIDDEN, CONTEXT, widths_of(model), seed)
-    return recognise(weights, "tiny.safetensors")
+    return recognize(weights, "tiny.safetensors")
 
 
 def patched(model, vision, image=None, kind="base", seed=0, weight=1.0, start=0.0, end=1.0, combine="concat", layers="", **optional):
@@ -106,8 +106,6 @@ def layer_outputs(model, block=("input", 1), **given) -> torch.Tensor:
     watched.set_model_attn2_output_patch(note)
     predictions(watched, **given)
     return torch.cat(seen)
-
-
 
 
 WITH, WITHOUT = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -208,8 +206,6 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     assert_close(found, eps, atol=1e-5, rtol=1e-5)
 
 
-
-
 def test_weight_zero_is_the_model_itself_bit_for_bit(any_model, vision):
     plain = ksampler(any_model, CAT, EMPTY, 3.0)
     assert torch.equal(ksampler(patched(any_model, vision, weight=0.0)[0], CAT, EMPTY, 3.0), plain)
@@ -236,8 +232,6 @@ def test_a_schedule_multiplies_the_weight(eps_model, vision):
     half = Schedule(Constant(0.5))
     found = predictions(patched(eps_model, vision, weight=0.8, schedule=half)[0])
     assert_close(found, predictions(patched(eps_model, vision, weight=0.4)[0]))
-
-
 
 
 def alone(model, vision, text, image: bool, **settings) -> torch.Tensor:
@@ -359,8 +353,6 @@ def test_several_images_combine_as_they_should(eps_model, vision):
     assert_close(twice, single[0], **CLOSE)
 
 
-
-
 def test_a_layer_is_additive_in_weight(eps_model, vision):
     at = {w: layer_outputs(patched(eps_model, vision, weight=w)[0]) for w in (0.5, 1.0, -1.0)}
     base = layer_outputs(eps_model)
@@ -431,8 +423,6 @@ def test_a_mask_is_cut_to_the_area_of_a_conditioning(eps_model, vision):
 def test_a_mask_outside_its_range_is_refused(eps_model, vision):
     with pytest.raises(ValueError, match="values outside 0 to 1"):
         patched(eps_model, vision, mask=torch.full((1, 8, 8), 2.0))
-
-
 
 
 def halved(q, k, v, options):
@@ -536,8 +526,6 @@ def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision)
     assert not any(t.is_inference() for pairs in (prompt.images, prompt.nothing) for pair in pairs for t in pair)
 
 
-
-
 def channels(vision, model, weight: float = 1.0):
     """The patched model, and a channel of the image beside an empty text."""
     node, seen, blank = patched(model, vision, conditioning=EMPTY)
@@ -609,8 +597,6 @@ def test_without_a_conditioning_there_is_none_to_hand_on(eps_model, vision):
     assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:])
 
 
-
-
 def execute(model, adapter, encoder, **optional):
     return IPAdapterPatch.execute(model, adapter, encoder, 1.0, 0.0, 1.0, "concat", "", "center", **optional)
 
@@ -641,13 +627,13 @@ def test_the_crop_is_the_encoders(eps_model, vision):
 
 
 def test_another_encoder_is_refused(eps_model, vision):
-    other = recognise(published("base", 1024, CONTEXT, widths_of(eps_model)), "other.safetensors")
+    other = recognize(published("base", 1024, CONTEXT, widths_of(eps_model)), "other.safetensors")
     with pytest.raises(ValueError, match=f"takes 1024 features from CLIP Vision, but got {FEATURES}"):
         execute(eps_model, other, vision, image=random_image())
 
 
 def test_a_model_of_another_family_is_refused(eps_model, vision):
-    other = recognise(published("base", FEATURES, 2048, [640, 1280]), "sdxl.safetensors")
+    other = recognize(published("base", FEATURES, 2048, [640, 1280]), "sdxl.safetensors")
     with pytest.raises(ValueError, match=r"sdxl\.safetensors was made for 2 cross-attention layers .* BaseModel has 7"):
         execute(eps_model, other, vision, image=random_image())
 

@@ -347,8 +347,6 @@ def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(eps, clip):
     assert "controlled_diffusion.attention" not in eps.model_options["transformer_options"]
 
 
-
-
 def test_a_long_negative_or_target_leaves_the_source_as_it_is(eps, clip):
     """The host repeats the shorter conditioning to the length of the longer: maps are then split over copies."""
     source = drawn(eps, clip, SOURCE)[0]
@@ -473,8 +471,6 @@ def test_alpha_goes_from_none_to_all(eps, clip):
     assert torch.equal(none, drawn(eps, clip, unpatched=True)[1])
     assert differ(none, half) > 1e-4 and differ(half, whole) > 1e-4
     assert_close(drawn(eps, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
-
-
 
 
 def test_a_blend_that_lets_nothing_through_is_the_source_and_one_that_lets_all_through_is_no_blend(model, clip):
@@ -639,8 +635,6 @@ def test_a_run_that_is_over_or_was_stopped_holds_no_conditionings(eps, clip, sto
     assert edited.blending.masks and not edited.moments and edited.blending.sums is None and captured.sums.total
 
 
-
-
 def inverted(model, clip, source=SOURCE, images=1, steps=6):
     samples = 5 * torch.randn(images, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     return DDIMInverter.execute(model, encoded(clip, source), {"samples": samples}, steps, "normal", 0.0).args[0], samples
@@ -704,8 +698,6 @@ def test_a_replay_needs_a_row_of_the_source_for_every_image(clip):
     single, _ = inverted(model, clip)
     with pytest.raises(ValueError, match=r"positive has 2 rows, but 1 image was inverted; give 1\. Rows of P2P.*branches 'direct'"):
         InversionSampler.execute(patched, single, 4.0, "edit", positive, negative)
-
-
 
 
 @pytest.mark.parametrize(
