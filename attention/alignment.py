@@ -7,15 +7,17 @@ stay together, the tail after a longer word does not slip, and padding never lan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from .prompt import FUNCTION_WORDS, Columns, Prompt, Word
+from .prompt import Columns, Prompt, Word
 
 OPERATIONS = ("auto", "replace", "refine", "reweight only")
+FUNCTION_WORDS = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
 DEGREES = {
     "very": 1.5, "really": 1.5, "quite": 1.25, "so": 1.5, "super": 2.0, "extremely": 2.0, "incredibly": 2.0, "intensely": 2.0,
     "somewhat": 0.75, "rather": 1.25, "slightly": 0.6, "faintly": 0.5, "barely": 0.4, "hardly": 0.4,

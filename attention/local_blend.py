@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from .prompt import Columns
 from .prompt_to_prompt import Rows
 
-Columns = tuple[int, ...]
 Pair = tuple[Columns, Columns]
 
 

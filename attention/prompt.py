@@ -14,9 +14,6 @@ Token = Hashable
 Columns = tuple[int, ...]
 
 
-FUNCTION_WORDS = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
-
-
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each sign is a word
 
 

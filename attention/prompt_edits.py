@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .alignment import Alignment, align
-from .local_blend import Columns, LocalBlend, Pair
-from .prompt import Prompt, unknown_word
+from .local_blend import LocalBlend, Pair
+from .prompt import Columns, Prompt, unknown_word
 from .prompt_to_prompt import Edit, Settings, Window
 from .word_lists import weights_from, windows_from, words_from
 

@@ -26,7 +26,9 @@ def weights_from(text: str) -> list[list[tuple[str, float]]]:
         pairs = _items(line)
         for words, value in pairs:
             if not _is_number(value):
-                raise ValueError(f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, typical 0 to 3, below 0 the opposite.")
+                raise ValueError(
+                    f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, typical 0 to 3, below 0 the opposite."
+                )
         lists.append([(words, float(value)) for words, value in pairs])
     return lists
 

@@ -31,7 +31,13 @@ class AttentionMapCapture(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                text("prompt", "", "The positive prompt; of a conditioning of several texts a line for each.", multiline=True, dynamic_prompts=True),
+                text(
+                    "prompt",
+                    "",
+                    "The positive prompt; a line for each text of a conditioning of several.",
+                    multiline=True,
+                    dynamic_prompts=True,
+                ),
                 text("words", "", "Words or phrases of the prompt between commas ('circle#2' is the second of two). Empty: every word."),
                 *advanced(
                     text(
@@ -42,7 +48,9 @@ class AttentionMapCapture(io.ComfyNode):
                     )
                 ),
                 *channel.percent_range("capturing"),
-                *advanced(whole("phases", 4, 1, 20, "Equal parts of that range that are kept apart, to see how the maps change. Typical: 4. 1 = only the mean.")),
+                *advanced(
+                    whole("phases", 4, 1, 20, "Equal parts of that range, to see how the maps change. Typical: 4. 1 = only the mean.")
+                ),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
@@ -78,10 +86,14 @@ class AttentionMapView(io.ComfyNode):
                     types=[io.Model, io.Guider, sockets.AttentionMaps],
                     tooltip="The model of Attention Map Capture, or the guider over it, with which the latent was sampled; or the maps of another view.",
                 ),
-                io.Latent.Input("latent", tooltip="The sampled latent, as the sampler gave it: its maps are shown, also after later runs. It is passed on."),
+                io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the maps of its own run are shown. It is passed on."),
                 text("words", "", "Which of the captured words to show, between commas. Empty: all."),
-                choice("rows", ["mean", "layers", "steps"], "Rows of the table: the mean of all, one for each group of layers, or one for each part of the sampling."),
-                *advanced(text("layers", "all", "Groups of layers to use, between commas: 1/1, 1/2, 1/4 of a UNet; early, middle, late of a DiT.")),
+                choice(
+                    "rows",
+                    ["mean", "layers", "steps"],
+                    "Rows of the table: the mean of all, each group of layers, or each part of the sampling.",
+                ),
+                *advanced(text("layers", "all", "Groups of layers between commas: 1/1, 1/2, 1/4 of a UNet; early, middle, late of a DiT.")),
                 text("mask_word", "", "Word of the mask; several between commas are added. Empty: the first captured."),
                 number(
                     "threshold",

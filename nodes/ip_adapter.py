@@ -74,7 +74,9 @@ class IPAdapterPatch(io.ComfyNode):
                         "output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half the latent's side). Empty = 1 everywhere.",
                         multiline=True,
                     ),
-                    choice("crop", ["center", "none"], "How an image that is not square gets to the encoder: its middle, or squeezed whole."),
+                    choice(
+                        "crop", ["center", "none"], "How an image that is not square gets to the encoder: its middle, or squeezed whole."
+                    ),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The image, or a batch of several. Not with a CLIP_VISION_OUTPUT."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the image acts, 1 = fully. Not connected: everywhere."),
@@ -90,7 +92,9 @@ class IPAdapterPatch(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model; the conditionings below need it too."),
-                io.Conditioning.Output(display_name="conditioning", tooltip="The conditioning that sees the image, for a Guidance Channel."),
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="The conditioning that sees the image, for a Guidance Channel."
+                ),
                 io.Conditioning.Output(
                     display_name="null", tooltip="The same that sees the adapter's empty image: the null of that channel, or a negative."
                 ),

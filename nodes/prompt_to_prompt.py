@@ -24,6 +24,10 @@ _ALIASES = [
     "local blend",
 ]
 JOINT_END = 0.2  # of the sampling
+_BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change. Empty: everywhere."
+_PROTECT_WORDS = "Nothing changes where these words look. Words between commas."
+_THRESHOLD = "Share of a word's strongest attention above which a place counts. Lower = larger areas."
+_BLEND_START = "Percent of the sampling before which everything may differ. Typical: 0.2."
 
 
 def _window(start: float, end: float, *names: str) -> Window:
@@ -55,10 +59,10 @@ class P2PAttentionPatch(io.ComfyNode):
             "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first image.",
             search_aliases=_ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image, Chroma or Wan; eps, v or flow."),
+                io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 _prompt("source", "The prompt of the source image."),
-                _prompt("targets", "The edited prompts, one a line; only the edited words differ from the source. Empty: the source, to change its weights."),
+                _prompt("targets", "The edited prompts, one a line, with only the edit changed. Empty: the source, to change its weights."),
                 _prompt("negative", "The negative prompt of all images; usually empty."),
                 choice(
                     "operation",
@@ -66,13 +70,17 @@ class P2PAttentionPatch(io.ComfyNode):
                     "How words are matched. 'auto': swaps, insertions, deletions, moved words and degree words ('very'). 'replace': changed phrases "
                     "share the maps of those they replace. 'refine': only words that stay keep their maps. 'reweight only': weights alone act.",
                 ),
-                *advanced(_percent("cross_start", Settings.cross.start, "Percent of the sampling from which the words' maps are taken over. 0 = noisiest.")),
+                *advanced(
+                    _percent("cross_start", Settings.cross.start, "Percent of the sampling from which words' maps are used. 0 = noisiest.")
+                ),
                 _percent(
                     "cross_end",
                     Settings.cross.end,
                     "Percent of the sampling up to which the words' maps are taken over. More keeps the layout. Typical: 0.4–0.8. 0 = off.",
                 ),
-                *advanced(_percent("self_start", Settings.self.start, "Percent of the sampling from which the self-attention is taken over.")),
+                *advanced(
+                    _percent("self_start", Settings.self.start, "Percent of the sampling from which self-attention is used. 0 = noisiest.")
+                ),
                 _percent(
                     "self_end",
                     Settings.self.end,
@@ -84,20 +92,22 @@ class P2PAttentionPatch(io.ComfyNode):
                     "How strongly words act: 'blue: 1.5, (hat:0.5)'. Typical: 0–3. 1 = neutral, below 0 the opposite (UNets). One line for all "
                     "targets, or one a target; with one target every line makes an image.",
                 ),
-                text("blend_words", "", "The edit may differ from the source only where these words look: words between commas, or * for those that change. Empty: everywhere."),
-                text("protect_words", "", "Nothing changes where these words look. Words between commas."),
-                _percent("blend_threshold", LocalBlend.threshold, "Share of a word's strongest attention above which a place counts. Lower = larger areas. Typical: 0.2–0.5."),
+                text("blend_words", "", _BLEND_WORDS),
+                text("protect_words", "", _PROTECT_WORDS),
+                _percent("blend_threshold", LocalBlend.threshold, f"{_THRESHOLD} Typical: 0.2–0.5."),
                 *advanced(
-                    _percent("blend_start", LocalBlend.start, "Percent of the sampling before which everything may differ. Typical: 0.2."),
-                    _percent("alpha", Settings.alpha, "Share of the source's attention that is taken over. Typical: 0.3–0.8 to change a style. 1 = all (neutral), 0 = none."),
-                    text("word_windows", "", "Percents for single words instead of cross_start and cross_end: 'blue: 0-0.4, hat: 0.2-1'."),
+                    _percent("blend_start", LocalBlend.start, _BLEND_START),
+                    _percent(
+                        "alpha", Settings.alpha, "Share of the source's attention. Typical: 0.3–0.8 for a style. 1 = neutral, 0 = none."
+                    ),
+                    text("word_windows", "", "cross_start and cross_end of single words: 'blue: 0-0.4, hat: 0.2-1'."),
                     text(
                         "cross_layers",
                         "all",
                         "Layers whose words' maps are taken over; with joint attention, where word_weights act. UNet: all, input, middle, output, "
                         "output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, or blocks, 8-15. Several between commas.",
                     ),
-                    text("self_layers", "1/2", "Layers whose self-attention is taken over, written alike. 1/2 is 32 x 32 and below at 512 x 512."),
+                    text("self_layers", "1/2", "Layers whose self-attention is used, written alike. 1/2 = 32 x 32 and below at 512 x 512."),
                 ),
                 whole("width", 512, 16, 16384, "Width in pixels, where no latent is connected.", step=8),
                 whole("height", 512, 16, 16384, "Height in pixels, where no latent is connected.", step=8),
@@ -157,12 +167,18 @@ class P2PLocalBlend(io.ComfyNode):
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="From P2P Attention Patch; LoRA and other patches may be between."),
-                text("words", "*", "An edit may differ only where these words look: words of the prompts between commas, or * for those that change. Empty: everywhere."),
-                text("protect_words", "", "Nothing changes where these words look. Words between commas."),
-                _percent("threshold", LocalBlend.threshold, "Share of a word's strongest attention above which a place counts. Lower = larger areas."),
-                _percent("start_percent", LocalBlend.start, "Percent of the sampling before which everything may differ. Typical: 0.2."),
-                _percent("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 keeps the rest exactly."),
-                whole("spread", LocalBlend.spread, 0, 32, "How far the areas are widened, in cells of the maps (32 pixels with SD1.5). 1 in the paper, 0 = tight."),
+                text("words", "*", _BLEND_WORDS),
+                text("protect_words", "", _PROTECT_WORDS),
+                _percent("threshold", LocalBlend.threshold, _THRESHOLD),
+                _percent("start_percent", LocalBlend.start, _BLEND_START),
+                _percent("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 = never."),
+                whole(
+                    "spread",
+                    LocalBlend.spread,
+                    0,
+                    32,
+                    "Cells of the maps (32 pixels with SD1.5) to widen the areas by. 1 in the paper, 0 = tight.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler, and for P2P Blend Mask.")],
         )
@@ -189,7 +205,7 @@ class P2PBlendMask(io.ComfyNode):
                     types=[io.Model, io.Guider],
                     tooltip="The model of P2P Attention Patch or P2P Local Blend, or the guider over it, with which the latent was sampled.",
                 ),
-                io.Latent.Input("latent", tooltip="The sampled latent, as the sampler gave it: its masks are shown, also after later runs. It is passed on."),
+                io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the masks of its own run are shown. It is passed on."),
                 _percent("percent", 1.0, "Percent of the sampling whose mask is given; 1 is the last."),
                 io.Image.Input("image", optional=True, tooltip="The decoded latent, to lay the masks over."),
             ],
