@@ -1,4 +1,4 @@
-"""Aligning two prompts: which words of one stand for which of the other, down to the tokens of a text encoder.
+"""Aligning two prompts: which words of one match which of the other, down to the tokens of a text encoder.
 
 Prompt-to-Prompt (arXiv 2208.01626, section 3.2) hands the attention maps of a source prompt's tokens to a target prompt's. Words are
 aligned first and their tokens second, so words of several tokens, repeated words, punctuation, capitals and prompts of unequal length
@@ -131,7 +131,7 @@ class Alignment:
 
     @property
     def matched(self) -> tuple[Step, ...]:
-        """Which words stand for which, also where none takes over a map."""
+        """Which words match which, also where none takes over a map."""
         return self.steps if self.operation != "reweight only" else tuple(_steps(self.source, self.target, "auto"))
 
     def mapper(self) -> torch.Tensor:
@@ -229,7 +229,7 @@ def align(source: Prompt, target: Prompt, operation: str = "auto") -> Alignment:
 
     `auto`: words that stay keep their maps, a word in another's place takes over its map (from the end of a changed phrase, where the
     noun is), a word that moved brings its map along, a degree word gets a share of its neighbor's, new words attend for themselves.
-    `replace`: a changed phrase takes over the maps of the phrase it stands for, shared evenly (the paper's word swap).
+    `replace`: a changed phrase takes over the maps of the phrase it replaces, shared evenly (the paper's word swap).
     `refine`: words that stay keep their maps, all others attend for themselves (the paper's prompt refinement).
     `reweight only`: every word attends for itself.
     """

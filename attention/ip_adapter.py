@@ -139,7 +139,7 @@ def _layers(weights: Weights, name: str) -> tuple[Pair, ...]:
 class Adapter:
     """An adapter as it was read: `kind` (a key of KINDS), the projection's weights, and (to_k_ip, to_v_ip) of each layer.
 
-    Layers stand in the order of the published files: the encoder's, the decoder's, the middle's. Weights may have any precision
+    Layers are in the order of the published files: the encoder's, the decoder's, the middle's. Weights may have any precision
     and device; results have those of the features.
     """
 

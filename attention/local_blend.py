@@ -134,7 +134,7 @@ class Blending:
         self.masks = [(percent, mask.cpu()) for percent, mask in self.masks]
 
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Latents (rows, C, [frames,] H, W) with the source's in the place of the targets' off the mask."""
+        """Latents (rows, C, [frames,] H, W) with the source's instead of the targets' off the mask."""
         source, targets = x[: self.rows.images], x[self.rows.images :]
         mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
         return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])

@@ -70,7 +70,7 @@ class PromptEdits:
         return None if blend.empty else blend
 
     def _columns(self, text: str, times: Sequence[int]) -> tuple[Pair, ...]:
-        """For each target the columns of words, and of what they stand for in the other prompt, in the source and in the target."""
+        """For each target the columns of words, and of their matches in the other prompt, in the source and in the target."""
         phrases, chosen = words_from(text), []
         for phrase in phrases:
             if phrase != "*" and not any(p.find(phrase) for p in self.prompts):
@@ -82,7 +82,7 @@ class PromptEdits:
         return tuple(chosen)
 
     def _words(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Indices of a phrase's words in the source and in a target, '*' being all that changes; what it stands for where it is not there."""
+        """Indices of a phrase's words in the source and in a target, '*' being all that changes; its matches where it is not there."""
         alignment = self.alignments[number]
         if phrase == "*":
             source, target = alignment.changed()

@@ -1,7 +1,7 @@
 """Prompt-to-Prompt: draw a target prompt with the attention maps of a source prompt (arXiv 2208.01626).
 
 Source and targets are rows of one batch that start from the same noise. In cross-attention the probabilities of the target's tokens
-are replaced by those of the source's tokens that they stand for, in self-attention the target's queries and keys by the source's, which
+are replaced by those of the matching source tokens, in self-attention the target's queries and keys by the source's, which
 gives it the source's probabilities. Both while a window of the sampling is open, so it does not matter how often or in which parts the
 network is called. The source's rows are never changed.
 """

@@ -127,7 +127,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive", tooltip="All prompts as rows, the source first."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt."),
                 io.Latent.Output(display_name="latent", tooltip="A row for each prompt, all with the same noise; the source first."),
-                io.String.Output(display_name="alignment", tooltip="Which word stands for which, in words."),
+                io.String.Output(display_name="alignment", tooltip="Which word matches which, readable."),
             ],
         )
 

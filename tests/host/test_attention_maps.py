@@ -376,9 +376,7 @@ def test_changed_tokens_are_an_error_in_the_first_call():
     patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
         lambda args: {**args, "txt": args["txt"][:, :5], "txt_ids": args["txt_ids"][:, :5]}
     ]
-    with pytest.raises(
-        ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image and 7 of the text"
-    ):
+    with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image and 7 of the text"):
         draw(patched, "flux", marked(tiny_dits.text("flux", 1), control.token))
 
 
@@ -416,4 +414,3 @@ def test_blocks_are_chosen_by_thirds_and_numbers():
     assert len(chosen_blocks("all", places, "layers")) == 9
     with pytest.raises(ValueError, match=r"layers has '12', which names no block of this model.*numbers from 0 to 8"):
         chosen_blocks("12", places, "layers")
-

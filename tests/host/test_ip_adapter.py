@@ -258,7 +258,9 @@ def test_guiders_of_three_conditionings(eps_model, vision, kind):
     def sampled(model, *texts):
         guider = Guider_PerpNeg(model) if kind == "perp-neg" else Guider_DualCFG(model)
         guider.set_conds(*texts)
-        guider.set_cfg(*(3.0, 0.8) if kind == "perp-neg" else (3.0, 2.0), **{} if kind == "perp-neg" else dict(nested=kind == "nested dual"))
+        guider.set_cfg(
+            *(3.0, 0.8) if kind == "perp-neg" else (3.0, 2.0), **{} if kind == "perp-neg" else dict(nested=kind == "nested dual")
+        )
         return run(guider)
 
     node, seen, _ = patched(eps_model, vision, conditioning=CAT)
@@ -469,7 +471,9 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
             conds = gradients.clone_inference_tensors(args["cond"])
             for c in conds:
                 c["model_conds"] = {k: type(v)(gradients.clone_inference_tensors(v.cond)) for k, v in c["model_conds"].items()}
-            out = comfy.samplers.calc_cond_batch(args["model"], [conds], x, gradients.clone_inference_tensors(args["sigma"]), args["model_options"])[0]
+            out = comfy.samplers.calc_cond_batch(
+                args["model"], [conds], x, gradients.clone_inference_tensors(args["sigma"]), args["model_options"]
+            )[0]
             kept.append(torch.autograd.grad(out.square().sum(), x)[0])
         return args["denoised"]
 

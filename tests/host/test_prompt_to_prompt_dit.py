@@ -84,7 +84,10 @@ def test_a_filled_text_draws_as_by_itself(name, text_model):
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
 def test_unsupported_families_are_refused_by_name(name, text_model):
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
-    with pytest.raises(ValueError, match=rf"{type(model.model).__name__}.*does not route its attention through ComfyUI's hook.*Use a UNet model.*Qwen-Image"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{type(model.model).__name__}.*does not route its attention through ComfyUI's hook.*Use a UNet model.*Qwen-Image",
+    ):
         patch(model, clip)
 
 
@@ -228,11 +231,7 @@ def test_a_blend_uses_the_maps_of_its_words(name, text_model, monkeypatch):
     wanted = torch.zeros(2, 16, device=spy.seen[0][0].device)
     for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
         if number in blocks:
-            p = (
-                (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask))
-                .softmax(-1)
-                .mean(1)[:, image : image + 16]
-            )
+            p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask)).softmax(-1).mean(1)[:, image : image + 16]
             for side, words in enumerate(control.blend.edited[0]):
                 front = total - control.lengths[side] if name == "flux2" else 0
                 wanted[side] += p[side][:, [start + front + c for c in words]].sum(-1)

@@ -6,7 +6,7 @@ from comfy.sdxl_clip import SDXLTokenizer
 from comfy.text_encoders.flux import FluxTokenizer
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
-from controlled_diffusion.nodes.host.prompts import HostTokenizer, as_filled_rows, as_rows, encoded, prompt_of
+from controlled_diffusion.nodes.host.prompts import ClipTokenizer, as_filled_rows, as_rows, encoded, prompt_of
 from safetensors.torch import save_file
 
 from compare import assert_close
@@ -33,7 +33,7 @@ def words(tokenizer, text, length=None):
 
 def test_words_of_clip(clip):
     found = prompt_of(clip, "Don't stop... a (siamese:1.3) cat \\(x\\) ninetyninepercent")
-    tokenizer = HostTokenizer(clip, "l")
+    tokenizer = ClipTokenizer(clip, "l")
     flat = [entry for chunk in tokenizer.chunks(found.text) for entry in chunk]
     assert [w.text for w in found.words] == ["Don't", "stop", "...", "a", "siamese", "cat", "(", "x", ")", "ninetyninepercent"]
     assert [len(w.columns) for w in found.words] == [2, 1, 1, 1, 1, 1, 1, 1, 1, 4]

@@ -118,7 +118,7 @@ def _in_row(prompt: Prompt, features: torch.Tensor, in_front: bool) -> Prompt:
 
 
 def _prompts_of_rows(clip, text: str, features: torch.Tensor, in_front: bool) -> list[Prompt]:
-    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbours.
+    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbors.
 
     Raises ValueError where lines and rows do not fit.
     """

@@ -24,8 +24,8 @@ from ....attention.prompt_to_prompt import ActiveEdit, edited_attention
 class Layout:
     """The tokens of a family. `blocks` are the lists of its blocks in order; `cross`: text has an attention of its own.
 
-    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens stand in
-    front of the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
+    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens come
+    before the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
     does not say.
     """
 
@@ -51,7 +51,7 @@ FAMILIES = {  # module of the network under comfy.ldm
     "pixeldit.model": Layout(("patch_blocks",)),
     "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
     "lumina.model": Layout(("layers",), "text, rest, image"),
-    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references stand between
+    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references come between
     "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, image"),
     "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, image"),  # glyphs, a reference frame
     "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "image, text"),  # T5's, then Llama's
@@ -145,7 +145,7 @@ def dit_of(model) -> Dit:
     layout = FAMILIES[module]
     if getattr(network, "pad_tokens_multiple", None):  # Z-Image
         layout = replace(layout, multiple=network.pad_tokens_multiple)
-    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs stands in front
+    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs comes first
         layout = replace(layout, beside=True)
     total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
     patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)

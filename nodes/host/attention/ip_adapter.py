@@ -262,7 +262,7 @@ class AttentionCall:
 
 
 def _cut(mask: torch.Tensor, area: tuple[int, ...] | None, size: tuple[int, int]) -> torch.Tensor:
-    """The part of a mask (M, H, W) that lies in an area (h, w, y, x) of a latent of `size`."""
+    """The part of a mask (M, H, W) that is in an area (h, w, y, x) of a latent of `size`."""
     if area is None:
         return mask
     (height, width), (top, left) = area[len(area) // 2 - 2 : len(area) // 2], area[-2:]

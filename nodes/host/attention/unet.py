@@ -71,7 +71,7 @@ def blend_places(places: Iterable[Place], size: tuple[int, int]) -> tuple[Place,
 
 @dataclass(frozen=True)
 class BaseAttention:
-    """What a replacement stands on: another node's replacement `below`, or ComfyUI's attention where there is none."""
+    """What a replacement builds on: another node's replacement `below`, or ComfyUI's attention where there is none."""
 
     below: Callable | None
     options: dict
