@@ -8,9 +8,19 @@ import torch
 KEY = "controlled_diffusion.attention"
 
 
-def marked(conditioning: list, token: str) -> list:
-    """The conditioning with the mark of a control."""
-    return [[features, {**values, KEY: (*values.get(KEY, ()), token)}] for features, values in conditioning]
+def marked(conditioning: list, token: str, branches: int = 1) -> list:
+    """The conditioning with the mark of a control. `branches`: its rows are so many variants of each image, as those of Prompt-to-Prompt."""
+    return [[features, {**values, KEY: (*values.get(KEY, ()), (token, branches))}] for features, values in conditioning]
+
+
+def branches_of(conditioning: list) -> int:
+    """How many branches the rows of a CONDITIONING are, by its marks: 1, or of Prompt-to-Prompt the source and every target."""
+    return max((branches for _, values in conditioning for _, branches in values.get(KEY, ())), default=1)
+
+
+def has_mark(given: dict, listed: list[dict], token: str) -> bool:
+    """Whether a conditioning of a run's list bears the mark by itself."""
+    return token in dict(origin(given, listed).get(KEY, ()))
 
 
 def features_of(given: dict):

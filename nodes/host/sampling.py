@@ -143,7 +143,7 @@ class CallbackSampler(comfy.samplers.Sampler):
             done += 1
 
         self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
-        return latent_image
+        return self.result if torch.is_tensor(self.result) else latent_image  # what a run's history finds again
 
 
 def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int) -> CallbackSampler:

@@ -3,7 +3,7 @@
 import comfy.clip_vision
 import pytest
 import torch
-from controlled_diffusion.attention.ip_adapter import recognise
+from controlled_diffusion.attention.ip_adapter import recognize
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER, demo_encoder
@@ -36,7 +36,7 @@ def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_sto
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 0.6e6
     with torch.inference_mode():
-        model, adapter = demo.load()[0], recognise(again, "trial")
+        model, adapter = demo.load()[0], recognize(again, "trial")
         layer = next(iter(ip_adapter.layers_of(model).values()))
         for part, trained in zip("kv", adapter.layers[0]):
             moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()

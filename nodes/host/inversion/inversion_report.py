@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ....inversion import quality
 from .. import lpips
-from ..images import as_image, to_pil
+from ..images import LINE, as_image, image_grid, to_pil
 from ..latents import decoded
 from .invert import Inversion
 
-_INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
+_INK, _HEADLINE, _GAP = "#333333", 22, 10
 _SMALLEST, _LARGEST = 256, 512  # pixels of a shown image's shorter side
 
 
@@ -149,23 +149,16 @@ def _tile(image: torch.Tensor) -> Image.Image:
 
 
 def _drawn(columns: Sequence[Shown], about: Sequence[str], headline: str) -> Image.Image:
-    font, count = ImageFont.load_default(_FONT), len(columns[0].images)
-    size = _tile(columns[0].images[0]).size
-    width = (size[0] + _GAP) * len(columns) + _GAP
+    rows = [[_tile(column.images[i]) for column in columns] for i in range(len(columns[0].images))]
+    captions = [[[m.told(i) for m in column.measures] for column in columns] for i in range(len(rows))]
+    width = (rows[0][0].width + _GAP) * len(columns) + _GAP
     head = [line for sentence in about for line in textwrap.wrap(sentence, max(20, width // 8))]
-    below = max(len(c.measures) for c in columns) * _LINE + _GAP
-    over = 2 * _LINE if headline else _GAP // 2
-    top = over + _GAP // 2 + _LINE * (len(head) + 1)
-    paper = Image.new("RGB", (width, top + (size[1] + below) * count), _PAPER)
+    over = 2 * LINE if headline else _GAP // 2
+    top, below = over + _GAP // 2 + LINE * (len(head) + 1), max(len(c.measures) for c in columns) * LINE + _GAP
+    names = [column.name for column in columns]
+    paper = image_grid(rows, names, captions=captions, left=_GAP, top=top, gap=_GAP, below=below, centered=False)
     draw = ImageDraw.Draw(paper)
     draw.text((_GAP, _GAP / 2), headline, fill=_INK, font=ImageFont.load_default(_HEADLINE))
     for i, line in enumerate(head):
-        draw.text((_GAP, over + i * _LINE), line, fill=_INK, font=font)
-    for x, column in zip(range(_GAP, width, size[0] + _GAP), columns):
-        draw.text((x, top - _LINE), column.name, fill=_INK, font=font)
-        for i, image in enumerate(column.images):
-            y = top + i * (size[1] + below)
-            paper.paste(_tile(image), (x, y))
-            for j, measure in enumerate(column.measures):
-                draw.text((x, y + size[1] + 2 + j * _LINE), measure.told(i), fill=_INK, font=font)
+        draw.text((_GAP, over + i * LINE), line, fill=_INK, font=ImageFont.load_default(14))
     return paper

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.lora
 import comfy.utils
 import folder_paths
@@ -16,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.layers import Place
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
-from ..attention.unet import unet_places
+from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
 from . import adapters, file_names, new_words
 
@@ -48,21 +47,14 @@ class KeysAndValues:
         return Differences({name: adapters.Delta(shape) for name, shape in layers_of(model).items()})
 
 
-def _attend(below: Callable | None, q, k, v, options: dict) -> torch.Tensor:
-    k, v = without_start(k), without_start(v)
-    if below is not None:
-        return below(q, k, v, options)
-    precision = options["attn_precision"]
-    return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+def _attend(base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
+    return base(q, without_start(k), without_start(v))
 
 
 def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
     """DIFFUSION_MODEL: one call of the network while it learns."""
     if torch.is_grad_enabled():
-        replace = transformer_options.get("patches_replace", {})
-        there = replace.get("attn2", {})
-        on_top = {p.key: partial(_attend, there.get(p.key, there.get(p.key[:2]))) for p in places}
-        transformer_options = {**transformer_options, "patches_replace": {**replace, "attn2": {**there, **on_top}}}
+        transformer_options = with_attention(transformer_options, {place.key: _attend for place in places})
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 

@@ -6,9 +6,8 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from ....attention.prompt_to_prompt import Window
 from ....guidance.schedules import NoiseScale
 from ....training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, draws, likeness
 from .. import images
-from ..attention.hook import Run, install
+from ..attention.hook import Control, ControlRun, install
 from ..attention.shared_noise import with_shared_noise
-from ..attention.unet import Call, unet_places
+from ..attention.unet import UnetCall, unet_places
 from ..conditionings import marked
 from ..fingerprint import Weights, stamp
 from ..latents import decoded
@@ -276,7 +275,7 @@ def _is_projection(weight: torch.Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class Sharing(Control):
     """A control by which the second of two rows looks, in self-attention, where the first does, while the window is open.
 
     That is Prompt-to-Prompt as InstructPix2Pix's pairs are made with it: queries and keys alone, with the prompt and without.
@@ -284,17 +283,18 @@ class Sharing:
 
     places: tuple[Place, ...]
     window: Window
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> SharedRun:
         return SharedRun(self, scale)
 
 
-class SharedRun(Run):
+class SharedRun(ControlRun):
     """Sharing during one run."""
 
+    missing = "The conditionings of a pair lost their mark: another node replaced them."
+
     def __init__(self, control: Sharing, scale: NoiseScale):
-        super().__init__(control.token, scale, "The conditionings of a pair lost their mark: another node replaced them.")
+        super().__init__(control.token, scale)
         self.window, self.places = control.window, control.places
 
     def sampler(self, sampler, noise, sigmas, seed, device):
@@ -303,8 +303,8 @@ class SharedRun(Run):
     def wants(self, kind: str, place: Place) -> bool:
         return kind == "self" and self.percent in self.window
 
-    def borrow(self, call: Call, first: int, tokens: int) -> None:
-        call.lender[first + 1] = first
+    def share_qk(self, call: UnetCall, first: int, tokens: int) -> None:
+        call.source_row[first + 1] = first
 
 
 @dataclass(frozen=True)
