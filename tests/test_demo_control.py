@@ -2,8 +2,10 @@
 
 import numpy as np
 import torch
-from controlled_diffusion.training import demo_control, demo_model
 from controlled_diffusion.training.demo import world
+
+from demo import control as demo_control
+from demo import model as demo_model
 
 WEIGHTS = {
     "input_blocks.1.0.in_layers.2.weight": torch.randn(32, 24, 3, 3, generator=torch.Generator().manual_seed(0)),

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training import demo_instruct, demo_model
 from controlled_diffusion.training.demo import checker, world
-from controlled_diffusion.training.demo_instruct import PAIRS, edit, family, instruction
 from controlled_diffusion.training.loop import Loop
+
+from demo import instruct as demo_instruct
+from demo import model as demo_model
+from demo.instruct import PAIRS, edit, family, instruction
 
 
 @pytest.mark.parametrize("index", range(12))

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from controlled_diffusion.attention.ip_adapter import decoupled, multi_head, recognise
-from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import config, world
 from controlled_diffusion.training.loop import Loop
 from torch.testing import assert_close
+
+from demo import ip_adapter as recipe
+from demo import model as demo_model
 
 WIDTHS, TEXT, FEATURES = (16, 32), 24, 12
 WORDS = {*world.SHAPES, *world.COLORS, *world.TEXTURES, *world.RADII}

@@ -24,7 +24,6 @@ DROPPED = ("jointly", "independently")
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
 
 
-
 def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
     """A convolution's weight (out, in, kh, kw) with more input channels, all zero: what comes in there changes nothing yet."""
     if weight.shape[1] > inputs:
@@ -114,8 +113,6 @@ def dropout_of(kind: str, share: float, clean_image: float = -1.0, clean_text: f
         return JointDropout(share)
     rate = rate_for(share, 2)
     return ChannelDropout((rate, rate), tuple(rate if c < 0 else c for c in clean) if max(clean) >= 0 else None)
-
-
 
 
 @dataclass(frozen=True)

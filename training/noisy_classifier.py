@@ -69,13 +69,9 @@ def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.
         if kind == "exclusive" and len(own) != 1:
             raise ValueError(f"Image {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
         if ":" in "".join(own):
-            raise ValueError(
-                f"A label of image {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign."
-            )
+            raise ValueError(f"A label of image {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign.")
     if not labels or (kind == "exclusive" and len(labels) < 2):
-        raise ValueError(
-            f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each."
-        )
+        raise ValueError(f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each.")
     targets = torch.tensor([[float(label in own) for label in labels] for own in sets])
     for label, share in zip(labels, targets.mean(0).tolist()):
         if share == 1.0:

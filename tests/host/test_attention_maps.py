@@ -21,7 +21,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
 from host.test_prompt_to_prompt import Tokens, comfy_scale, shrunk
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 PROMPT, LONG = "a red circle, a blue star", "a red circle, " * 30

@@ -19,14 +19,15 @@ from controlled_diffusion.nodes.host.guidance import classifier as files
 from controlled_diffusion.nodes.host.guidance.multi_cfg import check_channels
 from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
-from controlled_diffusion.training import demo_model, loop
+from controlled_diffusion.training import loop
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.demo.world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
+from demo import model as demo_model
 from host import tiny, tiny_text, video
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 COUNT = 16

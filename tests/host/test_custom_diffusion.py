@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from compare import assert_close
 from host import tiny, tiny_text
 from host.test_dreambooth import base, clip, derivatives, folders, images, inside, sampled, stir, task_of  # noqa: F401
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 

@@ -11,7 +11,7 @@ from controlled_diffusion.nodes.ip_adapter import DemoImageEncoderLoader, IPAdap
 from controlled_diffusion.training.demo.packing import restored
 from safetensors.torch import load_file
 
-import demo_ip_adapter as script
+from demo import make_ip_adapter as script
 
 SHIPPED = ip_adapter.SHIPPED / "demo_model.safetensors"
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config, world
 from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 
 from compare import assert_close
+from demo import model as demo_model
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from compare import assert_close
 from host import tiny, tiny_text
 from host.sampling import ksampler
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 FOLDERS = ("embeddings", "loras", "diffusion_models")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from host import tiny
 from host.sampling import ksampler
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 FOLDERS = ("embeddings", "loras", "diffusion_models", classifier.FOLDER)

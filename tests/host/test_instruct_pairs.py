@@ -17,7 +17,7 @@ from PIL import Image
 
 from compare import assert_close
 from host import sampling, tiny, tiny_text
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "output")
 PAIR = PromptPair("a red cat", "a blue cat sitting there", "make it blue")

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from compare import assert_close
 from host import sampling, tiny, tiny_editors, tiny_text
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 INSTRUCTIONS = ["make it red", "turn it into a cat", "remove it"]

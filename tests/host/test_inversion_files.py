@@ -28,8 +28,8 @@ from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInvers
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import Caption, Claim, render
 
-import demo_inversion
 from compare import assert_close
+from demo import make_inversion
 from harness.demo_images import Studio
 from host import tiny
 
@@ -288,11 +288,11 @@ def test_a_file_of_an_unknown_method_is_refused(model, output):
 
 
 def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
-    """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
+    """If this fails after the demo model was trained anew: `python . run tests/demo/make_inversion.py`."""
     studio = Studio()
     inversion, *_, source, _, image = LoadInversion.execute(studio.model, "demo_model.safetensors").args
-    caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
-    rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
+    caption = Caption(make_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
+    rendered = torch.from_numpy(render(make_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor
     assert_close(source[0][0], studio.prompt(caption.text)[0][0], atol=1e-3, rtol=1e-3)
     assert float(psnr(studio.vae.decode(image["samples"]), rendered)) > 25

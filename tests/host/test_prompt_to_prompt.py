@@ -31,7 +31,7 @@ from compare import assert_close
 from host import tiny, tiny_dits, tiny_text
 from host.sampling import sigmas_of
 from host.test_structure_channels import DEEP, control_net
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, SWAP, LONG = "a red circle", "a blue circle", "a red circle, " * 30

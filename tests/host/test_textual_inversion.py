@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from compare import assert_close, repeated
 from host import tiny, tiny_text
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 OBJECTIVE = denoiser.Objective(Levels())

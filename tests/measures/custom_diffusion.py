@@ -17,9 +17,9 @@ from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as merging
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.textual_inversion import Word
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, world
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 from measures import textual_inversion
 from measures.personalisation import ALIKE, SHOWN, asked, clone_inference_tensors, drift, kept, lesson, taught

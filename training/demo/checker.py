@@ -78,9 +78,7 @@ def _distance(image: np.ndarray, color) -> np.ndarray:
 
 
 def _background(image: np.ndarray) -> str:
-    rim = np.concatenate(
-        [image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3), image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)]
-    )
+    rim = np.concatenate([image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3), image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)])
     middle = np.median(rim, axis=0)
     return min(BACKGROUNDS, key=lambda b: np.linalg.norm(middle - BACKGROUNDS[b]))
 
@@ -231,8 +229,6 @@ def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_aft
             return 0.0
     changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
     return max(1.0 - float(changed.mean()), 1e-3)
-
-
 
 
 def _near(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from controlled_diffusion.training.channel_dropout import JointDropout
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.instruct_pix2pix import DROPOUT
+from controlled_diffusion.training.loop import Loop, Step
 
-from . import demo_model
-from .channel_dropout import JointDropout
-from .demo import world
-from .instruct_pix2pix import DROPOUT
-from .loop import Loop, Step
+from demo import model as demo_model
 
 SEED, FAMILIES = 80, 2000
 KINDS = ("color", "shape", "remove")
@@ -89,14 +89,6 @@ def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, 
     before, after, _ = options[int(rng.integers(len(options)))]
     text = instruction(rng, scenes[before], scenes[after], which, kind)
     return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
-
-
-
-
-
-
-
-
 
 
 def _drawn(rng: np.random.Generator, families: int, count: int, pair_share: float) -> list[int]:

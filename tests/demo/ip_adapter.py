@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from controlled_diffusion.attention.ip_adapter import Pair, recognise
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.demo.config import VISION_CONFIG
+from controlled_diffusion.training.loop import Loop, Step
 
-from ..attention.ip_adapter import Pair, recognise
-from . import demo_model
-from .demo import world
-from .demo.config import VISION_CONFIG
-from .loop import Loop, Step
+from demo import model as demo_model
 
 SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
@@ -50,8 +50,6 @@ def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
     return noun + where + ground
 
 
-
-
 def new_heads() -> dict[str, torch.nn.Parameter]:
     """One linear reading of the embedding for each fact; only used in training."""
     width = VISION_CONFIG["projection_dim"]
@@ -78,8 +76,6 @@ def train_encoder(
         return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
 
     return loop.run(loss_of)
-
-
 
 
 def spoken(of: world.Scene) -> str:

@@ -1,4 +1,4 @@
-"""Makes the demo model's instruction model: `python . run tests/demo_instruct.py train | refine` (resumable).
+"""Makes the demo model's instruction model: `python . run tests/demo/make_instruct.py train | refine` (resumable).
 
 `train` starts from the demo model's denoiser as it lies in the repository, `refine` from the instruction model that lies there: with more
 of the noisy levels and of scenes of two things, where an instruction has to choose, and with an eye on the things. Each takes 10 to 20
@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_instruct, demo_model
 from controlled_diffusion.training.demo import packing, world
 from controlled_diffusion.training.instruct_pix2pix import widened
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
-from demo_model import STATE, Denoiser, load_average, parameters_of, say, shipped, shown
+from demo import instruct as demo_instruct
+from demo import model as demo_model
+from demo.make_model import STATE, Denoiser, load_average, parameters_of, say, shipped, shown
 
 BATCH = 24
 STAGES = {

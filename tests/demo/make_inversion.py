@@ -1,4 +1,4 @@
-"""Makes the inversion that comes with the pack: `python . run tests/demo_inversion.py`; anew after the demo model's weights change.
+"""Makes the inversion that comes with the pack: `python . run tests/demo/make_inversion.py`; anew after the demo model's weights change.
 
 A rendered image, never a generated one, inverted by DDIM on the demo model, so that Load Inversion has something to load.
 """

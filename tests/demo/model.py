@@ -17,11 +17,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from .demo import world
-from .demo.config import SEEDS, start_tokens
-from .loop import Loop, Step
-from .noisy_classifier import initialise
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.demo.config import SEEDS, start_tokens
+from controlled_diffusion.training.loop import Loop, Step
+from controlled_diffusion.training.noisy_classifier import initialise
 
 NOISY = 600  # of 1000 levels
 
@@ -29,7 +28,7 @@ NOISY = 600  # of 1000 levels
 @dataclass(frozen=True)
 class Recipe:
     """Steps, rates and amounts of the shipped weights. On 2 CPU cores about 15 minutes for the autoencoder, 10 for the latents and
-    an hour for each of the denoiser's two stages; 0.7 PFLOP in all (`tests/demo_model.py cost`), which is a minute of a GPU's
+    an hour for each of the denoiser's two stages; 0.7 PFLOP in all (`tests/demo/make_model.py cost`), which is a minute of a GPU's
     arithmetic at 10 TFLOP/s; the time on one has not been measured."""
 
     autoencoder_steps: int = 1400
@@ -44,10 +43,6 @@ class Recipe:
 
 
 RECIPE = Recipe()
-
-
-
-
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -70,8 +65,6 @@ def prefetch(make: Callable[[int], object], start: int, stop: int, ahead: int = 
 def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
     """uint8 (H, W, 3) arrays to a float batch (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
-
-
 
 
 def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
@@ -135,8 +128,6 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 
 
-
-
 def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
     """Scene number `index` of the training set; other seeds give held-out sets."""
     return world.random_scene(np.random.default_rng((seed, index)))
@@ -157,8 +148,6 @@ def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
 
 
-
-
 class Tokens:
     """Token ids (77,) of a caption, word by word through the host's tokenizer, with a memory."""
 
@@ -170,8 +159,6 @@ class Tokens:
         ids = [i for word in re.findall(r"[a-z]+|[^a-z\s]", text.lower()) for i in self.word(word)]
         row = [self.start, *ids, self.end]
         return torch.tensor(row + [self.end] * (self.length - len(row)))
-
-
 
 
 def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo_ip_adapter.py` (resumable).
+"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo/make_ip_adapter.py` (resumable).
 
 About a quarter of an hour of one core. The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
 """
@@ -15,14 +15,15 @@ from controlled_diffusion.attention.ip_adapter import decoupled
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
-from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config, world
 from controlled_diffusion.training.demo.packing import quantised, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
-from demo_model import STATE, load_average, parameters_of, say, shipped, shown
+from demo import ip_adapter as recipe
+from demo import model as demo_model
+from demo.make_model import STATE, load_average, parameters_of, say, shipped, shown
 
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24

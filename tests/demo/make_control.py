@@ -1,4 +1,4 @@
-"""Makes the demo model's ControlNet: `python . run tests/demo_controlnet.py` (resumable; about 15 minutes on 2 cores).
+"""Makes the demo model's ControlNet: `python . run tests/demo/make_control.py` (resumable; about 15 minutes on 2 cores).
 
 It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in the host's
 Control-LoRA format, which the stock Load ControlNet Model node reads.
@@ -10,10 +10,12 @@ import comfy.cldm.cldm
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_control, demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
-from demo_model import STATE, say, scene_latents, shipped, shown
+from demo import control as demo_control
+from demo import model as demo_model
+from demo.make_model import STATE, say, scene_latents, shipped, shown
 
 STEPS, RATE, BATCH = 700, 1.5e-3, 24
 TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"

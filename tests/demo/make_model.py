@@ -1,8 +1,8 @@
-"""Makes and measures the demo model: `python . run tests/demo_model.py train | refine | cost | measure | sheet`.
+"""Makes and measures the demo model: `python . run tests/demo/make_model.py train | refine | cost | measure | sheet`.
 
 `train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
 counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and images. The recipe is
-training/demo_model.py; this script brings the host's networks.
+tests/demo/model.py; this script brings the host's networks.
 """
 
 import argparse
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, config, world
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from demo import model as demo_model
 from harness import demo_images
 
-STATE = Path(__file__).parents[1] / ".host" / "demo_model"
+STATE = Path(__file__).parents[2] / ".host" / "demo_model"
 TABLE = demo.WEIGHTS.with_suffix(".md")
 GOALS = {"color": 97, "shape": 92, "background": 97, "position": 95, "bound (two things)": 80}
 HELD_OUT, NOISE_SEED = 1234, 5678000
@@ -253,8 +253,8 @@ def table(scores: dict, quality: np.ndarray, count: int) -> str:
     lines = [
         "# The demo model, measured",
         "",
-        f"`python . run tests/demo_model.py measure --count {count}`: held-out prompts through the host, KSampler, 20 steps, euler,",
-        "normal, cfg 4, fixed seeds; read by `training/demo_checker.py`.",
+        f"`python . run tests/demo/make_model.py measure --count {count}`: held-out prompts through the host, KSampler, 20 steps, euler,",
+        "normal, cfg 4, fixed seeds; read by `training/demo/checker.py`.",
         "",
         "| claim | right | of | share | goal |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Makes the demo model's noisy classifier: `python . run tests/demo_classifier.py` (resumable; about 10 minutes on 2 cores).
+"""Makes the demo model's noisy classifier: `python . run tests/demo/make_classifier.py` (resumable; about 10 minutes on 2 cores).
 
 It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository.
 """
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
 from controlled_diffusion.nodes.host.guidance import classifier
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 from controlled_diffusion.training.loop import Loop, saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
 
-from demo_model import STATE, say, scene_latents, shipped, shown
+from demo import model as demo_model
+from demo.make_model import STATE, say, scene_latents, shipped, shown
 
 STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
 LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))
