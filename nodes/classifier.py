@@ -6,7 +6,7 @@ from ..guidance.classifier import ClassifierForce
 from ..guidance.multi_cfg import Channel
 from ..guidance.schedules import ALWAYS, Schedule
 from .host.fingerprint import stamp
-from .host.guidance.classifier import load, names, path_of
+from .host.guidance.classifier import CLASSIFIERS, load
 from .inputs import sockets
 from .inputs.channel import channel_extras, channel_identity, percent_range
 
@@ -23,7 +23,7 @@ class NoisyClassifierLoader(io.ComfyNode):
             category=_CATEGORY,
             description="Loads a classifier of noisy latents. It works with eps, v and flow models of the latent format it was trained on.",
             search_aliases=_ALIASES,
-            inputs=[io.Combo.Input("classifier_name", options=names(), tooltip="A file in models/noisy_classifiers.")],
+            inputs=[io.Combo.Input("classifier_name", options=CLASSIFIERS.names(), tooltip="A file in models/noisy_classifiers.")],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="labels", tooltip="The labels it knows, one a line."),
@@ -32,7 +32,7 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name):
-        return float("nan") if classifier_name is None else stamp(path_of(classifier_name))
+        return float("nan") if classifier_name is None else stamp(CLASSIFIERS.find(classifier_name))
 
     @classmethod
     def execute(cls, classifier_name) -> io.NodeOutput:

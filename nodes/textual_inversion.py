@@ -7,8 +7,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..training import settings
 from ..training.textual_inversion import KINDS, TEMPLATES, own_templates
-from .host.training import embeddings
 from .host.training import textual_inversion as host
+from .host.training.embeddings import EMBEDDINGS
 from .inputs import training as inputs
 
 _LISTS = ("images", "captions", "masks")
@@ -111,7 +111,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(embeddings.KIND, lists)
+        return inputs.unfinished(EMBEDDINGS, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

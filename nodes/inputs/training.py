@@ -15,8 +15,8 @@ from ...training.objectives import TIMESTEPS, WEIGHTINGS
 from ...training.optimizers import OPTIMIZERS, SCHEDULES
 from ...training.settings import Settings, Validation
 from ...training.textual_inversion import NORMS
+from ..host.model_folder import IF_EXISTS, ModelFolder
 from ..host.training.denoiser import Objective, levels
-from ..host.training.file_names import IF_EXISTS, state_of
 from ..host.training.memory import CHECKPOINTING
 from . import widgets
 
@@ -234,7 +234,7 @@ def read(
 _STOPPED: set[Path] = set()  # states of trainings that were stopped since the host started
 
 
-def unfinished(kind: str, lists: dict) -> str:
+def unfinished(folder: ModelFolder, lists: dict) -> str:
     """Of a training that is to be continued: how far it has come once it was seen stopped, else "".
 
     As a fingerprint it makes the host run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
@@ -244,7 +244,7 @@ def unfinished(kind: str, lists: dict) -> str:
     if if_exists != "continue" or not name or steps is None:
         return ""
     try:
-        state = state_of(kind, name)
+        state = folder.state(name)
     except ValueError:  # a name that running the node refuses
         return ""
     done = steps_done(state)

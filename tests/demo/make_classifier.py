@@ -51,7 +51,7 @@ def main() -> None:
     latents = scene_latents(autoencoder, recipe)
     latents = (latents - latents.mean()) / latents.std()
     targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
-    network = noisy_classifier.initialise(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
+    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
     loop = Loop(
         demo_model.trainable(network),
         steps=STEPS,
@@ -68,8 +68,7 @@ def main() -> None:
     with loop.averaged():
         for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
-        classifier.SHIPPED.mkdir(parents=True, exist_ok=True)
-        target = classifier.SHIPPED / "demo_model.safetensors"
+        target = classifier.CLASSIFIERS.shipped / "demo_model.safetensors"
         classifier.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 

@@ -25,7 +25,7 @@ def new_branch(unet) -> torch.nn.Module:
     """The host's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
     config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
-    noisy_classifier.initialise(branch, demo_control.SEED)
+    noisy_classifier.initialize(branch, demo_control.SEED)
     for name, p in branch.named_parameters():
         if name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14.")):
             p.data.zero_()

@@ -17,7 +17,7 @@ from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config, world
-from controlled_diffusion.training.demo.packing import quantised, restored
+from controlled_diffusion.training.demo.packing import quantized, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -28,7 +28,7 @@ from demo.make_model import STATE, load_average, parameters_of, say, shipped, sh
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24
 SCENES = 6000
-ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", DEMO_ENCODER
+ADAPTER, ENCODER = ip_adapter.ADAPTERS.shipped / "demo_model.safetensors", DEMO_ENCODER
 SIZE = config.VISION_CONFIG["image_size"]
 
 
@@ -57,7 +57,7 @@ def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str
 
 def new_encoder() -> torch.nn.Module:
     made = comfy.clip_model.CLIPVisionModelProjection(config.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
-    return noisy_classifier.initialise(made, recipe.SEED)
+    return noisy_classifier.initialize(made, recipe.SEED)
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
-    encoder.load_state_dict(restored(quantised(encoder.state_dict())))  # as the file will have it
+    encoder.load_state_dict(restored(quantized(encoder.state_dict())))  # as the file will have it
     shares = naming_share(encoder, {k: v.detach() for k, v in heads.items()})
     say("  named right on held-out scenes: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
     return encoder.requires_grad_(False)
@@ -146,7 +146,7 @@ def make(threads: int) -> None:
     scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
     latents = (data["latents"].float() / scale + shift) * demo.LATENT_SCALE  # as the denoiser gets them
     made = train_adapter(unet.requires_grad_(False), tower, latents, features, STATE / "ip_adapter.safetensors", STEPS)
-    written(quantised(encoder.state_dict()), ENCODER)
+    written(quantized(encoder.state_dict()), ENCODER)
     written(made, ADAPTER)
 
 

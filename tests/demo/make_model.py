@@ -53,7 +53,7 @@ def shown(steps, every: int = 100):
 
 def new_autoencoder():
     autoencoder = comfy.taesd.taesd.TAESD()
-    demo_model.initialise_autoencoder(autoencoder.taesd_encoder, autoencoder.taesd_decoder)
+    demo_model.initialize_autoencoder(autoencoder.taesd_encoder, autoencoder.taesd_decoder)
     return autoencoder.to(memory_format=torch.channels_last)
 
 
@@ -118,7 +118,7 @@ def new_denoiser():
     config.set_inference_dtype(torch.float32, None)
     unet = config.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
-    demo_model.initialise_denoiser(unet, tower)
+    demo_model.initialize_denoiser(unet, tower)
     return unet.to(memory_format=torch.channels_last), tower
 
 

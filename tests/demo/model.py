@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.demo.config import SEEDS, start_tokens
 from controlled_diffusion.training.loop import Loop, Step
-from controlled_diffusion.training.noisy_classifier import initialise
+from controlled_diffusion.training.noisy_classifier import initialize
 
 NOISY = 600  # of 1000 levels
 
@@ -67,11 +67,11 @@ def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
 
 
-def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
+def initialize_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
     """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbour inverse: every block is the identity,
     so that colours and places pass from the first step on."""
     for name, module in (("encoder", encoder), ("decoder", decoder)):
-        initialise(module, SEEDS["weights"])
+        initialize(module, SEEDS["weights"])
         for layer in module:
             if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
                 eye = torch.eye(layer.out_channels)[:, :, None, None]
@@ -161,10 +161,10 @@ class Tokens:
         return torch.tensor(row + [self.end] * (self.length - len(row)))
 
 
-def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
+def initialize_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
     """Seeded start of denoiser and text tower; residual branches begin at zero."""
-    initialise(unet, SEEDS["weights"])
-    initialise(tower, SEEDS["weights"] + 1)
+    initialize(unet, SEEDS["weights"])
+    initialize(tower, SEEDS["weights"] + 1)
     tokens, places = tower.embeddings.token_embedding.weight, tower.embeddings.position_embedding.weight
     tokens.data = start_tokens(*tokens.shape)
     places.data *= 0.1 * math.sqrt(places.shape[1])

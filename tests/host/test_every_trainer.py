@@ -23,7 +23,7 @@ from host.sampling import ksampler
 from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
-FOLDERS = ("embeddings", "loras", "diffusion_models", classifier.FOLDER)
+FOLDERS = ("embeddings", "loras", "diffusion_models", classifier.CLASSIFIERS.name)
 
 
 def images(count=2, size=64, seed=0):
@@ -45,7 +45,7 @@ TRAINERS = {  # node, folder of its file, what it is given
     "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
     "classifier": (
         NoisyClassifierTrainer,
-        classifier.FOLDER,
+        classifier.CLASSIFIERS.name,
         dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
     ),
 }

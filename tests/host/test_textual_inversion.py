@@ -11,8 +11,9 @@ import folder_paths
 import pytest
 import torch
 from controlled_diffusion.nodes.host import gradients
-from controlled_diffusion.nodes.host.training import denoiser, embeddings, new_words, run, trainer
+from controlled_diffusion.nodes.host.training import denoiser, new_words, run, trainer
 from controlled_diffusion.nodes.host.training import textual_inversion as host
+from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
 from controlled_diffusion.nodes.host.training.images import images_of
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.augmentation import Augmentation
@@ -332,7 +333,7 @@ def test_the_saved_file_gives_the_trained_word_back_through_the_hosts_loader(kin
     widths = {"clip_l": tiny.CONTEXT} if kind == "sd1" else tiny_text.KINDS[kind][2]
     with torch.inference_mode(False), torch.no_grad():
         word = new_words.NewWord(clip, "<z>", concept_for(clip, vectors), vectors)
-        embeddings.save("toys/my-word", word.concept.tensors(), {})
+        EMBEDDINGS.save("toys/my-word", word.concept.tensors(), {})
     saved = load_file(folders / "embeddings" / "toys" / "my-word.safetensors")
     assert {k: v.shape for k, v in saved.items()} == {k: (vectors, w) for k, w in widths.items()}
     for prompt in ("{}", "a photo of {}, red (and {}:1.2) " + "with many other words " * 25):
@@ -387,11 +388,11 @@ def train(model, clip, vae, given=None, **knobs):
 
 
 def saved(name="thing"):
-    return load_file(embeddings.path_of(name))
+    return load_file(EMBEDDINGS.place(name))
 
 
 def facts(name="thing"):
-    with safe_open(embeddings.path_of(name), "pt") as file:
+    with safe_open(EMBEDDINGS.place(name), "pt") as file:
         return file.metadata()
 
 
@@ -566,7 +567,7 @@ def test_a_stop_before_the_first_step_is_passed_on_and_writes_nothing(eps_model,
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(eps_model, clip, vae)
-    assert embeddings.existing("thing") is None
+    assert EMBEDDINGS.existing("thing") is None
 
 
 def test_where_the_loss_is_lost_the_last_good_word_is_saved_and_said(eps_model, vae, clip):
@@ -605,7 +606,7 @@ def test_a_word_is_replaced_where_prompts_find_it(eps_model, vae, folders, clip)
     save_file({"clip_l": torch.zeros(1, 4)}, folders / "embeddings" / "deep" / "thing.safetensors")
     assert train(eps_model, clip, vae, if_exists="replace")[0] == "embedding:thing"
     assert load_file(folders / "embeddings" / "deep" / "thing.safetensors")["clip_l"].shape == (1, tiny.CONTEXT)
-    assert not embeddings.path_of("thing").exists()
+    assert not (folders / "embeddings" / "thing.safetensors").exists()
     assert train(eps_model, clip, vae, name="other/thing")[0] == "embedding:other/thing_2"  # or `embedding:thing` could mean both
 
 

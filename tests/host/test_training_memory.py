@@ -12,7 +12,6 @@ from controlled_diffusion.nodes.host import checkpointing, gradients
 from controlled_diffusion.nodes.host.gradients import trainable
 from controlled_diffusion.nodes.host.training import adapters, memory, run, trainer
 from controlled_diffusion.nodes.host.training import dreambooth as host
-from controlled_diffusion.nodes.host.training.file_names import state_of
 from controlled_diffusion.training import settings
 from controlled_diffusion.training.loop import Loop
 
@@ -77,7 +76,7 @@ def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # 
     def learnt(checkpointing):
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
         with torch.inference_mode(False), torch.no_grad():
-            loop = trainer.run(task, state_of("loras", f"{checkpointing}"), lambda loop: "")
+            loop = trainer.run(task, adapters.LORAS.state(f"{checkpointing}"), lambda loop: "")
         task.adapters.take_off(task.model)
         return [s.loss for s in loop.history], task.parameters
 

@@ -6,20 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import comfy.sd
-import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
-from ....training.loop import save_atomically
-from . import file_names
+from ..model_folder import ModelFolder
 
-KIND = "loras"
+LORAS = ModelFolder("loras", "LoRA")
 ALGORITHMS = tuple(adapter_maps)
 ATTENTION = "attn, attention, single_blocks"
 Words = dict[str, dict[str, torch.Tensor]]
@@ -42,12 +39,9 @@ class Delta(torch.nn.Module):
 
 
 class Adapters:
-    """Adapters by the name of their layer. `parameters` are what is learnt, by name.
+    """Adapters by the name of their layer. `parameters` are what is learnt, by name; `folder` is that of their files."""
 
-    `KIND` is the folder of their files, `existing(name)` a file that has a name there.
-    """
-
-    KIND: ClassVar = KIND
+    folder: ClassVar = LORAS
 
     def __init__(self, layers: dict[str, torch.nn.Module]):
         self.layers = layers
@@ -82,10 +76,6 @@ class Adapters:
             for handle, (layer, _, functions) in zip(handles, found):
                 handle.remove()
                 layer.weight_function[:] = functions
-
-    @staticmethod
-    def existing(name: str) -> Path | None:
-        return existing(name)
 
     @staticmethod
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
@@ -173,23 +163,10 @@ def _new(model, design: Design, seed: int) -> Adapters:
 
 
 
-def path_of(name: str) -> Path:
-    """Where a LoRA is written: the first of the host's folders."""
-    return Path(folder_paths.get_folder_paths(KIND)[0]) / f"{file_names.check_name(name)}.safetensors"
-
-
-def existing(name: str) -> Path | None:
-    """A file that has the name already, in any of the folders."""
-    places = [Path(base) / f"{name}{ending}" for base in folder_paths.get_folder_paths(KIND) for ending in file_names.READ]
-    return next((place for place in places if place.is_file()), None)
-
-
 def save(name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
     """Writes a LoRA file; `words`, the vectors of new words by their names and by encoder, go into it too, as A1111 bundles them."""
-    path = path_of(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     bundled = {f"bundle_emb.{word.rsplit('/', 1)[-1]}.{key}": rows for word, own in words.items() for key, rows in own.items()}
-    save_atomically(tensors | bundled, path, about)
+    LORAS.save(name, tensors | bundled, about)
 
 
 def patched(model, tensors: Iterable) -> object:
