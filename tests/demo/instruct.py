@@ -139,7 +139,6 @@ def train_instruct(
     `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of
     each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.
     """
-    from_level = demo_model.alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEED, index, 1))
@@ -159,9 +158,8 @@ def train_instruct(
 
     def loss_of(index):
         x0, shown, told, where, ids, t = next(batches)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[t].view(-1, 1, 1, 1)
-        seen = torch.cat([a.sqrt() * x0 + (1 - a).sqrt() * noise, shown], 1).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = demo_model.noised(x0, t, index)
+        seen = torch.cat([noisy, shown], 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(seen, t.float(), encode_text(ids)).float()
         return edit_loss(eps, noise, a, told, where, focus)

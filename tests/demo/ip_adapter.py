@@ -164,14 +164,12 @@ class Batches:
 def train_adapter(predict: Callable, encode_text: Callable, parts: dict[str, torch.Tensor], draw: Batches, loop: Loop) -> Iterator[Step]:
     """`predict(noisy, levels, context, pairs) -> eps` is the frozen denoiser that sees the image's keys and values, one pair a
     layer, at weight 1; `encode_text(ids) -> context`."""
-    from_level, adapter = demo_model.alphas_cumprod(), recognise(parts, "The adapter in training")
+    adapter = recognise(parts, "The adapter in training")
     batches = demo_model.prefetch(draw, loop.done, loop.steps)
 
     def loss_of(index):
         drawn = next(batches)
-        noise = torch.randn(drawn.latents.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[drawn.levels].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * drawn.latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = demo_model.noised(drawn.latents, drawn.levels, index)
         with torch.autocast("cpu", torch.bfloat16):
             eps = predict(noisy, drawn.levels.float(), encode_text(drawn.ids), adapter.keys_values(drawn.features)).float()
         return demo_model.denoising_loss(eps, noise, a)

@@ -3,8 +3,6 @@
 It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
@@ -15,7 +13,7 @@ from controlled_diffusion.training.loop import Loop, saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
 
 from demo import model as demo_model
-from demo.make_model import STATE, say, scene_latents, shipped, shown
+from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
 
 STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
 LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))
@@ -43,10 +41,7 @@ def accuracy(network, latents, targets) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    STATE.mkdir(parents=True, exist_ok=True)
+    begin(__doc__)
     recipe, autoencoder = demo_model.RECIPE, shipped()[0]
     latents = scene_latents(autoencoder, recipe)
     latents = (latents - latents.mean()) / latents.std()

@@ -6,11 +6,9 @@ minutes of one core. The text tower and the autoencoder are the demo model's own
 the loss of the demo model itself, then through `refine`.
 """
 
-import argparse
-from pathlib import Path
+from functools import partial
 
 import torch
-from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import packing, world
 from controlled_diffusion.training.instruct_pix2pix import widened
@@ -19,7 +17,7 @@ from safetensors.torch import load_file
 
 from demo import instruct as demo_instruct
 from demo import model as demo_model
-from demo.make_model import STATE, Denoiser, load_average, parameters_of, say, shipped, shown
+from demo.make_model import STATE, Denoiser, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
 
 BATCH = 24
 STAGES = {
@@ -28,36 +26,21 @@ STAGES = {
 }
 
 
-def family_latents(autoencoder, path: Path, chunk: int = 25) -> torch.Tensor:
-    """Latents (families, 4, 4, 16, 16) of the demo model's denoiser, encoded once."""
-    done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, 4, 16, 16, dtype=torch.float16)
-    while len(done) < demo_instruct.FAMILIES:
-        last = min(len(done) + 500, demo_instruct.FAMILIES)
-        parts = []
-        for first in range(len(done), last, chunk):
-            scenes = [s for i in range(first, first + chunk) for s in demo_instruct.family(i)[1]]
-            images = demo_model.as_images([world.render(s) for s in scenes])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
-            parts.append(latents.half().unflatten(0, (-1, 4)))
-        done = torch.cat([done, *parts])
-        save_atomically({"latents": done}, path)
-        say(f"  encoded {len(done)} of {demo_instruct.FAMILIES} families")
-    return done
+def family_latents(autoencoder) -> torch.Tensor:
+    """Latents (families, 4, 4, 16, 16), encoded once."""
+
+    def make(numbers: range) -> dict[str, torch.Tensor]:
+        images = demo_model.as_images([world.render(s) for i in numbers for s in demo_instruct.family(i)[1]])
+        return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images).unflatten(0, (-1, 4))}
+
+    return made_once(STATE / "families.safetensors", demo_instruct.FAMILIES, 25, make)["latents"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=list(STAGES))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = begin(__doc__, stage=list(STAGES))
     stage = {**STAGES[options.stage]}
-    STATE.mkdir(parents=True, exist_ok=True)
     autoencoder, unet, tower = shipped()
-    raw, weights = family_latents(autoencoder, STATE / "families.safetensors"), load_file(demo.WEIGHTS)
-    spread, shift = (weights[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
-    latents = (raw.float() / spread + shift) * demo.LATENT_SCALE  # as the denoiser gets them
+    latents = as_denoised(family_latents(autoencoder))
     base, first = {k: v.clone() for k, v in unet.state_dict().items()}, unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(widened(first.weight.detach(), 8))
     if options.stage == "refine":
@@ -69,14 +52,8 @@ def main() -> None:
     path = STATE / f"instruct_{options.stage}.safetensors"
     loop.restore(path)
 
-    def encode_text(ids):
-        with torch.no_grad():
-            return demo_model.encode_text(tower, ids)
-
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
-    scale = 1 / demo.LATENT_SCALE
-    steps = demo_instruct.train_instruct(Denoiser(unet), encode_text, tokens, latents, scale, loop, batch=BATCH, **stage)
+    encode_text, scale = torch.no_grad()(partial(demo_model.encode_text, tower)), 1 / demo.LATENT_SCALE
+    steps = demo_instruct.train_instruct(Denoiser(unet), encode_text, new_tokens(), latents, scale, loop, batch=BATCH, **stage)
     shown(saving(loop, steps, path))
     load_average(path, unet=unet)
     demo.INSTRUCT_WEIGHTS.parent.mkdir(exist_ok=True)

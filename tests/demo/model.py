@@ -134,9 +134,8 @@ def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
 
 
 @torch.no_grad()
-def encode_scenes(encoder: torch.nn.Module, first: int, last: int) -> torch.Tensor:
-    """Latents of scenes first .. last-1, (N, 4, 16, 16), unit scale."""
-    images = as_images([world.render(scene(i)) for i in range(first, last)])
+def encoded(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Latents of images (N, 3, 128, 128), (N, 4, 16, 16), unit scale."""
     with torch.autocast("cpu", torch.bfloat16):
         return encoder(images.contiguous(memory_format=torch.channels_last)).float()
 
@@ -221,6 +220,13 @@ def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> to
     return torch.stack([tokens(t) for t in texts])
 
 
+def noised(x0: torch.Tensor, levels: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(noisy latents, noise, alpha_bar (B, 1, 1, 1)) of batch `index` at levels (B,)."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
+    a = alphas_cumprod()[levels].view(-1, 1, 1, 1)
+    return (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last), noise, a
+
+
 def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
     """Error of predicted noise (B, C, H, W). On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma)."""
     snr = (alpha_bar / (1 - alpha_bar)).flatten()
@@ -242,7 +248,6 @@ def train_denoiser(
     """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
     2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
     `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""
-    from_level = alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEEDS["denoiser"], index))
@@ -254,9 +259,7 @@ def train_denoiser(
 
     def loss_of(index):
         x0, ids, t = next(batches)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = noised(x0, t, index)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(noisy, t.float(), encode_text(tower, ids)).float()
         return denoising_loss(eps, noise, a, gamma)

@@ -26,12 +26,12 @@ def few_steps(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_script_makes_fitting_files_and_continues(few_steps, capsys):
-    script.make(threads=1)
+    script.make()
     said, first = capsys.readouterr().out, load_file(script.ADAPTER)
     assert "encoder: 0 of 3 steps done" in said and "adapter: 0 of 2 steps done" in said
-    script.make(threads=1)
+    script.make()
     said = capsys.readouterr().out
-    assert "encoder: 3 of 3 steps done" in said and "adapter: 2 of 2 steps done" in said and "encoded" not in said
+    assert "encoder: 3 of 3 steps done" in said and "adapter: 2 of 2 steps done" in said and "made" not in said
     again = load_file(script.ADAPTER)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 0.6e6

@@ -285,20 +285,12 @@ def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model,
     assert not run.comfy.model_management.in_training
 
 
-def test_training_continues_and_follows_the_seed(eps_model, clip, vae, folders):
-    def weights(name):
-        return load_file(folders / "diffusion_models" / f"{name}.safetensors")
-
-    train(eps_model, clip, vae, name="whole", steps=4, schedule="constant")
-    train(eps_model, clip, vae, name="parts", steps=2, schedule="constant")
-    train(eps_model, clip, vae, name="parts", steps=4, schedule="constant", if_exists="continue")
-    whole, parts = weights("whole"), weights("parts")
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+def test_a_training_of_another_seed_or_model_is_not_continued(eps_model, clip, vae, folders):
+    train(eps_model, clip, vae, name="parts", steps=2)
     with pytest.raises(ValueError, match="state of another training: seed was 4, now 5"):
         train(eps_model, clip, vae, name="parts", steps=6, seed=5, if_exists="continue")
     with pytest.raises(ValueError, match=r"state of another training: model was \w+, now \w+\."):
-        train(tiny.unet("eps", seed=9), clip, vae, name="parts", steps=6, schedule="constant", if_exists="continue")
-    assert train(eps_model, clip, vae, name="parts")[1] == "parts_2.safetensors"
+        train(tiny.unet("eps", seed=9), clip, vae, name="parts", steps=6, if_exists="continue")
 
 
 def test_an_instruction_model_is_trained_further(clip, vae):
@@ -317,21 +309,6 @@ def test_it_learns_to_look_at_the_image(eps_model, clip, vae, folders):
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
 
 
-def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
-    def watch(value, total, preview, node_id=None):
-        if (value, total) == (1, 50):
-            run.comfy.model_management.interrupt_current_processing(True)
-
-    run.comfy.utils.set_progress_bar_global_hook(watch)
-    try:
-        model, name, _, blocked = train(eps_model, clip, vae, steps=50)
-    finally:
-        run.comfy.utils.set_progress_bar_global_hook(None)
-        run.comfy.model_management.interrupt_current_processing(False)
-    assert "no validation image" in blocked.message
-    assert torch.equal(edited(model), edited(instruct_models.load(eps_model, str(folders / "diffusion_models" / name))))
-
-
 @pytest.mark.parametrize(
     "knobs, told",
     [
@@ -341,7 +318,6 @@ def test_a_stop_keeps_what_is_learnt(eps_model, clip, vae, folders):
         (dict(instructions=["make it red"]), "1 captions for 3 images"),
         (dict(instructions=[]), "An instruction is missing"),
         (dict(rank=4000), "The rank is 4000"),
-        (dict(name="../out"), "cannot be a file's"),
         (dict(folder="pairs"), "Pairs are connected, and the folder 'pairs' is named too"),
         (dict(folder="pairs", before=[], after=[], instructions=[]), "There are no pairs in"),
         (dict(folder="../pairs", before=[], after=[], instructions=[]), "cannot be a file's"),
@@ -378,11 +354,17 @@ def test_a_file_of_another_model_or_none_is_refused(eps_model, clip, vae, folder
         InstructPix2PixLoader.execute(tiny.unet("eps", model_channels=64), name)
 
 
-def test_images_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
-    """To the same latents as all at once, in the same order."""
-    folder, waiting, most = PairFolder("things"), [0], [0]
+def kept():
+    """A folder with a pair for each instruction."""
+    folder = PairFolder("things")
     for i, text in enumerate(INSTRUCTIONS):
         folder.add(images(2, seed=i), PromptPair("a", "b", text), {})
+    return folder
+
+
+def test_images_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
+    """To the same latents as all at once, in the same order."""
+    folder, waiting, most = kept(), [0], [0]
     expected, _ = host.examples_of(clip, vae, host.Data(*(list(part) for part in folder.read()), flip=True))
     encode, opened = vae.encode, Image.open
 
@@ -403,11 +385,10 @@ def test_images_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
 
 
 def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
-    folder = PairFolder("things")
-    for i, text in enumerate(INSTRUCTIONS):
-        folder.add(images(2, seed=i), PromptPair("a", "b", text), {})
+    folder = kept()
     before = InstructPix2PixTrainer.fingerprint_inputs(folder=["things"])
-    model, name, *_ = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
+    model, name, _, blocked = train(eps_model, clip, vae, folder="things", before=[], after=[], instructions=[], validation_count=0)
+    assert "no validation image" in blocked.message
     assert InstructPix2PixTrainer.fingerprint_inputs(folder=["things"]) == before  # only more pairs are something new to learn from
     folder.add(images(2), PromptPair("a", "b", "make it old"), {})
     assert InstructPix2PixTrainer.fingerprint_inputs(folder=["things"]) != before
@@ -441,9 +422,7 @@ def test_sdxl_with_continuous_v_scales_the_image_as_loaded():
 
 
 def test_a_folder_from_which_bad_pairs_were_taken_is_learnt_from(eps_model, clip, vae, folders):
-    folder = PairFolder("things")
-    for i, text in enumerate(INSTRUCTIONS):
-        folder.add(images(2, seed=i), PromptPair("a", "b", text), {})
+    folder = kept()
     before = InstructPix2PixTrainer.fingerprint_inputs(folder=["things"])
     for place in ("before/00002.png", "after/00002.png", "after/00002.txt"):
         (folder.path / place).unlink()

@@ -14,30 +14,12 @@ Checker = Callable[[torch.Tensor, torch.Tensor, PromptPair], Sequence[float]]  #
 Best = list[tuple[int, dict[str, float]]]  # numbers of the candidates to keep, the best first, and what is known of each
 
 
-class PairFilter:
-    """Chooses among candidates. `key` tells one filter from another, for JSON; None where that cannot be told."""
-
-    key: object = None
-
-    def best(self, candidates: torch.Tensor, pair: PromptPair, top: int) -> Best:
-        """At most `top` of the candidates (N, 2, H, W, 3)."""
-        raise NotImplementedError
-
-
-def pair_filter(clip: Filter, plain: PlainFilter, vision=None, text=None, checker: Checker | None = None) -> PairFilter:
-    """The filter for what is connected: a CLIP_VISION and its CLIP, a checker, or neither."""
-    if checker is not None and (vision is not None or text is not None):
-        raise ValueError("Pairs are chosen by CLIP or by a checker. Connect clip_vision and clip_text, or checker.")
-    if (vision is None) != (text is None):
-        raise ValueError("Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither.")
-    if checker is not None:
-        return CheckerFilter(checker)
-    return ChangeFilter(plain) if vision is None else ClipFilter(clip, vision, text)
-
-
 @dataclass(frozen=True)
-class ChangeFilter(PairFilter):
-    """By the share of pixels that change."""
+class ChangeFilter:
+    """By the share of pixels that change.
+
+    As all filters, it has a `key` that tells it from another, for JSON, and `best` gives at most `top` of the candidates (N, 2, H, W, 3).
+    """
 
     limits: PlainFilter
 
@@ -51,7 +33,7 @@ class ChangeFilter(PairFilter):
 
 
 @dataclass(frozen=True)
-class CheckerFilter(PairFilter):
+class CheckerFilter:
     """`checker(before, after, pair)` scores each candidate (N,) from IMAGE batches (N, H, W, 3) and their prompts: those above 0 are good, the
     highest best. Its `settings_key`, a text, says what it checks; pairs chosen by a checker without one are not continued."""
 
@@ -70,7 +52,7 @@ class CheckerFilter(PairFilter):
 
 
 @dataclass(frozen=True)
-class ClipFilter(PairFilter):
+class ClipFilter:
     """By CLIP's embeddings of images and captions, from a CLIP_VISION and the CLIP that belongs to it."""
 
     limits: Filter
@@ -123,3 +105,17 @@ def _is_projection(weight: torch.Tensor) -> bool:
     """Whether a matrix can be a trained one: where a file has none, ComfyUI leaves zeros or what was in that memory before."""
     weight = weight.float()
     return bool(weight.isfinite().all() and (weight - weight.diag().diag()).any(1).all())
+
+
+PairFilter = ChangeFilter | CheckerFilter | ClipFilter
+
+
+def pair_filter(clip: Filter, plain: PlainFilter, vision=None, text=None, checker: Checker | None = None) -> PairFilter:
+    """The filter for what is connected: a CLIP_VISION and its CLIP, a checker, or neither."""
+    if checker is not None and (vision is not None or text is not None):
+        raise ValueError("Pairs are chosen by CLIP or by a checker. Connect clip_vision and clip_text, or checker.")
+    if (vision is None) != (text is None):
+        raise ValueError("Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither.")
+    if checker is not None:
+        return CheckerFilter(checker)
+    return ChangeFilter(plain) if vision is None else ClipFilter(clip, vision, text)
