@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..guidance.classifier import ClassifierGradient
 from .host.fingerprint import stamp
-from .host.guidance.classifier import load, names, path_of
+from .host.guidance.classifier import CLASSIFIERS, load
 from .inputs import sockets
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
 from .inputs.widgets import advanced, choice, number, text, whole
@@ -24,7 +24,7 @@ class NoisyClassifierLoader(io.ComfyNode):
             category=_CATEGORY,
             description="Loads a classifier of noisy latents. It works with eps, v and flow models of the latent format it was trained on.",
             search_aliases=_ALIASES,
-            inputs=[choice("classifier_name", names(), "A file in models/noisy_classifiers.")],
+            inputs=[choice("classifier_name", CLASSIFIERS.names(), "A file in models/noisy_classifiers.")],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="labels", tooltip="The labels it knows, one a line."),
@@ -33,7 +33,7 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name):
-        return float("nan") if classifier_name is None else stamp(path_of(classifier_name))
+        return float("nan") if classifier_name is None else stamp(CLASSIFIERS.find(classifier_name))
 
     @classmethod
     def execute(cls, classifier_name) -> io.NodeOutput:

@@ -52,7 +52,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(adapters.KIND, lists)
+        return inputs.unfinished(adapters.LORAS, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -170,7 +170,7 @@ class DreamBoothTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, train=None, **lists):
-        return inputs.unfinished(instruct_models.FOLDER if train and train[0] == _TRAIN[1] else adapters.KIND, lists)
+        return inputs.unfinished(instruct_models.MODELS if train and train[0] == _TRAIN[1] else adapters.LORAS, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -55,7 +55,7 @@ class LoadInversion(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
                 io.Combo.Input(
                     "name",
-                    options=files.names(),
+                    options=files.INVERSIONS.names(),
                     tooltip="A file in output/inversions, marked [output], or in models/inversions. Press R to see new ones.",
                 ),
             ],
@@ -74,7 +74,7 @@ class LoadInversion(io.ComfyNode):
     def validate_inputs(cls, name):
         try:
             if name is not None:  # a link: not known before it runs
-                files.path_of(name)
+                files.INVERSIONS.find(name)
         except ValueError as error:
             return str(error)
         return True

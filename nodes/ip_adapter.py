@@ -23,7 +23,7 @@ class IPAdapterLoader(io.ComfyNode):
             category=_CATEGORY,
             description="Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, recognized by the file's own weights.",
             search_aliases=_ALIASES,
-            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.names(), tooltip="A .safetensors file in models/ipadapter.")],
+            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.ADAPTERS.names(), tooltip="A .safetensors file in models/ipadapter.")],
             outputs=[sockets.IPAdapter.Output(display_name="adapter", tooltip="For IP-Adapter Patch.")],
         )
 

@@ -5,8 +5,8 @@ from dataclasses import fields
 from comfy_api.latest import io
 
 from ..training.textual_inversion import KINDS, TEMPLATES, Word, own_templates
-from .host.training import embeddings
 from .host.training import textual_inversion as host
+from .host.training.embeddings import EMBEDDINGS
 from .inputs import training as inputs
 from .inputs import widgets
 
@@ -62,7 +62,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(embeddings.KIND, lists)
+        return inputs.unfinished(EMBEDDINGS, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

@@ -8,7 +8,7 @@ NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabelledC
 Inversion = io.Custom("INVERSION")  # nodes.host.inversion.Inversion
 IPAdapter = io.Custom("IP_ADAPTER")  # attention.ip_adapter.Adapter
 AttentionMaps = io.Custom("ATTENTION_MAPS")  # nodes.host.attention_maps.Maps
-PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.instruct_pairs.Checker: (before, after, prompts) -> a score of each candidate
+PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.training.pair_filter.Checker: (before, after, prompts) -> a score of each candidate
 Curve = io.Custom("CURVE")  # the host's curve editor: an object with interp(x), x in [0, 1]
 
 

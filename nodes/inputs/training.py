@@ -15,8 +15,8 @@ from ...training.objectives import TIMESTEPS, WEIGHTINGS
 from ...training.optimizers import OPTIMIZERS, SCHEDULES
 from ...training.settings import Data, Settings, Validation
 from ...training.textual_inversion import NORMS, Word
+from ..host.model_folder import IF_EXISTS, ModelFolder
 from ..host.training.denoiser import Objective, levels
-from ..host.training.file_names import IF_EXISTS, state_of
 from ..host.training.memory import CHECKPOINTING
 from . import widgets
 
@@ -178,7 +178,7 @@ def data(lists: dict, given: dict) -> Data:
     return Data(*lists_of(lists, "images", "captions", "masks"), augmentation=augmented(given), **asked)
 
 
-def unfinished(kind: str, lists: dict) -> str:
+def unfinished(folder: ModelFolder, lists: dict) -> str:
     """Of a training that is to be continued: how far it has come if it is unfinished or was continued after a stop, else "".
 
     As a fingerprint it makes ComfyUI run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
@@ -188,7 +188,7 @@ def unfinished(kind: str, lists: dict) -> str:
     if if_exists != "continue" or not name or steps is None:
         return ""
     try:
-        done, continued = progress(state_of(kind, name))
+        done, continued = progress(folder.state(name))
     except ValueError:  # a name that running the node refuses
         return ""
     return f"{done} of {steps}" if continued or 0 < done < steps else ""

@@ -13,7 +13,7 @@ import torch
 from controlled_diffusion.guidance.classifier import ClassifierGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.record import Record
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     options, studio = parser.parse_args(), Studio()
-    classifier = read(SHIPPED / "demo_model.safetensors")
+    classifier = read(CLASSIFIERS.shipped / "demo_model.safetensors")
     cases = {
         "CFG": (),
         "classifier": (Channel(None, 1.0, gradient=ClassifierGradient(classifier, classifier.choices("red"))),),

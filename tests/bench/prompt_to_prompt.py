@@ -25,7 +25,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from bench.shapes import SHAPES, model_of
 from harness.memory import peak
 from host import tiny
-from measures.diffedit import defaults
+from node_schema import defaults
 
 STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
 SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"

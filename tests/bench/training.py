@@ -35,7 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.shapes import SD15, model_of
 from harness.memory import peak
 from host import tiny
-from measures.diffedit import defaults
+from node_schema import defaults
 
 RANK, PROJECTIONS = 8, ("to_q", "to_k", "to_v", "to_out.0")
 SUBJECT, CLASS, LEARNING_RATE = "a photo of a zz cat", "a photo of a cat", 1e-4

@@ -18,7 +18,7 @@ Controlled Diffusion: try it out, or work on it. Everything that is missing is s
   python . demo --help              the other options of the demo
   python . test [pytest arguments]  run the tests
   python . run SCRIPT [arguments]   run a script of this repository with ComfyUI importable,
-                                    for example: python . run training/demo_model.py --help
+                                    for example: python . run tests/demo/make_model.py --help
 
 COMFYUI_PATH names another ComfyUI to use; COMFYUI_VERSION picks a pinned one (0.18.2, 0.27.0 or 0.30.0).
 """

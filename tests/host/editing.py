@@ -11,7 +11,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PLo
 from safetensors.torch import save_file
 
 from host import tiny, tiny_dits
-from measures.diffedit import defaults
+from node_schema import defaults
 
 ALL = dict(cross_end=1.0, self_end=1.0, joint_end=1.0, self_layers="all")
 OFF = dict(cross_end=0.0, self_end=0.0, joint_end=0.0)

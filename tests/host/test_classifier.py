@@ -6,7 +6,7 @@ from controlled_diffusion.guidance.classifier import ClassifierGradient, Labelle
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.host.guidance import classifier
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from safetensors.torch import save_file
 
@@ -144,7 +144,7 @@ def test_names_outside_the_folders_are_refused(name):
 def test_the_shipped_classifier_loads_and_lists_its_labels():
     classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
     assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
-    assert (SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6
+    assert (CLASSIFIERS.shipped / "demo_model.safetensors").stat().st_size <= 2e6
 
 
 def test_the_shipped_classifier_takes_no_gradients_itself():

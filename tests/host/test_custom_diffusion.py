@@ -4,8 +4,9 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
-from controlled_diffusion.nodes.host.training import adapters, embeddings
+from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as host
+from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.settings import Data
 from safetensors.torch import load_file
@@ -50,7 +51,7 @@ def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, 
     model, lora, name, word, curve, _, concept = train(eps_model, clip, vae)
     assert word == "embedding:rex" and concept == "rex = a embedding:rex cat" and curve.ndim == 4 and name == "rex.safetensors"
     assert lora and all(k.endswith(("attn2.to_k.diff", "attn2.to_v.diff")) for k in lora)
-    assert set(load_file(folders / "loras" / name)) == {*lora, "bundle_emb.rex.clip_l"} and embeddings.existing("rex")
+    assert set(load_file(folders / "loras" / name)) == {*lora, "bundle_emb.rex.clip_l"} and EMBEDDINGS.existing("rex")
     loaded, _ = host_nodes.LoraLoader().load_lora(eps_model, clip, name, 1.0, 1.0)
     assert torch.equal(sampled(loaded), sampled(model))
 

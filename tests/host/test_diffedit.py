@@ -14,7 +14,7 @@ from compare import assert_close
 from host import tiny
 from host.sampling import Count, half_mask
 from host.tiny import conditioning
-from measures.diffedit import defaults
+from node_schema import defaults
 
 EMPTY, CAT, DOG = conditioning(0), conditioning(1), conditioning(2)
 pytestmark = pytest.mark.usefixtures("inference_mode")

@@ -1,8 +1,6 @@
 """DreamBooth on tiny models of several families, its files in the stock loaders, and its class images."""
 
-import json
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sd
@@ -18,8 +16,6 @@ from controlled_diffusion.nodes.host.training import adapters, class_images, mem
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.custom_diffusion import KeysAndValues
 from controlled_diffusion.nodes.host.training.denoiser import Objective
-from controlled_diffusion.nodes.host.training.file_names import state_of
-from controlled_diffusion.nodes.host.training.patch_key import traits
 from controlled_diffusion.nodes.host.training.whole_weights import WholeWeights
 from controlled_diffusion.training import settings
 from controlled_diffusion.training.dreambooth import Preservation
@@ -271,52 +267,6 @@ def test_another_model_has_class_images_of_its_own(eps_model, vae, clip):
     assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
 
 
-def test_what_acts_beside_the_weights_makes_class_images_of_its_own(eps_model, vae, clip, folders):
-    def place(model=eps_model, clip=clip, prompt="a embedding:mood"):
-        return class_images.folder(model, clip, vae, class_images.Order((prompt,), 1, 1, settings.Validation(prompt)), (4, 8, 8))
-
-    def rescaled(strength):
-        return host_sampling.RescaleCFG().patch(eps_model, strength)[0]
-
-    def beside(seed):
-        return comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model, seed), 1.0, 0.0)[0]
-
-    empty = place()
-    save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.3)}, folders / "embeddings" / "mood.safetensors")
-    one = place()
-    save_file({"clip_l": torch.full((1, tiny.CONTEXT), 0.4)}, folders / "embeddings" / "mood.safetensors")
-    hooked = clip.clone()
-    hooked.apply_hooks_to_conds = True
-    others = [empty, one, place(), place(rescaled(0.5)), place(rescaled(0.7)), place(beside(1)), place(beside(2)), place(clip=hooked)]
-    assert len(set(others)) == len(others)
-    assert place(rescaled(0.5)) == others[3] and place(beside(2)) == others[6] and place() == others[2]
-    used = beside(2)
-    sampled(used)
-    assert place(used) == others[6]
-    comfy.model_management.unload_all_models()
-    assert place(used) == others[6]
-
-
-def test_functions_of_other_packs_are_told_apart_whatever_they_hold():
-    def patch(scale):
-        import json
-        import logging
-
-        log, later = logging.getLogger("x"), None
-
-        def act(args):
-            return json, log, later, unset, scale
-
-        if scale < 0:
-            unset = 1
-        holder = SimpleNamespace(log=log, torch=torch, scale=scale)
-        holder.self = holder
-        return [act, holder]
-
-    one, again, other = (json.dumps(traits(patch(scale))) for scale in (1.0, 1.0, 2.0))
-    assert one == again != other and len(one) < 2000
-
-
 def test_the_hosts_folder_of_images_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
     place = folders / "output" / "lessons"
     place.mkdir()
@@ -502,7 +452,7 @@ def test_half_precision_networks_are_taught_by_float32_numbers(dtype, vae, clip)
     task = task_of(model, clip, vae, steps=2)
     before = {k: p.detach().clone() for k, p in task.parameters.items()}
     with torch.inference_mode(False), torch.no_grad():
-        loop = trainer.run(task, state_of("loras", "half"), lambda loop: "")
+        loop = trainer.run(task, adapters.LORAS.state("half"), lambda loop: "")
     assert seen == {dtype} and all(p.dtype == torch.float32 for p in task.parameters.values())
     assert loop.done == 2 and all(s.loss == s.loss for s in loop.history)
     assert any(not torch.equal(p, before[k]) for k, p in task.parameters.items())

@@ -36,7 +36,7 @@ TRAINERS = {  # node, folder of its file, what it is given
     "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
     "classifier": (
         NoisyClassifierTrainer,
-        classifier.FOLDER,
+        classifier.CLASSIFIERS.name,
         dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
     ),
 }

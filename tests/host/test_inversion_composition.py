@@ -14,7 +14,7 @@ from controlled_diffusion.nodes.inversion import InversionSampler
 
 from host import tiny
 from host.sampling import run
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, EMPTY = tiny.conditioning(1), tiny.conditioning(2)

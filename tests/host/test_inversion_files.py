@@ -28,8 +28,8 @@ from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInvers
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import Caption, Claim, render
 
-import demo_inversion
 from compare import assert_close
+from demo import make_inversion
 from harness.demo_images import Studio
 from host import tiny
 
@@ -170,24 +170,24 @@ def test_a_name_outside_the_folder_is_refused_when_saving(model, prefix, output)
     "name", ["../x.safetensors", "../x.safetensors [output]", "inversions/../../x.safetensors [output]", "/etc/passwd", "nowhere", ""]
 )
 def test_only_listed_files_are_loaded(model, name, tmp_path):
-    shutil.copy(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    shutil.copy(inversion_files.INVERSIONS.find(save(inverted(model))), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="There is no inversion '"):
         inversion_files.load(name)
     assert "There is no inversion '" in LoadInversion.validate_inputs(name)
 
 
 def test_a_link_out_of_the_output_folder_is_not_followed(model, output, tmp_path):
-    shutil.move(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    shutil.move(inversion_files.INVERSIONS.find(save(inverted(model))), tmp_path / "x.safetensors")
     os.symlink(tmp_path / "x.safetensors", output / "link.safetensors")
-    assert "inversions/link.safetensors [output]" not in inversion_files.names()
+    assert "inversions/link.safetensors [output]" not in inversion_files.INVERSIONS.names()
 
 
 def test_files_of_the_models_folder_are_listed_too(model):
     folder = Path(folder_paths.models_dir) / "inversions" / "mine"
     folder.mkdir(parents=True)
-    shutil.move(inversion_files.path_of(save(inverted(model))), folder / "a.safetensors")
+    shutil.move(inversion_files.INVERSIONS.find(save(inverted(model))), folder / "a.safetensors")
     try:
-        assert "mine/a.safetensors" in inversion_files.names()
+        assert "mine/a.safetensors" in inversion_files.INVERSIONS.names()
         assert LoadInversion.execute(model, "mine/a.safetensors").args[0].method == DDIM()
     finally:
         shutil.rmtree(folder.parent)
@@ -220,7 +220,7 @@ def test_the_host_takes_a_file_that_was_just_written_and_tells_which_there_are_o
     valid, errors = checked(monkeypatch, "inversions/../secret.safetensors [output]")
     assert (
         not valid
-        and f"There is no inversion 'inversions/../secret.safetensors [output]'. In output/inversions and models/inversions lie: {name}"
+        and f"There is no inversion 'inversions/../secret.safetensors [output]'. Found in output/inversions and models/inversions: {name}"
         in str(errors)
     )
 
@@ -234,8 +234,8 @@ def test_a_new_file_is_offered_without_a_restart_and_one_replaced_is_read_again(
     assert name in listed() and LoadInversion.validate_inputs(name) is True
     before = LoadInversion.fingerprint_inputs(name)
     assert before == LoadInversion.fingerprint_inputs(name)
-    other = inversion_files.path_of(save(replace(inverted(model), cfg=2.0), "other"))
-    os.replace(other, inversion_files.path_of(name))
+    other = inversion_files.INVERSIONS.find(save(replace(inverted(model), cfg=2.0), "other"))
+    os.replace(other, inversion_files.INVERSIONS.find(name))
     assert LoadInversion.fingerprint_inputs(name) != before
     assert inversion_files.load(name).cfg == 2.0
 
@@ -273,7 +273,7 @@ def test_a_conditioning_with_objects_is_refused_by_name(model, output, what, mad
 
 def test_a_file_with_settings_that_the_method_does_not_know_is_refused(model, output):
     name = save(inverted(model))
-    held = inversion_files.files.load(inversion_files.path_of(name))
+    held = inversion_files.files.load(inversion_files.INVERSIONS.find(name))
     inversion_files.files.save(held | {"settings": {"warp": 9}}, output / "new.safetensors")
     with pytest.raises(ValueError, match=r"new\.safetensors.* was written by another version of the pack .*warp.* Update"):
         inversion_files.load("inversions/new.safetensors [output]")
@@ -281,18 +281,18 @@ def test_a_file_with_settings_that_the_method_does_not_know_is_refused(model, ou
 
 def test_a_file_of_an_unknown_method_is_refused(model, output):
     name = save(inverted(model))
-    held = inversion_files.files.load(inversion_files.path_of(name))
+    held = inversion_files.files.load(inversion_files.INVERSIONS.find(name))
     inversion_files.files.save(held | {"method": "warp"}, output / "new.safetensors")
     with pytest.raises(ValueError, match="'warp' is no inversion method of this version"):
         inversion_files.load("inversions/new.safetensors [output]")
 
 
 def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
-    """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
+    """If this fails after the demo model was trained anew: `python . run tests/demo/make_inversion.py`."""
     studio = Studio()
     inversion, *_, source, _, image = LoadInversion.execute(studio.model, "demo_model.safetensors").args
-    caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
-    rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
+    caption = Caption(make_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
+    rendered = torch.from_numpy(render(make_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor
     assert_close(source[0][0], studio.prompt(caption.text)[0][0], atol=1e-3, rtol=1e-3)
     assert float(psnr(studio.vae.decode(image["samples"]), rendered)) > 25

@@ -631,7 +631,7 @@ def test_the_loader_lists_only_safetensors(tmp_path):
         tmp_path / "faceid.safetensors",
     )
     (tmp_path / "old.bin").write_bytes(b"pickle")
-    assert "faceid.safetensors" in ip_adapter.names() and "old.bin" not in ip_adapter.names()
+    assert "faceid.safetensors" in ip_adapter.ADAPTERS.names() and "old.bin" not in ip_adapter.ADAPTERS.names()
     with pytest.raises(ValueError, match=r"faceid\.safetensors is a FaceID adapter"):
         IPAdapterLoader.execute("faceid.safetensors")
     with pytest.raises(ValueError, match=r"no adapter 'old\.bin'.*Only \.safetensors"):
@@ -639,5 +639,5 @@ def test_the_loader_lists_only_safetensors(tmp_path):
 
 
 def test_the_hosts_own_folder_is_among_those_searched():
-    ip_adapter.names()
+    ip_adapter.ADAPTERS.names()
     assert str(Path(folder_paths.models_dir) / "ipadapter") in folder_paths.get_folder_paths("ipadapter")

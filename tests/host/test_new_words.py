@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import comfy.sd1_clip
 import pytest
 import torch
-from controlled_diffusion.nodes.host.training import embeddings, new_words
+from controlled_diffusion.nodes.host.training import new_words
+from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
 from controlled_diffusion.nodes.host.training.textual_inversion import new_word
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary, Word
 from safetensors.torch import load_file, save_file
@@ -61,7 +62,7 @@ def test_comfyui_reads_the_trained_word_from_its_file(kind, vectors, folders, re
     clip = request.getfixturevalue("clip") if kind == "sd1" else several(kind)
     widths = {"clip_l": tiny.CONTEXT} if kind == "sd1" else tiny_text.KINDS[kind][2]
     word = word_for(clip, vectors)
-    embeddings.save("toys/my-word", word.concept.tensors(), {})
+    EMBEDDINGS.save("toys/my-word", word.concept.tensors(), {})
     saved = load_file(folders / "embeddings" / "toys" / "my-word.safetensors")
     assert {k: v.shape for k, v in saved.items()} == {k: (vectors, w) for k, w in widths.items()}
     for prompt in ("{}", "a photo of {}, red (and {}:1.2) " + "with many other words " * 25):

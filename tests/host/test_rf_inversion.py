@@ -12,7 +12,7 @@ from controlled_diffusion.nodes.rf_inversion import RFInverter
 from compare import assert_close
 from host import tiny
 from host.sampling import Count
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))

@@ -9,11 +9,12 @@ import comfy.utils
 import pytest
 import torch
 from controlled_diffusion.nodes.host import gradients
+from controlled_diffusion.nodes.host.model_folder import check_name
 from controlled_diffusion.nodes.host.training import denoiser as training_denoiser
-from controlled_diffusion.nodes.host.training import embeddings, run, trainer
+from controlled_diffusion.nodes.host.training import run, trainer
 from controlled_diffusion.nodes.host.training import textual_inversion as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective, levels
-from controlled_diffusion.nodes.host.training.file_names import check_name
+from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Loop
@@ -177,11 +178,11 @@ def train(model, clip, vae, given=None, **knobs):
 
 
 def saved(name="thing"):
-    return load_file(embeddings.path_of(name))
+    return load_file(EMBEDDINGS.place(name))
 
 
 def facts(name="thing"):
-    with safe_open(embeddings.path_of(name), "pt") as file:
+    with safe_open(EMBEDDINGS.place(name), "pt") as file:
         return file.metadata()
 
 
@@ -272,7 +273,7 @@ def test_a_stop_before_the_first_step_writes_nothing(eps_model, vae, clip):
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(run.Stopped):
         train(eps_model, clip, vae)
-    assert embeddings.existing("thing") is None
+    assert EMBEDDINGS.existing("thing") is None
 
 
 def test_continuing_with_other_data_is_refused_by_what_differs(eps_model, vae, clip):
@@ -303,7 +304,7 @@ def test_a_word_is_replaced_where_prompts_find_it(eps_model, vae, folders, clip)
     save_file({"clip_l": torch.zeros(1, 4)}, folders / "embeddings" / "deep" / "thing.safetensors")
     assert train(eps_model, clip, vae, if_exists="replace")[0] == "embedding:thing"
     assert load_file(folders / "embeddings" / "deep" / "thing.safetensors")["clip_l"].shape == (1, tiny.CONTEXT)
-    assert not embeddings.path_of("thing").exists()
+    assert not (folders / "embeddings" / "thing.safetensors").exists()
     assert train(eps_model, clip, vae, name="other/thing")[0] == "embedding:other/thing_2"  # or `embedding:thing` could mean both
 
 

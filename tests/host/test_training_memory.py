@@ -10,7 +10,6 @@ from controlled_diffusion.nodes.host import checkpointing, gradients, saved_tens
 from controlled_diffusion.nodes.host.gradients import trainable
 from controlled_diffusion.nodes.host.training import adapters, memory, run, trainer
 from controlled_diffusion.nodes.host.training import dreambooth as host
-from controlled_diffusion.nodes.host.training.file_names import state_of
 from controlled_diffusion.training import settings
 
 from compare import assert_close
@@ -76,7 +75,7 @@ def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):
     def learnt(checkpointing):
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
         with torch.inference_mode(False), torch.no_grad():
-            loop = trainer.run(task, state_of("loras", f"{checkpointing}"), lambda loop: "")
+            loop = trainer.run(task, adapters.LORAS.state(f"{checkpointing}"), lambda loop: "")
         task.adapters.take_off(task.model)
         return [s.loss for s in loop.history], task.parameters
 
@@ -307,7 +306,7 @@ def test_patches_that_work_in_place_train_the_same_weights(kind, eps_model, vae,
         else:
             task = test_textual_inversion.task_of(model, clip, vae, batch_size=4, steps=50)
         with torch.inference_mode(False), torch.no_grad():
-            trainer.run(task, state_of("loras", f"in-place-{in_place}"), lambda loop: "")
+            trainer.run(task, adapters.LORAS.state(f"in-place-{in_place}"), lambda loop: "")
         if kind == "dreambooth":
             task.adapters.take_off(task.model)
         return list(task.parameters.values())

@@ -7,7 +7,7 @@ import comfy.utils
 import torch
 from controlled_diffusion.nodes.host.training import run
 
-from measures.diffedit import defaults
+from node_schema import defaults
 
 
 def images(count=2, size=64, seed=0):

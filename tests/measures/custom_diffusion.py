@@ -17,10 +17,10 @@ from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as merging
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.trainer import TrainResult
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.textual_inversion import Word
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 from measures import textual_inversion
 from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught

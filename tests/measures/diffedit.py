@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 
+from demo import model as demo_model
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from node_schema import defaults
 
 KINDS = ("colour", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
@@ -79,12 +80,6 @@ def images(changes: list[Change]) -> torch.Tensor:
 def prompts(studio: Studio, changes: list[Change]) -> tuple[list, list]:
     """(source, target) conditionings, a row for each edit."""
     return tuple(studio.prompt(*(caption(getattr(c, side)).text for c in changes)) for side in ("before", "after"))
-
-
-def defaults(node) -> dict:
-    """The node's own defaults of its widgets."""
-    inputs = [i for i in node.GET_SCHEMA().inputs if hasattr(i, "default")]
-    return {i.id: i.options[0] if i.default is None and getattr(i, "options", None) else i.default for i in inputs if i.default is not None or getattr(i, "options", None)}  # fmt: skip
 
 
 @torch.inference_mode()

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.training import textual_inversion as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
 from controlled_diffusion.training.textual_inversion import Word
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 from harness.environment import PRIVATE
 

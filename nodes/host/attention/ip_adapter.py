@@ -13,12 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import comfy.clip_vision
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy.ldm.modules.attention import SpatialVideoTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -27,30 +25,24 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
 from ..conditionings import origin
+from ..model_folder import ModelFolder
 from ..noise_levels import NoiseScale, run_noise_scale
 from .unet import BaseAttention, cross_attentions, is_unet, with_attention
 
 KEY = "controlled_diffusion.ip_adapter"
-FOLDER = "ipadapter"
-WEIGHTS = Path(__file__).parents[2] / "weights"
-SHIPPED = WEIGHTS / FOLDER
-
-
-def names() -> list[str]:
-    """Adapter files in ComfyUI's model folder and the pack's own."""
-    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
-        folder_paths.add_model_folder_path(FOLDER, str(folder))
-    return [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors")]
+ADAPTERS = ModelFolder(
+    "ipadapter", "adapter", own=True,
+    advice=" Only .safetensors files are read; where a .bin was published there is a safetensors version beside it.",
+)  # fmt: skip
 
 
 def load(name: str) -> Adapter:
-    """The adapter of a name in `names()`."""
-    if name not in names():
-        raise ValueError(
-            f"There is no adapter '{name}'. Found in models/{FOLDER}: {', '.join(names()) or 'none'}. Only .safetensors files are read; of a .bin "
-            "there is a safetensors version beside it where it was published."
-        )
-    return recognize(comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(FOLDER, name), safe_load=True), name)
+    """The adapter of a name in its folder."""
+    return recognize(comfy.utils.load_torch_file(str(ADAPTERS.find(name)), safe_load=True), name)
+
+
+
+
 
 
 def _hidden_of_nothing(encoder) -> torch.Tensor:

@@ -11,11 +11,12 @@ import folder_paths
 from ....inversion import files
 from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights
+from ..fingerprint import stamp as file_stamp
+from ..model_folder import ModelFolder
 from ..model_tag import ModelTag
 from .invert import Inversion
 
 FOLDER = "inversions"
-SHIPPED = Path(__file__).parents[2] / "weights" / FOLDER
 _OUTPUT = " [output]"  # as the host marks a file of its output folder
 _OWN = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
 
@@ -30,34 +31,23 @@ def _saved() -> dict[str, Path]:
     return {f"{FOLDER}/{p.relative_to(_output()).as_posix()}{_OUTPUT}": p for p in found}
 
 
-def _placed() -> dict[str, Path]:
-    """Files of the model folders, and the pack's own, by their names; the first folder wins."""
-    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
-        folder_paths.add_model_folder_path(FOLDER, str(folder))
-    found = {}
-    for folder in folder_paths.get_folder_paths(FOLDER):
-        for name in sorted(n for n in folder_paths.recursive_search(folder)[0] if n.endswith(".safetensors")):
-            found.setdefault(Path(name).as_posix(), Path(folder) / name)
-    return found
+class InversionFolder(ModelFolder):
+    """Files of output/inversions, marked as such, and of models/inversions."""
+
+    @property
+    def where(self) -> str:
+        return f"output/{FOLDER} and models/{FOLDER}"
+
+    def files(self) -> dict[str, Path]:
+        return _saved() | super().files()
 
 
-def names() -> list[str]:
-    """What can be loaded: files of output/inversions, marked as such, and of models/inversions."""
-    return [*_saved(), *_placed()]
-
-
-def path_of(name: str) -> Path:
-    """The file of a name in `names()`; nothing else can be reached."""
-    found = (_saved() if name.endswith(_OUTPUT) else _placed()).get(name)
-    if found is None:
-        raise ValueError(f"There is no inversion '{name}'. In output/{FOLDER} and models/{FOLDER} lie: {', '.join(names()) or 'none'}.")
-    return found
+INVERSIONS = InversionFolder(FOLDER, "inversion", own=True)
 
 
 def stamp(name: str) -> str:
     """Changes when the file of a name does."""
-    state = path_of(name).stat()
-    return f"{state.st_mtime_ns} {state.st_size}"
+    return file_stamp(INVERSIONS.find(name))
 
 
 def new_path(prefix: str) -> Path:
@@ -92,8 +82,8 @@ def save(inversion: Inversion, prefix: str) -> str:
 
 
 def load(name: str) -> Inversion:
-    """The inversion of a name in `names()`."""
-    held = files.load(path_of(name))
+    """The inversion of a name in its folder."""
+    held = files.load(INVERSIONS.find(name))
     try:
         method = method_named(held.pop("method"))(**held.pop("settings"))
         trajectory = Trajectory(held.pop("sigmas"), held.pop("states"), held.pop("extras"))

@@ -6,20 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import comfy.sd
-import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
-from ....training.loop import save_atomically
-from . import file_names
+from ..model_folder import ModelFolder
 
-KIND = "loras"
+LORAS = ModelFolder("loras", "LoRA")
 ALGORITHMS = tuple(adapter_maps)
 ATTENTION = "attn, attention, single_blocks"
 Words = dict[str, dict[str, torch.Tensor]]
@@ -44,10 +41,10 @@ class Delta(torch.nn.Module):
 class Adapters:
     """Adapters by the name of their layer, `parts` by that of the weight they change; `parameters` are the trained weights, by name.
 
-    `KIND` is the folder of their files, `existing(name)` a file that has a name there.
+    `folder` is that of their files.
     """
 
-    KIND: ClassVar = KIND
+    folder: ClassVar = LORAS
 
     def __init__(self, layers: dict[str, torch.nn.Module]):
         self.layers, self.parts = layers, {f"{layer}.weight": part for layer, part in layers.items()}
@@ -83,10 +80,6 @@ class Adapters:
             for handle, (layer, _, functions) in zip(handles, found):
                 handle.remove()
                 layer.weight_function[:] = functions
-
-    @staticmethod
-    def existing(name: str) -> Path | None:
-        return existing(name)
 
     @staticmethod
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
@@ -168,23 +161,10 @@ def chosen(model, layers: str) -> dict[str, torch.Size]:
     return found
 
 
-def path_of(name: str) -> Path:
-    """Where a LoRA is written: the first of the host's folders."""
-    return Path(folder_paths.get_folder_paths(KIND)[0]) / f"{file_names.check_name(name)}.safetensors"
-
-
-def existing(name: str) -> Path | None:
-    """A file that has the name already, in any of the folders."""
-    places = [Path(base) / f"{name}{ending}" for base in folder_paths.get_folder_paths(KIND) for ending in file_names.READ]
-    return next((place for place in places if place.is_file()), None)
-
-
 def save(name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
     """Writes a LoRA file; `words`, the vectors of new words by their names and by encoder, go into it too, as A1111 bundles them."""
-    path = path_of(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     bundled = {f"bundle_emb.{word.rsplit('/', 1)[-1]}.{key}": rows for word, own in words.items() for key, rows in own.items()}
-    save_atomically(tensors | bundled, path, about)
+    LORAS.save(name, tensors | bundled, about)
 
 
 def patched(model, tensors: Iterable) -> object:

@@ -17,7 +17,7 @@ from ....attention.layers import Place
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
-from . import adapters, file_names, new_words
+from . import adapters, new_words
 
 KEY = "controlled_diffusion.custom_diffusion"
 ENDS = ("attn2.to_k", "attn2.to_v")
@@ -161,6 +161,6 @@ def _bare(model):
 
 def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[Concept], if_exists: str) -> str:
     """Writes the file; gives the name that it has."""
-    name = file_names.choose(adapters.KIND, name, if_exists, adapters.existing)
+    name = adapters.LORAS.choose(name, if_exists)
     adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {p}" for c in concepts for p in c.prompts)})
     return name

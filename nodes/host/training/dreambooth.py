@@ -17,8 +17,9 @@ from ....training.settings import Data, Settings, Validation
 from ....training.textual_inversion import FAMILIAR_SCALE, Word, captions_for, check_placeholder, names, one_of, with_name, wordings
 from .. import gradients
 from ..gradients import trainable
-from . import adapters, class_images, embeddings, file_names, new_words, trainer
+from . import adapters, class_images, new_words, trainer
 from .denoiser import Objective, TrainDenoiser
+from .embeddings import EMBEDDINGS
 from .images import Images, all_or_none, images_of
 from .textual_inversion import check_validation, new_word
 from .whole_weights import WholeWeights
@@ -121,13 +122,12 @@ class Task(trainer.Task):
 
 
 def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters.Adapters] = adapters.Adapters) -> str:
-    """The name to save under; see `file_names.choose`. Its words' embeddings must not exist either."""
+    """The name to save under; see `ModelFolder.choose`. The names of its words' embeddings must be free too."""
 
-    def existing(name: str):
-        taken = (embeddings.taken(word) for word in embeddings_of(name, [w.placeholder for w in given]))
-        return home.existing(name) or next(filter(None, taken), None)
+    def embedding(name: str):
+        return next(filter(None, map(EMBEDDINGS.taken, embeddings_of(name, [w.placeholder for w in given]))), None)
 
-    return file_names.choose(home.KIND, name, if_exists, existing)
+    return home.folder.choose(name, if_exists, embedding)
 
 
 def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
@@ -165,11 +165,11 @@ def finish(task: Task, model, name: str, resume: bool) -> trainer.TrainResult:
         facts = {**task.facts(loop), "instance_prompt": text}
         task.adapters.save(model, name, found, rows, facts)
         for word, own in rows.items():
-            embeddings.save(word, own, {**facts, "format": "embedding"})
+            EMBEDDINGS.save(word, own, {**facts, "format": "embedding"})
         return f"{name}.safetensors"
 
     try:
-        loop = trainer.run(task, file_names.state_of(task.adapters.KIND, name), write, resume)
+        loop = trainer.run(task, task.adapters.folder.state(name), write, resume)
     finally:
         task.adapters.take_off(task.model)
     word = " ".join(f"embedding:{n}" for n in named.values()) or text

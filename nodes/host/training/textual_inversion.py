@@ -13,8 +13,9 @@ from ....training.objectives import picks
 from ....training.settings import Data, Settings, Validation
 from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, Word, captions_for, check_placeholder, names, start_rows
 from ..gradients import trainable
-from . import embeddings, new_words, trainer
+from . import new_words, trainer
 from .denoiser import Objective, TrainDenoiser
+from .embeddings import EMBEDDINGS
 from .images import images_of
 
 
@@ -63,7 +64,7 @@ def learn(
     name: str, if_exists: str,
 ) -> trainer.TrainResult:  # fmt: skip
     """Trains a word and saves it; see `trainer.run`. Nothing that the user gave is changed."""
-    name = embeddings.choose(name, if_exists)
+    name = EMBEDDINGS.choose(name, if_exists)
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, word, templates, objective, settings, validation)
         return task.result(name, run(task, name, resume=if_exists == "continue"))
@@ -118,7 +119,7 @@ def run(task: Task, name: str, resume: bool = False) -> Loop:
     """Learns the word and writes it as embedding `name`."""
 
     def write(loop: Loop) -> str:
-        embeddings.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
+        EMBEDDINGS.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
         return f"embedding:{name}"
 
-    return trainer.run(task, embeddings.state_of(name), write, resume)
+    return trainer.run(task, EMBEDDINGS.state(name), write, resume)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -38,8 +37,7 @@ def check_fine(model, otherwise: str = "") -> None:
 class Differences(adapters.Adapters):
     """Differences of all weights, by the weight's name. The weights themselves are not touched."""
 
-    KIND: ClassVar = instruct_models.FOLDER
-    existing = staticmethod(instruct_models.existing)
+    folder: ClassVar = instruct_models.MODELS
 
     def __init__(self, weights: dict[str, torch.Size]):
         self.parts = {name: adapters.Delta(shape) for name, shape in weights.items()}
@@ -50,9 +48,8 @@ class Differences(adapters.Adapters):
     @staticmethod
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: adapters.Words, about: dict[str, str]) -> None:
         """Writes the denoiser with its patches and the trained weights, as ComfyUI's Load Diffusion Model reads it."""
-        path: Path = instruct_models.existing(name) or instruct_models.path_of(name)
         weights = instruct_models.weights_of(adapters.patched(model, tensors))
-        instruct_models.save(model, weights, path, {**about, "format": "diffusion model"})
+        instruct_models.save(model, weights, name, {**about, "format": "diffusion model"})
 
 
 @dataclass(frozen=True)
