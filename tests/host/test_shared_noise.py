@@ -12,9 +12,7 @@ from host.sampling import sigmas_of
 from host.tiny import conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-FUNCTIONS = {
-    n: comfy.samplers.ksampler(n).sampler_function for n in comfy.samplers.KSAMPLER_NAMES if n not in ("uni_pc", "uni_pc_bh2", "ddim")
-}
+FUNCTIONS = {name: comfy.samplers.ksampler(name).sampler_function for name in comfy.samplers.KSAMPLER_NAMES}
 NAMES = [name for name, function in FUNCTIONS.items() if "noise_sampler" in inspect.signature(function).parameters]
 
 
