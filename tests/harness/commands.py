@@ -16,7 +16,9 @@ Controlled Diffusion: try it out, or work on it. Everything that is missing is s
   python . demo                     run every example workflow on the real ComfyUI; images go to demo_output/
   python . demo --serve             start ComfyUI with the pack and print the address to open in a browser
   python . demo --help              the other options of the demo
-  python . test [pytest arguments]  run the tests
+  python . test                     run the quick tests (5 minutes on two cores)
+  python . test --all               run all tests (18 minutes on two cores)
+  python . test [pytest arguments]  run the tests that they choose, for example: python . test tests/test_ddim.py -k round
   python . run SCRIPT [arguments]   run a script of this repository with ComfyUI importable,
                                     for example: python . run training/demo_model.py --help
 
@@ -55,6 +57,7 @@ def demo_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="name", help="run only these example workflows (default: all)")
     parser.add_argument("--serve", action="store_true", help="leave the server running and print its address")
     parser.add_argument("--output", metavar="DIR", type=Path, default=ROOT / "demo_output", help="where images go (default: demo_output)")
+    parser.add_argument("--measure", action="store_true", help="record the seconds of each workflow, from which the estimate is made")
     parser.add_argument("--port", type=port_number, default=0, help="port of the server (default: any free one)")
     return parser
 
