@@ -374,7 +374,8 @@ def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
 
-    assert "3 passed" in run("tests", "--all", "--measure", "-n", "2", "--dist", "loadfile")
+    whole = run("tests", "--all", "--measure", "-n", "2", "--dist", "loadfile")
+    assert "3 passed" in whole and "all tests: 0 min" in whole
     recorded = json.loads((tmp_path / "tests" / "harness" / "durations.json").read_text())["tests"]["tests/test_a.py"]
     assert recorded.keys() == {TOTAL, "test_long"} and recorded[TOTAL] > 0.9
     quick = run("-n", "0")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from harness.durations import SLOW, Record, Stopwatch
+from harness.durations import SLOW, Record
+from harness.stopwatch import Stopwatch
 
 MOST_WORKERS = 4  # each holds a ComfyUI and its own tiny models
 START = time.monotonic()
@@ -77,7 +78,12 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    """How long it took, and what the other tier is called."""
     minutes, seconds = divmod(round(time.monotonic() - START), 60)
     slow = len(Record.read().slow_tests())
-    more = f"; {slow} slow tests were left out, 'python . test --all' runs them too" if config.option.quick else ""
-    terminalreporter.write_line(f"{'quick' if config.option.quick else 'all chosen'} tests: {minutes} min {seconds} s{more}")
+    other = {
+        "quick": f"; {slow} slow tests were left out, 'python . test --all' runs them too",
+        "all": f"; 'python . test' leaves {slow} slow tests out",
+    }
+    tier = next((name for name in other if getattr(config.option, name)), "chosen")
+    terminalreporter.write_line(f"{tier} tests: {minutes} min {seconds} s{other.get(tier, '')}")
