@@ -318,7 +318,7 @@ def test_demo_runs_trainings_last_and_estimates_its_time(tmp_path):
     recorded = {"a_training": 60.0, "b": 100.0, "c_training": 90.0}
     workflows = demo.choose([], tmp_path)
     assert [path.stem for path in demo.in_order(workflows, recorded)] == ["b", "d", "c_training", "a_training"]
-    assert demo.estimate(workflows, recorded, 1) == "4 workflows, the trainings last; this takes about 6 min on 1 quiet cores"
+    assert demo.estimate(workflows, recorded, 1) == "4 workflows, the trainings last; this takes about 6 min on 1 quiet core"
 
 
 RECORD = Record(tests={"tests/test_a.py": {TOTAL: 12.0, "test_x[1]": 9.0}, "tests/test_b.py": {TOTAL: 1.5}})

@@ -78,7 +78,7 @@ def serve(port: int) -> int:
 def run_all(workflows: list[Path], output: Path, port: int, measure: bool = False) -> int:
     record, servers = Record.read(), servers_for(len(workflows))
     say(estimate(workflows, record.workflows, servers))
-    with contextlib.ExitStack() as running, ThreadPoolExecutor(servers) as pool:
+    with ThreadPoolExecutor(servers) as pool, contextlib.ExitStack() as running:  # a stop ends the servers, and thereby their work
         ports = [port, *[0] * (servers - 1)]
         idle = queue.SimpleQueue()
         for server in pool.map(started, [running] * servers, ports):
@@ -98,14 +98,15 @@ def servers_for(workflows: int) -> int:
 
 
 def started(running: contextlib.ExitStack, port: int) -> Server:
-    return running.enter_context(Server(port=port, threads=1))
+    return running.enter_context(Server(port=port, threads=1 if device_arguments() else None))
 
 
 def estimate(workflows: list[Path], recorded: dict[str, float], servers: int) -> str:
     """What the demo will take, by the seconds that each workflow took when it was recorded."""
     usual = sum(recorded.values()) / len(recorded) if recorded else 10.0
     minutes = (sum(recorded.get(path.stem, usual) for path in workflows) / servers + START) / 60
-    return f"{len(workflows)} workflows, the trainings last; this takes about {max(1, round(minutes))} min on {servers} quiet cores"
+    cores = f"{servers} quiet core{'s' if servers > 1 else ''}"
+    return f"{len(workflows)} workflows, the trainings last; this takes about {max(1, round(minutes))} min on {cores}"
 
 
 def in_order(workflows: list[Path], recorded: dict[str, float]) -> list[Path]:
