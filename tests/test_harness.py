@@ -1,7 +1,6 @@
 """The harness does what it promises: a set-up that survives everything, clear sentences, and a server that reports errors."""
 
 import ast
-import functools
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from PIL import Image
 
-from harness import comfyui, demo, environment, tiers
+from harness import comfyui, commands, demo, environment, tiers
 from harness.contact_sheet import draw_contact_sheet
 from harness.durations import TOTAL, Record
 from harness.environment import ROOT, SetupError
@@ -190,18 +189,11 @@ def test_the_command_line_explains_itself(arguments, code, words):
     assert "Traceback" not in done.stderr
 
 
-@functools.cache
-def busy_port() -> socket.socket:
-    taken = socket.create_server(("127.0.0.1", 0))
-    taken.listen()
-    return taken
-
-
-def test_a_port_in_use_is_a_sentence():
-    port = busy_port().getsockname()[1]
-    done = command("demo", "--serve", "--port", str(port))
-    assert done.returncode == 1
-    assert f"Port {port} cannot be used: Address already in use" in done.stderr
+def test_a_port_in_use_is_a_sentence(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert demo.main(["--serve", "--port", str(port)]) == 1
+    assert f"Port {port} cannot be used: Address already in use" in capsys.readouterr().err
 
 
 def test_the_server_process_ends_with_its_parent():
@@ -316,7 +308,7 @@ def test_demo_runs_trainings_last_and_estimates_its_time(tmp_path):
     for name in ("a_training", "b", "c_training", "d"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"nodes": [{"type": "AnyTrainer" if "training" in name else "KSampler"}]}))
     recorded = {"a_training": 60.0, "b": 100.0, "c_training": 90.0}
-    workflows = demo.choose([], tmp_path)
+    workflows = commands.choose([], tmp_path)
     assert [path.stem for path in demo.in_order(workflows, recorded)] == ["b", "d", "c_training", "a_training"]
     assert demo.estimate(workflows, recorded, 1) == "4 workflows, the trainings last; this takes about 6 min on 1 quiet core"
 

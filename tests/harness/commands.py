@@ -10,6 +10,7 @@ from pathlib import Path
 from .comfyui import ensure_comfyui, surrounding
 from .environment import DISK_ADVICE, ROOT, SetupError, ensure_environment, running_python_is_enough
 
+WORKFLOWS = ROOT / "example_workflows"
 HELP = """\
 Controlled Diffusion: try it out, or work on it. Everything that is missing is set up inside this folder on first use.
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def check_arguments(command: str, *arguments: str) -> None:
     """Refuse what cannot work before the long set-up."""
     if command == "demo":
-        demo_parser().parse_args(arguments)
+        choose(demo_parser().parse_args(arguments).names)
     elif command == "run" and not (arguments and Path(arguments[0]).is_file()):
         raise SetupError(f"'run' needs the path of a script, got {arguments[0] if arguments else 'nothing'!r}.")
     elif command not in ("run", "test"):
@@ -60,6 +61,16 @@ def demo_parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", action="store_true", help="record the seconds of each workflow, from which the estimate is made")
     parser.add_argument("--port", type=port_number, default=0, help="port of the server (default: any free one)")
     return parser
+
+
+def choose(names: list[str], folder: Path = WORKFLOWS) -> list[Path]:
+    """The workflows with these names; all of them without names."""
+    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    wanted = [Path(name).stem for name in names] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise SetupError(f"There is no example workflow {name!r}; choose from {', '.join(known) or 'none, the folder is empty'}.")
+    return [known[name] for name in wanted]
 
 
 def port_number(text: str) -> int:

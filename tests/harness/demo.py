@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .commands import demo_parser, fail
+from .commands import WORKFLOWS, choose, demo_parser, fail
 from .contact_sheet import draw_contact_sheet
 from .durations import Record
 from .environment import ROOT, SetupError
@@ -21,7 +21,6 @@ from .host import device_arguments
 from .server import Server, WorkflowError
 from .workflow import to_prompt
 
-WORKFLOWS = ROOT / "example_workflows"
 SERVED = ROOT / ".host" / "server"
 CONTACT_SHEET = "contact_sheet.png"
 START = 15  # seconds that a server takes until it answers
@@ -50,16 +49,6 @@ def main(arguments: list[str]) -> int:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("\nStopped.")
-
-
-def choose(names: list[str], folder: Path = WORKFLOWS) -> list[Path]:
-    """The workflows with these names; all of them without names."""
-    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
-    wanted = [Path(name).stem for name in names] or list(known)
-    for name in wanted:
-        if name not in known:
-            raise SetupError(f"There is no example workflow {name!r}; choose from {', '.join(known) or 'none, the folder is empty'}.")
-    return [known[name] for name in wanted]
 
 
 def serve(port: int) -> int:
