@@ -207,6 +207,31 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, monkeypat
         pass
 
 
+DYING_SERVER = """
+import asyncio, os, sys
+from aiohttp import web
+
+async def answer(request):
+    return web.json_response({"prompt_id": "1"})
+
+async def wait_and_die(request):
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    asyncio.get_running_loop().call_later(0.5, os._exit, 3)
+    await socket.receive()
+
+app = web.Application()
+app.add_routes([web.get("/system_stats", answer), web.post("/prompt", answer), web.get("/ws", wait_and_die)])
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+def test_a_server_that_ends_while_it_works_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Server, "command", lambda self: [sys.executable, "-c", DYING_SERVER, str(self.port)])
+    with Server(base=tmp_path) as server, pytest.raises(SetupError, match="ComfyUI ended while it was working"):
+        server.run({})
+
+
 def image_graph(server, title="Two images") -> Graph:
     graph = Graph(title, server.object_info())
     with graph.group("Images"):
