@@ -94,8 +94,12 @@ def estimate(workflows: list[Path], recorded: dict[str, float], servers: int) ->
     """What the demo will take, by the seconds that each workflow took when it was recorded."""
     usual = sum(recorded.values()) / len(recorded) if recorded else 10.0
     minutes = (sum(recorded.get(path.stem, usual) for path in workflows) / servers + START) / 60
-    cores = f"{servers} quiet core{'s' if servers > 1 else ''}"
-    return f"{len(workflows)} workflows, the trainings last; this takes about {max(1, round(minutes))} min on {cores}"
+    last = ", the trainings last" if any(map(trains, workflows)) else ""
+    return f"{count(workflows, 'workflow')}{last}; this takes about {max(1, round(minutes))} min on {count(range(servers), 'quiet core')}"
+
+
+def count(things, noun: str) -> str:
+    return f"{len(things)} {noun}{'s' if len(things) > 1 else ''}"
 
 
 def in_order(workflows: list[Path], recorded: dict[str, float]) -> list[Path]:

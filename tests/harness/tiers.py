@@ -17,7 +17,7 @@ WATCH = pytest.StashKey[Stopwatch]()
 def pytest_addoption(parser):
     group = parser.getgroup("tiers")
     group.addoption("--all", action="store_true", help="every test, the slow ones too")
-    group.addoption("--quick", action="store_true", help=f"leave out the tests that take more than {SLOW:.0f} s (usual without arguments)")
+    group.addoption("--quick", action="store_true", help=f"leave out the tests that take more than {SLOW:g} s (usual without arguments)")
     group.addoption("--measure", action="store_true", help="record how long the tests take: what is slow, and what each core gets")
 
 
