@@ -355,7 +355,7 @@ def test_recorded_slow_tests_exist():
 
 
 @pytest.mark.parametrize(
-    ("told", "options"),
+    ("given", "options"),
     [
         ({}, ["--quick", "-n"]),
         ({"all": True}, ["-n"]),
@@ -366,10 +366,10 @@ def test_recorded_slow_tests_exist():
         ({"usepdb": True}, ["--quick"]),
     ],
 )
-def test_only_whole_tiers_are_shared_among_cores(monkeypatch, told, options):
+def test_only_whole_tiers_are_shared_among_cores(monkeypatch, given, options):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     nothing = dict(file_or_dir=[], keyword="", markexpr="", lf=False, all=False, quick=False, measure=False, usepdb=False, numprocesses=None)
-    assert tiers.usual_options(types.SimpleNamespace(**{**nothing, **told}))[: len(options) or 1] == options
+    assert tiers.usual_options(types.SimpleNamespace(**{**nothing, **given}))[: len(options) or 1] == options
 
 
 def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
@@ -388,12 +388,13 @@ def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
 
     def run(*options):
         command = [sys.executable, "-m", "pytest", "-p", "harness.tiers", "--rootdir", str(tmp_path), "-v", *options]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
+        environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}, "PYTHONPATH": str(ROOT / "tests")}
+        return subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
 
     whole = run("tests", "--all", "--measure", "-n", "2", "--dist", "loadfile")
     assert "3 passed" in whole and "all tests: 0 min" in whole
     recorded = json.loads((tmp_path / "tests" / "harness" / "durations.json").read_text())["tests"]["tests/test_a.py"]
     assert recorded.keys() == {TOTAL, "test_long"} and recorded[TOTAL] > 0.9
     quick = run("-n", "0")
+    assert "whole files" in run("-k", "long", "--measure")
     assert "2 passed, 1 deselected" in quick and "1 slow tests were left out, 'python . test --all' runs them too" in quick

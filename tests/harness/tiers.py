@@ -26,19 +26,21 @@ def pytest_load_initial_conftests(early_config, args):
         args[:0] = usual_options(early_config.known_args_namespace)
 
 
-def usual_options(told) -> list[str]:
+def usual_options(given) -> list[str]:
     """Whoever names tests gets these in one process; else the tests of a tier are shared among the cores."""
-    named = bool(told.file_or_dir or told.keyword or told.markexpr or getattr(told, "lf", False))
-    tier = [] if named or told.all or told.quick or told.measure else ["--quick"]
+    named = bool(given.file_or_dir or given.keyword or given.markexpr or getattr(given, "lf", False))
+    tier = [] if named or given.all or given.quick or given.measure else ["--quick"]
     cores = min(os.cpu_count() or 1, MOST_WORKERS)
-    one_process = (named and not told.all) or told.usepdb or cores == 1 or importlib.util.find_spec("xdist") is None
-    if one_process or told.numprocesses is not None:
+    one_process = (named and not given.all) or given.usepdb or cores == 1 or importlib.util.find_spec("xdist") is None
+    if one_process or given.numprocesses is not None:
         return tier
     return [*tier, "-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def pytest_configure(config):
     if config.option.measure:
+        if config.option.keyword or config.option.markexpr or any("::" in name for name in config.args):
+            raise pytest.UsageError("--measure takes whole files: leave out -k, -m and the names of single tests.")
         config.stash[WATCH] = Stopwatch()
         config.pluginmanager.register(config.stash[WATCH])
 
@@ -74,7 +76,8 @@ def pytest_sessionfinish(session):
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A worker hands over what it measured."""
-    node.config.stash[WATCH].own.update(node.workeroutput.get("seconds", {})) if node.config.option.measure else None
+    if node.config.option.measure:
+        node.config.stash[WATCH].own.update(node.workeroutput.get("seconds", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):
