@@ -174,4 +174,4 @@ def run_course(course: Course, every: int, look: Callable[[], None]) -> bool:
     return True
 
 
-__all__ = ["Course", "Ground", "Images", "Objective", "images_of", "levels", "picks", "run_course", "trainable"]
+__all__ = ["Course", "Ground", "Objective", "Images", "levels", "picks", "images_of", "run_course", "trainable"]
