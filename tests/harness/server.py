@@ -193,17 +193,18 @@ class Server:
         """Stop what is running, as the user's Cancel does."""
         self.post("/interrupt", b"{}")
 
-    def submit(self, prompt: dict, client: str) -> tuple[str, WorkflowError | None]:
+    def submit(self, prompt: dict, client: str = "") -> tuple[str, WorkflowError | None]:
         """The prompt's id, and why the server left some of its outputs out while it runs the others."""
-        body = json.dumps({"prompt": prompt, "client_id": client}).encode()
+        body = json.dumps({"prompt": prompt, "client_id": client or uuid.uuid4().hex}).encode()
         try:
             answer = json.loads(self.post("/prompt", body))
         except urllib.error.HTTPError as refusal:
             raise validation_error(json.loads(refusal.read()), prompt) from None
         return answer["prompt_id"], validation_error(answer, prompt) if answer.get("node_errors") else None
 
-    def history(self, prompt_id: str) -> dict:
-        return json.loads(self.get(f"/history/{prompt_id}"))[prompt_id]
+    def history(self, prompt_id: str) -> dict | None:
+        """What a prompt gave; None as long as it runs."""
+        return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
 
     def explain_end(self) -> None:
         """Raise: the connection to the server has ended."""
