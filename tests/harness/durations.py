@@ -1,0 +1,48 @@
+"""How long tests and workflows take: measured by ``--measure``, kept in durations.json, read where work is chosen and shared out."""
+
+import collections
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = Path(__file__).with_name("durations.json")
+SLOW = 1.0  # seconds; a test that takes longer is slow, so that the others fit into five minutes on two cores
+TOTAL = "all"  # of a file, beside its slow tests
+
+
+@dataclass
+class Record:
+    """Seconds of workflows by name; of test files by path: the whole, and each slow test by its name in the file."""
+
+    workflows: dict[str, float] = field(default_factory=dict)
+    tests: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> "Record":
+        return cls(**json.loads(FILE.read_text(encoding="utf-8")))
+
+    def write(self) -> None:
+        FILE.write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def is_slow(self, nodeid: str) -> bool:
+        file, _, name = nodeid.partition("::")
+        return name in self.tests.get(file, {})
+
+    def work(self, file: str, with_slow: bool) -> float:
+        """Seconds of a file, with or without its slow tests."""
+        seconds = self.tests.get(file, {})
+        return seconds.get(TOTAL, 0.0) - (0.0 if with_slow else sum(s for name, s in seconds.items() if name != TOTAL))
+
+    def slow_tests(self) -> list[str]:
+        return [f"{file}::{name}" for file, seconds in self.tests.items() for name in seconds if name != TOTAL]
+
+    def replace_tests(self, seconds: dict[str, float]) -> None:
+        """Take over a measurement by node id; files that it does not have keep what they had, if they are still there."""
+        files = collections.defaultdict(dict)
+        for nodeid, value in seconds.items():
+            file, _, name = nodeid.partition("::")
+            files[file][TOTAL] = round(files[file].get(TOTAL, 0.0) + value, 1)
+            if value > SLOW:
+                files[file][name] = round(value, 1)
+        root = FILE.parents[2]
+        self.tests = {file: kept for file, kept in {**self.tests, **files}.items() if (root / file).is_file()}
