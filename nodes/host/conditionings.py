@@ -6,11 +6,18 @@ import comfy.samplers
 import torch
 
 KEY = "controlled_diffusion.attention"
+BRANCHES = "controlled_diffusion.branches"
 
 
-def marked(conditioning: list, token: str) -> list:
-    """The conditioning with the mark of a control."""
-    return [[features, {**values, KEY: (*values.get(KEY, ()), token)}] for features, values in conditioning]
+def marked(conditioning: list, token: str, branches: int = 1) -> list:
+    """The conditioning with the mark of a control, whose rows are so many branches, a whole batch of images each."""
+    more = {BRANCHES: branches} if branches > 1 else {}
+    return [[features, {**values, KEY: (*values.get(KEY, ()), token), **more}] for features, values in conditioning]
+
+
+def branches_of(conditioning: list) -> int:
+    """How many branches the rows of a CONDITIONING are."""
+    return max(values.get(BRANCHES, 1) for _, values in conditioning)
 
 
 def features_of(given: dict):

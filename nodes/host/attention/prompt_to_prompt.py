@@ -245,4 +245,4 @@ def prepared(
         tuple(times),
         scene.blend(words.blend, words.protect, times, threshold=blend[0], start=blend[1]),
     )
-    return install(model, control), marked(positive, control.token), batch, scene.text()
+    return install(model, control), marked(positive, control.token, 1 + control.rows.targets), batch, scene.text()

@@ -180,4 +180,4 @@ def prepared(
         dit=dit,
         lengths=lengths,
     )
-    return install(model, control), marked(positive, control.token), batch, _explained(dit, scene)
+    return install(model, control), marked(positive, control.token, 1 + control.rows.targets), batch, _explained(dit, scene)
