@@ -6,6 +6,7 @@ import comfy.samplers
 import torch
 
 KEY = "controlled_diffusion.attention"
+BRANCHES = "controlled_diffusion.branches"
 
 
 def marked(conditioning: list, token: str, branches: int = 1) -> list:

@@ -1,4 +1,4 @@
-"""Files of inversions: where they lie, what they are called, and the values that they hold."""
+"""Files of inversions: their folders, names and contents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..model_tag import ModelTag
 from .invert import Inversion
 
 FOLDER = "inversions"
-_OUTPUT = " [output]"  # as the host marks a file of its output folder
-_OWN = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
+_OUTPUT = " [output]"  # ComfyUI's mark of a file in its output folder
+_OBJECTS = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
 
 
 def _output() -> Path:
@@ -26,7 +26,7 @@ def _output() -> Path:
 
 
 def _saved() -> dict[str, Path]:
-    """Files of the output folder by their names; a link that leaves the folder is none."""
+    """Files of the output folder by name, without links out of it."""
     found = sorted(p for p in _output().rglob("*.safetensors") if p.is_file() and p.resolve().is_relative_to(_output()))
     return {f"{FOLDER}/{p.relative_to(_output()).as_posix()}{_OUTPUT}": p for p in found}
 
@@ -51,7 +51,7 @@ def stamp(name: str) -> str:
 
 
 def new_path(prefix: str) -> Path:
-    """A free path in output/inversions, with the host's counter; `prefix` may name a folder, and %year% and so on."""
+    """A free path in output/inversions, with ComfyUI's counter; `prefix` may name a folder, and %year% and so on."""
     wanted = (_output() / prefix).resolve()
     if not wanted.is_relative_to(_output()) or wanted == _output() or not prefix.strip() or prefix.endswith(("/", "\\")):
         raise ValueError(f"filename_prefix is '{prefix}', which is no name inside output/{FOLDER}. Give a name, or folder/name.")
@@ -60,9 +60,9 @@ def new_path(prefix: str) -> Path:
 
 
 def values(inversion: Inversion) -> dict:
-    """All that a file of an inversion holds, by name."""
+    """The contents of an inversion's file, by name."""
     method, trajectory = inversion.method, inversion.trajectory
-    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OWN}
+    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OBJECTS}
     return {
         "method": method.name,
         "settings": {f.name: getattr(method, f.name) for f in fields(method)},
@@ -75,7 +75,7 @@ def values(inversion: Inversion) -> dict:
 
 
 def save(inversion: Inversion, prefix: str) -> str:
-    """Writes an inversion, every bit of it; the name by which `load` finds it."""
+    """Writes an inversion, bit by bit; the name for `load`."""
     path = new_path(prefix)
     files.save(values(inversion), path)
     return f"{FOLDER}/{path.relative_to(_output()).as_posix()}{_OUTPUT}"
@@ -83,13 +83,13 @@ def save(inversion: Inversion, prefix: str) -> str:
 
 def load(name: str) -> Inversion:
     """The inversion of a name in its folder."""
-    held = files.load(INVERSIONS.find(name))
+    content = files.load(INVERSIONS.find(name))
     try:
-        method = method_named(held.pop("method"))(**held.pop("settings"))
-        trajectory = Trajectory(held.pop("sigmas"), held.pop("states"), held.pop("extras"))
-        tag = held.pop("model")
+        method = method_named(content.pop("method"))(**content.pop("settings"))
+        trajectory = Trajectory(content.pop("sigmas"), content.pop("states"), content.pop("extras"))
+        tag = content.pop("model")
         model = ModelTag(**tag | {"weights": Weights(**tag["weights"])})
-        return Inversion(method, trajectory, model=model, **{k.removesuffix(" conditioning"): v for k, v in held.items()})
+        return Inversion(method, trajectory, model=model, **{k.removesuffix(" conditioning"): v for k, v in content.items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{name} was written by another version of the pack ({error}). Update the pack, or invert again.") from error
 

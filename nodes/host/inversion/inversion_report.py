@@ -1,4 +1,4 @@
-"""Images beside a reference, with the numbers on them."""
+"""Draws images beside a reference, with the numbers below them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _short(value) -> str:
 
 
 def measured(name: str, images: torch.Tensor, reference: torch.Tensor) -> Shown:
-    """Images and how near they are to the reference."""
+    """Images and how close they are to the reference."""
     found = [
         Measure("PSNR", quality.psnr(images, reference), decibels),
         Measure("SSIM", quality.ssim(images, reference), "{:.4f}".format),
@@ -91,7 +91,7 @@ def matched(name: str, images: torch.Tensor, reference: torch.Tensor) -> tuple[t
 
 @dataclass(frozen=True)
 class Report:
-    """What an inversion cost and what came of it."""
+    """The cost and the results of an inversion."""
 
     columns: tuple[Shown, ...]
     inversion: Inversion | None = None
@@ -99,33 +99,33 @@ class Report:
 
     @classmethod
     def of(cls, reference: torch.Tensor, inversion: Inversion | None, vae, headline: str = "", **images: torch.Tensor | None) -> Report:
-        """Measures named images, and with a VAE the round trip that nothing can beat, against the reference."""
+        """Measures named images, and with a VAE its round trip, the best that latents can reach, against the reference."""
         count = max([len(p) for p in images.values() if p is not None], default=len(reference))
-        given = {name: matched(name, p, reference) for name, p in images.items() if p is not None}
+        pairs = {name: matched(name, p, reference) for name, p in images.items() if p is not None}
         whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
         columns, floor = [Shown("reference", whole)], None
         if vae is not None:
             floor = matched("VAE round trip", decoded(vae, vae.encode(reference[..., :3])), reference)[0]
             columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
-        for name, (made, own) in given.items():
-            columns.append(measured(name, made, own))
+        for name, (shown, own) in pairs.items():
+            columns.append(measured(name, shown, own))
             if floor is not None:
-                nearness = Measure("PSNR to the VAE round trip", quality.psnr(made, floor.expand_as(made)), decibels)
-                columns[-1] = Shown(name, made, (*columns[-1].measures, nearness))
+                nearness = Measure("PSNR to the VAE round trip", quality.psnr(shown, floor.expand_as(shown)), decibels)
+                columns[-1] = Shown(name, shown, (*columns[-1].measures, nearness))
         return cls(tuple(columns), inversion, headline)
 
     def about(self) -> list[str]:
-        """What the inversion is and cost, in sentences."""
+        """The method and the cost of the inversion, in sentences."""
         if self.inversion is None:
             return []
-        made = self.inversion
-        settings = ", ".join(f"{f.name} {_short(getattr(made.method, f.name))}" for f in fields(made.method))
-        lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
+        inversion, trajectory = self.inversion, self.inversion.trajectory
+        settings = ", ".join(f"{f.name} {_short(getattr(inversion.method, f.name))}" for f in fields(inversion.method))
+        lora = f", with LoRA on {inversion.model.patched} weights" if inversion.model.patched else ""
         return [
-            f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trajectory.steps} steps from sigma {made.trajectory.sigmas[0]:.4g}, "
-            f"for a way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
-            f"inverting {made.images} image{'s' * (made.images > 1)} took {made.seconds:.1f} s and {made.evaluations} evaluations of "
-            "the network for each",
+            f"{inversion.method.name}{f' ({settings})' if settings else ''}: {trajectory.steps} steps from sigma "
+            f"{trajectory.sigmas[0]:.4g}, for reconstruction at cfg {inversion.cfg:g}; {inversion.model.kind}{lora}",
+            f"inverting {inversion.images} image{'s' * (inversion.images > 1)} took {inversion.seconds:.1f} s and {inversion.evaluations} "
+            "evaluations of the network for each",
         ]
 
     def text(self) -> str:
