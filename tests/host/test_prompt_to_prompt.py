@@ -514,15 +514,22 @@ def test_missing_wires_are_named(eps, clip):
         sample(patched, positive, negative, {**latent, "batch_index": None})
 
 
-@pytest.mark.parametrize("knobs", [{}, dict(blend_words="*", blend_threshold=0.9)])
-def test_images_and_targets_are_independent(editor, knobs):
-    targets = [SWAP, "a red cat", "a very red circle"]
-    made = drawn(*editor, "\n".join(targets), images=2, **knobs).unflatten(0, (4, 2))
+def check_rows_are_independent(editor, targets: list[str], **given):
+    made = drawn(*editor, "\n".join(targets), images=2, **given).unflatten(0, (1 + len(targets), 2))
     for i, target in enumerate(targets):
-        alone = drawn(*editor, target, images=2, **knobs).unflatten(0, (2, 2))
+        alone = drawn(*editor, target, images=2, **given).unflatten(0, (2, 2))
         assert_close(made[0], alone[0], **CLOSE)
         assert_close(made[1 + i], alone[1], **CLOSE)
     assert differ(made[0, 0], made[0, 1]) > 0.1
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
+def test_images_and_targets_are_independent(editor, sampler):
+    check_rows_are_independent(editor, [SWAP, "a red square"], run=dict(sampler=sampler, cfg=3.0, steps=3))
+
+
+def test_images_and_targets_of_a_blend_are_independent(eps, clip):
+    check_rows_are_independent((eps, clip), [SWAP, "a red cat", "a very red circle"], blend_words="*", blend_threshold=0.9)
 
 
 def test_split_calls_give_the_same(editor, monkeypatch):
