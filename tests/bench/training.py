@@ -67,8 +67,6 @@ SHAPES = {
 }
 
 
-
-
 @dataclass
 class Pair:
     """The host's MODEL, CLIP and VAE, and functions that make what `diffusers` and `transformers` have of the same weights."""
@@ -179,8 +177,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
 
 
-
-
 def clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -266,8 +262,6 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
         optimizer.zero_grad()
 
     return timed(step, steps)
-
-
 
 
 def node_steps(node, steps: int, **given) -> list[float]:

@@ -29,6 +29,7 @@ from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import Caption, Claim, render
 
 from compare import assert_close
+from demo import make_inversion
 from harness.demo_images import Studio
 from host import tiny
 from host.inversions import EMPTY, SOURCE, TARGET, image

@@ -41,10 +41,6 @@ def load(name: str) -> Adapter:
     return recognize(comfy.utils.load_torch_file(str(ADAPTERS.find(name)), safe_load=True), name)
 
 
-
-
-
-
 def _hidden_of_nothing(encoder) -> torch.Tensor:
     """The hidden states (1, L, F) of an image that is zero after the encoder's normalization, as in training."""
     comfy.model_management.load_model_gpu(encoder.patcher)
