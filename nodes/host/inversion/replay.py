@@ -27,9 +27,10 @@ def check_rows(target: list, images: int, branches: str) -> None:
     if rows in (1, images) if own == 1 else (rows == own * images and branches != "edit"):
         return
     were, allowed = ("image was", "1") if images == 1 else ("images were", f"1, or {images}")
+    count = f"{rows} rows" if own == 1 or images == 1 else f"{rows} rows in {own} branches"
     raise ValueError(
-        f"positive has {rows} rows, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
-        f"'source and edit', and its batch_size {images}."
+        f"positive has {count}, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
+        "'source and edit', and with an inversion as many images in batch_size as were inverted."
     )
 
 
