@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from PIL import Image
 
-from harness import comfyui, commands, demo, environment, tiers
+from harness import comfyui, commands, demo, durations, environment, tiers
 from harness.contact_sheet import draw_contact_sheet
 from harness.durations import TOTAL, Record
 from harness.environment import ROOT, SetupError
@@ -347,6 +347,11 @@ def test_record_knows_slow_tests_and_the_work_of_files():
     assert [RECORD.work("tests/test_a.py", slow) for slow in (True, False)] == [12.0, 3.0]
 
 
+def test_quick_tests_are_as_many_as_fit(monkeypatch):
+    monkeypatch.setattr(durations, "QUICK", 4.0)
+    assert [durations.bound_for(seconds) for seconds in ([3.0, 1.0, 2.0], [1.0], [9.0])] == [2.0, 1.0, 0.0]
+
+
 def test_recorded_slow_tests_exist():
     """After a rename: rename it in durations.json too, or measure again with 'python . test --all --measure'."""
     for nodeid in Record.read().slow_tests():
@@ -376,7 +381,7 @@ def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
     (tmp_path / "tests" / "harness").mkdir(parents=True)
     (tmp_path / "tests" / "conftest.py").write_text(
         "from pathlib import Path\nfrom harness import durations\n"
-        "durations.FILE, durations.SLOW = Path(__file__).parent / 'harness' / 'durations.json', 0.4\n"
+        "durations.FILE, durations.QUICK = Path(__file__).parent / 'harness' / 'durations.json', 0.75\n"
     )
     (tmp_path / "tests" / "harness" / "durations.json").write_text("{}")
     (tmp_path / "tests" / "test_a.py").write_text(
@@ -391,7 +396,7 @@ def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
         environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}, "PYTHONPATH": str(ROOT / "tests")}
         return subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
 
-    whole = run("tests", "--all", "--measure", "-n", "2", "--dist", "loadfile")
+    whole = run("--all", "--measure", "-n", "2", "--dist", "loadfile")
     assert "3 passed" in whole and "all tests: 0 min" in whole
     recorded = json.loads((tmp_path / "tests" / "harness" / "durations.json").read_text())["tests"]["tests/test_a.py"]
     assert recorded.keys() == {TOTAL, "test_long"} and recorded[TOTAL] > 0.9

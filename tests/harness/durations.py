@@ -1,19 +1,22 @@
 """How long tests and workflows take: measured by ``--measure``, kept in durations.json, read where work is chosen and shared out."""
 
 import collections
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
-SLOW = 1.0  # seconds; a test that takes longer is slow, so that the others fit into five minutes on two cores
+QUICK = 450.0  # seconds that the quick tests take together: under five minutes on two cores, with the start of two ComfyUIs
 TOTAL = "all"  # of a file, beside its slow tests
 
 
 @dataclass
 class Record:
-    """Seconds of workflows by name; of test files by path: the whole, and each slow test by its name in the file."""
+    """Seconds of workflows by name; of test files by path: the whole, and each slow test (over `bound`) by its name in the file."""
 
+    bound: float = 1.0
     workflows: dict[str, float] = field(default_factory=dict)
     tests: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -36,13 +39,21 @@ class Record:
     def slow_tests(self) -> list[str]:
         return [f"{file}::{name}" for file, seconds in self.tests.items() for name in seconds if name != TOTAL]
 
-    def replace_tests(self, seconds: dict[str, float]) -> None:
-        """Take over a measurement by node id; files that it does not have keep what they had, if they are still there."""
+    def replace_tests(self, seconds: dict[str, float], whole: bool) -> None:
+        """Take over a measurement by node id. That of the whole suite chooses the bound; other files keep what they had."""
+        if whole:
+            self.bound, self.tests = bound_for(seconds.values()), {}
         files = collections.defaultdict(dict)
         for nodeid, value in seconds.items():
             file, _, name = nodeid.partition("::")
             files[file][TOTAL] = round(files[file].get(TOTAL, 0.0) + value, 1)
-            if value > SLOW:
+            if value > self.bound:
                 files[file][name] = round(value, 1)
-        root = FILE.parents[2]
-        self.tests = {file: kept for file, kept in {**self.tests, **files}.items() if (root / file).is_file()}
+        self.tests |= files
+
+
+def bound_for(seconds: Iterable[float]) -> float:
+    """The most that one test may take, so that all that take no more fit into `QUICK`."""
+    in_order = sorted(seconds)
+    fitting = sum(total <= QUICK for total in itertools.accumulate(in_order))
+    return round(in_order[fitting - 1], 2) if fitting else 0.0

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness.durations import SLOW, Record
+from harness.durations import Record
 from harness.stopwatch import Stopwatch
 
 MOST_WORKERS = 4  # each holds a ComfyUI and its own tiny models
@@ -17,7 +17,7 @@ WATCH = pytest.StashKey[Stopwatch]()
 def pytest_addoption(parser):
     group = parser.getgroup("tiers")
     group.addoption("--all", action="store_true", help="every test, the slow ones too")
-    group.addoption("--quick", action="store_true", help=f"leave out the tests that take more than {SLOW:g} s (usual without arguments)")
+    group.addoption("--quick", action="store_true", help="leave out the slow tests (usual without arguments)")
     group.addoption("--measure", action="store_true", help="record how long the tests take: what is slow, and what each core gets")
 
 
@@ -69,7 +69,7 @@ def pytest_sessionfinish(session):
         config.workeroutput["seconds"] = config.stash[WATCH].seconds()
     elif config.option.measure:
         record = Record.read()
-        record.replace_tests(config.stash[WATCH].seconds())
+        record.replace_tests(config.stash[WATCH].seconds(), whole=not config.option.file_or_dir)
         record.write()
 
 
