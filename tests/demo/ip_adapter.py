@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.attention.ip_adapter import Pair, recognise
+from controlled_diffusion.attention.ip_adapter import Pair, recognize
 from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.demo.config import VISION_CONFIG
 from controlled_diffusion.training.loop import Loop, Step
@@ -164,7 +164,7 @@ class Batches:
 def train_adapter(predict: Callable, encode_text: Callable, parts: dict[str, torch.Tensor], draw: Batches, loop: Loop) -> Iterator[Step]:
     """`predict(noisy, levels, context, pairs) -> eps` is the frozen denoiser that sees the image's keys and values, one pair a
     layer, at weight 1; `encode_text(ids) -> context`."""
-    adapter = recognise(parts, "The adapter in training")
+    adapter = recognize(parts, "The adapter in training")
     batches = demo_model.prefetch(draw, loop.done, loop.steps)
 
     def loss_of(index):
