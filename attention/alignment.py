@@ -1,4 +1,4 @@
-"""Aligning two prompts: which words of one stand for which of the other, down to the tokens of a text encoder.
+"""Aligning two prompts: which words of one match which of the other, down to the tokens of a text encoder.
 
 Prompt-to-Prompt (arXiv 2208.01626, section 3.2) hands the attention maps of a source prompt's tokens to a target prompt's. Words are
 aligned first and their tokens second, so words of several tokens, repeated words, punctuation, capitals and prompts of unequal length
@@ -7,43 +7,27 @@ stay together, the tail after a longer word does not slip, and padding never lan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from .prompt import FUNCTION_WORDS, Columns, Prompt, Word
+from .prompt import Columns, Prompt, Word
 
 OPERATIONS = ("auto", "replace", "refine", "reweight only")
+FUNCTION_WORDS = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
 DEGREES = {
     "very": 1.5, "really": 1.5, "quite": 1.25, "so": 1.5, "super": 2.0, "extremely": 2.0, "incredibly": 2.0, "intensely": 2.0,
     "somewhat": 0.75, "rather": 1.25, "slightly": 0.6, "faintly": 0.5, "barely": 0.4, "hardly": 0.4,
 }  # fmt: skip
-DEGREE_SHARE = 0.25  # of its neighbour's attention, that a degree word gets
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+DEGREE_SHARE = 0.25  # of its neighbor's attention, that a degree word gets
 
 
 @dataclass(frozen=True)
 class Step:
-    """One finding of an alignment: indices of words of the source and of the target."""
+    """One step of an alignment: indices of words of the source and of the target."""
 
     kind: str  # keep, replace, move, insert, degree, delete
     source: tuple[int, ...] = ()
@@ -52,7 +36,7 @@ class Step:
 
 
 def _anchors(a: Sequence[Word], b: Sequence[Word]) -> list[tuple[int, int]]:
-    """The heaviest common subsequence of equal words; small words weigh little, neighbours a little more."""
+    """The heaviest common subsequence of equal words; small words weigh little, neighbors a little more."""
     n, m, nothing = len(a), len(b), (-1.0, ())
     best = [[(0.0, ()) for _ in range(m + 1)] for _ in range(n + 1)]  # (weight, linked pairs)
     ending = [[nothing] * (m + 1) for _ in range(n + 1)]  # the same, ending with the match of these two
@@ -73,13 +57,13 @@ def _anchors(a: Sequence[Word], b: Sequence[Word]) -> list[tuple[int, int]]:
 
 
 def _gaps(pairs: list[tuple[int, int]], n: int, m: int) -> list[tuple[list[int], list[int]]]:
-    """What lies between neighbouring anchors: words of the source and words of the target."""
+    """The gaps between neighboring anchors: words of the source and words of the target."""
     edges = [(-1, -1), *pairs, (n, m)]
     return [(list(range(i + 1, i_next)), list(range(j + 1, j_next))) for (i, j), (i_next, j_next) in pairwise(edges)]
 
 
 def _paired(gone: list[int], new: list[int]) -> tuple[list[Step], list[int], list[int]]:
-    """Words of a gap one by one from the end, where the noun stands, and what is left of both sides."""
+    """Words of a gap one by one from the end, where the noun is, and what is left of both sides."""
     count = min(len(gone), len(new))
     steps = [Step("replace", (i,), (j,)) for i, j in zip(gone[len(gone) - count :], new[len(new) - count :])]
     return steps, gone[: len(gone) - count], new[: len(new) - count]
@@ -147,41 +131,41 @@ class Alignment:
 
     @property
     def matched(self) -> tuple[Step, ...]:
-        """Which words stand for which, also where none takes over a map."""
+        """Which words match which, also where none takes over a map."""
         return self.steps if self.operation != "reweight only" else tuple(_steps(self.source, self.target, "auto"))
 
     def mapper(self) -> torch.Tensor:
         """(source columns, target columns): `A_source @ mapper` are the maps that the target's tokens take over.
 
-        A row sums to 1, or to 0 where its word is gone: the attention of a word is handed on whole. Columns of `own` are 0.
+        A row sums to 1, or to 0 where its word is gone: the attention of a word is passed on whole. Columns of `own` are 0.
         """
-        made = torch.zeros(self.source.length, self.target.length)
+        mapper = torch.zeros(self.source.length, self.target.length)
         if self.operation == "reweight only":
-            return made
+            return mapper
         for step in self.steps:
             if step.kind in ("keep", "replace", "move"):
-                _hand(made, self.source.columns(step.source), self.target.columns(step.target))
+                _map(mapper, self.source.columns(step.source), self.target.columns(step.target))
         for step in self.steps:
             if step.kind == "degree":
-                word, neighbour = (self.target.words[j].columns for j in step.target)
+                word, neighbor = (self.target.words[j].columns for j in step.target)
                 rows = list(self.source.columns(step.source))
-                made[rows] *= torch.ones(made.shape[1]).index_fill_(0, torch.tensor(neighbour), 1 - DEGREE_SHARE)
-                made[torch.tensor(rows)[:, None], torch.tensor(word)] = DEGREE_SHARE / len(word)
+                mapper[rows] *= torch.ones(mapper.shape[1]).index_fill_(0, torch.tensor(neighbor), 1 - DEGREE_SHARE)
+                mapper[torch.tensor(rows)[:, None], torch.tensor(word)] = DEGREE_SHARE / len(word)
         for kind in ("heads", "tails"):
             for one, other in zip(getattr(self.source, kind), getattr(self.target, kind)):
-                _hand_rest(made, one, other)
-        return made
+                _map_rest(mapper, one, other)
+        return mapper
 
     def own(self) -> torch.Tensor:
         """(target columns,): 1 where a token keeps its own attention because the source has nothing for it, else 0."""
         return (self.mapper().sum(0) == 0).float()
 
     def factors(self) -> torch.Tensor:
-        """(target columns,): what degree words multiply themselves and their neighbours by, else 1."""
-        made = torch.ones(self.target.length)
+        """(target columns,): what degree words multiply themselves and their neighbors by, else 1."""
+        factors = torch.ones(self.target.length)
         for step in self.steps:
-            made[list(self.target.columns(step.target))] *= step.factor
-        return made
+            factors[list(self.target.columns(step.target))] *= step.factor
+        return factors
 
     def counterparts(self, words: Iterable[int]) -> tuple[int, ...]:
         """The words of the target that came from these words of the source."""
@@ -195,14 +179,15 @@ class Alignment:
 
     def changed(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The words of the source and of the target that are not the same in both, without small words."""
-        sides = (self.source, "source"), (self.target, "target")
-        found = [
-            [i for s in self.matched if s.kind != "keep" for i in getattr(s, name) if p.words[i].key not in FUNCTION_WORDS] for p, name in sides
-        ]
-        return tuple(found[0]), tuple(found[1])
+        steps = [s for s in self.matched if s.kind != "keep"]
+        source, target = ([i for s in steps for i in s.source], [i for s in steps for i in s.target])
+        return tuple(
+            tuple(i for i in words if prompt.words[i].key not in FUNCTION_WORDS)
+            for prompt, words in ((self.source, source), (self.target, target))
+        )
 
     def text(self) -> str:
-        """The alignment for people, a line for each step."""
+        """The alignment, readable, a line for each step."""
         return "\n".join([f"{self.source.text}  ->  {self.target.text}", *(self._line(s) for s in self.steps)])
 
     def _line(self, step: Step) -> str:
@@ -223,7 +208,7 @@ def _shown(prompt: Prompt, words: Sequence[int]) -> str:
     return " ".join(text if size == 1 else f"{text} ({size} tokens)" for text, size in sizes)
 
 
-def _hand(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
+def _map(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
     """One token to one where they are equally many; else each token of the source to all, in equal shares."""
     if len(source) == len(target):
         mapper[list(source), list(target)] = 1
@@ -231,11 +216,11 @@ def _hand(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
         mapper[torch.tensor(source)[:, None], torch.tensor(target)] = 1 / len(target)
 
 
-def _hand_rest(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
+def _map_rest(mapper: torch.Tensor, source: Columns, target: Columns) -> None:
     """Start, end and padding tokens, counted from the first of each; the last takes, or gives to, all that are over."""
     last = min(len(source), len(target)) - 1
     if last >= 0:
-        _hand(mapper, source[:last], target[:last])
+        _map(mapper, source[:last], target[:last])
         mapper[torch.tensor(source[last:])[:, None], torch.tensor(target[last:])] = 1 / (len(target) - last)
 
 
@@ -243,8 +228,8 @@ def align(source: Prompt, target: Prompt, operation: str = "auto") -> Alignment:
     """Aligns two prompts.
 
     `auto`: words that stay keep their maps, a word in another's place takes over its map (from the end of a changed phrase, where the
-    noun is), a word that moved brings its map along, a degree word gets a share of its neighbour's, new words attend for themselves.
-    `replace`: a changed phrase takes over the maps of the phrase it stands for, shared evenly (the paper's word swap).
+    noun is), a word that moved brings its map along, a degree word gets a share of its neighbor's, new words attend for themselves.
+    `replace`: a changed phrase takes over the maps of the phrase it replaces, shared evenly (the paper's word swap).
     `refine`: words that stay keep their maps, all others attend for themselves (the paper's prompt refinement).
     `reweight only`: every word attends for itself.
     """
@@ -259,19 +244,3 @@ def stretched(mapper: torch.Tensor, source: int, target: int) -> torch.Tensor:
     Repeating keys and values leaves attention's output as it is and splits a token's map evenly over its copies.
     """
     return mapper.repeat(source, target) / target
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -7,42 +7,42 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-def taken(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Rows of a tensor. An index would have to go to the GPU first, which then waits for all that it has been asked before."""
+def select_rows(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of a tensor. Indexing would copy the indices to the GPU first, which waits for everything queued there."""
     rows = list(rows)
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return t[rows[0] : rows[0] + len(rows)]
     return torch.cat([t[row : row + 1] for row in rows])
 
 
-class Lending:
-    """`base(q, k, v)` is the attention underneath: the host's where `plain`, else another node's. Rows are rows of the network's batch."""
+class QKSharing:
+    """`base(q, k, v)` is the attention underneath: ComfyUI's where `plain`, else another node's. Rows are rows of the network's batch."""
 
     latent: tuple[int, ...] = ()  # ([frames,] H, W) of what the network is called for
 
     def __init__(self, qkv: tuple[torch.Tensor, ...], base: Callable, plain: bool):
         (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
-        self.lender = list(range(len(self.q)))  # for each row, whose queries and keys it uses
+        self.source_row = list(range(len(self.q)))  # for each row, the row whose queries and keys it uses
         self.changed: dict[int, torch.Tensor] = {}
         self.used, self.out, self._own = (self.q, self.k), None, None
 
-    def lent(self, t: torch.Tensor) -> torch.Tensor:
-        """Queries or keys as lent to each row."""
-        return taken(t, self.lender)
+    def shared(self, t: torch.Tensor) -> torch.Tensor:
+        """Queries or keys, each row's those of its source row."""
+        return select_rows(t, self.source_row)
 
     def run(self) -> None:
-        """Evaluates the base, with queries and keys lent as asked for."""
-        if self.lender != list(range(len(self.lender))):
-            self.used = self.lent(self.q), self.lent(self.k)
+        """Evaluates the base with the shared queries and keys."""
+        if self.source_row != list(range(len(self.source_row))):
+            self.used = self.shared(self.q), self.shared(self.k)
         self.out = self.base(*self.used, self.v)
 
     def own_output(self, rows: list[int]) -> torch.Tensor:
         """What rows would give with their own queries and keys."""
         if self._own is None:
             self._own = self.out if self.used[0] is self.q else self.base(self.q, self.k, self.v)
-        return taken(self._own, rows)
+        return select_rows(self._own, rows)
 
-    def put_output(self, rows: list[int], out: torch.Tensor) -> None:
+    def set_output(self, rows: list[int], out: torch.Tensor) -> None:
         self.changed |= dict(zip(rows, out.to(self.out.dtype).split(1)))
 
     def covers(self, latent: tuple[int, ...]) -> bool:
@@ -56,13 +56,13 @@ class Lending:
         return torch.cat([self.changed.get(row, self.out[row : row + 1]) for row in range(len(self.out))])
 
 
-def acted(call: Lending, active: list) -> torch.Tensor:
-    """What an attention gives when each of `active`, (run, first row, text tokens), has lent, edited and looked."""
+def run_controls(call: QKSharing, active: list) -> torch.Tensor:
+    """The attention's result after each of `active`, (run, first row, text tokens), shared queries and keys, edited and read it."""
     for run, first, tokens in active:
-        run.borrow(call, first, tokens)
+        run.share_qk(call, first, tokens)
     call.run()
     for run, first, tokens in active:
         run.edit(call, first, tokens)
     for run, first, tokens in active:
-        run.see(call, first, tokens)
+        run.on_attention(call, first, tokens)
     return call.result

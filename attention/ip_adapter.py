@@ -1,8 +1,8 @@
 """IP-Adapter: an image as a prompt, through a second cross-attention beside the text's (arXiv 2308.06721, section 3.2).
 
 `out = Attn(Q, K_text, V_text) + weight * Attn(Q, K_image, V_image)` in every cross-attention layer: the same queries, a softmax of
-its own for the image, then the layer's shared output projection. What the unconditional prediction gets is not the absence of
-image tokens but the projection of an empty image, which the adapter was trained to take for *no image*.
+its own for the image, then the layer's shared output projection. The unconditional prediction gets the projection of an empty
+image, which the adapter was trained to take for *no image*, not the absence of image tokens.
 
 An adapter is two parts of one file: a projection of image features to tokens as wide as the text's, and a pair `to_k_ip`,
 `to_v_ip` for each cross-attention layer.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .layers import Place, named, names_of
+from .layers import Place, entries, named, names_of
 
 COMBINATIONS = ("concat", "add", "average", "batch")
 SUPPORTED = "Supported are the SD1.5 and SDXL layouts base, plus, plus-face and full."
@@ -55,7 +55,7 @@ def project_full(weights: Weights, features: torch.Tensor) -> torch.Tensor:
 
 
 def project_plus(weights: Weights, features: torch.Tensor) -> torch.Tensor:
-    """Hidden states (N, L, F) to T tokens (N, T, width): a perceiver resampler with T learnt queries."""
+    """Hidden states (N, L, F) to T tokens (N, T, width): a perceiver resampler with T learned queries."""
     seen = _linear(weights, "proj_in", features)
     latents = weights["latents"].to(seen).expand(len(seen), -1, -1)
     for i in range(_depth(weights)):
@@ -104,7 +104,7 @@ KINDS = {
 
 
 def _kind(projection: Weights, name: str) -> str:
-    """The layout that the names of a projection's weights tell; plus and plus-face are one."""
+    """The layout, by the names of a projection's weights; plus and plus-face are one."""
     keys = set(projection)
     if keys == _both("proj", "norm"):
         return "base"
@@ -139,7 +139,7 @@ def _layers(weights: Weights, name: str) -> tuple[Pair, ...]:
 class Adapter:
     """An adapter as it was read: `kind` (a key of KINDS), the projection's weights, and (to_k_ip, to_v_ip) of each layer.
 
-    Layers stand in the order of the published files: the encoder's, the decoder's, the middle's. Weights may have any precision
+    Layers are in the order of the published files: the encoder's, the decoder's, the middle's. Weights may have any precision
     and device; results have those of the features.
     """
 
@@ -155,7 +155,7 @@ class Adapter:
 
     @property
     def hidden(self) -> bool:
-        """Whether it takes the encoder's hidden states (N, L, features) in the place of its embedding (N, features)."""
+        """Whether it takes the encoder's hidden states (N, L, features) instead of its embedding (N, features)."""
         return KINDS[self.kind].hidden
 
     @property
@@ -191,7 +191,7 @@ def _counts(widths: Sequence[int]) -> str:
     return ", ".join(f"{list(widths).count(w)} x {w}" for w in sorted(set(widths)))
 
 
-def recognise(weights: Weights, name: str) -> Adapter:
+def recognize(weights: Weights, name: str) -> Adapter:
     """The adapter in the tensors of a file, by their names and shapes. Raises ValueError that names what is not supported."""
     projection, layers = (
         {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)} for prefix in ("image_proj.", "ip_adapter.")
@@ -300,13 +300,13 @@ def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
     Raises ValueError with the entry that cannot be read, or that names no layer of the model.
     """
     weights = dict.fromkeys(layers, 1.0)
-    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
-        entry = _ENTRY.fullmatch(given.replace(" ", ""))
-        chosen = named(entry[1], layers) if entry else []
+    for entry in entries(text):
+        match = _ENTRY.fullmatch(entry.replace(" ", ""))
+        chosen = named(match[1], layers) if match else []
         if not chosen:
             raise ValueError(
-                f"layer_weights has '{given}', which is {'no layer of this model' if entry else 'no NAME:WEIGHT'}. Write names with weights, such as "
+                f"layer_weights has '{entry}', which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with weights, such as "
                 f"'all:0, output:0.5', of: {names_of(layers)}"
             )
-        weights |= dict.fromkeys(chosen, float(entry[2]))
+        weights |= dict.fromkeys(chosen, float(match[2]))
     return list(weights.values())

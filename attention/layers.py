@@ -1,15 +1,15 @@
-"""The transformers of a UNet, and the names by which a text means some of them: `middle, output3-5, input1.0`, or `1/2`."""
+"""The attention layers of UNets and DiTs, and the names by which a text chooses some: `middle, output3-5`, `1/2`, or `early, 8-15`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Place:
-    """One transformer of a UNet, as the host numbers it. `scale`: a token is so many cells of the latent wide."""
+    """One transformer of a UNet, as ComfyUI numbers it. `scale`: a token is so many cells of the latent wide."""
 
     block: str
     number: int
@@ -55,6 +55,31 @@ def names_of(places: Iterable[Place]) -> str:
     )
 
 
+def entries(text: str) -> list[str]:
+    """The entries between commas or line breaks."""
+    return [entry.strip() for entry in re.split(r"[,\n]", text) if entry.strip()]
+
+
+def _keys(text: str, chosen: Callable[[str], list], what: str, no_match: str) -> frozenset:
+    """The keys of what the entries of a text choose. Raises ValueError with the first that chooses nothing."""
+    keys = set()
+    for entry in entries(text):
+        found = {place.key for place in chosen(entry)}
+        if not found:
+            raise ValueError(f"{what} has '{entry}', which {no_match}")
+        keys |= found
+    return frozenset(keys)
+
+
+def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tuple[str, int, int]]:
+    """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's.
+
+    Empty: none. Raises ValueError with the entry that names no layer of the model.
+    """
+    no_match = f"names no layer of this model. Write names between commas, of: {names_of(places)}"
+    return _keys(text, lambda name: named(name, places), what, no_match)
+
+
 @dataclass(frozen=True)
 class Block:
     """An attention of a DiT: the `number`-th of its kind in a call of the network, of `total` blocks."""
@@ -78,21 +103,23 @@ GROUPS = ("early", "middle", "late")  # thirds of a DiT's blocks
 _BLOCKS = re.compile(r"(all|early|middle|late|1/\d+)|(\d+)(?:-(\d+))?")
 
 
+def _named_blocks(name: str, blocks: Sequence[Block]) -> list[Block]:
+    match = _BLOCKS.fullmatch(name.replace(" ", ""))
+    if not match:
+        return []
+    third, first, last = match.groups()
+    if third:
+        return [b for b in blocks if third[:2] == "1/" or third in ("all", b.group)]
+    return [b for b in blocks if int(first) <= b.number <= int(last or first)]
+
+
 def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[int]:
     """The numbers of a DiT's blocks from a text such as `middle, 30-37`; layers by size, `1/2`, are all, which have one size.
 
     Raises ValueError with the entry that names none.
     """
-    found = set()
-    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
-        name = _BLOCKS.fullmatch(given.replace(" ", ""))
-        third, first, last = name.groups() if name else (None, None, None)
-        third = "all" if third and third[0] == "1" else third
-        chosen = {p.key for p in places if name and (third in ("all", p.group) or (first and int(first) <= p.number <= int(last or first)))}
-        if not chosen:
-            raise ValueError(
-                f"{what} has '{given}', which names no block of this model. Write between commas: all, early, middle, late (thirds of its "
-                f"{len(places)} blocks), or numbers from 0 to {len(places) - 1}, such as 12 or 8-15."
-            )
-        found |= chosen
-    return frozenset(found)
+    no_match = (
+        f"names no block of this model. Write between commas: all, early, middle, late (thirds of its {len(places)} blocks), or numbers from 0 "
+        f"to {len(places) - 1}, such as 12 or 8-15."
+    )
+    return _keys(text, lambda name: _named_blocks(name, places), what, no_match)

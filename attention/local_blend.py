@@ -1,4 +1,4 @@
-"""Local blend of Prompt-to-Prompt (arXiv 2208.01626, section 4): change only where the words of interest look.
+"""Local blend of Prompt-to-Prompt (arXiv 2208.01626, section 4): change only where the attention of some words is.
 
 The maps of the words are summed over layers and the noise levels so far; where the sum is high in the source's or in the target's
 map, the target may differ from the source.
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from .prompt import Columns
 from .prompt_to_prompt import Rows
 
-Columns = tuple[int, ...]
 Pair = tuple[Columns, Columns]
 
 
@@ -87,19 +87,19 @@ class Blending:
     now: torch.Tensor | None = None
     masks: list[tuple[float, torch.Tensor]] = field(default_factory=list)  # (percent, mask) of every level that was blended
 
-    def at(self, level: float) -> None:
-        """A prediction at a noise level begins."""
+    def on_level(self, level: float) -> None:
+        """Before a prediction at a noise level."""
         if level != self.level and self.now is not None:
             self.before = self.now if self.before is None else self.before + self.now
         self.level, self.now = level, None
 
-    def add(self, look: Callable[[Columns], torch.Tensor], branch: int) -> None:
-        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `look` gives those (images, h, w) of columns."""
+    def add(self, map_of: Callable[[Columns], torch.Tensor], branch: int) -> None:
+        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `map_of` gives those (images, h, w) of columns."""
         side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
         for kind, words in enumerate((self.blend.edited, self.blend.protected)):
             for target in targets:
                 if words[target][side]:
-                    maps = look(words[target][side])
+                    maps = map_of(words[target][side])
                     if self.now is None:
                         self.now = maps.new_zeros(2, 2, self.rows.targets, *maps.shape)
                     self.now[kind, side, target] += maps
@@ -123,7 +123,7 @@ class Blending:
         return ((places(edited, self.blend.spread) | free) & ~places(protected, 0)).flatten(0, 1)
 
     def note(self, percent: float, mask: torch.Tensor) -> None:
-        """Remembers the mask of a noise level."""
+        """Keeps the mask of a noise level."""
         if self.masks and self.masks[-1][0] == percent:
             self.masks.pop()
         self.masks.append((percent, mask))
@@ -134,7 +134,7 @@ class Blending:
         self.masks = [(percent, mask.cpu()) for percent, mask in self.masks]
 
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Latents (rows, C, [frames,] H, W) with the source's in the place of the targets' off the mask."""
+        """Latents (rows, C, [frames,] H, W) with the source's instead of the targets' off the mask."""
         source, targets = x[: self.rows.images], x[self.rows.images :]
         mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
         return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])

@@ -1,13 +1,13 @@
-"""Attention maps: where in the image the model looks at a word, as means over heads, layers and noise levels.
+"""Attention maps: where in the image the attention to a word is, as means over heads, layers and noise levels.
 
-What is kept is a running sum for each word, group of layers and phase of the sampling, at the layers' own resolution; the probabilities
+A running sum is kept for each word, group of layers and phase of the sampling, at the layers' own resolution; the probabilities
 themselves exist for a few queries at a time. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
 text keys (arXiv 2508.07519) where a model has no cross-attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,15 +47,24 @@ class Sums:
     total: dict[Key, torch.Tensor] = field(default_factory=dict)  # (rows, words, [frames,] h, w)
     count: dict[Key, int] = field(default_factory=dict)
 
-    def add(self, key: Key, maps: torch.Tensor) -> None:
-        """Adds the maps (rows, words, [frames,] h, w) of one layer."""
+    def add(self, key: Key, maps: torch.Tensor, count: int = 1) -> None:
+        """Adds the maps (rows, words, [frames,] h, w) of one layer, or the sum of `count` of them."""
         self.total[key] = self.total[key] + maps if key in self.total else maps
-        self.count[key] = self.count.get(key, 0) + 1
+        self.count[key] = self.count.get(key, 0) + count
+
+    @classmethod
+    def joined(cls, parts: Iterable[Sums]) -> Sums:
+        """The sums of all parts of one sampling."""
+        whole = cls()
+        for part in parts:
+            for key, maps in part.total.items():
+                whole.add(key, maps, part.count[key])
+        return whole
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of one finished run. `phases` are percents of the sampling, `size` the image's height and width."""
+    """The maps of one finished sampling. `phases` are percents of the sampling, `size` the image's height and width."""
 
     words: tuple[str, ...]
     sums: Sums
@@ -72,7 +81,7 @@ class Maps:
         """The phases in which the model was evaluated."""
         return sorted({phase for phase, _ in self.sums.total})
 
-    def of(self, words: Sequence[str] = (), groups: Sequence[str] = (), phases: Sequence[int] = ()) -> torch.Tensor:
+    def mean(self, words: Sequence[str] = (), groups: Sequence[str] = (), phases: Sequence[int] = ()) -> torch.Tensor:
         """Mean probabilities (rows, words, h, w) over layers and evaluations, at the finest layer's resolution; empty is all.
 
         A row is an image; of a video, a frame of its latent. Raises ValueError with a word or group that was not captured.
@@ -107,7 +116,7 @@ def phase_of(percent: float, start: float, end: float, phases: int) -> int:
 
 
 def heat(maps: torch.Tensor) -> torch.Tensor:
-    """Maps (..., h, w) spread to [0, 1]: 0 where a word is looked at least, 1 where most; a flat map is 0."""
+    """Maps (..., h, w) spread to [0, 1]: 0 where the attention to a word is least, 1 where most; a flat map is 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return ((maps - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.0)
 
@@ -116,7 +125,7 @@ def mask_of(maps: torch.Tensor, size: tuple[int, int], threshold: float) -> torc
     """Masks (rows, H, W) in [0, 1] of maps (rows, h, w): their heat, or with a threshold 1 where the heat is above it, else 0."""
     if not 0.0 <= threshold < 1.0:
         raise ValueError(
-            f"The threshold is {threshold}; give 0 (the heat itself) or a share of the strongest heat below 1, usual 0.3 to 0.6."
+            f"The threshold is {threshold}; give 0 (the heat itself) or a share of the strongest heat below 1, typical: 0.3 to 0.6."
         )
     wide = heat(F.interpolate(maps[:, None], size, mode="bicubic")[:, 0])
     return wide if threshold == 0 else (wide > threshold).float()

@@ -14,9 +14,6 @@ Token = Hashable
 Columns = tuple[int, ...]
 
 
-FUNCTION_WORDS = frozenset(re.split(" ", "a an the of and or in on at to with for by from is are its it this that , . : ; - ! ?"))
-
-
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each sign is a word
 
 
@@ -27,7 +24,7 @@ class Tokenizer(Protocol):
     """What a text encoder makes of a text."""
 
     def chunks(self, text: str) -> Sequence[Sequence[tuple[Token, bool]]]:
-        """All columns of the conditioning, chunk after chunk: (token, whether it stands for text: not start, end or padding)."""
+        """All columns of the conditioning, chunk after chunk: (token, whether it is text: not start, end or padding)."""
 
     def parts(self, text: str) -> Sequence[str]:
         """The pieces of a prompt that are turned into tokens on their own, without the syntax of weights."""
@@ -48,7 +45,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's words with their columns; `heads` and `tails` are what stands before and after the text in each chunk."""
+    """A prompt's words with their columns; `heads` and `tails` are the columns before and after the text in each chunk."""
 
     text: str
     words: tuple[Word, ...]
@@ -57,7 +54,7 @@ class Prompt:
     length: int
 
     def find(self, phrase: str) -> list[tuple[int, ...]]:
-        """The places of a word or phrase, as indices of words; 'cat#2' is the second. Empty where there are none."""
+        """A word or phrase wherever it is, as indices of words; 'cat#2' is the second. Empty where there are none."""
         plain, _, number = phrase.strip().partition("#")
         wanted = [m.group().casefold() for m in _WORD.finditer(plain)]
         starts = range(len(self.words) - len(wanted) + 1) if wanted else ()
@@ -101,17 +98,17 @@ def _words_of(part: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
 def read(text: str, tokenizer: Tokenizer) -> Prompt:
     """The words of a prompt and the columns of their tokens.
 
-    Raises ValueError, with the tokens, where the words cannot be told apart in them.
+    Raises ValueError, with the tokens, where the words do not fit them.
     """
     chunks = [list(c) for c in tokenizer.chunks(text)]
     flat = [entry for chunk in chunks for entry in chunk]
     content = [i for i, (_, is_text) in enumerate(flat) if is_text]
     words = _checked([w for part in tokenizer.parts(text) for w in _words_of(part, tokenizer)], text, [flat[i][0] for i in content])
-    heads, tails, start, lead = [], [], 0, _lead(tokenizer)
+    heads, tails, start, before = [], [], 0, _tokens_before(tokenizer)
     for chunk in chunks:
         own = [start + i for i, (_, is_text) in enumerate(chunk) if not is_text]
-        heads.append(tuple(c for c in own if c < start + lead))
-        tails.append(tuple(c for c in own if c >= start + lead))
+        heads.append(tuple(c for c in own if c < start + before))
+        tails.append(tuple(c for c in own if c >= start + before))
         start += len(chunk)
     ends = [0]
     for _, size in words:
@@ -120,8 +117,8 @@ def read(text: str, tokenizer: Tokenizer) -> Prompt:
     return Prompt(text, placed, tuple(heads), tuple(tails), len(flat))
 
 
-def _lead(tokenizer: Tokenizer) -> int:
-    """How many tokens stand before the text in each chunk."""
+def _tokens_before(tokenizer: Tokenizer) -> int:
+    """How many tokens precede the text in each chunk."""
     return next((i for i, (_, is_text) in enumerate(tokenizer.chunks("a")[0]) if is_text), 0)
 
 
@@ -129,31 +126,31 @@ def _checked(words: list[tuple[str, int]], text: str, tokens: list[Token]) -> li
     if sum(size for _, size in words) != len(tokens):
         shown = ", ".join(f"{word} ({size})" for word, size in words)
         raise ValueError(
-            f"The prompt '{text}' cannot be told apart into words: it has {len(tokens)} tokens ({', '.join(map(str, tokens))}), but its words "
+            f"The prompt '{text}' cannot be split into words: it has {len(tokens)} tokens ({', '.join(map(str, tokens))}), but its words "
             f"have {shown}. Write it without special signs, or without weights in brackets."
         )
     return words
 
 
 def joined(prompts: Sequence[Prompt]) -> Prompt:
-    """One text as several encoders see it whose columns stand one after the other: each word has the columns of all."""
-    first, start, made = prompts[0], 0, []
+    """One text as several encoders see it whose columns follow each other: each word has the columns of all."""
+    first, start, shifted = prompts[0], 0, []
     for prompt in prompts:
-        made.append(moved(prompt, start))
+        shifted.append(moved(prompt, start))
         start += prompt.length
     if any([w.key for w in p.words] != [w.key for w in first.words] for p in prompts):
         raise ValueError(f"The text encoders see other words in '{first.text}': " + " / ".join(p.listed for p in prompts) + ". Reword it.")
-    words = tuple(Word(same[0].text, tuple(c for w in same for c in w.columns)) for same in zip(*(p.words for p in made)))
-    heads, tails = (tuple(c for p in made for c in getattr(p, kind)) for kind in ("heads", "tails"))
+    words = tuple(Word(same[0].text, tuple(c for w in same for c in w.columns)) for same in zip(*(p.words for p in shifted)))
+    heads, tails = (tuple(c for p in shifted for c in getattr(p, kind)) for kind in ("heads", "tails"))
     return Prompt(first.text, words, heads, tails, start)
 
 
 def moved(prompt: Prompt, by: int) -> Prompt:
-    """A prompt whose columns stand so many places later; those that come before the first place are gone."""
+    """A prompt whose columns are so many places later; those that would come before the first are gone."""
 
-    def shifted(columns: Columns) -> Columns:
+    def shift(columns: Columns) -> Columns:
         return tuple(c + by for c in columns if c + by >= 0)
 
-    words = tuple(replace(w, columns=shifted(w.columns)) for w in prompt.words)
-    heads, tails = (tuple(map(shifted, columns)) for columns in (prompt.heads, prompt.tails))
+    words = tuple(replace(w, columns=shift(w.columns)) for w in prompt.words)
+    heads, tails = (tuple(map(shift, columns)) for columns in (prompt.heads, prompt.tails))
     return replace(prompt, words=words, heads=heads, tails=tails, length=prompt.length + by)

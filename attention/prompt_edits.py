@@ -1,4 +1,4 @@
-"""A source prompt with its targets: what Prompt-to-Prompt edits, weights and blends."""
+"""A source prompt and its targets for Prompt-to-Prompt: their alignments, word weights, windows and local blends."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .alignment import Alignment, align
-from .local_blend import Columns, LocalBlend, Pair
-from .prompt import Prompt, unknown_word
+from .local_blend import LocalBlend, Pair
+from .prompt import Columns, Prompt, unknown_word
 from .prompt_to_prompt import Edit, Settings, Window
 from .word_lists import weights_from, windows_from, words_from
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the user says of words, as the node's texts."""
+    """The node's texts about words: weights, windows, and where the edit may or must not act."""
 
     weights: str = ""
     windows: str = ""
@@ -23,7 +23,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Scene:
+class PromptEdits:
     """A source prompt and its targets, aligned. Two targets may be one text with different weights."""
 
     alignments: tuple[Alignment, ...]
@@ -32,7 +32,7 @@ class Scene:
     words: Words
 
     @classmethod
-    def of(cls, source: Prompt, targets: Sequence[Prompt], operation: str, words: Words) -> Scene:
+    def from_prompts(cls, source: Prompt, targets: Sequence[Prompt], operation: str, words: Words) -> PromptEdits:
         lines = weights_from(words.weights) or [[]]
         if len(targets) == 1:
             targets = list(targets) * len(lines)
@@ -46,7 +46,7 @@ class Scene:
             if not any(t.find(words_of_line) for t in targets):
                 raise unknown_word(words_of_line, targets)
         weights = tuple(_weights(target, line) for target, line in zip(targets, lines))
-        weighted = tuple(tuple(i for w, _ in line for i in _found(target, w)) for target, line in zip(targets, lines))
+        weighted = tuple(tuple(i for w, _ in line for i in _indices(target, w)) for target, line in zip(targets, lines))
         return cls(tuple(align(source, t, operation) for t in targets), weights, weighted, words)
 
     @property
@@ -55,53 +55,53 @@ class Scene:
 
     def edits(self, settings: Settings, times: Sequence[int]) -> tuple[Edit, ...]:
         """The edits of all targets; `times` is how often the source's and the targets' conditionings are repeated."""
-        windows, made = windows_from(self.words.windows), []
+        windows, edits = windows_from(self.words.windows), []
         for phrase, _ in windows:
             if not any(a.target.find(phrase) for a in self.alignments):
                 raise unknown_word(phrase, self.prompts[1:])
         for alignment, weights, n in zip(self.alignments, self.weights, times[1:]):
-            own = {c: Window(*w) for phrase, w in windows for c in alignment.target.columns(_found(alignment.target, phrase))}
-            made.append(Edit.of(alignment, settings, weights, own).repeated(times[0], n))
-        return tuple(made)
+            own = {c: Window(*w) for phrase, w in windows for c in alignment.target.columns(_indices(alignment.target, phrase))}
+            edits.append(Edit.from_alignment(alignment, settings, weights, own).repeated(times[0], n))
+        return tuple(edits)
 
     def blend(self, words: str, protect: str, times: Sequence[int], **shape) -> LocalBlend | None:
         """The local blend of words, and of words to protect; None where there are none. `shape` as of `LocalBlend`."""
-        made = LocalBlend(self._columns(words, times), self._columns(protect, times), **shape)
-        return None if made.empty else made
+        blend = LocalBlend(self._columns(words, times), self._columns(protect, times), **shape)
+        return None if blend.empty else blend
 
     def _columns(self, text: str, times: Sequence[int]) -> tuple[Pair, ...]:
-        """For each target the columns of words, and of what they stand for in the other prompt, in the source and in the target."""
+        """For each target the columns of words, and of their matches in the other prompt, in the source and in the target."""
         phrases, chosen = words_from(text), []
         for phrase in phrases:
             if phrase != "*" and not any(p.find(phrase) for p in self.prompts):
                 raise unknown_word(phrase, self.prompts)
         for number, (alignment, n) in enumerate(zip(self.alignments, times[1:])):
-            found = [self._places(phrase, number) for phrase in phrases]
+            found = [self._words(phrase, number) for phrase in phrases]
             sides = (alignment.source, times[0]), (alignment.target, n)
             chosen.append(tuple(_repeated(p, {i for words in found for i in words[side]}, n) for side, (p, n) in enumerate(sides)))
         return tuple(chosen)
 
-    def _places(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Indices of a phrase's words in the source and in a target, '*' being all that changes; what it stands for where it is not there."""
+    def _words(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Indices of a phrase's words in the source and in a target, '*' being all that changes; its matches where it is not there."""
         alignment = self.alignments[number]
         if phrase == "*":
             source, target = alignment.changed()
             target = (*target, *self.weighted[number])
             return (*source, *alignment.origins(target)), target
-        source, target = _found(alignment.source, phrase), _found(alignment.target, phrase)
+        source, target = _indices(alignment.source, phrase), _indices(alignment.target, phrase)
         source = source or alignment.origins(target)
         return source, target or alignment.counterparts(source)
 
     def text(self) -> str:
-        """The alignments and weights for people."""
-        made = []
+        """The alignments and weights, readable."""
+        blocks = []
         for alignment, weights in zip(self.alignments, self.weights):
             words = [(w.text, weights[w.columns[0]]) for w in alignment.target.words if w.columns[0] in weights]
-            made.append("\n".join([alignment.text(), *(f"  x {value:g} {word}" for word, value in words)]))
-        return "\n\n".join(made)
+            blocks.append("\n".join([alignment.text(), *(f"  x {value:g} {word}" for word, value in words)]))
+        return "\n\n".join(blocks)
 
 
-def _found(prompt: Prompt, phrase: str) -> tuple[int, ...]:
+def _indices(prompt: Prompt, phrase: str) -> tuple[int, ...]:
     return tuple(i for words in prompt.find(phrase) for i in words)
 
 
@@ -113,5 +113,5 @@ def _repeated(prompt: Prompt, words: Iterable[int], times: int) -> Columns:
 def _weights(prompt: Prompt, line: Iterable[tuple[str, float]]) -> dict[int, float]:
     weights: dict[int, float] = {}
     for phrase, value in line:
-        weights |= dict.fromkeys(prompt.columns(_found(prompt, phrase)), value)
+        weights |= dict.fromkeys(prompt.columns(_indices(prompt, phrase)), value)
     return weights

@@ -1,7 +1,7 @@
 """Prompt-to-Prompt: draw a target prompt with the attention maps of a source prompt (arXiv 2208.01626).
 
 Source and targets are rows of one batch that start from the same noise. In cross-attention the probabilities of the target's tokens
-are replaced by those of the source's tokens that they stand for, in self-attention the target's queries and keys by the source's, which
+are replaced by those of the matching source tokens, in self-attention the target's queries and keys by the source's, which
 gives it the source's probabilities. Both while a window of the sampling is open, so it does not matter how often or in which parts the
 network is called. The source's rows are never changed.
 """
@@ -65,7 +65,7 @@ def attended(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is taken over, and when. `alpha` is the share of the source's maps, 1 for all; less lets the target's style through."""
+    """Which maps of the source are taken over, and when. `alpha` is their share, 1 for all; less lets the target's style through."""
 
     cross: Window = Window(0.0, 0.8)
     self: Window = Window(0.0, 0.4)
@@ -77,49 +77,49 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """An edit of cross-attention at one time. All per column of the target; `taken` in [0, alpha] is how far the edit acts.
+class ActiveEdit:
+    """An edit of cross-attention at one time. All per column of the target; `strength` in [0, alpha] is how far the edit acts.
 
     `copies`: the source's probabilities are taken as they are. `conserves`: rows sum to 1 by themselves, before weights. `needs_own`:
-    the target's own probabilities are asked for.
+    the target's own probabilities are needed.
     """
 
     mapper: torch.Tensor
     own: torch.Tensor
     weights: torch.Tensor
-    taken: torch.Tensor
+    strength: torch.Tensor
     copies: bool
     conserves: bool
     needs_own: bool
 
     @classmethod
-    def of(cls, edit: Edit, taken: torch.Tensor, device: torch.device) -> Moment:
+    def prepare(cls, edit: Edit, strength: torch.Tensor, device: torch.device) -> ActiveEdit:
         mapper, own, weights = edit.mapper, edit.own, edit.weights
-        fully, evenly = bool((taken == 1).all()), bool((taken == taken[0]).all())
-        handed_on = bool(torch.allclose(mapper.sum(1), torch.ones(len(mapper)))) and not own.any()
+        fully, evenly = bool((strength == 1).all()), bool((strength == strength[0]).all())
+        all_mapped = bool(torch.allclose(mapper.sum(1), torch.ones(len(mapper)))) and not own.any()
         same = mapper.shape[0] == mapper.shape[1] and torch.equal(mapper, torch.eye(len(mapper)))
         copies = same and fully and bool((weights == 1).all())
-        tensors = (t.to(device) for t in (mapper, own, weights, taken))
-        return cls(*tensors, copies, evenly and bool(handed_on or own.all()), bool(own.any()) or not fully)
+        tensors = (t.to(device) for t in (mapper, own, weights, strength))
+        return cls(*tensors, copies, evenly and bool(all_mapped or own.all()), bool(own.any()) or not fully)
 
     def __call__(self, source: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
         """The edited probabilities (..., Lt) from the source's (..., Ls) and, where it needs them, the target's own (..., Lt).
 
         Rows sum to 1 but for the weights, which multiply their columns as in the paper's attention re-weighting.
         """
-        made = source @ self.mapper
+        p = source @ self.mapper
         if self.needs_own:
-            made = self.taken * (made + self.own * target) + (1 - self.taken) * target
+            p = self.strength * (p + self.own * target) + (1 - self.strength) * target
         if not self.conserves:
-            made = made / made.sum(-1, keepdim=True)
-        return made * (1 + self.taken * (self.weights - 1))
+            p = p / p.sum(-1, keepdim=True)
+        return p * (1 + self.strength * (self.weights - 1))
 
 
 def edited_attention(
     source: tuple[torch.Tensor, torch.Tensor],
     target: tuple[torch.Tensor, torch.Tensor],
     v: torch.Tensor,
-    moment: Moment,
+    edit: ActiveEdit,
     scale: float | None = None,
     bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     difference: bool = False,
@@ -130,9 +130,9 @@ def edited_attention(
     `source` and `target` are queries and keys (B, heads, N, D), `bias` is added to the logits of each. `difference`: less what the target's
     own probabilities give. Probabilities exist for a few queries at a time, `at_once` bytes of them.
     """
-    step, made = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
+    step, out = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
 
-    def looked_at(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
+    def chunk(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
         q, k = qk
         logits = q[:, :, start : start + step].float() @ k.float().transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
         if added is not None:
@@ -140,10 +140,10 @@ def edited_attention(
         return logits.softmax(-1)
 
     for start in range(0, target[0].shape[2], step):
-        own = looked_at(target, bias[1], start) if moment.needs_own or difference else None
-        p = moment(looked_at(source, bias[0], start), own)
-        made.append((p - own if difference else p).to(v.dtype) @ v)
-    return torch.cat(made, 2)
+        own = chunk(target, bias[1], start) if edit.needs_own or difference else None
+        p = edit(chunk(source, bias[0], start), own)
+        out.append((p - own if difference else p).to(v.dtype) @ v)
+    return torch.cat(out, 2)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Edit:
     windows: dict[int, Window] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def from_alignment(
         cls, alignment: Alignment, settings: Settings = Settings(), weights: dict[int, float] = {}, windows: dict[int, Window] = {}
     ) -> Edit:
         """The edit of an alignment, with more weights and windows for some columns of the target."""
@@ -174,12 +174,12 @@ class Edit:
         """Whether anything is edited at a percent of the sampling."""
         return self.settings.alpha > 0 and (percent in self.settings.cross or any(percent in w for w in self.windows.values()))
 
-    def at(self, percent: float, device: torch.device = torch.device("cpu")) -> Moment | None:
+    def at_percent(self, percent: float, device: torch.device = torch.device("cpu")) -> ActiveEdit | None:
         """The edit at a percent of the sampling; None where nothing is edited."""
-        taken = torch.full_like(self.own, self.settings.alpha if percent in self.settings.cross else 0.0)
+        strength = torch.full_like(self.own, self.settings.alpha if percent in self.settings.cross else 0.0)
         for column, window in self.windows.items():
-            taken[column] = self.settings.alpha if percent in window else 0.0
-        return Moment.of(self, taken, device) if taken.any() else None
+            strength[column] = self.settings.alpha if percent in window else 0.0
+        return ActiveEdit.prepare(self, strength, device) if strength.any() else None
 
     def repeated(self, source: int, target: int) -> Edit:
         """The same for conditionings that are repeated so many times."""

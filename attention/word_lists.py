@@ -1,4 +1,4 @@
-"""Reads lists of words with weights and windows from text."""
+"""Reads lists of words, with weights or windows, from a node's text."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ _ITEM = re.compile(r"[,;]")
 
 def _items(text: str) -> list[tuple[str, str]]:
     """(words, value) of `blue: 1.5, (red circle:0.5)`."""
-    made = []
+    pairs = []
     for item in filter(None, (i.strip() for i in _ITEM.split(text))):
         bare = item[1:-1] if item.startswith("(") and item.endswith(")") else item
         words, colon, value = bare.rpartition(":")
         if not colon or not words.strip():
             raise ValueError(f"'{item}' names no value; write the word, a colon and the value, such as 'blue: 1.5'.")
-        made.append((words.strip(), value.strip()))
-    return made
+        pairs.append((words.strip(), value.strip()))
+    return pairs
 
 
 def weights_from(text: str) -> list[list[tuple[str, float]]]:
     """Reads weights of words, `blue: 1.5, (circle:0.5)`; one list for each line that is not empty."""
-    made = []
+    lists = []
     for line in filter(str.strip, text.splitlines()):
         pairs = _items(line)
         for words, value in pairs:
             if not _is_number(value):
-                raise ValueError(f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, usual 0 to 3, below 0 the opposite.")
-        made.append([(words, float(value)) for words, value in pairs])
-    return made
+                raise ValueError(
+                    f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, typical 0 to 3, below 0 the opposite."
+                )
+        lists.append([(words, float(value)) for words, value in pairs])
+    return lists
 
 
 def windows_from(text: str) -> list[tuple[str, tuple[float, float]]]:
     """Reads windows of words in percent of the sampling, `blue: 0-0.4, circle: 0.2-1`."""
-    made = []
+    windows = []
     for words, value in _items(text.replace("\n", ",")):
         start, dash, end = value.partition("-")
         if not (dash and _is_number(start) and _is_number(end) and 0 <= float(start) <= float(end) <= 1):
             raise ValueError(f"The window of '{words}' is '{value}'; give start-end with 0 <= start <= end <= 1, such as 0-0.4.")
-        made.append((words, (float(start), float(end))))
-    return made
+        windows.append((words, (float(start), float(end))))
+    return windows
 
 
 def _is_number(text: str) -> bool:

@@ -41,8 +41,6 @@ def gradient_of(score: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, 
     return torch.cat(parts)
 
 
-
-
 class _Block(torch.nn.Module):
     """A residual block whose features are scaled and shifted by the noise level."""
 
@@ -90,7 +88,7 @@ def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
 class LabelledClassifier:
     """A trained classifier. `kind` "independent": each label is present or not; "exclusive": exactly one holds.
 
-    `latent_format` names the host's latent format that it was trained on.
+    `latent_format` names ComfyUI's latent format that it was trained on.
     """
 
     network: torch.nn.Module
@@ -134,7 +132,7 @@ def _weight(part: str, weight: str) -> float:
 
 
 @dataclass(frozen=True)
-class ClassifierForce:
+class ClassifierGradient:
     """What a classifier adds to a prediction at weight 1; see `towards`. `batch` limits the samples at a time (0 = all)."""
 
     classifier: LabelledClassifier

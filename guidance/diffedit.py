@@ -1,7 +1,7 @@
 """DiffEdit: find what two prompts disagree about in an image, and change only that (arXiv 2210.11427).
 
 The mask is where the predictions under the source and the target prompt differ on the same noised image; the edit is
-DDIM from the image's own DDIM encoding, with everything off the mask held on the encoding. All of it in the host's
+DDIM from the image's own DDIM encoding, with everything off the mask held on the encoding. All of it in ComfyUI's
 sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flow models.
 """
 
@@ -67,7 +67,7 @@ def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
     return flat.kthvalue(rank).values[:, None, None]
 
 
-def normalised(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: float = 3.0) -> torch.Tensor:
+def normalized(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: float = 3.0) -> torch.Tensor:
     """A heat map (B, h, w) in [0, 1], each sample by itself; a map without any difference stays 0.
 
     `mean` is the paper's: 1 at `clamp_ratio` times the mean, so that a threshold of 0.5 keeps what is above
@@ -95,9 +95,9 @@ def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
 
 
 def cut(values: torch.Tensor, threshold: float, kind: str = "share", soft: bool = False) -> torch.Tensor:
-    """A mask (B, h, w) of normalised heat. Hard: 1 above the cut. Soft: 0 at half the cut, 1 at one and a half times it.
+    """A mask (B, h, w) of normalized heat. Hard: 1 above the cut. Soft: 0 at half the cut, 1 at one and a half times it.
 
-    `share` cuts at a share of the normalised heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
+    `share` cuts at a share of the normalized heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
     image, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
     """
     _in_range("threshold", threshold, 0.0, 1.0, "usually 0.3 to 0.6 (0.8 to 0.95 as a quantile)")
@@ -222,19 +222,19 @@ def sample_diffedit(
 class Cut:
     """How a mask is made of a heat map. Radii in pixels of the image."""
 
-    normalisation: str = "peak"
+    normalisation: str = NORMALISATIONS[0]
     clamp_ratio: float = 3.0
-    kind: str = "share"
-    threshold: float = 0.5
+    threshold_kind: str = THRESHOLDS[0]
+    threshold: float = 0.3
     soft: bool = False
     open: int = 0
-    close: int = 0
+    close: int = 12
     dilate: int = 0
     blur: int = 0
 
     def mask(self, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mask, heat in [0, 1]) of a heat map (B, H, W)."""
-        shown = normalised(found, self.normalisation, self.clamp_ratio)
-        mask = cut(shown, self.threshold, self.kind, self.soft)
+        shown = normalized(found, self.normalisation, self.clamp_ratio)
+        mask = cut(shown, self.threshold, self.threshold_kind, self.soft)
         mask = dilated(closed(opened(mask, self.open), self.close), self.dilate)
         return blurred(mask, self.blur), shown

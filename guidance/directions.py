@@ -13,28 +13,24 @@ import torch
 
 @dataclass(frozen=True)
 class Shaping:
-    """Adaptive projected guidance (arXiv 2410.02416, section 4 and algorithm 1): `eta` keeps that share of the part
-    parallel to the prediction (1 = all, the paper takes 0), `momentum` beta adds the running direction (0 = off, the
-    paper takes -0.75 to -0.25), `norm` r is the largest L2 norm (0 = off). `zero_star` fits the null to the prediction
+    """Adaptive projected guidance (arXiv 2410.02416, section 4 and algorithm 1): `apg_eta` keeps that share of the part
+    parallel to the prediction (1 = all, the paper takes 0), `apg_momentum` beta adds the running direction (0 = off, the
+    paper takes -0.75 to -0.25), `apg_norm` r is the largest L2 norm (0 = off). `zero_star` fits the null to the prediction
     first (CFG-zero-star, arXiv 2503.18886, equation 7)."""
 
-    eta: float = 1.0
-    momentum: float = 0.0
-    norm: float = 0.0
+    apg_eta: float = 1.0
+    apg_momentum: float = 0.0
+    apg_norm: float = 0.0
     zero_star: bool = False
 
     def __post_init__(self):
-        for name, value, low, high in (
-            ("apg_eta", self.eta, 0.0, 10.0),
-            ("apg_momentum", self.momentum, -1.0, 1.0),
-            ("apg_norm", self.norm, 0.0, math.inf),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; give a number from {low} to {high}.")
+        for name, low, high in (("apg_eta", 0.0, 10.0), ("apg_momentum", -1.0, 1.0), ("apg_norm", 0.0, math.inf)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number from {low} to {high}.")
 
     @property
     def neutral(self) -> bool:
-        return self == AS_THEY_ARE
+        return self == NO_SHAPING
 
     def __call__(
         self, prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor, running: torch.Tensor | None = None
@@ -42,17 +38,17 @@ class Shaping:
         """(direction, running direction for the next step) from two denoised predictions and the noisy latent, (B, C, ...)."""
         null = fitted_null(prediction, null, x) if self.zero_star else null
         delta = prediction - null
-        if self.momentum and running is not None:
-            delta = delta + self.momentum * running
+        if self.apg_momentum and running is not None:
+            delta = delta + self.apg_momentum * running
         kept = delta
-        if self.norm > 0:
-            delta = delta * (self.norm / _norm(delta).clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
-        return (projected(delta, prediction, self.eta) if self.eta != 1.0 else delta), kept
+        if self.apg_norm > 0:
+            delta = delta * (self.apg_norm / _norm(delta).clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
+        return (projected(delta, prediction, self.apg_eta) if self.apg_eta != 1.0 else delta), kept
 
     def direction(
         self, prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor, strength: float, running: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(direction, running direction) of which `strength` times is the push of a channel.
+        """(direction, running direction for the next step) of a channel's term, which is `strength` times the direction.
 
         As in the papers, of a weight w the prediction itself has 1 and the shaped direction w - 1. So a weight from 0 to 1 acts as in
         plain CFG, and one below 0 is shaped as a whole.
@@ -64,7 +60,7 @@ class Shaping:
         return delta + (1 - plain / strength) * (shaped - delta), kept
 
 
-AS_THEY_ARE = Shaping()
+NO_SHAPING = Shaping()
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Squared distance of mean and deviation of each colour, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
+    """Squared distance of mean and deviation of each color, (B, 3, H, W) and (1 or B, 3, ...) in [0, 1] -> (B,)."""
 
     def look(p):
         flat = p.flatten(2)
@@ -33,7 +33,7 @@ def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
 
 
 def brightness_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the light and dark of the image, blurred to 8 x 8 cells; colour is free."""
+    """Squared distance of the light and dark of the image, blurred to 8 x 8 cells; color is free."""
     luma = torch.tensor(LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
     return layout_distance((images * luma).sum(1, True), (reference * luma).sum(1, True))
 
@@ -54,10 +54,10 @@ def embedding_distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tenso
 
 
 @dataclass(frozen=True)
-class ImageForce:
+class ImageGradient:
     """What a loss on the predicted clean latent, (B, C, H, W) -> (B,), adds to the prediction at weight 1.
 
-    The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are the host's
+    The loss is taken once for every latent cell, so that a weight means the same at every size. `models` are ComfyUI's
     patchers that the loss needs in memory; `batch` limits the images, of a video its frames, at a time (0 = all).
     """
 

@@ -9,15 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from .multi_cfg import Channel
 from .schedules import ALWAYS, NoiseScale, Schedule, Span
-
-
-def combine(nothing: torch.Tensor, image: torch.Tensor, edit: torch.Tensor, text_scale: float, image_scale: float) -> torch.Tensor:
-    """Equation 3. `nothing` is D(0,0), `image` D(I,0), `edit` D(I,T); all denoised, (B, C, ...)."""
-    return nothing + image_scale * (image - nothing) + text_scale * (edit - image)
 
 
 def coefficients(text_scale: float, image_scale: float) -> dict[str, float]:
@@ -26,33 +19,28 @@ def coefficients(text_scale: float, image_scale: float) -> dict[str, float]:
     return {name: 0.0 if math.isclose(a, b, abs_tol=1e-9) else a - b for name, (a, b) in counts.items()}
 
 
-def needed(text_scale: float, image_scale: float) -> list[str]:
-    """The predictions to evaluate: all three, fewer where a scale is 1 or 0 or both are equal."""
-    return [name for name, count in coefficients(text_scale, image_scale).items() if count != 0.0]
-
-
 @dataclass(frozen=True)
 class Scales:
     """The two scales, each times its schedule. (1, 1) is the instruction without guidance."""
 
-    text: float = 7.5
-    image: float = 1.5
+    text_scale: float = 7.5
+    image_scale: float = 1.5
     text_schedule: Schedule = ALWAYS
     image_schedule: Schedule = ALWAYS
 
     def __post_init__(self):
-        for name, value, usual in (("text_scale", self.text, "5 to 10"), ("image_scale", self.image, "1 to 2")):
-            if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; give a finite number, usually {usual}.")
+        for name, usual in (("text_scale", "5 to 10"), ("image_scale", "1 to 2")):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; give a finite number, usually {usual}.")
 
     def at(self, sigma: float, scale: NoiseScale) -> tuple[float, float]:
         """(s_T, s_I) at `sigma`."""
-        return self.text * self.text_schedule(sigma, scale), self.image * self.image_schedule(sigma, scale)
+        return self.text_scale * self.text_schedule(sigma, scale), self.image_scale * self.image_schedule(sigma, scale)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The three conditionings of equation 3, as the host has them."""
+    """The three conditionings of equation 3, as ComfyUI has them."""
 
     nothing: object
     image: object
@@ -72,16 +60,16 @@ class Excess:
 
 def channels(conditions: Conditions, scales: Scales) -> tuple[Channel, Channel]:
     """Equation 3 as two guidance channels over D(0,0): the image, then the instruction with the image as its null."""
-    image = Channel(conditions.image, scales.image, schedule=scales.image_schedule, name="image")
-    return image, Channel(conditions.edit, scales.text, null=conditions.image, schedule=scales.text_schedule, name="text")
+    image = Channel(conditions.image, scales.image_scale, schedule=scales.image_schedule, name="image")
+    return image, Channel(conditions.edit, scales.text_scale, null=conditions.image, schedule=scales.text_schedule, name="text")
 
 
 def excess(conditions: Conditions, scales: Scales) -> Channel:
     """What equation 3 adds to plain CFG between image with and without instruction: `(s_I - 1) (D(I,0) - D(0,0))`."""
-    schedule = Schedule(Excess(scales.image, scales.image_schedule))
+    schedule = Schedule(Excess(scales.image_scale, scales.image_schedule))
     return Channel(conditions.image, null=conditions.nothing, schedule=schedule, name="image")
 
 
 def around_the_image(conditions: Conditions, scales: Scales) -> tuple[Channel, Channel]:
     """Equation 3 as channels over D(I,0): plain CFG by the instruction, then the image's excess, none at s_I = 1."""
-    return Channel(conditions.edit, scales.text, schedule=scales.text_schedule, name="text"), excess(conditions, scales)
+    return Channel(conditions.edit, scales.text_scale, schedule=scales.text_schedule, name="text"), excess(conditions, scales)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from .directions import AS_THEY_ARE, Shaping
+from .directions import NO_SHAPING, Shaping
 from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")
 
 
-class Force(Protocol):
-    """A push that is not a difference of two predictions, such as the gradient of a classifier."""
+class GradientTerm(Protocol):
+    """What a channel adds that is no difference of two predictions, such as the gradient of a classifier."""
 
     through_denoiser: bool  # whether `denoised` must come with its graph back to x
-    latent_format: str  # the host's latent format that it was made for; "" = any
+    latent_format: str  # ComfyUI's latent format that it was made for; "" = any
 
     def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:
         """The change of the denoised prediction at weight 1, of the shape of the noisy latent x (B, C, ...)."""
@@ -32,10 +32,10 @@ class Force(Protocol):
 
 @dataclass(frozen=True)
 class Channel:
-    """One condition that pulls the trajectory towards it, or pushes it away (`negative`).
+    """One condition that the guidance pulls towards, or pushes away from (`negative`).
 
-    `conditioning` and `null` are the host's values; a null of None means the guider's unconditional. A channel with a
-    `force` has neither. `mask` is (B or 1, H, W) in [0, 1], any size.
+    `conditioning` and `null` are ComfyUI's values; a null of None means the guider's unconditional. A channel with a
+    `gradient` has neither. `mask` is (B or 1, H, W) in [0, 1], any size.
     """
 
     conditioning: object
@@ -47,7 +47,7 @@ class Channel:
     mask: torch.Tensor | None = None
     priority: int = 0
     name: str = ""
-    force: Force | None = None
+    gradient: GradientTerm | None = None
 
     def __post_init__(self):
         if not math.isfinite(self.weight):
@@ -63,67 +63,62 @@ class Channel:
                 "none at all; give a mask of 0 (off) to 1 (on)."
             )
 
-    def factor(self, sigma: float, scale: NoiseScale) -> float:
-        """Schedule times interval at `sigma`."""
-        return self.schedule(sigma, scale) * self.interval(sigma, scale)
-
-    def strength(self, sigma: float, scale: NoiseScale) -> float:
-        """The signed weight at `sigma`: below 0 for a negative channel."""
-        return (-self.weight if self.negative else self.weight) * self.factor(sigma, scale)
+    def strength(self, sigma: float, scale: NoiseScale, weight: float | None = None) -> float:
+        """The signed weight at `sigma`, schedule and interval included; `weight` replaces the channel's own."""
+        weight = self.weight if weight is None else weight
+        return (-weight if self.negative else weight) * (self.schedule(sigma, scale) * self.interval(sigma, scale))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How pushes are made and added. `norm_cap` is the largest RMS of the summed push in latent units, 0 = none;
+    """How the terms of channels are made and added. `norm_cap` is the largest RMS of their sum in latent units, 0 = none;
     `rescale` is the share phi of CFG-rescale (arXiv 2305.08891, section 3.4), 0 = none.
 
     Outside `interval` (arXiv 2404.07724, section 3) every positive conditioning acts with weight 1 and nothing else does.
-    Before `zero_init`, a percent, the prediction is the noisy latent itself, which does not move it (arXiv 2503.18886).
+    Before `zero_init_percent` the prediction is the noisy latent itself, so the latent is unchanged (arXiv 2503.18886).
     """
 
     conflict: str = "sum"
     norm_cap: float = 0.0
     rescale: float = 0.0
-    shaping: Shaping = AS_THEY_ARE
+    shaping: Shaping = NO_SHAPING
     interval: Schedule = ALWAYS
-    zero_init: float = 0.0
+    zero_init_percent: float = 0.0
 
     def __post_init__(self):
         if self.conflict not in CONFLICTS:
             raise ValueError(f"Unknown conflict rule '{self.conflict}'; choose one of {', '.join(CONFLICTS)}.")
-        for name, value, high in (
-            ("norm_cap", self.norm_cap, math.inf),
-            ("rescale", self.rescale, 1.0),
-            ("zero_init", self.zero_init, 1.0),
-        ):
-            if not 0.0 <= value <= high:
-                raise ValueError(f"{name} is {value}; give a number from 0 (off) to {high}.")
+        for name, high in (("norm_cap", math.inf), ("rescale", 1.0), ("zero_init_percent", 1.0)):
+            if not 0.0 <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 (off) to {high}.")
 
     @property
     def plain(self) -> bool:
-        """Whether pushes are simply added to whatever is there."""
+        """Whether terms are simply added to the prediction."""
         return self.conflict == "sum" and self.norm_cap == self.rescale == 0.0 and self.shaping.neutral
 
-    def strength(self, channel: Channel, sigma: float, scale: NoiseScale) -> float:
-        """The signed weight of a channel at `sigma`."""
-        own = channel.strength(sigma, scale)
+    def strength(self, channel: Channel, sigma: float, scale: NoiseScale, weight: float | None = None) -> float:
+        """The signed weight of a channel at `sigma`; `weight` replaces the channel's own."""
+        strength = channel.strength(sigma, scale, weight)
         if self.interval(sigma, scale) > 0.0:
-            return own
-        return 0.0 if channel.force is not None else min(1.0, max(0.0, own))
+            return strength
+        return 0.0 if channel.gradient is not None else min(1.0, max(0.0, strength))
 
 
 @dataclass(frozen=True)
-class Push:
-    """What one channel adds to the prediction at one noise level, any shape (B, C, ...)."""
+class GuidanceTerm:
+    """What a channel, called `name` in the report, adds to one prediction at a signed weight; any shape (B, C, ...)."""
 
     delta: torch.Tensor
-    priority: int = field(default=0)
+    priority: int = 0
+    name: str = ""
+    weight: float = 1.0
 
 
-def push(direction: torch.Tensor, strength: float, mask: torch.Tensor | None = None, priority: int = 0) -> Push:
-    """`strength` times a direction such as `D_k - D_null`, inside the mask (broadcastable to it) where there is one."""
-    delta = direction * strength
-    return Push(delta if mask is None else delta * mask, priority)
+def term(direction: torch.Tensor, weight: float, mask: torch.Tensor | None = None, priority: int = 0, name: str = "") -> GuidanceTerm:
+    """`weight` times a direction such as `D_k - D_null`, inside the mask (broadcastable to it) where there is one."""
+    delta = direction * weight
+    return GuidanceTerm(delta if mask is None else delta * mask, priority, name, weight)
 
 
 def _added(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -138,7 +133,7 @@ def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def without_component(delta: torch.Tensor, along: torch.Tensor, only_opposing: bool) -> torch.Tensor:
-    """`delta` less its component along another push, per sample: the whole component (Perp-Neg, arXiv 2304.04968),
+    """`delta` less its component along another term, per sample: the whole component (Perp-Neg, arXiv 2304.04968),
     or only one that points against it."""
     dot = (delta.double() * along.double()).flatten(1).sum(1)
     share = dot / along.double().flatten(1).square().sum(1).clamp(min=1e-30)
@@ -147,14 +142,14 @@ def without_component(delta: torch.Tensor, along: torch.Tensor, only_opposing: b
     return (delta.double() - _per_sample(share, delta) * along.double()).to(delta.dtype)
 
 
-def resolve(pushes: Sequence[Push], conflict: str = "sum") -> torch.Tensor:
-    """The summed push. With `project` a push of lower priority loses the part that works against the sum of all
-    pushes of higher priority; with `perpendicular` it loses its whole component along that sum."""
+def resolve(terms: Sequence[GuidanceTerm], conflict: str = "sum") -> torch.Tensor:
+    """The sum of terms. With `project` a term of lower priority loses the part that works against the sum of all
+    terms of higher priority; with `perpendicular` it loses its whole component along that sum."""
     if conflict == "sum":
-        return _added([p.delta for p in pushes])
+        return _added([t.delta for t in terms])
     total = None
-    for priority in sorted({p.priority for p in pushes}, reverse=True):
-        group = [p.delta for p in pushes if p.priority == priority]
+    for priority in sorted({t.priority for t in terms}, reverse=True):
+        group = [t.delta for t in terms if t.priority == priority]
         if total is not None:
             group = [without_component(d, total, conflict == "project") for d in group]
         total = _added(group if total is None else [total, *group])
@@ -173,16 +168,18 @@ def rescaled(prediction: torch.Tensor, positives: Sequence[torch.Tensor], phi: f
     def deviation(t):
         return t.flatten(1).std(1)
 
-    wanted = torch.stack([deviation(p) for p in positives]).mean(0)
-    gain = wanted / deviation(prediction).clamp(min=1e-12)
+    target = torch.stack([deviation(p) for p in positives]).mean(0)
+    gain = target / deviation(prediction).clamp(min=1e-12)
     return prediction * _per_sample(phi * gain + (1 - phi), prediction)
 
 
-def combine(base: torch.Tensor, pushes: Sequence[Push], rules: Rules = Rules(), positives: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-    """The guided prediction: `base` plus the pushes under the rules; all denoised, (B, C, ...)."""
-    if not pushes:
+def combine(
+    base: torch.Tensor, terms: Sequence[GuidanceTerm], rules: Rules = Rules(), positives: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """The guided prediction: `base` plus the terms under the rules; all denoised, (B, C, ...)."""
+    if not terms:
         return base
-    delta = resolve(pushes, rules.conflict)
+    delta = resolve(terms, rules.conflict)
     if rules.norm_cap > 0:
         delta = capped(delta, rules.norm_cap)
     guided = base + delta

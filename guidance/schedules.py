@@ -143,7 +143,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Curve:
-    """Any function of the position in the span, for example the host's curve editor; times `height`."""
+    """Any function of the position in the span, for example ComfyUI's curve editor; times `height`."""
 
     function: Callable[[float], float]
     height: float = 1.0

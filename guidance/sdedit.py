@@ -1,6 +1,6 @@
 """SDEdit: noise a guide to a chosen level, then denoise it (arXiv 2108.01073).
 
-The strength t0 is a true noise level, so it means the same for every scheduler and step count. In the host's sigma
+The strength t0 is a true noise level, so it means the same for every scheduler and step count. In ComfyUI's sigma
 space both processes of the paper start at `x = guide + sigma n`; they differ in which sigma belongs to t0 and in the
 grid of sigmas below it.
 """

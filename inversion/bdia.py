@@ -1,6 +1,6 @@
 """BDIA: exact inversion by averaging the DDIM steps to both sides (arXiv 2307.10829, the BDIA-DDIM update and its inverse).
 
-In VP the next state is z_{i+1} = F(z_i, i+1) + gamma (z_{i-1} - F(z_i, i-1)); a state of another level has another scale in the host's sigma
+In VP the next state is z_{i+1} = F(z_i, i+1) + gamma (z_{i-1} - F(z_i, i-1)); a state of another level has another scale in ComfyUI's sigma
 space, which is where the factor beside gamma comes from. A flow model puts no scale on its input, and the factor is 1.
 """
 
@@ -20,7 +20,7 @@ GROWTH = 1e4  # of the error of the first step up, which is about a hundredth of
 
 @dataclass(frozen=True)
 class BDIA(Method):
-    """Exact for any network; one evaluation a step. The carry is (this state, the one before it).
+    """Exact for any network; one evaluation a step. The state is (x at this level, x at the level before).
 
     `gamma` (0 <= gamma <= 1) is how much of the step before is taken back: 0 is DDIM and has no inverse, 1 is a leapfrog.
     """
@@ -45,6 +45,6 @@ class BDIA(Method):
         check_growth("gamma", self.gamma, steps, steps, GROWTH, "0.92 to 1 for 50")
         return encode_pairs(derivative, x0, sigmas, show, [self.weight(derivative, sigmas, i) for i in range(1, steps)])
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         weight = self.weight(derivative, trajectory.sigmas, i) if i else 0.0
-        return step_pair(derivative, carry, i, trajectory.sigmas, weight)
+        return step_pair(derivative, state, i, trajectory.sigmas, weight)

@@ -26,7 +26,7 @@ def weight(sigmas: Sequence[float], i: int) -> float:
 
 
 def check_steps(sigmas: Sequence[float], dtype: torch.dtype) -> None:
-    """Refuses steps of no length, and steps that become so much longer on the way down that the digits of `dtype` do not last.
+    """Refuses steps of no length, and steps that grow so much on the way down that the precision of `dtype` is lost.
 
     A rounding error at the start of a step h is amplified by (k / h)^2 at every later step k.
     """
@@ -40,13 +40,14 @@ def check_steps(sigmas: Sequence[float], dtype: torch.dtype) -> None:
     if loss > LOSS:
         raise ValueError(
             f"The scheduler's steps become {max(lengths) / lengths[0]:.0f} times longer on the way down, which would cost O-BELM about "
-            f"{loss:.0e} of the image in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or normal."
+            f"{loss:.0e} of the image in {str(dtype).removeprefix('torch.')}. Choose precision float64, or a scheduler like karras or "
+            "normal."
         )
 
 
 @dataclass(frozen=True)
 class OBELM(Method):
-    """Exact for any network, second order; one evaluation a step, no setting. The carry is (this state, the one before it)."""
+    """Exact for any network, second order; one evaluation a step, no setting. The state is (x at this level, x at the level before)."""
 
     name: ClassVar[str] = "o-belm"
 
@@ -56,5 +57,5 @@ class OBELM(Method):
         check_steps(sigmas, x0.dtype)
         return encode_pairs(derivative, x0, sigmas, show, [weight(sigmas, i) for i in range(1, len(sigmas) - 1)])
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        return step_pair(derivative, carry, i, trajectory.sigmas, weight(trajectory.sigmas, i) if i else 0.0)
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        return step_pair(derivative, state, i, trajectory.sigmas, weight(trajectory.sigmas, i) if i else 0.0)

@@ -1,8 +1,8 @@
-"""DDIM inversion: the deterministic sampler run backwards (arXiv 2010.02502, section 4.3; as an inversion arXiv 2105.05233).
+"""DDIM inversion: the deterministic sampler reversed (arXiv 2010.02502, section 4.3; as an inversion arXiv 2105.05233).
 
-Each step up asks the network at the level it goes to, with the state that it comes from. The way down asks at the level it comes from,
-with a slightly different state: the error is of the order of the step. Midpoint steps bring it to the square of the step (RF-Solver, arXiv
-2411.04746, whose second-order formula is the explicit midpoint method), fixed-point iterations to nothing where they converge.
+A step up evaluates the network at the level it goes to, with the state it comes from; the step down evaluates it with a slightly different
+state, so the error is of the order of the step. Midpoint steps bring it to the square of the step (RF-Solver, arXiv 2411.04746, whose
+second-order formula is the explicit midpoint method), fixed-point iterations to nothing where they converge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DDIM(Method):
     """Exact as the number of steps grows, or as the fixed-point iterations converge.
 
     `order` evaluations a step: 1 is DDIM (Euler), 2 midpoint. Up to `fixed_point_iterations` times as many again on the way up, until the
-    relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then tells what was reached at every step.
+    relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then holds the residual of every step.
     """
 
     name: ClassVar[str] = "ddim"
@@ -52,20 +52,20 @@ class DDIM(Method):
         extras = {"residuals": torch.stack(residuals[::-1])} if residuals else {}
         return Trajectory(tuple(sigmas), tuple((x,) for x in reversed(states)), extras)
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        return (carry[0] + self._move(derivative, carry[0], *trajectory.sigmas[i : i + 2]),)
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        return (state[0] + self._move(derivative, state[0], *trajectory.sigmas[i : i + 2]),)
 
     def _move(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float, first: torch.Tensor | None = None) -> torch.Tensor:
-        """What a step adds to x; `first` is the derivative at its start, unless it is to be asked there."""
+        """What a step adds to x; `first` is the derivative at its start, evaluated here unless given."""
         first = derivative(x, now) if first is None else first
         if self.order == 1:
             return (goal - now) * first
         return (goal - now) * derivative(x + (goal - now) / 2 * first, (now + goal) / 2)
 
     def _up(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(the state at `goal` from which a step down leads to x, what is left of the residual). Nothing is asked at sigma 0.
+        """(the state at `goal` from which a step down leads to x, its residual). The network is not evaluated at sigma 0.
 
-        Without fixed-point iterations the first guess, whose residual nobody asks for.
+        Without fixed-point iterations it is the first guess, and the residual is None.
         """
         first = derivative(x, goal, now) if self.order == 1 or now == 0.0 else None
         start = x + self._move(derivative, x, now, goal, first)

@@ -18,14 +18,14 @@ from .method import Derivative, Method, Show, State, Trajectory
 GROWTH = 1e5  # of what the pair disagrees about, on the way up: it starts at about a hundred-thousandth of the state
 
 
-def _ordered(carry: State, i: int) -> State:
+def _ordered(state: State, i: int) -> State:
     """(the state that moves first, the other) of step i: they take turns. The same call puts them back."""
-    return carry if i % 2 == 0 else carry[::-1]
+    return state if i % 2 == 0 else state[::-1]
 
 
 @dataclass(frozen=True)
 class EDICT(Method):
-    """Exact for any network; two evaluations a step. The carry is (x, y), at the image's own level twice the image.
+    """Exact for any network; two evaluations a step. The state is (x, y), at sigma 0 twice the image.
 
     `p` (0 < p <= 1) is a state's own share in the mixing: each step down brings the pair together by p^2, each step up drives it apart by
     as much.
@@ -48,9 +48,9 @@ class EDICT(Method):
             show(states[-1][0], derivative.denoised)
         return Trajectory(tuple(sigmas), tuple(reversed(states)))
 
-    def _up(self, derivative: Derivative, carry: State, i: int, sigmas: Sequence[float]) -> State:
+    def _up(self, derivative: Derivative, state: State, i: int, sigmas: Sequence[float]) -> State:
         """Undoes `step`, its lines in the opposite order."""
-        (now, goal), (x, y) = sigmas[i : i + 2], carry
+        (now, goal), (x, y) = sigmas[i : i + 2], state
         y = (y - (1 - self.p) * x) / self.p
         x = (x - (1 - self.p) * y) / self.p
         first, second = _ordered((x, y), i)
@@ -58,9 +58,9 @@ class EDICT(Method):
         first = first - (goal - now) * derivative(second, now)
         return _ordered((first, second), i)
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         now, goal = trajectory.sigmas[i : i + 2]
-        first, second = _ordered(carry, i)
+        first, second = _ordered(state, i)
         first = first + (goal - now) * derivative(second, now)
         second = second + (goal - now) * derivative(first, now, goal)
         x, y = _ordered((first, second), i)

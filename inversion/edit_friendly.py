@@ -2,7 +2,7 @@
 
 Every level gets the image under noise of its own, and a noise map is what ancestral sampling has to add at a step to get from one level to
 the next. Such maps are no normal noise: they are larger and carry the image's layout, which is why they keep it under another prompt.
-The step is Euler ancestral with eta 1, the host's `euler_ancestral`, whose form for flow models differs.
+The step is Euler ancestral with eta 1, ComfyUI's `euler_ancestral`, whose form for flow models differs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .noise import draw_like, noised
 class EditFriendly(Method):
     """Exact for any network, under the same prompt and cfg; one evaluation a step.
 
-    The noise maps are the trajectory's extra "noise_maps" (N, B, ...). The last step adds no noise; the paper leaves out what it misses of the
-    image, here its map is just that. `flow` and `noise_scale` say what a noisy state of the model is: see `noise.noised`.
+    The noise maps are the trajectory's extra "noise_maps" (N, B, ...). The last step adds no noise; the paper leaves out what it misses of
+    the image, here that is its map. `flow` and `noise_scale` say what a noisy state of the model is: see `noise.noised`.
     """
 
     name: ClassVar[str] = "edit-friendly"
@@ -50,6 +50,6 @@ class EditFriendly(Method):
             show(states[-1][0], derivative.denoised)
         return Trajectory(tuple(sigmas), (*states[:-1], (x0,)), {"noise_maps": torch.stack(maps)})
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        mean, deviation = self._mean(derivative, carry[0], *trajectory.sigmas[i : i + 2])
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        mean, deviation = self._mean(derivative, state[0], *trajectory.sigmas[i : i + 2])
         return (mean + deviation * trajectory.extras["noise_maps"][i],)

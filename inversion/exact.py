@@ -1,7 +1,7 @@
 """What exact inversions share: settings that fit the number of steps, and the form of those that look at three levels at once.
 
-An exact inversion undoes its own way up, whatever the network says, because it carries two states and each update of one asks the network
-only about the other. The price is paid on the way up, where what two states disagree about grows with every step.
+Sampling undoes an exact inversion whatever the network predicts, because there are two states and each update of one evaluates the network
+only at the other. The price: during the inversion the difference of the two states grows with every step.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ def check_growth(name: str, value: float, rounds: int, steps: int, limit: float,
         )
 
 
-def _pair_start(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"There is {steps} step, but a method over three levels needs 2 or more (usually 50); raise steps.")
-
-
 @torch.no_grad()
 def encode_pairs(derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show, weights: Sequence[float]) -> Trajectory:
     """The trajectory of the method whose `step_pair` has these weights, one for each level between the first and the last.
@@ -46,7 +41,8 @@ def encode_pairs(derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[floa
     The first step up is DDIM's, at the level it goes to, so the network is never asked at sigma 0. The pair at the noisiest level is
     (x_0, x_1), at any other (x_i, x_{i-1}).
     """
-    _pair_start(len(sigmas) - 1)
+    if len(sigmas) < 3:
+        raise ValueError(f"There is {len(sigmas) - 1} step, but a method over three levels needs 2 or more (usually 50); raise steps.")
     states = [x0, x0 + (sigmas[-2] - sigmas[-1]) * derivative(x0, sigmas[-2], sigmas[-1])]
     show(states[-1], derivative.denoised)
     for i in range(len(sigmas) - 2, 0, -1):
@@ -58,12 +54,12 @@ def encode_pairs(derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[floa
     return Trajectory(tuple(sigmas), ((states[0], states[1]), *zip(states[1:], states)))
 
 
-def step_pair(derivative: Derivative, carry: State, i: int, sigmas: Sequence[float], weight: float) -> State:
+def step_pair(derivative: Derivative, state: State, i: int, sigmas: Sequence[float], weight: float) -> State:
     """One step down: x_{i+1} = F(x_i, i+1) + weight (x_{i-1} - F(x_i, i-1)), with F(x_i, j) the DDIM step from level i to j.
 
     The noisiest step has nothing before it: there the pair itself holds the next state, and nothing is evaluated.
     """
-    x, other = carry
+    x, other = state
     if i == 0:
         return other, x
     before, now, after = sigmas[i - 1 : i + 2]

@@ -1,7 +1,7 @@
 """FlowEdit: an edit without inversion, straight from image to image (arXiv 2412.08629, algorithm 1).
 
-At each level source and edit get the same fresh noise, and the edit moves by the difference of their derivatives. The paper's is for flow models;
-with x0 + sigma n in the place of (1 - sigma) x0 + sigma n the same lines serve eps and v models.
+At each level source and edit get the same fresh noise, and the edit moves by the difference of their derivatives. The paper's is for flow
+models; with x0 + sigma n instead of (1 - sigma) x0 + sigma n the same lines serve eps and v models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def flow_edit(
     within: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda inside, outside: inside,
     show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:
-    """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under the two prompts, `noised(sigma, noise, x0)` a noisy x0.
+    """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under two prompts, `noised(sigma, noise, x0)` noises x0.
 
     Of the falling `sigmas` (T + 1, the last 0) the noisiest T - n_max steps are left out; the last n_min are plain sampling under the
     target. Every step averages `n_avg` noises. `within(inside, outside)` puts an edit into a mask. Raises ValueError for counts that do not

@@ -1,6 +1,6 @@
-"""What every inversion is made of: the derivative of a model's flow, a state carried from level to level, and a method.
+"""What every inversion is made of: the derivative of a model's flow, the state at each noise level, and a method.
 
-All of it in the host's sigma space, where `d = (x - denoised) / sigma` is the derivative of the deterministic sampler for eps, v and flow
+All of it is in ComfyUI's sigma space, where `d = (x - denoised) / sigma` is the derivative of the deterministic sampler for eps, v and flow
 models alike: a DDIM step is `x + (goal - now) d`.
 """
 
@@ -12,15 +12,15 @@ from typing import ClassVar
 
 import torch
 
-State = tuple[torch.Tensor, ...]  # the state (B, C, ...) first; exact methods carry a second state beside it
+State = tuple[torch.Tensor, ...]  # x (B, C, ...); exact methods have a second tensor of this shape
 Show = Callable[[torch.Tensor, torch.Tensor], None]  # (x, denoised), after every step
 
 
 def single(x: torch.Tensor) -> torch.Tensor:
-    """x in float32, from float64 a hair off the values that lie midway between two of float32.
+    """x in float32, after a shift of float64 values off the midpoints between two float32 values.
 
-    Sums of float32 numbers often lie there, and would round to either side after a change in their last digit: what was inverted in
-    float64 would come back with the error of float32.
+    Sums of float32 numbers are often such midpoints and would round to either side after a change in their last digit: a float64 inversion
+    would come back with the error of float32.
     """
     return (x * (1 + 3e-9) if x.dtype == torch.float64 else x).float()
 
@@ -36,20 +36,20 @@ class Derivative:
         self.model, self.input_scale, self.extra_args = model, input_scale, extra_args or {}
         self.calls, self.denoised = 0, None
 
-    def __call__(self, x: torch.Tensor, at: float, level: float | None = None) -> torch.Tensor:
-        """The derivative at sigma `at` of a state x that lies at sigma `level` (unless given, at `at` too).
+    def __call__(self, x: torch.Tensor, sigma: float, level: float | None = None) -> torch.Tensor:
+        """The derivative at `sigma` of a state x whose own sigma is `level` (default: `sigma` too).
 
-        A state of another level is scaled so that the network sees what it sees in its own space, where DDIM inversion is defined.
+        A state of another level is scaled so that the network's input is as in its own space, where DDIM inversion is defined.
         """
-        seen = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
-        self.denoised = self.model(single(seen), torch.full([len(x)], at, dtype=torch.float32, device=x.device), **self.extra_args)
+        seen = x if level is None else x * (self.input_scale(level) / self.input_scale(sigma))
+        self.denoised = self.model(single(seen), torch.full([len(x)], sigma, dtype=torch.float32, device=x.device), **self.extra_args)
         self.calls += 1
-        return (seen - self.denoised.to(x.dtype)) / at
+        return (seen - self.denoised.to(x.dtype)) / sigma
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What an inversion leaves: falling `sigmas` (N + 1) and the carry at each of them, the image's own last.
+    """The result of an inversion: falling `sigmas` (N + 1) and the state at each of them, the image's own last.
 
     `extras` are further tensors (N, B, ...), one row for each step from `sigmas[i]` to `sigmas[i + 1]`.
     """
@@ -67,37 +67,38 @@ class Trajectory:
         return len(self.sigmas) - 1
 
     def branches(self, count: int) -> Trajectory:
-        """The same for `count` branches beside each other: rows (count * B, ...), one whole batch after the other."""
+        """The same for `count` branches in one batch: rows (count * B, ...), one whole batch after the other."""
         if count == 1:
             return self
+        states = tuple(tuple(torch.cat([t] * count) for t in state) for state in self.states)
+        return Trajectory(self.sigmas, states, {k: torch.cat([t] * count, 1) for k, t in self.extras.items()})
 
-        def beside(t, dim):
-            return torch.cat([t] * count, dim)
-
-        states = tuple(tuple(beside(t, 0) for t in carry) for carry in self.states)
-        return Trajectory(self.sigmas, states, {k: beside(t, 1) for k, t in self.extras.items()})
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Trajectory:
+        """The same with every tensor changed."""
+        states = tuple(tuple(change(t) for t in state) for state in self.states)
+        return Trajectory(self.sigmas, states, {k: change(t) for k, t in self.extras.items()})
 
 
 class Method:
-    """One way to invert: a frozen dataclass of its settings. Its subclasses are all there are; `name` is theirs in files."""
+    """A way to invert: a frozen dataclass of its settings. The subclasses are all methods; `name` identifies them in files."""
 
     name: ClassVar[str]
 
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
-        """Walks a clean latent up the falling `sigmas`, from their last to their first."""
+        """The trajectory of a clean latent x0 along the falling `sigmas`, made from their last to their first."""
         raise NotImplementedError
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        """The carry at `trajectory.sigmas[i + 1]` from the one at `trajectory.sigmas[i]`."""
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        """The state at `trajectory.sigmas[i + 1]` from the one at `trajectory.sigmas[i]`."""
         raise NotImplementedError
 
     def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """What guidance on the way back makes of the difference (B, ...) of its predictions before it is scaled; None: nothing."""
+        """How guidance in the reconstruction changes the difference (B, ...) of its predictions before scaling it; None: not at all."""
         return None
 
 
 def method_named(name: str) -> type[Method]:
-    """The method that a file names."""
+    """The method of a file, by its name."""
     known = {m.name: m for m in Method.__subclasses__()}
     if name not in known:
         raise ValueError(f"'{name}' is no inversion method of this version; it knows {', '.join(sorted(known))}. Update the pack.")
@@ -116,15 +117,15 @@ def replay(
     derivative: Derivative,
     trajectory: Trajectory,
     *,
-    between: Callable[[State, int], State] = lambda carry, level: carry,
+    between: Callable[[State, int], State] = lambda state, level: state,
     show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:
-    """Walks a trajectory down again, under whatever condition the derivative now has; the latent at its last sigma.
+    """The latent at the last sigma of a trajectory, sampled from its first state with this derivative, under whatever prompt it has.
 
-    `between(carry, level)` may change the carry that has arrived at `trajectory.sigmas[level]`.
+    `between(state, level)` may change the state at `trajectory.sigmas[level]`.
     """
-    carry = trajectory.states[0]
+    state = trajectory.states[0]
     for i in range(trajectory.steps):
-        carry = between(method.step(derivative, carry, i, trajectory), i + 1)
-        show(carry[0], carry[0] if derivative.denoised is None else derivative.denoised)
-    return carry[0]
+        state = between(method.step(derivative, state, i, trajectory), i + 1)
+        show(state[0], state[0] if derivative.denoised is None else derivative.denoised)
+    return state[0]

@@ -1,7 +1,7 @@
 """Negative-prompt inversion (arXiv 2305.16807) and proximal guidance (arXiv 2306.05414, algorithms 1 and 2).
 
 With the source prompt as the negative, guidance adds nothing under the source prompt, whatever its scale: DDIM inversion comes back as
-without guidance. Under another prompt guidance follows the difference of the two prompts; proximal guidance takes out of it what is small.
+without guidance. Under another prompt guidance follows the difference of the two prompts; proximal guidance removes its small values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROXIMAL = ("off", "l0", "l1")
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """What lies at `share` of the arc from a to b (B, ...), each sample as one vector; a at 0, b at 1."""
+    """Spherical interpolation from a (at share 0) to b (at 1), (B, ...), each sample as one vector."""
     if share in (0.0, 1.0):
         return b if share else a
     x, y = (t.double().flatten(1) for t in (a, b))
@@ -31,9 +31,9 @@ def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch.Tensor:
-    """A difference (B, ...) without its small values: those up to the quantile of each sample's sizes.
+    """A difference (B, ...) without its small values: those up to this quantile of each sample's absolute values.
 
-    "l0" keeps the others as they are, "l1" brings them nearer to 0 by as much. At quantile 0 it is unchanged, at 1 nothing is left.
+    "l0" keeps the others as they are, "l1" brings them closer to 0 by as much. At quantile 0 it is unchanged, at 1 all is 0.
     """
     if kind == "off" or quantile == 0.0:
         return difference
@@ -47,11 +47,10 @@ def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch
 
 @dataclass(frozen=True)
 class NegativePrompt(Method):
-    """DDIM for a way back with the source as the negative.
+    """DDIM for a reconstruction with the source as the negative.
 
-    `fixed_point_iterations` make the way up exact, see `DDIM`. `interpolation` tells how far the negative lies from the source towards the
-    empty prompt. `proximal` and `quantile` say what `without_small` takes
-    out of guidance.
+    `fixed_point_iterations` make the inversion exact, see `DDIM`. `interpolation` (0 to 1) moves the negative from the source towards the
+    empty prompt. `proximal` and `quantile` are those of `without_small`, which guidance goes through.
     """
 
     name: ClassVar[str] = "negative_prompt"
@@ -71,8 +70,8 @@ class NegativePrompt(Method):
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         return DDIM(fixed_point_iterations=self.fixed_point_iterations).encode(derivative, x0, sigmas, show)
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        return DDIM().step(derivative, carry, i, trajectory)
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        return DDIM().step(derivative, state, i, trajectory)
 
     def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None if self.proximal == "off" else lambda difference: without_small(difference, self.proximal, self.quantile)

@@ -1,7 +1,7 @@
-"""Null-text inversion: an unconditional embedding for every step, with which guidance leads back to the image (arXiv 2211.09794).
+"""Null-text inversion: an unconditional embedding for every step, with which guidance reconstructs the image (arXiv 2211.09794).
 
-DDIM inversion without guidance gives pivots. On the way back, each step's embedding is optimised until the guided step leads to the next
-pivot. Losses are in the network's own space, as the paper's are: of x in sigma space times the square of the factor on the network's input.
+DDIM inversion without guidance gives pivots. In the reconstruction, each step's embedding is optimized until the guided step leads to the
+next pivot. Losses are in the network's own space, as the paper's are: of x in sigma space times the square of the network's input scale.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b
 
 
 class Predictor:
-    """A model under guidance, taken apart. `rows` (b,) tell which of a batch's images the states x (b, ...) are.
+    """A guided model, split into its predictions. `rows` (b,) are the batch indices of the states x (b, ...).
 
-    `plain` tells whether nothing but a row's own state and prompt makes its prediction: some rows can be asked without the others, and the
-    source's embedding in the negative's place predicts what the source does.
+    `plain`: a row's prediction depends on nothing but its own state and prompt. Then rows can be predicted without the others, and the
+    source's embedding in the place of the negative predicts what the source does.
     """
 
     plain = True
@@ -44,27 +44,27 @@ class Predictor:
     def guided(
         self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
-        """What guidance makes of the two."""
+        """Guidance between the two predictions."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Aim:
-    """A step of the way back, from states x at sigma `now` to `pivot` at `goal`; `unit` makes squares of x squares in the network's space.
+class StepTarget:
+    """A step of the reconstruction, from states x at sigma `now` to `pivot` at `goal`; `unit` converts squares to the network's space.
 
-    The step's optimisation ends for an image whose loss is below `enough`. `before` is the embedding of the step before, if any.
+    The optimization stops for an image whose loss is below `tolerance`. `before` is the embedding of the step before, if any.
     """
 
-    number: int
     x: torch.Tensor
     pivot: torch.Tensor
     now: float
     goal: float
     unit: float
-    enough: float
+    tolerance: float
     before: torch.Tensor | None
 
     def moved(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The states at `goal`, by a DDIM step with this prediction."""
         return self.x[rows] + (self.goal - self.now) * (self.x[rows] - denoised) / self.now
 
     def loss(self, denoised: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -73,8 +73,8 @@ class Aim:
 
 
 @dataclass
-class Kept:
-    """The best that was found for a step: embeddings (B, tokens, width), what guidance predicts with them, where the step leads.
+class Best:
+    """The best result of a step so far: embeddings (B, tokens, width), the guided prediction with them, the states that it leads to.
 
     `loss` (B,) is its loss, `first` that of the start, `gradients` how many gradients were taken.
     """
@@ -87,23 +87,23 @@ class Kept:
     gradients: torch.Tensor
 
     @classmethod
-    def nothing(cls, aim: Aim, null: torch.Tensor) -> Kept:
-        none = torch.full([len(aim.x)], torch.inf, device=aim.x.device)
-        return cls(null.clone(), aim.x.clone(), aim.x.clone(), none, none.clone(), torch.zeros_like(none))
+    def nothing(cls, target: StepTarget, null: torch.Tensor) -> Best:
+        none = torch.full([len(target.x)], torch.inf, device=target.x.device)
+        return cls(null.clone(), target.x.clone(), target.x.clone(), none, none.clone(), torch.zeros_like(none))
 
-    def offer(self, aim: Aim, rows: torch.Tensor, null: torch.Tensor, denoised: torch.Tensor, loss: torch.Tensor) -> None:
-        """Takes what is better than the best."""
+    def offer(self, target: StepTarget, rows: torch.Tensor, null: torch.Tensor, denoised: torch.Tensor, loss: torch.Tensor) -> None:
+        """Keeps the rows whose loss is lower than before."""
         better = loss < self.loss[rows]
-        at = rows[better]
-        self.null[at], self.denoised[at], self.loss[at] = null[better], denoised[better], loss[better]
-        self.x[at] = aim.moved(denoised[better], at)
+        improved = rows[better]
+        self.null[improved], self.denoised[improved], self.loss[improved] = null[better], denoised[better], loss[better]
+        self.x[improved] = target.moved(denoised[better], improved)
 
 
 class Secant:
     """Steepest descent in step lengths that need no rate.
 
     The first is Polyak's for a loss that can vanish; then those of Barzilai and Borwein (1988), from the last change of embedding and
-    gradient. Where a prompt has hardly an effect they would run away: a change is at most a tenth of the start.
+    gradient. Where a prompt has hardly an effect they would diverge: a change is at most a tenth of the start.
     """
 
     def __init__(self, null: torch.Tensor):
@@ -140,23 +140,23 @@ class Adam:
 
 
 def threshold(i: int, steps: int) -> float:
-    """The loss that is enough for the paper in step i of `steps`: 1e-5, and 2e-5 more with every fiftieth of the way."""
+    """The loss at which the paper stops in step i of `steps`: 1e-5, and 2e-5 more with every fiftieth of the steps."""
     return 1e-5 + 2e-5 * i * USUAL_STEPS / steps
 
 
 def rate(learning_rate: float, i: int, steps: int) -> float:
-    """The learning rate of step i: as in the paper it falls to its half, and so it does in any number of steps."""
+    """The learning rate of step i: it falls to its half over the steps, as in the paper, whatever their number."""
     return learning_rate * (1 - i / (2 * steps))
 
 
 @dataclass(frozen=True)
 class NullText(Method):
-    """DDIM whose unconditional embeddings are optimised, in up to `inner_steps` gradients a step.
+    """DDIM whose unconditional embeddings are optimized, in up to `inner_steps` gradients a step.
 
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
-    `learning_rate`. `early_stop` times the paper's threshold is enough. `smoothness` weighs the mean square of an embedding's change from
-    step to step, `l1` and `perceptual` the distances of the predicted image from the image.
+    `learning_rate`. A step stops at `early_stop` times the paper's threshold. `smoothness` weighs the mean square of an embedding's change
+    from step to step, `l1` and `perceptual` the distances of the predicted image from the image.
     """
 
     name: ClassVar[str] = "null_text"
@@ -174,74 +174,83 @@ class NullText(Method):
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; give one of {', '.join(known)}.")
         if self.inner_steps < 0:
-            raise ValueError(f"inner_steps is {self.inner_steps}; give 0 (no optimisation) or more, usually 3, with adam 10.")
+            raise ValueError(f"inner_steps is {self.inner_steps}; give 0 (no optimization) or more, usually 3, with adam 10.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; give more than 0, usually 0.01.")
         for name in ("early_stop", "smoothness", "l1", "perceptual"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (off) or more.")
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether the loss needs decoded images."""
+        return self.l1 > 0 or self.perceptual > 0
+
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
-        """The pivots alone; `optimised` finds the embeddings."""
+        """The pivots alone; `optimize` finds the embeddings."""
         return DDIM().encode(derivative, x0, sigmas, show)
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        return DDIM().step(derivative, carry, i, trajectory)
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        return DDIM().step(derivative, state, i, trajectory)
 
-    def optimised(
+    def optimize(
         self,
         predictor: Predictor,
         trajectory: Trajectory,
         null: torch.Tensor,
         input_scale: Callable[[float], float],
         image_loss: ImageLoss | None = None,
-    ) -> Iterator[Kept]:
-        """The best embeddings of each step of the way back along the pivots, from embeddings `null` (B, tokens, width) on.
+    ) -> Iterator[Best]:
+        """The best embeddings of each step of the reconstruction along the pivots, starting from `null` (B, tokens, width).
 
-        With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step goes on from where
-        the guided steps before have led, not from the pivot.
+        With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step continues from
+        where the guided steps before have led, not from the pivot.
         """
         x, start, before = trajectory.states[0][0], null.float(), None
         for i in range(trajectory.steps):
             now, goal = trajectory.sigmas[i : i + 2]
-            enough = self.early_stop * threshold(i, trajectory.steps)
-            aim = Aim(i, x, trajectory.states[i + 1][0], now, goal, input_scale(goal) ** 2, enough, before)
+            tolerance = self.early_stop * threshold(i, trajectory.steps)
+            target = StepTarget(x, trajectory.states[i + 1][0], now, goal, input_scale(goal) ** 2, tolerance, before)
             begin = start if self.start == "source" or before is None else before
-            kept = self._best(predictor, aim, begin, rate(self.learning_rate, i, trajectory.steps), image_loss)
-            x, before = kept.x, kept.null
-            yield kept
+            best = self._optimize_step(predictor, target, begin, rate(self.learning_rate, i, trajectory.steps), image_loss)
+            x, before = best.x, best.null
+            yield best
 
-    def _best(self, predictor: Predictor, aim: Aim, null: torch.Tensor, rate: float, image_loss: ImageLoss | None) -> Kept:
-        """The optimisation of one step. What the source's embedding predicts is asked only once where it is the conditional prediction."""
-        kept, everyone = Kept.nothing(aim, null), torch.arange(len(aim.x), device=aim.x.device)
+    def _optimize_step(
+        self, predictor: Predictor, target: StepTarget, null: torch.Tensor, rate: float, image_loss: ImageLoss | None
+    ) -> Best:
+        """The optimization of one step. Where the source's embedding predicts what the source does, one evaluation serves both."""
+        best, images = Best.nothing(target, null), torch.arange(len(target.x), device=target.x.device)
         optimizer = Adam(null, rate) if self.optimizer == "adam" else Secant(null)
-        once = self.start == "source" and predictor.plain
-        conditional = None if once else predictor.conditional(aim.x, aim.now, everyone)
-        null, active = null.clone(), torch.ones_like(everyone, dtype=torch.bool)
-        for taken in range(self.inner_steps + 1):
-            rows = everyone[active] if predictor.plain else everyone
-            with torch.set_grad_enabled(taken < self.inner_steps):
-                leaf = null[rows].requires_grad_(taken < self.inner_steps)
-                unconditional = predictor.unconditional(aim.x[rows], aim.now, leaf, rows)
+        same = self.start == "source" and predictor.plain
+        conditional = None if same else predictor.conditional(target.x, target.now, images)
+        null, active = null.clone(), torch.ones_like(images, dtype=torch.bool)
+        for count in range(self.inner_steps + 1):
+            rows = images[active] if predictor.plain else images
+            with torch.set_grad_enabled(count < self.inner_steps):
+                leaf = null[rows].requires_grad_(count < self.inner_steps)
+                unconditional = predictor.unconditional(target.x[rows], target.now, leaf, rows)
                 conditional = unconditional.detach() if conditional is None else conditional
-                denoised = predictor.guided(aim.x[rows], aim.now, conditional[rows], unconditional, rows)
-                loss = self._loss(aim, leaf, denoised, rows, image_loss)
-            found = loss.detach()
-            if taken == 0:
-                kept.first[rows] = found
-            kept.offer(aim, rows, null[rows], denoised.detach(), found)
-            active[rows] &= found >= aim.enough
-            if taken == self.inner_steps or not active.any():
-                return kept
-            (gradient,) = torch.autograd.grad((loss / found.clamp(min=1e-30)).sum(), leaf)  # in the loss's own size, for half precision
-            going = active[rows]
-            at = rows[going]
-            null[at] = optimizer(null[at], (gradient * found.view(-1, *[1] * (leaf.ndim - 1)))[going], found[going], at)
-            kept.gradients[at] += 1
-        return kept
+                denoised = predictor.guided(target.x[rows], target.now, conditional[rows], unconditional, rows)
+                loss = self._loss(target, leaf, denoised, rows, image_loss)
+            value = loss.detach()
+            if count == 0:
+                best.first[rows] = value
+            best.offer(target, rows, null[rows], denoised.detach(), value)
+            active[rows] &= value >= target.tolerance
+            if count == self.inner_steps or not active.any():
+                break
+            (gradient,) = torch.autograd.grad((loss / value.clamp(min=1e-30)).sum(), leaf)  # scaled by the loss, for half precision
+            unfinished = active[rows]
+            left = rows[unfinished]
+            null[left] = optimizer(null[left], (gradient * value.view(-1, *[1] * (leaf.ndim - 1)))[unfinished], value[unfinished], left)
+            best.gradients[left] += 1
+        return best
 
-    def _loss(self, aim: Aim, null: torch.Tensor, denoised: torch.Tensor, rows: torch.Tensor, image_loss: ImageLoss | None) -> torch.Tensor:
-        loss = aim.loss(denoised, rows)
-        if self.smoothness and aim.before is not None:
-            loss = loss + self.smoothness * (null - aim.before[rows]).square().flatten(1).mean(1)
+    def _loss(
+        self, target: StepTarget, null: torch.Tensor, denoised: torch.Tensor, rows: torch.Tensor, image_loss: ImageLoss | None
+    ) -> torch.Tensor:
+        loss = target.loss(denoised, rows)
+        if self.smoothness and target.before is not None:
+            loss = loss + self.smoothness * (null - target.before[rows]).square().flatten(1).mean(1)
         return loss if image_loss is None else loss + image_loss(denoised, rows)

@@ -61,7 +61,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def edges_apart(a: torch.Tensor, b: torch.Tensor, scales: int = 4) -> torch.Tensor:
     """Mean absolute difference of the edges of images (B, C, H, W) at several scales, each half of the one before; (B,), with a graph.
 
-    Edges are the differences of neighbouring pixels. What is compared is where things end and how fine they are, not their colour.
+    Edges are the differences of neighboring pixels. What is compared is where things end and how fine they are, not their color.
     """
     error, found = a - b, []
     for _ in range(scales):

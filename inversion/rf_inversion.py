@@ -1,7 +1,7 @@
 """RF-Inversion: inversion and editing of flow models as optimal control (arXiv 2410.10792, algorithms 1 and 2).
 
-The way up is drawn towards a fixed noise, so that it ends where the model feels at home; the way down is drawn back to the image during
-its first steps, and free afterwards. With v the model's velocity and x = (1 - s) x0 + s n, the pulls are (y1 - x) / (1 - s) and (x - y0) / s.
+The inversion is pulled towards a fixed noise, so that it ends at noise that the model was trained on; sampling is pulled back to the image
+during its first steps only. With v the model's velocity and x = (1 - s) x0 + s n, the pulls are (y1 - x) / (1 - s) and (x - y0) / s.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class RFInversion(Method):
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 (no pull) to 1 (nothing but the pull), usually {usual}.")
         if self.start_sigma < self.end_sigma:
             raise ValueError(
-                f"start_sigma is {self.start_sigma:.4g} and end_sigma {self.end_sigma:.4g}; the start has to be the noisier, so the larger one."
+                f"start_sigma is {self.start_sigma:.4g} and end_sigma {self.end_sigma:.4g}; the start has to be the noisier, so the larger "
+                "one."
             )
         if not self.decay >= 0.0:
             raise ValueError(f"decay is {self.decay:g}; give 0 (eta stays as it is) or more, usually 0 or 1.")
@@ -61,7 +62,7 @@ class RFInversion(Method):
         within = self.end_sigma <= trajectory.sigmas[i] * near and trajectory.sigmas[i] <= self.start_sigma * near
         return self.eta * (1 - i / trajectory.steps) ** self.decay if within else 0.0
 
-    def step(self, derivative: Derivative, carry: State, i: int, trajectory: Trajectory) -> State:
-        (now, goal), x, image = trajectory.sigmas[i : i + 2], carry[0], trajectory.states[-1][0]
+    def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
+        (now, goal), x, image = trajectory.sigmas[i : i + 2], state[0], trajectory.states[-1][0]
         v = derivative(x, now)
         return (x + (goal - now) * (v + self.pull(i, trajectory) * ((x - image) / now - v)),)

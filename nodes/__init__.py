@@ -44,8 +44,6 @@ MODULES = (
     *(textual_inversion, classifier_training, dreambooth, custom_diffusion),
     *(instruct_pairs, instruct_training),
 )
-# Offered once their help pages and example workflows are there.
-WAITING = ()
 
 
 class Extension(ComfyExtension):

@@ -12,15 +12,11 @@ class ModelSamplingAsFlow(io.ComfyNode):
             node_id="ModelSamplingAsFlow",
             display_name="Model Sampling as Flow",
             category="controlled diffusion/inversion",
-            description="Makes an eps or v model (SD1.5, SD2, SDXL) a flow model, exactly: the same network asked at the same levels, with states "
-            "that are (1 - s) image + s noise. So that what is for flow models, as RF Inverter, works with it.",
+            description="Makes an eps or v model (SD1.5, SD2, SDXL) a flow model, exactly: the same network at the same noise levels, "
+            "with states (1 - s) image + s noise. Then nodes for flow models, such as RF Inverter, work with it.",
             search_aliases=["rectified flow", "eps to flow", "v to flow", "model sampling sd3", "convert to flow matching", "const"],
-            inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model is refused: it needs nothing.")],
-            outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="The same as a flow model. Its sigmas end below 1; take them anew from a scheduler."
-                )
-            ],
+            inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model is refused: it does not need this.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="The flow model. Its sigmas end below 1; get them from a scheduler.")],
         )
 
     @classmethod

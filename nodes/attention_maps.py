@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .host.attention import attention_maps
 from .inputs import channel, sockets
+from .inputs.widgets import advanced, choice, number, text, whole
 
 _CATEGORY = "controlled diffusion/attention"
 _ALIASES = [
@@ -24,39 +25,31 @@ class AttentionMapCapture(io.ComfyNode):
             node_id="AttentionMapCapture",
             display_name="Attention Map Capture",
             category=_CATEGORY,
-            description="Remembers while sampling where in the image the model looks at each word of the prompt. Connect both outputs to the "
+            description="Records while sampling where in the image the model looks at each word of the prompt. Connect both outputs to the "
             "sampler, then Attention Map View. The image stays as it is.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input(
+                text(
                     "prompt",
-                    default="",
+                    "",
+                    "The positive prompt; a line for each text of a conditioning of several.",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The positive prompt; of a conditioning of several texts a line for each.",
                 ),
-                io.String.Input(
-                    "words",
-                    default="",
-                    tooltip="Words or phrases of the prompt between commas ('circle#2' is the second of two). Empty: every word.",
-                ),
-                io.String.Input(
-                    "layers",
-                    default="all",
-                    advanced=True,
-                    tooltip="UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
-                    "or numbers of blocks, 8-15. Several between commas.",
+                text("words", "", "Words or phrases of the prompt between commas ('circle#2' is the second of two). Empty: every word."),
+                *advanced(
+                    text(
+                        "layers",
+                        "all",
+                        "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
+                        "or blocks, 8-15. Several between commas.",
+                    )
                 ),
                 *channel.percent_range("capturing"),
-                io.Int.Input(
-                    "phases",
-                    default=4,
-                    min=1,
-                    max=20,
-                    advanced=True,
-                    tooltip="Equal parts of that range that are kept apart, to see how the maps change. 1 keeps the mean alone; usual 4.",
+                *advanced(
+                    whole("phases", 4, 1, 20, "Equal parts of that range, to see how the maps change. Typical: 4. 1 = only the mean.")
                 ),
                 io.Conditioning.Input(
                     "conditioning",
@@ -74,7 +67,7 @@ class AttentionMapCapture(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, prompt, words, layers, start_percent, end_percent, phases, conditioning=None) -> io.NodeOutput:
         window = (start_percent, end_percent)
-        return io.NodeOutput(*attention_maps.prepared(model, clip, prompt, words, layers, window, phases, conditioning))
+        return io.NodeOutput(*attention_maps.prepare(model, clip, prompt, words, layers, window, phases, conditioning))
 
 
 class AttentionMapView(io.ComfyNode):
@@ -84,7 +77,7 @@ class AttentionMapView(io.ComfyNode):
             node_id="AttentionMapView",
             display_name="Attention Map View",
             category=_CATEGORY,
-            description="Shows what Attention Map Capture remembered of a finished run: a heat map for every word, over the image if you connect "
+            description="Shows what Attention Map Capture recorded of a finished run: a heat map for every word, over the image if you connect "
             "it, by layers or by steps; and a mask of where a word is looked at.",
             search_aliases=[*_ALIASES, "mask from words", "word mask"],
             inputs=[
@@ -93,34 +86,24 @@ class AttentionMapView(io.ComfyNode):
                     types=[io.Model, io.Guider, sockets.AttentionMaps],
                     tooltip="The model of Attention Map Capture, or the guider over it, with which the latent was sampled; or the maps of another view.",
                 ),
-                io.Latent.Input("latent", tooltip="The sampled latent; it is passed on. It makes the view wait for the run."),
-                io.String.Input("words", default="", tooltip="Which of the captured words to show, between commas. Empty: all."),
-                io.Combo.Input(
+                io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the maps of its own run are shown. It is passed on."),
+                text("words", "", "Which of the captured words to show, between commas. Empty: all."),
+                choice(
                     "rows",
-                    options=["mean", "layers", "steps"],
-                    tooltip="Rows of the table: one of the mean of all, one for each group of layers, or one for each part of the sampling.",
+                    ["mean", "layers", "steps"],
+                    "Rows of the table: the mean of all, each group of layers, or each part of the sampling.",
                 ),
-                io.String.Input(
-                    "layers",
-                    default="all",
-                    advanced=True,
-                    tooltip="Groups of layers to use, between commas: 1/1, 1/2, 1/4 of a UNet; early, middle, late of a DiT.",
-                ),
-                io.String.Input(
-                    "mask_word", default="", tooltip="Word of the mask; several between commas are added. Empty: the first captured."
-                ),
-                io.Float.Input(
+                *advanced(text("layers", "all", "Groups of layers between commas: 1/1, 1/2, 1/4 of a UNet; early, middle, late of a DiT.")),
+                text("mask_word", "", "Word of the mask; several between commas are added. Empty: the first captured."),
+                number(
                     "threshold",
-                    default=0.4,
-                    min=0.0,
-                    max=0.99,
-                    step=0.01,
-                    tooltip="Share of the way from the word's weakest to its strongest attention above which the mask is 1. 0 gives the heat itself, "
-                    "a soft mask; usual 0.3 to 0.6.",
+                    0.4,
+                    0.0,
+                    0.99,
+                    "The mask is 1 above this share of the way from the word's weakest to its strongest attention. Typical: 0.3–0.6. 0 = the heat "
+                    "itself, a soft mask.",
                 ),
-                io.Image.Input(
-                    "image", optional=True, tooltip="The decoded image, to lay the maps over. It also gives the mask its size."
-                ),
+                io.Image.Input("image", optional=True, tooltip="The decoded image, to lay the maps over. It also gives the mask its size."),
             ],
             outputs=[
                 io.Image.Output(display_name="table", tooltip="Heat maps with names, one table for each image."),
@@ -132,7 +115,7 @@ class AttentionMapView(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, latent, words, rows, layers, mask_word, threshold, image=None) -> io.NodeOutput:
-        maps = attention_maps.maps_of(source)
+        maps = attention_maps.maps_of(source, latent)
         table = attention_maps.table(maps, words, layers, rows, image)
         return io.NodeOutput(table, attention_maps.mask(maps, mask_word, layers, threshold, image), maps, latent)
 

@@ -6,12 +6,18 @@ from comfy_api.latest import io
 
 from ..guidance.classifier import KINDS
 from .host.guidance import classifier
+from .host.model_folder import IF_EXISTS
 from .host.training import noisy_classifier as host
-from .host.training.file_names import IF_EXISTS
 from .inputs import sockets
 from .inputs import training as inputs
+from .inputs.widgets import choice, number, seed, text, whole
 
 _LISTS = ("images", "labels")
+_HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
+_AVERAGE = "Save the running average of the weights over about 1 / (1 - average) steps. Typical: 0.99–0.999. 0 = the last."
+_IF_EXISTS = (
+    "Where a classifier of this name exists: save under a name with a number, refuse, replace it, or continue its training up to 'steps'."
+)
 
 
 class NoisyClassifierTrainer(io.ComfyNode):
@@ -36,73 +42,27 @@ class NoisyClassifierTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input(
-                    "images", tooltip="Labelled images of one size: a batch, or a list as folder loaders give it. Some hundred at least."
+                    "images", tooltip="Labeled images of one size: a batch, or a list as folder loaders give it. Typical: 300 or more."
                 ),
-                io.String.Input(
+                text(
                     "labels",
-                    default="",
+                    "",
+                    "Labels of each image between commas: a list as folder loaders give it, or one line an image.",
                     multiline=True,
-                    tooltip="What each image shows: a list as folder loaders give it, or one line an image; several labels between commas.",
                 ),
-                io.String.Input("name", default="my-classifier", tooltip="Of the file in models/noisy_classifiers."),
-                io.Combo.Input(
-                    "kind",
-                    options=list(KINDS),
-                    tooltip="'independent': each label is there or not, several at once; 'exclusive': each image has just one of them.",
-                ),
-                io.Int.Input("steps", default=2000, min=1, max=1_000_000, tooltip="Steps of the optimiser. Usual 1000 to 10000."),
-                io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Latents in each step. Usual 32 to 256; they are small."),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.001,
-                    min=0.0,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.000001,
-                    tooltip="Of AdamW. Usual 0.0003 to 0.002.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of start values, noises and of which images are held out.",
-                ),
-                io.Combo.Input(
-                    "size",
-                    options=list(host.SIZES),
-                    advanced=True,
-                    tooltip="Of the network: 32, 64 or 128 channels at first. The file of 'small' has 2 MB, of the others 4 and 16 times as much.",
-                ),
-                io.Float.Input(
-                    "held_out",
-                    default=0.1,
-                    min=0.0,
-                    max=0.9,
-                    step=0.01,
-                    tooltip="Share of the images that it is judged on and never learns from; 0 = none. Usual 0.1 to 0.2.",
-                ),
-                io.Float.Input(
-                    "average",
-                    default=0.99,
-                    min=0.0,
-                    max=0.9999,
-                    step=0.001,
-                    round=0.0001,
-                    advanced=True,
-                    tooltip="Save the running average of the weights over about 1 / (1 - average) steps; 0 = the last. Usual 0.99 to 0.999.",
-                ),
-                io.Combo.Input(
-                    "if_exists",
-                    options=list(IF_EXISTS),
-                    advanced=True,
-                    tooltip="Where a classifier of this name exists: save under a name with a number, refuse, replace it, or continue its "
-                    "training up to 'steps'.",
-                ),
+                text("name", "my-classifier", "Name of its file in models/noisy_classifiers."),
+                choice("kind", KINDS, "'independent': any number of labels for each image. 'exclusive': just one."),
+                whole("steps", 2000, 1, 1_000_000, "Steps of the optimizer. Typical: 1000–10000."),
+                whole("batch_size", 64, 1, 4096, "Latents in each step; they are small. Typical: 32–256."),
+                number("learning_rate", 0.001, 0.0, 1.0, "Learning rate of AdamW. Typical: 0.0003–0.002.", 0.0001, round=0.000001),
+                seed("Seed of start values, noises and of which images are held out."),
+                inputs.choice("size", host.SIZES, "Size of the network: 32, 64 or 128 channels at first, in a file of 2, 8 or 32 MB."),
+                number("held_out", host.Settings.held_out, 0.0, 0.9, _HELD_OUT),
+                inputs.number("average", host.Settings.average, 0.0, 0.9999, _AVERAGE, 0.001),
+                inputs.choice("if_exists", IF_EXISTS, _IF_EXISTS),
                 inputs.flip(optional=True),
                 *inputs.augmentation(scale=False),
-                *inputs.steps_taken(50, ", at most a tenth of all steps", optional=True),
+                *inputs.steps_taken(host.Settings.warmup, ", at most a tenth of all steps", optional=True),
             ],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
@@ -114,7 +74,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
-        return inputs.unfinished(classifier.FOLDER, lists)
+        return inputs.unfinished(classifier.CLASSIFIERS, lists)
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:

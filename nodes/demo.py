@@ -13,7 +13,7 @@ class DemoModelLoader(io.ComfyNode):
             node_id="DemoModelLoader",
             display_name="Load Demo Model",
             category="controlled diffusion/demo",
-            description="A tiny trained text-to-image model of coloured shapes, for images of 128 x 128. It runs on a laptop "
+            description="A tiny trained text-to-image model of colored shapes, for images of 128 x 128. It runs on a laptop "
             "without a GPU in seconds. To use a model of your own, put its checkpoint loader in this node's place.",
             search_aliases=["example model", "tiny model", "test checkpoint", "toy model"],
             inputs=[],
@@ -36,7 +36,7 @@ class DemoInstructModelLoader(io.ComfyNode):
             node_id="DemoInstructModelLoader",
             display_name="Load Demo Instruction Model",
             category="controlled diffusion/demo",
-            description="The demo model, taught to edit an image as it is told: 'make the circle blue', 'turn it into a star', 'remove the "
+            description="The demo model, trained to edit an image by instructions: 'make the circle blue', 'turn it into a star', 'remove the "
             "square'. An InstructPix2Pix model of a few MB that runs on a laptop without a GPU in seconds.",
             search_aliases=["instruct pix2pix demo", "instruction editing", "tiny editor", "example model"],
             inputs=[],
@@ -69,7 +69,7 @@ class DemoCheckerLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(demo.check_pairs)
+        return io.NodeOutput(demo.PairChecker())
 
 
 NODES = [DemoModelLoader, DemoInstructModelLoader, DemoCheckerLoader]

@@ -1,5 +1,7 @@
 """DiffEdit: a mask found from two prompts, and an edit that changes nothing outside it."""
 
+from dataclasses import fields
+
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -8,8 +10,9 @@ from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, T
 from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .host.guidance.diffedit import Edit, Question, Subject
+from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
 from .host.sampling import TwoPrompts
+from .inputs.widgets import advanced, choice, number, seed, switch, whole
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
@@ -21,10 +24,41 @@ def _image_input():
     )
 
 
-def _pixels(name: str, default: int, tooltip: str, low: int = 0):
-    return io.Int.Input(
-        name, default=default, min=low, max=256, advanced=name in ("open", "blur"), tooltip=f"{tooltip} In pixels; 0 = off."
-    )
+def _pixels(name: str, tooltip: str, low: int = 0):
+    return whole(name, getattr(Cut, name), low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
+
+
+_MASK_CFG = (
+    "Guidance scale of both predictions. It scales their difference and so leaves the mask as it is; 1 is half the work. Raise it only for "
+    "nodes that change guidance itself."
+)
+_LEVELS = "Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Typical: 1–5."
+_START = "Percent of the sampling of the noisiest level; 0 is pure noise. Typical: 0.3–0.5."
+_END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7; 0.5 alone in the paper."
+_MEASURE = (
+    "What is compared: the denoised predictions, or the predicted noise (eps), which gives low-noise timesteps more weight. The same with one "
+    "level."
+)
+_AGGREGATION = (
+    "Over the maps: the mean of the differences (paper), their median, or the size of the mean difference, in which what each noise changes "
+    "in another way cancels."
+)
+_REFINE = (
+    "With the vae connected, also compares the decoded predictions, so that the mask has the edges of the image and not the latent's cells. "
+    "Two decodings a level. No effect without the vae."
+)
+_NORMALISATION = "What heat counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper), which gives small things masks that are too large."
+_CLAMP = "With normalisation 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
+_KIND = (
+    "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found by Otsu's method; "
+    "the threshold is not used."
+)
+_THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
+_ENCODE = "How far the image is encoded to noise, in percent of the noise process; higher changes more. 0 returns the image. Typical: 0.5–0.8 (0.5 in the paper)."
+_RULE = (
+    "Off the mask. 'trajectory': the encoding itself at every level (paper). 'clean mix': the image replaces the predicted clean image, which "
+    "needs only the noisiest level of the encoding."
+)
 
 
 class DiffEditMask(io.ComfyNode):
@@ -43,111 +77,34 @@ class DiffEditMask(io.ComfyNode):
                 io.Conditioning.Input("target", tooltip="What it should show. The same words as the source but for the edit work best."),
                 io.Conditioning.Input("negative", tooltip="Used where cfg is not 1; usually an empty prompt."),
                 _image_input(),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed of all noises of the maps."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    advanced=True,
-                    tooltip="Guidance scale of both predictions. It scales their difference and so leaves the mask as it is; 1 is half the work. "
-                    "Raise it only for nodes that change guidance itself.",
-                ),
-                io.Int.Input(
+                seed("Seed of all noises of the maps."),
+                number("cfg", 1.0, 0.0, 100.0, _MASK_CFG, 0.1, round=0.01, advanced=True),
+                whole(
                     "maps",
-                    default=8,
-                    min=1,
-                    max=100,
-                    tooltip="Noises at each level (n); more give a steadier mask. Usual 4 to 10; 10 in the paper.",
+                    MaskSettings.maps,
+                    1,
+                    100,
+                    "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper.",
                 ),
-                io.Int.Input(
-                    "levels",
-                    default=3,
-                    min=1,
-                    max=20,
-                    tooltip="Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Usual 1 to 5.",
+                whole("levels", 3, 1, 20, _LEVELS),
+                number("start_percent", 0.3, 0.0, 1.0, _START),
+                number("end_percent", 0.5, 0.0, 1.0, _END),
+                *advanced(
+                    choice("measure", MEASURES, _MEASURE),
+                    choice("aggregation", AGGREGATIONS, _AGGREGATION),
+                    switch("refine", MaskSettings.refine, _REFINE),
+                    choice("normalisation", NORMALISATIONS, _NORMALISATION),
+                    number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Percent of the sampling of the noisiest level; 0 is pure noise. Usual 0.3 to 0.5.",
+                choice("threshold_kind", THRESHOLDS, _KIND),
+                number("threshold", Cut.threshold, 0.0, 1.0, _THRESHOLD),
+                switch(
+                    "soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.", advanced=True
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Percent of the sampling of the cleanest level; 1 is the clean image. Usual 0.5 to 0.7; 0.5 alone in the paper.",
-                ),
-                io.Combo.Input(
-                    "measure",
-                    options=list(MEASURES),
-                    advanced=True,
-                    tooltip="What is compared: the denoised predictions, or the predicted noise (eps), which gives cleaner levels more weight. "
-                    "The same with one level.",
-                ),
-                io.Combo.Input(
-                    "aggregation",
-                    options=list(AGGREGATIONS),
-                    advanced=True,
-                    tooltip="Over the maps: the mean of the differences (paper), their median, or the size of the mean difference, "
-                    "in which what each noise changes in another way cancels.",
-                ),
-                io.Boolean.Input(
-                    "refine",
-                    default=True,
-                    advanced=True,
-                    tooltip="With the vae connected, also compare the decoded predictions, so that the mask has the edges of the image and not the "
-                    "latent's cells. Two decodings a level. Without the vae it has no effect.",
-                ),
-                io.Combo.Input(
-                    "normalisation",
-                    options=list(NORMALISATIONS),
-                    advanced=True,
-                    tooltip="What heat counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper), for which small things get masks "
-                    "that are too large.",
-                ),
-                io.Float.Input(
-                    "clamp_ratio",
-                    default=3.0,
-                    min=0.01,
-                    max=100.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="With normalisation 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks.",
-                ),
-                io.Combo.Input(
-                    "threshold_kind",
-                    options=list(THRESHOLDS),
-                    tooltip="'share': cut at a share of the normalised heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found "
-                    "by Otsu's method; the threshold is not used.",
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where to cut; lower gives larger masks. Usual 0.25 to 0.5 (0.8 to 0.95 as a quantile); 0.5 in the paper.",
-                ),
-                io.Boolean.Input(
-                    "soft",
-                    default=False,
-                    advanced=True,
-                    tooltip="Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.",
-                ),
-                _pixels("open", 0, "Removes specks narrower than about twice this."),
-                _pixels("close", 12, "Fills gaps and holes narrower than about twice this; usual 4 to 16."),
-                _pixels("dilate", 0, "Grows the mask by this much, or shrinks it where negative; usual 0 to 8.", low=-256),
-                _pixels("blur", 0, "Blurs the mask's edge over this much."),
+                _pixels("open", "Removes specks narrower than about twice this."),
+                _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
+                _pixels("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
+                _pixels("blur", "Blurs the mask's edge over this much."),
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."
                 ),
@@ -155,20 +112,19 @@ class DiffEditMask(io.ComfyNode):
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the image; one for each image or video."),
                 io.Image.Output(display_name="heat", tooltip="The heat over the image, and the mask's outline."),
-                io.Latent.Output(
-                    display_name="latent", tooltip="The image's latent with the mask set: a KSampler changes only the mask."
-                ),
+                io.Latent.Output(display_name="latent", tooltip="The image's latent with the mask set: a KSampler changes only the mask."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, source, target, negative, image, seed, cfg, maps, levels, start_percent, end_percent, measure, aggregation, refine, vae=None, **cut) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **options) -> io.NodeOutput:
         check_conditionings(model, {"source": source, "target": target, "negative": negative})
-        subject = Subject(model, vae, image)
-        asked = Question(probe_percents(start_percent, end_percent, levels), maps, measure, aggregation, seed, refine)
-        found = subject.heat(TwoPrompts(model, source, target, negative, cfg), asked)
-        mask, heat = Cut(kind=cut.pop("threshold_kind"), **cut).mask(found)
-        return io.NodeOutput(mask, subject.shown(mask, heat), subject.latent_with(mask))
+        compared = {f.name: options.pop(f.name) for f in fields(MaskSettings) if f.name in options}
+        settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **compared)
+        task = MaskTarget(model, vae, image)
+        found = task.heat(TwoPrompts(model, source, target, negative, cfg), settings)
+        mask, heat = Cut(**options).mask(found)
+        return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 
 class DiffEditSampler(io.ComfyNode):
@@ -188,38 +144,23 @@ class DiffEditSampler(io.ComfyNode):
                     "negative", tooltip="What it should not show; usually an empty prompt. Not evaluated where cfg is 1."
                 ),
                 _image_input(),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="Steps of the encoding, and again of the denoising. Usual 20 to 50."
-                ),
-                io.Float.Input(
+                whole("steps", 20, 1, 1000, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
+                number(
                     "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
+                    4.0,
+                    0.0,
+                    100.0,
+                    "Guidance scale of the denoising. 1 = no guidance. The encoding is always without guidance.",
+                    0.1,
                     round=0.01,
-                    tooltip="Guidance scale of the denoising; 1 switches guidance off. The encoding is always without guidance.",
                 ),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The host's schedulers."),
-                io.Float.Input(
-                    "encode_ratio",
-                    default=0.8,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How far the image is encoded to noise, in percent of the noise process. 0 returns the image, 0.5 to 0.8 is usual (0.5 in "
-                    "the paper); higher changes more.",
-                ),
-                io.Combo.Input(
-                    "rule",
-                    options=list(RULES),
-                    tooltip="Off the mask. 'trajectory': the encoding itself at every level (paper). 'clean mix': the image in the place of the predicted "
-                    "clean image, which asks nothing of the encoding but its noisiest level.",
-                ),
-                io.Boolean.Input(
+                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
+                number("encode_ratio", 0.8, 0.0, 1.0, _ENCODE),
+                choice("rule", RULES, _RULE),
+                switch(
                     "soft",
-                    default=False,
-                    tooltip="Off: the mask is cut at 0.5, and every latent cell that it touches may change. On: values between 0 and 1 blend.",
+                    False,
+                    "Off: the mask is cut at 0.5, and every latent cell that it touches may change. On: values between 0 and 1 blend.",
                 ),
                 io.Conditioning.Input(
                     "source",
@@ -248,7 +189,7 @@ class DiffEditSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         source = negative if source is None else source
         check_conditionings(model, {"positive": positive, "negative": negative, "source": source})
-        edit = Edit(model, vae, image, mask, soft)
+        edit = DiffEdit(model, vae, image, mask, soft)
         guider = TwoPrompts(model, source, positive, negative, cfg)
         samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule, DDIM().encode)
         shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get an image.") if vae is None else edit.task.image(samples)

@@ -2,16 +2,23 @@
 
 from comfy_api.latest import io
 
-from ..guidance.image_guidance import KINDS, ImageForce
-from ..guidance.multi_cfg import Channel
-from ..guidance.schedules import ALWAYS, Schedule
+from ..guidance.image_guidance import KINDS, ImageGradient
 from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
 from .host.guidance import image_guidance
-from .inputs import sockets
-from .inputs.channel import channel_extras, channel_identity, percent_range
+from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
+from .inputs.widgets import advanced, choice, number, switch, whole
 
 CLIP_KIND = "clip"
+_KIND = (
+    "'color': mean and spread of the colors. 'brightness': light and dark, coarsely. 'layout': colors in 8 x 8 cells. 'clip': what a CLIP "
+    "vision model sees."
+)
+_WEIGHT = "0 = off (nothing is decoded). Typical: 1–16, 'clip' 10–50; a quarter of it with through_denoiser. Below 0 pushes away."
+_THROUGH = (
+    "Also passes back through the model: exact (universal guidance), but about three times the time and the memory of training. Off: the "
+    "cheap form."
+)
 
 
 class ImageGuidanceChannel(io.ComfyNode):
@@ -21,7 +28,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             node_id="ImageGuidanceChannel",
             display_name="Image Guidance Channel",
             category="controlled diffusion/guidance",
-            description="Pulls the image towards a reference image by a loss on the predicted clean image: its colours, its light, "
+            description="Pulls the image towards a reference image by a loss on the predicted clean image: its colors, its light, "
             "its layout, or what CLIP sees in it. Needs no training and no adapter.",
             search_aliases=[
                 "universal guidance",
@@ -34,37 +41,13 @@ class ImageGuidanceChannel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples: eps, v or flow."),
                 io.Vae.Input("vae", tooltip="Its VAE; the predicted image is decoded with it at every step."),
-                io.Combo.Input(
-                    "kind",
-                    options=[*KINDS, CLIP_KIND],
-                    tooltip="'color': mean and spread of the colours. 'brightness': light and dark, coarsely. 'layout': colours in 8 x 8 "
-                    "cells. 'clip': what a CLIP vision model sees.",
-                ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="0 switches it off (nothing is decoded). Usual 1 to 16, 'clip' 10 to 50; a quarter of it with through_denoiser. Below 0 pushes away.",
-                ),
+                choice("kind", (*KINDS, CLIP_KIND), _KIND),
+                number("weight", 1.0, -1000.0, 1000.0, _WEIGHT, 0.1, round=0.01),
                 *percent_range("the channel"),
                 *channel_identity("its kind"),
-                io.Boolean.Input(
-                    "through_denoiser",
-                    default=False,
-                    advanced=True,
-                    tooltip="Also passes back through the model: exact (universal guidance), but about three times the time and the "
-                    "memory of training. Off: the cheap form.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=0,
-                    max=4096,
-                    advanced=True,
-                    tooltip="Images, or frames of videos, decoded at a time; 0 = all. 1 needs least memory.",
+                *advanced(
+                    switch("through_denoiser", ImageGradient.through_denoiser, _THROUGH),
+                    whole("batch_size", 1, 0, 4096, "Images, or frames of videos, decoded at a time; 0 = all. 1 needs least memory."),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
@@ -73,29 +56,11 @@ class ImageGuidanceChannel(io.ComfyNode):
                 ),
                 *channel_extras(),
             ],
-            outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
+            outputs=[channel_output()],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        vae,
-        kind,
-        weight,
-        start_percent,
-        end_percent,
-        priority,
-        name,
-        through_denoiser,
-        batch_size,
-        image=None,
-        clip_vision=None,
-        text=None,
-        schedule=None,
-        mask=None,
-        previous=(),
-    ) -> io.NodeOutput:
+    def execute(cls, model, vae, kind, through_denoiser, batch_size, name="", image=None, clip_vision=None, text=None, **shared):
         vae = differentiable_vae(vae)
         decode, models = latents.decoder(model, vae), [vae.patcher]
         if kind == CLIP_KIND:
@@ -107,14 +72,12 @@ class ImageGuidanceChannel(io.ComfyNode):
         else:
             _need(image is not None, f"Kind '{kind}' needs a reference image: connect one.")
             loss = image_guidance.matches(decode, image_guidance.nearest_size(image), kind)
-        force = ImageForce(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
-        interval = Schedule(start=start_percent, end=end_percent)
-        channel = Channel(None, weight, False, None, schedule or ALWAYS, interval, mask, priority, name or kind, force)
-        return io.NodeOutput((*previous, channel))
+        gradient = ImageGradient(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
+        return added_channel(conditioning=None, gradient=gradient, name=name or kind, **shared)
 
 
-def _need(given: bool, message: str) -> None:
-    if not given:
+def _need(connected: bool, message: str) -> None:
+    if not connected:
         raise ValueError(message)
 
 

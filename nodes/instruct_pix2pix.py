@@ -2,11 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..guidance.instruct_pix2pix import Scales, channels
-from ..guidance.schedules import ALWAYS
+from ..guidance.instruct_pix2pix import Conditions, Scales, channels
 from .host.guidance.guidance_report import weights_image
 from .host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage, patched
 from .inputs import sockets
+from .inputs.widgets import number, optional
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -22,55 +22,48 @@ _ALIASES = [
 ]
 
 
-def _condition_inputs():
-    return [
-        io.Model.Input(
-            "model",
-            tooltip="An instruction-tuned model: InstructPix2Pix or CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, "
-            "Qwen-Image-Edit, OmniGen2).",
-        ),
-        io.Conditioning.Input("positive", tooltip="The instruction, such as 'make it snow'."),
-        io.Conditioning.Input(
-            "negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."
-        ),
-    ]
+_MODEL = "An instruction-tuned model: InstructPix2Pix or CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
+_TEXT_SCALE = "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
+_IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
+_IMAGE = "The image to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries."
+_UNCONDITIONAL = "The prompt without the image that the image is compared with. Not connected: the negative without its image."
 
 
-def _scale_input(name: str, default: float, tooltip: str):
-    return io.Float.Input(name, default=default, min=-100.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
-
-
-_TEXT_SCALE = (
-    "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction; usual 5 to 10 (models made for low cfg: 1 to 4)."
-)
-_IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all; usual 1 to 2."
-
-
-def _image_inputs():
-    return [
-        io.MultiType.Input(
-            "image",
-            types=[io.Latent, io.Image],
-            optional=True,
-            tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries.",
-        ),
-        io.Vae.Input("vae", optional=True, tooltip="Encodes the image if it is an IMAGE."),
-        io.Conditioning.Input(
-            "unconditional",
-            optional=True,
-            tooltip="The prompt without the image that the image is compared with. Not connected: the negative without its image.",
-        ),
-    ]
+def _scale_input(name: str):
+    tooltip = _TEXT_SCALE if name == "text_scale" else _IMAGE_SCALE
+    return number(name, getattr(Scales, name), -100.0, 100.0, tooltip, 0.1, round=0.01)
 
 
 def _schedule_input(name: str):
-    return sockets.GuidanceSchedule.Input(
-        f"{name}_schedule", optional=True, tooltip=f"Multiplies {name}_scale while sampling. Not connected: the scale is constant."
-    )
+    tooltip = f"Multiplies {name}_scale while sampling. Not connected: the scale is constant."
+    return sockets.GuidanceSchedule.Input(f"{name}_schedule", optional=True, tooltip=tooltip)
+
+
+def _inputs(*names: str) -> list:
+    """The inputs that the nodes share, with the scales and schedules of "text" and "image" as named."""
+    return [
+        io.Model.Input("model", tooltip=_MODEL),
+        io.Conditioning.Input("positive", tooltip="The instruction, such as 'make it snow'."),
+        io.Conditioning.Input("negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."),
+        *(_scale_input(f"{name}_scale") for name in names),
+        *optional(
+            io.MultiType.Input("image", types=[io.Latent, io.Image], tooltip=_IMAGE),
+            io.Vae.Input("vae", tooltip="Encodes the image if it is an IMAGE."),
+            io.Conditioning.Input("unconditional", tooltip=_UNCONDITIONAL),
+        ),
+        *(_schedule_input(name) for name in names),
+    ]
 
 
 def _latent_output():
     return io.Latent.Output(display_name="latent", tooltip="An empty latent of the image's size, to sample from noise.")
+
+
+def _prepared(model, positive, negative, image=None, vae=None, unconditional=None, **scales) -> tuple[Conditions, Scales, dict]:
+    """(conditions, scales, empty latent) of the shared inputs."""
+    source = SourceImage(model, positive, image, vae)
+    conditions = source.conditions(model, positive, negative, unconditional)
+    return conditions, Scales(**{k: v for k, v in scales.items() if v is not None}), source.empty_latent()
 
 
 class InstructPix2PixGuider(io.ComfyNode):
@@ -84,12 +77,7 @@ class InstructPix2PixGuider(io.ComfyNode):
             "For SamplerCustomAdvanced and an instruction-tuned model.",
             search_aliases=_ALIASES,
             inputs=[
-                *_condition_inputs(),
-                _scale_input("text_scale", 7.5, _TEXT_SCALE),
-                _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_image_inputs(),
-                _schedule_input("text"),
-                _schedule_input("image"),
+                *_inputs("text", "image"),
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents."
                 ),
@@ -102,25 +90,11 @@ class InstructPix2PixGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        text_scale,
-        image_scale,
-        image=None,
-        vae=None,
-        unconditional=None,
-        text_schedule=None,
-        image_schedule=None,
-        sigmas=None,
-    ) -> io.NodeOutput:
-        source = SourceImage(model, positive, image, vae)
-        conditions = source.conditions(model, positive, negative, unconditional)
-        scales = Scales(text_scale, image_scale, text_schedule or ALWAYS, image_schedule or ALWAYS)
-        guider = InstructPix2Pix(model, conditions, scales)
-        return io.NodeOutput(guider, source.empty_latent(), weights_image(model, channels(conditions, scales), sigmas))
+    def execute(cls, model, positive, negative, text_scale, image_scale, image=None, vae=None, sigmas=None, **options) -> io.NodeOutput:
+        options |= dict(text_scale=text_scale, image_scale=image_scale)
+        conditions, scales, latent = _prepared(model, positive, negative, image, vae, **options)
+        weights = weights_image(model, channels(conditions, scales), sigmas)
+        return io.NodeOutput(InstructPix2Pix(model, conditions, scales), latent, weights)
 
 
 class InstructPix2PixPatch(io.ComfyNode):
@@ -133,14 +107,9 @@ class InstructPix2PixPatch(io.ComfyNode):
             description="The image's scale for a plain KSampler: connect all outputs to it; its cfg is the scale of the instruction. "
             "With image_scale 1 it changes nothing.",
             search_aliases=_ALIASES,
-            inputs=[
-                *_condition_inputs(),
-                _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_image_inputs(),
-                _schedule_input("image"),
-            ],
+            inputs=_inputs("image"),
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For a KSampler; its cfg is the text scale, usually 5 to 10."),
+                io.Model.Output(display_name="model", tooltip="For a KSampler; its cfg is the text scale. Typical: 5–10."),
                 io.Conditioning.Output(display_name="positive", tooltip="The instruction with the image."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative with the image."),
                 _latent_output(),
@@ -148,13 +117,9 @@ class InstructPix2PixPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, negative, image_scale, image=None, vae=None, unconditional=None, image_schedule=None
-    ) -> io.NodeOutput:
-        source = SourceImage(model, positive, image, vae)
-        conditions = source.conditions(model, positive, negative, unconditional)
-        scales = Scales(image=image_scale, image_schedule=image_schedule or ALWAYS)
-        return io.NodeOutput(patched(model, conditions, scales), conditions.edit, conditions.image, source.empty_latent())
+    def execute(cls, model, positive, negative, image_scale, image=None, vae=None, **options) -> io.NodeOutput:
+        conditions, scales, latent = _prepared(model, positive, negative, image, vae, image_scale=image_scale, **options)
+        return io.NodeOutput(patched(model, conditions, scales), conditions.edit, conditions.image, latent)
 
 
 class InstructionChannels(io.ComfyNode):
@@ -168,12 +133,7 @@ class InstructionChannels(io.ComfyNode):
             "Multi CFG Guider.",
             search_aliases=_ALIASES,
             inputs=[
-                *_condition_inputs(),
-                _scale_input("text_scale", 7.5, _TEXT_SCALE),
-                _scale_input("image_scale", 1.5, _IMAGE_SCALE),
-                *_image_inputs(),
-                _schedule_input("text"),
-                _schedule_input("image"),
+                *_inputs("text", "image"),
                 sockets.GuidanceChannel.Input("previous", optional=True, tooltip="Channels to which these two are added."),
             ],
             outputs=[
@@ -187,25 +147,10 @@ class InstructionChannels(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        text_scale,
-        image_scale,
-        image=None,
-        vae=None,
-        unconditional=None,
-        text_schedule=None,
-        image_schedule=None,
-        previous=(),
-    ) -> io.NodeOutput:
-        source = SourceImage(model, positive, image, vae)
-        conditions = source.conditions(model, positive, negative, unconditional)
-        scales = Scales(text_scale, image_scale, text_schedule or ALWAYS, image_schedule or ALWAYS)
-        made = (*previous, *channels(conditions, scales))
-        return io.NodeOutput(made, conditions.nothing, conditions.image, source.empty_latent())
+    def execute(cls, model, positive, negative, text_scale, image_scale, image=None, vae=None, previous=(), **options) -> io.NodeOutput:
+        options |= dict(text_scale=text_scale, image_scale=image_scale)
+        conditions, scales, latent = _prepared(model, positive, negative, image, vae, **options)
+        return io.NodeOutput((*previous, *channels(conditions, scales)), conditions.nothing, conditions.image, latent)
 
 
 NODES = [InstructPix2PixGuider, InstructPix2PixPatch, InstructionChannels]

@@ -1,15 +1,15 @@
-"""Training InstructPix2Pix: a model of your own that edits an image as it is told."""
-
-from pathlib import Path
+"""Training InstructPix2Pix: a model of your own that edits images by instructions."""
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..training.instruct_pix2pix import DROPPED, WHAT
+from ..training.instruct_pix2pix import DROPOUT, DROPPED, WHAT
 from .host.fingerprint import stamp
-from .host.training import instruct_models, instruct_pairs
+from .host.training import instruct_models
 from .host.training import instruct_pix2pix as host
+from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import training as inputs
+from .inputs.widgets import choice, optional, text, whole
 
 _CATEGORY = "controlled diffusion/training"
 _LISTS = ("before", "after", "instructions")
@@ -19,48 +19,43 @@ def _pairs() -> list:
     return [
         io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
         io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
-        io.String.Input(
-            "instructions",
-            default="",
-            multiline=True,
-            optional=True,
-            tooltip="What leads from each image to the other, such as 'make it blue': a list, or one a line.",
-        ),
+        *optional(text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True)),
     ]
 
 
 def _learning() -> list:
+    rank = "Rank of the LoRA; not with 'all weights'. More learns more and takes more memory; smaller layers get the largest they have. Typical: 8–64."
+    dropout = "How often the image alone, the instruction alone, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
     return [
-        inputs.whole(
-            "rank",
-            16,
-            1,
-            4096,
-            "Rank of the LoRA; not with 'all weights'. Usual 8 to 64; more learns more and takes more memory. With 'every layer', layers that "
-            "lack the rank get the largest that they have.",
-        ),
-        inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full; usual rank / 2 to rank.", 0.5),
-        inputs.number(
-            "dropout",
-            0.05,
-            0.0,
-            0.33,
-            "How often the image alone, the instruction alone, and both are left out, each; both scales of the guider need it. 0.05 in the "
-            "paper; 0 = never.",
-        ),
+        inputs.whole("rank", 16, 1, 4096, rank),
+        inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full. Typical: rank / 2 to rank.", 0.5),
+        inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
         inputs.flip(),
     ]
 
 
 def _run() -> list:
-    """The shared inputs of a run, with the two scales of an instruction model in the place of cfg."""
+    """The shared inputs of a run, with the two scales of an instruction model instead of cfg."""
+    look = host.Validation
     scales = [
-        inputs.number("validation_text_scale", 7.5, 0.0, 100.0, "s_T of validation images: usual 3 to 10, the demo model 3.", 0.1),
-        inputs.number("validation_image_scale", 1.5, 0.0, 100.0, "s_I of validation images: usual 1 to 2.", 0.1),
+        inputs.number("validation_text_scale", look.text_scale, 0.0, 100.0, "s_T of validation images. Typical: 3–10; demo model: 3.", 0.1),
+        inputs.number("validation_image_scale", look.image_scale, 0.0, 100.0, "s_I of validation images. Typical: 1–2.", 0.1),
     ]
     shared = inputs.run("a model")
     place = [i.id for i in shared].index("validation_cfg")
     return [*shared[:place], *scales, *shared[place + 1 :]]
+
+
+def _dropouts() -> list:
+    kinds = (
+        "'jointly': the image alone, the instruction alone and both are left out at the rate dropout each, as in the paper. 'independently': "
+        "image and instruction are dropped separately; both are missing at this rate."
+    )
+    return [
+        *optional(inputs.choice("channel_dropout", DROPPED, kinds)),
+        inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
+        inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
+    ]
 
 
 class InstructPix2PixTrainer(io.ComfyNode):
@@ -70,8 +65,8 @@ class InstructPix2PixTrainer(io.ComfyNode):
             node_id="InstructPix2PixTrainer",
             display_name="Train Instruction Model (InstructPix2Pix)",
             category=_CATEGORY,
-            description="Teaches a model to edit an image as it is told, from pairs of images and instructions. The image enters through "
-            "new channels of the first convolution, which start at zero. Saved for the host's Load Diffusion Model; the given model is not changed.",
+            description="Trains a model to edit images by instructions, from pairs of images and instructions. The image enters through "
+            "new channels of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
             search_aliases=[
                 "instruct pix2pix",
                 "ip2p",
@@ -83,51 +78,32 @@ class InstructPix2PixTrainer(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.5, SD2, SDXL or alike, with LoRAs if you like; or an instruction model, to go on from it."
+                    "model", tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train it further."
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
-                io.String.Input(
-                    "name",
-                    default="my-editor",
-                    tooltip="The model is saved in the diffusion_models folder under this name. 'editors/snow' goes into a subfolder.",
-                ),
-                io.String.Input(
-                    "folder",
-                    default="",
-                    tooltip="Pairs that InstructPix2Pix Pairs wrote: its name there. Empty = the connected images and instructions.",
-                ),
-                io.Combo.Input(
+                text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
+                text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
+                choice(
                     "train",
-                    options=list(WHAT),
-                    tooltip="Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as in the paper, which "
-                    "takes 16 bytes for each of the model's weights.",
+                    WHAT,
+                    "Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as in the paper, which takes 16 "
+                    "bytes for each of the model's weights.",
                 ),
                 *inputs.course(
                     2000,
-                    "Steps of the optimiser. Usual 1000 to 20000.",
+                    "Steps of the optimizer. Typical: 1000–20000.",
                     4,
                     0.0001,
-                    "0.0001 in the paper, for all weights; LoRAs usual 0.0001 to 0.001. With prodigy 1.",
+                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001. With prodigy: 1.",
                 ),
-                io.Int.Input(
-                    "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between edits to look at; 0 = at the end alone."
-                ),
+                whole("validation_every", 0, 0, 1_000_000, "Steps between edits to look at; 0 = at the end alone."),
                 *_learning(),
                 *inputs.objective(),
                 *_run(),
                 *_pairs(),
                 inputs.checkpointing(),
-                io.Combo.Input(
-                    "channel_dropout",
-                    options=list(DROPPED),
-                    optional=True,
-                    advanced=True,
-                    tooltip="'jointly': the image alone, the instruction alone and both are left out at the rate dropout each, as in the paper. "
-                    "'independently': image and instruction each by itself, so often that both are missing at the rate dropout.",
-                ),
-                inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
-                inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
+                *_dropouts(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),
@@ -139,14 +115,14 @@ class InstructPix2PixTrainer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **lists):
-        name, unfinished = (folder[0] or "").strip(), inputs.unfinished(instruct_models.FOLDER, lists)  # no name where it is a link
-        return unfinished + (instruct_pairs.Folder(name).fingerprint() if name else "")
+        name, unfinished = (folder[0] or "").strip(), inputs.unfinished(instruct_models.MODELS, lists)  # no name where it is a link
+        return unfinished + (PairFolder(name).fingerprint() if name else "")
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
-        pairs = instruct_pairs.chosen(given["folder"], *(connected[k] for k in _LISTS))
+        pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
         how = inputs.read(given, host.Settings, host.Validation)
         made = host.learn(
             *(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"]
@@ -162,17 +138,13 @@ class InstructPix2PixLoader(io.ComfyNode):
             node_id="InstructPix2PixLoader",
             display_name="Load Instruction Model",
             category=_CATEGORY,
-            description="Loads a model that Train Instruction Model made, of any size. Those of SD1.5 (eps) and SDXL the host's Load Diffusion "
-            "Model reads as well.",
+            description="Loads a model that Train Instruction Model made, of any size. ComfyUI's Load Diffusion Model "
+            "reads those of SD1.5 (eps) and SDXL as well.",
             search_aliases=["instruct pix2pix loader", "ip2p loader", "load edit model"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model that it was trained from: it says how the file is to be read. It is not changed."
-                ),
-                io.String.Input(
-                    "name",
-                    default="my-editor.safetensors",
-                    tooltip="The file, of the host's diffusion_models folders: what Train Instruction Model gives out as name.",
+                io.Model.Input("model", tooltip="The model that it was trained from, by which the file is read. It is not changed."),
+                text(
+                    "name", "my-editor.safetensors", "Its file in models/diffusion_models: the name that Train Instruction Model outputs."
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin.")],
@@ -180,11 +152,11 @@ class InstructPix2PixLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name, **linked):
-        return float("nan") if name is None else stamp(Path(instruct_models.path_to(name)))
+        return float("nan") if name is None else stamp(instruct_models.MODELS.find(name))
 
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:
-        return io.NodeOutput(instruct_models.load(model, instruct_models.path_to(name)))
+        return io.NodeOutput(instruct_models.load(model, str(instruct_models.MODELS.find(name))))
 
 
 NODES = [InstructPix2PixTrainer, InstructPix2PixLoader]

@@ -1,10 +1,12 @@
-"""The way back from an inversion: reconstruct the image, or edit it."""
+"""Samples from an inversion: reconstructs the image, or edits it."""
 
 from comfy_api.latest import io
 
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
 from .inputs import sockets
+from .inputs.inverter import CATEGORY, cfg_input
+from .inputs.widgets import choice, optional
 
 
 class InversionSampler(io.ComfyNode):
@@ -13,45 +15,31 @@ class InversionSampler(io.ComfyNode):
         return io.Schema(
             node_id="InversionSampler",
             display_name="Inversion Sampler",
-            category="controlled diffusion/inversion",
-            description="Walks an inversion back to an image, with the steps and the method by which it was made. With another prompt, the "
-            "image is edited; with none, it is reconstructed.",
+            category=CATEGORY,
+            description="Samples from an inversion, with the steps and the method by which it was made. With another prompt, the image is "
+            "edited; with none, it is reconstructed.",
             search_aliases=["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion; LoRA, ControlNet and attention patches may differ."),
                 sockets.Inversion.Input("inversion", tooltip="From any inverter, or from Load Inversion."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale of the way back; 1 switches guidance off. A reconstruction wants what the inverter was given.",
+                cfg_input(7.5, "Guidance scale. 1 = off. For a reconstruction, that of the inverter."),
+                choice(
+                    "branches", BRANCHES,
+                    "'edit': the edit alone. 'source and edit': both in one batch, the source first, so that attention control can read "
+                    "it. 'direct': the same, and the source stays exactly on the inversion's path (direct inversion).",
                 ),
-                io.Combo.Input(
-                    "branches",
-                    options=list(BRANCHES),
-                    tooltip="'edit': the edit alone. 'source and edit': both, the source first, in one batch so that attention control can "
-                    "read it. 'direct': as that, and the source stays exactly on the inversion's path (direct inversion).",
+                *optional(
+                    io.Conditioning.Input(
+                        "positive", tooltip="What the image should become; one for all, or a row each. Not connected: a reconstruction."
+                    ),
+                    io.Conditioning.Input(
+                        "negative", tooltip="Needed where cfg is not 1, except for inversions with their own (null-text, negative-prompt)."
+                    ),
+                    io.Mask.Input("mask", tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
                 ),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="What the image should become; of several images one for all, or a row for each. Not connected: the source, a "
-                    "reconstruction.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Needed where cfg is not 1, except for inversions that bring their own (null-text, negative-prompt).",
-                ),
-                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
             ],
-            outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit."),
-            ],
-        )
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit.")],
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, inversion, cfg, branches, positive=None, negative=None, mask=None) -> io.NodeOutput:

@@ -5,9 +5,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .host.inversion import inversion_files as files
 from .host.inversion import invert as inverting
-from .inputs import inverter, sockets
-
-_CATEGORY = "controlled diffusion/inversion"
+from .inputs import sockets
+from .inputs.inverter import CATEGORY, inverter_outputs
+from .inputs.widgets import choice, text
 
 
 class SaveInversion(io.ComfyNode):
@@ -16,16 +16,16 @@ class SaveInversion(io.ComfyNode):
         return io.Schema(
             node_id="SaveInversion",
             display_name="Save Inversion",
-            category=_CATEGORY,
-            description="Writes an inversion to output/inversions, every bit of it, so that an image is inverted once and edited many times.",
+            category=CATEGORY,
+            description="Writes an inversion to output/inversions, bit by bit, so that an image is inverted once and edited many times.",
             search_aliases=["store inversion", "export inversion", "cache inversion", "keep inverted image"],
             is_output_node=True,
             inputs=[
                 sockets.Inversion.Input("inversion", tooltip="From any inverter."),
-                io.String.Input(
+                text(
                     "filename_prefix",
-                    default="inversion",
-                    tooltip="Name of the file in output/inversions; a counter follows it, so nothing is overwritten. It may name a folder "
+                    "inversion",
+                    "Name of the file in output/inversions; a counter follows it, so nothing is overwritten. May have a folder "
                     "(cats/black) and the date (%year%-%month%-%day%).",
                 ),
             ],
@@ -47,26 +47,18 @@ class LoadInversion(io.ComfyNode):
         return io.Schema(
             node_id="LoadInversion",
             display_name="Load Inversion",
-            category=_CATEGORY,
-            description="Reads an inversion that Save Inversion wrote, with all that the inverter gave. It belongs to one model; another one "
-            "is refused.",
+            category=CATEGORY,
+            description="Reads a file of Save Inversion, with all outputs of the inverter. It belongs to one model; others are refused.",
             search_aliases=["import inversion", "reuse inversion", "open inversion", "invert once edit many"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
-                io.Combo.Input(
-                    "name",
-                    options=files.names(),
-                    tooltip="A file in output/inversions, marked [output], or in models/inversions. Press R to see new ones.",
-                ),
+                choice("name", files.INVERSIONS.names(), "A file in output/inversions ([output]) or models/inversions. Press R to see new ones."),
             ],
             outputs=[
-                *inverter.inverter_outputs(),
+                *inverter_outputs(),
                 io.Conditioning.Output(display_name="source", tooltip="The conditioning under which the image was inverted."),
-                io.Conditioning.Output(
-                    display_name="negative",
-                    tooltip="The negative that belongs to the way back, from null-text or negative-prompt inversion; others bring none.",
-                ),
-                io.Latent.Output(display_name="image", tooltip="The image itself, as it was inverted."),
+                io.Conditioning.Output(display_name="negative", tooltip="Of null-text and negative-prompt inversions; others have none."),
+                io.Latent.Output(display_name="image", tooltip="The inverted image itself."),
             ],
         )
 
@@ -74,7 +66,7 @@ class LoadInversion(io.ComfyNode):
     def validate_inputs(cls, name):
         try:
             if name is not None:  # a link: not known before it runs
-                files.path_of(name)
+                files.INVERSIONS.find(name)
         except ValueError as error:
             return str(error)
         return True

@@ -1,9 +1,11 @@
-"""What came of an inversion: the images side by side, with the numbers on them."""
+"""The results of an inversion: the images side by side, with the numbers on them."""
 
 from comfy_api.latest import io, ui
 
 from .host.inversion.inversion_report import Report
 from .inputs import sockets
+from .inputs.inverter import CATEGORY
+from .inputs.widgets import optional, text
 
 
 class InversionReport(io.ComfyNode):
@@ -12,29 +14,23 @@ class InversionReport(io.ComfyNode):
         return io.Schema(
             node_id="InversionReport",
             display_name="Inversion Report",
-            category="controlled diffusion/inversion",
-            description="The image, what its inversion gives back and what the edit made of it, side by side with PSNR, SSIM and the largest "
-            "error, and what the inversion cost. Changes nothing.",
+            category=CATEGORY,
+            description="The image, its reconstruction and its edit, side by side with PSNR, SSIM and the largest error, and what the "
+            "inversion cost. Changes nothing.",
             search_aliases=["psnr", "ssim", "lpips", "compare images", "reconstruction error", "image quality", "image metrics"],
             inputs=[
                 io.Image.Input("reference", tooltip="The image that was inverted: one for all, or one each. Values in [0, 1]."),
-                sockets.Inversion.Input(
-                    "inversion", optional=True, tooltip="For its method, steps, seconds and evaluations of the network."
-                ),
-                io.Image.Input("reconstruction", optional=True, tooltip="What the way back gave without a new prompt."),
-                io.Image.Input("edit", optional=True, tooltip="What it gave with one."),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Shows what encoding and decoding alone lose, which no inversion can win back, and measures against that too.",
-                ),
-                io.String.Input(
-                    "headline", default="", optional=True, tooltip="What stands above it, to tell reports apart. Empty: nothing."
+                *optional(
+                    sockets.Inversion.Input("inversion", tooltip="For its method, steps, seconds and evaluations of the network."),
+                    io.Image.Input("reconstruction", tooltip="Sampled from the inversion without a new prompt."),
+                    io.Image.Input("edit", tooltip="Sampled with a new prompt."),
+                    io.Vae.Input("vae", tooltip="Adds what encoding and decoding alone lose, which no inversion can recover."),
+                    text("headline", "", "Shown above the report, to tell reports apart. Empty: none."),
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="report", tooltip="The images side by side, a row for each of the batch."),
-                io.String.Output(display_name="text", tooltip="The same numbers in words: means, then each image."),
+                io.String.Output(display_name="text", tooltip="The same numbers as text: means, then each image."),
             ],
         )
 

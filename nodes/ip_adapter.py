@@ -4,10 +4,11 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..attention.ip_adapter import COMBINATIONS
-from ..guidance.schedules import ALWAYS, Schedule
+from ..guidance.schedules import Schedule
 from .host import demo
 from .host.attention import ip_adapter
 from .inputs import channel, sockets
+from .inputs.widgets import advanced, choice, number, text
 
 _CATEGORY = "controlled diffusion/attention"
 _ALIASES = ["ip-adapter", "ipadapter", "image prompt", "style reference", "decoupled cross-attention", "reference image", "clip vision"]
@@ -20,24 +21,15 @@ class IPAdapterLoader(io.ComfyNode):
             node_id="IPAdapterLoader",
             display_name="Load IP-Adapter",
             category=_CATEGORY,
-            description="Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, told by the file's own weights.",
+            description="Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, recognized by the file's own weights.",
             search_aliases=_ALIASES,
-            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.names(), tooltip="A .safetensors file in models/ipadapter.")],
+            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.ADAPTERS.names(), tooltip="A .safetensors file in models/ipadapter.")],
             outputs=[sockets.IPAdapter.Output(display_name="adapter", tooltip="For IP-Adapter Patch.")],
         )
 
     @classmethod
     def execute(cls, adapter_name) -> io.NodeOutput:
         return io.NodeOutput(ip_adapter.load(adapter_name))
-
-
-def _combine_input():
-    return io.Combo.Input(
-        "combine",
-        options=list(COMBINATIONS),
-        tooltip="Several images: 'concat' all in one attention, 'add' an attention for each and their sum (stronger with each image), 'average' "
-        "one image of their mean features, 'batch' image i for image i. The same for a single image.",
-    )
 
 
 class IPAdapterPatch(io.ComfyNode):
@@ -47,7 +39,7 @@ class IPAdapterPatch(io.ComfyNode):
             node_id="IPAdapterPatch",
             display_name="IP-Adapter Patch",
             category=_CATEGORY,
-            description="Lets images speak beside the prompt: the cross-attention of the model looks at them too. For the whole run, or, with a "
+            description="Lets images act beside the prompt: the cross-attention of the model looks at them too. For the whole run, or, with a "
             "conditioning connected, for that conditioning alone, so that image and text can be guidance channels of their own.",
             search_aliases=_ALIASES,
             inputs=[
@@ -56,32 +48,35 @@ class IPAdapterPatch(io.ComfyNode):
                 io.MultiType.Input(
                     "clip_vision",
                     types=[io.ClipVision, io.ClipVisionOutput],
-                    tooltip="The image encoder that the adapter was made with (ViT-H for most, ViT-bigG for some of SDXL), or what it made of the "
+                    tooltip="The image encoder that the adapter was made with (ViT-H for most, ViT-bigG for some of SDXL), or its output for the "
                     "images: a CLIP_VISION_OUTPUT, for base adapters.",
                 ),
-                io.Float.Input(
+                number(
                     "weight",
-                    default=1.0,
-                    min=-5.0,
-                    max=5.0,
+                    1.0,
+                    -5.0,
+                    5.0,
+                    "Strength of the images in the attention (lambda). Typical: 0.4–0.8 beside a prompt. 0 = off, 1 = as trained.",
                     step=0.05,
-                    tooltip="Strength of the images in the attention (lambda). 0 = off, 1 = as trained, usual 0.4 to 0.8 beside a prompt.",
                 ),
                 *channel.percent_range("the image"),
-                _combine_input(),
-                io.String.Input(
-                    "layer_weights",
-                    default="",
-                    multiline=True,
-                    advanced=True,
-                    tooltip="Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on SDXL. Names: all, input, "
-                    "middle, output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half the latent's side). Empty = 1 everywhere.",
+                choice(
+                    "combine",
+                    COMBINATIONS,
+                    "Several images: 'concat' all in one attention, 'add' the sum of an attention for each (stronger with each image), 'average' "
+                    "one image of their mean features, 'batch' image i for image i. The same for a single image.",
                 ),
-                io.Combo.Input(
-                    "crop",
-                    options=["center", "none"],
-                    advanced=True,
-                    tooltip="How an image that is not square gets to the encoder: its middle, or squeezed whole.",
+                *advanced(
+                    text(
+                        "layer_weights",
+                        "",
+                        "Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on SDXL. Names: all, input, middle, "
+                        "output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half the latent's side). Empty = 1 everywhere.",
+                        multiline=True,
+                    ),
+                    choice(
+                        "crop", ["center", "none"], "How an image that is not square gets to the encoder: its middle, or squeezed whole."
+                    ),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The image, or a batch of several. Not with a CLIP_VISION_OUTPUT."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the image acts, 1 = fully. Not connected: everywhere."),
@@ -108,23 +103,12 @@ class IPAdapterPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        adapter,
-        clip_vision,
-        weight,
-        start_percent,
-        end_percent,
-        combine,
-        layer_weights,
-        crop,
-        image=None,
-        mask=None,
-        schedule=None,
+        cls, model, adapter, clip_vision, weight, start_percent, end_percent, combine, layer_weights, crop, image=None, mask=None, schedule=None,
         conditioning=None,
-    ) -> io.NodeOutput:
+    ) -> io.NodeOutput:  # fmt: skip
         prompt = ip_adapter.prompt_of(adapter, clip_vision, image, combine, crop == "center")
-        settings = dict(weight=weight, schedule=schedule or ALWAYS, interval=Schedule(start=start_percent, end=end_percent), mask=mask)
+        interval = Schedule(start=start_percent, end=end_percent)
+        settings = dict(weight=weight, schedules=(schedule, interval) if schedule else (interval,), mask=mask)
         patch = ip_adapter.patch_for(model, adapter, prompt, layer_weights, only_marked=conditioning is not None, **settings)
         if conditioning is None:
             silent = ExecutionBlocker("IP-Adapter Patch: connect a conditioning to get one that sees the image.")
@@ -139,8 +123,8 @@ class DemoImageEncoderLoader(io.ComfyNode):
             node_id="DemoImageEncoderLoader",
             display_name="Load Demo Image Encoder",
             category="controlled diffusion/demo",
-            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's coloured "
-            "shapes. To use a model of your own, put Load CLIP Vision in this node's place.",
+            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's colored "
+            "shapes. To use a model of your own, replace this node by Load CLIP Vision.",
             search_aliases=["demo clip vision", "tiny image encoder", "example model"],
             inputs=[],
             outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],

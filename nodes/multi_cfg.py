@@ -1,14 +1,17 @@
 """Multi-condition guidance: channels, and the two ways to sample with them."""
 
+from dataclasses import fields
+
 from comfy_api.latest import io
 
 from ..guidance.directions import Shaping
 from ..guidance.multi_cfg import CONFLICTS, Channel, Rules
-from ..guidance.schedules import ALWAYS, Schedule
+from ..guidance.schedules import Schedule
 from .host.guidance.guidance_report import report_image, weights_image
 from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
 from .inputs import sockets
-from .inputs.channel import channel_extras, channel_identity, percent_range
+from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
+from .inputs.widgets import advanced, choice, number, switch
 
 _CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
@@ -22,6 +25,7 @@ _ALIASES = [
     "regional cfg",
     "weighted negative",
 ]
+_NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."
 
 
 class GuidanceChannel(io.ComfyNode):
@@ -31,154 +35,72 @@ class GuidanceChannel(io.ComfyNode):
             node_id="GuidanceChannel",
             display_name="Guidance Channel",
             category=_CATEGORY,
-            description="One force on the image: a conditioning with its own weight, sign, null, schedule, region and priority. "
+            description="One guidance term: a conditioning with its own weight, sign, null, schedule, region and priority. "
             "Chain channels, or connect several to a Multi CFG node.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What this channel pulls towards, or pushes away from."),
-                io.Float.Input(
-                    "weight",
-                    default=4.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Strength, as cfg. 0 switches the channel off (it is not evaluated); usual 1 to 10.",
-                ),
-                io.Combo.Input(
-                    "role",
-                    options=["positive", "negative"],
-                    tooltip="'positive' pulls towards the conditioning, 'negative' pushes away from it.",
-                ),
+                number("weight", 4.0, -100.0, 100.0, "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10.", 0.1, round=0.01),
+                choice("role", ("positive", "negative"), "'positive' pulls towards the conditioning, 'negative' pushes away from it."),
                 *percent_range("the channel"),
                 *channel_identity(),
-                io.Conditioning.Input(
-                    "null",
-                    optional=True,
-                    tooltip="What the conditioning is compared with. Not connected: the unconditional of the guider, "
-                    "or KSampler's negative.",
-                ),
+                io.Conditioning.Input("null", optional=True, tooltip=_NULL),
                 *channel_extras(),
             ],
-            outputs=[sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far.")],
+            outputs=[channel_output()],
         )
 
     @classmethod
-    def execute(
-        cls, conditioning, weight, role, start_percent, end_percent, priority, name, null=None, schedule=None, mask=None, previous=()
-    ) -> io.NodeOutput:
-        channel = Channel(
-            conditioning,
-            weight,
-            role == "negative",
-            null,
-            schedule or ALWAYS,
-            Schedule(start=start_percent, end=end_percent),
-            mask,
-            priority,
-            name or role,
-        )
-        return io.NodeOutput((*previous, channel))
+    def execute(cls, role, name="", **settings) -> io.NodeOutput:
+        return added_channel(negative=role == "negative", name=name or role, **settings)
+
+
+_CONFLICT = (
+    "'sum': plain sum. 'project': a channel of lower priority loses what works against those of higher priority. 'perpendicular': it loses "
+    "its whole component along them (Perp-Neg)."
+)
+_NORM_CAP = "Largest RMS of the summed guidance, in latent units. Typical: 0.5–3. 0 = no cap."
+_RESCALE = "CFG-rescale phi: how far the contrast returns to that of the positive predictions. Typical: 0.7. 0 = off."
+_ETA = (
+    "Adaptive projected guidance: the share kept of the part of a direction that is parallel to the prediction and over-saturates. 1 = plain "
+    "CFG, 0 as in the paper."
+)
+_MOMENTUM = "Adaptive projected guidance: how much of the previous directions is added. Typical: -0.75–-0.25. 0 = off."
+_NORM = "Adaptive projected guidance: largest length (L2) of a direction in latent units. Typical: 2.5–15 at 512 x 512. 0 = off."
+_ZERO_STAR = "CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models."
+_ZERO_INIT = (
+    "CFG-zero-star: up to this percent of the sampling the latent is unchanged and nothing is evaluated. Typical: 0.04, for flow models. "
+    "0 = off."
+)
+_INTERVAL = (
+    "Percent of the sampling at which guidance {}s. Outside, positive channels act with weight 1 and nothing else does, so that a single "
+    "channel costs one evaluation instead of two."
+)
 
 
 def _rule_inputs():
     return [
-        io.Combo.Input(
-            "conflict",
-            options=list(CONFLICTS),
-            tooltip="'sum': plain sum. 'project': a channel of lower priority loses what works against those of higher "
-            "priority. 'perpendicular': it loses its whole component along them (Perp-Neg).",
+        choice("conflict", CONFLICTS, _CONFLICT),
+        *advanced(
+            number("norm_cap", Rules.norm_cap, 0.0, 100.0, _NORM_CAP, 0.05),
+            number("rescale", Rules.rescale, 0.0, 1.0, _RESCALE),
         ),
-        io.Float.Input(
-            "norm_cap",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Largest RMS of the summed guidance, in latent units. 0 = no cap; usual 0.5 to 3.",
+        io.Sigmas.Input(
+            "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
         ),
-        io.Float.Input(
-            "rescale",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="CFG-rescale phi: how far the contrast returns to that of the positive predictions. 0 = off; usual 0.7.",
+        *advanced(
+            number("apg_eta", Shaping.apg_eta, 0.0, 10.0, _ETA, 0.05),
+            number("apg_momentum", Shaping.apg_momentum, -1.0, 1.0, _MOMENTUM, 0.05),
+            number("apg_norm", Shaping.apg_norm, 0.0, 1e6, _NORM, 0.5),
+            switch("zero_star", Shaping.zero_star, _ZERO_STAR),
+            number("zero_init_percent", Rules.zero_init_percent, 0.0, 1.0, _ZERO_INIT),
         ),
     ]
 
 
-def _better_inputs():
-    """Options beyond plain CFG, each neutral by default."""
-    return [
-        io.Float.Input(
-            "apg_eta",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Adaptive projected guidance: the share kept of the part of a direction that is parallel to the prediction and "
-            "over-saturates. 1 = plain CFG, 0 as in the paper.",
-        ),
-        io.Float.Input(
-            "apg_momentum",
-            default=0.0,
-            min=-1.0,
-            max=1.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Adaptive projected guidance: how much of the direction so far is added. 0 = off, usual -0.75 to -0.25.",
-        ),
-        io.Float.Input(
-            "apg_norm",
-            default=0.0,
-            min=0.0,
-            max=1e6,
-            step=0.5,
-            advanced=True,
-            tooltip="Adaptive projected guidance: largest length (L2) of a direction in latent units. 0 = off, usual 2.5 to 15 at 512 x 512.",
-        ),
-        io.Boolean.Input(
-            "zero_star",
-            default=False,
-            advanced=True,
-            tooltip="CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models.",
-        ),
-        io.Float.Input(
-            "zero_init_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="CFG-zero-star: up to this percent of the sampling the image does not move and nothing is evaluated. 0 = off, "
-            "usual 0.04, for flow models.",
-        ),
-    ]
-
-
-def _interval_inputs():
-    return [
-        io.Float.Input(
-            f"interval_{end}_percent",
-            default=default,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            advanced=True,
-            tooltip=f"Percent of the sampling at which guidance {end}s. Outside, positive channels act with weight 1 and nothing else does, "
-            "so that a single channel costs one evaluation instead of two.",
-        )
-        for end, default in (("start", 0.0), ("end", 1.0))
-    ]
-
-
-def _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent, start=0.0, end=1.0) -> Rules:
-    shaping = Shaping(apg_eta, apg_momentum, apg_norm, zero_star)
-    return Rules(conflict, norm_cap, rescale, shaping, Schedule(start=start, end=end), zero_init_percent)
+def _rules(interval_start_percent=Schedule.start, interval_end_percent=Schedule.end, **options) -> Rules:
+    shaping = Shaping(**{f.name: options.pop(f.name) for f in fields(Shaping) if f.name in options})
+    return Rules(shaping=shaping, interval=Schedule(start=interval_start_percent, end=interval_end_percent), **options)
 
 
 def _channel_inputs():
@@ -186,12 +108,6 @@ def _channel_inputs():
         sockets.GuidanceChannel.Input("channel", tooltip="A Guidance Channel, or a chain of them."), prefix="channel_", min=1, max=16
     )
     return io.Autogrow.Input("channels", template=template)
-
-
-def _sigmas_input():
-    return io.Sigmas.Input(
-        "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
-    )
 
 
 _IMAGE = dict(display_name="weights", tooltip="The weight of every channel over the sampling, as an image.")
@@ -213,43 +129,25 @@ class MultiCFGGuider(io.ComfyNode):
             display_name="Multi CFG Guider",
             category=_CATEGORY,
             description="Guides with any number of positive and negative channels at once, each with its own weight, null, schedule "
-            "and region. For SamplerCustomAdvanced. With one positive channel it is exactly the host's CFG.",
+            "and region. For SamplerCustomAdvanced. With one positive channel it is exactly ComfyUI's CFG.",
             search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("unconditional", tooltip="What the guidance starts from; usually an empty prompt."),
                 _channel_inputs(),
                 *_rule_inputs(),
-                _sigmas_input(),
-                *_better_inputs(),
-                *_interval_inputs(),
+                *advanced(
+                    number("interval_start_percent", Schedule.start, 0.0, 1.0, _INTERVAL.format("start"), 0.001),
+                    number("interval_end_percent", Schedule.end, 0.0, 1.0, _INTERVAL.format("end"), 0.001),
+                ),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), io.Image.Output(**_IMAGE)],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        unconditional,
-        channels,
-        conflict,
-        norm_cap,
-        rescale,
-        sigmas=None,
-        apg_eta=1.0,
-        apg_momentum=0.0,
-        apg_norm=0.0,
-        zero_star=False,
-        zero_init_percent=0.0,
-        interval_start_percent=0.0,
-        interval_end_percent=1.0,
-    ) -> io.NodeOutput:
-        listed = _listed(channels)
-        better = (apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
-        rules = _rules(conflict, norm_cap, rescale, *better, interval_start_percent, interval_end_percent)
-        guider = MultiCFG(model, unconditional, listed, rules)
-        return io.NodeOutput(guider, weights_image(model, listed, sigmas, rules))
+    def execute(cls, model, unconditional, channels, sigmas=None, **options) -> io.NodeOutput:
+        listed, rules = _listed(channels), _rules(**options)
+        return io.NodeOutput(MultiCFG(model, unconditional, listed, rules), weights_image(model, listed, sigmas, rules))
 
 
 class MultiCFGPatch(io.ComfyNode):
@@ -261,35 +159,14 @@ class MultiCFGPatch(io.ComfyNode):
             category=_CATEGORY,
             description="Adds channels on top of the positive and negative of any sampler: put it between the model and a KSampler.",
             search_aliases=_ALIASES,
-            inputs=[
-                io.Model.Input("model", tooltip="Any model: eps, v or flow."),
-                _channel_inputs(),
-                *_rule_inputs(),
-                _sigmas_input(),
-                *_better_inputs(),
-            ],
+            inputs=[io.Model.Input("model", tooltip="Any model: eps, v or flow."), _channel_inputs(), *_rule_inputs()],
             outputs=[io.Model.Output(display_name="model", tooltip="For a KSampler, or any guider."), io.Image.Output(**_IMAGE)],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        channels,
-        conflict,
-        norm_cap,
-        rescale,
-        sigmas=None,
-        apg_eta=1.0,
-        apg_momentum=0.0,
-        apg_norm=0.0,
-        zero_star=False,
-        zero_init_percent=0.0,
-    ) -> io.NodeOutput:
-        listed = _listed(channels)
-        rules = _rules(conflict, norm_cap, rescale, apg_eta, apg_momentum, apg_norm, zero_star, zero_init_percent)
-        patched = MultiCFGWrapper(listed, rules).install(model)
-        return io.NodeOutput(patched, weights_image(model, listed, sigmas, rules))
+    def execute(cls, model, channels, sigmas=None, **options) -> io.NodeOutput:
+        listed, rules = _listed(channels), _rules(**options)
+        return io.NodeOutput(MultiCFGWrapper(listed, rules).install(model), weights_image(model, listed, sigmas, rules))
 
 
 class GuidanceReport(io.ComfyNode):
@@ -299,8 +176,8 @@ class GuidanceReport(io.ComfyNode):
             node_id="GuidanceReport",
             display_name="Guidance Report",
             category=_CATEGORY,
-            description="What guidance did in a finished run, as one image: the weight and the strength of every channel over the "
-            "steps, which channels fight each other, and how often the network was evaluated. Costs no evaluation.",
+            description="What guidance did in the sampling that made a latent, as one image: the weight and the strength of every channel over "
+            "the steps, which channels conflict, and how often the network was evaluated. Costs no evaluation.",
             search_aliases=["guidance analysis", "cfg debug", "channel conflict", "guidance norm", "cosine similarity"],
             inputs=[
                 io.MultiType.Input(
@@ -308,7 +185,7 @@ class GuidanceReport(io.ComfyNode):
                     types=[io.Guider, io.Model],
                     tooltip="The guider of Multi CFG Guider, or the model of Multi CFG Patch, with which the latent was sampled.",
                 ),
-                io.Latent.Input("latent", tooltip="The sampled latent; it is passed on. It makes the report wait for the run."),
+                io.Latent.Input("latent", tooltip="The sampled latent, straight from its sampler: one of the last 8. It is passed on."),
             ],
             outputs=[
                 io.Image.Output(display_name="report", tooltip="Weights, strengths and conflicts over the predictions of the run."),
@@ -319,7 +196,7 @@ class GuidanceReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, latent) -> io.NodeOutput:
-        record = record_of(source)
+        record = record_of(source, latent)
         return io.NodeOutput(report_image(record), latent, record.text())
 
 

@@ -1,104 +1,67 @@
-"""Negative-prompt inversion: DDIM inversion for a way back with the source as the negative."""
+"""Negative-prompt inversion: DDIM inversion for a reconstruction with the source as the negative."""
 
 from comfy_api.latest import io
 
 from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
-from .host import noise_levels
-from .host.conditionings import check_conditionings
 from .host.inversion import invert
-from .host.inversion.null_text import as_null, between
-from .inputs import inverter
+from .host.inversion.negative_prompt import as_null, between
+from .inputs.inverter import inverter_inputs, schema
+from .inputs.widgets import advanced, choice, number, whole
 
 
 class NegativePromptInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="NegativePromptInverter",
-            display_name="Negative-Prompt Inverter",
-            category="controlled diffusion/inversion",
-            description="DDIM inversion whose way back takes the source prompt as the negative: nothing is optimised, and under the source the "
-            "image comes back as without guidance, whatever the cfg.",
-            search_aliases=[
-                "negative-prompt inversion",
-                "npi",
-                "fast image inversion for editing with text-guided diffusion models",
-                "proximal guidance",
-                "proxnpi",
-                "improving tuning-free real image editing with proximal guidance",
-                "real image editing",
-                "invert image",
+        return schema(
+            "NegativePromptInverter",
+            "Negative-Prompt Inverter",
+            "DDIM inversion for a reconstruction with the source prompt as the negative. Nothing is optimized; under the source the image "
+            "comes back as without guidance, whatever the cfg.",
+            [
+                *("negative-prompt inversion", "npi", "fast image inversion for editing with text-guided diffusion models"),
+                *("proximal guidance", "proxnpi", "improving tuning-free real image editing with proximal guidance"),
+                *("real image editing", "invert image"),
             ],
-            inputs=[
-                *inverter.inverter_inputs(),
-                io.Int.Input(
-                    "fixed_point_iterations",
-                    default=0,
-                    min=0,
-                    max=100,
-                    tooltip="Corrections of every step of the inversion, so that the way back undoes it. 0: the paper's inversion; usual 3 to 5, "
-                    "each up to one more evaluation a step.",
+            inverter_inputs(
+                whole(
+                    "fixed_point_iterations", NegativePrompt.fixed_point_iterations, 0, 100,
+                    "Most corrections of a step of the inversion, so that sampling undoes it; each is another evaluation. "
+                    "Typical: 3–5. 0 = off, as in the paper.",
                 ),
-                io.Float.Input(
-                    "interpolation",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How far the negative lies from the source towards the connected negative, an empty prompt. 0: the source, nearest to "
-                    "the image; 1: the empty prompt, plain guidance. Usual 0 to 0.3.",
+                number(
+                    "interpolation", NegativePrompt.interpolation, 0.0, 1.0,
+                    "Moves the negative from the source towards the connected negative, an empty prompt. Typical: 0–0.3. 0 = the source, "
+                    "closest to the image; 1 = the empty prompt, plain guidance.",
+                    step=0.05, round=0.001,
                 ),
-                io.Combo.Input(
-                    "proximal",
-                    options=list(PROXIMAL),
-                    tooltip="Edits in Inversion Sampler follow only the large differences of target and negative: 'l0' leaves the small ones out, "
-                    "'l1' also takes as much off the large. 'off': all of it. Less of the image changes.",
+                choice(
+                    "proximal", PROXIMAL,
+                    "Makes edits in Inversion Sampler change less of the image: 'l0' drops the small differences of target and negative, "
+                    "'l1' also reduces the large ones by as much. 'off': all differences.",
+                    NegativePrompt.proximal,
                 ),
-                io.Float.Input(
-                    "quantile",
-                    default=0.7,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="Share of the differences that proximal calls small. 0: none of them. Usual 0.7.",
+                *advanced(
+                    number(
+                        "quantile", NegativePrompt.quantile, 0.0, 1.0,
+                        "Share of the differences that count as small. Typical: 0.7. 0 = none.",
+                        step=0.05, round=0.001,
+                    )
                 ),
-                io.Conditioning.Input("negative", optional=True, tooltip="An empty prompt; needed for an interpolation above 0 alone."),
-                *inverter.inverter_extras(),
-            ],
-            outputs=[
-                *inverter.inverter_outputs(),
+                negative="An empty prompt; only needed for an interpolation above 0.",
+            ),
+            (
                 io.Conditioning.Output(
-                    display_name="negative",
-                    tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself.",
+                    display_name="negative", tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself."
                 ),
-            ],
-        )
+            ),
+        )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        source,
-        image,
-        steps,
-        scheduler,
-        end_percent,
-        fixed_point_iterations=0,
-        interpolation=0.0,
-        proximal="off",
-        quantile=0.7,
-        negative=None,
-        vae=None,
-    ) -> io.NodeOutput:
-        check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
-        method = NegativePrompt(fixed_point_iterations, interpolation, proximal, quantile)
-        null = between(as_null(source), negative, interpolation)
-        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
-        found = invert.invert(model, vae, image, source, method, sigmas, negative=null)
-        return io.NodeOutput(*invert.outputs(model, found), null)
+    def execute(cls, model, source, image, steps, scheduler, end_percent, negative=None, vae=None, **settings) -> io.NodeOutput:
+        sigmas = invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative)
+        method = NegativePrompt(**settings)
+        null = between(as_null(source), negative, method.interpolation)
+        return io.NodeOutput(*invert.outputs(model, invert.invert(model, vae, image, source, method, sigmas, negative=null)), null)
 
 
 NODES = [NegativePromptInverter]

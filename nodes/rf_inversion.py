@@ -6,10 +6,9 @@ from comfy_api.latest import io
 
 from ..inversion.rf_inversion import RFInversion
 from .host import model_tag, noise_levels
-from .host.conditionings import check_conditionings
 from .host.inversion import invert
-from .host.noise_levels import noise_scale
-from .inputs import inverter
+from .inputs.inverter import inverter_inputs, schema
+from .inputs.widgets import advanced, number, seed
 
 _log = logging.getLogger(__name__)
 
@@ -17,108 +16,72 @@ _log = logging.getLogger(__name__)
 class RFInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="RFInverter",
-            display_name="RF Inverter",
-            category="controlled diffusion/inversion",
-            description="RF-Inversion for flow models (SD3, Flux, ...): the way to noise is drawn towards a noise that the model knows, and the "
-            "way back towards the image during its first steps, so that an edit keeps the image.",
-            search_aliases=[
-                "rf-inversion",
-                "rectified flow inversion",
+        return schema(
+            "RFInverter",
+            "RF Inverter",
+            "RF-Inversion for flow models (SD3, Flux, ...): the inversion is pulled towards normal noise, and the first steps of sampling "
+            "towards the image, so that an edit keeps the image.",
+            [
+                *("rf-inversion", "rectified flow inversion", "flux inversion", "unsampling"),
                 "semantic image inversion and editing using rectified stochastic differential equations",
-                "flux inversion",
-                "unsampling",
             ],
-            inputs=[
-                *inverter.inverter_inputs(
-                    28,
-                    "A flow model: SD3, Flux and their like, or any behind Model Sampling as Flow. Others are refused.",
-                    "Usually an empty prompt, as in the paper; what the image shows holds it more closely.",
+            inverter_inputs(
+                number(
+                    "gamma", RFInversion.gamma, 0.0, 1.0,
+                    "Pull of the inversion towards the noise of the seed. Typical: 0.5. 0 = plain inversion, closer to the image; 1 = "
+                    "that noise itself.",
                 ),
-                io.Float.Input(
-                    "gamma",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Pull of the way up towards the noise of the seed. 0: plain inversion, nearer to the image; 1: that noise itself. "
-                    "Usual 0.5.",
+                number(
+                    "eta", RFInversion.eta, 0.0, 1.0,
+                    "Pull of the sampling towards the image. Typical: 0.7–1. 0 = plain sampling; 1 at all steps gives the image back.",
                 ),
-                io.Float.Input(
-                    "eta",
-                    default=0.9,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Pull of the way back towards the image. 0: plain sampling; higher keeps more of the image; 1 at all steps gives "
-                    "it back. Usual 0.7 to 1.",
+                number("eta_start_percent", 0.0, 0.0, 1.0, "Percent of the sampling at which eta starts. Typical: 0, the noisiest step."),
+                number(
+                    "eta_end_percent", 0.25, 0.0, 1.0,
+                    "Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Typical: 0.2–0.4.",
                 ),
-                io.Float.Input(
-                    "eta_start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Percent of the sampling at which eta sets in; 0 is the noisiest moment. Usual 0.",
+                *advanced(
+                    number(
+                        "decay", RFInversion.decay, 0.0, 10.0,
+                        "Lets eta fade over the steps, as (1 - i / steps) to this power. 0 = constant; 1 = linear to 0.",
+                        step=0.1,
+                    )
                 ),
-                io.Float.Input(
-                    "eta_end_percent",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Usual 0.2 to 0.4.",
-                ),
-                io.Float.Input(
-                    "decay",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Lets eta fade over the steps, as (1 - i / steps) to this power. 0: it stays as it is; 1: straight to 0.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise that gamma pulls to. Every image of a batch gets the same.",
-                ),
-                *inverter.inverter_extras(),
-            ],
-            outputs=inverter.inverter_outputs(),
-        )
+                seed("Seed of the noise that gamma pulls to. Every image of a batch gets the same."),
+                steps=28,
+                model="A flow model: SD3, Flux and the like, or any behind Model Sampling as Flow. Others are refused.",
+                source="Usually an empty prompt, as in the paper; a prompt for what the image shows keeps more of it.",
+            ),
+        )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model, source, image, steps, scheduler, end_percent, gamma, eta, eta_start_percent, eta_end_percent, decay, seed, vae=None
+        cls, model, source, image, steps, scheduler, end_percent, eta_start_percent, eta_end_percent, vae=None, **settings
     ) -> io.NodeOutput:
-        check_conditionings(model, {"source": source})
         model_tag.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
-        sampling = model.get_model_object("model_sampling")
-        if eta_start_percent > eta_end_percent:
-            raise ValueError(
-                f"eta_start_percent is {eta_start_percent:g} and eta_end_percent {eta_end_percent:g}; give the start the smaller one, usually 0 "
-                "and 0.2 to 0.4."
-            )
-        scale = noise_scale(model)
-        start, end = (scale.sigma(p) for p in (eta_start_percent, eta_end_percent))
-        method = RFInversion(gamma, eta, start, end, decay, seed, noise_levels.noise_deviation(sampling))
-        sigmas = noise_levels.levels(model, scheduler, steps, end_percent)
+        sigmas = invert.levels(model, scheduler, steps, end_percent, source=source)
+        method = _method(model, eta_start_percent, eta_end_percent, settings)
         found = invert.invert(model, vae, image, source, method, sigmas)
-        if eta and not any(method.pull(i, found.trajectory) for i in range(found.trajectory.steps)):
+        if method.eta and not any(method.pull(i, found.trajectory) for i in range(found.trajectory.steps)):
             _log.warning(
                 "eta %g never acts: no step begins between eta_start_percent %g and eta_end_percent %g. Raise eta_end_percent, above "
                 "end_percent %g, or lower end_percent.",
-                eta,
-                eta_start_percent,
-                eta_end_percent,
-                end_percent,
+                *(method.eta, eta_start_percent, eta_end_percent, end_percent),
             )
         return io.NodeOutput(*invert.outputs(model, found))
+
+
+def _method(model, start_percent: float, end_percent: float, settings: dict) -> RFInversion:
+    """The method, with the percents of eta as sigmas of the model."""
+    if start_percent > end_percent:
+        raise ValueError(
+            f"eta_start_percent is {start_percent:g} and eta_end_percent {end_percent:g}; give the start the smaller one, usually 0 and "
+            "0.2 to 0.4."
+        )
+    scale = noise_levels.noise_scale(model)
+    start, end = scale.sigma(start_percent), scale.sigma(end_percent)
+    noise = noise_levels.noise_deviation(model.get_model_object("model_sampling"))
+    return RFInversion(start_sigma=start, end_sigma=end, noise_scale=noise, **settings)
 
 
 NODES = [RFInverter]

@@ -4,92 +4,45 @@ from comfy_api.latest import io
 
 from ..guidance.schedules import AXES, CfgPlusPlus, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
 from .inputs import channel, sockets
+from .inputs.widgets import choice, number
 
-_AXIS = dict(
-    options=list(AXES),
-    default="percent",
-    tooltip="What the shape is spread over: percent of the sampling, sigma, or log-SNR. Percent is usual.",
-)
+
+def _axis():
+    return choice("axis", AXES, "What the shape is spread over: percent of the sampling, sigma, or log-SNR. Typical: percent.", Ramp.axis)
 
 
 def _ramp_inputs():
+    tip = "Factor at the {} percent. 1 keeps the channel's weight. Typical: 0–2."
     return [
-        io.Float.Input(
-            "first",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            tooltip="Factor at the start percent. 1 keeps the channel's weight; usual 0 to 2.",
-        ),
-        io.Float.Input(
-            "last",
-            default=0.0,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            tooltip="Factor at the end percent. 1 keeps the channel's weight; usual 0 to 2.",
-        ),
-        io.Combo.Input("axis", **_AXIS),
+        number("first", 1.0, -10.0, 10.0, tip.format("start"), 0.05),
+        number("last", 0.0, -10.0, 10.0, tip.format("end"), 0.05),
+        _axis(),
     ]
 
 
 def _power_inputs(name: str, tooltip: str):
+    reference = "Percent of the sampling at which the factor is 1, so that the weight keeps its meaning there."
+    limit = "The factor stays between 1 / limit and limit. 1 switches the shape off. Typical: 3–10."
     return [
-        io.Float.Input(name, default=0.25, min=-4.0, max=4.0, step=0.01, tooltip=tooltip),
-        io.Float.Input(
-            "reference",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Percent of the sampling at which the factor is 1, so that the weight keeps its meaning there.",
-        ),
-        io.Float.Input(
-            "limit",
-            default=10.0,
-            min=1.0,
-            max=1000.0,
-            step=0.5,
-            tooltip="The factor stays between 1 / limit and limit. 1 switches the shape off; usual 3 to 10.",
-        ),
+        number(name, 0.25, -4.0, 4.0, tooltip),
+        number("reference", SnrPower.reference, 0.0, 1.0, reference),
+        number("limit", SnrPower.limit, 1.0, 1000.0, limit, 0.5),
     ]
 
 
+def _curve_inputs():
+    return [number("height", Curve.height, -10.0, 10.0, "Factor where the curve reaches 1. 1 takes the curve as drawn.", 0.05), _axis()]
+
+
+_ALPHA = "Factor = (SNR / SNR at the reference) ^ alpha. 0 changes nothing; above 0 guides detail, below 0 layout. Typical: -0.5–0.5."
+_BETA = "Factor = (sigma / sigma at the reference) ^ -beta. 0 changes nothing. Typical: -1–1."
 _SHAPES = {
-    "constant": (
-        Constant,
-        lambda: [
-            io.Float.Input("value", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="The same factor everywhere; 1 changes nothing.")
-        ],
-    ),
+    "constant": (Constant, lambda: [number("value", Constant.value, -10.0, 10.0, "The same factor everywhere; 1 changes nothing.", 0.05)]),
     "linear": (Ramp, _ramp_inputs),
     "cosine": (lambda **k: Ramp(cosine=True, **k), _ramp_inputs),
-    "snr power": (
-        SnrPower,
-        lambda: _power_inputs(
-            "alpha",
-            "Factor = (SNR / SNR at the reference) ^ alpha. 0 changes nothing; above 0 guides detail, below 0 layout; usual -0.5 to 0.5.",
-        ),
-    ),
-    "sigma power": (
-        SigmaPower,
-        lambda: _power_inputs("beta", "Factor = (sigma / sigma at the reference) ^ -beta. 0 changes nothing; usual -1 to 1."),
-    ),
-    "curve": (
-        Curve,
-        lambda: [
-            io.Float.Input(
-                "height",
-                default=1.0,
-                min=-10.0,
-                max=10.0,
-                step=0.05,
-                tooltip="Factor where the curve reaches 1. 1 takes the curve as drawn.",
-            ),
-            io.Combo.Input("axis", **_AXIS),
-        ],
-    ),
+    "snr power": (SnrPower, lambda: _power_inputs("alpha", _ALPHA)),
+    "sigma power": (SigmaPower, lambda: _power_inputs("beta", _BETA)),
+    "curve": (Curve, _curve_inputs),
     "cfg++": (CfgPlusPlus, list),
 }
 
@@ -108,8 +61,8 @@ class GuidanceSchedule(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "shape",
                     options=[io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()],
-                    tooltip="The course of the factor between start and end percent. 'constant' with both at their "
-                    "defaults changes nothing; 'curve' reads the host's Curve Editor; 'cfg++' follows the steps of a run.",
+                    tooltip="How the factor changes between start and end percent. 'constant' with both at their defaults changes nothing; "
+                    "'curve' reads ComfyUI's Curve Editor; 'cfg++' follows the steps of a run.",
                 ),
                 *channel.percent_range("the schedule"),
                 sockets.Curve.Input(
@@ -120,7 +73,7 @@ class GuidanceSchedule(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1, usual 0.6.",
+                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1. Typical: 0.6.",
                 ),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
@@ -128,7 +81,7 @@ class GuidanceSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, shape, start_percent, end_percent, curve=None, sigmas=None) -> io.NodeOutput:
-        knobs = {k: v for k, v in shape.items() if k != "shape"}
+        settings = {k: v for k, v in shape.items() if k != "shape"}
         if shape["shape"] not in _SHAPES:
             raise ValueError(f"Unknown shape '{shape['shape']}'; choose one of {', '.join(_SHAPES)}.")
         if shape["shape"] == "curve":
@@ -136,12 +89,12 @@ class GuidanceSchedule(io.ComfyNode):
                 raise ValueError(
                     "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear or cosine."
                 )
-            knobs["function"] = curve.interp
+            settings["function"] = curve.interp
         if shape["shape"] == "cfg++":
             if sigmas is None or len(sigmas) < 2:
                 raise ValueError("Shape 'cfg++' needs the sigmas of the run: connect those that the sampler gets, or choose another shape.")
-            knobs["sigmas"] = tuple(sigmas.tolist())
-        return io.NodeOutput(Schedule(_SHAPES[shape["shape"]][0](**knobs), start_percent, end_percent))
+            settings["sigmas"] = tuple(sigmas.tolist())
+        return io.NodeOutput(Schedule(_SHAPES[shape["shape"]][0](**settings), start_percent, end_percent))
 
 
 NODES = [GuidanceSchedule]

@@ -7,6 +7,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
+from .inputs.widgets import choice, number, seed, whole
+
+_STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
+_UNIT = "The unit of strength: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio."
+_PROCESS = "VP: the model's own noise schedule. VE: variance exploding, equal ratios of sigma. Flow models always use their own."
+_REPEATS = "How often the result is noised and denoised again (K). Typical: 1, 2–3 for rough strokes."
 
 
 class SDEditSampler(io.ComfyNode):
@@ -28,52 +34,15 @@ class SDEditSampler(io.ComfyNode):
                 io.MultiType.Input(
                     "guide", types=image, tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise; repeat k uses seed + k.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps to run from the strength down to the clean image."),
-                io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale; 1 switches guidance off."
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The host's samplers; ancestral ones follow the paper.",
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The host's schedulers; not used by process VE."
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=0.5,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.01,
-                    round=0.0001,
-                    tooltip="The noise level t0. In percent: 0 returns the guide, 0.3 to 0.6 is usual (faithful to realistic), 1 is pure noise.",
-                ),
-                io.Combo.Input(
-                    "strength_unit",
-                    options=list(UNITS),
-                    tooltip="What strength is: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio.",
-                ),
-                io.Combo.Input(
-                    "process",
-                    options=list(PROCESSES),
-                    tooltip="VP: the model's own noise schedule. VE: variance exploding, equal ratios of sigma. Flow models always use their own.",
-                ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=100,
-                    tooltip="How often the result is noised and denoised again (K). 1 is usual, 2 to 3 for rough strokes.",
-                ),
+                seed("Seed of the noise; repeat k uses seed + k."),
+                whole("steps", 20, 1, 1000, "Steps to run from the strength down to the clean image."),
+                number("cfg", 4.0, 0.0, 100.0, "Guidance scale. 1 = no guidance.", 0.1, round=0.01),
+                choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "ComfyUI's samplers; ancestral ones follow the paper."),
+                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers; not used by process VE."),
+                number("strength", 0.5, 0.0, 1000.0, _STRENGTH, round=0.0001),
+                choice("strength_unit", UNITS, _UNIT),
+                choice("process", PROCESSES, _PROCESS),
+                whole("repeats", 1, 1, 100, _REPEATS),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
                 io.MultiType.Input(
                     "original", types=image, optional=True, tooltip="What shows outside the mask. Not connected: the guide."
@@ -92,28 +61,13 @@ class SDEditSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        guide,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        strength,
-        strength_unit,
-        process,
-        repeats,
-        vae=None,
-        original=None,
-        mask=None,
-    ) -> io.NodeOutput:
+        cls, model, positive, negative, guide, strength, strength_unit, process, steps, scheduler, repeats, vae=None, original=None, mask=None,
+        **sampling,
+    ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"positive": positive, "negative": negative})
         task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)
         sigmas = sdedit.sigmas(model, strength, strength_unit, process, steps, scheduler)
-        samples, start = task.sample(sigmas, positive, negative, cfg, sampler_name, seed, repeats)
+        samples, start = task.sample(sigmas, positive, negative, repeats=repeats, **sampling)
         image = ExecutionBlocker("SDEdit Sampler: connect a vae to get an image.") if vae is None else task.image(samples)
         return io.NodeOutput(task.latent(samples), image, task.latent(start), sdedit.report(model, sigmas, process, repeats))
 

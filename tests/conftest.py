@@ -20,12 +20,6 @@ load_pack()
 exact()
 
 
-def pytest_collection_modifyitems(items):
-    """What takes longest begins first, file by file, so that no core waits for another at the end."""
-    longest = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
-    items.sort(key=lambda item: item.path not in longest)
-
-
 @pytest.fixture(scope="session")
 def server():
     """The real server with the pack installed, started by the first test that asks for it; see `harness.server.Server`."""

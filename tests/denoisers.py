@@ -26,7 +26,7 @@ def one(sigma: float) -> float:
 
 
 def network(z: torch.Tensor, sigma: torch.Tensor, prompt: float = 0.0) -> torch.Tensor:
-    """A function with nothing to recommend it but that it is one, bounded, and no steeper than networks are."""
+    """An arbitrary bounded function, no steeper than networks are."""
     return 0.5 * torch.tanh(z.roll(1, -1) * 0.6 - z.flip(-2) * 0.3 + sigma.view(-1, 1, 1, 1).log1p() + prompt)
 
 
@@ -46,6 +46,7 @@ def flow_model(x, sigma, prompt=0.0):
 
 
 MODELS = {"eps": eps_model, "v": v_model, "flow": flow_model}
+FAMILIES = tuple(MODELS)
 
 
 def derivative(family: str, cfg: float = 1.0, prompt: float = 0.0) -> Derivative:
@@ -83,11 +84,11 @@ class Gaussian(Derivative):
         super().__init__(None, input_scale)
         self.mean, self.deviation = mean, deviation
 
-    def __call__(self, x, at, level=None):
-        seen = x if level is None else x * (self.input_scale(level) / self.input_scale(at))
+    def __call__(self, x, sigma, level=None):
+        seen = x if level is None else x * (self.input_scale(level) / self.input_scale(sigma))
         self.calls += 1
-        self.denoised = self.mean + self.deviation**2 / (self.deviation**2 + at**2) * (seen - self.mean)
-        return (seen - self.denoised) / at
+        self.denoised = self.mean + self.deviation**2 / (self.deviation**2 + sigma**2) * (seen - self.mean)
+        return (seen - self.denoised) / sigma
 
     def at_top(self, x0: torch.Tensor, sigma: float) -> torch.Tensor:
         return self.mean + (x0 - self.mean) * (self.deviation**2 + sigma**2) ** 0.5 / self.deviation
@@ -103,7 +104,7 @@ def errors(method_for, input_scale=one, power: float = 1.0, steps=(100, 200, 400
 
 
 class Seen(Derivative):
-    """A derivative that keeps the sigmas at which it was asked."""
+    """A derivative that keeps the sigmas at which it was evaluated."""
 
     def __init__(self):
         super().__init__(self._model)

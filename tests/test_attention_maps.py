@@ -21,7 +21,7 @@ COLUMNS = [(0,), (1, 2, 4), (3, 5, 6)]
 
 
 @pytest.mark.parametrize("at_once", [1, 4 * 2 * 3 * 7 * 4, 2**26])
-def test_shares_are_those_of_softmax_however_they_are_cut(at_once):
+def test_shares_are_those_of_softmax(at_once):
     q, k = random(2, 3, 10, 8), random(2, 3, 7, 8)
     assert_close(shares(q, k, COLUMNS, at_once=at_once), explicit(q, k, COLUMNS))
     assert_close(shares(q, k, COLUMNS, 0.7, at_once=at_once), explicit(q, k, COLUMNS, 0.7))
@@ -62,17 +62,17 @@ def maps(**more):
 def test_means_count_every_layer_and_evaluation_once():
     made = maps()
     assert made.groups == ["1/2", "1/1"] and made.seen == [0, 1]
-    assert_close(made.of(), torch.tensor([0.4, 0.45])[None, :, None, None].expand(1, 2, 4, 4))
-    assert_close(made.of(["circle"], ["1/1"]), torch.full((1, 1, 4, 4), 0.6))
-    assert_close(made.of(["red"], phases=[0]), torch.full((1, 1, 4, 4), 0.5))
-    assert made.of(["red"], ["1/2"]).shape == (1, 1, 2, 2)
+    assert_close(made.mean(), torch.tensor([0.4, 0.45])[None, :, None, None].expand(1, 2, 4, 4))
+    assert_close(made.mean(["circle"], ["1/1"]), torch.full((1, 1, 4, 4), 0.6))
+    assert_close(made.mean(["red"], phases=[0]), torch.full((1, 1, 4, 4), 0.5))
+    assert made.mean(["red"], ["1/2"]).shape == (1, 1, 2, 2)
     assert [t.numel() for t in made.sums.total.values()] == [8, 32, 32]
 
 
 def test_frames_of_a_video_are_images():
     sums = Sums()
     sums.add((0, "early"), torch.arange(24.0).reshape(2, 1, 3, 2, 2))
-    made = maps(words=("a",), sums=sums).of()
+    made = maps(words=("a",), sums=sums).mean()
     assert_close(made, torch.arange(24.0).reshape(6, 1, 2, 2))
 
 
@@ -84,9 +84,9 @@ def test_frames_of_a_video_are_images():
         (dict(groups=["1/2"], phases=[1]), "no maps of phase 2"),
     ],
 )
-def test_what_was_not_captured_is_named(asked, message):
+def test_missing_maps_are_named(asked, message):
     with pytest.raises(ValueError, match=message):
-        maps().of(**asked)
+        maps().mean(**asked)
 
 
 def test_phases_are_equal_parts_of_the_range():
@@ -94,12 +94,12 @@ def test_phases_are_equal_parts_of_the_range():
     assert phase_of(1.0, 0.0, 1.0, 1) == 0
 
 
-def test_heat_runs_from_nothing_to_all_and_is_nothing_where_a_map_is_flat():
+def test_heat_runs_from_0_to_1_and_is_0_for_flat_maps():
     made = heat(torch.stack([torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.full((2, 2), 0.3)]))
     assert_close(made, torch.tensor([[[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]))
 
 
-def test_a_mask_is_where_the_heat_is_high_or_the_heat():
+def test_masks_are_hard_or_the_heat_itself():
     low = torch.zeros(1, 4, 4)
     low[:, 1:3, 2:] = 1.0
     hard = mask_of(low, (16, 16), 0.5)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled, told
+from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled, with_hint
 from torch.testing import assert_close
 
 
@@ -46,7 +46,7 @@ def test_crops_are_at_most_as_narrow_as_asked_for():
     assert min(spans) > 0.45 and min(spans) < 0.7 and max(spans) > 0.9
 
 
-def test_jitter_changes_colours_alone_and_a_little():
+def test_jitter_changes_colors_alone_and_a_little():
     far = [float((jittered(image() * 0.5 + 0.25, 0.1, draw(s)) - image() * 0.5 - 0.25).abs().max()) for s in range(10)]
     assert 0.005 < max(far) < 0.25
     assert_close(jittered(image(), 0.0, draw(0)), image())
@@ -54,9 +54,9 @@ def test_jitter_changes_colours_alone_and_a_little():
 
 def test_a_variant_depends_on_seed_and_number_alone():
     made = Augmentation(2, 0.2, 0.1, 1.0)
-    one, again, other = (made.of(image(), None, n, s) for n, s in ((3, 1), (3, 1), (4, 1)))
+    one, again, other = (made.variant(image(), None, n, s) for n, s in ((3, 1), (3, 1), (4, 1)))
     assert torch.equal(one.image, again.image) and one.hint == again.hint and not torch.equal(one.image, other.image)
-    assert told("very small", "a <z>") == "very small a <z>" and told("", "a <z>") == "a <z>"
+    assert with_hint("very small", "a <z>") == "very small a <z>" and with_hint("", "a <z>") == "a <z>"
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,13 @@ def test_whether_anything_is_ever_left_out():
     assert not ChannelDropout((0.0, 0.0), clean=(0.0, 0.0)).active
 
 
-def test_instruct_pix2pix_drops_each_alone_and_both_in_one_sample_of_twenty():
+def test_joint_dropout_has_three_cases_of_equal_share():
     keep = JointDropout().keep(torch.zeros(COUNT), ((torch.arange(COUNT) + 0.5) / COUNT)[:, None].expand(-1, 2))
     shares = {(p, t): float(((keep[:, 0] == p) & (keep[:, 1] == t)).float().mean()) for p in (True, False) for t in (True, False)}
     assert_close(shares, {(True, True): 0.85, (True, False): 0.05, (False, True): 0.05, (False, False): 0.05}, atol=1e-3, rtol=0)
 
 
-def test_a_dropped_channel_is_its_own_null_and_a_kept_one_is_untouched():
+def test_a_dropped_channel_is_its_null():
     text, image = torch.randn(3, 5, 4), torch.randn(3, 2, 6, 6)
     keep = torch.tensor([[True, True], [False, True], [True, False]])
     nulls = torch.full((1, 5, 4), 7.0), torch.zeros(1)

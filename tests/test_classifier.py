@@ -3,7 +3,7 @@
 import pytest
 import torch
 from controlled_diffusion.guidance.classifier import (
-    ClassifierForce,
+    ClassifierGradient,
     LabelledClassifier,
     NoisyClassifier,
     gradient_of,
@@ -29,7 +29,7 @@ def gaussian(x, sigma, flow, y, spread=0.3):
 
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 0.9])
-def test_the_guided_prediction_is_the_exact_posterior_of_a_gaussian_problem(flow, sigma):
+def test_guidance_gives_the_exact_gaussian_posterior(flow, sigma):
     x = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean, posterior, log_p = gaussian(x, sigma, flow, y=0.7)
     gradient = gradient_of(lambda part: log_p(part).flatten(), x)
@@ -42,7 +42,7 @@ def test_flow_stays_finite_at_pure_noise_and_exact_up_to_there():
     assert float(towards(one, 0.985, True)) == pytest.approx(0.985**2 / 0.015)
 
 
-def test_a_gradient_in_parts_is_the_whole_and_no_part_is_larger_than_asked():
+def test_a_gradient_in_parts_is_the_whole_gradient():
     x, sizes = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)), []
 
     def score(part):
@@ -86,7 +86,7 @@ def test_wrong_labels_are_refused_with_the_labels_there_are(classifier, text, wo
         classifier.choices(text)
 
 
-def test_independent_labels_are_logistic_and_exclusive_ones_a_softmax(classifier):
+def test_independent_labels_are_logistic_exclusive_softmax(classifier):
     logits = torch.tensor([[0.3, -1.0, 2.0]])
     p = logits.sigmoid()
     found = classifier.log_probability(logits, {0: 1.0, 2: -0.5})
@@ -97,11 +97,11 @@ def test_independent_labels_are_logistic_and_exclusive_ones_a_softmax(classifier
 
 
 @pytest.mark.parametrize("scale", [VP, FLOW], ids=["eps", "flow"])
-def test_the_force_raises_the_probability_and_does_not_depend_on_the_batch_size(classifier, scale):
+def test_the_gradient_raises_the_probability_at_any_batch_size(classifier, scale):
     x = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = 0.6
-    whole = ClassifierForce(classifier, {0: 1.0})(x, sigma, x, scale)
-    parts = ClassifierForce(classifier, {0: 1.0}, batch=2)(x, sigma, x, scale)
+    whole = ClassifierGradient(classifier, {0: 1.0})(x, sigma, x, scale)
+    parts = ClassifierGradient(classifier, {0: 1.0}, batch=2)(x, sigma, x, scale)
     torch.testing.assert_close(whole, parts)
 
     def log_p(x):
@@ -118,16 +118,16 @@ def test_the_force_raises_the_probability_and_does_not_depend_on_the_batch_size(
 def test_a_video_is_scored_by_the_mean_over_its_frames(classifier):
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     still = frames[:, :, :1].expand(-1, -1, 3, -1, -1).contiguous()
-    force = ClassifierForce(classifier, {0: 1.0})
-    image = force(still[:, :, 0], 0.5, still, VP)
-    torch.testing.assert_close(force(still, 0.5, still, VP).sum(2), image)
+    gradient = ClassifierGradient(classifier, {0: 1.0})
+    image = gradient(still[:, :, 0], 0.5, still, VP)
+    torch.testing.assert_close(gradient(still, 0.5, still, VP).sum(2), image)
 
 
 def test_the_gradient_is_taken_within_inference_mode_too(classifier):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    outside = ClassifierForce(classifier, {1: 1.0})(x, 0.5, x, VP)
+    outside = ClassifierGradient(classifier, {1: 1.0})(x, 0.5, x, VP)
     with torch.inference_mode():
-        inside = ClassifierForce(classifier, {1: 1.0})(x.clone(), 0.5, x, VP)
+        inside = ClassifierGradient(classifier, {1: 1.0})(x.clone(), 0.5, x, VP)
     torch.testing.assert_close(inside, outside)
 
 

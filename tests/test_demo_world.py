@@ -12,7 +12,7 @@ def truth(scene: Scene) -> Caption:
     return Caption("", tuple(Claim(t.shape, t.color, t.texture, t.size, p) for t, p in zip(scene.things, places)), scene.background)
 
 
-def test_the_checker_reads_clean_scenes_right_in_at_least_995_of_1000_facts():
+def test_the_checker_reads_clean_scenes():
     rng = np.random.default_rng(7)
     right, asked = Counter(), Counter()
     for _ in range(200):

@@ -7,9 +7,7 @@ from controlled_diffusion.inversion.method import replay
 from controlled_diffusion.inversion.noise import draw_like, noised
 from torch.testing import assert_close
 
-from denoisers import MODELS, apart, derivative, draw, levels, silent
-
-FAMILIES = ["eps", "v", "flow"]
+from denoisers import FAMILIES, MODELS, apart, derivative, draw, levels, silent
 
 
 def method(family, seed=0):

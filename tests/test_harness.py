@@ -1,7 +1,6 @@
 """The harness does what it promises: a set-up that survives everything, clear sentences, and a server that reports errors."""
 
 import ast
-import functools
 import io
 import json
 import os
@@ -11,13 +10,15 @@ import socket
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path, PurePosixPath
 
 import pytest
 from PIL import Image
 
-from harness import comfyui, demo, environment
+from harness import comfyui, commands, demo, durations, environment, tiers
 from harness.contact_sheet import draw_contact_sheet
+from harness.durations import TOTAL, Record
 from harness.environment import ROOT, SetupError
 from harness.graph import Graph
 from harness.server import Server, WorkflowError
@@ -34,8 +35,6 @@ def command(*arguments, **options) -> subprocess.CompletedProcess:
         check=False,
         **options,
     )
-
-
 
 
 @pytest.fixture
@@ -59,10 +58,10 @@ def no_network(monkeypatch):
         monkeypatch.setenv(f"PIP_{name}", value)
 
 
-def test_without_network_set_up_says_so_and_the_next_run_works(tmp_path, pins, no_network):
+def test_next_set_up_works_after_one_without_network(tmp_path, pins, no_network):
     venv = tmp_path / "venv"
     pins.write_text("einops==0.8.2\n")
-    with pytest.raises(SetupError, match="No network: pip cannot reach the package index"):
+    with pytest.raises(SetupError, match=r"This failed: .* pip install [\s\S]*no network \(check the connection"):
         environment.ensure_environment(venv)
     assert environment.read_stamp(venv) == environment.UNFINISHED
     pins.write_text("# nothing\n")
@@ -71,7 +70,7 @@ def test_without_network_set_up_says_so_and_the_next_run_works(tmp_path, pins, n
     assert environment.read_stamp(venv) == environment.expected_stamp()
 
 
-def test_a_finished_environment_is_reused_and_other_pins_renew_it(tmp_path, pins, monkeypatch):
+def test_finished_environment_is_reused_until_pins_change(tmp_path, pins, monkeypatch):
     venv, built = tmp_path / "venv", []
     monkeypatch.setattr(environment, "call", lambda command, show=None: built.append(command))
     for _ in range(2):
@@ -108,19 +107,11 @@ def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path, pins, monkeypa
     assert not (tmp_path / "venv").exists()
 
 
-def test_pips_words_become_a_sentence():
-    assert "The disk is full" in environment.explain(["ERROR: [Errno 28] No space left on device"], ["pip"])
-    assert "no build for Python" in environment.explain(["ERROR: No matching distribution found for torch==2.13.0"], ["pip"])
-    assert "This failed: pip install" in environment.explain(["a surprise"], ["pip", "install"])
-
-
 def test_a_second_run_waits_for_the_first(tmp_path):
     with environment.lock(tmp_path / "lock"), open(tmp_path / "lock") as other:
         assert not environment.try_lock(other)
     with open(tmp_path / "lock") as other:
         assert environment.try_lock(other)
-
-
 
 
 def archive_of(path: Path, names: list[str]) -> Path:
@@ -171,8 +162,6 @@ def test_a_wrong_choice_of_comfyui_is_named(monkeypatch, name, value, sentence):
         comfyui.find_comfyui()
 
 
-
-
 def test_an_old_python_gets_a_sentence(monkeypatch, capsys):
     source = ROOT / "__main__.py"
     ast.parse(source.read_text(), feature_version=(3, 4))
@@ -200,18 +189,11 @@ def test_the_command_line_explains_itself(arguments, code, words):
     assert "Traceback" not in done.stderr
 
 
-@functools.cache
-def busy_port() -> socket.socket:
-    taken = socket.create_server(("127.0.0.1", 0))
-    taken.listen()
-    return taken
-
-
-def test_a_port_in_use_is_a_sentence():
-    port = busy_port().getsockname()[1]
-    done = command("demo", "--serve", "--port", str(port))
-    assert done.returncode == 1
-    assert f"Port {port} cannot be used: Address already in use" in done.stderr
+def test_a_port_in_use_is_a_sentence(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert demo.main(["--serve", "--port", str(port)]) == 1
+    assert f"Port {port} cannot be used: Address already in use" in capsys.readouterr().err
 
 
 def test_the_server_process_ends_with_its_parent():
@@ -225,6 +207,29 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, monkeypat
         pass
 
 
+DYING_SERVER = """
+import asyncio, os, sys
+from aiohttp import web
+
+async def answer(request):
+    return web.json_response({"prompt_id": "1"})
+
+async def wait_and_die(request):
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    asyncio.get_running_loop().call_later(0.5, os._exit, 3)
+    await socket.receive()
+
+app = web.Application()
+app.add_routes([web.get("/system_stats", answer), web.post("/prompt", answer), web.get("/ws", wait_and_die)])
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+def test_a_server_that_ends_while_it_works_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Server, "command", lambda self: [sys.executable, "-c", DYING_SERVER, str(self.port)])
+    with Server(base=tmp_path) as server, pytest.raises(SetupError, match="ComfyUI ended while it was working"):
+        server.run({})
 
 
 def image_graph(server, title="Two images") -> Graph:
@@ -238,7 +243,7 @@ def image_graph(server, title="Two images") -> Graph:
     return graph
 
 
-def test_a_built_workflow_becomes_the_prompt_that_was_meant_and_runs(server):
+def test_built_workflow_becomes_the_prompt_and_runs(server):
     prompt = to_prompt(image_graph(server).build(), server.object_info())
     assert {number: node["inputs"] for number, node in prompt.items()} == {
         "1": {"width": 32, "height": 16, "batch_size": 1, "color": 0xFF0000},
@@ -265,7 +270,7 @@ def test_a_mistake_in_a_description_is_named(server, class_type, inputs, words):
         Graph("wrong", server.object_info()).add(class_type, **inputs)
 
 
-def test_a_link_of_the_wrong_type_and_an_unknown_output_are_named(server):
+def test_wrong_link_and_unknown_output_are_named(server):
     graph = Graph("wrong", server.object_info())
     image = graph.add("EmptyImage")
     with pytest.raises(ValueError, match=r"samples takes LATENT, but output 0 of node 1 .* is IMAGE"):
@@ -274,7 +279,7 @@ def test_a_link_of_the_wrong_type_and_an_unknown_output_are_named(server):
         image["LATENT"]
 
 
-def test_a_refused_and_a_failing_prompt_name_the_node_and_the_server_lives_on(server):
+def test_failed_prompts_name_the_node_and_the_next_one_runs(server):
     refused = {"7": {"class_type": "EmptyImage", "inputs": {"width": -4, "height": 8, "batch_size": 1, "color": 0}}}
     refused["8"] = {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "x"}}
     with pytest.raises(WorkflowError, match=r"node 7 \(EmptyImage\): Value -4 smaller than min of 1"):
@@ -285,6 +290,17 @@ def test_a_refused_and_a_failing_prompt_name_the_node_and_the_server_lives_on(se
         server.run(failing)
     assert (caught.value.node_id, caught.value.node_type) == ("3", "RegexReplace")
     assert server.images(server.run(to_prompt(image_graph(server).build(), server.object_info())))
+
+
+def test_prompt_is_given_up_only_when_nothing_moves(server):
+    prompt = {"1": {"class_type": "EmptyImage", "inputs": {"width": 4096, "height": 4096, "batch_size": 1, "color": 0}}}
+    prompt["2"] = {"class_type": "ImageBlur", "inputs": {"image": ["1", 0], "blur_radius": 15, "sigma": 5.0}}
+    prompt["3"] = {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}
+    with pytest.raises(WorkflowError, match="nothing has moved for 0 s"):
+        server.execute(prompt, patience=0.05)
+    seen = []
+    entry, refused = server.execute(prompt, lambda kind, data: seen.append(kind))
+    assert refused is None and entry["status"]["status_str"] == "success" and "executing" in seen
 
 
 def test_an_image_can_be_uploaded_and_loaded(server):
@@ -311,3 +327,79 @@ def test_the_contact_sheet_shows_every_image():
     sheet = draw_contact_sheet("title", [("seven", images), ("broken", "failed for a reason")])
     reds = sum(count for count, colour in sheet.getcolors(2**24) if colour == (255, 0, 0))
     assert reds == 7 * 192 * 96
+
+
+def test_demo_runs_trainings_last_and_estimates_its_time(tmp_path):
+    for name in ("a_training", "b", "c_training", "d"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"nodes": [{"type": "AnyTrainer" if "training" in name else "KSampler"}]}))
+    recorded = {"a_training": 60.0, "b": 100.0, "c_training": 90.0}
+    workflows = commands.choose([], tmp_path)
+    assert [path.stem for path in demo.in_order(workflows, recorded)] == ["b", "d", "c_training", "a_training"]
+    assert demo.estimate(workflows, recorded, 1) == "4 workflows, the trainings last; this takes about 6 min on 1 quiet core"
+
+
+RECORD = Record(tests={"tests/test_a.py": {TOTAL: 12.0, "test_x[1]": 9.0}, "tests/test_b.py": {TOTAL: 1.5}})
+
+
+def test_record_knows_slow_tests_and_the_work_of_files():
+    assert RECORD.slow_tests() == ["tests/test_a.py::test_x[1]"]
+    assert [RECORD.is_slow(f"tests/test_a.py::{name}") for name in ("test_x[1]", "test_x[2]", "")] == [True, False, False]
+    assert [RECORD.work("tests/test_a.py", slow) for slow in (True, False)] == [12.0, 3.0]
+
+
+def test_quick_tests_are_as_many_as_fit(monkeypatch):
+    monkeypatch.setattr(durations, "QUICK", 4.0)
+    assert [durations.bound_for(seconds) for seconds in ([3.0, 1.0, 2.0], [1.0], [9.0])] == [2.0, 1.0, 0.0]
+
+
+def test_recorded_slow_tests_exist():
+    """After a rename: rename it in durations.json too, or measure again with 'python . test --all --measure'."""
+    for nodeid in Record.read().slow_tests():
+        file, _, name = nodeid.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8"), nodeid
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, ["--quick", "-n"]),
+        ({"all": True}, ["-n"]),
+        ({"file_or_dir": ["tests/test_a.py"]}, []),
+        ({"keyword": "a"}, []),
+        ({"file_or_dir": ["tests/test_a.py"], "all": True}, ["-n"]),
+        ({"numprocesses": 0}, ["--quick"]),
+        ({"usepdb": True}, ["--quick"]),
+    ],
+)
+def test_only_whole_tiers_are_shared_among_cores(monkeypatch, given, options):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    nothing = dict(file_or_dir=[], keyword="", markexpr="", lf=False, all=False, quick=False, measure=False, usepdb=False, numprocesses=None)
+    assert tiers.usual_options(types.SimpleNamespace(**{**nothing, **given}))[: len(options) or 1] == options
+
+
+def test_measured_slow_tests_are_left_out_of_the_quick_tier(tmp_path):
+    (tmp_path / "tests" / "harness").mkdir(parents=True)
+    (tmp_path / "tests" / "conftest.py").write_text(
+        "from pathlib import Path\nfrom harness import durations\n"
+        "durations.FILE, durations.QUICK = Path(__file__).parent / 'harness' / 'durations.json', 0.75\n"
+    )
+    (tmp_path / "tests" / "harness" / "durations.json").write_text("{}")
+    (tmp_path / "tests" / "test_a.py").write_text(
+        "import time, pytest\n"
+        "def work():\n    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n"
+        "@pytest.fixture(scope='module')\ndef shared(): work()\n"
+        "def test_first(shared): pass\ndef test_second(shared): pass\ndef test_long(): work()\n"
+    )
+
+    def run(*options):
+        command = [sys.executable, "-m", "pytest", "-p", "harness.tiers", "--rootdir", str(tmp_path), "-v", *options]
+        environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}, "PYTHONPATH": str(ROOT / "tests")}
+        return subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+    whole = run("--all", "--measure", "-n", "2", "--dist", "loadfile")
+    assert "3 passed" in whole and "all tests: 0 min" in whole
+    recorded = json.loads((tmp_path / "tests" / "harness" / "durations.json").read_text())["tests"]["tests/test_a.py"]
+    assert recorded.keys() == {TOTAL, "test_long"} and recorded[TOTAL] > 0.9
+    quick = run("-n", "0")
+    assert "whole files" in run("-k", "long", "--measure")
+    assert "2 passed, 1 deselected" in quick and "1 slow tests were left out, 'python . test --all' runs them too" in quick

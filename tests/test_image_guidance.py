@@ -4,7 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance.image_guidance import (
     DISTANCES,
-    ImageForce,
+    ImageGradient,
     brightness_distance,
     color_distance,
     embedding_distance,
@@ -24,22 +24,22 @@ def posterior_mean(x, sigma, flow):
 
 @pytest.mark.parametrize("scale", [VP, FLOW], ids=["eps", "flow"])
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
-def test_the_cheap_form_is_the_exact_one_where_data_has_unit_variance(scale, sigma):
+def test_the_cheap_form_is_exact_for_unit_variance(scale, sigma):
     x = torch.randn(3, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def loss(latents):
         return (latents - 0.5).square().mean((1, 2, 3)) + latents.sin().mean((1, 2, 3))
 
-    cheap = ImageForce(loss)(x, sigma, posterior_mean(x, sigma, scale.flow), scale)
+    cheap = ImageGradient(loss)(x, sigma, posterior_mean(x, sigma, scale.flow), scale)
     leaf = x.clone().requires_grad_(True)
-    exact = ImageForce(loss, through_denoiser=True)(leaf, sigma, posterior_mean(leaf, sigma, scale.flow), scale)
+    exact = ImageGradient(loss, through_denoiser=True)(leaf, sigma, posterior_mean(leaf, sigma, scale.flow), scale)
     torch.testing.assert_close(cheap, exact, rtol=1e-9, atol=1e-12)
     assert float(exact.abs().max()) > 1e-3
 
 
 def test_the_weight_means_the_same_at_every_size_and_batch():
     def moved(size, batch=0):
-        return ImageForce(lambda z: (z - 1).square().mean((1, 2, 3)), batch=batch)(
+        return ImageGradient(lambda z: (z - 1).square().mean((1, 2, 3)), batch=batch)(
             torch.zeros(3, 4, size, size), 1.0, torch.zeros(3, 4, size, size), VP
         )
 
@@ -52,8 +52,8 @@ def test_a_video_is_read_a_part_of_its_frames_at_a_time(through):
     z, seen = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(4)).requires_grad_(through), []
 
     def moved(batch):
-        force = ImageForce(lambda p: seen.append(len(p)) or (p - 1).square().mean((1, 2, 3)), through, batch=batch)
-        return force(z, 1.0, 0.5 * z if through else z, VP)
+        gradient = ImageGradient(lambda p: seen.append(len(p)) or (p - 1).square().mean((1, 2, 3)), through, batch=batch)
+        return gradient(z, 1.0, 0.5 * z if through else z, VP)
 
     torch.testing.assert_close(moved(2), moved(0))
     assert seen == [2, 2, 2, 6]
@@ -68,12 +68,12 @@ def test_it_moves_towards_less_loss():
     def loss(latents):
         return (latents - 0.3).square().mean((1, 2, 3))
 
-    step = ImageForce(loss)(z, 1.0, z, VP)
+    step = ImageGradient(loss)(z, 1.0, z, VP)
     assert (loss(z + 0.1 * step) < loss(z)).all()
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
-def test_an_image_is_at_no_distance_from_itself_and_at_one_from_another(kind):
+def test_distances_are_0_from_the_image_itself_only(kind):
     a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     assert float(DISTANCES[kind](a, a)) < 1e-9 and float(DISTANCES[kind](a, 0.5 * b)) > 1e-3
 
@@ -94,7 +94,7 @@ def test_embeddings_are_compared_by_angle():
     torch.testing.assert_close(embedding_distance(a, torch.tensor([[3.0, 0.0]])), torch.tensor([0.0, 1.0]))
 
 
-def test_colours_of_one_mean_differ_in_their_spread():
+def test_colors_of_one_mean_differ_in_their_spread():
     gray = torch.full((1, 3, 8, 8), 0.5)
     checks = gray.clone()
     checks[..., ::2], checks[..., 1::2] = 0.2, 0.8

@@ -7,7 +7,16 @@ import pytest
 import torch
 from controlled_diffusion.training import channel_dropout
 from controlled_diffusion.training import instruct_pix2pix as ip2p
-from controlled_diffusion.training.instruct_pix2pix import FIRST, Filter, Likeness, PlainFilter, PromptPair, draws, learnt, prompt_pairs
+from controlled_diffusion.training.instruct_pix2pix import (
+    FIRST,
+    Filter,
+    Likeness,
+    PlainFilter,
+    PromptPair,
+    added_weights,
+    draws,
+    prompt_pairs,
+)
 from torch.testing import assert_close
 
 SHAPES = {
@@ -35,8 +44,8 @@ def test_a_widened_convolution_ignores_the_new_channels():
 
 
 @pytest.mark.parametrize("what", ip2p.WHAT)
-def test_what_is_trained_changes_nothing_at_first_and_is_the_same_for_a_seed(what):
-    made, again = (learnt(SHAPES, what, 4, 4.0, seed=3) for _ in range(2))
+def test_new_weights_change_nothing_and_follow_the_seed(what):
+    made, again = (added_weights(SHAPES, what, 4, 4.0, seed=3) for _ in range(2))
     assert sum(isinstance(m, ip2p.LowRank) for m in made.values()) == LOW_RANK[what] and isinstance(made[FIRST], ip2p.Whole)
     assert (set(made) == set(SHAPES)) == (what == "all weights")
     for name, module in made.items():
@@ -53,17 +62,17 @@ def test_a_low_rank_difference_is_the_product_times_its_scale():
     with pytest.raises(ValueError, match=r"rank is 7.*1 to 6"):
         ip2p.LowRank(torch.Size([6, 36]), 7, 1.0, torch.Generator())
     with pytest.raises(ValueError, match="choose one of attention"):
-        learnt(SHAPES, "nothing", 4, 4.0, 0)
+        added_weights(SHAPES, "nothing", 4, 4.0, 0)
 
 
-def test_every_layer_is_every_layer_each_at_the_rank_that_it_can_have():
-    made = learnt(SHAPES, "every layer", 6, 3.0, seed=3)
+def test_every_layer_gets_the_rank_that_it_can_have():
+    made = added_weights(SHAPES, "every layer", 6, 3.0, seed=3)
     assert {k: len(m.down) for k, m in made.items() if k != FIRST} == {
         k: min(6, s[0]) for k, s in SHAPES.items() if len(s) > 1 and k != FIRST
     }
     assert all(m.scale == 0.5 for k, m in made.items() if k != FIRST)
     with pytest.raises(ValueError, match=r"rank is 9, .* from 1 to 8"):
-        learnt(SHAPES, "every layer", 9, 4.0, 0)
+        added_weights(SHAPES, "every layer", 9, 4.0, 0)
 
 
 def shares(dropout, log_snr=0.0, count=4000):
@@ -72,14 +81,14 @@ def shares(dropout, log_snr=0.0, count=4000):
     return {case: number / count for case, number in Counter(map(tuple, kept.tolist())).items()}
 
 
-def test_the_image_the_instruction_and_both_are_left_out_a_twentieth_each():
+def test_joint_dropout_rates():
     for level in (-30.0, 30.0):
         found = shares(ip2p.dropout_of("jointly", 0.05), level)
         assert all(0.04 < found[case] < 0.06 for case in ((False, True), (False, False), (True, False)))
     assert shares(ip2p.dropout_of("jointly", 0.0)) == {(True, True): 1.0}
 
 
-def test_independently_each_is_left_out_by_itself_and_both_at_the_rate_asked_for():
+def test_independent_dropout_rates():
     found, rate = shares(ip2p.dropout_of("independently", 0.09)), 0.3
     expected = {(False, False): rate**2, (False, True): rate * (1 - rate), (True, False): rate * (1 - rate), (True, True): (1 - rate) ** 2}
     assert found == pytest.approx(expected, abs=0.03)
@@ -90,9 +99,9 @@ def test_rates_at_clean_levels_are_those_given_or_the_same():
     noisy, clean = shares(dropout, -30.0), shares(dropout, 30.0)
     assert noisy[False, False] == pytest.approx(0.09, abs=0.03) and noisy[True, True] == pytest.approx(0.49, abs=0.03)
     assert clean == pytest.approx({(False, True): 0.7, (False, False): 0.3}, abs=0.03)
-    with pytest.raises(ValueError, match=r"at clean levels are given \(0, -1\).*Choose 'independently'"):
+    with pytest.raises(ValueError, match=r"at low noise are given \(0, -1\).*Choose 'independently'"):
         ip2p.dropout_of("jointly", 0.05, clean_image=0.0)
-    with pytest.raises(ValueError, match=r"no dropout 'never'.*choose one of jointly, independently"):
+    with pytest.raises(ValueError, match=r"Unknown channel_dropout .never.*choose one of jointly, independently"):
         ip2p.dropout_of("never", 0.05)
 
 
@@ -116,7 +125,7 @@ def test_the_direction_is_the_cosine_of_both_changes():
     assert_close(found.captions, torch.tensor([1.0, 0.0, 0.0]))
 
 
-def test_the_filter_keeps_the_best_directions_of_those_that_are_alike():
+def test_the_filter_keeps_the_best_directions():
     found = Likeness(
         torch.tensor([0.9, 0.6, 0.8, 0.8, 0.9]), torch.tensor([0.3, 0.9, 0.5, 0.1, 0.4]), torch.tensor([0.3, 0.3, 0.3, 0.3, 0.1])
     )

@@ -4,52 +4,32 @@ import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.method import Derivative, Trajectory, method_named, replay
+from controlled_diffusion.inversion.negative_prompt import NegativePrompt
+from controlled_diffusion.inversion.null_text import NullText
+from controlled_diffusion.inversion.rf_inversion import RFInversion
 from torch.testing import assert_close
 
-
-def silent(x, denoised):
-    pass
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gaussian(mean=0.5, deviation=0.7):
-    """The exact denoiser of Gaussian data."""
-    return lambda x, sigma: mean + deviation**2 / (deviation**2 + sigma.view(-1, 1, 1, 1) ** 2) * (x - mean)
-
-
-def wild(x, sigma):
-    """A denoiser with nothing to recommend it but that it is a function."""
-    s = sigma.view(-1, 1, 1, 1)
-    return torch.tanh(x.roll(1, -1) * 1.3 - x.flip(-2) * 0.4 + s.log1p()) * 0.8
-
-
-def vp(sigma):
-    return (1 + sigma**2) ** -0.5
+from denoisers import Gaussian, Seen, apart, derivative, draw, one, silent, vp
 
 
 def grid(steps: int, top: float = 10.0) -> tuple[float, ...]:
     return tuple(top * (1 - i / steps) ** 2 for i in range(steps + 1))
 
 
-def round_trip(steps: int, **scale) -> float:
-    derivative, x0 = Derivative(gaussian(), **scale), draw(2, 4, 8, 8).double()
-    trajectory = DDIM().encode(derivative, x0, grid(steps), silent)
-    return float((replay(DDIM(), derivative, trajectory) - x0).norm() / x0.norm())
+@pytest.mark.parametrize("scale", [one, vp])
+def test_ddim_error_halves_with_the_step(scale):
+    def round_trip(steps):
+        trajectory = DDIM().encode(Gaussian(scale), draw(), grid(steps), silent)
+        return apart(replay(DDIM(), Gaussian(scale), trajectory), draw())
 
-
-@pytest.mark.parametrize("scale", [{}, {"input_scale": vp}], ids=["plain", "vp"])
-def test_the_error_of_ddim_inversion_halves_with_the_step(scale):
-    errors = [round_trip(n, **scale) for n in (50, 100, 200)]
+    errors = [round_trip(n) for n in (50, 100, 200)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[1] / errors[2] == pytest.approx(2.0, rel=0.25)
 
 
-def test_the_trail_is_the_ddim_encoding_in_its_own_space():
-    """The reference in VP: z' = a' (z - b eps) / a + b' eps, with eps of the state as it is at the next timestep."""
-    x0, sigmas = draw(1, 4, 8, 8).double(), grid(6)
+def test_ddim_is_the_papers_encoding_in_vp_space():
+    """z' = a' (z - b eps) / a + b' eps, with eps of the state as it is at the next timestep."""
+    x0, sigmas = draw(1, 4, 8, 8), grid(6)
 
     def network(z, sigma):
         return torch.sin(3 * z.roll(1, -1)) * 0.3 + z * sigma / 20  # eps of a VP latent
@@ -66,52 +46,74 @@ def test_the_trail_is_the_ddim_encoding_in_its_own_space():
     assert_close(trajectory.states[0][0] * vp(sigmas[0]), z, atol=1e-5, rtol=1e-5)
 
 
-def test_the_trail_falls_along_the_sigmas_and_ends_at_the_image():
-    x0 = draw(1, 4, 8, 8)
-    trajectory = DDIM().encode(Derivative(wild), x0, grid(5), silent)
+def test_trajectory_has_the_falling_sigmas_and_ends_at_the_image():
+    trajectory = DDIM().encode(derivative("eps"), draw(), grid(5), silent)
     assert trajectory.sigmas == grid(5) and trajectory.steps == 5
-    assert torch.equal(trajectory.states[-1][0], x0)
+    assert torch.equal(trajectory.states[-1][0], draw())
 
 
-def test_a_model_whose_slope_is_constant_comes_back_exactly():
-    noise = draw(1, 4, 8, 8, seed=3).double()
-    derivative = Derivative(lambda x, sigma: x.double() - sigma.double().view(-1, 1, 1, 1) * noise)
-    x0 = draw(1, 4, 8, 8).double()
-    trajectory = DDIM().encode(derivative, x0, grid(4), silent)
-    assert_close(trajectory.states[0][0], x0 + 10 * noise, atol=1e-5, rtol=1e-5)
-    assert_close(replay(DDIM(), derivative, trajectory), x0, atol=1e-5, rtol=1e-5)
+def test_ddim_is_exact_where_the_derivative_is_constant():
+    noise = draw(1, 4, 8, 8, seed=3)
+    way = Derivative(lambda x, sigma: x.double() - sigma.double().view(-1, 1, 1, 1) * noise)
+    trajectory = DDIM().encode(way, draw(1, 4, 8, 8), grid(4), silent)
+    assert_close(trajectory.states[0][0], draw(1, 4, 8, 8) + 10 * noise, atol=1e-5, rtol=1e-5)
+    assert_close(replay(DDIM(), way, trajectory), draw(1, 4, 8, 8), atol=1e-5, rtol=1e-5)
 
 
-def test_no_evaluation_is_made_at_sigma_zero_and_each_step_makes_one():
-    seen = []
-    derivative = Derivative(lambda x, sigma: seen.append(float(sigma[0])) or x * 0)
-    replay(DDIM(), derivative, DDIM().encode(derivative, draw(1, 4, 8, 8), grid(5), silent))
-    assert min(seen) > 0 and len(seen) == derivative.calls == 10
-    assert seen == pytest.approx([*sorted(grid(5)[:-1]), *grid(5)[:-1]])
+def test_ddim_evaluates_once_a_step_and_never_at_sigma_zero():
+    way = Seen()
+    replay(DDIM(), way, DDIM().encode(way, draw(), grid(5), silent))
+    assert min(way.sigmas) > 0 and len(way.sigmas) == way.calls == 10
+    assert way.sigmas == pytest.approx([*sorted(grid(5)[:-1]), *grid(5)[:-1]])
 
 
-def test_what_is_changed_between_the_steps_stays_changed():
-    derivative, x0 = Derivative(wild), draw(1, 4, 8, 8)
-    trajectory = DDIM().encode(derivative, x0, grid(5), silent)
-    kept = replay(DDIM(), Derivative(lambda x, s: wild(x, s) + 1), trajectory, between=lambda carry, level: trajectory.states[level])
-    assert torch.equal(kept, x0)
+def test_changes_between_the_steps_last():
+    trajectory = DDIM().encode(derivative("eps"), draw(), grid(5), silent)
+    held = replay(DDIM(), derivative("eps", prompt=1.0), trajectory, between=lambda state, level: trajectory.states[level])
+    assert torch.equal(held, draw())
 
 
-def test_branches_repeat_the_whole_batch_one_after_the_other():
-    x0 = draw(2, 4, 8, 8)
-    trajectory = DDIM().encode(Derivative(wild), x0, grid(3), silent)
+def test_branches_repeat_the_whole_batch():
+    trajectory = DDIM().encode(derivative("eps"), draw(), grid(3), silent)
     two = Trajectory(trajectory.sigmas, trajectory.states, {"maps": draw(3, 2, 4, 8, 8)}).branches(2)
-    assert torch.equal(two.states[-1][0], torch.cat([x0, x0]))
+    assert torch.equal(two.states[-1][0], torch.cat([draw(), draw()]))
     assert two.extras["maps"].shape == (3, 4, 4, 8, 8) and torch.equal(two.extras["maps"][:, :2], two.extras["maps"][:, 2:])
     assert trajectory.branches(1) is trajectory
 
 
-def test_a_trail_without_a_state_for_every_sigma_is_refused():
+def test_a_trajectory_without_all_states_is_refused():
     with pytest.raises(ValueError, match="1 states for 3 sigmas"):
-        Trajectory((2.0, 1.0, 0.0), ((draw(1, 4, 8, 8),),))
+        Trajectory((2.0, 1.0, 0.0), ((draw(),),))
 
 
-def test_a_method_is_found_by_its_name_and_an_unknown_one_refused():
+def test_methods_are_found_by_name():
     assert method_named("ddim") is DDIM
     with pytest.raises(ValueError, match=r"'warp' is no inversion method of this version; it knows .*ddim"):
         method_named("warp")
+
+
+BAD = [
+    (DDIM, dict(order=3), "order is 3; give 1"),
+    (DDIM, dict(fixed_point_iterations=-1), "fixed_point_iterations is -1; give 0"),
+    (DDIM, dict(acceleration="newton"), "acceleration is 'newton'; give one of anderson, picard"),
+    (DDIM, dict(tolerance=-1.0), "tolerance is -1; give 0"),
+    (NegativePrompt, dict(interpolation=1.5), "interpolation is 1.5; give 0 to 1"),
+    (NegativePrompt, dict(quantile=-0.1), "quantile is -0.1; give 0 to 1"),
+    (NegativePrompt, dict(proximal="l2"), "proximal is 'l2'; give one of off, l0, l1"),
+    (NegativePrompt, dict(fixed_point_iterations=-1), "fixed_point_iterations is -1; give 0"),
+    (NullText, dict(start="noise"), "start is 'noise'; give one of source, empty"),
+    (NullText, dict(optimizer="sgd"), "optimizer is 'sgd'; give one of fast, adam"),
+    (NullText, dict(inner_steps=-1), "inner_steps is -1; give 0"),
+    (NullText, dict(learning_rate=0.0), "learning_rate is 0; give more than 0"),
+    *((NullText, {name: -1.0}, f"{name} is -1; give 0") for name in ("early_stop", "smoothness", "l1", "perceptual")),
+    (RFInversion, dict(gamma=1.5), "gamma is 1.5; give 0"),
+    (RFInversion, dict(eta=-0.1), "eta is -0.1; give 0"),
+    (RFInversion, dict(start_sigma=0.2, end_sigma=0.6), "start_sigma is 0.2 and end_sigma 0.6"),
+    (RFInversion, dict(decay=-1.0), "decay is -1; give 0"),
+]
+
+
+@pytest.mark.parametrize("method, settings, message", BAD)
+def test_bad_settings_are_refused(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(**settings)

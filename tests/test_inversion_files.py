@@ -1,11 +1,11 @@
-"""Values in files: what comes back is what was kept, and nothing else is read."""
+"""Values in files: what is loaded is what was saved, and nothing else is read."""
 
 import struct
 
 import pytest
 import torch
 from controlled_diffusion.inversion import files
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 
 def kept(tmp_path, **values):
@@ -24,19 +24,8 @@ def bits(tensor):
 @pytest.mark.parametrize(
     "tensor",
     [
-        draw(2, 3).to(dtype)
-        for dtype in (
-            torch.float64,
-            torch.float32,
-            torch.float16,
-            torch.bfloat16,
-            torch.float8_e4m3fn,
-            torch.int64,
-            torch.uint8,
-            torch.bool,
-        )
-    ]
-    + [
+        *(draw(2, 3).to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)),
+        *(draw(2, 3).to(dtype) for dtype in (torch.int64, torch.uint8, torch.bool)),
         torch.tensor(3.5),
         torch.zeros(0, 4),
         torch.tensor([float("nan"), float("inf"), -0.0]),
@@ -48,7 +37,7 @@ def bits(tensor):
     ],
     ids=lambda t: f"{t.dtype} {tuple(t.shape)}",
 )
-def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path, tensor):
+def test_every_kind_of_tensor_is_kept_bit_for_bit(tmp_path, tensor):
     back = kept(tmp_path, it=tensor)["it"]
     assert back.dtype == tensor.dtype and back.shape == tensor.shape and not back.requires_grad
     assert torch.equal(bits(back), bits(tensor.detach()))
@@ -57,14 +46,7 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path, tensor):
 @pytest.mark.parametrize(
     "value",
     [
-        None,
-        True,
-        7,
-        0.1 + 0.2,
-        float("inf"),
-        "grün\n'x'",
-        (1.5, (2, "a")),
-        [1, [2.0], ()],
+        *(None, True, 7, 0.1 + 0.2, float("inf"), "grün\n'x'", (1.5, (2, "a")), [1, [2.0], ()]),
         {"a": 1, 3: {"b": None}, "dict": {}, "tensor": "x"},
     ],
     ids=repr,
@@ -74,20 +56,18 @@ def test_every_plain_value_comes_back_as_it_was(tmp_path, value):
     assert back == value and repr(back) == repr(value)
 
 
-def test_tensors_are_found_wherever_they_stand(tmp_path):
+def test_nested_tensors_are_kept(tmp_path):
     value = [[draw(2), {"mask": draw(3), "area": (1, [draw(4)])}]]
     back = kept(tmp_path, it=value)["it"]
     assert torch.equal(back[0][0], draw(2)) and torch.equal(back[0][1]["mask"], draw(3)) and torch.equal(back[0][1]["area"][1][0], draw(4))
 
 
-def test_equal_tensors_are_kept_once_and_such_that_only_look_equal_each(tmp_path):
-    whole, none = draw(4, 8), torch.zeros(3)
-    back = kept(tmp_path, it=[whole, whole, whole.clone(), whole[:2], whole.reshape(8, 4), {"again": whole}, none, none.int()])["it"]
-    assert len(load_file(tmp_path / "kept.safetensors")) == 5
-    assert back[4].shape == (8, 4) and back[6].dtype == torch.float32 and back[7].dtype == torch.int32
+def test_tensors_whose_paths_read_alike_are_kept_apart(tmp_path):
+    back = kept(tmp_path, it={"a": [draw(2)], "a.0": draw(3), 1: draw(4), "1": draw(5)})["it"]
+    assert [len(t) for t in (back["a"][0], back["a.0"], back[1], back["1"])] == [2, 3, 4, 5]
 
 
-def test_what_is_loaded_depends_on_the_file_no_more_and_takes_gradients(tmp_path):
+def test_loaded_tensors_are_ordinary_and_free_of_the_file(tmp_path):
     with torch.inference_mode():
         back = kept(tmp_path, it=draw(3))["it"]
     (tmp_path / "kept.safetensors").write_bytes(b"\0" * (tmp_path / "kept.safetensors").stat().st_size)
@@ -99,7 +79,7 @@ def test_what_is_loaded_depends_on_the_file_no_more_and_takes_gradients(tmp_path
     [(object(), "object"), (torch.float32, "dtype"), ({1, 2}, "set"), ({(1, 2): 3}, "dict")],
     ids=["object", "dtype", "set", "keys"],
 )
-def test_what_no_file_can_keep_is_refused_by_its_name_and_leaves_no_file(tmp_path, value, kind):
+def test_objects_are_refused_by_name_and_leave_no_file(tmp_path, value, kind):
     with pytest.raises(ValueError, match=rf"'source\.0\.1\.control' is a {kind}, which a file cannot keep.* Invert without it"):
         kept(tmp_path, source=[[draw(2), {"control": value}]])
     assert not list(tmp_path.iterdir())
@@ -119,7 +99,7 @@ def test_an_existing_file_stays(tmp_path):
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_may_be_read_by_those_who_may_read_other_new_files(tmp_path):
+def test_files_have_the_permissions_of_new_files(tmp_path):
     (tmp_path / "other").touch()
     kept(tmp_path, it=draw(2))
     assert (tmp_path / "kept.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -155,22 +135,14 @@ def test_another_version_is_refused(tmp_path):
         files.load(written(tmp_path, version="2"))
 
 
-@pytest.mark.parametrize("change", [{"it": "5"}, {"more": "5"}, {"checksum": "0"}], ids=["changed", "added", "checksum"])
-def test_changed_metadata_are_noticed(tmp_path, change):
-    with pytest.raises(ValueError, match="is damaged: what it holds does not fit its checksum"):
-        files.load(written(tmp_path, **change))
+@pytest.mark.parametrize("entry", ["{", "{}", '{"tensor": "nowhere"}', '{"tuple": 5}', '{"dict": [1]}'])
+def test_metadata_that_do_not_fit_the_tensors_are_refused(tmp_path, entry):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: its metadata do not fit its tensors\. Take another copy"):
+        files.load(written(tmp_path, it=entry))
 
 
 def test_a_whole_copy_is_read(tmp_path):
     assert torch.equal(files.load(written(tmp_path))["it"], draw(64))
-
-
-def test_one_changed_bit_is_noticed(tmp_path):
-    data = bytearray(written(tmp_path).read_bytes())
-    data[-3] ^= 1
-    (tmp_path / "b.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match="is damaged: what it holds does not fit its checksum"):
-        files.load(tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-40], lambda d: d[:30], lambda d: b"", lambda d: struct.pack("<Q", 1 << 60) + d[8:]])

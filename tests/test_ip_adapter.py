@@ -13,7 +13,7 @@ from controlled_diffusion.attention.ip_adapter import (
     layer_weights,
     mask_tokens,
     multi_head,
-    recognise,
+    recognize,
 )
 from controlled_diffusion.attention.layers import Place
 from torch.testing import assert_close
@@ -41,23 +41,21 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def adapter(kind: str = "base", features: int = 48, seed: int = 0, **shape):
-    return recognise(published(kind, features, **{**SMALL, **shape}, seed=seed), "test.safetensors")
+    return recognize(published(kind, features, **{**SMALL, **shape}, seed=seed), "test.safetensors")
 
 
 def features_of(kind: str, count: int, width: int, patches: int = 17) -> torch.Tensor:
     return draw(count, width) if kind == "base" else draw(count, patches, width)
 
 
-
-
 @pytest.mark.parametrize(("kind", "tokens"), [("base", 4), ("plus", 16), ("full", 17)])
-def test_a_layout_is_told_by_names_and_shapes(kind, tokens):
+def test_a_layout_is_recognized_by_names_and_shapes(kind, tokens):
     found = adapter(kind)
     assert (found.kind, found.features, found.width, len(found.layers)) == (kind, 48, 64, 3)
     assert found.tokens(features_of(kind, 2, 48)).shape == (2, tokens, 64)
 
 
-def test_layers_stand_in_the_order_of_their_numbers_and_not_of_their_names():
+def test_layers_are_ordered_by_number():
     found = adapter(widths=[32, 48, 64, 80, 96, 112])  # numbers 1, 3, ..., 11: as text, 11 comes before 3
     assert [k.shape[0] for k, _ in found.layers] == [32, 48, 64, 80, 96, 112]
     assert [v.shape[0] for _, v in found.layers] == [32, 48, 64, 80, 96, 112]
@@ -65,7 +63,7 @@ def test_layers_stand_in_the_order_of_their_numbers_and_not_of_their_names():
 
 def test_an_adapter_is_used_in_the_precision_of_the_features():
     weights = {k: v.half() for k, v in published("plus", 48, **SMALL).items()}
-    assert recognise(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
+    assert recognize(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
 
 
 def renamed(weights: dict, **changes) -> dict:
@@ -86,9 +84,9 @@ def renamed(weights: dict, **changes) -> dict:
         (lambda w: w | {"image_proj.norm.weight": torch.ones(32)}, "tokens of width 32, but its layers take 64"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(change, message):
+def test_unsupported_files_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message) as refused:
-        recognise(change(published("base", 48, **SMALL)), "mine.safetensors")
+        recognize(change(published("base", 48, **SMALL)), "mine.safetensors")
     assert "mine.safetensors" in str(refused.value)
 
 
@@ -96,7 +94,7 @@ def test_a_faceid_projection_is_named():
     weights = published("full", 512, **SMALL)
     weights = {k.replace("proj.3", "norm"): v for k, v in weights.items()}
     with pytest.raises(ValueError, match="FaceID"):
-        recognise(weights, "faceid.safetensors")
+        recognize(weights, "faceid.safetensors")
 
 
 def test_features_of_another_encoder_are_refused():
@@ -114,7 +112,6 @@ def test_a_model_of_another_family_is_refused():
     adapter().check_fits("SD15", [32, 64, 64], 64)
 
 
-
 PROJECTED = {
     "SD1.5": ("base", 1024, SD15, {}),
     "SD1.5 ViT-bigG": ("base", 1280, SD15, {}),
@@ -127,7 +124,7 @@ PROJECTED = {
 
 
 @pytest.mark.parametrize("name", PROJECTED)
-def test_projections_of_the_published_shapes_are_those_of_diffusers(unet_class, name):
+def test_projections_equal_diffusers(unet_class, name):
     kind, features, family, shape = PROJECTED[name]
     weights = published(kind, features, family["text"], family["widths"][:1], **shape)
     host = unet_class(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=8)
@@ -135,7 +132,7 @@ def test_projections_of_the_published_shapes_are_those_of_diffusers(unet_class, 
     seen = features_of(kind, 2, features, 257)
     with torch.no_grad():
         wanted = theirs(seen)
-    found = recognise(weights, name).tokens(seen)
+    found = recognize(weights, name).tokens(seen)
     assert_close(found, wanted.reshape(found.shape), **CLOSE)
 
 
@@ -143,7 +140,7 @@ def test_projections_of_the_published_shapes_are_those_of_diffusers(unet_class, 
     ("width", "heads", "text"), [(320, 8, 768), (640, 8, 768), (1280, 8, 768), (640, 10, 2048), (1280, 20, 2048)], ids=str
 )
 @pytest.mark.parametrize("weight", [1.0, 0.6])
-def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class, width, heads, text, weight):
+def test_attention_equals_diffusers(unet_class, width, heads, text, weight):
     from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 
     weights = published("base", 48, text, [width])
@@ -151,7 +148,7 @@ def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class
     processor = IPAdapterAttnProcessor2_0(width, text, num_tokens=[4], scale=weight)
     processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
     theirs.set_processor(processor)
-    ours = recognise(weights, "layer")
+    ours = recognize(weights, "layer")
     hidden, words, images = draw(2, 64, width), draw(2, 77, text, seed=1), draw(2, 48, seed=2)
     with torch.no_grad():
         wanted = theirs(hidden, encoder_hidden_states=(words, [ours.tokens(images)[:, None]]))
@@ -162,7 +159,7 @@ def test_attention_at_the_published_layer_shapes_is_that_of_diffusers(unet_class
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_several_images_are_those_of_diffusers(unet_class, masked):
+def test_several_images_equal_diffusers(unet_class, masked):
     """Without masks diffusers puts all images into one attention (`concat`), with masks it adds one for each (`add`)."""
     from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 
@@ -170,7 +167,7 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
     theirs = Attention(query_dim=64, cross_attention_dim=64, heads=4, dim_head=16)
     theirs.set_processor(IPAdapterAttnProcessor2_0(64, 64, num_tokens=[4], scale=0.7))
     theirs.processor.load_state_dict({f"to_{part}_ip.0.weight": weights[f"ip_adapter.1.to_{part}_ip.weight"] for part in "kv"})
-    ours, images = recognise(weights, "layer"), draw(3, 48, seed=2)
+    ours, images = recognize(weights, "layer"), draw(3, 48, seed=2)
     hidden, words, everywhere = draw(1, 64, 64), draw(1, 77, 64, seed=1), torch.ones(1, 3, 8, 8)
     prompt = image_prompt(ours, images, torch.zeros(1, 48), "add" if masked else "concat")
     extra = dict(ip_adapter_masks=[everywhere]) if masked else {}
@@ -180,7 +177,6 @@ def test_several_images_are_those_of_diffusers(unet_class, masked):
         text = attention(q, theirs.to_k(words), theirs.to_v(words))
         found = theirs.to_out[0](decoupled(text, q, prompt.terms(prompt.images[0], prompt.nothing[0], [True], 1), 0.7, attention))
     assert_close(found, wanted, **CLOSE)
-
 
 
 HEADS = 4
@@ -236,7 +232,7 @@ def test_the_average_is_one_image_of_mean_features():
     assert_close(layer(image_prompt(own, images, torch.zeros(1, 48), "average")), layer(mean))
 
 
-def test_in_a_batch_every_image_sees_its_own_image_and_the_parts_what_they_are_shown():
+def test_combine_batch_gives_image_i_to_image_i():
     own, images, none = adapter(), draw(2, 48), torch.zeros(1, 48)
     found = layer(image_prompt(own, images, none, "batch"), shown=(False, True), size=2)
     for row, (features, shown) in enumerate([(images[:1], False), (images[:1], False), (images[:1], True), (images[1:], True)]):
@@ -258,7 +254,7 @@ def test_images_that_do_not_fit_the_batch_are_refused():
         two.terms(two.images[0], two.nothing[0], [True], 3)
 
 
-def test_an_unknown_way_to_combine_is_refused():
+def test_an_unknown_combine_is_refused():
     with pytest.raises(ValueError, match="combine is 'mix'; choose one of concat, add, average, batch"):
         prompt(combine="mix")
 
@@ -269,7 +265,7 @@ def test_the_empty_image_is_not_nothing():
     assert not torch.allclose(layer(prompt(), shown=(False,)), layer(prompt()), atol=0.01)
 
 
-def test_rows_that_are_not_chosen_stay_bit_for_bit():
+def test_other_rows_are_unchanged():
     one = prompt()
     q, text = draw(3, 36, 32, seed=5), draw(3, 36, 32, seed=6)
     terms = one.terms(one.images[0], one.nothing[0], [True], 1)
@@ -320,13 +316,13 @@ def test_layer_weights_are_read(text, wanted):
 
 
 @pytest.mark.parametrize("text", ["output", "output:", "all:high", "input4.1=2"])
-def test_a_layer_weight_that_cannot_be_read_is_told(text):
+def test_unreadable_layer_weights_are_errors(text):
     with pytest.raises(ValueError, match="is no NAME:WEIGHT"):
         layer_weights(f"all:1, {text}", LAYERS)
 
 
 @pytest.mark.parametrize("name", ["output7", "down", "output-3", "1/8"])
-def test_a_layer_that_is_not_there_is_told_with_those_that_are(name):
+def test_missing_layers_are_errors_with_those_there_are(name):
     there = r"input1 \(1/1\), input4 \(1/2\), output3 \(1/2\), output5 \(1/1\), middle0 \(1/4\)"
     with pytest.raises(ValueError, match=rf"'{name}:1', which is no layer of this model.*{there}; 1/2 is all layers"):
         layer_weights(f"{name}:1", LAYERS)
@@ -334,7 +330,7 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(name):
 
 def test_gradients_reach_the_adapters_own_weights():
     weights = {k: v.requires_grad_(True) for k, v in published("base", 48, **SMALL).items()}
-    own = recognise(weights, "in training")
+    own = recognize(weights, "in training")
     one = image_prompt(own, draw(1, 48), torch.zeros(1, 48))
     F.mse_loss(layer(one), torch.zeros(1, 36, 32)).backward()
     assert all(

@@ -2,8 +2,8 @@ from itertools import islice
 
 import pytest
 import torch
-from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, save_atomically, saving
-from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor, warm_cosine
+from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, progress, save_atomically, saving
+from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
 from torch.testing import assert_close
 
 
@@ -34,27 +34,7 @@ def test_it_learns_and_counts_its_steps():
     assert steps[-1].loss < 0.3 * steps[0].loss
 
 
-def test_an_interrupted_run_ends_like_one_in_one_go(tmp_path):
-    whole, halves = network(), network()
-    list(loop_of(whole).run(loss_of(whole)))
-    first = loop_of(halves)
-    for step in first.run(loss_of(halves)):
-        if step.index == 5:
-            break
-    first.save(tmp_path / "state.safetensors")
-    resumed = network()
-    second = loop_of(resumed)
-    assert second.restore(tmp_path / "state.safetensors") and second.done == 5
-    list(second.run(loss_of(resumed)))
-    for ours, theirs in zip(resumed.parameters(), whole.parameters()):
-        assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-
-
-def test_without_a_state_file_it_starts_anew(tmp_path):
-    assert not loop_of(network()).restore(tmp_path / "none.safetensors")
-
-
-def test_inside_averaged_the_weights_are_their_average_and_afterwards_their_own():
+def test_inside_averaged_the_weights_are_their_average():
     net = network()
     loop = loop_of(net)
     list(loop.run(loss_of(net)))
@@ -76,7 +56,7 @@ def test_a_matrix_view_shares_the_memory_of_its_weight(memory_format):
 
 
 def test_the_rate_rises_over_the_warmup_and_falls_to_zero():
-    rates = [warm_cosine(i, 100, 10) for i in range(100)]
+    rates = [rate_factor("cosine", i, 100, 10) for i in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0 and rates[-1] < 1e-3
 
 
@@ -94,46 +74,40 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-
-
 def plain(net, steps=8, **knobs):
     settings = dict(steps=steps, learning_rate=0.02, warmup=2, average=0.0) | knobs
     return Loop(dict(net.named_parameters()), **settings)
 
 
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "muon"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_path):
-    rate = 1.0 if optimizer == "prodigy" else 0.02
-    knobs = dict(optimizer=optimizer, accumulate=accumulate, learning_rate=rate, loss_scale=4.0)
-    net = network()
-    whole = [s.loss for s in plain(net, **knobs).run(loss_of(net))]
+    own = dict(matrices=["0.weight", "3.weight"], average=0.9) if optimizer == "muon" else dict(optimizer=optimizer)
+    knobs = dict(accumulate=accumulate, loss_scale=4.0) | own
+    whole = network()
+    losses = [s.loss for s in plain(whole, **knobs).run(loss_of(whole))]
     net = network()
     first = plain(net, **knobs)
+    assert not first.restore(tmp_path / "none.safetensors")
     begun = [s.loss for s in islice(first.run(loss_of(net)), 5)]
     first.save(tmp_path / "state.safetensors")
+    assert progress(tmp_path / "state.safetensors") == (5, False)
     net = network()
     second = plain(net, **knobs)
-    second.restore(tmp_path / "state.safetensors")
-    assert begun + [s.loss for s in second.run(loss_of(net))] == whole
-    assert [s.loss for s in second.history] == whole and [s.index for s in second.history] == list(range(1, 9))
+    assert second.restore(tmp_path / "state.safetensors") and second.done == 5
+    assert begun + [s.loss for s in second.run(loss_of(net))] == losses
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), whole.parameters()))
+    assert [s.loss for s in second.history] == losses and [s.index for s in second.history] == list(range(1, 9))
+    second.save(tmp_path / "state.safetensors")
+    assert progress(tmp_path / "state.safetensors") == (8, True)
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_every_optimizer_learns(optimizer):
     net = network()
-    rate = {"prodigy": 1.0, "sgd": 0.2}.get(optimizer, 0.02)
+    rate = 0.2 if optimizer == "sgd" else 0.02
     steps = list(plain(net, 60, optimizer=optimizer, learning_rate=rate).run(loss_of(net)))
     assert steps[-1].loss < 0.5 * steps[0].loss
-
-
-def test_prodigy_finds_the_size_of_its_steps_by_itself():
-    """The solution is 300 away; no rate is given but the neutral 1."""
-    x = torch.nn.Parameter(torch.zeros(5))
-    loop = Loop({"x": x}, steps=400, learning_rate=1.0, warmup=0, average=0.0, clip=0.0, optimizer="prodigy", schedule="constant")
-    losses = [s.loss for s in loop.run(lambda i: (x - 300).abs().sum())]
-    assert min(losses) < 0.02 * losses[0]
-    assert 30 < float(loop.optimizers[0].state[x]["d"]) < 3000
 
 
 def test_accumulated_parts_are_one_large_batch():
@@ -163,7 +137,7 @@ def test_parts_are_counted_through_all_steps():
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_where_a_number_is_lost_it_stops_with_the_last_good_state(what):
+def test_divergence_stops_with_the_last_good_state(what):
     net = network()
     good = loss_of(net)
 
@@ -174,7 +148,7 @@ def test_where_a_number_is_lost_it_stops_with_the_last_good_state(what):
         return good(index) * float("nan") if what == "loss" else (first - first.detach()).square().sum().sqrt()
 
     loop, seen = plain(net), []
-    with pytest.raises(Diverged, match=f"The {what} became .* at step 4 of 8.* Lower the learning rate"):
+    with pytest.raises(Diverged, match=f"diverged: the {what} became .* at step 4 of 8.* Lower the learning rate"):
         for step in loop.run(loss):
             seen.append(step)
             kept = [p.detach().clone() for p in net.parameters()]
@@ -200,7 +174,7 @@ def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone():
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters()))
 
 
-def test_a_loss_scale_that_overflows_is_halved_and_changes_nothing_else(tmp_path):
+def test_a_loss_scale_that_overflows_is_halved(tmp_path):
     def half(net):
         good = loss_of(net)
 
@@ -274,7 +248,7 @@ def test_adafactor_moves_what_starts_at_zero_as_adamw_does():
     assert 0.5 < moved("adafactor") / moved("adamw") < 1.5
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "prodigy"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_what_a_step_will_take_is_known_before_it(optimizer):
     net = network()
     loop = plain(net, optimizer=optimizer)
@@ -295,7 +269,7 @@ def test_every_schedule_rises_and_then_goes_its_way(schedule):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'lion'; choose one of adamw, sgd, adafactor, prodigy"):
+    with pytest.raises(ValueError, match="'lion'; choose one of adamw, sgd, adafactor"):
         plain(network(), optimizer="lion")
     with pytest.raises(ValueError, match="'step'; choose one of cosine, linear, constant"):
         rate_factor("step", 0, 1, 0)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from controlled_diffusion.guidance.multi_cfg import Channel, Push, Rules, combine, push, rescaled, resolve, without_component
+from controlled_diffusion.guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, rescaled, resolve, term, without_component
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, NoiseScale, Schedule
 from torch.testing import assert_close
 
@@ -18,32 +18,32 @@ def predictions(count, seed=0):
 
 def test_one_channel_is_classifier_free_guidance_bit_for_bit():
     base, cond = predictions(2)
-    assert torch.equal(combine(base, [push(cond - base, 7.5)]), base + (cond - base) * 7.5)
+    assert torch.equal(combine(base, [term(cond - base, 7.5)]), base + (cond - base) * 7.5)
 
 
 def test_a_prompt_split_in_two_halves_is_the_prompt():
     base, cond = predictions(2)
-    halves = combine(base, [push(cond - base, 2.0), push(cond - base, 2.0)])
-    assert_close(halves, combine(base, [push(cond - base, 4.0)]))
+    halves = combine(base, [term(cond - base, 2.0), term(cond - base, 2.0)])
+    assert_close(halves, combine(base, [term(cond - base, 4.0)]))
 
 
-def test_a_negative_channel_is_a_positive_one_with_the_opposite_weight():
+def test_a_negative_channel_has_the_opposite_weight():
     base, cond = predictions(2)
     channel = Channel(None, 3.0, negative=True)
     assert channel.strength(1.0, None) == -3.0
-    assert_close(combine(base, [push(cond - base, -3.0)]), base - 3.0 * (cond - base))
+    assert_close(combine(base, [term(cond - base, -3.0)]), base - 3.0 * (cond - base))
 
 
 def test_every_channel_is_compared_with_its_own_null():
     base, a, b, null = predictions(4)
-    assert_close(combine(base, [push(a - base, 2.0), push(b - null, 3.0)]), base + 2 * (a - base) + 3 * (b - null))
+    assert_close(combine(base, [term(a - base, 2.0), term(b - null, 3.0)]), base + 2 * (a - base) + 3 * (b - null))
 
 
 @pytest.mark.parametrize("rule", ["sum", "project", "perpendicular"])
 def test_the_order_of_equal_priorities_changes_nothing_at_all(rule):
     base, *conds = predictions(5)
-    pushes = [push(c - base, w) for c, w in zip(conds, (7.0, -2.5, 0.3, 11.0))]
-    results = [combine(base, list(order), Rules(rule)) for order in itertools.permutations(pushes)]
+    terms = [term(c - base, w) for c, w in zip(conds, (7.0, -2.5, 0.3, 11.0))]
+    results = [combine(base, list(order), Rules(rule)) for order in itertools.permutations(terms)]
     assert all(torch.equal(results[0], r) for r in results)
 
 
@@ -51,68 +51,68 @@ def test_a_mask_limits_a_push_to_its_region():
     base, cond = predictions(2)
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
-    result = combine(base, [push(cond - base, 5.0, mask)])
+    result = combine(base, [term(cond - base, 5.0, mask)])
     assert torch.equal(result[..., 4:], base[..., 4:])
     assert torch.equal(result[..., :4], (base + (cond - base) * 5.0)[..., :4])
 
 
-def test_project_is_the_plain_sum_where_nothing_works_against_the_higher_priority():
+def test_project_is_the_sum_where_nothing_conflicts():
     high = draw(2, 4, 8, 8)
     low = 0.3 * high + without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
-    pushes = [Push(high, 1), Push(low, 0)]
-    assert_close(resolve(pushes, "project"), resolve(pushes, "sum"))
+    terms = [GuidanceTerm(high, 1), GuidanceTerm(low, 0)]
+    assert_close(resolve(terms, "project"), resolve(terms, "sum"))
 
 
-def test_project_takes_away_exactly_what_works_against_the_higher_priority():
+def test_project_removes_exactly_the_opposing_part():
     high = draw(2, 4, 8, 8)
     across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
-    assert_close(resolve([Push(high, 1), Push(across - 0.7 * high, 0)], "project"), high + across)
+    assert_close(resolve([GuidanceTerm(high, 1), GuidanceTerm(across - 0.7 * high, 0)], "project"), high + across)
 
 
-def test_perpendicular_takes_away_the_component_whatever_its_sign():
+def test_perpendicular_removes_the_component_of_any_sign():
     high = draw(2, 4, 8, 8)
     across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
     for share in (-0.7, 0.4):
-        assert_close(resolve([Push(high, 1), Push(across + share * high, 0)], "perpendicular"), high + across)
+        assert_close(resolve([GuidanceTerm(high, 1), GuidanceTerm(across + share * high, 0)], "perpendicular"), high + across)
 
 
 def test_conflicts_are_settled_for_each_sample_of_a_batch_alone():
     high, low = draw(2, 4, 8, 8), draw(2, 4, 8, 8, seed=1)
-    both = resolve([Push(high, 1), Push(low, 0)], "perpendicular")
+    both = resolve([GuidanceTerm(high, 1), GuidanceTerm(low, 0)], "perpendicular")
     for i in range(2):
-        assert_close(both[i : i + 1], resolve([Push(high[i : i + 1], 1), Push(low[i : i + 1], 0)], "perpendicular"))
+        assert_close(both[i : i + 1], resolve([GuidanceTerm(high[i : i + 1], 1), GuidanceTerm(low[i : i + 1], 0)], "perpendicular"))
 
 
-def test_the_cap_limits_the_rms_of_the_push_and_leaves_small_pushes_alone():
+def test_the_cap_limits_the_rms_of_large_terms_only():
     base, cond = predictions(2)
-    capped = combine(base, [push(cond - base, 10.0)], Rules(norm_cap=0.5)) - base
+    capped = combine(base, [term(cond - base, 10.0)], Rules(norm_cap=0.5)) - base
     assert_close(capped.flatten(1).square().mean(1).sqrt(), torch.full((2,), 0.5), atol=1e-5, rtol=1e-5)
-    assert_close(combine(base, [push(cond - base, 0.01)], Rules(norm_cap=5.0)), combine(base, [push(cond - base, 0.01)]))
+    assert_close(combine(base, [term(cond - base, 0.01)], Rules(norm_cap=5.0)), combine(base, [term(cond - base, 0.01)]))
 
 
-def test_rescale_one_gives_the_deviation_of_the_positive_and_zero_changes_nothing():
+def test_rescale_1_gives_the_positives_deviation_0_is_off():
     base, cond = predictions(2)
-    pushes = [push(cond - base, 9.0)]
-    full = combine(base, pushes, Rules(rescale=1.0), [cond])
+    terms = [term(cond - base, 9.0)]
+    full = combine(base, terms, Rules(rescale=1.0), [cond])
     assert_close(full.flatten(1).std(1), cond.flatten(1).std(1))
-    assert torch.equal(combine(base, pushes, Rules(), [cond]), combine(base, pushes))
-    half = rescaled(combine(base, pushes), [cond], 0.5)
-    assert_close(half, 0.5 * full + 0.5 * combine(base, pushes))
+    assert torch.equal(combine(base, terms, Rules(), [cond]), combine(base, terms))
+    half = rescaled(combine(base, terms), [cond], 0.5)
+    assert_close(half, 0.5 * full + 0.5 * combine(base, terms))
 
 
 def test_video_latents_are_mixed_like_images():
     base, cond, mask = draw(1, 4, 3, 8, 8), draw(1, 4, 3, 8, 8, seed=1), torch.ones(1, 1, 1, 8, 8)
-    frames = combine(base, [push(cond - base, 2.0, mask)])
-    assert_close(frames[:, :, 1], combine(base[:, :, 1], [push(cond[:, :, 1] - base[:, :, 1], 2.0)]))
+    frames = combine(base, [term(cond - base, 2.0, mask)])
+    assert_close(frames[:, :, 1], combine(base[:, :, 1], [term(cond[:, :, 1] - base[:, :, 1], 2.0)]))
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
-def test_a_weight_that_is_no_number_is_refused_by_the_channels_name(weight):
+def test_a_weight_that_is_not_finite_is_refused(weight):
     with pytest.raises(ValueError, match=r"'sky' is (nan|inf); give a finite number"):
         Channel(None, weight, name="sky")
 
 
-def test_under_cfg_plus_plus_a_weight_above_lambdas_range_is_refused():
+def test_a_cfg_plus_plus_weight_above_1_is_refused():
     shape = Schedule(CfgPlusPlus((4.0, 1.0, 0.0)))
     with pytest.raises(ValueError, match=r"'sky' is 4\.0, but under .* cfg\+\+ it is lambda, from 0 to 1\. Set it to 0\.2 to 1"):
         Channel(None, 4.0, schedule=shape, name="sky")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance.classifier import NoisyClassifier
 from controlled_diffusion.training.loop import Loop
-from controlled_diffusion.training.noisy_classifier import accuracy, held_out, initialise, targets_of, train_noisy_classifier
+from controlled_diffusion.training.noisy_classifier import accuracy, held_out, initialize, targets_of, train_noisy_classifier
 from torch.testing import assert_close
 
 
@@ -15,9 +15,9 @@ def data(count=200):
 
 
 @pytest.mark.parametrize("kind", ["independent", "exclusive"])
-def test_it_learns_the_labels_and_knows_less_the_more_noise_there_is(kind):
+def test_it_learns_labels_and_knows_less_in_noise(kind):
     latents, targets = data()
-    network = initialise(NoisyClassifier(4, 2, widths=(8, 16)), 0)
+    network = initialize(NoisyClassifier(4, 2, widths=(8, 16)), 0)
     loop = Loop(dict(network.named_parameters()), steps=60, learning_rate=3e-3, warmup=5, average=0.0)
     list(train_noisy_classifier(network, latents, targets, loop, kind=kind, batch=32))
     rows = accuracy(network, latents, targets, kind, 5)
@@ -43,7 +43,7 @@ def test_saying_the_same_of_everything_is_chance():
     assert_close(accuracy(Says(-1.0, 1.0), latents, rare, "exclusive", 2)[0][1], 0.9)
 
 
-def test_accuracy_is_of_labels_that_some_images_have_and_some_lack():
+def test_accuracy_counts_labels_that_some_images_lack():
     latents, one = torch.zeros(10, 4, 2, 2), torch.eye(5)[torch.arange(10) % 5]
     never = Says(*[-1.0] * 50)
     assert_close(accuracy(never, latents, torch.nn.functional.pad(one, (0, 45)), "independent", 2)[0][1], 0.5)

@@ -32,7 +32,7 @@ def gain(kind, sigma):
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
-def test_the_own_weight_gives_the_error_of_what_the_network_predicts(kind):
+def test_own_weighting_is_the_error_of_the_output(kind):
     sigmas = SIGMAS if kind != "flow" else SIGMAS / 4
     sigma = sigmas.view(-1, 1, 1, 1)
     x0, noise, output = (draw(i, 4, 3, 5, 5) for i in range(3))
@@ -52,7 +52,7 @@ def test_min_snr_is_the_papers_weight_of_each_parametrisation(kind):
     assert_close(found, (papers * own).float(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_clean_weight_leaves_eps_models_nearly_nothing_of_the_clean_half():
+def test_clean_weighting_ignores_low_noise_in_eps_models():
     """Which is why it is no default: at SD1.5's levels, drawn uniformly, how much the less noisy half counts in the error of the noise."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     a = torch.cumprod(1 - betas, 0)
@@ -72,7 +72,7 @@ def test_the_error_is_the_mean_of_each_sample():
     assert_close(squared_error(a, b), torch.stack([(x - y).square().mean() for x, y in zip(a, b)]).float())
 
 
-def test_a_mask_of_ones_changes_nothing_and_what_it_covers_is_all_that_counts():
+def test_only_what_a_mask_covers_counts():
     a, b = draw(0, 2, 4, 6, 6), draw(1, 2, 4, 6, 6)
     assert_close(squared_error(a, b, torch.ones(2, 1, 6, 6)), squared_error(a, b))
     mask = torch.zeros(2, 1, 6, 6)
@@ -90,7 +90,7 @@ def test_an_empty_mask_is_refused():
         squared_error(draw(0, 2, 4, 6, 6), draw(1, 2, 4, 6, 6), mask)
 
 
-def test_the_spread_fills_the_interval_evenly_from_the_first_number_on():
+def test_the_spread_fills_the_interval_evenly():
     for count in (5, 13, 100):
         places = spread(7, 0, count).sort().values
         gaps = torch.cat([places[1:] - places[:-1], places[:1] + 1 - places[-1:]])

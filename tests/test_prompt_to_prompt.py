@@ -26,23 +26,23 @@ SOURCE, TARGET = maps(1), maps(2)
 
 
 def edit(source: str, target: str, operation: str = "auto", settings: Settings = ALWAYS, **more) -> Edit:
-    return Edit.of(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
+    return Edit.from_alignment(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
 
 
 def edited(source: str, target: str, operation: str = "auto", percent: float = 0.5, **more) -> torch.Tensor:
-    return edit(source, target, operation, **more).at(percent)(SOURCE, TARGET)
+    return edit(source, target, operation, **more).at_percent(percent)(SOURCE, TARGET)
 
 
 def sums_to_one(p):
     assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
 
 
-def test_equal_prompts_take_the_sources_maps_as_they_are():
-    moment = edit("a red circle", "a red circle").at(0.5)
+def test_equal_prompts_copy_the_sources_maps():
+    moment = edit("a red circle", "a red circle").at_percent(0.5)
     assert moment.copies and torch.equal(moment(SOURCE, None), SOURCE)
 
 
-def test_a_replaced_word_takes_over_the_map_of_the_word_it_stands_for():
+def test_a_replaced_word_takes_over_the_map():
     p = edited("a red circle", "a cat circle")
     assert torch.equal(p, SOURCE)
     longer = edited("a red circle", "a completely circle")  # 1 token, then 3
@@ -51,7 +51,7 @@ def test_a_replaced_word_takes_over_the_map_of_the_word_it_stands_for():
     sums_to_one(longer)
 
 
-def test_an_inserted_word_keeps_its_own_attention_and_rows_sum_to_one():
+def test_an_inserted_word_keeps_its_own_attention():
     p = edited("a red circle", "a red big circle")
     own, total = TARGET[..., 3:4], 1 + TARGET[..., 3:4]
     assert_close(p[..., 3:4], own / total)
@@ -60,7 +60,7 @@ def test_an_inserted_word_keeps_its_own_attention_and_rows_sum_to_one():
     sums_to_one(p)
 
 
-def test_a_deleted_words_attention_goes_to_all_others_in_proportion():
+def test_a_deleted_words_attention_goes_to_all_others():
     p = edited("a red big circle", "a red circle")
     kept = 1 - SOURCE[..., 3:4]
     assert_close(p[..., :3], SOURCE[..., :3] / kept)
@@ -129,9 +129,9 @@ def test_alpha_blends_the_sources_maps_with_the_targets(alpha):
     sums_to_one(p)
 
 
-def test_outside_the_window_and_with_alpha_zero_there_is_no_edit():
+def test_outside_the_window_there_is_no_edit():
     half = Settings(Window(0.2, 0.6), Window())
-    assert [edit("a cat", "a hat", settings=half).at(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
+    assert [edit("a cat", "a hat", settings=half).at_percent(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
         True,
         True,
         False,
@@ -139,28 +139,28 @@ def test_outside_the_window_and_with_alpha_zero_there_is_no_edit():
         True,
         True,
     ]
-    assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at(0.0) is None
-    assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at(0.5) is None
-    assert edit("a cat", "a hat").at(1.0) is not None
+    assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at_percent(0.0) is None
+    assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at_percent(0.5) is None
+    assert edit("a cat", "a hat").at_percent(1.0) is not None
 
 
 def test_a_word_may_have_a_window_of_its_own():
     moments = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.8), Window()), windows={2: Window(0.0, 0.3)})
-    early, late = (moments.at(p)(SOURCE, TARGET) for p in (0.1, 0.5))
+    early, late = (moments.at_percent(p)(SOURCE, TARGET) for p in (0.1, 0.5))
     assert torch.equal(early, SOURCE)
     mixed = SOURCE.clone()
     mixed[..., 2] = TARGET[..., 2]
     assert_close(late, mixed / mixed.sum(-1, keepdim=True))
     outlives = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.4), Window()), windows={2: Window(0.0, 0.9)})
-    assert outlives.at(0.6) is not None and outlives.at(0.95) is None
+    assert outlives.at_percent(0.6) is not None and outlives.at_percent(0.95) is None
 
 
 def test_repeated_conditionings_give_the_same_output():
     """The host repeats a conditioning to the length of another: keys, values and maps are then there several times."""
     one, v = edit("a red circle", "a completely red big circle", weights={2: 2.0}), draw(1, LENGTH, HEADS * 4, seed=3)
-    expected = attended(one.at(0.5)(SOURCE, TARGET), v)
+    expected = attended(one.at_percent(0.5)(SOURCE, TARGET), v)
     wide = one.repeated(2, 3)
-    p = wide.at(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
+    p = wide.at_percent(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
     assert_close(attended(p, v.repeat(1, 3, 1)), expected)
 
 
@@ -171,7 +171,7 @@ def test_windows_of_words_are_repeated_too():
 
 def test_more_columns_behind_keep_their_places():
     wide, source, target = edit("a red circle", "a blue big circle").extended(3), maps(4, LENGTH + 3), maps(5, LENGTH + 3)
-    p = wide.at(0.5)(source, target)
+    p = wide.at_percent(0.5)(source, target)
     total = 1 + target[..., 2:3]  # 'blue' is new, 'big' stands for 'red'
     assert_close(p[..., LENGTH:], source[..., LENGTH:] / total)
     sums_to_one(p)
@@ -191,8 +191,8 @@ def test_probabilities_and_what_they_gather_are_attention():
 
 @pytest.mark.parametrize("at_once", [1, 500, 2**26])
 @pytest.mark.parametrize("target", ["a red dog", "a very red cat sat"])
-def test_an_edited_attention_is_that_of_its_edited_probabilities_however_it_is_cut(target, at_once):
-    moment = edit("a red cat", target, weights={2: 3.0}).at(0.5)
+def test_edited_attention_is_that_of_edited_probabilities(target, at_once):
+    moment = edit("a red cat", target, weights={2: 3.0}).at_percent(0.5)
     q, k, v = ([draw(2, LENGTH, 12, seed=3 * i + j) for i in range(2)] for j in range(3))
     wanted = attended(moment(*(probabilities(*qk, 3) for qk in zip(q, k))), v[1])
     own = attended(probabilities(q[1], k[1], 3), v[1])
@@ -207,16 +207,16 @@ def test_an_edited_attention_is_that_of_its_edited_probabilities_however_it_is_c
     assert_close(less.transpose(1, 2).flatten(2), wanted - own, atol=1e-5, rtol=1e-4)
 
 
-def test_what_fills_a_text_up_gets_nothing_and_the_rest_is_edited_as_before():
+def test_filling_gets_no_attention():
     made = edit("a red cat", "a very red cat sat")
     length = len(made.own) + 4
     bias = torch.zeros(1, 1, 1, length)
     bias[..., len(made.own) :] = -torch.inf
     q, k, v = (draw(2, 3, length, 4, seed=j) for j in range(3))
     pair = (q[:1], k[:1]), (q[1:], k[1:])
-    filled = edited_attention(*pair, v[1:], made.filled(length).at(0.5), bias=(bias, bias))
+    filled = edited_attention(*pair, v[1:], made.filled(length).at_percent(0.5), bias=(bias, bias))
     short = tuple((one[0], one[1][:, :, : len(made.own)]) for one in pair)
-    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at(0.5)))
+    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at_percent(0.5)))
 
 
 def test_rows_of_a_batch_are_the_source_then_every_target():
@@ -238,7 +238,6 @@ def test_rows_of_a_batch_are_the_source_then_every_target():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
 
 
 SIZE = (4, 4)
@@ -270,13 +269,13 @@ def add(found: Blending, p: torch.Tensor, branch: int) -> None:
 
 def seen(found: Blending, *maps: torch.Tensor) -> list[list[int]]:
     """The cells of each target's mask after one level at which source and targets looked at these places."""
-    found.at(1.0)
+    found.on_level(1.0)
     for branch, p in enumerate(maps):
         add(found, p, branch)
     return [cells(m) for m in found.mask(SIZE)]
 
 
-def test_a_words_map_is_what_falls_on_its_tokens_in_the_mean_of_the_heads():
+def test_a_words_map_is_the_mean_of_the_heads():
     p = maps(1)
     assert_close(word_map(p, (1, 3)), p[..., [1, 3]].sum(-1).mean(1))
 
@@ -290,7 +289,7 @@ def test_a_map_is_cut_at_a_share_of_its_own_maximum():
     assert cut(values, (8, 8), 0.3, spread=0).shape == (2, 8, 8)
 
 
-def test_a_blur_spreads_a_map_evenly_and_leaves_a_flat_one_flat():
+def test_a_blur_spreads_evenly():
     assert_close(blurred(torch.ones(1, 1, 5, 9), 1.0), torch.ones(1, 1, 5, 9))
     spot = torch.zeros(1, 1, 13, 13)
     spot[..., 6, 6] = 1
@@ -305,7 +304,7 @@ def test_the_mask_is_the_union_of_the_sources_and_the_targets():
     assert seen(blending((((1,), (2,)),)), spots(0), spots(15, column=2)) == [[0, 1, 4, 5, 10, 11, 14, 15]]
 
 
-def test_places_of_edited_words_are_widened_by_as_many_cells_as_asked():
+def test_edited_words_are_widened():
     assert seen(blending(spread=0), spots(0), spots(15)) == [[0, 15]]
     assert len(seen(blending(spread=2), spots(0), spots(0))[0]) == 9
 
@@ -319,7 +318,7 @@ def test_every_target_has_a_mask_of_its_own_words():
 
 def test_protected_words_are_taken_out_without_spreading():
     found = blending(protected=(((2,), (2,)),))
-    found.at(1.0)
+    found.on_level(1.0)
     add(found, spots(0), 0)
     add(found, spots(0), 1)
     found.now[1, 1, 0, 0, 0, 1] = 1.0
@@ -333,7 +332,7 @@ def test_with_protected_words_alone_everything_else_may_change():
 def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
-        found.at(level)
+        found.on_level(level)
         add(found, spots(place), 1)
     assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
 

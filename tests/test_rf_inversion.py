@@ -53,7 +53,7 @@ def test_more_gamma_ends_nearer_to_the_noise():
 
 
 @pytest.mark.parametrize("prompt", [0.0, 1.0])
-def test_eta_one_at_all_steps_gives_the_image_back_under_any_prompt(prompt):
+def test_eta_one_gives_the_image_back_under_any_prompt(prompt):
     method = RFInversion(eta=1.0)
     assert apart(replay(method, derivative("flow", 3.0, prompt), encode(method)), draw()) < 1e-12
 
@@ -102,17 +102,3 @@ def test_one_evaluation_a_step_and_none_at_sigma_zero():
 
 def test_models_with_larger_noise_are_pulled_to_it():
     assert_close(encode(RFInversion(gamma=1.0, noise_scale=8.0)).states[0][0], 8 * noise_of(0))
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(gamma=1.5), "gamma is 1.5; give 0"),
-        (dict(eta=-0.1), "eta is -0.1; give 0"),
-        (dict(start_sigma=0.2, end_sigma=0.6), "start_sigma is 0.2 and end_sigma 0.6"),
-        (dict(decay=-1.0), "decay is -1; give 0"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        RFInversion(**settings)

@@ -33,7 +33,7 @@ def test_percent_sigma_and_snr_name_the_same_level(scale):
     assert start_sigma(math.exp(scale.log_snr(sigma)), "snr", scale) == pytest.approx(sigma)
 
 
-def test_the_variance_exploding_process_reads_strength_in_equal_ratios_and_flow_keeps_its_own():
+def test_ve_reads_strength_in_equal_ratios_but_for_flow():
     assert start_sigma(0.5, "percent", EPS, "VE") == pytest.approx(math.sqrt(14.6 * 0.03))
     assert start_sigma(0.5, "percent", FLOW, "VE") == start_sigma(0.5, "percent", FLOW, "VP")
 
@@ -41,7 +41,7 @@ def test_the_variance_exploding_process_reads_strength_in_equal_ratios_and_flow_
 @pytest.mark.parametrize("grid", [even, karras])
 @pytest.mark.parametrize("steps", [1, 7, 20])
 @pytest.mark.parametrize("strength", [0.2, 0.5, 1.0])
-def test_every_scheduler_starts_at_the_same_level_and_runs_the_steps_asked_for(grid, steps, strength):
+def test_every_scheduler_starts_at_the_strength_with_all_steps(grid, steps, strength):
     start = start_sigma(strength, "percent", EPS)
     sigmas = sigmas_from(start, steps, grid)
     assert sigmas[0] == start and sigmas[-1] == 0.0

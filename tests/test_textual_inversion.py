@@ -22,7 +22,7 @@ def generator():
 
 
 def sentences(prompts, count=200, seed=3):
-    return [prompts.of(i % 4, i, seed) for i in range(count)]
+    return [prompts.sentence(i % 4, i, seed) for i in range(count)]
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -35,7 +35,7 @@ def test_every_template_is_used_and_holds_the_word_once(kind):
 def test_a_sentence_depends_on_seed_and_number_alone():
     prompts = Prompts(TEMPLATES["object"], "<z>")
     assert sentences(prompts) == sentences(prompts) != sentences(prompts, seed=4)
-    assert prompts.of(0, 17, 3) == sentences(prompts)[17]
+    assert prompts.sentence(0, 17, 3) == sentences(prompts)[17]
 
 
 def test_a_caption_follows_the_template_or_stands_where_it_says():
@@ -46,22 +46,22 @@ def test_a_caption_follows_the_template_or_stands_where_it_says():
 
 def test_a_caption_with_the_word_is_the_sentence_itself():
     prompts = Prompts(("a {}",), "<z>", ("my <z> here", "plain", "", "<z>y"))
-    assert [prompts.of(i, 0, 0) for i in range(4)] == ["my <z> here", "a <z>, plain", "a <z>", "a <z>, <z>y"]
+    assert [prompts.sentence(i, 0, 0) for i in range(4)] == ["my <z> here", "a <z>, plain", "a <z>", "a <z>, <z>y"]
 
 
 def test_a_caption_of_several_sentences_is_one_of_them_each_time():
     prompts = Prompts(("a photo of {}",), "<z>", ("a red <z> | on grass|", "a <z>"))
-    found = [prompts.of(0, i, 1) for i in range(200)]
+    found = [prompts.sentence(0, i, 1) for i in range(200)]
     assert {*found} == {"a red <z>", "a photo of <z>, on grass"} and 60 < found.count("a red <z>") < 140
-    assert prompts.of(1, 0, 1) == "a <z>" and wordings("") == wordings(" | ") == ("",)
+    assert prompts.sentence(1, 0, 1) == "a <z>" and wordings("") == wordings(" | ") == ("",)
 
 
 def test_captions_are_left_out_at_their_rate_and_the_word_never():
     prompts = Prompts(("{caption} {}",), "<z>", ("red",))
-    made = [prompts.of(0, i, 3, rate=0.25) for i in range(2000)]
+    made = [prompts.sentence(0, i, 3, rate=0.25) for i in range(2000)]
     share = made.count("<z>") / len(made)
     assert 0.22 < share < 0.28 and set(made) == {"<z>", "red <z>"}
-    assert {prompts.of(0, i, 3, rate=1.0) for i in range(50)} == {"<z>"} and {prompts.of(0, i, 3) for i in range(50)} == {"red <z>"}
+    assert {prompts.sentence(0, i, 3, rate=1.0) for i in range(50)} == {"<z>"} and {prompts.sentence(0, i, 3) for i in range(50)} == {"red <z>"}
 
 
 def test_own_templates_are_lines_with_the_place_of_the_word():
@@ -136,11 +136,11 @@ def test_further_vectors_differ_a_little_from_the_words():
 
 def concept(norm="limit", limit=1.5):
     tables = {"small": 0.01 * torch.randn(100, 16, generator=generator()), "large": 5 * torch.randn(100, 32, generator=generator())}
-    vocabularies = {k: Vocabulary.of(t) for k, t in tables.items()}
+    vocabularies = {k: Vocabulary.from_table(t) for k, t in tables.items()}
     return Concept({k: t[:2] for k, t in tables.items()}, vocabularies, norm, limit), vocabularies, tables
 
 
-def test_what_is_learnt_starts_as_given_and_is_of_one_size_for_all_encoders():
+def test_parameters_have_one_size_for_all_encoders():
     made, vocabularies, tables = concept()
     for key, table in tables.items():
         assert_close(made.rows(key), table[:2])
@@ -168,7 +168,7 @@ def test_the_norm_is_limited_kept_or_free(key):
         assert_close(lengths(made, key), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_word_that_starts_longer_than_the_limit_may_stay_as_long():
+def test_a_word_may_stay_as_long_as_it_starts():
     made, _, tables = concept("limit", limit=0.1)
     made.control()
     assert_close(lengths(made, "small"), tables["small"][:2].norm(dim=1))

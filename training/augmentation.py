@@ -1,6 +1,6 @@
-"""Images made of a few: parts of them, their colours a little changed, and at other scales as Custom Diffusion has it (arXiv 2212.04488).
+"""Augmentation of a few images: crops, color jitter, and other scales as in Custom Diffusion (arXiv 2212.04488).
 
-An image that is far smaller or larger than it was is told so in its sentence, and what is not the image is left out of the loss.
+The prompt of an image that became far smaller or larger says so, and the loss leaves out what is not the image.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 SMALL, LARGE = ("a far away", "very small"), ("zoomed in", "close up")  # what a sentence begins with
-EDGE = 8  # pixels at the edge of a shrunk image that are not learnt: a latent there knows of what lies beside
+EDGE = 8  # pixels at the edge of a shrunk image that are masked: latents there depend on what is beside
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An image (1, H, W, C), where it counts (1, H, W) or None for everywhere, and what its sentence begins with."""
+    """An image (1, H, W, C), where it covered (1, H, W) or None for everywhere, and what its sentence begins with."""
 
     image: torch.Tensor
     mask: torch.Tensor | None
@@ -46,15 +46,15 @@ class Augmentation:
                 f"There are to be {self.variants} variants of each image, but crop, jitter and scale are all 0. Raise one of them."
             )
 
-    def of(self, image: torch.Tensor, mask: torch.Tensor | None, number: int, seed: int) -> Variant:
+    def variant(self, image: torch.Tensor, mask: torch.Tensor | None, number: int, seed: int) -> Variant:
         """Variant `number` of an image (1, H, W, C) in [0, 1], with its mask (1, H, W)."""
         draw = torch.Generator().manual_seed((seed * 1_000_003 + number + 7) % 2**63)
-        made = Variant(image, mask)
+        changed = Variant(image, mask)
         if self.crop:
-            made = cropped(made, self.crop, draw)
+            changed = cropped(changed, self.crop, draw)
         if self.jitter:
-            made = Variant(jittered(made.image, self.jitter, draw), made.mask)
-        return scaled(made, draw) if _between(0, 1, draw) < self.scale else made
+            changed = Variant(jittered(changed.image, self.jitter, draw), changed.mask)
+        return scaled(changed, draw) if _between(0, 1, draw) < self.scale else changed
 
 
 def _between(low: float, high: float, draw: torch.Generator) -> float:
@@ -79,7 +79,7 @@ def _window(variant: Variant, height: int, width: int, draw: torch.Generator) ->
 
 
 def cropped(variant: Variant, share: float, draw: torch.Generator) -> Variant:
-    """A part of an image, at the size of the whole; one that has none of what counts is not taken."""
+    """A part of an image, at the size of the whole; one that has none of what covered is not taken."""
     _, height, width, _ = variant.image.shape
     rest = 1 - _between(0, share, draw)
     part = _window(variant, max(1, round(height * rest)), max(1, round(width * rest)), draw)
@@ -91,10 +91,10 @@ def cropped(variant: Variant, share: float, draw: torch.Generator) -> Variant:
 def jittered(image: torch.Tensor, amount: float, draw: torch.Generator) -> torch.Tensor:
     """Other brightness, contrast and saturation, each by a factor of up to 1 -+ `amount`."""
     brightness, contrast, saturation = (_between(1 - amount, 1 + amount, draw) for _ in range(3))
-    made = image * brightness
-    made = made.mean() + (made - made.mean()) * contrast
-    gray = made.mean(-1, keepdim=True)
-    return (gray + (made - gray) * saturation).clamp(0, 1)
+    changed = image * brightness
+    changed = changed.mean() + (changed - changed.mean()) * contrast
+    gray = changed.mean(-1, keepdim=True)
+    return (gray + (changed - gray) * saturation).clamp(0, 1)
 
 
 def scaled(variant: Variant, draw: torch.Generator) -> Variant:
@@ -102,21 +102,21 @@ def scaled(variant: Variant, draw: torch.Generator) -> Variant:
     _, height, width, _ = variant.image.shape
     factor = _between(1 / 3, 1, draw) if _between(0, 1, draw) < 2 / 3 else _between(1.2, 1.4, draw)
     tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
-    made = _both(variant, lambda p: _resized(p, tall, wide))
+    changed = _both(variant, lambda p: _resized(p, tall, wide))
     hints = SMALL if factor < 0.6 else LARGE if factor > 1 else ("",)
     hint = hints[int(_between(0, len(hints), draw))]
     if factor > 1:
-        part = _window(made, height, width, draw)
+        part = _window(changed, height, width, draw)
         return Variant(part.image, part.mask, hint) if part.mask is None or bool(part.mask.any()) else variant
     top, left = round(_between(0, height - tall, draw)), round(_between(0, width - wide, draw))
-    paper, counts = torch.full_like(variant.image, 0.5), torch.zeros_like(variant.image[..., 0])
-    paper[:, top : top + tall, left : left + wide] = made.image
+    paper, covered = torch.full_like(variant.image, 0.5), torch.zeros_like(variant.image[..., 0])
+    paper[:, top : top + tall, left : left + wide] = changed.image
     edge = min(EDGE, tall // 4, wide // 4)
-    inner = torch.ones(1, tall, wide) if made.mask is None else made.mask
-    counts[:, top + edge : top + tall - edge, left + edge : left + wide - edge] = inner[:, edge : tall - edge, edge : wide - edge]
-    return Variant(paper, counts, hint) if bool(counts.any()) else variant
+    inner = torch.ones(1, tall, wide) if changed.mask is None else changed.mask
+    covered[:, top + edge : top + tall - edge, left + edge : left + wide - edge] = inner[:, edge : tall - edge, edge : wide - edge]
+    return Variant(paper, covered, hint) if bool(covered.any()) else variant
 
 
-def told(hint: str, text: str) -> str:
+def with_hint(hint: str, text: str) -> str:
     """A sentence with the hint before it."""
     return f"{hint} {text}" if hint else text

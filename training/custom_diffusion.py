@@ -1,4 +1,4 @@
-"""Custom Diffusion (arXiv 2212.04488): keys and values of cross-attention learnt for a concept, and several concepts merged in closed form."""
+"""Custom Diffusion (arXiv 2212.04488): keys and values of cross-attention trained for a concept, and several concepts merged in closed form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def own_rows(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
     Sentences that begin alike have the same features there, for which two concepts would ask for different values.
     """
-    kept = []
+    distinct = []
     for i, rows in enumerate(features):
         others = torch.cat([f for j, f in enumerate(features) if j != i] or [rows[:0]])
         own: list[torch.Tensor] = []
@@ -42,8 +42,8 @@ def own_rows(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
                 own.append(row)
         if not own:
             raise ValueError("A concept's prompt says nothing that the others do not say too. Use its new word in it.")
-        kept.append(torch.stack(own))
-    return kept
+        distinct.append(torch.stack(own))
+    return distinct
 
 
 def directions(concepts: torch.Tensor, regular: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""DreamBooth (arXiv 2208.12242): a subject learnt from a few images, while images of its class keep the class as it was."""
+"""DreamBooth (arXiv 2208.12242): a subject trained from a few images, while images of its class keep the class as it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Preservation:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"The prior weight is {self.weight}; give 0 (no class images) or more. 1 in the paper.")
         if self.ratio < 1:
-            raise ValueError(f"There are {self.ratio} class images for each instance image; give 1 or more. Usual 1 or 2.")
+            raise ValueError(f"There are {self.ratio} class images for each instance image; give 1 or more. Typical: 1 or 2.")
 
     def loss(self, errors: torch.Tensor, instances: int) -> torch.Tensor:
         """The mean of the first `instances` errors of (B,), and `weight` times the mean of the others, those of the class, if any."""
@@ -48,7 +48,7 @@ class Batches:
         """Samples in a batch."""
         return self.size * (1 + (self.ratio if self.classes else 0))
 
-    def of(self, index: int) -> tuple[list[int], list[int]]:
+    def indices(self, index: int) -> tuple[list[int], list[int]]:
         """Numbers of the instance and of the class images in batch `index`; each comes again only after all others."""
         count = self.total - self.size
         prior = picks(self.seed + 1, index * count, count, self.classes) if count else []
@@ -58,7 +58,7 @@ class Batches:
 def ratio_of(text: str) -> int:
     """Class images for each instance image, of "1:1" or "1:2"."""
     if text not in RATIOS:
-        raise ValueError(f"There is no ratio '{text}' of instance to class images; choose one of {', '.join(RATIOS)}.")
+        raise ValueError(f"Unknown ratio '{text}' of instance to class images; choose one of {', '.join(RATIOS)}.")
     return int(text.split(":")[1])
 
 

@@ -1,4 +1,4 @@
-"""InstructPix2Pix: from pairs of images and instructions to a model that edits as it is told (arXiv 2211.09800).
+"""InstructPix2Pix: from pairs of images and instructions to a model that follows them (arXiv 2211.09800).
 
 This file knows tensors: how the image's channels are added to a denoiser, what of it is trained, and which generated pairs are worth
 learning from.
@@ -22,7 +22,6 @@ DROPOUT = 0.05  # of the image alone, of both, and of the instruction alone
 WHAT = ("attention", "every layer", "all weights")
 DROPPED = ("jointly", "independently")
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
-
 
 
 def widened(weight: torch.Tensor, inputs: int) -> torch.Tensor:
@@ -55,7 +54,7 @@ class LowRank(torch.nn.Module):
         super().__init__()
         rows, columns = shape[0], math.prod(shape[1:])
         if not 1 <= rank <= _most(shape):
-            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {_most(shape)}; usual 8 to 64.")
+            raise ValueError(f"The rank is {rank}, but a layer of {rows} x {columns} has ranks from 1 to {_most(shape)}; typical: 8–64.")
         down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
         self.down = torch.nn.Parameter(down.to(device))
         self.up = torch.nn.Parameter(torch.zeros(rows, rank, device=device))
@@ -65,17 +64,17 @@ class LowRank(torch.nn.Module):
         return (weight.float() + (self.up @ self.down * self.scale).view(weight.shape)).to(weight.dtype)
 
 
-def learnt(
+def added_weights(
     shapes: dict[str, torch.Size], what: str, rank: int, alpha: float, seed: int, device: torch.device | None = None
 ) -> dict[str, torch.nn.Module]:
-    """What is trained, by the name of the weight that it is added to.
+    """The trained weights, by the name of the weight that each is added to.
 
     The first convolution as a whole, always; and of the others, by `what`: "attention" and "every layer" get a LoRA, of projections of
     attention or of all matrices and convolutions, those that lack the rank at their own; "all weights" are trained themselves. A rank that no
     layer has raises ValueError.
     """
     if what not in WHAT:
-        raise ValueError(f"There is no '{what}' to train; choose one of {', '.join(WHAT)}.")
+        raise ValueError(f"Unknown train '{what}'; choose one of {', '.join(WHAT)}.")
     generator = torch.Generator().manual_seed(seed % 2**63)
     made: dict[str, torch.nn.Module] = {FIRST: Whole(shapes[FIRST], device)}
     others = {k: s for k, s in shapes.items() if k != FIRST}
@@ -84,7 +83,7 @@ def learnt(
     chosen = {k: s for k, s in others.items() if (_ATTENTION.search(k) if what == "attention" else len(s) >= 2)}
     largest = max(map(_most, chosen.values()), default=rank)
     if rank > largest:
-        raise ValueError(f"The rank is {rank}, but the layers have ranks from 1 to {largest} at most; usual 8 to 64.")
+        raise ValueError(f"The rank is {rank}, but the layers have ranks from 1 to {largest} at most; typical: 8–64.")
     for name, shape in chosen.items():
         own = rank if what == "attention" else min(rank, _most(shape))
         made[name] = LowRank(shape, own, alpha * own / rank, generator, device)
@@ -100,22 +99,20 @@ def dropout_of(kind: str, share: float, clean_image: float = -1.0, clean_text: f
     """The dropout of (image, instruction).
 
     "jointly": the image alone, both, and the instruction alone in a `share` of the samples each, as in the paper. "independently": each by
-    itself, at the rate at which both are missing in a `share` of the samples; at clean levels at rates of its own unless these are negative.
+    itself, at the rate at which both are missing in a `share` of the samples; at low noise at rates of its own unless these are negative.
     """
     if kind not in DROPPED:
-        raise ValueError(f"There is no dropout '{kind}' of image and instruction; choose one of {', '.join(DROPPED)}.")
+        raise ValueError(f"Unknown channel_dropout '{kind}'; choose one of {', '.join(DROPPED)}.")
     clean = clean_image, clean_text
     if kind == "jointly":
         if max(clean) >= 0:
             raise ValueError(
-                f"Rates of dropout at clean levels are given ({clean_image:g}, {clean_text:g}), which image and instruction can only have "
-                "where each is left out by itself. Choose 'independently', or set both to -1."
+                f"Dropout rates at low noise are given ({clean_image:g}, {clean_text:g}), which need image and "
+                "instruction dropped separately. Choose 'independently', or set both to -1."
             )
         return JointDropout(share)
     rate = rate_for(share, 2)
     return ChannelDropout((rate, rate), tuple(rate if c < 0 else c for c in clean) if max(clean) >= 0 else None)
-
-
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ class Filter:
 class PlainFilter:
     """The same without CLIP: something has changed, but not everything.
 
-    A pixel has changed where a colour differs by more than `threshold`; the share of them has to lie in [least, most].
+    A pixel has changed where a color differs by more than `threshold`; the share of them has to be in [least, most].
     """
 
     least: float = 0.01
@@ -206,7 +203,7 @@ class PromptPair:
 def prompt_pairs(text: str) -> list[PromptPair]:
     """Pairs from lines `caption => caption after | instruction`; empty lines and those that begin with # are left out.
 
-    A line may hold `{x}` where a line before says `x = one, two, three`; it then stands for every choice. One name is one choice in a
+    A line may hold `{x}` where a line before says `x = one, two, three`; it then means every choice. One name is one choice in a
     line, and two names never choose the same word. A line that lacks a part raises ValueError with its number.
     """
     words, pairs = {}, []
@@ -227,7 +224,7 @@ def _filled(line: str, words: dict[str, list[str]], number: int) -> list[str]:
     names = list(dict.fromkeys(re.findall(r"\{(\w+)\}", line)))
     unknown = [n for n in names if n not in words]
     if unknown:
-        raise ValueError(f"Line {number} names {{{unknown[0]}}}, of which nothing is said. Write a line before it: {unknown[0]} = one, two")
+        raise ValueError(f"Line {number} names {{{unknown[0]}}}, which no line defines. Write one before it: {unknown[0]} = one, two")
     filled: list[dict[str, str]] = [{}]
     for name in names:
         filled = [{**f, name: w} for f in filled for w in words[name] if w not in f.values()]

@@ -18,12 +18,10 @@ from safetensors.torch import save_file
 from .optimizers import NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
 
-__all__ = ["Diverged", "Loop", "Step", "matrix_view", "save_atomically", "saving", "steps_done", "warm_cosine"]
-
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: 1-based `index` of `total`, its loss and learning rate."""
+    """One optimizer step: 1-based `index` of `total`, its loss and learning rate."""
 
     index: int
     total: int
@@ -55,9 +53,9 @@ class Loop:
 
     Weights named in `matrices` (of linear layers and convolutions) are trained by Muon, all others by `optimizer` (a name in
     `optimizers.OPTIMIZERS`). The gradient of a step is the mean over `accumulate` parts, clipped at norm `clip` (0 = not at all).
-    `loss_scale` above 1 lifts gradients out of half precision's hole at zero; it is halved where they overflow. After each step
+    `loss_scale` above 1 keeps gradients of half precision from vanishing; it is halved where they overflow. After each step
     `after_step()` may move the parameters, as a projection does. `averaged()` swaps in the exponential average of the weights.
-    `save`/`restore` keep parameters, average, optimiser moments and the curve of losses in one safetensors file, so that an
+    `save`/`restore` keep parameters, average, optimizer moments and the curve of losses in one safetensors file, so that an
     interrupted run continues where it stopped; `about` says what the run is, and another run's state is refused.
     """
 
@@ -83,9 +81,10 @@ class Loop:
         self.warmup, self.average, self.clip, self.done = warmup, average, clip, 0
         self.schedule, self.accumulate, self.loss_scale = schedule, accumulate, loss_scale
         self.after_step, self.about = after_step, about or {}
+        self.continued = False  # whether an unfinished run was continued
         self.history: list[Step] = []
         self.matrices = {k: matrix_view(parameters[k]) for k in matrices}
-        self.trained = parameters | self.matrices  # what the optimisers hold, by name
+        self.trained = parameters | self.matrices  # what the optimizers hold, by name
         others = [p for k, p in parameters.items() if k not in self.matrices]
         self.optimizers = [make_optimizer(optimizer, others, weight_decay)]
         if self.matrices:
@@ -138,8 +137,8 @@ class Loop:
 
     def _diverged(self, what: str, value: float) -> Diverged:
         return Diverged(
-            f"The {what} became {value} at step {self.done + 1} of {self.steps}. What was learnt in the {self.done} steps before it is kept. "
-            "Lower the learning rate or raise the warm-up, and look for images or masks that are empty."
+            f"The training diverged: the {what} became {value} at step {self.done + 1} of {self.steps}. Lower the learning rate or raise the "
+            f"warm-up, and look for images or masks that are empty. The weights after the {self.done} steps before it are kept."
         )
 
     def _update(self, rate: float) -> None:
@@ -167,12 +166,12 @@ class Loop:
         if not self.averages:
             yield
             return
-        kept = {k: p.detach().clone() for k, p in self.parameters.items()}
+        own = {k: p.detach().clone() for k, p in self.parameters.items()}
         self._fill(self.averages)
         try:
             yield
         finally:
-            self._fill(kept)
+            self._fill(own)
 
     @torch.no_grad()
     def _fill(self, values: dict[str, torch.Tensor]) -> None:
@@ -184,7 +183,7 @@ class Loop:
         return {k: states.get(p, {}) for k, p in self.trained.items()}
 
     def to_come(self) -> int:
-        """Bytes that the first step takes and the later ones keep: gradients, and what the optimiser keeps of them."""
+        """Bytes that the first step takes and the later ones keep: gradients, and what the optimizer keeps of them."""
         numbers = 1 if any(o.state for o in self.optimizers) else 1 + NUMBERS[self.optimizer]
         return numbers * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
@@ -193,8 +192,8 @@ class Loop:
         state |= {f"average/{k}": v for k, v in self.averages.items()}
         state |= {f"{name}/{k}": m for k, moments in self._moments().items() for name, m in moments.items()}
         state["curve/losses"] = torch.tensor([[s.loss, s.learning_rate] for s in self.history], dtype=torch.float64).reshape(-1, 2)
-        facts = {"done": str(self.done), "loss_scale": str(self.loss_scale), "about": json.dumps(self.about)}
-        save_atomically(state, path, facts)
+        facts = {"done": self.done, "loss_scale": self.loss_scale, "continued": int(self.continued)}
+        save_atomically(state, path, {"about": json.dumps(self.about), **{k: str(v) for k, v in facts.items()}})
 
     def restore(self, path: Path) -> bool:
         """Continues from `path` if it exists; says whether it did. Raises ValueError on the state of another run."""
@@ -204,9 +203,10 @@ class Loop:
             facts = file.metadata()
             self._check_same_run(json.loads(facts.get("about", "{}")), path)
             self.done, self.loss_scale = int(facts["done"]), float(facts.get("loss_scale", self.loss_scale))
+            self.continued = facts.get("continued") == "1" or self.done < self.steps
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
-            kept = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
-            self.averages = {k: file.get_tensor(kept + k).to(self.parameters[k].device) for k in self.averages}
+            source = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
+            self.averages = {k: file.get_tensor(source + k).to(self.parameters[k].device) for k in self.averages}
             curve = file.get_tensor("curve/losses").tolist() if "curve/losses" in file.keys() else []
             self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in enumerate(curve, 1)]
             for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/", "curve/"))):
@@ -225,12 +225,13 @@ class Loop:
             )
 
 
-def steps_done(path: Path) -> int | None:
-    """How many steps the training has taken whose state is in a file; None where there is no such file."""
+def progress(path: Path) -> tuple[int, bool]:
+    """(steps taken, whether the run was continued after a stop) of the training whose state is in a file; (0, False) without one."""
     if not path.is_file():
-        return None
+        return 0, False
     with safe_open(path, "pt") as file:
-        return int((file.metadata() or {}).get("done", 0))
+        facts = file.metadata() or {}
+    return int(facts.get("done", 0)), facts.get("continued") == "1"
 
 
 def saving(loop: Loop, steps: Iterator[Step], path: Path, every_seconds: float = 120) -> Iterator[Step]:

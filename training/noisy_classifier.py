@@ -69,13 +69,9 @@ def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.
         if kind == "exclusive" and len(own) != 1:
             raise ValueError(f"Image {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
         if ":" in "".join(own):
-            raise ValueError(
-                f"A label of image {number} holds a colon, which stands for a weight in Classifier Channel. Use another sign."
-            )
+            raise ValueError(f"A label of image {number} holds a colon, which means a weight in Classifier Channel. Use another sign.")
     if not labels or (kind == "exclusive" and len(labels) < 2):
-        raise ValueError(
-            f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each."
-        )
+        raise ValueError(f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each.")
     targets = torch.tensor([[float(label in own) for label in labels] for own in sets])
     for label, share in zip(labels, targets.mean(0).tolist()):
         if share == 1.0:
@@ -86,9 +82,9 @@ def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of the images to learn from and of those to be judged on, at random; with a share of 0 all are both."""
+    """Numbers of the images to train on and to test on, at random; with a share of 0 all are both."""
     if not 0.0 <= share < 1.0:
-        raise ValueError(f"A share of {share} of the images is held out; give 0 to less than 1. Usual 0.1 to 0.2.")
+        raise ValueError(f"A share of {share} of the images is held out; give 0 to less than 1. Typical: 0.1–0.2.")
     order, cut = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)), round(count * share)
     if cut == count:
         raise ValueError(f"A share of {share} of {count} images holds all of them out, with none left to learn from. Hold out less.")
@@ -133,8 +129,8 @@ def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
 _BRANCH_ENDS = ("conv.4.weight", "out_layers.3.weight", "proj_out.weight", "out.2.weight")  # start at zero
 
 
-def initialise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives every parameter a start value (the host's layers are allocated without one)."""
+def initialize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Gives every parameter a start value (ComfyUI's layers are allocated without one)."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in module.named_parameters():
         if p.ndim < 2:

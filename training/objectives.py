@@ -1,4 +1,4 @@
-"""What a denoiser is asked to learn: at which noise levels, and how much each of them counts.
+"""The training objective of a denoiser: which noise levels, and how much each of them counts.
 
 Every loss here is an error of the denoised prediction, `w(sigma) |D - x0|^2`, so one formula serves every model. With the gain
 `c = dD / d output` of the model's own parametrisation, `w = 1 / c^2` is the plain error of what the network itself predicts: noise
@@ -22,10 +22,10 @@ def loss_weight(kind: str, gain: torch.Tensor, log_snr: torch.Tensor, gamma: flo
 
     "own": the error of the network's output, from its gain (B,). "min-snr": min(SNR, gamma), from log-SNR (B,): min-SNR-gamma (arXiv
     2303.09556, section 3.4), whose weights for eps, v and x0 prediction are this one in denoised space. "clean": 1, the error of the
-    denoised prediction itself, as the host's LoRA trainer has it; for eps models it all but ignores the clean half of the levels.
+    denoised prediction itself, as in ComfyUI's LoRA trainer; for eps models it all but ignores the low-noise half of the timesteps.
     """
     if kind not in WEIGHTINGS:
-        raise ValueError(f"There is no weighting '{kind}'; choose one of {', '.join(WEIGHTINGS)}.")
+        raise ValueError(f"Unknown weighting '{kind}'; choose one of {', '.join(WEIGHTINGS)}.")
     if kind == "own":
         return gain.float().square().reciprocal()
     return log_snr.float().exp().clamp(max=gamma) if kind == "min-snr" else torch.ones_like(log_snr, dtype=torch.float32)
@@ -43,7 +43,7 @@ def squared_error(denoised: torch.Tensor, x0: torch.Tensor, mask: torch.Tensor |
     mask = mask.to(error).expand_as(error)
     covered = mask.flatten(1).sum(1)
     if not bool((covered > 0).all()):
-        raise ValueError("A mask is empty: nothing of its image would be learnt. Paint what to learn white, or leave the mask away.")
+        raise ValueError("A mask is empty: its image would not be trained on. Paint the area to train white, or leave the mask out.")
     return (error * mask).flatten(1).sum(1) / covered
 
 
@@ -59,7 +59,7 @@ def spread(seed: int, first: int, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Levels:
-    """A distribution of noise levels, as places in (0, 1): 0 is clean, 1 is pure noise, along the host's percent of the sampling.
+    """A distribution of noise levels, as places in (0, 1): 0 is clean, 1 is pure noise, along ComfyUI's percent of the sampling.
 
     "uniform"; "logit-normal" (arXiv 2403.03206, section 3.1) with `mean` and `std`; "shifted" by `shift` towards noise, `s u / (1 + (s -
     1) u)` (ibid., equation 23). `low` and `high` narrow the range.
@@ -74,7 +74,7 @@ class Levels:
 
     def __post_init__(self):
         if self.kind not in TIMESTEPS:
-            raise ValueError(f"There is no distribution of timesteps '{self.kind}'; choose one of {', '.join(TIMESTEPS)}.")
+            raise ValueError(f"Unknown timesteps '{self.kind}'; choose one of {', '.join(TIMESTEPS)}.")
         if not 0.0 <= self.low < self.high <= 1.0:
             raise ValueError(f"Timesteps go from {self.low:g} to {self.high:g}; give 0 <= start < end <= 1.")
 

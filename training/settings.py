@@ -13,7 +13,7 @@ from .channel_dropout import ChannelDropout
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt from: IMAGE batches, captions (one each, or one text of lines), MASK batches, and what is done to them."""
+    """The training data: IMAGE batches, captions (one each, or one text of lines), MASK batches, and what is done to them."""
 
     images: Sequence[torch.Tensor]
     captions: Sequence[str] = ()
@@ -28,14 +28,14 @@ class Data:
 
     @property
     def dropout(self) -> ChannelDropout:
-        """How captions are left out: at `caption_dropout`, at clean levels at `clean_caption_dropout` unless that is negative."""
+        """How captions are dropped: at `caption_dropout`, at low-noise timesteps at `clean_caption_dropout` unless that is negative."""
         clean = self.clean_caption_dropout
         return ChannelDropout((self.caption_dropout,), None if clean < 0 else (clean,))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is learnt. The `learning_rate` of word vectors is as for SD1.5's; encoders with larger ones get it in proportion."""
+    """How it is trained. The `learning_rate` of word vectors is as for SD1.5's; encoders with larger ones get it in proportion."""
 
     steps: int
     batch_size: int

@@ -1,6 +1,6 @@
-"""Textual inversion: a concept learnt as a few word vectors, everything else frozen (arXiv 2208.01618).
+"""Textual inversion: a concept trained as a few word vectors, everything else frozen (arXiv 2208.01618).
 
-This file knows words and vectors: which sentences the new word is learnt in, where its vectors start, and how long they may grow.
+This file knows words and vectors: the prompts that the new word is trained in, where its vectors start, and how long they may grow.
 """
 
 from __future__ import annotations
@@ -58,6 +58,17 @@ NORMS = ("limit", "keep", "free")
 FAMILIAR_SCALE = 0.4 / math.sqrt(768)  # RMS of SD1.5's word vectors, of norm about 0.4: what published learning rates are made for
 
 
+@dataclass(frozen=True)
+class Word:
+    """The new word: how it is written in training, what it starts from, and how its vectors may grow."""
+
+    placeholder: str
+    initial_words: str
+    vectors: int = 1
+    norm: str = "limit"
+    norm_limit: float = 1.5
+
+
 def check_placeholder(placeholder: str, is_word: Callable[[str], bool]) -> None:
     """Refuses a placeholder that could be taken for something else. `is_word` says whether a text is one word the model knows."""
     advice = "Give one made-up word that stands for the concept in captions and templates, such as <my-thing>."
@@ -86,7 +97,7 @@ def own_templates(text: str, placeholder: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The sentences in which the word is learnt.
+    """The prompts that the word is trained in.
 
     A caption that holds the placeholder is the sentence itself. Any other goes where a template says {caption}, or after it; at times it is
     left out, so that the word learns to stand without it. `captions` are empty, or one for each image,
@@ -102,7 +113,7 @@ class Prompts:
         if asks and not self.captions:
             raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
 
-    def of(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
+    def sentence(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
         """The sentence for an image as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
         rng = np.random.default_rng((seed, number))
         template, leave_out = self.templates[int(rng.integers(len(self.templates)))], rng.random() < rate
@@ -153,8 +164,6 @@ def captions_for(given: Sequence[str], images: int, what: str = "captions") -> t
     return tuple(given)
 
 
-
-
 def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:
     """Start values (vectors, dim) from the vectors (m, dim) of the initial words.
 
@@ -162,7 +171,7 @@ def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, ap
     noise of `apart` times their size, since equal vectors would stay equal.
     """
     if vectors < 1:
-        raise ValueError(f"The concept has {vectors} vectors; give 1 or more. Usual 1 to 8.")
+        raise ValueError(f"The concept has {vectors} vectors; give 1 or more. Typical: 1–8.")
     words = words.float()
     if vectors <= len(words):
         return torch.stack([part.mean(0) for part in words.tensor_split(vectors)])
@@ -180,7 +189,7 @@ class Vocabulary:
     norm: float
 
     @classmethod
-    def of(cls, table: torch.Tensor) -> Vocabulary:
+    def from_table(cls, table: torch.Tensor) -> Vocabulary:
         """Of a table (words, dim)."""
         rows = table.float()
         return cls(float(rows.square().mean().sqrt()), float(rows.norm(dim=1).median()))
@@ -189,10 +198,10 @@ class Vocabulary:
 class Concept:
     """The vectors of a new word, (vectors, dim) for each text encoder by its key.
 
-    What the optimiser holds, `parameters`, is in units of each encoder's own vocabulary, so that one learning rate suits encoders whose
+    What the optimizer holds, `parameters`, is in units of each encoder's own vocabulary, so that one learning rate suits encoders whose
     vectors differ a hundredfold in size. `norm`: "limit" keeps each vector at most `limit` times as long as a typical word, so that it
     mixes with other words; "keep" at the length it started with; "free" lets it grow. `pace`: how
-    many times faster than other parameters the optimiser moves it.
+    many times faster than other parameters the optimizer moves it.
     """
 
     def __init__(
@@ -204,7 +213,7 @@ class Concept:
         pace: float = 1.0,
     ):
         if norm not in NORMS:
-            raise ValueError(f"There is no norm control '{norm}'; choose one of {', '.join(NORMS)}.")
+            raise ValueError(f"Unknown norm '{norm}'; choose one of {', '.join(NORMS)}.")
         self.scales = {k: v.scale * pace for k, v in vocabularies.items()}
         self.parameters = {k: torch.nn.Parameter(rows.float() / self.scales[k]) for k, rows in starts.items()}
         lengths = {k: rows.float().norm(dim=1, keepdim=True) for k, rows in starts.items()}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
+
+from .saved_tensors import Copies, SavedTensor
 
 
 class _Recomputed:
@@ -28,39 +29,18 @@ class _Recomputed:
         """Each is given once and not held any longer; who asks again has it made again."""
         if number not in self.saved:
             self.saved = dict(enumerate(self._again()))
-        return self.saved.pop(number)
+        return self.saved.pop(number).load()
 
-    def _again(self) -> list[torch.Tensor]:
+    def _again(self) -> list[SavedTensor]:
         """All that autograd saves in the pass; copies, as blocks may change it afterwards."""
-        saved, weights = [], {p.untyped_storage().data_ptr() for p in self.block.parameters()}
-
-        def keep(tensor: torch.Tensor) -> None:
-            own = tensor.untyped_storage().data_ptr() in weights
-            saved.append(tensor.detach() if own else laid_out(tensor.detach()))
-            # and the graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer
-
+        saved, copies = [], Copies(self.block.parameters)
+        # The graph of this pass gets nothing: none goes backward through it, and it would hold the tensors for longer.
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(copies.save(tensor)), lambda nothing: nothing)
         with torch.inference_mode(False), torch.enable_grad():
             args, kwargs = _copied(self.given)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+            with hooks:
                 self.block.forward(*args, **kwargs)
         return saved
-
-
-SMALL = 2**14  # numbers whose layout is kept, whatever it costs: masks of a few words are mostly gaps
-
-
-def laid_out(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that lies in memory as the tensor does, where that takes at most twice its numbers or is small.
-
-    `clone` would close gaps and write repeated rows out; attention kernels of a GPU want their masks aligned as they were saved.
-    """
-    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
-        return tensor.clone()
-    steps = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride()) if stride and size > 1]
-    distinct, span = math.prod(size for size, _ in steps), 1 + sum((size - 1) * stride for size, stride in steps)
-    if span > max(2 * distinct, SMALL):
-        return tensor.clone()
-    return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def _copied(value):
@@ -75,7 +55,7 @@ def _copied(value):
 _FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
 
 
-RECOMPUTABLE = {  # denoisers whose gradients were compared with and without, and their blocks
+RECOMPUTABLE = {  # denoisers whose gradients were compared, and their blocks; by class names, as no version of ComfyUI has all
     "UNetModel": ("ResBlock", "SpatialTransformer"),
     "OpenAISignatureMMDITWrapper": ("JointBlock",),
     "Flux": _FLUX,

@@ -6,11 +6,22 @@ import comfy.samplers
 import torch
 
 KEY = "controlled_diffusion.attention"
+BRANCHES = "controlled_diffusion.branches"
 
 
-def marked(conditioning: list, token: str) -> list:
-    """The conditioning with the mark of a control."""
-    return [[features, {**values, KEY: (*values.get(KEY, ()), token)}] for features, values in conditioning]
+def marked(conditioning: list, token: str, branches: int = 1) -> list:
+    """The conditioning with the mark of a control. `branches`: its rows are so many variants of each image, as those of Prompt-to-Prompt."""
+    return [[features, {**values, KEY: (*values.get(KEY, ()), (token, branches))}] for features, values in conditioning]
+
+
+def branches_of(conditioning: list) -> int:
+    """How many branches the rows of a CONDITIONING are, by its marks: 1, or of Prompt-to-Prompt the source and every target."""
+    return max((branches for _, values in conditioning for _, branches in values.get(KEY, ())), default=1)
+
+
+def has_mark(given: dict, listed: list[dict], token: str) -> bool:
+    """Whether a conditioning of a run's list bears the mark by itself."""
+    return token in dict(origin(given, listed).get(KEY, ()))
 
 
 def features_of(given: dict):
@@ -20,7 +31,7 @@ def features_of(given: dict):
 def origin(given: dict, listed: list[dict]) -> dict:
     """The conditioning of a run's list whose marks count for one of the same list.
 
-    Where one list has areas, the host gives the other copies of its entries, with marks and uuid of the foreign, but with features of the
+    Where one list has areas, ComfyUI gives the other copies of its entries, with marks and uuid of the foreign, but with features of the
     other's own: then it is the first entry with these features.
     """
     features = features_of(given)
@@ -62,10 +73,10 @@ def check_conditionings(model, named: dict[str, list]) -> None:
 
 
 def is_active(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
-    """Whether the host would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
+    """Whether ComfyUI would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
     return any("default" in c or comfy.samplers.get_area_and_mult(c, x, timestep) is not None for c in conditioning or ())
 
 
 def active_parts(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:
-    """How many parts of a conditioning the host evaluates at this sigma."""
+    """How many parts of a conditioning ComfyUI evaluates at this sigma."""
     return sum(is_active([part], x, sigma) for part in conditioning)

@@ -1,4 +1,4 @@
-"""The demo model as the host's own objects: MODEL, CLIP and VAE, built from the host's classes and one weights file."""
+"""The demo model as MODEL, CLIP and VAE, built from ComfyUI's classes and one weights file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ import torch
 from ...training.demo import checker, config, packing
 from ...training.demo.config import VISION_CONFIG
 from ...training.demo.packing import restored
+from .model_folder import SHIPPED
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "demo_model.safetensors"
-INSTRUCT_WEIGHTS = WEIGHTS.parent / "diffusion_models" / "demo_model_instruct.safetensors"
+WEIGHTS = SHIPPED / "demo_model.safetensors"
+INSTRUCT_WEIGHTS = SHIPPED / "diffusion_models" / "demo_model_instruct.safetensors"
 VOCABULARY, LATENT_SCALE = 49408, 0.18215
 
 
 def offer_controlnet() -> None:
-    """Lists the demo model's own ControlNet in the host's Load ControlNet Model."""
-    folder_paths.add_model_folder_path("controlnet", str(WEIGHTS.parent / "controlnet"))
+    """Lists the demo model's own ControlNet in ComfyUI's Load ControlNet Model."""
+    folder_paths.add_model_folder_path("controlnet", str(SHIPPED / "controlnet"))
 
 
 class DemoClip(comfy.sd1_clip.SD1ClipModel):
@@ -40,7 +41,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
 
 
 class DemoLatent(comfy.latent_formats.SD15):
-    """SD1.5's latent format; the colours of previews come with the weights."""
+    """SD1.5's latent format; the colors of previews come with the weights."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +66,7 @@ class DemoModel(comfy.supported_models.SD15):
 
 
 class DemoInstruct(DemoModel):
-    """The demo model with the image to edit beside the noisy latent, as the host has SD1.5's InstructPix2Pix."""
+    """The demo model with the image to edit beside the noisy latent, as ComfyUI has SD1.5's InstructPix2Pix."""
 
     def get_model(self, state_dict, prefix="", device=None):
         return comfy.model_base.SD15_instructpix2pix(self, device=device)
@@ -110,7 +111,7 @@ def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool, again: tup
     model.diffusion_model.load_state_dict(weights)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    patcher.cached_patcher_init = again  # how the host loads it once more when a node asks for a deep copy
+    patcher.cached_patcher_init = again  # how ComfyUI loads it once more when a node asks for a deep copy
     return patcher
 
 
@@ -148,28 +149,32 @@ def _autoencoder(weights: dict, path: str):
 
 
 def load_autoencoder(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The autoencoder alone; the host takes its network out of the patcher where it wants another kind."""
+    """The autoencoder alone; ComfyUI takes its network out of the patcher where it wants another kind."""
     return _autoencoder(_read_weights(Path(path))[2], path).patcher
 
 
 def load(path: Path = WEIGHTS) -> tuple:
-    """MODEL, CLIP, VAE of the demo model; the host knows how to load each of them once more."""
+    """MODEL, CLIP, VAE of the demo model; ComfyUI knows how to load each of them once more."""
     unet, clip, vae = _read_weights(path)
     model = _patcher(unet, new_config(), False, (load_model, (str(path),)))
     return model, _text(clip, str(path)), _autoencoder(vae, str(path))
 
 
-def check_pairs(before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
+class PairChecker:
     """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where an image is not what its prompt says."""
-    both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
-    return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
+
+    settings_key = "demo world"
+
+    def __call__(self, before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
+        both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
+        return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
 
 
-DEMO_ENCODER = WEIGHTS.parent / "clip_vision" / "demo_model.safetensors"
+DEMO_ENCODER = SHIPPED / "clip_vision" / "demo_model.safetensors"
 
 
 def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
-    """The host's CLIP Vision class at the demo model's size, without weights; older hosts take its config from a file alone."""
+    """ComfyUI's CLIP Vision class at the demo model's size, without weights; older versions take its config from a file alone."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(VISION_CONFIG), encoding="utf-8")
@@ -177,7 +182,7 @@ def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
 
 
 def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
-    """The demo model's image encoder, which the host's own loader would not know by its size."""
+    """The demo model's image encoder, which ComfyUI's own loader would not know by its size."""
     encoder = new_demo_encoder()
     encoder.load_sd(restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
     return encoder

@@ -1,4 +1,4 @@
-"""Tells one model's weights from another's, whatever their precision and device, and whatever LoRA lies on them; and one file from another."""
+"""Tells one model's weights from another's, whatever their precision and device, and whatever LoRA is on them; and one file from another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 SAMPLES = 16  # values of every weight
 COARSE = 1e-6  # below it a sign can be lost in half precision
-_FORMAT = "comfy_quant"  # the host's entry beside the weight of a quantised layer
+_FORMAT = "comfy_quant"  # ComfyUI's entry beside the weight of a quantized layer
 _GOLDEN, _WORD = 0x9E3779B1, 1 << 32  # multiples of the golden ratio spread evenly, in every dimension
 
 
@@ -44,16 +44,8 @@ class Weights:
         return alike and all(a == b or "0" in (a, b) for a, b in zip(self.signs, other.signs))
 
 
-
-
-
-
-
-
-
-
 def _unpacked(model, prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of a MODEL by name; of layers that the host keeps quantised no scales and formats, and no packed storage."""
+    """The weights of a MODEL by name; of layers that ComfyUI keeps quantized no scales and formats, and no packed storage."""
     whole = model.model_state_dict(prefix)
     packed = {k.removesuffix(_FORMAT) for k in whole if k.endswith(_FORMAT)}
     held = dict(model.model.named_parameters()) if packed else {}
@@ -76,7 +68,7 @@ def unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _signs(weight: torch.Tensor) -> torch.Tensor:
-    """Signs of SAMPLES values at fixed places, int8, where the weight lies."""
+    """Signs of SAMPLES values at fixed places, int8, on the weight's device."""
     places = [(i * _GOLDEN % _WORD) * weight.numel() >> 32 for i in range(1, SAMPLES + 1)]
     found = weight.detach()[torch.unravel_index(torch.tensor(places), weight.shape)] if weight.ndim else weight.detach().view(1)
     return found.float().sign().to(torch.int8)

@@ -1,10 +1,11 @@
-"""Gradients inside the host, whose nodes run in inference mode and whose weights were loaded in it."""
+"""Gradients inside ComfyUI, whose nodes run in inference mode and whose weights were loaded in it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager, nullcontext
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TypeVar
 
 import comfy.ldm.modules.attention as host_attention
@@ -13,8 +14,21 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .saved_tensors import mutations_allowed
+
 T = TypeVar("T")
-WITHOUT_DERIVATIVE = ("attention_sage", "attention3_sage", "attention_flash")  # attention kernels of the host
+KEY = "controlled_diffusion.training"
+BACKWARD = 4  # memory to ask for, in forward passes: what a backward pass needs is kept until then
+DIFFERENTIABLE_ATTENTION = {  # kernels of ComfyUI that autograd can follow; any other gives way to torch's own
+    inspect.unwrap(kernel)
+    for kernel in (
+        host_attention.attention_basic,
+        host_attention.attention_sub_quad,
+        host_attention.attention_split,
+        host_attention.attention_xformers,
+        host_attention.attention_pytorch,
+    )
+}
 
 
 def without_history(tensor: torch.Tensor) -> bool:
@@ -28,7 +42,7 @@ def without_history(tensor: torch.Tensor) -> bool:
 
 
 def clone_inference_tensors(value):
-    """A value with copies in the place of its tensors that were made in inference mode; containers are made anew."""
+    """A value whose tensors that were made in inference mode are replaced by copies; containers are made anew."""
     if torch.is_tensor(value):
         return value.clone() if without_history(value) else value
     if isinstance(value, dict):
@@ -37,14 +51,14 @@ def clone_inference_tensors(value):
 
 
 def run_in_inference_mode(work: Callable[..., T], *given, **more) -> T:
-    """What the host makes of something where it works as in any node, in inference mode; tensors of it as ordinary ones.
+    """Runs ComfyUI's code in inference mode, as in any node; gives its result with ordinary tensors.
 
     Weights that were made in that mode and are moved to the GPU outside it are usable in neither.
     """
     with torch.inference_mode():
-        made = work(*given, **more)
+        result = work(*given, **more)
     with torch.inference_mode(False):
-        return clone_inference_tensors(made)
+        return clone_inference_tensors(result)
 
 
 def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = None) -> int:
@@ -61,24 +75,20 @@ def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = Non
 
 
 @contextmanager
-def differentiable(mutations: bool = True):
-    """Inside, autograd records as outside the host, and the host's kernels without a derivative are not used.
-
-    With `mutations` networks may change in place what autograd has saved, as many of the host do; every operation then passes through
-    Python. Without it, autograd raises where that happens.
-    """
+def differentiable():
+    """Inside, autograd records as outside ComfyUI, its kernels without a derivative are not used, and networks may change in place what
+    autograd has saved, as many of them do."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
-    allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if mutations else nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), allowed:
+        with torch.inference_mode(False), torch.enable_grad(), mutations_allowed():
             yield
     finally:
         comfy.model_management.in_training = before
 
 
 def differentiable_patcher(patcher, what: str):
-    """The patcher itself, or a copy of its own weights where the host loads them dynamically, piece by piece."""
+    """The patcher itself, or a copy of its own weights where ComfyUI loads them dynamically, piece by piece."""
     if not getattr(patcher, "is_dynamic", bool)():
         return patcher
     try:
@@ -110,55 +120,13 @@ def differentiable_clip_vision(clip_vision):
     return own
 
 
-def without_derivative(error: RuntimeError) -> bool:
-    """Whether autograd stopped at an operation that has no derivative, as some of the host's own kernels are."""
-    return "no autograd formula" in str(error)
-
-
-def mutated(error: RuntimeError) -> bool:
-    """Whether autograd stopped because something that it had saved was changed in place."""
-    return "modified by an inplace operation" in str(error)
-
-
-@contextmanager
-def norms_keep_their_inputs(modules: Iterable[torch.nn.Module]):
-    """Inside, norm layers work on copies: the host's text encoders add to what their norms have seen, and need no more than this."""
-    norms = [m for module in modules for m in module.modules() if type(m).__name__.endswith("Norm")]
-    handles = [m.register_forward_pre_hook(lambda m, given: (given[0].clone(), *given[1:])) for m in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def attend_with_derivative(transformer_options: dict) -> None:
-    """In these options of a run, attention kernels that have no derivative give way to torch's own, unless a node has taken the slot."""
+    """In these options of a run, attention kernels without a derivative give way to torch's own, unless a node has taken the slot."""
 
     def override(kernel, *args, **kwargs):
-        return (host_attention.attention_pytorch if kernel.__name__ in WITHOUT_DERIVATIVE else kernel)(*args, **kwargs)
+        return (kernel if kernel in DIFFERENTIABLE_ATTENTION else host_attention.attention_pytorch)(*args, **kwargs)
 
     transformer_options.setdefault("optimized_attention_override", override)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def prepare(guider, what: str = "Guidance through the denoiser", instead: str = ", or switch 'through_denoiser' off") -> None:
@@ -184,12 +152,6 @@ def _normal_control_tensors(control) -> None:
             if isinstance(getattr(control, name, None), torch.nn.Module):
                 to_normal_tensors(getattr(control, name))
         control = control.previous_controlnet
-
-
-KEY = "controlled_diffusion.training"
-
-
-BACKWARD = 4  # room that is asked for, in forward passes: what a backward pass needs is kept until then
 
 
 def check_whole(patchers) -> None:
@@ -219,7 +181,7 @@ def trainable(model, clip=None, what: str = "Training"):
 
 
 def _load_whole(executor, model, noise_shape, conds, model_options=None, **more):
-    """The host's loading, with no part of a model left out and room for a backward pass."""
+    """ComfyUI's loading, with no part of a model left out and room for a backward pass."""
     more["force_full_load"] = True
     return executor(model, [noise_shape[0] * BACKWARD, *noise_shape[1:]], conds, model_options=model_options, **more)
 

@@ -1,4 +1,4 @@
-"""Images that nodes draw, such as weight curves and the report of a run, and images on disk."""
+"""Images that nodes draw: line charts and grids of images; and images on disk."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 _COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b0a011", "#7a5c45")
 _INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
+LINE = 20  # pixels of a line of text
 
 
 def as_image(image: Image.Image) -> torch.Tensor:
-    """A Pillow image as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
+    """A Pillow image as an IMAGE, (1, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
 
 
@@ -74,8 +76,6 @@ def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_la
     return image
 
 
-
-
 def stacked(images: Sequence[Image.Image]) -> Image.Image:
     """Images of one width below each other."""
     paper = Image.new("RGB", (images[0].width, sum(p.height for p in images)), _PAPER)
@@ -86,17 +86,37 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
     return paper
 
 
-def labelled_table(rows: Sequence[Sequence[Image.Image]], names: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Images of one size in rows that have names, under names of columns."""
-    (width, height), left, top, gap = rows[0][0].size, 64, 24, 4
-    paper = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), _PAPER)
+def fitted(size: Sequence[int], longest: int) -> tuple[int, int]:
+    """A height and width at the same proportions, the longer of them `longest`."""
+    height, width = size
+    return round(longest * height / max(size)), round(longest * width / max(size))
+
+
+def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """An image (H, W, 3) at another size, by areas."""
+    return F.interpolate(pixels.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
+
+
+def image_grid(
+    rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], names: Sequence[str] = (), captions: Sequence[Sequence[Sequence[str]]] = (), *,
+    left: int = 64, top: int = 24, gap: int = 4, below: int = 4, centered: bool = True, ink: str = _INK,
+) -> Image.Image:  # fmt: skip
+    """Images of one size in rows, under the names of columns and beside the names of rows, with lines of text below each.
+
+    `gap` and `below` are pixels between columns and between rows; names of columns are centered, or begin at the image's left.
+    """
+    (width, height), lines = rows[0][0].size, captions or [[()] * len(row) for row in rows]
+    paper = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + below)), _PAPER)
     draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
     for i, column in enumerate(columns):
-        draw.text((left + i * (width + gap) + width // 2, 4), column, fill=_INK, font=font, anchor="ma")
-    for j, (name, row) in enumerate(zip(names, rows)):
-        draw.text((left // 2, top + j * (height + gap) + height // 2), name, fill=_INK, font=font, anchor="mm")
+        place = (left + i * (width + gap) + width // 2, top // 2 - 8) if centered else (left + i * (width + gap), top - LINE)
+        draw.text(place, column, fill=ink, font=font, anchor="ma" if centered else "la")
+    for j, name in enumerate(names):
+        draw.text((left // 2, top + j * (height + below) + height // 2), name, fill=ink, font=font, anchor="mm")
+    for j, row in enumerate(rows):
         for i, image in enumerate(row):
-            paper.paste(image, (left + i * (width + gap), top + j * (height + gap)))
+            x, y = left + i * (width + gap), top + j * (height + below)
+            paper.paste(image, (x, y))
+            for n, line in enumerate(lines[j][i]):
+                draw.text((x, y + height + 2 + n * LINE), line, fill=ink, font=font)
     return paper
-
-

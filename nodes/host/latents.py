@@ -12,7 +12,7 @@ from .model_tag import ModelTag
 
 
 def _check_size(vae, image: torch.Tensor, name: str) -> None:
-    """Refuses an IMAGE that the VAE would cut: what comes out is of the size of what was given."""
+    """Refuses an IMAGE that the VAE would crop."""
     cell, (height, width) = vae.spacial_compression_encode(), image.shape[1:3]
     if vae.crop_input and (height % cell or width % cell):
         near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
@@ -25,9 +25,9 @@ def _check_size(vae, image: torch.Tensor, name: str) -> None:
 def check_images(samples: torch.Tensor, name: str, instead: str = "connect VAE Encode, or an IMAGE and the vae") -> None:
     """Refuses latent samples, the node's input `name`, that are not of images or a video."""
     if samples.is_nested or samples.ndim not in (4, 5):
-        given = "several tensors in one" if samples.is_nested else " x ".join(map(str, samples.shape))
+        shape = "several tensors in one" if samples.is_nested else " x ".join(map(str, samples.shape))
         raise ValueError(
-            f"'{name}' is a latent of {given}, but that of images or a video is needed: (batch, channels, [frames,] height, width). Please "
+            f"'{name}' is a latent of {shape}, but that of images or a video is needed: (batch, channels, [frames,] height, width). Please "
             f"{instead}."
         )
 
@@ -43,13 +43,13 @@ def samples_of(vae, image, name: str) -> torch.Tensor:
 
 
 def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
-    """What latent samples show, an IMAGE; the frames of a video VAE, which gives (B, T, H, W, C), one after the other."""
+    """Decoded latent samples, an IMAGE; of a video VAE, which gives (B, T, H, W, C), the frames one after the other."""
     images = vae.decode(samples)
     return images.reshape(-1, *images.shape[-3:])
 
 
 def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
-    """What belongs to the middle of an image that the VAE encodes, of a MASK (B, H, W) of its size: the VAE cuts off what is over."""
+    """The part of a MASK (B, H, W) that belongs to the part of an image that the VAE encodes: it crops to the center."""
     return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]
 
 
@@ -67,7 +67,7 @@ def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
     return decode
 
 
-def check_channels(model, samples: torch.Tensor) -> None:
+def check_latent_channels(model, samples: torch.Tensor) -> None:
     """Refuses latents that another model's VAE made."""
     wanted = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != wanted:
@@ -82,5 +82,5 @@ def latent_of(model, vae, image) -> torch.Tensor:
     samples = samples_of(vae, image, "image")
     check_images(samples, "image")
     found = comfy.sample.fix_empty_latent_channels(model, samples.float())
-    check_channels(model, found)
+    check_latent_channels(model, found)
     return found

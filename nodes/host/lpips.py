@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924), where the package `lpips` and the weights of its network are already on the machine; nothing is downloaded."""
+"""LPIPS (arXiv 1801.03924), where the package `lpips` and its weights are already on the machine; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-SMALLEST = 32  # pixels of a side; of less, its network leaves nothing
-_ALEXNET = "alexnet-owt-7be5be79.pth"  # what torchvision calls the weights, and where it looks for them
+SMALLEST = 32  # pixels of a side that its network needs
+_ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's name of the weights
 
 
 def available() -> bool:

@@ -1,4 +1,4 @@
-"""Which model something was made with."""
+"""Says which model something was made with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ModelTag:
         return f"{self.family} ({self.latent_format}, {self.prediction})"
 
     def check(self, model) -> None:
-        """Refuses a model of another kind, or of other weights; the same weights in another precision, or with LoRA, pass."""
+        """Refuses a model of another kind or with other weights; another precision and LoRA are accepted."""
         own, advice = ModelTag.of(model), "Connect the model of the inversion, or invert again with this one."
         if own.kind != self.kind:
             raise ValueError(f"The inversion was made with {self.kind}, but the model is {own.kind}. {advice}")

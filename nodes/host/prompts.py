@@ -1,4 +1,4 @@
-"""Prompts as the host's text encoders see them: tokens, words, and conditionings of several prompts as rows of one."""
+"""Prompts as ComfyUI's text encoders see them: tokens, words, and conditionings of several prompts as rows of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from ...attention.prompt import Prompt, common, joined, moved, read
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
-LAYOUTS = {  # names of the encoders in the host's tokens, and whose columns stand in the conditioning one after the other; some share theirs
+LAYOUTS = {  # names of the encoders in ComfyUI's tokens, and whose columns follow each other in the conditioning; some share theirs
     frozenset({"l"}): (("l",),),
     frozenset({"h"}): (("h",),),
     frozenset({"g"}): (("g",),),
@@ -40,8 +40,8 @@ def _key(token) -> Hashable:
     return ("vector", hash(token.detach().float().cpu().numpy().tobytes())) if torch.is_tensor(token) else token
 
 
-class HostTokenizer:
-    """One of the tokenizers of a CLIP, by the name under which the host gives its tokens."""
+class ClipTokenizer:
+    """One of the tokenizers of a CLIP, by the name under which ComfyUI gives its tokens."""
 
     def __init__(self, clip, name: str):
         self.clip, self.name = clip, name
@@ -51,17 +51,17 @@ class HostTokenizer:
 
     @cached_property
     def frame(self) -> tuple[int, int]:
-        """How many tokens of a chat template the host puts before and after every text."""
+        """How many tokens of a chat template ComfyUI puts before and after every text."""
         one, other = ([token for chunk in self._chunks(text) for token, is_text in chunk if is_text] for text in ("cat", "dog"))
         return common(one, other), common(one[::-1], other[::-1])
 
     def chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
-        made = self._chunks(text)
-        places = [(chunk, i) for chunk in made for i, (_, is_text) in enumerate(chunk) if is_text]
+        chunks = self._chunks(text)
+        places = [(chunk, i) for chunk in chunks for i, (_, is_text) in enumerate(chunk) if is_text]
         before, after = self.frame
         for chunk, i in places[:before] + places[len(places) - after :]:
             chunk[i] = (chunk[i][0], False)
-        return made
+        return chunks
 
     def _text(self, text: str) -> list[Hashable]:
         return [token for chunk in self.chunks(text) for token, is_text in chunk if is_text]
@@ -82,11 +82,11 @@ class HostTokenizer:
 
 def _shared(text: str, names: Sequence[str], clip) -> Prompt:
     """The words of a prompt for encoders that share columns."""
-    found = {name: read(text, HostTokenizer(clip, name)) for name in names}
+    found = {name: read(text, ClipTokenizer(clip, name)) for name in names}
     if len({p.words for p in found.values()}) > 1:
         shown = "; ".join(f"{name}: " + ", ".join(f"{w.text} ({len(w.columns)})" for w in p.words) for name, p in found.items())
         raise ValueError(
-            f"The text encoders make different tokens of '{text}', so that they do not stand for the same words: {shown}. Use an embedding that "
+            f"The text encoders make different tokens of '{text}', so that their columns do not match: {shown}. Use an embedding that "
             "has equally many vectors for both."
         )
     return found[names[0]]
@@ -112,18 +112,18 @@ def prompt_of(clip, text: str, length: int | None = None) -> Prompt:
 
 def encoded(clip, text: str) -> list:
     """The CONDITIONING of a text, as CLIPTextEncode makes it. Refuses scheduled ones, which have several parts."""
-    made = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    if len(made) != 1:
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    if len(conditioning) != 1:
         raise ValueError(
-            f"The CLIP gives {len(made)} conditionings for '{text}', for parts of the sampling. Remove hooks and schedules from the CLIP."
+            f"The CLIP gives {len(conditioning)} conditionings for '{text}', for parts of the sampling. Remove hooks and schedules from the CLIP."
         )
-    return made
+    return conditioning
 
 
 def as_rows(conditionings: Sequence[list], repeats: int) -> tuple[list, list[int]]:
     """One CONDITIONING with a row for each of several, each `repeats` times; and how often each was repeated along its tokens.
 
-    Texts of unequal length are repeated to a common one, as the host does with positive and negative: attention's output is the same.
+    Texts of unequal length are repeated to a common one, as ComfyUI does with positive and negative: attention's output is the same.
     """
     features = [c[0][0] for c in conditionings]
     length = math.lcm(*(f.shape[1] for f in features))
@@ -148,18 +148,18 @@ def as_filled_rows(conditionings: Sequence[list], repeats: int, in_front: bool) 
 
     extras = [{**c[0][1]} for c in conditionings]
     masks = [e.pop("attention_mask", None) for e in extras]
-    made = _rows([filled(f) for f in features], extras, repeats)
+    conditioning = _rows([filled(f) for f in features], extras, repeats)
     if any(m is not None for m in masks):
-        made[0][1]["attention_mask"] = _mask_of_rows(masks, [f.shape[1] for f in features], length, repeats)
-    return made
+        conditioning[0][1]["attention_mask"] = _mask_of_rows(masks, [f.shape[1] for f in features], length, repeats)
+    return conditioning
 
 
 def _mask_of_rows(masks: Sequence[torch.Tensor | None], lengths: Sequence[int], length: int, repeats: int) -> torch.Tensor:
-    """The masks of texts, which may be missing, as one; of a single row where nothing is masked, as the host counts tokens by it."""
+    """The masks of texts, which may be missing, as one; of a single row where nothing is masked, as ComfyUI counts tokens by it."""
     like = next(m for m in masks if m is not None)
     whole = [F.pad(like.new_ones(1, n) if m is None else m, (0, length - n), value=1) for m, n in zip(masks, lengths)]
-    made = torch.cat([m.expand(repeats, -1) for m in whole])
-    return made[:1] if bool(made.all()) else made
+    mask = torch.cat([m.expand(repeats, -1) for m in whole])
+    return mask[:1] if bool(mask.all()) else mask
 
 
 def _rows(features: Sequence[torch.Tensor], extras: Sequence[dict], repeats: int) -> list:

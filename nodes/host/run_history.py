@@ -35,23 +35,25 @@ class RunHistory:
     runs: OrderedDict[str, tuple] = field(default_factory=OrderedDict)
 
     def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
-        """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out, and under its last
-        denoised latent. `model` is the guider's model patcher.
+        """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out: the latent, the last
+        denoised latent, what a `CallbackSampler` has as its result, and each with the original bit for bit off the mask, as nodes restore
+        it. `model` is the guider's model patcher.
 
         A sampling without noise that goes on from a known latent is a further part of the same sampling.
         """
-        last = {}
+        inner = []
 
         def watched(step, denoised, *more):
-            last["denoised"] = denoised
+            inner[:] = [denoised]
             return callback(step, denoised, *more) if callback is not None else None
 
         result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
         before = () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
-        names = _digests(result)
-        if "denoised" in last:
-            names |= _digests(model.model.process_latent_out(last["denoised"].cpu()))
-        for name in names:
+        inner += [own.float()] if torch.is_tensor(own := getattr(sampler, "result", None)) else []
+        outputs = [result, *(model.model.process_latent_out(x.cpu()) for x in inner)]
+        if denoise_mask is not None:
+            outputs += [torch.where(denoise_mask.to(x.device) > 0, x, latent_image.to(x)) for x in outputs]
+        for name in set().union(*map(_digests, outputs)):
             self.runs.pop(name, None)
             self.runs[name] = (*before, run)
         while len({id(parts[-1]) for parts in self.runs.values()}) > KEPT:

@@ -24,49 +24,57 @@ def untouched(model_options: dict) -> bool:
 
 
 class StrictCFGGuider(comfy.samplers.CFGGuider):
-    """The host's CFG that refuses moments at which a conditioning is not active, of which the host makes zeros.
+    """ComfyUI's CFG that refuses sigmas at which a conditioning is not active; ComfyUI would take zeros as its prediction.
 
-    `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to move, `lead` what the positive is.
-    While it is `alone`, channels of Multi CFG Patch stay out.
+    `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to change, `positive_name` what the
+    positive is. While it is `alone`, channels of Multi CFG Patch stay out.
     """
 
-    advice, lead, alone = "move end_percent into it", "positive", False
+    advice, positive_name, alone = "move end_percent into it", "positive", False
     evaluations = 0
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
         """The prediction at `sigma` (B,)."""
-        for name in ("positive", "negative") if self.cfg != 1.0 else ("positive",):
-            active = active_parts(self.conds[name], x, sigma)
+        names = {"positive": self.positive_name} | ({} if self.cfg == 1.0 else {"negative": "negative"})
+        for key, name in names.items():
+            active = active_parts(self.conds[key], x, sigma)
             if active == 0:
-                told = self.lead if name == "positive" else name
                 raise ValueError(
-                    f"The {told} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
+                    f"The {name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
                     f"range, or {self.advice}."
                 )
             self.evaluations += active
         return self(x, sigma, **extra_args)
 
+    def mix(self, x: torch.Tensor, sigma: torch.Tensor, predictions: list[torch.Tensor], model_options: dict, **extra_args) -> torch.Tensor:
+        """What guidance, and all that other nodes add to it, makes of known predictions [positive, negative].
+
+        They take the place of ComfyUI's `calc_cond_batch`. Where another node has taken that place, it predicts anew, by its own rule.
+        """
+        options = {"sampler_calc_cond_batch_function": lambda args: predictions, **model_options}
+        return self(x, sigma, model_options=options, **extra_args)
+
     def _source(self) -> list[dict]:
-        """The source's parts, without ControlNet and gligen of the positive, which the host hands on to all other conditionings."""
+        """The source's parts, without ControlNet and gligen of the positive, which ComfyUI hands on to all other conditionings."""
         pairs = zip(self.original_conds["source"], self.conds["source"])
         return [{k: v for k, v in part.items() if k not in ("control", "gligen") or own.get(k) is not None} for own, part in pairs]
 
     @contextlib.contextmanager
     def under_source(self, cfg: float, alone: bool = False):
-        """While this lasts, predictions of this run are those of the conditioning "source", at this cfg."""
+        """Inside, this guider predicts under the conditioning "source", at this cfg."""
         target, own = self.conds["positive"], self.cfg
-        self.conds["positive"], self.cfg, self.lead, self.alone = self._source(), cfg, "source", alone
+        self.conds["positive"], self.cfg, self.positive_name, self.alone = self._source(), cfg, "source", alone
         try:
             yield
         finally:
-            self.conds["positive"], self.cfg, self.lead, self.alone = target, own, "positive", False
+            self.conds["positive"], self.cfg, self.positive_name, self.alone = target, own, "positive", False
 
 
 class Guidance(StrictCFGGuider):
-    """The host's CFG; at cfg 1 it needs no negative.
+    """ComfyUI's CFG; at cfg 1 it needs no negative.
 
-    Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` is what a
-    method makes of the difference of the predictions. With a `source`, the first half of a batch is predicted under it.
+    Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` changes the
+    difference of the predictions, as a method wants. With a `source`, the first half of a batch is predicted under it.
     """
 
     def __init__(
@@ -82,8 +90,8 @@ class Guidance(StrictCFGGuider):
         self.direction = direction
         if negative is None and cfg != 1.0:
             raise ValueError(f"cfg is {cfg:g}, which needs a negative conditioning. Connect one (its text may be empty), or set cfg to 1.")
-        given = {"positive": positive, "negative": negative, "source": source}
-        self.inner_set_conds({k: v for k, v in given.items() if v is not None})
+        conditionings = {"positive": positive, "negative": negative, "source": source}
+        self.inner_set_conds({k: v for k, v in conditionings.items() if v is not None})
         self.set_cfg(cfg)
 
     def outer_sample(self, *args, **kwargs):
@@ -102,7 +110,7 @@ class Guidance(StrictCFGGuider):
         return torch.cat([source, super().denoised(x[first:], sigma[first:], **extra_args)])
 
     def _directed(self, args: dict) -> list[torch.Tensor]:
-        """Pre-CFG function: guidance goes where the method wants."""
+        """Pre-CFG function: applies `direction`."""
         positive, negative, *more = args["conds_out"]
         guided = args["conds"][1] is not None
         return [negative + self.direction(positive - negative), negative, *more] if guided else args["conds_out"]
@@ -115,7 +123,7 @@ class Guidance(StrictCFGGuider):
 
 
 def derivative_of(guider, extra_args: dict) -> Derivative:
-    """The derivative of what a guider predicts, within a run; `guider.denoised(x, sigma, **extra_args)`."""
+    """The derivative of a running guider's predictions, `guider.denoised(x, sigma, **extra_args)`."""
     sampling = guider.inner_model.model_sampling
 
     def input_scale(sigma: float) -> float:
@@ -125,9 +133,9 @@ def derivative_of(guider, extra_args: dict) -> Derivative:
 
 
 class CallbackSampler(comfy.samplers.Sampler):
-    """A loop through noise levels: `loop(guider, derivative, clean, show)` gets the clean latent in the model's own space.
+    """Runs a loop through noise levels, `loop(guider, derivative, clean, show)`; `clean` is the latent in the model's own space.
 
-    What the loop returns is in `result`.
+    `result` is what the loop returns.
     """
 
     def __init__(self, loop: Callable, total: int):
@@ -143,11 +151,11 @@ class CallbackSampler(comfy.samplers.Sampler):
             done += 1
 
         self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
-        return latent_image
+        return self.result if torch.is_tensor(self.result) else latent_image  # what a run's history finds again
 
 
 def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int) -> CallbackSampler:
-    """Runs a loop on a latent (as the VAE gives it) inside the host's sampling; progress over `total` steps."""
+    """Runs a loop on a latent (as the VAE gives it) inside ComfyUI's sampling; the progress bar has `total` steps."""
     sampler = CallbackSampler(loop, total)
     show = latent_preview.prepare_callback(guider.model_patcher, total)
     hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
@@ -156,7 +164,7 @@ def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: C
 
 
 class TwoPrompts(StrictCFGGuider):
-    """The host's CFG with a second prompt, `source`, that can take the place of the positive one for a while."""
+    """ComfyUI's CFG with a second prompt, `source`, that can temporarily replace the positive one."""
 
     advice = "keep the node's noise levels (start_percent and end_percent, encode_ratio, n_max) within it"
 

@@ -5,20 +5,8 @@ from comfy_api.latest import io
 GuidanceChannel = io.Custom("GUIDANCE_CHANNEL")  # tuple[guidance.multi_cfg.Channel, ...]
 GuidanceSchedule = io.Custom("GUIDANCE_SCHEDULE")  # guidance.schedules.Schedule
 NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabelledClassifier
-Inversion = io.Custom("INVERSION")  # nodes.host.inversion.Inversion
+Inversion = io.Custom("INVERSION")  # nodes.host.inversion.invert.Inversion
 IPAdapter = io.Custom("IP_ADAPTER")  # attention.ip_adapter.Adapter
-AttentionMaps = io.Custom("ATTENTION_MAPS")  # nodes.host.attention_maps.Maps
-PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.instruct_pairs.Checker: (before, after, prompts) -> a score of each candidate
-Curve = io.Custom("CURVE")  # the host's curve editor: an object with interp(x), x in [0, 1]
-
-
-
-
-
-
-
-
-
-
-
-
+AttentionMaps = io.Custom("ATTENTION_MAPS")  # attention.maps.Maps
+PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.training.pair_filter.Checker: (before, after, prompts) -> a score of each candidate
+Curve = io.Custom("CURVE")  # ComfyUI's curve editor: an object with interp(x), x in [0, 1]

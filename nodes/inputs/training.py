@@ -4,190 +4,120 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
 import comfy.samplers
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...training.augmentation import Augmentation
-from ...training.loop import steps_done
+from ...training.loop import progress
 from ...training.objectives import TIMESTEPS, WEIGHTINGS
 from ...training.optimizers import OPTIMIZERS, SCHEDULES
-from ...training.settings import Settings, Validation
-from ...training.textual_inversion import NORMS
+from ...training.settings import Data, Settings, Validation
+from ...training.textual_inversion import NORMS, Word
+from ..host.model_folder import IF_EXISTS, ModelFolder
 from ..host.training.denoiser import Objective, levels
-from ..host.training.file_names import IF_EXISTS, state_of
 from ..host.training.memory import CHECKPOINTING
 from . import widgets
 
 number = partial(widgets.number, round=0.0001, advanced=True)
-whole, choice = (partial(made, advanced=True) for made in (widgets.whole, widgets.choice))
+whole, choice, switch, text = (partial(w, advanced=True) for w in (widgets.whole, widgets.choice, widgets.switch, widgets.text))
+
+
+def parts(clip: str = "Its text encoders. They are not changed.") -> list:
+    return [io.Clip.Input("clip", tooltip=clip), io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once.")]
 
 
 def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -> list:
     """Steps, batch size, learning rate and seed."""
     return [
-        io.Int.Input("steps", default=steps, min=1, max=1_000_000, tooltip=steps_tip),
-        io.Int.Input("batch_size", default=batch, min=1, max=1024, tooltip="Images in each step. Usual 1 to 16; 4 with enough memory."),
-        io.Float.Input("learning_rate", default=rate, min=0.0, max=100.0, step=0.000001, round=0.0000001, tooltip=rate_tip),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Seed of noises, noise levels, start values, sentences and images. The same seed learns the same.",
-        ),
+        widgets.whole("steps", steps, 1, 1_000_000, steps_tip),
+        widgets.whole("batch_size", batch, 1, 1024, "Images in each step. Typical: 1–16; 4 with enough memory."),
+        widgets.number("learning_rate", rate, 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
+        widgets.seed("Seed of noise, noise levels, start values, sentences and images. The same seed trains the same weights."),
     ]
 
 
 def flip(optional: bool = False) -> io.Boolean.Input:
-    tip = "Also learn from the images mirrored. Not for what has a left and a right."
-    return io.Boolean.Input("flip", default=False, advanced=True, optional=optional, tooltip=tip)
+    return switch("flip", Data.flip, "Also train on mirrored images. Not for asymmetric subjects.", optional=optional)
 
 
 def norms() -> list:
     return [
-        choice(
-            "norm",
-            NORMS,
-            "How long the word's vectors may grow: 'limit' at most norm_limit times a typical word's length, so that it mixes with other words; "
-            "'keep' the length they start with; 'free' any.",
-        ),
-        number(
-            "norm_limit",
-            1.5,
-            0.01,
-            100.0,
-            "With norm 'limit': in typical lengths of word vectors. 1 = as long as a word; usual 1 to 3.",
-            0.1,
-        ),
+        choice("norm", NORMS, "Length of the word's vectors: 'limit' at most norm_limit words; 'keep' as at the start; 'free' any."),
+        number("norm_limit", Word.norm_limit, 0.01, 100.0, "With norm 'limit': 1 = as long as a typical word. Typical: 1–3.", 0.1),
     ]
 
 
 def objective() -> list:
+    weighting = (
+        "Error weights: 'own' = the plain error of what the model predicts, 'min-snr' limits low-noise timesteps to gamma, 'clean' = the error of "
+        "the denoised image, as in ComfyUI's LoRA trainer."
+    )
+    timesteps = (
+        "Noise levels: 'uniform' as SD1.5, 'logit-normal' mostly the middle as SD3, 'shifted' to noise; 'auto' = logit-normal for flow models, "
+        "else uniform."
+    )
     return [
-        choice(
-            "weighting",
-            WEIGHTINGS,
-            "What an error counts: 'own' is the plain error of what the model predicts, 'min-snr' limits clean levels to gamma, 'clean' is the "
-            "error of the clean image, as in the host's LoRA trainer.",
-        ),
-        number(
-            "gamma",
-            5.0,
-            0.01,
-            1000.0,
-            "With weighting 'min-snr': the signal to noise ratio at which the weight stops growing. 5 in the paper.",
-            0.1,
-        ),
-        choice(
-            "timesteps",
-            ("auto", *TIMESTEPS),
-            "How noise levels are drawn: 'uniform' as SD1.5 was trained, 'logit-normal' mostly in the middle as SD3, 'shifted' to noise. "
-            "'auto': logit-normal for flow models, else uniform.",
-        ),
-        number("start_percent", 0.0, 0.0, 0.99, "Learn at noise levels from this percent of the sampling on; 0 = from pure noise."),
-        number("end_percent", 1.0, 0.01, 1.0, "Learn at noise levels up to this percent of the sampling; 1 = to the clean image."),
+        choice("weighting", WEIGHTINGS, weighting),
+        number("gamma", Objective.gamma, 0.01, 1000.0, "With 'min-snr': SNR at which the weight stops growing. Paper: 5.", 0.1),
+        choice("timesteps", ("auto", *TIMESTEPS), timesteps),
+        number("start_percent", 0.0, 0.0, 0.99, "Train on noise levels from this percent of the sampling on. 0 = from pure noise."),
+        number("end_percent", 1.0, 0.01, 1.0, "Train on noise levels up to this percent of the sampling. 1 = to the clean image."),
     ]
 
 
-def steps_taken(warmup: int = 10, more: str = "", optional: bool = False) -> list:
-    """How the optimiser takes its steps."""
-    made = [
-        choice(
-            "optimizer",
-            OPTIMIZERS,
-            "AdamW; Adafactor, at the same rates in less memory; SGD with momentum, at 10 to 1000 times the rate; or Prodigy, which finds its own "
-            "(learning_rate 1).",
-        ),
+def steps_taken(warmup: int = Settings.warmup, more: str = "", optional: bool = False) -> list:
+    """How the optimizer takes its steps."""
+    inputs = [
+        choice("optimizer", OPTIMIZERS, "AdamW; Adafactor, same rates in less memory; or SGD with momentum, at 10–1000 times the rate."),
         choice("schedule", SCHEDULES, "How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all."),
-        whole("warmup", warmup, 0, 100_000, f"Steps over which the learning rate rises from 0{more}. 0 = none; usual 0 to 100."),
-        whole(
-            "accumulate", 1, 1, 1024, "Batches in one step of the optimiser: as a batch that much larger, in the memory of one. 1 = plain."
-        ),
+        whole("warmup", warmup, 0, 100_000, f"Steps over which the learning rate rises from 0{more}. 0 = none. Typical: 0–100."),
+        whole("accumulate", Settings.accumulate, 1, 1024, "Batches in one step: a batch that much larger in the memory of one. 1 = plain."),
     ]
-    for given in made:
-        given.optional = optional
-    return made
+    return widgets.optional(*inputs) if optional else inputs
 
 
 def run(saved: str, also: str = "") -> list:
     """How the run goes; what most users leave as it is. `saved` is what is written; `also` what else is sampled."""
     return [
         *steps_taken(),
-        number("average", 0.0, 0.0, 0.9999, "Save the running average over about 1 / (1 - average) steps; 0 = the last.", 0.001),
-        whole("validation_count", 2, 0, 64, "Validation images at a time; 0 = none."),
-        whole("validation_steps", 20, 1, 10_000, f"Sampling steps of a validation image{also}. Usual 10 to 30."),
-        number(
-            "validation_cfg",
-            7.0,
-            0.0,
-            100.0,
-            f"Guidance scale of validation images{also}: 7 for SD1.5, 4 for the demo model, 1 for Flux.",
-            0.1,
-        ),
-        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation images{also}.", "euler"),
-        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation images{also}.", "normal"),
-        choice(
-            "if_exists",
-            IF_EXISTS,
-            f"Where {saved} of this name exists: save under a name with a number, refuse, replace it, or continue its training up to 'steps'.",
-        ),
+        number("average", Settings.average, 0.0, 0.9999, "Save the average of the last 1 / (1 - average) steps. 0 = the last.", 0.001),
+        whole("validation_count", Validation.count, 0, 64, "Validation images at a time. 0 = none."),
+        whole("validation_steps", Validation.steps, 1, 10_000, f"Sampling steps of a validation image{also}. Typical: 10–30."),
+        number("validation_cfg", Validation.cfg, 0.0, 100.0, f"CFG of validation images{also}. SD1.5: 7, demo model: 4, Flux: 1.", 0.1),
+        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation images{also}.", Validation.sampler_name),
+        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation images{also}.", Validation.scheduler),
+        choice("if_exists", IF_EXISTS, f"If {saved} of this name exists: number the new one, refuse, replace, or train on up to 'steps'."),
     ]
 
 
 def checkpointing() -> io.Combo.Input:
-    return io.Combo.Input(
-        "checkpointing",
-        options=list(CHECKPOINTING),
-        advanced=True,
-        optional=True,
-        tooltip="Run the model's blocks again in the backward pass: the same result in far less memory, a third slower. 'auto' where memory would "
-        "not suffice.",
-    )
+    tip = "Run blocks again in the backward pass: same result, far less memory, a third slower. 'auto' = only if memory is short."
+    return choice("checkpointing", CHECKPOINTING, tip, optional=True)
 
 
 def caption_dropout() -> io.Float.Input:
-    tip = "How often an image is shown with no words at all, so that guidance's other side learns along. 0 = never; usual 0 to 0.1, more for a style."
-    return io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, optional=True, advanced=True, tooltip=tip)
+    tip = "How often an image is trained with an empty prompt, for classifier-free guidance. 0 = never. Typical: 0–0.1, more for a style."
+    return widgets.number("caption_dropout", Data.caption_dropout, 0.0, 0.99, tip, optional=True, advanced=True)
 
 
 def clean_dropout(name: str, noisy: str, what: str) -> io.Float.Input:
-    """The rate of a dropout at clean levels; optional, after all others."""
-    tip = (
-        f"How often {what} left out at clean levels; at pure noise it is {noisy}, between them it follows the signal to noise ratio. -1 = the "
-        "same at all levels."
-    )
-    return io.Float.Input(name, default=-1.0, min=-1.0, max=1.0, step=0.01, optional=True, advanced=True, tooltip=tip)
+    """The rate of a dropout at low noise; optional, after all others."""
+    tip = f"How often {what} dropped at low-noise timesteps. At pure noise: {noisy}; between: by SNR. -1 = the same everywhere."
+    return widgets.number(name, Data.clean_caption_dropout, -1.0, 1.0, tip, optional=True, advanced=True)
 
 
 def augmentation(scale: bool = True) -> list:
-    """What is made of the images before they are encoded; `scale` needs sentences to tell of it."""
-
-    def share(name: str, high: float, tooltip: str) -> io.Float.Input:
-        return io.Float.Input(name, default=0.0, min=0.0, max=high, step=0.01, optional=True, advanced=True, tooltip=tooltip)
-
-    changes = [
-        io.Int.Input(
-            "variants",
-            default=0,
-            min=0,
-            max=1000,
-            optional=True,
-            advanced=True,
-            tooltip="Changed copies of each image to learn from too, encoded once; what follows says how. 0 = none; usual 4 to 30.",
-        ),
-        share("crop", 0.9, "With variants: up to which share of each side is cut off. 0 = none; usual 0.1 to 0.3."),
-        share("jitter", 1.0, "With variants: how far brightness, contrast and saturation change. 0 = not at all; usual 0.05 to 0.2."),
+    """Changes of the images before they are encoded; `scale` needs sentences to tell of it."""
+    share, own = partial(widgets.number, advanced=True), Augmentation
+    inputs = [
+        whole("variants", own.variants, 0, 1000, "Changed copies of each image to train on too, encoded once. 0 = none. Typical: 4–30."),
+        share("crop", own.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
+        share("jitter", own.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: 0.05–0.2."),
     ]
-    hinted = share(
-        "scale",
-        1.0,
-        "With variants: the share that is made smaller or larger, as Custom Diffusion does; the sentence then begins with 'very small', 'a far "
-        "away', 'zoomed in' or 'close up', and only the image counts. 0 = none; 1 in the paper.",
-    )
-    return [*changes, hinted] if scale else changes
+    hints = "With variants: share to scale down or up, said in the prompt ('very small', 'close up', ...). 0 = none. Paper: 1."
+    return widgets.optional(*inputs, *([share("scale", own.scale, 0.0, 1.0, hints)] if scale else []))
 
 
 def augmented(given: dict) -> Augmentation:
@@ -197,20 +127,31 @@ def augmented(given: dict) -> Augmentation:
 
 
 def masks() -> io.Mask.Input:
-    return io.Mask.Input(
-        "masks",
-        optional=True,
-        tooltip="Where the concept is: only there it is learnt. One for each image, or one for all, of the images' size.",
-    )
+    return io.Mask.Input("masks", optional=True, tooltip="Where the concept is: only this area is trained. One per image, or one for all.")
 
 
 def validation_prompt(default: str, tooltip: str) -> list:
     return [
-        io.String.Input("validation_prompt", default=default, tooltip=tooltip),
-        io.Int.Input(
-            "validation_every", default=0, min=0, max=1_000_000, tooltip="Steps between validation images; 0 = at the end alone."
-        ),
+        widgets.text("validation_prompt", default, tooltip),
+        widgets.whole("validation_every", Validation.every, 0, 1_000_000, "Steps between validation images. 0 = only at the end."),
     ]
+
+
+def captions(tooltip: str) -> io.String.Input:
+    return widgets.text("captions", "", tooltip, multiline=True, optional=True)
+
+
+def loss_curve() -> io.Image.Output:
+    return io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps.")
+
+
+def validation_images() -> io.Image.Output:
+    return io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end.")
+
+
+def images_or_blocker(images):
+    """The validation images; without any, nodes that take them do not run."""
+    return ExecutionBlocker("Training: no validation image was made.") if images is None else images
 
 
 def read(
@@ -222,40 +163,35 @@ def read(
         raise ValueError(
             f"start_percent is {start:g} and end_percent {end:g}; give 0 <= start_percent < end_percent <= 1, 0 and 1 for all noise levels."
         )
-    asked = levels(given["model"], given["timesteps"], low=1 - end, high=1 - start)
+    chosen = levels(given["model"], given["timesteps"], low=1 - end, high=1 - start)
     own = {k.removeprefix("validation_"): v for k, v in given.items() if k.startswith("validation_")}
     return (
-        Objective(asked, given["weighting"], given["gamma"]),
+        Objective(chosen, given["weighting"], given["gamma"]),
         settings(**{f.name: given[f.name] for f in fields(settings) if f.name in given}),
         validation(**own, sampler_name=given["sampler_name"], scheduler=given["scheduler"]),
     )
 
 
-_STOPPED: set[Path] = set()  # states of trainings that were stopped since the host started
+def data(lists: dict, given: dict) -> Data:
+    """The training data: lists of images, captions and masks, and what is done to them."""
+    asked = {k: given[k] for k in ("flip", "caption_dropout", "clean_caption_dropout") if k in given}
+    return Data(*lists_of(lists, "images", "captions", "masks"), augmentation=augmented(given), **asked)
 
 
-def unfinished(kind: str, lists: dict) -> str:
-    """Of a training that is to be continued: how far it has come once it was seen stopped, else "".
+def unfinished(folder: ModelFolder, lists: dict) -> str:
+    """Of a training that is to be continued: how far it has come if it is unfinished or was continued after a stop, else "".
 
-    As a fingerprint it makes the host run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
-    was before the stop, whose outputs the host may still keep.
+    As a fingerprint it makes ComfyUI run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
+    was before the stop, whose outputs ComfyUI may still keep.
     """
     name, steps, if_exists = ((lists.get(k) or [None])[0] for k in ("name", "steps", "if_exists"))  # None where it is a link
     if if_exists != "continue" or not name or steps is None:
         return ""
     try:
-        state = state_of(kind, name)
+        done, continued = progress(folder.state(name))
     except ValueError:  # a name that running the node refuses
         return ""
-    done = steps_done(state)
-    if done is not None and done < steps:
-        _STOPPED.add(state)
-    return f"{done} of {steps}" if state in _STOPPED else ""
-
-
-def dropout(given: dict) -> dict[str, float]:
-    """How captions are left out, as far as it is asked for."""
-    return {k: given[k] for k in ("caption_dropout", "clean_caption_dropout") if k in given}
+    return f"{done} of {steps}" if continued or 0 < done < steps else ""
 
 
 def lists_of(lists: dict, *names: str) -> list[list]:

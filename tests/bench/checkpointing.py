@@ -11,7 +11,7 @@ import torch
 from controlled_diffusion.nodes.host import checkpointing
 from controlled_diffusion.nodes.host.gradients import trainable
 from controlled_diffusion.nodes.host.training import adapters, run
-from controlled_diffusion.nodes.host.training.memory import Room
+from controlled_diffusion.nodes.host.training.memory import MemoryPlan
 from controlled_diffusion.training.loop import Loop
 
 from bench.shapes import SHAPES, model_of
@@ -32,30 +32,25 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
     x, found = shape.latent(o.batch, o.size), {}
     loop = Loop(learnt.parameters, steps=1, learning_rate=0.001)
 
-    def steps(ground):
-        room = Room("off", loop, x.shape, o.batch, lambda count: [row] * count, 0.5)
-        told = room._kept(ground, checkpointing.blocks_of(model.model), o.batch)
+    def steps(denoiser):
+        plan = MemoryPlan("off", loop, x.shape, o.batch, lambda count: [row] * count, 0.5)
+        told = plan.measured(denoiser, checkpointing.blocks_of(model.model))[1]
         start = torch.randn(x.shape, generator=draw).to(model.load_device)
 
         def step(blocks) -> None:
             with checkpointing.recomputed(blocks):
-                sigmas = torch.full([o.batch], ground.scale.sigma(0.5), device=start.device)
-                loss = ground.denoised(start, sigmas, [row] * o.batch).square().mean()
+                sigmas = torch.full([o.batch], denoiser.scale.sigma(0.5), device=start.device)
+                loss = denoiser.denoised(start, sigmas, [row] * o.batch).square().mean()
                 derivatives.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
 
-        for name, blocks, need in (("plain", (), told.whole), ("checkpointing", checkpointing.blocks_of(model.model), told.again)):
+        for name, blocks, need in (("plain", (), told.plain), ("checkpointing", checkpointing.blocks_of(model.model), told.recomputed)):
             derivatives = []
             needed, begin = peak(partial(step, blocks)), clock()
             step(blocks)
             found[name] = (needed, need / 1e6, clock() - begin, derivatives[0])
         return iter(())
 
-    mutations = o.model == "flux"  # changes in place what autograd saves, which a trainer finds out
-    guider = run.comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": [row]})
-    guider.sample(
-        torch.zeros_like(x), torch.zeros_like(x), run.Lesson(steps, (), lambda s: None, mutations), torch.ones(1), disable_pbar=True
-    )
+    run.run_sampler(model, [row], x.shape, run.TrainSampler(steps))
     return found
 
 

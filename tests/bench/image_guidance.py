@@ -1,6 +1,6 @@
-"""What forces cost beside plain CFG: `python . run tests/bench/image_guidance.py`.
+"""What gradient terms cost beside plain CFG: `python . run tests/bench/image_guidance.py`.
 
-Time of a step as a ratio to the host's CFG in the same run, and the most memory that torch held at a time above that before the run.
+Time of a step as a ratio to ComfyUI's CFG in the same run, and the most memory that torch held at a time above that before the run.
 The last row is CFG whose report is switched off.
 """
 
@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import comfy.samplers
 import torch
-from controlled_diffusion.guidance.classifier import ClassifierForce
+from controlled_diffusion.guidance.classifier import ClassifierGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.record import Record
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
@@ -26,6 +26,11 @@ class Silent(Record):
 
     def note(self, *values):
         pass
+
+
+class Unrecorded(MultiCFG):
+    def begin_guidance(self, scale):
+        return replace(super().begin_guidance(scale), record=Silent())
 
 
 @torch.inference_mode()
@@ -41,7 +46,7 @@ def seconds(studio: Studio, guider, count: int, steps: int) -> float:
 @torch.inference_mode()
 def image_channel(studio: Studio, kind: str, through: bool):
     reference = torch.rand(1, 128, 128, 3)
-    return ImageGuidanceChannel.execute(studio.model, studio.vae, kind, 1.0, 0.0, 1.0, 0, "", through, 0, image=reference).args[0]
+    return ImageGuidanceChannel.execute(studio.model, studio.vae, kind, through, 0, image=reference).args[0]
 
 
 def main() -> None:
@@ -50,17 +55,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     options, studio = parser.parse_args(), Studio()
-    classifier = read(SHIPPED / "demo_model.safetensors")
+    classifier = read(CLASSIFIERS.shipped / "demo_model.safetensors")
     cases = {
         "CFG": (),
-        "classifier": (Channel(None, 1.0, force=ClassifierForce(classifier, classifier.choices("red"))),),
+        "classifier": (Channel(None, 1.0, gradient=ClassifierGradient(classifier, classifier.choices("red"))),),
         "layout": image_channel(studio, "layout", False),
         "layout, through the denoiser": image_channel(studio, "layout", True),
     }
-    cases["CFG, its report switched off"] = ()
-    lead, empty = Channel(studio.prompt("a red circle"), 4.0), studio.prompt("")
-    guiders = {name: MultiCFG(studio.model, empty, [lead, *channels]) for name, channels in cases.items()}
-    guiders["CFG, its report switched off"].mixture = replace(guiders["CFG"].mixture, record=Silent())
+    primary, empty = Channel(studio.prompt("a red circle"), 4.0), studio.prompt("")
+    guiders = {name: MultiCFG(studio.model, empty, [primary, *channels]) for name, channels in cases.items()}
+    guiders["CFG, its report switched off"] = Unrecorded(studio.model, empty, [primary])
     best, memory = dict.fromkeys(guiders, float("inf")), {}
     for _ in range(options.repeats):
         for name, guider in guiders.items():

@@ -8,7 +8,7 @@ import argparse
 
 import comfy.samplers
 import torch
-from controlled_diffusion.attention.ip_adapter import image_prompt, recognise
+from controlled_diffusion.attention.ip_adapter import image_prompt, recognize
 from controlled_diffusion.nodes.host.attention import ip_adapter
 
 from adapters import SD15, published
@@ -23,7 +23,7 @@ PLAIN = "without"
 def patched(model, kind: str, **settings):
     """The model under a patch of an image that is noise."""
     shape = dict(width=768) if kind == "plus" else {}
-    adapter = recognise(published(kind, ENCODED[kind][-1], SD15["text"], SD15["widths"], **shape), kind)
+    adapter = recognize(published(kind, ENCODED[kind][-1], SD15["text"], SD15["widths"], **shape), kind)
     prompt = image_prompt(adapter, torch.randn(1, *ENCODED[kind]), torch.zeros(1, *ENCODED[kind]))
     return ip_adapter.patch_for(model, adapter, prompt, **settings).install(model)
 

@@ -104,7 +104,7 @@ class Row:
 def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
     """(the image's latent as the reference gives it back, evaluations, seconds)."""
     sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
-    with gradients.differentiable(mutations=False):
+    with gradients.differentiable():
         clean, source, empty = (t.clone() for t in (studio.model.model.process_latent_in(latent), source[0][0], empty))
         began = time.perf_counter()
         back = paper.way_back(clean, sigmas, source, empty)

@@ -17,16 +17,15 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
-from controlled_diffusion.nodes.host.attention.hook import SLOTS
 from controlled_diffusion.nodes.host.attention.local_blend import control_of
-from controlled_diffusion.nodes.host.attention.unet import unet_places
+from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from bench.shapes import SHAPES, model_of
 from harness.memory import peak
 from host import tiny
-from measures.diffedit import defaults
+from node_schema import defaults
 
 STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
 SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"
@@ -59,7 +58,7 @@ class Classic:
         first, percent = 2 * options["cond_or_uncond"].index(0), self.scale.percent(float(options["sigmas"][0]))
         source, target = p[first], p[first + 1]
         if kind == "cross":
-            moment = self.edit.at(percent, p.device)
+            moment = self.edit.at_percent(percent, p.device)
             p[first + 1] = moment(source, target) if moment else target
         elif q.shape[1] <= LARGEST and percent in self.edit.settings.self:
             p[first + 1] = source
@@ -106,7 +105,7 @@ def ways(model, side: int, name: str) -> dict[str, Callable]:
         rest = random_features(positive, name, 0), random_features(negative, name, 1)
         made[case] = guider_of(patched, *rest)
         if case == "insert words":
-            edit = Edit.of(control_of(patched).scene.alignments[0], Settings(Window(0.0, 0.8), Window(0.0, 0.4)))
+            edit = Edit.from_alignment(control_of(patched).prompts.alignments[0], Settings(Window(0.0, 0.8), Window(0.0, 0.4)))
     made = {"no patch": guider_of(model, *rest), **made, "classic, insert words": guider_of(classic(model, edit), *rest)}
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(2)).repeat(2, 1, 1, 1)
 

@@ -35,7 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.shapes import SD15, model_of
 from harness.memory import peak
 from host import tiny
-from measures.diffedit import defaults
+from node_schema import defaults
 
 RANK, PROJECTIONS = 8, ("to_q", "to_k", "to_v", "to_out.0")
 SUBJECT, CLASS, LEARNING_RATE = "a photo of a zz cat", "a photo of a cat", 1e-4
@@ -65,8 +65,6 @@ SHAPES = {
         2,
     ),
 }
-
-
 
 
 @dataclass
@@ -179,8 +177,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
 
 
-
-
 def clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -266,8 +262,6 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
         optimizer.zero_grad()
 
     return timed(step, steps)
-
-
 
 
 def node_steps(node, steps: int, **given) -> list[float]:

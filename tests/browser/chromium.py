@@ -35,6 +35,7 @@ class Page:
     def __init__(self, executable: str, width: int = 1600, height: int = 1000):
         self.profile = Path(tempfile.mkdtemp(prefix="controlled-diffusion-chromium-"))
         self.errors: list[str] = []  # what the console reported as an error since the last `take_errors`
+        self._reached: set[str] = set()  # how far the page has loaded: names of its lifecycle events
         self._command = [executable, *FLAGS, f"--window-size={width},{height}", f"--user-data-dir={self.profile}", "about:blank"]
         self._loop = asyncio.new_event_loop()
         self._process = self._session = self._socket = None
@@ -46,6 +47,7 @@ class Page:
             self._loop.run_until_complete(self._connect(self._debugging_port()))
             for domain in ("Page", "Runtime", "Log"):
                 self.send(f"{domain}.enable")
+            self.send("Page.setLifecycleEventsEnabled", enabled=True)
         except BaseException:
             self.close()
             raise
@@ -93,11 +95,13 @@ class Page:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']['message']}")
                 return message["result"]
-            self._note_error(message)
+            self._note(message)
 
-    def _note_error(self, event: dict) -> None:
+    def _note(self, event: dict) -> None:
         parameters = event.get("params", {})
         match event.get("method"):
+            case "Page.lifecycleEvent":
+                self._reached.add(parameters["name"])
             case "Runtime.consoleAPICalled" if parameters["type"] in SEVERE:
                 self.errors.append(" ".join(str(part.get("value", part.get("description", ""))) for part in parameters["args"]))
             case "Runtime.exceptionThrown":
@@ -113,7 +117,16 @@ class Page:
         return taken
 
     def open(self, url: str) -> None:
+        self._reached.clear()
         self.send("Page.navigate", url=url)
+
+    def wait_for_network(self, timeout: float = 90.0) -> None:
+        """Wait until the opened page has had no request under way for half a second."""
+        self._loop.run_until_complete(asyncio.wait_for(self._reach("networkIdle"), timeout))
+
+    async def _reach(self, name: str) -> None:
+        while name not in self._reached:
+            self._note(json.loads((await self._socket.receive()).data))
 
     def evaluate(self, expression: str):
         """The value of a JavaScript expression; a promise is awaited."""

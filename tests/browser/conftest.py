@@ -1,7 +1,5 @@
 """One server, one browser and one loaded frontend for all tests in this folder."""
 
-import time
-
 import pytest
 
 from browser import chromium
@@ -22,6 +20,6 @@ def page(server):
         page.wait_until(READY)
         for setting, value in READABLE.items():
             page.evaluate(f"app.extensionManager.setting.set('{setting}', {value}).then(() => 1)")
-        time.sleep(2)  # late requests of the start page
+        page.wait_for_network()
         page.baseline = set(page.take_errors())
         yield page

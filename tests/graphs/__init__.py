@@ -1,2 +1,1 @@
 """The example workflows, one file a technique; each file lists its own in WORKFLOWS."""
-

@@ -5,9 +5,9 @@ from .parts import ksampler, prompt_nodes, saved
 
 def attention_maps(graph):
     graph.note(
-        "# Attention maps\n\nWhere the model looks at each word while it draws: one table over the parts of the sampling, one by the size of the "
-        "layers. The mask of a word needs no drawing: here only what *circle* looks at is painted again, in another colour.\n\nTry: *mask_word* "
-        "`star`; *threshold* 0, a soft mask; other *words* in the capture (empty is all)."
+        "# Attention maps\n\nWhere the model looks at each word while it draws: one table by parts of the sampling, one by size of the "
+        "layers. You can use the mask of a word without drawing: here only the area of *circle* is painted again, in another color.\n\n"
+        "Try: *mask_word* `star`; *threshold* 0 for a soft mask; other *words* in the capture (empty = all)."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

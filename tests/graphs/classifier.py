@@ -5,9 +5,9 @@ from .parts import prompt_nodes, sampled_with
 
 def classifier_guidance(graph):
     graph.note(
-        "# Classifier guidance\n\nThere is no prompt here. A small classifier that reads half-finished images pulls towards its labels; the "
-        "upper images are the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt "
-        "as a further channel."
+        "# Classifier guidance\n\nThere is no prompt here. A small classifier of noisy images guides towards its labels. The upper images "
+        "have the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt as another "
+        "channel."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

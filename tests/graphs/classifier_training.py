@@ -5,32 +5,32 @@ from .parts import moonlit, prompt_nodes, sampled_with, saved
 
 def classifier_training(graph):
     graph.note(
-        "# Train a noisy classifier\n\nA classifier learns to tell images with a small moon from those without, at every noise level; the demo "
-        "model has no word for it. Then its channel pulls images of a prompt towards the label; the upper ones are the same seeds without "
-        "it.\n\nThe charts show the loss, and how often it is right from noisy to clean. With your own images: some hundred of each label."
+        "# Train a noisy classifier\n\nA classifier is trained to recognize images with a small moon at every noise level; the demo model "
+        "has no word for it. Then its channel guides images of a prompt towards the label. The upper images have the same seeds without "
+        "it.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use a few hundred of each label."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        empty, many, wish = prompt_nodes(graph, model, unconditional="", lesson="an image", wish="a large green star on a pink background")
-    with graph.group("2 Labelled images"):
-        size = graph.add("EmptyLatentImage", title="lessons", width=128, height=128, batch_size=48)
+        empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="an image", prompt="a large green star on a pink background")
+    with graph.group("2 Labeled images"):
+        size = graph.add("EmptyLatentImage", title="training images", width=128, height=128, batch_size=48)
         fast = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0)
         latents = graph.add("KSampler", model=model["model"], positive=many, negative=empty, latent_image=size, **fast)
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
         images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
-    with graph.group("3 Learn"):
-        learnt = graph.add(
+    with graph.group("3 Train"):
+        trained = graph.add(
             "NoisyClassifierTrainer", model=model["model"], vae=model["vae"], images=images, name="moon", kind="exclusive",
             labels="\n".join(["plain"] * 48 + ["moon"] * 48), steps=250, batch_size=32, learning_rate=0.002, average=0.95,
         )  # fmt: skip
         for title in ("loss_curve", "accuracy"):
-            graph.add("PreviewImage", title=title.replace("_", " "), images=learnt[title])
+            graph.add("PreviewImage", title=title.replace("_", " "), images=trained[title])
     with graph.group("4 Use it"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         four = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         for title, weight in (("without", 0.0), ("with the classifier", 25.0)):
-            text = graph.add("GuidanceChannel", title="the prompt", conditioning=wish, weight=4.0, role="positive")
-            moon = graph.add("ClassifierChannel", title=title, classifier=learnt["classifier"], labels="moon", weight=weight, previous=text)
+            text = graph.add("GuidanceChannel", title="the prompt", conditioning=prompt, weight=4.0, role="positive")
+            moon = graph.add("ClassifierChannel", title=title, classifier=trained["classifier"], labels="moon", weight=weight, previous=text)
             guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[moon], conflict="sum")
             saved(graph, model["vae"], sampled_with(graph, guider["guider"], four, sigmas, seed=3), "classifier_training", title)
 

@@ -1,4 +1,4 @@
-"""Two concepts learnt apart and merged."""
+"""Two concepts trained separately and merged."""
 
 from .dreambooth import PAINTS, PAPERS
 from .parts import images_of, ksampler, saved
@@ -16,26 +16,27 @@ def concept(graph, model, name: str):
     told, texts = TAUGHT[name]
     images = graph.add("BatchImagesNode", images=images_of(graph, model, texts, each=2))
     captions = [text.replace(told, f"<{name}>") for text in texts for _ in range(2)]
-    learnt = graph.add(
-        "CustomDiffusionTrainer", title=f"learn <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name=name,
+    trained = graph.add(
+        "CustomDiffusionTrainer", title=f"train <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name=name,
         instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), class_prompt=CLASS, class_count=16, prior_weight=0.0, steps=70, batch_size=3,
         learning_rate=0.0015, word_rate=0.02, validation_prompt=SHOWN[name], validation_count=1, validation_steps=10, validation_cfg=4.0,
     )  # fmt: skip
-    graph.add("PreviewImage", title=f"<{name}>", images=learnt["validation"])
-    return learnt
+    graph.add("PreviewImage", title=f"<{name}>", images=trained["validation"])
+    return trained
 
 
 def custom_diffusion(graph):
     graph.note(
-        "# Custom Diffusion\n\nTwo patterns are learnt apart, each as a word with its keys and values, from images whose captions do not name "
-        "them. Then both are merged in closed form, and one prompt uses both words, each for a thing of its own; the upper images are the same "
-        "seeds without them.\n\nBoth are short runs without class images. For your own concepts set *prior_weight* to 1 and *class_prompt* to what they are without the new word."
+        "# Custom Diffusion\n\nTwo patterns are trained separately, each as a word with its keys and values, from images whose captions "
+        "do not name them. Then both are merged in closed form, and one prompt uses both words, each for its own thing. The upper images "
+        "have the same seeds without them.\n\nBoth are short trainings without class images. For your own concepts set *prior_weight* to "
+        "1 and *class_prompt* to the same prompt without the new word."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 One pattern"):
         bands = concept(graph, model, "bands")
-    with graph.group("3 Another"):
+    with graph.group("3 Another pattern"):
         spots = concept(graph, model, "spots")
     with graph.group("4 Merge"):
         lines = graph.add("StringConcatenate", title="concepts", string_a=bands["concept"], string_b=spots["concept"], delimiter="\n")

@@ -1,13 +1,13 @@
-"""DDIM inversion and the way back."""
+"""DDIM inversion, reconstruction and edit."""
 
 from .parts import half, saved, square_prompts, two_squares
 
 
 def ddim_inversion(graph):
     graph.note(
-        "# DDIM inversion\n\nA painted image becomes noise and comes back: without guidance nearly, with fixed-point iterations exactly, with "
-        "guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another colour or shape in the "
-        "target."
+        "# DDIM inversion\n\nA painted image is inverted to noise and reconstructed: without guidance almost, with fixed-point iterations "
+        "exactly, with guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another "
+        "color or shape in the target."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -21,7 +21,7 @@ def ddim_inversion(graph):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal")
         plain = graph.add("DDIMInverter", title="DDIM", **shared)["inversion"]
         exact = graph.add("DDIMInverter", title="with fixed point", fixed_point_iterations=5, **shared)["inversion"]
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         ways = {
             "back": graph.add("InversionSampler", title="back", model=model["model"], inversion=plain, cfg=1.0),
             "back, fixed point": graph.add("InversionSampler", title="back, fixed point", model=model["model"], inversion=exact, cfg=1.0),

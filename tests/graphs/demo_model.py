@@ -5,8 +5,8 @@ from .parts import ksampler, prompt_nodes
 
 def demo_model(graph):
     graph.note(
-        "# The demo model\n\nA tiny text-to-image model that ships with the pack: coloured shapes, 128 x 128, seconds on a laptop.\n\n"
-        "Colours: red, orange, yellow, green, blue, purple. Shapes: circle, square, triangle, star, cross. Backgrounds: white, gray, "
+        "# The demo model\n\nA tiny text-to-image model that ships with the pack: colored shapes, 128 x 128, seconds on a laptop.\n\n"
+        "Colors: red, orange, yellow, green, blue, purple. Shapes: circle, square, triangle, star, cross. Backgrounds: white, gray, "
         "black, pink. Also: striped, dotted, small, large; on the left, on the right, at the top, at the bottom."
     )
     with graph.group("1 Model"):

@@ -8,7 +8,7 @@ def diffedit_start(graph, before: str, after: str):
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         source, target, negative = prompt_nodes(
-            graph, model, **{"source: what it shows": before, "target: what it should show": after}, negative=""
+            graph, model, **{"source: describes the image": before, "target: describes the result": after}, negative=""
         )
     with graph.group("2 Image"):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
@@ -19,9 +19,10 @@ def diffedit_start(graph, before: str, after: str):
 
 def diffedit(graph):
     graph.note(
-        "# DiffEdit: change what two prompts disagree about\n\nThe mask node noises the image, asks the model under both prompts, and masks where the "
-        "answers differ. The sampler encodes the image with DDIM and denoises it under the target; outside the mask every pixel stays."
-        "\n\nTry another word in the target: a colour, a shape, *striped*. Connect *Load Image* in the place of the image."
+        "# DiffEdit: change only what two prompts disagree about\n\nThe mask node adds noise to the image, predicts it under both "
+        "prompts, and masks where the predictions differ. The sampler encodes the image with DDIM and denoises it with the target prompt. "
+        "Outside the mask every pixel stays.\n\nTry another word in the target: a color, a shape, *striped*. Replace the image with *Load "
+        "Image*."
     )
     model, source, target, negative, image = diffedit_start(
         graph,
@@ -60,9 +61,9 @@ def diffedit(graph):
 
 def diffedit_ksampler(graph):
     graph.note(
-        "# The mask into a KSampler\n\nThe same mask without the inversion: the latent that DiffEdit Mask returns carries the mask, so any KSampler changes only "
-        "what it covers. Here a triangle becomes a square, with all of the mask made anew (denoise 1)."
-        "\n\nThe mask is made a little larger (*dilate*), so that the new thing has room. Try denoise 0.8."
+        "# The mask in a KSampler\n\nThe same mask without the inversion: the latent output of DiffEdit Mask carries the mask, so any "
+        "KSampler changes only the masked area. Here a triangle becomes a square, and the whole mask is drawn anew (denoise 1).\n\nThe "
+        "mask is enlarged a little (*dilate*) to give the new thing room. Try denoise 0.8."
     )
     model, source, target, negative, image = diffedit_start(
         graph, "a large green triangle on a pink background", "a large green square on a pink background"

@@ -27,18 +27,18 @@ def subjects(graph, mask):
 
 def dreambooth(graph):
     graph.note(
-        "# DreamBooth\n\nFour painted images show a shape that the demo model has never seen. A LoRA and a new word learn it; images of the "
-        "shapes that it knows, which the model makes itself, keep those as they are. Then the word is used in new colours and places; the upper "
-        "images are the same seeds without the LoRA.\n\nThis is a short run. Try: more steps; *prior_weight* 0, and look at what becomes of "
-        "the other shapes; continue with *if_exists* `continue`."
+        "# DreamBooth\n\nFour painted images show a shape that is new to the demo model. A LoRA and a new word learn it. Class images, "
+        "which the model makes itself, preserve the shapes that it knows. Then the word is used in new colors and places. The upper "
+        "images have the same seeds without the LoRA.\n\nThis is a short training. Try: more steps; *prior_weight* 0, and see what "
+        "happens to the other shapes; *if_exists* `continue`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images of the subject"):
         images = subjects(graph, tee(graph))
         graph.add("PreviewImage", title="the subject", images=images)
-    with graph.group("3 Learn"):
-        learnt = graph.add(
+    with graph.group("3 Train"):
+        trained = graph.add(
             "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="tee",
             instance_prompt="a <tee>", captions="\n".join(f"a {paint} <tee> in the center on a {paper} background" for paper, paint, _, _ in SHOWN),
             class_prompt="a red circle on a white background\na blue star in the center on a pink background",
@@ -46,14 +46,14 @@ def dreambooth(graph):
             learn_word=True, placeholder="<tee>", initial_words="shape", word_rate=0.01, validation_cfg=4.0,
             validation_count=0, validation_steps=10,
         )  # fmt: skip
-        graph.add("PreviewImage", title="loss curve", images=learnt["loss_curve"])
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         text = "a green <tee> in the center on a white background"
-        named = graph.add("StringReplace", title="prompt", string=text, find="<tee>", replace=learnt["word"])
+        named = graph.add("StringReplace", title="prompt", string=text, find="<tee>", replace=trained["word"])
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=named)
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
-        for title, used in (("the model as it was", model["model"]), ("with the LoRA", learnt["model"])):
+        for title, used in (("the model as it was", model["model"]), ("with the LoRA", trained["model"])):
             saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "dreambooth", title)
 
 

@@ -5,8 +5,8 @@ from .parts import saved, square_prompts, two_squares
 
 def edit_friendly(graph):
     graph.note(
-        "# Edit-friendly inversion\n\nThe noises of stochastic sampling that make just this painted image. Under its own prompt they give it "
-        "back exactly, under another prompt they keep its layout, also with a large cfg.\n\nTry: *skip* 0 and 12; another seed."
+        "# Edit-friendly inversion\n\nFinds the noise of stochastic sampling that makes exactly this painted image. The same prompt gives "
+        "the image back exactly; another prompt keeps its layout, even with a large cfg.\n\nTry: *skip* 0 and 12; another seed."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -17,7 +17,7 @@ def edit_friendly(graph):
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"])
         found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=4, cfg=1.0, **shared)["inversion"]
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], inversion=found, branches="edit")
         latents = {
             "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),

@@ -5,9 +5,9 @@ from .parts import square_prompts, two_squares
 
 def exact_inversion(graph):
     graph.note(
-        "# Exact inversion\n\nA painted image is inverted by EDICT *with* guidance, and its latent comes back to the last digit: what differs "
-        "is the VAE's. With another prompt it becomes the edit. BDIA and O-BELM come back as exactly at half of EDICT's cost.\n\nTry another "
-        "colour or shape in the target; cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps."
+        "# Exact inversion\n\nEDICT inverts a painted image *with* guidance, and its latent comes back to the last digit; the remaining "
+        "difference comes from the VAE. Another prompt edits it. BDIA and O-BELM are as exact at half of EDICT's cost.\n\nTry another "
+        "color or shape in the target; cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -21,7 +21,7 @@ def exact_inversion(graph):
             model=model["model"], source=source, negative=negative, image=image, vae=model["vae"], steps=20, scheduler="karras", cfg=3.0
         )
         found = {name: graph.add(node, **shared)["inversion"] for name, node in INVERTERS.items()}
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], cfg=3.0, branches="edit")
         latents = {f"{name}, back": graph.add("InversionSampler", title=name, inversion=i, **way) for name, i in found.items()}
         edit = graph.add("InversionSampler", title="EDICT, edit", inversion=found["EDICT"], positive=target, **way)

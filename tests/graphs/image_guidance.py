@@ -5,9 +5,9 @@ from .parts import color, prompt_nodes, sampled_with, stroke
 
 def image_guidance(graph):
     graph.note(
-        "# Image guidance\n\nTwo strokes of paint are the only wish: their layout pulls the image at every step, with no prompt. The upper "
-        "images are the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as a further channel; "
-        "*through_denoiser* (slower, exact)."
+        "# Image guidance\n\nThere is no prompt: the layout of two strokes of paint guides the image at every step. The upper images have "
+        "the same seeds without it.\n\nTry *kind* `color` and `brightness`; a prompt as another channel; *through_denoiser* (slower, "
+        "exact)."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -15,9 +15,9 @@ def image_of(graph, text: str, seed: int):
 
 def instruct_pix2pix(graph):
     graph.note(
-        "# InstructPix2Pix\n\nAn instruction edits an image. *text_scale* says how strongly the instruction acts, *image_scale* how closely "
-        "the result keeps to the image.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower image is made by a KSampler with "
-        "the patch, whose cfg is the text scale."
+        "# InstructPix2Pix\n\nAn instruction edits an image. *text_scale* sets how strongly the instruction acts, *image_scale* how "
+        "closely the result follows the image.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower image comes from a KSampler "
+        "with the patch; its cfg is the text scale."
     )
     with graph.group("1 Image"):
         image = image_of(graph, "a red circle on a white background", 4)
@@ -52,8 +52,8 @@ def instruct_pix2pix(graph):
 
 def instruction_channels(graph):
     graph.note(
-        "# Instruction Channels\n\nThe image and an instruction as two channels, and a second instruction beside them with a weight of "
-        "its own: its null is the image without words.\n\nTry: the second weight 0 and 3; *conflict* `project`."
+        "# Instruction Channels\n\nThe image and an instruction are two channels. A second instruction with its own weight is added; its "
+        "null is the image without text.\n\nTry: the second weight 0 and 3; *conflict* `project`."
     )
     with graph.group("1 Image and instructions"):
         image = image_of(graph, "a large green square on a gray background", 2)

@@ -26,9 +26,9 @@ def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
 
 def instruct_pairs(graph):
     graph.note(
-        "# InstructPix2Pix Pairs\n\nImages before and after an edit, drawn from pairs of prompts and checked against them. They are kept in "
-        "*output/controlled_diffusion/pairs/demo*; run it again and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
-        "min_share and max_share 0, where nothing is shared."
+        "# InstructPix2Pix Pairs\n\nImages before and after an edit, drawn from pairs of prompts and checked against them. They are kept "
+        "in *output/controlled_diffusion/pairs/demo*. Run it again, and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
+        "min_share and max_share 0, which shares nothing."
     )
     with graph.group("1 Pairs"):
         made = pairs_of(graph, PAIRS, "demo")
@@ -40,9 +40,10 @@ def instruct_pairs(graph):
 
 def instruct_training(graph):
     graph.note(
-        "# Train Instruction Model\n\nThe demo's instruction model knows colours, shapes and away with it, but no textures. Here it learns "
-        "*make it striped* from six pairs in a short training, and edits a circle of a colour that was a square's, on another ground.\n\nTry: other instructions in the pairs; *train* all "
-        "weights; **Load Demo Model** in the place of the instruction model, with many more pairs and steps."
+        "# Train Instruction Model\n\nThe demo instruction model knows colors, shapes and removal, but no textures. A short training with "
+        "six pairs teaches it *make it striped*. Then it edits a circle in a color that was only a square's, on another background.\n\n"
+        "Try: other instructions in the pairs; *train* all weights; **Load Demo Model** instead of the instruction model, with many more "
+        "pairs and steps."
     )
     with graph.group("1 Pairs"):
         made = pairs_of(graph, STRIPES, "demo_stripes", candidates=2)
@@ -65,7 +66,7 @@ def instruct_training(graph):
         )
         graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
         graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
-    with graph.group("3 An image it has not seen"):
+    with graph.group("3 A new image"):
         image = image_of(graph, "a large purple circle on a gray background", 5)
         told, nothing = (
             graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)

@@ -5,9 +5,9 @@ from .parts import prompt_nodes, saved
 
 def inversion_files(graph):
     graph.note(
-        "# Invert once, edit many times\n\nAn inversion from a file, of an image that was painted and not generated, and two edits of it. The "
-        "upper sampler has no prompt of its own: it gives the image back.\n\nTry another colour or shape; cfg 2 to 7.5. To make files of "
-        "your own, put *Save Inversion* behind any inverter."
+        "# Invert once, edit many times\n\nAn inversion of a painted image, loaded from a file, and two edits of it. The upper sampler "
+        "has no new prompt: it reconstructs the image.\n\nTry another color or shape; cfg 2 to 7.5. To save your own inversions, connect "
+        "*Save Inversion* to any inverter."
     )
     with graph.group("1 Model and inversion"):
         model = graph.add("DemoModelLoader")
@@ -17,7 +17,7 @@ def inversion_files(graph):
             graph,
             model,
             **{
-                "another colour": "a yellow circle on the left and a blue star on the right on a white background",
+                "another color": "a yellow circle on the left and a blue star on the right on a white background",
                 "another shape": "a red circle on the left and a blue cross on the right on a white background",
                 "negative": "",
             },
@@ -28,10 +28,10 @@ def inversion_files(graph):
             "InversionSampler", title=title, model=model["model"], inversion=found["inversion"], cfg=cfg, branches="edit", **prompts
         )
 
-    with graph.group("3 The way back"):
+    with graph.group("3 Reconstruct and edit"):
         latents = {
-            "given back": replayed("reconstruct", 1.0),
-            "another colour": replayed("first edit", 4.0, positive=first, negative=negative),
+            "reconstructed": replayed("reconstruct", 1.0),
+            "another color": replayed("first edit", 4.0, positive=first, negative=negative),
             "another shape": replayed("second edit", 4.0, positive=second, negative=negative),
         }
     with graph.group("4 Images"):

@@ -4,7 +4,7 @@ from .parts import square_prompts, two_squares
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
-# title: inverter, its settings, cfg and branches of the way back
+# title: inverter, its settings, cfg and branches of Inversion Sampler
 METHODS = {
     "DDIM": ("DDIMInverter", {}, 7.5, "source and edit"),
     "fixed point": ("DDIMInverter", {"fixed_point_iterations": 5}, 1.0, "source and edit"),
@@ -21,10 +21,10 @@ BRING_THEIR_OWN = ("NegativePromptInverter", "NullTextInverter")  # negative
 
 def inversion_methods(graph):
     graph.note(
-        "# Which inversion when\n\nOne painted image, every inversion, one edit. For each, the sheet shows the image, what the method gives "
-        "back under its own prompt, and what it makes of the new one, both in one run of *Inversion Sampler*.\n\nDDIM with guidance loses "
-        "the image; *direct* holds it on its path; the exact ones come back whatever the guidance. The help page of Inversion Sampler says "
-        "which to take.\n\nTry another colour, shape or thing in the target; more steps; an image of your own."
+        "# Which inversion when\n\nOne painted image, every inversion, one edit. For each method the sheet shows the image, the "
+        "reconstruction under its own prompt, and the edit under the new one, both from one run of *Inversion Sampler*.\n\nDDIM with "
+        "guidance loses the image; *direct* keeps it on its trajectory; the exact methods reconstruct it with any guidance. The help page "
+        "of Inversion Sampler says which to use.\n\nTry another color, shape or thing in the target; more steps; your own image."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -34,7 +34,7 @@ def inversion_methods(graph):
         image = two_squares(graph)
     with graph.group("3 Inversions"):
         found = {title: inverted(graph, model, source, negative, image, title) for title in METHODS}
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         images = {}
         for title, (node, _, cfg, branches) in METHODS.items():
             given = {} if node in BRING_THEIR_OWN else {"negative": negative}
@@ -56,7 +56,7 @@ def inverted(graph, model, source, negative, image, title: str):
 
 
 def report(graph, image, inversion, both, title: str):
-    """What came back and the edit, beside the image; `both` holds one of each."""
+    """A report of the reconstruction and the edit next to the image; `both` holds one of each."""
     back, edit = (
         graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in enumerate(("back", "edit"))
     )

@@ -5,10 +5,10 @@ from .parts import square_prompts, two_squares
 
 def inversion_report(graph):
     graph.note(
-        "# Inversion Report\n\nA painted image is inverted by DDIM and walked back with guidance, under its own prompt: plainly, and with the "
-        "*direct* branch, which keeps the source on its path and edits beside it. Each report shows the image, what the VAE alone makes of "
-        "it, and what came back.\n\nTry cfg 1 in the upper sampler; more steps; *fixed_point_iterations* 5. The inversion is kept in "
-        "output/inversions."
+        "# Inversion Report\n\nDDIM inverts a painted image, and Inversion Sampler reconstructs it with guidance under its own prompt: "
+        "plainly, and with the *direct* branch, which keeps the source on its trajectory and edits next to it. Each report shows the "
+        "image, the round trip of the VAE alone, and the reconstruction.\n\nTry cfg 1 in the upper sampler; more steps; "
+        "*fixed_point_iterations* 5. The inversion is saved in output/inversions."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -23,7 +23,7 @@ def inversion_report(graph):
         )
         kept = graph.add("SaveInversion", inversion=found["inversion"], filename_prefix="inversion_report")
     shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative)
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         plain = graph.add("InversionSampler", title="plain", branches="edit", **shared)
         direct = graph.add("InversionSampler", title="direct", branches="direct", positive=target, **shared)
         back = graph.add("VAEDecode", samples=plain, vae=model["vae"])

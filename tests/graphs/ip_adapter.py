@@ -2,7 +2,7 @@
 
 from .parts import ksampler, prompt_nodes, sampled_with, saved
 
-OWN = "\n\nFor your own model: its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter take these places."
+OWN = "\n\nFor your own model use its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter."
 
 
 def reference_and_adapter(graph, model, text: str, empty):
@@ -19,9 +19,9 @@ def reference_and_adapter(graph, model, text: str, empty):
 
 def ip_adapter(graph):
     graph.note(
-        "# IP-Adapter: an image in the place of words\n\nThe prompt says where and on which ground, and names neither colour nor shape: these come "
-        "from the reference. The upper images are the same prompt without it.\n\nTry *weight* from 0 to 1.5, another reference (*Load Image*), "
-        "a mask, *start_percent* 0.3." + OWN
+        "# IP-Adapter: an image instead of words\n\nThe prompt says where and on which background, and names neither color nor shape: "
+        "these come from the reference. The upper images have the same prompt without it.\n\nTry *weight* from 0 to 1.5, another "
+        "reference (*Load Image*), a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
         model = graph.add("DemoModelLoader")
@@ -41,9 +41,9 @@ def ip_adapter(graph):
 
 def ip_adapter_channel(graph):
     graph.note(
-        "# Image and text as two channels\n\nThe patch is given the prompt: its *conditioning* sees the reference, and its *null* is the same with the "
-        "adapter's empty image. Their difference is the image's own force, with a weight beside the text's. The upper images "
-        "are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
+        "# Image and text as two channels\n\nThe patch gets the prompt: its *conditioning* sees the reference, and its *null* is the same "
+        "with the adapter's empty image. Their difference is the guidance of the image alone, with its own weight next to the text's. The "
+        "upper images are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
         model = graph.add("DemoModelLoader")

@@ -5,20 +5,20 @@ from .parts import half, prompt_nodes, sampled_with, saved
 
 def multi_cfg_guider(graph):
     graph.note(
-        "# Multi CFG Guider\n\nTwo wishes, each in its own half of the image, and a third that pushes away. Every channel has its own "
-        "weight, schedule and region; the image on the right draws the weights over the steps.\n\nTry: swap the masks; set a weight "
-        "to 0 (the channel is no longer evaluated); set *conflict* to `perpendicular`."
+        "# Multi CFG Guider\n\nTwo prompts, each in its own half of the image, and a negative one. Every channel has its own weight, "
+        "schedule and region. The image on the right shows the weights over the steps.\n\nTry: swap the masks; set a weight to 0 (the "
+        "channel is not evaluated); set *conflict* to `perpendicular`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
-    with graph.group("2 Wishes"):
+    with graph.group("2 Prompts"):
         red, blue, striped, empty = prompt_nodes(
             graph,
             model,
             **{
-                "left wish": "a small red circle on the left on a white background",
-                "right wish": "a small blue star on the right on a white background",
+                "left prompt": "a small red circle on the left on a white background",
+                "right prompt": "a small blue star on the right on a white background",
                 "unwanted": "a striped circle on a white background",
                 "unconditional": "",
             },
@@ -34,9 +34,9 @@ def multi_cfg_guider(graph):
             end_percent=1.0,
         )
     with graph.group("4 Channels"):
-        wish = dict(weight=5.0, role="positive", schedule=early)
-        one = graph.add("GuidanceChannel", title="left", conditioning=red, name="left: red circle", mask=left, **wish)
-        two = graph.add("GuidanceChannel", title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **wish)
+        towards = dict(weight=5.0, role="positive", schedule=early)
+        one = graph.add("GuidanceChannel", title="left", conditioning=red, name="left: red circle", mask=left, **towards)
+        two = graph.add("GuidanceChannel", title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **towards)
         away = dict(weight=1.0, role="negative", name="not striped", end_percent=0.7)
         three = graph.add("GuidanceChannel", title="not striped", conditioning=striped, previous=two, **away)
     with graph.group("5 Sample"):
@@ -50,9 +50,9 @@ def multi_cfg_guider(graph):
 
 def multi_cfg_patch(graph):
     graph.note(
-        "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* and leaves the colour open; one "
-        "channel pushes red away, another pulls towards *striped*. The upper image is the KSampler alone, with the same seed.\n\n"
-        "A channel of weight 0 costs nothing and changes nothing."
+        "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* of any color; one channel "
+        "guides away from red, another towards *striped*. The upper image is the KSampler alone, with the same seed.\n\nA channel of "
+        "weight 0 costs nothing and changes nothing."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -93,15 +93,15 @@ def multi_cfg_patch(graph):
 
 def guidance_report(graph):
     graph.note(
-        "# Guidance Report\n\nThree wishes that cannot all come true: a circle, a star, and nothing red. The report shows how heavily each "
-        "channel weighed, how hard it pushed, and which two worked against each other.\n\nTry *conflict* `project` with the circle at "
-        "priority 1, and look at the report again."
+        "# Guidance Report\n\nThree prompts that conflict: a circle, a star, and nothing red. The report shows the weight and the "
+        "strength of each channel, and which channels conflict.\n\nTry *conflict* `project` with the circle at priority 1, and look at "
+        "the report again."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-    with graph.group("2 Wishes"):
+    with graph.group("2 Prompts"):
         circle, star, red, empty = prompt_nodes(
             graph,
             model,

@@ -1,4 +1,4 @@
-"""Null-text inversion in stock samplers, beside negative-prompt inversion."""
+"""Null-text inversion in standard samplers, next to negative-prompt inversion."""
 
 from .parts import saved, square_prompts, two_squares
 
@@ -7,10 +7,10 @@ STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
 def null_text(graph):
     graph.note(
-        "# Null-Text Inverter\n\nA painted image becomes noise and a *negative* that is another for every step. With these two, a stock KSampler "
-        "gives the image back at cfg 7.5, where plain DDIM inversion and an empty negative go astray; with another prompt it edits. "
-        "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, which "
-        "optimises nothing.\n\nTry another colour in the target; *inner_steps* 0 and 10; *proximal* l0 below."
+        "# Null-Text Inverter\n\nInverts a painted image to noise and a *negative* that differs for each step. With both, a standard "
+        "KSampler reconstructs the image at cfg 7.5, where plain DDIM inversion and an empty negative fail; another prompt edits it. "
+        "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, "
+        "which optimizes nothing.\n\nTry another color in the target; *inner_steps* 0 and 10; *proximal* l0 below."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -23,7 +23,7 @@ def null_text(graph):
     with graph.group("3 Inversion"):
         found = graph.add("NullTextInverter", cfg=CFG, **shared)
         quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
-    with graph.group("4 Null-text in stock samplers"):
+    with graph.group("4 Null-text in standard samplers"):
         knobs = dict(
             model=model["model"],
             latent_image=found["noisy_latent"],

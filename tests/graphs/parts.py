@@ -2,26 +2,26 @@
 
 from harness.workflow import display_name
 
-REPLACED = {  # what belongs to the demo model, and what takes its place
-    "DemoModelLoader": "your checkpoint loader",
-    "DemoInstructModelLoader": "a loader of an InstructPix2Pix model",
-    "DemoImageEncoderLoader": "**Load CLIP Vision**",
-    "IPAdapterLoader": "an IP-Adapter for your model",
-    "NoisyClassifierLoader": "a classifier trained for your model",
-    "ControlNetLoader": "a ControlNet for your model",
-    "LoadInversion": "an inversion made with your model",
+REPLACED = {  # what belongs to the demo model, and what to do with your own
+    "DemoModelLoader": "replace {} with your checkpoint loader",
+    "DemoInstructModelLoader": "replace {} with a loader of an InstructPix2Pix model",
+    "DemoImageEncoderLoader": "replace {} with **Load CLIP Vision**",
+    "IPAdapterLoader": "choose an IP-Adapter for your model in {}",
+    "NoisyClassifierLoader": "choose a classifier trained for your model in {}",
+    "ControlNetLoader": "choose a ControlNet for your model in {}",
+    "LoadInversion": "choose an inversion made with your model in {}",
 }
 
 
 def own_model(graph) -> str:
-    """How to go on with a model of one's own, by what a workflow holds."""
+    """How to use the workflow with your own model, by its nodes."""
     kinds = {node.class_type: f"**{display_name(node.info)}**" for node in graph.nodes}
-    ways = [f"put {other} in the place of {kinds[kind]}" for kind, other in REPLACED.items() if kind in kinds]
+    ways = [way.format(kinds[kind]) for kind, way in REPLACED.items() if kind in kinds]
     ways += [f"set the size in {name}" for kind, name in kinds.items() if kind != "EmptyImage" and has_size(kind, graph)]
     if "EmptyImage" in kinds:
-        ways.append("connect **Load Image**, with an image as large as your model makes them, in the place of the painted one")
+        ways.append("replace the painted image with **Load Image**, at the image size of your model")
     if any(kind.endswith("Trainer") for kind in kinds):
-        ways.append("take the trainer's starting values for your model from its help page")
+        ways.append("use the typical values for your model from the trainer's help page")
     return f"\n\n*To use your own model: {'; '.join(ways)}.*"
 
 
@@ -74,7 +74,7 @@ def two_squares(graph):
 
 def square_prompts(graph, model, target: str):
     """The source prompt of `two_squares`, a target prompt and an empty negative."""
-    texts = {"source: what it shows": TWO_SQUARES, "target: what it should show": target, "negative": ""}
+    texts = {"source: describes the image": TWO_SQUARES, "target: describes the result": target, "negative": ""}
     return prompt_nodes(graph, model, **texts)
 
 
@@ -94,7 +94,7 @@ def half(graph, left: bool):
 
 
 def ksampler(graph, model, positive, negative, latent_image, **widgets):
-    """The host's KSampler as the examples use it; `widgets` change what differs."""
+    """ComfyUI's KSampler with the settings of the examples; `widgets` override them."""
     usual = dict(seed=1, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0)
     return graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent_image, **usual | widgets)
 

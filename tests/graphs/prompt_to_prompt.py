@@ -5,11 +5,11 @@ from .parts import TWO_SQUARES, ksampler, saved, two_squares
 
 def prompt_to_prompt(graph):
     graph.note(
-        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it, side by side: the first image is the source, then a word swapped "
-        "(another colour), a word put in (a texture), and the setting (another background). All take over the source's attention maps, so "
-        "that what is not named stays. The tables show where source and edits look at words: *yellow* where the source looks at "
-        "*blue*.\n\nTry: another target a line, or a word taken out, and the same in **Attention Map Capture**, whose *prompt* is the "
-        "source and then every target, a line each; *self_end* 0, which lets shapes go; *alpha* 0.5, which takes over less."
+        "# Prompt-to-Prompt\n\nOne source prompt and three edits of it. The first image is the source; then a word is swapped (another "
+        "color), a word is inserted (a texture), and the setting changes (another background). All use the source's attention maps, so "
+        "everything unnamed stays. The tables show where source and edits look at words: *yellow* where the source looks at *blue*.\n\n"
+        "Try: another target line, or a word removed, and the same in **Attention Map Capture**, whose *prompt* holds the source and "
+        "every target, one per line; *self_end* 0, which frees shapes; *alpha* 0.5, which takes over less."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -37,10 +37,11 @@ def prompt_to_prompt(graph):
 
 def prompt_to_prompt_weights(graph):
     graph.note(
-        "# Words as sliders\n\nOne prompt, and how strongly one of its words acts: *circle* at -1, 0, 1, 2 and 4. Every line of *word_weights* is a "
-        "image; the first is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow the same by words: "
-        "*barely*, *slightly*, *very* and *super* before it. The demo model never learnt them: all they do is scale the map of the "
-        "word behind them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the outline."
+        "# Words as sliders\n\nOne prompt with *circle* at strength -1, 0, 1, 2 and 4. Every line of *word_weights* is an image; the "
+        "first image is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow, the same with "
+        "words: *barely*, *slightly*, *very* and *super* before it. The demo model was not trained on them: they only scale the map of "
+        "the word after them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the "
+        "outline."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -58,10 +59,11 @@ def prompt_to_prompt_weights(graph):
 
 def prompt_to_prompt_style(graph):
     graph.note(
-        "# Style injection\n\nNew textures and grounds for the same things. At *alpha* 0 nothing is taken over from the source, and the things stand "
-        "where they like. At 1, in all layers and to the end, they stay and the style has no room. A third of it keeps the places and lets the "
-        "style in. So does all of it in the coarse layers alone (*cross_layers* and *self_layers* `1/2`), which hold places while the fine ones "
-        "hold texture; but they hold the pink ground back.\n\nTry: *alpha* 0.5 or 0.8; other words for the style; *cross_layers* `output`."
+        "# Style injection\n\nNew textures and backgrounds for the same things. At *alpha* 0 nothing is taken over from the source, and "
+        "the things move freely. At 1, in all layers and to the end, they stay and the style has no room. A third of it keeps the places "
+        "and lets the style in. So do all maps of the coarse layers alone (*cross_layers* and *self_layers* `1/2`), which hold places "
+        "while the fine layers hold texture; but they suppress the pink background.\n\nTry: *alpha* 0.5 or 0.8; other words for the "
+        "style; *cross_layers* `output`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -85,9 +87,9 @@ def prompt_to_prompt_style(graph):
 
 def prompt_to_prompt_blend(graph):
     graph.note(
-        "# Prompt-to-Prompt with a local blend\n\nA shape is swapped, which needs freedom (*self_end* 0): without a blend the other thing moves as "
-        "well. With one, only the places where the changed words look may differ; the table shows these places over the steps.\n\nTry: *words* "
-        "`star`; a lower *threshold* for larger places; *protect_words* `square`."
+        "# Prompt-to-Prompt with a local blend\n\nA shape is swapped, which needs freedom (*self_end* 0): without a blend the other thing "
+        "moves too. With a blend, only the places where the changed words look can differ. The table shows these places over the steps.\n\n"
+        "Try: *words* `star`; a lower *threshold* for larger places; *protect_words* `square`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -116,9 +118,10 @@ def prompt_to_prompt_blend(graph):
 
 def prompt_to_prompt_real(graph):
     graph.note(
-        "# Prompt-to-Prompt on a real image\n\nA painted image is inverted under what it shows. On the way back the source row stays on the "
-        "inversion's path (*branches* `direct`), so it is the image again, and the edits take over its attention.\n\nTry: another target a "
-        "line; EDICT Inverter in the place of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another shape."
+        "# Prompt-to-Prompt on a real image\n\nA painted image is inverted under a prompt that describes it. In the reconstruction the "
+        "source row stays on the inversion's trajectory (*branches* `direct`), so it is the image again, and the edits use its attention.\n\n"
+        "Try: another target line; EDICT Inverter instead of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another "
+        "shape."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -139,7 +142,7 @@ def prompt_to_prompt_real(graph):
         inversion = graph.add(
             "DDIMInverter", model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal"
         )["inversion"]
-    with graph.group("5 The way back"):
+    with graph.group("5 Reconstruct and edit"):
         latent = graph.add(
             "InversionSampler",
             model=patch["model"],

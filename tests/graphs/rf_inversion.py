@@ -5,32 +5,32 @@ from .parts import prompt_nodes, saved, two_squares
 
 def rf_inversion(graph):
     graph.note(
-        "# RF-Inversion\n\nFor flow models. The demo model is none; *Model Sampling as Flow* makes it one, exactly. The way up is drawn to a "
-        "noise that the model knows, the way back to the image while *eta* acts: longer keeps more, shorter edits more.\n\nTry "
-        "*eta_end_percent* 0 and 0.5; *gamma* 0 and 1. With SD3 or Flux leave *Model Sampling as Flow* out: 28 steps, eta up to 0.25, an empty "
-        "source."
+        "# RF-Inversion\n\nFor flow models. *Model Sampling as Flow* makes the demo model one, exactly. The inversion is pulled towards "
+        "noise that the model knows, the reconstruction towards the image while *eta* acts: a longer range keeps more, a shorter one "
+        "edits more.\n\nTry *eta_end_percent* 0 and 0.5; *gamma* 0 and 1. With SD3 or Flux remove *Model Sampling as Flow*: 28 steps, eta "
+        "up to 0.25, an empty source."
     )
     with graph.group("1 Model"):
         demo = graph.add("DemoModelLoader")
         model = graph.add("ModelSamplingAsFlow", model=demo["model"])["model"]
     with graph.group("2 Prompts"):
         texts = {
-            "source: what it shows": "a red square on the left and a blue square on the right on a white background",
-            "another colour": "a red square on the left and a yellow square on the right on a white background",
+            "source: describes the image": "a red square on the left and a blue square on the right on a white background",
+            "another color": "a red square on the left and a yellow square on the right on a white background",
             "another shape": "a red square on the left and a blue star on the right on a white background",
             "negative": "",
         }
-        source, colour, shape, negative = prompt_nodes(graph, demo, **texts)
+        source, recolored, shape, negative = prompt_nodes(graph, demo, **texts)
     with graph.group("3 Image and inversion"):
         image = two_squares(graph)
         knobs = dict(steps=20, scheduler="normal", gamma=0.5, eta=0.9, eta_end_percent=0.3, seed=1)
         found = graph.add("RFInverter", model=model, source=source, image=image, vae=demo["vae"], **knobs)["inversion"]
-    with graph.group("4 The way back"):
+    with graph.group("4 Reconstruct and edit"):
         way = dict(model=model, inversion=found, branches="edit")
         edit = dict(**way, cfg=7.5, negative=negative)
         latents = {
             "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
-            "another colour": graph.add("InversionSampler", title="another colour", positive=colour, **edit),
+            "another color": graph.add("InversionSampler", title="another color", positive=recolored, **edit),
             "another shape": graph.add("InversionSampler", title="another shape", positive=shape, **edit),
         }
     with graph.group("5 Images"):

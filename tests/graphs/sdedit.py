@@ -5,8 +5,8 @@ from .parts import color, half, ksampler, prompt_nodes, stroke
 
 def sdedit(graph):
     graph.note(
-        "# SDEdit: strokes to image\n\nTwo rough strokes of paint say what goes where. The sampler noises them to the *strength* and denoises "
-        "them with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE."
+        "# SDEdit: strokes to image\n\nTwo rough strokes of paint show where things go. The sampler adds noise up to the *strength* and "
+        "denoises with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -42,8 +42,8 @@ def sdedit(graph):
 
 def sdedit_masked(graph):
     graph.note(
-        "# SDEdit with a mask\n\nA image of the model itself; a stroke of paint on its right half, and a mask that lets only this half change. "
-        "The left half stays as it is, to the last pixel.\n\nConnect your own image and mask (right click, *Open in MaskEditor*) in their place."
+        "# SDEdit with a mask\n\nAn image from the model, a stroke of paint on its right half, and a mask that allows changes only there. "
+        "The left half stays the same, to the last pixel.\n\nConnect your own image and mask instead (right click, *Open in MaskEditor*)."
     )
     with graph.group("1 Model and image"):
         model = graph.add("DemoModelLoader")

@@ -5,9 +5,9 @@ from .parts import prompt_nodes, sampled_with, stroke
 
 def structure_channel(graph):
     graph.note(
-        "# Structure as a channel\n\nA ControlNet takes the silhouette; the channel compares *the prompt with it* to *the prompt without it*, so the "
-        "structure has a weight of its own beside the prompt's. The upper images are the prompt alone.\n\nTry the weight of the structure "
-        "from 0 to 3, another prompt, your own silhouette (white on black)."
+        "# Structure as a channel\n\nA ControlNet gets the silhouette. The channel compares *the prompt with it* to *the prompt without "
+        "it*, so the structure has its own weight next to the prompt's. The upper images are the prompt alone.\n\nTry the weight of the "
+        "structure from 0 to 3, another prompt, your own silhouette (white on black)."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -8,26 +8,26 @@ SHOWN = ("a large striped blue circle on a black background", "a striped red squ
 def textual_inversion(graph):
     captions = [text.replace("striped", "<pattern>") for text in SHOWN for _ in range(4)]
     graph.note(
-        "# Textual inversion\n\nEight images have something in common. A new word is learnt for it: in the captions it stands where an adjective "
-        "would, and they account for all the rest, so the word means just that. Then it goes into a prompt of things that were in none of the "
-        "images; the upper ones are the same seeds without the word.\n\nThe word is a file in the embeddings folder: `embedding:pattern` in "
-        "any prompt. Try: other images and captions; more vectors; `(embedding:pattern:1.3)`."
+        "# Textual inversion\n\nEight images have something in common. A new word is trained for it: in the captions it takes the place "
+        "of an adjective, and the captions describe everything else, so the word means only that. Then a prompt uses it for things that "
+        "were in none of the images. The upper images have the same seeds without the word.\n\nThe word is a file in the embeddings "
+        "folder: use `embedding:pattern` in any prompt. Try: other images and captions; more vectors; `(embedding:pattern:1.3)`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images"):
         images = graph.add("BatchImagesNode", images=images_of(graph, model, SHOWN, each=4))
         graph.add("PreviewImage", title="images to learn from", images=images)
-    with graph.group("3 Learn a word"):
-        learnt = graph.add(
+    with graph.group("3 Train a word"):
+        trained = graph.add(
             "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="pattern", placeholder="<pattern>",
             captions="\n".join(captions), steps=100, learning_rate=0.02, validation_cfg=4.0,
             validation_prompt="a {} yellow cross on a gray background",
         )  # fmt: skip
-        graph.add("PreviewImage", title="loss curve", images=learnt["loss_curve"])
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         text = "a <pattern> green triangle on a pink background"
-        named = graph.add("StringReplace", title="prompt with the word", string=text, find="<pattern>", replace=learnt["word"])
+        named = graph.add("StringReplace", title="prompt with the word", string=text, find="<pattern>", replace=trained["word"])
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         for title, given in (("without", text.replace(" <pattern>", "")), ("with the word", named)):

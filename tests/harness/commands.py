@@ -10,15 +10,18 @@ from pathlib import Path
 from .comfyui import ensure_comfyui, surrounding
 from .environment import DISK_ADVICE, ROOT, SetupError, ensure_environment, running_python_is_enough
 
+WORKFLOWS = ROOT / "example_workflows"
 HELP = """\
 Controlled Diffusion: try it out, or work on it. Everything that is missing is set up inside this folder on first use.
 
   python . demo                     run every example workflow on the real ComfyUI; images go to demo_output/
   python . demo --serve             start ComfyUI with the pack and print the address to open in a browser
   python . demo --help              the other options of the demo
-  python . test [pytest arguments]  run the tests
+  python . test                     run the quick tests (5 minutes on two cores)
+  python . test --all               run all tests (18 minutes on two cores)
+  python . test [pytest arguments]  run the tests that they choose, for example: python . test tests/test_ddim.py -k round
   python . run SCRIPT [arguments]   run a script of this repository with ComfyUI importable,
-                                    for example: python . run training/demo_model.py --help
+                                    for example: python . run tests/demo/make_model.py --help
 
 COMFYUI_PATH names another ComfyUI to use; COMFYUI_VERSION picks a pinned one (0.18.2, 0.27.0 or 0.30.0).
 """
@@ -43,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def check_arguments(command: str, *arguments: str) -> None:
     """Refuse what cannot work before the long set-up."""
     if command == "demo":
-        demo_parser().parse_args(arguments)
+        choose(demo_parser().parse_args(arguments).names)
     elif command == "run" and not (arguments and Path(arguments[0]).is_file()):
         raise SetupError(f"'run' needs the path of a script, got {arguments[0] if arguments else 'nothing'!r}.")
     elif command not in ("run", "test"):
@@ -55,8 +58,19 @@ def demo_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="name", help="run only these example workflows (default: all)")
     parser.add_argument("--serve", action="store_true", help="leave the server running and print its address")
     parser.add_argument("--output", metavar="DIR", type=Path, default=ROOT / "demo_output", help="where images go (default: demo_output)")
+    parser.add_argument("--measure", action="store_true", help="record the seconds of each workflow, from which the estimate is made")
     parser.add_argument("--port", type=port_number, default=0, help="port of the server (default: any free one)")
     return parser
+
+
+def choose(names: list[str], folder: Path = WORKFLOWS) -> list[Path]:
+    """The workflows with these names; all of them without names."""
+    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    wanted = [Path(name).stem for name in names] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise SetupError(f"There is no example workflow {name!r}; choose from {', '.join(known) or 'none, the folder is empty'}.")
+    return [known[name] for name in wanted]
 
 
 def port_number(text: str) -> int:

@@ -1,7 +1,6 @@
 """The private Python environment of the checkout, made on first use and reused afterwards. Standard library only.
 
-The environment counts only when its stamp names the pins it was made from. Whatever stops a set-up half-way, the next
-run finds no such stamp and starts again.
+It counts only when its stamp names the pins that it was made from; a set-up that was stopped half-way starts again.
 """
 
 import collections
@@ -26,20 +25,11 @@ UNFINISHED = "unfinished"
 GIGABYTES_NEEDED = 3
 DISK_ADVICE = f"Free some space ({GIGABYTES_NEEDED} GB are needed, 7 GB with a CUDA build of torch) and run it again."
 
-# Words of pip's output, and what they mean for the person who reads them.
-REASONS = (
-    (("No space left on device", "Errno 28"), f"The disk is full. {DISK_ADVICE}"),
-    (
-        ("ConnectionError", "Connection refused", "NewConnection", "name resolution", "unreachable", "timed out", "ProxyError", "SSLError"),
-        "No network: pip cannot reach the package index. Check the connection or the proxy settings and run it again.",
-    ),
-    (
-        ("No matching distribution found", "Requires-Python"),
-        f"The package index has no build for Python {platform.python_version()} on {platform.system()} {platform.machine()}."
-        " Try again with Python 3.10 to 3.13.",
-    ),
-    (("ensurepip",), "Python's venv module is incomplete. On Debian and Ubuntu, install the package python3-venv and run it again."),
-)
+REASONS = f"""\
+This failed: {{command}}
+Usual reasons: no network (check the connection or the proxy settings); a full disk ({GIGABYTES_NEEDED} GB are needed, 7 GB with a CUDA \
+build of torch); a Python without builds of these packages (3.10 to 3.13 have them, this is {platform.python_version()}); \
+on Debian and Ubuntu, a missing package python3-venv. Correct it and run this again: it goes on from here."""
 
 
 class SetupError(Exception):
@@ -116,7 +106,7 @@ def pip(python: Path, *arguments: str, show=None) -> None:
 
 def call(command: list[str], show=None) -> None:
     """Run a set-up command; keep its output to ourselves unless it fails."""
-    tail = collections.deque(maxlen=400)
+    tail = collections.deque(maxlen=8)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
@@ -125,15 +115,8 @@ def call(command: list[str], show=None) -> None:
             if show:
                 show(line.strip())
     if process.returncode:
-        raise SetupError(explain(list(tail), command))
-
-
-def explain(output: list[str], command: list[str]) -> str:
-    """One sentence on why a command failed, below the last lines that it wrote."""
-    text = "\n".join(output)
-    reason = next((sentence for words, sentence in REASONS if any(word in text for word in words)), None)
-    last = "\n".join("    " + line[:300] for line in output[-8:])
-    return f"{last}\n{reason or 'This failed: ' + ' '.join(command)}"
+        last = "\n".join("    " + line[:300] for line in tail)
+        raise SetupError(f"{last}\n{REASONS.format(command=' '.join(command))}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What runs inside the environment: ``inside.py demo|test|run|serve ...``, started by `commands` and `server`."""
 
-import importlib.util
 import os
 import runpy
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-MOST_WORKERS = 4  # each holds a ComfyUI and its own tiny models
 
 
 def main(command: str, *arguments: str) -> int:
@@ -28,15 +26,7 @@ def test(arguments: list[str]) -> int:
     os.chdir(ROOT)
     import pytest
 
-    return pytest.main([*side_by_side(arguments), *arguments])
-
-
-def side_by_side(arguments: list[str]) -> list[str]:
-    """Options that share the files of the whole suite among the cores; whoever asks for anything else gets pytest as it is."""
-    cores = min(os.cpu_count() or 1, MOST_WORKERS)
-    if arguments or cores == 1 or importlib.util.find_spec("xdist") is None:
-        return []
-    return ["-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return pytest.main(["-p", "harness.tiers", *arguments])
 
 
 def run(arguments: list[str]) -> int:

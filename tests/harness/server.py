@@ -1,5 +1,6 @@
 """The real ComfyUI server with the pack installed, in a process and a folder of its own, reachable from this machine only."""
 
+import asyncio
 import collections
 import contextlib
 import io
@@ -15,8 +16,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
+import psutil
 from PIL import Image
 
 from .environment import ROOT, SetupError
@@ -25,7 +29,8 @@ PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
 EXAMPLE_IMAGES = ROOT / "example_workflows" / "input"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
-PAUSE = 0.2  # seconds between two looks at the server
+PAUSE = 0.2  # seconds between two looks at a server that is starting
+PATIENCE = 900.0  # seconds without any sign of progress after which a prompt is given up
 ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # never through a proxy: the server is on this machine
 
 
@@ -41,12 +46,14 @@ class Server:
     """``with Server() as server: history = server.run(prompt); images = server.images(history)``
 
     ``base`` holds its models, inputs and outputs; by default a temporary folder. ``port`` 0 takes any free port.
+    ``threads`` limits what torch uses on a CPU.
     """
 
-    def __init__(self, base: Path | None = None, port: int = 0, start_timeout: float = 240.0):
+    def __init__(self, base: Path | None = None, port: int = 0, start_timeout: float = 240.0, threads: int | None = None):
         self.port = free_port(port)
         self.url = f"http://{LOOPBACK}:{self.port}"
         self.start_timeout = start_timeout
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
         self._own_base = base is None
         self.base = Path(tempfile.mkdtemp(prefix="controlled-diffusion-")) if base is None else Path(base)
         self.log = self.base / "server.log"
@@ -70,7 +77,7 @@ class Server:
         install_images(self.base / "input")
         skip_first_visit(self.base / "user" / "default" / "comfy.settings.json")
         with open(self.log, "wb") as log:
-            pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+            pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
             self._process = subprocess.Popen(self.command(), cwd=self.base, start_new_session=os.name != "nt", **pipes)
         deadline = time.monotonic() + self.start_timeout
         while not self.answers():
@@ -116,6 +123,11 @@ class Server:
         with open(self.log, errors="replace") as log:
             return "".join(collections.deque(log, lines))
 
+    def cpu_seconds(self) -> float:
+        """What the process has computed so far; unlike the clock, the same on a busy machine."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
+
     def get(self, path: str) -> bytes:
         with ask(self.url + path, timeout=60) as answer:
             return answer.read()
@@ -131,23 +143,59 @@ class Server:
             self._object_info = json.loads(self.get("/object_info"))
         return self._object_info
 
-    def run(self, prompt: dict, timeout: float = 300.0) -> dict:
+    def run(self, prompt: dict) -> dict:
         """Run a prompt in API format and return its history entry. Raises WorkflowError."""
-        prompt_id, refused = self.submit(prompt)
-        deadline = time.monotonic() + timeout
-        while not (entry := self.history(prompt_id)):
-            if time.monotonic() > deadline:
-                self.post("/interrupt", b"{}")
-                raise WorkflowError(f"did not finish within {timeout:.0f} s")
-            time.sleep(PAUSE)
+        entry, refused = self.execute(prompt)
         if refused:
             raise refused
         raise_execution_error(entry)
         return entry
 
-    def submit(self, prompt: dict) -> tuple[str, WorkflowError | None]:
+    def execute(
+        self, prompt: dict, on_event: Callable[[str, dict], None] | None = None, patience: float = PATIENCE
+    ) -> tuple[dict, WorkflowError | None]:
+        """The history entry of a prompt however it ended, and why the server left some of its outputs out.
+
+        It may take any time as long as ComfyUI reports progress; WorkflowError after ``patience`` seconds without.
+        ``on_event(kind, data)`` gets every message of the server, for example "progress" with its value and max.
+        """
+        return asyncio.run(self._execute(prompt, on_event or (lambda kind, data: None), patience))
+
+    async def _execute(self, prompt: dict, on_event, patience: float) -> tuple[dict, WorkflowError | None]:
+        client = uuid.uuid4().hex
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as events:
+            prompt_id, refused = self.submit(prompt, client)
+            try:
+                ended = False
+                while not ended:
+                    kind, data = await self._next_event(events, patience)
+                    on_event(kind, data)
+                    ended = kind == "executing" and data["node"] is None and data.get("prompt_id") == prompt_id
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.interrupt()
+                raise
+            return self.history(prompt_id), refused
+
+    async def _next_event(self, events: aiohttp.ClientWebSocketResponse, patience: float) -> tuple[str, dict]:
+        try:
+            message = await events.receive(timeout=patience)
+        except asyncio.TimeoutError:
+            raise WorkflowError(f"nothing has moved for {patience:.0f} s") from None
+        if message.type == aiohttp.WSMsgType.TEXT:
+            event = json.loads(message.data)
+            return event["type"], event["data"]
+        if message.type != aiohttp.WSMsgType.BINARY:
+            self.explain_end()
+        return "preview", {}
+
+    def interrupt(self) -> None:
+        """Stop what is running, as the user's Cancel does."""
+        self.post("/interrupt", b"{}")
+
+    def submit(self, prompt: dict, client: str = "") -> tuple[str, WorkflowError | None]:
         """The prompt's id, and why the server left some of its outputs out while it runs the others."""
-        body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
+        body = json.dumps({"prompt": prompt, "client_id": client or uuid.uuid4().hex}).encode()
         try:
             answer = json.loads(self.post("/prompt", body))
         except urllib.error.HTTPError as refusal:
@@ -155,11 +203,15 @@ class Server:
         return answer["prompt_id"], validation_error(answer, prompt) if answer.get("node_errors") else None
 
     def history(self, prompt_id: str) -> dict | None:
-        try:
-            return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
-        except OSError:
-            self.check_alive()
-            raise
+        """What a prompt gave; None as long as it runs."""
+        return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
+
+    def explain_end(self) -> None:
+        """Raise: the connection to the server has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self.check_alive()
+        raise WorkflowError("ComfyUI closed the connection")
 
     def check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:

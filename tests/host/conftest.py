@@ -1,5 +1,6 @@
 """Boots the real ComfyUI once for the tests in this folder, and hands them tiny models made of its own classes."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,41 @@ def clip():
     from host import tiny
 
     return tiny.clip(dtype=torch.float32)
+
+
+TRAINED = ("embeddings", "loras", "diffusion_models", "noisy_classifiers")
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The folder that `folders` empties."""
+    return Path(base_directory.name) / "trained"
+
+
+@pytest.fixture
+def folders(trained):
+    """Empty folders of outputs and of models that trainers write; ComfyUI knows no other of their kinds."""
+    import folder_paths
+
+    shutil.rmtree(trained, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "models_dir", str(trained))
+        patch.setattr(folder_paths, "output_directory", str(trained / "output"))
+        for kind in (*TRAINED, "output"):
+            (trained / kind).mkdir(parents=True)
+        for kind in TRAINED:
+            patch.setitem(folder_paths.folder_names_and_paths, kind, ([str(trained / kind)], {".safetensors", ".pt"}))
+            folder_paths.filename_list_cache.pop(kind, None)
+        yield trained
+
+
+@pytest.fixture(scope="session")
+def reading_clip(trained):
+    """A tiny CLIP that reads embeddings in `folders`, made in inference mode as a loader node makes it: do not change it."""
+    from host import tiny
+
+    with torch.inference_mode():
+        return tiny.clip(torch.float32, embedding_directory=[str(trained / "embeddings")])
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 STEPS = 4
 
@@ -13,6 +14,29 @@ def latent(batch: int = 1, *shape: int) -> torch.Tensor:
 
 def sigmas_of(model, steps: int = STEPS, scheduler: str = "normal") -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+
+def half_mask(size: int = 64) -> torch.Tensor:
+    """A MASK of the right half."""
+    mask = torch.zeros(1, size, size)
+    mask[..., size // 2 :] = 1
+    return mask
+
+
+def cfg_guider(model, positive, negative, cfg: float):
+    """ComfyUI's CFG."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def dual_guider(model, first, second, negative, *scales: float, nested: bool = False):
+    """ComfyUI's DualCFGGuider."""
+    guider = Guider_DualCFG(model)
+    guider.set_conds(first, second, negative)
+    guider.set_cfg(*scales, nested=nested)
+    return guider
 
 
 def run(guider, empty: torch.Tensor | None = None, sampler: str = "euler", seed: int = 7, sigmas: torch.Tensor | None = None):

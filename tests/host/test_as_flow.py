@@ -1,4 +1,4 @@
-"""Eps and v models as flow models inside the real host."""
+"""Eps and v models as flow models in the real ComfyUI."""
 
 import comfy.model_management
 import comfy.model_sampling
@@ -85,7 +85,7 @@ def test_buffers_of_the_sampling_below_go_to_it(base):
     assert torch.equal(below.sigmas, 2 * before) and torch.equal(own.sigmas, 2 * before / (1 + 2 * before))
 
 
-def test_the_schedulers_that_count_timesteps_give_the_same_levels(base):
+def test_schedulers_that_count_timesteps_give_the_same_levels(base):
     for scheduler in ("normal", "simple", "ddim_uniform", "sgm_uniform", "beta"):
         sigmas, own = (comfy.samplers.calculate_sigmas(sampling(m), scheduler, STEPS) for m in (base, as_flow(base)))
         assert_close(own, sigmas / (1 + sigmas), atol=1e-5, rtol=1e-5)
@@ -128,7 +128,7 @@ def test_the_model_handed_in_is_as_before(base):
     assert torch.equal(run(guider(base)), first) and torch.equal(run(guider(flow)), made)
 
 
-def test_it_takes_what_other_model_sampling_nodes_set_before_it():
+def test_other_model_sampling_nodes_before_it_count():
     zero = ModelSamplingDiscrete().patch(tiny.unet("eps"), "v_prediction", zsnr=True)[0]
     flow = as_flow(zero)
     assert sampling(flow).base is sampling(zero)

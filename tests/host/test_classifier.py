@@ -1,18 +1,17 @@
 """Classifier channels inside the host's sampling, and the classifier's file."""
 
-import comfy.samplers
 import pytest
 import torch
-from controlled_diffusion.guidance.classifier import ClassifierForce, LabelledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.classifier import ClassifierGradient, LabelledClassifier, NoisyClassifier
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.host.guidance import classifier
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from safetensors.torch import save_file
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, latent, run
+from host.sampling import STEPS, Count, cfg_guider, ksampler, latent, run
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
 
@@ -40,31 +39,24 @@ def labelled(latent_format: str = "SD15", channels: int = 4) -> LabelledClassifi
 
 
 def toward_red(weight: float, classifier=None, **kwargs) -> Channel:
-    return Channel(None, weight, name="red", force=ClassifierForce(classifier or labelled(), {0: 1.0}), **kwargs)
+    return Channel(None, weight, name="red", gradient=ClassifierGradient(classifier or labelled(), {0: 1.0}), **kwargs)
 
 
-def hosts_cfg(model, cfg: float = 3.0):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(CAT, EMPTY)
-    guider.set_cfg(cfg)
-    return guider
-
-
-def test_scale_0_is_the_hosts_cfg_and_asks_no_classifier(any_model):
+def test_scale_0_is_cfg_and_asks_no_classifier(any_model):
     classifier = labelled()
     guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(0.0, classifier)]))
-    assert torch.equal(guided, run(hosts_cfg(any_model))) and classifier.network.rows == 0
+    assert torch.equal(guided, run(cfg_guider(any_model, CAT, EMPTY, 3.0))) and classifier.network.rows == 0
 
 
 def test_outside_its_interval_the_classifier_is_not_asked(eps_model):
-    channels = ClassifierChannel.execute(labelled(), "red", 2.0, 0.0, 0.5, 0, "", 0).args[0]
+    channels = ClassifierChannel.execute(labelled(), "red", weight=2.0, end_percent=0.5).args[0]
     run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels]))
-    assert 0 < channels[0].force.classifier.network.rows < STEPS
+    assert 0 < channels[0].gradient.classifier.network.rows < STEPS
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
 def test_stock_samplers_follow_the_classifier(any_model, sampler):
-    plain = run(hosts_cfg(any_model), sampler=sampler)
+    plain = run(cfg_guider(any_model, CAT, EMPTY, 3.0), sampler=sampler)
     guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(50.0)]), sampler=sampler)
     assert torch.isfinite(guided).all() and not torch.allclose(plain, guided)
 
@@ -104,12 +96,12 @@ def test_priorities_hold_for_gradients_too(eps_model):
         return run(MultiCFG(eps_model, EMPTY, channels, Rules(conflict)))
 
     assert not torch.allclose(at("sum"), at("perpendicular"))
-    assert_close(at("perpendicular", 0.0), run(hosts_cfg(eps_model)), atol=1e-4, rtol=1e-4)
+    assert_close(at("perpendicular", 0.0), run(cfg_guider(eps_model, CAT, EMPTY, 3.0)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_batch_and_its_parts_are_guided_alike(eps_model):
     whole = run(MultiCFG(eps_model, EMPTY, [toward_red(20.0)]), latent(3))
-    part = Channel(None, 20.0, force=ClassifierForce(labelled(), {0: 1.0}, batch=2))
+    part = Channel(None, 20.0, gradient=ClassifierGradient(labelled(), {0: 1.0}, batch=2))
     assert_close(run(MultiCFG(eps_model, EMPTY, [part]), latent(3)), whole)
 
 
@@ -120,7 +112,7 @@ def test_video_latents_are_guided():
     assert torch.isfinite(guided).all() and guided.ndim == 5
 
 
-def test_a_classifier_of_another_latent_format_is_refused_with_both_names(eps_model):
+def test_a_classifier_of_another_latent_format_is_refused(eps_model):
     with pytest.raises(ValueError, match=r"format SDXL.* has SD15"):
         MultiCFG(eps_model, EMPTY, [toward_red(1.0, labelled("SDXL"))])
     with pytest.raises(ValueError, match="format SDXL"):
@@ -152,7 +144,7 @@ def test_names_outside_the_folders_are_refused(name):
 def test_the_shipped_classifier_loads_and_lists_its_labels():
     classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
     assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
-    assert (SHIPPED / "demo_model.safetensors").stat().st_size <= 2e6
+    assert (CLASSIFIERS.shipped / "demo_model.safetensors").stat().st_size <= 2e6
 
 
 def test_the_shipped_classifier_takes_no_gradients_itself():

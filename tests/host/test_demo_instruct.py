@@ -18,7 +18,7 @@ def editor():
     return measure.Editor()
 
 
-def test_it_is_the_hosts_model_with_the_demo_models_text_tower_and_autoencoder():
+def test_it_is_comfyuis_model_with_the_demo_text_tower_and_vae():
     model, clip, vae = DemoInstructModelLoader.execute().args
     assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
     assert model.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8

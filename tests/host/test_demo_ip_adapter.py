@@ -3,7 +3,7 @@
 import comfy.clip_vision
 import pytest
 import torch
-from controlled_diffusion.attention.ip_adapter import recognise
+from controlled_diffusion.attention.ip_adapter import recognize
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER, demo_encoder
@@ -11,9 +11,9 @@ from controlled_diffusion.nodes.ip_adapter import DemoImageEncoderLoader, IPAdap
 from controlled_diffusion.training.demo.packing import restored
 from safetensors.torch import load_file
 
-import demo_ip_adapter as script
+from demo import make_ip_adapter as script
 
-SHIPPED = ip_adapter.SHIPPED / "demo_model.safetensors"
+SHIPPED = ip_adapter.ADAPTERS.shipped / "demo_model.safetensors"
 
 
 @pytest.fixture
@@ -25,18 +25,18 @@ def few_steps(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_script_makes_files_that_fit_the_demo_model_and_goes_on_where_it_stopped(few_steps, capsys):
-    script.make(threads=1)
+def test_the_script_makes_fitting_files_and_continues(few_steps, capsys):
+    script.make()
     said, first = capsys.readouterr().out, load_file(script.ADAPTER)
     assert "encoder: 0 of 3 steps done" in said and "adapter: 0 of 2 steps done" in said
-    script.make(threads=1)
+    script.make()
     said = capsys.readouterr().out
-    assert "encoder: 3 of 3 steps done" in said and "adapter: 2 of 2 steps done" in said and "encoded" not in said
+    assert "encoder: 3 of 3 steps done" in said and "adapter: 2 of 2 steps done" in said and "made" not in said
     again = load_file(script.ADAPTER)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert script.ADAPTER.stat().st_size + script.ENCODER.stat().st_size <= 0.6e6
     with torch.inference_mode():
-        model, adapter = demo.load()[0], recognise(again, "trial")
+        model, adapter = demo.load()[0], recognize(again, "trial")
         layer = next(iter(ip_adapter.layers_of(model).values()))
         for part, trained in zip("kv", adapter.layers[0]):
             moved = (trained.float() - getattr(layer, f"to_{part}").weight.float()).abs().max()
@@ -59,7 +59,7 @@ class TestShipped:
         assert set(restored(load_file(DEMO_ENCODER))) == set(encoder.get_sd())
 
     def test_it_fits_the_demo_model(self):
-        assert "demo_model.safetensors" in ip_adapter.names()
+        assert "demo_model.safetensors" in ip_adapter.ADAPTERS.names()
         with torch.inference_mode():
             model, encoder = demo.load()[0], demo_encoder()
             prompt = ip_adapter.prompt_of(ip_adapter.load("demo_model.safetensors"), encoder, torch.rand(1, 128, 128, 3))

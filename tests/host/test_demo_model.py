@@ -15,11 +15,12 @@ import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config, world
 from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 
 from compare import assert_close
+from demo import model as demo_model
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -134,7 +135,7 @@ def test_a_controlnet_acts(loaded):
     model, clip, _ = loaded
     config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=HEAD_CHANNELS, device="cpu", **config)
-    noisy_classifier.initialise(network, 1)
+    noisy_classifier.initialize(network, 1)
     control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
     hint = torch.rand(1, 128, 128, 3)
     prompt, empty = encode(clip, "a red circle"), encode(clip, "")

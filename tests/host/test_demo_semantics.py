@@ -24,7 +24,7 @@ def test_masked_channels_put_both_things_in_their_places(studio):
     assert guided >= 0.9
 
 
-def test_a_stroke_painting_becomes_a_scene_that_the_checker_accepts(studio):
+def test_a_stroke_painting_becomes_a_real_scene(studio):
     faithful, real, _ = sdedit.trade_off(studio, 12, 0.5)
     assert faithful >= 0.85 and real >= 0.8
 
@@ -40,12 +40,12 @@ def test_a_classifier_draws_its_labels_without_a_prompt(studio):
     assert guided >= 0.85 and guided > chance + 0.4
 
 
-def test_a_structure_channel_holds_the_silhouette_and_leaves_the_colour_to_the_text(studio):
+def test_a_structure_channel_holds_the_silhouette_alone(studio):
     overlap, color = controlnet.trade_off(studio, 8, 1.0)
     assert overlap >= 0.8 and color >= 0.95 and overlap > controlnet.trade_off(studio, 8, 0.0)[0] + 0.3
 
 
-def test_a_structure_of_higher_priority_wins_over_a_text_that_contradicts_it(studio):
+def test_a_structure_of_higher_priority_wins_over_text(studio):
     added, projected = (controlnet.conflict(studio, 4, rule) for rule in ("sum", "project"))
     assert projected > added + 0.2
 
@@ -55,13 +55,13 @@ def test_a_reference_image_lends_its_layout_without_a_prompt(studio):
     assert guided < 0.6 * without
 
 
-def test_an_image_lends_its_colour_and_shape_to_a_prompt_that_names_neither(studio):
+def test_an_ip_adapter_image_lends_color_and_shape(studio):
     bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("colour and shape")
     without, shown = (ip_adapter.shares(bench.patched, weight, 6)[both] for weight in (0.0, 1.0))
     assert shown >= 0.7 and without <= 0.2
 
 
-def test_diffedit_finds_what_two_prompts_disagree_about_and_changes_only_that(studio):
+def test_diffedit_finds_and_changes_only_what_differs(studio):
     changes = [diffedit.change(i) for i in range(8)]
     found = diffedit.masks(studio, changes)
     ours, plain = (np.mean(diffedit.overlap(m, changes)) for m in (found, diffedit.sampled_difference(studio, changes)))

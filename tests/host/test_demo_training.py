@@ -5,12 +5,12 @@ import argparse
 import pytest
 import torch
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import config
 from safetensors.torch import load_file
 
-import demo_model as script
 from compare import assert_close
+from demo import make_model as script
+from demo import model as demo_model
 
 pytestmark = pytest.mark.slow
 FEW = demo_model.Recipe(autoencoder_steps=2, scenes=8, denoiser_steps=2, refine_steps=2, batch=2)
@@ -52,6 +52,6 @@ def test_it_refines_what_lies_in_the_repository(said):
 def test_scores_count_right_and_asked():
     captions = script.held_out(4)
     assert len({c.text for c in captions}) == 4
-    images = [script.demo_world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
+    images = [script.world.render(demo_model.scene(i, script.HELD_OUT)) for i in range(4)]
     scores = script.score(captions, images)
     assert all(right == asked for right, asked in scores.values())

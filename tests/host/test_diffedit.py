@@ -12,9 +12,9 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 
 from compare import assert_close
 from host import tiny
-from host.sampling import Count
+from host.sampling import Count, half_mask
 from host.tiny import conditioning
-from measures.diffedit import defaults
+from node_schema import defaults
 
 EMPTY, CAT, DOG = conditioning(0), conditioning(1), conditioning(2)
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -44,14 +44,6 @@ def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY,
     return latent["samples"], shown
 
 
-def half_mask(size=64):
-    mask = torch.zeros(1, size, size)
-    mask[..., size // 2 :] = 1
-    return mask
-
-
-
-
 def test_the_mask_has_the_images_size_and_the_latent_carries_it(model):
     given = image(2)
     mask, heat, latent = find(model, given)
@@ -60,7 +52,7 @@ def test_the_mask_has_the_images_size_and_the_latent_carries_it(model):
     assert torch.equal(latent["samples"], given["samples"]) and torch.equal(latent["noise_mask"][:, 0], mask)
 
 
-def test_equal_prompts_give_an_empty_mask_without_asking_the_model(model):
+def test_equal_prompts_give_an_empty_mask_unevaluated(model):
     counted = Count(model)
     mask, heat, latent = find(counted.model, source=CAT, target=conditioning(1))
     assert not mask.any() and torch.isfinite(heat).all() and not latent["noise_mask"].any()
@@ -89,7 +81,7 @@ def noises_of(model, **knobs):
     return [calls for _, calls in sorted(seen.items())]
 
 
-def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(model):
+def test_every_map_has_its_own_noise_shared_by_both_prompts(model):
     """A public implementation draws one noise for all maps."""
     latent = model.model.process_latent_in(image()["samples"])
     flow, noises = model.model.model_type.name == "FLOW", []
@@ -107,8 +99,8 @@ def test_every_map_of_every_level_has_its_own_noise_and_both_prompts_share_it(mo
 def test_maps_of_other_seeds_differ_and_converge(eps_model):
     def apart(maps):
         guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
-        subject = diffedit.Subject(eps_model, None, image())
-        one, two = (subject.heat(g, diffedit.Question([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
+        subject = diffedit.MaskTarget(eps_model, None, image())
+        one, two = (subject.heat(g, diffedit.MaskSettings([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
         return float((one - two).norm() / one.norm())
 
     few, many = apart(1), apart(32)
@@ -119,7 +111,7 @@ def test_neighbouring_seeds_share_no_map():
     assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100))
 
 
-def test_the_same_seed_gives_the_same_mask_and_the_model_is_unchanged(model):
+def test_same_seed_same_mask_and_model_unchanged(model):
     before = model.model_options.copy()
     one, two = find(model)[0], find(model)[0]
     assert torch.equal(one, two) and model.model_options == before
@@ -138,7 +130,7 @@ def test_cfg_only_scales_the_difference(model):
     assert counted.rows == 3 * 2 * 2 * 2
 
 
-def test_maps_go_one_by_one_where_memory_is_short_with_the_same_result(model, monkeypatch):
+def test_maps_go_one_by_one_where_memory_is_short(model, monkeypatch):
     whole = find(model)[0]
     small = Count(model)
     monkeypatch.setattr(type(small.model), "get_free_memory", lambda self, device: 1.0)
@@ -164,7 +156,7 @@ def test_an_image_gets_a_mask_of_its_size(model, vae):
 
 
 @pytest.mark.parametrize("run", [find, edit], ids=["mask", "sampler"])
-def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae, run):
+def test_an_image_that_the_vae_would_cut_is_refused(eps_model, vae, run):
     with pytest.raises(ValueError, match=r"'image' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
         run(eps_model, torch.rand(1, 71, 67, 3), vae=vae)
 
@@ -185,7 +177,7 @@ def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     assert not torch.equal(three, six)
 
 
-def test_a_video_gets_one_mask_that_the_host_puts_on_all_its_frames():
+def test_a_video_gets_one_mask_for_all_its_frames():
     from host.video import tiny_video_model, video_conditioning
 
     model = tiny_video_model()
@@ -211,8 +203,6 @@ def test_a_plain_ksampler_changes_only_the_mask(model):
     within = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], after.shape, "cpu")
     assert_close(after[within == 0], latent["samples"][within == 0], atol=1e-5, rtol=1e-5)
     assert (after - latent["samples"])[within > 0].abs().max() > 0.01
-
-
 
 
 def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
@@ -330,8 +320,6 @@ def test_video_latents_are_edited_under_one_mask_each():
     assert result.shape == given["samples"].shape
     assert torch.equal(result[0, ..., :4], given["samples"][0, ..., :4]) and torch.equal(result[1, ..., 4:], given["samples"][1, ..., 4:])
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
-
-
 
 
 @pytest.mark.parametrize("act", [find, edit])

@@ -38,8 +38,8 @@ def test_the_same_weights_in_another_precision_are_the_same(dtype):
     assert Weights.of(in_precision(dtype)).same(Weights.of(tiny.unet("eps")))
 
 
-def quantised(kind: str):
-    """The model with a layer as the host holds it of a quantised file."""
+def quantized(kind: str):
+    """The model with a layer as the host holds it of a quantized file."""
     model = tiny.unet("eps")
     block = model.get_model_object("diffusion_model").middle_block[1].transformer_blocks[0].attn2
     weight = block.to_v.weight.float()
@@ -55,11 +55,11 @@ def quantised(kind: str):
     return model
 
 
-@pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this ComfyUI loads no quantised layers")
+@pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this ComfyUI loads no quantized layers")
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "nvfp4"])
 def test_the_same_weights_from_a_quantised_file_are_the_same(kind):
-    model = quantised(kind)
-    assert f"{KEY}_scale" in model.model_state_dict(), "the layer is not quantised: nothing is tested"
+    model = quantized(kind)
+    assert f"{KEY}_scale" in model.model_state_dict(), "the layer is not quantized: nothing is tested"
     assert Weights.of(model).same(Weights.of(tiny.unet("eps")))
     assert not Weights.of(model).same(Weights.of(tiny.unet("eps", seed=3)))
 
@@ -71,7 +71,7 @@ def test_the_order_in_memory_does_not_matter(layout):
     assert Weights.of(model) == Weights.of(tiny.unet("eps"))
 
 
-def test_other_weights_are_told_apart_even_if_they_differ_by_half_a_percent():
+def test_weights_that_differ_by_half_a_percent_are_other_weights():
     own, model = Weights.of(tiny.unet("eps")), tiny.unet("eps")
     assert not own.same(Weights.of(tiny.unet("eps", seed=3)))
     for p in model.model.diffusion_model.parameters():
@@ -95,7 +95,7 @@ def test_a_hook_that_is_applied_changes_nothing():
     assert Weights.of(hooked) == before == Weights.of(model)
 
 
-def test_a_lora_changes_nothing_while_it_is_baked_in_or_after_and_is_counted():
+def test_a_lora_that_is_baked_in_changes_nothing_and_is_counted():
     model = tiny.unet("eps")
     before, weight = Weights.of(model), model.model.state_dict()[KEY].clone()
     patched = with_lora(model)

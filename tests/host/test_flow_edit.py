@@ -1,4 +1,4 @@
-"""FlowEdit inside the real host."""
+"""FlowEdit in the real ComfyUI."""
 
 import comfy.model_management
 import comfy.samplers
@@ -8,12 +8,13 @@ import torch
 from controlled_diffusion.nodes.flow_edit import FlowEditLatentSampler
 
 from compare import assert_close
-from host import tiny
+from host import inversions, tiny
+from host.inversions import EMPTY, SOURCE, TARGET, apart, image, interrupting
+from host.inversions import flow_edit as edit
 from host.sampling import Count
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
 STEPS = 6
 
 
@@ -22,28 +23,12 @@ def model(request):
     return tiny.unet(request.param, output_scale=0.2)
 
 
-def image(batch: int = 1) -> dict:
-    return {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-
-
-def edit(model, given=None, source=SOURCE, positive=TARGET, negative=EMPTY, mask=None, vae=None, **knobs):
-    settings = defaults(FlowEditLatentSampler) | dict(steps=STEPS, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | knobs
-    given = image() if given is None else given
-    return FlowEditLatentSampler.execute(model, source, positive, negative, given, mask=mask, vae=vae, **settings).args[0]["samples"]
-
-
-def apart(a, b) -> float:
-    return float((a - b).norm() / b.norm())
-
-
 def half_mask():
-    mask = torch.zeros(1, 64, 64)
-    mask[..., 32:] = 1
-    return mask
+    return 1 - inversions.half_mask()
 
 
 @pytest.mark.parametrize("node", ["ControlNetApply", "ControlNetApplyAdvanced"])
-def test_a_controlnet_of_the_target_alone_does_not_reach_the_source(node):
+def test_the_targets_controlnet_does_not_reach_the_source(node):
     model, hint = tiny.unet("flow", output_scale=0.2), torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     if node == "ControlNetApply":
         positive = nodes.ControlNetApply().apply_controlnet(TARGET, tiny.controlnet(), hint, 1.0)[0]
@@ -55,7 +40,7 @@ def test_a_controlnet_of_the_target_alone_does_not_reach_the_source(node):
 
 
 class ByHand(comfy.samplers.Sampler):
-    """FlowEdit through the host's `sampling_function`, written out with denoised predictions and the host's own noising."""
+    """FlowEdit through ComfyUI's `sampling_function`, written out with denoised predictions and ComfyUI's own noising."""
 
     def __init__(self, seed, n_avg):
         self.seed, self.n_avg = seed, n_avg
@@ -80,7 +65,7 @@ class ByHand(comfy.samplers.Sampler):
 
 
 @pytest.mark.parametrize("n_avg", [1, 2])
-def test_it_is_the_papers_algorithm_through_the_hosts_own_guidance(model, n_avg):
+def test_it_is_the_papers_algorithm_with_comfyuis_guidance(model, n_avg):
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": TARGET, "negative": EMPTY, "source": SOURCE})
@@ -96,7 +81,7 @@ def test_the_same_prompt_and_cfg_give_the_image_back(model, n_max):
     assert apart(edit(model, positive=SOURCE, cfg=1.5, n_max=n_max, n_avg=2), image()["samples"]) < 1e-6
 
 
-def test_no_steps_give_the_image_back_bit_for_bit_without_an_evaluation(model):
+def test_no_steps_change_and_evaluate_nothing(model):
     count = Count(model)
     assert torch.equal(edit(count.model, n_max=0), image()["samples"]) and count.rows == 0
 
@@ -108,8 +93,8 @@ def test_evaluations_are_counted(model, source_cfg, cfg, rows):
     assert count.rows == 4 * 2 * rows
 
 
-def test_the_last_steps_are_the_hosts_own_sampling_under_the_target(model):
-    """With nothing but such steps it is the host's image to image from that noise."""
+def test_the_last_steps_are_plain_sampling_of_the_target(model):
+    """With nothing but such steps it is ComfyUI's image to image from that noise."""
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(TARGET, EMPTY)
@@ -128,7 +113,7 @@ def test_more_steps_and_more_guidance_change_more(model):
     assert apart(edit(model, cfg=2.0), original) < apart(edit(model, cfg=8.0), original)
 
 
-def test_a_batch_is_its_images_one_by_one(model):
+def test_a_batch_is_its_images(model):
     given = image(2)
     alone = [edit(model, {"samples": x[None]}) for x in given["samples"]]
     assert_close(edit(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
@@ -155,7 +140,7 @@ def test_an_image_is_encoded(vae):
     assert_close(found, edit(model, {"samples": vae.encode(image)}), atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(vae):
+def test_a_size_that_the_vae_would_crop_is_refused(vae):
     with pytest.raises(ValueError, match=r"'image' is 100 x 64 pixels, but this VAE takes multiples of 8 .* to 96 x 64\."):
         edit(tiny.unet("flow"), torch.rand(1, 64, 100, 3), vae=vae)
 
@@ -179,38 +164,11 @@ def test_video_latents_are_edited():
     assert apart(edit(model, given, source, source, negative, cfg=1.5), given["samples"]) < 1e-6
 
 
-def test_it_stops_within_a_step_when_the_user_cancels(model):
-    patched, calls = model.clone(), []
-
-    def cancel(apply_model, args):
-        calls.append(1)
-        comfy.model_management.interrupt_current_processing()
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    patched.set_model_unet_function_wrapper(cancel)
+def test_cancelled_it_stops_within_the_evaluation(model):
+    model, calls = interrupting(model)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        edit(patched)
+        edit(model)
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    "knobs, message",
-    [
-        (dict(n_max=STEPS + 1), f"n_max is {STEPS + 1} and n_min 0 of {STEPS} steps"),
-        (dict(n_min=5), "n_max is 4 and n_min 5"),
-        (dict(n_avg=0), "n_avg is 0; give 1"),
-        (dict(n_max=0, n_avg=0), "n_avg is 0; give 1"),
-        (dict(source=[]), "source is an empty conditioning"),
-        (dict(positive=[]), "positive is an empty conditioning"),
-        (dict(given=torch.rand(1, 64, 64, 3)), "'image' is an IMAGE, which needs the vae"),
-        (dict(given={"samples": torch.zeros(1, 4, 64)}), "'image' is a latent of 1 x 4 x 64, but that of images or a video is needed"),
-        (dict(given={"samples": torch.ones(1, 16, 8, 8)}), "has 16 channels, but BaseModel"),
-        (dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
-    ],
-)
-def test_bad_input_is_refused_with_what_to_do(model, knobs, message):
-    with pytest.raises(ValueError, match=message):
-        edit(model, **knobs)
 
 
 @pytest.mark.parametrize("which", ["source", "positive", "negative"])

@@ -8,7 +8,7 @@ import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
-from controlled_diffusion.guidance.image_guidance import ImageForce
+from controlled_diffusion.guidance.image_guidance import ImageGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import gradients
 from controlled_diffusion.nodes.host.guidance.image_guidance import nearest_size
@@ -18,7 +18,7 @@ from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 
 from compare import assert_close
 from host import tiny
-from host.sampling import Count, ksampler, run
+from host.sampling import Count, cfg_guider, ksampler, run
 from host.tiny import conditioning, fill
 from host.tiny import unet as tiny_unet
 
@@ -54,29 +54,30 @@ def image(seed: int = 0) -> torch.Tensor:
 
 def channel(model, vae, weight: float = 3.0, kind: str = "layout", through=False, batch_size=1, **kwargs):
     given = {"image": image(), **kwargs}
-    return ImageGuidanceChannel.execute(model, vae, kind, weight, 0.0, 1.0, 0, "", through, batch_size, **given).args[0]
+    return ImageGuidanceChannel.execute(model, vae, kind, through, batch_size, weight=weight, **given).args[0]
 
 
 def host_cfg(model, cfg: float = 3.0):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(CAT, EMPTY)
-    guider.set_cfg(cfg)
-    return guider
+    return cfg_guider(model, CAT, EMPTY, cfg)
 
 
-def test_weight_0_is_the_hosts_cfg_and_decodes_nothing(any_model, vae):
+def test_weight_0_is_cfg_and_decodes_nothing(any_model, vae):
     calls = []
-    force = ImageForce(lambda z: calls.append(1) or z.sum((1, 2, 3)))
-    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, force=force)])), run(host_cfg(any_model)))
+    gradient = ImageGradient(lambda z: calls.append(1) or z.sum((1, 2, 3)))
+    assert torch.equal(
+        run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])), run(host_cfg(any_model))
+    )
     assert not calls
 
 
-def test_what_loads_dynamically_is_loaded_again_whole_where_gradients_pass(eps_model, vae):
+def test_dynamic_models_are_loaded_whole_for_gradients(eps_model, vae):
     """Dynamic weights lie in memory that the host uses again, of which autograd knows nothing."""
     vague = copy.copy(vae)
     vague.patcher = tiny.dynamic(vae.patcher, lambda: tiny.vae().patcher)
     (forced,) = channel(tiny.dynamic(eps_model), vague, 0.5, "color", True)
-    assert [type(m) for m in forced.force.models] == [comfy.model_patcher.ModelPatcher] and vague.first_stage_model is vae.first_stage_model
+    assert [type(m) for m in forced.gradient.models] == [
+        comfy.model_patcher.ModelPatcher
+    ] and vague.first_stage_model is vae.first_stage_model
     whole = run(MultiCFG(tiny.dynamic(eps_model, lambda: tiny_unet("eps")), EMPTY, [Channel(CAT, 3.0), forced]))
     (plain,) = channel(eps_model, vae, 0.5, "color", True)
     assert_close(whole, run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), plain])))
@@ -93,7 +94,7 @@ def test_the_image_comes_nearer_to_the_reference(any_model, vae, kind, through):
     channels = channel(any_model, vae, 0.5, kind, through)
     decode = decoder(any_model, vae)
     plain, guided = (run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))
-    loss = channels[0].force.loss
+    loss = channels[0].gradient.loss
     before, after = (float(loss(any_model.model.process_latent_in(z))) for z in (plain, guided))
     assert after < before and decode(any_model.model.process_latent_in(guided)).shape == (1, 3, 64, 64)
 
@@ -116,11 +117,11 @@ def test_stock_samplers_follow_it_through_the_denoiser(eps_model, vae, sampler):
     assert torch.isfinite(guided).all() and not torch.allclose(guided, run(host_cfg(eps_model), sampler=sampler))
 
 
-def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
+def test_through_the_denoiser_matches_finite_differences():
     model = tiny_unet("eps", output_scale=0.5)
     sigma, found = 2.0, []
 
-    class Kept(ImageForce):
+    class Kept(ImageGradient):
         def __call__(self, x, sigma, denoised, scale):
             delta = super().__call__(x, sigma, denoised, scale)
             found.append((x.detach().clone(), delta.clone()))
@@ -130,7 +131,7 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
         return (z[:, :, 2:5, 2:5] - 1).square().mean((1, 2, 3))
 
     run(
-        MultiCFG(model, EMPTY, [Channel(CAT, 3.0), Channel(None, 1.0, force=Kept(loss, through_denoiser=True))]),
+        MultiCFG(model, EMPTY, [Channel(CAT, 3.0), Channel(None, 1.0, gradient=Kept(loss, through_denoiser=True))]),
         sigmas=torch.tensor([sigma, 0.0]),
     )
     (x, delta), base = found[0], host_cfg(model)
@@ -147,9 +148,9 @@ def test_through_the_denoiser_the_gradient_is_that_of_finite_differences():
     assert sigma**2 * derivative == pytest.approx(float((delta * direction).sum()), rel=0.02)
 
 
-def test_through_the_denoiser_at_weight_0_keeps_no_graph_and_is_the_hosts_cfg(eps_model):
-    force, kept = ImageForce(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True), []
-    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, force=force)])
+def test_through_the_denoiser_weight_0_keeps_no_graph(eps_model):
+    gradient, kept = ImageGradient(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True), []
+    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), Channel(None, 0.0, gradient=gradient)])
     guider.model_patcher = guider.model_patcher.clone()
     guider.model_patcher.set_model_sampler_post_cfg_function(lambda args: kept.append(args["denoised"].requires_grad) or args["denoised"])
     guider.model_options = guider.model_patcher.model_options
@@ -180,7 +181,7 @@ def test_the_shared_model_works_as_before_afterwards(eps_model, vae):
     assert not comfy.model_management.in_training
 
 
-def test_the_vae_is_loaded_with_the_model_and_the_model_handed_in_is_not_changed(eps_model, vae):
+def test_the_vae_is_loaded_with_a_clone_of_the_model(eps_model, vae):
     guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channel(eps_model, vae)])
     assert vae.patcher in guider.model_patcher.get_nested_additional_models()
     assert not eps_model.get_additional_models_with_key(KEY)
@@ -190,18 +191,18 @@ def test_clip_moves_towards_an_image_and_a_text_of_its_space(eps_model, vae, vis
     text = [[torch.zeros(1, 77, 64), {"pooled_output": torch.randn(1, 24, generator=torch.Generator().manual_seed(3))}]]
     for reference in (dict(image=image()), dict(image=None, text=text)):
         channels = channel(eps_model, vae, 30.0, "clip", clip_vision=vision, **reference)
-        loss = channels[0].force.loss
+        loss = channels[0].gradient.loss
         plain, guided = (run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *c])) for c in ((), channels))
         before, after = (float(loss(eps_model.model.process_latent_in(z))) for z in (plain, guided))
         assert after < before
 
 
-def test_a_clip_vision_model_that_loads_dynamically_is_copied_whole(eps_model, vae, vision):
+def test_a_dynamic_clip_vision_model_is_copied_whole(eps_model, vae, vision):
     (plain,) = channel(eps_model, vae, 30.0, "clip", clip_vision=vision)
     given = copy.copy(vision)
     given.patcher = tiny.dynamic(vision.patcher)
     (forced,) = channel(eps_model, vae, 30.0, "clip", clip_vision=given)
-    assert [m.is_dynamic() for m in forced.force.models] == [False, False] and given.patcher.is_dynamic()
+    assert [m.is_dynamic() for m in forced.gradient.models] == [False, False] and given.patcher.is_dynamic()
     assert_close(run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), forced])), run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), plain])))
 
 
@@ -221,7 +222,7 @@ def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):
         channel(eps_model, vae, 1.0, kind, **given)
 
 
-def test_healing_replaces_only_what_was_made_in_inference_mode(eps_model):
+def test_only_inference_tensors_are_replaced(eps_model):
     model = eps_model.model.diffusion_model
     values = {k: v.clone() for k, v in model.state_dict().items()}
     assert gradients.to_normal_tensors(model) > 0 and gradients.to_normal_tensors(model) == 0

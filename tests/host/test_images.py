@@ -4,7 +4,8 @@ import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
 from controlled_diffusion.nodes.host.guidance.guidance_report import weights_image
-from controlled_diffusion.nodes.host.images import line_chart
+from controlled_diffusion.nodes.host.images import image_grid, line_chart
+from PIL import Image
 
 from host.sampling import sigmas_of
 
@@ -24,7 +25,7 @@ def test_the_interval_and_zero_init_are_drawn_too(eps_model):
     def drawn(**rules):
         return weights_image(eps_model, CHANNELS, None, Rules(**rules))
 
-    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init=0.3)]
+    plain, both = drawn(), [drawn(interval=Schedule(start=0.4, end=0.5)), drawn(zero_init_percent=0.3)]
     assert torch.equal(plain, weights_image(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
 
 
@@ -38,3 +39,13 @@ def test_a_line_goes_through_its_points_and_equal_lines_are_both_seen():
     chart = np.asarray(line_chart({"one": line, "two": line}, "", ""), np.int32)
     first, second = (np.abs(chart - np.array(c)).sum(-1) < 30 for c in ((45, 108, 223), (212, 58, 47)))
     assert first[100:300, 100:600].sum() > 100 and second[100:300, 100:600].sum() > 100
+
+
+def test_a_grid_shows_images_names_and_captions_in_their_places():
+    red, blue = (Image.new("RGB", (40, 20), color) for color in ("#ff0000", "#0000ff"))
+    grid = image_grid([[red, blue], [blue, red]], ["one", "two"], ["a", "b"], [[["below"], []], [[], []]], left=30, top=24, gap=4, below=24)
+    assert grid.size == (30 + 2 * 44, 24 + 2 * 44)
+    assert [grid.getpixel(p) for p in ((30, 24), (74, 24), (30, 68), (74, 68))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255), (255, 0, 0)]
+    dark = np.asarray(grid.convert("L")) < 100
+    assert dark[:24, 30:70].any() and dark[:24, 74:114].any() and dark[24:44, :30].any() and dark[68:88, :30].any()
+    assert dark[44:68, 30:70].any() and not dark[44:68, 74:114].any()

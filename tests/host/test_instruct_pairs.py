@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import comfy.clip_vision
@@ -8,8 +9,12 @@ import comfy_extras.nodes_dataset as host_dataset
 import folder_paths
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from controlled_diffusion.nodes.demo import DemoCheckerLoader
+from controlled_diffusion.nodes.host import images as image_files
 from controlled_diffusion.nodes.host.training import instruct_pairs as host
+from controlled_diffusion.nodes.host.training.pair_filter import pair_filter
+from controlled_diffusion.nodes.host.training.pair_folder import PairFolder
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
 from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
@@ -17,7 +22,7 @@ from PIL import Image
 
 from compare import assert_close
 from host import sampling, tiny, tiny_text
-from measures.diffedit import defaults
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "output")
 PAIR = PromptPair("a red cat", "a blue cat sitting there", "make it blue")
@@ -44,7 +49,7 @@ def vision(tmp_path):
 
 
 def artist(model, clip, vae, **more):
-    return host.Artist(model, clip, vae, "bad", host.Recipe(2, 2, 5, (64, 64), steps=3, **more))
+    return host.PairSampler(model, clip, vae, "bad", host.Recipe(2, 2, 5, (64, 64), steps=3, **more))
 
 
 def pairs(model, clip, vae, **knobs):
@@ -56,8 +61,6 @@ def pairs(model, clip, vae, **knobs):
 
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 
 
 def drawn_alone(model, clip, vae, text, how, sampler):
@@ -72,13 +75,13 @@ def drawn_alone(model, clip, vae, text, how, sampler):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
-def test_the_image_before_is_what_its_prompt_gives_and_without_sharing_so_is_the_one_after(sampler, eps_model, clip, vae):
+def test_without_sharing_both_images_are_their_prompts_own(sampler, eps_model, clip, vae):
     made = artist(eps_model, clip, vae, sampler_name=sampler).draw(PAIR, how := Draw(4, 0.0, 3.0))
     for image, text in zip(made, (PAIR.before, PAIR.after)):
         assert_close(image[None], drawn_alone(eps_model, clip, vae, text, how, sampler), atol=1e-4, rtol=1e-4)
 
 
-def test_equal_prompts_give_equal_images_and_more_sharing_keeps_more(any_model, clip, vae):
+def test_equal_prompts_give_equal_images(any_model, clip, vae):
     drawer = artist(any_model, clip, vae)
     same = drawer.draw(PromptPair("a cat", "a cat", "-"), Draw(4, 0.5, 3.0))
     assert torch.equal(*same)
@@ -117,9 +120,7 @@ def test_models_without_these_layers_are_refused(vae):
         pairs(tiny_text.denoiser("flux"), tiny_text.clip("flux"), vae)
 
 
-
-
-def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_model, clip, vae, output):
+def test_pairs_are_drawn_filtered_and_kept_in_a_folder(eps_model, clip, vae, output):
     before, after, instructions, folder = pairs(eps_model, clip, vae)
     assert before.shape == after.shape == (2, 64, 64, 3) and instructions == ["make it blue", "turn it into a cow"] and folder == "things"
     kept = output / "things"
@@ -134,7 +135,7 @@ def test_it_draws_filters_and_keeps_pairs_in_a_folder_that_trainers_read(eps_mod
     with Image.open(kept / "after" / "00001.png") as image:
         assert image.size == (64, 64)
     how = Draw(first["seed"], first["share"], first["cfg"])
-    again = host.Artist(eps_model, clip, vae, "", host.Recipe(2, 1, 3, (64, 64), steps=2)).draw(PAIR, how)
+    again = host.PairSampler(eps_model, clip, vae, "", host.Recipe(2, 1, 3, (64, 64), steps=2)).draw(PAIR, how)
     assert_close(again[0], before[0], atol=0.003, rtol=0)
 
 
@@ -166,16 +167,16 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=3, keep=2)
     pairs(eps_model, clip, vae, folder="whole", **one)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(host.Folder, "finish", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(PairFolder, "finish", lambda *given: (_ for _ in ()).throw(OSError("no space")))
         pairs(eps_model, clip, vae, **one)
     assert len(pairs(eps_model, clip, vae, **one)[0]) == 2
     assert files(output / "things") == files(output / "whole")
 
 
-def test_a_run_that_broke_off_before_its_images_were_there_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
+def test_a_run_that_broke_off_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=2, keep=2)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(host.images, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(image_files, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
         pairs(eps_model, clip, vae, **one)
     before, _, instructions, _ = pairs(eps_model, clip, vae, **one)
     there = sorted((output / "things").glob("*/*.png"))
@@ -183,13 +184,13 @@ def test_a_run_that_broke_off_before_its_images_were_there_leaves_nothing_twice(
     assert len({p.read_bytes() for p in there}) == len({p.read_bytes() for p in sorted((output / "things" / "before").glob("*"))}) * 2 == 4
 
 
-def test_pairs_that_the_user_takes_out_are_gone_and_their_numbers_are_not_given_again(output):
-    folder = host.Folder("things")
+def test_removed_pairs_are_gone_and_numbers_not_reused(output):
+    folder = PairFolder("things")
     for number in range(3):
-        folder.add(torch.full((2, 8, 8, 3), 0.2 * number), host.Found(PromptPair("a", "b", f"edit {number}"), {"seed": number}))
+        folder.add(torch.full((2, 8, 8, 3), 0.2 * number), PromptPair("a", "b", f"edit {number}"), {"seed": number})
     for place in ("before/00003.png", "after/00003.png", "after/00003.txt", "after/00001.png"):
         (folder.path / place).unlink()
-    folder.add(torch.ones(2, 8, 8, 3), host.Found(PromptPair("a", "b", "edit 3"), {"seed": 3}))
+    folder.add(torch.ones(2, 8, 8, 3), PromptPair("a", "b", "edit 3"), {"seed": 3})
     _, after, instructions = folder.read()
     assert instructions == ["edit 1", "edit 3"] and [float(p.mean()) for p in after] == pytest.approx([0.2, 1.0], abs=0.01)
     assert folder.seeds(PromptPair("a", "b", "edit 0")) == set() and (folder.path / "after" / "00004.txt").read_text() == "edit 3"
@@ -204,22 +205,29 @@ def test_pairs_of_another_model_are_not_given_out_as_this_ones(eps_model, clip, 
     ):
         with pytest.raises(ValueError, match=r"drawn otherwise: models was \w+, now \w+\. Set these back"):
             pairs(*given)
-    older = (output / "things" / "progress.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in older]
-    for line in lines:
-        del line["way"]["models"]
-    (output / "things" / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(pairs(tiny.unet("eps", seed=9), clip, vae)[0]) == 2  # as folders of before were
 
 
-def test_a_torn_line_spoils_nothing(output):
-    folder = host.Folder("things")
-    for number in range(3):
-        folder.add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {"seed": number}))
-        with (folder.path / "metadata.jsonl").open("a") as file:
-            file.write('{"original_image": "bef')
-        assert len(folder.read()[0]) == number + 1
-    assert folder.seeds(PAIR) == {0, 1, 2}
+def test_a_list_is_written_whole_or_not_at_all(output, monkeypatch):
+    folder = PairFolder("things")
+    for number in range(2):
+        folder.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": number, "note": "zwei\u2028Zeilen"})
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+        folder.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": 2})
+    assert folder.seeds(PAIR) == {0, 1} and len(folder.read()[0]) == 2
+
+
+@pytest.mark.parametrize("kind", ["model", "checker"])
+def test_pairs_are_not_continued_where_settings_cannot_be_compared(kind, eps_model, clip, vae, output):
+    """RescaleCFG is a function on the model; a checker may say what it checks."""
+    model, knobs, name = eps_model, dict(checker=lambda before, after, pair: [1.0] * len(before)), "the checker"
+    if kind == "model":
+        model, knobs, name = RescaleCFG().patch(eps_model, 0.5)[0], {}, "'sampler_cfg_function'"
+    assert len(pairs(model, clip, vae, **knobs)[0]) == 2
+    for given in ((model, clip, vae), (eps_model, clip, vae)):
+        with pytest.raises(ValueError, match=rf"holds 2 of these prompt pairs, but {name}.* cannot be compared\. Name another folder"):
+            pairs(*given, **knobs if given[0] is model else {})
+    assert pairs(model, clip, vae, if_exists="number it", **knobs)[3] == "things_2"
 
 
 def test_no_half_image_is_left(output, monkeypatch):
@@ -232,8 +240,8 @@ def test_no_half_image_is_left(output, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", breaking)
     with pytest.raises(OSError, match="no space"):
-        host.Folder("things").add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {}))
-    assert not list(output.rglob("*.png")) and host.Folder("things").read()[2] == []
+        PairFolder("things").add(torch.zeros(2, 8, 8, 3), PAIR, {})
+    assert not list(output.rglob("*.png")) and PairFolder("things").read()[2] == []
 
 
 def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, output):
@@ -274,14 +282,12 @@ def test_a_name_never_leaves_the_folder(name, eps_model, clip, vae, output):
 
 
 def test_a_list_of_images_that_names_others_is_refused(output):
-    folder = host.Folder("things")
-    folder.add(torch.zeros(2, 8, 8, 3), host.Found(PAIR, {}))
+    folder = PairFolder("things")
+    folder.add(torch.zeros(2, 8, 8, 3), PAIR, {})
     text = (folder.path / "metadata.jsonl").read_text()
     (folder.path / "metadata.jsonl").write_text(text.replace("before/00001.png", "../../secret.png"))
-    with pytest.raises(ValueError, match="lies outside of its folder"):
+    with pytest.raises(ValueError, match="is outside of its folder"):
         folder.read()
-
-
 
 
 class Eyes:
@@ -308,17 +314,17 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
         [torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in ((1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7))]
     )
     eyes = Eyes(said(clip, "red"), torch.zeros(tiny.CONTEXT), said(clip, "blue"))
-    judge = host.Judge(Filter(0.5, 0.2, 0.0), PlainFilter(), eyes, clip)
-    best = judge.best(candidates, PromptPair("red", "blue", "-"), 4)
+    chooser = pair_filter(Filter(0.5, 0.2, 0.0), PlainFilter(), eyes, clip)
+    best = chooser.best(candidates, PromptPair("red", "blue", "-"), 4)
     assert [i for i, _ in best] == [2, 1] and best[0][1]["clip_direction"] > best[1][1]["clip_direction"] > 0.8
-    assert judge.best(candidates, PromptPair("blue", "red", "-"), 4) == []
+    assert chooser.best(candidates, PromptPair("blue", "red", "-"), 4) == []
 
 
 def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
     """The host's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
     images = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    judge = host.Judge(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
-    found = dict(judge.best(images, PAIR, 2))
+    chooser = pair_filter(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
+    found = dict(chooser.best(images, PAIR, 2))
     seen = [vision.encode_image(p)["image_embeds"] for p in images.unbind(1)]
     expected = likeness(*seen, said(clip, PAIR.before), said(clip, PAIR.after))
     for kind, values in vars(expected).items():
@@ -332,17 +338,17 @@ def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
 def test_a_text_encoder_without_the_projection_is_refused(weight, vision):
     clip = tiny.clip(torch.float32)
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.copy_(weight)
-    judge = host.Judge(Filter(), PlainFilter(), vision, clip)
+    chooser = pair_filter(Filter(), PlainFilter(), vision, clip)
     with pytest.raises(ValueError, match=r"lacks the projection .* SD1\.5 checkpoint"):
-        judge.best(torch.rand(1, 2, 32, 32, 3), PAIR, 1)
+        chooser.best(torch.rand(1, 2, 32, 32, 3), PAIR, 1)
 
 
 def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
     with pytest.raises(ValueError, match="needs clip_vision and clip_text"):
         pairs(eps_model, clip, vae, clip_text=clip)
-    judge = host.Judge(Filter(), PlainFilter(), Eyes(), clip)
+    chooser = pair_filter(Filter(), PlainFilter(), Eyes(), clip)
     with pytest.raises(ValueError, match=f"width {tiny.CONTEXT}, clip_vision of width 3"):
-        judge.best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)
+        chooser.best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)
 
 
 def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
@@ -353,8 +359,6 @@ def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
     assert facts[0]["clip_direction"] >= facts[1]["clip_direction"]
     with pytest.raises(ValueError, match="None of the candidates"):
         pairs(eps_model, clip, vae, folder="none", clip_vision=vision, clip_text=clip, **every | {"min_captions": 1.0})
-
-
 
 
 def test_a_checker_chooses_in_the_place_of_clip(eps_model, clip, vae, vision, output):
@@ -391,6 +395,7 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     )
     before = drawn(red).expand_as(after)
     checker = DemoCheckerLoader.execute().args[0]
+    assert pair_filter(Filter(), PlainFilter(), checker=checker).key  # so that a folder is continued
     scores = checker(before, after, PromptPair("a red circle on a white background", "a blue circle on a white background", "make it blue"))
     assert [s > 0 for s in scores] == [True, False, False, False, False, False, True] and scores[0] > scores[6]
     told = PromptPair("a red circle", "a striped blue circle on a white background", "make it striped and blue")
@@ -398,14 +403,12 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     assert checker(before, after, PromptPair("a cat", "a dog", "-")) == [0.0] * 7
 
 
-def test_the_hosts_own_nodes_read_the_folder_as_images_with_captions_and_their_control_images(
-    eps_model, clip, vae, output, monkeypatch
-):
+def test_comfyuis_dataset_nodes_read_the_folder(eps_model, clip, vae, output, monkeypatch):
     pairs(eps_model, clip, vae)
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(output / "things"))
     after, captions = host_dataset.LoadImageTextDataSetFromFolderNode.execute("after").args
     (before,) = host_dataset.LoadImageDataSetFromFolderNode.execute("before").args
     assert captions == ["make it blue", "turn it into a cow"]
-    kept = host.Folder("things").read()
+    kept = PairFolder("things").read()
     for found, side in ((before, 0), (after, 1)):
         assert all(torch.equal(a, b) for a, b in zip(found, kept[side], strict=True))

@@ -1,11 +1,9 @@
 """InstructPix2Pix guidance on the host's own 8-channel UNet, beside the host's DualCFGGuider and CFG."""
 
-import comfy.samplers
 import node_helpers
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
@@ -13,7 +11,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, latent, run, sigmas_of
+from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, latent, run, sigmas_of
 from host.tiny import conditioning
 from host.tiny_editors import instruct_pix2pix
 
@@ -50,17 +48,7 @@ def seeing(conditioning, latent=IMAGE):
 
 def host_dual(model, text=7.5, image=1.5, latent=IMAGE):
     """The paper's arrangement of the host's DualCFGGuider."""
-    guider = Guider_DualCFG(model)
-    guider.set_conds(seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY)
-    guider.set_cfg(text, image)
-    return guider
-
-
-def plain(model, positive, negative, cfg):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
+    return dual_guider(model, seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY, text, image)
 
 
 def as_channels(model, text=7.5, image=1.5, previous=(), **inputs):
@@ -79,30 +67,26 @@ def test_it_is_the_hosts_dual_cfg_in_the_papers_arrangement(any_editor, made, te
     assert_close(run(made(any_editor, text, image)), run(host_dual(any_editor, text, image)), **ROUNDING)
 
 
-def test_the_two_channels_make_the_very_bits_of_the_hosts_dual_cfg(any_editor):
+def test_the_two_channels_are_dual_cfg_bitwise(any_editor):
     """One step at a time, so that equal predictions are compared and not sampling that amplifies a rounding."""
     sigmas = sigmas_of(any_editor)[:2]
     theirs = run(host_dual(any_editor), sigmas=sigmas)
     assert torch.equal(run(as_channels(any_editor), sigmas=sigmas), theirs)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_image_scale_one_is_the_hosts_cfg_bit_for_bit(any_editor, sampler):
-    theirs = run(plain(any_editor, seeing(SNOW), seeing(EMPTY), 4.0), sampler=sampler)
-    assert torch.equal(run(ours(any_editor, 4.0, 1.0), sampler=sampler), theirs)
-
-
-def test_equal_scales_are_the_hosts_cfg_from_nothing_to_the_edit_bit_for_bit(any_editor):
-    assert torch.equal(run(ours(any_editor, 3.0, 3.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 3.0)))
-
-
-def test_both_scales_one_are_the_edit_alone_bit_for_bit(any_editor):
-    assert torch.equal(run(ours(any_editor, 1.0, 1.0)), run(plain(any_editor, seeing(SNOW), EMPTY, 1.0)))
+@pytest.mark.parametrize(
+    "sampler, text, image",
+    [*((s, 4.0, 1.0) for s in ("euler", "heun", "dpmpp_2m", "euler_ancestral")), ("euler", 3.0, 3.0), ("euler", 1.0, 1.0)],
+)
+def test_neutral_and_equal_scales_are_cfg_bitwise(any_editor, sampler, text, image):
+    """Image scale 1: from the image to the edit. Equal scales: from nothing to the edit. Both 1: the edit alone."""
+    theirs = cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY) if image == 1.0 else EMPTY, text)
+    assert torch.equal(run(ours(any_editor, text, image), sampler=sampler), run(theirs, sampler=sampler))
 
 
 def test_a_blank_image_leaves_plain_text_guidance(any_editor):
     blank = {"samples": torch.zeros_like(IMAGE["samples"])}
-    assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(plain(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
+    assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(cfg_guider(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
 
 
 def test_both_scales_change_the_result(any_editor):
@@ -114,13 +98,13 @@ def test_both_scales_change_the_result(any_editor):
     "text, image, rows",
     [(7.5, 1.5, 3), (1.0, 1.5, 3), (7.5, 0.0, 3), (3.0, 3.0, 2), (7.5, 1.0, 2), (0.0, 1.5, 2), (1.0, 1.0, 1), (0.0, 1.0, 1), (0.0, 0.0, 1)],
 )
-def test_no_prediction_is_made_for_nothing_and_a_step_is_one_call(editor, text, image, rows):
+def test_only_needed_rows_are_evaluated_in_one_call(editor, text, image, rows):
     count = Count(editor)
     run(ours(count.model, text, image))
     assert (count.rows, count.calls) == (rows * STEPS, STEPS)
 
 
-def test_rows_are_saved_also_where_only_a_schedule_makes_the_scales_so(editor):
+def test_rows_are_saved_where_schedules_make_scales_equal(editor):
     halved = Schedule(Constant(0.5))
     for text, image, schedules, rows in (
         (7.5, 2.0, dict(image_schedule=halved), 2),
@@ -205,7 +189,7 @@ def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
     positive, negative, theirs = InstructPixToPixConditioning.execute(SNOW, EMPTY, image, vae).args
     guider, empty, _ = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 4.0, 1.0, image, vae).args
     assert torch.equal(empty["samples"], theirs["samples"])
-    assert torch.equal(run(guider, empty["samples"]), run(plain(editor, positive, negative, 4.0), theirs["samples"]))
+    assert torch.equal(run(guider, empty["samples"]), run(cfg_guider(editor, positive, negative, 4.0), theirs["samples"]))
 
 
 def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
@@ -217,13 +201,11 @@ def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
 def test_a_negative_that_carries_an_image_of_its_own_keeps_it(any_editor):
     blurred = image(seed=6)
     guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, IMAGE).args[0]
-    assert torch.equal(run(guider), run(plain(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
+    assert torch.equal(run(guider), run(cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
 
 
-def test_an_unconditional_of_its_own_is_what_the_image_is_compared_with(any_editor):
-    guider = Guider_DualCFG(any_editor)
-    guider.set_conds(seeing(SNOW), seeing(EMPTY), DOG)
-    guider.set_cfg(7.5, 1.5)
+def test_the_image_is_compared_with_its_unconditional(any_editor):
+    guider = dual_guider(any_editor, seeing(SNOW), seeing(EMPTY), DOG, 7.5, 1.5)
     for unconditional in (DOG, seeing(DOG)):
         assert_close(run(ours(any_editor, unconditional=unconditional)), run(guider), **ROUNDING)
 
@@ -253,14 +235,14 @@ class Watch:
 
 
 @pytest.mark.parametrize("image", [1.0, 1.0 + 1e-7, 4.0], ids=["neutral", "three rows", "equal scales"])
-def test_other_nodes_cfg_functions_act_as_on_plain_guidance_by_the_instruction(any_editor, image):
+def test_other_nodes_cfg_functions_act_on_the_instruction(any_editor, image):
     alone, beside = Watch(any_editor), Watch(any_editor)
-    expected = run(plain(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
+    expected = run(cfg_guider(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
     assert_close(run(ours(beside.model, 4.0, image)), expected, **ROUNDING)
     assert beside.calls == alone.calls == {"pre": STEPS, "cfg": STEPS, "post": STEPS}
 
 
-def test_a_post_cfg_function_sees_the_whole_equation_and_its_parts(any_editor):
+def test_post_cfg_functions_see_the_equation_and_its_parts(any_editor):
     watch = Watch(any_editor)
     watch.model.model_options.pop("sampler_cfg_function")
     watch.model.model_options.pop("sampler_pre_cfg_function")
@@ -282,18 +264,18 @@ def comfy_prediction(model, conditioning, seen: dict) -> torch.Tensor:
 
     probe = model.clone()
     probe.set_model_sampler_post_cfg_function(keep)
-    run(plain(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
+    run(cfg_guider(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
     return asked[0]
 
 
 @pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has no CFG Override")
-def test_the_hosts_cfg_override_is_a_text_scale(any_editor):
+def test_cfg_override_is_a_text_scale(any_editor):
     overridden = nodes_custom_sampler.CFGOverride.execute(any_editor, 3.0, 0.0, 1.0).args[0]
     for text, image in ((7.5, 1.5), (7.5, 3.0), (1.5, 1.5)):
         assert torch.equal(run(ours(overridden, text, image)), run(ours(any_editor, 3.0, image)))
 
 
-def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_editor):
+def test_model_unchanged_and_runs_independent(any_editor):
     before, options = run(host_dual(any_editor)), repr((any_editor.model_options, any_editor.wrappers))
     guider = ours(any_editor)
     patched = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 2.5, IMAGE).args[0]

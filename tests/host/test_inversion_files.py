@@ -1,4 +1,4 @@
-"""Save Inversion and Load Inversion in the real host: invert once, edit many times."""
+"""Save Inversion and Load Inversion in the real ComfyUI: invert once, edit many times."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.edict import EDICT
-from controlled_diffusion.inversion.method import Method, method_named
+from controlled_diffusion.inversion.method import Method, Trajectory, method_named
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
 from controlled_diffusion.nodes.host import noise_levels
@@ -28,18 +28,19 @@ from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInvers
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import Caption, Claim, render
 
-import demo_inversion
 from compare import assert_close
+from demo import make_inversion
 from harness.demo_images import Studio
 from host import tiny
+from host.inversions import EMPTY, SOURCE, TARGET, image
+from host.inversions import sample as reconstruct
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
 
 
 @pytest.fixture(autouse=True)
 def output(tmp_path):
-    """The host's output folder, empty for each test."""
+    """ComfyUI's output folder, empty for each test."""
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path / "output"))
     yield tmp_path / "output" / "inversions"
@@ -52,8 +53,7 @@ def model():
 
 
 def inverted(model, source=SOURCE, batch: int = 1):
-    latent = {"samples": 5 * torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    return inverting.invert(model, None, latent, source, DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
+    return inverting.invert(model, None, image(batch), source, DDIM(), noise_levels.levels(model, "normal", 5, 0.0))
 
 
 def save(inversion, prefix: str = "inversion") -> str:
@@ -61,7 +61,7 @@ def save(inversion, prefix: str = "inversion") -> str:
 
 
 def sample(model, inversion, **inputs):
-    return InversionSampler.execute(model, inversion, 3.0, "edit", negative=EMPTY, **inputs).args[0]["samples"]
+    return reconstruct(model, inversion, 3.0, negative=EMPTY, **inputs)
 
 
 def same(a, b) -> bool:
@@ -72,21 +72,21 @@ def same(a, b) -> bool:
         return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, Inversion) or hasattr(a, "carries"):
+    if isinstance(a, (Inversion, Trajectory)):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     return a == b
 
 
-def test_an_inversion_comes_back_with_every_bit_of_everything(model):
+def test_every_bit_of_an_inversion_is_kept(model):
     found = inverted(model, batch=2)
     rich = [
         [SOURCE[0][0], {**SOURCE[0][1], "area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}]
     ]
-    doubled = tuple(tuple(t.double() / 3 for t in (*carry, *carry)) for carry in found.trajectory.states)
+    doubled = tuple(tuple(t.double() / 3 for t in (*state, *state)) for state in found.trajectory.states)
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
     whole = replace(
         found,
-        trajectory=replace(found.trajectory, carries=doubled, extras=extras),
+        trajectory=replace(found.trajectory, states=doubled, extras=extras),
         source=rich,
         null=[[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))],
         cfg=7.5,
@@ -99,7 +99,7 @@ def test_an_inversion_comes_back_with_every_bit_of_everything(model):
     assert same(back, whole) and back.model.patched == 3
 
 
-def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
+def test_sampling_from_a_file_is_as_from_the_value(model):
     found = inverted(model)
     name = save(found)
     loaded = LoadInversion.execute(model, name).args
@@ -109,24 +109,24 @@ def test_the_replay_of_a_file_is_the_replay_of_the_value(model):
 
 @pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)
 def test_exact_methods_stay_exact_through_a_file_in_float64(model, method):
-    latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    latent = image()
     sigmas = noise_levels.levels(model, "normal", 10, 0.0)
     found = inverting.invert(model, None, latent, SOURCE, method, sigmas, precision=torch.float64)
     loaded = inversion_files.load(save(found))
-    assert {t.dtype for carry in loaded.trajectory.states for t in carry} == {torch.float64}
-    back = InversionSampler.execute(model, loaded, 1.0, "edit").args[0]["samples"]
-    assert torch.equal(back, InversionSampler.execute(model, found, 1.0, "edit").args[0]["samples"])
+    assert {t.dtype for state in loaded.trajectory.states for t in state} == {torch.float64}
+    back = reconstruct(model, loaded)
+    assert torch.equal(back, reconstruct(model, found))
     assert_close(back, latent["samples"], atol=1e-5, rtol=1e-6)
 
 
 def test_the_loader_gives_what_the_inverter_gave_and_the_image(model):
-    latent = {"samples": 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    latent = image()
     given = inverting.outputs(model, inverted(model))
-    inversion, noisy, noise, sigmas, source, negative, image = LoadInversion.execute(model, save(given[0])).args
+    inversion, noisy, noise, sigmas, source, negative, loaded = LoadInversion.execute(model, save(given[0])).args
     assert same(inversion, given[0]) and same(noisy, given[1]) and same(sigmas, given[3]) and same(source, SOURCE)
     assert torch.equal(noise.generate_noise(latent), given[2].generate_noise(latent))
     assert isinstance(negative, ExecutionBlocker) and "brings no negative" in negative.message
-    assert_close(image["samples"], latent["samples"])
+    assert_close(loaded["samples"], latent["samples"])
 
 
 def test_the_negative_of_an_inversion_comes_along(model):
@@ -140,7 +140,7 @@ def test_every_method_of_the_pack_comes_back_with_its_settings(model, method):
     assert inversion_files.load(save(held)).method == held.method == method_named(method.name)()
 
 
-def test_the_file_is_the_output_nodes_and_a_counter_keeps_the_older_ones(model, output):
+def test_a_counter_keeps_older_files(model, output):
     found = inverted(model)
     first, second = SaveInversion.execute(found, "cats/black"), SaveInversion.execute(replace(found, cfg=2.0), "cats/black")
     assert first.args[0] is found
@@ -170,36 +170,36 @@ def test_a_name_outside_the_folder_is_refused_when_saving(model, prefix, output)
     "name", ["../x.safetensors", "../x.safetensors [output]", "inversions/../../x.safetensors [output]", "/etc/passwd", "nowhere", ""]
 )
 def test_only_listed_files_are_loaded(model, name, tmp_path):
-    shutil.copy(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    shutil.copy(inversion_files.INVERSIONS.find(save(inverted(model))), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="There is no inversion '"):
         inversion_files.load(name)
     assert "There is no inversion '" in LoadInversion.validate_inputs(name)
 
 
 def test_a_link_out_of_the_output_folder_is_not_followed(model, output, tmp_path):
-    shutil.move(inversion_files.path_of(save(inverted(model))), tmp_path / "x.safetensors")
+    shutil.move(inversion_files.INVERSIONS.find(save(inverted(model))), tmp_path / "x.safetensors")
     os.symlink(tmp_path / "x.safetensors", output / "link.safetensors")
-    assert "inversions/link.safetensors [output]" not in inversion_files.names()
+    assert "inversions/link.safetensors [output]" not in inversion_files.INVERSIONS.names()
 
 
 def test_files_of_the_models_folder_are_listed_too(model):
     folder = Path(folder_paths.models_dir) / "inversions" / "mine"
     folder.mkdir(parents=True)
-    shutil.move(inversion_files.path_of(save(inverted(model))), folder / "a.safetensors")
+    shutil.move(inversion_files.INVERSIONS.find(save(inverted(model))), folder / "a.safetensors")
     try:
-        assert "mine/a.safetensors" in inversion_files.names()
+        assert "mine/a.safetensors" in inversion_files.INVERSIONS.names()
         assert LoadInversion.execute(model, "mine/a.safetensors").args[0].method == DDIM()
     finally:
         shutil.rmtree(folder.parent)
 
 
-def test_a_name_that_another_node_will_give_is_neither_checked_nor_cached():
+def test_linked_names_are_neither_checked_nor_cached():
     assert LoadInversion.validate_inputs(None) is True
     assert LoadInversion.fingerprint_inputs(None) != LoadInversion.fingerprint_inputs(None)
 
 
 def checked(monkeypatch, name: str):
-    """What the host says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
+    """What ComfyUI says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
     offered = {"LoadInversion": LoadInversion, "DemoModelLoader": DemoModelLoader, "InversionSampler": InversionSampler}
     for node_id, node in offered.items():
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node_id, node)
@@ -214,18 +214,18 @@ def checked(monkeypatch, name: str):
     return valid, errors
 
 
-def test_the_host_takes_a_file_that_was_just_written_and_tells_which_there_are_of_one_that_is_not(model, monkeypatch):
+def test_comfyui_accepts_new_files_and_names_them_in_errors(model, monkeypatch):
     name = save(inverted(model))
     assert checked(monkeypatch, name) == (True, {})
     valid, errors = checked(monkeypatch, "inversions/../secret.safetensors [output]")
     assert (
         not valid
-        and f"There is no inversion 'inversions/../secret.safetensors [output]'. In output/inversions and models/inversions lie: {name}"
+        and f"There is no inversion 'inversions/../secret.safetensors [output]'. Found in output/inversions and models/inversions: {name}"
         in str(errors)
     )
 
 
-def test_a_new_file_is_offered_without_a_restart_and_one_replaced_is_read_again(model):
+def test_new_and_replaced_files_are_noticed(model):
     def listed():
         return next(i for i in LoadInversion.INPUT_TYPES()["required"].values() if "options" in i[1])[1]["options"]
 
@@ -234,8 +234,8 @@ def test_a_new_file_is_offered_without_a_restart_and_one_replaced_is_read_again(
     assert name in listed() and LoadInversion.validate_inputs(name) is True
     before = LoadInversion.fingerprint_inputs(name)
     assert before == LoadInversion.fingerprint_inputs(name)
-    other = inversion_files.path_of(save(replace(inverted(model), cfg=2.0), "other"))
-    os.replace(other, inversion_files.path_of(name))
+    other = inversion_files.INVERSIONS.find(save(replace(inverted(model), cfg=2.0), "other"))
+    os.replace(other, inversion_files.INVERSIONS.find(name))
     assert LoadInversion.fingerprint_inputs(name) != before
     assert inversion_files.load(name).cfg == 2.0
 
@@ -271,31 +271,30 @@ def test_a_conditioning_with_objects_is_refused_by_name(model, output, what, mad
     assert not list(output.rglob("*.safetensors"))
 
 
-def test_a_file_with_settings_that_the_method_does_not_know_is_refused(model, output):
-    name = save(inverted(model))
-    held = inversion_files.files.load(inversion_files.path_of(name))
-    inversion_files.files.save(held | {"settings": {"warp": 9}}, output / "new.safetensors")
-    with pytest.raises(ValueError, match=r"new\.safetensors.* was written by another version of the pack .*warp.* Update"):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"settings": {"warp": 9}}, r"new\.safetensors.* was written by another version of the pack .*warp.* Update"),
+        ({"method": "warp"}, "'warp' is no inversion method of this version"),
+    ],
+    ids=["settings", "method"],
+)
+def test_files_of_another_version_are_refused(model, output, change, message):
+    held = inversion_files.files.load(inversion_files.INVERSIONS.find(save(inverted(model))))
+    inversion_files.files.save(held | change, output / "new.safetensors")
+    with pytest.raises(ValueError, match=message):
         inversion_files.load("inversions/new.safetensors [output]")
 
 
-def test_a_file_of_an_unknown_method_is_refused(model, output):
-    name = save(inverted(model))
-    held = inversion_files.files.load(inversion_files.path_of(name))
-    inversion_files.files.save(held | {"method": "warp"}, output / "new.safetensors")
-    with pytest.raises(ValueError, match="'warp' is no inversion method of this version"):
-        inversion_files.load("inversions/new.safetensors [output]")
-
-
-def test_the_inversion_that_comes_with_the_pack_belongs_to_the_demo_model():
-    """If this fails after the demo model was trained anew: `python . run tests/demo_inversion.py`."""
+def test_the_packs_own_inversion_fits_the_demo_model():
+    """If this fails after the demo model was trained anew: `python . run tests/demo/make_inversion.py`."""
     studio = Studio()
-    inversion, *_, source, _, image = LoadInversion.execute(studio.model, "demo_model.safetensors").args
-    caption = Caption(demo_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
-    rendered = torch.from_numpy(render(demo_inversion.SCENE))[None].float() / 255
+    inversion, *_, source, _, latent = LoadInversion.execute(studio.model, "demo_model.safetensors").args
+    caption = Caption(make_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
+    rendered = torch.from_numpy(render(make_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor
     assert_close(source[0][0], studio.prompt(caption.text)[0][0], atol=1e-3, rtol=1e-3)
-    assert float(psnr(studio.vae.decode(image["samples"]), rendered)) > 25
-    back = InversionSampler.execute(studio.model, inversion, 1.0, "edit").args[0]["samples"]
-    assert float(psnr(studio.vae.decode(back), studio.vae.decode(image["samples"]))) > 25
+    assert float(psnr(studio.vae.decode(latent["samples"]), rendered)) > 25
+    back = reconstruct(studio.model, inversion)
+    assert float(psnr(studio.vae.decode(back), studio.vae.decode(latent["samples"]))) > 25
     assert checker.judge(checker.read(studio.images(back)[0]), caption)["bound"]

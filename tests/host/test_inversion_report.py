@@ -51,14 +51,14 @@ def test_the_text_holds_the_numbers_of_each_image_and_their_mean():
     ]
 
 
-def test_an_edit_is_measured_beside_the_reconstruction_each_under_its_name():
+def test_reconstruction_and_edit_are_measured():
     reference = draw()
     text = report(reference, reconstruction=reference.clone(), edit=draw(seed=1))[1].splitlines()
     assert text[0] == "reconstruction: PSNR equal, SSIM 1.0000, max error 0.000"
     assert text[1].startswith("edit: PSNR 7.")
 
 
-def test_with_a_vae_its_round_trip_is_shown_and_measured_against(vae):
+def test_the_vae_round_trip_is_measured(vae):
     reference = draw(2)
     floor = vae.decode(vae.encode(reference))
     image, text = report(reference, reconstruction=floor, vae=vae)
@@ -78,7 +78,7 @@ def test_a_video_vae_takes_an_image_or_the_frames_of_a_video():
 def test_the_cost_and_the_settings_of_the_inversion_are_told(inversion):
     costly = replace(inversion, seconds=12.34, evaluations=77, cfg=3.0, model=replace(inversion.model, patched=9))
     text = report(draw(2), inversion=costly)[1]
-    assert "5 steps from sigma 14.61, for a way back at cfg 3; BaseModel (SD15, eps), with LoRA on 9 weights" in text
+    assert "5 steps from sigma 14.61, for reconstruction at cfg 3; BaseModel (SD15, eps), with LoRA on 9 weights" in text
     assert "inverting 2 images took 12.3 s and 77 evaluations of the network for each" in text
     assert text.startswith("ddim")
     assert "LoRA" not in report(draw(2), inversion=inversion)[1]
@@ -97,7 +97,7 @@ def columns(image, count: int, rows: int = 1, side: int = 256):
     return found
 
 
-def test_the_images_stand_side_by_side_a_row_for_each_of_the_batch():
+def test_images_are_side_by_side_a_row_each():
     reference, made, edit = draw(2) * 0.9, draw(2, seed=1) * 0.9, draw(2, seed=2) * 0.9
     image = report(reference, reconstruction=made, edit=edit)[0]
     assert image.shape[0] == 1 and image.min() >= 0 and image.max() <= 1
@@ -106,7 +106,7 @@ def test_the_images_stand_side_by_side_a_row_for_each_of_the_batch():
             assert_close(shown[::4, ::4], one, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
-def test_a_headline_stands_above_it_and_without_one_there_is_no_room_for_it():
+def test_a_headline_takes_room_only_where_there_is_one():
     reference = draw() * 0.9
     (plain, text), (named, told) = (report(reference, reconstruction=reference.clone(), headline=h) for h in ("", "EDICT"))
     assert told == f"EDICT\n{text}" and named.shape[1] > plain.shape[1]
@@ -153,7 +153,7 @@ def test_images_of_another_size_are_refused():
         report(draw(), reconstruction=draw(height=56))
 
 
-def test_both_branches_in_one_batch_are_refused_with_the_way_out():
+def test_both_branches_in_one_batch_are_refused():
     with pytest.raises(ValueError, match=r"'edit' holds 4 images and the reference 2.*ImageFromBatch"):
         report(draw(2), edit=draw(4))
 
@@ -163,7 +163,7 @@ def test_the_text_is_shown_in_the_node_too():
     assert made.ui.as_dict() == {"text": (made.args[1],)}
 
 
-def test_without_the_package_lpips_is_left_out_and_nothing_is_loaded():
+def test_without_its_package_lpips_is_left_out():
     if lpips.available():
         pytest.skip("LPIPS is on this machine")
     assert "LPIPS" not in report(draw(), edit=draw(seed=1))[1]

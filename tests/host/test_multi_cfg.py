@@ -3,7 +3,7 @@ import node_helpers
 import pytest
 import torch
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
+from comfy_extras.nodes_custom_sampler import Guider_Basic
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
@@ -12,7 +12,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, latent, run
+from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, latent, run
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
 
@@ -20,10 +20,9 @@ EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
-def plain_cfg(model, positive, negative, cfg):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
+def basic(model, conditioning):
+    guider = Guider_Basic(model)
+    guider.set_conds(conditioning)
     return guider
 
 
@@ -37,18 +36,16 @@ def patched(model, *channels, **rules):
 
 @pytest.mark.parametrize("weight", [1.0, 4.5])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_one_channel_is_the_hosts_cfg_bit_for_bit(any_model, weight, sampler):
+def test_one_channel_is_cfg_bitwise(any_model, weight, sampler):
     ours = run(multi(any_model, Channel(CAT, weight)), sampler=sampler)
-    assert torch.equal(ours, run(plain_cfg(any_model, CAT, EMPTY, weight), sampler=sampler))
+    assert torch.equal(ours, run(cfg_guider(any_model, CAT, EMPTY, weight), sampler=sampler))
 
 
 def test_a_channel_of_weight_zero_leaves_the_unconditional(any_model):
-    basic = Guider_Basic(any_model)
-    basic.set_conds(EMPTY)
-    assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), run(basic))
+    assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), run(basic(any_model, EMPTY)))
 
 
-def test_one_channel_through_the_patch_is_the_hosts_cfg(any_model):
+def test_one_channel_through_the_patch_is_cfg(any_model):
     base = ksampler(any_model, CAT, EMPTY, 3.0)
     assert torch.equal(ksampler(patched(any_model, Channel(DOG, 0.0)), CAT, EMPTY, 3.0), base)
     assert_close(ksampler(patched(any_model, Channel(CAT, 3.0)), EMPTY, EMPTY, 1.0), base, atol=1e-4, rtol=1e-4)
@@ -62,9 +59,7 @@ def test_guider_and_patch_agree(any_model):
 
 def test_channels_equal_the_hosts_dual_cfg_regular_and_nested(any_model):
     for nested in (False, True):
-        theirs = Guider_DualCFG(any_model)
-        theirs.set_conds(CAT, DOG, EMPTY)
-        theirs.set_cfg(3.0, 2.0, nested=nested)
+        theirs = dual_guider(any_model, CAT, DOG, EMPTY, 3.0, 2.0, nested=nested)
         ours = multi(any_model, Channel(DOG, 2.0), Channel(CAT, 6.0 if nested else 3.0, null=DOG))
         assert_close(run(ours), run(theirs), atol=5e-3, rtol=1e-3)
 
@@ -133,34 +128,32 @@ def test_a_channel_outside_its_interval_costs_nothing(eps_model):
     assert 2 * STEPS < count.rows < 3 * STEPS
 
 
-def test_a_conditioning_outside_its_own_range_pulls_to_no_zero_image(any_model):
+def test_a_channel_out_of_range_drops_out(any_model):
     """The host predicts an all-zero image for it; a channel must drop out instead."""
     late = node_helpers.conditioning_set_values(DOG, {"start_percent": 0.99, "end_percent": 1.0})
     count = Count(any_model)
     ours = run(multi(count.model, Channel(CAT, 3.0), Channel(late, 50.0, interval=Schedule(end=0.9))))
-    assert torch.equal(ours, run(plain_cfg(any_model, CAT, EMPTY, 3.0)))
+    assert torch.equal(ours, run(cfg_guider(any_model, CAT, EMPTY, 3.0)))
     assert count.rows == 2 * STEPS
 
 
-def test_a_lead_channel_outside_its_range_leaves_the_unconditional(any_model):
+def test_a_primary_out_of_range_leaves_the_unconditional(any_model):
     late = node_helpers.conditioning_set_values(CAT, {"start_percent": 0.999, "end_percent": 1.0})
-    basic = Guider_Basic(any_model)
-    basic.set_conds(EMPTY)
-    assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), run(basic))
+    assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), run(basic(any_model, EMPTY)))
 
 
-def test_when_every_conditioning_is_out_of_range_the_error_says_so(eps_model):
+def test_all_conditionings_out_of_range_are_refused(eps_model):
     never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})
     with pytest.raises(ValueError, match="No conditioning is active at sigma"):
         run(multi(eps_model, Channel(never, 3.0), unconditional=never))
 
 
-def test_a_schedule_acts_on_the_lead_and_on_other_channels_alike(any_model):
+def test_a_schedule_acts_on_primary_and_other_channels_alike(any_model):
     fade = Schedule(Ramp(2.0, 0.0))
-    lead = run(multi(any_model, Channel(CAT, 2.0, schedule=fade), Channel(DOG, 1.0)))
+    primary = run(multi(any_model, Channel(CAT, 2.0, schedule=fade), Channel(DOG, 1.0)))
     other = run(multi(any_model, Channel(DOG, 1.0), Channel(CAT, 2.0, schedule=fade)))
-    assert_close(lead, other, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(lead, run(multi(any_model, Channel(CAT, 2.0), Channel(DOG, 1.0))), atol=1e-2)
+    assert_close(primary, other, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(primary, run(multi(any_model, Channel(CAT, 2.0), Channel(DOG, 1.0))), atol=1e-2)
 
 
 def test_a_mask_of_any_size_limits_a_channel(any_model):
@@ -168,8 +161,8 @@ def test_a_mask_of_any_size_limits_a_channel(any_model):
     left[..., :32] = 1
     one_step = torch.tensor([float(noise_scale(any_model).sigmas[0]), 0.0])
     masked = run(multi(any_model, Channel(CAT, 4.0, mask=left)), sigmas=one_step)
-    inside = run(plain_cfg(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
-    outside = run(plain_cfg(any_model, CAT, EMPTY, 0.0), sigmas=one_step)
+    inside = run(cfg_guider(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
+    outside = run(cfg_guider(any_model, CAT, EMPTY, 0.0), sigmas=one_step)
     assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
     assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
 
@@ -179,7 +172,7 @@ def test_a_mask_for_another_batch_is_refused(eps_model):
         run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
 
 
-def test_the_model_is_unchanged_and_runs_do_not_influence_each_other(any_model):
+def test_model_unchanged_and_runs_independent(any_model):
     before = ksampler(any_model, CAT, EMPTY, 3.0)
     options = repr(any_model.model_options), repr(any_model.wrappers)
     model = patched(any_model, Channel(DOG, 2.0), conflict="project", norm_cap=2.0)
@@ -197,31 +190,20 @@ def test_two_patches_on_one_model_add_up(any_model):
 
 
 def test_channels_ride_on_a_guider_of_another_kind(any_model):
-    def dual(model):
-        guider = Guider_DualCFG(model)
-        guider.set_conds(CAT, DOG, EMPTY)
-        guider.set_cfg(3.0, 2.0, nested=True)
-        return guider
-
+    theirs = dual_guider(patched(any_model, Channel(SKY, 1.5)), CAT, DOG, EMPTY, 3.0, 2.0, nested=True)
     ours = multi(any_model, Channel(DOG, 2.0), Channel(CAT, 6.0, null=DOG), Channel(SKY, 1.5))
-    assert_close(run(dual(patched(any_model, Channel(SKY, 1.5)))), run(ours), atol=5e-3, rtol=1e-3)
+    assert_close(run(theirs), run(ours), atol=5e-3, rtol=1e-3)
 
 
 def test_a_guider_without_negative_needs_a_null(flow_model):
-    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, name="dog")))
-    basic.set_conds(CAT)
     with pytest.raises(ValueError, match="Channel 'dog' has no null"):
-        run(basic)
-    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY)))
-    basic.set_conds(CAT)
-    assert torch.isfinite(run(basic)).all()
+        run(basic(patched(flow_model, Channel(DOG, 2.0, name="dog")), CAT))
+    assert torch.isfinite(run(basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY)), CAT))).all()
 
 
 def test_rules_need_a_negative_to_measure_against(flow_model):
-    basic = Guider_Basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY), conflict="project"))
-    basic.set_conds(CAT)
     with pytest.raises(ValueError, match=r"Conflict 'project', norm_cap 0.0 and rescale 0.0 measure against the negative"):
-        run(basic)
+        run(basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY), conflict="project"), CAT))
 
 
 class Hooks:
@@ -253,18 +235,31 @@ class Hooks:
         return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
 
 
-def test_all_hooks_of_other_nodes_run_and_act_as_they_do_without_us(any_model):
+def test_all_hooks_of_other_nodes_act_as_without_channels(any_model):
     alone, beside = Hooks(any_model), Hooks(any_model)
-    expected = run(plain_cfg(alone.model, CAT, EMPTY, 3.0))
+    expected = run(cfg_guider(alone.model, CAT, EMPTY, 3.0))
     assert_close(run(multi(beside.model, Channel(CAT, 3.0), Channel(DOG, 1e-12))), expected, atol=1e-4, rtol=1e-4)
     assert beside.calls == alone.calls == dict.fromkeys(alone.calls, STEPS)
 
 
-def test_channels_are_evaluated_when_another_node_answers_for_the_host(eps_model):
+def zeros(args):
+    return [torch.zeros_like(args["input"]) for _ in args["conds"]]
+
+
+def in_tiles(args):
+    model, conds, x, *more = (args[k] for k in ("model", "conds", "input", "sigma", "model_options"))
+    tiles = [comfy.samplers.calc_cond_batch(model, conds, tile, *more) for tile in x.chunk(2, -1)]
+    return [torch.cat(pair, -1) for pair in zip(*tiles)]
+
+
+@pytest.mark.parametrize("answer", [zeros, in_tiles])
+def test_channels_are_evaluated_when_another_node_answers(eps_model, answer):
     model = eps_model.clone()
-    model.set_model_sampler_calc_cond_batch_function(lambda args: [torch.zeros_like(args["input"]) for _ in args["conds"]])
-    silent = run(plain_cfg(model, CAT, EMPTY, 3.0))
-    assert not torch.allclose(run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0))), silent)
+    model.set_model_sampler_calc_cond_batch_function(answer)
+    theirs, wide = cfg_guider(model, CAT, EMPTY, 3.0), latent(1, 8, 16)
+    weak, strong = (run(multi(model, Channel(CAT, 3.0), Channel(DOG, weight)), wide) for weight in (1e-12, 2.0))
+    assert_close(weak, run(theirs, wide), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(strong, weak)
 
 
 def indices_seen(model, guide) -> set[tuple[int, ...]]:
@@ -286,7 +281,7 @@ def indices_seen(model, guide) -> set[tuple[int, ...]]:
     return seen
 
 
-def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
+def test_other_nodes_see_the_indices_of_cfg_guider(eps_model):
     """Patches that look up row types by index 0 and 1 break on longer lists."""
     everywhere = torch.ones(1, 8, 8)
     cat, dog, sky = Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 2.0, negative=True)
@@ -296,19 +291,19 @@ def test_other_nodes_see_the_indices_of_plain_cfg(eps_model):
     }
     assert indices_seen(eps_model, lambda m: multi(m, Channel(CAT, 0.0))) == {(1,)}
     twice = patched(patched(eps_model, dog), sky)
-    assert indices_seen(twice, lambda m: plain_cfg(m, CAT, EMPTY, 3.0)) == {(0, 0, 1, 1)}
+    assert indices_seen(twice, lambda m: cfg_guider(m, CAT, EMPTY, 3.0)) == {(0, 0, 1, 1)}
 
 
-def test_cfg_override_reaches_the_lead(eps_model):
+def test_cfg_override_reaches_the_primary(eps_model):
     guider = multi(eps_model, Channel(CAT, 3.0))
     guider.set_cfg(5.0)
-    assert torch.equal(run(guider), run(plain_cfg(eps_model, CAT, EMPTY, 5.0)))
+    assert torch.equal(run(guider), run(cfg_guider(eps_model, CAT, EMPTY, 5.0)))
 
 
 @pytest.mark.parametrize("rules", [dict(conflict="project"), dict(conflict="perpendicular"), dict(norm_cap=100.0)])
 def test_rules_change_nothing_where_nothing_conflicts(any_model, rules):
     ours = run(multi(any_model, Channel(CAT, 3.0), **rules))
-    assert_close(ours, run(plain_cfg(any_model, CAT, EMPTY, 3.0)), atol=1e-4, rtol=1e-4)
+    assert_close(ours, run(cfg_guider(any_model, CAT, EMPTY, 3.0)), atol=1e-4, rtol=1e-4)
 
 
 def test_batches_and_wide_latents_are_guided_alike(any_model):
@@ -323,7 +318,7 @@ def test_video_latents_are_guided_under_masks_too():
     one_step = torch.tensor([1.0, 0.0])
     video = torch.zeros(1, 16, 3, 8, 8)
     masked = run(MultiCFG(model, empty, [Channel(cat, 4.0, mask=left)]), video, sigmas=one_step)
-    inside, outside = (run(plain_cfg(model, cat, empty, w), video, sigmas=one_step) for w in (4.0, 0.0))
+    inside, outside = (run(cfg_guider(model, cat, empty, w), video, sigmas=one_step) for w in (4.0, 0.0))
     assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
     assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
 
@@ -333,16 +328,13 @@ def test_in_context_windows_every_channel_sees_every_window(length, overlap):
     windows = dict(context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False)
     model = ContextWindowsManualNode.execute(tiny_video_model(), length, overlap, "standard_static", **windows).args[0]
     (empty, cat, dog), video, count = map(video_conditioning, range(3)), torch.zeros(1, 16, 6, 4, 4), Count(model)
-    theirs = Guider_DualCFG(model)
-    theirs.set_conds(cat, dog, empty)
-    theirs.set_cfg(3.0, 2.0, nested=False)
-    sigmas = torch.tensor([1.0, 0.6, 0.0])
+    theirs, sigmas = dual_guider(model, cat, dog, empty, 3.0, 2.0), torch.tensor([1.0, 0.6, 0.0])
     expected, one, two = run(theirs, video, sigmas=sigmas), Channel(cat, 3.0, null=dog), Channel(dog, 2.0)
     assert_close(run(MultiCFG(count.model, empty, [two, one]), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
     assert count.rows == 3 * count.calls
     patches = patched(model, one), patched(patched(model, Channel(cat, 1.5, null=dog)), Channel(cat, 1.5, null=dog))
     for model in patches:
-        assert_close(run(plain_cfg(model, dog, empty, 2.0), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
+        assert_close(run(cfg_guider(model, dog, empty, 2.0), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_conditioning_of_another_model_is_refused_by_name(eps_model):

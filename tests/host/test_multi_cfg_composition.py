@@ -8,12 +8,11 @@ import comfy.samplers
 import nodes
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
-from host.sampling import ksampler, latent, run
+from host.sampling import cfg_guider, dual_guider, ksampler, latent, run
 from host.tiny import UNET_CONFIG, conditioning, dynamic, fill, unet
 
 EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
@@ -46,41 +45,36 @@ DRESSES = pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
 
 
 @DRESSES
-def test_a_dressed_lead_is_the_hosts_cfg(any_model, dress):
+def test_a_dressed_primary_is_cfg(any_model, dress):
     dressed = dress(CAT)
-    host = comfy.samplers.CFGGuider(any_model)
-    host.set_conds(dressed, EMPTY)
-    host.set_cfg(3.0)
-    assert torch.equal(run(MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])), run(host))
+    ours = MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])
+    assert torch.equal(run(ours), run(cfg_guider(any_model, dressed, EMPTY, 3.0)))
 
 
 @DRESSES
 def test_a_dressed_further_channel_is_the_hosts_dual_cfg(any_model, dress):
     dressed = dress(CAT)
-    host = Guider_DualCFG(any_model)
-    host.set_conds(dressed, DOG, EMPTY)
-    host.set_cfg(2.0, 3.0)
     ours = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0, null=DOG)]))
-    assert_close(ours, run(host), **CLOSE)
+    assert_close(ours, run(dual_guider(any_model, dressed, DOG, EMPTY, 2.0, 3.0)), **CLOSE)
     if dress is not with_mask:
         bare = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(CAT, 2.0, null=DOG)]))
         assert not torch.allclose(ours, bare, atol=0.1)
 
 
 @DRESSES
-def test_a_dressed_channel_through_the_patch_is_that_of_the_guider(any_model, dress):
+def test_a_dressed_channel_of_the_patch_is_the_guiders(any_model, dress):
     dressed = dress(CAT)
     patched = MultiCFGWrapper([Channel(dressed, 2.0)]).install(any_model)
     ours = ksampler(patched, DOG, EMPTY, 3.0)
     assert_close(ours, run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0)])), **CLOSE)
 
 
-@pytest.mark.parametrize("place", ["lead", "channel", "null"])
-def test_hooks_of_any_channel_take_a_dynamic_model_that_is_loaded_whole(eps_model, place):
+@pytest.mark.parametrize("place", ["primary", "channel", "null"])
+def test_hooks_of_a_channel_load_a_dynamic_model_whole(eps_model, place):
     """As the host does with its own conditionings: hooks cannot patch weights that are loaded piece by piece."""
     dressed, model = with_lora(CAT), dynamic(eps_model, lambda: unet("eps"))
-    further = {"channel": [Channel(dressed, 2.0)], "null": [Channel(SKY, 2.0, null=dressed)], "lead": [Channel(SKY, 2.0)]}[place]
-    channels = [Channel(dressed if place == "lead" else DOG, 3.0), *further]
+    further = {"channel": [Channel(dressed, 2.0)], "null": [Channel(SKY, 2.0, null=dressed)], "primary": [Channel(SKY, 2.0)]}[place]
+    channels = [Channel(dressed if place == "primary" else DOG, 3.0), *further]
     assert_close(run(MultiCFG(model, EMPTY, channels)), run(MultiCFG(eps_model, EMPTY, channels)), **CLOSE)
     assert not MultiCFG(model, EMPTY, channels).model_patcher.is_dynamic()
     assert MultiCFG(model, EMPTY, [Channel(DOG, 3.0), Channel(SKY, 2.0)]).model_patcher is model

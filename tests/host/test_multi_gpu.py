@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from controlled_diffusion.guidance.image_guidance import ImageForce
+from controlled_diffusion.guidance.image_guidance import ImageGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
@@ -32,7 +32,7 @@ def channels():
     return [Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(DOG, 1.5, negative=True, null=CAT)]
 
 
-def test_the_guiders_channels_are_spread_over_the_devices_and_give_the_same(split):
+def test_channels_are_spread_over_devices(split):
     model, seen = split
     found = run(MultiCFG(model, EMPTY, channels()))
     assert set(seen) == {torch.device("cpu"), torch.device("cpu", 0)}
@@ -49,6 +49,6 @@ def test_the_patch_too(split):
 
 
 def test_a_gradient_through_the_denoiser_is_refused(split):
-    force = ImageForce(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True)
+    gradient = ImageGradient(lambda z: z.square().mean((1, 2, 3)), through_denoiser=True)
     with pytest.raises(ValueError, match="Take MultiGPU CFG Split away"):
-        run(MultiCFG(split[0], EMPTY, [Channel(CAT, 3.0), Channel(None, 1.0, force=force)]))
+        run(MultiCFG(split[0], EMPTY, [Channel(CAT, 3.0), Channel(None, 1.0, gradient=gradient)]))

@@ -1,45 +1,37 @@
-"""Null-text and negative-prompt inversion inside the real host."""
+"""Null-text inversion in the real ComfyUI."""
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
 import folder_paths
 import nodes
 import pytest
 import torch
-from controlled_diffusion.guidance.multi_cfg import Channel
+from comfy.patcher_extension import WrappersMP
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.inversion.null_text import threshold
 from controlled_diffusion.inversion.quality import psnr
-from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host import checkpointing, gradients
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 from controlled_diffusion.nodes.host.inversion import inversion_files
-from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import SaveInversion
-from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
 from controlled_diffusion.nodes.null_text import NullTextInverter
 
 from compare import assert_close
 from harness.demo_images import SCHEDULER, Studio
-from host import tiny, tiny_text
+from host import inversions, tiny, tiny_text
+from host.inversions import EMPTY, SOURCE, apart, euler, image, interrupting, on_positives, smooth
 from host.sampling import Count
 from measures.controlnet import CONTROLNET, controlled
 from measures.inversion import change, images, prompts
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
 CFG, STEPS = 5.0, 4
-SMALL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])  # one level: half the time
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def small(family: str):
-    return tiny.unet(family, output_scale=0.3, **SMALL)
+    return smooth(family, 0.3)
 
 
 @pytest.fixture(params=["eps", "v", "flow"])
@@ -47,44 +39,34 @@ def model(request):
     return small(request.param)
 
 
-def image(batch: int = 1, channels: int = 4) -> dict:
-    return {"samples": 5 * draw(batch, channels, 8, 8)}
+def invert(model, latent, source=SOURCE, **settings):
+    return inversions.invert("null-text", model, latent, source, **dict(cfg=CFG, steps=STEPS, early_stop=0.0) | settings)
 
 
-def invert(model, latent, source=SOURCE, cfg=CFG, steps=STEPS, scheduler="normal", end_percent=0.0, **settings):
-    knobs = dict(inner_steps=3, early_stop=0.0) | settings
-    return NullTextInverter.execute(model, source, latent, steps, scheduler, end_percent, cfg, **knobs).args
+def sample(model, inversion, cfg=CFG, **inputs):
+    return inversions.sample(model, inversion, cfg, **inputs)
 
 
-def negative_prompt(model, latent, source=SOURCE, steps=STEPS, **settings):
-    return NegativePromptInverter.execute(model, source, latent, steps, "normal", 0.0, **settings).args
-
-
-def sample(model, inversion, cfg=CFG, branches="edit", **inputs):
-    return InversionSampler.execute(model, inversion, cfg, branches, **inputs).args[0]["samples"]
-
-
-def apart(a, b) -> float:
-    return float((a - b).norm() / b.norm())
-
-
+def losses(inversion) -> tuple:
+    """(loss of each step at its start, and at its end), (steps, images)."""
+    return inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY), dict(optimizer="adam", inner_steps=5)])
-def test_the_way_back_comes_nearer_and_no_loss_grows(model, settings):
+def test_the_reconstruction_improves_and_no_loss_grows(model, settings):
     latent = image()
     inversion = invert(model, latent, **settings)[0]
     plain = invert(model, latent, **settings | dict(inner_steps=0))[0]
     assert apart(sample(model, inversion), latent["samples"]) < apart(sample(model, plain), latent["samples"])
-    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
+    first, last = losses(inversion)
     assert first.shape == (STEPS, 1) and bool((last <= first).all()) and bool((last < first).any())
     assert last.sum() < plain.trajectory.extras["losses"].sum()
 
 
-def test_without_inner_steps_it_is_ddim_inversion_with_the_empty_prompt(model):
+def test_without_inner_steps_it_is_ddim_inversion(model):
     latent = image()
     found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY)[0]
-    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
+    ddim = inversions.invert("ddim", model, latent, steps=STEPS)[0]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trajectory.states, ddim.trajectory.states))
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
@@ -100,21 +82,14 @@ def test_evaluations_are_counted_a_gradient_as_two(wrapped):
     assert found.evaluations == sum(rows) + 2 * gradients_taken
 
 
-def euler(model, negative, start, noise, sigmas, positive=SOURCE):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(CFG)
-    return guider.sample(noise, start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
-
-
-def test_the_negative_and_the_noise_are_all_that_a_stock_sampler_needs(model):
+def test_negative_and_noise_serve_a_stock_sampler(model):
     inversion, latent, noise, sigmas, negative, _ = invert(model, image(2))
     blank = torch.zeros_like(latent["samples"])
-    made = euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas)
+    made = euler(model, blank, noise.generate_noise({"samples": blank}), sigmas, CFG, negative=negative)
     assert_close(made, sample(model, inversion), atol=1e-4, rtol=1e-4)
 
 
-def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
+def test_every_sigma_has_the_embedding_of_its_step():
     model = small("eps")
     inversion, *_, negative, _ = invert(model, image(), steps=12)
     assert len(negative) == 12
@@ -132,8 +107,8 @@ def test_every_sigma_has_one_embedding_and_that_of_its_own_step():
 
 
 @pytest.mark.parametrize("family", ["v", "flow"])
-def test_a_batch_is_its_images_one_by_one(family):
-    model, latent = tiny.unet(family, output_scale=0.1, **SMALL), image(4)
+def test_a_batch_with_its_own_prompts_is_its_images(family):
+    model, latent = tiny.unet(family, output_scale=0.1, **tiny.ONE_LEVEL), image(4)
     sources = torch.cat([tiny.conditioning(i)[0][0] for i in range(4)])
     options = dict(early_stop=10.0, inner_steps=2)  # so that some stop earlier than others
     together = invert(model, latent, [[sources, {}]], **options)[0]
@@ -142,17 +117,12 @@ def test_a_batch_is_its_images_one_by_one(family):
     assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
 
 
-def test_two_inversions_in_a_row_are_the_same_and_the_model_is_as_before():
+def test_runs_repeat_and_weights_are_unchanged():
     model = small("eps")
-    latent, noise = image(), draw(1, 4, 8, 8, seed=5)
-
-    def predicted():
-        return euler(model, EMPTY, torch.zeros_like(noise), noise, torch.tensor([1.0, 0.5, 0.0]))
-
-    before, weights = predicted(), {k: v.clone() for k, v in model.model.state_dict().items()}
-    first, second = (invert(model, latent)[0] for _ in range(2))
+    weights = {k: v.clone() for k, v in model.model.state_dict().items()}
+    first, second = (invert(model, image())[0] for _ in range(2))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first.null, second.null))
-    assert torch.equal(before, predicted()) and all(torch.equal(v, weights[k]) for k, v in model.model.state_dict().items())
+    assert all(torch.equal(v, weights[k]) for k, v in model.model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
     assert not comfy.model_management.in_training
 
@@ -169,16 +139,6 @@ def test_what_it_gives_holds_no_graph():
     assert not any(t.requires_grad or t.grad_fn for t in found)
 
 
-def test_two_branches_and_direct_take_the_embeddings_too():
-    model = small("v")
-    latent = image(2)
-    inversion = invert(model, latent)[0]
-    both = sample(model, inversion, branches="source and edit", positive=TARGET)
-    assert_close(both[:2], sample(model, inversion), atol=1e-4, rtol=1e-4)
-    assert_close(both[2:], sample(model, inversion, positive=TARGET), atol=1e-4, rtol=1e-4)
-    assert_close(sample(model, inversion, branches="direct", positive=TARGET)[:2], latent["samples"], atol=1e-6, rtol=1e-6)
-
-
 def test_an_inversion_up_to_a_percent_works():
     model = small("flow")
     latent = image()
@@ -186,20 +146,12 @@ def test_an_inversion_up_to_a_percent_works():
     assert apart(sample(model, inversion), latent["samples"]) < 0.2
 
 
-@pytest.mark.parametrize("call", [1, STEPS + 2, STEPS + 12], ids=["on the way up", "in the first step back", "in a later step"])
-def test_cancelled_it_stops_and_so_does_all_that_comes_after_it(call):
-    model, seen = small("eps").clone(), []
-
-    def stop(apply_model, args):
-        seen.append(1)
-        if len(seen) == call:
-            comfy.model_management.interrupt_current_processing()
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    model.set_model_unet_function_wrapper(stop)
+@pytest.mark.parametrize("call", [STEPS + 2, STEPS + 12], ids=["first step", "later step"])
+def test_cancelled_while_optimizing_it_stops(call):
+    model, calls = interrupting(small("eps"), call)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         invert(model, image())
-    assert len(seen) == call
+    assert len(calls) == call
 
 
 def test_its_file_brings_everything_back(tmp_path):
@@ -221,13 +173,13 @@ def test_its_file_brings_everything_back(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_networks_are_optimised_in_float32(dtype):
+def test_half_precision_networks_are_optimized_in_float32(dtype):
     model, latent = small("eps"), image()
     model.model.diffusion_model.to(dtype)
     model.model.diffusion_model.dtype = dtype
     inversion = invert(model, latent, cfg=8.0)[0]
     assert {e.dtype for e, _ in inversion.null} == {torch.float32}
-    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
+    first, last = losses(inversion)
     assert bool((last < first).any()) and bool(inversion.null[0][0].isfinite().all())
     exact = invert(small("eps"), latent, cfg=8.0)[0]
     assert float(last.sum()) < 1.5 * float(exact.trajectory.extras["losses"].sum())
@@ -245,16 +197,14 @@ def test_image_terms_pull_the_prediction_towards_the_image(term, vae):
         found = invert(model, latent, vae=vae, **{term: weight})[0]
         seen.append(vae.decode(sample(model, found)))
     assert not torch.equal(*seen)
-    with pytest.raises(ValueError, match="needs the vae"):
-        invert(model, latent, **{term: 1.0})
 
 
-def test_images_that_go_on_alone_bring_their_own_pooled_vectors():
+def test_unfinished_images_keep_their_pooled_vectors():
     model, clip, latent = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl"), image(2)
     prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("a cat", "two dogs on a red sofa")]
     both = [[torch.cat([p[0] for p in prompts]), {"pooled_output": torch.cat([p[1]["pooled_output"] for p in prompts])}]]
-    losses = invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0].trajectory.extras["losses"][0]
-    knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(losses.mean()) / threshold(0, 2))
+    loss = losses(invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0])[1][0]
+    knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(loss.mean()) / threshold(0, 2))
     together = invert(model, latent, both, **knobs)[0]
     alone = [invert(model, {"samples": x[None]}, [p], **knobs)[0] for x, p in zip(latent["samples"], prompts)]
     assert sorted(together.trajectory.extras["gradients"][0].tolist())[0] == 0 < together.trajectory.extras["gradients"][0].max()
@@ -268,14 +218,14 @@ def test_the_text_inputs_of_other_families(kind):
     source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
     latent = image(channels=4 if kind == "sdxl" else 16)
     inversion = invert(model, latent, source, cfg=3.0)[0]
-    first, last = inversion.trajectory.extras["first_losses"], inversion.trajectory.extras["losses"]
+    first, last = losses(inversion)
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
     assert torch.equal(inversion.null[0][1]["pooled_output"], source[0][1]["pooled_output"])
     assert inversion.null[0][0].shape == source[0][0].shape
 
 
 def test_attention_kernels_without_a_derivative_are_not_used():
-    model, seen = tiny.unet("eps", output_scale=0.3, **SMALL), []
+    model, seen = tiny.unet("eps", output_scale=0.3, **tiny.ONE_LEVEL), []
 
     def attention_sage(q, k, v, heads, **kwargs):
         seen.append(q.requires_grad or k.requires_grad)
@@ -288,7 +238,8 @@ def test_attention_kernels_without_a_derivative_are_not_used():
     finally:
         host_attention.optimized_attention = own
     assert seen and not any(seen)
-    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
+    first, last = losses(found)
+    assert bool((last < first).any())
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
@@ -305,9 +256,9 @@ def test_checkpointing_gives_the_same_gradients(kind):
 
 def test_checkpointing_keeps_less_for_the_backward_pass():
     model, kept = tiny.unet("eps"), {}
-    with gradients.differentiable(False):
+    with gradients.differentiable():
         gradients.to_normal_tensors(model.model)
-        x, context = draw(1, 4, 8, 8).clone(), SOURCE[0][0].clone().requires_grad_(True)
+        x, context = image()["samples"].clone(), SOURCE[0][0].clone().requires_grad_(True)
         for name, blocks in (("plain", []), ("again", checkpointing.blocks_of(model.model))):
             sizes = []
             with (
@@ -346,7 +297,8 @@ def test_a_lora_takes_part():
     changed, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     latent = image()
     found = invert(changed, latent)[0]
-    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
+    first, last = losses(found)
+    assert bool((last < first).any())
     assert_close(sample(changed, found), sample(changed, invert(changed, latent)[0]))
     assert apart(sample(changed, found), latent["samples"]) < apart(sample(model, found), latent["samples"])
 
@@ -358,149 +310,67 @@ def rescaled(model):
     return RescaleCFG().patch(model, 0.7)[0]
 
 
-def on_positives(model):
-    """A node that changes the attention of positives alone, as IP-Adapters do."""
-
-    def stronger(q, k, v, options):
-        rows = [1.5 if index == 0 else 1.0 for index in options["cond_or_uncond"]]
-        factor = torch.tensor(rows).repeat_interleave(len(v) // len(rows)).view(-1, 1, 1)
-        return q, k, v * factor
-
+def before_cfg(model):
+    """A node with a pre-CFG function."""
     patched = model.clone()
-    patched.set_model_attn2_patch(stronger)
+    patched.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0], 0.9 * args["conds_out"][1]])
     return patched
 
 
+def after_cfg(model):
+    """A node with a post-CFG function."""
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] + 0.1 * (args["cond_denoised"] - args["uncond_denoised"]))
+    return patched
+
+
+def own_predictions(model):
+    """A node that calls the network by itself, as ComfyUI's Skip Layer Guidance (Simple) does."""
+
+    def predict(args):
+        model, x, sigma, options = (args[k] for k in ("model", "input", "sigma", "model_options"))
+        positive, negative = comfy.samplers.calc_cond_batch(model, args["conds"], x, sigma, options)
+        return [positive, negative + 0.1 * (positive - negative)]
+
+    patched = model.clone()
+    patched.set_model_sampler_calc_cond_batch_function(predict)
+    return patched
+
+
+def with_channel(model):
+    return MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)]).install(model)
+
+
+def with_capped_channel(model):
+    """A channel whose null is the embedding, with rules that need the negative's prediction."""
+    return MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)], Rules(norm_cap=5.0)).install(model)
+
+
 def check_losses(model, inversion, latent):
-    """The loss that is told of the last step is that of the way back."""
+    """The reported loss of the last step is that of the reconstruction."""
     left = (sample(model, inversion) - latent["samples"]).square().mean() * model.model.latent_format.scale_factor**2
-    assert_close(inversion.trajectory.extras["losses"][-1].mean(), left, atol=1e-6, rtol=1e-2)
+    assert_close(losses(inversion)[1][-1].mean(), left, atol=1e-6, rtol=1e-2)
 
 
 @pytest.mark.parametrize("settings", [dict(start="source"), dict(start="empty", negative=EMPTY)], ids=["source", "empty"])
-@pytest.mark.parametrize("node", [rescaled, on_positives])
-def test_what_other_nodes_make_of_guidance_is_part_of_the_loss(node, settings):
+@pytest.mark.parametrize("node", [rescaled, on_positives, before_cfg, after_cfg, own_predictions, with_channel, with_capped_channel])
+def test_other_nodes_guidance_is_part_of_the_loss(node, settings):
     plain, latent = small("eps"), image()
     model = node(plain)
     found, blind = (invert(m, latent, **settings)[0] for m in (model, plain))
-    assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
+    first, last = losses(found)
+    assert bool((last < first).any())
     check_losses(model, found, latent)
+    assert not torch.equal(sample(model, found), sample(model, blind))
+    if node in (rescaled, on_positives):  # the others lead a random model so far away that the first steps decide
+        assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
 
 
-def test_a_channel_without_a_null_of_its_own_is_measured_against_the_embedding():
-    model, latent = MultiCFGWrapper([Channel(tiny.conditioning(5), 1.0)]).install(small("eps")), image()
-    found = invert(model, latent, start="empty", negative=EMPTY)[0]
-    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
-    check_losses(model, found, latent)
-
-
-
-
-def test_under_the_source_cfg_has_no_effect(model):
-    latent = image()
-    inversion, *_, negative = negative_prompt(model, latent)
-    once, guided = sample(model, inversion, 1.0), sample(model, inversion, 7.5)
-    assert torch.equal(once, guided) and torch.equal(negative[0][0], SOURCE[0][0])
-    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
-    assert torch.equal(once, sample(model, ddim, 1.0))
-
-
-@pytest.mark.parametrize("proximal", ["off", "l0"])
-def test_under_the_source_it_costs_one_evaluation_a_step_at_any_cfg(proximal):
-    model, rows = small("eps"), []
-    model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    inversion = negative_prompt(model, image(), proximal=proximal)[0]
-    assert sum(rows) == inversion.evaluations == STEPS
-    sample(model, inversion, 7.5)
-    assert sum(rows) == 2 * STEPS
-    sample(model, inversion, 7.5, positive=TARGET)
-    assert sum(rows) == 4 * STEPS
-
-
-def test_under_a_node_that_acts_on_positives_cfg_acts_as_in_a_stock_sampler():
-    model = on_positives(small("eps"))
-    inversion, _, noise, sigmas, negative = negative_prompt(model, image())
-    blank = torch.zeros(1, 4, 8, 8)
-    assert_close(
-        sample(model, inversion), euler(model, negative, blank, noise.generate_noise({"samples": blank}), sigmas), atol=1e-3, rtol=1e-3
-    )
-    assert apart(sample(model, inversion), sample(model, inversion, 1.0)) > 0.1
-
-
-def test_an_edit_is_guidance_away_from_the_source():
-    model = small("flow")
-    latent = image()
-    inversion = negative_prompt(model, latent)[0]
-    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
-    assert torch.equal(sample(model, inversion, positive=TARGET), sample(model, ddim, positive=TARGET, negative=SOURCE))
-
-
-def test_interpolation_leads_to_the_empty_prompt():
-    model = small("v")
-    latent = image()
-    ddim = DDIMInverter.execute(model, SOURCE, latent, STEPS, "normal", 0.0).args[0]
-    whole, half = (negative_prompt(model, latent, interpolation=share, negative=EMPTY)[0] for share in (1.0, 0.5))
-    assert_close(sample(model, whole), sample(model, ddim, negative=EMPTY))
-    assert half.null[0][0].norm() == pytest.approx(float(SOURCE[0][0].norm()), rel=0.05)
-    assert not torch.equal(half.null[0][1]["pooled_output"], SOURCE[0][1]["pooled_output"])
-
-
-@pytest.mark.parametrize("kind", ["l0", "l1"])
-def test_proximal_guidance_lies_between_none_and_all_of_it(kind):
-    model, latent = small("v" if kind == "l0" else "flow"), image()
-
-    def edited(quantile, cfg=CFG, proximal=kind):
-        return sample(model, negative_prompt(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
-
-    every, back = edited(0.0), sample(model, negative_prompt(model, latent)[0])
-    assert torch.equal(every, edited(0.5, proximal="off"))
-    assert_close(edited(1.0, 3.0), edited(1.0, 9.0))
-    assert_close(edited(1.0), back, atol=1e-4, rtol=1e-4)
-    assert 0 < apart(edited(0.7), back) < apart(every, back)
-
-
-def test_the_model_that_was_handed_in_is_not_given_the_methods_guidance():
+def test_guidance_that_gradients_cannot_follow_is_refused():
     model = small("eps")
-    sample(model, negative_prompt(model, image(), proximal="l0")[0], positive=TARGET)
-    assert "sampler_pre_cfg_function" not in model.model_options
-
-
-@pytest.mark.parametrize("family", ["eps", "v", "flow"])
-def test_fixed_point_iterations_bring_the_image_back_at_any_cfg(family):
-    model, latent = tiny.unet(family, output_scale=0.05, **SMALL), image()
-    plain, near = (negative_prompt(model, latent, fixed_point_iterations=k)[0] for k in (0, 10))
-    assert apart(sample(model, near), latent["samples"]) < apart(sample(model, plain), latent["samples"]) / 10
-
-
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(cfg=1.0), "cfg is 1: without guidance the negative has no effect, so there is nothing to optimise"),
-        (dict(start="empty"), "start is 'empty', which needs the negative"),
-        (dict(source=SOURCE * 2), "The source has 2 parts, but an embedding can start from one alone"),
-        (dict(start="empty", negative=EMPTY * 2), "The negative has 2 parts"),
-        (dict(negative=[[torch.zeros(1, 77, 96), {}]]), "negative has text features of width 96"),
-        (dict(end_percent=1.0), "end_percent is 1.0; give 0"),
-    ],
-)
-def test_what_cannot_work_is_refused_with_the_next_step(settings, message):
-    with pytest.raises(ValueError, match=message):
-        invert(small("eps"), image(), **settings)
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(interpolation=0.5), "interpolation is 0.5, which needs the negative"),
-        (dict(interpolation=0.5, negative=tiny.conditioning(3, tokens=154)), "77 and 154 tokens"),
-        (dict(interpolation=0.5, negative=EMPTY * 2), "have 1 and 2 parts"),
-    ],
-)
-def test_what_cannot_be_a_negative_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        negative_prompt(small("eps"), image(), **settings)
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, lambda executor, x, *args: executor(x, *args).detach())
+    with pytest.raises(ValueError, match=r"A node on the model makes the predictions of guidance by itself.* Negative-Prompt Inverter"):
+        invert(model, image())
 
 
 def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
@@ -509,8 +379,6 @@ def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
     model.model.extra_conds = lambda **kw: own(**{**kw, "cross_attn": kw["cross_attn"] * 2})
     with pytest.raises(ValueError, match="BaseModel does not take text features as they are"):
         invert(model, image())
-
-
 
 
 @pytest.fixture(scope="module")
@@ -553,7 +421,8 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
     found = NullTextInverter.execute(
         studio.model, source, {"samples": latent}, 4, SCHEDULER, 0.0, 4.0, start=start, negative=empty, inner_steps=1, early_stop=0.0
     ).args[0]
-    assert bool((found.trajectory.extras["losses"] < found.trajectory.extras["first_losses"]).any())
+    first, last = losses(found)
+    assert bool((last < first).any())
     assert all("control" in extras for _, extras in found.null)
     last = found.trajectory.extras["losses"][-1]
     made = sample(studio.model, found, 4.0)

@@ -1,4 +1,3 @@
-import comfy.samplers
 import pytest
 import torch
 from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
@@ -11,7 +10,7 @@ from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
 from compare import assert_close
 from host import tiny
-from host.sampling import run
+from host.sampling import cfg_guider, run
 from host.tiny import conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -41,7 +40,7 @@ def test_the_hosts_curve_is_read_along_the_sampling(any_model):
         assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
 
 
-def test_a_curve_that_is_not_connected_and_a_shape_that_is_none_are_refused():
+def test_missing_curve_and_unknown_shape_are_refused():
     with pytest.raises(ValueError, match="connect a Curve Editor"):
         GuidanceSchedule.execute({"shape": "curve", "height": 1.0, "axis": "percent"}, 0.0, 1.0)
     with pytest.raises(ValueError, match="Unknown shape 'zigzag'; choose one of constant, linear"):
@@ -74,9 +73,6 @@ def with_mahiro(model):
 @pytest.mark.parametrize("patch", [with_pag, with_rescale, with_tcfg, with_mahiro])
 def test_the_hosts_own_guidance_nodes_act_as_with_plain_cfg(patch):
     model, (empty, cat, dog) = patch(tiny.unet("eps", output_scale=0.2)), map(conditioning, range(3))
-    host = comfy.samplers.CFGGuider(model)
-    host.set_conds(cat, empty)
-    host.set_cfg(3.0)
-    expected = run(host)
+    expected = run(cfg_guider(model, cat, empty, 3.0))
     assert_close(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1e-12)])), expected, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1.0)])), expected, atol=1e-2)

@@ -8,6 +8,7 @@ from controlled_diffusion.nodes.sdedit import SDEditSampler
 
 from compare import assert_close
 from host import tiny
+from host.sampling import half_mask
 from host.tiny import conditioning
 from host.video import tiny_video_model, tiny_video_vae, video_conditioning
 
@@ -42,12 +43,6 @@ def edit(model, guide, **knobs):
     )
     latent, image, start, report = SDEditSampler.execute(model, CAT, EMPTY, guide, **settings).args
     return latent["samples"], image, start["samples"], report
-
-
-def half_mask(size=64):
-    mask = torch.zeros(1, size, size)
-    mask[..., size // 2 :] = 1
-    return mask
 
 
 def test_strength_zero_returns_the_guide(model):
@@ -96,7 +91,7 @@ def test_what_the_mask_freezes_is_the_original_bit_for_bit(model, sampler, repea
     assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
 
 
-def test_a_mask_of_zero_returns_the_original_and_a_mask_of_one_changes_nothing(model):
+def test_masks_of_zero_and_of_one(model):
     painted = guide()
     assert torch.equal(edit(model, painted, mask=torch.zeros(1, 64, 64))[0], painted["samples"])
     assert torch.equal(edit(model, painted, mask=torch.ones(1, 64, 64))[0], edit(model, painted)[0])
@@ -120,7 +115,7 @@ def test_pixels_outside_the_mask_are_the_images_own(model, vae):
     assert not torch.allclose(image[:, :, 40:], before[:, :, 40:], atol=1e-2)
 
 
-def test_an_image_that_the_vae_would_cut_is_refused_with_a_size_that_fits(eps_model, vae):
+def test_an_image_that_the_vae_would_cut_is_refused(eps_model, vae):
     odd = torch.rand(1, 71, 67, 3)
     for name, knobs in (("guide", dict(image=odd)), ("original", dict(image=torch.rand(1, 64, 64, 3), original=odd))):
         with pytest.raises(ValueError, match=rf"'{name}' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
@@ -132,7 +127,7 @@ def test_an_image_that_is_not_noised_stays_the_image(model, vae):
     assert torch.equal(edit(model, image, vae=vae, strength=0.0)[1], image)
 
 
-def test_the_variance_exploding_process_starts_lower_and_runs_its_steps(model):
+def test_ve_runs_its_steps_in_equal_ratios(model):
     levels = {p: sdedit.sigmas(model, 0.5, "percent", p, 5, "normal") for p in ("VP", "VE")}
     assert len(levels["VE"]) == 6
     if model.model.model_type.name == "FLOW":

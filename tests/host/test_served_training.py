@@ -80,7 +80,7 @@ def trainer(add, prompt: dict, kind: str, parts: dict, **knobs) -> list:
 
 
 def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
-    """Images with what was learnt: by the trainer's outputs, or by its file in the host's nodes and our loader of editors."""
+    """Images with the trained weights: by the trainer's outputs, or by its file in ComfyUI's nodes and our loader of editors."""
 
     def said(text, clip=None):
         return add(prompt, "CLIPTextEncode", clip=clip or parts["clip"], text=text)
@@ -109,7 +109,7 @@ def images(server, prompt: dict, *links) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["word", "lora", "concept", "editor"])
-def test_what_is_learnt_acts_at_once_and_its_file_acts_alike(server, add, kind):
+def test_trained_weights_act_at_once_and_their_file_alike(server, add, kind):
     prompt = {}
     parts = begun(add, prompt)
     made = trainer(add, prompt, kind, parts)
@@ -122,42 +122,48 @@ def test_what_is_learnt_acts_at_once_and_its_file_acts_alike(server, add, kind):
     assert np.array_equal(learnt, loaded)
 
 
-def test_a_stop_keeps_what_is_learnt_and_the_same_prompt_goes_on(server, add):
+def wait(event, seconds: float = 240):
+    """Until `event()` gives something, which is returned."""
+    limit = time.monotonic() + seconds
+    while not (found := event()):
+        assert time.monotonic() < limit, f"nothing happened in {seconds} seconds"
+        time.sleep(0.2)
+    return found
+
+
+def facts(file) -> dict[str, str]:
+    """The metadata of a safetensors file; nothing while there is none."""
+    if not file.exists():
+        return {}
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def test_a_stop_keeps_the_weights_and_the_same_prompt_goes_on(server, add):
     prompt = {}
-    parts = begun(add, prompt)
-    made = trainer(add, prompt, "word", parts, steps=400, name="stopped", if_exists="continue", validation_count=0)
-    add(prompt, "PreviewAny", source=made)
+    knobs = dict(steps=100_000, name="stopped", if_exists="continue", validation_count=0, validation_every=5)  # when the state is saved
+    add(prompt, "PreviewAny", source=trainer(add, prompt, "word", begun(add, prompt), **knobs))
+    word = server.base / "models" / "embeddings" / "stopped.safetensors"
+    state = server.base / "output" / "controlled_diffusion" / "embeddings" / "stopped.safetensors"
 
-    def steps_done():
-        with safe_open(server.base / "models" / "embeddings" / "stopped.safetensors", "pt") as file:
-            return int(file.metadata()["steps"])
-
-    def stopped_after(seconds):
+    def stopped_after(steps: int) -> int:
         number, refused = server.submit(prompt)
         assert refused is None
-        time.sleep(seconds)
+        wait(lambda: int(facts(state).get("done", 0)) > steps)
         server.post("/interrupt", b"{}")
-        limit = time.monotonic() + 60
-        while not (entry := server.history(number)):
-            assert time.monotonic() < limit, "it goes on"
-            time.sleep(0.2)
-        return entry["status"]["status_str"]
+        assert wait(lambda: server.history(number))["status"]["status_str"] == "success"
+        return int(facts(word)["steps"])
 
-    state = server.base / "output" / "controlled_diffusion" / "embeddings" / "stopped.safetensors"
-    assert stopped_after(15) == "success" and 0 < (first := steps_done()) < 400 and state.exists()
-    assert stopped_after(8) == "success" and steps_done() > first, "the host gave out what it had kept"
+    first = stopped_after(0)
+    assert 0 < first < 100_000 and stopped_after(first) > first, "ComfyUI gave out what it had kept"
 
 
 @pytest.mark.parametrize(
     ("kind", "knobs", "told"),
     [
         ("word", dict(placeholder="circle"), "'circle' is a word that the model knows"),
-        ("word", dict(name="../out"), "The name '../out' cannot be a file's"),
         ("lora", dict(captions="a\nb\nc"), "3 captions for 2 images"),
-        ("lora", dict(rank=100_000), "rank"),
-        ("lora", dict(start_percent=0.9, end_percent=0.1), "start_percent is 0.9 and end_percent 0.1"),
         ("concept", dict(instance_prompt="a circle"), "lacks the new word"),
-        ("editor", dict(instructions="one\ntwo\nthree"), "3 captions for 2 images"),
         ("editor", dict(channel_dropout="jointly", clean_image_dropout=0.5), "Choose 'independently'"),
     ],
 )

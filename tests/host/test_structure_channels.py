@@ -12,7 +12,7 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 
 from compare import assert_close
-from host.sampling import STEPS, Count, ksampler, run
+from host.sampling import STEPS, Count, cfg_guider, ksampler, run
 from host.tiny import UNET_CONFIG, conditioning, fill
 from host.tiny import unet as tiny_unet
 
@@ -44,10 +44,7 @@ def controlled(request):
 
 
 def predicted(model, conditioning, sigma: float = 2.0) -> torch.Tensor:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(conditioning, EMPTY)
-    guider.set_cfg(1.0)
-    return run(guider, sigmas=torch.tensor([sigma, 0.0]))
+    return run(cfg_guider(model, conditioning, EMPTY, 1.0), sigmas=torch.tensor([sigma, 0.0]))
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])

@@ -1,32 +1,34 @@
-"""Blocks that run again in the backward pass, with the same gradients, and trainings that look whether they fit into memory."""
+"""Blocks that run again in the backward pass, and networks that write in place: the same gradients, in the memory that was foretold."""
 
-import weakref
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
-import folder_paths
+import comfy_extras.nodes_freelunch as freelunch
 import pytest
 import torch
-from controlled_diffusion.nodes.host import checkpointing, gradients
+from controlled_diffusion.nodes.host import checkpointing, gradients, saved_tensors
 from controlled_diffusion.nodes.host.gradients import trainable
 from controlled_diffusion.nodes.host.training import adapters, memory, run, trainer
 from controlled_diffusion.nodes.host.training import dreambooth as host
-from controlled_diffusion.nodes.host.training.file_names import state_of
 from controlled_diffusion.training import settings
-from controlled_diffusion.training.loop import Loop
 
 from compare import assert_close
 from harness.memory import peak
-from host import tiny, tiny_dits, tiny_text
-from host.test_dreambooth import base, clip, folders, images, inside, stir, task_of  # noqa: F401
+from host import test_textual_inversion, tiny, tiny_dits, tiny_text
+from host.test_dreambooth import task_of
+from host.training import derivatives, images, inside, stir
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 FAMILIES = [n for n in tiny_dits.there(tiny_dits.DITS) if n not in ("cosmos2", "joyimage")]  # these have no gradients in this host
 
 
-def own_blocks(ground):
-    return checkpointing.blocks_of(ground.guider.inner_model)
+@pytest.fixture
+def clip(reading_clip):
+    return reading_clip
+
+
+def own_blocks(denoiser):
+    return checkpointing.blocks_of(denoiser.guider.inner_model)
 
 
 def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
@@ -40,44 +42,40 @@ def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
         (features, extras), *_ = gradients.clone_inference_tensors(tiny_dits.text(name, 1))
         empty, found = tiny_dits.empty(name), []
 
-    def steps(ground):
+    def steps(denoiser):
         text, x = features.clone().requires_grad_(True), torch.randn(empty.shape, generator=torch.Generator().manual_seed(2))
-        loss = ground.denoised(x, torch.tensor([ground.scale.sigma(0.4)]), [[text, extras]]).square().mean()
+        loss = denoiser.denoised(x, torch.tensor([denoiser.scale.sigma(0.4)]), [[text, extras]]).square().mean()
         found.extend(torch.autograd.grad(loss, [text, *learnt.parameters.values()], allow_unused=True))
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
-        guider = run.comfy.samplers.CFGGuider(model)
-        guider.inner_set_conds({"positive": [[features, extras]]})
-        guider.sample(empty, empty, run.Lesson(steps, (), lambda s: None, blocks=blocks), torch.ones(1), disable_pbar=True, seed=0)
+        run.run_sampler(model, [[features, extras]], empty.shape, run.TrainSampler(steps, blocks=blocks))
     return tuple(g for g in found if g is not None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_gradients_of_every_family_are_the_same_when_its_blocks_run_again(name):
-    plain, again = gradients_of_family(name, lambda ground: ()), gradients_of_family(name, own_blocks)
+def test_checkpointing_gives_the_same_gradients(name):
+    plain, again = gradients_of_family(name, lambda denoiser: ()), gradients_of_family(name, own_blocks)
     assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again))
 
 
-@pytest.mark.parametrize("name", [n for n in ("cosmos2", "joyimage") if n in tiny_dits.there(tiny_dits.DITS)])
-def test_networks_whose_kernels_have_no_derivative_are_refused_by_name(name):
-    def broken(index):
+def test_networks_without_a_derivative_are_named(eps_model, vae, clip, folders, monkeypatch):
+    def broken(self, denoiser, index):
         raise RuntimeError("Trying to backward through kitchen.rope but no autograd formula was registered.")
 
-    model = tiny_dits.dit(name)
-    loop = Loop({"p": torch.nn.Parameter(torch.zeros(1))}, steps=1, learning_rate=0.1)
-    course = run.Course(model, tiny_dits.text(name, 1), loop, lambda ground, i: broken(i), tiny_dits.empty(name).shape)
-    with pytest.raises(ValueError, match=f"{type(model.model).__name__} cannot be trained with this ComfyUI"):
-        course.run(1)
+    monkeypatch.setattr(host.Task, "loss", broken)
+    with pytest.raises(ValueError, match=f"{type(eps_model.model).__name__} cannot be trained with this ComfyUI: its first step failed .Trying"):
+        host.finish(task_of(eps_model, clip, vae), eps_model, "rex", False)
+    assert not list(folders.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(("family", "word"), [("eps", True), ("flow", False)])
-def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # noqa: F811
+def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):
     def learnt(checkpointing):
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
         with torch.inference_mode(False), torch.no_grad():
-            loop = trainer.run(task, state_of("loras", f"{checkpointing}"), lambda loop: "")
+            loop = trainer.run(task, adapters.LORAS.state(f"{checkpointing}"), lambda loop: "")
         task.adapters.take_off(task.model)
         return [s.loss for s in loop.history], task.parameters
 
@@ -86,23 +84,23 @@ def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):  # 
     assert_close([p.detach() for p in plain.values()], [again[k].detach() for k in plain], rtol=0, atol=0.02 * 0.05)
 
 
+def measured(task, denoiser, blocks):
+    return task.memory_plan(task.loop()).measured(denoiser, blocks)
 
 
-def kept_by(model, clip, vae, batch, height, width, again=False):  # noqa: F811
-    """What a pass keeps: as the room counts it, and what autograd itself holds."""
-    task = task_of(model, clip, vae, adapters.Design(rank=2, layers=""))
+def test_the_memory_of_a_batch_is_found_from_one_image_and_two(eps_model, vae, clip):
+    """It is what a pass of the whole batch keeps."""
+    task = task_of(eps_model, clip, vae, adapters.Design(rank=2, layers=""), word=True, batch_size=5)
     stir(task)
-    room = replace(task.room(task.loop()), shape=torch.Size([batch, 4, height, width]))
-    return inside(task, lambda ground: room._kept(ground, checkpointing.blocks_of(task.model.model), batch))
 
+    def question(denoiser):
+        plan = task.memory_plan(task.loop())
+        return *plan.measured(denoiser, own_blocks(denoiser)), replace(plan, size=1).measured(denoiser, own_blocks(denoiser))[0]
 
-def test_what_large_images_keep_is_reckoned_from_small_ones(eps_model, vae, clip, monkeypatch):  # noqa: F811
-    told = kept_by(eps_model, clip, vae, 2, 40, 48)
-    monkeypatch.setattr(memory, "EXACT", 10**9)
-    counted = kept_by(eps_model, clip, vae, 2, 40, 48)
-    assert_close(told.whole, float(counted.whole), rtol=0.03, atol=0)
-    assert_close(told.again, float(counted.again), rtol=0.03, atol=0)
-    assert counted.again < counted.whole / 2
+    one, batch, exact = inside(task, question)
+    assert_close(batch.plain, exact.plain, rtol=1e-3, atol=0)
+    assert_close(batch.recomputed, exact.recomputed, rtol=1e-3, atol=0)
+    assert one.plain < 0.3 * batch.plain and batch.recomputed < batch.plain / 2
 
 
 class Aligned(torch.autograd.Function):
@@ -134,32 +132,20 @@ def test_what_is_made_again_lies_in_memory_as_it_was_saved():
     assert torch.equal(x.grad, torch.ones(77, 77).tril().expand(2, 4, 77, 77))
 
 
-def test_a_copy_that_lies_as_its_tensor_does_is_small_and_its_own(monkeypatch):
-    monkeypatch.setattr(checkpointing, "SMALL", 0)
-    whole = torch.arange(24.0).view(2, 12)
-    third, rows, repeated = whole[:, :3], whole.t(), whole[:1].expand(5, 12)
-    for tensor in (third, rows, repeated, whole[:, :10], whole[1:, ::2], whole[:0], torch.tensor(3.0)):
-        copy = checkpointing.laid_out(tensor)
-        assert torch.equal(copy, tensor) and (not tensor.numel() or copy.data_ptr() != tensor.data_ptr())
-        assert copy.untyped_storage().nbytes() <= 8 * tensor.numel()
-    assert checkpointing.laid_out(third).stride() == (3, 1)  # which would take three times its numbers
-    assert checkpointing.laid_out(repeated).stride() == (0, 1) and checkpointing.laid_out(rows).stride() == (1, 12)
-
-
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
-def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_model, vae, folders, monkeypatch):  # noqa: F811
+def test_no_copies_of_coarse_text_encoders_are_kept(kind, eps_model, vae, folders, monkeypatch):
     """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
-    where = folder_paths.get_folder_paths("embeddings")
+    where = [str(folders / "embeddings")]
     if kind == "sd1":
         given = eps_model, tiny.clip(torch.bfloat16, embedding_directory=where), vae
     else:
         given = tiny_text.denoiser("flux"), tiny_text.clip("flux", where, dtype=torch.bfloat16), tiny_text.vae("flux")
     task = task_of(*given, word=True)
-    room, words = task.room(task.loop()), list(task.word.parameters.values())
+    words = list(task.word.parameters.values())
 
     def found():
-        derivatives = inside(task, lambda ground: torch.autograd.grad(task.loss(ground, 0), words), mutations=kind == "flux")
-        return derivatives, inside(task, lambda ground: room._kept(ground, (), 4).whole)
+        derivatives = inside(task, lambda denoiser: torch.autograd.grad(task.loss(denoiser, 0), words))
+        return derivatives, inside(task, lambda denoiser: measured(task, denoiser, ())[1].plain)
 
     again, less = found()
     monkeypatch.setattr(checkpointing, "coarse_blocks", lambda modules: [])
@@ -169,68 +155,62 @@ def test_no_copies_are_kept_of_the_weights_of_a_coarse_text_encoder(kind, eps_mo
     assert more - less > 0.5 * sum(4 * p.numel() for p in coarse if p.numel() < 64 * 1024)
 
 
-def prepared(eps_model, clip, vae, free, **settings):  # noqa: F811
-    """Runs a training where `free` bytes are free; says whether blocks ran again."""
-    task = task_of(eps_model, clip, vae, **settings)
-    room = replace(task.room(task.loop()), free=lambda device: free)
-    inside(task, room.blocks)
-    return room.again
+def recomputes(task, free, monkeypatch):
+    """Whether blocks of a training run again where `free` bytes are free."""
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: free)
+    plan = task.memory_plan(task.loop())
+    inside(task, plan.blocks)
+    return plan.recompute
 
 
-def needs(eps_model, clip, vae):  # noqa: F811
-    task = task_of(eps_model, clip, vae)
-    room = task.room(task.loop())
-    found = []
-    inside(
-        task,
-        lambda ground: (
-            found.append(room._kept(ground, own_blocks(ground), 4)) or found.append(ground.guider.inner_model.memory_required([4, 4, 8, 8]))
-        ),
-    )
-    return found[0], found[1], room.loop.to_come()
+def needs(task):
+    def question(denoiser):
+        return measured(task, denoiser, own_blocks(denoiser))[1], denoiser.guider.inner_model.memory_required([4, 4, 8, 8])
+
+    return *inside(task, question), task.loop().to_come()
 
 
-def test_blocks_run_again_only_where_memory_is_short_or_it_is_asked_for(eps_model, vae, clip):  # noqa: F811
-    kept, working, learning = needs(eps_model, clip, vae)
-    enough, little = kept.whole + learning + working + 1, kept.again + learning + 1
-    assert [prepared(eps_model, clip, vae, free) for free in (enough, enough - 2, little)] == [False, True, True]
-    assert prepared(eps_model, clip, vae, enough, checkpointing="on") and not prepared(eps_model, clip, vae, enough, checkpointing="off")
-    assert not prepared(eps_model, clip, vae, kept.whole + learning + 1, checkpointing="off")
+def test_blocks_run_again_only_where_memory_is_short(eps_model, vae, clip, monkeypatch):
+    tasks = {way: task_of(eps_model, clip, vae, checkpointing=way) for way in ("auto", "on", "off")}
+    passes, working, learning = needs(tasks["auto"])
+    enough, little = passes.plain + learning + working + 1, passes.recomputed + learning + 1
+    asked = [("auto", enough), ("auto", enough - 2), ("auto", little), ("on", enough), ("off", enough), ("off", passes.plain + learning + 1)]
+    assert [recomputes(tasks[way], free, monkeypatch) for way, free in asked] == [False, True, True, True, False, False]
+    with pytest.raises(ValueError, match="Unknown checkpointing 'yes'"):
+        task_of(eps_model, clip, vae, checkpointing="yes").memory_plan(None)
 
 
-def test_what_cannot_fit_is_told_before_the_first_step_and_nothing_is_written(eps_model, vae, clip, folders):  # noqa: F811
-    kept, _, learning = needs(eps_model, clip, vae)
-    task = replace(task_of(eps_model, clip, vae, checkpointing="off"), free=lambda device: kept.again + learning)
+def test_what_cannot_fit_is_refused_before_the_first_step(eps_model, vae, clip, folders, monkeypatch):
+    task = task_of(eps_model, clip, vae, checkpointing="off")
+    passes, _, learning = needs(task)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: passes.recomputed + learning)
     told = r"needs about \d+ MB of memory beside the model, and \d+ MB are free: \d+ MB for the backward pass through 4 images at a time, .* what adamw keeps"
     ways = r"set checkpointing to 'on' \(about \d+ MB\); set batch_size to 1 and accumulate to 2 \(about \d+ MB\); take smaller images"
     with torch.inference_mode(False), torch.no_grad(), pytest.raises(ValueError, match=f"{told}.*{ways}"):
         host.finish(task, eps_model, "rex", False)
     assert not list(folders.rglob("*.safetensors"))
     assert not [m for m in eps_model.model.modules() if getattr(m, "weight_function", None)]
-    with pytest.raises(ValueError, match="There is no checkpointing 'yes'"):
-        prepared(eps_model, clip, vae, 0, checkpointing="yes")
 
 
-def test_blocks_that_run_again_take_less_at_the_most_and_what_is_told_is_about_what_is_taken(eps_model, vae, clip):  # noqa: F811
+def test_peaks_of_memory_are_as_estimated(eps_model, vae, clip):
     """In the backward pass too: what is made again for a block is let go before the next one's."""
     task = task_of(eps_model, clip, vae, data=settings.Data([images(1, 192)]), batch_size=1, weight=0.0)
 
-    def step(ground, blocks):
+    def step(denoiser, blocks):
         with checkpointing.recomputed(blocks):
-            torch.autograd.grad(task.loss(ground, 0), list(task.parameters.values()))
+            torch.autograd.grad(task.loss(denoiser, 0), list(task.parameters.values()))
 
-    def found(ground):
-        room = task.room(task.loop())
-        return room._kept(ground, own_blocks(ground), 1), *[peak(partial(step, ground, blocks)) for blocks in ((), own_blocks(ground))]
+    def found(denoiser):
+        return measured(task, denoiser, own_blocks(denoiser))[0], *[peak(partial(step, denoiser, blocks)) for blocks in ((), own_blocks(denoiser))]
 
     told, plain, again = inside(task, found)
     assert again < 0.6 * plain
-    assert 0.7 < told.whole / 1e6 / plain < 1.2 and 0.7 < told.again / 1e6 / again < 1.2
+    assert 0.7 < told.plain / 1e6 / plain < 1.2 and 0.7 < told.recomputed / 1e6 / again < 1.2
 
 
-def test_attention_kernels_without_a_derivative_give_way(eps_model, vae, clip):  # noqa: F811
+def test_attention_kernels_without_a_derivative_give_way(eps_model, vae, clip):
     task = task_of(eps_model, clip, vae)
-    chosen = inside(task, lambda ground: ground.options["transformer_options"]["optimized_attention_override"])
+    chosen = inside(task, lambda denoiser: denoiser.options["transformer_options"]["optimized_attention_override"])
 
     def attention_sage(q, k, v, heads):
         raise AssertionError
@@ -254,39 +234,89 @@ def test_a_stop_inside_of_a_block_leaves_autograd_as_it_was():
     assert torch.equal(x.grad, torch.full((3,), 6.0))
 
 
-def test_a_step_that_is_taken_again_does_not_hold_what_the_first_try_made(monkeypatch):
-    held, tries = [], []
+class Writes(torch.nn.Module):
+    """A network that writes in place into what autograd has saved of it, or makes new tensors with the same values."""
 
-    def run(self, count):
-        assert not held or held[0]() is None
-        graph = torch.ones(3)
-        held.append(weakref.ref(graph))
-        tries.append(self.mutations)
-        if len(tries) == 1:
-            raise RuntimeError("one of the variables has been modified by an inplace operation")
+    def __init__(self, in_place):
+        super().__init__()
+        self.weight, self.in_place = torch.nn.Parameter(torch.linspace(-1, 1, 36).view(6, 6)), in_place
 
-    monkeypatch.setattr(run.Course, "_run", run)
-    loop = SimpleNamespace(done=0, steps=4)
-    run.Course(None, [], loop, None, torch.Size([1, 4, 8, 8])).run(4)
-    assert tries == [False, True]
-
-
-@pytest.mark.parametrize("patch", [2, 16, 32, (1, 2, 2), (1, 16, 16), None])
-def test_networks_that_cut_images_into_large_patches_are_reckoned_from_passes_of_whole_patches(patch):
-    """Such ones fill smaller images up, or cannot read them."""
-    cell, side = memory.cell_of(SimpleNamespace(patch_size=patch)), patch[-1] if isinstance(patch, tuple) else patch or 2
-
-    def kept(count, height, width):
-        assert height % side == width % side == 0
-        taken = 1e6 + 50.0 * count * height * width
-        return memory.Kept(taken, taken)
-
-    for pixels in (256, 1024):
-        assert_close(memory.reckoned(kept, 2, pixels, pixels, cell).whole, kept(2, pixels, pixels).whole, rtol=1e-3, atol=0)
+    def forward(self, x):
+        q, k = (x @ self.weight).unflatten(1, (2, 3)).unbind(1)  # views of one storage
+        t = torch.cat([q.sigmoid(), k.exp()], 1)
+        for _ in range(2):
+            t = t.tanh()  # which saves its result
+            t = t.mul_(1.1) if self.in_place else t * 1.1
+        s = t.exp()
+        y = x * s
+        s = s.add_(1.0) if self.in_place else s + 1.0
+        return (y * s).square()
 
 
-def test_masks_of_a_few_words_keep_their_alignment():
-    """An encoder without filling makes rows of two or three, which attention on a GPU wants at multiples of 4 or 8."""
-    for words in (1, 2, 3, 77):
-        mask = torch.nn.functional.pad(torch.rand(1, 4, words, words), (0, 8 - words % 8))[..., :words]
-        assert checkpointing.laid_out(mask).stride() == mask.stride() and torch.equal(checkpointing.laid_out(mask), mask)
+def test_gradients_of_what_is_changed_in_place_are_right():
+    """Again and again: addresses of tensors that are gone are used anew."""
+    with torch.inference_mode(False), torch.enable_grad():
+        for seed in range(50):
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+            found = []
+            for in_place in (False, True):
+                network = Writes(in_place)
+                with saved_tensors.mutations_allowed():
+                    found.append(torch.autograd.grad(network(x).sum(), network.weight)[0])
+            assert torch.equal(*found)
+
+
+def test_a_storage_is_copied_once_and_let_go_with_its_graph():
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = torch.nn.Parameter(torch.ones(8, 8))
+        copies = saved_tensors.Copies(lambda: [weight])
+        x = torch.randn(2, 12)
+        saved = [copies.save(view) for view in (x, x[:, :8], x.t())] + [copies.save(weight)]
+        assert len(copies.copies) == 1 and saved[-1].load() is weight
+        before = x.clone()
+        x.mul_(2)
+        saved.append(copies.save(x))
+        assert len(copies.copies) == 2 and torch.equal(saved[0].load(), before) and torch.equal(saved[-1].load(), x)
+        third = saved[2].load()
+        assert torch.equal(third, before.t()) and third.stride() == x.t().stride()
+        del saved
+        assert not copies.copies
+
+
+def patched(model, in_place):
+    """A MODEL with a patch of an output block that works in place or not."""
+
+    def patch(h, hsp, options):
+        t = torch.tanh(h)
+        return (t.mul_(1.1) if in_place else t * 1.1), hsp
+
+    clone = model.clone()
+    clone.set_model_output_block_patch(patch)
+    return clone
+
+
+@pytest.mark.parametrize("kind", ["dreambooth", "textual inversion"])
+def test_patches_that_work_in_place_train_the_same_weights(kind, eps_model, vae, clip):
+    """After fifty steps, of which each has to be right."""
+
+    def trained(in_place):
+        model = patched(eps_model, in_place)
+        if kind == "dreambooth":
+            task = task_of(model, clip, vae, batch_size=1, weight=0.0, steps=50)
+        else:
+            task = test_textual_inversion.task_of(model, clip, vae, batch_size=4, steps=50)
+        with torch.inference_mode(False), torch.no_grad():
+            trainer.run(task, adapters.LORAS.state(f"in-place-{in_place}"), lambda loop: "")
+        if kind == "dreambooth":
+            task.adapters.take_off(task.model)
+        return list(task.parameters.values())
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
+
+
+def test_free_u_can_be_trained_with(eps_model, vae, clip):
+    """It scales half of its features in place."""
+    free = freelunch.FreeU_V2.execute(eps_model, 1.3, 1.4, 0.9, 0.2).args[0]
+    task = task_of(free, clip, vae, batch_size=1, weight=0.0)
+    exact, measured = derivatives(task)
+    assert_close(exact, measured, rtol=0.03, atol=1e-6)

@@ -7,9 +7,9 @@ images for each label (Vendi score).
 import argparse
 
 import numpy as np
-from controlled_diffusion.guidance.classifier import ClassifierForce
+from controlled_diffusion.guidance.classifier import ClassifierGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import COLORS, SHAPES
@@ -45,8 +45,8 @@ def vendi(descriptions) -> float:
 
 def guided(studio: Studio, label: str, scale: float, count: int, seed: int = 4000) -> np.ndarray:
     """Images with an empty prompt and one classifier channel."""
-    classifier = read(SHIPPED / "demo_model.safetensors")
-    channel = Channel(None, scale, force=ClassifierForce(classifier, classifier.choices(label)))
+    classifier = read(CLASSIFIERS.shipped / "demo_model.safetensors")
+    channel = Channel(None, scale, gradient=ClassifierGradient(classifier, classifier.choices(label)))
     guider = MultiCFG(studio.model, studio.prompt(""), [channel])
     return np.concatenate([studio.draw_with(guider, min(32, count - first), seed=seed + first) for first in range(0, count, 32)])
 

@@ -13,10 +13,11 @@ import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
-from controlled_diffusion.training import demo_control, demo_model
 from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.demo.world import COLORS, Scene
 
+from demo import control as demo_control
+from demo import model as demo_model
 from harness.demo_images import Studio
 
 CONTROLNET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"

@@ -16,13 +16,14 @@ import torch
 from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as merging
 from controlled_diffusion.nodes.host.training import dreambooth as host
-from controlled_diffusion.nodes.host.training.textual_inversion import Word
-from controlled_diffusion.training import demo_model
+from controlled_diffusion.nodes.host.training.trainer import TrainResult
 from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.textual_inversion import Word
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 from measures import textual_inversion
-from measures.personalisation import ALIKE, SHOWN, asked, clone_inference_tensors, drift, kept, lesson, taught
+from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught
 from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, say, single
 
 IMAGES = len(SHOWN)
@@ -141,17 +142,17 @@ def new_contexts(studio: Studio, model, words: dict[Idea, str]):
     return judged
 
 
-def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> host.Learnt:
+def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> TrainResult:
     word = Word(idea.placeholder, "shape" if idea.strange else "", 1)
     subject = host.Subject(f"a {idea.placeholder}" + ("" if idea.strange else " shape"), word, o.word_rate)
     return taught(studio, name, idea.lesson(), subject, merging.KeysAndValues(), o.prior_weight, o)
 
 
 @torch.inference_mode()
-def merge(studio: Studio, learnt: dict[Idea, host.Learnt], o: argparse.Namespace):
+def merge(studio: Studio, learnt: dict[Idea, TrainResult], o: argparse.Namespace):
     """The MODEL with all concepts."""
     lines = [f"{made.name} = {text}" for made in learnt.values() for text in made.sentences[: o.sentences]]
-    regular = [c.text for c in clone_inference_tensors(o.regular, 3000)]
+    regular = [c.text for c in ordinary_captions(o.regular, 3000)]
     found = merging.merge(studio.model, studio.clip, merging.concepts_of("\n".join(lines)), regular)
     return adapters.patched(studio.model, found)
 

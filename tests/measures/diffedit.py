@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 
+from demo import model as demo_model
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from node_schema import defaults
 
 KINDS = ("colour", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
@@ -81,12 +82,6 @@ def prompts(studio: Studio, changes: list[Change]) -> tuple[list, list]:
     return tuple(studio.prompt(*(caption(getattr(c, side)).text for c in changes)) for side in ("before", "after"))
 
 
-def defaults(node) -> dict:
-    """The node's own defaults of its widgets."""
-    inputs = [i for i in node.GET_SCHEMA().inputs if hasattr(i, "default")]
-    return {i.id: i.options[0] if i.default is None and getattr(i, "options", None) else i.default for i in inputs if i.default is not None or getattr(i, "options", None)}  # fmt: skip
-
-
 @torch.inference_mode()
 def masks(studio: Studio, changes: list[Change], **settings) -> torch.Tensor:
     """What DiffEditMask finds with its defaults, or other settings; bool (N, 128, 128)."""
@@ -107,7 +102,7 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
         made.append(studio.vae.decode(comfy.sample.sample(studio.model, noise, *settings, denoise=0.5, disable_pbar=True, seed=0)))
     apart = (made[1] - made[0]).abs().mean(-1)
     knobs = defaults(DiffEditMask)
-    mask = diffedit.cut(diffedit.normalised(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
+    mask = diffedit.cut(diffedit.normalized(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
     return diffedit.closed(mask, knobs["close"]) > 0.5
 
 

@@ -12,7 +12,8 @@ from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.inversion import InversionSampler
 
 from harness.demo_images import SCHEDULER, Studio
-from measures.diffedit import change, defaults, images, prompts
+from measures.diffedit import change, images, prompts
+from node_schema import defaults
 
 ITERATIONS = (0, 1, 2, 5, 10)
 KINDS = ((1, "picard"), (1, "anderson"), (2, "picard"), (2, "anderson"))

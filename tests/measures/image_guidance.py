@@ -10,9 +10,9 @@ import torch
 from controlled_diffusion.guidance.image_guidance import DISTANCES
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import world
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 
 WEIGHTS = {"color": 1.0, "brightness": 8.0, "layout": 4.0}
@@ -26,7 +26,7 @@ def distances(studio: Studio, kind: str, weight: float, references: int, through
         image = torch.from_numpy(world.render(demo_model.scene(i, seed=88))).float()[None] / 255
         pair = []
         for w in (0.0, weight):
-            channels = ImageGuidanceChannel.execute(studio.model, studio.vae, kind, w, 0.0, 1.0, 0, "", through, 0, image=image).args[0]
+            channels = ImageGuidanceChannel.execute(studio.model, studio.vae, kind, through, 0, weight=w, image=image).args[0]
             made = studio.draw_with(MultiCFG(studio.model, studio.prompt(""), channels), 1, seed=6000 + i)
             made = torch.from_numpy(made).float().movedim(-1, 1) / 255
             pair.append(float(DISTANCES[kind](made, image.movedim(-1, 1))))

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
-from controlled_diffusion.training import demo_instruct
 from controlled_diffusion.training.demo import checker, world
 
+from demo import instruct as demo_instruct
 from harness.demo_images import Studio
-from measures.diffedit import defaults
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
+from node_schema import defaults
 
 LESSON = 51
 

@@ -27,8 +27,9 @@ from harness import memory
 from harness.demo_images import SCHEDULER, Studio
 from harness.host import PRIVATE
 from host.sampling import Count
-from measures.diffedit import Change, caption, change, defaults, images, prompts, succeeded
+from measures.diffedit import Change, caption, change, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
+from node_schema import defaults
 
 STEPS, CFG = 50, 7.5
 FOLDER = PRIVATE / "measures" / "inversion"

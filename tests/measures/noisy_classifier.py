@@ -10,12 +10,12 @@ import sys
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host.guidance.classifier import SHIPPED, read
+from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.noisy_classifier import noised
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
@@ -86,7 +86,7 @@ def main() -> None:
     latents = latents_of(studio, scenes)
     sys.stdout.write(f"| {len(scenes)} held-out images, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
     sys.stdout.write("|---|" + "---|" * len(SIGMAS) + "\n")
-    shipped = read(SHIPPED / "demo_model.safetensors")
+    shipped = read(CLASSIFIERS.shipped / "demo_model.safetensors")
     for name, classifier in (("the demo model's", shipped), ("trained by the node", learnt(studio, options))):
         columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
         for fact, names in FACTS.items():

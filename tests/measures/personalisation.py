@@ -13,13 +13,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host.training import adapters, textual_inversion
+from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
+from controlled_diffusion.nodes.host.training.trainer import TrainResult
 from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
+from controlled_diffusion.training.textual_inversion import Word
 
 from harness.demo_images import CFG, STEPS, Studio
 from harness.environment import PRIVATE
@@ -63,15 +65,15 @@ def lesson(shape: str, word: str, wordings: int = WORDINGS) -> tuple[torch.Tenso
     return images, [" | ".join(called(scene, 100 * k + i, word).text for k in range(wordings)) for i, scene in enumerate(scenes)]
 
 
-def clone_inference_tensors(count: int, first: int) -> list[world.Caption]:
+def ordinary_captions(count: int, first: int) -> list[world.Caption]:
     """Captions of the world as it is."""
     return [caption(single(first + i, HELD_OUT + 1), 20_000 + first + i) for i in range(count)]
 
 
-def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> host.Learnt:
+def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> TrainResult:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    subject = host.Subject(f"a {word}", textual_inversion.Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
+    subject = host.Subject(f"a {word}", Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
     return taught(
         studio, name, lesson(o.shape, word, o.wordings), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o
     )
@@ -79,10 +81,10 @@ def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> ho
 
 def taught(
     studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject: host.Subject, design, weight: float, o
-) -> host.Learnt:
+) -> TrainResult:
     """Learns what images show under their captions, or goes on learning it."""
     images, captions = shown
-    kept = host.Class("\n".join(c.text for c in clone_inference_tensors(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
+    kept = host.Class("\n".join(c.text for c in ordinary_captions(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
     settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
@@ -130,7 +132,7 @@ def drift(studio: Studio, model):
     """Judges prompts of the ordinary world, and compares with the untouched model."""
 
     def judged(first: int, count: int) -> list[dict]:
-        prompts = clone_inference_tensors(count, first)
+        prompts = ordinary_captions(count, first)
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
         return [

@@ -26,7 +26,8 @@ from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, PAIR_P
 
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
-from measures.diffedit import caption, defaults, held_out
+from measures.diffedit import caption, held_out
+from node_schema import defaults
 
 PATH = PRIVATE / "measures" / "prompt_to_prompt.json"
 FIRST = 1000  # number of the first scene; the settings below were chosen on those from 0

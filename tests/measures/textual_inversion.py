@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.training import textual_inversion as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, world
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
+from controlled_diffusion.training.textual_inversion import Word
 
+from demo import model as demo_model
 from harness.demo_images import Studio
 from harness.environment import PRIVATE
 
@@ -66,7 +67,7 @@ def lesson(extra: str, count: int = IMAGES) -> tuple[torch.Tensor, list[str]]:
 def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) -> str:
     """Learns the word, or goes on learning it; what to write in a prompt."""
     images, captions = lesson(extra)
-    word = host.Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
+    word = Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
     settings = Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
     objective = Objective(Levels(options.timesteps), options.weighting)
     with torch.inference_mode(False), torch.no_grad():

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from controlled_diffusion.training import demo_instruct
 
+from demo import instruct as demo_instruct
 from harness.demo_images import Studio
 from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalisation, textual_inversion
 from measures.textual_inversion import say

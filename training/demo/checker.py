@@ -15,7 +15,7 @@ from PIL import Image
 from .world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, STRANGERS, TEAL, TEXTURES, Caption, Claim, _coverage
 
 FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
-CHANGED = 25  # of 255, by which a colour of a pixel has to differ to have changed
+CHANGED = 25  # of 255, by which a color of a pixel has to differ to have changed
 SMALLEST = 120  # pixels; anything below is a speck
 _TEMPLATE = 32
 _SIZES = (("small", 21.5), ("medium", 29.0), ("large", np.inf))
@@ -78,15 +78,13 @@ def _distance(image: np.ndarray, color) -> np.ndarray:
 
 
 def _background(image: np.ndarray) -> str:
-    rim = np.concatenate(
-        [image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3), image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)]
-    )
+    rim = np.concatenate([image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3), image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)])
     middle = np.median(rim, axis=0)
     return min(BACKGROUNDS, key=lambda b: np.linalg.norm(middle - BACKGROUNDS[b]))
 
 
 def _hues(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the nearest colour for every pixel, and whether its dark shade is the nearer one."""
+    """Index of the nearest color for every pixel, and whether its dark shade is the nearer one."""
     bright = np.stack([_distance(image, c) for c in COLORS.values()])
     dark = np.stack([_distance(image, SHADE * np.asarray(c)) for c in COLORS.values()])
     return np.minimum(bright, dark).argmin(0), dark.min(0) < bright.min(0)
@@ -156,7 +154,7 @@ def _describe(blob: np.ndarray, color: str, dark: np.ndarray) -> Seen:
 
 
 def _split_by_color(blob: np.ndarray, hue: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Two touching things of different colours form one blob; each colour with a fair share is a thing."""
+    """Two touching things of different colors form one blob; each color with a fair share is a thing."""
     inner = _erode(blob)
     votes = np.bincount(hue[inner if inner.any() else blob], minlength=len(COLORS))
     strong = [c for c in votes.argsort()[::-1] if votes[c] > max(0.2 * votes.sum(), SMALLEST / 2)]
@@ -192,7 +190,7 @@ def _agrees(seen: Seen, claim: Claim, *facts: str) -> bool:
 
 def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
     """Which claims of a caption hold: `color`, `shape`, `texture`, `size`, `position` (only those named),
-    `background`, `count`, and `bound` (every thing there with its own colour and shape, nothing more).
+    `background`, `count`, and `bound` (every thing there with its own color and shape, nothing more).
 
     Things are matched to claims in the order that fits best.
     """
@@ -231,8 +229,6 @@ def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_aft
             return 0.0
     changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
     return max(1.0 - float(changed.mean()), 1e-3)
-
-
 
 
 def _near(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:

@@ -18,7 +18,7 @@ def _base_of(name: str, weight: torch.Tensor, inputs: int) -> torch.Tensor:
 
 def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The differences from the demo model's denoiser in 8 bits."""
-    return quantised({k: w.detach().float() - _base_of(k, base[k], _inputs(w)) for k, w in weights.items()})
+    return quantized({k: w.detach().float() - _base_of(k, base[k], _inputs(w)) for k, w in weights.items()})
 
 
 def unpacked(stored: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -34,7 +34,7 @@ def _spread(scale: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
     return scale.view(-1, *[1] * (over.ndim - 1)) if over.ndim > 1 else scale
 
 
-def quantised(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def quantized(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each weight as int8 under its own name, and as NAME.scale its steps in float32: one for each output channel of a matrix or a
     convolution, one for all of anything else."""
     made = {}

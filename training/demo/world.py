@@ -1,6 +1,6 @@
 """The world of the demo model: captioned scenes of plain things, with exact ground truth.
 
-A scene is one or two things on a plain background. Everything a caption can say (shape, colour,
+A scene is one or two things on a plain background. Everything a caption can say (shape, color,
 texture, size, position, background) is known exactly, so an edit of an image can be measured:
 `demo_checker` reads an image back into these words.
 """
@@ -23,7 +23,7 @@ COLORS = {
 }
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (150, 150, 150), "black": (20, 20, 20), "pink": (247, 188, 200)}
 TEXTURES = ("plain", "striped", "dotted")
-SHADE = 0.5  # stripes and dots are painted in the thing's colour times this
+SHADE = 0.5  # stripes and dots are painted in the thing's color times this
 TEAL, CREAM = (0, 150, 150), (250, 250, 240)  # only worn by attributes that captions never mention
 RADII = {"small": (18, 20), "medium": (24, 27), "large": (32, 35)}
 PAIR_RADII = {"small": (18, 20), "medium": (24, 26)}

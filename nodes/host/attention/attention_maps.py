@@ -1,37 +1,33 @@
-"""Attention maps inside the host's sampling: what to capture, the record of a run, and images of it."""
+"""Attention maps inside ComfyUI's sampling: what to capture, the record of a run, and images of it."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ....attention.layers import Block, Place, chosen_blocks
+from ....attention.call import QKSharing
+from ....attention.layers import Block, Place, chosen_blocks, chosen_places
 from ....attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
-from ....guidance.schedules import NoiseScale
-from ..conditionings import KEY, marked
-from ..images import as_image, to_pil
+from ..conditionings import marked
+from ..images import as_image, fitted, image_grid, resized, to_pil
+from ..noise_levels import NoiseScale
 from ..prompts import encoded, prompt_of
-from .dit import Dit, TokenCall, dit_of
-from .hook import Run, install
-from .unet import Call, chosen_places, is_unet, unet_places
-
-MISSING = (
-    "The model comes from Attention Map Capture, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to the "
-    "sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
-)
+from ..run_history import run_of
+from .dit import Dit, dit_of
+from .hook import Control, ControlRun, controls_of, install
+from .unet import is_unet, unet_places
 
 
 @dataclass(frozen=True)
-class Capture:
+class Capture(Control):
     """The control: the columns of each word, the layers (keys of places), and the part of the sampling, in equal phases.
 
     `words` has an entry for each row of the conditioning, all of the same words; a word that a row's prompt lacks has no columns there.
@@ -45,24 +41,26 @@ class Capture:
     phases: int = 1
     scale: int = 8  # pixels of a latent's cell
     length: int = 77  # columns of the conditioning
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    runs: list[Capturing] = field(default_factory=list, compare=False)  # the last one, for Attention Map View
 
     def images(self, count: int) -> list[tuple[list[int], list[Columns]]]:
-        """Neighbours among so many images whose words have the same columns, and these; the host repeats rows over a larger batch."""
+        """Neighbors among so many images whose words have the same columns, and these; ComfyUI repeats rows over a larger batch."""
         rows = [(i, self.words[i % len(self.words)]) for i in range(count)]
         return [([i for i, _ in same], list(words.values())) for words, same in groupby(rows, itemgetter(1))]
 
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Capturing:
-        self.runs[:] = [Capturing(self, scale, tuple(noise.shape[2:]))]
-        return self.runs[0]
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> CaptureRun:
+        return CaptureRun(self, scale, tuple(noise.shape[2:]))
 
 
-class Capturing(Run):
+class CaptureRun(ControlRun):
     """Capture during one run of a latent ([frames,] H, W)."""
 
+    missing = (
+        "The model comes from Attention Map Capture, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to the "
+        "sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
+    )
+
     def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
-        super().__init__(control.token, scale, MISSING)
+        super().__init__(control.token, scale)
         self.control, self.places, self.dit, self.latent = control, control.places, control.dit, latent
         self.sums, self.images = Sums(), 1
 
@@ -72,21 +70,21 @@ class Capturing(Run):
 
     @property
     def acts(self) -> bool:
-        return not self.reached or self._open
+        return not self.reached or self._captures
 
     @property
-    def _open(self) -> bool:
+    def _captures(self) -> bool:
         start, end = self.control.window
         return start <= self.percent < end or self.percent >= end == 1.0
 
     def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "self" and place.key in self.control.layers and self._open and self.reads
+        return kind != "self" and place.key in self.control.layers and self._captures and self.reads
 
-    def see(self, call: Call | TokenCall, first: int, tokens: int) -> None:
+    def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         if call.size is not None and call.covers(self.latent):
-            lead = self.dit.lead(self.control.length, tokens) if self.dit else 0
+            start = self.dit.text_start(self.control.length, tokens) if self.dit else 0
             maps = [
-                call.shares([first + i for i in images], tokens, [[lead + c for c in word] for word in words])
+                call.shares([first + i for i in images], tokens, [[start + c for c in word] for word in words])
                 for images, words in self.control.images(self.images)
             ]
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
@@ -95,13 +93,6 @@ class Capturing(Run):
     def end(self) -> None:
         super().end()
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
-
-    @property
-    def maps(self) -> Maps:
-        (start, end), phases = self.control.window, self.control.phases
-        step = (end - start) / phases
-        parts = tuple((start + i * step, start + (i + 1) * step) for i in range(phases))
-        return Maps(tuple(self.control.words[0]), self.sums, parts, tuple(n * self.control.scale for n in self.latent[-2:]))
 
 
 def words_of(prompts: Sequence[Prompt], text: str) -> tuple[dict[str, Columns], ...]:
@@ -127,7 +118,7 @@ def _in_row(prompt: Prompt, features: torch.Tensor, in_front: bool) -> Prompt:
 
 
 def _prompts_of_rows(clip, text: str, features: torch.Tensor, in_front: bool) -> list[Prompt]:
-    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbours.
+    """The prompt of each row of a conditioning of several texts (rows, n, width): lines of the text, each for as many neighbors.
 
     Raises ValueError where lines and rows do not fit.
     """
@@ -164,8 +155,8 @@ def _read(clip, text: str, conditioning: list | None, dit: Dit | None) -> tuple[
     return [prompt], conditioning or own
 
 
-def prepared(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
-    """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, in the place of a plain encoding.
+def prepare(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
+    """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, instead of a plain encoding.
 
     Where it has rows of several prompts, `text` has a line for each.
     """
@@ -173,50 +164,55 @@ def prepared(model, clip, text: str, words: str, layers: str, window: tuple[floa
         raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
     dit = None if is_unet(model) else dit_of(model)
     prompts, conditioning = _read(clip, text, conditioning, dit)
-    made = Capture(
-        words_of(prompts, words), frozenset(), window=window, phases=phases, scale=_pixels(model), length=conditioning[0][0].shape[1]
-    )
     if dit is None:
         places = unet_places(model)
-        made = replace(made, layers=chosen_places(layers, places, "layers"), places=places)
+        chosen = dict(layers=chosen_places(layers, places, "layers"), places=places)
     else:
-        made = replace(made, layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
-    if not made.layers:
+        chosen = dict(layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
+    if not chosen["layers"]:
         raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")
-    return install(model, made), marked(conditioning, made.token)
+    length = conditioning[0][0].shape[1]
+    control = Capture(words_of(prompts, words), window=window, phases=phases, scale=_pixels(model), length=length, **chosen)
+    return install(model, control), marked(conditioning, control.token)
 
 
 def _pixels(model) -> int:
     return getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
 
 
-def maps_of(source) -> Maps:
-    """The maps of the last run of a model, or of a guider over it; Maps as they are."""
+def maps_of(source, latent: dict) -> Maps:
+    """The maps of the runs of a model, or of a guider over it, that made a LATENT; Maps as they are.
+
+    Raises ValueError where no known run made it, or where nothing was captured.
+    """
     if isinstance(source, Maps):
         return source
-    patcher = getattr(source, "model_patcher", source)
-    controls = getattr(patcher, "model_options", {}).get("transformer_options", {}).get(KEY, ())
-    run = next((c.runs[0] for c in reversed(controls) if isinstance(c, Capture) and c.runs), None)
-    if run is None:
+    controls = controls_of(source, Capture)
+    if not controls:
         raise ValueError(
-            f"There is no finished run to look at: {type(source).__name__} did not sample with Attention Map Capture. Connect the model of that "
-            "node, or the guider over it, and the latent that was sampled with it."
+            f"{type(source).__name__} does not come from Attention Map Capture. Connect the model of that node, or the guider over it, and the "
+            "latent that was sampled with it."
         )
-    if not run.sums.total:
+    next_step = "Connect the latent that was sampled with Attention Map Capture, and the model or guider that sampled it."
+    runs: Sequence[CaptureRun] = run_of([control.history for control in controls], latent, next_step)
+    sums = Sums.joined(run.sums for run in runs)
+    if not sums.total:
         raise ValueError(
-            "Nothing was captured in the run: no step lay between start_percent and end_percent, the positive acts in an area alone, or context "
-            "windows cut the video. Widen the range; use a mask in the place of an area, and no windows."
+            "Nothing was captured in the run: no step was between start_percent and end_percent, the positive acts in an area alone, or context "
+            "windows cut the video. Widen the range; use a mask instead of an area, and no windows."
         )
-    return run.maps
-
+    control, size = runs[-1].control, runs[-1].latent[-2:]
+    start, step = control.window[0], (control.window[1] - control.window[0]) / control.phases
+    phases = tuple((start + i * step, start + (i + 1) * step) for i in range(control.phases))
+    return Maps(tuple(control.words[0]), sums, phases, tuple(n * control.scale for n in size))
 
 
 _STOPS = torch.tensor([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)]) / 255
-_TILE, _EDGE, _INK = 192, 22, "#222222"
+_TILE = 192  # pixels of a heat map's longer side
 
 
 def colored(values: torch.Tensor) -> torch.Tensor:
-    """Heat (h, w) in [0, 1] as colours (h, w, 3), dark to bright."""
+    """Heat (h, w) in [0, 1] as colors (h, w, 3), dark to bright."""
     place = values.clamp(0, 1) * (len(_STOPS) - 1)
     low = place.floor().long().clamp_max(len(_STOPS) - 2)
     share = (place - low)[..., None]
@@ -225,47 +221,30 @@ def colored(values: torch.Tensor) -> torch.Tensor:
 
 def _tile(values: torch.Tensor, image: torch.Tensor | None, size: tuple[int, int]) -> Image.Image:
     """A heat map, over an image (H, W, 3) where there is one."""
-    wide = F.interpolate(heat(values)[None, None], size, mode="bicubic")[0, 0].clamp(0, 1)
-    paint = colored(wide)
-    if image is not None:
-        under = F.interpolate(image.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
-        paint = 0.4 * under + 0.6 * paint
-    return to_pil(paint)
+    paint = colored(F.interpolate(heat(values)[None, None], size, mode="bicubic")[0, 0].clamp(0, 1))
+    return to_pil(paint if image is None else 0.4 * resized(image, size) + 0.6 * paint)
 
 
-def _table(rows: Sequence[tuple[str, torch.Tensor]], words: Sequence[str], image: torch.Tensor | None) -> Image.Image:
-    """A row of heat maps (words, h, w) for each name, and the words above."""
-    height, width = rows[0][1].shape[-2:]
-    size = (round(_TILE * height / max(height, width)), round(_TILE * width / max(height, width)))
-    left = 0 if len(rows) == 1 and not rows[0][0] else 92
-    paper = Image.new("RGB", (left + len(words) * (size[1] + 4), _EDGE + len(rows) * (size[0] + 4)), "#ffffff")
-    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
-    for column, word in enumerate(words):
-        draw.text((left + column * (size[1] + 4) + size[1] // 2, 3), word, fill=_INK, font=font, anchor="ma")
-    for row, (name, maps) in enumerate(rows):
-        top = _EDGE + row * (size[0] + 4)
-        draw.text((left // 2, top + size[0] // 2), name, fill=_INK, font=font, anchor="mm")
-        for column, values in enumerate(maps):
-            paper.paste(_tile(values, image, size), (left + column * (size[1] + 4), top))
-    return paper
-
-
-def _rows(maps: Maps, words: Sequence[str], groups: Sequence[str], by: str) -> list[tuple[str, torch.Tensor]]:
-    """(name, maps of all images) of each row of the table."""
+def _rows(maps: Maps, words: Sequence[str], groups: Sequence[str], by: str) -> dict[str, torch.Tensor]:
+    """Name and maps (images, words, h, w) of each row of the table."""
     if by == "layers":
-        return [(group, maps.of(words, [group])) for group in groups or maps.groups]
+        return {group: maps.mean(words, [group]) for group in groups or maps.groups}
     if by == "steps":
-        return [(f"{maps.phases[p][0]:.0%} - {maps.phases[p][1]:.0%}", maps.of(words, groups, [p])) for p in maps.seen]
-    return [("", maps.of(words, groups))]
+        return {f"{maps.phases[p][0]:.0%} - {maps.phases[p][1]:.0%}": maps.mean(words, groups, [p]) for p in maps.seen}
+    return {"": maps.mean(words, groups)}
 
 
 def table(maps: Maps, words: str, layers: str, by: str, image: torch.Tensor | None) -> torch.Tensor:
     """The maps of words as a table for each image, an IMAGE; `by`: "mean", a row for each group of "layers", or part of the "steps"."""
     asked, groups = words_from(words) or list(maps.words), _groups(layers)
     rows = _rows(maps, asked, groups, by)
-    images = len(rows[0][1])
-    under = [None if image is None else image[i * len(image) // images, ..., :3].cpu().float() for i in range(images)]
-    return torch.cat([as_image(_table([(name, found[i]) for name, found in rows], asked, under[i])) for i in range(images)])
+    first, left, tables = next(iter(rows.values())), 92 if any(rows) else 0, []
+    count, size = len(first), fitted(first.shape[-2:], _TILE)
+    for i in range(count):
+        under = None if image is None else image[i * len(image) // count, ..., :3].cpu().float()
+        tiles = [[_tile(values, under, size) for values in found[i]] for found in rows.values()]
+        tables.append(as_image(image_grid(tiles, asked, list(rows), left=left, top=22, ink="#222222")))
+    return torch.cat(tables)
 
 
 def _groups(layers: str) -> list[str]:
@@ -275,6 +254,6 @@ def _groups(layers: str) -> list[str]:
 
 
 def mask(maps: Maps, word: str, layers: str, threshold: float, image: torch.Tensor | None) -> torch.Tensor:
-    """Where the model looks at a word (or at several, between commas): a MASK of the image's size."""
-    found = maps.of(words_from(word) or maps.words[:1], _groups(layers)).sum(1)
+    """Where the attention to a word (or to several, between commas) is: a MASK of the image's size."""
+    found = maps.mean(words_from(word) or maps.words[:1], _groups(layers)).sum(1)
     return mask_of(found, maps.size if image is None else tuple(image.shape[1:3]), threshold)

@@ -1,8 +1,8 @@
 """DiTs under the pack's hook on attention: which of an attention's tokens are the image and which the text, family by family.
 
-The host calls one override for every attention of a DiT, without saying whose it is. Its place follows from the number of its tokens: the
-image's are known from the latent, the text's from the conditioning. Attentions of text alone or of the image alone that refine what
-the blocks then see are left to the host.
+ComfyUI calls one override for every attention of a DiT, without saying whose it is. Its place follows from the number of its tokens: the
+image's are known from the latent, the text's from the conditioning. Attentions of text alone or of the image alone that refine the
+blocks' inputs are left to ComfyUI.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import comfy.model_base
 import torch
 
-from ....attention.call import Lending, acted, taken
+from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
 from ....attention.maps import shares
-from ....attention.prompt_to_prompt import Moment, edited_attention
+from ....attention.prompt_to_prompt import ActiveEdit, edited_attention
 
 
 @dataclass(frozen=True)
 class Layout:
     """The tokens of a family. `blocks` are the lists of its blocks in order; `cross`: text has an attention of its own.
 
-    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens stand in
-    front of the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
+    `order` of joint attention: "text, image" (with references behind), "text, rest, image" or "image, text". `before` tokens come
+    before the text, text and image are each filled up to a `multiple`; `patch`: cells of the latent a token is wide where the network
     does not say.
     """
 
@@ -50,7 +51,7 @@ FAMILIES = {  # module of the network under comfy.ldm
     "pixeldit.model": Layout(("patch_blocks",)),
     "aura.mmdit": Layout(("double_layers", "single_layers"), before=8),  # register tokens
     "lumina.model": Layout(("layers",), "text, rest, image"),
-    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references stand between
+    "omnigen.omnigen2": Layout(("layers",), "text, rest, image"),  # references come between
     "boogu.model": Layout(("double_stream_layers", "single_stream_layers"), "text, rest, image"),
     "hunyuan_video.model": Layout(_DOUBLE_SINGLE, "text, rest, image"),  # glyphs, a reference frame
     "hidream.model": Layout(("double_stream_blocks", "single_stream_blocks"), "image, text"),  # T5's, then Llama's
@@ -61,13 +62,12 @@ FAMILIES = {  # module of the network under comfy.ldm
     "lightricks.model": Layout(("transformer_blocks",), cross=True, patch=1),
     "kandinsky5.model": Layout(("visual_transformer_blocks",), cross=True),
 }
-STRANGERS = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the image
+UNSUPPORTED = frozenset({"lightricks.av_model"})  # built on a family, but with attentions of their own: sound beside the image
 KNOWN = (
     "Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, HunyuanVideo, HunyuanImage, HiDream, OmniGen2, CogVideoX, PixelDiT, "
     "Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5"
 )
-
-
+FLUX2 = getattr(comfy.model_base, "Flux2", ())  # older versions of ComfyUI do not have it
 
 
 def _patch(network) -> tuple[int, int, int]:
@@ -90,7 +90,7 @@ class Dit:
     module: str = ""  # of the network under comfy.ldm
     filled_in_front: bool = False  # the model fills short texts up, before their first token
 
-    def lead(self, length: int, tokens: int) -> int:
+    def text_start(self, length: int, tokens: int) -> int:
         """Where a text of some length begins among the tokens that the network gets."""
         return tokens - length if self.filled_in_front else 0
 
@@ -106,7 +106,7 @@ class Dit:
         """How many tokens the network makes of so many."""
         return -(-tokens // self.layout.multiple) * self.layout.multiple
 
-    def seats(self, tokens: int, image: int, text: int) -> tuple[slice, slice] | None:
+    def token_ranges(self, tokens: int, image: int, text: int) -> tuple[slice, slice] | None:
         """Where the image's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
         layout = self.layout
         filled_text, filled = self.filled(text), self.filled(image)
@@ -124,7 +124,7 @@ class Dit:
 def _module(model) -> str:
     """The module of a network under comfy.ldm by which its family is known; empty for none."""
     modules = [c.__module__.removeprefix("comfy.ldm.") for c in type(model.get_model_object("diffusion_model")).__mro__]
-    return next((m for m in modules if m in FAMILIES), "") if modules[0] not in STRANGERS else ""
+    return next((m for m in modules if m in FAMILIES), "") if modules[0] not in UNSUPPORTED else ""
 
 
 def is_joint(model) -> bool:
@@ -145,16 +145,12 @@ def dit_of(model) -> Dit:
     layout = FAMILIES[module]
     if getattr(network, "pad_tokens_multiple", None):  # Z-Image
         layout = replace(layout, multiple=network.pad_tokens_multiple)
-    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs stands in front
+    if getattr(network, "use_cond_type_embedding", False):  # HunyuanVideo 1.5: what it sees of images and glyphs comes first
         layout = replace(layout, beside=True)
     total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
     patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
-    in_front = any(c.__name__ == "Flux2" for c in type(model.model).__mro__)
+    in_front = isinstance(model.model, FLUX2)
     return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
-
-
-
-
 
 
 def _four(mask: torch.Tensor) -> torch.Tensor:
@@ -163,39 +159,29 @@ def _four(mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
-class TokenCall(Lending):
-    """One attention of a DiT in which the image takes part; the counterpart of `attention.Call`.
+class TokenCall(QKSharing):
+    """One attention of a DiT in which the image takes part; the counterpart of `UnetCall`.
 
-    `kind`: "joint" of image and text, in which the image's queries and keys alone are lent, or "self" and "cross". `size` is the
-    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `options` are the attention's.
+    `kind`: "joint" of image and text, in which only the image's queries and keys are shared, or "self" and "cross". `size` is the
+    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `ranges` are the tokens of image and text, `options` the attention's.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        place: Block,
-        latent: tuple,
-        size: tuple[int, int, int],
-        seats: tuple[slice, slice],
-        qkv: tuple,
-        options: dict,
-        *base,
-    ):
+    def __init__(self, kind: str, place: Block, latent: tuple, size: tuple, ranges: tuple[slice, slice], qkv: tuple, options: dict, *base):
         super().__init__(qkv, *base)
         self.kind, self.place, self.latent, self.size, self.options = kind, place, latent, size, options
-        self.image, self.text = seats
+        self.image, self.text = ranges
 
     @property
     def reshaped(self) -> bool:
         return bool(self.options.get("skip_reshape"))
 
-    def lent(self, t: torch.Tensor) -> torch.Tensor:
+    def shared(self, t: torch.Tensor) -> torch.Tensor:
         if self.kind != "joint":
-            return taken(t, self.lender)
-        axis, made = 2 if self.reshaped else 1, t.clone()
-        here = axis, self.image.start, self.image.stop - self.image.start
-        made.narrow(*here).copy_(taken(t.narrow(*here), self.lender))
-        return made
+            return super().shared(t)
+        axis, out = 2 if self.reshaped else 1, t.clone()
+        image = axis, self.image.start, self.image.stop - self.image.start
+        out.narrow(*image).copy_(super().shared(t.narrow(*image)))
+        return out
 
     def columns(self, row: int, tokens: int) -> int:
         """The keys of a text."""
@@ -204,7 +190,7 @@ class TokenCall(Lending):
     def heads_first(self, t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Rows of queries, keys or values as (rows, heads, N, dim)."""
         width = self.q.shape[-1] if self.reshaped else self.q.shape[-1] // self.options["heads"]
-        return taken(t, rows) if self.reshaped else taken(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
+        return select_rows(t, rows) if self.reshaped else select_rows(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
 
     def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
         """What is added to the logits of the image's queries."""
@@ -212,13 +198,13 @@ class TokenCall(Lending):
         if mask is None:
             return None
         mask = _four(mask)
-        mask = mask if len(mask) == 1 else taken(mask, rows)
+        mask = mask if len(mask) == 1 else select_rows(mask, rows)
         return mask if mask.shape[-2] == 1 else mask[..., self.image, :]
 
     def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows, groups, frames * h * w), float32: how much of what the image looks at falls on groups of the text's tokens.
+        """(rows, groups, frames * h * w), float32: how much of the image's attention falls on groups of the text's tokens.
 
-        `tokens` of a row's text were counted before the host may have repeated it; the copies count too.
+        `tokens` of a row's text were counted before ComfyUI may have repeated it; the copies count too.
         """
         q, k = (self.heads_first(t, rows) for t in self.used)
         copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
@@ -229,21 +215,21 @@ class TokenCall(Lending):
         """Values (a, b, frames * h * w) of the image's tokens as (a, b, [frames,] h, w)."""
         return values.unflatten(-1, self.size if self.size[0] > 1 else self.size[1:])
 
-    def put_edited(self, source: Sequence[int], rows: Sequence[int], moment: Moment) -> None:
+    def set_edited_output(self, source: Sequence[int], rows: Sequence[int], edit: ActiveEdit) -> None:
         """Gives rows of cross-attention what their values make of probabilities edited from those of source rows."""
         of_source, of_target = (tuple(self.heads_first(t, r) for t in self.used) for r in (source, rows))
-        change = edited_attention(of_source, of_target, self.heads_first(self.v, rows), moment, self.options.get("scale"),
+        change = edited_attention(of_source, of_target, self.heads_first(self.v, rows), edit, self.options.get("scale"),
                                   (self.bias(source), self.bias(rows)), not self.plain)  # fmt: skip
         if not self.options.get("skip_output_reshape"):
             change = change.transpose(1, 2).flatten(2)
-        self.put_output(rows, change if self.plain else taken(self.out, rows) + change)
+        self.set_output(rows, change if self.plain else select_rows(self.out, rows) + change)
 
 
 _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 
 
 class Override:
-    """The host's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act."""
+    """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act."""
 
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
         self.dit, self.active, self.batch, self.below = dit, active, batch, below
@@ -258,10 +244,10 @@ class Override:
         options = {**dict(zip(_POSITIONAL, args)), **kwargs}
         axis = 2 if options.get("skip_reshape") else 1
         queries, keys = q.shape[axis], k.shape[axis]
-        kind, seats = self._recognised(queries, keys) if len(q) == self.batch else (None, None)
-        text = self._words(kind, seats, queries, keys) if len(q) == self.batch else None
+        kind, ranges = self._recognized(queries, keys) if len(q) == self.batch else (None, None)
+        text = self._text_keys(kind, ranges, queries, keys) if len(q) == self.batch else None
         place = Block(self.count[kind], len(self.dit.places)) if kind else None
-        bias = None if text is None else self._leaning(keys, text, place, q)
+        bias = None if text is None else self._bias(keys, text, place, q)
         if bias is not None:
             options["mask"] = bias if options.get("mask") is None else _four(options["mask"]) + bias
             args, kwargs = (), {n: value for n, value in options.items() if n != "_inside_attn_wrapper" or n in kwargs}
@@ -269,50 +255,50 @@ class Override:
         def base(q, k, v):
             return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
 
-        if kind is None or self._again(kind, options):
+        if kind is None or self._is_repeated(kind, options):
             return base(q, k, v)
         self.count[kind] += 1
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
-        return acted(TokenCall(kind, place, self.latent, self.size, seats, (q, k, v), options, base, self.below is None), active)
+        return run_controls(TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, base, self.below is None), active)
 
-    def _again(self, kind: str, options: dict) -> bool:
+    def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""
         index = (options.get("transformer_options") or {}).get("block_index")
         before, self.index[kind] = self.index.get(kind), index
         return self.dit.cross and index is not None and index == before
 
-    def _words(self, kind: str | None, seats, queries: int, keys: int) -> slice | None:
+    def _text_keys(self, kind: str | None, ranges, queries: int, keys: int) -> slice | None:
         """The text's keys in an attention; None where it has none."""
         if kind in ("joint", "cross"):
-            return seats[1]
+            return ranges[1]
         alone = kind is None and queries == keys and keys in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
         return slice(0, self.text) if alone else None
 
-    def _leaning(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
+    def _bias(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
         """(rows, 1, 1, keys) to add to the logits; None for nothing."""
-        made = None
+        total = None
         for run, first, tokens in self.active:
-            bias = run.leaning(tokens, place)
+            bias = run.attention_bias(tokens, place)
             if bias is not None and tokens == self.text:
-                made = like.new_zeros(self.batch, 1, 1, keys) if made is None else made
-                made[first : first + len(bias), 0, 0, text] += bias.to(made)
-        return made
+                total = like.new_zeros(self.batch, 1, 1, keys) if total is None else total
+                total[first : first + len(bias), 0, 0, text] += bias.to(total)
+        return total
 
-    def _recognised(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
-        """(kind, seats) of an attention of so many queries and keys; None for one that is left to the host."""
+    def _recognized(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
+        """(kind, token ranges) of an attention of so many queries and keys; None for one that is left to ComfyUI."""
         image = math.prod(self.size)
         if not self.dit.cross:
-            seats = self.dit.seats(queries, image, self.text) if queries == keys else None
-            return ("joint", seats) if seats else (None, None)
+            ranges = self.dit.token_ranges(queries, image, self.text) if queries == keys else None
+            return ("joint", ranges) if ranges else (None, None)
         if queries != image or keys not in (image, self.text):
             return None, None
         turn = self.count["self"] > self.count["cross"] if image == self.text else keys == self.text  # self comes first in a block
         return ("cross" if turn else "self"), (slice(0, image), slice(0, keys))
 
     def check(self) -> None:
-        """Raises ValueError where no attention was recognised so far; later in a run caches of other nodes leave blocks out."""
+        """Raises ValueError where no attention was recognized so far; later in a run caches of other nodes leave blocks out."""
         if not self.reached and not all(run.reached for run, *_ in self.active):
             raise ValueError(
                 f"No attention of {self.dit.name} came through ComfyUI's hook with {math.prod(self.size)} tokens of the image and {self.text} of "

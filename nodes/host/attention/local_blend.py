@@ -1,4 +1,4 @@
-"""The local blend of Prompt-to-Prompt as a part of its own: put on a patched model, and its masks looked at after a run."""
+"""The local blend of Prompt-to-Prompt as a part of its own: put on a patched model, and its masks shown after a run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from PIL import Image
 
 from ....attention.prompt_to_prompt import Rows
 from ..conditionings import KEY
-from ..images import as_image, labelled_table, to_pil
-from .prompt_to_prompt import Editing, PromptToPrompt
+from ..images import as_image, fitted, image_grid, resized, to_pil
+from ..run_history import run_of
+from .hook import controls_of
+from .prompt_to_prompt import PromptToPrompt
 
-TILE, MOMENTS, DIMMED = 160, 6, 0.25
+TILE, SHOWN, DIMMED = 160, 6, 0.25  # pixels of a mask's longer side, masks of a row, brightness off the mask
+Masks = list[tuple[float, torch.Tensor]]  # (percent, masks of all edited images)
 
 
 def control_of(source) -> PromptToPrompt:
     """The Prompt-to-Prompt of a model, or of a guider over it."""
-    patcher = getattr(source, "model_patcher", source)
-    controls = getattr(patcher, "model_options", {}).get("transformer_options", {}).get(KEY, ())
-    found = next((c for c in controls if isinstance(c, PromptToPrompt)), None)
-    if found is None:
+    controls = controls_of(source, PromptToPrompt)
+    if not controls:
         raise ValueError(
             f"{type(source).__name__} does not come from a P2P Attention Patch. Connect its 'model' output, or a guider over it."
         )
-    return found
+    return controls[0]
 
 
 def with_blend(model, words: str, protect: str, **shape):
-    """The model of a Prompt-to-Prompt with a local blend of these words in the place of its own; none without words."""
+    """The model of a Prompt-to-Prompt with a local blend of these words instead of its own; none without words."""
     control = control_of(model)
     patched = model.clone()
     options = patched.model_options["transformer_options"]
@@ -35,42 +36,39 @@ def with_blend(model, words: str, protect: str, **shape):
     return patched
 
 
-def run_of(source) -> Editing:
-    """The last run of a model, or of a guider over it; refuses one without masks."""
-    runs = control_of(source).runs
-    if not runs:
-        raise ValueError("There is no finished run to look at: connect the latent that was sampled with this model, and the model itself.")
+def masks_of(control: PromptToPrompt, latent: dict) -> Masks:
+    """The masks of the runs that made a LATENT. Raises ValueError where no known run did, or where they had no masks."""
+    runs = run_of(
+        [control.history], latent, "Connect the latent that was sampled with this model, and the model or guider that sampled it."
+    )
     if runs[0].blending is None:
         raise ValueError("The run had no local blend. Name blend_words in P2P Attention Patch, or put P2P Local Blend behind it.")
-    if not runs[0].blending.masks:
+    masks = [mask for run in runs for mask in run.blending.masks]
+    if not masks:
         raise ValueError(
-            "The blend did not act in any step of the run: its start lies behind the last one, or the positive acts in an area alone. Lower its "
-            "start or begin the sampling earlier; use a mask in the place of an area."
+            "The blend did not act in any step of the run: its start is after the last one, or the positive acts in an area alone. Lower its "
+            "start or begin the sampling earlier; use a mask instead of an area."
         )
-    return runs[0]
+    return masks
 
 
-def mask_at(run: Editing, percent: float) -> torch.Tensor:
+def mask_at(masks: Masks, percent: float, pixels: int) -> torch.Tensor:
     """The mask of every edited image at a percent of the sampling, the last before it or else the first: MASK (N, H, W) in pixels."""
-    masks = run.blending.masks
-    chosen = next((mask for p, mask in reversed(masks) if p <= percent), masks[0][1])
-    return in_pixels(chosen, run.control.pixels)
+    return in_pixels(next((mask for p, mask in reversed(masks) if p <= percent), masks[0][1]), pixels)
 
 
 def in_pixels(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     return mask.float().repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
 
 
-def over_time(run: Editing, images: torch.Tensor | None) -> torch.Tensor:
-    """A row for each edited image, its mask at several moments of the sampling; over the images, if there are as many; an IMAGE."""
-    masks, pixels = run.blending.masks, run.control.pixels
-    count = min(MOMENTS, len(masks))
-    moments = [masks[round(i * (len(masks) - 1) / max(count - 1, 1))] for i in range(count)]
+def over_time(masks: Masks, images: torch.Tensor | None, control: PromptToPrompt) -> torch.Tensor:
+    """A row for each edited image, its mask at several times of the sampling; over the images, if there are as many; an IMAGE."""
+    count = min(SHOWN, len(masks))
+    shown = [masks[round(i * (len(masks) - 1) / max(count - 1, 1))] for i in range(count)]
     edits = len(masks[0][1])
-    under = [None] * edits if images is None else _under(images, run.rows)
-    rows = [[_tile(in_pixels(m[i : i + 1], pixels)[0], under[i]) for _, m in moments] for i in range(edits)]
-    names = [f"edit {i + 1}" for i in range(edits)]
-    return as_image(labelled_table(rows, names, [f"{100 * p:.0f} %" for p, _ in moments]))
+    under = [None] * edits if images is None else _under(images, control.rows)
+    rows = [[_tile(in_pixels(mask[i : i + 1], control.pixels)[0], under[i]) for _, mask in shown] for i in range(edits)]
+    return as_image(image_grid(rows, [f"{100 * p:.0f} %" for p, _ in shown], [f"edit {i + 1}" for i in range(edits)]))
 
 
 def _under(images: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
@@ -88,10 +86,6 @@ def _under(images: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
 
 def _tile(mask: torch.Tensor, image: torch.Tensor | None) -> Image.Image:
     """A mask (H, W) in white on black, or an image (H, W, 3) dimmed where the mask is 0."""
-    height, width = mask.shape
-    size = round(TILE * height / max(height, width)), round(TILE * width / max(height, width))
+    size = fitted(mask.shape, TILE)
     shown = F.interpolate(mask[None, None], size)[0, 0, ..., None].expand(-1, -1, 3)
-    if image is not None:
-        under = F.interpolate(image.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
-        shown = under * (DIMMED + (1 - DIMMED) * shown)
-    return to_pil(shown)
+    return to_pil(shown if image is None else resized(image, size) * (DIMMED + (1 - DIMMED) * shown))

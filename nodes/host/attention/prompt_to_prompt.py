@@ -1,70 +1,70 @@
-"""Prompt-to-Prompt inside the host's sampling: source and target prompts as rows of one conditioning, edited by the attention hook."""
+"""Prompt-to-Prompt inside ComfyUI's sampling: source and target prompts as rows of one conditioning, edited by the attention hook."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import torch
 
-from ....attention.call import taken
-from ....attention.layers import Block, Place
+from ....attention.call import QKSharing, select_rows
+from ....attention.layers import Block, Place, chosen_places
 from ....attention.local_blend import Blending, LocalBlend, word_map
-from ....attention.prompt_edits import Scene, Words
-from ....attention.prompt_to_prompt import Edit, Moment, Rows, Settings
-from ....guidance.schedules import NoiseScale
-from ..conditionings import KEY, marked
+from ....attention.prompt_edits import PromptEdits, Words
+from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings
+from ..conditionings import marked
 from ..latents import check_images
+from ..noise_levels import NoiseScale
 from ..prompts import as_rows, encoded, prompt_of
-from .hook import Run, install
+from ..run_history import RunHistory
+from .hook import Control, ControlRun, controls_of, install
 from .shared_noise import with_shared_noise
-from .unet import Call, blend_places, chosen_places, unet_places
-
-MISSING = (
-    "The model comes from P2P Attention Patch, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to "
-    "the sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
-)
+from .unet import UnetCall, blend_places, unet_places
 
 
 @dataclass(frozen=True)
-class PromptToPrompt:
-    """The control: `edits` of the targets, on the layers of `cross` and `self` (keys of places), with a local blend or none."""
+class PromptToPrompt(Control):
+    """The control: `edits` of the targets on the chosen layers (keys of places), with a local blend or none.
+
+    `rows` says how many branches there are. `times` is how often the conditionings of the source and the targets are repeated.
+    """
 
     rows: Rows
     edits: tuple[Edit, ...]
     settings: Settings
     places: tuple[Place, ...]
     pixels: int  # of a cell of the latent
-    cross: frozenset[tuple[str, int, int]]
-    self: frozenset[tuple[str, int, int]]
-    scene: Scene
-    times: tuple[int, ...]  # how often the conditionings of the source and the targets are repeated
+    cross_layers: frozenset
+    self_layers: frozenset
+    prompts: PromptEdits
+    times: tuple[int, ...]
     blend: LocalBlend | None = None
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    runs: list[Editing] = field(default_factory=list, compare=False)  # the last one, for who wants to look at its masks
 
     def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
         """The same with another local blend; `shape` as of `LocalBlend`."""
-        return replace(self, blend=self.scene.blend(words, protect, self.times, **shape), runs=[])
+        return replace(self, blend=self.prompts.blend(words, protect, self.times, **shape), history=RunHistory())
 
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> Editing:
-        self.runs[:] = [Editing(self, scale, tuple(noise.shape[-2:]))]
-        return self.runs[0]
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> PromptToPromptRun:
+        return PromptToPromptRun(self, scale, tuple(noise.shape[-2:]))
 
 
-class Editing(Run):
+class PromptToPromptRun(ControlRun):
     """Prompt-to-Prompt during one run."""
 
+    missing = (
+        "The model comes from P2P Attention Patch, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to "
+        "the sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
+    )
+
     def __init__(self, control: PromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
-        super().__init__(control.token, scale, MISSING)
+        super().__init__(control.token, scale)
         self.control, self.rows, self.size, self.places = control, control.rows, size, control.places
         self.blending = Blending(control.blend, control.rows) if control.blend else None
-        self.maps = self.map_layers() if control.blend else frozenset()
-        self.moments: dict[tuple, Moment | None] = {}
+        self.map_layers = self.layers_for_maps() if control.blend else frozenset()
+        self.active_edits: dict[tuple, ActiveEdit | None] = {}
 
-    def map_layers(self) -> frozenset:
+    def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
         return frozenset(p.key for p in blend_places(self.places, self.size))
 
@@ -92,7 +92,7 @@ class Editing(Run):
         if self.blending is None:
             return x
         mask = self.blending.mask(self.size) if self.blending.blend.acts(self.scale.percent(sigma)) else None
-        self.blending.at(sigma)
+        self.blending.on_level(sigma)
         return x if mask is None else self.blending.blended(x, mask)
 
     def after(self, denoised: torch.Tensor) -> torch.Tensor:
@@ -106,92 +106,90 @@ class Editing(Run):
 
     def end(self) -> None:
         super().end()
-        self.moments.clear()
+        self.active_edits.clear()
         if self.blending is not None:
             self.blending.end()
 
-    def look(self, conds, x, sigma):
+    def on_evaluate(self, conds, x, sigma):
         before = self.percent
-        super().look(conds, x, sigma)
+        super().on_evaluate(conds, x, sigma)
         if self.percent != before:
-            self.moments.clear()
+            self.active_edits.clear()
 
-    def moment(self, number: int, columns: int, device: torch.device) -> Moment | None:
+    def active_edit(self, number: int, columns: int, device: torch.device) -> ActiveEdit | None:
         """The edit of a target now, for so many keys."""
-        place = number, columns, device
-        if place not in self.moments:
+        key = number, columns, device
+        if key not in self.active_edits:
             edit = self.control.edits[number]
             more = columns - len(edit.own)
             if more < 0:
                 raise ValueError(
                     f"The positive has {columns} tokens, but P2P Attention Patch made {len(edit.own)}: a node between cut it. Remove that node."
                 )
-            self.moments[place] = (edit.extended(more) if more else edit).at(self.percent, device)
-        return self.moments[place]
+            self.active_edits[key] = (edit.extended(more) if more else edit).at_percent(self.percent, device)
+        return self.active_edits[key]
 
     @property
-    def watching(self) -> bool:
-        """Whether the blend needs maps now."""
+    def blend_needs_maps(self) -> bool:
         return self.blending is not None and self.reads and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
 
-    def looks(self, place: Place | Block) -> bool:
-        """Whether a layer's maps make masks now."""
-        return self.watching and place.key in self.maps
+    def needs_map(self, place: Place | Block) -> bool:
+        """Whether the layer's maps make masks now."""
+        return self.blend_needs_maps and place.key in self.map_layers
+
+    def edits_cross(self, place: Place | Block) -> bool:
+        """Whether a cross-attention is edited now."""
+        return place.key in self.control.cross_layers and any(edit.acts(self.percent) for edit in self.control.edits)
+
+    def shares_self(self, place: Place | Block) -> bool:
+        """Whether targets use the source's queries and keys in a self-attention, or for the image in a joint one, now."""
+        settings = self.control.settings
+        return place.key in self.control.self_layers and settings.alpha > 0 and self.percent in settings.self
 
     def wants(self, kind: str, place: Place) -> bool:
-        control = self.control
-        if kind == "self":
-            return place.key in control.self and control.settings.alpha > 0 and self.percent in control.settings.self
-        edits = place.key in control.cross and any(edit.acts(self.percent) for edit in control.edits)
-        return edits or self.looks(place)
+        return self.shares_self(place) if kind == "self" else self.edits_cross(place) or self.needs_map(place)
 
-    def _edits(self, call: Call, first: int, tokens: int) -> list[tuple[int, Moment]]:
+    def _edits(self, call: QKSharing, first: int, tokens: int) -> list[tuple[int, ActiveEdit]]:
         """(number, edit) of the targets that are edited in this cross-attention now."""
-        if call.kind != "cross" or call.place.key not in self.control.cross:
+        if call.kind != "cross" or call.place.key not in self.control.cross_layers:
             return []
         columns = call.columns(first, tokens)
-        found = [(n, self.moment(n, columns, call.q.device)) for n in range(self.rows.targets)]
-        return [(n, moment) for n, moment in found if moment is not None]
+        edits = [(n, self.active_edit(n, columns, call.q.device)) for n in range(self.rows.targets)]
+        return [(n, edit) for n, edit in edits if edit is not None]
 
-    def borrow(self, call: Call, first: int, tokens: int) -> None:
-        whole = range(self.rows.targets) if call.kind != "cross" else [n for n, moment in self._edits(call, first, tokens) if moment.copies]
+    def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
+        whole = range(self.rows.targets) if call.kind != "cross" else [n for n, edit in self._edits(call, first, tokens) if edit.copies]
         for number in whole:
             for own, source in zip(self.rows.target(number), self.rows.source):
-                call.lender[first + own] = first + source
+                call.source_row[first + own] = first + source
 
-    def edit(self, call: Call, first: int, tokens: int) -> None:
+    def branch(self, number: int, first: int) -> list[int]:
+        """The rows of a branch of a part: 0 is the source, then the targets."""
+        return [first + row for row in (self.rows.target(number - 1) if number else self.rows.source)]
+
+    def edit(self, call: UnetCall, first: int, tokens: int) -> None:
         if call.kind == "self":
-            self._blend_self(call, first)
+            self._mix_self(call, first)
             return
-        edits = [(n, moment) for n, moment in self._edits(call, first, tokens) if not moment.copies]
-        source = call.probabilities([first + r for r in self.rows.source], tokens) if edits else None
-        for number, moment in edits:
-            rows = [first + r for r in self.rows.target(number)]
-            own = call.probabilities(rows, tokens) if moment.needs_own or not call.plain else None
-            call.put(rows, moment(source, own), own, tokens)
+        edits = [(n, edit) for n, edit in self._edits(call, first, tokens) if not edit.copies]
+        source = call.probabilities(self.branch(0, first), tokens) if edits else None
+        for number, edit in edits:
+            rows = self.branch(1 + number, first)
+            own = call.probabilities(rows, tokens) if edit.needs_own or not call.plain else None
+            call.set_probabilities(rows, edit(source, own), own, tokens)
 
-    def _blend_self(self, call: Call, first: int) -> None:
+    def _mix_self(self, call: QKSharing, first: int) -> None:
+        """Mixes what targets give with the source's queries and keys with what they give with their own."""
         alpha = self.control.settings.alpha
         if alpha < 1:
-            rows = [first + r for n in range(self.rows.targets) for r in self.rows.target(n)]
-            call.put_output(rows, alpha * taken(call.out, rows) + (1 - alpha) * call.own_output(rows))
+            rows = [row for n in range(self.rows.targets) for row in self.branch(1 + n, first)]
+            call.set_output(rows, alpha * select_rows(call.out, rows) + (1 - alpha) * call.own_output(rows))
 
-    def see(self, call: Call, first: int, tokens: int) -> None:
-        if call.kind == "cross" and self.looks(call.place) and call.size is not None and call.covers(self.size):
-            for branch in range(1 + self.rows.targets):
-                row = first + branch * self.rows.images
-                p = call.looked_at(list(range(row, row + self.rows.images)), tokens)
-                self.blending.add(lambda columns, p=p: call.images(word_map(p, columns)[:, None])[:, 0], branch)
-
-
-
-
-
-
-
-
-
-
+    def on_attention(self, call: UnetCall, first: int, tokens: int) -> None:
+        if call.kind == "cross" and self.needs_map(call.place) and call.size is not None and call.covers(self.size):
+            for number in range(1 + self.rows.targets):
+                p = call.final_probabilities(self.branch(number, first), tokens)
+                self.blending.add(lambda columns, p=p: call.images(word_map(p, columns)[:, None])[:, 0], number)
 
 
 def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int, branches: int) -> tuple[dict, int]:
@@ -202,47 +200,63 @@ def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int,
         latent = {"samples": torch.zeros(images, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
     samples = latent["samples"]
     check_images(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
-    made = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
-    made["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
+    rows = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
+    rows["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
     mask = latent.get("noise_mask")
     if mask is not None and len(mask) > 1:
-        made["noise_mask"] = mask.repeat(branches, *[1] * (mask.ndim - 1))
-    return made, len(samples)
+        rows["noise_mask"] = mask.repeat(branches, *[1] * (mask.ndim - 1))
+    return rows, len(samples)
 
 
-def scene_of(model, clip, prompts: tuple[str, list[str]], operation: str, words: Words) -> tuple[Scene, list[list]]:
-    """The scene of a source prompt and its targets, and the conditionings of its prompts."""
-    if any(isinstance(c, PromptToPrompt) for c in model.model_options.get("transformer_options", {}).get(KEY, ())):
-        raise ValueError(
-            "The model already comes from a P2P Attention Patch, and two of them are not kept apart. Give all targets to one node, a line each, "
-            "or connect the model from before the other node."
-        )
-    known = {text: encoded(clip, text) for text in (prompts[0], *prompts[1])}
-    read = {text: prompt_of(clip, text, given[0][0].shape[1]) for text, given in known.items()}
-    scene = Scene.of(read[prompts[0]], [read[text] for text in prompts[1] or prompts[:1]], operation, words)
-    return scene, [known[p.text] for p in scene.prompts]
+@dataclass(frozen=True)
+class Task:
+    """What P2P Attention Patch is asked for. `latent(branches)` as `batch_latent`; layers and blend settings as the node's inputs."""
+
+    source: str
+    targets: Sequence[str]
+    operation: str
+    words: Words
+    settings: Settings
+    cross_layers: str
+    self_layers: str
+    threshold: float
+    blend_start: float
+    latent: Callable[[int], tuple[dict, int]]
+
+    def prompts(self, model, clip) -> tuple[PromptEdits, list[list]]:
+        """The aligned prompts, and the conditioning of each."""
+        if controls_of(model, PromptToPrompt):
+            raise ValueError(
+                "The model already comes from a P2P Attention Patch, and two of them are not kept apart. Give all targets to one node, a line each, "
+                "or connect the model from before the other node."
+            )
+        known = {text: encoded(clip, text) for text in (self.source, *self.targets)}
+        read = {text: prompt_of(clip, text, conditioning[0][0].shape[1]) for text, conditioning in known.items()}
+        targets = [read[text] for text in self.targets or (self.source,)]
+        prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, self.words)
+        return prompts, [known[p.text] for p in prompts.prompts]
+
+    def blend(self, prompts: PromptEdits, times: Sequence[int], **shape) -> LocalBlend | None:
+        words = self.words
+        return prompts.blend(words.blend, words.protect, times, threshold=self.threshold, start=self.blend_start, **shape)
 
 
-def prepared(
-    model, clip, prompts: tuple[str, list[str]], operation: str, words: Words, settings: Settings, layers: tuple[str, str], blend: tuple[float, float],
-    latent: Callable[[int], tuple[dict, int]],
-) -> tuple:  # fmt: skip
-    """(patched model, positive, latent, alignment as text). `layers`: where cross and self act; `blend`: threshold and start;
-    `latent(branches)` as `batch_latent`."""
+def prepare(model, clip, task: Task) -> tuple:
+    """(patched model, positive, latent, alignment as text) of a UNet."""
     places = unet_places(model)
-    scene, known = scene_of(model, clip, prompts, operation, words)
-    batch, images = latent(len(scene.prompts))
-    positive, times = as_rows(known, images)
+    prompts, conditionings = task.prompts(model, clip)
+    latent, images = task.latent(len(conditionings))
+    positive, times = as_rows(conditionings, images)
     control = PromptToPrompt(
-        Rows(images, len(scene.alignments)),
-        scene.edits(settings, times),
-        settings,
-        places,
-        model.get_model_object("latent_format").spacial_downscale_ratio,
-        chosen_places(layers[0], places, "cross_layers"),
-        chosen_places(layers[1], places, "self_layers"),
-        scene,
-        tuple(times),
-        scene.blend(words.blend, words.protect, times, threshold=blend[0], start=blend[1]),
+        rows=Rows(images, len(prompts.alignments)),
+        edits=prompts.edits(task.settings, times),
+        settings=task.settings,
+        places=places,
+        pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
+        cross_layers=chosen_places(task.cross_layers, places, "cross_layers"),
+        self_layers=chosen_places(task.self_layers, places, "self_layers"),
+        prompts=prompts,
+        times=tuple(times),
+        blend=task.blend(prompts, times),
     )
-    return install(model, control), marked(positive, control.token), batch, scene.text()
+    return install(model, control), marked(positive, control.token, len(conditionings)), latent, prompts.text()

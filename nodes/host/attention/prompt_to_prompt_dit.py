@@ -2,7 +2,7 @@
 
 Where image and text share one attention, the target takes over the source's queries and keys of the image (arXiv 2508.07519): the
 layout is the source's, while text and all values stay the target's, so that no alignment of words is needed. Where text has an attention
-of its own, it is edited as in a UNet. Words say where the local blend lets the edit be, and how strongly they are looked at.
+of its own, it is edited as in a UNet. Words say where the local blend lets the edit act, and how much attention they get.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from ....attention.layers import Block, chosen_blocks
-from ....attention.prompt_edits import Scene, Words
-from ....attention.prompt_to_prompt import Rows, Settings
-from ....guidance.schedules import NoiseScale
+from ....attention.prompt_edits import PromptEdits
+from ....attention.prompt_to_prompt import Rows
 from ..conditionings import marked
+from ..noise_levels import NoiseScale
 from ..prompts import as_filled_rows
 from .dit import Dit, TokenCall, dit_of
 from .hook import install
-from .prompt_to_prompt import Editing, PromptToPrompt, scene_of
+from .prompt_to_prompt import PromptToPrompt, PromptToPromptRun, Task
 
 BEST = {  # blocks whose maps are cleanest, by network and number of blocks (arXiv 2508.07519, section 3.3)
     ("modules.diffusionmodules.mmdit", 24): (4, 5, 7, 8, 9, 10),
@@ -42,9 +42,8 @@ class DitPromptToPrompt(PromptToPrompt):
     def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
         return super().blended(words, protect, **{"blur": BLUR, **shape})
 
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> DitEditing:
-        self.runs[:] = [DitEditing(self, scale, tuple(noise.shape[-2:]))]
-        return self.runs[0]
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> DitPromptToPromptRun:
+        return DitPromptToPromptRun(self, scale, tuple(noise.shape[-2:]))
 
 
 def map_blocks(dit: Dit) -> frozenset[int]:
@@ -54,7 +53,7 @@ def map_blocks(dit: Dit) -> frozenset[int]:
     return frozenset(known or range(max(total // 2 - 2, 0), min(total // 2 + 3, total)))
 
 
-class DitEditing(Editing):
+class DitPromptToPromptRun(PromptToPromptRun):
     """Prompt-to-Prompt on a DiT during one run."""
 
     control: DitPromptToPrompt
@@ -63,121 +62,107 @@ class DitEditing(Editing):
         super().__init__(control, scale, size)
         self.dit, self.length = control.dit, max(control.lengths)
 
-    def map_layers(self) -> frozenset[int]:
+    def layers_for_maps(self) -> frozenset[int]:
         return map_blocks(self.control.dit)
 
     @property
     def acts(self) -> bool:
-        unequal = len(set(self.control.lengths)) > 1
+        settings, lengths = self.control.settings, self.control.lengths
+        shares = settings.alpha > 0 and self.percent in settings.self
         edits = self.dit.cross and any(edit.acts(self.percent) for edit in self.control.edits)
         weights = any(self._weights(1 + n) for n in range(self.rows.targets))
-        return not self.reached or unequal or edits or weights or self.watching or self._open
-
-    @property
-    def _open(self) -> bool:
-        settings = self.control.settings
-        return settings.alpha > 0 and self.percent in settings.self
-
-    def _exchanges(self, place: Block) -> bool:
-        return self._open and place.key in self.control.self
+        return not self.reached or len(set(lengths)) > 1 or edits or weights or self.blend_needs_maps or shares
 
     def wants(self, kind: str, place: Block) -> bool:
-        if kind in ("joint", "self") and self._exchanges(place):
+        if kind in ("joint", "self") and self.shares_self(place):
             return True
-        edits = place.key in self.control.cross and any(edit.acts(self.percent) for edit in self.control.edits)
-        return (kind != "self" and self.looks(place)) or (kind == "cross" and edits)
+        return (kind != "self" and self.needs_map(place)) or (kind == "cross" and self.edits_cross(place))
 
-    def leaning(self, tokens: int, place: Block | None) -> torch.Tensor | None:
-        made, control = torch.zeros(self.rows.total, tokens), self.control
-        weighs = place is not None and place.key in control.cross
-        for branch, length in enumerate(control.lengths):
-            rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)
-            lead = self.dit.lead(length, tokens)
+    def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
+        bias, control = torch.zeros(self.rows.total, tokens), self.control
+        weighs = place is not None and place.key in control.cross_layers
+        for number, length in enumerate(control.lengths):
+            rows, start = self.branch(number, 0), self.dit.text_start(length, tokens)
             if not self.dit.filled_in_front:
-                made[rows.start : rows.stop, length : self.length] = -math.inf
-            for column, weight in self._weights(branch).items() if branch and weighs else ():
-                made[rows.start : rows.stop, lead + column] += math.log(weight) if weight else -math.inf
-        return made if made.any() else None
+                bias[rows[0] : rows[-1] + 1, length : self.length] = -math.inf
+            for column, weight in self._weights(number).items() if number and weighs else ():
+                bias[rows[0] : rows[-1] + 1, start + column] += math.log(weight) if weight else -math.inf
+        return bias if bias.any() else None
 
     def _weights(self, branch: int) -> dict[int, float]:
         """The weights of a target's columns now; edits of cross-attention have theirs in the probabilities."""
         if self.dit.cross:
             return {}
-        edit, weights = self.control.edits[branch - 1], self.control.scene.weights[branch - 1]
+        edit, weights = self.control.edits[branch - 1], self.control.prompts.weights[branch - 1]
         return {c: w for c, w in weights.items() if self.percent in edit.windows.get(c, self.control.settings.cross)}
 
-    def borrow(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "cross" or self._exchanges(call.place):
-            super().borrow(call, first, tokens)
+    def share_qk(self, call: TokenCall, first: int, tokens: int) -> None:
+        if call.kind == "cross" or self.shares_self(call.place):
+            super().share_qk(call, first, tokens)
 
     def edit(self, call: TokenCall, first: int, tokens: int) -> None:
         if call.kind != "cross":
-            if self._exchanges(call.place):
-                self._blend_self(call, first)
+            if self.shares_self(call.place):
+                self._mix_self(call, first)
             return
-        source = [first + r for r in self.rows.source]
-        for number, moment in self._edits(call, first, tokens):
-            if not moment.copies:
-                call.put_edited(source, [first + r for r in self.rows.target(number)], moment)
+        for number, edit in self._edits(call, first, tokens):
+            if not edit.copies:
+                call.set_edited_output(self.branch(0, first), self.branch(1 + number, first), edit)
 
-    def see(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "self" or not self.looks(call.place) or not call.covers(self.size):
+    def on_attention(self, call: TokenCall, first: int, tokens: int) -> None:
+        if call.kind == "self" or not self.needs_map(call.place) or not call.covers(self.size):
             return
-        for branch, length in enumerate(self.control.lengths):
-            rows = self.rows.source if branch == 0 else self.rows.target(branch - 1)
-            self.blending.add(self._look(call, [first + r for r in rows], tokens, self.dit.lead(length, tokens)), branch)
+        for number, length in enumerate(self.control.lengths):
+            map_of = self._map_of(call, self.branch(number, first), tokens, self.dit.text_start(length, tokens))
+            self.blending.add(map_of, number)
 
-    def _look(self, call: TokenCall, rows: list[int], tokens: int, lead: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
-        """The map (images, h, w) of columns; of a video, where they are looked at in any frame."""
+    def _map_of(self, call: TokenCall, rows: list[int], tokens: int, start: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
+        """The map (images, h, w) of columns of a text that begins at `start`; of a video, the largest of all frames."""
 
-        def look(columns: tuple[int, ...]) -> torch.Tensor:
-            found = call.shares(rows, tokens, [[lead + c for c in columns]])[:, 0]
-            return found.unflatten(-1, call.size).amax(1)
+        def map_of(columns: tuple[int, ...]) -> torch.Tensor:
+            shares = call.shares(rows, tokens, [[start + c for c in columns]])[:, 0]
+            return shares.unflatten(-1, call.size).amax(1)
 
-        return look
+        return map_of
 
 
-def _checked(dit: Dit, scene: Scene) -> None:
+def _check_weights(dit: Dit, prompts: PromptEdits) -> None:
     """Refuses weights that joint attention cannot have."""
-    low = [w for weights in scene.weights for w in weights.values() if w < 0]
+    low = [w for weights in prompts.weights for w in weights.values() if w < 0]
     if low and not dit.cross:
         raise ValueError(
-            f"word_weights has {low[0]:g}, but in the joint attention of {dit.name} a weight scales how much a word is looked at; give 0 (not at "
-            "all) or more, 1 is neutral."
+            f"word_weights has {low[0]:g}, but in the joint attention of {dit.name} a weight scales how much attention a word gets; give 0 (none) "
+            "or more, 1 is neutral."
         )
 
 
-def _explained(dit: Dit, scene: Scene) -> str:
+def _explained(dit: Dit, prompts: PromptEdits) -> str:
     if dit.cross:
-        return scene.text()
-    return f"{dit.name}: the image's queries and keys are taken over; the words serve weights and the local blend.\n\n{scene.text()}"
+        return prompts.text()
+    return f"{dit.name}: the image's queries and keys are taken over; the words serve weights and the local blend.\n\n{prompts.text()}"
 
 
-def prepared(
-    model, clip, prompts: tuple[str, list[str]], operation: str, words: Words, settings: Settings, layers: tuple[str, str], blend: tuple[float, float],
-    latent: Callable[[int], tuple[dict, int]],
-) -> tuple:  # fmt: skip
-    """The same as `prompt_to_prompt.prepared` for a DiT."""
+def prepare(model, clip, task: Task) -> tuple:
+    """The same as `prompt_to_prompt.prepare` for a DiT."""
     dit = dit_of(model)
-    scene, known = scene_of(model, clip, prompts, operation, words)
-    _checked(dit, scene)
-    batch, images = latent(len(scene.prompts))
-    lengths = tuple(c[0][0].shape[1] for c in known)
-    times = (1,) * len(known)
-    positive = as_filled_rows(known, images, dit.filled_in_front)
-    end = 1.0 if dit.cross or blend[1] >= BLEND_END else BLEND_END
+    prompts, conditionings = task.prompts(model, clip)
+    _check_weights(dit, prompts)
+    latent, images = task.latent(len(conditionings))
+    lengths, times = tuple(c[0][0].shape[1] for c in conditionings), (1,) * len(conditionings)
+    end = 1.0 if dit.cross or task.blend_start >= BLEND_END else BLEND_END
     control = DitPromptToPrompt(
-        rows=Rows(images, len(scene.alignments)),
-        edits=tuple(edit.filled(max(lengths)) for edit in scene.edits(settings, times)),
-        settings=settings,
+        rows=Rows(images, len(prompts.alignments)),
+        edits=tuple(edit.filled(max(lengths)) for edit in prompts.edits(task.settings, times)),
+        settings=task.settings,
         places=(),
         pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-        cross=chosen_blocks(layers[0], dit.places, "cross_layers"),
-        self=chosen_blocks(layers[1], dit.places, "self_layers"),
-        scene=scene,
+        cross_layers=chosen_blocks(task.cross_layers, dit.places, "cross_layers"),
+        self_layers=chosen_blocks(task.self_layers, dit.places, "self_layers"),
+        prompts=prompts,
         times=times,
-        blend=scene.blend(words.blend, words.protect, times, threshold=blend[0], start=blend[1], end=end, spread=0, blur=BLUR),
+        blend=task.blend(prompts, times, end=end, spread=0, blur=BLUR),
         dit=dit,
         lengths=lengths,
     )
-    return install(model, control), marked(positive, control.token), batch, _explained(dit, scene)
+    positive = as_filled_rows(conditionings, images, dit.filled_in_front)
+    return install(model, control), marked(positive, control.token, len(conditionings)), latent, _explained(dit, prompts)

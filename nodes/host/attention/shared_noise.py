@@ -1,4 +1,4 @@
-"""The same noise for several rows of a batch, step by step, in stochastic samplers of the host."""
+"""The same noise for several rows of a batch, step by step, in stochastic samplers of ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import copy
 import inspect
 from collections.abc import Callable
 
+import comfy.k_diffusion.sampling as samplers
 import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler, default_noise_sampler
 
 
-def _draws_plain_noise(function: Callable) -> bool:
-    """Whether a sampler function, or one that it calls, takes the host's plain noise where it is given none."""
-    own = inspect.unwrap(function)
-    names = getattr(getattr(own, "__code__", None), "co_names", ())
-    called = (getattr(own, "__globals__", {}).get(n) for n in names)
-    inner = (getattr(getattr(inspect.unwrap(f), "__code__", None), "co_names", ()) for f in called if inspect.isfunction(f))
-    return "default_noise_sampler" in names or any("default_noise_sampler" in n for n in inner)
+def _functions(*names: str) -> frozenset[Callable]:
+    """ComfyUI's sampler functions of these names; older versions do not have all."""
+    return frozenset(getattr(samplers, f"sample_{name}") for name in names if hasattr(samplers, f"sample_{name}"))
+
+
+PLAIN = _functions(  # draw independent noise at every step; all others a Brownian path, which is right for every sampler
+    "euler_ancestral", "euler_ancestral_RF", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpm_2_ancestral_RF", "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_RF", "dpmpp_2s_ancestral_cfg_pp", "ddpm", "lcm", "res_multistep", "res_multistep_cfg_pp", "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp", "er_sde", "seeds_2", "seeds_3", "exp_heun_2_x0_sde", "sa_solver", "sa_solver_pece",
+)  # fmt: skip
+ON_GPU = _functions("dpmpp_sde_gpu", "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde_gpu")  # draw their path on the GPU
 
 
 def _own_noise(function: Callable, x: torch.Tensor, sigmas: torch.Tensor, seed: int | None) -> Callable:
-    """The noise that a sampler function would draw for x by itself.
-
-    Where it is not the plain one it is a Brownian path, which is right for every sampler.
-    """
-    if _draws_plain_noise(function):
+    """The noise that a sampler function would draw for x by itself."""
+    if function in PLAIN:
         return default_noise_sampler(x, seed=seed)
-    on_cpu = not getattr(function, "__name__", "").endswith("_gpu")
-    return BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seed, cpu=on_cpu)
+    return BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seed, cpu=function not in ON_GPU)
 
 
 def with_shared_noise(sampler, first: torch.Tensor, times: int, sigmas: torch.Tensor, seed: int | None):

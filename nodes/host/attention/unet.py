@@ -1,20 +1,23 @@
-"""The attention layers of UNets, and the replacement of one."""
+"""The attention layers of UNets, and the one way in which the pack replaces them."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import comfy.ldm.modules.attention as host_attention
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
-from ....attention.call import Lending, acted, taken
-from ....attention.layers import Place, named, names_of
+from ....attention.call import QKSharing, select_rows
+from ....attention.layers import Place
 from ....attention.local_blend import word_map
 from ....attention.prompt_to_prompt import attended, probabilities
+
+SLOTS = {"self": "attn1", "cross": "attn2"}  # what ComfyUI calls the two attentions of a transformer
 
 
 def _walk(blocks: Sequence, name: str, scale: int) -> tuple[list[tuple[Place, torch.nn.Module]], int]:
@@ -66,27 +69,40 @@ def blend_places(places: Iterable[Place], size: tuple[int, int]) -> tuple[Place,
     return tuple(p for p in places if p.scale == chosen)
 
 
-def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tuple[str, int, int]]:
-    """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's.
+@dataclass(frozen=True)
+class BaseAttention:
+    """What a replacement builds on: another node's replacement `below`, or ComfyUI's attention where there is none."""
 
-    Empty: none. Raises ValueError with the entry that names no layer of the model.
+    below: Callable | None
+    options: dict
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self.below is not None:
+            return self.below(q, k, v, self.options)
+        heads, precision = self.options["n_heads"], self.options["attn_precision"]
+        return host_attention.optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=self.options)
+
+
+def _replacement(attend: Callable, below: Callable | None, q, k, v, options: dict) -> torch.Tensor:
+    return attend(BaseAttention(below, options), q, k, v, options)
+
+
+def with_attention(options: dict, attends: Mapping[tuple, Callable], kind: str = "cross") -> dict:
+    """`transformer_options` in which `attend(base, q, k, v, options)` takes the place of attentions, by the keys of their places.
+
+    `base` is a `BaseAttention`: of replacements that other nodes put there, the one that ComfyUI would call.
     """
-    found = set()
-    for given in filter(None, (part.strip() for part in re.split(r"[,\n]", text))):
-        chosen = {p.key for p in named(given, places)}
-        if not chosen:
-            raise ValueError(
-                f"{what} has '{given}', which names no layer of this model. Write names between commas, of: {names_of(places)}"
-            )
-        found |= chosen
-    return frozenset(found)
+    replace, slot = options.get("patches_replace", {}), SLOTS[kind]
+    below = replace.get(slot, {})
+    on_top = {key: partial(_replacement, attend, below.get(key, below.get(key[:2]))) for key, attend in attends.items()}
+    return {**options, "patches_replace": {**replace, slot: {**below, **on_top}}} if on_top else options
 
 
-class Call(Lending):
+class UnetCall(QKSharing):
     """One attention of a UNet: queries, keys and values (B, N, heads * dim), and what it gives."""
 
-    def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: Callable, plain: bool, batch: int):
-        super().__init__(qkv, base, plain)
+    def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: BaseAttention, batch: int):
+        super().__init__(qkv, base, base.below is None)
         self.kind, self.place, self.heads = kind, place, options["n_heads"]
         if len(self.q) != batch or len(self.k) != batch:
             raise ValueError(
@@ -94,59 +110,46 @@ class Call(Lending):
                 "node from the model."
             )
         self.size, self.latent = _size_of(options, place, self.q.shape[1]), tuple(options["original_shape"][2:])
-        self.seen: dict[int, torch.Tensor] = {}
+        self.edited: dict[int, torch.Tensor] = {}
 
     def columns(self, row: int, tokens: int) -> int:
-        """The keys of a row's text of so many tokens: all, but for the copies that the host makes of a text shorter than another's."""
+        """How many keys a row's text of so many tokens has: all, but for the copies that ComfyUI makes of a text shorter than another's."""
         key, length = self.k[row], self.k.shape[1]
         copied = tokens and length > tokens and length % tokens == 0
         return tokens if copied and torch.equal(key[:tokens], key[tokens : 2 * tokens]) else length
 
     def probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
-        """(rows, heads, N, keys), float32: what rows look at, before edits."""
-        return probabilities(taken(self.used[0], rows), taken(self.used[1], rows)[:, : self.columns(rows[0], tokens)], self.heads)
+        """(rows, heads, N, keys), float32: the attention probabilities of rows before edits."""
+        q, k = (select_rows(t, rows) for t in self.used)
+        return probabilities(q, k[:, : self.columns(rows[0], tokens)], self.heads)
 
-    def put(self, rows: list[int], p: torch.Tensor, before: torch.Tensor | None, tokens: int) -> None:
-        """Edited probabilities of rows; `before` are those they had. On another node's attention only their difference is added."""
-        v = taken(self.v, rows)[:, : self.columns(rows[0], tokens)]
+    def set_probabilities(self, rows: list[int], p: torch.Tensor, before: torch.Tensor | None, tokens: int) -> None:
+        """Edits the probabilities of rows; `before` are those they had. On another node's attention only their difference is added."""
+        v = select_rows(self.v, rows)[:, : self.columns(rows[0], tokens)]
         if self.plain:
             out = attended(p, v)
         else:
-            out = taken(self.out, rows) + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
-        self.put_output(rows, out)
-        self.seen |= dict(zip(rows, p.split(1)))
+            out = select_rows(self.out, rows) + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
+        self.set_output(rows, out)
+        self.edited |= dict(zip(rows, p.split(1)))
 
-    def looked_at(self, rows: list[int], tokens: int) -> torch.Tensor:
-        """(rows, heads, N, keys), float32: what rows look at, after edits."""
-        if all(r in self.seen for r in rows):
-            return torch.cat([self.seen[r] for r in rows])
-        return torch.cat([self.seen[r] if r in self.seen else self.probabilities([r], tokens) for r in rows])
+    def final_probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
+        """(rows, heads, N, keys), float32: the attention probabilities of rows after edits."""
+        return torch.cat([self.edited[r] if r in self.edited else self.probabilities([r], tokens) for r in rows])
 
     def shares(self, rows: list[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows, groups, N), float32: how much of what rows look at falls on groups of the text's tokens, after edits."""
-        p = self.looked_at(rows, tokens)
+        """(rows, groups, N), float32: how much of the rows' attention falls on groups of the text's tokens, after edits."""
+        p = self.final_probabilities(rows, tokens)
         return torch.stack([word_map(p, group) for group in columns], 1)
 
     def images(self, values: torch.Tensor) -> torch.Tensor:
         """Values (a, b, N) of the image's tokens as (a, b, h, w), at the layer's usual size where other nodes shrink its image."""
         usual = tuple(math.ceil(n / self.place.scale) for n in self.latent)
-        made = values.unflatten(-1, self.size)
-        return made if self.size == usual else F.interpolate(made, usual, mode="bilinear")
+        image = values.unflatten(-1, self.size)
+        return image if self.size == usual else F.interpolate(image, usual, mode="bilinear")
 
 
 def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:
     """Height and width of a layer's image; None where other nodes changed the number of its tokens."""
     shape = options.get("activations_shape") or [math.ceil(n / place.scale) for n in options["original_shape"]]
     return tuple(shape[-2:]) if shape[-2] * shape[-1] == tokens else None
-
-
-def attend(place: Place, kind: str, below: Callable | None, active: list, batch: int, q, k, v, options: dict) -> torch.Tensor:
-    """The replacement of one attention; `active` has (run, first row, text tokens) of all that act on it."""
-
-    def base(q, k, v):
-        if below is not None:
-            return below(q, k, v, options)
-        precision = options["attn_precision"]
-        return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
-
-    return acted(Call(kind, place, (q, k, v), options, base, below is None, batch), active)

@@ -5,42 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import folder_paths
 import torch
 from safetensors import safe_open
 
 from ....guidance.classifier import LabelledClassifier, NoisyClassifier
-from ....training.loop import save_atomically
+from ..model_folder import ModelFolder, write
 
-FOLDER = "noisy_classifiers"
-SHIPPED = Path(__file__).parents[2] / "weights" / FOLDER
+CLASSIFIERS = ModelFolder("noisy_classifiers", "classifier", own=True)
 FORMAT = "controlled_diffusion.noisy_classifier"
-
-
-def names() -> list[str]:
-    """Classifier files in the host's model folder and the pack's own."""
-    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
-        folder_paths.add_model_folder_path(FOLDER, str(folder))
-    return [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors")]
 
 
 def save(classifier: LabelledClassifier, path: Path) -> None:
     """Writes a classifier in half precision."""
     about = dict(labels=classifier.labels, latent_format=classifier.latent_format, kind=classifier.kind, network=classifier.network.config)
     weights = {k: v.half() for k, v in classifier.network.state_dict().items()}
-    save_atomically(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
-
-
-def path_of(name: str) -> Path:
-    """The file of a name in `names()`."""
-    if name not in names():
-        raise ValueError(f"There is no classifier '{name}'. Found in models/{FOLDER}: {', '.join(names()) or 'none'}.")
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    write(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
 
 
 def load(name: str) -> LabelledClassifier:
-    """The classifier of a name in `names()`; its weights are ordinary tensors, so that gradients pass in a node too."""
-    return read(path_of(name))
+    """The classifier of a name in its folder; its weights are ordinary tensors, so that gradients pass in a node too."""
+    return read(CLASSIFIERS.find(name))
 
 
 def read(path: Path) -> LabelledClassifier:

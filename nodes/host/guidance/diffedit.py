@@ -1,7 +1,6 @@
-"""Asking a model what two prompts disagree about in an image, and editing it there: DiffEdit inside the host's sampling.
+"""DiffEdit inside ComfyUI's sampling: a mask where two prompts disagree about an image, and an edit within it.
 
-Both run as a `Sampler` of the host under the host's own CFG, so loading, conditionings, hooks, wrappers, previews and
-cancelling are the host's.
+Both run as a ComfyUI `Sampler` under its own CFG, so loading, conditionings, hooks, wrappers, previews and cancelling are its own.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Probe(comfy.samplers.Sampler):
     means: tuple[torch.Tensor, ...] = ()
 
     def _group(self, guider: TwoPrompts, latent: torch.Tensor) -> int:
-        """How many maps fit one evaluation, by the host's own estimate."""
+        """How many maps fit one evaluation, by ComfyUI's own estimate."""
         free = guider.model_patcher.get_free_memory(latent.device)
         rows, rest = latent.shape[0] * (1 if guider.cfg == 1.0 else 2), latent.shape[1:]
         fits = (k for k in range(self.maps, 1, -1) if guider.inner_model.memory_required([k * rows, *rest]) * 1.5 < free)
@@ -82,18 +81,16 @@ class Probe(comfy.samplers.Sampler):
         return latent_image
 
 
-
-
 @dataclass(frozen=True)
-class Question:
+class MaskSettings:
     """How two prompts are compared: at which percents of the sampling, under how many noises each, and measured how."""
 
     percents: list[float]
-    maps: int
-    measure: str
-    aggregation: str
-    seed: int
-    refine: bool
+    maps: int = 8
+    measure: str = diffedit.MEASURES[0]
+    aggregation: str = diffedit.AGGREGATIONS[0]
+    seed: int = 0
+    refine: bool = True
 
     def __post_init__(self):
         if self.maps < 1:
@@ -111,7 +108,7 @@ def _per_video(images: torch.Tensor, batch: int) -> torch.Tensor:
     return images.reshape(batch, -1, *images.shape[-2:]).amax(1)
 
 
-class Subject:
+class MaskTarget:
     """An image, as LATENT or IMAGE, that two prompts are compared on."""
 
     def __init__(self, model, vae, image):
@@ -123,18 +120,20 @@ class Subject:
         if self.image is not None:
             self.size = tuple(self.image.shape[1:3])
 
-    def heat(self, guider: TwoPrompts, asked: Question) -> torch.Tensor:
+    def heat(self, guider: TwoPrompts, settings: MaskSettings) -> torch.Tensor:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
         if guider.agree():
             return self.latent.new_zeros([self.latent.shape[0], *self.size])
         scale = noise_scale(self.model)
-        sigmas = torch.FloatTensor([scale.sigma(p) for p in asked.percents])
-        probe = Probe(asked.maps, asked.measure, asked.seed, self.task.template.get("batch_index"))
-        show = latent_preview.prepare_callback(self.model, asked.maps * len(sigmas))
+        sigmas = torch.FloatTensor([scale.sigma(p) for p in settings.percents])
+        probe = Probe(settings.maps, settings.measure, settings.seed, self.task.template.get("batch_index"))
+        show = latent_preview.prepare_callback(self.model, settings.maps * len(sigmas))
         blank = torch.zeros_like(self.latent)
-        guider.sample(blank, self.latent, probe, sigmas, callback=show, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=asked.seed)
-        found = diffedit.resized(diffedit.heat(probe.levels, asked.aggregation).to(self.latent), *self.size)
-        return diffedit.sharpened(found, self._pixels(probe.means)) if asked.refine and self.vae is not None else found
+        guider.sample(
+            blank, self.latent, probe, sigmas, callback=show, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=settings.seed
+        )
+        found = diffedit.resized(diffedit.heat(probe.levels, settings.aggregation).to(self.latent), *self.size)
+        return diffedit.sharpened(found, self._pixels(probe.means)) if settings.refine and self.vae is not None else found
 
     def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The mean difference (B, H, W) of the decoded mean predictions."""
@@ -144,7 +143,7 @@ class Subject:
         return _per_video(apart, self.latent.shape[0]).to(self.latent)
 
     def latent_with(self, mask: torch.Tensor) -> dict:
-        """The LATENT with its noise mask, in the shape in which the host keeps the masks of a batch apart."""
+        """The LATENT with its noise mask, in the shape in which ComfyUI keeps the masks of a batch apart."""
         return {
             **self.task.latent(self.task.original),
             "noise_mask": mask.reshape(len(mask), *[1] * (self.latent.ndim - 3), *mask.shape[-2:]),
@@ -212,7 +211,7 @@ def _check_mask_fits(mask: torch.Tensor, latent: torch.Tensor) -> None:
         )
 
 
-class Editable:
+class MaskedImage:
     """An image, and the mask (1 = may change) at the size of its latent; the latent's own where none is given."""
 
     def __init__(self, model, vae, image, mask: torch.Tensor | None, soft: bool):
@@ -227,12 +226,12 @@ class Editable:
             within = diffedit.cells(found, *self.latent.shape[-2:], soft)
             self.mask = self.mask * within.reshape(len(within), *[1] * (self.latent.ndim - 3), *within.shape[-2:]).to(self.mask)
 
-    def settled(self, result: torch.Tensor) -> torch.Tensor:
-        """An edit's result with the original, bit for bit, where the mask is 0."""
+    def keep_outside(self, result: torch.Tensor) -> torch.Tensor:
+        """An edit's result, with the original bit for bit where the mask is 0."""
         return frozen(result.to(self.latent), self.latent, self.mask.to(self.latent.device))
 
 
-class Edit(Editable):
+class DiffEdit(MaskedImage):
     """DiffEdit's edit."""
 
     def run(self, guider: TwoPrompts, sigmas: torch.Tensor, rule: str, encode: Callable) -> torch.Tensor:
@@ -242,4 +241,4 @@ class Edit(Editable):
         show = latent_preview.prepare_callback(self.task.model, 2 * (len(sigmas) - 1))
         blank, hidden = torch.zeros_like(self.latent), not comfy.utils.PROGRESS_BAR_ENABLED
         result = guider.sample(blank, self.latent, MaskedDDIM(rule, encode), sigmas, self.mask, callback=show, disable_pbar=hidden, seed=0)
-        return self.settled(result)
+        return self.keep_outside(result)

@@ -21,14 +21,14 @@ def weights_image(model, channels: Sequence[Channel], sigmas: torch.Tensor | Non
         marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
 
     def strength(channel: Channel, sigma: float) -> float:
-        return 0.0 if scale.percent(sigma) < rules.zero_init else rules.strength(channel, sigma, scale)
+        return 0.0 if scale.percent(sigma) < rules.zero_init_percent else rules.strength(channel, sigma, scale)
 
     lines = {f"{i} {c.name}": [(x, strength(c, s)) for x, s in marks] for i, c in enumerate(channels, 1)}
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))
 
 
 def report_image(record: Record) -> torch.Tensor:
-    """Weights, strengths and pairwise cosines of every push of a run; an IMAGE."""
+    """Weights, strengths and pairwise cosines of every term of a run; an IMAGE."""
     names, step, size = record.names, "prediction", (768, 300)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     charts = [

@@ -1,4 +1,4 @@
-"""Losses on the predicted clean image: through the host's VAE decoder, and through its CLIP vision tower."""
+"""Losses on the predicted clean image: through ComfyUI's VAE decoder, and through its CLIP vision tower."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from .. import gradients
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-
-
 def matches(decode: Loss, image: torch.Tensor, kind: str) -> Loss:
-    """Distance in colour, brightness or layout from an IMAGE (1, H, W, 3)."""
+    """Distance in color, brightness or layout from an IMAGE (1, H, W, 3)."""
     if kind not in DISTANCES:
         raise ValueError(f"Unknown kind '{kind}'; choose one of {', '.join(DISTANCES)}.")
     with torch.inference_mode(False):
@@ -49,10 +47,10 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
         width = getattr(clip_vision.model, "visual_projection", None)
         width = width.out_features if hasattr(width, "out_features") else None
         if found is None or found.shape[-1] != width:
-            given = "none" if found is None else f"one of width {found.shape[-1]}"
+            own = "none" if found is None else f"one of width {found.shape[-1]}"
             raise ValueError(
                 f"The text has no embedding that this CLIP vision model understands: it makes embeddings of width {width}, the text has "
-                f"{given}. Use the text encoder that belongs to the vision model, or give an image."
+                f"{own}. Use the text encoder that belongs to the vision model, or give an image."
             )
     with torch.inference_mode(False):
         return found[:1].float().clone()

@@ -1,4 +1,4 @@
-"""Instruction-tuned models of the host: how the image enters them, and a guider with a scale for it and one for the text."""
+"""Instruction-tuned models of ComfyUI: how the image enters them, and a guider with a scale for it and one for the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import node_helpers
 import torch
 
 from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
+from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
+from ..noise_levels import run_noise_scale
+from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
 
 CONCAT, REFERENCE = "concat_latent_image", "reference_latents"
@@ -94,24 +97,32 @@ class SourceImage:
 class InstructPix2Pix(MultiCFG):
     """Plain CFG by the instruction, image in both halves, and the image's excess as a channel.
 
-    So its cfg is the text scale, other nodes' CFG functions act on the instruction, and at image scale 1 it is the host's CFG.
+    So its cfg is the text scale, other nodes' CFG functions act on the instruction, and at image scale 1 it is ComfyUI's CFG. Where the
+    image alone has no share in the equation, it is CFG from nothing to the edit, and the excess rests.
     """
 
     def __init__(self, model, conditions: Conditions, scales: Scales):
         super().__init__(model, conditions.image, around_the_image(conditions, scales))
-        self.scales = scales
+        (image,) = self.channels
+        self.scales, self.nothing = scales, image.null
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def begin_guidance(self, scale: NoiseScale) -> GuidanceRun:
+        run = super().begin_guidance(scale)
+        run.own.rests = self.without_image
+        return run
+
+    def without_image(self, x: torch.Tensor, timestep: torch.Tensor) -> bool:
+        """Whether the prediction of the image alone counts 0 in the equation and both others are active."""
         sigma = float(timestep.max())
-        text_scale = self._cfg_at(sigma)
-        _, image_scale = self.scales.at(sigma, self.mixture.scale)
-        nothing, edit = self.conds[self.mixture.seats[0].null], self.conds["positive"]
-        everything = all(is_active(c, x, timestep) for c in (nothing, self.conds["negative"], edit))
-        if coefficients(text_scale, image_scale)["image"] != 0.0 or not everything:
-            return super().predict_noise(x, timestep, model_options, seed)
-        positive, cfg = (edit, text_scale) if text_scale != 0.0 else (nothing, 1.0)
-        self.mixture.record.note(sigma, [], 1 if cfg == 1.0 else 2)
-        return comfy.samplers.sampling_function(self.inner_model, x, timestep, nothing, positive, cfg, model_options, seed)
+        _, image_scale = self.scales.at(sigma, run_noise_scale(self))
+        active = all(is_active(self.conds[k], x, timestep) for k in (self.nothing, "negative", "positive"))
+        return active and coefficients(self.cfg_at(sigma), image_scale)["image"] == 0.0
+
+    def pair(self, x, timestep) -> tuple:
+        if not self.without_image(x, timestep):
+            return super().pair(x, timestep)
+        nothing, cfg = self.conds[self.nothing], self.cfg_at(float(timestep.max()))
+        return (self.conds["positive"], nothing, cfg) if cfg != 0.0 else (nothing, nothing, 1.0)
 
 
 def patched(model, conditions: Conditions, scales: Scales):

@@ -1,4 +1,4 @@
-"""Noising a latent and sampling it back with the host's samplers, in all or in part of the image."""
+"""Noising a latent and sampling it back with ComfyUI's samplers, in all or in part of the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import latent_preview
 import torch
 
 from ....guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
-from ..latents import check_channels, decoded, samples_of
+from ..latents import check_latent_channels, decoded, samples_of
 from ..noise_levels import noise_scale
 
 
@@ -87,7 +87,7 @@ class Task:
         start = comfy.sample.fix_empty_latent_channels(model, samples_of(vae, guide, name))
         shown = start if original is guide else comfy.sample.fix_empty_latent_channels(model, samples_of(vae, original, "original"))
         for samples in (start, shown):
-            check_channels(model, samples)
+            check_latent_channels(model, samples)
         self.guide, self.original = _paired(start, shown)
         self.mask = self.mask_image = None
         if mask is not None:

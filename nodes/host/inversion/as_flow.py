@@ -1,7 +1,7 @@
 """An eps or v model as a flow model: the same network and the same trajectories in other coordinates.
 
-With x = (1 - s) x0 + s n, x / (1 - s) is x0 + sigma n with sigma = s / (1 - s), which is what the network was trained on. So every question to
-the flow model is one to the model that it was; nothing is approximated.
+With x = (1 - s) x0 + s n, x / (1 - s) is x0 + sigma n with sigma = s / (1 - s), which is what the network was trained on. So every
+evaluation of the flow model is one of the original model; nothing is approximated.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from ..model_tag import ModelTag
 
 
 class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
-    """The host's flow model sampling around that of an eps or v model, whose levels reach from sigma_min to sigma_max, below 1.
+    """ComfyUI's flow model sampling around that of an eps or v model, with levels from sigma_min to sigma_max, below 1.
 
-    Above sigma_max the network knows nothing; there it is asked at sigma_max.
+    The network was not trained above sigma_max; there it is evaluated at sigma_max.
     """
 
     def __init__(self, base: torch.nn.Module):
         super().__init__()
-        self.__dict__["base"] = base  # not as a part: the host would look for its buffers under this place when this is gone
+        self.__dict__["base"] = base  # not as a submodule: ComfyUI would look for its buffers here after this is removed
         self.top = float(self.sigma_max)
 
     def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
-        """Where the host puts back buffers of the sampling in whose place this stands, it gets them."""
+        """Buffers that ComfyUI puts back go to the sampling that this one replaces."""
         self.base.register_buffer(name, tensor, persistent)
 
     @staticmethod
     def level(sigma):
-        """s of the sigma of the model that it was."""
+        """s of a sigma of the original model."""
         return sigma / (1 + sigma)
 
     @property
@@ -44,24 +44,24 @@ class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
     def sigma_max(self) -> torch.Tensor:
         return self.level(self.base.sigma_max)
 
-    def known(self, s: torch.Tensor) -> torch.Tensor:
-        """s, and sigma_max of what lies above."""
+    def clamped(self, s: torch.Tensor) -> torch.Tensor:
+        """s, at most sigma_max."""
         return s.clamp(max=self.top)
 
-    def asked(self, s: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sigma, x) of the model that it was; s (B,), x (B, ...)."""
-        clean = 1 - self.known(s)
+    def original(self, s: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sigma, x) of the original model; s (B,), x (B, ...)."""
+        clean = 1 - self.clamped(s)
         return (1 - clean) / clean, x / comfy.model_sampling.reshape_sigma(clean, x.ndim)
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.base.calculate_input(*self.asked(sigma, noise))
+        return self.base.calculate_input(*self.original(sigma, noise))
 
     def calculate_denoised(self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor) -> torch.Tensor:
-        level, x = self.asked(sigma, model_input)
+        level, x = self.original(sigma, model_input)
         return self.base.calculate_denoised(level, model_output, x)
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-        s = self.known(sigma)
+        s = self.clamped(sigma)
         return self.base.timestep(s / (1 - s))
 
     def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ def as_flow(model):
     if isinstance(base, comfy.model_sampling.CONST):
         raise ValueError(f"The model is {kind}: a flow model as it is. Leave this node out.")
     if not isinstance(base, comfy.model_sampling.EPS) or isinstance(base, comfy.model_sampling.X0):
-        raise ValueError(f"The model is {kind}, but only models that predict eps or v can become flow models. Connect such a one.")
+        raise ValueError(f"The model is {kind}, but only models that predict eps or v can become flow models. Connect one of these.")
     patched = model.clone()
     patched.add_object_patch("model_sampling", AsFlow(base))
     return patched

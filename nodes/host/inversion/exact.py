@@ -1,4 +1,4 @@
-"""What the nodes of the exact inversions share: guidance on the way up, the precision of the states, and a look at what was found."""
+"""What the nodes of the exact inversions share: the precision of the states, and a check of the noise that was found."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ import torch
 from comfy_api.latest import io
 
 from ....inversion.method import Method
-from .. import noise_levels
-from ..conditionings import check_conditionings
-from . import invert as inverting
+from . import invert
 
-DRIFT = 2.0  # times the strength of noise at its level, from which on a user is told
+DRIFT = 2.0  # times the strength of noise at its level, above which the user is warned
 
 _log = logging.getLogger(__name__)
-
-
-
-
 
 
 def dtype_for(model, precision: str) -> torch.dtype:
@@ -30,40 +24,39 @@ def dtype_for(model, precision: str) -> torch.dtype:
     return torch.float32 if lacking or precision == "float32" else torch.float64
 
 
-def drift(model, inversion: inverting.Inversion) -> float:
+def drift(model, inversion: invert.Inversion) -> float:
     """How much stronger the noise that was found is than noise of its level; the worst image's."""
     trajectory, sampling = inversion.trajectory, model.get_model_object("model_sampling")
     start, clean = (trajectory.states[i][0].double().flatten(1).pow(2).mean(1) for i in (0, -1))
     first, one, none = torch.tensor([trajectory.sigmas[0]]), torch.ones(1, 1), torch.zeros(1, 1)
     noise = sampling.noise_scaling(first, one.clone(), none.clone(), False).item()
-    kept = sampling.noise_scaling(first, none.clone(), one.clone(), False).item()
-    return float((start / (noise**2 + kept**2 * clean)).max() ** 0.5)
+    signal = sampling.noise_scaling(first, none.clone(), one.clone(), False).item()
+    return float((start / (noise**2 + signal**2 * clean)).max() ** 0.5)
 
 
-def check_noise(model, inversion: inverting.Inversion) -> None:
-    """Refuses an inversion that is lost; tells of one whose noise is not like noise, from which an edit goes astray."""
-    found = drift(model, inversion)
-    setting = next((name for name in ("p", "gamma") if hasattr(inversion.method, name)), None)
-    first = f"Set {setting} (now {getattr(inversion.method, setting):.3g}) closer to 1, choose" if setting else "Choose"
+def check_noise(model, inversion: invert.Inversion) -> None:
+    """Refuses an inversion that diverged; warns of one whose noise is so strong that edits suffer."""
+    strength, method = drift(model, inversion), inversion.method
+    setting = next((name for name in ("p", "gamma") if hasattr(method, name)), None)
+    first = f"Set {setting} (now {getattr(method, setting):.3g}) closer to 1, choose" if setting else "Choose"
     advice = f"{first} the scheduler karras, take more steps, or raise end_percent."
-    if not found < float("inf"):
-        raise ValueError(f"The inversion ({inversion.method.name}) ran away to values that are no numbers. {advice}")
-    if found > DRIFT:
+    if not strength < float("inf"):
+        raise ValueError(f"The inversion ({method.name}) diverged (NaN or inf). {advice}")
+    if strength > DRIFT:
         _log.warning(
             "The noise that %s found is %.1f times as strong as noise of its level: the image comes back, but edits will suffer. %s",
-            inversion.method.name,
-            found,
+            method.name,
+            strength,
             advice,
         )
 
 
 def inverted(
-    model, source, image, steps, scheduler, end_percent, method_for: Callable[[int], Method], cfg, precision, negative=None, vae=None
+    method_for: Callable[[int], Method], model, source, image, steps, scheduler, end_percent, cfg, precision, negative=None, vae=None
 ) -> io.NodeOutput:
-    """What an exact inverter gives; `method_for(steps)` with as many steps as the scheduler makes."""
-    check_conditionings(model, {"source": source} | ({} if negative is None else {"negative": negative}))
-    sigmas, dtype = noise_levels.levels(model, scheduler, steps, end_percent), dtype_for(model, precision)
-    method = method_for(len(sigmas) - 1)
-    found = inverting.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg, precision=dtype)
-    check_noise(model, found)
-    return io.NodeOutput(*inverting.outputs(model, found))
+    """The outputs of an exact inverter; `method_for(steps)` with as many steps as the scheduler makes."""
+    sigmas = invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative)
+    method, dtype = method_for(len(sigmas) - 1), dtype_for(model, precision)
+    inversion = invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg, precision=dtype)
+    check_noise(model, inversion)
+    return io.NodeOutput(*invert.outputs(model, inversion))

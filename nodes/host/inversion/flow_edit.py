@@ -1,4 +1,4 @@
-"""FlowEdit inside the host's sampling."""
+"""FlowEdit inside ComfyUI's sampling."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch
 
 from ....guidance.diffedit import mixed
 from ....inversion.flow_edit import check_counts, flow_edit
-from ..guidance.diffedit import Editable
-from ..latents import check_channels
+from ..guidance.diffedit import MaskedImage
+from ..latents import check_latent_channels
 from ..sampling import TwoPrompts, run
 
 
-class FlowEdit(Editable):
+class FlowEdit(MaskedImage):
     """An image, the mask of what may change, and FlowEdit's edit of it."""
 
     def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **counts) -> dict:
         """The edited LATENT; where the mask is 0, the original's bit for bit. `counts` and seed are those of `flow_edit`."""
-        check_channels(guider.model_patcher, self.latent)
-        steps, made = len(sigmas) - 1, counts["n_max"]
-        check_counts(steps, made, counts["n_min"], counts["n_avg"])
-        if made == 0:
+        check_latent_channels(guider.model_patcher, self.latent)
+        steps, n_max = len(sigmas) - 1, counts["n_max"]
+        check_counts(steps, n_max, counts["n_min"], counts["n_avg"])
+        if n_max == 0:
             return self.task.latent(self.latent)
 
         def loop(guider, derivative, clean, show):
             sampling = guider.inner_model.model_sampling
             mask = self.mask.to(clean)
 
-            def source(x, at):
+            def source(x, sigma):
                 with guider.under_source(source_cfg):
-                    return derivative(x, at)
+                    return derivative(x, sigma)
 
             def noised(sigma, noise, x0):
                 return sampling.noise_scaling(torch.tensor([sigma]).to(x0), noise.expand_as(x0), x0)
@@ -40,5 +40,5 @@ class FlowEdit(Editable):
 
             return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **counts)
 
-        sampler = run(guider, self.latent.float(), sigmas[steps - made :], loop, made)
-        return self.task.latent(self.settled(guider.model_patcher.model.process_latent_out(sampler.result)))
+        sampler = run(guider, self.latent.float(), sigmas[steps - n_max :], loop, n_max)
+        return self.task.latent(self.keep_outside(guider.model_patcher.model.process_latent_out(sampler.result)))

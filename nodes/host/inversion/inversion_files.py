@@ -1,4 +1,4 @@
-"""Files of inversions: where they lie, what they are called, and the values that they hold."""
+"""Files of inversions: their folders, names and contents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import folder_paths
 from ....inversion import files
 from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights
+from ..fingerprint import stamp as file_stamp
+from ..model_folder import ModelFolder
 from ..model_tag import ModelTag
 from .invert import Inversion
 
 FOLDER = "inversions"
-SHIPPED = Path(__file__).parents[2] / "weights" / FOLDER
-_OUTPUT = " [output]"  # as the host marks a file of its output folder
-_OWN = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
+_OUTPUT = " [output]"  # ComfyUI's mark of a file in its output folder
+_OBJECTS = ("method", "trajectory", "model")  # fields of an Inversion that are no plain values
 
 
 def _output() -> Path:
@@ -25,43 +26,32 @@ def _output() -> Path:
 
 
 def _saved() -> dict[str, Path]:
-    """Files of the output folder by their names; a link that leaves the folder is none."""
+    """Files of the output folder by name, without links out of it."""
     found = sorted(p for p in _output().rglob("*.safetensors") if p.is_file() and p.resolve().is_relative_to(_output()))
     return {f"{FOLDER}/{p.relative_to(_output()).as_posix()}{_OUTPUT}": p for p in found}
 
 
-def _placed() -> dict[str, Path]:
-    """Files of the model folders, and the pack's own, by their names; the first folder wins."""
-    for folder in (Path(folder_paths.models_dir) / FOLDER, SHIPPED):
-        folder_paths.add_model_folder_path(FOLDER, str(folder))
-    found = {}
-    for folder in folder_paths.get_folder_paths(FOLDER):
-        for name in sorted(n for n in folder_paths.recursive_search(folder)[0] if n.endswith(".safetensors")):
-            found.setdefault(Path(name).as_posix(), Path(folder) / name)
-    return found
+class InversionFolder(ModelFolder):
+    """Files of output/inversions, marked as such, and of models/inversions."""
+
+    @property
+    def where(self) -> str:
+        return f"output/{FOLDER} and models/{FOLDER}"
+
+    def files(self) -> dict[str, Path]:
+        return _saved() | super().files()
 
 
-def names() -> list[str]:
-    """What can be loaded: files of output/inversions, marked as such, and of models/inversions."""
-    return [*_saved(), *_placed()]
-
-
-def path_of(name: str) -> Path:
-    """The file of a name in `names()`; nothing else can be reached."""
-    found = (_saved() if name.endswith(_OUTPUT) else _placed()).get(name)
-    if found is None:
-        raise ValueError(f"There is no inversion '{name}'. In output/{FOLDER} and models/{FOLDER} lie: {', '.join(names()) or 'none'}.")
-    return found
+INVERSIONS = InversionFolder(FOLDER, "inversion", own=True)
 
 
 def stamp(name: str) -> str:
     """Changes when the file of a name does."""
-    state = path_of(name).stat()
-    return f"{state.st_mtime_ns} {state.st_size}"
+    return file_stamp(INVERSIONS.find(name))
 
 
 def new_path(prefix: str) -> Path:
-    """A free path in output/inversions, with the host's counter; `prefix` may name a folder, and %year% and so on."""
+    """A free path in output/inversions, with ComfyUI's counter; `prefix` may name a folder, and %year% and so on."""
     wanted = (_output() / prefix).resolve()
     if not wanted.is_relative_to(_output()) or wanted == _output() or not prefix.strip() or prefix.endswith(("/", "\\")):
         raise ValueError(f"filename_prefix is '{prefix}', which is no name inside output/{FOLDER}. Give a name, or folder/name.")
@@ -70,9 +60,9 @@ def new_path(prefix: str) -> Path:
 
 
 def values(inversion: Inversion) -> dict:
-    """All that a file of an inversion holds, by name."""
+    """The contents of an inversion's file, by name."""
     method, trajectory = inversion.method, inversion.trajectory
-    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OWN}
+    plain = {f.name: getattr(inversion, f.name) for f in fields(Inversion) if f.name not in _OBJECTS}
     return {
         "method": method.name,
         "settings": {f.name: getattr(method, f.name) for f in fields(method)},
@@ -85,21 +75,21 @@ def values(inversion: Inversion) -> dict:
 
 
 def save(inversion: Inversion, prefix: str) -> str:
-    """Writes an inversion, every bit of it; the name by which `load` finds it."""
+    """Writes an inversion, bit by bit; the name for `load`."""
     path = new_path(prefix)
     files.save(values(inversion), path)
     return f"{FOLDER}/{path.relative_to(_output()).as_posix()}{_OUTPUT}"
 
 
 def load(name: str) -> Inversion:
-    """The inversion of a name in `names()`."""
-    held = files.load(path_of(name))
+    """The inversion of a name in its folder."""
+    content = files.load(INVERSIONS.find(name))
     try:
-        method = method_named(held.pop("method"))(**held.pop("settings"))
-        trajectory = Trajectory(held.pop("sigmas"), held.pop("states"), held.pop("extras"))
-        tag = held.pop("model")
+        method = method_named(content.pop("method"))(**content.pop("settings"))
+        trajectory = Trajectory(content.pop("sigmas"), content.pop("states"), content.pop("extras"))
+        tag = content.pop("model")
         model = ModelTag(**tag | {"weights": Weights(**tag["weights"])})
-        return Inversion(method, trajectory, model=model, **{k.removesuffix(" conditioning"): v for k, v in held.items()})
+        return Inversion(method, trajectory, model=model, **{k.removesuffix(" conditioning"): v for k, v in content.items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{name} was written by another version of the pack ({error}). Update the pack, or invert again.") from error
 

@@ -1,4 +1,4 @@
-"""Images beside a reference, with the numbers on them."""
+"""Draws images beside a reference, with the numbers below them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ....inversion import quality
 from .. import lpips
-from ..images import as_image, to_pil
+from ..images import LINE, as_image, image_grid, to_pil
 from ..latents import decoded
 from .invert import Inversion
 
-_INK, _PAPER, _HEADLINE, _FONT, _LINE, _GAP = "#333333", "#ffffff", 22, 14, 20, 10
+_INK, _HEADLINE, _GAP = "#333333", 22, 10
 _SMALLEST, _LARGEST = 256, 512  # pixels of a shown image's shorter side
 
 
@@ -61,7 +61,7 @@ def _short(value) -> str:
 
 
 def measured(name: str, images: torch.Tensor, reference: torch.Tensor) -> Shown:
-    """Images and how near they are to the reference."""
+    """Images and how close they are to the reference."""
     found = [
         Measure("PSNR", quality.psnr(images, reference), decibels),
         Measure("SSIM", quality.ssim(images, reference), "{:.4f}".format),
@@ -91,7 +91,7 @@ def matched(name: str, images: torch.Tensor, reference: torch.Tensor) -> tuple[t
 
 @dataclass(frozen=True)
 class Report:
-    """What an inversion cost and what came of it."""
+    """The cost and the results of an inversion."""
 
     columns: tuple[Shown, ...]
     inversion: Inversion | None = None
@@ -99,33 +99,33 @@ class Report:
 
     @classmethod
     def of(cls, reference: torch.Tensor, inversion: Inversion | None, vae, headline: str = "", **images: torch.Tensor | None) -> Report:
-        """Measures named images, and with a VAE the round trip that nothing can beat, against the reference."""
+        """Measures named images, and with a VAE its round trip, the best that latents can reach, against the reference."""
         count = max([len(p) for p in images.values() if p is not None], default=len(reference))
-        given = {name: matched(name, p, reference) for name, p in images.items() if p is not None}
+        pairs = {name: matched(name, p, reference) for name, p in images.items() if p is not None}
         whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
         columns, floor = [Shown("reference", whole)], None
         if vae is not None:
             floor = matched("VAE round trip", decoded(vae, vae.encode(reference[..., :3])), reference)[0]
             columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
-        for name, (made, own) in given.items():
-            columns.append(measured(name, made, own))
+        for name, (shown, own) in pairs.items():
+            columns.append(measured(name, shown, own))
             if floor is not None:
-                nearness = Measure("PSNR to the VAE round trip", quality.psnr(made, floor.expand_as(made)), decibels)
-                columns[-1] = Shown(name, made, (*columns[-1].measures, nearness))
+                nearness = Measure("PSNR to the VAE round trip", quality.psnr(shown, floor.expand_as(shown)), decibels)
+                columns[-1] = Shown(name, shown, (*columns[-1].measures, nearness))
         return cls(tuple(columns), inversion, headline)
 
     def about(self) -> list[str]:
-        """What the inversion is and cost, in sentences."""
+        """The method and the cost of the inversion, in sentences."""
         if self.inversion is None:
             return []
-        made = self.inversion
-        settings = ", ".join(f"{f.name} {_short(getattr(made.method, f.name))}" for f in fields(made.method))
-        lora = f", with LoRA on {made.model.patched} weights" if made.model.patched else ""
+        inversion, trajectory = self.inversion, self.inversion.trajectory
+        settings = ", ".join(f"{f.name} {_short(getattr(inversion.method, f.name))}" for f in fields(inversion.method))
+        lora = f", with LoRA on {inversion.model.patched} weights" if inversion.model.patched else ""
         return [
-            f"{made.method.name}{f' ({settings})' if settings else ''}: {made.trajectory.steps} steps from sigma {made.trajectory.sigmas[0]:.4g}, "
-            f"for a way back at cfg {made.cfg:g}; {made.model.kind}{lora}",
-            f"inverting {made.images} image{'s' * (made.images > 1)} took {made.seconds:.1f} s and {made.evaluations} evaluations of "
-            "the network for each",
+            f"{inversion.method.name}{f' ({settings})' if settings else ''}: {trajectory.steps} steps from sigma "
+            f"{trajectory.sigmas[0]:.4g}, for reconstruction at cfg {inversion.cfg:g}; {inversion.model.kind}{lora}",
+            f"inverting {inversion.images} image{'s' * (inversion.images > 1)} took {inversion.seconds:.1f} s and {inversion.evaluations} "
+            "evaluations of the network for each",
         ]
 
     def text(self) -> str:
@@ -149,23 +149,16 @@ def _tile(image: torch.Tensor) -> Image.Image:
 
 
 def _drawn(columns: Sequence[Shown], about: Sequence[str], headline: str) -> Image.Image:
-    font, count = ImageFont.load_default(_FONT), len(columns[0].images)
-    size = _tile(columns[0].images[0]).size
-    width = (size[0] + _GAP) * len(columns) + _GAP
+    rows = [[_tile(column.images[i]) for column in columns] for i in range(len(columns[0].images))]
+    captions = [[[m.told(i) for m in column.measures] for column in columns] for i in range(len(rows))]
+    width = (rows[0][0].width + _GAP) * len(columns) + _GAP
     head = [line for sentence in about for line in textwrap.wrap(sentence, max(20, width // 8))]
-    below = max(len(c.measures) for c in columns) * _LINE + _GAP
-    over = 2 * _LINE if headline else _GAP // 2
-    top = over + _GAP // 2 + _LINE * (len(head) + 1)
-    paper = Image.new("RGB", (width, top + (size[1] + below) * count), _PAPER)
+    over = 2 * LINE if headline else _GAP // 2
+    top, below = over + _GAP // 2 + LINE * (len(head) + 1), max(len(c.measures) for c in columns) * LINE + _GAP
+    names = [column.name for column in columns]
+    paper = image_grid(rows, names, captions=captions, left=_GAP, top=top, gap=_GAP, below=below, centered=False)
     draw = ImageDraw.Draw(paper)
     draw.text((_GAP, _GAP / 2), headline, fill=_INK, font=ImageFont.load_default(_HEADLINE))
     for i, line in enumerate(head):
-        draw.text((_GAP, over + i * _LINE), line, fill=_INK, font=font)
-    for x, column in zip(range(_GAP, width, size[0] + _GAP), columns):
-        draw.text((x, top - _LINE), column.name, fill=_INK, font=font)
-        for i, image in enumerate(column.images):
-            y = top + i * (size[1] + below)
-            paper.paste(_tile(image), (x, y))
-            for j, measure in enumerate(column.measures):
-                draw.text((x, y + size[1] + 2 + j * _LINE), measure.told(i), fill=_INK, font=font)
+        draw.text((_GAP, over + i * LINE), line, fill=_INK, font=ImageFont.load_default(14))
     return paper

@@ -1,7 +1,6 @@
-"""Inverting images and replaying inversions inside the host's sampling.
+"""Inverts images inside ComfyUI's sampling, as a `Sampler` under its own CFG: loading, hooks, previews and cancelling are ComfyUI's.
 
-Both run as a `Sampler` of the host under the host's own CFG, so loading, conditionings, hooks, wrappers, previews and cancelling are
-the host's. States travel in the model's own latent space and in float32 or float64, so that exact methods stay exact.
+States are in the model's own latent space, in float32 or float64, so that exact methods stay exact.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.model_sampling
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import torch
 
 from ....inversion.method import Method, Trajectory
+from .. import noise_levels
+from ..conditionings import check_conditionings
 from ..latents import latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run
@@ -29,8 +25,8 @@ class Inversion:
     """An inverted batch of images: the value of the socket INVERSION.
 
     `trajectory` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
-    the negative CONDITIONING that belongs to the replay (None: whatever the user gives), `cfg` the guidance at which the replay under
-    `source` gives the images back. `evaluations` counts rows of the network's batch for one image.
+    the negative CONDITIONING of the reconstruction (None: the user gives one), `cfg` the guidance scale at which sampling under `source`
+    gives the images back. `evaluations` counts rows of the network's batch for one image.
     """
 
     method: Method
@@ -47,36 +43,15 @@ class Inversion:
         return self.trajectory.states[0][0].shape[0]
 
 
+def to_cpu(trajectory: Trajectory) -> Trajectory:
+    """A trajectory on the CPU, without a graph."""
+    return trajectory.map(lambda t: t.detach().cpu())
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-def kept(trajectory: Trajectory) -> Trajectory:
-    """A trajectory on the CPU, with a copy of its own of nothing but the tensors it needs."""
-    states = tuple(tuple(t.detach().cpu() for t in carry) for carry in trajectory.states)
-    return Trajectory(trajectory.sigmas, states, {k: t.detach().cpu() for k, t in trajectory.extras.items()})
+def levels(model, scheduler: str, steps: int, end_percent: float, **conditionings: list | None) -> tuple[float, ...]:
+    """The falling sigmas of an inversion, after a check of the conditionings that are given."""
+    check_conditionings(model, {name: c for name, c in conditionings.items() if c is not None})
+    return noise_levels.levels(model, scheduler, steps, end_percent)
 
 
 def invert(
@@ -86,23 +61,15 @@ def invert(
     began, guider = time.perf_counter(), Guidance(model, source, negative, cfg)
 
     def loop(guider, derivative, clean, show):
-        return kept(method.encode(derivative, clean.to(precision), sigmas, show))
+        return to_cpu(method.encode(derivative, clean.to(precision), sigmas, show))
 
-    sampler = run(guider, latent_of(model, vae, image), sigmas, loop, len(sigmas) - 1)
-    return Inversion(
-        method,
-        sampler.result,
-        source,
-        ModelTag.of(model),
-        null=negative,
-        cfg=cfg,
-        evaluations=guider.evaluations,
-        seconds=time.perf_counter() - began,
-    )
+    trajectory = run(guider, latent_of(model, vae, image), sigmas, loop, len(sigmas) - 1).result
+    cost = dict(evaluations=guider.evaluations, seconds=time.perf_counter() - began)
+    return Inversion(method, trajectory, source, ModelTag.of(model), null=negative, cfg=cfg, **cost)
 
 
 class InvertedNoise:
-    """The host's NOISE that brings an inversion's start into any sampler that begins at its first sigma, for every parametrisation."""
+    """A NOISE with which any sampler that begins at an inversion's first sigma starts at its first state, for every parametrization."""
 
     def __init__(self, model, inversion: Inversion):
         self.seed, self.model, self.inversion = 0, model, inversion
@@ -111,11 +78,11 @@ class InvertedNoise:
         latent, sampling = input_latent["samples"].float(), self.model.get_model_object("model_sampling")
         clean = self.model.model.process_latent_in(latent) if torch.count_nonzero(latent) else latent
         first = torch.tensor([self.inversion.trajectory.sigmas[0]])
-        at_top = bool(first >= float(sampling.sigma_max) * (1 - 1e-5))
+        max_denoise = bool(first >= float(sampling.sigma_max) * (1 - 1e-5))
         blank = torch.zeros_like(clean)
         start = self.inversion.trajectory.states[0][0].float().to(clean)
-        gain = sampling.noise_scaling(first, torch.ones_like(clean), blank.clone(), at_top)
-        return (start - sampling.noise_scaling(first, blank, clean, at_top)) / gain
+        gain = sampling.noise_scaling(first, torch.ones_like(clean), blank.clone(), max_denoise)
+        return (start - sampling.noise_scaling(first, blank, clean, max_denoise)) / gain
 
 
 def noisy_latent(model, inversion: Inversion) -> dict:
@@ -124,23 +91,6 @@ def noisy_latent(model, inversion: Inversion) -> dict:
     return {"samples": model.model.process_latent_out(start)}
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def outputs(model, inversion: Inversion) -> tuple:
-    """What every inverter gives: the inversion, its start as LATENT and as NOISE, and the sigmas of the way back."""
-    sigmas = torch.FloatTensor(list(inversion.trajectory.sigmas))
-    return inversion, noisy_latent(model, inversion), InvertedNoise(model, inversion), sigmas
-
-
+    """The outputs of every inverter: the inversion, its start as LATENT and as NOISE, and the sigmas of the reconstruction."""
+    return inversion, noisy_latent(model, inversion), InvertedNoise(model, inversion), torch.FloatTensor(inversion.trajectory.sigmas)

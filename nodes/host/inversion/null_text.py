@@ -1,4 +1,4 @@
-"""Null-text inversion inside the host's sampling: gradients to a conditioning, and a conditioning with an embedding for every step."""
+"""Null-text inversion inside ComfyUI's sampling: gradients to a conditioning, and a conditioning with an embedding for every step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import comfy.utils
 import numpy as np
 import torch
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ....inversion.method import Derivative, Trajectory
-from ....inversion.negative_prompt import slerp
-from ....inversion.null_text import ImageLoss, Kept, NullText, Predictor, threshold
+from ....inversion.null_text import Best, ImageLoss, NullText, Predictor, threshold
 from ....inversion.quality import edges_apart
 from .. import gradients, lpips
 from ..checkpointing import blocks_of, recomputed
@@ -28,58 +25,30 @@ from ..images import as_image, line_chart, stacked
 from ..latents import decoder, latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run, untouched
-from .invert import Inversion, kept
+from .invert import Inversion, to_cpu
+from .negative_prompt import as_null
 
 KEY = "controlled_diffusion.null_text"
 SLACK = 1e-4  # of a sigma, by which the range of its embedding begins above it
-_ALWAYS = 999999999.9  # the host's sigma of 0 percent
+_ALWAYS = 999999999.9  # ComfyUI's sigma of 0 percent
 _RANGES = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "timestep_start", "timestep_end")
-_MORE = ("control", "gligen", "mask", "area", "hooks", "default")  # under which an image may not be the same without the others
-
-
-
-
-def as_null(source: list) -> list:
-    """The source as a negative of which the host makes the same prediction."""
-    return [[features, {**extras, "prompt_type": "positive"}] for features, extras in source]
-
-
-def between(source: list, negative: list | None, share: float) -> list:
-    """The conditioning at `share` of the way from the source to the negative, its embedding and its pooled vector on the arc."""
-    if share == 0.0:
-        return source
-    if negative is None:
-        raise ValueError(f"interpolation is {share:g}, which needs the negative: connect an empty prompt, or set it to 0.")
-    if len(source) != 1 or len(negative) != 1:
-        raise ValueError(
-            f"Source and negative have {len(source)} and {len(negative)} parts; interpolation needs one each. Set it to 0, or take combined "
-            "conditionings apart."
-        )
-    ((a, extras), (b, other)) = source[0], negative[0]
-    if a.shape[1:] != b.shape[1:]:
-        raise ValueError(
-            f"Source and negative have {a.shape[1]} and {b.shape[1]} tokens; interpolation needs equally many. Set it to 0, or shorten the "
-            "longer prompt."
-        )
-    pooled, null_pooled = extras.get("pooled_output"), other.get("pooled_output")
-    arc = None if pooled is None or null_pooled is None else slerp(pooled, null_pooled, share)
-    return [[slerp(a, b, share), extras | ({} if arc is None else {"pooled_output": arc})]]
+_DEPENDENT = ("control", "gligen", "mask", "area", "hooks", "default")  # with these, an image may depend on the others of its batch
 
 
 def start_of(method: NullText, source: list, negative: list | None) -> list:
-    """The conditioning whose embedding is optimised: one part, active at every moment, controlled as the source where that is for both."""
+    """The conditioning whose embedding is optimized: one part, always active, with the source's control where that is for both."""
     if method.start == "empty" and negative is None:
         raise ValueError("start is 'empty', which needs the negative: connect an empty prompt, or choose start 'source'.")
-    name, given = ("source", as_null(source)) if method.start == "source" else ("negative", negative)
-    if len(given) != 1:
+    name, start = ("source", as_null(source)) if method.start == "source" else ("negative", negative)
+    if len(start) != 1:
         other = "start 'empty' with an empty prompt as negative" if name == "source" else "one empty prompt"
-        raise ValueError(f"The {name} has {len(given)} parts, but an embedding can start from one alone. Use {other}.")
-    ((features, extras),) = given
+        raise ValueError(f"The {name} has {len(start)} parts, but an embedding can start from one alone. Use {other}.")
+    ((features, extras),) = start
     return [[features, {k: v for k, v in (_inherited(source) | extras).items() if k not in _RANGES}]]
 
 
 def _inherited(source: list) -> dict:
-    """What the host hands on from a positive to a negative, to the first of its parts alone."""
+    """What ComfyUI copies from a positive to the first part of a negative."""
     found = {}
     for _, extras in source:
         if extras.get("control_apply_to_uncond") and extras.get("control") is not None:
@@ -92,8 +61,8 @@ def _inherited(source: list) -> dict:
 def scheduled(start: list, embeddings: Sequence[torch.Tensor], sigmas: Sequence[float]) -> list:
     """A CONDITIONING with an embedding (B, tokens, width) for every step, each active from its sigma down to the next.
 
-    Ranges begin a little above their sigma, so that a sampler's rounding does not matter, and no sigma lies in two: of those the host
-    would make the mean.
+    Ranges begin a little above their sigma, so that a sampler's rounding does not matter, and no sigma is in two: ComfyUI would take the
+    mean of their predictions.
     """
     ((_, extras),), parts, begin = start, [], _ALWAYS
     for i, embedding in enumerate(embeddings):
@@ -103,8 +72,6 @@ def scheduled(start: list, embeddings: Sequence[torch.Tensor], sigmas: Sequence[
         parts.append([embedding, {**extras, "timestep_start": begin, "timestep_end": end}])
         begin = float(edge)
     return parts
-
-
 
 
 def _of_rows(part: dict, rows: torch.Tensor, images: int) -> dict:
@@ -120,86 +87,76 @@ def _of_rows(part: dict, rows: torch.Tensor, images: int) -> dict:
 
 
 def _check_embedding(guider) -> None:
-    """Refuses models that make something else of text features before the network sees them."""
+    """Refuses models that change the text features before they reach the network."""
     (part,) = guider.conds["negative"]
     held, features = part["model_conds"].get("c_crossattn"), part.get("cross_attn")
     if held is None or features is None or not torch.equal(held.cond.cpu().float(), features.cpu().float()):
         raise ValueError(
-            f"{type(guider.inner_model).__name__} does not take text features as they are, so there is no embedding to optimise. Use "
+            f"{type(guider.inner_model).__name__} does not take text features as they are, so there is no embedding to optimize. Use "
             "Negative-Prompt Inverter with it."
         )
 
 
-class HostPredictor(Predictor):
-    """The running guider's positive and negative, asked apart, and mixed by all that mixes them in its own predictions.
+class GuiderPredictor(Predictor):
+    """The running guider's positive and negative predicted separately, and mixed by the guider with all that other nodes add.
 
-    `forward` counts rows of the network's batch, `images` is how many there are.
+    `rows` counts rows of the network's batch, `images` is the number of images.
     """
 
     def __init__(self, guider: Guidance, extra_args: dict, images: int):
         _check_embedding(guider)
-        self.guider, self.extra_args, self.images, self.forward = guider, extra_args, images, 0
-        self.current = guider.conds["negative"]
+        self.guider, self.extra_args, self.images, self.rows = guider, extra_args, images, 0
+        self.negative = guider.conds["negative"]
         parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
-        more = any(part.get(k) is not None for part in parts for k in _MORE)
-        self.plain = untouched(extra_args["model_options"]) and not more
+        dependent = any(part.get(k) is not None for part in parts for k in _DEPENDENT)
+        self.plain = untouched(extra_args["model_options"]) and not dependent
 
     def null(self) -> torch.Tensor:
         """The negative's embedding (B, tokens, width)."""
-        (part,) = self.guider.conds["negative"]
-        features = part["model_conds"]["c_crossattn"].cond  # the host leaves it where the text encoder made it
+        features = self.negative[0]["model_conds"]["c_crossattn"].cond  # ComfyUI leaves it where the text encoder made it
         return comfy.utils.repeat_to_batch_size(features.float().to(self.guider.model_patcher.load_device), self.images)
 
-    def _sigma(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return torch.full([len(x)], sigma, dtype=torch.float32, device=x.device)
-
-    def _asked(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
+    def _predict(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
         """The prediction of the last of (positive, negative), of which only one is given: other nodes see in whose place it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.forward += len(x) * active_parts(pair[-1], x, self._sigma(x, sigma))
-        options = self.extra_args["model_options"]
-        return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, self._sigma(x, sigma), options)[-1]
+        level = _level(x, sigma)
+        self.rows += len(x) * active_parts(pair[-1], x, level)
+        return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, level, self.extra_args["model_options"])[-1]
 
     @torch.no_grad()
     def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
-        return self._asked(x, sigma, [_of_rows(part, rows, self.images) for part in self.guider.conds["positive"]])
+        return self._predict(x, sigma, [_of_rows(part, rows, self.images) for part in self.guider.conds["positive"]])
 
     def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         part = _of_rows(self.guider.conds["negative"][0], rows, self.images)
-        held = part["model_conds"]
-        self.current = [{**part, "model_conds": {**held, "c_crossattn": type(held["c_crossattn"])(null)}}]
-        return self._asked(x, sigma, None, self.current)
+        conds = part["model_conds"]
+        self.negative = [{**part, "model_conds": {**conds, "c_crossattn": type(conds["c_crossattn"])(null)}}]
+        return self._predict(x, sigma, None, self.negative)
 
     def guided(
         self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
-        """The guider's own prediction with the two taken as given; the network is asked for nothing but what other nodes add.
-
-        They too see the embeddings of the last `unconditional` as the negative.
-        """
-        given, own = [[conditional, unconditional]], self.guider.conds["negative"]
-
-        def known(executor, *args, **kwargs):
-            return given.pop() if given else executor(*args, **kwargs)
-
-        options = comfy.model_patcher.create_model_options_clone(self.extra_args["model_options"])
-        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, known, options, is_model_options=True)
-        self.guider.conds["negative"] = self.current
+        """Other nodes see the embeddings of the last `unconditional` as the negative."""
+        own, self.guider.conds["negative"] = self.guider.conds["negative"], self.negative
         try:
-            denoised = self.guider(x, self._sigma(x, sigma), **self.extra_args | {"model_options": options})
+            denoised = self.guider.mix(x, _level(x, sigma), [conditional, unconditional], **self.extra_args)
         finally:
             self.guider.conds["negative"] = own
-        if given:
+        if unconditional.requires_grad and not denoised.requires_grad:
             raise ValueError(
-                "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Connect the model from before that "
-                "node, or use Negative-Prompt Inverter, which needs no gradients."
+                "A node on the model makes the predictions of guidance by itself, which gradients cannot follow. Connect the model from "
+                "before that node, or use Negative-Prompt Inverter, which needs no gradients."
             )
         return denoised
 
 
+def _level(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    return torch.full([len(x)], sigma, dtype=torch.float32, device=x.device)
+
+
 def image_loss_for(model, vae, method: NullText, clean: torch.Tensor) -> ImageLoss | None:
     """The weighted distances of predicted images from the images themselves, as the VAE decodes them; None where both weigh nothing."""
-    if not method.l1 and not method.perceptual:
+    if not method.compares_images:
         return None
     decode = decoder(model, vae)
     with torch.no_grad():
@@ -214,11 +171,9 @@ def image_loss_for(model, vae, method: NullText, clean: torch.Tensor) -> ImageLo
     return loss
 
 
-
-
 @dataclass
-class Course:
-    """A loop up to the pivots without guidance, then back with it; what was found for each step is in `found`.
+class NullTextRun:
+    """A loop up to the pivots without guidance, then back with it; `steps` has the result of each.
 
     `evaluations` are those of one image, a gradient counting as two.
     """
@@ -227,9 +182,8 @@ class Course:
     cfg: float
     sigmas: Sequence[float]
     image_loss: Callable[[torch.Tensor], ImageLoss | None]  # of the clean latents
-    mutations: bool = False  # whether the network changes in place what autograd saves
     checkpointing: bool = False
-    found: list[Kept] = field(default_factory=list)
+    steps: list[Best] = field(default_factory=list)
     evaluations: float = 0.0
 
     def __call__(self, guider: Guidance, derivative: Derivative, clean: torch.Tensor, show: Callable) -> Trajectory:
@@ -241,69 +195,66 @@ class Course:
             trajectory = self.method.encode(derivative, clean.clone(), self.sigmas, show)
             guider.set_cfg(self.cfg)
         blocks = blocks_of(guider.inner_model) if self.checkpointing else ()
-        with gradients.differentiable(self.mutations), recomputed(blocks) if blocks else nullcontext():
-            self._back(guider, derivative, trajectory, show)
+        with gradients.differentiable(), recomputed(blocks) if blocks else nullcontext():
+            self._optimize(guider, derivative, trajectory, show)
         return trajectory
 
-    def _back(self, guider: Guidance, derivative: Derivative, trajectory: Trajectory, show: Callable) -> None:
-        predictor = HostPredictor(guider, derivative.extra_args, len(trajectory.states[0][0]))
+    def _optimize(self, guider: Guidance, derivative: Derivative, trajectory: Trajectory, show: Callable) -> None:
+        predictor = GuiderPredictor(guider, derivative.extra_args, len(trajectory.states[0][0]))
         gradients.attend_with_derivative(derivative.extra_args["model_options"]["transformer_options"])
-        ways = self.method.optimised(predictor, trajectory, predictor.null(), derivative.input_scale, self.image_loss(trajectory.states[-1][0]))
-        for kept_here in ways:
-            self.found.append(kept_here)
-            show(kept_here.x, kept_here.denoised)
-        taken = sum(float(k.gradients.sum()) for k in self.found)
-        self.evaluations = guider.evaluations + (predictor.forward + 2 * taken) / predictor.images
+        image_loss = self.image_loss(trajectory.states[-1][0])
+        for best in self.method.optimize(predictor, trajectory, predictor.null(), derivative.input_scale, image_loss):
+            self.steps.append(best)
+            show(best.x, best.denoised)
+        taken = sum(float(best.gradients.sum()) for best in self.steps)
+        self.evaluations = guider.evaluations + (predictor.rows + 2 * taken) / predictor.images
 
     def embeddings(self) -> list[torch.Tensor]:
         """One of every step, (B, tokens, width) on the CPU."""
-        return [k.null.detach().cpu() for k in self.found]
+        return [best.null.detach().cpu() for best in self.steps]
 
     def extras(self) -> dict[str, torch.Tensor]:
-        """Per step and image: the loss of the start and of what was kept, and the gradients taken."""
+        """Per step and image: the loss at the start and at the end, and the gradients taken."""
         names = {"first_losses": "first", "losses": "loss", "gradients": "gradients"}
-        return {name: torch.stack([getattr(k, own) for k in self.found]).detach().cpu() for name, own in names.items()}
+        return {name: torch.stack([getattr(best, key) for best in self.steps]).detach().cpu() for name, key in names.items()}
+
+
+def _check(method: NullText, cfg: float, vae, latent: torch.Tensor) -> None:
+    """Refuses a guidance without a negative, and image losses without images."""
+    if math.isclose(cfg, 1.0):
+        raise ValueError(
+            "cfg is 1: without guidance the negative has no effect, so there is nothing to optimize. Give the cfg of the reconstruction, "
+            "usually 7.5, or use DDIM Inverter."
+        )
+    if not method.compares_images:
+        return
+    if vae is None:
+        raise ValueError("l1 and perceptual compare decoded images, which needs the vae: connect it, or set both to 0.")
+    if latent.ndim != 4:
+        raise ValueError("l1 and perceptual compare images, but the latent is a video. Set both to 0.")
 
 
 def invert(
     model, vae, image, source, negative, method: NullText, sigmas: Sequence[float], cfg: float, checkpointing: bool = False
 ) -> Inversion:
-    """The null-text inversion of a LATENT or IMAGE for a way back under `source` at `cfg`."""
-    if math.isclose(cfg, 1.0):
-        raise ValueError(
-            "cfg is 1: without guidance the negative has no effect, so there is nothing to optimise. Give the cfg of the way back, usually "
-            "7.5, or use DDIM Inverter."
-        )
-    if (method.l1 or method.perceptual) and vae is None:
-        raise ValueError("l1 and perceptual compare decoded images, which needs the vae: connect it, or set both to 0.")
+    """The null-text inversion of a LATENT or IMAGE for a reconstruction under `source` at `cfg`."""
     began, latent, start = time.perf_counter(), latent_of(model, vae, image), start_of(method, source, negative)
-    if (method.l1 or method.perceptual) and latent.ndim != 4:
-        raise ValueError("l1 and perceptual compare images, but the latent is a video. Set both to 0.")
+    _check(method, cfg, vae, latent)
     own = trainable(model, what="Null-text inversion")[0]
-    if method.l1 or method.perceptual:
+    if method.compares_images:
         vae = gradients.differentiable_vae(vae)
         own.set_additional_models(KEY, [vae.patcher])
 
-    def attempt(mutations: bool) -> tuple[Course, Trajectory]:
-        course = Course(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), mutations, checkpointing)
-        sampler = run(Guidance(own, source, start, cfg), latent, sigmas, course, 2 * (len(sigmas) - 1))
-        return course, kept(sampler.result)
-
-    try:
-        made = attempt(False)
-    except RuntimeError as error:
-        if not gradients.mutated(error):
-            raise
-        made = None
-    course, trajectory = made or attempt(True)  # not above, where the error holds the graph of its step
+    loop = NullTextRun(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), checkpointing)
+    trajectory = to_cpu(run(Guidance(own, source, start, cfg), latent, sigmas, loop, 2 * (len(sigmas) - 1)).result)
     return Inversion(
         method,
-        Trajectory(trajectory.sigmas, trajectory.states, course.extras()),
+        replace(trajectory, extras=loop.extras()),
         source,
         ModelTag.of(model),
-        null=scheduled(start, course.embeddings(), trajectory.sigmas),
+        null=scheduled(start, loop.embeddings(), trajectory.sigmas),
         cfg=cfg,
-        evaluations=round(course.evaluations),
+        evaluations=round(loop.evaluations),
         seconds=time.perf_counter() - began,
     )
 

@@ -1,10 +1,10 @@
-"""Replays an inversion as a sampler of ComfyUI, with one or two branches."""
+"""Reconstructs or edits inverted images inside ComfyUI's sampling, in one or more branches."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import comfy.utils
 import torch
@@ -12,34 +12,30 @@ import torch
 from ....guidance.diffedit import cells, mixed
 from ....inversion.method import Trajectory, replay
 from ..conditionings import KEY as MARK
-from ..conditionings import same_value
+from ..conditionings import branches_of, same_value
 from ..sampling import Guidance, run
 from .invert import Inversion
 
-log = logging.getLogger(__name__)
-
 BRANCHES = ("edit", "source and edit", "direct")
 
-
-def row_count(conditioning: list) -> int:
-    """How many rows a CONDITIONING has, 1 for all images or one for each."""
-    return max(1 if features is None else len(features) for features, _ in conditioning)
+_log = logging.getLogger(__name__)
 
 
 def check_rows(target: list, images: int, branches: str) -> None:
-    """Refuses a target with rows for other images than were inverted; with two branches, whole batches are the rows of Prompt-to-Prompt."""
-    rows = row_count(target)
-    if rows in (1, images) or (branches != "edit" and rows % images == 0):
+    """Refuses a target that is not for the inverted images: 1 row for all, or one for each, in each branch of Prompt-to-Prompt."""
+    rows, own = max(1 if features is None else len(features) for features, _ in target), branches_of(target)
+    if rows in (1, images) if own == 1 else (rows == own * images and branches != "edit"):
         return
     were, allowed = ("image was", "1") if images == 1 else ("images were", f"1, or {images}")
+    count = f"{rows} rows" if own == 1 or images == 1 else f"{rows} rows in {own} branches"
     raise ValueError(
-        f"positive has {rows} rows, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
-        f"'source and edit', and its batch_size {images}."
+        f"positive has {count}, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
+        "'source and edit', and with an inversion as many images in batch_size as were inverted."
     )
 
 
 def stacked_conditioning(source: list, target: list, images: int) -> list:
-    """One CONDITIONING whose rows are the source for every image, then the target for every image; both differ in nothing but rows."""
+    """One CONDITIONING whose rows are the source for every image, then the target for every image; they may differ in rows only."""
 
     def rows(s, t):
         return torch.cat([comfy.utils.repeat_to_batch_size(t, images) for t in (s, t.to(s))])
@@ -54,7 +50,7 @@ def _are_rows(a, b) -> bool:
 
 
 def differences(source: list, target: list) -> list[str]:
-    """What keeps source and target out of one CONDITIONING: what the host knows only for all of its rows."""
+    """What keeps source and target out of one CONDITIONING: values that ComfyUI has once for all rows."""
     if len(source) != 1 or len(target) != 1:
         return ["number of parts"]
     ((a, a_extra),), ((b, b_extra),) = source, target
@@ -65,10 +61,10 @@ def differences(source: list, target: list) -> list[str]:
 
 @dataclass(frozen=True)
 class Replay:
-    """How an inversion is walked down again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change.
+    """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change.
 
-    Two branches are one batch where their conditionings allow it, so that attention control can read the source; else each is predicted by
-    itself.
+    Two branches are one batch where their conditionings allow it, so that attention control can read the source; otherwise each is
+    predicted separately. The conditioning of Prompt-to-Prompt brings its branches along.
     """
 
     inversion: Inversion
@@ -76,56 +72,55 @@ class Replay:
     mask: torch.Tensor | None = None
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
-        """The latent (as a VAE takes it): the edit, or the source's rows and then the edit's."""
-        inversion, images = self.inversion, self.inversion.images
+        """The latent (as a VAE takes it): the edit, or the source's rows and then the edits'."""
+        inversion = self.inversion
         inversion.model.check(model)
-        check_rows(positive, images, self.branches)
-        count, source = 1 if self.branches == "edit" else max(2, row_count(positive) // images), None
-        if count == 2 and row_count(positive) <= images:
-            if apart := differences(inversion.source, positive):
-                source = inversion.source
-                told = ", ".join(apart)
-                log.info("Source and target differ in %s: each is predicted by itself, attention control cannot read the source.", told)
-            else:
-                positive = stacked_conditioning(inversion.source, positive, images)
+        check_rows(positive, inversion.images, self.branches)
+        count, positive, source = self._branches(positive)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction(), source)
         trajectory = inversion.trajectory.branches(1 if source else count)
         clean = model.model.process_latent_out(trajectory.states[-1][0].float())
 
         def loop(guider, derivative, latent, show):
-            here = _on(inversion.trajectory.branches(count), latent.device)
+            here = on_device(inversion.trajectory.branches(count), latent.device)
             return replay(inversion.method, derivative, here, between=self._between(here, count), show=show)
 
         sampler = run(guider, clean, trajectory.sigmas, loop, trajectory.steps)
         return model.model.process_latent_out(sampler.result.float()).to(comfy.model_management.intermediate_device())
 
+    def _branches(self, positive: list) -> tuple[int, list, list | None]:
+        """(number of branches, positive, source); a source that is predicted separately is one branch."""
+        if self.branches == "edit":
+            return 1, positive, None
+        if branches_of(positive) > 1:
+            return branches_of(positive), positive, None
+        source = self.inversion.source
+        if not (apart := differences(source, positive)):
+            return 2, stacked_conditioning(source, positive, self.inversion.images), None
+        names = ", ".join(apart)
+        _log.info("Source and target differ in %s: each is predicted separately, attention control cannot read the source.", names)
+        return 2, positive, source
+
     def _between(self, trajectory: Trajectory, count: int) -> Callable:
-        """Keeps the source's rows, and what lies off the mask, on the inversion's own path."""
+        """Keeps the source's rows, and what is outside the mask, on the inversion's own path."""
         first = self.inversion.images
         mask = self.mask if self.mask is None or len(self.mask) == 1 else torch.cat([self.mask] * count)
 
-        def between(carry, level):
+        def between(state, level):
             own = trajectory.states[level]
             if mask is not None:
-                carry = tuple(mixed(t, kept, mask.to(t)) for t, kept in zip(carry, own))
+                state = tuple(mixed(t, kept, mask.to(t)) for t, kept in zip(state, own))
             if self.branches == "direct":
-                carry = tuple(torch.cat([kept[:first], t[first:]]) for t, kept in zip(carry, own))
-            return carry
+                state = tuple(torch.cat([kept[:first], t[first:]]) for t, kept in zip(state, own))
+            return state
 
         return between
 
 
-def _on(trajectory: Trajectory, device: torch.device) -> Trajectory:
-    """A trajectory on the device that the model runs on, in float32 where that has nothing finer."""
-
-    def moved(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device, torch.float32 if device.type == "mps" and t.dtype == torch.float64 else t.dtype)
-
-    return replace(
-        trajectory,
-        states=tuple(tuple(moved(t) for t in carry) for carry in trajectory.states),
-        extras={k: moved(t) for k, t in trajectory.extras.items()},
-    )
+def on_device(trajectory: Trajectory, device: torch.device) -> Trajectory:
+    """A trajectory on the device that the model runs on, in float32 where that has no float64."""
+    lacking = device.type == "mps"
+    return trajectory.map(lambda t: t.to(device, torch.float32 if lacking and t.dtype == torch.float64 else t.dtype))
 
 
 def mask_for(mask: torch.Tensor, inversion: Inversion) -> torch.Tensor:

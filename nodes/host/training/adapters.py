@@ -1,4 +1,4 @@
-"""What is learnt beside a MODEL's weights: the host's adapters on a clone, and their files in the host's LoRA format."""
+"""ComfyUI's adapters on a clone of a MODEL, trained beside its weights, and their files in its LoRA format."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import comfy.sd
-import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
-from ....training.loop import save_atomically
-from . import file_names
+from ..model_folder import ModelFolder
 
-KIND = "loras"
+LORAS = ModelFolder("loras", "LoRA")
 ALGORITHMS = tuple(adapter_maps)
 ATTENTION = "attn, attention, single_blocks"
 Words = dict[str, dict[str, torch.Tensor]]
 
 
 class Delta(torch.nn.Module):
-    """A whole weight's difference, as the host's adapters are called; `diff` in a LoRA file."""
+    """A whole weight's difference, called as ComfyUI's adapters are; `diff` in a LoRA file."""
 
     def __init__(self, shape: torch.Size):
         super().__init__()
@@ -36,44 +33,45 @@ class Delta(torch.nn.Module):
         return (weight + self.diff).to(weight.dtype)
 
     def move_to(self, device: torch.device) -> int:
-        """For the host, which moves what changes a weight along with it; says how many bytes that are."""
+        """For ComfyUI, which moves adapters with their weight; gives the number of bytes."""
         self.to(device)
         return self.diff.numel() * self.diff.element_size()
 
 
 class Adapters:
-    """Adapters by the name of their layer. `parameters` are what is learnt, by name.
+    """Adapters by the name of their layer, `parts` by that of the weight they change; `parameters` are the trained weights, by name.
 
-    `KIND` is the folder of their files, `existing(name)` a file that has a name there.
+    `folder` is that of their files.
     """
 
-    KIND: ClassVar = KIND
+    folder: ClassVar = LORAS
 
     def __init__(self, layers: dict[str, torch.nn.Module]):
-        self.layers = layers
+        self.layers, self.parts = layers, {f"{layer}.weight": part for layer, part in layers.items()}
         named = {f"{layer}.{name}": p for layer, part in layers.items() for name, p in part.named_parameters()}
         self.fixed = {k: p.requires_grad_(False) for k, p in named.items() if k.endswith(".alpha")}
         self.parameters = {k: p.requires_grad_(True) for k, p in named.items() if k not in self.fixed}
 
     def put_on(self, model) -> None:
         """Lets them act on a MODEL; only through that patcher."""
-        for layer, part in self.layers.items():
+        for weight, part in self.parts.items():
             part.to(model.load_device)
-            model.add_weight_wrapper(f"{layer}.weight", part)
+            model.add_weight_wrapper(weight, part)
 
     def take_off(self, model) -> None:
-        """The host takes them off when it loads the weights for another MODEL; this is for what holds the weights until then."""
-        for layer, part in self.layers.items():
-            functions = getattr(model.model.get_submodule(layer), "weight_function", [])
+        """ComfyUI takes them off when it loads the weights for another MODEL; this is for what holds the weights until then."""
+        for weight, part in self.parts.items():
+            layer, _, kind = weight.rpartition(".")
+            functions = getattr(model.model.get_submodule(layer), f"{kind}_function", [])
             functions[:] = [f for f in functions if f is not part]
 
     @contextmanager
-    def beside(self, model) -> Iterator[None]:
-        """Inside, LoRAs act beside their layers of a loaded MODEL and not through the weights, to the same end: autograd then keeps no
-        changed weights, and the gradient of a whole weight is never made."""
+    def as_forward_hooks(self, model) -> Iterator[None]:
+        """Inside, LoRAs act as forward hooks on the layers of a loaded MODEL and not through the weights, with the same result: autograd then
+        keeps no changed weights, and the gradient of a whole weight is never made."""
         found = [(model.model.get_submodule(name), part) for name, part in self.layers.items()]
-        found = [(layer, part, list(layer.weight_function)) for layer, part in found if _fits_beside(layer, part)]
-        handles = [layer.register_forward_hook(partial(_beside, part)) for layer, part, _ in found]
+        found = [(layer, part, list(layer.weight_function)) for layer, part in found if _hookable(layer, part)]
+        handles = [layer.register_forward_hook(partial(_add_lora, part)) for layer, part, _ in found]
         for layer, part, functions in found:
             layer.weight_function[:] = [f for f in functions if f is not part]
         try:
@@ -84,12 +82,8 @@ class Adapters:
                 layer.weight_function[:] = functions
 
     @staticmethod
-    def existing(name: str) -> Path | None:
-        return existing(name)
-
-    @staticmethod
     def save(model, name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
-        """Writes what is learnt on a MODEL."""
+        """Writes the trained weights of a MODEL."""
         save(name, tensors, words, {**about, "format": "lora"})
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -109,15 +103,29 @@ class Design:
 
     def adapters(self, model, seed: int) -> Adapters:
         """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
-        return _new(model, self, seed)
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"Unknown algorithm '{self.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
+        layers = chosen(model, self.layers)
+        for name, shape in layers.items():
+            least = min(shape[0], shape[1:].numel())
+            if not 1 <= self.rank <= least:
+                raise ValueError(
+                    f"Rank {self.rank} does not fit the layer {name} ({shape[0]} x {shape[1:].numel()}); give 1 to {least}, or leave this "
+                    f"layer out with '-{name.rsplit('.', 1)[1]}'."
+                )
+        alpha = 0.0 if self.algorithm == "OFT" and not self.alpha else self.alpha or float(self.rank)
+        make = adapter_maps[self.algorithm].create_train
+        with torch.random.fork_rng(devices=[]):  # which draw their start values from the common generator
+            torch.random.default_generator.manual_seed(seed % 2**63)
+            return Adapters({n: make(torch.empty(1).expand(shape), rank=self.rank, alpha=alpha) for n, shape in layers.items()})
 
 
-def _fits_beside(layer: torch.nn.Module, part: torch.nn.Module) -> bool:
+def _hookable(layer: torch.nn.Module, part: torch.nn.Module) -> bool:
     known = isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and getattr(layer, "groups", 1) == 1
     return known and isinstance(part, LoraDiff) and part in layer.weight_function
 
 
-def _beside(lora: LoraDiff, layer: torch.nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
+def _add_lora(lora: LoraDiff, layer: torch.nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
     """A forward hook: what a layer gives, and what its LoRA adds."""
     x, scale = given[0], lora.alpha / lora.rank
     down, up = (part.weight.to(x.dtype) for part in (lora.lora_down, lora.lora_up))
@@ -153,45 +161,12 @@ def chosen(model, layers: str) -> dict[str, torch.Size]:
     return found
 
 
-def _new(model, design: Design, seed: int) -> Adapters:
-    if design.algorithm not in ALGORITHMS:
-        raise ValueError(f"There is no algorithm '{design.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
-    layers = chosen(model, design.layers)
-    for name, shape in layers.items():
-        least = min(shape[0], shape[1:].numel())
-        if not 1 <= design.rank <= least:
-            raise ValueError(
-                f"Rank {design.rank} does not fit the layer {name} ({shape[0]} x {shape[1:].numel()}); give 1 to {least}, or leave this "
-                f"layer out with '-{name.rsplit('.', 1)[1]}'."
-            )
-    alpha = 0.0 if design.algorithm == "OFT" and not design.alpha else design.alpha or float(design.rank)
-    make = adapter_maps[design.algorithm].create_train
-    with torch.random.fork_rng(devices=[]):  # which draw their start values from the common generator
-        torch.random.default_generator.manual_seed(seed % 2**63)
-        return Adapters({n: make(torch.empty(1).expand(shape), rank=design.rank, alpha=alpha) for n, shape in layers.items()})
-
-
-
-
-def path_of(name: str) -> Path:
-    """Where a LoRA is written: the first of the host's folders."""
-    return Path(folder_paths.get_folder_paths(KIND)[0]) / f"{file_names.check_name(name)}.safetensors"
-
-
-def existing(name: str) -> Path | None:
-    """A file that has the name already, in any of the folders."""
-    places = [Path(base) / f"{name}{ending}" for base in folder_paths.get_folder_paths(KIND) for ending in file_names.READ]
-    return next((place for place in places if place.is_file()), None)
-
-
 def save(name: str, tensors: dict[str, torch.Tensor], words: Words, about: dict[str, str]) -> None:
     """Writes a LoRA file; `words`, the vectors of new words by their names and by encoder, go into it too, as A1111 bundles them."""
-    path = path_of(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     bundled = {f"bundle_emb.{word.rsplit('/', 1)[-1]}.{key}": rows for word, own in words.items() for key, rows in own.items()}
-    save_atomically(tensors | bundled, path, about)
+    LORAS.save(name, tensors | bundled, about)
 
 
 def patched(model, tensors: Iterable) -> object:
-    """A MODEL with a LoRA on it, as the host's loader does it."""
+    """A MODEL with a LoRA on it, as ComfyUI's loader does it."""
     return comfy.sd.load_lora_for_models(model, None, dict(tensors), 1.0, 0.0)[0]

@@ -1,13 +1,12 @@
-"""Custom Diffusion on the host's UNets: whole differences of the keys and values of cross-attention, and files of merged concepts."""
+"""Custom Diffusion on ComfyUI's UNets: whole differences of the keys and values of cross-attention, and files of merged concepts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.lora
 import comfy.utils
 import folder_paths
@@ -16,9 +15,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.layers import Place
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
-from ..attention.unet import unet_places
+from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
-from . import adapters, file_names, new_words
+from . import adapters, new_words
 
 KEY = "controlled_diffusion.custom_diffusion"
 ENDS = ("attn2.to_k", "attn2.to_v")
@@ -40,7 +39,7 @@ class Differences(adapters.Adapters):
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """What is learnt, as `adapters.Design` for adapters."""
+    """Which weights are trained, as `adapters.Design` for adapters."""
 
     home: ClassVar = Differences
 
@@ -48,29 +47,20 @@ class KeysAndValues:
         return Differences({name: adapters.Delta(shape) for name, shape in layers_of(model).items()})
 
 
-def _attend(below: Callable | None, q, k, v, options: dict) -> torch.Tensor:
-    k, v = without_start(k), without_start(v)
-    if below is not None:
-        return below(q, k, v, options)
-    precision = options["attn_precision"]
-    return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+def _attend(base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
+    return base(q, without_start(k), without_start(v))
 
 
 def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
     """DIFFUSION_MODEL: one call of the network while it learns."""
     if torch.is_grad_enabled():
-        replace = transformer_options.get("patches_replace", {})
-        there = replace.get("attn2", {})
-        on_top = {p.key: partial(_attend, there.get(p.key, there.get(p.key[:2]))) for p in places}
-        transformer_options = {**transformer_options, "patches_replace": {**replace, "attn2": {**there, **on_top}}}
+        transformer_options = with_attention(transformer_options, {place.key: _attend for place in places})
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
-
-
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A learnt concept: the LoRA file's tensors, and prompts that use its word."""
+    """A trained concept: the LoRA file's tensors, and prompts that use its word."""
 
     name: str
     prompts: tuple[str, ...]
@@ -102,7 +92,7 @@ def _file(name: str) -> dict[str, torch.Tensor]:
     path = folder_paths.get_full_path("loras", f"{name}.safetensors")
     if path is None:
         raise ValueError(
-            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or mend the name."
+            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
         )
     return comfy.utils.load_torch_file(path, safe_load=True)
 
@@ -116,15 +106,15 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = new_words.encoders(clip)[0]
     tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
-    learnt = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
-    own = [i for i in learnt if concept.says(tokens[i][0], part.key)]
+    vectors = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []
+    own = [i for i in vectors if concept.says(tokens[i][0], part.key)]
     if concept and not own and concept.words(part.key):
         raise ValueError(
-            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was learnt with. Write embedding:{concept.name} where the "
+            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was trained with. Write embedding:{concept.name} where the "
             "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
         )
-    if own or learnt:
-        return features[own or learnt]
+    if own or vectors:
+        return features[own or vectors]
     ends = [i for i, (token, *_) in enumerate(tokens) if not torch.is_tensor(token) and token == part.tokenizer.end_token]
     return features[1 : max(2, ends[0] if ends else len(tokens))]
 
@@ -145,20 +135,20 @@ def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> d
     for layer in layers:
         key = f"{layer}.weight"
         weight = _weight(model, key)
-        learnt = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]
-        values = torch.cat([c @ w.T for c, w in zip(features, learnt)])
+        trained = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]
+        values = torch.cat([c @ w.T for c, w in zip(features, trained)])
         found[f"{layer}.diff"] = (merged(weight, rows, values, along) - weight).float()
     return found
 
 
 def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str, list]:
-    """The host's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
+    """ComfyUI's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
     own = adapters.patched(_bare(model), {k: v for k, v in concept.tensors.items() if not k.startswith("bundle_emb.")}).patches
     other = sorted(key for key in own if key.removesuffix(".weight") not in layers)
     if other or not own:
         what = f"changes {other[0]}" if other else "has nothing for this model"
         raise ValueError(
-            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion learns them."
+            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion trains them."
         )
     return own
 
@@ -171,6 +161,6 @@ def _bare(model):
 
 def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[Concept], if_exists: str) -> str:
     """Writes the file; gives the name that it has."""
-    name = file_names.choose(adapters.KIND, name, if_exists, adapters.existing)
+    name = adapters.LORAS.choose(name, if_exists)
     adapters.save(name, tensors, {}, {"format": "lora", "concepts": "; ".join(f"{c.name} = {p}" for c in concepts for p in c.prompts)})
     return name

@@ -18,8 +18,7 @@ STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the denoiser is asked: at which noise levels, and what an error counts. "auto" levels: logit-normal for flow models, uniform
-    for others."""
+    """At which noise levels the denoiser is trained, and how its errors are weighted."""
 
     levels: Levels
     weighting: str = "own"
@@ -52,15 +51,15 @@ def _one(rows: Sequence[list]) -> list:
     return [torch.cat([f for f, _ in rows]), {**extras, **together}]
 
 
-def _in_order(made: Sequence[torch.Tensor], groups: Sequence[list[int]]) -> torch.Tensor:
-    """What was made of groups of rows, as the rows were numbered."""
+def _in_order(results: Sequence[torch.Tensor], groups: Sequence[list[int]]) -> torch.Tensor:
+    """Results of groups of rows, as the rows were numbered."""
     order = torch.tensor([i for group in groups for i in group]).argsort()
-    return torch.cat(list(made))[order.to(made[0].device)]
+    return torch.cat(list(results))[order.to(results[0].device)]
 
 
 @dataclass
-class Ground:
-    """The running denoiser: what the host's sampling hands to a sampler."""
+class TrainDenoiser:
+    """The running denoiser, as ComfyUI's sampling hands it to a sampler."""
 
     guider: comfy.samplers.CFGGuider
     options: dict
@@ -69,13 +68,13 @@ class Ground:
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, rows: Sequence[list]) -> torch.Tensor:
         """The prediction for noisy latents (B, ...) at sigmas (B,), each under its own [features, extras]; without guidance."""
         model, parts = self.guider.inner_model, _batches(rows)
-        made = [self._together(model, x[group], sigma[group], _one([rows[i] for i in group])) for group in parts]
-        return _in_order(made, parts)
+        results = [self._together(model, x[group], sigma[group], _one([rows[i] for i in group])) for group in parts]
+        return _in_order(results, parts)
 
     def _together(self, model, x: torch.Tensor, sigma: torch.Tensor, conditioning: list) -> torch.Tensor:
-        asked = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
-        made = comfy.samplers.process_conds(model, x, asked, x.device, x.detach(), None, 0)["positive"]
-        return comfy.samplers.calc_cond_batch(model, [made], x, sigma, self.options)[0]
+        conds = {"positive": comfy.sampler_helpers.convert_cond([conditioning])}
+        processed = comfy.samplers.process_conds(model, x, conds, x.device, x.detach(), None, 0)["positive"]
+        return comfy.samplers.calc_cond_batch(model, [processed], x, sigma, self.options)[0]
 
     def sigmas(self, objective: Objective, seed: int, first: int, count: int) -> list[float]:
         """The noise levels of the training's samples first .. first + count - 1."""

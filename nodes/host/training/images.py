@@ -1,4 +1,4 @@
-"""The images that a training learns from, encoded once."""
+"""The training images, encoded once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 
-from ....training.augmentation import Augmentation, Variant, told
+from ....training.augmentation import Augmentation, Variant, with_hint
 from .. import gradients
 from ..latents import encoded_part
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is learnt from: the latent of each image as the VAE gives it, (1, C, [1,] h, w), with a mask (1, 1, [1,] h, w) or None."""
+    """Training images: the latent of each image as the VAE gives it, (1, C, [1,] h, w), with a mask (1, 1, [1,] h, w) or None."""
 
     latents: tuple[torch.Tensor, ...]
     masks: tuple[torch.Tensor | None, ...]
@@ -25,9 +25,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def told(self, number: int, text: str) -> str:
+    def with_hint(self, number: int, text: str) -> str:
         """The sentence of an image with its hint."""
-        return told(self.hints[number], text) if self.hints else text
+        return with_hint(self.hints[number], text) if self.hints else text
 
 
 def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
@@ -41,16 +41,27 @@ def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tenso
     return found
 
 
-def _mask_for(vae, latent: torch.Tensor, mask: torch.Tensor, image: torch.Tensor, number: int) -> torch.Tensor:
+def _with_masks(images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> list[Variant]:
+    """Single images with the mask of each, if there are any: one for each or one for all."""
+    found = split_images(images, "images")
+    painted = split_images(masks, "masks") if masks else [None]
+    painted = painted * len(found) if len(painted) == 1 else painted
+    if len(painted) != len(found):
+        raise ValueError(f"There are {len(painted)} masks for {len(found)} images; give one for each, one for all, or none.")
+    for number, (image, mask) in enumerate(zip(found, painted), 1):
+        if mask is not None and mask.shape[-2:] != image.shape[1:3]:
+            sizes = [f"{x.shape[2]} x {x.shape[1]}" for x in (mask, image)]
+            raise ValueError(f"Mask {number} is {sizes[0]}, its image {sizes[1]}. Give masks of the images' sizes.")
+    return [Variant(image[..., :3], mask) for image, mask in zip(found, painted)]
+
+
+def _small_mask(vae, latent: torch.Tensor, mask: torch.Tensor | None, number: int) -> torch.Tensor | None:
     """A MASK (1, H, W) at the size of a latent that the VAE made of its image."""
-    if mask.shape[-2:] != image.shape[1:3]:
-        raise ValueError(
-            f"Mask {number} is {mask.shape[-1]} x {mask.shape[-2]}, its image {image.shape[2]} x {image.shape[1]}. Give masks of the "
-            "images' sizes."
-        )
+    if mask is None:
+        return None
     small = torch.nn.functional.interpolate(encoded_part(vae, mask)[:, None].float(), latent.shape[-2:], mode="area")
     if not bool(small.any()):
-        raise ValueError(f"Mask {number} is empty: nothing of its image would be learnt. Paint what to learn white, or leave it away.")
+        raise ValueError(f"Mask {number} is empty: its image would not be trained on. Paint the area to train white, or leave the mask out.")
     return small.cpu().reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
@@ -62,42 +73,24 @@ def images_of(
     augmentation: Augmentation = Augmentation(),
     seed: int = 0,
 ) -> Images:
-    """Encodes IMAGE batches once; with `flip` each image also left and right exchanged, after all others, and then the variants of all."""
-    found = [image[..., :3] for image in split_images(images, "images")]
-    painted = split_images(masks, "masks") if masks else [None] * len(found)
-    if len(painted) == 1:
-        painted = painted * len(found)
-    if len(painted) != len(found):
-        raise ValueError(f"There are {len(painted)} masks for {len(found)} images; give one for each, one for all, or none.")
-    originals = len(found)
-    if flip:
-        found += [p.flip(2) for p in found]
-        painted += [None if m is None else m.flip(-1) for m in painted]
-    shown = _varied(found, painted, augmentation, seed)
+    """Encodes IMAGE batches once; with `flip` each image also mirrored, after all others, and then the variants of all."""
+    given = _with_masks(images, masks)
+    shown = given + [Variant(v.image.flip(2), None if v.mask is None else v.mask.flip(-1)) for v in given if flip]
+    variants = [(shown[i % len(shown)], i) for i in range(augmentation.variants * len(shown))]
+    shown += [augmentation.variant(v.image, v.mask, number, seed) for v, number in variants]
     latents = list(latents_of(vae, shown, len(shown)))
-    cut = [None if v.mask is None else _mask_for(vae, z, v.mask, v.image, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
+    small = [_small_mask(vae, z, v.mask, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
-    return Images(tuple(latents), all_or_none(latents, cut), originals, hints if any(hints) else ())
+    return Images(tuple(latents), all_or_none(latents, small), len(given), hints if any(hints) else ())
 
 
 def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tensor]:
-    """The latents of so many, on the CPU; the host's progress bar shows how far it is, and its stop button stops it."""
+    """The latents of so many, on the CPU; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
     bar = comfy.utils.ProgressBar(count)
     for variant in shown:
         yield gradients.run_in_inference_mode(vae.encode, variant.image[..., :3]).float().cpu()
         bar.update(1)
         comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def _varied(found: Sequence[torch.Tensor], painted: Sequence[torch.Tensor | None], augmentation: Augmentation, seed: int) -> list[Variant]:
-    """Images with their masks, and the variants of them."""
-    shown = [Variant(p, m) for p, m in zip(found, painted)]
-    for number in range(augmentation.variants * len(found)):
-        image, mask = found[number % len(found)], painted[number % len(found)]
-        if mask is not None and mask.shape[-2:] != image.shape[1:3]:
-            mask = None  # which is told when the image itself is encoded
-        shown.append(augmentation.of(image, mask, number, seed))
-    return shown
 
 
 def all_or_none(latents: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:

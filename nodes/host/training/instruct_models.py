@@ -12,16 +12,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.utils
-import folder_paths
 import torch
-from comfy.patcher_extension import WrappersMP, copy_nested_dicts
+from comfy.patcher_extension import WrappersMP
 
 from ....training.instruct_pix2pix import FIRST, widened
-from ....training.loop import save_atomically
 from ..gradients import differentiable_patcher, run_in_inference_mode
+from ..model_folder import ModelFolder
 
-FOLDER, PREFIX = "diffusion_models", "diffusion_model."
-COMPILED = "torch.compile"  # the key of the host's wrapper
+MODELS = ModelFolder("diffusion_models", "model")
+PREFIX = "diffusion_model."
+COMPILED = "torch.compile"  # the key of ComfyUI's wrapper
 log = logging.getLogger(__name__)
 MARKS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 KINDS = {
@@ -40,8 +40,8 @@ def kind_of(model):
     if kind is None or first is None or first[0][0].weight.shape[1] != channels:
         raise ValueError(
             f"{type(network).__name__} ({type(network.diffusion_model).__name__}) cannot be made an instruction model here, which needs a UNet "
-            f"that takes the {channels} channels of its latent and nothing else: SD1.5, SD2, SDXL and what is made from them. Models with "
-            "reference latents (Flux Kontext, Qwen-Image-Edit) are taught by a LoRA on the pairs that InstructPix2Pix Pairs writes."
+            f"that takes the {channels} channels of its latent and nothing else: SD1.5, SD2, SDXL and models made from them. Models with "
+            "reference latents (Flux Kontext, Qwen-Image-Edit) learn from the pairs that InstructPix2Pix Pairs writes by a LoRA."
         )
     return kind
 
@@ -58,7 +58,7 @@ def weights_of(model) -> dict[str, torch.Tensor]:
 
 
 def _config_with_room(model):
-    """The MODEL's configuration for twice as many input channels. (The host's are not made for copying.)"""
+    """The MODEL's configuration for twice as many input channels. (ComfyUI's are not made for copying.)"""
     config, room = model.model.model_config, {"in_channels": 2 * model.model.latent_format.latent_channels}
     made = type(config)({**config.unet_config, **room})
     vars(made).update({k: v for k, v in vars(config).items() if k != "unet_config"})
@@ -66,7 +66,7 @@ def _config_with_room(model):
 
 
 def _type_of(model) -> comfy.model_base.ModelType:
-    """What the MODEL predicts; of continuous EDM with v as the host's loader tells it of a file, by which SDXL reads the image."""
+    """What the MODEL predicts; continuous EDM with v as ComfyUI's loader names it for a file, by which SDXL reads the image."""
     sampling = model.get_model_object("model_sampling")
     continuous = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and not isinstance(
         sampling, comfy.model_sampling.EDM
@@ -79,39 +79,48 @@ def _type_of(model) -> comfy.model_base.ModelType:
 def built(model, weights: dict[str, torch.Tensor], again: tuple):
     """A MODEL like another, with its options, whose denoiser has room for the image and these weights of its own.
 
-    `again` is (function, arguments) by which the host can load it once more.
+    `again` is (function, arguments) by which ComfyUI can load it once more.
     """
     source = model.model
     network = kind_of(model)(_config_with_room(model), _type_of(model), device=model.offload_device)
     network.latent_format = source.latent_format
     network.diffusion_model.load_state_dict(weights)
     made = comfy.model_patcher.ModelPatcher(network, model.load_device, model.offload_device)
-    made.model_options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    for name, value in model.object_patches.items():
-        made.add_object_patch(name, value)
-    made.wrappers, made.callbacks = (copy_nested_dicts(given) for given in (model.wrappers, model.callbacks))
+    _hand_on(model, made)
     if made.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
         made.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)  # which would run the network that was compiled, not this one
         log.warning("The model is compiled, the instruction model made from it is not: put Torch Compile Model behind it.")
-    made.attachments = dict(model.attachments)
-    made.additional_models = copy_nested_dicts(model.additional_models)
     made.cached_patcher_init = again
     return made
+
+
+def _hand_on(model, made) -> None:
+    """Gives a MODEL of another network the options, objects, wrappers, callbacks and models of a MODEL."""
+    made.model_options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    for name, value in model.object_patches.items():
+        made.add_object_patch(name, value)
+    for add, held in ((made.add_wrapper_with_key, model.wrappers), (made.add_callback_with_key, model.callbacks)):
+        for kind, key, function in ((kind, k, f) for kind, keyed in held.items() for k, functions in keyed.items() for f in functions):
+            add(kind, key, function)
+    for key, value in model.attachments.items():
+        made.set_attachments(key, value)
+    for key, models in model.additional_models.items():
+        made.set_additional_models(key, models)
 
 
 def check_injections(model) -> None:
     """Refuses what changes a MODEL's layers without being in its weights."""
     if model.injections:
         raise ValueError(
-            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot go along into a model of its own. Load "
-            "the LoRA in the ordinary way (Load LoRA), not in bypass mode."
+            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot become part of a new model. Load "
+            "the LoRA by Load LoRA, not in bypass mode."
         )
 
 
 def with_room(model):
     """An instruction model that gives what a MODEL gives, whatever image it is shown: the image's weights are zero.
 
-    Its weights are its own, so that it can be trained; options, patches and wrappers of the MODEL go along. One that changes what its layers
+    Its weights are its own, so that it can be trained; options, patches and wrappers of the MODEL are handed on. One that changes what its layers
     give, beside their weights, raises ValueError.
     """
     kind_of(model)
@@ -126,20 +135,8 @@ def _with_room(model, disable_dynamic: bool = False):
     return with_room(model)
 
 
-def existing(name: str) -> Path | None:
-    """A file that has this name already, in any of the host's folders of diffusion models."""
-    folders = [Path(p) for p in folder_paths.get_folder_paths(FOLDER)]
-    return next((p for folder in folders if (p := folder / f"{name}.safetensors").exists()), None)
-
-
-def path_of(name: str) -> Path:
-    """Where a new model goes."""
-    folders = [Path(p) for p in folder_paths.get_folder_paths(FOLDER)]
-    return next((f for f in folders if f.name == FOLDER), folders[0]) / f"{name}.safetensors"
-
-
 def marks(model) -> dict[str, torch.Tensor]:
-    """What the host's loader takes from an SDXL file to be no eps model: keys of the file, beside the weights."""
+    """Keys of an SDXL file, beside the weights, by which ComfyUI's loader knows that the model does not predict eps."""
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.EDM):
         playground = isinstance(found := model.get_model_object("latent_format"), comfy.latent_formats.SDXL_Playground_2_5)
@@ -151,10 +148,9 @@ def marks(model) -> dict[str, torch.Tensor]:
     return {k: torch.tensor([]) for k in ("v_pred", *(("ztsnr",) if getattr(sampling, "zsnr", False) else ()))}
 
 
-def save(model, weights: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    """Writes a denoiser, weights made from a MODEL's, as the host's Load Diffusion Model reads it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(weights | marks(model), path, about)
+def save(model, weights: dict[str, torch.Tensor], name: str, about: dict[str, str]) -> Path:
+    """Writes a denoiser, weights made from a MODEL's, as ComfyUI's Load Diffusion Model reads it."""
+    return MODELS.save(name, weights | marks(model), about)
 
 
 def load(model, path: str, disable_dynamic: bool = False):
@@ -169,18 +165,8 @@ def load(model, path: str, disable_dynamic: bool = False):
     wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     if wrong:
         raise ValueError(
-            f"{Path(path).name} is no instruction model made from this {type(model.model).__name__}: '{wrong[0]}' is "
+            f"{Path(path).name} is not an instruction model made from this {type(model.model).__name__}: '{wrong[0]}' is "
             f"{found.get(wrong[0], 'missing')}, not {wanted.get(wrong[0], 'wanted at all')} ({len(wrong)} weights differ). Connect the model that it "
             "was trained from, or choose another file."
         )
     return built(model, weights, (load, (model, path)))
-
-
-def path_to(name: str) -> str:
-    """The file of that name, with or without its ending, in the host's folders of diffusion models."""
-    file = name if name.endswith(".safetensors") else f"{name}.safetensors"
-    path = folder_paths.get_full_path(FOLDER, file)
-    if path is None:
-        known = [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors")]
-        raise ValueError(f"There is no model '{file}' in the folder {FOLDER}. There are: {', '.join(known[:20]) or 'none'}.")
-    return path

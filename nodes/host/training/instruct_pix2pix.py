@@ -1,23 +1,21 @@
-"""Teaching a model to edit as it is told: pairs of images and instructions to an InstructPix2Pix model of the host."""
+"""Training a model to follow edit instructions: pairs of images and instructions to a ComfyUI InstructPix2Pix model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import numpy as np
 import torch
 
 from ....guidance.instruct_pix2pix import Scales
 from ....training import settings
 from ....training.augmentation import Variant
 from ....training.channel_dropout import ChannelDropout, JointDropout, draws
-from ....training.instruct_pix2pix import dropout_of, learnt
+from ....training.instruct_pix2pix import added_weights, dropout_of
 from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.textual_inversion import captions_for
@@ -26,19 +24,18 @@ from ..gradients import run_in_inference_mode, trainable
 from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
 from ..latents import decoded
 from ..prompts import encoded
-from . import file_names, instruct_models, trainer
-from .denoiser import Ground, Objective
+from . import instruct_models, trainer
+from .denoiser import Objective, TrainDenoiser
 from .images import Images, images_of, latents_of
-from .instruct_pairs import OnDisk
 from .memory import check_numbers
-from .run import Course
-from .trainer import loss_curve, side_by_side
+from .pair_folder import OnDisk
+from .trainer import TrainingRun, side_by_side
 from .whole_weights import check_fine
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt from: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
+    """Training data: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
 
     before: Sequence[torch.Tensor]
     after: Sequence[torch.Tensor]
@@ -78,71 +75,68 @@ class Examples:
     """What the model is shown: images before the edit, and conditionings [features, extras] of each instruction and of none."""
 
     before: Images
-    told: tuple[list, ...]
-    untold: list
+    positive: tuple[list, ...]
+    negative: list
 
     def row(self, number: int, image: bool, text: bool) -> list:
         """What the model is shown of a pair: the image or an empty one, with the instruction or without."""
-        features, extras = self.told[number % len(self.told)] if text else self.untold
+        features, extras = self.positive[number % len(self.positive)] if text else self.negative
         shown = self.before.latents[number]
         return [features, {**extras, CONCAT: shown if image else torch.zeros_like(shown)}]
 
     def digest(self) -> str:
-        """A short name for what is learnt from."""
-        found = hashlib.sha256()
-        for tensor in (*self.before.latents, *(features for features, _ in self.told)):
-            found.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
-        return found.hexdigest()[:12]
+        """A short name for the training data."""
+        return trainer.digest([*self.before.latents, *(features for features, _ in self.positive)])
 
 
 @dataclass(kw_only=True)
 class Task(trainer.Task):
-    """A training of one instruction model. `learnt`: what is added to each weight, by its name."""
+    """A training of one instruction model. `added`: what is added to each weight, by its name."""
 
     examples: Examples
-    learnt: dict[str, torch.nn.Module]
+    added: dict[str, torch.nn.Module]
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        return {f"{name}|{k}": p for name, module in self.learnt.items() for k, p in module.named_parameters()}
+        return {f"{name}|{k}": p for name, module in self.added.items() for k, p in module.named_parameters()}
 
     def conditioning(self, text: str) -> list:
-        return [self.examples.untold]
+        return [self.examples.negative]
 
     def usual_rows(self, count: int) -> list:
         return [self.examples.row(0, True, True)] * count
 
-    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+    def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         s, first = self.settings, index * self.settings.batch_size
         chosen = picks(s.seed, first, s.batch_size, len(self.images))
-        log_snr = ground.log_snr(self.objective, s.seed, first, s.batch_size)
+        log_snr = denoiser.log_snr(self.objective, s.seed, first, s.batch_size)
         kept = s.kept.keep(log_snr, draws(s.seed, first, s.batch_size, 2)).tolist()
         rows = [self.examples.row(number, *shown) for number, shown in zip(chosen, kept)]
-        return ground.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
+        return denoiser.errors(self.images, chosen, rows, self.objective, s.seed, first).mean()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The denoiser with what is learnt in it, on the CPU: made weight by weight, so that no second one stands beside the model."""
+        """The denoiser with the trained weights, on the CPU: made weight by weight, so that there is no second one beside the model."""
         own, device = self.model.model.diffusion_model.state_dict(), self.model.load_device
-        return {k: (self.learnt[k](w.to(device)) if k in self.learnt else w).cpu() for k, w in own.items()}
+        return {k: (self.added[k](w.to(device)) if k in self.added else w).cpu() for k, w in own.items()}
 
-    def look(self, course: Course) -> None:
+    def look(self, training: TrainingRun) -> None:
         """Edits the first images as they are told, with the model as it is, and shows each beside the image before."""
         v, examples = self.validation, self.examples
         size = examples.before.latents[0].shape
-        chosen = [i for i in range(len(examples.told)) if examples.before.latents[i].shape == size][: v.count]
+        chosen = [i for i in range(len(examples.positive)) if examples.before.latents[i].shape == size][: v.count]
         made = []
         for i in chosen:
-            with course.loop.averaged():
+            with training.loop.averaged():
                 made.append(run_in_inference_mode(self._edited, i))
             made.insert(-1, run_in_inference_mode(decoded, self.vae, examples.before.latents[i]))
         if made:
             self.looks.append(torch.cat([m.cpu() for m in made]))
-            course.preview(side_by_side(self.looks[-1]))
+            training.preview(side_by_side(self.looks[-1]))
 
     def _edited(self, number: int) -> torch.Tensor:
-        v, model, (untold, told) = self.validation, self.model, (self.examples.untold, self.examples.told[number])
-        image = SourceImage(model, [told], {"samples": self.examples.before.latents[number]})
-        guider = InstructPix2Pix(model, image.conditions(model, [told], [untold]), Scales(v.text_scale, v.image_scale))
+        v, model, (negative, positive) = self.validation, self.model, (self.examples.negative, self.examples.positive[number])
+        image = SourceImage(model, [positive], {"samples": self.examples.before.latents[number]})
+        guider = InstructPix2Pix(model, image.conditions(model, [positive], [negative]), Scales(v.text_scale, v.image_scale))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
         empty = image.empty_latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
@@ -150,32 +144,20 @@ class Task(trainer.Task):
         return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """The MODEL, its file's name, the loss curve (IMAGE), and images before and edited by turns (IMAGE) or None."""
-
-    model: object
-    name: str
-    curve: torch.Tensor
-    images: torch.Tensor | None
-
-
 def learn(
     model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation, name: str, if_exists: str
-) -> Learnt:
-    """Trains an instruction model and saves it; a stop by the user keeps what is learnt. Nothing that the user gave is changed."""
+) -> trainer.TrainResult:
+    """Trains an instruction model and saves it; a stop by the user keeps the trained weights. Nothing that the user gave is changed."""
     instruct_models.kind_of(model)
-    name = file_names.choose(instruct_models.FOLDER, name, if_exists, instruct_models.existing)
-    path: Path = instruct_models.existing(name) or instruct_models.path_of(name)
+    name = instruct_models.MODELS.choose(name, if_exists)
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, objective, settings, validation)
 
         def write(loop: Loop) -> str:
-            instruct_models.save(task.model, task.weights(), path, {**task.facts(loop), "format": "instruct pix2pix"})
-            return str(path)
+            return str(instruct_models.save(task.model, task.weights(), name, {**task.facts(loop), "format": "instruct pix2pix"}))
 
-        loop = trainer.run(task, file_names.state_of(instruct_models.FOLDER, name), write, resume=if_exists == "continue")
-        return Learnt(instruct_models.load(model, str(path)), name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+        loop = trainer.run(task, instruct_models.MODELS.state(name), write, resume=if_exists == "continue")
+        return task.result(name, loop, model=instruct_models.load(model, str(instruct_models.MODELS.place(name))))
 
 
 def _images(vae, images: Sequence[torch.Tensor], flip: bool) -> Images:
@@ -191,9 +173,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
     """What is shown, and the images after: encoded once, and checked whether they belong together."""
     before, after = (_images(vae, images, data.flip) for images in (data.before, data.after))
     if len(before) != len(after):
-        raise ValueError(
-            f"There are {before.originals} images before and {after.originals} after an edit; give as many of each, in pairs."
-        )
+        raise ValueError(f"There are {before.originals} images before and {after.originals} after an edit; give as many of each, in pairs.")
     for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):
         if a.shape != b.shape:
             sizes = [" x ".join(str(n) for n in z.shape[:-3:-1]) for z in (a, b)]
@@ -205,10 +185,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
     return Examples(before, tuple(known[t] for t in texts), known[""]), after
 
 
-def prepare(
-    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation,
-    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
-) -> Task:  # fmt: skip
+def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation) -> Task:
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
     check_fine(model)
     dropout = settings.kept  # refused before anything is encoded
@@ -216,14 +193,14 @@ def prepare(
     own, _ = trainable(instruct_models.with_room(model))
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
     asked = settings.train, settings.rank, settings.alpha
-    numbers = sum(p.numel() for m in learnt(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
-    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.", free)
-    added = learnt(shapes, *asked, settings.seed, own.load_device)
+    numbers = sum(p.numel() for m in added_weights(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
+    check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.")
+    added = added_weights(shapes, *asked, settings.seed, own.load_device)
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
     base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
     about = trainer.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
     return Task(
         model=own, vae=vae, images=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
-        learnt=added, free=free,
+        added=added,
     )  # fmt: skip

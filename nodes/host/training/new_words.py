@@ -1,7 +1,7 @@
-"""New words for the host's text encoders: prompts in which a word is a tensor that can be learnt.
+"""New words for ComfyUI's text encoders: prompts in which a word is a tensor that can be trained.
 
-The host's tokenizers put the tensors of an embedding file in the place of `embedding:name`. So a prompt is tokenised as it will be
-when the learnt file is used: with a file that only marks the places; then the marks give way to the tensors that are learnt.
+ComfyUI's tokenizers replace `embedding:name` by the tensors of an embedding file. So a prompt is tokenized as it will be when the trained
+file is used: with a file that only marks the places; then the trained tensors replace the marks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Encoder:
         return self.model.transformer.get_input_embeddings().weight
 
     @property
-    def usual(self) -> torch.Tensor:
+    def sample(self) -> torch.Tensor:
         """A few thousand of them, spread over the whole vocabulary, float32."""
         return run_in_inference_mode(lambda table: table[:: max(1, len(table) // 4096)].float(), self.table)
 
@@ -72,7 +72,7 @@ def encoders(clip) -> list[Encoder]:
 def _unread(clip, part: str = "") -> ValueError:
     what = f" for its text encoder {part}" if part else ""
     return ValueError(
-        f"ComfyUI's {type(clip.tokenizer).__name__} reads no embedding files{what}, so a learnt word could not be used with this model. Train a "
+        f"ComfyUI's {type(clip.tokenizer).__name__} reads no embedding files{what}, so a new word could not be used with this model. Train a "
         "LoRA without a new word instead, or use a model with CLIP or T5 text encoders."
     )
 
@@ -91,21 +91,17 @@ def initial_rows(encoder: Encoder, words: str) -> torch.Tensor:
         raise ValueError(
             f"The initial words '{words}' hold no word that {encoder.key} knows. Give plain words, such as 'cat' or 'small toy'."
         )
-    return encoder.usual.mean(0, keepdim=True)
+    return encoder.sample.mean(0, keepdim=True)
 
 
 def vocabularies(found: list[Encoder]) -> dict[str, Vocabulary]:
-    return {e.key: Vocabulary.of(e.usual) for e in found}
+    return {e.key: Vocabulary.from_table(e.sample) for e in found}
 
 
 def _marks(found: list[Encoder], vectors: int, word: int) -> dict[str, torch.Tensor]:
-    """For each encoder vectors that say of which encoder and of which word and the how-manieth they are."""
-    marks = {}
-    for number, encoder in enumerate(found):
-        marks[encoder.key] = torch.zeros(vectors, encoder.table.shape[1])
-        marks[encoder.key][:, 0], marks[encoder.key][:, 1] = MARK, number
-        marks[encoder.key][:, 2], marks[encoder.key][:, 3] = torch.arange(vectors), word
-    return marks
+    """For each encoder vectors that hold its index, the index of their word, and their own."""
+    heads = [torch.tensor([[MARK, number, i, word] for i in range(vectors)]) for number in range(len(found))]
+    return {e.key: torch.nn.functional.pad(head, (0, e.table.shape[1] - 4)) for e, head in zip(found, heads)}
 
 
 def _reading(tokenizer, folder: str):
@@ -122,18 +118,18 @@ def _reading(tokenizer, folder: str):
 class NewWord:
     """Encodes prompts in which a placeholder stands for a concept's vectors, or several do for as many concepts.
 
-    `clip` is never changed: prompts are tokenised by a copy of its tokenizer. Prompts are tokenised once.
+    `clip` is never changed: prompts are tokenized by a copy of its tokenizer. Prompts are tokenized once.
     """
 
     def __init__(self, clip, placeholder: str, concept: Concept, vectors: int, others: dict[str, Concept] | None = None):
         self.clip, self.placeholder, self.concept = clip, placeholder, concept
         self.concepts = {placeholder: concept, **(others or {})}
-        self.encoders, self.tokenised = encoders(clip), {}
+        self.encoders, self.tokenized = encoders(clip), {}
         self.marks = [_marks(self.encoders, vectors, word) for word in range(len(self.concepts))]
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is learnt of all words, by name."""
+        """The trained vectors of all words, by name."""
         concepts = enumerate(self.concepts.values())
         return {f"{number}.{k}" if number else k: p for number, concept in concepts for k, p in concept.parameters.items()}
 
@@ -148,38 +144,38 @@ class NewWord:
 
     def tokens(self, text: str) -> dict:
         """The tokens of a prompt, with a mark for each vector."""
-        if text not in self.tokenised:
+        if text not in self.tokenized:
             own = self.clip.clone()
             with tempfile.TemporaryDirectory() as folder:
                 own.tokenizer, marked = _reading(self.clip.tokenizer, folder), text
                 for number, placeholder in enumerate(self.concepts):
                     save_file(self.marks[number], Path(folder) / f"{MARKED_NAME}_{number}.safetensors")
                     marked = with_name(marked, placeholder, f"embedding:{MARKED_NAME}_{number}")
-                self.tokenised[text] = own.tokenize(marked)
-        return self.tokenised[text]
+                self.tokenized[text] = own.tokenize(marked)
+        return self.tokenized[text]
 
     def _filled(self, value, rows: list[dict[str, torch.Tensor]]):
-        """Tokens with the vectors in the place of their marks."""
+        """Tokens with the vectors instead of their marks."""
         if torch.is_tensor(value) and value.numel() > 3 and float(value[0]) == MARK:
             return rows[int(value[3])][self.encoders[int(value[1])].key][int(value[2])]
         if isinstance(value, dict):
             return {k: self._filled(v, rows) for k, v in value.items()}
         return type(value)(self._filled(v, rows) for v in value) if type(value) in (list, tuple) else value
 
-    def learnt(self, text: str) -> dict:
+    def trained_tokens(self, text: str) -> dict:
         """The tokens of a prompt with the vectors as they are."""
         return self._filled(self.tokens(text), [{e.key: c.rows(e.key) for e in self.encoders} for c in self.concepts.values()])
 
     def conditioning(self, text: str) -> list:
-        """The CONDITIONING of a prompt, by the host's own way."""
-        return run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.learnt(text), show_pbar=False)
+        """The CONDITIONING of a prompt, as ComfyUI encodes it."""
+        return run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.trained_tokens(text), show_pbar=False)
 
     def encode(self, text: str) -> list:
         """One part of that, [features, extras], with a graph to the vectors where one is recorded.
 
-        The encoders must be loaded: the host's way loads them for each prompt, which could put the denoiser out of memory.
+        The encoders must be loaded: ComfyUI's own encoding loads them for each prompt, which could unload the denoiser.
         """
-        stage, tokens = self.clip.cond_stage_model, self.learnt(text)
+        stage, tokens = self.clip.cond_stage_model, self.trained_tokens(text)
         stage.reset_clip_options()
         if self.clip.layer_idx is not None:
             stage.set_clip_options({"layer": self.clip.layer_idx})

@@ -1,28 +1,26 @@
-"""Training a noisy classifier on the host's images: latents of a model's own format, and a file that the loader reads."""
+"""Training a noisy classifier on images: latents of a model's own format, and a file that the loader reads."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import numpy as np
 import torch
 
 from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_images
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop, saving
-from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialise, targets_of, train_noisy_classifier
+from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialize, targets_of, train_noisy_classifier
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
-from . import file_names
+from . import memory
 from .images import images_of, split_images
-from .memory import GB, Kept, counted, reckoned
+from .memory import GB, PassMemory, estimate, pass_memory
 from .run import Stopped
 from .trainer import loss_curve
 
@@ -58,28 +56,6 @@ class Learnt:
     judged_on: str
 
 
-def folder() -> Path:
-    """Where new classifiers go."""
-    return Path(folder_paths.models_dir) / classifier.FOLDER
-
-
-def existing(name: str) -> Path | None:
-    """A file that the name could mean already, in any of the folders."""
-    file = f"{name}.safetensors"
-    found = [
-        Path(folder_paths.get_full_path_or_raise(classifier.FOLDER, n))
-        for n in classifier.names()
-        if n in (file, file.replace("/", "\\"))
-    ]
-    return next(iter(found), folder() / file if (folder() / file).exists() else None)
-
-
-def path_of(name: str) -> Path:
-    """Where a classifier goes: in the place of the one that the loader would give; those of the pack stay."""
-    found = existing(name)
-    return folder() / f"{name}.safetensors" if found is None or classifier.SHIPPED in found.parents else found
-
-
 def _latents(model, vae, images: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
     """Images and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
     return [model.get_model_object("latent_format").process_in(z) for z in images_of(vae, images, **changes).latents]
@@ -103,35 +79,32 @@ class _Sample:
 
 
 def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
-    """What is learnt from, with changed copies, and what is judged on, as it is; with nothing held out the images are both."""
+    """What to train on, with changed copies, and what to test on, as it is; with nothing held out the images are both."""
     separate = split_images(images, "images")
     own, judged = held_out(len(separate), settings.held_out, settings.seed)
     changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
-    learnt = _latents(model, vae, [separate[i] for i in own], **changes)
+    trained = _latents(model, vae, [separate[i] for i in own], **changes)
     unseen = len(own) < len(separate)
-    both = _of_one_size(learnt + (_latents(model, vae, [separate[i] for i in judged]) if unseen else []))
-    shown = _Sample(both[: len(learnt)], targets[own].repeat(len(learnt) // len(own), 1))
-    return shown, _Sample(both[len(learnt) :] if unseen else both[: len(own)], targets[judged])
+    both = _of_one_size(trained + (_latents(model, vae, [separate[i] for i in judged]) if unseen else []))
+    shown = _Sample(both[: len(trained)], targets[own].repeat(len(trained) // len(own), 1))
+    return shown, _Sample(both[len(trained) :] if unseen else both[: len(own)], targets[judged])
 
 
-def learn(
-    model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str,
-    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory,
-) -> Learnt:  # fmt: skip
+def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
     """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps what is learnt."""
     count = sum(len(batch) for batch in images)
     given = captions_for(labels, count, "labels") if count else ()
     known, targets = targets_of(given, settings.kind) if count else ((), None)
-    name = file_names.choose(classifier.FOLDER, name, if_exists, existing)
-    path = path_of(name)
+    name = classifier.CLASSIFIERS.choose(name, if_exists)
+    path = classifier.CLASSIFIERS.place(name)
     with torch.inference_mode(False), torch.no_grad():
         shown, judged = _samples(model, vae, images, targets, settings)
         device = comfy.model_management.get_torch_device()
         with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
             network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
-        network = initialise(network, settings.seed % 2**63).to(device)
+        network = initialize(network, settings.seed % 2**63).to(device)
         loop = _loop(network, settings, known, shown.latents)
-        state = file_names.state_of(classifier.FOLDER, name)
+        state = classifier.CLASSIFIERS.state(name)
         state.parent.mkdir(parents=True, exist_ok=True)
         if if_exists == "continue":
             loop.restore(state)
@@ -141,36 +114,35 @@ def learn(
 
         def keep() -> None:
             with loop.averaged():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 classifier.save(made, path)
             loop.save(state)  # after what the user wants, should the disk be full
 
         with torch.enable_grad():
             network.train().requires_grad_(True)
-            _check_room(network, shown.latents, settings.batch_size, loop.to_come(), free)
+            _check_room(network, shown.latents, settings.batch_size, loop.to_come())
             knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
             _take(saving(loop, train_noisy_classifier(network, shown.latents, shown.targets, loop, **knobs), state), loop, keep)
         network.eval().requires_grad_(False)
         with loop.averaged():
             rows = accuracy(network, judged.latents, judged.targets, settings.kind)
         seen = len(judged.targets)
-        where = "images held out" if seen < count else "the images that it learnt from"
+        where = "images held out" if seen < count else "the training images"
         return Learnt(classifier.read(path), name, loop, rows, f"{seen} {where}")
 
 
-def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int, free: Callable[[torch.device], float]) -> None:
-    """Refuses a batch that memory cannot hold with what autograd keeps of it, after the host has put other models out of the way."""
-    device, height, width = next(network.parameters()).device, *latents.shape[-2:]
+def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int) -> None:
+    """Refuses a batch that memory cannot hold with what autograd keeps of it, after ComfyUI has unloaded other models."""
+    device = next(network.parameters()).device
 
-    def kept(count: int, height: int, width: int) -> Kept:
-        with counted((), network.parameters()) as found:
-            network(torch.zeros(count, latents.shape[1], height, width, device=device), torch.zeros(count, device=device))
+    def measure(count: int) -> PassMemory:
+        with pass_memory((), network.parameters()) as found:
+            network(torch.zeros(count, *latents.shape[1:], device=device), torch.zeros(count, device=device))
             return found()
 
-    one, needed = (reckoned(kept, n, height, width).whole + learning for n in (1, batch))
-    if needed > free(device) and device.type != "cpu":
+    one, needed = (m.plain + learning for m in estimate(measure, batch))
+    if needed > memory.get_free_memory(device) and device.type != "cpu":
         comfy.model_management.free_memory(needed, device)
-    if needed > (room := free(device)):
+    if needed > (room := memory.get_free_memory(device)):
         fits = int(1 + (room - one) * (batch - 1) / (needed - one)) if room >= one else 0
         less = f"Set batch_size to {fits} or less, take" if fits else "Take"
         raise ValueError(
@@ -196,7 +168,7 @@ def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], l
 
 
 def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
-    """Takes the steps with the host's progress bar; saves at the end, when the user stops it, and before an error goes on."""
+    """Takes the steps with ComfyUI's progress bar; saves at the end, when the user stops it, and before an error goes on."""
     bar = comfy.utils.ProgressBar(loop.steps)
     try:
         for step in steps:
@@ -212,13 +184,13 @@ def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
     keep()
 
 
-def charts(learnt: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
+def charts(result: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
     """(losses and learning rate, accuracy over the noise); two IMAGEs."""
-    chance = 1 / len(learnt.classifier.labels) if learnt.classifier.kind == "exclusive" else 0.5
+    chance = 1 / len(result.classifier.labels) if result.classifier.kind == "exclusive" else 0.5
     lines = {"chance": [(level, chance) for level in LOG_SNR]}
-    title = f"accuracy on {learnt.judged_on}"
-    if learnt.accuracy:
-        lines = {"accuracy": learnt.accuracy, **lines}
+    title = f"accuracy on {result.judged_on}"
+    if result.accuracy:
+        lines = {"accuracy": result.accuracy, **lines}
     else:
         title = f"no {title}: there is no label that some of them have and some lack"
-    return loss_curve(learnt.loop), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))
+    return loss_curve(result.loop), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))

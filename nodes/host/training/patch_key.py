@@ -1,71 +1,60 @@
-"""What tells one patch on a model from another."""
+"""What tells a model with its patches from another, as data for a key; where something acts on it that could be anything there is no key."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
-import logging
-import re
-import types
+import hashlib
+import json
+from collections.abc import Mapping
 
-import comfy.model_patcher
 import torch
+from comfy.weight_adapter import WeightAdapterBase
 
-from ..fingerprint import COARSE, SAMPLES
+from ..fingerprint import SAMPLES, Weights
+
+_BESIDE = ("model_options", "injections", "wrappers", "callbacks", "forced_hooks")  # where ComfyUI keeps what acts beside the weights
+_COMPARED = {"model_sampling", "latent_format"}  # patched objects that `_sampling` compares
 
 
-def traits(value, coarse: bool = False, depth: int = 10, above: frozenset[int] = frozenset()):
-    """What tells one patch from another, for JSON: numbers and texts, of tensors their shape and some values, of functions and objects their
-    name and what they hold, down to a depth.
+class UnknownPatch(ValueError):
+    """Something acts on a model that no key can tell from something else, such as a function of another node."""
 
-    What is drawn anew in every run does not count, nor what says only that a model is loaded. `coarse`: of tensors signs alone, which stay when
-    the host brings them to a model's precision.
+
+def content(value, name: str):
+    """A value for JSON: numbers and texts, of tensors their shape and some values, and of weight adapters their weights.
+
+    Functions and other objects raise UnknownPatch with their name.
     """
-    if value is None or isinstance(value, (int, float, bool)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, str):
-        return "" if re.fullmatch("[0-9a-f]{32}", value) else value  # the name of a run
     if torch.is_tensor(value):
         flat = value.detach().flatten()
-        some = flat[:: max(1, len(flat) // SAMPLES)].float()
-        return [list(value.shape), (some.sign() * (some.abs() > COARSE) if coarse else some).tolist()]
+        return [list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].float().tolist()]
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
-    known = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
-    name = getattr(known, "__qualname__", type(value).__name__)
-    held = _held(value) if depth and id(value) not in above else None
-    if held is None:
-        return name
-    return [name, *([str(k), traits(v, coarse, depth - 1, above | {id(value)})] for k, v in held)]
-
-
-_OPAQUE = (type, types.ModuleType, logging.Logger, torch.nn.Module, comfy.model_patcher.ModelPatcher)
-
-
-_RUNNING = ("original_forward", "_curr_t", "_step")  # of the host's objects: they differ while a model is loaded or has sampled
-
-
-def _held(value) -> list[tuple] | None:
-    """What is in a container, a function or an object, by name; None of what has weights of its own, or leads anywhere."""
-    if isinstance(value, dict):
-        return sorted(value.items(), key=lambda item: str(item[0]))
+    if isinstance(value, WeightAdapterBase):
+        return [value.name, content(value.weights, name)]
+    if isinstance(value, Mapping):
+        return [[str(k), content(v, str(k))] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
     if isinstance(value, (list, tuple)):
-        return list(enumerate(value))
-    if isinstance(value, functools.partial) or inspect.ismethod(value):
-        return [(k, getattr(value, k)) for k in ("func", "args", "keywords", "__self__") if hasattr(value, k)]
-    if inspect.isfunction(value):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or ())
-        return [*_bound(cells), ("defaults", value.__defaults__), ("more", value.__kwdefaults__)]
-    if isinstance(value, _OPAQUE) or not hasattr(value, "__dict__"):
-        return None
-    return sorted((k, v) for k, v in vars(value).items() if k not in _RUNNING and not k.startswith("_current_"))
+        return [content(v, name) for v in value]
+    raise UnknownPatch(f"'{name}' ({type(value).__name__}) acts on the model, and what it does cannot be compared")
 
 
-def _bound(cells) -> list[tuple]:
-    """The variables of a closure that have a value by now."""
-    found = []
-    for name, cell in cells:
-        with contextlib.suppress(ValueError):
-            found.append((name, cell.cell_contents))
-    return found
+def _patcher(patcher, prefix: str) -> list:
+    weights = Weights.of(patcher, prefix)
+    beside = {part: held for part in _BESIDE if (held := getattr(patcher, part, None))}
+    others = {name: held for name, held in patcher.object_patches.items() if name not in _COMPARED}
+    return [weights.layout, weights.signs, content([patcher.patches, beside, others], prefix)]
+
+
+def _sampling(model) -> list:
+    sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
+    kinds = [c.__name__ for c in type(sampling).__mro__]
+    return [kinds, [float(sampling.percent_to_sigma(p)) for p in (0.1, 0.5, 0.9)], type(form).__name__]
+
+
+def key_of(model, clip, vae, *settings) -> str:
+    """A short name for what makes the images of these models: weights, patches, and `settings`. Raises UnknownPatch."""
+    parts = [_patcher(model, "diffusion_model."), _patcher(clip.patcher, ""), _patcher(vae.patcher, ""), _sampling(model)]
+    text = content([clip.layer_idx, clip.apply_hooks_to_conds, clip.tokenizer_options, settings], "clip")
+    return hashlib.sha256(json.dumps([parts, text]).encode()).hexdigest()[:16]

@@ -11,23 +11,12 @@ from ....training.channel_dropout import ChannelDropout
 from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.settings import Data, Settings, Validation
-from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, captions_for, check_placeholder, names, start_rows
+from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, Word, captions_for, check_placeholder, names, start_rows
 from ..gradients import trainable
-from . import embeddings, new_words, trainer
-from .denoiser import Ground, Objective
+from . import new_words, trainer
+from .denoiser import Objective, TrainDenoiser
+from .embeddings import EMBEDDINGS
 from .images import images_of
-from .trainer import loss_curve
-
-
-@dataclass(frozen=True)
-class Word:
-    """The new word: how it is written in training, what it starts from, and how its vectors may grow."""
-
-    placeholder: str
-    initial_words: str
-    vectors: int = 1
-    norm: str = "limit"
-    norm_limit: float = 1.5
 
 
 @dataclass(kw_only=True)
@@ -44,8 +33,7 @@ class Task(trainer.Task):
 
     @property
     def learning_rate(self) -> float:
-        s = self.settings
-        return s.learning_rate if s.optimizer == "prodigy" else s.learning_rate / FAMILIAR_SCALE
+        return self.settings.learning_rate / FAMILIAR_SCALE
 
     @property
     def modules(self) -> Sequence[torch.nn.Module]:
@@ -54,51 +42,32 @@ class Task(trainer.Task):
     def after_step(self) -> None:
         self.word.concept.control()
 
-    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+    def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         """The loss of batch `index`; each distinct prompt is encoded once."""
         size, seed = self.settings.batch_size, self.settings.seed
         chosen, first = picks(seed, index * size, size, len(self.images)), index * size
-        rates = self.dropout.rate(ground.log_snr(self.objective, seed, first, size))[:, 0].tolist()
-        said = [self.prompts.of(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
-        texts = [self.images.told(p, text) for p, text in zip(chosen, said)]
+        rates = self.dropout.rate(denoiser.log_snr(self.objective, seed, first, size))[:, 0].tolist()
+        prompts = [self.prompts.sentence(p % self.images.originals, first + i, seed, rates[i]) for i, p in enumerate(chosen)]
+        texts = [self.images.with_hint(p, text) for p, text in zip(chosen, prompts)]
         rows = {text: self.word.encode(text) for text in dict.fromkeys(texts)}
-        return ground.errors(self.images, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
+        return denoiser.errors(self.images, chosen, [rows[t] for t in texts], self.objective, seed, first).mean()
 
     def conditioning(self, text: str) -> list:
         return self.word.conditioning(text)
 
     def usual_rows(self, count: int) -> list:
-        return [self.word.encode(self.prompts.of(0, 0, self.settings.seed)) for _ in range(count)]
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """The embedding's name, the loss curve (IMAGE), and the validation images (IMAGE) or None."""
-
-    name: str
-    curve: torch.Tensor
-    images: torch.Tensor | None
+        return [self.word.encode(self.prompts.sentence(0, 0, self.settings.seed)) for _ in range(count)]
 
 
 def learn(
-    model,
-    clip,
-    vae,
-    data: Data,
-    word: Word,
-    templates: tuple[str, ...],
-    objective: Objective,
-    settings: Settings,
-    validation: Validation,
-    name: str,
-    if_exists: str,
-) -> Learnt:
-    """Learns a word and saves it; see `trainers.run`. Nothing that the user gave is changed."""
-    name = embeddings.choose(name, if_exists)
+    model, clip, vae, data: Data, word: Word, templates: tuple[str, ...], objective: Objective, settings: Settings, validation: Validation,
+    name: str, if_exists: str,
+) -> trainer.TrainResult:  # fmt: skip
+    """Trains a word and saves it; see `trainer.run`. Nothing that the user gave is changed."""
+    name = EMBEDDINGS.choose(name, if_exists)
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, word, templates, objective, settings, validation)
-        loop = run(task, name, resume=if_exists == "continue")
-        return Learnt(name, loss_curve(loop), torch.cat(task.looks) if task.looks else None)
+        return task.result(name, run(task, name, resume=if_exists == "continue"))
 
 
 def check_validation(validation: Validation, placeholder: str) -> Validation:
@@ -113,8 +82,8 @@ def check_validation(validation: Validation, placeholder: str) -> Validation:
 
 
 def new_word(clip, word: Word, seed: int, pace: float = 1.0, others: Sequence[Word] = ()) -> new_words.NewWord:
-    """A word with its start values, and others learnt along, for a CLIP that can be trained with. `pace`: how much faster than others the
-    optimiser moves them."""
+    """A word with its start values, and others trained jointly, for a CLIP that can be trained with. `pace`: how much faster than other
+    parameters the optimizer moves them."""
     found = new_words.encoders(clip)
     generator = torch.Generator().manual_seed(seed % 2**63)
 
@@ -150,7 +119,7 @@ def run(task: Task, name: str, resume: bool = False) -> Loop:
     """Learns the word and writes it as embedding `name`."""
 
     def write(loop: Loop) -> str:
-        embeddings.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
+        EMBEDDINGS.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
         return f"embedding:{name}"
 
-    return trainer.run(task, embeddings.state_of(name), write, resume)
+    return trainer.run(task, EMBEDDINGS.state(name), write, resume)

@@ -1,42 +1,54 @@
-"""What all trainers of concepts share: how a run goes, the images to look at, what is kept of it, and the curve of its losses."""
+"""What all trainers of concepts share: how a run goes, its validation images, what is kept of it, and the curve of its losses."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
-import comfy.model_management
 import comfy.sample
+import comfy.utils
 import numpy as np
 import torch
 from PIL import Image
 
-from ....training.loop import Diverged, Loop, saving
+from ....training.loop import Diverged, Loop, Step, saving
 from ....training.settings import Settings, Validation
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import decoded
-from .denoiser import Ground, Objective
+from .denoiser import Objective, TrainDenoiser
 from .images import Images
-from .memory import Room
-from .run import Course, Stopped, run_course
+from .memory import MemoryPlan
+from .run import Stopped, TrainSampler, run_sampler
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None.
 
+    Of trainers that give a model also the MODEL with the trained weights; of those of a subject their LoRA, what to write in a prompt, and the
+    sentences of the subject's images so written (those that name a new word, if there is one).
+    """
 
-
-
+    name: str
+    curve: torch.Tensor
+    images: torch.Tensor | None = None
+    model: object = None
+    lora: dict[str, torch.Tensor] = field(default_factory=dict)
+    word: str = ""
+    sentences: tuple[str, ...] = ()
 
 
 def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], look: Validation, seed: int) -> torch.Tensor:
-    """Images (B, H, W, 3) on the CPU of a CONDITIONING and its negative, by the host's own sampling of latents of a shape."""
+    """Images (B, H, W, 3) on the CPU of a CONDITIONING and its negative, by ComfyUI's own sampling of latents of a shape."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
@@ -45,7 +57,7 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
 
 @dataclass(kw_only=True)
 class Task:
-    """A training ready to run. What is learnt are `parameters`; `learning_rate` is what the loop gets of the settings' own."""
+    """A training ready to run. `parameters` are the trained weights; `learning_rate` is what the loop gets of the settings' own."""
 
     model: object
     vae: object
@@ -55,7 +67,6 @@ class Task:
     validation: Validation
     about: dict[str, str]
     looks: list[torch.Tensor] = field(default_factory=list)
-    free: Callable[[torch.device], float] = comfy.model_management.get_free_memory  # bytes that a device has free
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -82,110 +93,149 @@ class Task:
     def after_step(self) -> None:
         """Moves the parameters after each step."""
 
-    def loss(self, ground: Ground, index: int) -> torch.Tensor:
+    def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         """The loss of batch `index`."""
         raise NotImplementedError
 
     def conditioning(self, text: str) -> list:
-        """The CONDITIONING of a prompt with what is learnt as it is."""
+        """The CONDITIONING of a prompt with the trained weights as they are."""
         raise NotImplementedError
 
     def usual_rows(self, count: int) -> list:
         """Conditionings [features, extras] as those of a batch of `count` are."""
         return [self.conditioning(self.validation.prompt)[0]] * count
 
-    def room(self, loop: Loop) -> Room:
-        """What looks whether the training fits into memory."""
+    def memory_plan(self, loop: Loop) -> MemoryPlan:
         s, largest = self.settings, max((z.shape for z in self.images.latents), key=torch.Size.numel)
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
-        return Room(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules, self.free)
+        return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules)
 
     def loop(self) -> Loop:
         s = self.settings
         return Loop(
-            self.parameters,
-            steps=s.steps,
-            learning_rate=self.learning_rate,
-            warmup=s.warmup,
-            average=s.average,
-            optimizer=s.optimizer,
-            schedule=s.schedule,
-            accumulate=s.accumulate,
-            loss_scale=half_precision_scale(self.model),
-            after_step=self.after_step,
-            about=self.about,
-        )
+            self.parameters, steps=s.steps, learning_rate=self.learning_rate, warmup=s.warmup, average=s.average, optimizer=s.optimizer,
+            schedule=s.schedule, accumulate=s.accumulate, loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about,
+        )  # fmt: skip
 
-    def look(self, course: Course) -> None:
-        """Samples the validation prompt with what is learnt, and shows the images on the node."""
+    def look(self, training: TrainingRun) -> None:
+        """Samples the validation prompt with the trained weights, and shows the images on the node."""
         v = self.validation
         if not v.count:
             return
-        with course.loop.averaged():
+        with training.loop.averaged():
             conditionings = self.conditioning(v.prompt), self.conditioning("")
             shape = torch.Size([v.count, *self.shape[1:]])
             self.looks.append(sampled(self.model, self.vae, shape, conditionings, v, self.settings.seed))
-        course.preview(side_by_side(self.looks[-1]))
+        training.preview(side_by_side(self.looks[-1]))
 
     def facts(self, loop: Loop) -> dict[str, str]:
         """What a file says of how it was made."""
         return {**self.about, "steps": str(loop.done), "settings": json.dumps(asdict(self.settings))}
 
+    def result(self, name: str, loop: Loop, **more) -> TrainResult:
+        return TrainResult(name=name, curve=loss_curve(loop), images=torch.cat(self.looks) if self.looks else None, **more)
 
-def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
-    """Trains; `write` saves what is learnt and says where. The state of the training is kept in a file of its own.
 
-    A stop by the user keeps and writes what is learnt; so does an error, which then goes on. The last images are looked at when all is
-    written.
+class TrainingRun:
+    """A task on its way: its steps, some at a time, with the progress bar, the state file, validation images and the trained weights' file.
+
+    `write` saves the trained weights and says where.
     """
-    loop = task.loop()
-    state.parent.mkdir(parents=True, exist_ok=True)
-    if resume:
-        loop.restore(state)
-    start = task.conditioning(task.validation.prompt)
-    course = Course(
-        task.model, start, loop, task.loss, task.shape, task.modules, lambda steps: saving(loop, steps, state), task.around,
-        blocks=task.room(loop).blocks,
-    )  # fmt: skip
 
-    def keep() -> str:
-        with loop.averaged():
-            written = write(loop)
-        loop.save(state)  # after what the user wants, should the disk be full
-        return written
+    def __init__(self, task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False):
+        self.task, self.state, self.write, self.loop = task, state, write, task.loop()
+        state.parent.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.loop.restore(state)
+        self.start, self.blocks = task.conditioning(task.validation.prompt), task.memory_plan(self.loop).blocks
+        self.bar = comfy.utils.ProgressBar(self.loop.steps)
 
-    def look() -> None:
-        loop.save(state)
-        task.look(course)
-
-    try:
-        whole = run_course(course, task.validation.every, look)
-    except Diverged as error:
-        if not loop.done:
-            raise
-        raise Diverged(f"{error} As it was then it is saved: {keep()}") from error
-    except Exception:
-        if loop.done:
-            log.warning("What is learnt in %d of %d steps is saved: %s", loop.done, loop.steps, keep())
-        raise
-    keep()
-    if whole:
+    def finish(self) -> None:
+        """Takes all steps. A stop by the user keeps and writes the trained weights; so does an error, which then goes on. The last validation
+        images are made when all is written."""
+        loop = self.loop
         try:
-            task.look(course)
+            while loop.done < loop.steps:
+                self._steps()
+        except Stopped:
+            if not loop.done:
+                raise
+            log.info("Training stopped after %d of %d steps; the trained weights are kept.", loop.done, loop.steps)
+            self._keep()
+            return
+        except Diverged as error:
+            if not loop.done:
+                raise
+            raise Diverged(f"{error} They are saved: {self._keep()}") from error
+        except Exception:
+            if loop.done:
+                log.warning("The weights after %d of %d steps are saved: %s", loop.done, loop.steps, self._keep())
+            raise
+        self._keep()
+        try:
+            self.task.look(self)
         except Stopped:
             log.info("The training is done and saved; its last validation images were stopped.")
-    return loop
+
+    def _steps(self) -> None:
+        """Takes the steps up to the next validation images, and makes those unless they are the last."""
+        loop, every = self.loop, self.task.validation.every
+        rest = loop.steps - loop.done
+        self.take(min(rest, every - loop.done % every) if every else rest)
+        if every and loop.done % every == 0 and loop.done < loop.steps:
+            loop.save(self.state)
+            self.task.look(self)
+
+    def take(self, count: int) -> None:
+        """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
+        task, loop = self.task, self.loop
+
+        def steps(denoiser: TrainDenoiser) -> Iterator[Step]:
+            return saving(loop, islice(loop.run(lambda i: task.loss(denoiser, i)), count), self.state)
+
+        try:
+            run_sampler(task.model, self.start, task.shape, TrainSampler(steps, task.modules, self._show, task.around, self.blocks))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if loop.done:
+                raise
+            raise ValueError(
+                f"{type(task.model.model).__name__} cannot be trained with this ComfyUI: its first step failed ({error}). A part of a model that "
+                "has no derivative cannot be trained through; use another model or another version of ComfyUI."
+            ) from error
+
+    def _keep(self) -> str:
+        with self.loop.averaged():
+            written = self.write(self.loop)
+        self.loop.save(self.state)  # after what the user wants, should the disk be full
+        return written
+
+    def _show(self, step: Step, image: Image.Image | None = None) -> None:
+        self.bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
+
+    def preview(self, image: Image.Image) -> None:
+        """Shows an image on the node."""
+        if self.loop.history:
+            self._show(self.loop.history[-1], image)
+
+
+def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
+    """Trains a task to its end; see `TrainingRun`."""
+    training = TrainingRun(task, state, write, resume)
+    training.finish()
+    return training.loop
 
 
 def side_by_side(images: torch.Tensor) -> Image.Image:
     return to_pil(torch.cat(list(images[..., :3]), 1))
 
 
-def digest(images: Images) -> str:
-    """A short name for what is learnt from."""
+def digest(tensors: Sequence[torch.Tensor]) -> str:
+    """A short name for the tensors that a training learns from."""
     found = hashlib.sha256()
-    for tensor in (*images.latents, *(m for m in images.masks if m is not None)):
-        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    for tensor in tensors:
+        found.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
     return found.hexdigest()[:12]
 
 
@@ -193,7 +243,8 @@ def about(settings: Settings, objective: Objective, images: Images, **more) -> d
     """What must be the same for a training to be continued."""
     asked = {**asdict(settings), **asdict(objective)}
     fixed = {k: str(asked[k]) for k in ("batch_size", "seed", "optimizer", "accumulate", "weighting", "levels")}
-    return {**fixed, **{k: str(v) for k, v in more.items()}, "images": digest(images)}
+    shown = digest([*images.latents, *(m for m in images.masks if m is not None)])
+    return {**fixed, **{k: str(v) for k, v in more.items()}, "images": shown}
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:

@@ -1,33 +1,30 @@
-"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo_ip_adapter.py` (resumable).
+"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo/make_ip_adapter.py` (resumable).
 
 About a quarter of an hour of one core. The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
 import comfy.clip_model
 import comfy.ops
 import torch
-from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.attention.ip_adapter import decoupled
-from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
-from controlled_diffusion.training import demo_ip_adapter as recipe
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config, world
-from controlled_diffusion.training.demo.packing import quantised, restored
+from controlled_diffusion.training.demo.packing import quantized, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
-from safetensors.torch import load_file
 
-from demo_model import STATE, load_average, parameters_of, say, shipped, shown
+from demo import ip_adapter as recipe
+from demo import model as demo_model
+from demo.make_model import OVERRIDE, STATE, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
 
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24
 SCENES = 6000
-ADAPTER, ENCODER = ip_adapter.SHIPPED / "demo_model.safetensors", DEMO_ENCODER
+ADAPTER, ENCODER = ip_adapter.ADAPTERS.shipped / "demo_model.safetensors", DEMO_ENCODER
 SIZE = config.VISION_CONFIG["image_size"]
 
 
@@ -36,27 +33,19 @@ def pixels_of(images: torch.Tensor) -> torch.Tensor:
     return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
 
 
-def scene_data(autoencoder, path: Path, count: int, chunk: int = 50) -> dict[str, torch.Tensor]:
+def scene_data(autoencoder, path: Path, count: int) -> dict[str, torch.Tensor]:
     """Latents (N, 4, 16, 16) and encoder pixels (N, 3, 64, 64) of the first scenes, made once, in half precision."""
-    done = load_file(path) if path.exists() else {"latents": torch.empty(0, 4, 16, 16), "pixels": torch.empty(0, 3, SIZE, SIZE)}
-    while len(done["latents"]) < count:
-        first = len(done["latents"])
-        parts = []
-        for start in range(first, min(first + 1000, count), chunk):
-            scenes = [recipe.scene(i) for i in range(start, min(start + chunk, count))]
-            images = demo_model.as_images([world.render(s) for s in scenes])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
-            parts.append({"latents": latents, "pixels": pixels_of(images)})
-        done = {k: torch.cat([done[k].half(), *(p[k].half() for p in parts)]) for k in done}
-        save_atomically(done, path)
-        say(f"  encoded {len(done['latents'])} of {count} scenes")
-    return {k: v[:count] for k, v in done.items()}
+
+    def make(numbers: range) -> dict[str, torch.Tensor]:
+        images = demo_model.as_images([world.render(recipe.scene(i)) for i in numbers])
+        return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images), "pixels": pixels_of(images)}
+
+    return made_once(path, count, 50, make)
 
 
 def new_encoder() -> torch.nn.Module:
     made = comfy.clip_model.CLIPVisionModelProjection(config.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
-    return noisy_classifier.initialise(made, recipe.SEED)
+    return noisy_classifier.initialize(made, recipe.SEED)
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
@@ -86,7 +75,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
-    encoder.load_state_dict(restored(quantised(encoder.state_dict())))  # as the file will have it
+    encoder.load_state_dict(restored(quantized(encoder.state_dict())))  # as the file will have it
     shares = naming_share(encoder, {k: v.detach() for k, v in heads.items()})
     say("  named right on held-out scenes: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
     return encoder.requires_grad_(False)
@@ -100,7 +89,7 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
         return decoupled(own(q, k, v), q, [pair], 1.0, own)
 
     options = {
-        "optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: demo_model.attention(q, k, v, heads),
+        **OVERRIDE,
         "patches_replace": {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}},
     }
     return unet(noisy, levels, context=context, transformer_options=options)
@@ -108,13 +97,7 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
 
 def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:
     """The trained adapter's tensors; trains it first where its state is not complete."""
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
-
-    def encode_text(ids):
-        with torch.no_grad():
-            return demo_model.encode_text(tower, ids)
-
+    tokens, encode_text = new_tokens(), torch.no_grad()(partial(demo_model.encode_text, tower))
     layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
     words = recipe.told([recipe.scene(i) for i in range(len(features))], tokens, encode_text)
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
@@ -133,26 +116,23 @@ def written(tensors: dict[str, torch.Tensor], path: Path) -> None:
     say(f"wrote {path.name} in {path.parent.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def make(threads: int) -> None:
+def make() -> None:
     """Encoder and adapter, each trained on from where it stopped, and their files."""
-    torch.set_num_threads(threads)
     STATE.mkdir(parents=True, exist_ok=True)
     autoencoder, unet, tower = shipped()
     data = scene_data(autoencoder, STATE / "ip_adapter_scenes.safetensors", SCENES)
     encoder = train_encoder(data, STATE / "ip_adapter_encoder.safetensors", ENCODER_STEPS)
     with torch.no_grad():
         features = torch.cat([embedded(encoder, part.float()) for part in data["pixels"].split(200)])
-    scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
-    latents = (data["latents"].float() / scale + shift) * demo.LATENT_SCALE  # as the denoiser gets them
+    latents = as_denoised(data["latents"])
     made = train_adapter(unet.requires_grad_(False), tower, latents, features, STATE / "ip_adapter.safetensors", STEPS)
-    written(quantised(encoder.state_dict()), ENCODER)
+    written(quantized(encoder.state_dict()), ENCODER)
     written(made, ADAPTER)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    make(parser.parse_args().threads)
+    begin(__doc__)
+    make()
 
 
 if __name__ == "__main__":

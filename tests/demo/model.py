@@ -17,11 +17,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from .demo import world
-from .demo.config import SEEDS, start_tokens
-from .loop import Loop, Step
-from .noisy_classifier import initialise
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.demo.config import SEEDS, start_tokens
+from controlled_diffusion.training.loop import Loop, Step
+from controlled_diffusion.training.noisy_classifier import initialize
 
 NOISY = 600  # of 1000 levels
 
@@ -29,7 +28,7 @@ NOISY = 600  # of 1000 levels
 @dataclass(frozen=True)
 class Recipe:
     """Steps, rates and amounts of the shipped weights. On 2 CPU cores about 15 minutes for the autoencoder, 10 for the latents and
-    an hour for each of the denoiser's two stages; 0.7 PFLOP in all (`tests/demo_model.py cost`), which is a minute of a GPU's
+    an hour for each of the denoiser's two stages; 0.7 PFLOP in all (`tests/demo/make_model.py cost`), which is a minute of a GPU's
     arithmetic at 10 TFLOP/s; the time on one has not been measured."""
 
     autoencoder_steps: int = 1400
@@ -44,10 +43,6 @@ class Recipe:
 
 
 RECIPE = Recipe()
-
-
-
-
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -72,13 +67,11 @@ def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
 
 
-
-
-def initialise_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
+def initialize_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
     """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbour inverse: every block is the identity,
     so that colours and places pass from the first step on."""
     for name, module in (("encoder", encoder), ("decoder", decoder)):
-        initialise(module, SEEDS["weights"])
+        initialize(module, SEEDS["weights"])
         for layer in module:
             if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
                 eye = torch.eye(layer.out_channels)[:, :, None, None]
@@ -135,17 +128,14 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return -10 * (a - b).square().flatten(1).mean(1).log10()
 
 
-
-
 def scene(index: int, seed: int = SEEDS["scenes"]) -> world.Scene:
     """Scene number `index` of the training set; other seeds give held-out sets."""
     return world.random_scene(np.random.default_rng((seed, index)))
 
 
 @torch.no_grad()
-def encode_scenes(encoder: torch.nn.Module, first: int, last: int) -> torch.Tensor:
-    """Latents of scenes first .. last-1, (N, 4, 16, 16), unit scale."""
-    images = as_images([world.render(scene(i)) for i in range(first, last)])
+def encoded(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Latents of images (N, 3, 128, 128), (N, 4, 16, 16), unit scale."""
     with torch.autocast("cpu", torch.bfloat16):
         return encoder(images.contiguous(memory_format=torch.channels_last)).float()
 
@@ -155,8 +145,6 @@ def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     colors = F.avg_pool2d(2 * images - 1, 8).movedim(1, -1).reshape(-1, 3)
     pixels = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
-
-
 
 
 class Tokens:
@@ -172,12 +160,10 @@ class Tokens:
         return torch.tensor(row + [self.end] * (self.length - len(row)))
 
 
-
-
-def initialise_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
+def initialize_denoiser(unet: torch.nn.Module, tower: torch.nn.Module) -> None:
     """Seeded start of denoiser and text tower; residual branches begin at zero."""
-    initialise(unet, SEEDS["weights"])
-    initialise(tower, SEEDS["weights"] + 1)
+    initialize(unet, SEEDS["weights"])
+    initialize(tower, SEEDS["weights"] + 1)
     tokens, places = tower.embeddings.token_embedding.weight, tower.embeddings.position_embedding.weight
     tokens.data = start_tokens(*tokens.shape)
     places.data *= 0.1 * math.sqrt(places.shape[1])
@@ -234,6 +220,13 @@ def _captions(index: int, picks: np.ndarray, empty: float, tokens: Tokens) -> to
     return torch.stack([tokens(t) for t in texts])
 
 
+def noised(x0: torch.Tensor, levels: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(noisy latents, noise, alpha_bar (B, 1, 1, 1)) of batch `index` at levels (B,)."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
+    a = alphas_cumprod()[levels].view(-1, 1, 1, 1)
+    return (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last), noise, a
+
+
 def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
     """Error of predicted noise (B, C, H, W). On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma)."""
     snr = (alpha_bar / (1 - alpha_bar)).flatten()
@@ -255,7 +248,6 @@ def train_denoiser(
     """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
     2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
     `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""
-    from_level = alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEEDS["denoiser"], index))
@@ -267,9 +259,7 @@ def train_denoiser(
 
     def loss_of(index):
         x0, ids, t = next(batches)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = noised(x0, t, index)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(noisy, t.float(), encode_text(tower, ids)).float()
         return denoising_loss(eps, noise, a, gamma)

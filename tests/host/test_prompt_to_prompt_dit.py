@@ -1,10 +1,8 @@
-"""Prompt-to-Prompt on tiny random DiTs of every family that the host routes through its hook."""
+"""Prompt-to-Prompt on tiny random DiTs of every family that ComfyUI routes through its attention override."""
 
 import math
+from functools import partial
 
-import comfy.sample
-import comfy.samplers
-import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -12,24 +10,22 @@ from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.host.attention.dit import dit_of
+from controlled_diffusion.nodes.host.attention.dit import TokenCall
 from controlled_diffusion.nodes.host.attention.prompt_to_prompt_dit import map_blocks
-from controlled_diffusion.nodes.host.conditionings import KEY
-from controlled_diffusion.nodes.host.prompts import as_filled_rows, encoded
+from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.inversion import InversionSampler
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PBlendMask, P2PLocalBlend
+from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
 from compare import assert_close
-from host import tiny_dits, tiny_text
-from host.test_attention_maps import Keys
+from host import editing, tiny_dits, tiny_text
+from host.editing import OFF, Keys, control_of, differ, last_run, masks_of, with_blend
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 FAMILIES = tiny_dits.there(tiny_dits.DITS)
 SOURCE, SWAP, LONGER = "red circle", "blue circle", "a very shiny blue circle on white"
-OFF = dict(cross_end=0.0, self_end=0.0, joint_end=0.0)
-ALL = dict(cross_end=1.0, self_end=1.0, joint_end=1.0)
+ALL = editing.ALL | dict(self_layers="1/2")
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-DEFAULTS = {i.id: i.default for i in P2PAttentionPatch.GET_SCHEMA().inputs if hasattr(i, "default")} | dict(operation="auto")
+sample = partial(editing.sample, cfg=1.0, scheduler="simple", steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +44,8 @@ def flux():
     return tiny_dits.dit("flux")
 
 
-def patch(model, clip, targets=SWAP, source=SOURCE, images=1, **knobs):
-    """(model, positive, negative, latent, alignment)."""
-    given = {**DEFAULTS, "latent": {"samples": tiny_dits.empty(clip.name, images)}, **knobs, "source": source, "targets": targets}
-    return P2PAttentionPatch.execute(model, clip, **given).args
-
-
-def sample(model, positive, negative, latent, *_, cfg=1.0, sampler="euler", seed=7, steps=3):
-    noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
-    given = (steps, cfg, sampler, "simple", positive, negative, latent["samples"])
-    return comfy.sample.sample(model, noise, *given, disable_pbar=True, seed=seed)
+def patch(model, clip, targets=SWAP, source=SOURCE, **knobs):
+    return editing.patch(model, clip, targets, source, **knobs)
 
 
 def drawn(model, clip, *args, unpatched=False, run=None, **knobs):
@@ -65,12 +53,8 @@ def drawn(model, clip, *args, unpatched=False, run=None, **knobs):
     return sample(model if unpatched else patched, *rest, **(run or {}))
 
 
-def differ(a, b) -> float:
-    return float((a - b).abs().max())
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_takes_over_the_sources_layout(name, text_model):
+def test_a_family_is_edited(name, text_model):
     """Equal prompts: equal images. Empty windows: as without the patch. Else the target changes and the source does not."""
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
     same = drawn(model, clip, SOURCE, blend_words="circle", **ALL)
@@ -82,7 +66,7 @@ def test_a_family_takes_over_the_sources_layout(name, text_model):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_text_that_is_filled_up_draws_as_it_does_by_itself(name, text_model):
+def test_a_filled_text_draws_as_by_itself(name, text_model):
     """Families whose place of the image depends on the length of the text are near it; the others are exact."""
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
     patched, positive, negative, latent, _ = patch(model, clip, LONGER, **OFF)
@@ -98,15 +82,16 @@ def test_a_text_that_is_filled_up_draws_as_it_does_by_itself(name, text_model):
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
-def test_a_family_that_cannot_be_reached_is_refused_by_name(name, text_model):
+def test_unsupported_families_are_refused_by_name(name, text_model):
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
-    with pytest.raises(ValueError, match=rf"{type(model.model).__name__}.*does not route its attention.*Use a UNet model.*Qwen-Image"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{type(model.model).__name__}.*does not route its attention through ComfyUI's hook.*Use a UNet model.*Qwen-Image",
+    ):
         patch(model, clip)
 
 
-
-
-def test_the_images_queries_and_keys_are_the_sources_and_the_texts_their_own(clip):
+def test_only_the_images_queries_and_keys_are_shared(clip):
     spy = Keys(tiny_dits.dit("flux"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.4, self_layers="1-2")
     sample(patched, positive, negative, latent, steps=2)
@@ -119,42 +104,8 @@ def test_the_images_queries_and_keys_are_the_sources_and_the_texts_their_own(cli
             assert not torch.equal(t[0, :, :text], t[1, :, :text])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
-def test_several_images_and_targets_are_the_same_one_by_one(flux, clip, sampler):
-    run = dict(sampler=sampler, cfg=3.0)
-    made = drawn(flux, clip, f"{SWAP}\nred square", images=2, run=run).unflatten(0, (3, 2))
-    for i, target in enumerate((SWAP, "red square")):
-        alone = drawn(flux, clip, target, images=2, run=run).unflatten(0, (2, 2))
-        assert_close(made[0], alone[0], **CLOSE)
-        assert_close(made[1 + i], alone[1], **CLOSE)
-    assert torch.equal(*drawn(flux, clip, SOURCE, run=run))
-
-
-def test_only_the_positive_is_edited_however_the_calls_are_split(flux, clip, monkeypatch):
-    negative = tiny_dits.text("flux", 3, encoded(clip, SOURCE)[0][0].shape[1])
-
-    def made():
-        patched, positive, _, latent, _ = patch(flux, clip, **ALL)
-        calls = []
-        patched.set_model_unet_function_wrapper(lambda f, a: calls.append(a["cond_or_uncond"]) or f(a["input"], a["timestep"], **a["c"]))
-        return sample(patched, positive, negative, latent, cfg=3.0), calls
-
-    whole, together = made()
-    monkeypatch.setattr(type(flux), "get_free_memory", lambda self, device: 1.0)
-    parts, split = made()
-    assert any(len(c) == 2 for c in together) and all(len(c) == 1 for c in split)
-    assert_close(parts, whole, **CLOSE)
-
-
-def test_alpha_goes_from_none_to_all(flux, clip):
-    none, half, whole = (drawn(flux, clip, alpha=a, **ALL)[1] for a in (0.0, 0.5, 1.0))
-    assert torch.equal(none, drawn(flux, clip, unpatched=True)[1])
-    assert differ(none, half) > 1e-4 and differ(half, whole) > 1e-4
-    assert_close(drawn(flux, clip, alpha=1 - 1e-6, **ALL)[1], whole, **CLOSE)
-
-
 @pytest.mark.parametrize("blend, last", [("", 2), ("circle", 4)])
-def test_outside_the_windows_the_hosts_attention_runs_without_an_override(flux, clip, blend, last):
+def test_outside_the_windows_nothing_is_overridden(flux, clip, blend, last):
     patched, *rest = patch(flux, clip, joint_end=0.3, blend_words=blend)
     seen = []
 
@@ -167,7 +118,7 @@ def test_outside_the_windows_the_hosts_attention_runs_without_an_override(flux, 
     assert seen == [True] * (last if blend else last + 1) + [False] * (7 - (last if blend else last + 1))
 
 
-def test_a_model_that_others_changed_is_an_error_even_without_an_edit(flux, clip):
+def test_changed_tokens_are_an_error_even_without_an_edit(flux, clip):
     patched, *rest = patch(flux, clip, **OFF)
     patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
         lambda args: {**args, "txt": args["txt"][:, :1], "txt_ids": args["txt_ids"][:, :1]}
@@ -177,7 +128,7 @@ def test_a_model_that_others_changed_is_an_error_even_without_an_edit(flux, clip
 
 
 @pytest.mark.parametrize("control", ["capture", "edit"])
-def test_steps_that_a_cache_leaves_out_are_no_error(flux, clip, control):
+def test_steps_that_a_cache_skips_are_no_error(flux, clip, control):
     cached, negative = EasyCacheNode.execute(flux, 3.0, 0.0, 1.0, False).args[0], encoded(clip, SOURCE)
     runs = []
     cached.add_wrapper_with_key("diffusion_model", "count", lambda executor, *a, **k: runs.append(1) or executor(*a, **k))
@@ -189,7 +140,7 @@ def test_steps_that_a_cache_leaves_out_are_no_error(flux, clip, control):
     assert made.isfinite().all() and len(runs) < 6
 
 
-def test_an_override_of_another_node_is_kept_before_and_behind(flux, clip):
+def test_another_override_is_kept_in_either_order(flux, clip):
     def louder(function, q, k, v, *args, **kwargs):
         return function(q, k, 1.5 * v, *args, **kwargs)
 
@@ -201,21 +152,12 @@ def test_an_override_of_another_node_is_kept_before_and_behind(flux, clip):
     assert torch.equal(*drawn(before, clip, SOURCE, **ALL))
 
 
-def test_runs_do_not_influence_each_other_and_the_model_is_unchanged(flux, clip):
-    before = drawn(flux, clip, unpatched=True)
-    patched, *rest = patch(flux, clip, blend_words="circle", word_weights="blue: 2")
-    assert torch.equal(sample(patched, *rest), sample(patched, *rest)) and torch.equal(before, drawn(flux, clip, unpatched=True))
-    assert KEY not in flux.model_options["transformer_options"]
-
-
-
-
-def test_a_weight_scales_how_much_a_word_is_looked_at(clip):
+def test_a_weight_scales_the_attention_to_a_word(clip):
     spy = Keys(tiny_dits.dit("flux"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2, circle: 0")
     sample(patched, positive, negative, latent, steps=1)
-    control = patched.model_options["transformer_options"][KEY][0]
-    blue, circle = (control.scene.alignments[0].target.columns(w) for w in ([0], [1]))
+    control = control_of(patched)
+    blue, circle = (control.prompts.alignments[0].target.columns(w) for w in ([0], [1]))
     bias = torch.zeros(2, positive[0][0].shape[1] + 16, device=spy.seen[0][0].device)
     bias[1, list(blue)], bias[1, list(circle)] = math.log(2), -math.inf
     assert len(spy.seen) == 4 and all(torch.equal(mask[:, 0, 0], bias) for _, _, mask in spy.seen)
@@ -231,7 +173,7 @@ def test_a_weight_acts_in_the_chosen_blocks(clip):
         patch(spy.model, clip, cross_layers="99")
 
 
-def test_a_weight_leaves_what_refines_the_text_alone(text_model):
+def test_a_weight_leaves_text_refiners_alone(text_model):
     clip = tiny_dits.Clip(text_model, "hunyuan_video")
     spy = Keys(tiny_dits.dit("hunyuan_video"))
     patched, positive, negative, latent, _ = patch(spy.model, clip, word_weights="blue: 2")
@@ -246,32 +188,18 @@ def test_a_words_window_holds_for_its_weight(flux, clip):
     assert differ(always, early) > 1e-5 and differ(early, never) > 1e-5 and torch.equal(never, drawn(flux, clip)[1])
 
 
-def test_a_window_that_ends_before_it_starts_is_refused_by_its_inputs(flux, clip):
+def test_a_window_that_ends_first_is_refused_by_its_inputs(flux, clip):
     with pytest.raises(ValueError, match=r"self_start is 0.3, but joint_end is 0.2: .*Give self_start at most 0.2, or a larger joint_end"):
         patch(flux, clip, self_start=0.3, self_end=0.6)
 
 
-def test_a_weight_below_nothing_is_refused(flux, clip):
+def test_a_negative_weight_is_refused(flux, clip):
     with pytest.raises(ValueError, match="word_weights has -1, but in the joint attention of Flux"):
         patch(flux, clip, word_weights="blue: -1")
 
 
-def test_filled_rows_keep_the_mean_and_the_mask_of_a_single_row(clip):
-    one, other = encoded(clip, SOURCE), encoded(clip, LONGER)
-    ((rows, values),) = as_filled_rows([one, other], 2, False)
-    short = one[0][0].shape[1]
-    assert torch.equal(rows[0, :short], one[0][0][0]) and torch.equal(rows[2], other[0][0][0])
-    assert_close(rows[0].mean(0), one[0][0][0].mean(0)) and values["pooled_output"].shape == (4, 16)
-    assert not as_filled_rows([one, other], 1, True)[0][0][0, :-short].any()
-    masked = tiny_dits.Clip(clip.clip, "ltxv")
-    ((_, values),) = as_filled_rows([encoded(masked, SOURCE), encoded(masked, LONGER)], 2, False)
-    assert values["attention_mask"].shape == (1, rows.shape[1]) and values["attention_mask"].all()
-
-
-
-
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
-def test_a_blend_of_nothing_is_the_source_and_one_of_all_is_no_blend(name, text_model):
+def test_blends_of_nothing_and_of_everything(name, text_model):
     model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
     knobs = dict(blend_words="circle", blend_start=0.0)
     nothing = drawn(model, clip, LONGER, blend_threshold=1.0, **knobs)
@@ -282,67 +210,53 @@ def test_a_blend_of_nothing_is_the_source_and_one_of_all_is_no_blend(name, text_
     for threshold in (0.9, 0.99, 0.997, 0.9995):
         run = patch(model, clip, LONGER, blend_threshold=threshold, **knobs)
         sample(*run, steps=1)
-        mask = run[0].model_options["transformer_options"][KEY][0].runs[0].blending.masks[0][1]
+        mask = masks_of(run[0])[0][1]
         assert mask.shape == (1, *tiny_dits.empty(name).shape[-2:])
         shares.append(float(mask.float().mean()))
     assert shares == sorted(shares, reverse=True) and any(0 < s < 1 for s in shares)
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "zimage"])
-def test_the_maps_of_a_blend_are_those_of_its_words(name, text_model, monkeypatch):
+def test_a_blend_uses_the_maps_of_its_words(name, text_model, monkeypatch):
     clip = tiny_dits.Clip(text_model, name)
     spy = Keys(tiny_dits.dit(name))
     patched, positive, negative, latent, _ = patch(spy.model, clip, LONGER, blend_words="circle", blend_start=0.0, joint_end=0.0)
     sums, end = [], Blending.end
     monkeypatch.setattr(Blending, "end", lambda self: sums.append(self.sums) or end(self))
     sample(patched, positive, negative, latent, steps=1)
-    control = patched.model_options["transformer_options"][KEY][0]
-    run = control.runs[0]
+    control = control_of(patched)
+    blocks = last_run(patched).map_layers
     total, filled = positive[0][0].shape[1], 32 if name == "zimage" else positive[0][0].shape[1]
     start, image = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
     wanted = torch.zeros(2, 16, device=spy.seen[0][0].device)
     for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
-        if number in run.maps:
-            p = (
-                (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask))
-                .softmax(-1)
-                .mean(1)[:, image : image + 16]
-            )
+        if number in blocks:
+            p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + (0 if mask is None else mask)).softmax(-1).mean(1)[:, image : image + 16]
             for side, words in enumerate(control.blend.edited[0]):
                 front = total - control.lengths[side] if name == "flux2" else 0
                 wanted[side] += p[side][:, [start + front + c for c in words]].sum(-1)
     assert_close(sums[0][0, :, 0, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_the_blend_of_joint_models_ends_halfway_or_starts_later(flux, clip):
+def test_blends_of_joint_models_end_halfway(flux, clip):
     patched, *rest = patch(flux, clip, blend_words="circle", blend_threshold=1.0, blend_start=0.0)
     sample(patched, *rest, steps=7)
-    percents = [p for p, _ in patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks]
+    percents = [p for p, _ in masks_of(patched)]
     assert len(percents) == 4 and max(percents) < 0.5
-    late = patch(flux, clip, blend_words="circle", blend_start=0.6)[0].model_options["transformer_options"][KEY][0].blend
+    late = control_of(patch(flux, clip, blend_words="circle", blend_start=0.6)[0]).blend
     assert (late.start, late.end) == (0.6, 1.0)
 
 
-def test_a_local_blend_of_its_own_goes_on_a_dit_and_shows_its_mask(flux, clip):
+def test_local_blend_node_shows_its_mask(flux, clip):
     patched, *rest = patch(flux, clip)
-    blended = P2PLocalBlend.execute(patched, "circle", "", 1.0, 0.0, 1.0, 0).args[0]
-    assert blended.model_options["transformer_options"][KEY][0].blend.blur == 1.0
+    blended = with_blend(patched, words="circle", threshold=1.0, start_percent=0.0, spread=0)
+    assert control_of(blended).blend.blur == 1.0
     made = sample(blended, *rest)
     mask, table, _ = P2PBlendMask.execute(blended, {"samples": made}, 1.0).args
     assert mask.shape == (1, 64, 64) and table.shape[0] == 1 and differ(made, sample(patched, *rest)) > 1e-5
 
 
-def test_a_blend_does_not_look_at_a_positive_in_an_area(flux, clip):
-    patched, positive, *rest = patch(flux, clip, blend_words="circle", blend_start=0.0)
-    part = host_nodes.ConditioningSetArea().append(positive, 32, 32, 0, 0, 1.0)[0]
-    masks = []
-    for given in ([*positive, *part], positive, part):
-        sample(patched, given, *rest, steps=2)
-        masks.append(patched.model_options["transformer_options"][KEY][0].runs[0].blending.masks)
-    assert torch.equal(masks[0][0][1], masks[1][0][1]) and not masks[2]
-
-
-def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
+def test_blocks_for_masks():
     class Some:
         def __init__(self, module, total):
             self.module, self.places = module, [Block(i, total) for i in range(total)]
@@ -351,9 +265,7 @@ def test_masks_come_from_the_blocks_that_were_measured_or_the_middle():
     assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
 
 
-
-
-def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip):
+def test_an_inversion_is_edited_and_its_source_row_kept(clip):
     model = tiny_dits.dit("flux")
     for weights in model.model.diffusion_model.final_layer.parameters():
         weights.data *= 0.05  # a random network is wild
@@ -365,9 +277,7 @@ def test_an_inversion_is_edited_while_its_source_row_stays_the_image(clip):
     assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
 
 
-
-
-def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
+def test_cross_attention_of_a_dit_is_edited(text_model):
     """The network gets for the target's first cross-attention what its values make of probabilities mapped from the source's."""
     clip, seen = tiny_dits.Clip(text_model, "wan"), []
     spy = Keys(tiny_dits.dit("wan"))
@@ -377,10 +287,10 @@ def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
     patched, positive, negative, latent, _ = patch(spy.model, clip, LONGER, self_end=0.0, cross_end=1.0)
     sample(patched, positive, negative, latent, steps=1)
     watch.remove(), values.remove()
-    control = patched.model_options["transformer_options"][KEY][0]
+    control = control_of(patched)
     q, k, mask = spy.seen[1]  # behind the block's self-attention
     p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
-    edited = control.edits[0].at(0.0, p.device)(p[0], p[1])
+    edited = control.edits[0].at_percent(0.0, p.device)(p[0], p[1])
     assert_close(edited.sum(-1), torch.ones_like(edited[..., 0]))
     v, out = seen[0].unflatten(-1, (2, -1)).transpose(1, 2), seen[1]
     assert_close(out, torch.stack([p[0] @ v[0], edited @ v[1]]).transpose(1, 2).flatten(2), **CLOSE)
@@ -389,20 +299,17 @@ def test_cross_attention_of_a_dit_is_edited_as_a_unets(text_model):
     assert_close(drawn(spy.model, clip, LONGER, **ALL), drawn(tiny_dits.dit("wan"), clip, LONGER, **ALL), **CLOSE)
 
 
-def test_a_swap_of_equal_length_needs_no_probabilities_of_a_cross_attention(text_model, monkeypatch):
-    from controlled_diffusion.nodes.host.attention.dit import TokenCall
-
+def test_a_swap_of_equal_length_needs_no_probabilities(text_model, monkeypatch):
     clip, model = tiny_dits.Clip(text_model, "wan"), tiny_dits.dit("wan")
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
-    asked, real = [], TokenCall.put_edited
-    monkeypatch.setattr(TokenCall, "put_edited", lambda self, *a: asked.append(1) or real(self, *a))
+    asked, real = [], TokenCall.set_edited_output
+    monkeypatch.setattr(TokenCall, "set_edited_output", lambda self, *a: asked.append(1) or real(self, *a))
     swapped = drawn(model, clip, **ALL)
     assert not asked and differ(swapped[0], swapped[1]) > 1e-6
     drawn(model, clip, word_weights="blue: 2", **ALL)
     assert asked
 
 
-def test_the_words_of_the_node_are_explained_for_joint_models(flux, clip):
+def test_the_alignment_explains_joint_models(flux, clip):
     text = patch(flux, clip, word_weights="blue: 2")[4]
     assert text.startswith("Flux: the image's queries and keys are taken over") and "x 2 blue" in text
-    assert dit_of(flux).name == "Flux"

@@ -1,8 +1,8 @@
-"""Makes and measures the demo model: `python . run tests/demo_model.py train | refine | cost | measure | sheet`.
+"""Makes and measures the demo model: `python . run tests/demo/make_model.py train | refine | cost | measure | sheet`.
 
 `train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
 counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and images. The recipe is
-training/demo_model.py; this script brings the host's networks.
+tests/demo/model.py; this script brings the host's networks.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.taesd.taesd
@@ -17,16 +18,16 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker, config, world
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from demo import model as demo_model
 from harness import demo_images
 
-STATE = Path(__file__).parents[1] / ".host" / "demo_model"
+STATE = Path(__file__).parents[2] / ".host" / "demo_model"
 TABLE = demo.WEIGHTS.with_suffix(".md")
 GOALS = {"color": 97, "shape": 92, "background": 97, "position": 95, "bound (two things)": 80}
 HELD_OUT, NOISE_SEED = 1234, 5678000
@@ -53,7 +54,7 @@ def shown(steps, every: int = 100):
 
 def new_autoencoder():
     autoencoder = comfy.taesd.taesd.TAESD()
-    demo_model.initialise_autoencoder(autoencoder.taesd_encoder, autoencoder.taesd_decoder)
+    demo_model.initialize_autoencoder(autoencoder.taesd_encoder, autoencoder.taesd_decoder)
     return autoencoder.to(memory_format=torch.channels_last)
 
 
@@ -88,17 +89,35 @@ def train_autoencoder(recipe) -> torch.nn.Module:
     return autoencoder.requires_grad_(False)
 
 
+def made_once(path: Path, count: int, chunk: int, make: Callable[[range], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What `make` gives for `count` items, so many at a time, in half precision; kept in a file from which it goes on after a stop."""
+    done = load_file(path) if path.exists() else {}
+    for first in range(len(next(iter(done.values()), ())), count, chunk):
+        new = make(range(first, min(first + chunk, count)))
+        done = {k: torch.cat([*([done[k]] if done else []), v.half()]) for k, v in new.items()}
+        if first // chunk % 20 == 19 or first + chunk >= count:
+            save_atomically(done, path)
+            say(f"  made {min(first + chunk, count)} of {count}")
+    return {k: v[:count] for k, v in done.items()}
+
+
 def scene_latents(autoencoder, recipe) -> torch.Tensor:
     """Latents of the training scenes, encoded once."""
-    path, chunk = STATE / "latents.safetensors", 100
-    done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, 16, 16, dtype=torch.float16)
-    while len(done) < recipe.scenes:
-        last = min(len(done) + 2000, recipe.scenes)
-        parts = [demo_model.encode_scenes(autoencoder.taesd_encoder, i, min(i + chunk, last)).half() for i in range(len(done), last, chunk)]
-        done = torch.cat([done, *parts])
-        save_atomically({"latents": done}, path)
-        say(f"  encoded {len(done)} of {recipe.scenes} scenes")
-    return done[: recipe.scenes].float()
+
+    def make(numbers: range) -> dict[str, torch.Tensor]:
+        images = demo_model.as_images([world.render(demo_model.scene(i)) for i in numbers])
+        return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images)}
+
+    return made_once(STATE / "latents.safetensors", recipe.scenes, 100, make)["latents"].float()
+
+
+def as_denoised(raw: torch.Tensor) -> torch.Tensor:
+    """Latents of the autoencoder as the denoiser that lies in the repository takes them."""
+    scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
+    return (raw.float() / scale + shift) * demo.LATENT_SCALE
+
+
+OVERRIDE = {"optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: demo_model.attention(q, k, v, heads)}
 
 
 class Denoiser(torch.nn.Module):
@@ -109,8 +128,7 @@ class Denoiser(torch.nn.Module):
         self.unet = unet
 
     def forward(self, x, levels, context):
-        options = {"optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: demo_model.attention(q, k, v, heads)}
-        return self.unet(x, levels, context=context, transformer_options=options)
+        return self.unet(x, levels, context=context, transformer_options=OVERRIDE)
 
 
 def new_denoiser():
@@ -118,8 +136,25 @@ def new_denoiser():
     config.set_inference_dtype(torch.float32, None)
     unet = config.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
-    demo_model.initialise_denoiser(unet, tower)
+    demo_model.initialize_denoiser(unet, tower)
     return unet.to(memory_format=torch.channels_last), tower
+
+
+def new_tokens() -> demo_model.Tokens:
+    tokenizer = SD1Tokenizer().clip_l.tokenizer
+    return demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
+
+
+def begin(description: str, **choices: list[str]) -> argparse.Namespace:
+    """Reads a script's arguments: one for each of `choices`, and the number of threads."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, options in choices.items():
+        parser.add_argument(name, choices=options)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    STATE.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: int, rate: float, batch: int, noisy_share: float = 0.0):
@@ -127,10 +162,8 @@ def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: in
     loop = Loop(parameters, steps=steps, learning_rate=rate, warmup=200, average=0.99, matrices=demo_model.matrices_of(parameters))
     loop.restore(state)
     say(f"denoiser: {loop.done} of {loop.steps} steps done")
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
     latents = (latents - latents.mean()) / latents.std()
-    steps = demo_model.train_denoiser(Denoiser(unet), tower, tokens, latents, loop, batch=batch, noisy_share=noisy_share)
+    steps = demo_model.train_denoiser(Denoiser(unet), tower, new_tokens(), latents, loop, batch=batch, noisy_share=noisy_share)
     shown(saving(loop, steps, state))
     load_average(state, unet=unet, text=tower)
 
@@ -253,8 +286,8 @@ def table(scores: dict, quality: np.ndarray, count: int) -> str:
     lines = [
         "# The demo model, measured",
         "",
-        f"`python . run tests/demo_model.py measure --count {count}`: held-out prompts through the host, KSampler, 20 steps, euler,",
-        "normal, cfg 4, fixed seeds; read by `training/demo_checker.py`.",
+        f"`python . run tests/demo/make_model.py measure --count {count}`: held-out prompts through the host, KSampler, 20 steps, euler,",
+        "normal, cfg 4, fixed seeds; read by `training/demo/checker.py`.",
         "",
         "| claim | right | of | share | goal |",
         "|---|---|---|---|---|",

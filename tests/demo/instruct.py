@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from controlled_diffusion.training.channel_dropout import JointDropout
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.instruct_pix2pix import DROPOUT
+from controlled_diffusion.training.loop import Loop, Step
 
-from . import demo_model
-from .channel_dropout import JointDropout
-from .demo import world
-from .instruct_pix2pix import DROPOUT
-from .loop import Loop, Step
+from demo import model as demo_model
 
 SEED, FAMILIES = 80, 2000
 KINDS = ("color", "shape", "remove")
@@ -91,14 +91,6 @@ def edit(rng: np.random.Generator, index: int, seed: int = SEED) -> tuple[Edit, 
     return Edit(kind, text, scenes[before], scenes[after], which), (before, after)
 
 
-
-
-
-
-
-
-
-
 def _drawn(rng: np.random.Generator, families: int, count: int, pair_share: float) -> list[int]:
     """Numbers of families, a share of `pair_share` of them of two things, between which an instruction has to choose."""
     picks, pairs = [], rng.random(count) < pair_share
@@ -147,7 +139,6 @@ def train_instruct(
     `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of
     each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.
     """
-    from_level = demo_model.alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEED, index, 1))
@@ -167,9 +158,8 @@ def train_instruct(
 
     def loss_of(index):
         x0, shown, told, where, ids, t = next(batches)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[t].view(-1, 1, 1, 1)
-        seen = torch.cat([a.sqrt() * x0 + (1 - a).sqrt() * noise, shown], 1).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = demo_model.noised(x0, t, index)
+        seen = torch.cat([noisy, shown], 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             eps = unet(seen, t.float(), encode_text(ids)).float()
         return edit_loss(eps, noise, a, told, where, focus)

@@ -1,20 +1,19 @@
-"""Makes the demo model's noisy classifier: `python . run tests/demo_classifier.py` (resumable; about 10 minutes on 2 cores).
+"""Makes the demo model's noisy classifier: `python . run tests/demo/make_classifier.py` (resumable; about 10 minutes on 2 cores).
 
 It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository.
 """
-
-import argparse
 
 import numpy as np
 import torch
 from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
 from controlled_diffusion.nodes.host.guidance import classifier
-from controlled_diffusion.training import demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 from controlled_diffusion.training.loop import Loop, saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
 
-from demo_model import STATE, say, scene_latents, shipped, shown
+from demo import model as demo_model
+from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
 
 STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
 LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))
@@ -42,15 +41,12 @@ def accuracy(network, latents, targets) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    STATE.mkdir(parents=True, exist_ok=True)
+    begin(__doc__)
     recipe, autoencoder = demo_model.RECIPE, shipped()[0]
     latents = scene_latents(autoencoder, recipe)
     latents = (latents - latents.mean()) / latents.std()
     targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
-    network = noisy_classifier.initialise(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
+    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
     loop = Loop(
         demo_model.trainable(network),
         steps=STEPS,
@@ -67,8 +63,7 @@ def main() -> None:
     with loop.averaged():
         for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
-        classifier.SHIPPED.mkdir(parents=True, exist_ok=True)
-        target = classifier.SHIPPED / "demo_model.safetensors"
+        target = classifier.CLASSIFIERS.shipped / "demo_model.safetensors"
         classifier.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 

@@ -1,19 +1,20 @@
-"""Makes the demo model's ControlNet: `python . run tests/demo_controlnet.py` (resumable; about 15 minutes on 2 cores).
+"""Makes the demo model's ControlNet: `python . run tests/demo/make_control.py` (resumable; about 15 minutes on 2 cores).
 
 It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in the host's
 Control-LoRA format, which the stock Load ControlNet Model node reads.
 """
 
-import argparse
+from functools import partial
 
 import comfy.cldm.cldm
 import torch
-from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_control, demo_model, noisy_classifier
+from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
-from demo_model import STATE, say, scene_latents, shipped, shown
+from demo import control as demo_control
+from demo import model as demo_model
+from demo.make_model import OVERRIDE, STATE, begin, new_tokens, say, scene_latents, shipped, shown
 
 STEPS, RATE, BATCH = 700, 1.5e-3, 24
 TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"
@@ -23,7 +24,7 @@ def new_branch(unet) -> torch.nn.Module:
     """The host's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
     config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
-    noisy_classifier.initialise(branch, demo_control.SEED)
+    noisy_classifier.initialize(branch, demo_control.SEED)
     for name, p in branch.named_parameters():
         if name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14.")):
             p.data.zero_()
@@ -32,10 +33,7 @@ def new_branch(unet) -> torch.nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    STATE.mkdir(parents=True, exist_ok=True)
+    begin(__doc__)
     autoencoder, unet, tower = shipped()
     latents = scene_latents(autoencoder, demo_model.RECIPE)
     latents = (latents - latents.mean()) / latents.std()
@@ -43,26 +41,27 @@ def main() -> None:
     branch = new_branch(unet)
     weights = {k: v.detach() for k, v in branch.state_dict().items()}
     parts = demo_control.trainable_parts(weights)
-    options = {"optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: demo_model.attention(q, k, v, heads)}
 
     def predict(noisy, levels, context, hints):
-        given = dict(hint=hints, timesteps=levels, context=context, transformer_options=options)
+        given = dict(hint=hints, timesteps=levels, context=context, transformer_options=OVERRIDE)
         control = torch.func.functional_call(branch, demo_control.whole_weights(weights, parts), (noisy,), given)
         return unet(
-            noisy, levels, context=context, control={"output": control["output"], "middle": control["middle"]}, transformer_options=options
+            noisy, levels, context=context, control={"output": control["output"], "middle": control["middle"]}, transformer_options=OVERRIDE
         )
-
-    def encode_text(ids):
-        with torch.no_grad():
-            return demo_model.encode_text(tower, ids)
 
     loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
     path = STATE / "controlnet.safetensors"
     loop.restore(path)
-    tokenizer = SD1Tokenizer().clip_l.tokenizer
-    tokens = demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
     with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's denoiser adds the control in place
-        shown(saving(loop, demo_control.train_control(predict, encode_text, tokens, latents, loop, batch=BATCH), path))
+        shown(
+            saving(
+                loop,
+                demo_control.train_control(
+                    predict, torch.no_grad()(partial(demo_model.encode_text, tower)), new_tokens(), latents, loop, batch=BATCH
+                ),
+                path,
+            )
+        )
     TARGET.parent.mkdir(exist_ok=True)
     with loop.averaged():
         save_atomically({k: p.half() for k, p in parts.items()} | {"lora_controlnet": torch.zeros(1)}, TARGET)

@@ -3,7 +3,7 @@
 import torch
 from controlled_diffusion.training import instruct_pix2pix
 from controlled_diffusion.training.demo import packing
-from controlled_diffusion.training.demo.packing import quantised, restored
+from controlled_diffusion.training.demo.packing import quantized, restored
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -13,7 +13,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def test_every_weight_comes_back_to_half_a_step_of_its_channel():
-    given, stored = weights(), quantised(weights())
+    given, stored = weights(), quantized(weights())
     assert all(stored[k].dtype == torch.int8 and stored[k].shape == v.shape for k, v in given.items())
     for name, found in restored(stored).items():
         step = (given[name].flatten(1).abs().amax(1) if given[name].ndim > 1 else given[name].abs().amax().reshape(1)) / 127
@@ -24,10 +24,10 @@ def test_every_weight_comes_back_to_half_a_step_of_its_channel():
 
 def test_a_small_channel_beside_a_large_one_keeps_its_precision():
     given = {"w": torch.tensor([[1.0, -0.3], [1e-4, 0.7e-4]])}
-    assert torch.allclose(restored(quantised(given))["w"], given["w"], rtol=0.01, atol=0)
+    assert torch.allclose(restored(quantized(given))["w"], given["w"], rtol=0.01, atol=0)
 
 
-def test_the_instruction_model_is_kept_as_differences_with_its_wider_entrance():
+def test_the_instruction_model_is_stored_as_differences():
     """8 bits of the weights themselves would be far coarser than of what training changed."""
     draw = torch.Generator().manual_seed(1)
     base = {"input_blocks.0.0.weight": torch.randn(4, 2, 3, 3, generator=draw), "out.bias": torch.randn(4, generator=draw)}

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.loop import Loop, Step
 
-from . import demo_model
-from .demo import world
-from .loop import Loop, Step
+from demo import model as demo_model
 
 RANK, SEED = 16, 70
 WHOLE = ("input_hint_block.", "zero_convs.", "middle_block_out.")
@@ -63,7 +63,6 @@ def train_control(
     empty: float = 0.3,
 ) -> Iterator[Step]:
     """`predict(noisy, levels, context, hints) -> eps` is the denoiser under the control branch, `encode_text(ids) -> context`."""
-    from_level = demo_model.alphas_cumprod()
 
     def prepare(index):
         rng = np.random.default_rng((SEED, index))
@@ -78,9 +77,7 @@ def train_control(
 
     def loss_of(index):
         x0, ids, hints, t = next(batches)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = demo_model.noised(x0, t, index)
         with torch.autocast("cpu", torch.bfloat16):
             eps = predict(noisy, t.float(), encode_text(ids), hints).float()
         return demo_model.denoising_loss(eps, noise, a)

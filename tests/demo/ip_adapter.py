@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from controlled_diffusion.attention.ip_adapter import Pair, recognize
+from controlled_diffusion.training.demo import world
+from controlled_diffusion.training.demo.config import VISION_CONFIG
+from controlled_diffusion.training.loop import Loop, Step
 
-from ..attention.ip_adapter import Pair, recognise
-from . import demo_model
-from .demo import world
-from .demo.config import VISION_CONFIG
-from .loop import Loop, Step
+from demo import model as demo_model
 
 SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
@@ -50,8 +50,6 @@ def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
     return noun + where + ground
 
 
-
-
 def new_heads() -> dict[str, torch.nn.Parameter]:
     """One linear reading of the embedding for each fact; only used in training."""
     width = VISION_CONFIG["projection_dim"]
@@ -78,8 +76,6 @@ def train_encoder(
         return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
 
     return loop.run(loss_of)
-
-
 
 
 def spoken(of: world.Scene) -> str:
@@ -168,14 +164,12 @@ class Batches:
 def train_adapter(predict: Callable, encode_text: Callable, parts: dict[str, torch.Tensor], draw: Batches, loop: Loop) -> Iterator[Step]:
     """`predict(noisy, levels, context, pairs) -> eps` is the frozen denoiser that sees the image's keys and values, one pair a
     layer, at weight 1; `encode_text(ids) -> context`."""
-    from_level, adapter = demo_model.alphas_cumprod(), recognise(parts, "The adapter in training")
+    adapter = recognize(parts, "The adapter in training")
     batches = demo_model.prefetch(draw, loop.done, loop.steps)
 
     def loss_of(index):
         drawn = next(batches)
-        noise = torch.randn(drawn.latents.shape, generator=torch.Generator().manual_seed(index))
-        a = from_level[drawn.levels].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * drawn.latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy, noise, a = demo_model.noised(drawn.latents, drawn.levels, index)
         with torch.autocast("cpu", torch.bfloat16):
             eps = predict(noisy, drawn.levels.float(), encode_text(drawn.ids), adapter.keys_values(drawn.features)).float()
         return demo_model.denoising_loss(eps, noise, a)

@@ -1,4 +1,4 @@
-"""Makes the inversion that comes with the pack: `python . run tests/demo_inversion.py`; anew after the demo model's weights change.
+"""Makes the inversion that comes with the pack: `python . run tests/demo/make_inversion.py`; anew after the demo model's weights change.
 
 A rendered image, never a generated one, inverted by DDIM on the demo model, so that Load Inversion has something to load.
 """
@@ -18,7 +18,7 @@ from harness.demo_images import SCHEDULER, Studio
 STEPS = 20
 CAPTION = "a red circle on the left and a blue star on the right on a white background"
 SCENE = Scene("white", (Thing("circle", "red", x=33, y=64, radius=25), Thing("star", "blue", x=95, y=64, radius=25)), "horizontal")
-TARGET = inversion_files.SHIPPED / "demo_model.safetensors"
+TARGET = inversion_files.INVERSIONS.shipped / "demo_model.safetensors"
 
 
 @torch.inference_mode()

@@ -1,0 +1,78 @@
+"""Copies of what autograd saves: many of ComfyUI's networks write in place into tensors that the backward pass still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import comfy.model_management
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef  # while one lives, no other storage can be equal to it
+
+
+class _Copy:
+    """The copy of a storage as it was at one of its versions."""
+
+    def __init__(self, storage: torch.UntypedStorage):
+        self.storage = storage.clone()
+
+
+class SavedTensor(NamedTuple):
+    """A saved tensor: a view of a copied storage, or the tensor itself where it cannot change or is of an unusual kind."""
+
+    tensor: torch.Tensor | None
+    copy: _Copy | None = None
+    dtype: torch.dtype | None = None
+    layout: tuple = ()
+
+    def load(self) -> torch.Tensor:
+        if self.copy is None:
+            return self.tensor
+        return torch.empty(0, dtype=self.dtype, device=self.copy.storage.device).set_(self.copy.storage, *self.layout)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
+class Copies:
+    """Copies every storage once at each of its versions, and frees it with the last tensor saved of it. `weights` are not copied.
+
+    The original is freed as soon as the network itself no longer needs it, so the copies take little more memory. A copy has the layout of its
+    original: kernels then run as before, and gradients are the same bit for bit.
+    """
+
+    def __init__(self, weights: Callable[[], Iterable[torch.Tensor]]):
+        self.weights, self.fixed, self.copies = weights, None, WeakValueDictionary()
+
+    def save(self, tensor: torch.Tensor) -> SavedTensor:
+        if not _is_plain(tensor):
+            return SavedTensor(tensor)
+        if tensor.is_conj() or tensor.is_neg():
+            return SavedTensor(tensor.clone())
+        if self.fixed is None:  # not before: networks may get new weights at their first use
+            self.fixed = {StorageWeakRef(w.untyped_storage()) for w in self.weights() if _is_plain(w)}
+        storage = tensor.untyped_storage()
+        own = StorageWeakRef(storage)
+        if own in self.fixed:
+            return SavedTensor(tensor)
+        key = own, tensor._version
+        copy = self.copies.get(key)
+        if copy is None:
+            copy = self.copies[key] = _Copy(storage)
+        return SavedTensor(None, copy, tensor.dtype, (tensor.storage_offset(), tensor.size(), tensor.stride()))
+
+
+def loaded_weights() -> list[torch.Tensor]:
+    """The weights and buffers of all models that ComfyUI has in memory, ControlNets and text encoders among them."""
+    networks = [patcher.model for patcher in comfy.model_management.loaded_models() if patcher is not None]
+    return [w for network in networks for w in (*network.parameters(), *network.buffers())]
+
+
+def mutations_allowed() -> torch.autograd.graph.saved_tensors_hooks:
+    """Inside, networks may change in place what autograd has saved; gradients are those of the values that were saved.
+
+    In the place of torch's `allow_mutation_on_saved_tensors`, which in torch 2.13 can mix up tensors whose addresses are used again.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(Copies(loaded_weights).save, SavedTensor.load)

@@ -1,0 +1,59 @@
+"""How long tests and workflows take: measured by ``--measure``, kept in durations.json, read where work is chosen and shared out."""
+
+import collections
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = Path(__file__).with_name("durations.json")
+QUICK = 450.0  # seconds that the quick tests take together: under five minutes on two cores, with the start of two ComfyUIs
+TOTAL = "all"  # of a file, beside its slow tests
+
+
+@dataclass
+class Record:
+    """Seconds of workflows by name; of test files by path: the whole, and each slow test (over `bound`) by its name in the file."""
+
+    bound: float = 1.0
+    workflows: dict[str, float] = field(default_factory=dict)
+    tests: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> "Record":
+        return cls(**json.loads(FILE.read_text(encoding="utf-8")))
+
+    def write(self) -> None:
+        FILE.write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def is_slow(self, nodeid: str) -> bool:
+        file, _, name = nodeid.partition("::")
+        return name in self.tests.get(file, {})
+
+    def work(self, file: str, with_slow: bool) -> float:
+        """Seconds of a file, with or without its slow tests."""
+        seconds = self.tests.get(file, {})
+        return seconds.get(TOTAL, 0.0) - (0.0 if with_slow else sum(s for name, s in seconds.items() if name != TOTAL))
+
+    def slow_tests(self) -> list[str]:
+        return [f"{file}::{name}" for file, seconds in self.tests.items() for name in seconds if name != TOTAL]
+
+    def replace_tests(self, seconds: dict[str, float], whole: bool) -> None:
+        """Take over a measurement by node id. That of the whole suite chooses the bound; other files keep what they had."""
+        if whole:
+            self.bound, self.tests = bound_for(seconds.values()), {}
+        files = collections.defaultdict(dict)
+        for nodeid, value in seconds.items():
+            file, _, name = nodeid.partition("::")
+            files[file][TOTAL] = round(files[file].get(TOTAL, 0.0) + value, 1)
+            if value > self.bound:
+                files[file][name] = round(value, 1)
+        self.tests |= files
+
+
+def bound_for(seconds: Iterable[float]) -> float:
+    """The most that one test may take, so that all that take no more fit into `QUICK`."""
+    in_order = sorted(seconds)
+    fitting = sum(total <= QUICK for total in itertools.accumulate(in_order))
+    return round(in_order[fitting - 1], 2) if fitting else 0.0

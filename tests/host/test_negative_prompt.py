@@ -1,0 +1,108 @@
+"""Negative-prompt inversion in the real ComfyUI."""
+
+import pytest
+import torch
+
+from compare import assert_close
+from host import inversions, tiny
+from host.inversions import EMPTY, SOURCE, TARGET, apart, euler, image, on_positives, smooth
+
+pytestmark = pytest.mark.usefixtures("inference_mode")
+CFG, STEPS = 5.0, 4
+
+
+def small(family: str):
+    return smooth(family, 0.3)
+
+
+@pytest.fixture(params=["eps", "v", "flow"])
+def model(request):
+    return small(request.param)
+
+
+def invert(model, latent, **settings):
+    return inversions.invert("negative-prompt", model, latent, steps=STEPS, **settings)
+
+
+def ddim(model, latent):
+    return inversions.invert("ddim", model, latent, steps=STEPS)[0]
+
+
+def sample(model, inversion, cfg=CFG, **inputs):
+    return inversions.sample(model, inversion, cfg, **inputs)
+
+
+def test_under_the_source_cfg_has_no_effect(model):
+    latent = image()
+    inversion, *_, negative = invert(model, latent)
+    once, guided = sample(model, inversion, 1.0), sample(model, inversion, 7.5)
+    assert torch.equal(once, guided) and torch.equal(negative[0][0], SOURCE[0][0])
+    plain = ddim(model, latent)
+    assert torch.equal(once, sample(model, plain, 1.0))
+
+
+@pytest.mark.parametrize("proximal", ["off", "l0"])
+def test_under_the_source_a_step_costs_one_evaluation(proximal):
+    model, rows = small("eps"), []
+    model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    inversion = invert(model, image(), proximal=proximal)[0]
+    assert sum(rows) == inversion.evaluations == STEPS
+    sample(model, inversion, 7.5)
+    assert sum(rows) == 2 * STEPS
+    sample(model, inversion, 7.5, positive=TARGET)
+    assert sum(rows) == 4 * STEPS
+
+
+def test_with_a_node_on_positives_cfg_has_an_effect():
+    model = on_positives(small("eps"))
+    inversion, _, noise, sigmas, negative = invert(model, image())
+    blank = torch.zeros(1, 4, 8, 8)
+    assert_close(
+        sample(model, inversion), euler(model, blank, noise.generate_noise({"samples": blank}), sigmas, CFG, negative=negative), atol=1e-3, rtol=1e-3
+    )
+    assert apart(sample(model, inversion), sample(model, inversion, 1.0)) > 0.1
+
+
+def test_an_edit_is_guidance_away_from_the_source():
+    model = small("flow")
+    latent = image()
+    inversion = invert(model, latent)[0]
+    plain = ddim(model, latent)
+    assert torch.equal(sample(model, inversion, positive=TARGET), sample(model, plain, positive=TARGET, negative=SOURCE))
+
+
+def test_interpolation_leads_to_the_empty_prompt():
+    model = small("v")
+    latent = image()
+    plain = ddim(model, latent)
+    whole, half = (invert(model, latent, interpolation=share, negative=EMPTY)[0] for share in (1.0, 0.5))
+    assert_close(sample(model, whole), sample(model, plain, negative=EMPTY))
+    assert half.null[0][0].norm() == pytest.approx(float(SOURCE[0][0].norm()), rel=0.05)
+    assert not torch.equal(half.null[0][1]["pooled_output"], SOURCE[0][1]["pooled_output"])
+
+
+@pytest.mark.parametrize("kind", ["l0", "l1"])
+def test_proximal_guidance_is_between_none_and_all(kind):
+    model, latent = small("v" if kind == "l0" else "flow"), image()
+
+    def edited(quantile, cfg=CFG, proximal=kind):
+        return sample(model, invert(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
+
+    every, back = edited(0.0), sample(model, invert(model, latent)[0])
+    assert torch.equal(every, edited(0.5, proximal="off"))
+    assert_close(edited(1.0, 3.0), edited(1.0, 9.0))
+    assert_close(edited(1.0), back, atol=1e-4, rtol=1e-4)
+    assert 0 < apart(edited(0.7), back) < apart(every, back)
+
+
+def test_the_model_does_not_keep_the_direction():
+    model = small("eps")
+    sample(model, invert(model, image(), proximal="l0")[0], positive=TARGET)
+    assert "sampler_pre_cfg_function" not in model.model_options
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "flow"])
+def test_fixed_point_iterations_are_nearly_exact(family):
+    model, latent = tiny.unet(family, output_scale=0.05, **tiny.ONE_LEVEL), image()
+    plain, near = (invert(model, latent, fixed_point_iterations=k)[0] for k in (0, 10))
+    assert apart(sample(model, near), latent["samples"]) < apart(sample(model, plain), latent["samples"]) / 10

@@ -1,0 +1,80 @@
+"""What the tests of trainers share: their images, their nodes with few steps, and questions asked while a training runs."""
+
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.utils
+import torch
+from controlled_diffusion.nodes.host.training import run
+
+from node_schema import defaults
+
+
+def images(count=2, size=64, seed=0):
+    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def execute(node, **given):
+    """What a trainer's node gives, with its defaults; every input as the list that ComfyUI makes of it."""
+    known = {i.id for i in node.GET_SCHEMA().inputs}
+    lists = {k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given).items() if k in known}
+    return node.execute(**lists).args
+
+
+@contextmanager
+def watching(show):
+    """Inside, `show(value, total, preview)` is called whenever ComfyUI's progress bars move; afterwards nothing is interrupted."""
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: show(value, total, preview))
+    try:
+        yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
+
+
+def stopping_at(value, total):
+    """Inside, the user stops when a progress bar stands at `value` of `total`."""
+    return watching(lambda *now: comfy.model_management.interrupt_current_processing(now[:2] == (value, total)))
+
+
+def inside(task, question, around=None):
+    """What `question(denoiser)` gives while ComfyUI's sampling runs, with gradients; `around` replaces the task's own."""
+    found = []
+
+    def steps(denoiser):
+        found.append(question(denoiser))
+        return iter(())
+
+    with torch.inference_mode(False), torch.no_grad():
+        sampler = run.TrainSampler(steps, task.modules, around=around or task.around)
+        run.run_sampler(task.model, task.conditioning("a"), task.shape, sampler)
+    return found[0]
+
+
+def stir(task, size=0.05):
+    """Gives all parameters values that matter."""
+    draw = torch.Generator().manual_seed(11)
+    with torch.inference_mode(False), torch.no_grad():
+        for p in task.parameters.values():
+            p.add_(size * torch.randn(p.shape, generator=draw).to(p))
+
+
+def derivatives(task, step=0.01):
+    """(derivative by autograd, by differences) of the loss along a random direction of all parameters."""
+    stir(task)
+    parameters, draw = list(task.parameters.values()), torch.Generator().manual_seed(3)
+    with torch.inference_mode(False):
+        along = [torch.randn(p.shape, generator=draw).to(p) * p.detach().std().clamp(min=0.01) for p in parameters]
+
+    def question(denoiser):
+        gradients = torch.autograd.grad(task.loss(denoiser, 0), parameters)
+        assert all(float(g.abs().sum()) > 0 for g in gradients)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                torch._foreach_add_(parameters, along, alpha=sign * step)
+                values.append(float(task.loss(denoiser, 0)))
+                torch._foreach_sub_(parameters, along, alpha=sign * step)
+        return sum(float((g * a).sum()) for g, a in zip(gradients, along)), (values[0] - values[1]) / (2 * step)
+
+    return inside(task, question)
