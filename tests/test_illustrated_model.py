@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo.illustrated_captions import random_caption
 from controlled_diffusion.training.loop import Loop
 
 from demo import illustrated_recipe as recipe
+from demo import model as demo_model
 
 SCENES = 80
 SMALL = recipe.Recipe(easy_scenes=60, easy_steps=2, denoiser_steps=4, batch=4)
@@ -41,7 +41,7 @@ def tokens() -> demo_model.Tokens:
 
 
 def new_parts():
-    unet, tower = demo_model.initialise(TinyUNet(), 1), demo_model.initialise(TinyTower(), 2)
+    unet, tower = demo_model.initialize(TinyUNet(), 1), demo_model.initialize(TinyTower(), 2)
     parameters = {f"{prefix}.{k}": p for prefix, part in (("unet", unet), ("text", tower)) for k, p in part.named_parameters()}
     return (
         unet,

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model
-from controlled_diffusion.training.loop import Loop, save_atomically, saving, steps_done
+from controlled_diffusion.training.loop import Loop, progress, save_atomically, saving
 from safetensors.torch import load_file
 
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe_of
 from demo import illustrated_studio as studio
+from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
-from demo_model import Denoiser, load_average, parameters_of, say, shipped, shown
+from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 SAVE_EVERY = 240  # seconds
@@ -115,7 +115,7 @@ def new_denoiser(device: str, ids: list[int]):
     supported.set_inference_dtype(torch.float32, None)
     unet = supported.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
-    demo_model.initialise_denoiser(unet, tower)
+    demo_model.initialize_denoiser(unet, tower)
     table = tower.embeddings.token_embedding
     table.weight = torch.nn.Parameter(table.weight.detach()[ids].clone())
     return unet.to(device, memory_format=torch.channels_last), tower.to(device)
@@ -159,7 +159,7 @@ def train(options) -> None:
     recipe = recipe_of.RECIPES[options.device]
     autoencoder = train_autoencoder(options, recipe)
     for scenes, until in recipe.growth:
-        if (steps_done(options.state / "denoiser.safetensors") or 0) < until:
+        if progress(options.state / "denoiser.safetensors")[0] < until:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
     train_decoder(autoencoder, options, recipe)
 
@@ -196,7 +196,7 @@ def write_weights(options, path: Path) -> Path:
     """Writes the current weights as one file."""
     (autoencoder, unet, tower), latents = current(options), load_file(options.state / "latents.safetensors")["latents"]
     save_atomically(weights_of(autoencoder, latents, unet, tower), path)
-    say(f"wrote {path.name}: {path.stat().st_size / 1e6:.2f} MB, UNet at step {steps_done(options.state / 'denoiser.safetensors')}")
+    say(f"wrote {path.name}: {path.stat().st_size / 1e6:.2f} MB, UNet at step {progress(options.state / 'denoiser.safetensors')[0]}")
     return path
 
 
@@ -213,7 +213,7 @@ def weights_file(options) -> Path:
 def status(options) -> None:
     """How many steps are done, and the PSNR of the VAE on held-out scenes."""
     for part in ("vae", "denoiser", "decoder"):
-        say(f"{part}: {steps_done(options.state / f'{part}.safetensors') or 0} steps done")
+        say(f"{part}: {progress(options.state / f'{part}.safetensors')[0]} steps done")
     quality, images, decoded = studio.reconstruct(current(options)[0], options.count)
     say(f"VAE: {quality.mean():.1f} dB on average, lowest {quality.min():.1f} dB")
     if options.output:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo import illustrated_world as world
 from controlled_diffusion.training.demo.illustrated_captions import Caption
@@ -25,6 +24,8 @@ from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torch import nn
+
+from demo import model as demo_model
 
 WEIGHTS = Path(__file__).parent / "illustrated" / "reader.safetensors"
 CELL = 4  # pixels of the image to one cell of the map of things
@@ -96,7 +97,7 @@ class Reader(nn.Module):
 
 def new_reader() -> Reader:
     """The network with seeded start values; residual branches and outputs begin at zero."""
-    reader = demo_model.initialise(Reader(), SEEDS["train"])
+    reader = demo_model.initialize(Reader(), SEEDS["train"])
     for name, p in reader.named_parameters():
         if "next_conv.weight" in name or name.split(".")[0] in ("cells", "colors", "ground", "style"):
             p.data.zero_()
@@ -198,7 +199,7 @@ def reader_loss(reader: Reader, batch) -> torch.Tensor:
 
 def train(options) -> None:
     """Trains the reader, goes on where it stopped, and writes its weights."""
-    from demo_model import say, shown
+    from demo.make_model import say, shown
 
     options.state.mkdir(parents=True, exist_ok=True)
     reader, state = new_reader().to(options.device), options.state / "reader.safetensors"
@@ -299,7 +300,7 @@ def refused(reader: Reader, count: int) -> float:
 
 
 def measure(options) -> None:
-    from demo_model import say
+    from demo.make_model import say
 
     reader = load(options.output)
     for fact, share in clean_scores(reader, options.count).items():

@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo import illustrated_world as world
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS, PLACE_WORDS, SIZE_WORDS, STYLE_WORDS, random_caption
@@ -21,6 +20,8 @@ from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THIN
 from controlled_diffusion.training.demo.illustrated_grounds import SIZE
 from controlled_diffusion.training.demo.illustrated_scenes import Scene, random_scene
 from controlled_diffusion.training.loop import Loop, Step
+
+from demo import model as demo_model
 
 LATENT = SIZE // 8
 UNET_CONFIG = {

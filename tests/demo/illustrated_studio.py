@@ -7,11 +7,11 @@ import comfy.sample
 import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training import demo_model
 from controlled_diffusion.training.demo.illustrated_captions import Caption, random_caption
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import illustrated_recipe as recipe
+from demo import model as demo_model
 from harness import demo_images
 
 NOISE_SEED = 7_000_000
