@@ -101,3 +101,16 @@ def test_clean_scenes_are_read():
 @pytest.mark.slow
 def test_scrambled_things_are_refused():
     assert reader.refused(reader.load(), 100) > 0.95
+
+
+def test_loss_falls():
+    """Two steps on the same batch."""
+    network, batch = reader.new_reader(), reader.batch_of(0, size=2)
+    losses = []
+    for _ in range(2):
+        loss = reader.reader_loss(network, batch)
+        losses.append(float(loss.detach()))
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        for p, gradient in zip(network.parameters(), gradients):
+            p.data -= 0.01 * gradient if gradient is not None else 0
+    assert losses[1] < losses[0]

@@ -6,10 +6,8 @@ draws. The recipe is tests/demo/illustrated_recipe.py.
 """
 
 import argparse
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,19 +30,6 @@ SAVE_EVERY = 240  # seconds
 GOALS = {"thing": 92, "ground": 97, "color": 95, "place": 90, "style": 90, "both things": 75}
 
 
-def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: int, block: int = 64) -> Iterator:
-    """make(start), make(start + 1), ...: by a thread, or by several processes where there are cores for them."""
-    if workers < 2 or start >= stop:
-        yield from demo_model.prefetch(make, start, stop)
-        return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        blocks = [range(first, min(first + block, stop)) for first in range(start, stop, block)]
-        pending = pool.map_async(make, blocks[0]) if blocks else None
-        for following in [*blocks[1:], range(0)]:
-            ready, pending = pending.get(), pool.map_async(make, following)
-            yield from ready
-
-
 def train_autoencoder(options, recipe) -> torch.nn.Module:
     """The trained VAE; trains it first where its state is not complete and no latents of it are in use."""
     autoencoder, state = shipped()[0].to(options.device), options.state / "vae.safetensors"
@@ -62,7 +47,7 @@ def train_autoencoder(options, recipe) -> torch.nn.Module:
     if (options.state / "latents.safetensors").exists():
         loop.steps = loop.done
     say(f"VAE: {loop.done} of {loop.steps} steps done")
-    batches = made_ahead(partial(recipe_of.crops, recipe.autoencoder_scenes), loop.done, loop.steps, options.workers)
+    batches = recipe_of.made_ahead(partial(recipe_of.crops, recipe.autoencoder_scenes), loop.done, loop.steps, options.workers)
     shown(saving(loop, recipe_of.train_autoencoder(*parts.values(), loop, options.device, batches), state, SAVE_EVERY))
     load_average(state, **parts)
     return autoencoder.requires_grad_(False)
@@ -79,7 +64,7 @@ def train_decoder(autoencoder, options, recipe) -> None:
     loop.restore(state)
     say(f"decoder: {loop.done} of {loop.steps} steps done")
     paint = partial(recipe_of.crops, recipe.autoencoder_scenes)
-    batches = made_ahead(partial(later, paint, recipe.autoencoder_steps), loop.done, loop.steps, options.workers)
+    batches = recipe_of.made_ahead(partial(later, paint, recipe.autoencoder_steps), loop.done, loop.steps, options.workers)
     shown(saving(loop, recipe_of.train_autoencoder(autoencoder.taesd_encoder, decoder, loop, options.device, batches), state, SAVE_EVERY))
 
 
@@ -92,7 +77,7 @@ def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
     """Latents of the first `count` training scenes, float16 (count, 4, 24, 24), encoded once."""
     path, side, chunk = options.state / "latents.safetensors", recipe_of.LATENT, 20
     done = load_file(path)["latents"] if path.exists() else torch.empty(0, 4, side, side, dtype=torch.float16)
-    painted = made_ahead(recipe_of.image, len(done), count, options.workers)
+    painted = recipe_of.made_ahead(recipe_of.image, len(done), count, options.workers)
     while len(done) < count:
         parts = []
         for _ in range(min(50, -(-(count - len(done)) // chunk))):
@@ -275,7 +260,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.workers = 1 if options.device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
+    options.workers = recipe_of.workers(options.device)
     commands[options.what](options)
 
 

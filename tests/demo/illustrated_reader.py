@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from demo import model as demo_model
+from demo.illustrated_recipe import made_ahead, workers
 
 WEIGHTS = Path(__file__).parent / "illustrated" / "reader.safetensors"
 CELL = 4  # pixels of the image to one cell of the map of things
@@ -177,19 +178,20 @@ def _labels(scene: Scene, masks, hurt: list[bool]) -> tuple[np.ndarray, np.ndarr
     return cells, colors
 
 
-def batch_of(index: int, size: int = 16, share: float = 0.2) -> tuple[torch.Tensor, ...]:
-    """Images (B, 3, 192, 192) in [0, 1] and labels: cells and colors (B, 48, 48), ground and style (B,)."""
+def batch_of(index: int, size: int = 16, share: float = 0.2) -> tuple[np.ndarray, ...]:
+    """Images, uint8 (B, 192, 192, 3), and labels: cells and colors (B, 48, 48), ground and style (B,)."""
     rng, rows = np.random.default_rng((SEEDS["train"], index)), []
     for _ in range(size):
         scene = random_scene(rng)
         image, masks, hurt = paint(scene, rng, share)
         rows.append((image, *_labels(scene, masks, hurt), GROUNDS.index(scene.ground), list(STYLES).index(scene.style)))
-    images, *labels = zip(*rows)
-    return demo_model.as_images(list(images)), *(torch.from_numpy(np.stack(label)) for label in labels)
+    return tuple(np.stack(column) for column in zip(*rows))
 
 
-def reader_loss(reader: Reader, batch) -> torch.Tensor:
-    images, cells, colors, ground, style = batch
+def reader_loss(reader: Reader, batch: tuple[np.ndarray, ...], device: str = "cpu") -> torch.Tensor:
+    """Cross-entropy of all that is read in a batch of `batch_of`."""
+    images = demo_model.as_images(list(batch[0])).to(device)
+    cells, colors, ground, style = (torch.from_numpy(label).to(device) for label in batch[1:])
     with torch.autocast(images.device.type, torch.bfloat16):
         outputs = reader(images.contiguous(memory_format=torch.channels_last))
     of_cells, of_colors, of_ground, of_style = (output.float() for output in outputs)
@@ -208,8 +210,8 @@ def train(options) -> None:
     loop = Loop(parameters, steps=options.steps, learning_rate=1.5e-3, warmup=100, average=0.995, matrices=matrices)
     loop.restore(state)
     say(f"reader: {loop.done} of {loop.steps} steps done")
-    batches = demo_model.prefetch(batch_of, loop.done, loop.steps)
-    shown(saving(loop, loop.run(lambda index: reader_loss(reader, [part.to(options.device) for part in next(batches)])), state, 240))
+    batches = made_ahead(batch_of, loop.done, loop.steps, workers(options.device))
+    shown(saving(loop, loop.run(lambda index: reader_loss(reader, next(batches), options.device)), state, 240))
     with loop.averaged():
         save_atomically({k: v.half() for k, v in reader.state_dict().items()}, options.output)
 

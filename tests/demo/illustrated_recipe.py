@@ -6,6 +6,8 @@ together with its text tower. The networks are ComfyUI's own classes and come fr
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +60,24 @@ RECIPES = {  # by device; a training begun on one goes on with the recipe of the
     "cpu": Recipe(),
     "cuda": Recipe(autoencoder_steps=5000, autoencoder_scenes=12, easy_steps=400, growth=((30_000, 6000),), denoiser_steps=6000, batch=128),
 }
+
+
+def made_ahead(make: Callable[[int], object], start: int, stop: int, workers: int, block: int = 64) -> Iterator:
+    """make(start), make(start + 1), ...: by a thread, or by several processes where there are cores for them."""
+    if workers < 2 or start >= stop:
+        yield from demo_model.prefetch(make, start, stop)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        blocks = [range(first, min(first + block, stop)) for first in range(start, stop, block)]
+        pending = pool.map_async(make, blocks[0]) if blocks else None
+        for following in [*blocks[1:], range(0)]:
+            ready, pending = pending.get(), pool.map_async(make, following)
+            yield from ready
+
+
+def workers(device: str) -> int:
+    """How many processes paint: one beside a CPU that trains, and nearly all cores beside a GPU."""
+    return 1 if device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
 
 
 def mixed_precision(device: str):
