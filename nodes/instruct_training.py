@@ -95,7 +95,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                     "Steps of the optimizer. Typical: 1000–20000.",
                     4,
                     0.0001,
-                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001. With prodigy: 1.",
+                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001.",
                 ),
                 whole("validation_every", 0, 0, 1_000_000, "Steps between edits to look at; 0 = at the end alone."),
                 *_learning(),

@@ -11,7 +11,7 @@ def classifier_training(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="an image", prompt="a large green star on a pink background")
+        empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="a picture", prompt="a large green star on a pink background")
     with graph.group("2 Labeled images"):
         size = graph.add("EmptyLatentImage", title="training images", width=128, height=128, batch_size=48)
         fast = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0)

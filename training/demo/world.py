@@ -246,5 +246,5 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> Caption:
         text = _one_of(
             rng, (f"{text} on a {background} background", f"{text}, {background} background", f"{text} on {background}"), (0.6, 0.25, 0.15)
         )
-    prefix = _one_of(rng, ("", "an image of ", "a drawing of "), (0.7, 0.15, 0.15))
+    prefix = _one_of(rng, ("", "a picture of ", "a drawing of "), (0.7, 0.15, 0.15))
     return Caption(prefix + text, claims, background)

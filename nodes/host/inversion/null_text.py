@@ -265,7 +265,7 @@ def loss_curve(inversion: Inversion) -> torch.Tensor:
     means = {k: v.mean(1).tolist() for k, v in extras.items()}
     lines = {
         "at the start of the step": [(i, 1e5 * means["first_losses"][i]) for i in range(steps)],
-        "enough": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in range(steps)],
+        "tolerance": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in range(steps)],
         "kept": [(i, 1e5 * means["losses"][i]) for i in range(steps)],
     }
     title = f"loss times 100 000; {inversion.evaluations} evaluations for each image, a gradient counting as two"
