@@ -21,11 +21,11 @@ from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training import loop
 from controlled_diffusion.training.augmentation import Augmentation
-from controlled_diffusion.training.demo.world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
 from demo import model as demo_model
+from demo.world import render
 from host import tiny, tiny_text, video
 from node_schema import defaults
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.noisy_classifier import noised
 
 from demo import model as demo_model
+from demo import world
 from harness.demo_images import Studio
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
