@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 
-from demo import control, ip_adapter
+from demo import control, ip_adapter, world
 from demo import model as demo_model
 from demo.instruct import KINDS, PAIRS, edit, family, instruction
 

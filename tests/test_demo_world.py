@@ -2,8 +2,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from controlled_diffusion.training.demo import checker, world
-from controlled_diffusion.training.demo.world import PAIR_PLACES, Caption, Claim, Scene, Thing
+from controlled_diffusion.training.demo import checker
+
+from demo import world
+from demo.reading import any_shape
+from demo.world import PAIR_PLACES, Caption, Claim, Scene, Thing
 
 
 def truth(scene: Scene) -> Caption:
@@ -103,5 +106,5 @@ def test_strangers_to_the_world_are_told_from_its_shapes(shape):
     for radius in (19, 26, 34):
         thing = world.Thing(shape, "red", x=60, y=66, radius=radius)
         (seen,) = checker.read(world.render(Scene("white", (thing,), "center"))).things
-        found, overlap = checker.any_shape(seen.mask)
+        found, overlap = any_shape(seen.mask)
         assert found == shape and overlap > 0.85

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.loop import Loop, Step
 
 from demo import model as demo_model
+from demo import world
 
 RANK, SEED = 16, 70
 WHOLE = ("input_hint_block.", "zero_convs.", "middle_block_out.")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from controlled_diffusion.training.channel_dropout import JointDropout
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.instruct_pix2pix import DROPOUT
 from controlled_diffusion.training.loop import Loop, Step
 
 from demo import model as demo_model
+from demo import world
 
 SEED, FAMILIES = 80, 2000
 KINDS = ("color", "shape", "remove")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from controlled_diffusion.attention.ip_adapter import Pair, recognize
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.demo.config import VISION_CONFIG
 from controlled_diffusion.training.loop import Loop, Step
 
 from demo import model as demo_model
+from demo import world
 
 SEED, TOKENS, SHIFT = 90, 3, 3
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}

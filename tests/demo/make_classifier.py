@@ -8,12 +8,12 @@ import torch
 from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.training import noisy_classifier
-from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 from controlled_diffusion.training.loop import Loop, saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
 
 from demo import model as demo_model
 from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
+from demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 
 STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
 LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))

@@ -10,13 +10,14 @@ from functools import partial
 
 import torch
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training.demo import packing, world
+from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.instruct_pix2pix import widened
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from safetensors.torch import load_file
 
 from demo import instruct as demo_instruct
 from demo import model as demo_model
+from demo import world
 from demo.make_model import STATE, Denoiser, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
 
 BATCH = 24

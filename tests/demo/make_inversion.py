@@ -11,8 +11,8 @@ from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.inversion import inversion_files
 from controlled_diffusion.nodes.host.inversion import invert as inverting
-from controlled_diffusion.training.demo.world import Scene, Thing, render
 
+from demo.world import Scene, Thing, render
 from harness.demo_images import SCHEDULER, Studio
 
 STEPS = 20

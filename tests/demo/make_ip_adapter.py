@@ -13,12 +13,13 @@ from controlled_diffusion.attention.ip_adapter import decoupled
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.training import noisy_classifier
-from controlled_diffusion.training.demo import config, world
+from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.packing import quantized, restored
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
 from demo import ip_adapter as recipe
 from demo import model as demo_model
+from demo import world
 from demo.make_model import OVERRIDE, STATE, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
 
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32

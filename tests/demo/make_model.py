@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training.demo import checker, config, world
+from controlled_diffusion.training.demo import checker, config
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from demo import model as demo_model
+from demo import world
 from harness import demo_images
 
 STATE = Path(__file__).parents[2] / ".host" / "demo_model"

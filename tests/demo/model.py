@@ -17,10 +17,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.demo.config import SEEDS, start_tokens
 from controlled_diffusion.training.loop import Loop, Step
 from controlled_diffusion.training.noisy_classifier import initialize
+
+from demo import world
 
 NOISY = 600  # of 1000 levels
 

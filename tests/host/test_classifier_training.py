@@ -21,11 +21,11 @@ from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training import loop
 from controlled_diffusion.training.augmentation import Augmentation
-from controlled_diffusion.training.demo.world import render
 from controlled_diffusion.training.loop import Diverged
 
 from compare import assert_close
 from demo import model as demo_model
+from demo.world import render
 from host import tiny, tiny_text, video
 from node_schema import defaults
 
@@ -67,7 +67,7 @@ def backgrounds(count=COUNT):
 
 
 def settings(**knobs):
-    return host.Settings("exclusive", "small", 4, 8, 1e-3, 0, **knobs)
+    return host.Settings(4, 8, 1e-3, 0, kind="exclusive", size="small", **knobs)
 
 
 def picked(sample, count):
@@ -90,7 +90,7 @@ def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
 
 
 def test_it_tells_the_backgrounds_of_images_that_it_never_saw(eps_model, demo_vae):
-    asked = host.Settings("exclusive", "small", 60, 32, 2e-3, 0, held_out=0.25, average=0.9)
+    asked = host.Settings(60, 32, 2e-3, 0, kind="exclusive", size="small", held_out=0.25, average=0.9)
     made = host.learn(eps_model, demo_vae, [images(48)], backgrounds(48), asked, "mine", "refuse")
     assert made.judged_on == "12 images held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
     assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss

@@ -16,11 +16,12 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training import noisy_classifier
-from controlled_diffusion.training.demo import config, world
+from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 
 from compare import assert_close
 from demo import model as demo_model
+from demo import world
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 

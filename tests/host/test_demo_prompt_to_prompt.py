@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import Caption, Claim
 
+from demo.world import Caption, Claim
 from harness.demo_images import Studio
 from measures import prompt_to_prompt as measure
 

@@ -16,11 +16,11 @@ from controlled_diffusion.nodes.host.training import instruct_pairs as host
 from controlled_diffusion.nodes.host.training.pair_filter import pair_filter
 from controlled_diffusion.nodes.host.training.pair_folder import PairFolder
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
 from PIL import Image
 
 from compare import assert_close
+from demo import world
 from host import sampling, tiny, tiny_text
 from node_schema import defaults
 

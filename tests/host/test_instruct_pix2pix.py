@@ -298,7 +298,7 @@ def test_a_model_that_takes_no_image_is_refused_by_its_class(any_model):
         (SNOW, None, r"'positive' carries no image \(concat_latent_image\) and 'image' is not connected"),
         (seeing(SNOW), IMAGE, r"'positive' already carries an image \(concat_latent_image\), and 'image' is connected as well"),
         (SNOW, torch.rand(1, 64, 64, 3), "'image' is an IMAGE, which needs the vae"),
-        (SNOW, {"samples": torch.zeros(1, 16, 8, 8)}, "latent has 16 channels, but SD15_instructpix2pix takes 4"),
+        (SNOW, {"samples": torch.zeros(1, 16, 8, 8)}, "latent has 16 channels, but SD15_instructpix2pix .* takes 4"),
         ([[torch.zeros(1, 77, 768), {}]], IMAGE, "positive has text features of width 768, but SD15_instructpix2pix takes 64"),
         ([], IMAGE, "positive is an empty conditioning"),
     ],

@@ -26,10 +26,10 @@ from controlled_diffusion.nodes.host.inversion.invert import Inversion
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import Caption, Claim, render
 
 from compare import assert_close
 from demo import make_inversion
+from demo.world import Caption, Claim, render
 from harness.demo_images import Studio
 from host import tiny
 from host.inversions import EMPTY, SOURCE, TARGET, image

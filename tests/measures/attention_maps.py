@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.attention import attention_maps
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SHAPES
 
+from demo.world import BACKGROUNDS, COLORS, SHAPES
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 
 THRESHOLD, BATCH = 0.4, 2

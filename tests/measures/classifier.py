@@ -12,8 +12,8 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import COLORS, SHAPES
 
+from demo.world import COLORS, SHAPES
 from harness.demo_images import Studio
 
 SCALES = (0.0, 2.0, 8.0, 32.0, 64.0)

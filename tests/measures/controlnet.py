@@ -13,11 +13,12 @@ import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
-from controlled_diffusion.training.demo import checker, world
-from controlled_diffusion.training.demo.world import COLORS, Scene
+from controlled_diffusion.training.demo import checker
 
 from demo import control as demo_control
 from demo import model as demo_model
+from demo import world
+from demo.world import COLORS, Scene
 from harness.demo_images import Studio
 
 CONTROLNET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"

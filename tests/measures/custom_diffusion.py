@@ -17,10 +17,12 @@ from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as merging
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.trainer import TrainResult
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.textual_inversion import Word
 
 from demo import model as demo_model
+from demo import world
+from demo.reading import any_shape
 from harness.demo_images import Studio
 from measures import textual_inversion
 from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught
@@ -116,7 +118,7 @@ def judged_one(image: np.ndarray, claimed: world.Caption, idea: Idea) -> dict[st
     if not reading.things:
         return dict.fromkeys(FACTS, False)
     seen = reading.things[0]
-    shape, score = checker.any_shape(seen.mask)
+    shape, score = any_shape(seen.mask)
     there = textual_inversion.shown(image, reading) | ({shape} if score >= ALIKE else set())
     found = {
         "concept": idea.name in there,

@@ -16,9 +16,9 @@ import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 
 from demo import model as demo_model
+from demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from node_schema import defaults
 

@@ -10,9 +10,9 @@ import torch
 from controlled_diffusion.guidance.image_guidance import DISTANCES
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
-from controlled_diffusion.training.demo import world
 
 from demo import model as demo_model
+from demo import world
 from harness.demo_images import Studio
 
 WEIGHTS = {"color": 1.0, "brightness": 8.0, "layout": 4.0}

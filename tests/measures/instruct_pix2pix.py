@@ -18,11 +18,12 @@ from controlled_diffusion.guidance.instruct_pix2pix import Scales
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
 from controlled_diffusion.nodes.host.training import instruct_models
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import instruct as demo_instruct
 from demo import model as demo_model
+from demo import world
 from harness.demo_images import Studio
 
 HELD_OUT, NOISE, TEXT, IMAGE, BATCH = 4321, 900, 3.0, 1.5, 32

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 
 from demo import instruct as demo_instruct
+from demo import world
 from harness.demo_images import Studio
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
 from node_schema import defaults

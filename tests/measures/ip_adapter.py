@@ -13,9 +13,10 @@ from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 
 from demo import ip_adapter as recipe
+from demo import world
 from harness.demo_images import CFG, Studio
 
 GOAL = 0.8

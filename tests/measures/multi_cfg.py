@@ -8,8 +8,8 @@ import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import COLORS, SHAPES, Caption, Claim
 
+from demo.world import COLORS, SHAPES, Caption, Claim
 from harness.demo_images import Studio
 
 BATCH = 32

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
-from controlled_diffusion.training.demo import world
 from controlled_diffusion.training.noisy_classifier import noised
 
 from demo import model as demo_model
+from demo import world
 from harness.demo_images import Studio
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
@@ -44,7 +44,7 @@ def learnt(studio: Studio, options: argparse.Namespace):
     """What the trainer makes of rendered scenes with their labels, or goes on with."""
     scenes = [demo_model.scene(i, LEARN) for i in range(options.images)]
     images = [torch.from_numpy(world.render(s)).float()[None] / 255 for s in scenes]
-    settings = host.Settings("independent", "small", options.steps, options.batch, options.rate, seed=0)
+    settings = host.Settings(options.steps, options.batch, options.rate, seed=0, kind="independent", size="small")
     labels = ["\n".join(", ".join(labels_of(s)) for s in scenes)]
     return host.learn(studio.model, studio.vae, images, labels, settings, options.name, "continue").classifier
 

@@ -17,12 +17,14 @@ from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
 from controlled_diffusion.nodes.host.training.trainer import TrainResult
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.dreambooth import Preservation
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
 from controlled_diffusion.training.textual_inversion import Word
 
+from demo import world
+from demo.reading import any_shape
 from harness.demo_images import CFG, STEPS, Studio
 from harness.environment import PRIVATE
 from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
@@ -116,7 +118,7 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
         rows = []
         for reading, prompt in zip(readings, prompts):
             seen, verdict = reading.things[:1], checker.judge(reading, prompt)
-            found = bool(seen) and checker.any_shape(seen[0].mask)
+            found = bool(seen) and any_shape(seen[0].mask)
             row = {
                 "shape": bool(found) and found[0] == shape and found[1] >= ALIKE,
                 "color": bool(seen) and seen[0].color == prompt.claims[0].color,

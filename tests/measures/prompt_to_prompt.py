@@ -22,8 +22,8 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 
+from demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from measures.diffedit import caption, held_out

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.sdedit import SDEditSampler
 from controlled_diffusion.training.demo import checker
-from controlled_diffusion.training.demo.world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
 
 from demo import model as demo_model
+from demo.world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
 from harness.demo_images import CFG, SCHEDULER, Studio
 
 SEED = 5

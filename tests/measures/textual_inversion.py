@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from controlled_diffusion.nodes.host.training import textual_inversion as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
-from controlled_diffusion.training.demo import checker, world
+from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.objectives import Levels
 from controlled_diffusion.training.settings import Data, Settings, Validation
 from controlled_diffusion.training.textual_inversion import Word
 
 from demo import model as demo_model
+from demo import world
+from demo.reading import extras
 from harness.demo_images import Studio
 from harness.environment import PRIVATE
 
@@ -42,7 +44,7 @@ def with_extra(scene: world.Scene, extra: str) -> world.Scene:
 
 def shown(image: np.ndarray, reading: checker.Reading) -> set[str]:
     """Which of the extras an image shows; the texture is that of its largest thing."""
-    return checker.extras(image) | {t.texture for t in reading.things[:1]}
+    return extras(image) | {t.texture for t in reading.things[:1]}
 
 
 def caption(scene: world.Scene, number: int) -> world.Caption:

@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from .world import BACKGROUNDS, COLORS, CREAM, OUTLINES, SHADE, SHAPES, SIZE, STRANGERS, TEAL, TEXTURES, Caption, Claim, _coverage
+from .world import BACKGROUNDS, COLORS, OUTLINES, SHADE, SHAPES, SIZE, TEAL, TEXTURES, Caption, Claim, coverage
 
 FOREGROUND = 55.0  # RGB distance from the background at which a pixel belongs to a thing
 CHANGED = 25  # of 255, by which a color of a pixel has to differ to have changed
@@ -95,28 +95,25 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
 
 
-def _normalised(mask: np.ndarray) -> np.ndarray:
+def _normalized(mask: np.ndarray) -> np.ndarray:
     r0, r1, c0, c1 = _bounds(mask)
     cut = Image.fromarray(mask[r0:r1, c0:c1].astype(np.uint8) * 255)
     return np.asarray(cut.resize((_TEMPLATE, _TEMPLATE), Image.Resampling.BILINEAR)) > 127
 
 
-_TEMPLATES = {s: _normalised(_coverage(s, 64, 64, 28) > 0.5) for s in SHAPES}
+def template(outline: list | None) -> np.ndarray:
+    """The normalized mask of a shape, to compare masks with."""
+    return _normalized(coverage(outline, 64, 64, 28) > 0.5)
 
 
-_STRANGE_TEMPLATES = {s: _normalised(_coverage(s, 64, 64, 28) > 0.5) for s in STRANGERS}
+TEMPLATES = {s: template(outline) for s, outline in OUTLINES.items()}
 
 
-def _shape(mask: np.ndarray, templates: dict[str, np.ndarray] = _TEMPLATES) -> tuple[str, float]:
-    cut = _normalised(mask)
+def best_shape(mask: np.ndarray, templates: dict[str, np.ndarray] = TEMPLATES) -> tuple[str, float]:
+    cut = _normalized(mask)
     overlap = {s: float((cut & t).sum() / (cut | t).sum()) for s, t in templates.items()}
     best = max(overlap, key=overlap.get)
     return best, overlap[best]
-
-
-def any_shape(mask: np.ndarray) -> tuple[str, float]:
-    """The shape of a mask among those of the world and the strangers to it, and the overlap (IoU) with its template."""
-    return _shape(mask, _TEMPLATES | _STRANGE_TEMPLATES)
 
 
 def _texture(dark: np.ndarray, mask: np.ndarray) -> str:
@@ -149,7 +146,7 @@ def _position(mask: np.ndarray) -> str:
 
 def _describe(blob: np.ndarray, color: str, dark: np.ndarray) -> Seen:
     mask = _fill_holes(blob)
-    shape, score = _shape(mask)
+    shape, score = best_shape(mask)
     return Seen(shape, color, _texture(dark & blob, mask), _size(mask, shape), _position(mask), mask, score)
 
 
@@ -229,35 +226,3 @@ def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_aft
             return 0.0
     changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
     return max(1.0 - float(changed.mean()), 1e-3)
-
-
-def _near(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
-    rows, cols = np.mgrid[:SIZE, :SIZE]
-    return mask & (np.hypot(cols - x, rows - y) <= radius)
-
-
-def extras(image: np.ndarray) -> set[str]:
-    """Which of "eye", "hat" and "moon" an image shows, uint8 (128, 128, 3).
-
-    A moon is teal in its corner, an eye a teal spot within cream on a thing, a hat a teal block on top of a thing.
-    """
-    image = image.astype(np.float32)
-    teal, cream = _distance(image, TEAL) < 60, _distance(image, CREAM) < 60
-    moon = _near(teal, 116, 12, 9)
-    found = {"moon"} if moon.sum() >= 50 else set()
-    for blob in _components(teal & ~_near(teal, 116, 12, 12)):
-        rows, cols = np.nonzero(blob)
-        y, x, count = rows.mean(), cols.mean(), len(rows)
-        around = _near(~blob, x, y, 7)
-        if 10 <= count <= 60 and cream[around].mean() > 0.5:
-            found.add("eye")
-        elif count >= 90 and _thing_below(image, teal, x, rows.max()):
-            found.add("hat")
-    return found
-
-
-def _thing_below(image: np.ndarray, worn: np.ndarray, x: float, bottom: int) -> bool:
-    """Whether a thing begins under a place."""
-    thing = _distance(image, BACKGROUNDS[_background(image)]) > FOREGROUND
-    below = (thing & ~worn)[bottom + 1 : bottom + 14, max(0, int(x) - 3) : int(x) + 4]
-    return below.size > 0 and bool(below.mean() > 0.3)

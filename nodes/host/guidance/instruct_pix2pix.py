@@ -1,7 +1,5 @@
 """Instruction-tuned models of ComfyUI: how the image enters them, and a guider with a scale for it and one for the text."""
 
-from __future__ import annotations
-
 import comfy.model_base
 import comfy.samplers
 import node_helpers
@@ -10,6 +8,7 @@ import torch
 from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
 from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
+from ..latents import check_latent_channels
 from ..noise_levels import run_noise_scale
 from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
@@ -43,12 +42,7 @@ def _latent(model, image, vae) -> torch.Tensor:
     if not isinstance(image, dict) and vae is None:
         raise ValueError("'image' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
     samples = image["samples"] if isinstance(image, dict) else vae.encode(image[..., :3])
-    wanted = model.model.latent_format.latent_channels
-    if samples.shape[1] != wanted:
-        raise ValueError(
-            f"The image's latent has {samples.shape[1]} channels, but {type(model.model).__name__} takes {wanted}: "
-            "encode it with the VAE that belongs to this model."
-        )
+    check_latent_channels(model, samples)
     return samples
 
 
@@ -95,11 +89,9 @@ class SourceImage:
 
 
 class InstructPix2Pix(MultiCFG):
-    """Plain CFG by the instruction, image in both halves, and the image's excess as a channel.
-
-    So its cfg is the text scale, other nodes' CFG functions act on the instruction, and at image scale 1 it is ComfyUI's CFG. Where the
-    image alone has no share in the equation, it is CFG from nothing to the edit, and the excess rests.
-    """
+    """Plain CFG by the instruction, image in both halves, and the image's excess as a channel. So its cfg is the text scale, other nodes'
+    CFG functions act on the instruction, and at image scale 1 it is ComfyUI's CFG. Where the image alone has no share in the equation, it
+    is CFG from nothing to the edit, and the excess rests."""
 
     def __init__(self, model, conditions: Conditions, scales: Scales):
         super().__init__(model, conditions.image, around_the_image(conditions, scales))

@@ -1,17 +1,14 @@
 """Training a noisy classifier on images: latents of a model's own format, and a file that the loader reads."""
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import comfy.model_management
 import comfy.utils
-import numpy as np
 import torch
 
 from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_images
+from ....training import settings
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop, saving
 from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialize, targets_of, train_noisy_classifier
@@ -22,27 +19,20 @@ from . import memory
 from .images import images_of, split_images
 from .memory import GB, PassMemory, estimate, pass_memory
 from .run import Stopped
-from .trainer import loss_curve
+from .trainer import digest, loop_of, loss_curve
 
 SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     kind: str
     size: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int
     held_out: float = 0.1
     average: float = 0.99
     flip: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
     warmup: int = 50
-    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -152,19 +142,10 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
 
 
 def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
-    images = hashlib.sha256(np.ascontiguousarray(latents.numpy()).tobytes()).hexdigest()[:12]
-    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in ("steps", "learning_rate", "schedule", "warmup")}
-    return Loop(
-        dict(network.named_parameters()),
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup=min(settings.warmup, settings.steps // 10),
-        average=settings.average,
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        accumulate=settings.accumulate,
-        about={**fixed, "labels": ", ".join(labels), "images": images},
-    )
+    free = ("steps", "learning_rate", "schedule", "warmup", "checkpointing")
+    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in free}
+    about = {**fixed, "labels": ", ".join(labels), "images": digest([latents])}
+    return loop_of(dict(network.named_parameters()), settings, warmup=min(settings.warmup, settings.steps // 10), about=about)
 
 
 def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:

@@ -1,7 +1,5 @@
 """What all trainers of concepts share: how a run goes, its validation images, what is kept of it, and the curve of its losses."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -32,11 +30,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None.
-
-    Of trainers that give a model also the MODEL with the trained weights; of those of a subject their LoRA, what to write in a prompt, and the
-    sentences of the subject's images so written (those that name a new word, if there is one).
-    """
+    """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None. Of trainers that give a model also the
+    MODEL with the trained weights; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
+    so written (those that name a new word, if there is one)."""
 
     name: str
     curve: torch.Tensor
@@ -53,6 +49,12 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
     return run_in_inference_mode(lambda: decoded(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
+
+
+def loop_of(parameters: dict[str, torch.nn.Parameter], settings: Settings, **own) -> Loop:
+    """The loop that settings ask for; `own` arguments of `Loop` come before them."""
+    names = ("steps", "learning_rate", "warmup", "average", "optimizer", "schedule", "accumulate")
+    return Loop(parameters, **{k: getattr(settings, k) for k in names} | own)
 
 
 @dataclass(kw_only=True)
@@ -111,13 +113,10 @@ class Task:
         return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules)
 
     def loop(self) -> Loop:
-        s = self.settings
-        return Loop(
-            self.parameters, steps=s.steps, learning_rate=self.learning_rate, warmup=s.warmup, average=s.average, optimizer=s.optimizer,
-            schedule=s.schedule, accumulate=s.accumulate, loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about,
-        )  # fmt: skip
+        own = dict(loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about)
+        return loop_of(self.parameters, self.settings, learning_rate=self.learning_rate, **own)
 
-    def look(self, training: TrainingRun) -> None:
+    def look(self, training: "TrainingRun") -> None:
         """Samples the validation prompt with the trained weights, and shows the images on the node."""
         v = self.validation
         if not v.count:
@@ -138,9 +137,7 @@ class Task:
 
 class TrainingRun:
     """A task on its way: its steps, some at a time, with the progress bar, the state file, validation images and the trained weights' file.
-
-    `write` saves the trained weights and says where.
-    """
+    `write` saves the trained weights and says where."""
 
     def __init__(self, task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False):
         self.task, self.state, self.write, self.loop = task, state, write, task.loop()
