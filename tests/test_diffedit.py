@@ -43,33 +43,33 @@ def test_what_differs_is_the_mask():
 
 
 @pytest.mark.parametrize("aggregation", diffedit.AGGREGATIONS)
-@pytest.mark.parametrize("normalisation", diffedit.NORMALISATIONS)
+@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
 @pytest.mark.parametrize("kind", diffedit.THRESHOLDS)
 @pytest.mark.parametrize("soft", [False, True])
-def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normalisation, kind, soft):
+def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normalization, kind, soft):
     found = diffedit.heat([torch.zeros(3, 2, 4, 8, 8)] * 2, aggregation)
     found = diffedit.sharpened(found, torch.zeros(2, 64, 64))
     for threshold in (0.0, 0.5, 1.0):
-        shown = diffedit.normalized(found, normalisation)
+        shown = diffedit.normalized(found, normalization)
         assert torch.equal(shown, torch.zeros(2, 64, 64))
         assert torch.equal(diffedit.cut(shown, threshold, kind, soft), torch.zeros(2, 64, 64))
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.25, 1e4])
-@pytest.mark.parametrize("normalisation", diffedit.NORMALISATIONS)
+@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
 @pytest.mark.parametrize("kind", diffedit.THRESHOLDS)
-def test_the_mask_ignores_the_size_of_the_difference(factor, normalisation, kind):
-    found = [diffedit.normalized(diffedit.heat([differences().double() * f]), normalisation) for f in (1.0, factor)]
+def test_the_mask_ignores_the_size_of_the_difference(factor, normalization, kind):
+    found = [diffedit.normalized(diffedit.heat([differences().double() * f]), normalization) for f in (1.0, factor)]
     masks = [diffedit.cut(values, 0.4, kind) for values in found]
     assert torch.equal(*masks) and masks[0].any()
 
 
-@pytest.mark.parametrize("normalisation", diffedit.NORMALISATIONS)
-def test_every_sample_is_normalized_by_itself(normalisation):
+@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
+def test_every_sample_is_normalized_by_itself(normalization):
     """A public implementation takes the mean of the whole batch: one strong sample empties the mask of the others."""
     alone = differences(batch=1)
-    both = diffedit.normalized(diffedit.heat([torch.cat([alone, 100 * alone], 1)]), normalisation)
-    assert_close(both[:1], diffedit.normalized(diffedit.heat([alone]), normalisation))
+    both = diffedit.normalized(diffedit.heat([torch.cat([alone, 100 * alone], 1)]), normalization)
+    assert_close(both[:1], diffedit.normalized(diffedit.heat([alone]), normalization))
 
 
 def test_the_papers_rule_cuts_at_one_and_a_half_means():
@@ -158,7 +158,7 @@ def test_levels_are_spread_evenly_and_one_is_the_middle():
 
 
 @pytest.mark.parametrize("rule", diffedit.RULES)
-def test_an_empty_mask_returns_the_image_a_full_one_the_ddim_edit(rule):
+def test_an_empty_mask_gives_the_image_a_full_one_the_ddim_edit(rule):
     x0, sigmas = draw(2, 4, 8, 8).double(), falling()
     states = encoded(wild, x0, sigmas)
     assert torch.equal(edited(states, sigmas, torch.zeros(1, 1, 1, 1), rule=rule), x0)
