@@ -5,6 +5,8 @@ import torch
 from controlled_diffusion.attention.maps import Maps, Sums, heat, mask_of, phase_of, shares
 from torch.testing import assert_close
 
+from checks import refused
+
 DRAW = torch.Generator().manual_seed(0)
 
 
@@ -23,19 +25,12 @@ COLUMNS = [(0,), (1, 2, 4), (3, 5, 6)]
 @pytest.mark.parametrize("at_once", [1, 4 * 2 * 3 * 7 * 4, 2**26])
 def test_shares_are_those_of_softmax(at_once):
     q, k = random(2, 3, 10, 8), random(2, 3, 7, 8)
-    assert_close(shares(q, k, COLUMNS, at_once=at_once), explicit(q, k, COLUMNS))
-    assert_close(shares(q, k, COLUMNS, 0.7, at_once=at_once), explicit(q, k, COLUMNS, 0.7))
-
-
-def test_groups_of_all_keys_add_up_to_one():
-    made = shares(random(2, 3, 10, 8), random(2, 3, 7, 8), COLUMNS)
-    assert made.shape == (2, 3, 10)
+    made = shares(q, k, COLUMNS, at_once=at_once)
+    assert_close(made, explicit(q, k, COLUMNS))
     assert_close(made.sum(1), torch.ones(2, 10))
-
-
-def test_fewer_heads_of_keys_serve_several_of_queries():
-    q, k = random(2, 4, 10, 8), random(2, 2, 7, 8)
-    assert_close(shares(q, k, COLUMNS), explicit(q, k.repeat_interleave(2, 1), COLUMNS))
+    assert_close(shares(q, k, COLUMNS, 0.7, at_once=at_once), explicit(q, k, COLUMNS, 0.7))
+    q, k = random(2, 4, 10, 8), random(2, 2, 7, 8)  # fewer heads of keys serve several of queries
+    assert_close(shares(q, k, COLUMNS, at_once=at_once), explicit(q, k.repeat_interleave(2, 1), COLUMNS))
 
 
 @pytest.mark.parametrize("rows", [1, 10])
@@ -52,9 +47,8 @@ def test_masked_keys_get_nothing(rows):
 
 def maps(**more):
     sums = Sums()
-    sums.add((0, "1/2"), torch.full((1, 2, 2, 2), 0.2))
-    sums.add((0, "1/2"), torch.full((1, 2, 2, 2), 0.4))
-    sums.add((0, "1/1"), torch.full((1, 2, 4, 4), 0.9))
+    for group, size, value in (("1/2", 2, 0.2), ("1/2", 2, 0.4), ("1/1", 4, 0.9)):
+        sums.add((0, group), torch.full((1, 2, size, size), value))
     sums.add((1, "1/1"), torch.full((1, 2, 4, 4), 0.1) * torch.tensor([1.0, 3.0])[:, None, None])
     return Maps(**{**dict(words=("red", "Circle"), sums=sums, phases=((0, 0.5), (0.5, 1)), size=(32, 32)), **more})
 
@@ -72,21 +66,16 @@ def test_means_count_every_layer_and_evaluation_once():
 def test_frames_of_a_video_are_images():
     sums = Sums()
     sums.add((0, "early"), torch.arange(24.0).reshape(2, 1, 3, 2, 2))
-    made = maps(words=("a",), sums=sums).mean()
-    assert_close(made, torch.arange(24.0).reshape(6, 1, 2, 2))
+    assert_close(maps(words=("a",), sums=sums).mean(), torch.arange(24.0).reshape(6, 1, 2, 2))
 
 
-@pytest.mark.parametrize(
-    "asked, message",
-    [
-        (dict(words=["blue"]), "no map of 'blue'; the words captured in this run are: red, Circle"),
-        (dict(groups=["1/8"]), "no maps of the layers '1/8'; the groups of this run are: 1/2, 1/1"),
-        (dict(groups=["1/2"], phases=[1]), "no maps of phase 2"),
-    ],
-)
+@pytest.mark.parametrize("asked, message", [
+    (dict(words=["blue"]), "no map of 'blue'; the words captured in this run are: red, Circle"),
+    (dict(groups=["1/8"]), "no maps of the layers '1/8'; the groups of this run are: 1/2, 1/1"),
+    (dict(groups=["1/2"], phases=[1]), "no maps of phase 2"),
+])  # fmt: skip
 def test_missing_maps_are_named(asked, message):
-    with pytest.raises(ValueError, match=message):
-        maps().mean(**asked)
+    refused(message, maps().mean, **asked)
 
 
 def test_phases_are_equal_parts_of_the_range():
@@ -107,5 +96,4 @@ def test_masks_are_hard_or_the_heat_itself():
     assert hard[0, 5:11, 10:].all() and not hard[0, :3].any() and not hard[0, :, :6].any()
     soft = mask_of(low, (16, 16), 0.0)
     assert float(soft.min()) == 0 and float(soft.max()) == 1 and torch.equal((soft > 0.5).float(), hard)
-    with pytest.raises(ValueError, match="threshold is 1"):
-        mask_of(low, (16, 16), 1.0)
+    refused("threshold is 1", mask_of, low, (16, 16), 1.0)

@@ -3,6 +3,8 @@ import torch
 from controlled_diffusion.training.channel_dropout import ChannelDropout, JointDropout, draws, dropped, rate_for
 from torch.testing import assert_close
 
+from checks import refused
+
 COUNT = 40_000
 
 
@@ -19,15 +21,11 @@ def test_all_channels_are_dropped_together_at_the_rate_asked_for(channels):
 
 
 def test_channels_are_dropped_independently():
-    keep = ChannelDropout((0.3, 0.6, 0.5)).keep(torch.zeros(COUNT), drawn(3))
-    gone = (~keep).float()
+    gone = (~ChannelDropout((0.3, 0.6, 0.5)).keep(torch.zeros(COUNT), drawn(3))).float()
     assert_close(gone.mean(0), torch.tensor([0.3, 0.6, 0.5]), atol=0.01, rtol=0)
     assert (torch.corrcoef(gone.T) - torch.eye(3)).abs().max() < 0.02
-
-
-def test_rates_of_one_and_zero_are_kept_exactly():
-    keep = ChannelDropout((0.0, 1.0)).keep(torch.zeros(1000), drawn(2, 1000))
-    assert keep[:, 0].all() and not keep[:, 1].any()
+    never_and_always = ChannelDropout((0.0, 1.0)).keep(torch.zeros(1000), drawn(2, 1000))
+    assert never_and_always[:, 0].all() and not never_and_always[:, 1].any()
     assert rate_for(0.0, 3) == 0.0 and rate_for(1.0, 3) == 1.0
 
 
@@ -37,11 +35,13 @@ def test_a_rate_may_follow_the_noise():
     assert_close(rates, torch.tensor([[0.1, 0.5], [0.5, 0.5], [0.9, 0.5]], dtype=torch.float64))
     clean = dropout.keep(torch.full((COUNT,), 30.0), drawn(2))
     assert_close((~clean).float().mean(0), torch.tensor([0.9, 0.5]), atol=0.01, rtol=0)
+    always = ChannelDropout((0.2,))
+    assert torch.equal(always.keep(torch.linspace(-9, 9, 500), drawn(1, 500)), always.keep(torch.zeros(500), drawn(1, 500)))
 
 
-def test_without_clean_rates_the_noise_does_not_matter():
-    dropout = ChannelDropout((0.2,))
-    assert torch.equal(dropout.keep(torch.linspace(-9, 9, 500), drawn(1, 500)), dropout.keep(torch.zeros(500), drawn(1, 500)))
+def test_whether_anything_is_ever_left_out():
+    assert ChannelDropout((0.0, 0.1)).active and ChannelDropout((0.0,), clean=(0.1,)).active
+    assert not ChannelDropout((0.0, 0.0), clean=(0.0, 0.0)).active
 
 
 def test_a_sample_is_drawn_the_same_in_any_batch():
@@ -52,11 +52,6 @@ def test_a_sample_is_drawn_the_same_in_any_batch():
     assert abs(torch.corrcoef(many.T)[0, 1]) < 0.06
 
 
-def test_whether_anything_is_ever_left_out():
-    assert ChannelDropout((0.0, 0.1)).active and ChannelDropout((0.0,), clean=(0.1,)).active
-    assert not ChannelDropout((0.0, 0.0), clean=(0.0, 0.0)).active
-
-
 def test_joint_dropout_has_three_cases_of_equal_share():
     keep = JointDropout().keep(torch.zeros(COUNT), ((torch.arange(COUNT) + 0.5) / COUNT)[:, None].expand(-1, 2))
     shares = {(p, t): float(((keep[:, 0] == p) & (keep[:, 1] == t)).float().mean()) for p in (True, False) for t in (True, False)}
@@ -64,28 +59,18 @@ def test_joint_dropout_has_three_cases_of_equal_share():
 
 
 def test_a_dropped_channel_is_its_null():
-    text, image = torch.randn(3, 5, 4), torch.randn(3, 2, 6, 6)
+    text, image = torch.randn(3, 5, 4, requires_grad=True), torch.randn(3, 2, 6, 6)
     keep = torch.tensor([[True, True], [False, True], [True, False]])
-    nulls = torch.full((1, 5, 4), 7.0), torch.zeros(1)
-    new_text, new_image = dropped([text, image], nulls, keep)
+    new_text, new_image = dropped([text, image], [torch.full((1, 5, 4), 7.0), torch.zeros(1)], keep)
     assert torch.equal(new_text[[0, 2]], text[[0, 2]]) and (new_text[1] == 7).all()
     assert torch.equal(new_image[:2], image[:2]) and (new_image[2] == 0).all()
-
-
-def test_gradients_pass_through_kept_rows_alone():
-    text = torch.randn(2, 3, requires_grad=True)
-    dropped([text], [torch.zeros(1)], torch.tensor([[True], [False]]))[0].sum().backward()
-    assert_close(text.grad, torch.tensor([[1.0] * 3, [0.0] * 3]))
+    new_text.sum().backward()
+    assert_close(text.grad, torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1).expand_as(text))
 
 
 def test_bad_rates_and_counts_are_refused():
-    with pytest.raises(ValueError, match=r"at the rate 1.5; give 0 \(never\) to 1"):
-        ChannelDropout((0.1, 1.5))
-    with pytest.raises(ValueError, match="2 rates at pure noise but 1 at clean"):
-        ChannelDropout((0.1, 0.2), clean=(0.3,))
-    with pytest.raises(ValueError, match="rate is 2 for 1 channels"):
-        ChannelDropout.together(2, 1)
-    with pytest.raises(ValueError, match="2 channels, 1 nulls and masks for 2"):
-        dropped([torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"a share of 0\.5; give 0 to 1/3"):
-        JointDropout(0.5)
+    refused(r"at the rate 1.5; give 0 \(never\) to 1", ChannelDropout, (0.1, 1.5))
+    refused("2 rates at pure noise but 1 at clean", ChannelDropout, (0.1, 0.2), clean=(0.3,))
+    refused("rate is 2 for 1 channels", ChannelDropout.together, 2, 1)
+    refused("2 channels, 1 nulls and masks for 2", dropped, [torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
+    refused(r"a share of 0\.5; give 0 to 1/3", JointDropout, 0.5)

@@ -5,33 +5,27 @@ from controlled_diffusion.training import instruct_pix2pix
 from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.demo.packing import quantized, restored
 
-
-def weights() -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    shapes = {"linear.weight": (5, 7), "conv.weight": (4, 3, 3, 3), "norm.bias": (6,), "count": ()}
-    return {k: torch.randn(shape, generator=draw) for k, shape in shapes.items()} | {"still.weight": torch.zeros(3, 2)}
+from checks import draw
 
 
 def test_every_weight_comes_back_to_half_a_step_of_its_channel():
-    given, stored = weights(), quantized(weights())
+    shapes = {"linear.weight": (5, 7), "conv.weight": (4, 3, 3, 3), "norm.bias": (6,), "count": ()}
+    given = {k: draw(*shape, seed=i) for i, (k, shape) in enumerate(shapes.items())} | {"still.weight": torch.zeros(3, 2)}
+    stored = quantized(given)
     assert all(stored[k].dtype == torch.int8 and stored[k].shape == v.shape for k, v in given.items())
+    assert set(restored(stored)) == set(given)
     for name, found in restored(stored).items():
         step = (given[name].flatten(1).abs().amax(1) if given[name].ndim > 1 else given[name].abs().amax().reshape(1)) / 127
         apart = (found - given[name]).abs().reshape(len(step), -1).amax(1)
         assert (apart <= step * 0.5001).all(), name
-    assert set(restored(stored)) == set(given)
-
-
-def test_a_small_channel_beside_a_large_one_keeps_its_precision():
-    given = {"w": torch.tensor([[1.0, -0.3], [1e-4, 0.7e-4]])}
-    assert torch.allclose(restored(quantized(given))["w"], given["w"], rtol=0.01, atol=0)
+    fine = {"w": torch.tensor([[1.0, -0.3], [1e-4, 0.7e-4]])}  # a small channel beside a large one
+    assert torch.allclose(restored(quantized(fine))["w"], fine["w"], rtol=0.01, atol=0)
 
 
 def test_the_instruction_model_is_stored_as_differences():
     """8 bits of the weights themselves would be far coarser than of what training changed."""
-    draw = torch.Generator().manual_seed(1)
-    base = {"input_blocks.0.0.weight": torch.randn(4, 2, 3, 3, generator=draw), "out.bias": torch.randn(4, generator=draw)}
-    trained = {k: v + 0.01 * torch.randn(v.shape, generator=draw) for k, v in base.items()}
+    base = {"input_blocks.0.0.weight": draw(4, 2, 3, 3), "out.bias": draw(4, seed=1)}
+    trained = {k: v + 0.01 * draw(*v.shape, seed=2) for k, v in base.items()}
     trained["input_blocks.0.0.weight"] = instruct_pix2pix.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
     found = packing.unpacked(packing.packed(trained, base), base)
     assert all(torch.allclose(found[k], trained[k], rtol=0, atol=3e-4) for k in trained)

@@ -13,9 +13,8 @@ WORDS = {*world.SHAPES, *world.COLORS, *world.TEXTURES, *world.RADII}
 
 
 def test_a_silhouette_is_white_where_things_are():
-    scene = demo_model.scene(3)
-    wanted = np.logical_or.reduce(world.thing_masks(scene))
-    assert ((control.silhouettes(scene)[..., 0] > 127) == wanted).all() and wanted.any()
+    wanted = np.logical_or.reduce(world.thing_masks(demo_model.scene(3)))
+    assert ((control.silhouettes(demo_model.scene(3))[..., 0] > 127) == wanted).all() and wanted.any()
 
 
 @pytest.mark.parametrize("index", range(12))

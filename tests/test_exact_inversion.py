@@ -7,9 +7,10 @@ from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.edict import EDICT
 from controlled_diffusion.inversion.exact import for_steps, step_pair
-from controlled_diffusion.inversion.method import Derivative, Trajectory, method_named, replay, single
+from controlled_diffusion.inversion.method import Derivative, Trajectory, replay, single
 from torch.testing import assert_close
 
+from checks import refused
 from denoisers import FAMILIES, Gaussian, Seen, apart, derivative, draw, errors, levels, network, one, round_trip, silent, vp
 
 METHODS = [EDICT(), BDIA(), OBELM()]
@@ -39,8 +40,8 @@ def test_round_trip_of_200_steps_is_exact(family, method, bound):
 
 
 def test_belm_is_exact_on_uneven_sigmas():
-    assert round_trip(OBELM(), "eps", UNEVEN) < 1e-12
-    assert round_trip(OBELM(), "flow", tuple(s / 5 for s in UNEVEN)) < 1e-12
+    for family, top in (("eps", 1), ("flow", 5)):
+        assert round_trip(OBELM(), family, tuple(s / top for s in UNEVEN)) < 1e-12
 
 
 def eps(x, sigma):
@@ -123,47 +124,29 @@ def test_evaluations_are_counted_and_none_is_at_sigma_zero(method):
 
 
 @every_method
-def test_another_prompt_makes_another_image(method):
-    trajectory = method.encode(derivative("v"), draw(), levels("v", 10), silent)
-    assert apart(replay(method, derivative("v", prompt=1.0), trajectory), draw()) > 0.05
-
-
-@pytest.mark.parametrize("scale", [one, vp])
-@pytest.mark.parametrize("method_for, power", [(lambda n: BDIA(1.0), 1.0), (lambda n: OBELM(), 1.0), (lambda n: OBELM(), 2.0)])
-def test_bdia_and_belm_are_of_second_order(method_for, power, scale):
-    found = errors(method_for, scale, power)
-    assert found[1] / found[2] == pytest.approx(4, rel=0.1) and found[2] < 1e-3
-
-
-@pytest.mark.parametrize("scale", [one, vp])
-def test_edict_is_of_first_order(scale):
-    found = errors(lambda n: EDICT(for_steps(0.93, n)), scale, steps=(200, 400, 800))
-    assert found[1] / found[2] == pytest.approx(2, rel=0.1) and found[2] < 0.01
-
-
-@every_method
-def test_trajectory_ends_at_the_image(method):
+def test_a_trajectory_ends_at_the_image_another_prompt_elsewhere(method):
     """A state of EDICT is twice the image there; of the others it is x and the x before it, and the first holds the next x."""
-    x0, sigmas = draw(), levels("eps", 4)
-    trajectory = method.encode(derivative("eps"), x0, sigmas, silent)
+    x0, sigmas = draw(), levels("v", 10)
+    trajectory = method.encode(derivative("v"), x0, sigmas, silent)
     xs = [state[0] for state in trajectory.states]
     assert trajectory.sigmas == sigmas and torch.equal(xs[-1], x0)
     if method.name == "edict":
         assert torch.equal(trajectory.states[-1][1], x0)
     else:
-        assert [state[1] is x for state, x in zip(trajectory.states, [xs[1], *xs])] == [True] * 5
+        assert [state[1] is x for state, x in zip(trajectory.states, [xs[1], *xs])] == [True] * 11
+    assert apart(replay(method, derivative("v", prompt=1.0), trajectory), draw()) > 0.05
 
 
-BAD = [
-    *((EDICT, p, rf"p is {p:g}; give more than 0, up to 1, usually 0\.93") for p in (0.0, -0.5, 1.01)),
-    *((BDIA, gamma, rf"gamma is {gamma:g}; give 0\.92 to 1") for gamma in (-0.1, 1.01)),
-]
-
-
-@pytest.mark.parametrize("method, setting, message", BAD)
-def test_bad_settings_are_refused(method, setting, message):
-    with pytest.raises(ValueError, match=message):
-        method(setting)
+@pytest.mark.parametrize("scale", [one, vp])
+@pytest.mark.parametrize("method_for, order, power, steps, most", [
+    (lambda n: BDIA(1.0), 2, 1.0, (100, 200, 400), 1e-3),
+    (lambda n: OBELM(), 2, 1.0, (100, 200, 400), 1e-3),
+    (lambda n: OBELM(), 2, 2.0, (100, 200, 400), 1e-3),
+    (lambda n: EDICT(for_steps(0.93, n)), 1, 1.0, (200, 400, 800), 0.01),
+], ids=["bdia", "belm", "belm on uneven steps", "edict"])  # fmt: skip
+def test_bdia_and_belm_are_of_second_order_edict_of_first(method_for, order, power, steps, most, scale):
+    found = errors(method_for, scale, power, steps)
+    assert found[1] / found[2] == pytest.approx(2**order, rel=0.1) and found[2] < most
 
 
 LOST = [
@@ -178,37 +161,38 @@ LOST = [
 
 @pytest.mark.parametrize("method, sigmas, message", LOST)
 def test_settings_that_lose_the_image_are_refused(method, sigmas, message):
-    with pytest.raises(ValueError, match=message):
-        method.encode(derivative("eps"), draw(), sigmas, silent)
+    refused(message, method.encode, derivative("eps"), draw(), sigmas, silent)
 
 
-@pytest.mark.parametrize("method", [EDICT(0.892), BDIA(0.832)])
-def test_the_settings_that_the_error_names_are_accepted(method):
-    method.encode(derivative("eps"), draw(), levels("eps", 50), silent)
+def test_bad_settings_are_refused_and_those_named_accepted():
+    for p in (0.0, -0.5, 1.01):
+        refused(rf"p is {p:g}; give more than 0, up to 1, usually 0\.93", EDICT, p)
+    for gamma in (-0.1, 1.01):
+        refused(rf"gamma is {gamma:g}; give 0\.92 to 1", BDIA, gamma)
+    for method in (EDICT(0.892), BDIA(0.832)):
+        method.encode(derivative("eps"), draw(), levels("eps", 50), silent)
 
 
 def test_belm_refuses_steps_beyond_float32():
     sigmas = (14.6, 14.59, 14.58, 9.0, 4.0, 0.0)
-    with pytest.raises(ValueError, match=r"558 times longer .* about 5e-01 of the image in float32\. Choose precision float64"):
-        OBELM().encode(derivative("eps"), draw(dtype=torch.float32), sigmas, silent)
+    told = r"558 times longer .* about 5e-01 of the image in float32\. Choose precision float64"
+    refused(told, OBELM().encode, derivative("eps"), draw(dtype=torch.float32), sigmas, silent)
     assert round_trip(OBELM(), "eps", sigmas) < 1e-7
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50, 200])
 def test_for_steps_keeps_the_product_over_all_steps(steps):
-    p = for_steps(0.93, steps)
-    assert p**steps == pytest.approx(0.93**50)
-    assert round_trip(EDICT(p), "eps", levels("eps", steps)) < 1e-11
+    assert for_steps(0.93, steps) ** steps == pytest.approx(0.93**50)
+    assert round_trip(EDICT(for_steps(0.93, steps)), "eps", levels("eps", steps)) < 1e-11
     assert [for_steps(p, steps) for p in (0.0, -1.0, 1.5)] == [0.0, -1.0, 1.5]  # for the method to refuse
 
 
 @pytest.mark.parametrize("p", [0.8, 0.93])
 def test_edict_mixing_shrinks_the_difference_by_p_squared(p):
-    still = Derivative(lambda x, sigma: x)
     trajectory = Trajectory((2.0, 1.0, 0.0), ((draw(seed=1), draw(seed=2)),) * 3)
     state = trajectory.states[0]
     for i in range(2):
-        after = EDICT(p).step(still, state, i, trajectory)
+        after = EDICT(p).step(Derivative(lambda x, sigma: x), state, i, trajectory)
         assert_close(after[0] - after[1], p**2 * (state[0] - state[1]))
         assert_close(after[0], p * state[0] + (1 - p) * state[1])
         state = after
@@ -216,17 +200,15 @@ def test_edict_mixing_shrinks_the_difference_by_p_squared(p):
 
 def test_edict_states_take_turns():
     """Which state moves first: the network is evaluated at the other."""
-    inputs = []
-    trajectory = Trajectory((3.0, 2.0, 1.0, 0.0), ((draw(seed=1), draw(seed=2)),) * 4)
-    way = Derivative(lambda x, sigma: inputs.append(x) or x)
+    inputs, trajectory = [], Trajectory((3.0, 2.0, 1.0, 0.0), ((draw(seed=1), draw(seed=2)),) * 4)
     for i in range(3):
-        EDICT().step(way, trajectory.states[0], i, trajectory)
-    assert [1 if torch.equal(x, single(trajectory.states[0][1])) else 0 for x in inputs[::2]] == [1, 0, 1]
+        EDICT().step(Derivative(lambda x, sigma: inputs.append(x) or x), trajectory.states[0], i, trajectory)
+    assert [int(torch.equal(x, single(trajectory.states[0][1]))) for x in inputs[::2]] == [1, 0, 1]
 
 
 def test_edict_states_diverge_less_the_closer_p_is_to_one():
-    trajectories = [EDICT(p).encode(derivative("eps"), draw(), levels("eps", 50), silent) for p in (0.97, 0.93, 0.9)]
-    gaps = [apart(y, x) for x, y in (trajectory.states[0] for trajectory in trajectories)]
+    tops = [EDICT(p).encode(derivative("eps"), draw(), levels("eps", 50), silent).states[0] for p in (0.97, 0.93, 0.9)]
+    gaps = [apart(y, x) for x, y in tops]
     assert gaps[0] < 0.1 < gaps[1] < 0.4 < gaps[2]
 
 
@@ -255,9 +237,8 @@ def test_bdia_follows_a_constant_derivative_exactly(gamma):
 
 
 def test_bdia_weight_is_gamma_times_the_input_scales():
-    sigmas = (4.0, 2.0, 1.0, 0.0)
-    assert BDIA(0.9).weight(Derivative(None, one), sigmas, 1) == 0.9
-    assert BDIA(0.9).weight(Derivative(None, vp), sigmas, 1) == pytest.approx(0.9 * (2 / 17) ** 0.5)
+    weights = [BDIA(0.9).weight(Derivative(None, scale), (4.0, 2.0, 1.0, 0.0), 1) for scale in (one, vp)]
+    assert weights == [0.9, pytest.approx(0.9 * (2 / 17) ** 0.5)]
 
 
 def test_bdia_first_step_shows_its_state():
@@ -269,9 +250,8 @@ def test_bdia_first_step_shows_its_state():
 
 def test_bdia_noise_is_more_accurate_than_ddims():
     way, sigmas, x0 = Gaussian(vp), levels("eps", 50), draw()
-    ours, plain = (m.encode(way, x0, sigmas, silent).states[0][0] for m in (BDIA(), DDIM()))
-    true = way.at_top(x0, sigmas[0])
-    assert apart(ours, true) < apart(plain, true) / 1.5
+    ours, plain = (apart(m.encode(way, x0, sigmas, silent).states[0][0], way.at_top(x0, sigmas[0])) for m in (BDIA(), DDIM()))
+    assert ours < plain / 1.5
 
 
 def test_belm_follows_a_parabola_exactly():
@@ -297,7 +277,3 @@ def test_belm_on_even_flow_steps_is_the_leapfrog():
     sigmas = levels("flow", 8)
     leapfrog, ours = (m.encode(derivative("flow"), draw(), sigmas, silent) for m in (BDIA(1.0), OBELM()))
     assert_close(ours.states[0][0], leapfrog.states[0][0], atol=1e-9, rtol=1e-9)
-
-
-def test_belm_is_called_o_belm_in_files():
-    assert method_named("o-belm") is OBELM

@@ -7,6 +7,7 @@ from controlled_diffusion.inversion.flow_edit import flow_edit
 from controlled_diffusion.inversion.noise import draw_like, noised
 from torch.testing import assert_close
 
+from checks import refused
 from denoisers import FAMILIES, apart, derivative, draw, levels
 
 STEPS = 10
@@ -28,23 +29,21 @@ def by_hand(family, n_max, n_min, n_avg, seed=3):
     source, target, sigmas = derivative(family, 1.5, 0.0), derivative(family, 3.0, 1.0), levels(family, STEPS)
     generator, x0, z_edit = torch.Generator().manual_seed(seed), draw(), draw()
 
-    def noisy():
-        noise = draw_like(x0, generator)
-        return (1 - now if family == "flow" else 1) * x0 + now * noise
+    def noisy(now):
+        return (1 - now if family == "flow" else 1) * x0 + now * draw_like(x0, generator)
 
-    for i in range(STEPS - n_max, STEPS):
-        now, goal = sigmas[i : i + 2]
-        if i < STEPS - n_min:
-            total = 0
-            for _ in range(n_avg):
-                z_source = noisy()
-                total = total + target(z_edit + z_source - x0, now) - source(z_source, now)
-            z_edit = z_edit + (goal - now) * total / n_avg
-            continue
-        if i == STEPS - n_min:
-            x = z_edit + noisy() - x0
+    for now, goal in zip(sigmas[STEPS - n_max : STEPS - n_min], sigmas[STEPS - n_max + 1 :]):
+        total = 0
+        for _ in range(n_avg):
+            z_source = noisy(now)
+            total = total + target(z_edit + z_source - x0, now) - source(z_source, now)
+        z_edit = z_edit + (goal - now) * total / n_avg
+    if not n_min:
+        return z_edit
+    x = z_edit + noisy(sigmas[STEPS - n_min]) - x0
+    for now, goal in zip(sigmas[STEPS - n_min :], sigmas[STEPS - n_min + 1 :]):
         x = x + (goal - now) * target(x, now)
-    return x if n_min else z_edit
+    return x
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,16 +61,13 @@ def test_the_same_prompt_and_cfg_give_the_image_back(family, n_max, n_avg):
     assert apart(edit(family, target=derivative(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
 
 
-def test_no_step_gives_the_image_back_without_an_evaluation():
-    source, target = derivative("flow"), derivative("flow", 1.0, 1.0)
+def test_evaluations_and_steps_are_counted():
+    source, target, seen = derivative("flow"), derivative("flow", 1.0, 1.0), []
     assert torch.equal(edit("flow", source, target, n_max=0), draw())
     assert source.calls == target.calls == 0
-
-
-def test_evaluations_are_counted():
-    source, target = derivative("flow"), derivative("flow", 1.0, 1.0)
-    edit("flow", source, target, n_max=8, n_min=3, n_avg=2)
+    edit("flow", source, target, n_max=8, n_min=3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
     assert (source.calls, target.calls) == (5 * 2, 5 * 2 + 3)
+    assert seen == [(2, 4, 8, 8)] * 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,26 +83,25 @@ def test_averaging_noises_steadies_the_edit():
     assert spread(8) < 0.6 * spread(1)
 
 
+class Watch:
+    """A derivative that keeps what it is asked."""
+
+    denoised = None
+
+    def __init__(self):
+        self.inner, self.seen = derivative("flow"), []
+
+    def __call__(self, x, at):
+        self.seen.append((x, at))
+        return self.inner(x, at)
+
+
 def test_every_step_has_fresh_noise_and_both_prompts_share_it():
-    seen = {"source": [], "target": []}
-
-    def watching(name, prompt):
-        inner = derivative("flow", 1.0, prompt)
-
-        class Watch:
-            denoised = None
-
-            def __call__(self, x, at):
-                seen[name].append((x, at))
-                return inner(x, at)
-
-        return Watch()
-
-    edit("flow", watching("source", 0.0), watching("target", 0.0), n_avg=2)
-    noises = []
-    for (a, at), (b, _) in zip(seen["source"], seen["target"]):
+    source, target = Watch(), Watch()
+    edit("flow", source, target, n_avg=2)
+    for (a, _), (b, _) in zip(source.seen, target.seen):
         assert_close(a, b)  # equal prompts: the edit stays nothing, so both see the same
-        noises.append((a - (1 - at) * draw()) / at)
+    noises = [(a - (1 - at) * draw()) / at for a, at in source.seen]
     assert len(noises) == 14
     assert all(abs(float((n * m).mean())) < 0.3 for i, n in enumerate(noises) for m in noises[:i])
 
@@ -126,21 +121,11 @@ def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     assert apart(found[..., 4:], draw()[..., 4:]) > 1e-2
 
 
-def test_progress_is_shown_once_a_step():
-    seen = []
-    edit("flow", n_max=8, n_min=3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
-    assert seen == [(2, 4, 8, 8)] * 8
-
-
-@pytest.mark.parametrize(
-    "counts, message",
-    [
-        (dict(n_max=11), "n_max is 11 and n_min 0 of 10 steps; give 0 <= n_min <= n_max <= steps"),
-        (dict(n_max=3, n_min=4), "n_max is 3 and n_min 4 of 10 steps"),
-        (dict(n_min=-1), "n_min -1"),
-        (dict(n_avg=0), "n_avg is 0; give 1"),
-    ],
-)
+@pytest.mark.parametrize("counts, message", [
+    (dict(n_max=11), "n_max is 11 and n_min 0 of 10 steps; give 0 <= n_min <= n_max <= steps"),
+    (dict(n_max=3, n_min=4), "n_max is 3 and n_min 4 of 10 steps"),
+    (dict(n_min=-1), "n_min -1"),
+    (dict(n_avg=0), "n_avg is 0; give 1"),
+])  # fmt: skip
 def test_impossible_counts_are_refused(counts, message):
-    with pytest.raises(ValueError, match=message):
-        edit("flow", **counts)
+    refused(message, edit, "flow", **counts)

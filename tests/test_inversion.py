@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.method import Derivative, Trajectory, method_named, replay
 from controlled_diffusion.inversion.negative_prompt import NegativePrompt
@@ -9,6 +10,7 @@ from controlled_diffusion.inversion.null_text import NullText
 from controlled_diffusion.inversion.rf_inversion import RFInversion
 from torch.testing import assert_close
 
+from checks import refused
 from denoisers import Gaussian, Seen, apart, derivative, draw, one, silent, vp
 
 
@@ -19,12 +21,10 @@ def grid(steps: int, top: float = 10.0) -> tuple[float, ...]:
 @pytest.mark.parametrize("scale", [one, vp])
 def test_ddim_error_halves_with_the_step(scale):
     def round_trip(steps):
-        trajectory = DDIM().encode(Gaussian(scale), draw(), grid(steps), silent)
-        return apart(replay(DDIM(), Gaussian(scale), trajectory), draw())
+        return apart(replay(DDIM(), Gaussian(scale), DDIM().encode(Gaussian(scale), draw(), grid(steps), silent)), draw())
 
     errors = [round_trip(n) for n in (50, 100, 200)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[1] / errors[2] == pytest.approx(2.0, rel=0.25)
+    assert errors[0] > errors[1] > errors[2] and errors[1] / errors[2] == pytest.approx(2.0, rel=0.25)
 
 
 def test_ddim_is_the_papers_encoding_in_vp_space():
@@ -50,6 +50,22 @@ def test_trajectory_has_the_falling_sigmas_and_ends_at_the_image():
     trajectory = DDIM().encode(derivative("eps"), draw(), grid(5), silent)
     assert trajectory.sigmas == grid(5) and trajectory.steps == 5
     assert torch.equal(trajectory.states[-1][0], draw())
+    held = replay(DDIM(), derivative("eps", prompt=1.0), trajectory, between=lambda state, level: trajectory.states[level])
+    assert torch.equal(held, draw())  # what is changed between the steps lasts
+    refused("1 states for 3 sigmas", Trajectory, (2.0, 1.0, 0.0), ((draw(),),))
+
+
+def test_branches_repeat_the_whole_batch():
+    one = Trajectory((1.0, 0.0), ((draw(),),) * 2, {"maps": draw(3, 2, 4, 8, 8)})
+    two = one.branches(2)
+    assert torch.equal(two.states[-1][0], torch.cat([draw(), draw()]))
+    assert two.extras["maps"].shape == (3, 4, 4, 8, 8) and torch.equal(two.extras["maps"][:, :2], two.extras["maps"][:, 2:])
+    assert one.branches(1) is one
+
+
+def test_methods_are_found_by_name():
+    assert method_named("ddim") is DDIM and method_named("o-belm") is OBELM
+    refused(r"'warp' is no inversion method of this version; it knows .*ddim", method_named, "warp")
 
 
 def test_ddim_is_exact_where_the_derivative_is_constant():
@@ -63,33 +79,8 @@ def test_ddim_is_exact_where_the_derivative_is_constant():
 def test_ddim_evaluates_once_a_step_and_never_at_sigma_zero():
     way = Seen()
     replay(DDIM(), way, DDIM().encode(way, draw(), grid(5), silent))
-    assert min(way.sigmas) > 0 and len(way.sigmas) == way.calls == 10
+    assert min(way.sigmas) > 0 and way.calls == 10
     assert way.sigmas == pytest.approx([*sorted(grid(5)[:-1]), *grid(5)[:-1]])
-
-
-def test_changes_between_the_steps_last():
-    trajectory = DDIM().encode(derivative("eps"), draw(), grid(5), silent)
-    held = replay(DDIM(), derivative("eps", prompt=1.0), trajectory, between=lambda state, level: trajectory.states[level])
-    assert torch.equal(held, draw())
-
-
-def test_branches_repeat_the_whole_batch():
-    trajectory = DDIM().encode(derivative("eps"), draw(), grid(3), silent)
-    two = Trajectory(trajectory.sigmas, trajectory.states, {"maps": draw(3, 2, 4, 8, 8)}).branches(2)
-    assert torch.equal(two.states[-1][0], torch.cat([draw(), draw()]))
-    assert two.extras["maps"].shape == (3, 4, 4, 8, 8) and torch.equal(two.extras["maps"][:, :2], two.extras["maps"][:, 2:])
-    assert trajectory.branches(1) is trajectory
-
-
-def test_a_trajectory_without_all_states_is_refused():
-    with pytest.raises(ValueError, match="1 states for 3 sigmas"):
-        Trajectory((2.0, 1.0, 0.0), ((draw(),),))
-
-
-def test_methods_are_found_by_name():
-    assert method_named("ddim") is DDIM
-    with pytest.raises(ValueError, match=r"'warp' is no inversion method of this version; it knows .*ddim"):
-        method_named("warp")
 
 
 BAD = [
@@ -115,5 +106,4 @@ BAD = [
 
 @pytest.mark.parametrize("method, settings, message", BAD)
 def test_bad_settings_are_refused(method, settings, message):
-    with pytest.raises(ValueError, match=message):
-        method(**settings)
+    refused(message, method, **settings)

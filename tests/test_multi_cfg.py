@@ -7,30 +7,25 @@ from controlled_diffusion.guidance.multi_cfg import Channel, GuidanceTerm, Rules
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, NoiseScale, Schedule
 from torch.testing import assert_close
 
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from checks import draw, refused
 
 
-def predictions(count, seed=0):
-    return [draw(2, 4, 8, 8, seed=seed + i) for i in range(count)]
+def predictions(count):
+    return [draw(2, 4, 8, 8, seed=i) for i in range(count)]
+
+
+def two_pushes():
+    """A push and one across to it."""
+    high = draw(2, 4, 8, 8)
+    return high, without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
 
 
 def test_one_channel_is_classifier_free_guidance_bit_for_bit():
     base, cond = predictions(2)
     assert torch.equal(combine(base, [term(cond - base, 7.5)]), base + (cond - base) * 7.5)
-
-
-def test_a_prompt_split_in_two_halves_is_the_prompt():
-    base, cond = predictions(2)
     halves = combine(base, [term(cond - base, 2.0), term(cond - base, 2.0)])
     assert_close(halves, combine(base, [term(cond - base, 4.0)]))
-
-
-def test_a_negative_channel_has_the_opposite_weight():
-    base, cond = predictions(2)
-    channel = Channel(None, 3.0, negative=True)
-    assert channel.strength(1.0, None) == -3.0
+    assert Channel(None, 3.0, negative=True).strength(1.0, None) == -3.0
     assert_close(combine(base, [term(cond - base, -3.0)]), base - 3.0 * (cond - base))
 
 
@@ -56,22 +51,15 @@ def test_a_mask_limits_a_push_to_its_region():
     assert torch.equal(result[..., :4], (base + (cond - base) * 5.0)[..., :4])
 
 
-def test_project_is_the_sum_where_nothing_conflicts():
-    high = draw(2, 4, 8, 8)
-    low = 0.3 * high + without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
-    terms = [GuidanceTerm(high, 1), GuidanceTerm(low, 0)]
-    assert_close(resolve(terms, "project"), resolve(terms, "sum"))
-
-
 def test_project_removes_exactly_the_opposing_part():
-    high = draw(2, 4, 8, 8)
-    across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
+    high, across = two_pushes()
+    terms = [GuidanceTerm(high, 1), GuidanceTerm(0.3 * high + across, 0)]
+    assert_close(resolve(terms, "project"), resolve(terms, "sum"))  # nothing conflicts
     assert_close(resolve([GuidanceTerm(high, 1), GuidanceTerm(across - 0.7 * high, 0)], "project"), high + across)
 
 
 def test_perpendicular_removes_the_component_of_any_sign():
-    high = draw(2, 4, 8, 8)
-    across = without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
+    high, across = two_pushes()
     for share in (-0.7, 0.4):
         assert_close(resolve([GuidanceTerm(high, 1), GuidanceTerm(across + share * high, 0)], "perpendicular"), high + across)
 
@@ -108,8 +96,7 @@ def test_video_latents_are_mixed_like_images():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_is_refused(weight):
-    with pytest.raises(ValueError, match=r"'sky' is (nan|inf); give a finite number"):
-        Channel(None, weight, name="sky")
+    refused(r"'sky' is (nan|inf); give a finite number", Channel, None, weight, name="sky")
 
 
 def test_a_cfg_plus_plus_weight_above_1_is_refused():
@@ -119,21 +106,16 @@ def test_a_cfg_plus_plus_weight_above_1_is_refused():
     assert Channel(None, 1.0, schedule=shape).strength(4.0, NoiseScale((10.0, 1.0, 0.1))) == pytest.approx(4 / 3)
 
 
-@pytest.mark.parametrize(
-    "rules, message",
-    [
-        (dict(conflict="loudest"), "'loudest'; choose one of sum, project, perpendicular"),
-        (dict(norm_cap=-1.0), "norm_cap is -1.0"),
-        (dict(rescale=1.5), "rescale is 1.5"),
-        (dict(norm_cap=math.nan), "norm_cap is nan"),
-    ],
-)
+@pytest.mark.parametrize("rules, message", [
+    (dict(conflict="loudest"), "'loudest'; choose one of sum, project, perpendicular"),
+    (dict(norm_cap=-1.0), "norm_cap is -1.0"),
+    (dict(rescale=1.5), "rescale is 1.5"),
+    (dict(norm_cap=math.nan), "norm_cap is nan"),
+])  # fmt: skip
 def test_unknown_rules_are_refused(rules, message):
-    with pytest.raises(ValueError, match=message):
-        Rules(**rules)
+    refused(message, Rules, **rules)
 
 
 @pytest.mark.parametrize("mask", [torch.full((1, 4, 4), 1.5), torch.full((1, 4, 4), math.nan), torch.zeros(0, 4, 4)])
 def test_a_mask_that_is_none_is_refused_by_the_channels_name(mask):
-    with pytest.raises(ValueError, match="The mask of channel 'sky' has the shape"):
-        Channel(None, 1.0, mask=mask, name="sky")
+    refused("The mask of channel 'sky' has the shape", Channel, None, 1.0, mask=mask, name="sky")

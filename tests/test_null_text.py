@@ -97,24 +97,18 @@ def test_losses_are_those_of_the_papers_space(family):
     assert_close(first.loss, (first.x * shrink - trajectory.states[1][0] * shrink).square().mean((1, 2, 3)))
 
 
-def test_thresholds_are_the_papers_at_any_number_of_steps():
+def test_thresholds_and_rates_are_the_papers_at_any_step_count():
     assert [threshold(i, 50) for i in (0, 1, 49)] == pytest.approx([1e-5, 3e-5, 1e-5 + 49 * 2e-5])
     assert threshold(100, 200) == pytest.approx(threshold(25, 50))
-
-
-def test_the_rate_is_the_papers_and_stays_positive():
     assert [rate(0.01, i, 50) for i in (0, 10, 49)] == pytest.approx([0.01 * (1 - i / 100) for i in (0, 10, 49)])
     assert all(rate(0.01, i, 300) > 0 for i in range(300))
 
 
 def test_a_step_that_is_good_enough_takes_no_gradient():
-    split = Split("eps")
-    trajectory = pivots("eps")
-    found = optimized("eps", NullText(early_stop=1e6), trajectory, split)
-    assert split.rows == 2 * STEPS and not any(k.gradients.any() for k in found)  # one evaluation gives both predictions
-    split = Split("eps")
-    optimized("eps", NullText("empty", early_stop=1e6), trajectory, split)
-    assert split.rows == 4 * STEPS
+    for start, evaluations in (("source", 1), ("empty", 2)):  # from the source one evaluation gives both predictions
+        split = Split("eps")
+        found = optimized("eps", NullText(start, early_stop=1e6), pivots("eps"), split)
+        assert split.rows == 2 * evaluations * STEPS and not any(k.gradients.any() for k in found)
 
 
 def test_images_stop_by_themselves_and_only_the_others_are_asked():
@@ -145,16 +139,11 @@ def test_the_best_embedding_is_kept_where_steps_diverge():
 
 
 def test_smoothness_holds_the_embeddings_together():
-    def change(smoothness):
-        found = optimized("eps", NullText("empty", "fast", 6, early_stop=0.0, smoothness=smoothness))
-        return sum(float((b.null - a.null).square().mean()) for a, b in zip(found, found[1:]))
-
-    assert change(1.0) < change(0.0) / 2
-
-
-def test_the_first_step_has_nothing_to_be_smooth_to():
-    smooth, free = (optimized("eps", NullText("empty", early_stop=0.0, smoothness=s)) for s in (10.0, 0.0))
-    assert torch.equal(smooth[0].null, free[0].null) and not torch.equal(smooth[1].null, free[1].null)
+    free, smooth, smoother = (optimized("eps", NullText("empty", "fast", 6, early_stop=0.0, smoothness=s)) for s in (0.0, 1.0, 10.0))
+    moves = [sum(float((b.null - a.null).square().mean()) for a, b in zip(found, found[1:])) for found in (free, smooth)]
+    assert moves[1] < moves[0] / 2
+    assert torch.equal(smoother[0].null, free[0].null)  # the first step has nothing to be smooth to
+    assert not torch.equal(smoother[1].null, free[1].null)
 
 
 def test_the_image_loss_is_added_for_its_rows():

@@ -5,46 +5,48 @@ import torch
 from controlled_diffusion.training.objectives import TIMESTEPS, WEIGHTINGS, Levels, loss_weight, picks, spread, squared_error
 from torch.testing import assert_close
 
+from checks import draw, refused
 
-def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+def test_the_error_is_the_mean_of_what_a_mask_covers():
+    a, b, mask, one_empty = draw(2, 4, 6, 6), draw(2, 4, 6, 6, seed=1), torch.zeros(2, 1, 6, 6), torch.ones(2, 1, 6, 6)
+    assert_close(squared_error(a, b), torch.stack([(x - y).square().mean() for x, y in zip(a, b)]))
+    assert_close(squared_error(a, b, torch.ones(2, 1, 6, 6)), squared_error(a, b))
+    mask[:, :, :2, :3], one_empty[1] = 1, 0
+    spoilt = torch.where(mask.bool(), a, a + 100)
+    assert_close(squared_error(spoilt, b, mask), squared_error(a[..., :2, :3], b[..., :2, :3]))
+    assert_close(squared_error(a, b, mask / 2), squared_error(a, b, mask))
+    refused("A mask is empty", squared_error, a, b, one_empty)
 
 
 SIGMAS = torch.tensor([0.05, 0.4, 0.9, 3.0], dtype=torch.float64)
 
 
-def parametrisation(kind, sigma, output, x):
+def parametrization(kind, sigma, output, x):
     """Denoised prediction of what a network of this kind puts out."""
     if kind == "v":
         return x / (1 + sigma**2) - output * sigma / (1 + sigma**2).sqrt()
     return x - sigma * output
 
 
-def target(kind, sigma, x0, noise):
-    if kind == "v":
-        return (noise - sigma * x0) / (1 + sigma**2).sqrt()
-    return noise if kind == "eps" else noise - x0
-
-
 def gain(kind, sigma):
-    one = torch.ones_like(sigma)
-    return parametrisation(kind, sigma, one, 0 * one)
+    return parametrization(kind, sigma, torch.ones_like(sigma), torch.zeros_like(sigma))
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 def test_own_weighting_is_the_error_of_the_output(kind):
     sigmas = SIGMAS if kind != "flow" else SIGMAS / 4
     sigma = sigmas.view(-1, 1, 1, 1)
-    x0, noise, output = (draw(i, 4, 3, 5, 5) for i in range(3))
+    x0, noise, output = (draw(4, 3, 5, 5, seed=i, dtype=torch.float64) for i in range(3))
     x = (1 - sigma if kind == "flow" else 1) * x0 + sigma * noise
-    denoised = parametrisation(kind, sigma, output, x)
-    expected = (output - target(kind, sigma, x0, noise)).square().flatten(1).mean(1)
-    found = loss_weight("own", gain(kind, sigmas), -2 * sigmas.log()) * squared_error(denoised, x0)
+    targets = {"eps": noise, "v": (noise - sigma * x0) / (1 + sigma**2).sqrt(), "flow": noise - x0}
+    expected = (output - targets[kind]).square().flatten(1).mean(1)
+    found = loss_weight("own", gain(kind, sigmas), -2 * sigmas.log()) * squared_error(parametrization(kind, sigma, output, x), x0)
     assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_min_snr_is_the_papers_weight_of_each_parametrisation(kind):
+def test_min_snr_is_the_papers_weight_of_each_parametrization(kind):
     snr = SIGMAS**-2
     papers = {"eps": snr.clamp(max=5) / snr, "v": snr.clamp(max=5) / (snr + 1), "x0": snr.clamp(max=5)}[kind]
     own = torch.ones(4) if kind == "x0" else loss_weight("own", gain(kind, SIGMAS), snr.log())
@@ -63,31 +65,7 @@ def test_clean_weighting_ignores_low_noise_in_eps_models():
 
 def test_unknown_weightings_are_refused():
     assert "own" in WEIGHTINGS
-    with pytest.raises(ValueError, match="'snr'; choose one of own, min-snr, clean"):
-        loss_weight("snr", SIGMAS, SIGMAS)
-
-
-def test_the_error_is_the_mean_of_each_sample():
-    a, b = draw(0, 3, 4, 6, 6), draw(1, 3, 4, 6, 6)
-    assert_close(squared_error(a, b), torch.stack([(x - y).square().mean() for x, y in zip(a, b)]).float())
-
-
-def test_only_what_a_mask_covers_counts():
-    a, b = draw(0, 2, 4, 6, 6), draw(1, 2, 4, 6, 6)
-    assert_close(squared_error(a, b, torch.ones(2, 1, 6, 6)), squared_error(a, b))
-    mask = torch.zeros(2, 1, 6, 6)
-    mask[:, :, :2, :3] = 1
-    spoilt = torch.where(mask.bool(), a, a + 100)
-    assert_close(squared_error(spoilt, b, mask), squared_error(a[..., :2, :3], b[..., :2, :3]))
-    half = squared_error(a, b, mask / 2)
-    assert_close(half, squared_error(a, b, mask))
-
-
-def test_an_empty_mask_is_refused():
-    mask = torch.ones(2, 1, 6, 6)
-    mask[1] = 0
-    with pytest.raises(ValueError, match="A mask is empty"):
-        squared_error(draw(0, 2, 4, 6, 6), draw(1, 2, 4, 6, 6), mask)
+    refused("'snr'; choose one of own, min-snr, clean", loss_weight, "snr", SIGMAS, SIGMAS)
 
 
 def test_the_spread_fills_the_interval_evenly():
@@ -123,10 +101,8 @@ def test_levels_follow_their_distribution(kind):
 def test_levels_keep_within_their_range():
     places = Levels("logit-normal", low=0.3, high=0.6).places(spread(0, 0, 200))
     assert 0.3 <= places.min() < 0.35 and 0.55 < places.max() <= 0.6
-    with pytest.raises(ValueError, match=r"from 0.6 to 0.3; give 0 <= start < end <= 1"):
-        Levels(low=0.6, high=0.3)
-    with pytest.raises(ValueError, match="'sigmoid'; choose one of uniform, logit-normal, shifted"):
-        Levels("sigmoid")
+    refused(r"from 0.6 to 0.3; give 0 <= start < end <= 1", Levels, low=0.6, high=0.3)
+    refused("'sigmoid'; choose one of uniform, logit-normal, shifted", Levels, "sigmoid")
 
 
 def test_each_epoch_shows_every_image_once_in_a_new_order():

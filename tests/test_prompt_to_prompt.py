@@ -8,14 +8,11 @@ from controlled_diffusion.attention.prompt import read
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, edited_attention, probabilities
 from torch.testing import assert_close
 
+from checks import draw, refused
 from pieces import PIECES
 
 LENGTH, HEADS, QUERIES = 24, 2, 5
 ALWAYS = Settings(Window(), Window())
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def maps(seed: int, length: int = LENGTH) -> torch.Tensor:
@@ -40,6 +37,13 @@ def sums_to_one(p):
 def test_equal_prompts_copy_the_sources_maps():
     moment = edit("a red circle", "a red circle").at_percent(0.5)
     assert moment.copies and torch.equal(moment(SOURCE, None), SOURCE)
+
+
+def test_a_weight_acts_on_top_of_every_operation():
+    for target in ("a red circle", "a blue big circle"):
+        plain, one, three = (edited("a red circle", target, weights=w) for w in ({}, dict.fromkeys(range(LENGTH), 1.0), {2: 3.0}))
+        assert torch.equal(one, plain)
+        assert_close(three[..., 2], 3 * plain[..., 2])
 
 
 def test_a_replaced_word_takes_over_the_map():
@@ -77,7 +81,7 @@ def test_a_moved_word_brings_its_map():
     sums_to_one(p)
 
 
-def test_a_degree_word_scales_its_neighbour_and_gets_a_share():
+def test_a_degree_word_scales_its_neighbor_and_gets_a_share():
     p = edited("a red circle", "a very red circle")
     assert_close(p[..., 2], 1.5 * DEGREE_SHARE * SOURCE[..., 2])
     assert_close(p[..., 3], 1.5 * (1 - DEGREE_SHARE) * SOURCE[..., 2])
@@ -92,16 +96,6 @@ def test_a_weight_multiplies_its_column_and_nothing_else(weight):
     assert torch.equal(p[..., others], SOURCE[..., others])
 
 
-def test_weights_of_one_change_nothing():
-    for target in ("a red circle", "a blue big circle"):
-        assert torch.equal(edited("a red circle", target, weights=dict.fromkeys(range(LENGTH), 1.0)), edited("a red circle", target))
-
-
-def test_a_weight_acts_on_top_of_every_operation():
-    plain, weighted = (edited("a red circle", "a blue big circle", weights=w) for w in ({}, {2: 3.0}))
-    assert_close(weighted[..., 2], 3 * plain[..., 2])
-
-
 def test_a_refinement_leaves_substituted_words_to_themselves():
     p = edited("a red circle", "a blue circle", "refine")
     total = 1 - SOURCE[..., 2:3] + TARGET[..., 2:3]
@@ -110,16 +104,12 @@ def test_a_refinement_leaves_substituted_words_to_themselves():
     sums_to_one(p)
 
 
-def test_a_swap_shares_a_phrase_evenly():
+def test_a_swap_shares_a_phrase_and_reweighting_keeps_own_maps():
     p = edited("a siamese cat", "a hat", "replace")  # 2 + 1 tokens, then 1
     assert_close(p[..., 2], SOURCE[..., 2:5].sum(-1))
     sums_to_one(p)
-
-
-def test_reweighting_only_keeps_the_targets_own_maps():
     assert_close(edited("a red circle", "a red circle", "reweight only"), TARGET)
-    p = edited("a red circle", "a red circle", "reweight only", weights={2: 2.0})
-    assert_close(p[..., 2], 2 * TARGET[..., 2])
+    assert_close(edited("a red circle", "a red circle", "reweight only", weights={2: 2.0})[..., 2], 2 * TARGET[..., 2])
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.7])
@@ -130,15 +120,8 @@ def test_alpha_blends_the_sources_maps_with_the_targets(alpha):
 
 
 def test_outside_the_window_there_is_no_edit():
-    half = Settings(Window(0.2, 0.6), Window())
-    assert [edit("a cat", "a hat", settings=half).at_percent(p) is None for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0)] == [
-        True,
-        True,
-        False,
-        False,
-        True,
-        True,
-    ]
+    half = edit("a cat", "a hat", settings=Settings(Window(0.2, 0.6), Window()))
+    assert [p for p in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0) if half.at_percent(p) is not None] == [0.2, 0.59]
     assert edit("a cat", "a hat", settings=Settings(Window(0, 0), Window())).at_percent(0.0) is None
     assert edit("a cat", "a hat", settings=Settings(Window(), Window(), 0.0)).at_percent(0.5) is None
     assert edit("a cat", "a hat").at_percent(1.0) is not None
@@ -156,15 +139,10 @@ def test_a_word_may_have_a_window_of_its_own():
 
 
 def test_repeated_conditionings_give_the_same_output():
-    """The host repeats a conditioning to the length of another: keys, values and maps are then there several times."""
+    """ComfyUI repeats a conditioning to the length of another: keys, values and maps are then there several times."""
     one, v = edit("a red circle", "a completely red big circle", weights={2: 2.0}), draw(1, LENGTH, HEADS * 4, seed=3)
-    expected = attended(one.at_percent(0.5)(SOURCE, TARGET), v)
-    wide = one.repeated(2, 3)
-    p = wide.at_percent(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
-    assert_close(attended(p, v.repeat(1, 3, 1)), expected)
-
-
-def test_windows_of_words_are_repeated_too():
+    p = one.repeated(2, 3).at_percent(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
+    assert_close(attended(p, v.repeat(1, 3, 1)), attended(one.at_percent(0.5)(SOURCE, TARGET), v))
     wide = edit("a red circle", "a cat circle", windows={2: Window(0.0, 0.1)}).repeated(1, 2)
     assert sorted(wide.windows) == [2, 2 + LENGTH]
 
@@ -219,25 +197,16 @@ def test_filling_gets_no_attention():
     assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at_percent(0.5)))
 
 
-def test_rows_of_a_batch_are_the_source_then_every_target():
-    rows = Rows(2, 2)
-    assert rows.total == 6 and list(rows.source) == [0, 1] and [list(rows.target(n)) for n in (0, 1)] == [[2, 3], [4, 5]]
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: Window(0.5, 0.2), "window runs from 0.5 to 0.2"),
-        (lambda: Settings(alpha=1.5), "alpha is 1.5; give 0"),
-        (lambda: LocalBlend((), (), threshold=2.0), "threshold is 2.0; give 0"),
-        (lambda: LocalBlend((), (), start=-1.0), r"runs from -1.0 to 1.0; give"),
-        (lambda: LocalBlend((), (), start=0.5, end=0.2), r"runs from 0.5 to 0.2; give"),
-        (lambda: LocalBlend((), (), spread=-1), "spread is -1 cells; give 0 or more"),
-    ],
-)
+@pytest.mark.parametrize("make, message", [
+    (lambda: Window(0.5, 0.2), "window runs from 0.5 to 0.2"),
+    (lambda: Settings(alpha=1.5), "alpha is 1.5; give 0"),
+    (lambda: LocalBlend((), (), threshold=2.0), "threshold is 2.0; give 0"),
+    (lambda: LocalBlend((), (), start=-1.0), r"runs from -1.0 to 1.0; give"),
+    (lambda: LocalBlend((), (), start=0.5, end=0.2), r"runs from 0.5 to 0.2; give"),
+    (lambda: LocalBlend((), (), spread=-1), "spread is -1 cells; give 0 or more"),
+])  # fmt: skip
 def test_bad_settings_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    refused(message, make)
 
 
 SIZE = (4, 4)
@@ -263,15 +232,11 @@ def cells(mask) -> list[int]:
     return mask.flatten().nonzero().flatten().tolist()
 
 
-def add(found: Blending, p: torch.Tensor, branch: int) -> None:
-    found.add(lambda columns: word_map(p, columns).unflatten(-1, SIZE), branch)
-
-
-def seen(found: Blending, *maps: torch.Tensor) -> list[list[int]]:
-    """The cells of each target's mask after one level at which source and targets looked at these places."""
-    found.on_level(1.0)
-    for branch, p in enumerate(maps):
-        add(found, p, branch)
+def seen(found: Blending, *maps: torch.Tensor, level: float = 1.0, first: int = 0) -> list[list[int]]:
+    """The cells of each target's mask after a level at which source and targets, from branch `first` on, looked at these places."""
+    found.on_level(level)
+    for branch, p in enumerate(maps, first):
+        found.add(lambda columns, p=p: word_map(p, columns).unflatten(-1, SIZE), branch)
     return [cells(m) for m in found.mask(SIZE)]
 
 
@@ -301,12 +266,16 @@ def test_a_blur_spreads_evenly():
 
 
 def test_the_mask_is_the_union_of_the_sources_and_the_targets():
+    assert blending().mask(SIZE) is None  # before the first map
     assert seen(blending((((1,), (2,)),)), spots(0), spots(15, column=2)) == [[0, 1, 4, 5, 10, 11, 14, 15]]
-
-
-def test_edited_words_are_widened():
     assert seen(blending(spread=0), spots(0), spots(15)) == [[0, 15]]
     assert len(seen(blending(spread=2), spots(0), spots(0))[0]) == 9
+    assert seen(blending((NONE,), (((1,), (1,)),)), spots(0), spots(0)) == [list(range(1, 16))]  # protected words alone
+
+
+def test_rows_of_a_batch_are_the_source_then_every_target():
+    rows = Rows(2, 2)
+    assert rows.total == 6 and list(rows.source) == [0, 1] and [list(rows.target(n)) for n in (0, 1)] == [[2, 3], [4, 5]]
 
 
 def test_every_target_has_a_mask_of_its_own_words():
@@ -318,27 +287,16 @@ def test_every_target_has_a_mask_of_its_own_words():
 
 def test_protected_words_are_taken_out_without_spreading():
     found = blending(protected=(((2,), (2,)),))
-    found.on_level(1.0)
-    add(found, spots(0), 0)
-    add(found, spots(0), 1)
+    seen(found, spots(0), spots(0))
     found.now[1, 1, 0, 0, 0, 1] = 1.0
     assert cells(found.mask(SIZE)) == [0, 4, 5]
-
-
-def test_with_protected_words_alone_everything_else_may_change():
-    assert seen(blending((NONE,), (((1,), (1,)),)), spots(0), spots(0)) == [list(range(1, 16))]
 
 
 def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
-        found.on_level(level)
-        add(found, spots(place), 1)
+        seen(found, spots(place), level=level, first=1)
     assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
-
-
-def test_nothing_is_known_before_the_first_map():
-    assert blending().mask(SIZE) is None
 
 
 def test_a_blend_acts_from_its_start_up_to_its_end():

@@ -22,15 +22,11 @@ def noise_of(seed):
     return draw_like(draw(), torch.Generator().manual_seed(seed)).expand(2, -1, -1, -1)
 
 
-def test_gamma_one_ends_at_the_noise_of_the_seed():
+def test_gamma_one_goes_straight_to_the_noise_of_the_seed():
     for seed in (0, 5):
-        assert_close(encode(RFInversion(gamma=1.0, seed=seed)).states[0][0], noise_of(seed))
-
-
-def test_gamma_one_goes_straight():
-    trajectory = encode(RFInversion(gamma=1.0))
-    for (x,), s in zip(trajectory.states, trajectory.sigmas):
-        assert_close(x, (1 - s) * draw() + s * noise_of(0))
+        for (x,), s in zip(encode(RFInversion(gamma=1.0, seed=seed)).states, SIGMAS):
+            assert_close(x, (1 - s) * draw() + s * noise_of(seed))
+    assert_close(encode(RFInversion(gamma=1.0, noise_scale=8.0)).states[0][0], 8 * noise_of(0))  # of models with larger noise
 
 
 def test_gamma_zero_is_ddim_inversion():
@@ -86,11 +82,8 @@ def test_eta_decays_with_the_steps():
 
 
 def test_a_longer_pull_keeps_more_of_the_image():
-    ends = [1.0, 0.7, 0.4, 0.0]
-    found = []
-    for end in ends:
-        method = RFInversion(eta=0.9, end_sigma=end)
-        found.append(apart(replay(method, derivative("flow", 3.0, 1.0), encode(method)), draw()))
+    methods = [RFInversion(eta=0.9, end_sigma=end) for end in (1.0, 0.7, 0.4, 0.0)]
+    found = [apart(replay(m, derivative("flow", 3.0, 1.0), encode(m)), draw()) for m in methods]
     assert all(b < a for a, b in zip(found, found[1:]))
 
 
@@ -98,7 +91,3 @@ def test_one_evaluation_a_step_and_none_at_sigma_zero():
     way = derivative("flow")
     replay(RFInversion(), way, encode(RFInversion(), way=way))
     assert way.calls == 2 * STEPS
-
-
-def test_models_with_larger_noise_are_pulled_to_it():
-    assert_close(encode(RFInversion(gamma=1.0, noise_scale=8.0)).states[0][0], 8 * noise_of(0))
