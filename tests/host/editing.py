@@ -62,6 +62,14 @@ def shrunk(model):
     return PatchModelAddDownscale.execute(model, 1, 2.0, 0.0, 0.5, False, "bicubic", "bicubic").args[0]
 
 
+def with_fewer_tokens(model, count: int):
+    """Flux with another node that leaves so many tokens of the text."""
+    patched, names = model.clone(), ("txt", "txt_ids")
+    cut = lambda args: {k: v[:, :count] if k in names else v for k, v in args.items()}  # noqa: E731
+    patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [cut]
+    return patched
+
+
 def clip_with_word(folder, vectors: int = 3):
     """A tiny CLIP with an embedding file 'thing' of so many vectors."""
     save_file({"clip_l": torch.randn(vectors, tiny.CONTEXT, generator=torch.Generator().manual_seed(0))}, folder / "thing.safetensors")

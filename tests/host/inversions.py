@@ -15,6 +15,7 @@ from controlled_diffusion.nodes.null_text import NullTextInverter
 from controlled_diffusion.nodes.rf_inversion import RFInverter
 
 from host import tiny
+from host.sampling import cfg_guider, watched
 from measures.diffedit import defaults
 
 SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
@@ -64,9 +65,7 @@ def sample(model, inversion, cfg=1.0, branches="edit", **inputs) -> torch.Tensor
 
 def euler(model, start, noise, sigmas, cfg=1.0, positive=SOURCE, negative=EMPTY) -> torch.Tensor:
     """What a stock sampler makes of a start and a noise."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
+    guider = cfg_guider(model, positive, negative, cfg)
     return guider.sample(noise, start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
 
 
@@ -95,13 +94,11 @@ def on_positives(model):
 
 def interrupting(model, call: int = 1):
     """(a model whose run the user cancels during an evaluation, the list of evaluations)."""
-    patched, calls = model.clone(), []
+    calls = []
 
-    def evaluate(apply_model, args):
+    def look(args):
         calls.append(1)
         if len(calls) == call:
             comfy.model_management.interrupt_current_processing()
-        return apply_model(args["input"], args["timestep"], **args["c"])
 
-    patched.set_model_unet_function_wrapper(evaluate)
-    return patched, calls
+    return watched(model, look), calls

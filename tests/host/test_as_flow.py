@@ -13,7 +13,7 @@ from controlled_diffusion.nodes.host.noise_levels import scale_of
 
 from compare import assert_close
 from host import tiny
-from host.sampling import Count, latent, run
+from host.sampling import Count, cfg_guider, latent, run
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, EMPTY = tiny.conditioning(1), tiny.conditioning(2)
@@ -30,10 +30,7 @@ def as_flow(model):
 
 
 def guider(model):
-    made = comfy.samplers.CFGGuider(model)
-    made.set_conds(SOURCE, EMPTY)
-    made.set_cfg(3.0)
-    return made
+    return cfg_guider(model, SOURCE, EMPTY, 3.0)
 
 
 class Ask(comfy.samplers.Sampler):
@@ -121,11 +118,19 @@ def test_above_its_last_level_the_network_is_asked_at_that(base):
         assert_close(own.calculate_input(sigma, torch.ones(1)), 1 / (top**2 + (1 - top) ** 2).sqrt().view(1))
 
 
-def test_the_model_handed_in_is_as_before(base):
+def test_video_latents_are_converted():
+    x, own = torch.ones(2, 16, 3, 8, 8), sampling(as_flow(tiny.unet("eps")))
+    assert_close(own.calculate_denoised(torch.tensor([0.5, 0.75]), x, x)[:, 0, 0, 0, 0], torch.tensor([1.0, 1.0]))
+
+
+def test_the_model_handed_in_and_its_wrappers_are_as_before(base):
     before, flow = sampling(base), as_flow(base)
     first, made = run(guider(base)), run(guider(flow))
     assert sampling(base) is before
     assert torch.equal(run(guider(base)), first) and torch.equal(run(guider(flow)), made)
+    count = Count(base)
+    run(guider(as_flow(count.model)))
+    assert count.rows > 0, "the wrappers of other nodes are lost"
 
 
 def test_other_model_sampling_nodes_before_it_count():
@@ -136,25 +141,10 @@ def test_other_model_sampling_nodes_before_it_count():
     assert torch.isfinite(run(guider(flow))).all()
 
 
-def test_the_wrappers_of_other_nodes_stay(base):
-    count = Count(base)
-    run(guider(as_flow(count.model)))
-    assert count.rows > 0
-
-
-def test_video_latents_are_converted():
-    x, own = torch.ones(2, 16, 3, 8, 8), sampling(as_flow(tiny.unet("eps")))
-    assert_close(own.calculate_denoised(torch.tensor([0.5, 0.75]), x, x)[:, 0, 0, 0, 0], torch.tensor([1.0, 1.0]))
-
-
-def test_a_model_that_is_a_flow_model_is_refused(base):
+def test_models_that_predict_neither_eps_nor_v_are_refused(base):
     for model in (tiny.unet("flow"), as_flow(base)):
         with pytest.raises(ValueError, match=r"BaseModel \(SD15, flow\): a flow model as it is\. Leave this node out"):
             as_flow(model)
-
-
-@pytest.mark.parametrize("kind", ["x0", "img_to_img"])
-def test_a_model_that_predicts_neither_eps_nor_v_is_refused(kind):
-    other = ModelSamplingDiscrete().patch(tiny.unet("eps"), kind, zsnr=False)[0]
-    with pytest.raises(ValueError, match="only models that predict eps or v can become flow models"):
-        as_flow(other)
+    for kind in ("x0", "img_to_img"):
+        with pytest.raises(ValueError, match="only models that predict eps or v can become flow models"):
+            as_flow(ModelSamplingDiscrete().patch(base, kind, zsnr=False)[0])

@@ -21,8 +21,8 @@ from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 
 from compare import assert_close
 from host import editing, tiny, tiny_dits, tiny_text
-from host.editing import ALL, OFF, Keys, Probabilities, last_run, shrunk, view
-from host.sampling import sigmas_of
+from host.editing import ALL, OFF, Keys, Probabilities, last_run, shrunk, view, with_fewer_tokens
+from host.sampling import cfg_guider, sigmas_of, with_options_seen
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 PROMPT, LONG = "a red circle, a blue star", "a red circle, " * 30
@@ -68,14 +68,8 @@ def test_the_image_is_unchanged(any_model, clip):
 
 
 def test_other_layers_and_steps_run_untouched(eps, clip):
-    patched, positive = capture(eps, clip, layers="middle", start=0.3, end=0.7)
-    seen = []
-
-    def spy(executor, *args, **kwargs):
-        seen.append(list(args[5].get("patches_replace", {}).get("attn2", {})))
-        return executor(*args, **kwargs)
-
-    patched.add_wrapper_with_key("diffusion_model", "spy", spy)
+    (patched, positive), seen = capture(eps, clip, layers="middle", start=0.3, end=0.7), []
+    patched = with_options_seen(patched, lambda options: seen.append(list(options.get("patches_replace", {}).get("attn2", {}))))
     sample(patched, positive, encoded(clip, ""), steps=10)
     layers = [p.key for p in unet_places(eps) if p.block == "middle"]
     assert {tuple(s) for s in seen} == {(), tuple(layers)} and 3 <= sum(map(bool, seen)) <= 5
@@ -107,14 +101,10 @@ def test_every_evaluation_counts_once(eps, clip, sampler, evaluations):
     assert maps.sums.count == {(0, f"1/{s}"): evaluations * sum(p.scale == s for p in unet_places(eps)) for s in (1, 2)}
 
 
-def test_shrunk_layers_count_too(eps, clip):
+def test_shrunk_layers_count_and_other_nodes_evaluations_do_not(eps, clip):
     plain, maps = captured(eps, clip), captured(shrunk(eps), clip)
     assert maps.sums.count == plain.sums.count and maps.mean().shape == plain.mean().shape and maps.mean().isfinite().all()
-
-
-def test_evaluations_of_other_nodes_do_not_count(eps, clip):
-    perturbed = PerturbedAttentionGuidance.execute(eps, 3.0).args[0]
-    assert captured(perturbed, clip).sums.count == captured(eps, clip).sums.count
+    assert captured(PerturbedAttentionGuidance.execute(eps, 3.0).args[0], clip).sums.count == plain.sums.count
 
 
 def test_phases_hold_their_part_of_the_sampling(eps, clip):
@@ -173,8 +163,7 @@ def test_the_view_shows_a_tile_for_every_word_and_row(eps, clip):
     assert mask.shape == (2, 60, 120) and passed["samples"] is latent and not torch.equal(table, view(maps, latent)[0])
     assert view(maps, latent, word="circle", threshold=0.0)[1].shape == (2, 64, 128)
     assert torch.equal(view(maps, latent, word="red")[1], view(maps, latent)[1])  # the first word
-    guider = comfy.samplers.CFGGuider(patched)
-    assert torch.equal(view(guider, latent)[0], view(maps, latent)[0])
+    assert torch.equal(view(comfy.samplers.CFGGuider(patched), latent)[0], view(maps, latent)[0])
 
 
 @pytest.mark.parametrize(
@@ -216,18 +205,18 @@ def test_maps_are_those_of_the_latents_own_run(eps, clip):
 def test_maps_of_both_parts_of_a_sampling_are_summed(eps, clip):
     patched, positive = capture(eps, clip)
     empty, given = {"samples": torch.zeros(1, 4, 8, 8)}, (7, 6, 4.0, "euler", "normal", positive, encoded(clip, ""))
-    first = host_nodes.KSamplerAdvanced().sample(patched, "enable", *given, empty, 0, 2, "enable")[0]
-    second = host_nodes.KSamplerAdvanced().sample(patched, "disable", *given, first, 2, 6, "disable")[0]
-    whole = view(patched, host_nodes.KSamplerAdvanced().sample(patched, "enable", *given, empty, 0, 6, "disable")[0]["samples"])[2]
-    both, part = (view(patched, made["samples"])[2] for made in (second, first))
+    ksampler = host_nodes.KSamplerAdvanced().sample
+    first = ksampler(patched, "enable", *given, empty, 0, 2, "enable")[0]
+    second = ksampler(patched, "disable", *given, first, 2, 6, "disable")[0]
+    whole = ksampler(patched, "enable", *given, empty, 0, 6, "disable")[0]
+    whole, both, part = (view(patched, made["samples"])[2] for made in (whole, second, first))
     assert both.sums.count == whole.sums.count and part.sums.count[0, "1/1"] == whole.sums.count[0, "1/1"] // 3
     assert_close(both.mean(), whole.mean(), atol=1e-5, rtol=1e-4)
 
 
 def test_maps_of_a_denoised_output_are_shown(eps, clip):
     patched, positive = capture(eps, clip)
-    guider = comfy.samplers.CFGGuider(patched)
-    guider.set_conds(positive, encoded(clip, ""))
+    guider = cfg_guider(patched, positive, encoded(clip, ""), 1.0)
     given = Noise_RandomNoise(7), guider, comfy.samplers.sampler_object("euler"), sigmas_of(eps)[:-1], {"samples": torch.zeros(1, 4, 8, 8)}
     out, denoised = SamplerCustomAdvanced.execute(*given).args
     assert not torch.equal(out["samples"], denoised["samples"])
@@ -257,9 +246,8 @@ STARTS = {  # first token of the text and of the image among those of a block, f
 
 
 def draw(model, name, positive, steps=2):
-    noise = comfy.sample.prepare_noise(tiny_dits.empty(name, 2), 3)
-    given = (positive, tiny_dits.text(name, 2, 5), tiny_dits.empty(name, 2))
-    return comfy.sample.sample(model, noise, steps, 1.0, "euler", "simple", *given, disable_pbar=True, seed=3)
+    latent = {"samples": tiny_dits.empty(name, 2)}
+    return editing.sample(model, positive, tiny_dits.text(name, 2, 5), latent, cfg=1.0, scheduler="simple", seed=3, steps=steps)
 
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.DITS))
@@ -314,9 +302,8 @@ def test_token_ranges_are_where_text_and_image_change(name):
     keys = []
     for text, latent in ((positive, corner), (other, corner), (positive, corner.index_fill(-1, torch.arange(2), 0.75))):
         spy.seen.clear()
-        noise = torch.ones_like(latent)
-        given = (text, text, latent)
-        comfy.sample.sample(spy.model, noise, 1, 1.0, "euler", "simple", *given, denoise=0.5, disable_pbar=True, seed=3)
+        given = (torch.ones_like(latent), 1, 1.0, "euler", "simple", text, text, latent)
+        comfy.sample.sample(spy.model, *given, denoise=0.5, disable_pbar=True, seed=3)
         size, (start, image) = dit.grid(latent.shape), STARTS[name]
         here = size[0] * size[1] * size[2]
         rows = spy.blocks(here, 7) + spy.blocks(here, here) if dit.cross else spy.joint(max(start + 7, image + here))
@@ -335,22 +322,20 @@ def test_token_ranges_are_where_text_and_image_change(name):
         assert changed == left
 
 
-class Asked(ControlRun):
-    """A control that needs no layer, and notes which it was asked for."""
-
-    def wants(self, kind, place):
-        self.asked.append((kind, place.number))
-
-
-@dataclass(frozen=True)
-class Fixed(Control):
-    run: ControlRun
-
-    def begin(self, scale, noise):
-        return self.run
-
-
 def test_blocks_beside_a_models_own_are_not_counted():
+    class Asked(ControlRun):
+        """A control that needs no layer, and notes which it was asked for."""
+
+        def wants(self, kind, place):
+            self.asked.append((kind, place.number))
+
+    @dataclass(frozen=True)
+    class Fixed(Control):
+        run: ControlRun
+
+        def begin(self, scale, noise):
+            return self.run
+
     model = tiny_dits.dit("wan_vace")
     run = Asked("token", noise_scale(model))
     run.dit, run.asked = dit_of(model), []
@@ -372,10 +357,7 @@ def test_token_ranges_of_every_order():
 def test_changed_tokens_are_an_error_in_the_first_call():
     model = tiny_dits.dit("flux")
     control = Capture(({"a": (1,)},), frozenset({0}), dit=dit_of(model))
-    patched = install(model, control)
-    patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
-        lambda args: {**args, "txt": args["txt"][:, :5], "txt_ids": args["txt_ids"][:, :5]}
-    ]
+    patched = with_fewer_tokens(install(model, control), 5)
     with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image and 7 of the text"):
         draw(patched, "flux", marked(tiny_dits.text("flux", 1), control.token))
 
@@ -402,9 +384,8 @@ def test_parts_of_an_image_are_not_read(name):
 def test_words_of_a_dit_are_found(kind):
     clip, model = tiny_text.clip(kind), tiny_text.denoiser(kind)
     patched, positive = capture(model, clip, layers="early")
-    empty = torch.zeros(1, 16, 8, 8)
-    noise = comfy.sample.prepare_noise(empty, 1)
-    made = comfy.sample.sample(patched, noise, 2, 1.0, "euler", "simple", positive, positive, empty, disable_pbar=True, seed=1)
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    made = editing.sample(patched, positive, positive, latent, cfg=1.0, scheduler="simple", seed=1, steps=2)
     assert view(patched, made)[2].mean().shape == (1, 2, 4, 4) and made.isfinite().all()
 
 

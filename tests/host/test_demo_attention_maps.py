@@ -8,7 +8,7 @@ from measures import attention_maps as measure
 
 
 @pytest.mark.usefixtures("inference_mode")
-def test_the_mask_of_a_word_lies_over_its_thing_and_not_over_the_other():
+def test_the_mask_of_a_word_lies_over_its_thing_alone():
     for kind, values in measure.measured(Studio(), 2).items():
         own, other, moved = np.mean(values, 0)
         assert len(values) >= 4 and own >= 0.5, (kind, own)

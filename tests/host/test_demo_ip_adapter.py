@@ -18,9 +18,8 @@ SHIPPED = ip_adapter.ADAPTERS.shipped / "demo_model.safetensors"
 
 @pytest.fixture
 def few_steps(tmp_path, monkeypatch):
-    settings = dict(ENCODER_STEPS=3, STEPS=2, SCENES=8, BATCH=2, ENCODER_BATCH=4, STATE=tmp_path / "state")
-    files = dict(ADAPTER=tmp_path / "adapter.safetensors", ENCODER=tmp_path / "encoder.safetensors")
-    for name, value in (settings | files).items():
+    files = dict(STATE=tmp_path / "state", ADAPTER=tmp_path / "adapter.safetensors", ENCODER=tmp_path / "encoder.safetensors")
+    for name, value in (dict(ENCODER_STEPS=3, STEPS=2, SCENES=8, BATCH=2, ENCODER_BATCH=4) | files).items():
         monkeypatch.setattr(script, name, value)
 
 
@@ -49,18 +48,12 @@ def test_the_script_makes_fitting_files_and_continues(few_steps, capsys):
 
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="the demo model's adapter has not been trained yet")
-class TestShipped:
-    def test_it_is_small(self):
-        assert SHIPPED.stat().st_size + DEMO_ENCODER.stat().st_size <= 0.6e6
-
-    def test_the_node_loads_the_encoder_whole(self):
-        encoder = DemoImageEncoderLoader.execute().args[0]
-        assert isinstance(encoder, comfy.clip_vision.ClipVisionModel)
-        assert set(restored(load_file(DEMO_ENCODER))) == set(encoder.get_sd())
-
-    def test_it_fits_the_demo_model(self):
-        assert "demo_model.safetensors" in ip_adapter.ADAPTERS.names()
-        with torch.inference_mode():
-            model, encoder = demo.load()[0], demo_encoder()
-            prompt = ip_adapter.prompt_of(ip_adapter.load("demo_model.safetensors"), encoder, torch.rand(1, 128, 128, 3))
-            assert ip_adapter.patch_for(model, ip_adapter.load("demo_model.safetensors"), prompt).layers
+@pytest.mark.usefixtures("inference_mode")
+def test_the_shipped_files_are_small_whole_and_fit_the_demo_model():
+    assert SHIPPED.stat().st_size + DEMO_ENCODER.stat().st_size <= 0.6e6 and SHIPPED.name in ip_adapter.ADAPTERS.names()
+    encoder = DemoImageEncoderLoader.execute().args[0]
+    assert isinstance(encoder, comfy.clip_vision.ClipVisionModel)
+    assert set(restored(load_file(DEMO_ENCODER))) == set(encoder.get_sd())
+    adapter = ip_adapter.load(SHIPPED.name)
+    prompt = ip_adapter.prompt_of(adapter, encoder, torch.rand(1, 128, 128, 3))
+    assert ip_adapter.patch_for(demo.load()[0], adapter, prompt).layers

@@ -32,7 +32,7 @@ def test_every_operation_makes_its_edit_and_keeps_the_rest(found, name, group):
         assert overlap >= 0.85 and psnr >= 28
 
 
-def test_the_things_stay_nearer_to_their_places_than_without_the_patch(studio, found):
+def test_the_things_stay_nearer_to_their_places_with_the_patch(studio, found):
     numbers = [found["swap"], measure.measured(studio, "swap", 0, WAYS)]
     without, kept = (np.mean([overlap for n in numbers for _, overlap, _ in n[way].values()]) for way in WAYS)
     assert kept >= without + 0.1, (kept, without)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -11,18 +13,15 @@ from controlled_diffusion.nodes.host.guidance import diffedit, sdedit
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 
 from compare import assert_close
-from host import tiny
-from host.sampling import Count, half_mask
+from host import inversions, tiny
+from host.sampling import Count, families, half_mask, watched
 from host.tiny import conditioning
+from host.video import tiny_video_model, video_conditioning
 from node_schema import defaults
 
 EMPTY, CAT, DOG = conditioning(0), conditioning(1), conditioning(2)
 pytestmark = pytest.mark.usefixtures("inference_mode")
-
-
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return tiny.unet(request.param, output_scale=0.1)
+model = families(partial(tiny.unet, output_scale=0.1))
 
 
 def image(batch=1, seed=5, size=8):
@@ -38,9 +37,8 @@ def find(model, given=None, source=CAT, target=DOG, negative=EMPTY, **knobs):
 def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY, vae=None, **knobs):
     """(latent samples, image) of DiffEditSampler with a few steps."""
     settings = defaults(DiffEditSampler) | dict(steps=4, scheduler="normal") | knobs
-    latent, shown = DiffEditSampler.execute(
-        model, positive, negative, image() if given is None else given, source=source, mask=mask, vae=vae, **settings
-    ).args
+    given = image() if given is None else given
+    latent, shown = DiffEditSampler.execute(model, positive, negative, given, source=source, mask=mask, vae=vae, **settings).args
     return latent["samples"], shown
 
 
@@ -70,14 +68,8 @@ def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model):
 
 def noises_of(model, **knobs):
     """What the network is given at every level, (maps, ...) each."""
-    seen, counted = {}, model.clone()
-
-    def keep(apply_model, args):
-        seen.setdefault(float(args["timestep"][0]), []).append(args["input"])
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    counted.set_model_unet_function_wrapper(keep)
-    find(counted, **knobs)
+    seen = {}
+    find(watched(model, lambda args: seen.setdefault(float(args["timestep"][0]), []).append(args["input"])), **knobs)
     return [calls for _, calls in sorted(seen.items())]
 
 
@@ -105,47 +97,25 @@ def test_maps_of_other_seeds_differ_and_converge(eps_model):
 
     few, many = apart(1), apart(32)
     assert many > 0 and many < 0.45 * few
+    assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100)), "neighboring seeds share a map"
 
 
-def test_neighbouring_seeds_share_no_map():
-    assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100))
-
-
-def test_same_seed_same_mask_and_model_unchanged(model):
-    before = model.model_options.copy()
-    one, two = find(model)[0], find(model)[0]
-    assert torch.equal(one, two) and model.model_options == before
-
-
-def test_evaluations_are_counted_and_batched(model):
-    counted = Count(model)
+def test_evaluations_are_counted_and_cfg_only_scales(model, monkeypatch):
+    """They are batched, and go one by one where memory is short. The same seed gives the same mask, and leaves the model unchanged."""
+    before, plain, counted = model.model_options.copy(), find(model)[0], Count(model)
+    assert torch.equal(find(model)[0], plain) and model.model_options == before
     find(counted.model, maps=5, levels=3)
     assert (counted.rows, counted.calls) == (5 * 3 * 2, 3 * 2)
-
-
-def test_cfg_only_scales_the_difference(model):
-    plain, counted = find(model)[0], Count(model)
-    guided = find(counted.model, cfg=5.0)[0]
-    assert (plain != guided).float().mean() < 0.01
-    assert counted.rows == 3 * 2 * 2 * 2
-
-
-def test_maps_go_one_by_one_where_memory_is_short(model, monkeypatch):
-    whole = find(model)[0]
-    small = Count(model)
-    monkeypatch.setattr(type(small.model), "get_free_memory", lambda self, device: 1.0)
-    parts = find(small.model)[0]
-    assert small.calls == 3 * 2 * 2 and (whole != parts).float().mean() < 0.01
+    counted = Count(model)
+    assert (plain != find(counted.model, cfg=5.0)[0]).float().mean() < 0.01 and counted.rows == 3 * 2 * 2 * 2
+    counted = Count(model)
+    monkeypatch.setattr(type(counted.model), "get_free_memory", lambda self, device: 1.0)
+    assert (plain != find(counted.model)[0]).float().mean() < 0.01 and counted.calls == 3 * 2 * 2
 
 
 def test_other_nodes_guidance_acts_on_the_probe(model):
     patched, seen = model.clone(), []
-
-    def post(args):
-        seen.append(args["cond_scale"])
-        return args["denoised"]
-
-    patched.set_model_sampler_post_cfg_function(post)
+    patched.set_model_sampler_post_cfg_function(lambda args: seen.append(args["cond_scale"]) or args["denoised"])
     assert torch.equal(find(patched)[0], find(model)[0]) and len(seen) == 4
 
 
@@ -177,9 +147,13 @@ def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     assert not torch.equal(three, six)
 
 
-def test_a_video_gets_one_mask_for_all_its_frames():
-    from host.video import tiny_video_model, video_conditioning
+def masked(model, latent, *settings):
+    """What KSampler makes of the latent under the mask that it carries."""
+    noise, more = comfy.sample.prepare_noise(latent["samples"], 3), dict(denoise=0.6, disable_pbar=True, seed=3)
+    return comfy.sample.sample(model, noise, *settings, latent["samples"], noise_mask=latent["noise_mask"], **more)
 
+
+def test_a_video_gets_one_mask_for_all_its_frames():
     model = tiny_video_model()
     given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     one, two, none = (video_conditioning(i) for i in (1, 2, 0))
@@ -187,9 +161,7 @@ def test_a_video_gets_one_mask_for_all_its_frames():
     assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
     framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as the host's video nodes set it
     assert torch.equal(find(model, framed, source=one, target=two, negative=none)[0], mask)
-    noise = comfy.sample.prepare_noise(given["samples"], 3)
-    settings = dict(noise_mask=latent["noise_mask"], denoise=0.6, disable_pbar=True, seed=3)
-    after = comfy.sample.sample(model, noise, 2, 1.0, "euler", "simple", two, none, given["samples"], **settings)
+    after = masked(model, latent, 2, 1.0, "euler", "simple", two, none)
     kept = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], given["samples"].shape, "cpu") == 0
     assert kept.any() and not kept.all()
     assert_close(after[kept], given["samples"][kept], atol=1e-5, rtol=1e-5)
@@ -197,9 +169,7 @@ def test_a_video_gets_one_mask_for_all_its_frames():
 
 def test_a_plain_ksampler_changes_only_the_mask(model):
     latent = find(model)[2]
-    noise = comfy.sample.prepare_noise(latent["samples"], 3)
-    settings = dict(noise_mask=latent["noise_mask"], denoise=0.6, disable_pbar=True, seed=3)
-    after = comfy.sample.sample(model, noise, 4, 2.0, "euler", "normal", DOG, EMPTY, latent["samples"], **settings)
+    after = masked(model, latent, 4, 2.0, "euler", "normal", DOG, EMPTY)
     within = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], after.shape, "cpu")
     assert_close(after[within == 0], latent["samples"][within == 0], atol=1e-5, rtol=1e-5)
     assert (after - latent["samples"])[within > 0].abs().max() > 0.01
@@ -243,15 +213,6 @@ def test_off_the_mask_the_latent_is_the_originals_bit_for_bit(model, rule):
     assert torch.equal(edit(model, given, torch.zeros(1, 64, 64), rule=rule)[0], given["samples"])
 
 
-def test_the_two_rules_differ_within_the_mask(model):
-    one, two = (edit(model, mask=half_mask(), rule=r)[0] for r in ("trajectory", "clean mix"))
-    assert not torch.allclose(one, two, atol=1e-4)
-
-
-def test_an_encode_ratio_of_zero_returns_the_image(model):
-    assert torch.equal(edit(model, encode_ratio=0.0)[0], image()["samples"])
-
-
 def test_every_image_of_a_batch_has_its_own_mask(model):
     masks = torch.cat([half_mask(), 1 - half_mask()])
     given = image(2)
@@ -260,9 +221,14 @@ def test_every_image_of_a_batch_has_its_own_mask(model):
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-2)
 
 
-def test_the_mask_that_a_latent_carries_is_used(model):
-    given = image()
-    assert torch.equal(edit(model, {**given, "noise_mask": half_mask()})[0], edit(model, given, half_mask())[0])
+def test_the_inputs_of_the_edit_act(model):
+    """Rules differ; a latent's own mask is used; nothing is encoded at ratio 0; without a source the negative encodes."""
+    given, hard, other = image(), *(edit(model, mask=half_mask(), rule=r)[0] for r in ("trajectory", "clean mix"))
+    assert not torch.allclose(hard, other, atol=1e-4)
+    assert torch.equal(edit(model, {**given, "noise_mask": half_mask()}, rule="trajectory")[0], hard)
+    assert torch.equal(edit(model, encode_ratio=0.0)[0], given["samples"])
+    assert torch.equal(edit(model, source=None)[0], edit(model, source=EMPTY)[0])
+    assert isinstance(edit(model)[1], ExecutionBlocker), "without a vae there is no image"
 
 
 def test_a_soft_mask_blends_and_keeps_its_zeros(model):
@@ -281,22 +247,15 @@ def test_evaluations_of_the_edit(model):
 
 
 def test_pixels_off_the_mask_are_the_images_own(model, vae):
+    """A hard edit cuts the mask at one half."""
     given, mask = torch.rand(1, 72, 64, 3), torch.zeros(1, 72, 64)
     mask[:, 40:] = 1
     _, image = edit(model, given, mask, vae=vae)
     assert image.shape == given.shape
     assert torch.equal(image[:, :40], given[:, :40]) and not torch.allclose(image[:, 48:], given[:, 48:], atol=1e-2)
-
-
-def test_a_hard_edit_cuts_the_mask_at_one_half(model, vae):
-    given, mask = torch.rand(1, 64, 64, 3), 0.3 + 0.5 * half_mask()
-    latent, image = edit(model, given, mask, vae=vae)
-    sharp, clear = edit(model, given, half_mask(), vae=vae)
+    given = given[:, :64]
+    (latent, image), (sharp, clear) = (edit(model, given, m, vae=vae) for m in (0.3 + 0.5 * half_mask(), half_mask()))
     assert torch.equal(latent, sharp) and torch.equal(image, clear) and torch.equal(image[:, :, :32], given[:, :, :32])
-
-
-def test_without_a_vae_there_is_no_image(eps_model):
-    assert isinstance(edit(eps_model)[1], ExecutionBlocker)
 
 
 def test_channels_of_multi_cfg_patch_act_in_the_denoising_alone():
@@ -306,13 +265,7 @@ def test_channels_of_multi_cfg_patch_act_in_the_denoising_alone():
     assert rows == [1] * 4 + [3] * 4
 
 
-def test_without_a_source_the_negative_encodes(model):
-    assert torch.equal(edit(model, source=None)[0], edit(model, source=EMPTY)[0])
-
-
 def test_video_latents_are_edited_under_one_mask_each():
-    from host.video import tiny_video_model, video_conditioning
-
     given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     prompts = dict(zip(("positive", "source", "negative"), (video_conditioning(i) for i in (1, 2, 0))))
     masks = torch.cat([half_mask(), 1 - half_mask()])
@@ -324,14 +277,7 @@ def test_video_latents_are_edited_under_one_mask_each():
 
 @pytest.mark.parametrize("act", [find, edit])
 def test_it_stops_within_a_step_when_the_user_cancels(eps_model, act):
-    model, calls = eps_model.clone(), []
-
-    def cancel(apply_model, args):
-        calls.append(1)
-        comfy.model_management.interrupt_current_processing()
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    model.set_model_unet_function_wrapper(cancel)
+    model, calls = inversions.interrupting(eps_model)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         act(model)
     assert len(calls) == 1
@@ -353,21 +299,15 @@ def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which)
         (find, dict(levels=0), "0 probe levels; give 1"),
         (find, dict(start_percent=0.7, end_percent=0.2), "start_percent 0.7 to end_percent 0.2"),
         (find, dict(clamp_ratio=0.0, normalisation="mean"), "clamp_ratio is 0.0"),
-        (find, dict(source=[]), "source is an empty conditioning"),
+        *((act, dict(source=[]), "source is an empty conditioning") for act in (find, edit)),
         (find, dict(target=[[torch.zeros(1, 77, 768), {}]]), "target has text features of width 768, but BaseModel takes 64"),
-        (find, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
-        (
-            find,
-            dict(given={"samples": torch.zeros(1, 4, 64)}),
-            "'image' is a latent of 1 x 4 x 64, but that of images or a video is needed",
-        ),
+        *((act, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae") for act in (find, edit)),
+        (find, dict(given={"samples": torch.zeros(1, 4, 64)}), "'image' is a latent of 1 x 4 x 64, but that of images or a video"),
         (edit, dict(encode_ratio=1.2), "strength is 1.2 percent; give 0"),
         (edit, dict(positive=[]), "positive is an empty conditioning"),
-        (edit, dict(source=[]), "source is an empty conditioning"),
         (edit, dict(mask=torch.ones(1, 64, 128)), "The mask is 128 x 64 but the latent 8 x 8, of another shape"),
         (edit, dict(mask=torch.ones(3, 64, 64)), "mask holds 3 images"),
         (edit, dict(mask=torch.full((1, 64, 64), 2.0)), "a mask lies between 0 and 1"),
-        (edit, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae"),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(eps_model, act, knobs, message):

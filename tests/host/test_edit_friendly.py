@@ -1,5 +1,7 @@
 """Edit-friendly inversion in the real ComfyUI."""
 
+from functools import partial
+
 import comfy.samplers
 import pytest
 import torch
@@ -7,15 +9,12 @@ import torch
 from compare import assert_close
 from host import inversions, tiny
 from host.inversions import EDIT, EMPTY, SOURCE, apart, image, sample
-from host.sampling import Count
+from host.sampling import Count, cfg_guider, families
+from host.video import tiny_video_model, video_conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 STEPS = 6
-
-
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return tiny.unet(request.param, output_scale=0.2)
+model = families(partial(tiny.unet, output_scale=0.2))
 
 
 def invert(model, latent=None, source=SOURCE, negative=EMPTY, **settings):
@@ -25,22 +24,18 @@ def invert(model, latent=None, source=SOURCE, negative=EMPTY, **settings):
 @pytest.mark.parametrize("cfg", [1.0, 3.5])
 @pytest.mark.parametrize("skip", [0, 2, STEPS - 1])
 def test_the_same_prompt_and_cfg_give_the_image_back(model, cfg, skip):
-    back = sample(model, invert(model, cfg=cfg, skip=skip), cfg, positive=SOURCE, negative=EMPTY)
-    assert apart(back, image()["samples"]) < 1e-6
-    assert apart(sample(model, invert(model, cfg=cfg, skip=skip), 7.5, **EDIT), back) > 1e-4
-
-
-def test_without_prompts_the_inversions_own_are_used(model):
-    assert apart(sample(model, invert(model, cfg=3.5), 3.5), image()["samples"]) < 1e-6
+    """Without prompts the inversion's own are used."""
+    inversion = invert(model, cfg=cfg, skip=skip)
+    back = sample(model, inversion, cfg, positive=SOURCE, negative=EMPTY)
+    assert apart(back, image()["samples"]) < 1e-6 and apart(sample(model, inversion, cfg), image()["samples"]) < 1e-6
+    assert apart(sample(model, inversion, 7.5, **EDIT), back) > 1e-4
 
 
 def test_comfyuis_ancestral_sampler_with_these_noise_maps(model):
     """`euler_ancestral`, given the noise maps one after the other, makes the image except for its last step."""
     inversion = invert(model, cfg=3.5)
     trajectory = inversion.trajectory
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(SOURCE, EMPTY)
-    guider.set_cfg(3.5)
+    guider = cfg_guider(model, SOURCE, EMPTY, 3.5)
     sampler = comfy.samplers.ksampler("euler_ancestral")
     left = iter(trajectory.extras["noise_maps"])
     sampler.extra_options = {"noise_sampler": lambda sigma, after: next(left)}  # a new one: ComfyUI shares its default among all samplers
@@ -57,16 +52,13 @@ def test_skip_leaves_out_the_noisiest_steps(model):
     assert part.sigmas == whole.sigmas[2:]
     assert_close(part.states[0][0], whole.states[2][0], atol=1e-4, rtol=1e-4)
     assert part.extras["noise_maps"].shape[0] == STEPS - 2
+    first, again, other = (invert(model, seed=s).trajectory.extras["noise_maps"] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.1), "seeds repeat, and differ"
 
 
 def test_more_skipped_steps_keep_more_of_the_image(model):
     changes = [apart(sample(model, invert(model, skip=s), 5.0, **EDIT), image()["samples"]) for s in (1, 4, 5)]
     assert changes[0] > changes[1] > changes[2]
-
-
-def test_seeds_differ_and_repeat(model):
-    first, again, other = (invert(model, seed=s).trajectory.extras["noise_maps"] for s in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.1)
 
 
 def test_evaluations_are_one_a_step_and_two_with_guidance(model):
@@ -79,8 +71,6 @@ def test_evaluations_are_one_a_step_and_two_with_guidance(model):
 
 
 def test_video_latents_come_back():
-    from host.video import tiny_video_model, video_conditioning
-
     given = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     model, source = tiny_video_model(), video_conditioning(1)
     inversion = invert(model, given, source, negative=None, steps=3)

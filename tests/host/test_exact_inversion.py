@@ -13,14 +13,10 @@ from controlled_diffusion.nodes.host.inversion.replay import on_device
 from compare import assert_close
 from host import tiny
 from host.inversions import EMPTY, TARGET, apart, image, invert, sample, smooth
-from host.sampling import Count
+from host.sampling import Count, families
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-
-
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return smooth(request.param)
+model = families(smooth)
 
 
 @pytest.fixture(params=["edict", "bdia", "o-belm"])
@@ -89,24 +85,22 @@ def test_cfg_and_negative_of_the_inversion_are_needed(method, model):
     assert apart(sample(model, inversion, 1.0), latent["samples"]) > 1e-3
 
 
-def test_another_prompt_makes_another_image(pair):
+def test_a_batch_comes_back_and_another_prompt_is_another_image(pair):
     method, model = pair
-    latent = image()
-    inversion = invert(method, model, latent)[0]
-    assert apart(sample(model, inversion, positive=TARGET), latent["samples"]) > 1e-3
+    inversion = invert(method, model, image())[0]
+    assert apart(sample(model, inversion, positive=TARGET), image()["samples"]) > 1e-3
+    assert lost(model, invert(method, model, image(4))[0]) < 1e-10
 
 
-def test_evaluations_are_counted_and_shown(method):
+def test_evaluations_are_counted_and_the_outputs_are_right(method):
+    """The noisy latent is the first state."""
     count = Count(smooth("eps"))
-    inversion = invert(method, count.model, steps=8, cfg=3.0)[0]
+    inversion, latent, _, sigmas, *_ = invert(method, count.model, steps=8, cfg=3.0)
     assert count.rows == inversion.evaluations == (32 if method == "edict" else 16)
     sample(count.model, inversion, 3.0)
     assert count.rows - inversion.evaluations == (32 if method == "edict" else 14)  # the pair of the others holds one step
-
-
-def test_a_batch_comes_back_too(pair):
-    method, model = pair
-    assert lost(model, invert(method, model, image(4))[0]) < 1e-10
+    assert_close(count.model.model.process_latent_in(latent["samples"]), inversion.trajectory.states[0][0].float())
+    assert sigmas.tolist() == pytest.approx(inversion.trajectory.sigmas)
 
 
 def test_rescale_adapts_the_setting_to_the_steps():
@@ -115,13 +109,6 @@ def test_rescale_adapts_the_setting_to_the_steps():
     assert invert("edict", model, steps=8, rescale=False)[0].method.p == 0.93
     assert invert("bdia", model, steps=8, gamma=0.96)[0].method.gamma == pytest.approx(0.96 ** (50 / 8))
     assert invert("bdia", model, steps=8, rescale=False)[0].method.gamma == 0.94
-
-
-def test_the_noise_output_is_the_first_state(method):
-    model = smooth("eps")
-    inversion, latent, _, sigmas = invert(method, model, image())
-    assert_close(model.model.process_latent_in(latent["samples"]), inversion.trajectory.states[0][0].float())
-    assert sigmas.tolist() == pytest.approx(inversion.trajectory.sigmas)
 
 
 def test_float64_is_refused_on_devices_without_it():

@@ -1,5 +1,7 @@
 """FlowEdit in the real ComfyUI."""
 
+from functools import partial
+
 import comfy.model_management
 import comfy.samplers
 import nodes
@@ -11,32 +13,22 @@ from compare import assert_close
 from host import inversions, tiny
 from host.inversions import EMPTY, SOURCE, TARGET, apart, image, interrupting
 from host.inversions import flow_edit as edit
-from host.sampling import Count
+from host.sampling import Count, families, half_mask
+from host.video import tiny_video_model, video_conditioning
 from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 STEPS = 6
+model = families(partial(tiny.unet, output_scale=0.2))
 
 
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return tiny.unet(request.param, output_scale=0.2)
-
-
-def half_mask():
-    return 1 - inversions.half_mask()
-
-
-@pytest.mark.parametrize("node", ["ControlNetApply", "ControlNetApplyAdvanced"])
-def test_the_targets_controlnet_does_not_reach_the_source(node):
+def test_the_targets_controlnet_does_not_reach_the_source():
     model, hint = tiny.unet("flow", output_scale=0.2), torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    if node == "ControlNetApply":
-        positive = nodes.ControlNetApply().apply_controlnet(TARGET, tiny.controlnet(), hint, 1.0)[0]
-    else:
-        positive = nodes.ControlNetApplyAdvanced().apply_controlnet(TARGET, EMPTY, tiny.controlnet(), hint, 1.0, 0.0, 1.0)[0]
+    old, new, control = nodes.ControlNetApply(), nodes.ControlNetApplyAdvanced(), (tiny.controlnet(), hint, 1.0)
     same = dict(source=TARGET, source_cfg=1.0, cfg=1.0)
     assert apart(edit(model, positive=TARGET, **same), image()["samples"]) < 1e-4
-    assert apart(edit(model, positive=positive, **same), image()["samples"]) > 0.01
+    for positive, *_ in (old.apply_controlnet(TARGET, *control), new.apply_controlnet(TARGET, EMPTY, *control, 0.0, 1.0)):
+        assert apart(edit(model, positive=positive, **same), image()["samples"]) > 0.01
 
 
 class ByHand(comfy.samplers.Sampler):
@@ -81,14 +73,10 @@ def test_the_same_prompt_and_cfg_give_the_image_back(model, n_max):
     assert apart(edit(model, positive=SOURCE, cfg=1.5, n_max=n_max, n_avg=2), image()["samples"]) < 1e-6
 
 
-def test_no_steps_change_and_evaluate_nothing(model):
-    count = Count(model)
-    assert torch.equal(edit(count.model, n_max=0), image()["samples"]) and count.rows == 0
-
-
 @pytest.mark.parametrize("source_cfg, cfg, rows", [(1.0, 1.0, 2), (1.0, 4.0, 3), (1.5, 4.0, 4)])
 def test_evaluations_are_counted(model, source_cfg, cfg, rows):
     count = Count(model)
+    assert torch.equal(edit(count.model, n_max=0), image()["samples"]) and count.rows == 0
     edit(count.model, n_max=4, n_avg=2, source_cfg=source_cfg, cfg=cfg)
     assert count.rows == 4 * 2 * rows
 
@@ -96,11 +84,8 @@ def test_evaluations_are_counted(model, source_cfg, cfg, rows):
 def test_the_last_steps_are_plain_sampling_of_the_target(model):
     """With nothing but such steps it is ComfyUI's image to image from that noise."""
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(TARGET, EMPTY)
-    guider.set_cfg(4.0)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    expected = guider.sample(noise, image()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    expected = inversions.euler(model, image()["samples"], noise, sigmas, 4.0, TARGET)
     assert_close(edit(model, seed=9, n_max=4, n_min=4), expected, atol=1e-3, rtol=1e-3)
     count = Count(model)
     edit(count.model, n_max=4, n_min=1)
@@ -138,24 +123,17 @@ def test_an_image_is_encoded(vae):
     found = edit(model, image, vae=vae)
     assert found.shape == (1, 4, 9, 8)
     assert_close(found, edit(model, {"samples": vae.encode(image)}), atol=1e-5, rtol=1e-5)
-
-
-def test_a_size_that_the_vae_would_crop_is_refused(vae):
     with pytest.raises(ValueError, match=r"'image' is 100 x 64 pixels, but this VAE takes multiples of 8 .* to 96 x 64\."):
-        edit(tiny.unet("flow"), torch.rand(1, 64, 100, 3), vae=vae)
+        edit(model, torch.rand(1, 64, 100, 3), vae=vae)
 
 
 def test_the_latent_keeps_what_else_it_carries(model):
-    given = {**image(), "noise_mask": half_mask(), "batch_index": [7]}
-    result = FlowEditLatentSampler.execute(
-        model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditLatentSampler) | dict(steps=4, n_max=2, scheduler="normal")
-    ).args[0]
+    given, settings = {**image(), "noise_mask": half_mask(), "batch_index": [7]}, dict(steps=4, n_max=2, scheduler="normal")
+    result = FlowEditLatentSampler.execute(model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditLatentSampler) | settings).args[0]
     assert result["batch_index"] == [7] and result["noise_mask"] is given["noise_mask"]
 
 
 def test_video_latents_are_edited():
-    from host.video import tiny_video_model, video_conditioning
-
     given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     source, target, negative = (video_conditioning(i) for i in (1, 2, 0))
     model = tiny_video_model()

@@ -40,9 +40,10 @@ def ours(model, cfg: float, **rules):
     return MultiCFG(model, EMPTY, [Channel(CAT, cfg)], Rules(**rules))
 
 
-@pytest.mark.parametrize(
-    "knobs", [dict(apg_eta=0.0), dict(apg_eta=0.5, apg_norm=5.0), dict(apg_eta=0.0, apg_momentum=-0.5, apg_norm=8.0)], ids=str
-)
+APG_KNOBS = dict(apg_eta=0.0), dict(apg_eta=0.5, apg_norm=5.0), dict(apg_eta=0.0, apg_momentum=-0.5, apg_norm=8.0)
+
+
+@pytest.mark.parametrize("knobs", APG_KNOBS, ids=str)
 def test_apg_is_the_hosts_node_at_one_scale_less(any_model, knobs):
     """The host's node adds its scale to a prediction that has weight 1 already; the paper's w is one more."""
     patched = APG.execute(any_model, knobs["apg_eta"], knobs.get("apg_norm", 0.0), knobs.get("apg_momentum", 0.0)).args[0]
@@ -55,9 +56,8 @@ def test_apg_is_neutral_by_default_only(eps_model):
     assert not torch.allclose(run(ours(eps_model, 4.0, shaping=Shaping(apg_eta=0.0))), plain, atol=1e-2)
 
 
-SHAPINGS = pytest.mark.parametrize(
-    "shaping", [Shaping(apg_eta=0.0, apg_momentum=-0.5, apg_norm=6.0), Shaping(zero_star=True)], ids=["apg", "zero star"]
-)
+APG_SHAPING = Shaping(apg_eta=0.0, apg_momentum=-0.5, apg_norm=6.0)
+SHAPINGS = pytest.mark.parametrize("shaping", [APG_SHAPING, Shaping(zero_star=True)], ids=["apg", "zero star"])
 
 
 @SHAPINGS
@@ -71,21 +71,18 @@ def test_shaping_acts_on_primary_and_other_channels_alike(eps_model, shaping):
 
 @SHAPINGS
 def test_outside_the_interval_shaping_rests(any_model, shaping):
-    rules = Rules(interval=Schedule(start=0.999, end=0.9995), shaping=shaping)
+    rules = replace(NEVER, shaping=shaping)
     for mask in (None, torch.ones(1, 8, 8)):
         assert_close(run(MultiCFG(any_model, EMPTY, [Channel(CAT, 4.0, mask=mask)], rules)), run(host_cfg(any_model, 1.0)), **CLOSE)
 
 
 def test_apg_under_the_patch_is_apg_under_the_guider(eps_model):
-    rules = Rules(shaping=Shaping(apg_eta=0.0, apg_momentum=-0.5, apg_norm=6.0))
-    patched = MultiCFGWrapper([Channel(DOG, 2.0)], rules).install(eps_model)
-    guider = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 2.0)], rules)
-    assert_close(ksampler(patched, CAT, EMPTY, 4.0), run(guider), **CLOSE)
-
-
-def test_momentum_does_not_pass_from_run_to_run(eps_model):
-    guider = ours(eps_model, 4.0, shaping=Shaping(apg_momentum=-0.75))
-    assert torch.equal(run(guider), run(guider))
+    """Momentum does not pass from run to run."""
+    rules, channels = Rules(shaping=APG_SHAPING), [Channel(CAT, 4.0), Channel(DOG, 2.0)]
+    patched, guider = MultiCFGWrapper(channels[1:], rules).install(eps_model), MultiCFG(eps_model, EMPTY, channels, rules)
+    made = run(guider)
+    assert_close(ksampler(patched, CAT, EMPTY, 4.0), made, **CLOSE)
+    assert torch.equal(run(guider), made)
 
 
 @pytest.fixture
@@ -126,13 +123,10 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
 
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
     """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted image instead."""
-    sigmas = torch.tensor([0.6, 0.3])
-    moved = lambda guider: run(guider, sigmas=sigmas).double().flatten()  # noqa: E731
-    start = moved(ours(any_model, 4.0, zero_init_percent=1.0))
-    conditioned, null, guided = (
-        moved(g) - start
-        for g in (host_cfg(any_model, 1.0), host_cfg(any_model, 1.0, EMPTY), ours(any_model, 4.0, shaping=Shaping(zero_star=True)))
-    )
+    star = ours(any_model, 4.0, shaping=Shaping(zero_star=True))
+    guiders = ours(any_model, 4.0, zero_init_percent=1.0), host_cfg(any_model, 1.0), host_cfg(any_model, 1.0, EMPTY), star
+    start, *moved = (run(guider, sigmas=torch.tensor([0.6, 0.3])).double().flatten() for guider in guiders)
+    conditioned, null, guided = (m - start for m in moved)
     fitted = (conditioned @ null) / (null @ null) * null
     assert_close(guided, fitted + 4.0 * (conditioned - fitted), atol=1e-4, rtol=1e-3)
 
@@ -142,32 +136,27 @@ def test_zero_init_leaves_the_latent_and_evaluates_nothing(flow_model):
     run(ours(counted.model, 4.0, zero_init_percent=0.3))
     still = sum(float(s) > float(flow_model.get_model_object("model_sampling").percent_to_sigma(0.3)) for s in sigmas_of(flow_model)[:-1])
     assert still and counted.rows == 2 * (STEPS - still)
-    early = torch.tensor([1.0, 0.99])
-    assert_close(
-        run(ours(flow_model, 4.0, zero_init_percent=0.3), sigmas=early), run(ours(flow_model, 1.0, zero_init_percent=1.0), sigmas=early)
-    )
+    early = (ours(flow_model, 4.0, zero_init_percent=0.3), ours(flow_model, 1.0, zero_init_percent=1.0))
+    assert_close(*(run(guider, sigmas=torch.tensor([1.0, 0.99])) for guider in early))
 
 
-def test_the_whole_interval_is_plain_cfg(any_model):
-    assert torch.equal(run(ours(any_model, 4.0, interval=Schedule())), run(host_cfg(any_model, 4.0)))
+RULES = dict(), dict(shaping=Shaping(apg_eta=0.0, apg_momentum=-0.5)), dict(conflict="project"), dict(rescale=0.7)
 
 
-@pytest.mark.parametrize(
-    "rules", [dict(), dict(shaping=Shaping(apg_eta=0.0, apg_momentum=-0.5)), dict(conflict="project"), dict(rescale=0.7)], ids=str
-)
+@pytest.mark.parametrize("rules", RULES, ids=str)
 def test_outside_the_interval_the_unconditional_is_not_evaluated(any_model, rules):
     counted, interval = Count(any_model), Schedule(start=0.3, end=0.6)
     model_sampling = any_model.get_model_object("model_sampling")
     low, high = (float(model_sampling.percent_to_sigma(p)) for p in (0.6, 0.3))
     inside = sum(low <= float(s) <= high for s in sigmas_of(any_model, 10)[:-1])
     run(ours(counted.model, 4.0, interval=interval, **rules), sigmas=sigmas_of(any_model, 10))
+    assert torch.equal(run(ours(any_model, 4.0, interval=Schedule())), run(host_cfg(any_model, 4.0))), "the whole interval is plain CFG"
     assert 0 < inside < 10 and counted.rows == 10 + inside
 
 
 @pytest.mark.parametrize("rules", [dict(), dict(shaping=Shaping(apg_eta=0.0)), dict(rescale=0.7)], ids=str)
 def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model, rules):
-    never = Schedule(start=0.999, end=0.9995)
-    assert torch.equal(run(ours(any_model, 4.0, interval=never, **rules)), run(host_cfg(any_model, 1.0)))
+    assert torch.equal(run(ours(any_model, 4.0, interval=NEVER.interval, **rules)), run(host_cfg(any_model, 1.0)))
 
 
 class Ones:
@@ -179,21 +168,14 @@ class Ones:
         return torch.ones_like(denoised)
 
 
-@pytest.mark.parametrize(
-    "further",
-    [
-        Channel(DOG, 3.0, negative=True),
-        Channel(DOG, 3.0, interval=Schedule(start=0.9991, end=0.9993)),
-        Channel(None, 3.0, gradient=Ones()),
-    ],
-    ids=["negative", "off", "gradient"],
-)
+RESTING = dict(negative=True), dict(interval=Schedule(start=0.9991, end=0.9993)), dict(gradient=Ones())
+
+
+@pytest.mark.parametrize("further", RESTING, ids=["negative", "off", "gradient"])
 def test_outside_the_interval_other_channels_rest(eps_model, further):
-    guided = MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), further], NEVER)
-    assert torch.equal(run(guided), run(host_cfg(eps_model, 1.0)))
-
-
-def test_outside_the_interval_a_channel_keeps_its_own(eps_model):
+    """But a channel with an interval of its own keeps it."""
+    channel = Channel(None if "gradient" in further else DOG, 3.0, **further)
+    assert torch.equal(run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 4.0), channel], NEVER)), run(host_cfg(eps_model, 1.0)))
     counted = Count(eps_model)
     run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), Channel(DOG, 3.0, interval=Schedule(end=0.5))], NEVER))
     assert STEPS < counted.rows < 3 * STEPS
@@ -201,14 +183,12 @@ def test_outside_the_interval_a_channel_keeps_its_own(eps_model):
 
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 def test_cfg_plus_plus_as_a_schedule_is_the_hosts_sampler(family):
+    """It needs the sigmas of the run."""
     model = tiny_unet(family, output_scale=0.05)
     sigmas = sigmas_of(model, 6)
     schedule = GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0, sigmas=sigmas).args[0]
     guider = MultiCFG(model, EMPTY, [Channel(CAT, 0.6, schedule=schedule)])
     assert_close(run(guider, sigmas=sigmas), run(host_cfg(model, 0.6), sampler="euler_cfg_pp", sigmas=sigmas), **CLOSE)
-
-
-def test_cfg_plus_plus_needs_the_sigmas():
     with pytest.raises(ValueError, match="needs the sigmas of the run"):
         GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0)
     assert CfgPlusPlus((4.0, 1.0, 0.0))(2.0, Span(NoiseScale((10.0, 1.0, 0.1)))) == pytest.approx(2.0)
@@ -216,6 +196,10 @@ def test_cfg_plus_plus_needs_the_sigmas():
 
 def channels():
     return [Channel(CAT, 4.0, name="cat"), Channel(DOG, 2.0, negative=True, name="dog")]
+
+
+def with_dog(model):
+    return MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(model)
 
 
 def sampled(guider, **settings) -> dict:
@@ -276,19 +260,14 @@ def test_evaluations_where_another_node_answers(eps_model):
     assert record_of(guider, sampled(guider)).evaluations == counted.rows
 
 
-def test_report_of_the_patch_is_read_from_the_model(eps_model):
-    patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
-    latent = {"samples": ksampler(patched, CAT, EMPTY, 4.0)}
-    image, passed, text = GuidanceReport.execute(patched, latent).args
-    assert passed is latent and image.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
-
-
 def test_report_belongs_to_the_connected_latent(eps_model):
     """Also after another run of the same guider and the same patched model, at another number of steps."""
-    patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
+    patched = with_dog(eps_model)
     guider = MultiCFG(patched, EMPTY, [Channel(CAT, 4.0, name="cat")])
     latents = {steps: sampled(guider, sigmas=sigmas_of(eps_model, steps)) for steps in (STEPS, 2)}
-    ksampler(patched, CAT, EMPTY, 4.0, seed=1)
+    made = {"samples": ksampler(patched, CAT, EMPTY, 4.0, seed=1)}
+    image, passed, text = GuidanceReport.execute(patched, made).args
+    assert passed is made and image.shape[-1] == 3 and "dog: weight 2," in text and f"{3 * STEPS} evaluations" in text
     for source in (guider, patched):
         assert {n: len(record_of(source, latent).entries) for n, latent in latents.items()} == {STEPS: STEPS, 2: 2}
 
@@ -301,8 +280,8 @@ def test_report_of_the_denoised_output(eps_model):
 
 
 def test_report_of_a_sampling_in_two_parts(eps_model):
-    patched, prompts = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model), (CAT, EMPTY)
-    settings = patched, 7, STEPS, 4.0, "euler", "normal", *prompts
+    patched = with_dog(eps_model)
+    settings = patched, 7, STEPS, 4.0, "euler", "normal", CAT, EMPTY
     first = common_ksampler(*settings, {"samples": torch.zeros(1, 4, 8, 8)}, last_step=1)[0]
     second = common_ksampler(*settings, first, disable_noise=True, start_step=1)[0]
     again = common_ksampler(*settings, first, denoise=0.5)[0]  # with noise: a sampling of its own
@@ -311,7 +290,7 @@ def test_report_of_a_sampling_in_two_parts(eps_model):
 
 def test_report_of_a_masked_edit(eps_model):
     """SDEdit Sampler puts the guide back, bit for bit, where the mask is 0."""
-    patched = MultiCFGWrapper([Channel(DOG, 2.0, name="dog")]).install(eps_model)
+    patched = with_dog(eps_model)
     guide = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), "noise_mask": half_mask()}
     settings = dict(strength=0.5, strength_unit="percent", process="VP", steps=2, scheduler="normal", repeats=1)
     edited = SDEditSampler.execute(patched, CAT, EMPTY, guide, **settings, seed=1, cfg=3.0, sampler_name="euler").args[0]

@@ -29,16 +29,18 @@ def test_the_interval_and_zero_init_are_drawn_too(eps_model):
     assert torch.equal(plain, weights_image(eps_model, CHANNELS, None)) and not any(torch.equal(plain, p) for p in both)
 
 
-def test_a_line_of_one_point_is_seen():
-    chart = np.asarray(line_chart({"one": [(0, 1.0)], "two": [(0, 0.5), (2, 0.5)]}, "", ""), np.int32)
-    assert (np.abs(chart - np.array((45, 108, 223))).sum(-1) < 30)[:, :200].sum() > 20
+BLUE, RED = (45, 108, 223), (212, 58, 47)  # of the first line and of the second
 
 
-def test_a_line_goes_through_its_points_and_equal_lines_are_both_seen():
+def pixels(color, **lines):
+    """Where a chart of lines has a color."""
+    return np.abs(np.asarray(line_chart(lines, "", ""), np.int32) - np.array(color)).sum(-1) < 30
+
+
+def test_lines_of_one_point_and_equal_lines_are_seen():
+    assert pixels(BLUE, one=[(0, 1.0)], two=[(0, 0.5), (2, 0.5)])[:, :200].sum() > 20
     line = [(0, 0.0), (1, 1.0)]
-    chart = np.asarray(line_chart({"one": line, "two": line}, "", ""), np.int32)
-    first, second = (np.abs(chart - np.array(c)).sum(-1) < 30 for c in ((45, 108, 223), (212, 58, 47)))
-    assert first[100:300, 100:600].sum() > 100 and second[100:300, 100:600].sum() > 100
+    assert all(pixels(color, one=line, two=line)[100:300, 100:600].sum() > 100 for color in (BLUE, RED))
 
 
 def test_a_grid_shows_images_names_and_captions_in_their_places():

@@ -11,7 +11,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
-from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, latent, run, sigmas_of
+from host.sampling import STEPS, Count, Hooks, cfg_guider, dual_guider, families, ksampler, latent, run, sigmas_of, watched
 from host.tiny import conditioning
 from host.tiny_editors import instruct_pix2pix
 
@@ -28,9 +28,7 @@ def image(batch: int = 1, *shape: int, seed: int = 5) -> dict:
 IMAGE = image()
 
 
-@pytest.fixture(params=["eps", "v", "flow"])
-def any_editor(request):
-    return instruct_pix2pix(request.param)
+any_editor = families(instruct_pix2pix)
 
 
 @pytest.fixture
@@ -56,12 +54,10 @@ def as_channels(model, text=7.5, image=1.5, previous=(), **inputs):
     return MultiCFG(model, unconditional, made)
 
 
-SCALES = pytest.mark.parametrize(
-    "text, image", [(7.5, 1.5), (3.0, 3.0), (7.5, 1.0), (1.0, 1.5), (0.0, 1.5), (7.5, 0.0), (1.0, 1.0), (2.0, -1.0)]
-)
+SCALES = (7.5, 1.5), (3.0, 3.0), (7.5, 1.0), (1.0, 1.5), (0.0, 1.5), (7.5, 0.0), (1.0, 1.0), (2.0, -1.0)
 
 
-@SCALES
+@pytest.mark.parametrize("text, image", SCALES)
 @pytest.mark.parametrize("made", [ours, as_channels], ids=["guider", "channels"])
 def test_it_is_the_hosts_dual_cfg_in_the_papers_arrangement(any_editor, made, text, image):
     assert_close(run(made(any_editor, text, image)), run(host_dual(any_editor, text, image)), **ROUNDING)
@@ -74,50 +70,48 @@ def test_the_two_channels_are_dual_cfg_bitwise(any_editor):
     assert torch.equal(run(as_channels(any_editor), sigmas=sigmas), theirs)
 
 
-@pytest.mark.parametrize(
-    "sampler, text, image",
-    [*((s, 4.0, 1.0) for s in ("euler", "heun", "dpmpp_2m", "euler_ancestral")), ("euler", 3.0, 3.0), ("euler", 1.0, 1.0)],
-)
+NEUTRAL = [*((s, 4.0, 1.0) for s in ("euler", "heun", "dpmpp_2m", "euler_ancestral")), ("euler", 3.0, 3.0), ("euler", 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("sampler, text, image", NEUTRAL)
 def test_neutral_and_equal_scales_are_cfg_bitwise(any_editor, sampler, text, image):
     """Image scale 1: from the image to the edit. Equal scales: from nothing to the edit. Both 1: the edit alone."""
     theirs = cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY) if image == 1.0 else EMPTY, text)
     assert torch.equal(run(ours(any_editor, text, image), sampler=sampler), run(theirs, sampler=sampler))
 
 
-def test_a_blank_image_leaves_plain_text_guidance(any_editor):
+def test_both_scales_act_and_a_blank_image_leaves_text_guidance(any_editor):
     blank = {"samples": torch.zeros_like(IMAGE["samples"])}
     assert_close(run(ours(any_editor, 4.0, 2.0, blank)), run(cfg_guider(any_editor, SNOW, EMPTY, 4.0)), **ROUNDING)
+    first, *others = (run(ours(any_editor, *scales)) for scales in ((7.5, 1.5), (5.0, 1.5), (7.5, 2.5)))
+    assert not any(torch.allclose(first, other, atol=1e-2) for other in others)
 
 
-def test_both_scales_change_the_result(any_editor):
-    results = [run(ours(any_editor, *scales)) for scales in ((7.5, 1.5), (5.0, 1.5), (7.5, 2.5))]
-    assert not torch.allclose(results[0], results[1], atol=1e-2) and not torch.allclose(results[0], results[2], atol=1e-2)
+ROWS = (7.5, 1.5, 3), (1.0, 1.5, 3), (7.5, 0.0, 3), (3.0, 3.0, 2), (7.5, 1.0, 2), (0.0, 1.5, 2), (1.0, 1.0, 1), (0.0, 1.0, 1), (0.0, 0.0, 1)
 
 
-@pytest.mark.parametrize(
-    "text, image, rows",
-    [(7.5, 1.5, 3), (1.0, 1.5, 3), (7.5, 0.0, 3), (3.0, 3.0, 2), (7.5, 1.0, 2), (0.0, 1.5, 2), (1.0, 1.0, 1), (0.0, 1.0, 1), (0.0, 0.0, 1)],
-)
+@pytest.mark.parametrize("text, image, rows", ROWS)
 def test_only_needed_rows_are_evaluated_in_one_call(editor, text, image, rows):
     count = Count(editor)
     run(ours(count.model, text, image))
     assert (count.rows, count.calls) == (rows * STEPS, STEPS)
 
 
-def test_rows_are_saved_where_schedules_make_scales_equal(editor):
-    halved = Schedule(Constant(0.5))
-    for text, image, schedules, rows in (
-        (7.5, 2.0, dict(image_schedule=halved), 2),
-        (6.0, 3.0, dict(text_schedule=halved), 2),
-        (2.0, 2.0, dict(text_schedule=halved, image_schedule=halved), 1),
-        (7.5, 1.5, dict(text_schedule=Schedule(Constant(0.0))), 2),
-    ):
-        count = Count(editor)
-        run(ours(count.model, text, image, **schedules))
-        assert count.rows == rows * STEPS
+HALVED, OFF = Schedule(Constant(0.5)), Schedule(Constant(0.0))
+SCHEDULED = [
+    (7.5, 2.0, dict(image_schedule=HALVED), 2),
+    (6.0, 3.0, dict(text_schedule=HALVED), 2),
+    (2.0, 2.0, dict(text_schedule=HALVED, image_schedule=HALVED), 1),
+    (7.5, 1.5, dict(text_schedule=OFF), 2),
+    (7.5, 1.5, dict(text_schedule=Schedule(end=0.5)), None),  # some steps of 2, some of 3
+]
+
+
+@pytest.mark.parametrize("text, image, schedules, rows", SCHEDULED)
+def test_rows_are_saved_where_schedules_make_scales_equal(editor, text, image, schedules, rows):
     count = Count(editor)
-    run(ours(count.model, 7.5, 1.5, text_schedule=Schedule(end=0.5)))
-    assert 2 * STEPS < count.rows < 3 * STEPS
+    run(ours(count.model, text, image, **schedules))
+    assert count.rows == rows * STEPS if rows else 2 * STEPS < count.rows < 3 * STEPS
 
 
 def test_schedules_of_guider_and_channels_agree_and_act(any_editor):
@@ -130,23 +124,17 @@ def test_schedules_of_guider_and_channels_agree_and_act(any_editor):
 def test_the_patch_makes_a_ksampler_do_the_same(any_editor):
     model, positive, negative, empty = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.5, IMAGE).args
     assert_close(ksampler(model, positive, negative, 7.5, empty["samples"]), run(ours(any_editor)), **ROUNDING)
-
-
-def test_the_patch_at_image_scale_one_changes_nothing(any_editor):
-    model, positive, negative, _ = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.0, IMAGE).args
+    model, positive, negative, _ = InstructPix2PixPatch.execute(any_editor, SNOW, EMPTY, 1.0, IMAGE).args  # changes nothing
     assert torch.equal(ksampler(model, positive, negative, 4.0), ksampler(any_editor, seeing(SNOW), seeing(EMPTY), 4.0))
 
 
-@pytest.mark.parametrize("made", [ours, as_channels], ids=["guider", "channels"])
-def test_further_channels_ride_along(any_editor, made):
+def test_further_channels_ride_along(any_editor):
     dog = Channel(DOG, 2.0, null=EMPTY)
+    model = MultiCFGWrapper([dog]).install(any_editor)
+    for scales in ((7.5, 1.5), (3.0, 3.0)):
+        assert_close(run(ours(model, *scales)), run(as_channels(any_editor, *scales, (dog,))), **ROUNDING)
     together = run(as_channels(any_editor, previous=(dog,)))
-    if made is ours:
-        assert_close(run(ours(MultiCFGWrapper([dog]).install(any_editor))), together, **ROUNDING)
-        assert_close(
-            run(ours(MultiCFGWrapper([dog]).install(any_editor), 3.0, 3.0)), run(as_channels(any_editor, 3.0, 3.0, (dog,))), **ROUNDING
-        )
-    assert not torch.allclose(together, run(made(any_editor)), atol=1e-2)
+    assert not any(torch.allclose(together, run(made(any_editor)), atol=1e-2) for made in (ours, as_channels))
 
 
 def test_every_image_of_a_batch_is_edited_as_if_alone(any_editor):
@@ -156,32 +144,16 @@ def test_every_image_of_a_batch_is_edited_as_if_alone(any_editor):
     assert not torch.allclose(edited[:1], run(ours(any_editor, image_input={"samples": both["samples"][1:]})), atol=1e-2)
     assert_close(edited[:1], run(ours(any_editor, image_input={"samples": both["samples"][:1]})), **ROUNDING)
     assert run(ours(any_editor), latent(3)).shape[0] == 3
-
-
-def test_an_image_of_another_size_is_scaled_as_the_host_does(any_editor):
-    wide = image(1, 12, 10)
+    wide = image(1, 12, 10)  # is scaled as ComfyUI does
     assert_close(run(ours(any_editor, image_input=wide)), run(host_dual(any_editor, latent=wide)), **ROUNDING)
 
 
-def concat_of(guider) -> torch.Tensor:
-    """What stands beside the noisy latent in the first call, (rows, 4, h, w), and the kinds of rows."""
-    seen = []
-
-    def look(apply_model, args):
-        seen.append((args["c"]["c_concat"].clone(), args["cond_or_uncond"]))
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    guider.model_patcher.set_model_unet_function_wrapper(look)
-    guider.model_options = guider.model_patcher.model_options
-    run(guider)
-    return seen[0][0]
-
-
 def test_the_image_enters_unscaled_and_its_absence_as_zeros(any_editor):
-    rows = concat_of(ours(any_editor.clone()))
-    shown = [r for r in rows if r.any()]
-    assert len(rows) == 3 and len(shown) == 2
-    assert all(torch.equal(r, IMAGE["samples"][0]) for r in shown)
+    """What stands beside the noisy latent in the first call, (rows, 4, h, w)."""
+    seen = []
+    run(ours(watched(any_editor, lambda args: seen.append(args["c"]["c_concat"].clone()))))
+    shown = [row for row in seen[0] if row.any()]
+    assert len(seen[0]) == 3 and len(shown) == 2 and all(torch.equal(row, IMAGE["samples"][0]) for row in shown)
 
 
 def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
@@ -192,16 +164,14 @@ def test_an_image_is_encoded_as_the_hosts_own_node_does(editor, vae):
     assert torch.equal(run(guider, empty["samples"]), run(cfg_guider(editor, positive, negative, 4.0), theirs["samples"]))
 
 
-def test_an_image_that_the_conditioning_carries_already_is_taken(any_editor):
+def test_images_that_the_conditionings_carry_already_are_taken(any_editor):
+    """A negative may carry another than the positive."""
     for negative in (EMPTY, seeing(EMPTY)):
         carried = InstructPix2PixGuider.execute(any_editor, seeing(SNOW), negative, 7.5, 1.5).args
         assert torch.equal(run(carried[0], carried[1]["samples"]), run(ours(any_editor)))
-
-
-def test_a_negative_that_carries_an_image_of_its_own_keeps_it(any_editor):
-    blurred = image(seed=6)
-    guider = InstructPix2PixGuider.execute(any_editor, SNOW, seeing(EMPTY, blurred), 4.0, 1.0, IMAGE).args[0]
-    assert torch.equal(run(guider), run(cfg_guider(any_editor, seeing(SNOW), seeing(EMPTY, blurred), 4.0)))
+    blurred = seeing(EMPTY, image(seed=6))
+    guider = InstructPix2PixGuider.execute(any_editor, SNOW, blurred, 4.0, 1.0, IMAGE).args[0]
+    assert torch.equal(run(guider), run(cfg_guider(any_editor, seeing(SNOW), blurred, 4.0)))
 
 
 def test_the_image_is_compared_with_its_unconditional(any_editor):
@@ -210,62 +180,29 @@ def test_the_image_is_compared_with_its_unconditional(any_editor):
         assert_close(run(ours(any_editor, unconditional=unconditional)), run(guider), **ROUNDING)
 
 
-class Watch:
-    """Another node's CFG functions; they count their calls, keep what they saw, and change the result."""
-
-    def __init__(self, model):
-        self.calls, self.seen = {"pre": 0, "cfg": 0, "post": 0}, []
-        self.model = model.clone()
-        self.model.set_model_sampler_pre_cfg_function(self.pre)
-        self.model.set_model_sampler_cfg_function(self.cfg)
-        self.model.set_model_sampler_post_cfg_function(self.post)
-
-    def pre(self, args):
-        self.calls["pre"] += 1
-        return [args["conds_out"][0] * 1.01, *args["conds_out"][1:]]
-
-    def cfg(self, args):
-        self.calls["cfg"] += 1
-        return args["uncond"] + 1.1 * args["cond_scale"] * (args["cond"] - args["uncond"])
-
-    def post(self, args):
-        self.calls["post"] += 1
-        self.seen.append(args)
-        return args["denoised"] * 0.99
-
-
 @pytest.mark.parametrize("image", [1.0, 1.0 + 1e-7, 4.0], ids=["neutral", "three rows", "equal scales"])
 def test_other_nodes_cfg_functions_act_on_the_instruction(any_editor, image):
-    alone, beside = Watch(any_editor), Watch(any_editor)
+    alone, beside = Hooks(any_editor), Hooks(any_editor)
     expected = run(cfg_guider(alone.model, seeing(SNOW), EMPTY if image == 4.0 else seeing(EMPTY), 4.0))
     assert_close(run(ours(beside.model, 4.0, image)), expected, **ROUNDING)
-    assert beside.calls == alone.calls == {"pre": STEPS, "cfg": STEPS, "post": STEPS}
+    assert beside.calls == alone.calls == dict.fromkeys(alone.calls, STEPS)
+
+
+def post_cfg(model, guider, sigmas) -> list[dict]:
+    """What a node's post-CFG function is given, call by call."""
+    seen, watched = [], model.clone()
+    watched.set_model_sampler_post_cfg_function(lambda args: seen.append(args) or args["denoised"])
+    run(guider(watched), sigmas=sigmas)
+    return seen
 
 
 def test_post_cfg_functions_see_the_equation_and_its_parts(any_editor):
-    watch = Watch(any_editor)
-    watch.model.model_options.pop("sampler_cfg_function")
-    watch.model.model_options.pop("sampler_pre_cfg_function")
-    run(ours(watch.model), sigmas=sigmas_of(any_editor)[:2])
-    (seen,) = watch.seen
-    nothing = comfy_prediction(any_editor, EMPTY, seen)
+    (seen,) = post_cfg(any_editor, ours, sigmas_of(any_editor)[:2])
+    sigmas = torch.tensor([float(seen["sigma"].max()), 0.0])
+    nothing = post_cfg(any_editor, lambda model: cfg_guider(model, EMPTY, EMPTY, 1.0), sigmas)[0]["cond_denoised"]
     image, edit = seen["uncond_denoised"], seen["cond_denoised"]
     assert seen["cond_scale"] == 7.5
     assert_close(seen["denoised"], nothing + 1.5 * (image - nothing) + 7.5 * (edit - image), **ROUNDING)
-
-
-def comfy_prediction(model, conditioning, seen: dict) -> torch.Tensor:
-    """The host's denoised prediction with one conditioning where a hook was called."""
-    asked = []
-
-    def keep(args):
-        asked.append(args["cond_denoised"])
-        return args["denoised"]
-
-    probe = model.clone()
-    probe.set_model_sampler_post_cfg_function(keep)
-    run(cfg_guider(probe, conditioning, EMPTY, 1.0), sigmas=torch.tensor([float(seen["sigma"].max()), 0.0]))
-    return asked[0]
 
 
 @pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has no CFG Override")
@@ -287,9 +224,13 @@ def test_model_unchanged_and_runs_independent(any_editor):
     assert SNOW[0][1].keys() == EMPTY[0][1].keys() == {"pooled_output"}
 
 
-def test_a_model_that_takes_no_image_is_refused_by_its_class(any_model):
+def test_a_model_without_image_or_a_scale_of_nan_is_refused(any_model, editor):
     with pytest.raises(ValueError, match=r"BaseModel cannot be shown an image: .* Load an instruction-tuned model \(InstructPix2Pix"):
         ours(any_model)
+    with pytest.raises(ValueError, match="text_scale is nan"):
+        ours(editor, float("nan"))
+    with pytest.raises(ValueError, match="image_scale is inf"):
+        InstructPix2PixPatch.execute(editor, SNOW, EMPTY, float("inf"), IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +249,6 @@ def test_wrong_input_is_refused_with_the_next_step(editor, positive, image, mess
     for node, scales in ((InstructPix2PixGuider, (7.5, 1.5)), (InstructPix2PixPatch, (1.5,)), (InstructionChannels, (7.5, 1.5))):
         with pytest.raises(ValueError, match=message):
             node.execute(editor, positive, EMPTY, *scales, image)
-
-
-def test_a_scale_that_is_no_number_is_refused(editor):
-    with pytest.raises(ValueError, match="text_scale is nan"):
-        ours(editor, float("nan"))
-    with pytest.raises(ValueError, match="image_scale is inf"):
-        InstructPix2PixPatch.execute(editor, SNOW, EMPTY, float("inf"), IMAGE)
 
 
 def test_a_conditioning_out_of_its_range_pulls_to_no_zero_image(any_editor):

@@ -6,12 +6,13 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
-import comfy.hooks
 import execution
 import folder_paths
 import nodes
 import pytest
 import torch
+from comfy.controlnet import ControlBase
+from comfy.hooks import HookGroup
 from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
@@ -39,12 +40,9 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(autouse=True)
-def output(tmp_path):
-    """ComfyUI's output folder, empty for each test."""
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path / "output"))
-    yield tmp_path / "output" / "inversions"
-    folder_paths.set_output_directory(before)
+def output(folders):
+    """The folder of inversions in ComfyUI's output folder, empty for each test."""
+    return folders / "output" / "inversions"
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +77,13 @@ def same(a, b) -> bool:
 
 def test_every_bit_of_an_inversion_is_kept(model):
     found = inverted(model, batch=2)
-    rich = [
-        [SOURCE[0][0], {**SOURCE[0][1], "area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}]
-    ]
+    dressed = {"area": (4, 4, 0, 0), "strength": 0.5, "mask": torch.ones(1, 64, 64), "tags": ["a", True, None]}
     doubled = tuple(tuple(t.double() / 3 for t in (*state, *state)) for state in found.trajectory.states)
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
-    whole = replace(
-        found,
-        trajectory=replace(found.trajectory, states=doubled, extras=extras),
-        source=rich,
-        null=[[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))],
-        cfg=7.5,
-        model=replace(found.model, patched=3),
-        evaluations=123,
-        seconds=4.5,
-    )
+    null = [[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))]
+    made = dict(trajectory=replace(found.trajectory, states=doubled, extras=extras), source=[[SOURCE[0][0], {**SOURCE[0][1], **dressed}]])
+    costs = dict(cfg=7.5, model=replace(found.model, patched=3), evaluations=123, seconds=4.5)
+    whole = replace(found, null=null, **made, **costs)
     assert all(getattr(whole, f.name) != f.default for f in fields(Inversion)), "a field that is at its default shows nothing"
     back = inversion_files.load(save(whole))
     assert same(back, whole) and back.model.patched == 3
@@ -101,10 +91,9 @@ def test_every_bit_of_an_inversion_is_kept(model):
 
 def test_sampling_from_a_file_is_as_from_the_value(model):
     found = inverted(model)
-    name = save(found)
-    loaded = LoadInversion.execute(model, name).args
-    assert torch.equal(sample(model, loaded[0], positive=TARGET), sample(model, found, positive=TARGET))
-    assert torch.equal(sample(model, loaded[0]), sample(model, found))
+    loaded = LoadInversion.execute(model, save(found)).args[0]
+    for given in (dict(positive=TARGET), {}):
+        assert torch.equal(sample(model, loaded, **given), sample(model, found, **given))
 
 
 @pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)
@@ -127,10 +116,7 @@ def test_the_loader_gives_what_the_inverter_gave_and_the_image(model):
     assert torch.equal(noise.generate_noise(latent), given[2].generate_noise(latent))
     assert isinstance(negative, ExecutionBlocker) and "brings no negative" in negative.message
     assert_close(loaded["samples"], latent["samples"])
-
-
-def test_the_negative_of_an_inversion_comes_along(model):
-    name = save(replace(inverted(model), null=EMPTY, cfg=7.5))
+    name = save(replace(given[0], null=EMPTY, cfg=7.5))
     assert same(LoadInversion.execute(model, name).args[5], EMPTY)
 
 
@@ -141,22 +127,19 @@ def test_every_method_of_the_pack_comes_back_with_its_settings(model, method):
 
 
 def test_a_counter_keeps_older_files(model, output):
+    """It goes on behind the last of them."""
     found = inverted(model)
     first, second = SaveInversion.execute(found, "cats/black"), SaveInversion.execute(replace(found, cfg=2.0), "cats/black")
-    assert first.args[0] is found
-    assert first.args[1] == "inversions/cats/black_00001_.safetensors [output]" and first.ui.as_dict() == {"text": (first.args[1],)}
-    assert second.args[1] == "inversions/cats/black_00002_.safetensors [output]"
-    assert sorted(p.name for p in (output / "cats").iterdir()) == ["black_00001_.safetensors", "black_00002_.safetensors"]
-    assert inversion_files.load(first.args[1]).cfg == 1.0 and inversion_files.load(second.args[1]).cfg == 2.0
-    assert SaveInversion.GET_SCHEMA().is_output_node
-
-
-def test_the_counter_goes_on_behind_the_last_file(model, output):
-    output.mkdir(parents=True)
-    (output / "x_00001_.safetensors").write_text("mine")
-    (output / "x_00003_.safetensors").write_text("mine")
-    assert save(inverted(model), "x") == "inversions/x_00004_.safetensors [output]"
-    assert (output / "x_00001_.safetensors").read_text() == (output / "x_00003_.safetensors").read_text() == "mine"
+    names = [f"black_0000{i}_.safetensors" for i in (1, 2)]
+    assert first.args[0] is found and first.ui.as_dict() == {"text": (first.args[1],)}
+    assert [made.args[1] for made in (first, second)] == [f"inversions/cats/{name} [output]" for name in names]
+    assert sorted(p.name for p in (output / "cats").iterdir()) == names
+    assert [inversion_files.load(made.args[1]).cfg for made in (first, second)] == [1.0, 2.0] and SaveInversion.GET_SCHEMA().is_output_node
+    older = [output / f"x_0000{i}_.safetensors" for i in (1, 3)]
+    for path in older:
+        path.write_text("mine")
+    assert save(found, "x") == "inversions/x_00004_.safetensors [output]"
+    assert [path.read_text() for path in older] == ["mine", "mine"]
 
 
 @pytest.mark.parametrize("prefix", ["../x", "a/../../x", "/tmp/x", "", "  ", "folder/", "."])
@@ -166,11 +149,12 @@ def test_a_name_outside_the_folder_is_refused_when_saving(model, prefix, output)
     assert not output.parent.exists() or not [p for p in output.parent.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.safetensors", "../x.safetensors [output]", "inversions/../../x.safetensors [output]", "/etc/passwd", "nowhere", ""]
-)
-def test_only_listed_files_are_loaded(model, name, tmp_path):
-    shutil.copy(inversion_files.INVERSIONS.find(save(inverted(model))), tmp_path / "x.safetensors")
+OUTSIDE = "../x.safetensors", "../x.safetensors [output]", "inversions/../../x.safetensors [output]", "/etc/passwd", "nowhere", ""
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_only_listed_files_are_loaded(model, name, trained):
+    shutil.copy(inversion_files.INVERSIONS.find(save(inverted(model))), trained / "x.safetensors")
     with pytest.raises(ValueError, match="There is no inversion '"):
         inversion_files.load(name)
     assert "There is no inversion '" in LoadInversion.validate_inputs(name)
@@ -186,28 +170,19 @@ def test_files_of_the_models_folder_are_listed_too(model):
     folder = Path(folder_paths.models_dir) / "inversions" / "mine"
     folder.mkdir(parents=True)
     shutil.move(inversion_files.INVERSIONS.find(save(inverted(model))), folder / "a.safetensors")
-    try:
-        assert "mine/a.safetensors" in inversion_files.INVERSIONS.names()
-        assert LoadInversion.execute(model, "mine/a.safetensors").args[0].method == DDIM()
-    finally:
-        shutil.rmtree(folder.parent)
-
-
-def test_linked_names_are_neither_checked_nor_cached():
-    assert LoadInversion.validate_inputs(None) is True
-    assert LoadInversion.fingerprint_inputs(None) != LoadInversion.fingerprint_inputs(None)
+    assert "mine/a.safetensors" in inversion_files.INVERSIONS.names()
+    assert LoadInversion.execute(model, "mine/a.safetensors").args[0].method == DDIM()
 
 
 def checked(monkeypatch, name: str):
     """What ComfyUI says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
-    offered = {"LoadInversion": LoadInversion, "DemoModelLoader": DemoModelLoader, "InversionSampler": InversionSampler}
-    for node_id, node in offered.items():
-        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node_id, node)
-    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "SaveLatent", nodes.SaveLatent)
+    for node in (LoadInversion, DemoModelLoader, InversionSampler, nodes.SaveLatent):
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.__name__, node)
+    replayed = {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit"}
     prompt = {
         "1": {"class_type": "DemoModelLoader", "inputs": {}},
         "2": {"class_type": "LoadInversion", "inputs": {"model": ["1", 0], "name": name}},
-        "3": {"class_type": "InversionSampler", "inputs": {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit"}},
+        "3": {"class_type": "InversionSampler", "inputs": replayed},
         "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}},
     }
     valid, _, _, errors = asyncio.run(execution.validate_prompt("a", prompt, None))
@@ -218,11 +193,8 @@ def test_comfyui_accepts_new_files_and_names_them_in_errors(model, monkeypatch):
     name = save(inverted(model))
     assert checked(monkeypatch, name) == (True, {})
     valid, errors = checked(monkeypatch, "inversions/../secret.safetensors [output]")
-    assert (
-        not valid
-        and f"There is no inversion 'inversions/../secret.safetensors [output]'. Found in output/inversions and models/inversions: {name}"
-        in str(errors)
-    )
+    message = "There is no inversion 'inversions/../secret.safetensors [output]'. Found in output/inversions and models/inversions: "
+    assert not valid and f"{message}{name}" in str(errors)
 
 
 def test_new_and_replaced_files_are_noticed(model):
@@ -231,7 +203,8 @@ def test_new_and_replaced_files_are_noticed(model):
 
     assert not [n for n in listed() if n.endswith("[output]")]
     name = save(inverted(model))
-    assert name in listed() and LoadInversion.validate_inputs(name) is True
+    assert name in listed() and LoadInversion.validate_inputs(name) is LoadInversion.validate_inputs(None) is True
+    assert LoadInversion.fingerprint_inputs(None) != LoadInversion.fingerprint_inputs(None), "a linked name is not cached"
     before = LoadInversion.fingerprint_inputs(name)
     assert before == LoadInversion.fingerprint_inputs(name)
     other = inversion_files.INVERSIONS.find(save(replace(inverted(model), cfg=2.0), "other"))
@@ -242,31 +215,20 @@ def test_new_and_replaced_files_are_noticed(model):
 
 def test_another_model_is_refused_when_loading_and_when_sampling(model):
     name, other = save(inverted(model)), tiny.unet("eps", output_scale=0.05, seed=5)
-    with pytest.raises(ValueError, match=r"another BaseModel .* the weights of this model are not the same"):
-        LoadInversion.execute(other, name)
-    with pytest.raises(ValueError, match=r"another BaseModel .* the weights of this model are not the same"):
-        sample(other, inversion_files.load(name))
+    for load in (lambda: LoadInversion.execute(other, name), lambda: sample(other, inversion_files.load(name))):
+        with pytest.raises(ValueError, match=r"another BaseModel .* the weights of this model are not the same"):
+            load()
     with pytest.raises(ValueError, match=r"made with BaseModel .*eps\), but the model is BaseModel .*flow\)"):
         LoadInversion.execute(tiny.unet("flow"), name)
-
-
-def test_a_model_in_another_precision_is_taken(model):
-    name, half = save(inverted(model)), tiny.unet("eps", output_scale=0.05)
+    half = tiny.unet("eps", output_scale=0.05)  # in another precision it is taken
     half.model.diffusion_model.half()
     assert same(LoadInversion.execute(half, name).args[0].trajectory, inversion_files.load(name).trajectory)
 
 
-def control():
-    import comfy.controlnet
-
-    return comfy.controlnet.ControlBase()
-
-
-@pytest.mark.parametrize("what, made, kind", [("control", control, "ControlBase"), ("hooks", comfy.hooks.HookGroup, "HookGroup")])
-def test_a_conditioning_with_objects_is_refused_by_name(model, output, what, made, kind):
-    with pytest.raises(
-        ValueError, match=rf"'source conditioning\.0\.1\.{what}' is a {kind}, which a file cannot keep.* Invert without it, or use"
-    ):
+@pytest.mark.parametrize("what, made", [("control", ControlBase), ("hooks", HookGroup)])
+def test_a_conditioning_with_objects_is_refused_by_name(model, output, what, made):
+    message = rf"'source conditioning\.0\.1\.{what}' is a {made.__name__}, which a file cannot keep.* Invert without it, or use"
+    with pytest.raises(ValueError, match=message):
         save(replace(inverted(model), source=[[SOURCE[0][0], {what: made()}]]))
     assert not list(output.rglob("*.safetensors"))
 

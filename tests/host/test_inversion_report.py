@@ -44,18 +44,12 @@ def test_the_text_holds_the_numbers_of_each_image_and_their_mean():
     def row(pick):
         return "PSNR {:.2f} dB, SSIM {:.4f}, max error {:.3f}".format(*(float(pick(n)) for n in numbers))
 
-    assert text == [
-        f"reconstruction, mean of 2: {row(torch.mean)}",
-        f"  image 1: {row(lambda n: n[0])}",
-        f"  image 2: {row(lambda n: n[1])}",
-    ]
-
-
-def test_reconstruction_and_edit_are_measured():
-    reference = draw()
-    text = report(reference, reconstruction=reference.clone(), edit=draw(seed=1))[1].splitlines()
-    assert text[0] == "reconstruction: PSNR equal, SSIM 1.0000, max error 0.000"
-    assert text[1].startswith("edit: PSNR 7.")
+    assert text[0] == f"reconstruction, mean of 2: {row(torch.mean)}"
+    assert text[1:] == [f"  image {i + 1}: {row(lambda n, i=i: n[i])}" for i in range(2)]
+    equal = InversionReport.execute(reference[:1], reconstruction=reference[:1].clone(), edit=draw(seed=1))
+    told = equal.args[1].splitlines()
+    assert told[0] == "reconstruction: PSNR equal, SSIM 1.0000, max error 0.000" and told[1].startswith("edit: PSNR 7.")
+    assert equal.ui.as_dict() == {"text": (equal.args[1],)}
 
 
 def test_the_vae_round_trip_is_measured(vae):
@@ -137,8 +131,7 @@ def test_a_large_image_is_shown_smaller_but_measured_whole():
     made = reference.clone()
     made[0, 500, 500, 1] = 1.0
     image, text = report(reference, reconstruction=made)
-    assert image.shape[2] == 2 * (512 + 10) + 10
-    assert f"max error {1 - float(reference[0, 500, 500, 1]):.3f}" in text
+    assert image.shape[2] == 2 * (512 + 10) + 10 and f"max error {1 - float(reference[0, 500, 500, 1]):.3f}" in text
 
 
 def test_one_reference_serves_a_batch_and_alpha_is_left_out():
@@ -148,29 +141,22 @@ def test_one_reference_serves_a_batch_and_alpha_is_left_out():
     assert len(found[0].images) == 3
 
 
-def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"'reconstruction' is 64x56 pixels and the reference 64x64; they must be equal\. Scale or crop"):
-        report(draw(), reconstruction=draw(height=56))
-
-
-def test_both_branches_in_one_batch_are_refused():
-    with pytest.raises(ValueError, match=r"'edit' holds 4 images and the reference 2.*ImageFromBatch"):
-        report(draw(2), edit=draw(4))
-
-
-def test_the_text_is_shown_in_the_node_too():
-    made = InversionReport.execute(draw(), edit=draw(seed=1))
-    assert made.ui.as_dict() == {"text": (made.args[1],)}
-
-
-def test_without_its_package_lpips_is_left_out():
-    if lpips.available():
-        pytest.skip("LPIPS is on this machine")
-    assert "LPIPS" not in report(draw(), edit=draw(seed=1))[1]
+@pytest.mark.parametrize(
+    "images, given, message",
+    [
+        (1, dict(reconstruction=draw(height=56)), r"'reconstruction' is 64x56 pixels and the reference 64x64; they must be equal\. Scale"),
+        (2, dict(edit=draw(4)), r"'edit' holds 4 images and the reference 2.*ImageFromBatch"),
+    ],
+    ids=["another size", "both branches in one batch"],
+)
+def test_images_that_do_not_fit_are_refused(images, given, message):
+    with pytest.raises(ValueError, match=message):
+        report(draw(images), **given)
 
 
 def test_lpips_is_measured_where_it_is_installed(tmp_path, monkeypatch):
     """The real package; its network gets random weights, which must already make it 0 for equal images and more for others."""
+    assert lpips.available() or "LPIPS" not in report(draw(), edit=draw(seed=1))[1]
     pytest.importorskip("lpips")
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

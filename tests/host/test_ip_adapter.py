@@ -1,6 +1,7 @@
 """IP-Adapter in the host's own sampling."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.ldm.modules.attention as host_attention
@@ -8,13 +9,11 @@ import comfy.ops
 import comfy.samplers
 import comfy.utils
 import folder_paths
-import node_helpers
 import nodes
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_execution.graph_utils import ExecutionBlocker
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from controlled_diffusion.attention.ip_adapter import recognize
 from controlled_diffusion.guidance.multi_cfg import Channel
@@ -25,12 +24,13 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
 from controlled_diffusion.training.demo.config import VISION_CONFIG
+from node_helpers import conditioning_set_values as with_values
 from safetensors.torch import save_file
 
 from adapters import SD15, SDXL, parted, published
 from compare import assert_close
 from host import editing, tiny_editors
-from host.sampling import Count, ksampler, latent, run
+from host.sampling import Count, cfg_guider, dual_guider, half_mask, ksampler, latent, run
 from host.tiny import CONTEXT, UNET_CONFIG, conditioning, fill, unet
 
 EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
@@ -69,22 +69,18 @@ def patched(model, vision, image=None, kind="base", seed=0, weight=1.0, start=0.
     return IPAdapterPatch.execute(*given, image=random_image() if image is None else image, **optional).args
 
 
+def execute(model, adapter, encoder, **optional):
+    return IPAdapterPatch.execute(model, adapter, encoder, 1.0, 0.0, 1.0, "concat", "", "center", **optional)
+
+
 def guided(model, positive=CAT, negative=EMPTY, cfg: float = 3.0):
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
+    return cfg_guider(model, positive, negative, cfg)
 
 
 def predictions(model, positive=CAT, negative=EMPTY, empty=None, sigma: float = SIGMA) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model predicts for positive and negative at a sigma, in one run of the host's CFG."""
-    seen = []
-
-    def note(args):
-        seen.append((args["cond_denoised"], args["uncond_denoised"]))
-        return args["denoised"]
-
-    noted = model.clone()
+    seen, noted = [], model.clone()
+    note = lambda args: seen.append((args["cond_denoised"], args["uncond_denoised"])) or args["denoised"]  # noqa: E731
     noted.set_model_sampler_post_cfg_function(note)
     run(guided(noted, positive, negative), empty, sigmas=torch.tensor([sigma, 0.0]))
     return seen[0]
@@ -106,17 +102,11 @@ def layer_outputs(model, block=("input", 1), **given) -> torch.Tensor:
 
 WITH, WITHOUT = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 FAMILIES = {  # ComfyUI's config of the family at a small width, its blocks in diffusers, and how many cross-attentions it has
-    "SD1.5": (
-        dict(num_res_blocks=[2] * 4, channel_mult=[1, 2, 2, 2], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_output=[1] * 9 + [0] * 3),
-        dict(block_out_channels=(32, 64, 64, 64), kinds=(WITH, WITH, WITH, WITHOUT), transformer_layers_per_block=1),
-        16,
-    ),
-    "SDXL": (
-        dict(num_res_blocks=[2] * 3, channel_mult=[1, 1, 2], transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_output=[0] * 3 + [2] * 3 + [10] * 3,
-             transformer_depth_middle=10, use_linear_in_transformer=True),
-        dict(block_out_channels=(32, 32, 64), kinds=(WITHOUT, WITH, WITH), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True),
-        70,
-    ),
+    "SD1.5": (dict(num_res_blocks=[2] * 4, channel_mult=[1, 2, 2, 2], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_output=[1] * 9 + [0] * 3),
+              dict(block_out_channels=(32, 64, 64, 64), kinds=(WITH, WITH, WITH, WITHOUT), transformer_layers_per_block=1), 16),
+    "SDXL": (dict(num_res_blocks=[2] * 3, channel_mult=[1, 1, 2], transformer_depth=[0, 0, 2, 2, 10, 10],
+                  transformer_depth_output=[0] * 3 + [2] * 3 + [10] * 3, transformer_depth_middle=10, use_linear_in_transformer=True),
+             dict(block_out_channels=(32, 32, 64), kinds=(WITHOUT, WITH, WITH), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True), 70),
 }  # fmt: skip
 
 
@@ -169,17 +159,17 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
     plain = theirs(*given).sample
     theirs._load_ip_adapter_weights([parted(weights)], low_cpu_mem_usage=False)
     encoded = vision.encode_image(random_image())
-    features = encoded["image_embeds"] if kind == "base" else encoded["penultimate_hidden_states"]
-    nothing = (
-        torch.zeros_like(features) if kind == "base" else vision.model(pixel_values=torch.zeros(1, 3, 64, 64), intermediate_output=-2)[1]
-    )
+    features, nothing = encoded["image_embeds"], torch.zeros_like(encoded["image_embeds"])
+    if kind != "base":
+        features = encoded["penultimate_hidden_states"]
+        nothing = vision.model(pixel_values=torch.zeros(1, 3, 64, 64), intermediate_output=-2)[1]
     eps = theirs(*given, added_cond_kwargs={"image_embeds": [torch.cat([features, nothing])[:, None].float()]}).sample
     assert len(widths_of(model)) == count and (eps - plain).flatten(1).abs().amax(1).min() > 0.1
 
     save_file(weights, tmp_path / f"{family} {kind}.safetensors")
     folder_paths.add_model_folder_path("ipadapter", str(tmp_path))
     loaded = IPAdapterLoader.execute(f"{family} {kind}.safetensors").args[0]
-    node = IPAdapterPatch.execute(model, loaded, vision, 1.0, 0.0, 1.0, "concat", "", "center", image=random_image()).args[0]
+    node = execute(model, loaded, vision, image=random_image()).args[0]
     once = AtX(x)
     guided(node).sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
     found = (x - torch.cat(once.denoised).cpu()) / sigma
@@ -187,18 +177,13 @@ def test_a_whole_unet_predicts_what_diffusers_predicts(vision, family, kind, tmp
 
 
 def test_weight_zero_is_the_model_itself_bit_for_bit(any_model, vision):
-    plain = ksampler(any_model, CAT, EMPTY, 3.0)
+    """Runs are independent, and the model is unchanged."""
+    plain, node = ksampler(any_model, CAT, EMPTY, 3.0), patched(any_model, vision)[0]
     assert torch.equal(ksampler(patched(any_model, vision, weight=0.0)[0], CAT, EMPTY, 3.0), plain)
     assert torch.equal(ksampler(patched(any_model, vision, layers="all:0")[0], CAT, EMPTY, 3.0), plain)
-    assert not torch.allclose(ksampler(patched(any_model, vision)[0], CAT, EMPTY, 3.0), plain, atol=1e-2)
-
-
-def test_runs_are_independent_and_the_model_unchanged(eps_model, vision):
-    plain = ksampler(eps_model, CAT, EMPTY, 3.0)
-    node = patched(eps_model, vision)[0]
     first, second = (ksampler(node, CAT, EMPTY, 3.0) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(ksampler(eps_model, CAT, EMPTY, 3.0), plain)
+    assert torch.equal(first, second) and not torch.allclose(first, plain, atol=1e-2)
+    assert torch.equal(ksampler(any_model, CAT, EMPTY, 3.0), plain)
 
 
 @pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 1.0, True), (0.0, 0.3, False), (0.6, 1.0, False), (0.4, 0.5, True)])
@@ -208,10 +193,16 @@ def test_it_acts_between_its_percents_alone(eps_model, vision, start, end, acts)
     assert torch.equal(found, torch.cat(predictions(eps_model, sigma=sigma))) is not acts
 
 
-def test_a_schedule_multiplies_the_weight(eps_model, vision):
-    half = Schedule(Constant(0.5))
-    found = predictions(patched(eps_model, vision, weight=0.8, schedule=half)[0])
-    assert_close(found, predictions(patched(eps_model, vision, weight=0.4)[0]))
+@pytest.mark.parametrize(
+    "made, wanted",
+    [
+        (dict(weight=0.8, schedule=Schedule(Constant(0.5))), dict(weight=0.4)),
+        (dict(layers="all:0, input1:0.5"), dict(weight=0.5, layers="all:0, input1:1")),
+    ],
+    ids=["schedule", "layer"],
+)
+def test_schedule_and_layer_weights_multiply_the_weight(eps_model, vision, made, wanted):
+    assert_close(*(predictions(patched(eps_model, vision, **given)[0]) for given in (made, wanted)))
 
 
 def alone(model, vision, text, image: bool, **settings) -> torch.Tensor:
@@ -256,16 +247,16 @@ def test_guiders_of_three_conditionings(eps_model, vision, kind):
     """Only the first sees the image; ComfyUI marks the second as a negative, and orders its list differently than plain CFG."""
 
     def sampled(model, *texts):
-        guider = Guider_PerpNeg(model) if kind == "perp-neg" else Guider_DualCFG(model)
+        if kind != "perp-neg":
+            return run(dual_guider(model, *texts, 3.0, 2.0, nested=kind == "nested dual"))
+        guider = Guider_PerpNeg(model)
         guider.set_conds(*texts)
-        guider.set_cfg(
-            *(3.0, 0.8) if kind == "perp-neg" else (3.0, 2.0), **{} if kind == "perp-neg" else dict(nested=kind == "nested dual")
-        )
+        guider.set_cfg(3.0, 0.8)
         return run(guider)
 
     node, seen, _ = patched(eps_model, vision, conditioning=CAT)
     token = seen[0][1][ip_adapter.KEY][0][0]
-    blanks = [node_helpers.conditioning_set_values(c, {ip_adapter.KEY: ((token, False),)}) for c in (DOG, EMPTY)]
+    blanks = [with_values(c, {ip_adapter.KEY: ((token, False),)}) for c in (DOG, EMPTY)]
     assert_close(sampled(patched(eps_model, vision)[0], CAT, DOG, EMPTY), sampled(node, seen, *blanks), atol=1e-2, rtol=1e-3)
 
 
@@ -275,43 +266,34 @@ LEFT = {"area": (8, 4, 0, 0), "strength": 1.0, "set_area_to_bounds": False}
 def test_an_area_brings_no_image_to_the_negative(eps_model, vision):
     """The host gives the negative a copy of the positive's entry, marks and uuid included, with the negative's text."""
     node, seen, blank = patched(eps_model, vision, conditioning=CAT)
-    within = node_helpers.conditioning_set_values(seen, LEFT)
-    found = predictions(node, positive=[*within, *DOG])[1]
-    assert_close(found, predictions(eps_model, positive=[*node_helpers.conditioning_set_values(CAT, LEFT), *DOG])[1], **CLOSE)
-    everywhere = patched(eps_model, vision)[0]
-    found = predictions(everywhere, positive=[*node_helpers.conditioning_set_values(CAT, LEFT), *DOG])
-    nothing = node_helpers.conditioning_set_values(EMPTY, {ip_adapter.KEY: blank[0][1][ip_adapter.KEY]})
-    wanted = predictions(node, positive=[*within, *DOG], negative=nothing)[1]
-    assert_close(found[1], wanted, **CLOSE)
+    left, plain = [*with_values(seen, LEFT), *DOG], [*with_values(CAT, LEFT), *DOG]
+    assert_close(predictions(node, positive=left)[1], predictions(eps_model, positive=plain)[1], **CLOSE)
+    nothing = with_values(EMPTY, {ip_adapter.KEY: blank[0][1][ip_adapter.KEY]})
+    found, wanted = predictions(patched(eps_model, vision)[0], positive=plain), predictions(node, positive=left, negative=nothing)
+    assert_close(found[1], wanted[1], **CLOSE)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_second_adapter_leaves_the_firsts_area(eps_model, vision, own):
     """A patch of weight 0 behind another changes nothing, also where the host copies an area to the negative."""
-    right = torch.zeros(1, 8, 8)
-    right[..., 4:] = 1.0
+    right = half_mask(8)
     node, seen, blank = patched(eps_model, vision, conditioning=CAT) if own else (patched(eps_model, vision, mask=right)[0], CAT, EMPTY)
-    given = dict(positive=[*node_helpers.conditioning_set_values(seen, LEFT), *seen], negative=blank)
+    given = dict(positive=[*with_values(seen, LEFT), *seen], negative=blank)
     both = patched(node, vision, seed=1, weight=0.0)[0]
     assert_close(predictions(both, **given), predictions(node, **given))
 
 
-def test_every_image_of_a_batch_sees_the_image(eps_model, vision):
-    node = patched(eps_model, vision)[0]
-    both = layer_outputs(node, empty=latent(2))
-    assert both.shape[0] == 4
-    plain = layer_outputs(eps_model, empty=latent(2))
-    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(both, plain))
-
-
-def test_in_a_batch_image_i_belongs_to_image_i(eps_model, vision):
+def test_images_of_a_batch_see_the_image_or_each_its_own(eps_model, vision):
+    both, plain = (layer_outputs(m, empty=latent(2)) for m in (patched(eps_model, vision)[0], eps_model))
+    assert both.shape[0] == 4 and all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(both, plain))
     images = random_image(1, 2)
-    both = predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(2))
+    node = patched(eps_model, vision, images, combine="batch")[0]
+    both = predictions(node, empty=latent(2))
     for i in range(2):
         one = predictions(patched(eps_model, vision, images[i : i + 1])[0], empty=latent(2))
         assert_close([b[i] for b in both], [o[i] for o in one], **CLOSE)
     with pytest.raises(ValueError, match="2 images for a batch of 3 images"):
-        predictions(patched(eps_model, vision, images, combine="batch")[0], empty=latent(3))
+        predictions(node, empty=latent(3))
 
 
 def test_several_images_combine_as_they_should(eps_model, vision):
@@ -351,17 +333,9 @@ def test_layer_weights_reach_their_layers(vision):
     assert torch.equal(found[0], wanted[0]) and not torch.allclose(found[1], wanted[1], atol=1e-3)  # the second transformer alone
 
 
-def test_a_layer_weight_is_a_factor_of_the_weight(eps_model, vision):
-    found = predictions(patched(eps_model, vision, layers="all:0, input1:0.5")[0])
-    assert_close(found, predictions(patched(eps_model, vision, weight=0.5, layers="all:0, input1:1")[0]))
-
-
 def test_a_mask_limits_the_image_to_its_place(eps_model, vision):
-    mask = torch.zeros(1, 64, 64)
-    mask[:, :, 32:] = 1.0
-    found, base, whole = (
-        layer_outputs(m).unflatten(1, (8, 8)) for m in (patched(eps_model, vision, mask=mask)[0], eps_model, patched(eps_model, vision)[0])
-    )
+    models = patched(eps_model, vision, mask=half_mask())[0], eps_model, patched(eps_model, vision)[0]
+    found, base, whole = (layer_outputs(m).unflatten(1, (8, 8)) for m in models)
     assert torch.equal(found[:, :, :3], base[:, :, :3])
     assert_close(found[:, :, 5:], whole[:, :, 5:], **CLOSE)
     assert torch.equal(torch.cat(predictions(patched(eps_model, vision, mask=torch.zeros(1, 8, 8))[0])), torch.cat(predictions(eps_model)))
@@ -380,20 +354,25 @@ def test_a_mask_for_each_image(eps_model, vision):
 
 def test_a_mask_is_cut_to_the_area_of_a_conditioning(eps_model, vision):
     """Right half masked in: within an area that is the left half nothing of the mask is left."""
-    mask = torch.zeros(1, 8, 8)
-    mask[:, :, 4:] = 1.0
-    node, seen, _ = patched(eps_model, vision, conditioning=CAT, mask=mask)
+    node, seen, _ = patched(eps_model, vision, conditioning=CAT, mask=half_mask(8))
     for left, acts in ((0, False), (4, True)):
         area = {**LEFT, "area": (8, 4, 0, left)}
-        found = predictions(node, positive=node_helpers.conditioning_set_values(seen, area))
-        plain = predictions(eps_model, positive=node_helpers.conditioning_set_values(CAT, area))
+        found = predictions(node, positive=with_values(seen, area))
+        plain = predictions(eps_model, positive=with_values(CAT, area))
         assert torch.equal(found[0], plain[0]) is not acts
         assert torch.equal(found[1], plain[1])
 
 
-def test_a_mask_outside_its_range_is_refused(eps_model, vision):
-    with pytest.raises(ValueError, match="values outside 0 to 1"):
-        patched(eps_model, vision, mask=torch.full((1, 8, 8), 2.0))
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(mask=torch.full((1, 8, 8), 2.0)), "values outside 0 to 1"),
+        (dict(layers="output9:1"), "'output9:1', which is no layer of this model"),
+    ],
+)
+def test_masks_and_layers_that_do_not_fit_are_refused(eps_model, vision, given, message):
+    with pytest.raises(ValueError, match=message):
+        patched(eps_model, vision, **given)
 
 
 def halved(q, k, v, options):
@@ -471,9 +450,8 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
             conds = gradients.clone_inference_tensors(args["cond"])
             for c in conds:
                 c["model_conds"] = {k: type(v)(gradients.clone_inference_tensors(v.cond)) for k, v in c["model_conds"].items()}
-            out = comfy.samplers.calc_cond_batch(
-                args["model"], [conds], x, gradients.clone_inference_tensors(args["sigma"]), args["model_options"]
-            )[0]
+            sigma = gradients.clone_inference_tensors(args["sigma"])
+            (out,) = comfy.samplers.calc_cond_batch(args["model"], [conds], x, sigma, args["model_options"])
             kept.append(torch.autograd.grad(out.square().sum(), x)[0])
         return args["denoised"]
 
@@ -510,20 +488,21 @@ def test_a_channel_of_weight_zero_changes_nothing(any_model, vision):
 def test_a_channel_is_proportional_to_its_weight(eps_model, vision):
     node, image = channels(vision, eps_model)
     sigmas = torch.tensor([0.8, 0.0])
-    at = {
-        w: run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), Channel(image.conditioning, w, null=image.null)]), sigmas=sigmas)
-        for w in (0.0, 1.0, 2.5)
-    }
+    at = {w: run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), replace(image, weight=w)]), sigmas=sigmas) for w in (0.0, 1.0, 2.5)}
     assert_close(at[2.5] - at[0.0], 2.5 * (at[1.0] - at[0.0]), atol=1e-3, rtol=1e-3)
     difference = [run(guided(node, c, EMPTY, 1.0), sigmas=sigmas) for c in (image.conditioning, image.null)]
     assert_close(at[1.0] - at[0.0], difference[0] - difference[1], atol=1e-3, rtol=1e-3)
     assert not torch.allclose(at[1.0], at[0.0], atol=1e-2)
 
 
-def test_a_channel_alone_is_the_patch_for_the_whole_run(eps_model, vision):
+def test_a_channel_is_the_patch_and_what_a_ksampler_gives(eps_model, vision):
+    """Alone it is IP-Adapter Patch for the whole run; beside a text the patch of channels gives KSampler the same."""
     node, image = channels(vision, eps_model, 4.0)
     guider = MultiCFG(node, image.null, [Channel(image.conditioning, 4.0)])
     assert_close(run(guider), ksampler(patched(eps_model, vision)[0], EMPTY, EMPTY, 4.0), atol=1e-3, rtol=1e-3)
+    image = replace(image, weight=2.0)
+    both = run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), image]))
+    assert_close(ksampler(MultiCFGWrapper([image]).install(node), CAT, EMPTY, 4.0), both, atol=1e-3, rtol=1e-3)
 
 
 def test_it_costs_two_evaluations_more_and_none_at_weight_zero(eps_model, vision):
@@ -535,20 +514,13 @@ def test_it_costs_two_evaluations_more_and_none_at_weight_zero(eps_model, vision
         assert counted.rows == rows
 
 
-def test_the_patch_of_channels_gives_a_ksampler_the_same(eps_model, vision):
-    node, image = channels(vision, eps_model, 2.0)
-    both = run(MultiCFG(node, EMPTY, [Channel(CAT, 4.0), image]))
-    assert_close(ksampler(MultiCFGWrapper([image]).install(node), CAT, EMPTY, 4.0), both, atol=1e-3, rtol=1e-3)
-
-
 def test_two_images_can_be_two_channels(eps_model, vision):
     first, seen, blank = patched(eps_model, vision, conditioning=EMPTY)
     both, seen_2, blank_2 = patched(first, vision, random_image(1), seed=1, conditioning=EMPTY)
     sigmas = torch.tensor([SIGMA, 0.0])
     one, two = Channel(seen, 1.0, null=blank), Channel(seen_2, 1.0, null=blank_2)
-    base, a, b, together = (
-        run(MultiCFG(both, EMPTY, [Channel(CAT, 4.0), *extra]), sigmas=sigmas) for extra in ((), (one,), (two,), (one, two))
-    )
+    further = (), (one,), (two,), (one, two)
+    base, a, b, together = (run(MultiCFG(both, EMPTY, [Channel(CAT, 4.0), *extra]), sigmas=sigmas) for extra in further)
     assert_close(together - base, (a - base) + (b - base), **CLOSE)
     alone_first = run(MultiCFG(first, EMPTY, [Channel(CAT, 4.0), one]), sigmas=sigmas)
     assert_close(a, alone_first, **CLOSE)  # the second adapter keeps away from the first one's conditioning
@@ -559,27 +531,16 @@ def test_one_conditioning_may_see_two_images(eps_model, vision):
     both, seen, _ = patched(first, vision, random_image(1), seed=1, conditioning=seen)
     everywhere = patched(patched(eps_model, vision)[0], vision, random_image(1), seed=1)[0]
     assert_close(predictions(both, positive=seen)[0], predictions(everywhere)[0], **CLOSE)
-
-
-def test_without_a_conditioning_there_is_none_to_hand_on(eps_model, vision):
-    assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:])
-
-
-def execute(model, adapter, encoder, **optional):
-    return IPAdapterPatch.execute(model, adapter, encoder, 1.0, 0.0, 1.0, "concat", "", "center", **optional)
+    assert all(isinstance(out, ExecutionBlocker) for out in patched(eps_model, vision)[1:]), "without one there is none to hand on"
 
 
 VIDEO = dict(use_temporal_attention=True, use_temporal_resblock=True, video_kernel_size=[3, 1, 1], merge_factor=0.0, merge_strategy="fixed")
 
 
-@pytest.mark.parametrize(
-    "model, message",
-    [
-        ("flux", "Flux .* has no cross-attention of the UNet kind"),
-        ("qwen", "QwenImage .* has no cross-attention of the UNet kind"),
-        ("video", "BaseModel is a video model"),
-    ],
-)
+NONE = ".* has no cross-attention of the UNet kind"
+
+
+@pytest.mark.parametrize("model, message", [("flux", f"Flux {NONE}"), ("qwen", f"QwenImage {NONE}"), ("video", "BaseModel is a video model")])
 def test_other_networks_are_refused(eps_model, vision, model, message):
     made = unet("eps", **VIDEO) if model == "video" else tiny_editors.editor(model)
     with pytest.raises(ValueError, match=message):
@@ -619,25 +580,15 @@ def test_the_crop_is_the_encoders(eps_model, vision):
     assert not torch.allclose(prompts[0].images[0][0], prompts[1].images[0][0], atol=0.1)
 
 
-def test_a_layer_that_is_not_there_is_refused(eps_model, vision):
-    with pytest.raises(ValueError, match="'output9:1', which is no layer of this model"):
-        patched(eps_model, vision, layers="output9:1")
-
-
 def test_the_loader_lists_only_safetensors(tmp_path):
+    """Of ComfyUI's own folder too."""
     folder_paths.add_model_folder_path("ipadapter", str(tmp_path))
-    save_file(
-        {"image_proj.proj.0.weight": torch.ones(1), "image_proj.norm.weight": torch.ones(1), "ip_adapter.0.a": torch.ones(1)},
-        tmp_path / "faceid.safetensors",
-    )
+    names = "image_proj.proj.0.weight", "image_proj.norm.weight", "ip_adapter.0.a"
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "faceid.safetensors")
     (tmp_path / "old.bin").write_bytes(b"pickle")
     assert "faceid.safetensors" in ip_adapter.ADAPTERS.names() and "old.bin" not in ip_adapter.ADAPTERS.names()
+    assert str(Path(folder_paths.models_dir) / "ipadapter") in folder_paths.get_folder_paths("ipadapter")
     with pytest.raises(ValueError, match=r"faceid\.safetensors is a FaceID adapter"):
         IPAdapterLoader.execute("faceid.safetensors")
     with pytest.raises(ValueError, match=r"no adapter 'old\.bin'.*Only \.safetensors"):
         IPAdapterLoader.execute("old.bin")
-
-
-def test_the_hosts_own_folder_is_among_those_searched():
-    ip_adapter.ADAPTERS.names()
-    assert str(Path(folder_paths.models_dir) / "ipadapter") in folder_paths.get_folder_paths("ipadapter")

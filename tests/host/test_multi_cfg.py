@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import comfy.samplers
 import node_helpers
 import pytest
@@ -12,7 +14,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 
 from compare import assert_close
-from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, latent, run
+from host.sampling import STEPS, Count, Hooks, cfg_guider, dual_guider, half_mask, ksampler, latent, run, watched
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
 
@@ -39,10 +41,6 @@ def patched(model, *channels, **rules):
 def test_one_channel_is_cfg_bitwise(any_model, weight, sampler):
     ours = run(multi(any_model, Channel(CAT, weight)), sampler=sampler)
     assert torch.equal(ours, run(cfg_guider(any_model, CAT, EMPTY, weight), sampler=sampler))
-
-
-def test_a_channel_of_weight_zero_leaves_the_unconditional(any_model):
-    assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), run(basic(any_model, EMPTY)))
 
 
 def test_one_channel_through_the_patch_is_cfg(any_model):
@@ -79,35 +77,28 @@ def test_the_order_of_channels_changes_nothing(any_model):
         assert_close(run(multi(any_model, *order)), first, atol=1e-4, rtol=1e-4)
 
 
-def test_every_channel_costs_one_row_and_the_whole_step_one_call(eps_model):
-    count = Count(eps_model)
-    run(multi(count.model, Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 1.0, negative=True)))
-    assert (count.rows, count.calls) == (4 * STEPS, STEPS)
+COPY = [[CAT[0][0].clone(), {k: v.clone() for k, v in CAT[0][1].items()}]]
 
 
 @pytest.mark.parametrize(
     "channels, rows",
     [
+        ((Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 1.0, negative=True)), 4),
         ((Channel(CAT, 3.0), Channel(DOG, 0.0)), 2),
         ((Channel(CAT, 3.0), Channel(CAT, 2.0, interval=Schedule(end=1.0))), 2),
+        ((Channel(CAT, 3.0), Channel(COPY, 1.0)), 2),
         ((Channel(CAT, 1.0),), 1),
         ((Channel(CAT, 0.0),), 1),
         ((Channel(CAT, 3.0), Channel(DOG, 2.0, null=CAT), Channel(SKY, 1.0, null=DOG)), 4),
         ((Channel(DOG, 1.0, negative=True),), 2),
     ],
-    ids=["weight 0", "equal conditionings", "cfg 1", "no guidance", "nulls that are channels", "negative alone"],
+    ids=["all", "weight 0", "equal conditionings", "a copy", "cfg 1", "no guidance", "nulls that are channels", "negative alone"],
 )
 def test_nothing_is_evaluated_twice_or_for_nothing(eps_model, channels, rows):
+    """A step is one call."""
     count = Count(eps_model)
     run(multi(count.model, *channels))
-    assert count.rows == rows * STEPS
-
-
-def test_a_copy_of_a_conditioning_is_recognised_as_equal(eps_model):
-    count = Count(eps_model)
-    copy = [[CAT[0][0].clone(), {k: v.clone() for k, v in CAT[0][1].items()}]]
-    run(multi(count.model, Channel(CAT, 3.0), Channel(copy, 1.0)))
-    assert count.rows == 2 * STEPS
+    assert (count.rows, count.calls) == (rows * STEPS, STEPS)
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -137,15 +128,12 @@ def test_a_channel_out_of_range_drops_out(any_model):
     assert count.rows == 2 * STEPS
 
 
-def test_a_primary_out_of_range_leaves_the_unconditional(any_model):
+def test_without_a_primary_the_unconditional_is_left(any_model):
+    """Its weight is 0, or it is out of range."""
     late = node_helpers.conditioning_set_values(CAT, {"start_percent": 0.999, "end_percent": 1.0})
-    assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), run(basic(any_model, EMPTY)))
-
-
-def test_all_conditionings_out_of_range_are_refused(eps_model):
-    never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})
-    with pytest.raises(ValueError, match="No conditioning is active at sigma"):
-        run(multi(eps_model, Channel(never, 3.0), unconditional=never))
+    wanted = run(basic(any_model, EMPTY))
+    assert torch.equal(run(multi(any_model, Channel(CAT, 0.0))), wanted)
+    assert_close(run(multi(any_model, Channel(late, 3.0, interval=Schedule(end=0.9)))), wanted)
 
 
 def test_a_schedule_acts_on_primary_and_other_channels_alike(any_model):
@@ -156,20 +144,17 @@ def test_a_schedule_acts_on_primary_and_other_channels_alike(any_model):
     assert not torch.allclose(primary, run(multi(any_model, Channel(CAT, 2.0), Channel(DOG, 1.0))), atol=1e-2)
 
 
+def check_mask(model, empty, cat, latent, sigma, size=64):
+    """A mask of the right half, in one step from a sigma."""
+    once = torch.tensor([sigma, 0.0])
+    masked = run(MultiCFG(model, empty, [Channel(cat, 4.0, mask=half_mask(size))]), latent, sigmas=once)
+    inside, outside = (run(cfg_guider(model, cat, empty, weight), latent, sigmas=once) for weight in (4.0, 0.0))
+    assert_close(masked[..., 4:], inside[..., 4:], atol=1e-4, rtol=1e-4)
+    assert_close(masked[..., :4], outside[..., :4], atol=1e-4, rtol=1e-4)
+
+
 def test_a_mask_of_any_size_limits_a_channel(any_model):
-    left = torch.zeros(1, 64, 64)
-    left[..., :32] = 1
-    one_step = torch.tensor([float(noise_scale(any_model).sigmas[0]), 0.0])
-    masked = run(multi(any_model, Channel(CAT, 4.0, mask=left)), sigmas=one_step)
-    inside = run(cfg_guider(any_model, CAT, EMPTY, 4.0), sigmas=one_step)
-    outside = run(cfg_guider(any_model, CAT, EMPTY, 0.0), sigmas=one_step)
-    assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
-    assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
-
-
-def test_a_mask_for_another_batch_is_refused(eps_model):
-    with pytest.raises(ValueError, match="mask holds 3 images but 2 are sampled"):
-        run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
+    check_mask(any_model, EMPTY, CAT, latent(), float(noise_scale(any_model).sigmas[0]))
 
 
 def test_model_unchanged_and_runs_independent(any_model):
@@ -195,44 +180,13 @@ def test_channels_ride_on_a_guider_of_another_kind(any_model):
     assert_close(run(theirs), run(ours), atol=5e-3, rtol=1e-3)
 
 
-def test_a_guider_without_negative_needs_a_null(flow_model):
+def test_without_a_negative_nulls_are_needed_and_rules_refused(flow_model):
     with pytest.raises(ValueError, match="Channel 'dog' has no null"):
         run(basic(patched(flow_model, Channel(DOG, 2.0, name="dog")), CAT))
-    assert torch.isfinite(run(basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY)), CAT))).all()
-
-
-def test_rules_need_a_negative_to_measure_against(flow_model):
+    dog = Channel(DOG, 2.0, null=EMPTY)
+    assert torch.isfinite(run(basic(patched(flow_model, dog), CAT))).all()
     with pytest.raises(ValueError, match=r"Conflict 'project', norm_cap 0.0 and rescale 0.0 measure against the negative"):
-        run(basic(patched(flow_model, Channel(DOG, 2.0, null=EMPTY), conflict="project"), CAT))
-
-
-class Hooks:
-    """Another node's hooks of every kind; each counts its calls and the CFG ones change the result."""
-
-    def __init__(self, model):
-        self.calls = dict.fromkeys(("pre", "cfg", "post", "calc"), 0)
-        self.model = model.clone()
-        self.model.set_model_sampler_pre_cfg_function(self.pre)
-        self.model.set_model_sampler_cfg_function(self.cfg)
-        self.model.set_model_sampler_post_cfg_function(self.post)
-        self.model.set_model_sampler_calc_cond_batch_function(self.calc)
-
-    def pre(self, args):
-        self.calls["pre"] += 1
-        return [args["conds_out"][0] * 1.01, *args["conds_out"][1:]]
-
-    def cfg(self, args):
-        self.calls["cfg"] += 1
-        return args["uncond"] + 1.1 * args["cond_scale"] * (args["cond"] - args["uncond"])
-
-    def post(self, args):
-        self.calls["post"] += 1
-        assert args["cond"] is not None and args["uncond_denoised"] is not None
-        return args["denoised"] * 0.99
-
-    def calc(self, args):
-        self.calls["calc"] += 1
-        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], args["model_options"])
+        run(basic(patched(flow_model, dog, conflict="project"), CAT))
 
 
 def test_all_hooks_of_other_nodes_act_as_without_channels(any_model):
@@ -265,30 +219,19 @@ def test_channels_are_evaluated_when_another_node_answers(eps_model, answer):
 def indices_seen(model, guide) -> set[tuple[int, ...]]:
     """What a patch on attention and a wrapper of the model's function see as the kinds of rows, call by call."""
     seen = set()
-
-    def look(n, context, value, extra_options):
-        seen.add(tuple(sorted(extra_options["cond_or_uncond"])))
-        return n, context, value
-
-    def wrapper(apply_model, args):
-        seen.add(tuple(sorted(args["cond_or_uncond"])))
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    watched = model.clone()
-    watched.set_model_attn2_patch(look)
-    watched.set_model_unet_function_wrapper(wrapper)
-    run(guide(watched))
+    look = lambda given: seen.add(tuple(sorted(given["cond_or_uncond"])))  # noqa: E731
+    model = watched(model, look)
+    model.set_model_attn2_patch(lambda n, context, value, options: (look(options), (n, context, value))[1])
+    run(guide(model))
     return seen
 
 
 def test_other_nodes_see_the_indices_of_cfg_guider(eps_model):
     """Patches that look up row types by index 0 and 1 break on longer lists."""
-    everywhere = torch.ones(1, 8, 8)
     cat, dog, sky = Channel(CAT, 3.0), Channel(DOG, 2.0), Channel(SKY, 2.0, negative=True)
+    masked = [replace(channel, mask=torch.ones(1, 8, 8)) for channel in (cat, dog)]
     assert indices_seen(eps_model, lambda m: multi(m, cat, dog, sky)) == {(0, 0, 1, 1)}
-    assert indices_seen(eps_model, lambda m: multi(m, Channel(CAT, 3.0, mask=everywhere), Channel(DOG, 2.0, mask=everywhere))) == {
-        (0, 0, 1)
-    }
+    assert indices_seen(eps_model, lambda m: multi(m, *masked)) == {(0, 0, 1)}
     assert indices_seen(eps_model, lambda m: multi(m, Channel(CAT, 0.0))) == {(1,)}
     twice = patched(patched(eps_model, dog), sky)
     assert indices_seen(twice, lambda m: cfg_guider(m, CAT, EMPTY, 3.0)) == {(0, 0, 1, 1)}
@@ -312,15 +255,7 @@ def test_batches_and_wide_latents_are_guided_alike(any_model):
 
 
 def test_video_latents_are_guided_under_masks_too():
-    model, (empty, cat) = tiny_video_model(), map(video_conditioning, range(2))
-    left = torch.zeros(1, 32, 32)
-    left[..., :16] = 1
-    one_step = torch.tensor([1.0, 0.0])
-    video = torch.zeros(1, 16, 3, 8, 8)
-    masked = run(MultiCFG(model, empty, [Channel(cat, 4.0, mask=left)]), video, sigmas=one_step)
-    inside, outside = (run(cfg_guider(model, cat, empty, w), video, sigmas=one_step) for w in (4.0, 0.0))
-    assert_close(masked[..., :4], inside[..., :4], atol=1e-4, rtol=1e-4)
-    assert_close(masked[..., 4:], outside[..., 4:], atol=1e-4, rtol=1e-4)
+    check_mask(tiny_video_model(), video_conditioning(0), video_conditioning(1), torch.zeros(1, 16, 3, 8, 8), 1.0, size=32)
 
 
 @pytest.mark.parametrize("length, overlap", [(3, 1), (1, 0)])
@@ -337,7 +272,7 @@ def test_in_context_windows_every_channel_sees_every_window(length, overlap):
         assert_close(run(cfg_guider(model, dog, empty, 2.0), video, sigmas=sigmas), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_conditioning_of_another_model_is_refused_by_name(eps_model):
+def test_conditionings_and_masks_that_do_not_fit_are_refused(eps_model):
     foreign = [[torch.zeros(1, 77, 768), {}]]
     with pytest.raises(ValueError, match="Channel 'sky' has text features of width 768, but BaseModel takes 64"):
         multi(eps_model, Channel(foreign, 1.0, name="sky"))
@@ -345,3 +280,8 @@ def test_a_conditioning_of_another_model_is_refused_by_name(eps_model):
         patched(eps_model, Channel(CAT, 1.0, null=foreign, name="sky"))
     with pytest.raises(ValueError, match="The unconditional is an empty conditioning"):
         multi(eps_model, Channel(CAT, 1.0), unconditional=[])
+    with pytest.raises(ValueError, match="mask holds 3 images but 2 are sampled"):
+        run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
+    never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})
+    with pytest.raises(ValueError, match="No conditioning is active at sigma"):
+        run(multi(eps_model, Channel(never, 3.0), unconditional=never))

@@ -13,7 +13,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 
 from compare import assert_close
 from host.sampling import cfg_guider, dual_guider, ksampler, latent, run
-from host.tiny import UNET_CONFIG, conditioning, dynamic, fill, unet
+from host.tiny import conditioning, controlnet, dynamic, lora, unet
 
 EMPTY, CAT, DOG, SKY = (conditioning(i) for i in range(4))
 CLOSE = dict(atol=5e-3, rtol=1e-3)
@@ -22,51 +22,35 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 def with_control(conditioning):
     """A conditioning under a tiny random ControlNet, as the host's node makes it."""
-    config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
-    network = fill(comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=4, device="cpu", **config), 3)
-    control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, EMPTY, control, hint, 0.3, 0.0, 1.0)[0]
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, EMPTY, controlnet(3), hint, 0.3, 0.0, 1.0)[0]
 
 
 def with_lora(conditioning):
     """A conditioning with a LoRA of its own, as the host's hook nodes make it."""
-    draw = torch.Generator().manual_seed(4)
-    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
-    lora = {f"{name}.lora_up.weight": torch.randn(64, 4, generator=draw), f"{name}.lora_down.weight": torch.randn(4, 64, generator=draw)}
-    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora, 1.0, 0.0))
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora(unet()), 1.0, 0.0))
 
 
 def with_mask(conditioning):
     return nodes.ConditioningSetMask().append(conditioning, torch.ones(1, 8, 8), "default", 0.7)[0]
 
 
-DRESSES = pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
+def multi(model, *channels):
+    return MultiCFG(model, EMPTY, channels)
 
 
-@DRESSES
-def test_a_dressed_primary_is_cfg(any_model, dress):
+@pytest.mark.parametrize("dress", [with_control, with_lora, with_mask])
+def test_dressed_conditionings_guide_as_in_the_hosts_guiders(any_model, dress):
+    """As the primary, as a further channel, and as a channel of the patch."""
     dressed = dress(CAT)
-    ours = MultiCFG(any_model, EMPTY, [Channel(dressed, 3.0)])
-    assert torch.equal(run(ours), run(cfg_guider(any_model, dressed, EMPTY, 3.0)))
-
-
-@DRESSES
-def test_a_dressed_further_channel_is_the_hosts_dual_cfg(any_model, dress):
-    dressed = dress(CAT)
-    ours = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0, null=DOG)]))
+    assert torch.equal(run(multi(any_model, Channel(dressed, 3.0))), run(cfg_guider(any_model, dressed, EMPTY, 3.0)))
+    ours = run(multi(any_model, Channel(DOG, 3.0), Channel(dressed, 2.0, null=DOG)))
     assert_close(ours, run(dual_guider(any_model, dressed, DOG, EMPTY, 2.0, 3.0)), **CLOSE)
     if dress is not with_mask:
-        bare = run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(CAT, 2.0, null=DOG)]))
-        assert not torch.allclose(ours, bare, atol=0.1)
-
-
-@DRESSES
-def test_a_dressed_channel_of_the_patch_is_the_guiders(any_model, dress):
-    dressed = dress(CAT)
+        assert not torch.allclose(ours, run(multi(any_model, Channel(DOG, 3.0), Channel(CAT, 2.0, null=DOG))), atol=0.1)
     patched = MultiCFGWrapper([Channel(dressed, 2.0)]).install(any_model)
     ours = ksampler(patched, DOG, EMPTY, 3.0)
-    assert_close(ours, run(MultiCFG(any_model, EMPTY, [Channel(DOG, 3.0), Channel(dressed, 2.0)])), **CLOSE)
+    assert_close(ours, run(multi(any_model, Channel(DOG, 3.0), Channel(dressed, 2.0))), **CLOSE)
 
 
 @pytest.mark.parametrize("place", ["primary", "channel", "null"])
@@ -89,13 +73,7 @@ def test_a_hook_leaves_no_trace_on_the_model(any_model):
 
 
 def test_a_patch_on_attention_acts_on_channels_too(any_model):
-    calls = []
-
-    def quieter(q, context, value, options):
-        calls.append(q.shape[0])
-        return q, context, value
-
-    model = any_model.clone()
-    model.set_model_attn2_patch(quieter)
-    run(MultiCFG(model, EMPTY, [Channel(CAT, 3.0), Channel(DOG, 2.0)]), latent())
+    calls, model = [], any_model.clone()
+    model.set_model_attn2_patch(lambda q, context, value, options: (calls.append(q.shape[0]), (q, context, value))[1])
+    run(multi(model, Channel(CAT, 3.0), Channel(DOG, 2.0)), latent())
     assert set(calls) == {3}

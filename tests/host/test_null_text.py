@@ -1,14 +1,16 @@
 """Null-text inversion in the real ComfyUI."""
 
+from functools import partial
+
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
-import folder_paths
 import nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.inversion.null_text import threshold
 from controlled_diffusion.inversion.quality import psnr
@@ -22,21 +24,14 @@ from compare import assert_close
 from harness.demo_images import SCHEDULER, Studio
 from host import inversions, tiny, tiny_text
 from host.inversions import EMPTY, SOURCE, apart, euler, image, interrupting, on_positives, smooth
-from host.sampling import Count
+from host.sampling import Count, families
 from measures.controlnet import CONTROLNET, controlled
 from measures.inversion import change, images, prompts
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 CFG, STEPS = 5.0, 4
-
-
-def small(family: str):
-    return smooth(family, 0.3)
-
-
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return small(request.param)
+small = partial(smooth, scale=0.3)
+model = families(small)
 
 
 def invert(model, latent, source=SOURCE, **settings):
@@ -71,6 +66,13 @@ def test_without_inner_steps_it_is_ddim_inversion(model):
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))
 
 
+def test_settings_reach_the_method_and_the_trajectory():
+    model, latent = small("flow"), image()
+    found = invert(model, latent, smoothness=0.5, optimizer="adam", learning_rate=0.02)[0]
+    assert (found.method.smoothness, found.method.optimizer, found.method.learning_rate) == (0.5, "adam", 0.02)
+    assert apart(sample(model, invert(model, latent, end_percent=0.4)[0]), latent["samples"]) < 0.2
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_evaluations_are_counted_a_gradient_as_two(wrapped):
     """A node on the model may tell positive and negative apart, so that the source is asked for both."""
@@ -96,9 +98,7 @@ def test_every_sigma_has_the_embedding_of_its_step():
     sigmas = inversion.trajectory.sigmas
     for i, (here, after) in enumerate(zip(sigmas, sigmas[1:])):
         inside = torch.linspace(here, max(after * 1.001, after + 1e-4), 50).float()
-        edges = [torch.tensor(v["timestep_start"]).float() for _, v in negative] + [
-            torch.tensor(v["timestep_end"]).float() for _, v in negative
-        ]
+        edges = [torch.tensor(v[key]).float() for key in ("timestep_start", "timestep_end") for _, v in negative]
         near = [e for e in edges if after < float(e) <= here]
         for sigma in [*inside, *near]:
             active = [k for k, (_, v) in enumerate(negative) if v["timestep_end"] <= float(sigma) <= v["timestep_start"]]
@@ -117,33 +117,20 @@ def test_a_batch_with_its_own_prompts_is_its_images(family):
     assert_close(sample(model, together), torch.cat([sample(model, a) for a in alone]), atol=2e-3, rtol=2e-3)
 
 
-def test_runs_repeat_and_weights_are_unchanged():
+def test_runs_repeat_and_leave_neither_changes_nor_graphs():
+    """The loss curve is an image."""
     model = small("eps")
     weights = {k: v.clone() for k, v in model.model.state_dict().items()}
-    first, second = (invert(model, image())[0] for _ in range(2))
+    (first, latent, _, _, negative, curve), (second, *_) = (invert(model, image()) for _ in range(2))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first.null, second.null))
     assert all(torch.equal(v, weights[k]) for k, v in model.model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
     assert not comfy.model_management.in_training
-
-
-def test_what_it_gives_holds_no_graph():
-    inversion, latent, _, _, negative, curve = invert(small("eps"), image())
-    found = [
-        *(e for e, _ in negative),
-        *inversion.trajectory.extras.values(),
-        *(c[0] for c in inversion.trajectory.states),
-        latent["samples"],
-        curve,
-    ]
+    states = [c[0] for c in first.trajectory.states]
+    found = [*(e for e, _ in negative), *first.trajectory.extras.values(), *states, latent["samples"], curve]
     assert not any(t.requires_grad or t.grad_fn for t in found)
-
-
-def test_an_inversion_up_to_a_percent_works():
-    model = small("flow")
-    latent = image()
-    inversion = invert(model, latent, end_percent=0.4)[0]
-    assert apart(sample(model, inversion), latent["samples"]) < 0.2
+    assert curve.shape[0] == 1 and curve.shape[-1] == 3
+    assert float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01
 
 
 @pytest.mark.parametrize("call", [STEPS + 2, STEPS + 12], ids=["first step", "later step"])
@@ -154,20 +141,13 @@ def test_cancelled_while_optimizing_it_stops(call):
     assert len(calls) == call
 
 
-def test_its_file_brings_everything_back(tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    try:
-        model = small("v")
-        found = invert(model, image(2))[0]
-        back = inversion_files.load(SaveInversion.execute(found, "null").args[1])
-    finally:
-        folder_paths.set_output_directory(before)
+def test_its_file_brings_everything_back(folders):
+    model = small("v")
+    found = invert(model, image(2))[0]
+    back = inversion_files.load(SaveInversion.execute(found, "null").args[1])
     assert back.method == found.method and len(back.null) == STEPS
-    assert all(
-        torch.equal(a, b) and x == y
-        for (a, x), (b, y) in zip([(e, v["timestep_end"]) for e, v in back.null], [(e, v["timestep_end"]) for e, v in found.null])
-    )
+    for (ours, mine), (theirs, other) in zip(back.null, found.null):
+        assert torch.equal(ours, theirs) and mine["timestep_end"] == other["timestep_end"]
     assert torch.equal(sample(model, back), sample(model, found))
     assert torch.equal(back.trajectory.extras["losses"], found.trajectory.extras["losses"])
 
@@ -183,11 +163,6 @@ def test_half_precision_networks_are_optimized_in_float32(dtype):
     assert bool((last < first).any()) and bool(inversion.null[0][0].isfinite().all())
     exact = invert(small("eps"), latent, cfg=8.0)[0]
     assert float(last.sum()) < 1.5 * float(exact.trajectory.extras["losses"].sum())
-
-
-def test_smoothness_and_adam_reach_the_method():
-    method = invert(small("eps"), image(), smoothness=0.5, optimizer="adam", learning_rate=0.02)[0].method
-    assert (method.smoothness, method.optimizer, method.learning_rate) == (0.5, "adam", 0.02)
 
 
 @pytest.mark.parametrize("term", ["l1", "perceptual"])
@@ -212,11 +187,16 @@ def test_unfinished_images_keep_their_pooled_vectors():
     assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
 
+def of_kind(kind):
+    """(model, source, latent) of a family."""
+    clip = tiny_text.clip(kind)
+    source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
+    return tiny_text.denoiser(kind), source, image(channels=4 if kind == "sdxl" else 16)
+
+
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
 def test_the_text_inputs_of_other_families(kind):
-    model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
-    source = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
-    latent = image(channels=4 if kind == "sdxl" else 16)
+    model, source, latent = of_kind(kind)
     inversion = invert(model, latent, source, cfg=3.0)[0]
     first, last = losses(inversion)
     assert bool((last <= first).all()) and float(last.sum()) < float(first.sum())
@@ -224,31 +204,21 @@ def test_the_text_inputs_of_other_families(kind):
     assert inversion.null[0][0].shape == source[0][0].shape
 
 
-def test_attention_kernels_without_a_derivative_are_not_used():
+def test_attention_kernels_without_a_derivative_are_not_used(monkeypatch):
     model, seen = tiny.unet("eps", output_scale=0.3, **tiny.ONE_LEVEL), []
 
     def attention_sage(q, k, v, heads, **kwargs):
         seen.append(q.requires_grad or k.requires_grad)
         return host_attention.attention_pytorch(q.detach(), k.detach(), v.detach(), heads, **kwargs)
 
-    own = host_attention.optimized_attention
-    host_attention.optimized_attention = host_attention.wrap_attn(attention_sage)
-    try:
-        found = invert(model, image())[0]
-    finally:
-        host_attention.optimized_attention = own
-    assert seen and not any(seen)
-    first, last = losses(found)
-    assert bool((last < first).any())
+    monkeypatch.setattr(host_attention, "optimized_attention", host_attention.wrap_attn(attention_sage))
+    first, last = losses(invert(model, image())[0])
+    assert seen and not any(seen) and bool((last < first).any())
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
 def test_checkpointing_gives_the_same_gradients(kind):
-    if kind == "unet":
-        model, source, latent = tiny.unet("eps", output_scale=0.3), SOURCE, image()
-    else:
-        model, clip = tiny_text.denoiser(kind), tiny_text.clip(kind)
-        source, latent = clip.encode_from_tokens_scheduled(clip.tokenize("a cat")), image(channels=4 if kind == "sdxl" else 16)
+    model, source, latent = (tiny.unet("eps", output_scale=0.3), SOURCE, image()) if kind == "unet" else of_kind(kind)
     plain, again = (invert(model, latent, source, inner_steps=2, cfg=3.0, checkpointing=c)[0] for c in (False, True))
     one, other = (torch.cat([embedding - source[0][0] for embedding, _ in found.null]) for found in (plain, again))
     assert float(one.norm()) > 0.01 and apart(other, one) < 0.01
@@ -270,31 +240,9 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
     assert kept["again"] < kept["plain"] / 5
 
 
-def test_checkpointing_is_refused_where_it_was_not_tried(monkeypatch):
-    monkeypatch.setattr(checkpointing, "RECOMPUTABLE", {})
-    with pytest.raises(ValueError, match="checkpointing was not tried with BaseModel"):
-        invert(small("eps"), image(), checkpointing=True)
-
-
-def test_models_that_load_dynamically_or_in_part_are_refused():
-    model = small("eps")
-    with pytest.raises(ValueError, match=r"loaded dynamically.*--disable-dynamic-vram"):
-        invert(tiny.dynamic(model), image())
-    model.model_options["multigpu_clones"] = {}
-    with pytest.raises(ValueError, match="Null-text inversion runs on one GPU"):
-        invert(model, image())
-
-
 def test_a_lora_takes_part():
     model = small("eps")
-    draws = torch.Generator().manual_seed(3)
-    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
-    shape = dict(model.model.named_parameters())[f"{key}.weight"].shape
-    lora = {
-        f"{key}.lora_up.weight": torch.randn(shape[0], 4, generator=draws),
-        f"{key}.lora_down.weight": torch.randn(4, shape[1], generator=draws),
-    }
-    changed, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    changed, _ = comfy.sd.load_lora_for_models(model, None, tiny.lora(model), 1.0, 0.0)
     latent = image()
     found = invert(changed, latent)[0]
     first, last = losses(found)
@@ -305,8 +253,6 @@ def test_a_lora_takes_part():
 
 def rescaled(model):
     """A node that changes guidance, of the host."""
-    from comfy_extras.nodes_model_advanced import RescaleCFG
-
     return RescaleCFG().patch(model, 0.7)[0]
 
 
@@ -366,19 +312,26 @@ def test_other_nodes_guidance_is_part_of_the_loss(node, settings):
         assert apart(sample(model, found), latent["samples"]) < apart(sample(model, blind), latent["samples"])
 
 
-def test_guidance_that_gradients_cannot_follow_is_refused():
+def test_models_that_it_cannot_optimize_are_refused(monkeypatch):
+    """Dynamic ones, several GPUs, guidance that gradients cannot follow, embeddings that the model changes, untried checkpointing."""
+
+    def refused(message, model, **settings):
+        with pytest.raises(ValueError, match=message):
+            invert(model, image(), **settings)
+
+    model = small("eps")
+    refused(r"loaded dynamically.*--disable-dynamic-vram", tiny.dynamic(model))
+    model.model_options["multigpu_clones"] = {}
+    refused("Null-text inversion runs on one GPU", model)
     model = small("eps")
     model.add_wrapper(WrappersMP.PREDICT_NOISE, lambda executor, x, *args: executor(x, *args).detach())
-    with pytest.raises(ValueError, match=r"A node on the model makes the predictions of guidance by itself.* Negative-Prompt Inverter"):
-        invert(model, image())
-
-
-def test_embeddings_that_the_model_changes_are_refused(monkeypatch):
+    refused(r"A node on the model makes the predictions of guidance by itself.* Negative-Prompt Inverter", model)
     model = small("eps")
     own = model.model.extra_conds
     model.model.extra_conds = lambda **kw: own(**{**kw, "cross_attn": kw["cross_attn"] * 2})
-    with pytest.raises(ValueError, match="BaseModel does not take text features as they are"):
-        invert(model, image())
+    refused("BaseModel does not take text features as they are", model)
+    monkeypatch.setattr(checkpointing, "RECOMPUTABLE", {})
+    refused("checkpointing was not tried with BaseModel", small("eps"), checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -394,18 +347,15 @@ def demo():
 def test_stock_ksampler_gives_the_image_back_with_the_outputs(demo):
     studio, source, _, latent = demo
     steps, cfg = 10, 7.5
-    found = NullTextInverter.execute(studio.model, source, {"samples": latent}, steps, SCHEDULER, 0.0, cfg).args
-    _, noisy, _, _, negative, _ = found
-    made = nodes.KSamplerAdvanced().sample(
-        studio.model, "disable", 0, steps, cfg, "euler", SCHEDULER, source, negative, noisy, 0, steps, "disable"
-    )[0]
-    floor = studio.vae.decode(latent)
-    near = float(psnr(studio.vae.decode(made["samples"]), floor))
-    assert near > 33
-    plain = nodes.KSamplerAdvanced().sample(
-        studio.model, "disable", 0, steps, cfg, "euler", SCHEDULER, source, studio.prompt(""), noisy, 0, steps, "disable"
-    )[0]
-    assert float(psnr(studio.vae.decode(plain["samples"]), floor)) < near - 10
+    _, noisy, _, _, negative, _ = NullTextInverter.execute(studio.model, source, {"samples": latent}, steps, SCHEDULER, 0.0, cfg).args
+
+    def quality(negative):
+        settings = (steps, cfg, "euler", SCHEDULER, source, negative, noisy, 0, steps, "disable")
+        made = nodes.KSamplerAdvanced().sample(studio.model, "disable", 0, *settings)[0]
+        return float(psnr(studio.vae.decode(made["samples"]), studio.vae.decode(latent)))
+
+    near = quality(negative)
+    assert near > 33 and quality(studio.prompt("")) < near - 10
 
 
 @pytest.mark.parametrize("start, old_node", [("source", False), ("empty", True)], ids=["of both prompts", "of the positive, for both"])
@@ -418,9 +368,8 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
         source = nodes.ControlNetApply().apply_controlnet(source, control, hints, 1.0)[0]
     else:
         source = controlled(source, hints, empty)
-    found = NullTextInverter.execute(
-        studio.model, source, {"samples": latent}, 4, SCHEDULER, 0.0, 4.0, start=start, negative=empty, inner_steps=1, early_stop=0.0
-    ).args[0]
+    settings = dict(cfg=4.0, scheduler=SCHEDULER, start=start, negative=empty, inner_steps=1)
+    found = invert(studio.model, {"samples": latent}, source, **settings)[0]
     first, last = losses(found)
     assert bool((last < first).any())
     assert all("control" in extras for _, extras in found.null)
@@ -428,10 +377,3 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
     made = sample(studio.model, found, 4.0)
     left = (studio.model.model.process_latent_in(made) - found.trajectory.states[-1][0]).square().mean()
     assert_close(left, last.mean(), atol=1e-7, rtol=0.05)
-
-
-def test_the_loss_curve_is_an_image():
-    curve = invert(small("eps"), image())[-1]
-    assert (
-        curve.shape[0] == 1 and curve.shape[-1] == 3 and float(curve.min()) >= 0 and float(curve.max()) <= 1 and float(curve.std()) > 0.01
-    )

@@ -1,6 +1,7 @@
 """Prompt-to-Prompt inside the real ComfyUI, on tiny random models."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sample
@@ -9,32 +10,23 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.attention.prompt_to_prompt import Rows
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
-from controlled_diffusion.nodes.bdia import BDIAInverter
-from controlled_diffusion.nodes.belm import BELMInverter
-from controlled_diffusion.nodes.ddim import DDIMInverter
-from controlled_diffusion.nodes.edict import EDICTInverter
-from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
 from controlled_diffusion.nodes.host.attention.hook import ControlRun
 from controlled_diffusion.nodes.host.attention.unet import blend_places, unet_places
 from controlled_diffusion.nodes.host.conditionings import KEY, branches_of
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import encoded
-from controlled_diffusion.nodes.inversion import InversionSampler
-from controlled_diffusion.nodes.negative_prompt import NegativePromptInverter
-from controlled_diffusion.nodes.null_text import NullTextInverter
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
 from compare import assert_close
-from host import editing, tiny, tiny_dits, tiny_text
-from host.editing import ALL, OFF, clip_with_word, control_of, defaults, differ, masks_of, sample, shrunk, with_blend
-from host.sampling import sigmas_of
+from host import editing, inversions, tiny, tiny_dits, tiny_text
+from host.editing import ALL, OFF, clip_with_word, control_of, differ, masks_of, sample, shrunk, with_blend
+from host.sampling import cfg_guider, families, sigmas_of, watched, with_options_seen
 from host.test_structure_channels import DEEP, control_net
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -42,18 +34,16 @@ SOURCE, SWAP, LONG = "a red circle", "a blue circle", "a red circle, " * 30
 CLOSE = dict(atol=1e-3, rtol=1e-3)
 
 
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return smooth(request.param)
+def smooth(family: str, **config):
+    return tiny.unet(family, output_scale=0.2, **config)
+
+
+model = families(smooth)
 
 
 @pytest.fixture
 def eps():
     return smooth("eps")
-
-
-def smooth(family: str, **config):
-    return tiny.unet(family, output_scale=0.2, **config)
 
 
 @pytest.fixture(params=["UNet", "DiT"])
@@ -77,24 +67,17 @@ STOCHASTIC = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp
 SAMPLERS = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "uni_pc", "ddim", "res_multistep", "dpm_adaptive", *STOCHASTIC]
 
 
-def test_equal_prompts_give_equal_images(model, clip):
-    made = drawn(model, clip, "A red Circle", **ALL)
-    assert torch.equal(made[0], made[1])
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_equal_prompts_give_equal_images_with_every_sampler(eps, clip, sampler):
-    made = drawn(eps, clip, SOURCE, run=dict(sampler=sampler))
-    assert torch.equal(made[0], made[1]) and torch.isfinite(made).all()
-
-
-def test_empty_windows_are_independent_sampling(model, clip):
+def test_equal_prompts_give_equal_images_and_no_window_none(model, clip):
+    """Empty windows: independent sampling."""
+    assert torch.equal(*drawn(model, clip, "A red Circle", **ALL))
     assert torch.equal(drawn(model, clip, **OFF), drawn(model, clip, unpatched=True))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_row_gets_the_noise_of_a_single_image(eps, clip, sampler):
-    """The host draws other noise for each row of a batch; a source and its target must share it."""
+def test_rows_share_the_noise_of_a_single_image(eps, clip, sampler):
+    """ComfyUI draws other noise for each row of a batch; a source and its target must share it: equal prompts give equal images."""
+    made = drawn(eps, clip, SOURCE, run=dict(sampler=sampler))
+    assert torch.equal(made[0], made[1]) and torch.isfinite(made).all()
     patched, positive, negative, latent, _ = patch(eps, clip, "a blue circle\na cat", **OFF)
     together = sample(patched, positive, negative, latent, sampler=sampler)
     for row in range(3):
@@ -149,14 +132,11 @@ def replacements(model, clip, blend=None, **knobs) -> list[tuple[float, dict]]:
     patched = with_blend(patched, **blend) if blend else patched
     seen, scale = [], noise_scale(model)
 
-    def spy(executor, *args, **kwargs):
-        options = args[5]
+    def look(options):
         there = {slot: sorted(f) for slot, f in options.get("patches_replace", {}).items()}
         seen.append((scale.percent(float(options["sigmas"][0])), there))
-        return executor(*args, **kwargs)
 
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "spy", spy)
-    sample(patched, *rest, steps=8)
+    sample(with_options_seen(patched, look), *rest, steps=8)
     return seen
 
 
@@ -166,34 +146,23 @@ def test_outside_the_windows_nothing_is_replaced(model, clip):
     assert len(seen) == 8
     for percent, there in seen:
         cross = sorted(k for k in keys if k[0] != "input") if 0.2 <= percent < 0.6 else []
-        assert there.get("attn2", []) == cross and there.get("attn1", []) == (
-            sorted(k for k, s in keys.items() if s >= 2) if percent < 0.4 else []
-        )
+        own = sorted(k for k, s in keys.items() if s >= 2) if percent < 0.4 else []
+        assert there.get("attn2", []) == cross and there.get("attn1", []) == own
 
 
-def test_a_finished_blend_needs_no_layer(eps, clip):
+def test_a_blend_reads_each_step_once_until_it_is_finished(eps, clip):
     seen = replacements(eps, clip, dict(words="*", end_percent=0.5), **OFF)
     assert [bool(there.get("attn2")) for _, there in seen] == [percent < 0.5 for percent, _ in seen]
-
-
-def test_a_blend_reads_each_step_once(eps, clip):
     seen = replacements(PerturbedAttentionGuidance.execute(eps, 3.0).args[0], clip, dict(words="*"), **OFF)
     assert [bool(there.get("attn2")) for _, there in seen] == [True, False] * 8
 
 
 def test_windows_go_by_noise_not_by_calls(eps, clip):
     patched, *rest = patch(eps, clip, cross_end=0.5, self_end=0.0)
-    seen = []
-
-    def spy(executor, *args, **kwargs):
-        seen.append((float(args[5]["sigmas"][0]), "attn2" in args[5].get("patches_replace", {})))
-        return executor(*args, **kwargs)
-
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "spy", spy)
     for sampler in ("heun", "dpmpp_sde"):
-        seen.clear()
-        sample(patched, *rest, sampler=sampler)
-        scale = noise_scale(eps)
+        seen, scale = [], noise_scale(eps)
+        look = lambda o, seen=seen: seen.append((float(o["sigmas"][0]), "attn2" in o.get("patches_replace", {})))  # noqa: E731
+        sample(with_options_seen(patched, look), *rest, sampler=sampler)
         assert len(seen) > 4 and all(edited == (scale.percent(sigma) < 0.5) for sigma, edited in seen)
 
 
@@ -201,18 +170,16 @@ def image_prompt(strength=0.7):
     """An attention replacement such as an IP-Adapter's: the text's attention, by what was there before or the host, plus a term."""
 
     def attend(q, k, v, options):
-
         return optimized_attention(q, k, v, options["n_heads"]) + strength * q.mean(1, keepdim=True)
 
     return attend
 
 
 def with_replacements(model):
+    """Of each transformer alone, and of a whole block's."""
     patched = model.clone()
-    for place in unet_places(model)[::2]:
-        patched.set_model_attn2_replace(image_prompt(), *place.key)
-    for place in unet_places(model)[1::2]:
-        patched.set_model_attn2_replace(image_prompt(), *place.key[:2])  # a whole block's
+    for i, place in enumerate(unet_places(model)):
+        patched.set_model_attn2_replace(image_prompt(), *(place.key[:2] if i % 2 else place.key))
     return patched
 
 
@@ -276,14 +243,16 @@ def test_it_goes_with_controlnet(clip):
     assert differ(made[0], drawn(model, clip, **ALL)[0]) > 1e-3
 
 
+def run_guider(guider, latent):
+    noise, sampler = comfy.sample.prepare_noise(latent["samples"], 7, latent["batch_index"]), comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, latent["samples"], sampler, sigmas_of(guider.model_patcher), disable_pbar=True, seed=7)
+
+
 def test_it_goes_with_guidance_channels(model, clip):
     def guided(target, patched=True):
         edited, positive, negative, latent, _ = patch(model, clip, target, **ALL)
-        guider = MultiCFG(
-            edited if patched else model, negative, [Channel(encoded(clip, "a cat"), 2.0), Channel(positive, 3.0, name="p2p")]
-        )
-        noise = comfy.sample.prepare_noise(latent["samples"], 7, latent["batch_index"])
-        return guider.sample(noise, latent["samples"], comfy.samplers.sampler_object("euler"), sigmas_of(model), disable_pbar=True, seed=7)
+        channels = [Channel(encoded(clip, "a cat"), 2.0), Channel(positive, 3.0, name="p2p")]
+        return run_guider(MultiCFG(edited if patched else model, negative, channels), latent)
 
     assert torch.equal(*guided(SOURCE))
     made, plain = guided(SWAP), guided(SWAP, patched=False)
@@ -292,18 +261,7 @@ def test_it_goes_with_guidance_channels(model, clip):
 
 def test_a_guider_equals_ksampler(eps, clip):
     patched, positive, negative, latent, _ = patch(eps, clip)
-    guider = comfy.samplers.CFGGuider(patched)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(4.0)
-    noise = comfy.sample.prepare_noise(latent["samples"], 7, latent["batch_index"])
-    made = guider.sample(noise, latent["samples"], comfy.samplers.sampler_object("euler"), sigmas_of(eps), disable_pbar=True, seed=7)
-    assert torch.equal(made, sample(patched, positive, negative, latent))
-
-
-def test_a_second_patch_is_refused(eps, clip):
-    first, *_ = patch(eps, clip, **ALL)
-    with pytest.raises(ValueError, match="already comes from a P2P Attention Patch"):
-        patch(first, clip, SOURCE, **ALL)
+    assert torch.equal(run_guider(cfg_guider(patched, positive, negative, 4.0), latent), sample(patched, positive, negative, latent))
 
 
 def test_long_prompts_leave_the_source_unchanged(eps, clip):
@@ -343,17 +301,14 @@ def test_sdxl_is_edited_in_shared_columns():
     assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-5
 
 
-def test_the_alignment_is_readable(eps, clip):
-    text = patch(eps, clip, "a very blue circle", word_weights="circle: 2")[4]
-    assert "very blue: a share of the map of red, times 1.5" in text and "x 2 circle" in text
-
-
 def test_every_line_of_weights_makes_an_image(eps, clip):
     made = drawn(eps, clip, "", word_weights="red: 1\nred: 3, circle:0.5\nred: 3, circle:0.5")
     assert torch.equal(made[0], made[1]) and differ(made[2], made[0]) > 1e-4 and torch.equal(made[2], made[3])
 
 
-def test_a_word_has_its_own_window(eps, clip):
+def test_a_word_has_its_own_weight_and_window(eps, clip):
+    text = patch(eps, clip, "a very blue circle", word_weights="circle: 2")[4]
+    assert "very blue: a share of the map of red, times 1.5" in text and "x 2 circle" in text
     usual, early, off = (drawn(eps, clip, word_windows=w)[1] for w in ("", "blue: 0-0.3", "blue: 0-0"))
     assert differ(usual, early) > 1e-5 and differ(early, off) > 1e-5
 
@@ -374,12 +329,8 @@ def test_blend_words_of_either_prompt_and_a_star(eps, clip):
 
 
 def test_layers_for_masks(eps):
-    class Some:
-        def __init__(self, scale):
-            self.scale = scale
-
     def scales(sides, size):
-        return {p.scale for p in blend_places([Some(s) for s in sides], size)}
+        return {p.scale for p in blend_places([SimpleNamespace(scale=s) for s in sides], size)}
 
     assert scales([1, 2, 4, 8], (64, 64)) == {4} and scales([2, 4], (128, 128)) == {4}
     assert scales([1, 2], (16, 16)) == {1} and scales([1, 2], (64, 64)) == {2} and scales([2], (8, 8)) == {2}
@@ -389,37 +340,35 @@ def test_layers_for_masks(eps):
 def test_local_blend_node_equals_the_patchs(eps, clip):
     plain, *rest = patch(eps, clip)
     knobs = dict(blend_words="circle", protect_words="a", blend_threshold=0.8, blend_start=0.3)
-    own = sample(with_blend(plain, words="circle", protect_words="a", threshold=0.8, start_percent=0.3), *rest)
+    node = dict(words="circle", protect_words="a", threshold=0.8, start_percent=0.3)
+    own = sample(with_blend(plain, **node), *rest)
     assert torch.equal(own, drawn(eps, clip, **knobs)) and differ(own, drawn(eps, clip)) > 1e-3
     other, *rest = patch(eps, clip, blend_words="blue", blend_threshold=0.5)
-    assert torch.equal(sample(with_blend(other, words="circle", protect_words="a", threshold=0.8, start_percent=0.3), *rest), own)
+    assert torch.equal(sample(with_blend(other, **node), *rest), own)
     assert torch.equal(sample(with_blend(other, words=""), *rest), drawn(eps, clip))
 
 
-def test_a_blend_may_end_early(eps, clip):
+def test_a_blend_may_end_early_and_goes_with_deep_shrink(eps, clip):
+    """A star where nothing changes blends nothing."""
     patched, *rest = patch(eps, clip)
     whole, early = (sample(with_blend(patched, threshold=0.9, end_percent=e), *rest, steps=8) for e in (1.0, 0.5))
     assert differ(whole, early) > 1e-3 and torch.equal(whole[0], early[0])
+    patched, *rest = patch(shrunk(eps), clip, blend_words="*", blend_threshold=0.8)
+    sample(patched, *rest)
+    assert len(masks_of(patched)) == 3
+    assert torch.equal(*drawn(eps, clip, SOURCE, blend_words="*", **ALL))
 
 
-def test_a_blend_needs_the_patch(eps):
+def test_second_patches_and_blends_without_one_are_refused(eps, clip):
+    with pytest.raises(ValueError, match="already comes from a P2P Attention Patch"):
+        patch(patch(eps, clip, **ALL)[0], clip, SOURCE, **ALL)
     with pytest.raises(ValueError, match=r"ModelPatcher.* does not come from a P2P Attention Patch"):
         with_blend(eps)
 
 
-def test_a_blend_goes_with_deep_shrink(eps, clip):
-    patched, *rest = patch(shrunk(eps), clip, blend_words="*", blend_threshold=0.8)
-    sample(patched, *rest)
-    assert len(masks_of(patched)) == 3
-
-
-def test_a_star_where_nothing_changes_blends_nothing(eps, clip):
-    assert torch.equal(*drawn(eps, clip, SOURCE, blend_words="*", **ALL))
-
-
-def inverted(model, clip, source=SOURCE, images=1, steps=6):
+def inverted(model, clip, name="ddim", images=1, **settings):
     samples = 5 * torch.randn(images, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    return DDIMInverter.execute(model, encoded(clip, source), {"samples": samples}, steps, "normal", 0.0).args[0], samples
+    return inversions.invert(name, model, {"samples": samples}, encoded(clip, SOURCE), **settings)[0], samples
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -427,41 +376,32 @@ def test_an_inversion_is_edited_and_its_source_row_kept(clip, images):
     model = tiny.unet("eps", output_scale=0.05)
     inversion, samples = inverted(model, clip, images=images)
     patched, positive, negative, *_ = patch(model, clip, "a blue circle\na red circle", images=images, **ALL)
-    both = InversionSampler.execute(patched, inversion, 4.0, "direct", positive, negative).args[0]["samples"]
-    plain = InversionSampler.execute(model, inversion, 4.0, "direct", positive, negative).args[0]["samples"]
+    given = dict(cfg=4.0, positive=positive, negative=negative)
+    both, plain = (inversions.sample(m, inversion, branches="direct", **given) for m in (patched, model))
     assert both.shape[0] == 3 * images
     assert_close(both[:images], samples, atol=1e-5, rtol=1e-5)
     edits = slice(images, 2 * images)
     assert differ(both[edits], plain[edits]) > 1e-3
-    free = InversionSampler.execute(patched, inversion, 4.0, "source and edit", positive, negative).args[0]["samples"]
+    free = inversions.sample(patched, inversion, branches="source and edit", **given)
     assert torch.equal(free[2 * images :], free[:images])
 
 
 EXACT = dict(cfg=3.0, precision="highest")
-INVERTERS = {
-    DDIMInverter: dict(fixed_point_iterations=20),
-    EDICTInverter: EXACT,
-    BDIAInverter: EXACT,
-    BELMInverter: EXACT,
-    EditFriendlyInverter: dict(cfg=3.0, skip=1),
-    NullTextInverter: dict(cfg=3.0),
-    NegativePromptInverter: {},
-}
+SETTINGS = {"ddim": dict(fixed_point_iterations=20), "edict": EXACT, "bdia": EXACT, "o-belm": EXACT, "edit-friendly": dict(cfg=3.0, skip=1),
+            "null-text": dict(cfg=3.0), "negative-prompt": {}}  # fmt: skip
 
 
-@pytest.mark.parametrize("inverter", INVERTERS)
+@pytest.mark.parametrize("inverter", SETTINGS)
 def test_every_inversion_is_edited(clip, inverter):
-    model, cfg = tiny.unet("eps", output_scale=0.05), 1.0 if inverter is DDIMInverter else 3.0
-    samples = 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    given = dict(model=model, source=encoded(clip, SOURCE), image={"samples": samples}, steps=6, scheduler="karras")
-    given |= {} if inverter in (DDIMInverter, NegativePromptInverter) else dict(negative=encoded(clip, ""))
-    inversion = inverter.execute(**defaults(inverter) | given | INVERTERS[inverter]).args[0]
+    model, cfg = tiny.unet("eps", output_scale=0.05), 1.0 if inverter == "ddim" else 3.0
+    negative = {} if inverter in ("ddim", "negative-prompt") else dict(negative=encoded(clip, ""))
+    inversion, samples = inverted(model, clip, inverter, scheduler="karras", **negative, **SETTINGS[inverter])
 
     def replayed(target, patched=True, branches="source and edit"):
         edited, positive, *_ = patch(model, clip, target, **ALL)
-        return InversionSampler.execute(edited if patched else model, inversion, cfg, branches, positive).args[0]["samples"]
+        return inversions.sample(edited if patched else model, inversion, cfg, branches, positive=positive)
 
-    exact = inverter not in (NullTextInverter, NegativePromptInverter)
+    exact = inverter not in ("null-text", "negative-prompt")
     for branches in ("source and edit", "direct"):
         made, plain = (replayed(SWAP, patched, branches) for patched in (True, False))
         assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-3 and differ(made[1], made[0]) > 1e-3
@@ -476,10 +416,10 @@ def test_a_replay_needs_a_source_row_for_every_image(clip):
     patched, positive, negative, *_ = patch(model, clip)
     for branches in ("edit", "source and edit", "direct"):
         with pytest.raises(ValueError, match=r"with an inversion.* as many images in batch_size as were inverted"):
-            InversionSampler.execute(patched, inversion, 4.0, branches, positive, negative)
+            inversions.sample(patched, inversion, 4.0, branches, positive=positive, negative=negative)
     single, _ = inverted(model, clip)
     with pytest.raises(ValueError, match=r"positive has 2 rows, but 1 image was inverted; give 1\. Rows of P2P.*branches 'direct'"):
-        InversionSampler.execute(patched, single, 4.0, "edit", positive, negative)
+        inversions.sample(patched, single, 4.0, "edit", positive=positive, negative=negative)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +477,7 @@ def test_split_calls_give_the_same(editor, monkeypatch):
     patched, positive, negative, *rest = patch(model, clip, images=2, **ALL)
     if isinstance(clip, tiny_dits.Clip):
         negative = tiny_dits.text("flux", 3, positive[0][0].shape[1])  # of the same length, so that one call is possible
-    patched.set_model_unet_function_wrapper(lambda f, a: calls.append(a["cond_or_uncond"]) or f(a["input"], a["timestep"], **a["c"]))
+    patched = watched(patched, lambda args: calls.append(args["cond_or_uncond"]))
     whole = sample(patched, positive, negative, *rest)
     assert any(len(c) == 2 for c in calls)
     calls.clear()
@@ -559,12 +499,8 @@ def test_runs_are_independent_and_the_model_unchanged(editor):
     patched, *rest = patch(*editor, blend_words="circle", word_weights="blue: 2")
     assert torch.equal(sample(patched, *rest), sample(patched, *rest)) and torch.equal(before, drawn(*editor, unpatched=True))
     assert KEY not in editor[0].model_options["transformer_options"]
-
-
-def test_the_control_and_its_mark_say_how_many_branches(editor):
     patched, positive, negative, *_ = patch(*editor, f"{SWAP}\na cat", images=2)
-    assert branches_of(positive) == 3 and branches_of(negative) == 1
-    assert control_of(patched).rows == Rows(2, 2)
+    assert branches_of(positive) == 3 and branches_of(negative) == 1 and control_of(patched).rows == Rows(2, 2)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_sde", "lms", "uni_pc"])
@@ -616,10 +552,7 @@ def test_masks_are_read_from_model_or_guider(eps, clip):
             P2PBlendMask.execute(patched, samples, 1.0, torch.zeros(count, 64, 64, 3))
 
 
-@pytest.mark.parametrize(
-    "knobs, message",
-    [({}, "The run had no local blend"), (dict(blend_words="*", blend_start=1.0), "did not act in any step")],
-)
+@pytest.mark.parametrize("knobs, message", [({}, "no local blend"), (dict(blend_words="*", blend_start=1.0), "did not act in any step")])
 def test_missing_masks_are_errors(eps, clip, knobs, message):
     patched, *rest = patch(eps, clip, **knobs)
     with pytest.raises(ValueError, match="nothing to show for this latent: the model has not sampled yet"):
@@ -643,11 +576,8 @@ def test_masks_are_those_of_the_latents_own_run(eps, clip):
         assert all(torch.equal(a, b) for a, b in zip(P2PBlendMask.execute(patched, made, 1.0).args[:2], shown[name]))
     assert shown["both"][1].shape[2] > shown["first"][1].shape[2]  # more times of the sampling
     assert not torch.equal(shown["both"][0], shown["first"][0])
-    guider = comfy.samplers.CFGGuider(patched)
-    guider.set_conds(positive, negative)
-    out, denoised = SamplerCustomAdvanced.execute(
-        Noise_RandomNoise(7), guider, comfy.samplers.sampler_object("euler"), sigmas_of(eps)[:-1], latent
-    ).args
+    guider, sampler = cfg_guider(patched, positive, negative, 1.0), comfy.samplers.sampler_object("euler")
+    out, denoised = SamplerCustomAdvanced.execute(Noise_RandomNoise(7), guider, sampler, sigmas_of(eps)[:-1], latent).args
     assert differ(out["samples"], denoised["samples"]) > 1e-3
     assert torch.equal(*(P2PBlendMask.execute(guider, made, 1.0).args[0] for made in (out, denoised)))
 
@@ -656,8 +586,8 @@ def test_masks_of_an_inversions_replay_are_shown(clip):
     model = tiny.unet("eps", output_scale=0.05)
     inversion, _ = inverted(model, clip)
     patched, positive, negative, *_ = patch(model, clip, blend_words="*", **ALL)
-    made = InversionSampler.execute(patched, inversion, 4.0, "direct", positive, negative).args[0]
-    assert P2PBlendMask.execute(patched, made, 1.0).args[0].shape == (1, 64, 64)
+    made = inversions.sample(patched, inversion, 4.0, "direct", positive=positive, negative=negative)
+    assert P2PBlendMask.execute(patched, {"samples": made}, 1.0).args[0].shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,16 +10,15 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
-from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host.attention.dit import TokenCall
 from controlled_diffusion.nodes.host.attention.prompt_to_prompt_dit import map_blocks
 from controlled_diffusion.nodes.host.prompts import encoded
-from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
 from compare import assert_close
-from host import editing, tiny_dits, tiny_text
-from host.editing import OFF, Keys, control_of, differ, last_run, masks_of, with_blend
+from host import editing, inversions, tiny_dits, tiny_text
+from host.editing import OFF, Keys, control_of, differ, last_run, masks_of, with_blend, with_fewer_tokens
+from host.sampling import with_options_seen
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 FAMILIES = tiny_dits.there(tiny_dits.DITS)
@@ -44,6 +44,19 @@ def flux():
     return tiny_dits.dit("flux")
 
 
+def pair(name, text_model):
+    """(model, clip) of a family."""
+    return tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+
+
+def sampled(name, clip, targets=SWAP, **knobs):
+    """(what the attentions of a family saw in one step of an edit, its model, tokens of its text)."""
+    spy = Keys(tiny_dits.dit(name))
+    patched, positive, negative, latent, _ = patch(spy.model, clip, targets, **knobs)
+    sample(patched, positive, negative, latent, steps=1)
+    return spy, patched, positive[0][0].shape[1]
+
+
 def patch(model, clip, targets=SWAP, source=SOURCE, **knobs):
     return editing.patch(model, clip, targets, source, **knobs)
 
@@ -56,7 +69,7 @@ def drawn(model, clip, *args, unpatched=False, run=None, **knobs):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_edited(name, text_model):
     """Equal prompts: equal images. Empty windows: as without the patch. Else the target changes and the source does not."""
-    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    model, clip = pair(name, text_model)
     same = drawn(model, clip, SOURCE, blend_words="circle", **ALL)
     assert torch.equal(same[0], same[1]) and same.isfinite().all()
     plain = drawn(model, clip, unpatched=True)
@@ -68,14 +81,12 @@ def test_a_family_is_edited(name, text_model):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_filled_text_draws_as_by_itself(name, text_model):
     """Families whose place of the image depends on the length of the text are near it; the others are exact."""
-    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    model, clip = pair(name, text_model)
     patched, positive, negative, latent, _ = patch(model, clip, LONGER, **OFF)
     assert len({encoded(clip, t)[0][0].shape[1] for t in (SOURCE, LONGER)}) == 2
     made = sample(patched, positive, negative, latent, steps=1)
-    alone = [
-        sample(model, encoded(clip, t), negative, {"samples": latent["samples"][:1], "batch_index": None}, steps=1)
-        for t in (SOURCE, LONGER)
-    ]
+    one = {"samples": latent["samples"][:1], "batch_index": None}
+    alone = [sample(model, encoded(clip, t), negative, one, steps=1) for t in (SOURCE, LONGER)]
     assert_close(made[1:], alone[1], **CLOSE)
     shifted = name in ("lumina2", "omnigen2", "boogu", "zimage")
     assert_close(made[:1], alone[0], **(dict(atol=0.3 * float(alone[0].std()), rtol=0.3) if shifted else CLOSE))
@@ -83,11 +94,9 @@ def test_a_filled_text_draws_as_by_itself(name, text_model):
 
 @pytest.mark.parametrize("name", tiny_dits.there(tiny_dits.CLOSED))
 def test_unsupported_families_are_refused_by_name(name, text_model):
-    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
-    with pytest.raises(
-        ValueError,
-        match=rf"{type(model.model).__name__}.*does not route its attention through ComfyUI's hook.*Use a UNet model.*Qwen-Image",
-    ):
+    model, clip = pair(name, text_model)
+    message = rf"{type(model.model).__name__}.*does not route its attention through ComfyUI's hook.*Use a UNet model.*Qwen-Image"
+    with pytest.raises(ValueError, match=message):
         patch(model, clip)
 
 
@@ -104,34 +113,24 @@ def test_only_the_images_queries_and_keys_are_shared(clip):
             assert not torch.equal(t[0, :, :text], t[1, :, :text])
 
 
-@pytest.mark.parametrize("blend, last", [("", 2), ("circle", 4)])
-def test_outside_the_windows_nothing_is_overridden(flux, clip, blend, last):
-    patched, *rest = patch(flux, clip, joint_end=0.3, blend_words=blend)
-    seen = []
-
-    def spy(executor, *args, **kwargs):
-        seen.append("optimized_attention_override" in args[-1])
-        return executor(*args, **kwargs)
-
-    patched.add_wrapper_with_key("diffusion_model", "spy", spy)
-    sample(patched, *rest, steps=7)
-    assert seen == [True] * (last if blend else last + 1) + [False] * (7 - (last if blend else last + 1))
+@pytest.mark.parametrize("blend, acting", [("", 3), ("circle", 4)])
+def test_outside_the_windows_nothing_is_overridden(flux, clip, blend, acting):
+    (patched, *rest), seen = patch(flux, clip, joint_end=0.3, blend_words=blend), []
+    sample(with_options_seen(patched, lambda options: seen.append("optimized_attention_override" in options)), *rest, steps=7)
+    assert seen == [True] * acting + [False] * (7 - acting)
 
 
 def test_changed_tokens_are_an_error_even_without_an_edit(flux, clip):
     patched, *rest = patch(flux, clip, **OFF)
-    patched.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [
-        lambda args: {**args, "txt": args["txt"][:, :1], "txt_ids": args["txt_ids"][:, :1]}
-    ]
     with pytest.raises(ValueError, match="No attention of Flux came through ComfyUI's hook with 16 tokens of the image"):
-        sample(patched, *rest)
+        sample(with_fewer_tokens(patched, 1), *rest)
 
 
 @pytest.mark.parametrize("control", ["capture", "edit"])
 def test_steps_that_a_cache_skips_are_no_error(flux, clip, control):
     cached, negative = EasyCacheNode.execute(flux, 3.0, 0.0, 1.0, False).args[0], encoded(clip, SOURCE)
     runs = []
-    cached.add_wrapper_with_key("diffusion_model", "count", lambda executor, *a, **k: runs.append(1) or executor(*a, **k))
+    cached = with_options_seen(cached, runs.append)
     if control == "edit":
         made = drawn(cached, clip, run=dict(steps=6), **ALL)
     else:
@@ -153,32 +152,24 @@ def test_another_override_is_kept_in_either_order(flux, clip):
 
 
 def test_a_weight_scales_the_attention_to_a_word(clip):
-    spy = Keys(tiny_dits.dit("flux"))
-    patched, positive, negative, latent, _ = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2, circle: 0")
-    sample(patched, positive, negative, latent, steps=1)
+    spy, patched, text = sampled("flux", clip, joint_end=0.0, word_weights="blue: 2, circle: 0")
     control = control_of(patched)
     blue, circle = (control.prompts.alignments[0].target.columns(w) for w in ([0], [1]))
-    bias = torch.zeros(2, positive[0][0].shape[1] + 16, device=spy.seen[0][0].device)
+    bias = torch.zeros(2, text + 16, device=spy.seen[0][0].device)
     bias[1, list(blue)], bias[1, list(circle)] = math.log(2), -math.inf
     assert len(spy.seen) == 4 and all(torch.equal(mask[:, 0, 0], bias) for _, _, mask in spy.seen)
     assert torch.equal(drawn(spy.model, clip, word_weights="blue: 1"), drawn(spy.model, clip))
+    told = patch(spy.model, clip, word_weights="blue: 2")[4]
+    assert told.startswith("Flux: the image's queries and keys are taken over") and "x 2 blue" in told
 
 
 def test_a_weight_acts_in_the_chosen_blocks(clip):
-    spy = Keys(tiny_dits.dit("flux"))
-    patched, *rest = patch(spy.model, clip, joint_end=0.0, word_weights="blue: 2", cross_layers="1-2")
-    sample(patched, *rest, steps=1)
+    spy, *_ = sampled("flux", clip, joint_end=0.0, word_weights="blue: 2", cross_layers="1-2")
     assert [mask is not None for *_, mask in spy.seen] == [False, True, True, False]
-    with pytest.raises(ValueError, match=r"cross_layers has '99', which names no block of this model"):
-        patch(spy.model, clip, cross_layers="99")
 
 
 def test_a_weight_leaves_text_refiners_alone(text_model):
-    clip = tiny_dits.Clip(text_model, "hunyuan_video")
-    spy = Keys(tiny_dits.dit("hunyuan_video"))
-    patched, positive, negative, latent, _ = patch(spy.model, clip, word_weights="blue: 2")
-    sample(patched, positive, negative, latent, steps=1)
-    text = positive[0][0].shape[1]
+    spy, _, text = sampled("hunyuan_video", tiny_dits.Clip(text_model, "hunyuan_video"), word_weights="blue: 2")
     assert [mask is None for q, _, mask in spy.seen if q.shape[2] == text] == [True, True]
     assert [mask is None for q, _, mask in spy.seen if q.shape[2] > text] == [False] * 2
 
@@ -188,19 +179,22 @@ def test_a_words_window_holds_for_its_weight(flux, clip):
     assert differ(always, early) > 1e-5 and differ(early, never) > 1e-5 and torch.equal(never, drawn(flux, clip)[1])
 
 
-def test_a_window_that_ends_first_is_refused_by_its_inputs(flux, clip):
-    with pytest.raises(ValueError, match=r"self_start is 0.3, but joint_end is 0.2: .*Give self_start at most 0.2, or a larger joint_end"):
-        patch(flux, clip, self_start=0.3, self_end=0.6)
-
-
-def test_a_negative_weight_is_refused(flux, clip):
-    with pytest.raises(ValueError, match="word_weights has -1, but in the joint attention of Flux"):
-        patch(flux, clip, word_weights="blue: -1")
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        (dict(self_start=0.3, self_end=0.6), "self_start is 0.3, but joint_end is 0.2: .*Give self_start at most 0.2, or a larger joint_end"),
+        (dict(word_weights="blue: -1"), "word_weights has -1, but in the joint attention of Flux"),
+        (dict(cross_layers="99"), r"cross_layers has '99', which names no block of this model"),
+    ],
+)
+def test_bad_input_is_refused(flux, clip, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        patch(flux, clip, **knobs)
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
 def test_blends_of_nothing_and_of_everything(name, text_model):
-    model, clip = tiny_dits.dit(name), tiny_dits.Clip(text_model, name)
+    model, clip = pair(name, text_model)
     knobs = dict(blend_words="circle", blend_start=0.0)
     nothing = drawn(model, clip, LONGER, blend_threshold=1.0, **knobs)
     everything = drawn(model, clip, LONGER, blend_threshold=0.0, **knobs)
@@ -218,15 +212,11 @@ def test_blends_of_nothing_and_of_everything(name, text_model):
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "zimage"])
 def test_a_blend_uses_the_maps_of_its_words(name, text_model, monkeypatch):
-    clip = tiny_dits.Clip(text_model, name)
-    spy = Keys(tiny_dits.dit(name))
-    patched, positive, negative, latent, _ = patch(spy.model, clip, LONGER, blend_words="circle", blend_start=0.0, joint_end=0.0)
     sums, end = [], Blending.end
     monkeypatch.setattr(Blending, "end", lambda self: sums.append(self.sums) or end(self))
-    sample(patched, positive, negative, latent, steps=1)
-    control = control_of(patched)
-    blocks = last_run(patched).map_layers
-    total, filled = positive[0][0].shape[1], 32 if name == "zimage" else positive[0][0].shape[1]
+    knobs = dict(blend_words="circle", blend_start=0.0, joint_end=0.0)
+    spy, patched, total = sampled(name, tiny_dits.Clip(text_model, name), LONGER, **knobs)
+    control, blocks, filled = control_of(patched), last_run(patched).map_layers, 32 if name == "zimage" else total
     start, image = {"flux2": (512 - total, 512), "hidream": (16, 0)}.get(name, (0, filled))
     wanted = torch.zeros(2, 16, device=spy.seen[0][0].device)
     for number, (q, k, mask) in enumerate(spy.joint(16 + filled)):
@@ -238,16 +228,13 @@ def test_a_blend_uses_the_maps_of_its_words(name, text_model, monkeypatch):
     assert_close(sums[0][0, :, 0, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_blends_of_joint_models_end_halfway(flux, clip):
+def test_blends_of_joint_models_end_halfway_and_show_masks(flux, clip):
     patched, *rest = patch(flux, clip, blend_words="circle", blend_threshold=1.0, blend_start=0.0)
     sample(patched, *rest, steps=7)
     percents = [p for p, _ in masks_of(patched)]
     assert len(percents) == 4 and max(percents) < 0.5
     late = control_of(patch(flux, clip, blend_words="circle", blend_start=0.6)[0]).blend
     assert (late.start, late.end) == (0.6, 1.0)
-
-
-def test_local_blend_node_shows_its_mask(flux, clip):
     patched, *rest = patch(flux, clip)
     blended = with_blend(patched, words="circle", threshold=1.0, start_percent=0.0, spread=0)
     assert control_of(blended).blend.blur == 1.0
@@ -257,12 +244,11 @@ def test_local_blend_node_shows_its_mask(flux, clip):
 
 
 def test_blocks_for_masks():
-    class Some:
-        def __init__(self, module, total):
-            self.module, self.places = module, [Block(i, total) for i in range(total)]
+    def blocks(module, total):
+        return map_blocks(SimpleNamespace(module=module, places=[Block(i, total) for i in range(total)]))
 
-    assert map_blocks(Some("flux.model", 57)) == {11, 12, 14, 17, 18} and map_blocks(Some("flux.model", 9)) == {2, 3, 4, 5, 6}
-    assert map_blocks(Some("qwen_image.model", 60)) == {28, 29, 30, 31, 32} and map_blocks(Some("wan.model", 2)) == {0, 1}
+    assert blocks("flux.model", 57) == {11, 12, 14, 17, 18} and blocks("flux.model", 9) == {2, 3, 4, 5, 6}
+    assert blocks("qwen_image.model", 60) == {28, 29, 30, 31, 32} and blocks("wan.model", 2) == {0, 1}
 
 
 def test_an_inversion_is_edited_and_its_source_row_kept(clip):
@@ -270,9 +256,10 @@ def test_an_inversion_is_edited_and_its_source_row_kept(clip):
     for weights in model.model.diffusion_model.final_layer.parameters():
         weights.data *= 0.05  # a random network is wild
     samples = torch.randn(1, *tiny_dits.empty("flux").shape[1:], generator=torch.Generator().manual_seed(3))
-    inversion = DDIMInverter.execute(model, encoded(clip, SOURCE), {"samples": samples}, 6, "simple", 0.0).args[0]
+    inversion = inversions.invert("ddim", model, {"samples": samples}, encoded(clip, SOURCE), scheduler="simple")[0]
     patched, positive, negative, *_ = patch(model, clip, **ALL)
-    both, plain = (InversionSampler.execute(m, inversion, 1.0, "direct", positive, negative).args[0]["samples"] for m in (patched, model))
+    prompts = dict(positive=positive, negative=negative)
+    both, plain = (inversions.sample(m, inversion, branches="direct", **prompts) for m in (patched, model))
     assert_close(both[:1], samples, atol=1e-4, rtol=1e-4)
     assert differ(both[1], plain[1]) > 1e-6 and both.isfinite().all()
 
@@ -300,7 +287,7 @@ def test_cross_attention_of_a_dit_is_edited(text_model):
 
 
 def test_a_swap_of_equal_length_needs_no_probabilities(text_model, monkeypatch):
-    clip, model = tiny_dits.Clip(text_model, "wan"), tiny_dits.dit("wan")
+    model, clip = pair("wan", text_model)
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
     asked, real = [], TokenCall.set_edited_output
     monkeypatch.setattr(TokenCall, "set_edited_output", lambda self, *a: asked.append(1) or real(self, *a))
@@ -308,8 +295,3 @@ def test_a_swap_of_equal_length_needs_no_probabilities(text_model, monkeypatch):
     assert not asked and differ(swapped[0], swapped[1]) > 1e-6
     drawn(model, clip, word_weights="blue: 2", **ALL)
     assert asked
-
-
-def test_the_alignment_explains_joint_models(flux, clip):
-    text = patch(flux, clip, word_weights="blue: 2")[4]
-    assert text.startswith("Flux: the image's queries and keys are taken over") and "x 2 blue" in text

@@ -1,5 +1,7 @@
 """Prompts as ComfyUI's text encoders see them: words, columns, and rows of several texts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comfy.sdxl_clip import SDXLTokenizer
@@ -17,18 +19,13 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, LONG = "a red circle", "a red circle, " * 30
 
 
-class Tokens:
+def tokens(tokenizer):
     """The part of a CLIP that turns text into tokens."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def tokenize(self, text, return_word_ids=False):
-        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
+    return SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
 
 
 def words(tokenizer, text, length=None):
-    return [(w.text, w.columns) for w in prompt_of(Tokens(tokenizer), text, length).words]
+    return [(w.text, w.columns) for w in prompt_of(tokens(tokenizer), text, length).words]
 
 
 def test_words_of_clip(clip):
@@ -54,19 +51,15 @@ def test_an_embedding_has_the_columns_of_its_vectors(tmp_path):
 
 
 def test_sdxl_encoders_see_the_same_words():
-    found = prompt_of(Tokens(SDXLTokenizer()), "a (siamese:1.2) cat")
+    found = prompt_of(tokens(SDXLTokenizer()), "a (siamese:1.2) cat")
     assert [w.text for w in found.words] == ["a", "siamese", "cat"] and found.length == 77
     assert found == prompt_of(tiny.clip(), "a (siamese:1.2) cat")
 
 
 def test_embedding_lengths_that_differ_are_refused(tmp_path):
-    widths = {"clip_l": 2, "clip_g": 3}
     clip = tiny_text.clip("sdxl", embedding_directory=str(tmp_path))
-    for name, vectors in widths.items():
-        part = getattr(clip.tokenizer, name)
-        part.embedding_size = 24
-        widths[name] = torch.zeros(vectors, 24)
-    save_file(widths, tmp_path / "thing.safetensors")
+    clip.tokenizer.clip_l.embedding_size = clip.tokenizer.clip_g.embedding_size = 24
+    save_file({"clip_l": torch.zeros(2, 24), "clip_g": torch.zeros(3, 24)}, tmp_path / "thing.safetensors")
     with pytest.raises(ValueError, match=r"different tokens of 'a embedding:thing'.*embedding:thing \(.\).*equally many vectors"):
         prompt_of(clip, "a embedding:thing")
 
@@ -79,11 +72,8 @@ def test_rows_have_their_pooled_texts(clip):
     assert torch.equal(values["pooled_output"][[0, 2]], torch.cat([one[0][1]["pooled_output"], two[0][1]["pooled_output"]]))
 
 
-def test_words_of_t5():
+def test_words_of_clip_and_t5():
     assert words(FluxTokenizer(), "a (red:1.3) dachshund, sat")[:3] == [("a", (0, 1)), ("red", (2,)), ("dachshund", (3, 4, 5, 6, 7))]
-
-
-def test_sd3_has_words_in_clip_and_t5():
     assert words(SD3Tokenizer(), "a red cat") == [("a", (1, 77, 78)), ("red", (2, 79)), ("cat", (3, 80))]
     assert words(SD3Tokenizer(), "a red cat", 77) == [("a", (1,)), ("red", (2,)), ("cat", (3,))]
 
@@ -105,7 +95,7 @@ def test_unknown_encoders_are_refused():
             return {"one": [[]], "other": [[]]}
 
     with pytest.raises(ValueError, match="gives tokens of one, other, whose places"):
-        prompt_of(Tokens(Odd()), "a")
+        prompt_of(tokens(Odd()), "a")
 
 
 def test_filled_rows_keep_mean_and_mask():

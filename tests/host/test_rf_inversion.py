@@ -28,9 +28,12 @@ def edited(model, **settings):
     return sample(model, invert(model, **settings), 5.0, **EDIT)
 
 
-def test_gamma_one_ends_at_the_noise_of_the_seed(model):
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    assert_close(invert(model, gamma=1.0, seed=4).trajectory.states[0][0], noise, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("end_percent", [0.0, 0.5])
+def test_gamma_one_is_the_straight_line_to_the_seeds_noise(model, end_percent):
+    trajectory = invert(model, gamma=1.0, end_percent=end_percent, seed=4).trajectory
+    noise, sigma = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4)), trajectory.sigmas[0]
+    assert (abs(sigma - 1) < 1e-6) == (end_percent == 0)
+    assert_close(trajectory.states[0][0], (1 - sigma) * trajectory.states[-1][0] + sigma * noise, atol=1e-5, rtol=1e-5)
 
 
 def test_gamma_and_eta_zero_are_ddim_and_plain_sampling(model):
@@ -40,14 +43,11 @@ def test_gamma_and_eta_zero_are_ddim_and_plain_sampling(model):
     assert_close(sample(model, own, 5.0, **EDIT), sample(model, ddim, 5.0, **EDIT), atol=1e-4, rtol=1e-4)
 
 
-def test_eta_one_gives_the_image_back_under_any_prompt(model):
-    assert apart(edited(model, eta=1.0, eta_end_percent=1.0), image()["samples"]) < 1e-5
-
-
 def test_longer_and_stronger_pulls_keep_more_of_the_image(model):
     def change(**knobs):
         return apart(edited(model, **knobs), image()["samples"])
 
+    assert change(eta=1.0, eta_end_percent=1.0) < 1e-5, "under any prompt"
     assert change(eta_end_percent=0.8) < change(eta_end_percent=0.4) < change(eta=0.0)
     assert change(eta=0.9) < change(eta=0.4)
     assert change(eta_end_percent=0.8) < change(eta_end_percent=0.8, decay=2.0)
@@ -70,25 +70,15 @@ def test_one_evaluation_a_step(model):
     assert count.rows == 3 * STEPS
 
 
-def test_end_percent_with_gamma_one_is_the_straight_line(model):
-    inversion = invert(model, gamma=1.0, end_percent=0.5, seed=4)
-    sigma = inversion.trajectory.sigmas[0]
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    clean = inversion.trajectory.states[-1][0]
-    assert_close(inversion.trajectory.states[0][0], (1 - sigma) * clean + sigma * noise, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["eps", "v"])
+@pytest.mark.parametrize("family", ["eps", "v", "another prediction"])
 def test_eps_and_v_models_are_refused(family):
-    message = rf"RF-Inversion needs a flow model .* is BaseModel \(SD15, {family}\)\. Use DDIM Inverter or Edit-Friendly Inverter with it, or make it one with Model"
+    """Those that cannot become flow models are not told to."""
+    advice = r" with it\.$" if family == "another prediction" else " with it, or make it one with Model"
+    message = rf"RF-Inversion needs a flow model .* is BaseModel \(SD15, {family}\)\. Use DDIM Inverter or Edit-Friendly Inverter{advice}"
+    model = tiny.unet("eps" if family == "another prediction" else family)
+    if family == "another prediction":
+        model.add_object_patch("model_sampling", type("Another", (torch.nn.Module,), {})())
     with pytest.raises(ValueError, match=message):
-        invert(tiny.unet(family))
-
-
-def test_models_that_cannot_become_flow_are_told_so():
-    model = tiny.unet("eps")
-    model.add_object_patch("model_sampling", type("Another", (torch.nn.Module,), {})())
-    with pytest.raises(ValueError, match=r"SD15, another prediction\)\. Use DDIM Inverter or Edit-Friendly Inverter with it\.$"):
         invert(model)
 
 

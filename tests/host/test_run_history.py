@@ -39,7 +39,9 @@ def test_runs_are_found_by_what_they_made():
 
 
 def test_device_and_float_type_do_not_matter(monkeypatch):
-    """ComfyUI stores latents in half precision with --fp16-intermediates."""
+    """ComfyUI stores latents in half precision with --fp16-intermediates, and packs nested ones."""
+    parts = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 5)]
+    assert digest(comfy.nested_tensor.NestedTensor(parts)) == digest(comfy.utils.pack_latents(parts)[0])
     half = torch.randn(1, 4, 8, 8).half()
     assert digest(half) == digest(half.float()) != digest(half.float() + 1e-3)
     monkeypatch.setattr(comfy.model_management, "intermediate_dtype", lambda: torch.float16, raising=False)
@@ -48,18 +50,14 @@ def test_device_and_float_type_do_not_matter(monkeypatch):
     assert history.of({"samples": latent(1 / 3)["samples"].half()}) == history.of(latent(1 / 3)) == ("a",)
 
 
-def test_the_denoised_output_belongs_to_its_run():
-    history, seen = RunHistory(), []
+def test_denoised_outputs_and_loops_of_the_pack_belong_to_a_run():
+    """Such a loop gives ComfyUI the latent back that it was given, and keeps what it made."""
+    history, seen, sampler = RunHistory(), [], CallbackSampler(None, 1)
     sample(history, "a", 1.0, denoised=latent(6.0)["samples"], callback=lambda *given: seen.append(given[1]))
     assert history.of(latent(3.0)) == history.of(latent(1.0)) == ("a",) and torch.equal(seen[0], latent(6.0)["samples"])
-
-
-def test_the_result_of_a_loop_of_the_pack_belongs_to_its_run():
-    """Such a loop gives ComfyUI the latent back that it was given, and keeps what it made."""
-    history, sampler = RunHistory(), CallbackSampler(None, 1)
-    sampler.result = latent(6.0)["samples"]
-    sample(history, "a", 1.0, sampler=sampler)
-    assert history.of(latent(3.0)) == ("a",)
+    sampler.result = latent(8.0)["samples"]
+    sample(history, "b", 1.0, sampler=sampler)
+    assert history.of(latent(4.0)) == ("b",)
 
 
 def test_the_original_may_be_restored_off_the_mask():
@@ -83,12 +81,6 @@ def test_only_the_last_runs_are_kept():
     for i in range(KEPT + 3):
         sample(history, i, float(i), denoised=latent(100.0 + 2 * i)["samples"])
     assert [bool(history.of(latent(float(i)))) for i in range(KEPT + 3)] == [False] * 3 + [True] * KEPT
-
-
-def test_nested_latents_count_as_comfyui_packs_them():
-    parts = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 5)]
-    packed, _ = comfy.utils.pack_latents(parts)
-    assert digest(comfy.nested_tensor.NestedTensor(parts)) == digest(packed)
 
 
 def test_an_unknown_latent_is_refused_with_the_next_step():

@@ -54,25 +54,17 @@ def test_percents_are_the_hosts_percents(any_model):
         assert scale.sigma(percent) == pytest.approx(sampling.percent_to_sigma(percent), rel=2e-3)
 
 
-def with_pag(model):
-    return nodes_pag.PerturbedAttentionGuidance.execute(model, 2.0).args[0]
+NODES = {
+    "PAG": lambda model: nodes_pag.PerturbedAttentionGuidance.execute(model, 2.0).args[0],
+    "rescale": lambda model: RescaleCFG().patch(model, 0.7)[0] if hasattr(RescaleCFG, "patch") else RescaleCFG.execute(model, 0.7).args[0],
+    "TCFG": lambda model: nodes_tcfg.TCFG.execute(model).args[0],
+    "Mahiro": lambda model: nodes_mahiro.Mahiro.execute(model).args[0],
+}
 
 
-def with_rescale(model):
-    return RescaleCFG().patch(model, 0.7)[0] if hasattr(RescaleCFG, "patch") else RescaleCFG.execute(model, 0.7).args[0]
-
-
-def with_tcfg(model):
-    return nodes_tcfg.TCFG.execute(model).args[0]
-
-
-def with_mahiro(model):
-    return nodes_mahiro.Mahiro.execute(model).args[0]
-
-
-@pytest.mark.parametrize("patch", [with_pag, with_rescale, with_tcfg, with_mahiro])
-def test_the_hosts_own_guidance_nodes_act_as_with_plain_cfg(patch):
-    model, (empty, cat, dog) = patch(tiny.unet("eps", output_scale=0.2)), map(conditioning, range(3))
+@pytest.mark.parametrize("node", NODES)
+def test_the_hosts_own_guidance_nodes_act_as_with_plain_cfg(node):
+    model, (empty, cat, dog) = NODES[node](tiny.unet("eps", output_scale=0.2)), map(conditioning, range(3))
     expected = run(cfg_guider(model, cat, empty, 3.0))
     assert_close(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1e-12)])), expected, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(run(MultiCFG(model, empty, [Channel(cat, 3.0), Channel(dog, 1.0)])), expected, atol=1e-2)

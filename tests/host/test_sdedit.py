@@ -1,3 +1,5 @@
+from functools import partial
+
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -8,48 +10,33 @@ from controlled_diffusion.nodes.sdedit import SDEditSampler
 
 from compare import assert_close
 from host import tiny
-from host.sampling import half_mask
+from host.sampling import families, half_mask
 from host.tiny import conditioning
 from host.video import tiny_video_model, tiny_video_vae, video_conditioning
 
 EMPTY, CAT = conditioning(0), conditioning(1)
 pytestmark = pytest.mark.usefixtures("inference_mode")
-
-
-@pytest.fixture(params=["eps", "v", "flow"])
-def model(request):
-    return tiny.unet(request.param, output_scale=0.1)
+model = families(partial(tiny.unet, output_scale=0.1))
+SETTINGS = dict(seed=3, steps=4, cfg=3.0, sampler_name="euler", scheduler="normal", strength=0.5, strength_unit="percent", process="VP",
+                repeats=1)  # fmt: skip
 
 
 def guide(batch=1, seed=5):
     return {"samples": torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed))}
 
 
-def edit(model, guide, **knobs):
+def edit(model, guide, prompts=(CAT, EMPTY), **knobs):
     """(latent samples, image, noisy start, report) of the node with a few steps."""
-    settings = (
-        dict(
-            seed=3,
-            steps=4,
-            cfg=3.0,
-            sampler_name="euler",
-            scheduler="normal",
-            strength=0.5,
-            strength_unit="percent",
-            process="VP",
-            repeats=1,
-        )
-        | knobs
-    )
-    latent, image, start, report = SDEditSampler.execute(model, CAT, EMPTY, guide, **settings).args
+    latent, image, start, report = SDEditSampler.execute(model, *prompts, guide, **SETTINGS | knobs).args
     return latent["samples"], image, start["samples"], report
 
 
-def test_strength_zero_returns_the_guide(model):
+def test_strength_zero_returns_the_guide_and_the_report_says_so(model):
     original = guide()
     result, _, start, report = edit(model, original, strength=0.0)
-    assert torch.equal(result, original["samples"]) and torch.equal(start, original["samples"])
-    assert "no step was run" in report
+    assert torch.equal(result, original["samples"]) and torch.equal(start, original["samples"]) and "no step was run" in report
+    report, kind = edit(model, guide(), repeats=2)[3], "the model's flow" if model.model.model_type.name == "FLOW" else "VP"
+    assert report.startswith(f"{kind}: start at sigma ") and "50.0 % of the noise scale" in report and report.endswith("4 steps x 2")
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc"])
@@ -57,9 +44,8 @@ def test_unmasked_it_is_the_hosts_img2img_from_the_same_sigmas(model, sampler):
     start = guide(2)
     levels = sdedit.sigmas(model, 0.5, "percent", "VP", 4, "normal")
     noise = comfy.sample.prepare_noise(start["samples"], 3)
-    host = comfy.sample.sample_custom(
-        model, noise, 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY, start["samples"], disable_pbar=True, seed=3
-    )
+    given = 3.0, comfy.samplers.sampler_object(sampler), levels, CAT, EMPTY, start["samples"]
+    host = comfy.sample.sample_custom(model, noise, *given, disable_pbar=True, seed=3)
     assert torch.equal(edit(model, start, sampler_name=sampler)[0], host)
 
 
@@ -91,14 +77,10 @@ def test_what_the_mask_freezes_is_the_original_bit_for_bit(model, sampler, repea
     assert not torch.allclose(result[..., 5:], painted["samples"][..., 5:], atol=1e-2)
 
 
-def test_masks_of_zero_and_of_one(model):
-    painted = guide()
+def test_masks_of_zero_of_one_and_of_a_latent(model):
+    painted, plain = guide(), edit(model, guide())[0]
     assert torch.equal(edit(model, painted, mask=torch.zeros(1, 64, 64))[0], painted["samples"])
-    assert torch.equal(edit(model, painted, mask=torch.ones(1, 64, 64))[0], edit(model, painted)[0])
-
-
-def test_the_mask_that_a_latent_carries_is_used(model):
-    painted = guide()
+    assert torch.equal(edit(model, painted, mask=torch.ones(1, 64, 64))[0], plain)
     assert torch.equal(edit(model, {**painted, "noise_mask": half_mask()})[0], edit(model, painted, mask=half_mask())[0])
 
 
@@ -109,10 +91,12 @@ def test_repeats_go_on_from_the_last_result_with_the_next_seed(model):
 
 
 def test_pixels_outside_the_mask_are_the_images_own(model, vae):
+    """And so are all of an image that is not noised."""
     before = torch.rand(1, 64, 64, 3)
     _, image, _, _ = edit(model, before, vae=vae, mask=half_mask())
     assert torch.equal(image[:, :, :32], before[:, :, :32])
     assert not torch.allclose(image[:, :, 40:], before[:, :, 40:], atol=1e-2)
+    assert torch.equal(edit(model, before, vae=vae, strength=0.0)[1], before)
 
 
 def test_an_image_that_the_vae_would_cut_is_refused(eps_model, vae):
@@ -120,11 +104,6 @@ def test_an_image_that_the_vae_would_cut_is_refused(eps_model, vae):
     for name, knobs in (("guide", dict(image=odd)), ("original", dict(image=torch.rand(1, 64, 64, 3), original=odd))):
         with pytest.raises(ValueError, match=rf"'{name}' is 67 x 71 pixels, but this VAE takes multiples of 8 .* to 64 x 64\."):
             edit(eps_model, knobs.pop("image"), vae=vae, **knobs)
-
-
-def test_an_image_that_is_not_noised_stays_the_image(model, vae):
-    image = torch.rand(1, 64, 64, 3)
-    assert torch.equal(edit(model, image, vae=vae, strength=0.0)[1], image)
 
 
 def test_ve_runs_its_steps_in_equal_ratios(model):
@@ -137,21 +116,14 @@ def test_ve_runs_its_steps_in_equal_ratios(model):
         assert_close(ratios, ratios[:1].expand_as(ratios))
 
 
-def test_the_report_names_what_was_run(eps_model):
-    report = edit(eps_model, guide(), strength=0.5, steps=4, repeats=2)[3]
-    assert report.startswith("VP: start at sigma ") and "50.0 % of the noise scale" in report and report.endswith("4 steps x 2")
-
-
 def video(batch=1):
     return {"samples": torch.randn(batch, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
 
 
 def edit_video(given, **knobs):
     """As `edit`, with a tiny video model."""
-    settings = dict(seed=3, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", strength=0.5, strength_unit="percent")
     prompts = video_conditioning(1), video_conditioning(0)
-    latent, image, _, _ = SDEditSampler.execute(tiny_video_model(), *prompts, given, **settings, process="VP", repeats=1, **knobs).args
-    return latent["samples"], image
+    return edit(tiny_video_model(), given, prompts, **dict(steps=2, cfg=2.0, scheduler="simple") | knobs)[:2]
 
 
 def test_video_latents_are_edited_frame_by_frame_under_one_mask():
@@ -193,10 +165,7 @@ def test_a_mask_may_hold_an_image_for_each_frame_of_a_video(shape):
         (dict(mask=torch.full((1, 8, 8), float("nan"))), "a mask lies between 0 and 1"),
         (dict(mask=torch.ones(3, 8, 8)), "mask holds 3 images but the guide 1"),
         (dict(original={"samples": torch.zeros(1, 4, 16, 8)}), "Guide and original differ in size"),
-        (
-            dict(original={"samples": torch.zeros(3, 4, 8, 8)}, guide={"samples": torch.zeros(2, 4, 8, 8)}),
-            "Guide holds 2 images and original 3",
-        ),
+        (dict(original=guide(3), guide=guide(2)), "Guide holds 2 images and original 3"),
         (dict(guide={"samples": torch.ones(1, 16, 8, 8)}), "latent has 16 channels, but BaseModel .* takes 4"),
         (dict(strength=1.2), "strength is 1.2 percent; give 0"),
         (dict(guide=torch.rand(1, 64, 64, 3)), "'guide' is an IMAGE, which needs the vae"),

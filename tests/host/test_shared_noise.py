@@ -8,7 +8,7 @@ import torch
 from controlled_diffusion.nodes.host.attention.shared_noise import with_shared_noise
 
 from host import tiny
-from host.sampling import sigmas_of
+from host.sampling import cfg_guider, sigmas_of
 from host.tiny import conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -25,9 +25,8 @@ def model():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_noise_of_a_sampler_is_its_own(model, name):
     """A batch of one row is sampled as without shared noise, bit for bit."""
-    guider, sampler, sigmas = comfy.samplers.CFGGuider(model), comfy.samplers.sampler_object(name), sigmas_of(model)
-    guider.set_conds(conditioning(1), conditioning(0))
-    guider.set_cfg(3.0)
+    guider = cfg_guider(model, conditioning(1), conditioning(0), 3.0)
+    sampler, sigmas = comfy.samplers.sampler_object(name), sigmas_of(model)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     shared = with_shared_noise(sampler, noise, 1, sigmas, 7)
     assert shared is not sampler

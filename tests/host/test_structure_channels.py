@@ -57,14 +57,9 @@ def test_the_term_is_the_difference_that_the_structure_makes(family, controlled)
     assert_close(guided, empty + 4.0 * (text - empty) + 1.5 * (both - text), **CLOSE)
 
 
-def test_it_costs_one_evaluation_more_because_the_text_is_shared(controlled):
-    counted = Count(tiny_unet("eps", **DEEP))
-    run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), Channel(controlled, 1.5, null=CAT)]))
+def test_it_costs_one_evaluation_and_goes_with_a_ksampler(controlled):
+    """The text is shared."""
+    counted, structure = Count(tiny_unet("eps", **DEEP)), Channel(controlled, 1.5, null=CAT)
+    made = run(MultiCFG(counted.model, EMPTY, [Channel(CAT, 4.0), structure]))
     assert counted.rows == 3 * STEPS
-
-
-def test_the_patch_adds_it_to_a_ksampler(controlled):
-    model = tiny_unet("eps", **DEEP)
-    structure = Channel(controlled, 1.5, null=CAT)
-    patched = MultiCFGWrapper([structure]).install(model)
-    assert_close(ksampler(patched, CAT, EMPTY, 4.0), run(MultiCFG(model, EMPTY, [Channel(CAT, 4.0), structure])), **CLOSE)
+    assert_close(ksampler(MultiCFGWrapper([structure]).install(counted.model), CAT, EMPTY, 4.0), made, **CLOSE)

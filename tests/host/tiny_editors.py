@@ -10,28 +10,19 @@ from host import tiny
 
 CONTEXT = 32
 FLUX = dict(context_in_dim=CONTEXT, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, guidance_embed=True)
-FLUX1 = dict(
-    image_model="flux", in_channels=16, out_channels=16, vec_in_dim=16, axes_dim=[4, 6, 6], theta=10000, patch_size=2, qkv_bias=True,
-    txt_ids_dims=[],
-)  # fmt: skip
-FLUX2 = dict(
-    image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[4, 4, 4, 4], theta=2000, patch_size=1,
-    qkv_bias=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index",
-    ref_index_scale=10.0,
-)  # fmt: skip
-QWEN = dict(
-    image_model="qwen_image", patch_size=2, in_channels=64, out_channels=16, num_layers=1, attention_head_dim=16, num_attention_heads=2,
-    joint_attention_dim=CONTEXT, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6),
-)  # fmt: skip
-OMNIGEN2 = dict(
-    image_model="omnigen2", patch_size=2, in_channels=16, hidden_size=48, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
-    num_kv_heads=1, multiple_of=16, axes_dim_rope=(8, 8, 8), axes_lens=(64, 64, 64), text_feat_dim=CONTEXT,
-)  # fmt: skip
-CHROMA = dict(
-    image_model="chroma", in_channels=16, out_channels=16, context_in_dim=CONTEXT, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1,
-    depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=32, hidden_dim=32, n_layers=2,
-    txt_ids_dims=[], vec_in_dim=None,
-)  # fmt: skip
+FLUX1 = dict(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=16, axes_dim=[4, 6, 6], theta=10000, patch_size=2,
+             qkv_bias=True, txt_ids_dims=[])  # fmt: skip
+FLUX2 = dict(image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[4, 4, 4, 4], theta=2000, patch_size=1,
+             qkv_bias=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index",
+             ref_index_scale=10.0)  # fmt: skip
+QWEN = dict(image_model="qwen_image", patch_size=2, in_channels=64, out_channels=16, num_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=CONTEXT, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6))  # fmt: skip
+OMNIGEN2 = dict(image_model="omnigen2", patch_size=2, in_channels=16, hidden_size=48, num_layers=1, num_refiner_layers=1,
+                num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=(8, 8, 8), axes_lens=(64, 64, 64),
+                text_feat_dim=CONTEXT)  # fmt: skip
+CHROMA = dict(image_model="chroma", in_channels=16, out_channels=16, context_in_dim=CONTEXT, hidden_size=32, mlp_ratio=2.0, num_heads=2,
+              depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=32,
+              hidden_dim=32, n_layers=2, txt_ids_dims=[], vec_in_dim=None)  # fmt: skip
 EDITORS = {  # name: config, class of the model, shape of its latents
     "flux": (comfy.supported_models.Flux, FLUX | FLUX1, comfy.model_base.Flux, (16, 8, 8)),
     "flux2": (comfy.supported_models.Flux2, FLUX | FLUX2, comfy.model_base.Flux2, (128, 4, 4)),
