@@ -41,9 +41,8 @@ def custom_diffusion(graph):
     with graph.group("4 Merge"):
         lines = graph.add("StringConcatenate", title="concepts", string_a=bands["concept"], string_b=spots["concept"], delimiter="\n")
         known = "\n".join(f"a {paint} {shape} on a {paper} background" for paint in PAINTS for shape in SHAPES for paper in PAPERS)
-        both = graph.add(
-            "CustomDiffusionMerge", model=model["model"], clip=model["clip"], concepts=lines, name="both", regular_prompts=known
-        )
+        given = dict(model=model["model"], clip=model["clip"], concepts=lines, regular_prompts=known)
+        both = graph.add("CustomDiffusionMerge", name="both", **given)
     with graph.group("5 Use them"):
         text = "a <bands> green square on the left and a <spots> orange circle on the right on a white background"
         half = graph.add("StringReplace", title="bands", string=text, find="<bands>", replace=bands["word"])

@@ -1,6 +1,6 @@
 """Edit-friendly inversion."""
 
-from .parts import saved, square_prompts, two_squares
+from .parts import TWO_SQUARES, saved, square_prompts, two_squares
 
 
 def edit_friendly(graph):
@@ -10,8 +10,7 @@ def edit_friendly(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        target = "a red square on the left and a yellow circle on the right on a white background"
-        source, target, negative = square_prompts(graph, model, target)
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Inversion"):

@@ -43,17 +43,21 @@ def sampled_with(graph, guider, size, sigmas, seed: int):
     return graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=size)["output"]
 
 
+def guided(graph, model, empty, channel, size, sigmas, seed: int):
+    """The latent that a model makes under one channel, and what precedes it."""
+    guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")
+    return sampled_with(graph, guider["guider"], size, sigmas, seed)
+
+
+def sheet(graph):
+    """White paper to paint on."""
+    return graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+
+
 def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
     """A rectangle of paint on an image."""
-    return graph.add(
-        "ImageCompositeMasked",
-        title="stroke",
-        destination=image,
-        source=graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint)),
-        x=x,
-        y=y,
-        resize_source=False,
-    )
+    painted = graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint))
+    return graph.add("ImageCompositeMasked", title="stroke", destination=image, source=painted, x=x, y=y, resize_source=False)
 
 
 def moonlit(graph, images):
@@ -68,8 +72,7 @@ TWO_SQUARES = "a red square on the left and a blue square on the right on a whit
 
 def two_squares(graph):
     """A painted image, not a generated one: what `TWO_SQUARES` says."""
-    paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-    return stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+    return stroke(graph, stroke(graph, sheet(graph), (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
 
 
 def square_prompts(graph, model, target: str):
@@ -82,15 +85,8 @@ def half(graph, left: bool):
     """A mask of one half of the image."""
     side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
     nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
-    return graph.add(
-        "MaskComposite",
-        title=f"{'left' if left else 'right'} half",
-        destination=nothing,
-        source=side,
-        x=0 if left else 64,
-        y=0,
-        operation="add",
-    )
+    title, x = ("left half", 0) if left else ("right half", 64)
+    return graph.add("MaskComposite", title=title, destination=nothing, source=side, x=x, y=0, operation="add")
 
 
 def ksampler(graph, model, positive, negative, latent_image, **widgets):

@@ -1,6 +1,6 @@
 """RF-Inversion on a flow model."""
 
-from .parts import prompt_nodes, saved, two_squares
+from .parts import TWO_SQUARES, prompt_nodes, saved, two_squares
 
 
 def rf_inversion(graph):
@@ -14,12 +14,8 @@ def rf_inversion(graph):
         demo = graph.add("DemoModelLoader")
         model = graph.add("ModelSamplingAsFlow", model=demo["model"])["model"]
     with graph.group("2 Prompts"):
-        texts = {
-            "source: describes the image": "a red square on the left and a blue square on the right on a white background",
-            "another color": "a red square on the left and a yellow square on the right on a white background",
-            "another shape": "a red square on the left and a blue star on the right on a white background",
-            "negative": "",
-        }
+        other = {"another color": TWO_SQUARES.replace("blue", "yellow"), "another shape": TWO_SQUARES.replace("blue square", "blue star")}
+        texts = {"source: describes the image": TWO_SQUARES, **other, "negative": ""}
         source, recolored, shape, negative = prompt_nodes(graph, demo, **texts)
     with graph.group("3 Image and inversion"):
         image = two_squares(graph)
