@@ -2,7 +2,7 @@
 
 Its input is the noisy latent and, beside it, the image's latent; the extra channels of the first convolution start at zero, so
 that training starts from the demo model itself. Edits come in families of four scenes: one, and the same with one thing in another
-colour, in another shape, and gone.
+color, in another shape, and gone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def changed(scene: world.Scene, which: int, thing: world.Thing | None) -> world.
 
 
 def family(index: int, seed: int = SEED) -> tuple[int, tuple[world.Scene, ...]]:
-    """The thing that changes, and four scenes: as drawn, in another colour, in another shape, and without it."""
+    """The thing that changes, and four scenes: as drawn, in another color, in another shape, and without it."""
     rng = np.random.default_rng((seed, index))
     scene = world.random_scene(rng)
     which = int(rng.integers(len(scene.things)))

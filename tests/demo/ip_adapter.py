@@ -42,7 +42,7 @@ def labels(scenes: Sequence[world.Scene]) -> torch.Tensor:
 
 
 def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
-    """A true caption that names neither colour, shape nor texture."""
+    """A true caption that names neither color, shape nor texture."""
     noun = ("something", "a thing", "an object", "an image of something")[int(rng.integers(4))]
     places = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
     where = f" {places[of.layout]}" if rng.random() < 0.6 else ""

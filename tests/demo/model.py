@@ -68,8 +68,8 @@ def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
 
 
 def initialize_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
-    """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbour inverse: every block is the identity,
-    so that colours and places pass from the first step on."""
+    """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbor inverse: every block is the identity,
+    so that colors and places pass from the first step on."""
     for name, module in (("encoder", encoder), ("decoder", decoder)):
         initialize(module, SEEDS["weights"])
         for layer in module:
@@ -141,7 +141,7 @@ def encoded(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """The (5, 3) matrix that best turns a latent pixel and 1 into the mean colour, in [-1, 1], of its 8 x 8 pixels."""
+    """The (5, 3) matrix that best turns a latent pixel and 1 into the mean color, in [-1, 1], of its 8 x 8 pixels."""
     colors = F.avg_pool2d(2 * images - 1, 8).movedim(1, -1).reshape(-1, 3)
     pixels = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution

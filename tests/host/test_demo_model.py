@@ -147,7 +147,7 @@ def test_a_controlnet_acts(loaded):
     assert not torch.allclose(with_it, without)
 
 
-def test_previews_have_the_images_colours(loaded):
+def test_previews_have_the_images_colors(loaded):
     model, _, vae = loaded
     image = demo_model.as_images([world.render(demo_model.scene(5, 4321))])
     latent = model.model.process_latent_in(vae.encode(image.movedim(1, -1)))

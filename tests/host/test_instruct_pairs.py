@@ -291,7 +291,7 @@ def test_a_list_of_images_that_names_others_is_refused(output):
 
 
 class Eyes:
-    """What a CLIP_VISION is to the filter: its embedding is the mean colour, each channel a direction."""
+    """What a CLIP_VISION is to the filter: its embedding is the mean color, each channel a direction."""
 
     def __init__(self, *directions):
         self.directions = torch.stack(directions) if directions else torch.eye(3)
