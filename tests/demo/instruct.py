@@ -134,7 +134,7 @@ def train_instruct(
     pair_share: float = 0.5,
     focus: float = 0.0,
 ) -> Iterator[Step]:
-    """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as the host gives it: not scaled.
+    """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as ComfyUI gives it: not scaled.
 
     `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of
     each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.

@@ -1,6 +1,6 @@
 """An IP-Adapter of the demo world, and the small image encoder through which it sees (arXiv 2308.06721).
 
-The encoder is the host's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
+The encoder is ComfyUI's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
 the denoiser is, and the adapter learns to draw that thing. The reference shows it in another scene: other background, place and
 size. So what the image carries is the look of the thing, and the text keeps the rest.
 """

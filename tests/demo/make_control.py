@@ -1,6 +1,6 @@
 """Makes the demo model's ControlNet: `python . run tests/demo/make_control.py` (resumable; about 15 minutes on 2 cores).
 
-It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in the host's
+It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in ComfyUI's
 Control-LoRA format, which the stock Load ControlNet Model node reads.
 """
 
@@ -21,7 +21,7 @@ TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors
 
 
 def new_branch(unet) -> torch.nn.Module:
-    """The host's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
+    """ComfyUI's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
     config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
     noisy_classifier.initialize(branch, demo_control.SEED)
@@ -52,7 +52,7 @@ def main() -> None:
     loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
     path = STATE / "controlnet.safetensors"
     loop.restore(path)
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's denoiser adds the control in place
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's denoiser adds the control in place
         shown(
             saving(
                 loop,

@@ -29,7 +29,7 @@ SIZE = config.VISION_CONFIG["image_size"]
 
 
 def pixels_of(images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
+    """Images (N, 3, H, W) in [0, 1] as ComfyUI hands them to its image encoder."""
     return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
 
 
@@ -49,7 +49,7 @@ def new_encoder() -> torch.nn.Module:
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
-    """The embeddings (N, F) of the host's network."""
+    """The embeddings (N, F) of ComfyUI's network."""
     return encoder(pixel_values=pixels, intermediate_output=-2)[2]
 
 
@@ -71,7 +71,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
     loop.restore(state)
     say(f"encoder: {loop.done} of {steps} steps done")
     truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's network adds in place
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's network adds in place
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)

@@ -2,7 +2,7 @@
 
 `train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
 counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and images. The recipe is
-tests/demo/model.py; this script brings the host's networks.
+tests/demo/model.py; this script brings ComfyUI's networks.
 """
 
 import argparse
@@ -121,7 +121,7 @@ OVERRIDE = {"optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: 
 
 
 class Denoiser(torch.nn.Module):
-    """The host's UNet with the recipe's attention, whose backward pass is fast."""
+    """ComfyUI's UNet with the recipe's attention, whose backward pass is fast."""
 
     def __init__(self, unet):
         super().__init__()

@@ -1,7 +1,7 @@
 """The demo model: a small text-to-image latent diffusion model of the demo world, trained from nothing.
 
 Three stages, each resumable: an autoencoder, the latents of a fixed set of scenes, and the denoiser together with
-its text tower. The networks are the host's own classes and come in from outside; this file knows only torch.
+its text tower. The networks are ComfyUI's own classes and come in from outside; this file knows only torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
 
 
 def initialize_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
-    """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbor inverse: every block is the identity,
+    """Starts ComfyUI's TAESD as a plain 8 x 8 mean and its nearest-neighbor inverse: every block is the identity,
     so that colors and places pass from the first step on."""
     for name, module in (("encoder", encoder), ("decoder", decoder)):
         initialize(module, SEEDS["weights"])
@@ -148,7 +148,7 @@ def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 class Tokens:
-    """Token ids (77,) of a caption, word by word through the host's tokenizer, with a memory."""
+    """Token ids (77,) of a caption, word by word through ComfyUI's tokenizer, with a memory."""
 
     def __init__(self, ids_of_word: Callable[[str], list[int]], start: int = 49406, end: int = 49407, length: int = 77):
         self.word = lru_cache(None)(ids_of_word)
@@ -187,7 +187,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mas
 
 
 def encode_text(tower: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The host's CLIP text tower without its in-place additions, (B, 77) ids -> (B, 77, width)."""
+    """ComfyUI's CLIP text tower without its in-place additions, (B, 77) ids -> (B, 77, width)."""
     x = tower.embeddings(ids)
     mask = torch.full((x.shape[1], x.shape[1]), -1e4).triu_(1)
 
@@ -198,7 +198,7 @@ def encode_text(tower: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def alphas_cumprod(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> torch.Tensor:
-    """Stable Diffusion's noise schedule, the host's default for eps models."""
+    """Stable Diffusion's noise schedule, ComfyUI's default for eps models."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
