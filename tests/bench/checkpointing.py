@@ -14,8 +14,7 @@ from controlled_diffusion.nodes.host.training import adapters, run
 from controlled_diffusion.nodes.host.training.memory import MemoryPlan
 from controlled_diffusion.training.loop import Loop
 
-from bench.shapes import SHAPES, model_of
-from bench.training import clock
+from bench.shapes import SHAPES, clock, model_of
 from harness.memory import peak
 from measures.script import head, options_of, row, say
 

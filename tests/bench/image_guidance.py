@@ -39,7 +39,6 @@ def image_channel(studio: Studio, kind: str, through: bool):
     return ImageGuidanceChannel.execute(studio.model, studio.vae, kind, through, 0, image=reference).args[0]
 
 
-@torch.inference_mode()
 def main() -> None:
     options, studio = options_of(__doc__, steps=5, repeats=3, batch=4), Studio()
     classifier = read(CLASSIFIERS.shipped / "demo_model.safetensors")

@@ -12,7 +12,7 @@ from controlled_diffusion.attention.ip_adapter import image_prompt, recognize
 from controlled_diffusion.nodes.host.attention import ip_adapter
 
 from adapters import SD15, published
-from bench.multi_cfg import seconds_a_step, shortest
+from bench.multi_cfg import guider_of, seconds_a_step, shortest
 from bench.shapes import model_of
 from harness.memory import peak
 from measures.script import head, options_of, row, say
@@ -30,10 +30,7 @@ def patched(model, kind: str, **settings):
 
 
 def guided(model) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*([[torch.randn(1, 77, SD15["text"]), {}]] for _ in range(2)))
-    guider.set_cfg(7.0)
-    return guider
+    return guider_of(model, *([[torch.randn(1, 77, SD15["text"]), {}]] for _ in range(2)), cfg=7.0)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ evaluations a step, measured in turn in the same run. The ratio is what the chan
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import comfy.samplers
 import torch
@@ -20,6 +20,14 @@ from host.sampling import Count
 from measures.script import head, options_of, row, say
 
 
+def guider_of(model, positive: list, negative: list, cfg: float = 7.5) -> comfy.samplers.CFGGuider:
+    made = comfy.samplers.CFGGuider(model)
+    made.set_conds(positive, negative)
+    made.set_cfg(cfg)
+    return made
+
+
+@torch.inference_mode()
 def seconds_a_step(guider, latent: torch.Tensor, steps: int) -> float:
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
     start = time.perf_counter()
@@ -29,7 +37,7 @@ def seconds_a_step(guider, latent: torch.Tensor, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def shortest(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+def shortest(runs: dict[Hashable, Callable[[], float]], repeats: int) -> dict[Hashable, float]:
     """Of every run the shortest time of `repeats`, taken in turn."""
     rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
     return {name: min(times[name] for times in rounds) for name in runs}
@@ -50,10 +58,8 @@ def main() -> None:
     say(head(f"channels, {options.model}, latent {side} x {side}", *titles, "peak memory, MB", "ComfyUI's"))
     for n in options.channels:
         ours = MultiCFG(count.model, texts[0], [Channel(t, 2.0) for t in texts[1 : n + 1]])
-        host = comfy.samplers.CFGGuider(model)
-        host.set_conds(texts[1], texts[0])
         one, many = shape.latent(1, side), shape.latent(n + 1, side)
-        host.set_cfg(1.0)  # evaluates the prompt alone: n + 1 images are n + 1 rows
+        host = guider_of(model, texts[1], texts[0], cfg=1.0)  # evaluates the prompt alone: n + 1 images are n + 1 rows
         seconds_a_step(ours, one, 2), seconds_a_step(host, many, 2)
         memory = [peak(lambda run=run: seconds_a_step(*run, 1)) for run in ((ours, one), (host, many))]
         count.rows = 0

@@ -82,20 +82,13 @@ class Reference:
 @dataclass
 class Row:
     name: str
-    psnr: list[float] = field(default_factory=list)
-    evaluations: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, psnr: torch.Tensor, evaluations: float, seconds: float) -> None:
-        self.psnr.append(float(psnr))
-        self.evaluations.append(evaluations)
-        self.seconds.append(seconds)
+    found: list[tuple[float, float, float]] = field(default_factory=list)  # (PSNR, evaluations, seconds) of every image
 
     def told(self, reference: "Row") -> str:
-        db, evaluations, seconds = (sum(v) / len(v) for v in (self.psnr, self.evaluations, self.seconds))
-        more, less, faster = (sum(r) / len(r) for r in (reference.psnr, reference.evaluations, reference.seconds))
+        db, evaluations, seconds = (sum(v) / len(v) for v in zip(*self.found))
+        more, less, faster = (sum(v) / len(v) for v in zip(*reference.found))
         costs = f"{evaluations:.0f}", f"1 / {less / evaluations:.1f}", f"{seconds:.1f}", f"1 / {faster / seconds:.1f}"
-        return row(self.name, f"{db:.1f}", f"{db - more:+.1f}", f"{min(self.psnr):.1f}", *costs)
+        return row(self.name, f"{db:.1f}", f"{db - more:+.1f}", f"{min(self.found)[0]:.1f}", *costs)
 
 
 def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
@@ -113,18 +106,18 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
     source, latent = prompts(studio, [wish])[0], studio.vae.encode(images([wish]))
     floor, empty = studio.vae.decode(latent), studio.prompt("")[0][0]
 
-    def nearness(back: torch.Tensor) -> torch.Tensor:
-        return quality.psnr(studio.vae.decode(back), floor)[0]
+    def nearness(back: torch.Tensor) -> float:
+        return float(quality.psnr(studio.vae.decode(back), floor)[0])
 
     back, evaluations, seconds = reference_of(studio, source, latent, empty)
-    rows["reference"].add(nearness(back), evaluations, seconds)
+    rows["reference"].found.append((nearness(back), evaluations, seconds))
     for name, (node, settings) in OURS.items():
         own = {"cfg": CFG} if node is NullTextInverter else {}
         given = dict(model=studio.model, source=source, image={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
         found = node.execute(**given | own | settings).args[0]
         back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
         evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
-        rows[name].add(nearness(back), evaluations, found.seconds)
+        rows[name].found.append((nearness(back), evaluations, found.seconds))
 
 
 def main() -> None:

@@ -6,12 +6,10 @@ explicit softmax and every map stored. All else attends by torch's fused attenti
 there is no GPU, so that other work on the machine does not count.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
@@ -20,7 +18,8 @@ from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
-from bench.shapes import SHAPES, model_of
+from bench.multi_cfg import guider_of, shortest
+from bench.shapes import SHAPES, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
 from measures.script import head, options_of, row, say
@@ -36,10 +35,6 @@ def fusing(name: str, small: bool):
     made = model_of(name, **({"model_channels": 160} if small else {}))
     made.model_options["transformer_options"]["optimized_attention_override"] = fused
     return made
-
-
-def fused(attention, *args, **kwargs) -> torch.Tensor:
-    return host_attention.attention_pytorch(*args, **kwargs)
 
 
 @dataclass
@@ -80,13 +75,6 @@ def classic(model, edit: Edit):
     return patched
 
 
-def guider_of(model, positive, negative):
-    made = comfy.samplers.CFGGuider(model)
-    made.set_conds(positive, negative)
-    made.set_cfg(7.5)
-    return made
-
-
 def random_features(conditioning: list, name: str, seed: int) -> list:
     """A conditioning with features of the model's own width; what else it holds stays."""
     features, extras = conditioning[0]
@@ -116,25 +104,16 @@ def ways(model, side: int, name: str) -> dict[str, Callable]:
 
 
 def seconds(run: Callable, sigmas: torch.Tensor) -> float:
-    """CPU seconds of a run, or those of the clock on a GPU."""
-    gpu = torch.cuda.is_available()
-    clock = time.perf_counter if gpu else time.process_time
     start = clock()
     run(sigmas)
-    if gpu:
-        torch.cuda.synchronize()
     return clock() - start
 
 
 def measured(runs: dict[str, Callable], steps: dict[float, torch.Tensor], repeats: int) -> dict[str, tuple[dict[float, float], float]]:
     """Of every way the seconds of each step, the best of all repeats, and its peak memory in MB."""
-    best = {case: dict.fromkeys(steps, float("inf")) for case in runs}
-    for _ in range(repeats):
-        for percent, sigmas in steps.items():
-            for case, run in runs.items():
-                best[case][percent] = min(best[case][percent], seconds(run, sigmas))
-    first = next(iter(steps.values()))
-    return {case: (best[case], peak(lambda run=run: run(first))) for case, run in runs.items()}
+    timed = {(case, percent): partial(seconds, run, sigmas) for percent, sigmas in steps.items() for case, run in runs.items()}
+    best, first = shortest(timed, repeats), next(iter(steps.values()))
+    return {case: ({percent: best[case, percent] for percent in steps}, peak(partial(run, first))) for case, run in runs.items()}
 
 
 @torch.inference_mode()

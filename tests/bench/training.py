@@ -11,13 +11,11 @@ import argparse
 import copy
 import gc
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
@@ -32,7 +30,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.multi_cfg import shortest
-from bench.shapes import SD15, model_of
+from bench.shapes import SD15, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
 from measures.script import head, options_of, row, say
@@ -147,11 +145,6 @@ def denoiser_of(name: str, disable_dynamic: bool = False):
     return made
 
 
-def fused(attention, *args, **kwargs) -> torch.Tensor:
-    """torch's own attention, as `diffusers` has it and ComfyUI on a GPU."""
-    return host_attention.attention_pytorch(*args, **kwargs)
-
-
 @torch.inference_mode()
 def check(pair: Pair) -> None:
     """Raises ValueError where the two packages do not compute the same."""
@@ -171,13 +164,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
     apart = float((theirs.cpu() - ours.cpu()).abs().max() / ours.abs().max())
     if apart > (1e-2 if torch.cuda.is_available() else 1e-4):  # a GPU multiplies in fewer bits
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 def timed(step: Callable[[], None], steps: int) -> list[float]:

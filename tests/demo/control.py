@@ -53,15 +53,8 @@ def whole_weights(weights: dict[str, torch.Tensor], parts: dict[str, torch.Tenso
 
 
 def train_control(
-    predict: Callable,
-    encode_text: Callable,
-    tokens: demo_model.Tokens,
-    latents: torch.Tensor,
-    loop: Loop,
-    *,
-    batch: int,
-    empty: float = 0.3,
-) -> Iterator[Step]:
+    predict: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, loop: Loop, *, batch: int, empty: float = 0.3
+) -> Iterator[Step]:  # fmt: skip
     """`predict(noisy, levels, context, hints) -> eps` is the denoiser under the control branch, `encode_text(ids) -> context`."""
 
     def prepare(index):

@@ -122,18 +122,9 @@ def edit_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, t
 
 
 def train_instruct(
-    unet: Callable,
-    encode_text: Callable,
-    tokens: demo_model.Tokens,
-    latents: torch.Tensor,
-    image_scale: float,
-    loop: Loop,
-    *,
-    batch: int = 24,
-    noisy_share: float = 0.0,
-    pair_share: float = 0.5,
-    focus: float = 0.0,
-) -> Iterator[Step]:
+    unet: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, image_scale: float, loop: Loop, *,
+    batch: int = 24, noisy_share: float = 0.0, pair_share: float = 0.5, focus: float = 0.0,
+) -> Iterator[Step]:  # fmt: skip
     """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as ComfyUI gives it: not scaled.
 
     `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of

@@ -45,23 +45,15 @@ def main() -> None:
     def predict(noisy, levels, context, hints):
         given = dict(hint=hints, timesteps=levels, context=context, transformer_options=OVERRIDE)
         control = torch.func.functional_call(branch, demo_control.whole_weights(weights, parts), (noisy,), given)
-        return unet(
-            noisy, levels, context=context, control={"output": control["output"], "middle": control["middle"]}, transformer_options=OVERRIDE
-        )
+        control = {k: control[k] for k in ("output", "middle")}
+        return unet(noisy, levels, context=context, control=control, transformer_options=OVERRIDE)
 
     loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
     path = STATE / "controlnet.safetensors"
     loop.restore(path)
     with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's denoiser adds the control in place
-        shown(
-            saving(
-                loop,
-                demo_control.train_control(
-                    predict, torch.no_grad()(partial(demo_model.encode_text, tower)), new_tokens(), latents, loop, batch=BATCH
-                ),
-                path,
-            )
-        )
+        encode_text = torch.no_grad()(partial(demo_model.encode_text, tower))
+        shown(saving(loop, demo_control.train_control(predict, encode_text, new_tokens(), latents, loop, batch=BATCH), path))
     TARGET.parent.mkdir(exist_ok=True)
     with loop.averaged():
         save_atomically({k: p.half() for k, p in parts.items()} | {"lora_controlnet": torch.zeros(1)}, TARGET)

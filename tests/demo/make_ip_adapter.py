@@ -88,11 +88,8 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
         own = partial(demo_model.attention, heads=options["n_heads"])
         return decoupled(own(q, k, v), q, [pair], 1.0, own)
 
-    options = {
-        **OVERRIDE,
-        "patches_replace": {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}},
-    }
-    return unet(noisy, levels, context=context, transformer_options=options)
+    patches = {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}}
+    return unet(noisy, levels, context=context, transformer_options={**OVERRIDE, "patches_replace": patches})
 
 
 def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:

@@ -234,17 +234,9 @@ def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tens
 
 
 def train_denoiser(
-    unet: torch.nn.Module,
-    tower: torch.nn.Module,
-    tokens: Tokens,
-    latents: torch.Tensor,
-    loop: Loop,
-    *,
-    batch: int = 48,
-    empty: float = 0.1,
-    gamma: float = 5.0,
-    noisy_share: float = 0.0,
-) -> Iterator[Step]:
+    unet: torch.nn.Module, tower: torch.nn.Module, tokens: Tokens, latents: torch.Tensor, loop: Loop, *,
+    batch: int = 48, empty: float = 0.1, gamma: float = 5.0, noisy_share: float = 0.0,
+) -> Iterator[Step]:  # fmt: skip
     """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
     2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
     `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""

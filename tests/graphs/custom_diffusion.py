@@ -1,7 +1,7 @@
 """Two concepts trained separately and merged."""
 
 from .dreambooth import PAINTS, PAPERS
-from .parts import images_of, ksampler, saved
+from .parts import compared, images_of
 
 TAUGHT = {  # what the demo model paints, and what its captions call it here
     "bands": ("striped", ("a large striped blue circle on a black background", "a striped red square on a white background")),
@@ -48,11 +48,8 @@ def custom_diffusion(graph):
         half = graph.add("StringReplace", title="bands", string=text, find="<bands>", replace=bands["word"])
         named = graph.add("StringReplace", title="spots", string=half, find="<spots>", replace=spots["word"])
         plain = text.replace("<bands> ", "").replace("<spots> ", "")
-        negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
-        for title, used, given in (("without", model["model"], plain), ("both concepts", both["model"], named)):
-            positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=given)
-            saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "custom_diffusion", title)
+        ways = (("without", model["model"], plain), ("both concepts", both["model"], named))
+        compared(graph, model, ways, 2, "custom_diffusion")
 
 
 WORKFLOWS = [custom_diffusion]

@@ -18,10 +18,8 @@ def edit_friendly(graph):
         found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=4, cfg=1.0, **shared)["inversion"]
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], inversion=found, branches="edit")
-        latents = {
-            "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
-            "edit": graph.add("InversionSampler", title="edit", cfg=7.5, positive=target, negative=negative, **way),
-        }
+        ways = {"back": dict(cfg=1.0), "edit": dict(cfg=7.5, positive=target, negative=negative)}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

@@ -29,10 +29,8 @@ def inversion_report(graph):
         first, second = (graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in parts)
     with graph.group("5 Reports"):
         about = dict(reference=painted, inversion=kept["inversion"], vae=model["vae"])
-        reports = {
-            "plain": graph.add("InversionReport", title="plain", reconstruction=back, **about),
-            "direct": graph.add("InversionReport", title="direct", reconstruction=first, edit=second, **about),
-        }
+        made = {"plain": dict(reconstruction=back), "direct": dict(reconstruction=first, edit=second)}
+        reports = {title: graph.add("InversionReport", title=title, **images, **about) for title, images in made.items()}
         for title, report in reports.items():
             graph.add("SaveImage", title=title, images=report["report"], filename_prefix=f"inversion_report_{title}")
     with graph.group("6 Images"):

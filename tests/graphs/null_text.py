@@ -37,13 +37,8 @@ def null_text(graph):
     with graph.group("6 Images"):
         graph.add("PreviewImage", title="image", images=image)
         graph.add("PreviewImage", title="loss curve", images=found["loss_curve"])
-        made = {
-            "empty negative": plain,
-            "null-text back": back,
-            "null-text edit": edit,
-            "negative-prompt back": quick_back,
-            "negative-prompt edit": quick_edit,
-        }
+        made = {"empty negative": plain, "null-text back": back, "null-text edit": edit}
+        made |= {"negative-prompt back": quick_back, "negative-prompt edit": quick_edit}
         for title, latent in made.items():
             saved(graph, model["vae"], latent, f"null_text_{title.replace(' ', '_')}", title)
 

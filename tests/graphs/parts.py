@@ -104,6 +104,15 @@ def images_of(graph, model, texts, each: int, seed: int = 1) -> list:
     return [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
 
 
+def compared(graph, model, ways, size, name: str, seed: int = 3):
+    """Saves images of the same seeds for each of `ways`, (title, MODEL, text); the negative prompt is empty."""
+    negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
+    empty = graph.add("EmptyLatentImage", width=128, height=128, batch_size=size)
+    for title, used, text in ways:
+        positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=text)
+        saved(graph, model["vae"], ksampler(graph, used, positive, negative, empty, seed=seed), name, title)
+
+
 def saved(graph, vae, latent, name: str, title: str = "images"):
     """Decodes a latent and saves the images."""
     return graph.add("SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=vae), filename_prefix=name)

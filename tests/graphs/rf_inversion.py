@@ -23,12 +23,9 @@ def rf_inversion(graph):
         found = graph.add("RFInverter", model=model, source=source, image=image, vae=demo["vae"], **knobs)["inversion"]
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model, inversion=found, branches="edit")
-        edit = dict(**way, cfg=7.5, negative=negative)
-        latents = {
-            "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
-            "another color": graph.add("InversionSampler", title="another color", positive=recolored, **edit),
-            "another shape": graph.add("InversionSampler", title="another shape", positive=shape, **edit),
-        }
+        edit = dict(cfg=7.5, negative=negative)
+        ways = {"back": dict(cfg=1.0), "another color": dict(positive=recolored, **edit), "another shape": dict(positive=shape, **edit)}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

@@ -2,7 +2,8 @@
 
 from .parts import half, ksampler, prompt_nodes, sheet, stroke
 
-KNOBS = dict(seed=2, steps=20, cfg=4.0, sampler_name="euler_ancestral", scheduler="normal", strength_unit="percent", process="VP", repeats=1)
+KNOBS = dict(seed=2, steps=20, cfg=4.0, sampler_name="euler_ancestral", scheduler="normal")
+KNOBS |= dict(strength_unit="percent", process="VP", repeats=1)
 
 
 def sdedit(graph):

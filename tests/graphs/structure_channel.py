@@ -20,9 +20,7 @@ def structure_channel(graph):
         silhouette = stroke(graph, stroke(graph, black, white, 80, 20, 20, 52), white, 64, 36, 52, 20)
         control = graph.add("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
         whole = dict(strength=1.0, start_percent=0.0, end_percent=1.0)
-        controlled = graph.add(
-            "ControlNetApplyAdvanced", positive=text, negative=empty, control_net=control, image=silhouette, **whole
-        )
+        controlled = graph.add("ControlNetApplyAdvanced", positive=text, negative=empty, control_net=control, image=silhouette, **whole)
     with graph.group("3 Channels"):
         words = graph.add("GuidanceChannel", title="the prompt", conditioning=text, weight=4.0, role="positive", name="prompt")
         shown = dict(conditioning=controlled["positive"], null=text, weight=1.0, role="positive", name="structure")

@@ -174,10 +174,8 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
     cost = {"seconds": inverting.seconds, "evaluations": inversion.evaluations}
     cost |= {"edit_seconds": editing.seconds, "edit_evaluations": replays.count.rows / count}
     cost["memory"] = memory.peak(lambda: way.invert(studio, [[source[0][0][:1], {}]], latents[:1]))
-    found = [
-        {"own": a, "replay": b, "edit": success, "off": off, **cost}
-        for a, b, (success, off) in zip(psnr(own, floor), psnr(again, floor), judged(made, floor, changes))
-    ]
+    rows = zip(psnr(own, floor), psnr(again, floor), judged(made, floor, changes))
+    found = [{"own": a, "replay": b, "edit": success, "off": off, **cost} for a, b, (success, off) in rows]
     if way.attention:
         for one, (success, off) in zip(found, judged(replays.with_attention(way.edit, way.branches, changes), floor, changes)):
             one |= {"attention_edit": success, "attention_off": off}

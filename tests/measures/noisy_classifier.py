@@ -21,12 +21,8 @@ from measures.script import head, percent, row, say
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
 LEARN, HELD_OUT = 888, 4242
-FACTS = {
-    "color": tuple(world.COLORS),
-    "shape": world.SHAPES,
-    "texture": world.TEXTURES,
-    "background": tuple(f"{b} background" for b in world.BACKGROUNDS),
-}
+FACTS = {"color": tuple(world.COLORS), "shape": world.SHAPES, "texture": world.TEXTURES}
+FACTS["background"] = tuple(f"{b} background" for b in world.BACKGROUNDS)
 
 
 def labels_of(scene: world.Scene) -> list[str]:
