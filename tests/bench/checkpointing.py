@@ -14,9 +14,9 @@ from controlled_diffusion.nodes.host.training import adapters, run
 from controlled_diffusion.nodes.host.training.memory import MemoryPlan
 from controlled_diffusion.training.loop import Loop
 
-from bench.shapes import SHAPES, model_of
-from bench.training import clock
+from bench.shapes import SHAPES, clock, model_of
 from harness.memory import peak
+from measures.script import head, options_of, row, say
 
 
 def measured(o: argparse.Namespace) -> dict[str, tuple]:
@@ -55,20 +55,16 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=list(SHAPES), default="sd15")
-    parser.add_argument("--size", type=int, default=32, help="side of the latents")
-    parser.add_argument("--channels", type=int, help="fewer than the UNet's own, for a quick look")
-    parser.add_argument("--batch", type=int, default=1)
-    o = parser.parse_args()
+    model, channels = dict(choices=list(SHAPES), default="sd15"), dict(type=int, help="fewer than the UNet's own, for a quick look")
+    o = options_of(__doc__, model=model, size=(32, "side of the latents"), channels=channels, batch=1)
     with torch.inference_mode(False), torch.no_grad():
         found = measured(o)
-    print(f"| {o.model}, {o.batch} x {8 * o.size} x {8 * o.size} pixels | peak | told before | seconds |\n|---|---|---|---|")
+    say(head(f"{o.model}, {o.batch} x {8 * o.size} x {8 * o.size} pixels", "peak", "told before", "seconds"))
     for name, (needed, told, seconds, _) in found.items():
-        print(f"| {name} | {needed:.0f} MB | {told:.0f} MB | {seconds:.2f} |")
+        say(row(name, f"{needed:.0f} MB", f"{told:.0f} MB", f"{seconds:.2f}"))
     (*_, one), (*_, other) = found.values()
     far = max(float((a - b).norm() / a.norm()) for a, b in zip(one, other))
-    print(f"largest relative difference of a gradient: {far:.1e}")
+    say(f"largest relative difference of a gradient: {far:.1e}")
 
 
 if __name__ == "__main__":

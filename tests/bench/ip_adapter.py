@@ -4,7 +4,7 @@ SD1.5's UNet and adapters of the published shapes, all with random weights. Time
 patch, in turn in the same run, and the most memory that torch held at a time above that before the run.
 """
 
-import argparse
+from functools import partial
 
 import comfy.samplers
 import torch
@@ -12,9 +12,10 @@ from controlled_diffusion.attention.ip_adapter import image_prompt, recognize
 from controlled_diffusion.nodes.host.attention import ip_adapter
 
 from adapters import SD15, published
-from bench.multi_cfg import seconds_a_step
+from bench.multi_cfg import guider_of, seconds_a_step, shortest
 from bench.shapes import model_of
 from harness.memory import peak
+from measures.script import head, options_of, row, say
 
 ENCODED = {"base": (1024,), "plus": (257, 1280)}  # what the encoder gives of an image
 PLAIN = "without"
@@ -29,19 +30,13 @@ def patched(model, kind: str, **settings):
 
 
 def guided(model) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*([[torch.randn(1, 77, SD15["text"]), {}]] for _ in range(2)))
-    guider.set_cfg(7.0)
-    return guider
+    return guider_of(model, *([[torch.randn(1, 77, SD15["text"]), {}]] for _ in range(2)), cfg=7.0)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=32, help="of the latent")
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=2, help="each time is the shortest of this many runs, taken in turn")
-    options, model = parser.parse_args(), model_of("sd15")
+    repeats = (2, "each time is the shortest of this many runs, taken in turn")
+    options, model = options_of(__doc__, side=(32, "of the latent"), steps=1, repeats=repeats), model_of("sd15")
     models = {
         PLAIN: model,
         "base, weight 0": patched(model, "base", weight=0.0),
@@ -51,16 +46,11 @@ def main() -> None:
         "plus (16 tokens)": patched(model, "plus"),
     }
     guiders, empty = {name: guided(m) for name, m in models.items()}, torch.zeros(1, 4, options.side, options.side)
-    memory = {name: peak(lambda guider=guider: seconds_a_step(guider, empty, 1)) for name, guider in guiders.items()}
-    best = dict.fromkeys(guiders, float("inf"))
-    for _ in range(options.repeats):
-        for name, guider in guiders.items():
-            best[name] = min(best[name], seconds_a_step(guider, empty, options.steps))
-    print(
-        f"| IP-Adapter, SD1.5, latent {options.side} x {options.side} | time of a step, ratio | peak memory, MB | ratio |\n|---|---|---|---|"
-    )
+    memory = {name: peak(partial(seconds_a_step, guider, empty, 1)) for name, guider in guiders.items()}
+    best = shortest({name: partial(seconds_a_step, guider, empty, options.steps) for name, guider in guiders.items()}, options.repeats)
+    say(head(f"IP-Adapter, SD1.5, latent {options.side} x {options.side}", "time of a step, ratio", "peak memory, MB", "ratio"))
     for name in guiders:
-        print(f"| {name} | {best[name] / best[PLAIN]:.3f} | {memory[name]:.0f} | {memory[name] / memory[PLAIN]:.3f} |")
+        say(row(name, f"{best[name] / best[PLAIN]:.3f}", f"{memory[name]:.0f}", f"{memory[name] / memory[PLAIN]:.3f}"))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ that of the way back to the VAE's own round trip; evaluations count a forward pa
 every image.
 """
 
-import argparse
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -21,6 +19,7 @@ from controlled_diffusion.nodes.null_text import NullTextInverter
 
 from harness.demo_images import SCHEDULER, Studio
 from measures.inversion import CFG, STEPS, Change, edits, images, prompts
+from measures.script import head, options_of, row, say
 
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
@@ -83,22 +82,13 @@ class Reference:
 @dataclass
 class Row:
     name: str
-    psnr: list[float] = field(default_factory=list)
-    evaluations: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, psnr: torch.Tensor, evaluations: float, seconds: float) -> None:
-        self.psnr.append(float(psnr))
-        self.evaluations.append(evaluations)
-        self.seconds.append(seconds)
+    found: list[tuple[float, float, float]] = field(default_factory=list)  # (PSNR, evaluations, seconds) of every image
 
     def told(self, reference: "Row") -> str:
-        db, evaluations, seconds = (sum(v) / len(v) for v in (self.psnr, self.evaluations, self.seconds))
-        more, less, faster = (sum(r) / len(r) for r in (reference.psnr, reference.evaluations, reference.seconds))
-        return (
-            f"| {self.name} | {db:.1f} | {db - more:+.1f} | {min(self.psnr):.1f} | {evaluations:.0f} | 1 / {less / evaluations:.1f} | {seconds:.1f} "
-            f"| 1 / {faster / seconds:.1f} |"
-        )
+        db, evaluations, seconds = (sum(v) / len(v) for v in zip(*self.found))
+        more, less, faster = (sum(v) / len(v) for v in zip(*reference.found))
+        costs = f"{evaluations:.0f}", f"1 / {less / evaluations:.1f}", f"{seconds:.1f}", f"1 / {faster / seconds:.1f}"
+        return row(self.name, f"{db:.1f}", f"{db - more:+.1f}", f"{min(self.found)[0]:.1f}", *costs)
 
 
 def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
@@ -116,32 +106,29 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
     source, latent = prompts(studio, [wish])[0], studio.vae.encode(images([wish]))
     floor, empty = studio.vae.decode(latent), studio.prompt("")[0][0]
 
-    def nearness(back: torch.Tensor) -> torch.Tensor:
-        return quality.psnr(studio.vae.decode(back), floor)[0]
+    def nearness(back: torch.Tensor) -> float:
+        return float(quality.psnr(studio.vae.decode(back), floor)[0])
 
     back, evaluations, seconds = reference_of(studio, source, latent, empty)
-    rows["reference"].add(nearness(back), evaluations, seconds)
+    rows["reference"].found.append((nearness(back), evaluations, seconds))
     for name, (node, settings) in OURS.items():
         own = {"cfg": CFG} if node is NullTextInverter else {}
         given = dict(model=studio.model, source=source, image={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
         found = node.execute(**given | own | settings).args[0]
         back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
         evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
-        rows[name].add(nearness(back), evaluations, found.seconds)
+        rows[name].found.append((nearness(back), evaluations, found.seconds))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5, help="images")
-    options, studio = parser.parse_args(), Studio()
+    options, studio = options_of(__doc__, count=(5, "images")), Studio()
     comfy.model_management.load_models_gpu([studio.model])
     gradients.to_normal_tensors(studio.model.model)
     rows = {name: Row(name) for name in ("reference", *OURS)}
     for i, wish in enumerate(edits(options.count), 1):
         measure(studio, wish, rows)
-        head = f"| {i} images, 50 steps, cfg 7.5 | PSNR, dB | | worst | evaluations | | seconds | |\n|---|---|---|---|---|---|---|---|"
-        sys.stdout.write("\n".join([head, *(row.told(rows["reference"]) for row in rows.values())]) + "\n\n")
-        sys.stdout.flush()
+        titles = head(f"{i} images, 50 steps, cfg 7.5", "PSNR, dB", "", "worst", "evaluations", "", "seconds", "")
+        say("\n".join([titles, *(each.told(rows["reference"]) for each in rows.values()), ""]))
 
 
 if __name__ == "__main__":

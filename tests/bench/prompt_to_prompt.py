@@ -2,18 +2,14 @@
 
 A batch of two, source and target, with the patch and without, on a UNet of SD1.5's or SDXL's shape with random weights and the paper's
 windows: cross-attention is edited in 80 % of the steps and self-attention in 40 %. Beside it the classic way: every attention as an
-explicit softmax and every map stored. All else attends by torch's fused attention, as the host does on a GPU; time is CPU time where
+explicit softmax and every map stored. All else attends by torch's fused attention, as ComfyUI does on a GPU; time is CPU time where
 there is no GPU, so that other work on the machine does not count.
 """
 
-import argparse
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window, attended, probabilities
@@ -22,9 +18,11 @@ from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
-from bench.shapes import SHAPES, model_of
+from bench.multi_cfg import guider_of, shortest
+from bench.shapes import SHAPES, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
+from measures.script import head, options_of, row, say
 from node_schema import defaults
 
 STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
@@ -37,10 +35,6 @@ def fusing(name: str, small: bool):
     made = model_of(name, **({"model_channels": 160} if small else {}))
     made.model_options["transformer_options"]["optimized_attention_override"] = fused
     return made
-
-
-def fused(attention, *args, **kwargs) -> torch.Tensor:
-    return host_attention.attention_pytorch(*args, **kwargs)
 
 
 @dataclass
@@ -81,13 +75,6 @@ def classic(model, edit: Edit):
     return patched
 
 
-def guider_of(model, positive, negative):
-    made = comfy.samplers.CFGGuider(model)
-    made.set_conds(positive, negative)
-    made.set_cfg(7.5)
-    return made
-
-
 def random_features(conditioning: list, name: str, seed: int) -> list:
     """A conditioning with features of the model's own width; what else it holds stays."""
     features, extras = conditioning[0]
@@ -117,47 +104,37 @@ def ways(model, side: int, name: str) -> dict[str, Callable]:
 
 
 def seconds(run: Callable, sigmas: torch.Tensor) -> float:
-    """CPU seconds of a run, or those of the clock on a GPU."""
-    gpu = torch.cuda.is_available()
-    clock = time.perf_counter if gpu else time.process_time
     start = clock()
     run(sigmas)
-    if gpu:
-        torch.cuda.synchronize()
     return clock() - start
 
 
 def measured(runs: dict[str, Callable], steps: dict[float, torch.Tensor], repeats: int) -> dict[str, tuple[dict[float, float], float]]:
     """Of every way the seconds of each step, the best of all repeats, and its peak memory in MB."""
-    best = {case: dict.fromkeys(steps, float("inf")) for case in runs}
-    for _ in range(repeats):
-        for percent, sigmas in steps.items():
-            for case, run in runs.items():
-                best[case][percent] = min(best[case][percent], seconds(run, sigmas))
-    first = next(iter(steps.values()))
-    return {case: (best[case], peak(lambda run=run: run(first))) for case, run in runs.items()}
+    timed = {(case, percent): partial(seconds, run, sigmas) for percent, sigmas in steps.items() for case, run in runs.items()}
+    best, first = shortest(timed, repeats), next(iter(steps.values()))
+    return {case: ({percent: best[case, percent] for percent in steps}, peak(partial(run, first))) for case, run in runs.items()}
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sd15")
-    parser.add_argument("--side", type=int, default=64, help="of the latent, in cells")
-    parser.add_argument("--repeats", type=int, default=2, help="each time is the best of so many runs, taken in turn")
-    parser.add_argument("--small", action="store_true", help="half the channels, for a quick look")
-    parser.add_argument("--only", nargs="*", metavar="CASE", help="some of the cases; 'no patch' always")
-    options = parser.parse_args()
+    options = options_of(
+        __doc__, model=dict(choices=["sd15", "sdxl"], default="sd15"), side=(64, "of the latent, in cells"),
+        repeats=(2, "each time is the best of so many runs, taken in turn"),
+        small=dict(action="store_true", help="half the channels, for a quick look"),
+        only=dict(nargs="*", metavar="CASE", help="some of the cases; 'no patch' always"),
+    )  # fmt: skip
     model = fusing(options.model, options.small)
     scale, runs = noise_scale(model), ways(model, options.side, options.model)
     runs = {case: run for case, run in runs.items() if options.only is None or case in ("no patch", *options.only)}
     steps = {percent: torch.tensor([scale.sigma(percent), 0.0]) for percent in STEPS}
     about = f"{options.model}{', half the channels' if options.small else ''}, latent {options.side} x {options.side}"
-    sys.stdout.write(f"| {about} | a step, all windows open | a mean step | ratio | peak memory, MB | ratio |\n|---|---|---|---|---|---|\n")
+    say(head(about, "a step, all windows open", "a mean step", "ratio", "peak memory, MB", "ratio"))
     found = measured(runs, steps, options.repeats)
     mean = {case: sum(share * times[percent] for percent, share in STEPS.items()) for case, (times, _) in found.items()}
     for case, (times, memory) in found.items():
         whole, most = mean[case] / mean["no patch"], memory / found["no patch"][1]
-        sys.stdout.write(f"| {case} | {times[min(STEPS)]:.2f} s | {mean[case]:.2f} s | {whole:.2f} | {memory:.0f} | {most:.2f} |\n")
+        say(row(case, f"{times[min(STEPS)]:.2f} s", f"{mean[case]:.2f} s", f"{whole:.2f}", f"{memory:.0f}", f"{most:.2f}"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -12,53 +14,20 @@ import comfy.supported_models
 import torch
 
 SD15 = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=320,
-    num_res_blocks=[2, 2, 2, 2],
-    channel_mult=[1, 2, 4, 4],
-    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-    transformer_depth_output=[1] * 9 + [0] * 3,
-    transformer_depth_middle=1,
-    context_dim=768,
-    use_spatial_transformer=True,
-    legacy=False,
-    use_checkpoint=False,
-    use_linear_in_transformer=False,
-    adm_in_channels=None,
-    use_temporal_attention=False,
-    use_temporal_resblock=False,
-)
+    image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4],
+    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, context_dim=768,
+    use_spatial_transformer=True, legacy=False, use_checkpoint=False, use_linear_in_transformer=False, adm_in_channels=None,
+    use_temporal_attention=False, use_temporal_resblock=False,
+)  # fmt: skip
 SDXL = SD15 | dict(
-    num_res_blocks=[2, 2, 2],
-    channel_mult=[1, 2, 4],
-    transformer_depth=[0, 0, 2, 2, 10, 10],
-    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    transformer_depth_middle=10,
-    context_dim=2048,
-    use_linear_in_transformer=True,
-    adm_in_channels=2816,
-    num_classes="sequential",
-)
+    num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, context_dim=2048, use_linear_in_transformer=True,
+    adm_in_channels=2816, num_classes="sequential",
+)  # fmt: skip
 FLUX = dict(
-    image_model="flux",
-    in_channels=16,
-    out_channels=16,
-    patch_size=2,
-    vec_in_dim=768,
-    context_in_dim=4096,
-    hidden_size=3072,
-    mlp_ratio=4.0,
-    num_heads=24,
-    depth=19,
-    depth_single_blocks=38,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    qkv_bias=True,
-    guidance_embed=True,
-    txt_ids_dims=[],
-)
+    image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
+    num_heads=24, depth=19, depth_single_blocks=38, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,8 +66,21 @@ SHAPES = {
 }
 
 
+def clock() -> float:
+    """CPU seconds, so that other work on the machine does not count, or those of the clock on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def fused(attention, *args, **kwargs) -> torch.Tensor:
+    """torch's own attention, as `diffusers` has it and ComfyUI on a GPU."""
+    return host_attention.attention_pytorch(*args, **kwargs)
+
+
 def model_of(name: str, dtype: torch.dtype | None = None, **changed):
-    """A MODEL on the host's device; `dtype` is half precision on a GPU unless given, `changed` overrides the configuration."""
+    """A MODEL on ComfyUI's device; `dtype` is half precision on a GPU unless given, `changed` overrides the configuration."""
     shape, device = SHAPES[name], comfy.model_management.get_torch_device()
     settings = shape.family(shape.config | changed)
     settings.set_inference_dtype(dtype or (shape.on_gpu if device.type == "cuda" else shape.on_cpu), None)

@@ -1,7 +1,7 @@
 """What a training step costs: `python . run tests/bench/training.py [--model tiny|sd15]`.
 
 Textual inversion and DreamBooth-LoRA beside the same step written with the building blocks of `diffusers`, on the same random weights,
-in turn; and the host's TrainLoraNode on the same layers. `encoded each step` is what the example scripts of `diffusers` do by default:
+in turn; and ComfyUI's TrainLoraNode on the same layers. `encoded each step` is what the example scripts of `diffusers` do by default:
 the VAE and the text encoder run in every step; `latents kept` and `all kept` do what can be done once, once. Time is CPU time where there
 is no GPU, so that other work on the machine does not count; memory is what a training of a few steps needs beside the frozen weights, or
 with them on a GPU, where each way begins with nothing there.
@@ -10,15 +10,12 @@ with them on a GPU, where each way begins with nothing there.
 import argparse
 import copy
 import gc
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
@@ -32,9 +29,11 @@ from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bench.shapes import SD15, model_of
+from bench.multi_cfg import shortest
+from bench.shapes import SD15, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
+from measures.script import head, options_of, row, say
 from node_schema import defaults
 
 RANK, PROJECTIONS = 8, ("to_q", "to_k", "to_v", "to_out.0")
@@ -54,22 +53,16 @@ class Shape:
     vae_depth: int
 
 
+CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768)
 SHAPES = {
     "tiny": Shape(16, tiny.CLIP_CONFIG, (64, 128, 128, 128), 4, (32, 32, 32, 32), 1),
-    "sd15": Shape(
-        32,
-        dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768),
-        (320, 640, 1280, 1280),
-        8,
-        (128, 256, 512, 512),
-        2,
-    ),
+    "sd15": Shape(32, CLIP_L, (320, 640, 1280, 1280), 8, (128, 256, 512, 512), 2),
 }
 
 
 @dataclass
 class Pair:
-    """The host's MODEL, CLIP and VAE, and functions that make what `diffusers` and `transformers` have of the same weights."""
+    """ComfyUI's MODEL, CLIP and VAE, and functions that make what `diffusers` and `transformers` have of the same weights."""
 
     model: object
     clip: object
@@ -81,11 +74,12 @@ class Pair:
     def unet(self) -> UNet2DConditionModel:
         ours, config = self.model.model.diffusion_model.state_dict(), self.model.model.model_config.unet_config
         names, width = comfy.utils.unet_to_diffusers(config), self.shape.text["hidden_size"]
+        shape = dict(cross_attention_dim=width, block_out_channels=self.shape.widths, attention_head_dim=self.shape.heads)
         with torch.device("meta"):
-            made = UNet2DConditionModel(
-                cross_attention_dim=width, block_out_channels=self.shape.widths, attention_head_dim=self.shape.heads
-            )
-        made.requires_grad_(False).load_state_dict({k: gradients.clone_inference_tensors(ours[names[k]]) for k in made.state_dict()}, assign=True)
+            made = UNet2DConditionModel(**shape)
+        made.requires_grad_(False).load_state_dict(
+            {k: gradients.clone_inference_tensors(ours[names[k]]) for k in made.state_dict()}, assign=True
+        )
         return made.to(self.device)
 
     def text(self) -> CLIPTextModel:
@@ -147,13 +141,8 @@ def denoiser_of(name: str, disable_dynamic: bool = False):
         made.model.to(made.offload_device)
         tiny.fill(made.model, 0)
     made.model_options["transformer_options"]["optimized_attention_override"] = fused
-    made.cached_patcher_init = (denoiser_of, (name,))  # by which the host's trainer gets a copy of its own
+    made.cached_patcher_init = (denoiser_of, (name,))  # by which ComfyUI's trainer gets a copy of its own
     return made
-
-
-def fused(attention, *args, **kwargs) -> torch.Tensor:
-    """torch's own attention, as `diffusers` has it and the host on a GPU."""
-    return host_attention.attention_pytorch(*args, **kwargs)
 
 
 @torch.inference_mode()
@@ -175,13 +164,6 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
     apart = float((theirs.cpu() - ours.cpu()).abs().max() / ours.abs().max())
     if apart > (1e-2 if torch.cuda.is_available() else 1e-4):  # a GPU multiplies in fewer bits
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 def timed(step: Callable[[], None], steps: int) -> list[float]:
@@ -278,7 +260,7 @@ def node_steps(node, steps: int, **given) -> list[float]:
             node.execute(**{k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given | {"steps": steps + 2}).items()})
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-        comfy.model_management.unload_all_models()  # the host's trainer leaves its copy of the model there
+        comfy.model_management.unload_all_models()  # ComfyUI's trainer leaves its copy of the model there
         gc.collect()
     return [b - a for a, b in zip(times, times[1:])][:-1]
 
@@ -320,7 +302,7 @@ def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
             "Train LoRA (DreamBooth)": partial(our_subject, pair),
         },
         "LoRA, all layers": {
-            "the host's TrainLoraNode": partial(host_lora, pair),
+            "ComfyUI's TrainLoraNode": partial(host_lora, pair),
             "the same, bypass_mode": partial(host_lora, pair, bypass_mode=True),
             "Train LoRA (DreamBooth), prior_weight 0": partial(our_subject, pair, **plain),
         },
@@ -330,22 +312,17 @@ def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
 def measured(runs: dict[str, Callable[[int], list[float]]], steps: int, repeats: int) -> dict[str, tuple[float, float]]:
     """Of every way the seconds of a step, the best of all, and its peak memory in MB."""
     memory = {case: peak(lambda run=run: run(1)) for case, run in runs.items()}
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
-        for case, run in runs.items():
-            best[case] = min(best[case], *run(steps))
+    best = shortest({case: lambda run=run: min(run(steps)) for case, run in runs.items()}, repeats)
     return {case: (best[case], memory[case]) for case in runs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(SHAPES), nargs="*", default=list(SHAPES))
-    parser.add_argument("--side", type=int, help="of the latents, in cells")
-    parser.add_argument("--steps", type=int, default=2, help="timed in one run")
-    parser.add_argument("--repeats", type=int, default=3, help="each time is the best step of so many runs, taken in turn")
-    parser.add_argument("--only", help="the kinds whose name holds this")
-    options = parser.parse_args()
-    comfy.utils.PROGRESS_BAR_ENABLED = False  # the host's printed ones
+    options = options_of(
+        __doc__, model=dict(choices=list(SHAPES), nargs="*", default=list(SHAPES)), side=dict(type=int, help="of the latents, in cells"),
+        steps=(2, "timed in one run"), repeats=(3, "each time is the best step of so many runs, taken in turn"),
+        only=dict(help="the kinds whose name holds this"),
+    )  # fmt: skip
+    comfy.utils.PROGRESS_BAR_ENABLED = False  # ComfyUI's printed ones
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("embeddings", "loras"):
             (Path(folder) / kind).mkdir()
@@ -357,17 +334,14 @@ def main() -> None:
 def report(name: str, options: argparse.Namespace) -> None:
     pair = pair_of(name, options.side)
     check(pair)
-    sys.stdout.write(f"| {name}, latent {pair.shape.side} x {pair.shape.side} | | seconds a step | ratio | peak memory, MB | ratio |\n")
-    sys.stdout.write("|---|---|---|---|---|---|\n")
+    say(head(f"{name}, latent {pair.shape.side} x {pair.shape.side}", "", "seconds a step", "ratio", "peak memory, MB", "ratio"))
     for kind, runs in ways(pair).items():
         if options.only and options.only not in kind:
             continue
         found = measured(runs, options.steps, options.repeats)
         first, least = next(iter(found.values()))
         for case, (seconds, memory) in found.items():
-            told = f"{seconds:.3f} | {seconds / first:.2f} | {memory:.0f} | {memory / least:.2f}"
-            sys.stdout.write(f"| {kind} | {case} | {told} |\n")
-            sys.stdout.flush()
+            say(row(kind, case, f"{seconds:.3f}", f"{seconds / first:.2f}", f"{memory:.0f}", f"{memory / least:.2f}"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A small ControlNet for the demo model: silhouettes of the things, in the low-rank form that shares the denoiser's weights.
 
 The control branch (arXiv 2302.05543) is a copy of the denoiser's encoder. Its hint block and its zero convolutions are
-trained whole, the copied weights by a low-rank difference (the host's Control-LoRA format).
+trained whole, the copied weights by a low-rank difference (ComfyUI's Control-LoRA format).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def silhouettes(scene: world.Scene) -> np.ndarray:
 
 
 def trainable_parts(weights: dict[str, torch.Tensor]) -> dict[str, torch.nn.Parameter]:
-    """Start values of what is trained, by the keys of the host's format, from the weights of a fresh control branch."""
+    """Start values of what is trained, by the keys of ComfyUI's format, from the weights of a fresh control branch."""
     draw, parts = torch.Generator().manual_seed(SEED), {}
     for name, weight in weights.items():
         if name.startswith(WHOLE):
@@ -53,15 +53,8 @@ def whole_weights(weights: dict[str, torch.Tensor], parts: dict[str, torch.Tenso
 
 
 def train_control(
-    predict: Callable,
-    encode_text: Callable,
-    tokens: demo_model.Tokens,
-    latents: torch.Tensor,
-    loop: Loop,
-    *,
-    batch: int,
-    empty: float = 0.3,
-) -> Iterator[Step]:
+    predict: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, loop: Loop, *, batch: int, empty: float = 0.3
+) -> Iterator[Step]:  # fmt: skip
     """`predict(noisy, levels, context, hints) -> eps` is the denoiser under the control branch, `encode_text(ids) -> context`."""
 
     def prepare(index):

@@ -2,7 +2,7 @@
 
 Its input is the noisy latent and, beside it, the image's latent; the extra channels of the first convolution start at zero, so
 that training starts from the demo model itself. Edits come in families of four scenes: one, and the same with one thing in another
-colour, in another shape, and gone.
+color, in another shape, and gone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def changed(scene: world.Scene, which: int, thing: world.Thing | None) -> world.
 
 
 def family(index: int, seed: int = SEED) -> tuple[int, tuple[world.Scene, ...]]:
-    """The thing that changes, and four scenes: as drawn, in another colour, in another shape, and without it."""
+    """The thing that changes, and four scenes: as drawn, in another color, in another shape, and without it."""
     rng = np.random.default_rng((seed, index))
     scene = world.random_scene(rng)
     which = int(rng.integers(len(scene.things)))
@@ -122,19 +122,10 @@ def edit_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, t
 
 
 def train_instruct(
-    unet: Callable,
-    encode_text: Callable,
-    tokens: demo_model.Tokens,
-    latents: torch.Tensor,
-    image_scale: float,
-    loop: Loop,
-    *,
-    batch: int = 24,
-    noisy_share: float = 0.0,
-    pair_share: float = 0.5,
-    focus: float = 0.0,
-) -> Iterator[Step]:
-    """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as the host gives it: not scaled.
+    unet: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, image_scale: float, loop: Loop, *,
+    batch: int = 24, noisy_share: float = 0.0, pair_share: float = 0.5, focus: float = 0.0,
+) -> Iterator[Step]:  # fmt: skip
+    """`latents` (families, 4, C, h, w) at unit scale; the image enters times `image_scale`, as ComfyUI gives it: not scaled.
 
     `unet(x, levels, context) -> eps` takes the noisy latent and the image's, one after the other in the channels. `noisy_share` of
     each batch is drawn from the noisy levels alone, where it is decided which thing changes; `focus` as in `edit_loss`.

@@ -1,6 +1,6 @@
 """An IP-Adapter of the demo world, and the small image encoder through which it sees (arXiv 2308.06721).
 
-The encoder is the host's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
+The encoder is ComfyUI's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
 the denoiser is, and the adapter learns to draw that thing. The reference shows it in another scene: other background, place and
 size. So what the image carries is the look of the thing, and the text keeps the rest.
 """
@@ -42,7 +42,7 @@ def labels(scenes: Sequence[world.Scene]) -> torch.Tensor:
 
 
 def neutral_caption(of: world.Scene, rng: np.random.Generator) -> str:
-    """A true caption that names neither colour, shape nor texture."""
+    """A true caption that names neither color, shape nor texture."""
     noun = ("something", "a thing", "an object", "a picture of something")[int(rng.integers(4))]
     places = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
     where = f" {places[of.layout]}" if rng.random() < 0.6 else ""

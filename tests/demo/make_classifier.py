@@ -48,13 +48,9 @@ def main() -> None:
     targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
     network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
     loop = Loop(
-        demo_model.trainable(network),
-        steps=STEPS,
-        learning_rate=RATE,
-        warmup=100,
-        average=0.998,
+        demo_model.trainable(network), steps=STEPS, learning_rate=RATE, warmup=100, average=0.998,
         matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)],
-    )
+    )  # fmt: skip
     path = STATE / "classifier.safetensors"
     loop.restore(path)
     trained = slice(0, len(latents) - HELD_OUT), slice(len(latents) - HELD_OUT, None)

@@ -1,6 +1,6 @@
 """Makes the demo model's ControlNet: `python . run tests/demo/make_control.py` (resumable; about 15 minutes on 2 cores).
 
-It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in the host's
+It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in ComfyUI's
 Control-LoRA format, which the stock Load ControlNet Model node reads.
 """
 
@@ -21,7 +21,7 @@ TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors
 
 
 def new_branch(unet) -> torch.nn.Module:
-    """The host's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
+    """ComfyUI's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
     config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
     noisy_classifier.initialize(branch, demo_control.SEED)
@@ -45,23 +45,15 @@ def main() -> None:
     def predict(noisy, levels, context, hints):
         given = dict(hint=hints, timesteps=levels, context=context, transformer_options=OVERRIDE)
         control = torch.func.functional_call(branch, demo_control.whole_weights(weights, parts), (noisy,), given)
-        return unet(
-            noisy, levels, context=context, control={"output": control["output"], "middle": control["middle"]}, transformer_options=OVERRIDE
-        )
+        control = {k: control[k] for k in ("output", "middle")}
+        return unet(noisy, levels, context=context, control=control, transformer_options=OVERRIDE)
 
     loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
     path = STATE / "controlnet.safetensors"
     loop.restore(path)
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's denoiser adds the control in place
-        shown(
-            saving(
-                loop,
-                demo_control.train_control(
-                    predict, torch.no_grad()(partial(demo_model.encode_text, tower)), new_tokens(), latents, loop, batch=BATCH
-                ),
-                path,
-            )
-        )
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's denoiser adds the control in place
+        encode_text = torch.no_grad()(partial(demo_model.encode_text, tower))
+        shown(saving(loop, demo_control.train_control(predict, encode_text, new_tokens(), latents, loop, batch=BATCH), path))
     TARGET.parent.mkdir(exist_ok=True)
     with loop.averaged():
         save_atomically({k: p.half() for k, p in parts.items()} | {"lora_controlnet": torch.zeros(1)}, TARGET)

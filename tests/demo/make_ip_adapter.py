@@ -30,7 +30,7 @@ SIZE = config.VISION_CONFIG["image_size"]
 
 
 def pixels_of(images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) in [0, 1] as the host hands them to its image encoder."""
+    """Images (N, 3, H, W) in [0, 1] as ComfyUI hands them to its image encoder."""
     return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
 
 
@@ -50,7 +50,7 @@ def new_encoder() -> torch.nn.Module:
 
 
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
-    """The embeddings (N, F) of the host's network."""
+    """The embeddings (N, F) of ComfyUI's network."""
     return encoder(pixel_values=pixels, intermediate_output=-2)[2]
 
 
@@ -72,7 +72,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
     loop.restore(state)
     say(f"encoder: {loop.done} of {steps} steps done")
     truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # the host's network adds in place
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's network adds in place
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
@@ -89,11 +89,8 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
         own = partial(demo_model.attention, heads=options["n_heads"])
         return decoupled(own(q, k, v), q, [pair], 1.0, own)
 
-    options = {
-        **OVERRIDE,
-        "patches_replace": {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}},
-    }
-    return unet(noisy, levels, context=context, transformer_options=options)
+    patches = {"attn2": {name: partial(attend, pair) for name, pair in zip(names, pairs)}}
+    return unet(noisy, levels, context=context, transformer_options={**OVERRIDE, "patches_replace": patches})
 
 
 def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:

@@ -2,11 +2,10 @@
 
 `train` makes the weights from nothing and `refine` trains them further (both resumable: run them again after a stop), `cost`
 counts what that takes, `measure` writes the table beside the weights, `sheet` draws prompts and images. The recipe is
-tests/demo/model.py; this script brings the host's networks.
+tests/demo/model.py; this script brings ComfyUI's networks.
 """
 
 import argparse
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from demo import model as demo_model
 from demo import world
 from harness import demo_images
+from measures.script import head, percent, row
 
 STATE = Path(__file__).parents[2] / ".host" / "demo_model"
 TABLE = demo.WEIGHTS.with_suffix(".md")
@@ -35,8 +35,7 @@ HELD_OUT, NOISE_SEED = 1234, 5678000
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    print(text, flush=True)
 
 
 def shown(steps, every: int = 100):
@@ -46,10 +45,8 @@ def shown(steps, every: int = 100):
         losses.append(step.loss)
         if step.index % every == 0 or step.index == step.total:
             pace = (time.monotonic() - start) / len(losses)
-            say(
-                f"  step {step.index} of {step.total}  loss {np.mean(losses):.4f}  {pace:.2f} s a step  "
-                f"{pace * (step.total - step.index) / 60:.0f} min left"
-            )
+            left = pace * (step.total - step.index) / 60
+            say(f"  step {step.index} of {step.total}  loss {np.mean(losses):.4f}  {pace:.2f} s a step  {left:.0f} min left")
             losses, start = [], time.monotonic()
 
 
@@ -75,14 +72,8 @@ def train_autoencoder(recipe) -> torch.nn.Module:
     autoencoder, state = new_autoencoder(), STATE / "vae.safetensors"
     parts = dict(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
     parameters = parameters_of(**parts)
-    loop = Loop(
-        parameters,
-        steps=recipe.autoencoder_steps,
-        learning_rate=recipe.autoencoder_rate,
-        warmup=60,
-        average=0.998,
-        matrices=[k for k, p in parameters.items() if p.ndim == 4],
-    )
+    convolutions, rate = [k for k, p in parameters.items() if p.ndim == 4], recipe.autoencoder_rate
+    loop = Loop(parameters, steps=recipe.autoencoder_steps, learning_rate=rate, warmup=60, average=0.998, matrices=convolutions)
     loop.restore(state)
     say(f"autoencoder: {loop.done} of {loop.steps} steps done")
     shown(saving(loop, demo_model.train_autoencoder(*parts.values(), loop), state))
@@ -122,7 +113,7 @@ OVERRIDE = {"optimized_attention_override": lambda _, q, k, v, heads, *a, **kw: 
 
 
 class Denoiser(torch.nn.Module):
-    """The host's UNet with the recipe's attention, whose backward pass is fast."""
+    """ComfyUI's UNet with the recipe's attention, whose backward pass is fast."""
 
     def __init__(self, unet):
         super().__init__()
@@ -194,9 +185,8 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
     table = tower.embeddings.token_embedding.weight.detach()
     ids = (table != config.start_tokens(*table.shape)).any(1).nonzero().flatten()
     weights = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
-    weights |= {
-        f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in tower.state_dict().items() if "token_embedding" not in k
-    }
+    text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
+    weights |= {f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in text.items()}
     weights |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict().items()}
     weights |= {
         "cond_stage_model.token_rows": table[ids],
@@ -213,7 +203,6 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
 def train(options) -> None:
     """From nothing."""
     STATE.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
     recipe, (unet, tower) = demo_model.RECIPE, new_denoiser()
     autoencoder = train_autoencoder(recipe)
     latents = scene_latents(autoencoder, recipe)
@@ -225,7 +214,6 @@ def train(options) -> None:
 def refine(options) -> None:
     """Trains the denoiser and the text tower that lie in the repository further."""
     STATE.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
     recipe, (autoencoder, unet, tower) = demo_model.RECIPE, shipped()
     latents = scene_latents(autoencoder, recipe)
     steps, rate, share = recipe.refine_steps, recipe.refine_rate, recipe.refine_noisy_share
@@ -243,18 +231,14 @@ def operations(loss) -> float:
 
 def cost(options) -> None:
     """What the training takes in floating point operations, stage by stage; no clock, so the same on every machine."""
-    torch.set_num_threads(options.threads)
     recipe, autoencoder, (unet, tower) = demo_model.RECIPE, new_autoencoder(), new_denoiser()
     parameters_of(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder, unet=unet, text=tower)
     crops, latents, ids = torch.rand(8, 3, 64, 64), torch.randn(recipe.batch, 4, 16, 16), torch.zeros(recipe.batch, 77, dtype=torch.long)
     levels = torch.full((recipe.batch,), 500.0)
     one_autoencoder = operations(lambda: autoencoder.taesd_decoder(autoencoder.taesd_encoder(crops)).mean())
     one_denoiser = operations(lambda: Denoiser(unet)(latents, levels, demo_model.encode_text(tower, ids)).mean())
-    for name, steps, one in (
-        ("autoencoder", recipe.autoencoder_steps, one_autoencoder),
-        ("denoiser", recipe.denoiser_steps, one_denoiser),
-        ("denoiser, refined", recipe.refine_steps, one_denoiser),
-    ):
+    denoising = (("denoiser", recipe.denoiser_steps, one_denoiser), ("denoiser, refined", recipe.refine_steps, one_denoiser))
+    for name, steps, one in (("autoencoder", recipe.autoencoder_steps, one_autoencoder), *denoising):
         say(f"  {name}: {steps} steps x {one / 1e12:.3f} = {steps * one / 1e12:.0f} TFLOP")
 
 
@@ -284,33 +268,23 @@ def score(captions, images) -> dict[str, tuple[int, int]]:
 
 
 def table(scores: dict, quality: np.ndarray, count: int) -> str:
-    lines = [
-        "# The demo model, measured",
-        "",
-        f"`python . run tests/demo/make_model.py measure --count {count}`: held-out prompts through the host, KSampler, 20 steps, euler,",
-        "normal, cfg 4, fixed seeds; read by `training/demo/checker.py`.",
-        "",
-        "| claim | right | of | share | goal |",
-        "|---|---|---|---|---|",
-    ]
-    for name, (right, asked) in scores.items():
-        goal = f"{GOALS[name]} %" if name in GOALS else ""
-        lines.append(f"| {name} | {right} | {asked} | {100 * right / asked:.1f} % | {goal} |")
+    goals = {name: f"{GOALS[name]} %" if name in GOALS else "" for name in scores}
+    rows = [row(name, right, asked, percent(right / asked, 1), goals[name]) for name, (right, asked) in scores.items()]
     size = sum(p.stat().st_size for p in demo.WEIGHTS.parent.glob("*.safetensors")) / 1e6
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Autoencoder on {len(quality)} held-out scenes: PSNR mean {quality.mean():.1f} dB, lowest {quality.min():.1f} dB "
-            "(goal 30 dB). ",
-            f"All weights: {size:.2f} MB, fp16.",
-            "",
-        ]
-    )
+    told = f"PSNR mean {quality.mean():.1f} dB, lowest {quality.min():.1f} dB (goal 30 dB). "
+    return f"""# The demo model, measured
+
+`python . run tests/demo/make_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,
+normal, cfg 4, fixed seeds; read by `training/demo/checker.py`.
+
+{chr(10).join([head("claim", "right", "of", "share", "goal"), *rows])}
+
+Autoencoder on {len(quality)} held-out scenes: {told}
+All weights: {size:.2f} MB, fp16.
+"""
 
 
 def measure(options) -> None:
-    torch.set_num_threads(options.threads)
     studio = demo_images.Studio()
     captions, images = held_out(options.count), []
     for first in range(0, options.count, 32):
@@ -324,7 +298,6 @@ def measure(options) -> None:
 
 def sheet(options) -> None:
     """Prompts and images, 8 in a row."""
-    torch.set_num_threads(options.threads)
     captions, cell, font = held_out(options.count), 200, ImageFont.load_default(11)
     images = demo_images.Studio().draw([c.text for c in captions], seed=NOISE_SEED)
     paper = Image.new("RGB", (8 * cell, -(-len(captions) // 8) * cell), "white")
@@ -347,6 +320,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the measured table beside the weights")
     parser.add_argument("--output", type=Path, default=Path("demo_sheet.png"))
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     {"train": train, "refine": refine, "cost": cost, "measure": measure, "sheet": sheet}[options.what](options)
 
 

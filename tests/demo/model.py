@@ -1,7 +1,7 @@
 """The demo model: a small text-to-image latent diffusion model of the demo world, trained from nothing.
 
 Three stages, each resumable: an autoencoder, the latents of a fixed set of scenes, and the denoiser together with
-its text tower. The networks are the host's own classes and come in from outside; this file knows only torch.
+its text tower. The networks are ComfyUI's own classes and come in from outside; this file knows only torch.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def as_images(arrays: list[np.ndarray]) -> torch.Tensor:
 
 
 def initialize_autoencoder(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential) -> None:
-    """Starts the host's TAESD as a plain 8 x 8 mean and its nearest-neighbour inverse: every block is the identity,
-    so that colours and places pass from the first step on."""
+    """Starts ComfyUI's TAESD as a plain 8 x 8 mean and its nearest-neighbor inverse: every block is the identity,
+    so that colors and places pass from the first step on."""
     for name, module in (("encoder", encoder), ("decoder", decoder)):
         initialize(module, SEEDS["weights"])
         for layer in module:
@@ -142,14 +142,14 @@ def encoded(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def preview_colors(latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """The (5, 3) matrix that best turns a latent pixel and 1 into the mean colour, in [-1, 1], of its 8 x 8 pixels."""
+    """The (5, 3) matrix that best turns a latent pixel and 1 into the mean color, in [-1, 1], of its 8 x 8 pixels."""
     colors = F.avg_pool2d(2 * images - 1, 8).movedim(1, -1).reshape(-1, 3)
     pixels = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     return torch.linalg.lstsq(torch.cat([pixels, torch.ones(len(pixels), 1)], 1), colors).solution
 
 
 class Tokens:
-    """Token ids (77,) of a caption, word by word through the host's tokenizer, with a memory."""
+    """Token ids (77,) of a caption, word by word through ComfyUI's tokenizer, with a memory."""
 
     def __init__(self, ids_of_word: Callable[[str], list[int]], start: int = 49406, end: int = 49407, length: int = 77):
         self.word = lru_cache(None)(ids_of_word)
@@ -188,7 +188,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mas
 
 
 def encode_text(tower: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The host's CLIP text tower without its in-place additions, (B, 77) ids -> (B, 77, width)."""
+    """ComfyUI's CLIP text tower without its in-place additions, (B, 77) ids -> (B, 77, width)."""
     x = tower.embeddings(ids)
     mask = torch.full((x.shape[1], x.shape[1]), -1e4).triu_(1)
 
@@ -199,7 +199,7 @@ def encode_text(tower: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def alphas_cumprod(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> torch.Tensor:
-    """Stable Diffusion's noise schedule, the host's default for eps models."""
+    """Stable Diffusion's noise schedule, ComfyUI's default for eps models."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
@@ -235,17 +235,9 @@ def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tens
 
 
 def train_denoiser(
-    unet: torch.nn.Module,
-    tower: torch.nn.Module,
-    tokens: Tokens,
-    latents: torch.Tensor,
-    loop: Loop,
-    *,
-    batch: int = 48,
-    empty: float = 0.1,
-    gamma: float = 5.0,
-    noisy_share: float = 0.0,
-) -> Iterator[Step]:
+    unet: torch.nn.Module, tower: torch.nn.Module, tokens: Tokens, latents: torch.Tensor, loop: Loop, *,
+    batch: int = 48, empty: float = 0.1, gamma: float = 5.0, noisy_share: float = 0.0,
+) -> Iterator[Step]:  # fmt: skip
     """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
     2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
     `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""

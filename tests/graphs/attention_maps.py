@@ -13,24 +13,16 @@ def attention_maps(graph):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     with graph.group("2 Prompts"):
-        capture = graph.add(
-            "AttentionMapCapture",
-            model=model["model"],
-            clip=model["clip"],
-            prompt="a blue circle on the left and a red star on the right on a white background",
-            words="blue, circle, red, star, background",
-        )
-        negative, other = prompt_nodes(
-            graph, model, **{"negative": "", "paint again": "a yellow circle on the left and a red star on the right on a white background"}
-        )
+        text, words = "a blue circle on the left and a red star on the right on a white background", "blue, circle, red, star, background"
+        capture = graph.add("AttentionMapCapture", model=model["model"], clip=model["clip"], prompt=text, words=words)
+        negative, other = prompt_nodes(graph, model, **{"negative": "", "paint again": text.replace("blue", "yellow")})
     with graph.group("3 Sample"):
         latent = ksampler(graph, capture["model"], capture["positive"], negative, size, seed=4)
         images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
         graph.add("SaveImage", title="images", images=images, filename_prefix="attention_maps")
     with graph.group("4 Maps"):
-        view = graph.add(
-            "AttentionMapView", source=capture["model"], latent=latent, image=images, rows="steps", mask_word="circle", threshold=0.3
-        )
+        given = dict(source=capture["model"], latent=latent, image=images)
+        view = graph.add("AttentionMapView", rows="steps", mask_word="circle", threshold=0.3, **given)
         graph.add("SaveImage", title="by steps", images=view["table"], filename_prefix="attention_maps_steps")
         layers = graph.add("AttentionMapView", title="by layers", source=view["maps"], latent=view["latent"], rows="layers")
         graph.add("PreviewImage", title="by layers", images=layers["table"])

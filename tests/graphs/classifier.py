@@ -1,6 +1,6 @@
 """Classifier guidance."""
 
-from .parts import prompt_nodes, sampled_with
+from .parts import guided, prompt_nodes, saved
 
 
 def classifier_guidance(graph):
@@ -16,31 +16,13 @@ def classifier_guidance(graph):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Labels"):
         classifier = graph.add("NoisyClassifierLoader", classifier_name="demo_model.safetensors")
-        off, on = (
-            graph.add(
-                "ClassifierChannel", title=title, classifier=classifier["classifier"], labels="blue", weight=weight, start_percent=0.0
-            )
-            for title, weight in (("switched off", 0.0), ("blue", 12.0))
-        )
+        blue = dict(classifier=classifier["classifier"], labels="blue", start_percent=0.0)
+        off, on = (graph.add("ClassifierChannel", title=t, weight=w, **blue) for t, w in (("switched off", 0.0), ("blue", 12.0)))
     with graph.group("3 Sample"):
-        latents = [
-            sampled_with(
-                graph,
-                graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
-                size,
-                sigmas,
-                seed=8,
-            )
-            for channel in (off, on)
-        ]
+        latents = [guided(graph, model, empty, channel, size, sigmas, seed=8) for channel in (off, on)]
     with graph.group("4 Image"):
         for title, latent in zip(("without", "with the classifier"), latents):
-            graph.add(
-                "SaveImage",
-                title=title,
-                images=graph.add("VAEDecode", samples=latent, vae=model["vae"]),
-                filename_prefix="classifier_guidance",
-            )
+            saved(graph, model["vae"], latent, "classifier_guidance", title)
 
 
 WORKFLOWS = [classifier_guidance]

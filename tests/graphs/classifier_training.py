@@ -1,6 +1,6 @@
 """Training a noisy classifier."""
 
-from .parts import moonlit, prompt_nodes, sampled_with, saved
+from .parts import ksampler, moonlit, prompt_nodes, sampled_with, saved
 
 
 def classifier_training(graph):
@@ -14,8 +14,7 @@ def classifier_training(graph):
         empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="a picture", prompt="a large green star on a pink background")
     with graph.group("2 Labeled images"):
         size = graph.add("EmptyLatentImage", title="training images", width=128, height=128, batch_size=48)
-        fast = dict(seed=5, steps=8, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0)
-        latents = graph.add("KSampler", model=model["model"], positive=many, negative=empty, latent_image=size, **fast)
+        latents = ksampler(graph, model["model"], many, empty, size, seed=5, steps=8, cfg=1.0)
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
         images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
     with graph.group("3 Train"):

@@ -1,7 +1,7 @@
 """Two concepts trained separately and merged."""
 
 from .dreambooth import PAINTS, PAPERS
-from .parts import images_of, ksampler, saved
+from .parts import compared, images_of
 
 TAUGHT = {  # what the demo model paints, and what its captions call it here
     "bands": ("striped", ("a large striped blue circle on a black background", "a striped red square on a white background")),
@@ -41,19 +41,15 @@ def custom_diffusion(graph):
     with graph.group("4 Merge"):
         lines = graph.add("StringConcatenate", title="concepts", string_a=bands["concept"], string_b=spots["concept"], delimiter="\n")
         known = "\n".join(f"a {paint} {shape} on a {paper} background" for paint in PAINTS for shape in SHAPES for paper in PAPERS)
-        both = graph.add(
-            "CustomDiffusionMerge", model=model["model"], clip=model["clip"], concepts=lines, name="both", regular_prompts=known
-        )
+        given = dict(model=model["model"], clip=model["clip"], concepts=lines, regular_prompts=known)
+        both = graph.add("CustomDiffusionMerge", name="both", **given)
     with graph.group("5 Use them"):
         text = "a <bands> green square on the left and a <spots> orange circle on the right on a white background"
         half = graph.add("StringReplace", title="bands", string=text, find="<bands>", replace=bands["word"])
         named = graph.add("StringReplace", title="spots", string=half, find="<spots>", replace=spots["word"])
         plain = text.replace("<bands> ", "").replace("<spots> ", "")
-        negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
-        for title, used, given in (("without", model["model"], plain), ("both concepts", both["model"], named)):
-            positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=given)
-            saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "custom_diffusion", title)
+        ways = (("without", model["model"], plain), ("both concepts", both["model"], named))
+        compared(graph, model, ways, 2, "custom_diffusion")
 
 
 WORKFLOWS = [custom_diffusion]

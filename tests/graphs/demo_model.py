@@ -1,6 +1,6 @@
 """The demo model itself."""
 
-from .parts import ksampler, prompt_nodes
+from .parts import ksampler, prompt_nodes, saved
 
 
 def demo_model(graph):
@@ -12,16 +12,13 @@ def demo_model(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompt"):
-        positive, negative = prompt_nodes(
-            graph, model, positive="a large striped blue star and a small red circle on a gray background", negative=""
-        )
+        text = "a large striped blue star and a small red circle on a gray background"
+        positive, negative = prompt_nodes(graph, model, positive=text, negative="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     with graph.group("3 Sample"):
         latent = ksampler(graph, model["model"], positive, negative, size)
     with graph.group("4 Image"):
-        graph.add(
-            "SaveImage", title="images", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="demo_model"
-        )
+        saved(graph, model["vae"], latent, "demo_model")
 
 
 WORKFLOWS = [demo_model]

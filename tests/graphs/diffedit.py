@@ -1,20 +1,21 @@
 """DiffEdit."""
 
-from .parts import ksampler, prompt_nodes
+from .parts import ksampler, prompt_nodes, saved
 
 
-def diffedit_start(graph, before: str, after: str):
-    """(model, prompts by title, image) of an edit: an image of the demo model itself, to be replaced by the user's own."""
+def diffedit_start(graph, before: str, after: str, dilate: int):
+    """(what the nodes of an edit take, the target prompt, the mask node): an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = prompt_nodes(
-            graph, model, **{"source: describes the image": before, "target: describes the result": after}, negative=""
-        )
+        texts = {"source: describes the image": before, "target: describes the result": after}
+        source, target, negative = prompt_nodes(graph, model, **texts, negative="")
     with graph.group("2 Image"):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
         latent = ksampler(graph, model["model"], source, negative, size, seed=8)
         image = graph.add("VAEDecode", samples=latent, vae=model["vae"])
-    return model, source, target, negative, image
+    with graph.group("3 Mask"):
+        given = dict(model=model["model"], source=source, negative=negative, image=image, vae=model["vae"])
+        return given, target, graph.add("DiffEditMask", target=target, seed=0, dilate=dilate, **given)
 
 
 def diffedit(graph):
@@ -24,37 +25,12 @@ def diffedit(graph):
         "Outside the mask every pixel stays.\n\nTry another word in the target: a color, a shape, *striped*. Replace the image with *Load "
         "Image*."
     )
-    model, source, target, negative, image = diffedit_start(
-        graph,
-        "a red star on the left and a blue circle on the right on a white background",
-        "a red star on the left and a yellow circle on the right on a white background",
-    )
-    with graph.group("3 Mask"):
-        found = graph.add(
-            "DiffEditMask",
-            model=model["model"],
-            source=source,
-            target=target,
-            negative=negative,
-            image=image,
-            vae=model["vae"],
-            seed=0,
-            dilate=3,
-        )
+    before = "a red star on the left and a blue circle on the right on a white background"
+    given, target, found = diffedit_start(graph, before, before.replace("blue", "yellow"), dilate=3)
     with graph.group("4 Edit"):
-        result = graph.add(
-            "DiffEditSampler",
-            model=model["model"],
-            positive=target,
-            negative=negative,
-            source=source,
-            image=image,
-            mask=found["mask"],
-            vae=model["vae"],
-            scheduler="normal",
-        )
+        result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], scheduler="normal", **given)
     with graph.group("5 Images"):
-        graph.add("PreviewImage", title="before", images=image)
+        graph.add("PreviewImage", title="before", images=given["image"])
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
         graph.add("SaveImage", title="after", images=result["image"], filename_prefix="diffedit")
 
@@ -65,29 +41,14 @@ def diffedit_ksampler(graph):
         "KSampler changes only the masked area. Here a triangle becomes a square, and the whole mask is drawn anew (denoise 1).\n\nThe "
         "mask is enlarged a little (*dilate*) to give the new thing room. Try denoise 0.8."
     )
-    model, source, target, negative, image = diffedit_start(
-        graph, "a large green triangle on a pink background", "a large green square on a pink background"
-    )
-    with graph.group("3 Mask"):
-        found = graph.add(
-            "DiffEditMask",
-            model=model["model"],
-            source=source,
-            target=target,
-            negative=negative,
-            image=image,
-            vae=model["vae"],
-            seed=0,
-            dilate=4,
-        )
+    before = "a large green triangle on a pink background"
+    given, target, found = diffedit_start(graph, before, before.replace("triangle", "square"), dilate=4)
     with graph.group("4 Sample"):
-        latent = ksampler(graph, model["model"], target, negative, found["latent"], seed=3)
+        latent = ksampler(graph, given["model"], target, given["negative"], found["latent"], seed=3)
     with graph.group("5 Images"):
-        graph.add("PreviewImage", title="before", images=image)
+        graph.add("PreviewImage", title="before", images=given["image"])
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
-        graph.add(
-            "SaveImage", title="after", images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="diffedit_ksampler"
-        )
+        saved(graph, given["vae"], latent, "diffedit_ksampler", "after")
 
 
 WORKFLOWS = [diffedit, diffedit_ksampler]

@@ -1,6 +1,6 @@
 """Edit-friendly inversion."""
 
-from .parts import saved, square_prompts, two_squares
+from .parts import TWO_SQUARES, saved, square_prompts, two_squares
 
 
 def edit_friendly(graph):
@@ -10,8 +10,7 @@ def edit_friendly(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        target = "a red square on the left and a yellow circle on the right on a white background"
-        source, target, negative = square_prompts(graph, model, target)
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Inversion"):
@@ -19,10 +18,8 @@ def edit_friendly(graph):
         found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=4, cfg=1.0, **shared)["inversion"]
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], inversion=found, branches="edit")
-        latents = {
-            "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
-            "edit": graph.add("InversionSampler", title="edit", cfg=7.5, positive=target, negative=negative, **way),
-        }
+        ways = {"back": dict(cfg=1.0), "edit": dict(cfg=7.5, positive=target, negative=negative)}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

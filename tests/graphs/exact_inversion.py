@@ -1,6 +1,6 @@
 """Exact inversions: EDICT, BDIA and O-BELM."""
 
-from .parts import square_prompts, two_squares
+from .parts import TWO_SQUARES, saved, square_prompts, two_squares
 
 
 def exact_inversion(graph):
@@ -11,16 +11,12 @@ def exact_inversion(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(
-            graph, model, "a red square on the left and a yellow square on the right on a white background"
-        )
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Inversion"):
-        shared = dict(
-            model=model["model"], source=source, negative=negative, image=image, vae=model["vae"], steps=20, scheduler="karras", cfg=3.0
-        )
-        found = {name: graph.add(node, **shared)["inversion"] for name, node in INVERTERS.items()}
+        shared = dict(model=model["model"], source=source, negative=negative, image=image, vae=model["vae"])
+        found = {name: graph.add(node, steps=20, scheduler="karras", cfg=3.0, **shared)["inversion"] for name, node in INVERTERS.items()}
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], cfg=3.0, branches="edit")
         latents = {f"{name}, back": graph.add("InversionSampler", title=name, inversion=i, **way) for name, i in found.items()}
@@ -28,12 +24,7 @@ def exact_inversion(graph):
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in {"EDICT, edit": edit, **latents}.items():
-            graph.add(
-                "SaveImage",
-                title=title,
-                images=graph.add("VAEDecode", samples=latent, vae=model["vae"]),
-                filename_prefix=f"exact_inversion_{title.replace(', ', '_')}",
-            )
+            saved(graph, model["vae"], latent, f"exact_inversion_{title.replace(', ', '_')}", title)
 
 
 INVERTERS = {"EDICT": "EDICTInverter", "BDIA": "BDIAInverter", "O-BELM": "BELMInverter"}

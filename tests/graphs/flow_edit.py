@@ -1,6 +1,6 @@
 """FlowEdit."""
 
-from .parts import half, saved, square_prompts, two_squares
+from .parts import TWO_SQUARES, half, saved, square_prompts, two_squares
 
 
 def flow_edit(graph):
@@ -13,18 +13,14 @@ def flow_edit(graph):
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         flow = graph.add("ModelSamplingAsFlow", model=model["model"])["model"]
-        target = "a red square on the left and a green star on the right on a white background"
-        source, target, negative = square_prompts(graph, model, target)
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "green star"))
     with graph.group("2 Image and mask"):
         image, mask = two_squares(graph), half(graph, False)
     with graph.group("3 Edit"):
         shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
         knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=15)
-        latents = {
-            "edit": graph.add("FlowEditLatentSampler", title="edit", model=flow, **shared, **knobs),
-            "edit in the mask": graph.add("FlowEditLatentSampler", title="edit in the mask", model=flow, mask=mask, **shared, **knobs),
-            "edit, eps model": graph.add("FlowEditLatentSampler", title="edit, eps model", model=model["model"], **shared, **knobs),
-        }
+        ways = {"edit": dict(model=flow), "edit in the mask": dict(model=flow, mask=mask), "edit, eps model": dict(model=model["model"])}
+        latents = {title: graph.add("FlowEditLatentSampler", title=title, **way, **shared, **knobs) for title, way in ways.items()}
     with graph.group("4 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

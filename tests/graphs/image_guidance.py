@@ -1,6 +1,6 @@
 """Guidance by an image."""
 
-from .parts import color, prompt_nodes, sampled_with, stroke
+from .parts import guided, prompt_nodes, saved, sheet, stroke
 
 
 def image_guidance(graph):
@@ -15,38 +15,15 @@ def image_guidance(graph):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Reference"):
-        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-        reference = stroke(graph, stroke(graph, paper, (52, 158, 70), 10, 44, 44, 44), (138, 58, 176), 74, 44, 44, 44)
-        off, on = (
-            graph.add(
-                "ImageGuidanceChannel",
-                title=title,
-                model=model["model"],
-                vae=model["vae"],
-                kind="layout",
-                weight=weight,
-                image=reference,
-                end_percent=0.9,
-            )
-            for title, weight in (("switched off", 0.0), ("layout", 8.0))
-        )
+        reference = stroke(graph, stroke(graph, sheet(graph), (52, 158, 70), 10, 44, 44, 44), (138, 58, 176), 74, 44, 44, 44)
+        like = dict(model=model["model"], vae=model["vae"], kind="layout", image=reference, end_percent=0.9)
+        off, on = (graph.add("ImageGuidanceChannel", title=t, weight=w, **like) for t, w in (("switched off", 0.0), ("layout", 8.0)))
     with graph.group("3 Sample"):
-        latents = [
-            sampled_with(
-                graph,
-                graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
-                size,
-                sigmas,
-                seed=2,
-            )
-            for channel in (off, on)
-        ]
+        latents = [guided(graph, model, empty, channel, size, sigmas, seed=2) for channel in (off, on)]
     with graph.group("4 Image"):
         graph.add("PreviewImage", title="reference", images=reference)
         for title, latent in zip(("without", "with the reference"), latents):
-            graph.add(
-                "SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="image_guidance"
-            )
+            saved(graph, model["vae"], latent, "image_guidance", title)
 
 
 WORKFLOWS = [image_guidance]

@@ -13,6 +13,18 @@ def image_of(graph, text: str, seed: int):
     return graph.add("VAEDecode", samples=drawn, vae=demo["vae"])
 
 
+def instruction_prompts(graph, editor, text: str):
+    """(the instruction, no instruction) as conditionings."""
+    return prompt_nodes(graph, editor, **{"instruction": text, "no instruction": ""})
+
+
+def edited(graph, guider, sigmas, latent):
+    """What SamplerCustomAdvanced makes with a guider of edits."""
+    noise, euler = graph.add("RandomNoise", noise_seed=1), graph.add("KSamplerSelect", sampler_name="euler")
+    given = dict(noise=noise, guider=guider["guider"], sampler=euler, sigmas=sigmas, latent_image=latent)
+    return graph.add("SamplerCustomAdvanced", **given)["output"]
+
+
 def instruct_pix2pix(graph):
     graph.note(
         "# InstructPix2Pix\n\nAn instruction edits an image. *text_scale* sets how strongly the instruction acts, *image_scale* how "
@@ -23,30 +35,19 @@ def instruct_pix2pix(graph):
         image = image_of(graph, "a red circle on a white background", 4)
     with graph.group("2 Instruction"):
         editor = graph.add(LOADER)
-        positive, negative = (
-            graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
-            for title, text in (("instruction", "make the circle blue"), ("no instruction", ""))
-        )
+        positive, negative = instruction_prompts(graph, editor, "make the circle blue")
     shared = dict(model=editor[0], positive=positive, negative=negative, image=image, vae=editor[2], image_scale=1.5)
     with graph.group("3 Edit"):
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("InstructPix2PixGuider", text_scale=3.0, sigmas=sigmas, **shared)
-        edited = graph.add(
-            "SamplerCustomAdvanced",
-            noise=graph.add("RandomNoise", noise_seed=1),
-            guider=guider["guider"],
-            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-            sigmas=sigmas,
-            latent_image=guider["latent"],
-        )
+        made = edited(graph, guider, sigmas, guider["latent"])
     with graph.group("4 The same with a KSampler"):
         patch = graph.add("InstructPix2PixPatch", **shared)
         again = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], cfg=3.0)
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="before", images=image)
-        for title, latent in (("edited", edited["output"]), ("edited by a KSampler", again)):
-            decoded = graph.add("VAEDecode", samples=latent, vae=editor[2])
-            graph.add("SaveImage", title=title, images=decoded, filename_prefix="instruct_pix2pix")
+        for title, latent in (("edited", made), ("edited by a KSampler", again)):
+            saved(graph, editor[2], latent, "instruct_pix2pix", title)
         graph.add("PreviewImage", title="scales over the steps", images=guider["weights"])
 
 
@@ -58,41 +59,22 @@ def instruction_channels(graph):
     with graph.group("1 Image and instructions"):
         image = image_of(graph, "a large green square on a gray background", 2)
         editor = graph.add(LOADER)
-        first, second, nothing = prompt_nodes(
-            graph, editor, **{"first instruction": "make it yellow", "second instruction": "make it a star", "no instruction": ""}
-        )
+        texts = {"first instruction": "make it yellow", "second instruction": "make it a star", "no instruction": ""}
+        first, second, nothing = prompt_nodes(graph, editor, **texts)
     with graph.group("2 Channels"):
         shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=image)
-        other = graph.add(
-            "GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], weight=6.0, role="positive", name="second"
-        )
-        channels = graph.add(
-            "InstructionChannels",
-            model=editor["model"],
-            positive=first,
-            negative=nothing,
-            text_scale=6.0,
-            image_scale=1.5,
-            image=image,
-            vae=editor["vae"],
-            previous=other,
-        )
+        weighed = dict(weight=6.0, role="positive", name="second")
+        other = graph.add("GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], **weighed)
+        given = dict(model=editor["model"], positive=first, negative=nothing, image=image, vae=editor["vae"])
+        channels = graph.add("InstructionChannels", text_scale=6.0, image_scale=1.5, previous=other, **given)
     with graph.group("3 Sample"):
         sigmas = graph.add("BasicScheduler", model=editor["model"], scheduler="normal", steps=20, denoise=1.0)
-        guider = graph.add(
-            "MultiCFGGuider", model=editor["model"], unconditional=channels["unconditional"], channels=[channels["channel"]], sigmas=sigmas
-        )
-        latent = graph.add(
-            "SamplerCustomAdvanced",
-            noise=graph.add("RandomNoise", noise_seed=1),
-            guider=guider["guider"],
-            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-            sigmas=sigmas,
-            latent_image=channels["latent"],
-        )
+        given = dict(unconditional=channels["unconditional"], channels=[channels["channel"]])
+        guider = graph.add("MultiCFGGuider", model=editor["model"], sigmas=sigmas, **given)
+        latent = edited(graph, guider, sigmas, channels["latent"])
     with graph.group("4 Image"):
         graph.add("PreviewImage", title="before", images=image)
-        saved(graph, editor["vae"], latent["output"], "instruction_channels", "edited")
+        saved(graph, editor["vae"], latent, "instruction_channels", "edited")
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 

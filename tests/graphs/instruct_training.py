@@ -1,6 +1,7 @@
 """InstructPix2Pix: pairs to learn from, and a model taught with them."""
 
-from .instruct_pix2pix import LOADER, image_of
+from .instruct_pix2pix import LOADER, edited, image_of, instruction_prompts
+from .parts import saved
 
 PAIRS = """# caption => caption after the edit | instruction
 a red circle on a white background => a blue circle on a white background | make it blue
@@ -49,47 +50,21 @@ def instruct_training(graph):
         made = pairs_of(graph, STRIPES, "demo_stripes", candidates=2)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)
-        trained = graph.add(
-            "InstructPix2PixTrainer",
-            model=editor[0],
-            clip=editor[1],
-            vae=editor[2],
-            name="demo_stripes",
-            folder=made["folder"],
-            train="every layer",
-            steps=60,
-            batch_size=4,
-            learning_rate=0.003,
-            schedule="cosine",
-            validation_count=1,
-            validation_text_scale=3.0,
-        )
+        how = dict(train="every layer", steps=60, batch_size=4, learning_rate=0.003, schedule="cosine")
+        given = dict(model=editor[0], clip=editor[1], vae=editor[2], name="demo_stripes", folder=made["folder"])
+        trained = graph.add("InstructPix2PixTrainer", validation_count=1, validation_text_scale=3.0, **given, **how)
         graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
         graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
     with graph.group("3 A new image"):
         image = image_of(graph, "a large purple circle on a gray background", 5)
-        told, nothing = (
-            graph.add("CLIPTextEncode", title=title, clip=editor[1], text=text)
-            for title, text in (("instruction", "make it striped"), ("no instruction", ""))
-        )
+        told, nothing = instruction_prompts(graph, editor, "make it striped")
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
         graph.add("SaveImage", title="before", images=image, filename_prefix="instruct_training")
         loaded = graph.add("InstructPix2PixLoader", model=editor[0], name=trained["name"])
         for title, model in (("without the training", editor[0]), ("with it, from its file", loaded["model"])):
-            guider = graph.add(
-                "InstructPix2PixGuider", title=title, model=model, positive=told, negative=nothing, image=image, vae=editor[2], text_scale=3.0,
-                image_scale=1.5,
-            )  # fmt: skip
-            latent = graph.add(
-                "SamplerCustomAdvanced",
-                noise=graph.add("RandomNoise", noise_seed=1),
-                guider=guider["guider"],
-                sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-                sigmas=sigmas,
-                latent_image=guider["latent"],
-            )
-            decoded = graph.add("VAEDecode", samples=latent["output"], vae=editor[2])
-            graph.add("SaveImage", title=title, images=decoded, filename_prefix="instruct_training")
+            given = dict(positive=told, negative=nothing, image=image, vae=editor[2], text_scale=3.0, image_scale=1.5)
+            guider = graph.add("InstructPix2PixGuider", title=title, model=model, **given)
+            saved(graph, editor[2], edited(graph, guider, sigmas, guider["latent"]), "instruct_training", title)
 
 
 WORKFLOWS = [instruct_pairs, instruct_training]

@@ -13,20 +13,15 @@ def inversion_files(graph):
         model = graph.add("DemoModelLoader")
         found = graph.add("LoadInversion", model=model["model"], name="demo_model.safetensors")
     with graph.group("2 Prompts"):
-        first, second, negative = prompt_nodes(
-            graph,
-            model,
-            **{
-                "another color": "a yellow circle on the left and a blue star on the right on a white background",
-                "another shape": "a red circle on the left and a blue cross on the right on a white background",
-                "negative": "",
-            },
-        )
+        texts = {
+            "another color": "a yellow circle on the left and a blue star on the right on a white background",
+            "another shape": "a red circle on the left and a blue cross on the right on a white background",
+        }
+        first, second, negative = prompt_nodes(graph, model, **texts, negative="")
 
     def replayed(title: str, cfg: float, **prompts):
-        return graph.add(
-            "InversionSampler", title=title, model=model["model"], inversion=found["inversion"], cfg=cfg, branches="edit", **prompts
-        )
+        way = dict(model=model["model"], inversion=found["inversion"], cfg=cfg, branches="edit")
+        return graph.add("InversionSampler", title=title, **way, **prompts)
 
     with graph.group("3 Reconstruct and edit"):
         latents = {

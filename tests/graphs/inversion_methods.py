@@ -1,6 +1,6 @@
 """All inversions side by side."""
 
-from .parts import square_prompts, two_squares
+from .parts import TWO_SQUARES, square_prompts, two_squares
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
@@ -28,8 +28,7 @@ def inversion_methods(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        target = "a red square on the left and a yellow square on the right on a white background"
-        source, target, negative = square_prompts(graph, model, target)
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Inversions"):
@@ -57,12 +56,10 @@ def inverted(graph, model, source, negative, image, title: str):
 
 def report(graph, image, inversion, both, title: str):
     """A report of the reconstruction and the edit next to the image; `both` holds one of each."""
-    back, edit = (
-        graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in enumerate(("back", "edit"))
-    )
-    return graph.add(
-        "InversionReport", title=title, reference=image, inversion=inversion, reconstruction=back, edit=edit, headline=title
-    )["report"]
+    parts = enumerate(("back", "edit"))
+    back, edit = (graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in parts)
+    given = dict(reference=image, inversion=inversion, reconstruction=back, edit=edit, headline=title)
+    return graph.add("InversionReport", title=title, **given)["report"]
 
 
 def stitched(graph, images, direction: str):

@@ -1,6 +1,6 @@
 """What came of an inversion."""
 
-from .parts import square_prompts, two_squares
+from .parts import TWO_SQUARES, square_prompts, two_squares
 
 
 def inversion_report(graph):
@@ -12,15 +12,12 @@ def inversion_report(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(
-            graph, model, "a red square on the left and a yellow circle on the right on a white background"
-        )
+        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
     with graph.group("2 Image"):
         painted = two_squares(graph)
     with graph.group("3 Inversion"):
-        found = graph.add(
-            "DDIMInverter", model=model["model"], source=source, image=painted, vae=model["vae"], steps=30, scheduler="normal"
-        )
+        given = dict(model=model["model"], source=source, image=painted, vae=model["vae"])
+        found = graph.add("DDIMInverter", steps=30, scheduler="normal", **given)
         kept = graph.add("SaveInversion", inversion=found["inversion"], filename_prefix="inversion_report")
     shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative)
     with graph.group("4 Reconstruct and edit"):
@@ -28,15 +25,12 @@ def inversion_report(graph):
         direct = graph.add("InversionSampler", title="direct", branches="direct", positive=target, **shared)
         back = graph.add("VAEDecode", samples=plain, vae=model["vae"])
         both = graph.add("VAEDecode", samples=direct, vae=model["vae"])
-        first, second = (
-            graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in enumerate(("source", "edit"))
-        )
+        parts = enumerate(("source", "edit"))
+        first, second = (graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in parts)
     with graph.group("5 Reports"):
         about = dict(reference=painted, inversion=kept["inversion"], vae=model["vae"])
-        reports = {
-            "plain": graph.add("InversionReport", title="plain", reconstruction=back, **about),
-            "direct": graph.add("InversionReport", title="direct", reconstruction=first, edit=second, **about),
-        }
+        made = {"plain": dict(reconstruction=back), "direct": dict(reconstruction=first, edit=second)}
+        reports = {title: graph.add("InversionReport", title=title, **images, **about) for title, images in made.items()}
         for title, report in reports.items():
             graph.add("SaveImage", title=title, images=report["report"], filename_prefix=f"inversion_report_{title}")
     with graph.group("6 Images"):

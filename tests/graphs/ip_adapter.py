@@ -17,6 +17,11 @@ def reference_and_adapter(graph, model, text: str, empty):
     return adapter, encoder, reference
 
 
+def patch(graph, model, adapter, encoder, reference, **more):
+    given = dict(model=model["model"], adapter=adapter, clip_vision=encoder, image=reference)
+    return graph.add("IPAdapterPatch", weight=1.0, combine="concat", **given, **more)
+
+
 def ip_adapter(graph):
     graph.note(
         "# IP-Adapter: an image instead of words\n\nThe prompt says where and on which background, and names neither color nor shape: "
@@ -29,9 +34,7 @@ def ip_adapter(graph):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     adapter, encoder, reference = reference_and_adapter(graph, model, "a large purple star on a pink background", empty)
     with graph.group("4 Sample"):
-        patched = graph.add(
-            "IPAdapterPatch", model=model["model"], adapter=adapter, clip_vision=encoder, image=reference, weight=1.0, combine="concat"
-        )
+        patched = patch(graph, model, adapter, encoder, reference)
         latents = [ksampler(graph, m, text, empty, size, seed=11) for m in (model["model"], patched["model"])]
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="reference", images=reference)
@@ -52,27 +55,10 @@ def ip_adapter_channel(graph):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     adapter, encoder, reference = reference_and_adapter(graph, model, "a large green cross on a black background", empty)
     with graph.group("4 Channels"):
-        patched = graph.add(
-            "IPAdapterPatch",
-            model=model["model"],
-            adapter=adapter,
-            clip_vision=encoder,
-            image=reference,
-            weight=1.0,
-            combine="concat",
-            conditioning=text,
-        )
+        patched = patch(graph, model, adapter, encoder, reference, conditioning=text)
         words = graph.add("GuidanceChannel", title="the text", conditioning=text, weight=4.0, role="positive", name="text")
-        image = graph.add(
-            "GuidanceChannel",
-            title="the image",
-            conditioning=patched["conditioning"],
-            null=patched["null"],
-            weight=5.0,
-            role="positive",
-            name="image",
-            previous=words,
-        )
+        shown = dict(conditioning=patched["conditioning"], null=patched["null"], weight=5.0, role="positive", name="image")
+        image = graph.add("GuidanceChannel", title="the image", previous=words, **shown)
     with graph.group("5 Sample"):
         guiders = [
             graph.add("MultiCFGGuider", model=patched["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"]

@@ -1,6 +1,6 @@
 """Multi-condition guidance."""
 
-from .parts import half, prompt_nodes, sampled_with, saved
+from .parts import half, ksampler, prompt_nodes, sampled_with, saved
 
 
 def multi_cfg_guider(graph):
@@ -13,26 +13,16 @@ def multi_cfg_guider(graph):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     with graph.group("2 Prompts"):
-        red, blue, striped, empty = prompt_nodes(
-            graph,
-            model,
-            **{
-                "left prompt": "a small red circle on the left on a white background",
-                "right prompt": "a small blue star on the right on a white background",
-                "unwanted": "a striped circle on a white background",
-                "unconditional": "",
-            },
-        )
+        texts = {
+            "left prompt": "a small red circle on the left on a white background",
+            "right prompt": "a small blue star on the right on a white background",
+            "unwanted": "a striped circle on a white background",
+        }
+        red, blue, striped, empty = prompt_nodes(graph, model, **texts, unconditional="")
     with graph.group("3 Regions and time"):
         left, right = half(graph, True), half(graph, False)
-        early = graph.add(
-            "GuidanceSchedule",
-            title="fade out",
-            shape="cosine",
-            **{"shape.first": 1.5, "shape.last": 0.5, "shape.axis": "percent"},
-            start_percent=0.0,
-            end_percent=1.0,
-        )
+        fade = {"shape": "cosine", "shape.first": 1.5, "shape.last": 0.5, "shape.axis": "percent"}
+        early = graph.add("GuidanceSchedule", title="fade out", **fade, start_percent=0.0, end_percent=1.0)
     with graph.group("4 Channels"):
         towards = dict(weight=5.0, role="positive", schedule=early)
         one = graph.add("GuidanceChannel", title="left", conditioning=red, name="left: red circle", mask=left, **towards)
@@ -58,37 +48,18 @@ def multi_cfg_patch(graph):
         model = graph.add("DemoModelLoader")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     with graph.group("2 Prompts"):
-        positive, negative, more, less = prompt_nodes(
-            graph,
-            model,
-            positive="a large circle on a white background",
-            negative="",
-            more="a large striped circle on a white background",
-            less="a red circle on a white background",
-        )
+        texts = dict(more="a large striped circle on a white background", less="a red circle on a white background")
+        positive, negative, more, less = prompt_nodes(graph, model, positive="a large circle on a white background", negative="", **texts)
     with graph.group("3 Channels"):
         first = graph.add("GuidanceChannel", title="more stripes", conditioning=more, weight=4.0, role="positive", name="striped")
         second = graph.add("GuidanceChannel", title="less red", conditioning=less, weight=2.0, role="negative", name="red")
         patch = graph.add("MultiCFGPatch", model=model["model"], channels=[first, second], conflict="sum")
-    settings = dict(
-        positive=positive,
-        negative=negative,
-        latent_image=size,
-        seed=5,
-        steps=20,
-        cfg=4.0,
-        sampler_name="euler",
-        scheduler="normal",
-        denoise=1.0,
-    )
     with graph.group("4 Sample"):
-        plain = graph.add("KSampler", title="KSampler alone", model=model["model"], **settings)
-        guided = graph.add("KSampler", title="KSampler with channels", model=patch["model"], **settings)
+        plain = ksampler(graph, model["model"], positive, negative, size, title="KSampler alone", seed=5)
+        guided = ksampler(graph, patch["model"], positive, negative, size, title="KSampler with channels", seed=5)
     with graph.group("5 Image"):
         for title, latent in (("alone", plain), ("with channels", guided)):
-            graph.add(
-                "SaveImage", title=title, images=graph.add("VAEDecode", samples=latent, vae=model["vae"]), filename_prefix="multi_cfg_patch"
-            )
+            saved(graph, model["vae"], latent, "multi_cfg_patch", title)
 
 
 def guidance_report(graph):
@@ -102,20 +73,13 @@ def guidance_report(graph):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Prompts"):
-        circle, star, red, empty = prompt_nodes(
-            graph,
-            model,
-            circle="a large circle on a white background",
-            star="a large star on a white background",
-            red="a red circle on a white background",
-            unconditional="",
-        )
+        texts = dict(circle="a large circle on a white background", star="a large star on a white background")
+        circle, star, red, empty = prompt_nodes(graph, model, **texts, red="a red circle on a white background", unconditional="")
     with graph.group("3 Channels"):
         one = graph.add("GuidanceChannel", title="circle", conditioning=circle, weight=4.0, role="positive", name="circle", priority=1)
         two = graph.add("GuidanceChannel", title="star", conditioning=star, weight=2.0, role="positive", name="star", previous=one)
-        three = graph.add(
-            "GuidanceChannel", title="not red", conditioning=red, weight=2.0, role="negative", name="not red", end_percent=0.8, previous=two
-        )
+        away = dict(weight=2.0, role="negative", name="not red", end_percent=0.8)
+        three = graph.add("GuidanceChannel", title="not red", conditioning=red, previous=two, **away)
     with graph.group("4 Sample"):
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum")["guider"]
         latent = sampled_with(graph, guider, size, sigmas, seed=11)

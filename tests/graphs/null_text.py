@@ -1,6 +1,6 @@
 """Null-text inversion in standard samplers, next to negative-prompt inversion."""
 
-from .parts import saved, square_prompts, two_squares
+from .parts import TWO_SQUARES, saved, square_prompts, two_squares
 
 STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
@@ -14,9 +14,7 @@ def null_text(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, empty = square_prompts(
-            graph, model, "a red square on the left and a yellow square on the right on a white background"
-        )
+        source, target, empty = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], **STEPS)
@@ -24,30 +22,14 @@ def null_text(graph):
         found = graph.add("NullTextInverter", cfg=CFG, **shared)
         quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
     with graph.group("4 Null-text in standard samplers"):
-        knobs = dict(
-            model=model["model"],
-            latent_image=found["noisy_latent"],
-            add_noise="disable",
-            noise_seed=0,
-            cfg=CFG,
-            sampler_name="euler",
-            start_at_step=0,
-            end_at_step=10000,
-            return_with_leftover_noise="disable",
-            **STEPS,
-        )
+        knobs = dict(model=model["model"], latent_image=found["noisy_latent"], cfg=CFG, sampler_name="euler", **STEPS)
+        knobs |= dict(add_noise="disable", noise_seed=0, start_at_step=0, end_at_step=10000, return_with_leftover_noise="disable")
         plain = graph.add("KSamplerAdvanced", title="empty negative", positive=source, negative=empty, **knobs)
         back = graph.add("KSamplerAdvanced", title="null-text negative", positive=source, negative=found["negative"], **knobs)
         guider = graph.add("CFGGuider", model=model["model"], positive=target, negative=found["negative"], cfg=CFG)
-        edit = graph.add(
-            "SamplerCustomAdvanced",
-            title="edit",
-            noise=found["noise"],
-            guider=guider,
-            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
-            sigmas=found["sigmas"],
-            latent_image=graph.add("EmptyLatentImage", width=128, height=128, batch_size=1),
-        )["output"]
+        euler, size = graph.add("KSamplerSelect", sampler_name="euler"), graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        given = dict(noise=found["noise"], guider=guider, sampler=euler, sigmas=found["sigmas"], latent_image=size)
+        edit = graph.add("SamplerCustomAdvanced", title="edit", **given)["output"]
     with graph.group("5 Negative-prompt"):
         way = dict(model=model["model"], inversion=quick["inversion"], cfg=CFG, branches="edit")
         quick_back = graph.add("InversionSampler", title="source", **way)
@@ -55,13 +37,8 @@ def null_text(graph):
     with graph.group("6 Images"):
         graph.add("PreviewImage", title="image", images=image)
         graph.add("PreviewImage", title="loss curve", images=found["loss_curve"])
-        made = {
-            "empty negative": plain,
-            "null-text back": back,
-            "null-text edit": edit,
-            "negative-prompt back": quick_back,
-            "negative-prompt edit": quick_edit,
-        }
+        made = {"empty negative": plain, "null-text back": back, "null-text edit": edit}
+        made |= {"negative-prompt back": quick_back, "negative-prompt edit": quick_edit}
         for title, latent in made.items():
             saved(graph, model["vae"], latent, f"null_text_{title.replace(' ', '_')}", title)
 

@@ -43,17 +43,21 @@ def sampled_with(graph, guider, size, sigmas, seed: int):
     return graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=size)["output"]
 
 
+def guided(graph, model, empty, channel, size, sigmas, seed: int):
+    """The latent that a model makes under one channel, and what precedes it."""
+    guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")
+    return sampled_with(graph, guider["guider"], size, sigmas, seed)
+
+
+def sheet(graph):
+    """White paper to paint on."""
+    return graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+
+
 def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
     """A rectangle of paint on an image."""
-    return graph.add(
-        "ImageCompositeMasked",
-        title="stroke",
-        destination=image,
-        source=graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint)),
-        x=x,
-        y=y,
-        resize_source=False,
-    )
+    painted = graph.add("EmptyImage", title="paint", width=width, height=height, batch_size=1, color=color(*paint))
+    return graph.add("ImageCompositeMasked", title="stroke", destination=image, source=painted, x=x, y=y, resize_source=False)
 
 
 def moonlit(graph, images):
@@ -68,8 +72,7 @@ TWO_SQUARES = "a red square on the left and a blue square on the right on a whit
 
 def two_squares(graph):
     """A painted image, not a generated one: what `TWO_SQUARES` says."""
-    paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-    return stroke(graph, stroke(graph, paper, (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+    return stroke(graph, stroke(graph, sheet(graph), (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
 
 
 def square_prompts(graph, model, target: str):
@@ -82,15 +85,8 @@ def half(graph, left: bool):
     """A mask of one half of the image."""
     side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
     nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
-    return graph.add(
-        "MaskComposite",
-        title=f"{'left' if left else 'right'} half",
-        destination=nothing,
-        source=side,
-        x=0 if left else 64,
-        y=0,
-        operation="add",
-    )
+    title, x = ("left half", 0) if left else ("right half", 64)
+    return graph.add("MaskComposite", title=title, destination=nothing, source=side, x=x, y=0, operation="add")
 
 
 def ksampler(graph, model, positive, negative, latent_image, **widgets):
@@ -106,6 +102,15 @@ def images_of(graph, model, texts, each: int, seed: int = 1) -> list:
     prompts = prompt_nodes(graph, model, **{f"shown {i}": text for i, text in enumerate(texts, 1)})
     latents = [ksampler(graph, model["model"], prompt, negative, size, seed=seed) for prompt in prompts]
     return [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
+
+
+def compared(graph, model, ways, size, name: str, seed: int = 3):
+    """Saves images of the same seeds for each of `ways`, (title, MODEL, text); the negative prompt is empty."""
+    negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
+    empty = graph.add("EmptyLatentImage", width=128, height=128, batch_size=size)
+    for title, used, text in ways:
+        positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=text)
+        saved(graph, model["vae"], ksampler(graph, used, positive, negative, empty, seed=seed), name, title)
 
 
 def saved(graph, vae, latent, name: str, title: str = "images"):

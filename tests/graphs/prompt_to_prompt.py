@@ -18,14 +18,8 @@ def prompt_to_prompt(graph):
     with graph.group("2 Prompts"):
         patch = patched(graph, model, source, *targets, self_end=0.6)
     with graph.group("3 What they look at"):
-        capture = graph.add(
-            "AttentionMapCapture",
-            model=patch["model"],
-            clip=model["clip"],
-            prompt="\n".join((source, *targets)),
-            words="star, circle, blue, yellow",
-            conditioning=patch["positive"],
-        )
+        given = dict(model=patch["model"], clip=model["clip"], conditioning=patch["positive"])
+        capture = graph.add("AttentionMapCapture", prompt="\n".join((source, *targets)), words="star, circle, blue, yellow", **given)
     with graph.group("4 Sample"):
         latent = ksampler(graph, capture["model"], capture["positive"], patch["negative"], patch["latent"], seed=5)
     with graph.group("5 Images"):
@@ -94,15 +88,9 @@ def prompt_to_prompt_blend(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompts"):
-        patch = patched(
-            graph,
-            model,
-            "a red circle on the left and a blue square on the right on a gray background",
-            "a red star on the left and a blue square on the right on a gray background",
-            "a red cross on the left and a blue square on the right on a gray background",
-            cross_end=0.2,
-            self_end=0.0,
-        )
+        source = "a red circle on the left and a blue square on the right on a gray background"
+        targets = source.replace("circle", "star"), source.replace("circle", "cross")
+        patch = patched(graph, model, source, *targets, cross_end=0.2, self_end=0.0)
     with graph.group("3 Blend"):
         blend = graph.add("P2PLocalBlend", model=patch["model"], words="*", threshold=0.6, start_percent=0.1)
     with graph.group("4 Sample"):
@@ -128,30 +116,15 @@ def prompt_to_prompt_real(graph):
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Prompts"):
-        patch = patched(
-            graph,
-            model,
-            TWO_SQUARES,
-            TWO_SQUARES.replace("blue", "yellow"),
-            TWO_SQUARES.replace("blue", "striped blue"),
-            TWO_SQUARES.replace("white", "pink"),
-            self_end=0.6,
-        )
+        changes = (("blue", "yellow"), ("blue", "striped blue"), ("white", "pink"))
+        patch = patched(graph, model, TWO_SQUARES, *(TWO_SQUARES.replace(*change) for change in changes), self_end=0.6)
     with graph.group("4 Inversion"):
         source = graph.add("CLIPTextEncode", title="source", clip=model["clip"], text=TWO_SQUARES)
-        inversion = graph.add(
-            "DDIMInverter", model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal"
-        )["inversion"]
+        given = dict(model=model["model"], source=source, image=image, vae=model["vae"])
+        inversion = graph.add("DDIMInverter", steps=20, scheduler="normal", **given)["inversion"]
     with graph.group("5 Reconstruct and edit"):
-        latent = graph.add(
-            "InversionSampler",
-            model=patch["model"],
-            inversion=inversion,
-            cfg=4.0,
-            branches="direct",
-            positive=patch["positive"],
-            negative=patch["negative"],
-        )
+        given = dict(model=patch["model"], positive=patch["positive"], negative=patch["negative"])
+        latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)
     with graph.group("6 Images"):
         graph.add("PreviewImage", title="image", images=image)
         saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image, then the edits")

@@ -1,6 +1,6 @@
 """RF-Inversion on a flow model."""
 
-from .parts import prompt_nodes, saved, two_squares
+from .parts import TWO_SQUARES, prompt_nodes, saved, two_squares
 
 
 def rf_inversion(graph):
@@ -14,12 +14,8 @@ def rf_inversion(graph):
         demo = graph.add("DemoModelLoader")
         model = graph.add("ModelSamplingAsFlow", model=demo["model"])["model"]
     with graph.group("2 Prompts"):
-        texts = {
-            "source: describes the image": "a red square on the left and a blue square on the right on a white background",
-            "another color": "a red square on the left and a yellow square on the right on a white background",
-            "another shape": "a red square on the left and a blue star on the right on a white background",
-            "negative": "",
-        }
+        other = {"another color": TWO_SQUARES.replace("blue", "yellow"), "another shape": TWO_SQUARES.replace("blue square", "blue star")}
+        texts = {"source: describes the image": TWO_SQUARES, **other, "negative": ""}
         source, recolored, shape, negative = prompt_nodes(graph, demo, **texts)
     with graph.group("3 Image and inversion"):
         image = two_squares(graph)
@@ -27,12 +23,9 @@ def rf_inversion(graph):
         found = graph.add("RFInverter", model=model, source=source, image=image, vae=demo["vae"], **knobs)["inversion"]
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model, inversion=found, branches="edit")
-        edit = dict(**way, cfg=7.5, negative=negative)
-        latents = {
-            "back": graph.add("InversionSampler", title="back", cfg=1.0, **way),
-            "another color": graph.add("InversionSampler", title="another color", positive=recolored, **edit),
-            "another shape": graph.add("InversionSampler", title="another shape", positive=shape, **edit),
-        }
+        edit = dict(cfg=7.5, negative=negative)
+        ways = {"back": dict(cfg=1.0), "another color": dict(positive=recolored, **edit), "another shape": dict(positive=shape, **edit)}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

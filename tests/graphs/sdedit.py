@@ -1,6 +1,9 @@
 """SDEdit."""
 
-from .parts import color, half, ksampler, prompt_nodes, stroke
+from .parts import half, ksampler, prompt_nodes, sheet, stroke
+
+KNOBS = dict(seed=2, steps=20, cfg=4.0, sampler_name="euler_ancestral", scheduler="normal")
+KNOBS |= dict(strength_unit="percent", process="VP", repeats=1)
 
 
 def sdedit(graph):
@@ -10,30 +13,13 @@ def sdedit(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        positive, negative = prompt_nodes(
-            graph, model, positive="a red star on the left and a blue circle on the right on a white background", negative=""
-        )
+        text = "a red star on the left and a blue circle on the right on a white background"
+        positive, negative = prompt_nodes(graph, model, positive=text, negative="")
     with graph.group("2 Paint"):
-        paper = graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
-        strokes = stroke(graph, stroke(graph, paper, (214, 40, 40), 14, 42, 42, 40), (48, 92, 214), 74, 44, 40, 42)
+        strokes = stroke(graph, stroke(graph, sheet(graph), (214, 40, 40), 14, 42, 42, 40), (48, 92, 214), 74, 44, 40, 42)
     with graph.group("3 Sample"):
-        result = graph.add(
-            "SDEditSampler",
-            model=model["model"],
-            positive=positive,
-            negative=negative,
-            guide=strokes,
-            vae=model["vae"],
-            seed=2,
-            steps=20,
-            cfg=4.0,
-            sampler_name="euler_ancestral",
-            scheduler="normal",
-            strength=0.65,
-            strength_unit="percent",
-            process="VP",
-            repeats=1,
-        )
+        given = dict(model=model["model"], positive=positive, negative=negative, guide=strokes, vae=model["vae"])
+        result = graph.add("SDEditSampler", strength=0.65, **given, **KNOBS)
     with graph.group("4 Image"):
         graph.add("PreviewImage", title="strokes", images=strokes)
         graph.add("PreviewImage", title="noisy start", images=graph.add("VAEDecode", samples=result["noisy_start"], vae=model["vae"]))
@@ -47,39 +33,17 @@ def sdedit_masked(graph):
     )
     with graph.group("1 Model and image"):
         model = graph.add("DemoModelLoader")
-        before, after, negative = prompt_nodes(
-            graph,
-            model,
-            before="a green square on the left on a white background",
-            after="a green square on the left and a red circle on the right on a white background",
-            negative="",
-        )
+        text = "a green square on the left on a white background"
+        changed = text.replace("left", "left and a red circle on the right")
+        before, after, negative = prompt_nodes(graph, model, before=text, after=changed, negative="")
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
         latent = ksampler(graph, model["model"], before, negative, size, seed=4)
         original = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("2 Paint and mask"):
-        painted = stroke(graph, original, (214, 40, 40), 74, 44, 42, 42)
-        mask = half(graph, False)
+        painted, mask = stroke(graph, original, (214, 40, 40), 74, 44, 42, 42), half(graph, False)
     with graph.group("3 Sample"):
-        result = graph.add(
-            "SDEditSampler",
-            model=model["model"],
-            positive=after,
-            negative=negative,
-            guide=painted,
-            original=original,
-            mask=mask,
-            vae=model["vae"],
-            seed=2,
-            steps=20,
-            cfg=4.0,
-            sampler_name="euler_ancestral",
-            scheduler="normal",
-            strength=0.7,
-            strength_unit="percent",
-            process="VP",
-            repeats=1,
-        )
+        given = dict(model=model["model"], positive=after, negative=negative, guide=painted, vae=model["vae"])
+        result = graph.add("SDEditSampler", original=original, mask=mask, strength=0.7, **given, **KNOBS)
     with graph.group("4 Image"):
         for title, image in (("before", original), ("painted", painted)):
             graph.add("PreviewImage", title=title, images=image)

@@ -1,6 +1,6 @@
 """A ControlNet as a channel."""
 
-from .parts import prompt_nodes, sampled_with, stroke
+from .parts import guided, prompt_nodes, saved, stroke
 
 
 def structure_channel(graph):
@@ -19,48 +19,18 @@ def structure_channel(graph):
         white = (255, 255, 255)
         silhouette = stroke(graph, stroke(graph, black, white, 80, 20, 20, 52), white, 64, 36, 52, 20)
         control = graph.add("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
-        controlled = graph.add(
-            "ControlNetApplyAdvanced",
-            positive=text,
-            negative=empty,
-            control_net=control,
-            image=silhouette,
-            strength=1.0,
-            start_percent=0.0,
-            end_percent=1.0,
-        )
+        whole = dict(strength=1.0, start_percent=0.0, end_percent=1.0)
+        controlled = graph.add("ControlNetApplyAdvanced", positive=text, negative=empty, control_net=control, image=silhouette, **whole)
     with graph.group("3 Channels"):
         words = graph.add("GuidanceChannel", title="the prompt", conditioning=text, weight=4.0, role="positive", name="prompt")
-        structure = graph.add(
-            "GuidanceChannel",
-            title="the structure",
-            conditioning=controlled["positive"],
-            null=text,
-            weight=1.0,
-            role="positive",
-            name="structure",
-            previous=words,
-        )
+        shown = dict(conditioning=controlled["positive"], null=text, weight=1.0, role="positive", name="structure")
+        structure = graph.add("GuidanceChannel", title="the structure", previous=words, **shown)
     with graph.group("4 Sample"):
-        latents = [
-            sampled_with(
-                graph,
-                graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"],
-                size,
-                sigmas,
-                seed=21,
-            )
-            for channel in (words, structure)
-        ]
+        latents = [guided(graph, model, empty, channel, size, sigmas, seed=21) for channel in (words, structure)]
     with graph.group("5 Image"):
         graph.add("PreviewImage", title="silhouette", images=silhouette)
         for title, latent in zip(("the prompt alone", "with the structure"), latents):
-            graph.add(
-                "SaveImage",
-                title=title,
-                images=graph.add("VAEDecode", samples=latent, vae=model["vae"]),
-                filename_prefix="structure_channel",
-            )
+            saved(graph, model["vae"], latent, "structure_channel", title)
 
 
 WORKFLOWS = [structure_channel]

@@ -1,6 +1,6 @@
 """Textual inversion."""
 
-from .parts import images_of, ksampler, saved
+from .parts import compared, images_of
 
 SHOWN = ("a large striped blue circle on a black background", "a striped red square on a white background")
 
@@ -28,11 +28,8 @@ def textual_inversion(graph):
     with graph.group("4 Use it"):
         text = "a <pattern> green triangle on a pink background"
         named = graph.add("StringReplace", title="prompt with the word", string=text, find="<pattern>", replace=trained["word"])
-        negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
-        for title, given in (("without", text.replace(" <pattern>", "")), ("with the word", named)):
-            positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=given)
-            saved(graph, model["vae"], ksampler(graph, model["model"], positive, negative, size, seed=3), "textual_inversion", title)
+        ways = (("without", model["model"], text.replace(" <pattern>", "")), ("with the word", model["model"], named))
+        compared(graph, model, ways, 4, "textual_inversion")
 
 
 WORKFLOWS = [textual_inversion]

@@ -1,13 +1,12 @@
 """The demo instruction model as the host's own InstructPix2Pix model, and that it does as it is told."""
 
-import inspect
-
 import comfy.model_base
 import pytest
 import torch
 from controlled_diffusion.nodes.demo import DemoInstructModelLoader
 from controlled_diffusion.nodes.host import demo
 
+from host.training import check_deep_copy
 from measures import instruct_pix2pix as measure
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -30,12 +29,7 @@ def test_it_is_comfyuis_model_with_the_demo_text_tower_and_vae():
 
 
 def test_a_deep_copy_owns_its_weights():
-    model = demo.load_instruct()
-    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
-        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
-    copy = model.clone(force_deepcopy=True)
-    ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (model, copy))
-    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+    check_deep_copy(demo.load_instruct(), lambda network: network.input_blocks[0][0].weight)
 
 
 @pytest.mark.parametrize("kind", measure.demo_instruct.KINDS)

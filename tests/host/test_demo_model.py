@@ -1,6 +1,4 @@
-"""The demo model is the host's own: everything stock works on it, and what training saw is what the host computes."""
-
-import inspect
+"""The demo model is ComfyUI's own: everything stock works on it, and what training saw is what the host computes."""
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -22,6 +20,7 @@ from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 from compare import assert_close
 from demo import model as demo_model
 from demo import world
+from host.training import check_deep_copy
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -101,11 +100,7 @@ def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
 
 
 def test_a_deep_copy_owns_its_weights(model):
-    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
-        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
-    copy = model.clone(force_deepcopy=True)
-    ours, theirs = (m.model.diffusion_model.out[2].weight for m in (model, copy))
-    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+    check_deep_copy(model, lambda network: network.out[2].weight)
 
 
 @pytest.mark.parametrize("part", range(3), ids=["model", "clip", "vae"])
@@ -142,13 +137,11 @@ def test_a_controlnet_acts(loaded):
     prompt, empty = encode(clip, "a red circle"), encode(clip, "")
     controlled = nodes.ControlNetApplyAdvanced().apply_controlnet(prompt, empty, control, hint, 1.0, 0.0, 1.0)
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
-    with_it, without = (
-        nodes.common_ksampler(model, 1, 3, 4.0, "euler", "normal", *pair, latent)[0]["samples"] for pair in (controlled, (prompt, empty))
-    )
-    assert not torch.allclose(with_it, without)
+    how = (model, 1, 3, 4.0, "euler", "normal")
+    assert not torch.allclose(*(nodes.common_ksampler(*how, *p, latent)[0]["samples"] for p in (controlled, (prompt, empty))))
 
 
-def test_previews_have_the_images_colours(loaded):
+def test_previews_have_the_images_colors(loaded):
     model, _, vae = loaded
     image = demo_model.as_images([world.render(demo_model.scene(5, 4321))])
     latent = model.model.process_latent_in(vae.encode(image.movedim(1, -1)))

@@ -14,7 +14,7 @@ def studio():
     return Studio()
 
 
-def test_a_negative_channel_takes_a_colour_away(studio):
+def test_a_negative_channel_takes_a_color_away(studio):
     alone, guided = multi_cfg.negative_channel(studio, 12)
     assert guided < 0.05 < alone
 
@@ -56,7 +56,7 @@ def test_a_reference_image_lends_its_layout_without_a_prompt(studio):
 
 
 def test_an_ip_adapter_image_lends_color_and_shape(studio):
-    bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("colour and shape")
+    bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("color and shape")
     without, shown = (ip_adapter.shares(bench.patched, weight, 6)[both] for weight in (0.0, 1.0))
     assert shown >= 0.7 and without <= 0.2
 

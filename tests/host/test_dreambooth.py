@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import comfy.model_management
 import comfy.sd
-import comfy.utils
 import comfy_extras.nodes_dataset as host_dataset
 import comfy_extras.nodes_model_advanced as host_sampling
 import folder_paths
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from compare import assert_close
 from host import tiny, tiny_text
 from host.sampling import ksampler
-from host.training import derivatives, execute, images, inside, stir
+from host.training import derivatives, execute, images, inside, stir, watching
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 
@@ -54,10 +53,9 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **s
     objective = Objective(Levels(low=0.2, high=0.9))
     knobs = Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
     shown = Validation(prompt, count=0, steps=2)
+    design = design or adapters.Design(rank=2)
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(
-            model, clip, vae, data or Data([images()]), subject, prior, design or adapters.Design(rank=2), objective, knobs, shown
-        )
+        return host.prepare(model, clip, vae, data or Data([images()]), subject, prior, design, objective, knobs, shown)
 
 
 def sampled(model):
@@ -98,17 +96,12 @@ def test_loras_as_forward_hooks_give_the_same_gradients(eps_model, vae, clip):
     assert all(len(m.weight_function) == 1 and not m._forward_hooks for m in layers)
 
 
-LORA = adapters.Design(rank=2, layers="")
+DESIGNS = [("eps", adapters.Design(algorithm, 2, layers="")) for algorithm in adapters.ALGORITHMS]
+DESIGNS += [(family, adapters.Design(rank=2, layers="")) for family in ("v", "flow", "sd3", "flux")]
+DESIGNS += [(family, KeysAndValues()) for family in ("eps", "v", "flow")]
 
 
-@pytest.mark.parametrize(
-    ("family", "design"),
-    [
-        *[("eps", adapters.Design(algorithm, 2, layers="")) for algorithm in adapters.ALGORITHMS],
-        *[(family, LORA) for family in ("v", "flow", "sd3", "flux")],
-        *[(family, KeysAndValues()) for family in ("eps", "v", "flow")],
-    ],
-)
+@pytest.mark.parametrize(("family", "design"), DESIGNS)
 def test_untrained_is_the_model_and_the_file_what_was_trained(family, design, vae, clip, folders):
     model, clip, vae = parts(family, clip, vae)
     task = task_of(model, clip, vae, design, word=isinstance(design, KeysAndValues), batch_size=1)
@@ -153,11 +146,8 @@ def test_a_lora_is_learnt_of_weights_that_are_kept_in_few_bits(weights, vae, cli
 def test_a_mask_limits_the_subject_and_not_the_class(eps_model, vae, clip):
     half = torch.zeros(2, 64, 64)
     half[..., :32] = 1
-    tasks = [
-        task_of(eps_model, clip, vae, data=settings.Data([images()], masks=m), weight=w)
-        for m in ((), [torch.ones(2, 64, 64)], [half])
-        for w in (1.0, 2.0)
-    ]
+    given = [(settings.Data([images()], masks=m), w) for m in ((), [torch.ones(2, 64, 64)], [half]) for w in (1.0, 2.0)]
+    tasks = [task_of(eps_model, clip, vae, data=data, weight=w) for data, w in given]
     losses = [inside(t, lambda g, t=t: float(t.loss(g, 1))) for t in tasks]
     assert losses[:2] == pytest.approx(losses[2:4], rel=1e-6) and abs(losses[4] - losses[0]) > 1e-3 * losses[0]
     assert losses[5] - losses[4] == pytest.approx(losses[1] - losses[0], rel=1e-4)
@@ -228,17 +218,13 @@ def test_class_images_are_sampled_once_kept_and_completed(eps_model, vae, clip, 
     assert len({f.parent for f in (folders / "output").rglob("class_images/*/*.png")}) == 2
 
 
-def test_a_stop_while_class_images_are_sampled_keeps_those_that_are_there(eps_model, vae, clip, folders):
-    def watch(value, total, preview, node_id=None):
+def test_a_stop_while_class_images_are_sampled_keeps_the_others(eps_model, vae, clip, folders):
+    def stop(value, total, preview):
         if preview:  # as class images have
             comfy.model_management.interrupt_current_processing(True)
 
-    comfy.utils.set_progress_bar_global_hook(watch)
-    try:
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
-            train(eps_model, clip, vae, class_count=4, class_batch=2)
-    finally:
-        comfy.utils.set_progress_bar_global_hook(None)
+    with watching(stop), pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(eps_model, clip, vae, class_count=4, class_batch=2)
     assert len(list((folders / "output").rglob("*.png"))) == 2 and not list((folders / "loras").iterdir())
 
 
@@ -253,18 +239,11 @@ def test_another_model_has_class_images_of_its_own(eps_model, vae, clip):
 
     earlier = clip.clone()
     earlier.clip_layer(-2)
-    others = [
-        place(tiny.unet("eps", seed=3)),
-        place(clip=earlier),
-        place(clip=tiny.clip(torch.float32, seed=9)),
-        place(vae=tiny.vae(seed=5)),
-        place(host_sampling.ModelSamplingDiscrete().patch(eps_model, "v_prediction", False)[0]),
-        place(with_lora(1)),
-        place(with_lora(2)),
-        place(prompt="b"),
-    ]
+    models = [tiny.unet("eps", seed=3), host_sampling.ModelSamplingDiscrete().patch(eps_model, "v_prediction", False)[0]]
+    others = [place(model) for model in (*models, with_lora(1), with_lora(2))]
+    others += [place(clip=earlier), place(clip=tiny.clip(torch.float32, seed=9)), place(vae=tiny.vae(seed=5)), place(prompt="b")]
     assert len({place(), *others}) == 1 + len(others)
-    assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[5]
+    assert place() == place(eps_model.clone(), clip.clone()) and place(with_lora(1)) == others[2]
 
 
 def test_the_hosts_folder_of_images_and_captions_plugs_in(eps_model, vae, clip, folders, monkeypatch):
@@ -290,11 +269,10 @@ def test_a_caption_may_say_one_thing_in_several_ways(eps_model, vae, clip):
     assert drawn == [task.sentences([0, 1, 2], 3 * i, torch.zeros(3)) for i in range(60)]
 
 
-def test_class_images_do_not_depend_on_the_seed_and_their_sentences_are_encoded_once(eps_model, vae, clip, folders, monkeypatch):
+def test_class_images_do_not_depend_on_the_seed(eps_model, vae, clip, folders, monkeypatch):
+    """And their sentences are encoded once."""
     told, encode = [], type(clip).encode_from_tokens_scheduled
-    monkeypatch.setattr(
-        type(clip), "encode_from_tokens_scheduled", lambda self, tokens, **k: told.append(tokens) or encode(self, tokens, **k)
-    )
+    monkeypatch.setattr(type(clip), "encode_from_tokens_scheduled", lambda clip, t, **k: told.append(t) or encode(clip, t, **k))
     train(eps_model, clip, vae, class_count=4, class_batch=1)
     first, files = len(told), sorted((folders / "output").rglob("class_images/*/*.png"))
     train(eps_model, clip, vae, class_count=4, class_batch=1, seed=5)

@@ -25,20 +25,13 @@ PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it re
 COMMON = dict(name="thing", steps=4, seed=4)
 CLASS = dict(class_prompt="a cat", class_count=2, class_batch=2, learning_rate=0.05, batch_size=1)
 LOOK = dict(warmup=0, validation_count=0, validation_steps=2, schedule="constant")
+WORD_OF, TOLD = dict(placeholder="<z>", initial_words="cat", validation_prompt="a {}"), dict(labels=["red", "blue"], held_out=0.0)
 TRAINERS = {  # node, folder of its file, what it is given
-    "textual inversion": (
-        TIEmbeddingTrainer,
-        "embeddings",
-        dict(images=[images()], placeholder="<z>", initial_words="cat", validation_prompt="a {}", batch_size=2, **LOOK),
-    ),
+    "textual inversion": (TIEmbeddingTrainer, "embeddings", dict(images=[images()], **WORD_OF, batch_size=2, **LOOK)),
     "dreambooth": (DreamBoothTrainer, "loras", dict(images=[images()], instance_prompt="a zz cat", rank=2, **CLASS, **LOOK)),
     "custom diffusion": (CustomDiffusionTrainer, "loras", dict(images=[images()], instance_prompt="a <concept> cat", **CLASS, **LOOK)),
     "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
-    "classifier": (
-        NoisyClassifierTrainer,
-        classifier.CLASSIFIERS.name,
-        dict(images=[images()], labels=["red", "blue"], batch_size=2, held_out=0.0, average=0.0),
-    ),
+    "classifier": (NoisyClassifierTrainer, classifier.CLASSIFIERS.name, dict(images=[images()], **TOLD, batch_size=2, average=0.0)),
 }
 CONCEPTS = [k for k in TRAINERS if k != "classifier"]  # those that train on the model itself
 
@@ -211,7 +204,7 @@ def test_images_and_sentences_that_stay_are_encoded_once(kind, made, monkeypatch
     assert encoded(2) == encoded(7) and encoded(2).count("encode") == (2 if kind == "textual inversion" else 4)
 
 
-@pytest.mark.parametrize("kind", ["textual inversion", "dreambooth", "custom diffusion", "instructions"])
+@of_concepts
 def test_one_image_is_enough(kind, made):
     one = dict(before=[images(1)], after=[images(1, seed=1)], instructions=["make it red"])
     train(kind, made, **(one if kind == "instructions" else dict(images=[images(1)])))

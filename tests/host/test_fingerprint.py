@@ -26,13 +26,6 @@ def in_precision(dtype):
     return model
 
 
-def with_lora(model):
-    """The model with a LoRA baked into it, as the host does when it loads."""
-    patched = comfy.sd.load_lora_for_models(model, None, tiny.lora(model), 1.0, 0)[0]
-    comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
-    return patched
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_the_same_weights_in_another_precision_are_the_same(dtype):
     assert Weights.of(in_precision(dtype)).same(Weights.of(tiny.unet("eps")))
@@ -98,7 +91,8 @@ def test_a_hook_that_is_applied_changes_nothing():
 def test_a_lora_that_is_baked_in_changes_nothing_and_is_counted():
     model = tiny.unet("eps")
     before, weight = Weights.of(model), model.model.state_dict()[KEY].clone()
-    patched = with_lora(model)
+    patched = comfy.sd.load_lora_for_models(model, None, tiny.lora(model), 1.0, 0)[0]
+    comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
     assert not torch.equal(model.model.state_dict()[KEY], weight), "the LoRA is not baked in: nothing is tested"
     assert Weights.of(patched) == before == Weights.of(model)
     assert ModelTag.of(patched).patched == 1 and ModelTag.of(model).patched == 0

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import comfy.clip_vision
 import comfy.model_management
-import comfy.utils
 import comfy_extras.nodes_dataset as host_dataset
 import folder_paths
 import pytest
@@ -22,6 +21,7 @@ from PIL import Image
 from compare import assert_close
 from demo import world
 from host import sampling, tiny, tiny_text
+from host.training import full_disk, watching
 from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "output")
@@ -68,10 +68,8 @@ def drawn_alone(model, clip, vae, text, how, sampler):
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (text, "bad"))
     empty = sampling.latent()
     noise = host.comfy.sample.prepare_noise(empty, how.seed)
-    made = host.comfy.sample.sample(
-        model, noise, 3, how.cfg, sampler, "normal", positive, negative, empty, disable_pbar=True, seed=how.seed
-    )
-    return vae.decode(made)
+    settings = (3, how.cfg, sampler, "normal", positive, negative, empty)
+    return vae.decode(host.comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=how.seed))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
@@ -167,7 +165,7 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=3, keep=2)
     pairs(eps_model, clip, vae, folder="whole", **one)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(PairFolder, "finish", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(PairFolder, "finish", full_disk)
         pairs(eps_model, clip, vae, **one)
     assert len(pairs(eps_model, clip, vae, **one)[0]) == 2
     assert files(output / "things") == files(output / "whole")
@@ -176,7 +174,7 @@ def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip
 def test_a_run_that_broke_off_leaves_nothing_twice(eps_model, clip, vae, output, monkeypatch):
     one = dict(prompt_pairs=TEXT.splitlines()[0], candidates=2, keep=2)
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(image_files, "write", lambda made: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(image_files, "write", full_disk)
         pairs(eps_model, clip, vae, **one)
     before, _, instructions, _ = pairs(eps_model, clip, vae, **one)
     there = sorted((output / "things").glob("*/*.png"))
@@ -198,11 +196,8 @@ def test_removed_pairs_are_gone_and_numbers_not_reused(output):
 
 def test_pairs_of_another_model_are_not_given_out_as_this_ones(eps_model, clip, vae, output):
     pairs(eps_model, clip, vae)
-    for given in (
-        (tiny.unet("eps", seed=9), clip, vae),
-        (eps_model, tiny.clip(torch.float32, seed=9), vae),
-        (eps_model, clip, tiny.vae(9)),
-    ):
+    other = tiny.unet("eps", seed=9), tiny.clip(torch.float32, seed=9), tiny.vae(9)
+    for given in ((other[0], clip, vae), (eps_model, other[1], vae), (eps_model, clip, other[2])):
         with pytest.raises(ValueError, match=r"drawn otherwise: models was \w+, now \w+\. Set these back"):
             pairs(*given)
 
@@ -212,13 +207,13 @@ def test_a_list_is_written_whole_or_not_at_all(output, monkeypatch):
     for number in range(2):
         folder.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": number, "note": "zwei\u2028Zeilen"})
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-        patched.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+        patched.setattr(os, "replace", full_disk)
         folder.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": 2})
     assert folder.seeds(PAIR) == {0, 1} and len(folder.read()[0]) == 2
 
 
 @pytest.mark.parametrize("kind", ["model", "checker"])
-def test_pairs_are_not_continued_where_settings_cannot_be_compared(kind, eps_model, clip, vae, output):
+def test_settings_that_cannot_be_compared_are_not_continued(kind, eps_model, clip, vae, output):
     """RescaleCFG is a function on the model; a checker may say what it checks."""
     model, knobs, name = eps_model, dict(checker=lambda before, after, pair: [1.0] * len(before)), "the checker"
     if kind == "model":
@@ -245,17 +240,12 @@ def test_no_half_image_is_left(output, monkeypatch):
 
 
 def test_a_stop_keeps_the_prompt_pairs_that_are_done(eps_model, clip, vae, output):
-    def watch(value, total, preview, node_id=None):
+    def stop(value, total, preview):
         if value == 3:
             comfy.model_management.interrupt_current_processing(True)
 
-    comfy.utils.set_progress_bar_global_hook(watch)
-    try:
-        with pytest.raises(comfy.model_management.InterruptProcessingException):  # or the host would keep this as the node's result
-            pairs(eps_model, clip, vae)
-    finally:
-        comfy.utils.set_progress_bar_global_hook(None)
-        comfy.model_management.interrupt_current_processing(False)
+    with watching(stop), pytest.raises(comfy.model_management.InterruptProcessingException):  # or ComfyUI would keep this as the result
+        pairs(eps_model, clip, vae)
     first = files(output / "things")
     assert "before/00001.png" in first and "before/00002.png" not in first
     assert len(pairs(eps_model, clip, vae)[0]) == 2
@@ -291,7 +281,7 @@ def test_a_list_of_images_that_names_others_is_refused(output):
 
 
 class Eyes:
-    """What a CLIP_VISION is to the filter: its embedding is the mean colour, each channel a direction."""
+    """What a CLIP_VISION is to the filter: its embedding is the mean color, each channel a direction."""
 
     def __init__(self, *directions):
         self.directions = torch.stack(directions) if directions else torch.eye(3)
@@ -310,9 +300,8 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
     def plain(r, g, b):
         return torch.tensor([r, g, b]).expand(4, 4, 3)
 
-    candidates = torch.stack(
-        [torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in ((1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7))]
-    )
+    colors = (1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7)
+    candidates = torch.stack([torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in colors])
     eyes = Eyes(said(clip, "red"), torch.zeros(tiny.CONTEXT), said(clip, "blue"))
     chooser = pair_filter(Filter(0.5, 0.2, 0.0), PlainFilter(), eyes, clip)
     best = chooser.best(candidates, PromptPair("red", "blue", "-"), 4)
@@ -321,7 +310,7 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
 
 
 def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
-    """The host's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
+    """ComfyUI's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
     images = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     chooser = pair_filter(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
     found = dict(chooser.best(images, PAIR, 2))
@@ -332,9 +321,7 @@ def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
     assert not clip.cond_stage_model.clip_l.return_projected_pooled  # the CLIP is left as it was
 
 
-@pytest.mark.parametrize(
-    "weight", [torch.zeros(tiny.CONTEXT, tiny.CONTEXT), torch.eye(tiny.CONTEXT), torch.full((tiny.CONTEXT,) * 2, torch.nan)]
-)
+@pytest.mark.parametrize("weight", [torch.zeros(tiny.CONTEXT, tiny.CONTEXT), torch.eye(tiny.CONTEXT), torch.full((tiny.CONTEXT,) * 2, torch.nan)])  # fmt: skip
 def test_a_text_encoder_without_the_projection_is_refused(weight, vision):
     clip = tiny.clip(torch.float32)
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.copy_(weight)
@@ -390,9 +377,8 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     red, blue = (world.Thing("circle", color, radius=26) for color in ("red", "blue"))
     striped, square = replace(blue, texture="striped"), replace(blue, shape="square")
     other = replace(red, shape="star", x=24, y=24, radius=18)
-    after = torch.stack(
-        [drawn(p) for p in (blue, striped, square, red)] + [drawn(blue, ground="pink"), drawn(blue, other), drawn(replace(blue, x=80))]
-    )
+    shown = [drawn(p) for p in (blue, striped, square, red)]
+    after = torch.stack([*shown, drawn(blue, ground="pink"), drawn(blue, other), drawn(replace(blue, x=80))])
     before = drawn(red).expand_as(after)
     checker = DemoCheckerLoader.execute().args[0]
     assert pair_filter(Filter(), PlainFilter(), checker=checker).key  # so that a folder is continued

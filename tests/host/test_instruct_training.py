@@ -1,4 +1,3 @@
-import inspect
 import os
 import shutil
 from dataclasses import replace
@@ -28,7 +27,7 @@ from safetensors.torch import load_file
 
 from compare import assert_close
 from host import sampling, tiny, tiny_editors, tiny_text
-from node_schema import defaults
+from host.training import check_deep_copy, execute, images, inside
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 INSTRUCTIONS = ["make it red", "turn it into a cat", "remove it"]
@@ -39,56 +38,27 @@ def folders(tmp_path):
     """Empty folders of outputs and of diffusion models."""
     before = folder_paths.get_output_directory(), folder_paths.folder_names_and_paths["diffusion_models"]
     folder_paths.set_output_directory(str(tmp_path / "output"))
-    folder_paths.folder_names_and_paths["diffusion_models"] = (
-        [str(tmp_path / "unet"), str(tmp_path / "diffusion_models")],
-        {".safetensors"},
-    )
+    places = [str(tmp_path / name) for name in ("unet", "diffusion_models")]
+    folder_paths.folder_names_and_paths["diffusion_models"] = places, {".safetensors"}
     yield tmp_path
     folder_paths.set_output_directory(before[0])
     folder_paths.folder_names_and_paths["diffusion_models"] = before[1]
     shutil.rmtree(tmp_path)
 
 
-def images(count=3, size=64, seed=0):
-    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
-
-
 def train(model, clip, vae, **knobs):
     """(model, name, curve, validation) of the node with its defaults and a few steps."""
-    usual = defaults(InstructPix2PixTrainer) | dict(name="editor", steps=3, batch_size=2, warmup=0, rank=4, seed=4)
-    usual |= dict(validation_steps=2, validation_count=1, learning_rate=0.01)
-    usual |= dict(before=[images()], after=[images(seed=1)], instructions=INSTRUCTIONS)
-    lists = {k: v if isinstance(v, list) else [v] for k, v in {**usual, **knobs}.items()}
-    return InstructPix2PixTrainer.execute(model=[model], clip=[clip], vae=[vae], **lists).args
-
-
-def test_weights_that_loading_moves_are_trained_with(folders, eps_model):
-    """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
-    given = [tiny.as_on_a_gpu(made) for made in (eps_model, tiny.clip(torch.float32), tiny.vae())]
-    for number in range(2):
-        model, *_, images = train(*given, name=f"editor{number}", steps=2, validation_steps=1)
-        assert edited(model).isfinite().all() and images.isfinite().all()
+    usual = dict(name="editor", steps=3, batch_size=2, warmup=0, rank=4, seed=4, validation_steps=2, validation_count=1, learning_rate=0.01)
+    usual |= dict(before=[images(3)], after=[images(3, seed=1)], instructions=INSTRUCTIONS)
+    return execute(InstructPix2PixTrainer, model=model, clip=clip, vae=vae, **usual | knobs)
 
 
 def task_of(model, clip, vae, what="attention", **more):
-    data = host.Data([images()], [images(seed=1)], INSTRUCTIONS)
+    data = host.Data([images(3)], [images(3, seed=1)], INSTRUCTIONS)
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
     objective = denoiser.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
         return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0))
-
-
-def inside(task, question):
-    """What `question(denoiser)` gives while the host's sampling runs, with gradients."""
-    found = []
-
-    def steps(denoiser):
-        found.append(question(denoiser))
-        return iter(())
-
-    with torch.inference_mode(False), torch.no_grad():
-        run.run_sampler(task.model, [task.examples.positive[0]], task.shape, run.TrainSampler(steps))
-    return found[0]
 
 
 def edited(model, seed=3, **scales):
@@ -98,18 +68,13 @@ def edited(model, seed=3, **scales):
     return sampling.run(InstructPix2Pix(model, image.conditions(model, positive, negative), Scales(**scales)))
 
 
-def plain(model, positive, negative, cfg):
-    return sampling.ksampler(model, positive, negative, cfg)
-
-
 @pytest.mark.parametrize("family", ["eps", "v", "flow"])
 def test_a_model_with_room_ignores_the_image_at_first(family):
     model = tiny.unet(family)
     wide = instruct_models.with_room(model)
-    assert (
-        isinstance(wide.model, comfy.model_base.SD15_instructpix2pix) and wide.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
-    )
-    expected = plain(model, tiny.conditioning(1), tiny.conditioning(2), 3.0)
+    assert isinstance(wide.model, comfy.model_base.SD15_instructpix2pix)
+    assert wide.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
+    expected = sampling.ksampler(model, tiny.conditioning(1), tiny.conditioning(2), 3.0)
     for seed in (3, 4):
         assert_close(edited(wide, seed, text_scale=3.0, image_scale=1.0), expected, atol=2e-5, rtol=1e-5)
 
@@ -122,7 +87,7 @@ def test_sdxl_becomes_sdxls_instruction_model():
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a cat", ""))
     image = SourceImage(wide, positive, {"samples": torch.ones(1, 4, 8, 8)})
     made = sampling.run(InstructPix2Pix(wide, image.conditions(wide, positive, negative), Scales(3.0, 1.0)))
-    assert_close(made, plain(model, positive, negative, 3.0), atol=2e-4, rtol=1e-4)
+    assert_close(made, sampling.ksampler(model, positive, negative, 3.0), atol=2e-4, rtol=1e-4)
 
 
 def test_patches_and_options_are_handed_on(eps_model):
@@ -131,9 +96,9 @@ def test_patches_and_options_are_handed_on(eps_model):
     patched.add_patches({key: (torch.ones_like(eps_model.model.state_dict()[key]) * 0.05,)}, 0.5)
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.5)
     patched.add_object_patch("model_sampling", tiny.unet("v").get_model_object("model_sampling"))
-    expected = plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)
-    assert not torch.equal(expected, plain(eps_model, tiny.conditioning(1), tiny.conditioning(2), 3.0))
-    plain(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)  # the patch is in the shared weights now
+    expected = sampling.ksampler(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)
+    assert not torch.equal(expected, sampling.ksampler(eps_model, tiny.conditioning(1), tiny.conditioning(2), 3.0))
+    sampling.ksampler(patched, tiny.conditioning(1), tiny.conditioning(2), 3.0)  # the patch is in the shared weights now
     before = {k: v.clone() for k, v in patched.model.state_dict().items()}
     assert_close(edited(instruct_models.with_room(patched), text_scale=3.0, image_scale=1.0), expected, atol=2e-5, rtol=1e-5)
     assert not torch.equal(instruct_models.weights_of(eps_model)[key.removeprefix("diffusion_model.")], before[key])
@@ -142,9 +107,7 @@ def test_patches_and_options_are_handed_on(eps_model):
 
 def test_wrappers_are_handed_on_and_bypass_loras_refused(eps_model):
     seen, wrapped = [], eps_model.clone()
-    wrapped.add_wrapper_with_key(
-        WrappersMP.APPLY_MODEL, "mine", lambda executor, *given, **more: seen.append(1) or executor(*given, **more)
-    )
+    wrapped.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "mine", lambda run, *given, **more: seen.append(1) or run(*given, **more))
     edited(wide := instruct_models.with_room(wrapped))
     assert seen and wide.wrappers is not wrapped.wrappers
     beside, _ = comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model), 1.0, 0.0)
@@ -153,12 +116,7 @@ def test_wrappers_are_handed_on_and_bypass_loras_refused(eps_model):
 
 
 def test_a_deep_copy_of_it_owns_its_weights(eps_model):
-    wide = instruct_models.with_room(eps_model)
-    if "force_deepcopy" not in inspect.signature(wide.clone).parameters:
-        pytest.skip("this host has no deep copies of models (ComfyUI 0.27 and newer do)")
-    copy = wide.clone(force_deepcopy=True)
-    ours, theirs = (m.model.diffusion_model.input_blocks[0][0].weight for m in (wide, copy))
-    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+    check_deep_copy(instruct_models.with_room(eps_model), lambda network: network.input_blocks[0][0].weight)
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
@@ -329,9 +287,8 @@ def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, 
 @pytest.mark.parametrize("what", ["attention", "all weights"])
 def test_too_little_memory_is_told_before_anything_is_made(what, eps_model, clip, vae, monkeypatch):
     monkeypatch.setattr(memory, "get_free_memory", lambda device: 2**14)
-    with pytest.raises(
-        ValueError, match=r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"
-    ):
+    told = r"Training \d+ million numbers with adamw needs \d+ MB beside the model, and 0 MB are free. Train a LoRA"
+    with pytest.raises(ValueError, match=told):
         task_of(eps_model, clip, vae, what)
 
 
@@ -394,14 +351,12 @@ def test_it_learns_from_a_folder_of_pairs(eps_model, clip, vae, folders):
     saved = InstructPix2PixLoader.fingerprint_inputs(name)
     os.utime(folders / "diffusion_models" / name, (1, 1))
     assert InstructPix2PixLoader.fingerprint_inputs(name) != saved
-    assert (
-        isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
-        and Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
-    )
+    assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
+    assert Path(folder.path / "after" / "00003.txt").read_text() == "remove it"
 
 
 def test_a_compiled_model_does_not_replace_the_new_one(eps_model, caplog):
-    """The host's wrapper puts the network that was compiled into whatever model runs."""
+    """ComfyUI's wrapper puts the network that was compiled into whatever model runs."""
     compiled, seen = eps_model.clone(), []
     compiled.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", lambda executor, *given, **more: seen.append(1))
     with caplog.at_level("WARNING"):

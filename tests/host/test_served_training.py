@@ -52,31 +52,21 @@ def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, n
     return add(prompt, "VAEDecode", samples=latent, vae=parts["vae"])
 
 
-def own(parts: dict, *names: str) -> dict:
-    return {k: parts[k] for k in names}
+WORD = dict(placeholder="<thing>", initial_words="red", validation_prompt="a {} circle", learning_rate=0.05)
+LORA = dict(instance_prompt="a zz circle", class_prompt="a circle", class_count=2, rank=2, learning_rate=0.01)
+CONCEPT = dict(instance_prompt="a <thing> circle", placeholder="<thing>", prior_weight=0.0, learning_rate=0.01)
+TRAINERS = {"word": ("TIEmbeddingTrainer", WORD), "lora": ("DreamBoothTrainer", LORA), "concept": ("CustomDiffusionTrainer", CONCEPT)}
 
 
 def trainer(add, prompt: dict, kind: str, parts: dict, **knobs) -> list:
     few = dict(steps=3, name=f"served-{kind}", seed=1, validation_count=1, validation_steps=2, warmup=0) | knobs
-    given = own(parts, "model", "clip", "vae")
-    if kind == "word":
-        asked = dict(
-            images=parts["images"], placeholder="<thing>", initial_words="red", validation_prompt="a {} circle", learning_rate=0.05
-        )
-        return add(prompt, "TIEmbeddingTrainer", **given, **{**asked, **few})
-    if kind == "lora":
-        asked = dict(
-            images=parts["images"], instance_prompt="a zz circle", class_prompt="a circle", class_count=2, rank=2, learning_rate=0.01
-        )
-        return add(prompt, "DreamBoothTrainer", **given, **{**asked, **few})
-    if kind == "concept":
-        asked = dict(
-            images=parts["images"], instance_prompt="a <thing> circle", placeholder="<thing>", prior_weight=0.0, learning_rate=0.01
-        )
-        return add(prompt, "CustomDiffusionTrainer", **given, **{**asked, **few})
-    after = add(prompt, "ImageInvert", image=parts["images"])
-    asked = dict(before=parts["images"], after=after, instructions="turn it over\nturn it over", folder="", learning_rate=0.01, rank=2)
-    return add(prompt, "InstructPix2PixTrainer", **given, **{**asked, **few})
+    given = {k: parts[k] for k in ("model", "clip", "vae")}
+    if kind == "editor":
+        shown = dict(before=parts["images"], after=add(prompt, "ImageInvert", image=parts["images"]), folder="")
+        asked = dict(instructions="turn it over\nturn it over", learning_rate=0.01, rank=2)
+        return add(prompt, "InstructPix2PixTrainer", **given, **shown, **asked | few)
+    node, asked = TRAINERS[kind]
+    return add(prompt, node, images=parts["images"], **given, **asked | few)
 
 
 def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
@@ -89,11 +79,11 @@ def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
         return drawn(add, prompt, parts, said(made or "embedding:served-word"))
     if kind == "editor":
         model = made or add(prompt, "InstructPix2PixLoader", model=parts["model"], name="served-editor")
-        patch = add(
-            prompt, "InstructPix2PixPatch", model=model, positive=said("turn it over"), negative=parts["negative"], image=parts["images"], vae=parts["vae"]
-        )  # fmt: skip
+        given = dict(positive=said("turn it over"), negative=parts["negative"], image=parts["images"], vae=parts["vae"])
+        patch = add(prompt, "InstructPix2PixPatch", model=model, **given)
         return drawn(add, prompt, parts, out(patch, 1), model=patch, negative=out(patch, 2))
-    lora = add(prompt, "LoraLoader", model=parts["model"], clip=parts["clip"], lora_name=f"served-{kind}.safetensors", strength_model=1.0, strength_clip=1.0) if made is None else made  # fmt: skip
+    file = dict(lora_name=f"served-{kind}.safetensors", strength_model=1.0, strength_clip=1.0)
+    lora = made or add(prompt, "LoraLoader", model=parts["model"], clip=parts["clip"], **file)
     word = said(out(made, 3) if made else {"lora": "a zz circle", "concept": "embedding:served-concept"}[kind])
     return drawn(add, prompt, parts, word, model=lora)
 

@@ -136,9 +136,8 @@ def test_what_is_made_again_lies_in_memory_as_it_was_saved():
 def test_no_copies_of_coarse_text_encoders_are_kept(kind, eps_model, vae, folders, monkeypatch):
     """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
     where = [str(folders / "embeddings")]
-    if kind == "sd1":
-        given = eps_model, tiny.clip(torch.bfloat16, embedding_directory=where), vae
-    else:
+    given = eps_model, tiny.clip(torch.bfloat16, embedding_directory=where), vae
+    if kind == "flux":
         given = tiny_text.denoiser("flux"), tiny_text.clip("flux", where, dtype=torch.bfloat16), tiny_text.vae("flux")
     task = task_of(*given, word=True)
     words = list(task.word.parameters.values())

@@ -28,18 +28,10 @@ KINDS = {  # tokenizer, text model, widths by key of embedding files
     "flux": (comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.flux_clip(torch.float32), {"clip_l": 16, "t5xxl": 32}),
 }
 SD3 = dict(
-    input_size=None,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    depth=1,
-    adm_in_channels=40,
-    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}},
-    num_patches=256,
-    pos_embed_max_size=16,
-    pos_embed_scaling_factor=None,
-    qk_norm="rms",
-)
+    input_size=None, patch_size=2, in_channels=16, out_channels=16, depth=1, adm_in_channels=40,
+    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}}, num_patches=256,
+    pos_embed_max_size=16, pos_embed_scaling_factor=None, qk_norm="rms",
+)  # fmt: skip
 
 
 class TinySDXL(comfy.supported_models.SDXL):

@@ -1,9 +1,11 @@
 """What the tests of trainers share: their images, their nodes with few steps, and questions asked while a training runs."""
 
+import inspect
 from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.utils
+import pytest
 import torch
 from controlled_diffusion.nodes.host.training import run
 
@@ -21,6 +23,14 @@ def execute(node, **given):
     return node.execute(**lists).args
 
 
+def check_deep_copy(model, weight):
+    """A deep copy of a MODEL owns its weights; `weight(network)` is one of them."""
+    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
+        pytest.skip("this ComfyUI has no deep copies of models (0.27 and newer do)")
+    ours, theirs = (weight(m.model.diffusion_model) for m in (model, model.clone(force_deepcopy=True)))
+    assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+
+
 @contextmanager
 def watching(show):
     """Inside, `show(value, total, preview)` is called whenever ComfyUI's progress bars move; afterwards nothing is interrupted."""
@@ -30,6 +40,11 @@ def watching(show):
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
         comfy.model_management.interrupt_current_processing(False)
+
+
+def full_disk(*given, **more):
+    """Stands for a function that writes."""
+    raise OSError(28, "no space")
 
 
 def stopping_at(value, total):

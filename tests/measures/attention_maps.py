@@ -4,7 +4,6 @@ Images of two things are drawn while their words' maps are captured. The mask of
 (IoU) with the thing it names, as the checker sees it, with the other thing, and with its own thing after the mask was moved sideways.
 """
 
-import argparse
 from collections import defaultdict
 
 import comfy.sample
@@ -15,12 +14,13 @@ from controlled_diffusion.training.demo import checker
 
 from demo.world import BACKGROUNDS, COLORS, SHAPES
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from measures.script import head, options_of, row, say
 
 THRESHOLD, BATCH = 0.4, 2
 
 
 def prompts(count: int):
-    """(prompt, ((colour, shape), (colour, shape))) of two things that differ in both."""
+    """(prompt, ((color, shape), (color, shape))) of two things that differ in both."""
     rng = np.random.default_rng(21)
     for _ in range(count):
         colors, shapes = rng.choice(list(COLORS), 2, replace=False), rng.choice(SHAPES, 2, replace=False)
@@ -57,7 +57,7 @@ def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, f
             if set(seen) != set(things):
                 continue
             for thing, other in (things, things[::-1]):
-                for kind, words in (("colour", thing[0]), ("noun", thing[1]), ("both", f"{thing[0]}, {thing[1]}")):
+                for kind, words in (("color", thing[0]), ("noun", thing[1]), ("both", f"{thing[0]}, {thing[1]}")):
                     mask = attention_maps.mask(maps, words, "all", THRESHOLD, None)[i].bool().numpy()
                     moved = np.mean([iou(np.roll(mask, 16 * step, 1), seen[thing]) for step in range(1, 8)])
                     found[kind].append((iou(mask, seen[thing]), iou(mask, seen[other]), float(moved)))
@@ -65,13 +65,11 @@ def measured(studio: Studio, count: int) -> dict[str, list[tuple[float, float, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=24, help="prompts, two images each")
-    found = measured(Studio(), parser.parse_args().count)
-    print(f"| mask of a thing's word ({len(found['noun'])} things) | IoU with the thing | with the other thing | after moving the mask |")
-    print("|---|---|---|---|")
+    found = measured(Studio(), options_of(__doc__, count=(24, "prompts, two images each")).count)
+    title = f"mask of a thing's word ({len(found['noun'])} things)"
+    say(head(title, "IoU with the thing", "with the other thing", "after moving the mask"))
     for kind, values in found.items():
-        print(f"| {kind} | " + " | ".join(f"{v:.3f}" for v in np.mean(values, 0)) + " |")
+        say(row(kind, *(f"{v:.3f}" for v in np.mean(values, 0))))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ For every scale: the share of images that show the asked label, and how varied t
 images for each label (Vendi score).
 """
 
-import argparse
-
 import numpy as np
 from controlled_diffusion.guidance.classifier import ClassifierGradient
 from controlled_diffusion.guidance.multi_cfg import Channel
@@ -15,6 +13,7 @@ from controlled_diffusion.training.demo import checker
 
 from demo.world import COLORS, SHAPES
 from harness.demo_images import Studio
+from measures.script import head, options_of, percent, row, say
 
 SCALES = (0.0, 2.0, 8.0, 32.0, 64.0)
 
@@ -27,11 +26,8 @@ def rest(image: np.ndarray, label: str) -> tuple:
     """What was not asked for: background, number of things and, of the largest, its other name, place, size and texture."""
     seen = checker.read(image)
     thing = seen.things[0] if seen.things else None
-    return (
-        seen.background,
-        len(seen.things),
-        *((thing.shape if label in COLORS else thing.color, thing.position, thing.size, thing.texture) if thing else "----"),
-    )
+    looks = (thing.shape if label in COLORS else thing.color, thing.position, thing.size, thing.texture) if thing else "----"
+    return seen.background, len(seen.things), *looks
 
 
 def vendi(descriptions) -> float:
@@ -62,16 +58,12 @@ def success(studio: Studio, labels, scale: float, count: int) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=16, help="images for each label")
-    count, studio = parser.parse_args().count, Studio()
-    labels = (*COLORS, *SHAPES)
-    print(
-        f"| classifier scale ({count} images for each of {len(labels)} labels) | the label is there | different images for each label |\n|---|---|---|"
-    )
+    count, studio, labels = options_of(__doc__, count=(16, "images for each label")).count, Studio(), (*COLORS, *SHAPES)
+    title = f"classifier scale ({count} images for each of {len(labels)} labels)"
+    say(head(title, "the label is present", "different images for each label"))
     for scale in SCALES:
         share, different = success(studio, labels, scale, count)
-        print(f"| {scale:g} | {100 * share:.0f} % | {different:.1f} |")
+        say(row(f"{scale:g}", percent(share), f"{different:.1f}"))
 
 
 if __name__ == "__main__":

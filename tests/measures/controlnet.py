@@ -1,10 +1,8 @@
 """Structure as a guidance channel on the demo model: `python . run tests/measures/controlnet.py`.
 
 The structure channel is the prompt under a ControlNet, compared with the prompt alone; it gets the silhouette of a scene. The text
-channel asks for a colour. Told is how well the things fill the silhouette (IoU), and how often the colour is the one asked for.
+channel asks for a color. Told is how well the things fill the silhouette (IoU), and how often the color is the one asked for.
 """
-
-import argparse
 
 import comfy.controlnet
 import nodes
@@ -20,6 +18,7 @@ from demo import model as demo_model
 from demo import world
 from demo.world import COLORS, Scene
 from harness.demo_images import Studio
+from measures.script import head, options_of, percent, row, say
 
 CONTROLNET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -47,9 +46,7 @@ def controlled(conditioning, hints: torch.Tensor, empty):
 
 
 @torch.inference_mode()
-def drawn(
-    studio: Studio, chosen: list[Scene], texts: list[str], weight: float, rules: Rules = Rules(), text_weight: float = 4.0, priority=0
-):
+def drawn(studio: Studio, chosen: list[Scene], texts: list[str], weight: float, rules=Rules(), text_weight: float = 4.0, priority=0):
     """Images with a text channel and a structure channel of the silhouettes."""
     images = []
     for first in range(0, len(chosen), BATCH):
@@ -63,14 +60,14 @@ def drawn(
 
 
 def wishes(chosen: list[Scene]) -> tuple[list[str], list[str]]:
-    """(prompts, colours): a colour drawn at random for each scene's silhouette."""
+    """(prompts, colors): a color drawn at random for each scene's silhouette."""
     rng = np.random.default_rng(12)
     colors = [str(rng.choice(list(COLORS))) for _ in chosen]
     return [f"a {c} {s.things[0].shape} on a {s.background} background" for c, s in zip(colors, chosen)], colors
 
 
 def trade_off(studio: Studio, count: int, weight: float) -> tuple[float, float]:
-    """(mean IoU with the silhouette, share with the asked colour)."""
+    """(mean IoU with the silhouette, share with the asked color)."""
     chosen = scenes(count)
     texts, colors = wishes(chosen)
     images = drawn(studio, chosen, texts, weight)
@@ -88,16 +85,14 @@ def conflict(studio: Studio, count: int, rule: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64, help="silhouettes for each weight")
-    count, studio = parser.parse_args().count, Studio()
-    print(f"| weight of the structure channel ({count} silhouettes) | IoU with the silhouette | colour of the text |\n|---|---|---|")
+    count, studio = options_of(__doc__, count=(64, "silhouettes for each weight")).count, Studio()
+    say(head(f"weight of the structure channel ({count} silhouettes)", "IoU with the silhouette", "color of the text"))
     for weight in WEIGHTS:
         overlap, color = trade_off(studio, count, weight)
-        print(f"| {weight:g} | {overlap:.3f} | {100 * color:.0f} % |")
-    print("\n| the text asks for the opposite side | IoU with the silhouette |\n|---|---|")
+        say(row(f"{weight:g}", f"{overlap:.3f}", percent(color)))
+    say("\n" + head("the text asks for the opposite side", "IoU with the silhouette"))
     for rule in ("sum", "project"):
-        print(f"| `{rule}` | {conflict(studio, count, rule):.3f} |")
+        say(row(f"`{rule}`", f"{conflict(studio, count, rule):.3f}"))
 
 
 if __name__ == "__main__":

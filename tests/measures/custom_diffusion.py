@@ -3,7 +3,7 @@
 Five images each show something that their captions do not name: stripes and dots, for which the demo model has other words; or a hat, an
 eye or a moon, for which it has none, or a shape that it never saw. Custom Diffusion learns each as a word with keys and values, and the
 closed form merges two. Then they are asked for in new contexts: each under its own file, each under the merged one, and two textures on
-two things of one image. The checker says how often the concept is there, how often the prompt's colour, shape and
+two things of one image. The checker says how often the concept is there, how often the prompt's color, shape and
 background are right, and how far images of the ordinary world have drifted.
 """
 
@@ -24,9 +24,10 @@ from demo import model as demo_model
 from demo import world
 from demo.reading import any_shape
 from harness.demo_images import Studio
-from measures import textual_inversion
-from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught
-from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, say, single
+from measures import script, textual_inversion
+from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught, verdicts
+from measures.script import head, say
+from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, single
 
 IMAGES = len(SHOWN)
 FACTS = ("concept", "color", "shape", "background", "all")
@@ -35,7 +36,7 @@ IDEAS = (*EXTRAS, *world.STRANGERS)
 
 @dataclass(frozen=True)
 class Idea:
-    """A concept: a strange shape, whose word stands for the noun of a caption, or another thing, whose word stands before the colour."""
+    """A concept: a strange shape, whose word stands for the noun of a caption, or another thing, whose word stands before the color."""
 
     name: str
 
@@ -106,7 +107,7 @@ def pair(index: int, words: dict[Idea, str], seed: int = HELD_OUT + 2) -> tuple[
 
 
 def judged_pair(image: np.ndarray, claimed: world.Caption) -> dict[str, bool]:
-    """What the checker says of both things; right in all where each has its own colour and shape, and there is nothing more."""
+    """What the checker says of both things; right in all where each has its own color and shape, and there is nothing more."""
     found = checker.judge(checker.read(image), claimed)
     row = {"concept": found["texture"], "color": found["color"], "shape": found["shape"], "background": found.get("background", True)}
     return {k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()) and found["bound"])}
@@ -120,12 +121,8 @@ def judged_one(image: np.ndarray, claimed: world.Caption, idea: Idea) -> dict[st
     seen = reading.things[0]
     shape, score = any_shape(seen.mask)
     there = textual_inversion.shown(image, reading) | ({shape} if score >= ALIKE else set())
-    found = {
-        "concept": idea.name in there,
-        "color": seen.color == claim.color,
-        "shape": shape == claim.shape,
-        "background": checker.judge(reading, claimed).get("background", True),
-    }
+    found = {"concept": idea.name in there, "color": seen.color == claim.color, "shape": shape == claim.shape}
+    found["background"] = checker.judge(reading, claimed).get("background", True)
     return {k: bool(v) for k, v in found.items()} | {"all": bool(all(found.values()))}
 
 
@@ -159,28 +156,13 @@ def merge(studio: Studio, learnt: dict[Idea, TrainResult], o: argparse.Namespace
     return adapters.patched(studio.model, found)
 
 
-def row(name: str, found: list[dict], drifted: list[dict]) -> str:
-    shares = " | ".join(f"{100 * np.mean([v[f] for v in found]):.1f} %" for f in FACTS)
-    right, apart = ([v[k] for v in drifted] for k in ("right", "apart"))
-    return f"| {name} | {len(found)} | {shares} | " + (f"{100 * np.mean(right):.1f} % | {np.mean(apart):.4f} |" if drifted else "| |")
-
-
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concepts", choices=IDEAS, nargs="+", default=["striped", "dotted"])
-    parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.002)
-    parser.add_argument("--average", type=float, default=0.0, help="of the weights over the steps")
-    parser.add_argument("--weighting", default="own")
-    parser.add_argument("--timesteps", default="uniform")
-    parser.add_argument("--word-rate", type=float, default=0.01)
-    parser.add_argument("--prior-weight", type=float, default=1.0)
-    parser.add_argument("--sentences", type=int, default=8, help="of each concept, for merging")
-    parser.add_argument("--regular", type=int, default=400, help="ordinary prompts, for merging")
-    parser.add_argument("--name", default="measured", help="another one starts anew")
-    return parser.parse_args(arguments)
+    concepts = dict(choices=IDEAS, nargs="+", default=["striped", "dotted"])
+    return script.options_of(
+        __doc__, arguments, concepts=concepts, count=128, steps=200, batch=4, rate=0.002, average=(0.0, "of the weights over the steps"),
+        weighting="own", timesteps="uniform", word_rate=0.01, prior_weight=1.0, sentences=(8, "of each concept, for merging"),
+        regular=(400, "ordinary prompts, for merging"), name=("measured", "another one starts anew"),
+    )  # fmt: skip
 
 
 Found = tuple[str, list[dict], list[dict]]  # what is asked for, the verdicts of new contexts, and those of ordinary prompts
@@ -214,9 +196,9 @@ def together(studio: Studio, model, words: dict[Idea, str], o: argparse.Namespac
 
 
 def main() -> None:
-    say("| Custom Diffusion | images | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    say(head("Custom Diffusion", "images", *FACTS, "ordinary prompts right", "drift"))
     for found in scored(Studio(), options_of()):
-        say(row(*found))
+        say(verdicts(FACTS, *found))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Masks and edits of DiffEdit on the demo model: `python . run tests/measures/diffedit.py`.
 
 Rendered scenes that the model was never trained on, each with a source and a target caption that differ in one thing: its
-colour, its shape, its texture, or the colour or shape of one thing of two. A mask is measured by its overlap (IoU)
+color, its shape, its texture, or the color or shape of one thing of two. A mask is measured by its overlap (IoU)
 with the thing in both scenes; an edit succeeds if the checker reads the target's things in the result.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass, replace
 
 import comfy.sample
@@ -20,9 +18,10 @@ from controlled_diffusion.training.demo import checker
 from demo import model as demo_model
 from demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from measures.script import head, options_of, row, say
 from node_schema import defaults
 
-KINDS = ("colour", "shape", "texture", "one of two")
+KINDS = ("color", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
 PAPER = dict(levels=1, start_percent=0.5, end_percent=0.5, normalisation="mean", threshold=0.5, refine=False, close=0, maps=10)
 
@@ -63,7 +62,7 @@ def change(index: int) -> Change:
     kind, rng = KINDS[index % 4], np.random.default_rng((9, index))
     before = held_out(index, kind == "one of two")
     chosen = int(rng.integers(len(before.things)))
-    what = {"colour": "color", "one of two": ("color", "shape")[int(rng.integers(2))]}.get(kind, kind)
+    what = {"one of two": ("color", "shape")[int(rng.integers(2))]}.get(kind, kind)
     values = {"color": tuple(COLORS), "shape": SHAPES, "texture": TEXTURES}[what]
     others = [(t.shape, t.color) for i, t in enumerate(before.things) if i != chosen]
     options = [replace(before.things[chosen], **{what: v}) for v in values if v != getattr(before.things[chosen], what)]
@@ -112,7 +111,7 @@ def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
 
 
 def succeeded(image: np.ndarray, wish: Change) -> bool:
-    """Whether the checker reads the target: every thing in its colour, shape and texture, nothing more, the background kept."""
+    """Whether the checker reads the target: every thing in its color, shape and texture, nothing more, the background kept."""
     verdict = checker.judge(checker.read(image), caption(wish.after))
     return verdict["bound"] and verdict["texture"] and verdict["background"]
 
@@ -123,9 +122,8 @@ def edits(studio: Studio, changes: list[Change], found: torch.Tensor, **settings
     source, target = prompts(studio, changes)
     before = images(changes)
     knobs = defaults(DiffEditSampler) | {"scheduler": SCHEDULER} | settings
-    result = DiffEditSampler.execute(
-        studio.model, target, studio.prompt(""), before, source=source, mask=found.float(), vae=studio.vae, **knobs
-    ).args[1]
+    given = dict(source=source, mask=found.float(), vae=studio.vae)
+    result = DiffEditSampler.execute(studio.model, target, studio.prompt(""), before, **given, **knobs).args[1]
     kept = [bool((after == now)[~m].all()) for after, now, m in zip(result, before, found)]
     made = (result * 255 + 0.5).clamp(0, 255).byte().numpy()
     return [succeeded(p, c) for p, c in zip(made, changes)], kept
@@ -135,29 +133,22 @@ def in_batches(function, studio: Studio, changes: list[Change], size: int = 40, 
     return [v for i in range(0, len(changes), size) for v in function(studio, changes[i : i + size], **settings)]
 
 
-def row(name: str, values: list, changes: list[Change]) -> str:
-    kinds = [np.mean([v for v, c in zip(values, changes) if c.kind == k]) for k in KINDS]
-    return f"| {name} | {np.mean(values):.3f} | " + " | ".join(f"{k:.3f}" for k in kinds) + " |"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="edits, a quarter of each kind")
-    studio, changes = Studio(), [change(i) for i in range(parser.parse_args().count)]
+    studio, changes = Studio(), [change(i) for i in range(options_of(__doc__, count=(200, "edits, a quarter of each kind")).count)]
+    say(head(f"{len(changes)} edits", "all", *KINDS))
 
-    def say(name, values):
-        sys.stdout.write(row(name, values, changes) + "\n")
-        sys.stdout.flush()
+    def told(name, values):
+        of_kinds = [[v for v, c in zip(values, changes) if c.kind == kind] for kind in KINDS]
+        say(row(name, *(f"{np.mean(part):.3f}" for part in (values, *of_kinds))))
 
-    sys.stdout.write(f"| {len(changes)} edits | all | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS) + "\n")
     found = torch.stack(in_batches(masks, studio, changes))
-    say("mask IoU, DiffEdit Mask", overlap(found, changes))
-    say("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, **PAPER)), changes))
-    say("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
+    told("mask IoU, DiffEdit Mask", overlap(found, changes))
+    told("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, **PAPER)), changes))
+    told("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
     for rule in diffedit.RULES:
         done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule) for i in range(0, len(changes), 40)]
-        say(f"edit success, {rule}", [v for part, _ in done for v in part])
-        say(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part])
+        told(f"edit success, {rule}", [v for part, _ in done for v in part])
+        told(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part])
 
 
 if __name__ == "__main__":

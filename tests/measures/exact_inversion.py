@@ -4,8 +4,6 @@ Rendered scenes that the model was never trained on, inverted under their true c
 error is that of the latent, relative to the latent, the mean over the images.
 """
 
-import argparse
-import sys
 import time
 from dataclasses import dataclass
 
@@ -21,6 +19,7 @@ from controlled_diffusion.nodes.host.inversion import exact, invert
 
 from harness.demo_images import SCHEDULER, Studio
 from measures.diffedit import change, images, prompts
+from measures.script import head, options_of, row, say
 
 
 @dataclass(frozen=True)
@@ -57,27 +56,16 @@ def methods(steps: int) -> dict[str, Method]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--steps", type=int, nargs="*", default=[10, 20, 50, 200])
-    parser.add_argument("--cfg", type=float, default=1.0)
-    parser.add_argument("--scheduler", default=SCHEDULER)
-    parser.add_argument("--only", nargs="*", metavar="METHOD", choices=list(methods(1)), default=list(methods(1)))
-    options = parser.parse_args()
-    studio = Studio()
-    sys.stdout.write(
-        f"{options.images} images, cfg {options.cfg:g}, scheduler {options.scheduler}; costs are for one image, both ways\n\n"
-        "| method | steps | error, float64 | error, float32 | strength of the noise | seconds | evaluations |\n|---|---|---|---|---|---|---|\n"
-    )
+    steps, only = dict(type=int, nargs="*", default=[10, 20, 50, 200]), dict(nargs="*", choices=list(methods(1)), default=list(methods(1)))
+    options, studio = options_of(__doc__, images=2, steps=steps, cfg=1.0, scheduler=SCHEDULER, only=only | {"metavar": "METHOD"}), Studio()
+    say(f"{options.images} images, cfg {options.cfg:g}, scheduler {options.scheduler}; costs are for one image, both ways\n")
+    say(head("method", "steps", "error, float64", "error, float32", "strength of the noise", "seconds", "evaluations"))
     for steps in options.steps:
         for name in options.only:
             settings = methods(steps)[name], options.scheduler, steps, options.cfg
             double, single = (round_trip(studio, *settings, dtype, options.images) for dtype in (torch.float64, torch.float32))
-            sys.stdout.write(
-                f"| {name} | {steps} | {double.error:.1e} | {single.error:.1e} | {double.drift:.2f} | {double.seconds:.1f} "
-                f"| {double.evaluations:.0f} |\n"
-            )
-            sys.stdout.flush()
+            costs = f"{double.seconds:.1f}", f"{double.evaluations:.0f}"
+            say(row(name, steps, f"{double.error:.1e}", f"{single.error:.1e}", f"{double.drift:.2f}", *costs))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ Rendered scenes that the model was never trained on, inverted under their captio
 error of the latent that comes back, the largest residual that was left at any step of any image, and the evaluations of one inversion.
 """
 
-import argparse
-import sys
-
 import torch
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.inversion import InversionSampler
 
 from harness.demo_images import SCHEDULER, Studio
 from measures.diffedit import change, images, prompts
+from measures.script import head, options_of, row, say
 from node_schema import defaults
 
 ITERATIONS = (0, 1, 2, 5, 10)
@@ -31,23 +29,17 @@ def measured(studio: Studio, source: list, latents: torch.Tensor, steps: int, **
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=8, help="images")
-    parser.add_argument("--steps", type=int, default=20)
-    options = parser.parse_args()
+    options = options_of(__doc__, count=(8, "images"), steps=20)
     studio, changes = Studio(), [change(i) for i in range(options.count)]
     with torch.inference_mode():
         source, latents = prompts(studio, changes)[0], studio.vae.encode(images(changes))
-    print(
-        f"| {options.count} images, {options.steps} steps | iterations | error | largest residual | evaluations |\n|---|---|---|---|---|"
-    )
+    say(head(f"{options.count} images, {options.steps} steps", "iterations", "error", "largest residual", "evaluations"))
     for order, acceleration in KINDS:
         for iterations in ITERATIONS[0 if acceleration == "picard" else 1 :]:
             knobs = dict(order=order, acceleration=acceleration, fixed_point_iterations=iterations)
             error, residual, evaluations = measured(studio, source, latents, options.steps, **knobs)
             name = "DDIM" if order == 1 else "midpoint"
-            print(f"| {name}{f', {acceleration}' if iterations else ''} | {iterations} | {error:.1e} | {residual} | {evaluations} |")
-            sys.stdout.flush()
+            say(row(name + (f", {acceleration}" if iterations else ""), iterations, f"{error:.1e}", residual, evaluations))
 
 
 if __name__ == "__main__":

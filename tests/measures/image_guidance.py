@@ -3,8 +3,6 @@
 The reference is a rendered scene; told is how far the images are from it in what the kind compares, without and with guidance.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from controlled_diffusion.guidance.image_guidance import DISTANCES
@@ -14,6 +12,7 @@ from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 from demo import model as demo_model
 from demo import world
 from harness.demo_images import Studio
+from measures.script import head, options_of, row, say
 
 WEIGHTS = {"color": 1.0, "brightness": 8.0, "layout": 4.0}
 
@@ -36,14 +35,12 @@ def distances(studio: Studio, kind: str, weight: float, references: int, through
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=16, help="reference images")
-    count, studio = parser.parse_args().count, Studio()
-    print(f"| kind ({count} references, no prompt) | distance without | cheap form | through the denoiser |\n|---|---|---|---|")
+    count, studio = options_of(__doc__, count=(16, "reference images")).count, Studio()
+    say(head(f"kind ({count} references, no prompt)", "distance without", "cheap form", "through the denoiser"))
     for kind, weight in WEIGHTS.items():
         without, cheap = distances(studio, kind, weight, count)
         exact = distances(studio, kind, weight, count, through=True)[1]
-        print(f"| {kind} | {without:.4f} | {cheap:.4f} | {exact:.4f} |")
+        say(row(kind, f"{without:.4f}", f"{cheap:.4f}", f"{exact:.4f}"))
 
 
 if __name__ == "__main__":

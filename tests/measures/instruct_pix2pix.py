@@ -2,11 +2,10 @@
 [--model FILE]`.
 
 Held-out images and instructions. An edit succeeds where the checker reads just the things that the instruction leaves, in their
-colours and shapes; what it should not touch is compared with the image before, in PSNR. `--trade` also tables the two scales, and
+colors and shapes; what it should not touch is compared with the image before, in PSNR. `--trade` also tables the two scales, and
 `--image` shows one edit of each kind at each of them. `--model` takes one that Train Instruction Model made of a demo model instead.
 """
 
-import argparse
 import math
 import textwrap
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from demo import instruct as demo_instruct
 from demo import model as demo_model
 from demo import world
 from harness.demo_images import Studio
+from measures.script import head, options_of, percent, row, say
 
 HELD_OUT, NOISE, TEXT, IMAGE, BATCH = 4321, 900, 3.0, 1.5, 32
 TEXTS, IMAGES = (1.5, 3.0, 7.5), (1.0, 1.5, 2.5)
@@ -97,25 +97,22 @@ def judged(editor: Editor, asked: list[demo_instruct.Edit], text: float = TEXT, 
 
 def table(editor: Editor, count: int) -> None:
     """Success and untouched parts of each kind, all and those with two things, between which the instruction chooses."""
-    print(f"| instruction ({count} each, s_T {TEXT}, s_I {IMAGE}) | success | of two things | untouched parts, dB |\n|---|---|---|---|")
+    say(head(f"instruction ({count} each, s_T {TEXT}, s_I {IMAGE})", "success", "of two things", "untouched parts, dB"))
     for kind in demo_instruct.KINDS:
         asked = edits(count, kind)
         found = judged(editor, asked)
         two = np.array([len(e.before.things) == 2 for e in asked])
-        print(
-            f"| {kind} | {100 * found.success.mean():.1f} % | {100 * found.success[two].mean():.1f} % | {found.kept.mean():.1f} |",
-            flush=True,
-        )
+        say(row(kind, *(percent(part.mean(), 1) for part in (found.success, found.success[two])), f"{found.kept.mean():.1f}"))
 
 
 def trade(editor: Editor, count: int) -> tuple[list[demo_instruct.Edit], dict[tuple[float, float], Judged]]:
     """Edits of all kinds at all scales (s_T, s_I)."""
     asked = [e for kind in demo_instruct.KINDS for e in edits(count, kind)]
-    print(f"\n| s_T \\ s_I ({len(asked)} edits: success, dB) | " + " | ".join(map(str, IMAGES)) + " |\n|" + "---|" * (1 + len(IMAGES)))
+    say("\n" + head(f"s_T \\ s_I ({len(asked)} edits: success, dB)", *IMAGES))
     found = {}
     for text in TEXTS:
         found |= {(text, image): judged(editor, asked, text, image) for image in IMAGES}
-        print(f"| {text} | " + " | ".join(found[text, image].cell() for image in IMAGES) + " |", flush=True)
+        say(row(text, *(found[text, image].cell() for image in IMAGES)))
     return asked, found
 
 
@@ -123,34 +120,32 @@ def sheet(asked: list[demo_instruct.Edit], found: dict[tuple[float, float], Judg
     """A row for each s_T and a column for each s_I, in them one edit of each kind; the images before and the instructions on top."""
     of_kind = ([i for i, e in enumerate(asked) if e.kind == kind] for kind in demo_instruct.KINDS)
     shown = [max(numbers, key=lambda i: len(asked[i].before.things)) for numbers in of_kind]
-    side, head, left = world.SIZE, 22, 70
+    side, margin, left = world.SIZE, 22, 70
     width = len(shown) * (side + 4) + 16
-    paper = Image.new("RGB", (left + len(IMAGES) * width, (1 + len(TEXTS)) * (side + 2 * head)), "white")
+    paper = Image.new("RGB", (left + len(IMAGES) * width, (1 + len(TEXTS)) * (side + 2 * margin)), "white")
     draw, font = ImageDraw.Draw(paper), ImageFont.load_default(12)
-    for row, text in enumerate((None, *TEXTS)):
-        top = row * (side + 2 * head)
-        draw.text((4, top + head + side / 2), "before" if text is None else f"s_T {text:g}", fill="black", font=font)
+    for line, text in enumerate((None, *TEXTS)):
+        top = line * (side + 2 * margin)
+        draw.text((4, top + margin + side / 2), "before" if text is None else f"s_T {text:g}", fill="black", font=font)
         for column, image in enumerate(IMAGES):
             told = "" if text is None else f"s_I {image:g}: {found[text, image].cell()} dB"
             draw.text((left + column * width, top + 4), told, fill="black", font=font)
             for place, i in enumerate(shown):
-                shown_image = world.render(asked[i].before) if text is None else found[text, image].images[i]
-                paper.paste(Image.fromarray(shown_image), (left + column * width + place * (side + 4), top + head))
+                x = left + column * width + place * (side + 4)
+                made = world.render(asked[i].before) if text is None else found[text, image].images[i]
+                paper.paste(Image.fromarray(made), (x, top + margin))
                 if text is None:
-                    lines = textwrap.fill(asked[i].text, 20)
-                    draw.multiline_text(
-                        (left + column * width + place * (side + 4), top + head + side), lines, fill="black", font=font, spacing=0
-                    )
+                    told = textwrap.fill(asked[i].text, 20)
+                    draw.multiline_text((x, top + margin + side), told, fill="black", font=font, spacing=0)
     return paper
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=128, help="edits of each kind")
-    parser.add_argument("--trade", action="store_true", help="also table both scales")
-    parser.add_argument("--image", type=Path, help="also table both scales, and show an edit of each kind in this file")
-    parser.add_argument("--model", type=Path, help="the file of a model that Train Instruction Model made of the demo model or its editor")
-    options = parser.parse_args()
+    options = options_of(
+        __doc__, count=(128, "edits of each kind"), trade=dict(action="store_true", help="also table both scales"),
+        image=dict(type=Path, help="also table both scales, and show an edit of each kind in this file"),
+        model=dict(type=Path, help="the file of a model that Train Instruction Model made of the demo model or its editor"),
+    )  # fmt: skip
     editor = Editor(options.model)
     table(editor, options.count)
     if options.trade or options.image:

@@ -19,6 +19,7 @@ from demo import instruct as demo_instruct
 from demo import world
 from harness.demo_images import Studio
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
+from measures.script import head, options_of, row, say
 from node_schema import defaults
 
 LESSON = 51
@@ -67,33 +68,25 @@ def as_told(image: np.ndarray, edit: demo_instruct.Edit) -> bool:
 
 
 def table(editors: dict[str, Editor], count: int) -> None:
-    print(f"| instruction (s_T {TEXT}, s_I {IMAGE}) | edits | " + " | ".join(f"{name}: right, untouched" for name in editors) + " |")
-    print("|---|---|" + "---|" * len(editors))
+    say(head(f"instruction (s_T {TEXT}, s_I {IMAGE})", "edits", *(f"{name}: right, untouched" for name in editors)))
     new, cells = texture_edits(count, HELD_OUT), []
     for editor in editors.values():
         images = editor.edited(new, TEXT, IMAGE)
         success, kept = (np.mean([f(p, e) for p, e in zip(images, new)]) for f in (as_told, untouched))
         cells.append(f"{100 * success:.1f} %, {kept:.1f} dB")
-    print(f"| a texture | {count} | " + " | ".join(cells) + " |", flush=True)
+    say(row("a texture", count, *cells))
     for kind in demo_instruct.KINDS:
         old = edits(count // 4, kind)
-        print(f"| {kind} | {len(old)} | " + " | ".join(f"{judged(e, old).cell()} dB" for e in editors.values()) + " |", flush=True)
+        say(row(kind, len(old), *(f"{judged(e, old).cell()} dB" for e in editors.values())))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=320)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--train", default="every layer")
-    parser.add_argument("--timesteps", default="shifted")
-    parser.add_argument("--count", type=int, default=128, help="held-out edits of the new kind; a quarter of each old one")
-    parser.add_argument("--name", default="textures", help="another one starts anew")
-    o = parser.parse_args()
+    o = options_of(
+        __doc__, pairs=320, steps=600, batch=8, rate=1e-3, rank=16, train="every layer", timesteps="shifted",
+        count=(128, "held-out edits of the new kind; a quarter of each old one"), name=("textures", "another one starts anew"),
+    )  # fmt: skip
     path = learnt(Studio(), o)
-    print(f"wrote {path}", flush=True)
+    say(f"wrote {path}")
     table({"as it was": Editor(), "taught": Editor(path)}, o.count)
 
 

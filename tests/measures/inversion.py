@@ -1,17 +1,15 @@
 """Inversions compared on the demo model: `python . run tests/measures/inversion.py [--count 100] [--only METHOD ...]`.
 
 Rendered scenes that the model was never trained on, inverted under their true captions in 50 steps and replayed twice: under the same
-caption, which should give the image back, and under one in which one colour or shape is another, which should change that thing alone;
+caption, which should give the image back, and under one in which one color or shape is another, which should change that thing alone;
 where the source is drawn beside the edit, once more with Prompt-to-Prompt. All PSNR are against the VAE's own round trip. What is measured is kept in .host/measures, so that a run that was stopped goes on, and
 the table shows every method that has been measured.
 """
 
-import argparse
 import hashlib
 import importlib
 import json
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 
@@ -29,6 +27,7 @@ from harness.host import PRIVATE
 from host.sampling import Count
 from measures.diffedit import Change, caption, change, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
+from measures.script import head, options_of, percent, row, say
 from node_schema import defaults
 
 STEPS, CFG = 50, 7.5
@@ -92,7 +91,7 @@ class Work:
 
 
 def edits(count: int) -> list[Change]:
-    """Changes of one word: a colour or a shape, of the only thing or of one of two."""
+    """Changes of one word: a color or a shape, of the only thing or of one of two."""
     found = (change(i) for i in range(4 * count))
     return [c for c in found if c.kind != "texture"][:count]
 
@@ -172,17 +171,11 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
         made = replays.images(way.edit, way.branches, both(source, target) if direct else target)
     if direct:
         again, made = made[:count], made[count:]
-    cost = {
-        "seconds": inverting.seconds,
-        "evaluations": inversion.evaluations,
-        "edit_seconds": editing.seconds,
-        "edit_evaluations": replays.count.rows / count,
-        "memory": memory.peak(lambda: way.invert(studio, [[source[0][0][:1], {}]], latents[:1])),
-    }
-    found = [
-        {"own": a, "replay": b, "edit": success, "off": off, **cost}
-        for a, b, (success, off) in zip(psnr(own, floor), psnr(again, floor), judged(made, floor, changes))
-    ]
+    cost = {"seconds": inverting.seconds, "evaluations": inversion.evaluations}
+    cost |= {"edit_seconds": editing.seconds, "edit_evaluations": replays.count.rows / count}
+    cost["memory"] = memory.peak(lambda: way.invert(studio, [[source[0][0][:1], {}]], latents[:1]))
+    rows = zip(psnr(own, floor), psnr(again, floor), judged(made, floor, changes))
+    found = [{"own": a, "replay": b, "edit": success, "off": off, **cost} for a, b, (success, off) in rows]
     if way.attention:
         for one, (success, off) in zip(found, judged(replays.with_attention(way.edit, way.branches, changes), floor, changes)):
             one |= {"attention_edit": success, "attention_off": off}
@@ -209,35 +202,29 @@ class Kept:
 
 def line(name: str, way: Way, found: list[dict]) -> str:
     mean = {c: float(np.mean([p[c] for p in found])) for c in found[0]}
-    with_attention = f"{100 * mean['attention_edit']:.0f} % | {mean['attention_off']:.1f} dB" if way.attention else "|"
-    return (
-        f"| {name} | {way.settings.get('cfg', 1.0):g} / {way.replay:g} / {way.edit:g} | {mean['own']:.1f} dB | {mean['replay']:.1f} dB "
-        f"| {100 * mean['edit']:.0f} % | {mean['off']:.1f} dB | {with_attention} | {mean['seconds']:.1f} | {mean['evaluations']:.0f} "
-        f"| {mean['edit_seconds']:.1f} | {mean['edit_evaluations']:.0f} | {mean['memory']:.1f} MB |"
-    )
+    cfgs = f"{way.settings.get('cfg', 1.0):g} / {way.replay:g} / {way.edit:g}"
+    alike = [f"{mean[k]:.1f} dB" for k in ("own", "replay")]
+    plain = percent(mean["edit"]), f"{mean['off']:.1f} dB"
+    with_attention = (percent(mean["attention_edit"]), f"{mean['attention_off']:.1f} dB") if way.attention else ("", "")
+    costs = [f"{mean[k]:.{digits}f}" for k, digits in (("seconds", 1), ("evaluations", 0), ("edit_seconds", 1), ("edit_evaluations", 0))]
+    return row(name, cfgs, *alike, *plain, *with_attention, *costs, f"{mean['memory']:.1f} MB")
 
 
 def table(count: int) -> str:
     """A line for each way that has been measured on as many images."""
-    lines = [
-        "| method | cfg: inverted / replayed / edited | PSNR at the inversion's cfg | PSNR replayed | edit success | PSNR off the target "
-        "| with P2P: edit success | PSNR off the target | inversion: seconds | evaluations | edit: seconds | evaluations | memory |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    edit, cost = ("edit success", "PSNR off the target"), ("seconds", "evaluations")
+    titles = ["method", "cfg: inverted / replayed / edited", "PSNR at the inversion's cfg", "PSNR replayed", *edit]
+    titles += [f"with P2P: {edit[0]}", edit[1], f"inversion: {cost[0]}", cost[1], f"edit: {cost[0]}", cost[1], "memory"]
     kept = {name: Kept(name).images[:count] for name in WAYS}
-    lines += [line(name, WAYS[name], found) for name, found in kept.items() if len(found) == count]
-    return "\n".join(lines) + (
-        f"\n\n{count} images, {STEPS} steps; means, costs for one image; seconds of one core. PSNR of 120 dB and more count as 120.\n"
-    )
+    lines = [line(name, WAYS[name], found) for name, found in kept.items() if len(found) == count]
+    about = f"{count} images, {STEPS} steps; means, costs for one image; seconds of one core. PSNR of 120 dB and more count as 120."
+    return "\n".join([head(*titles), *lines, "", about])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="images")
-    parser.add_argument("--batch", type=int, default=20, help="images at a time")
-    parser.add_argument("--only", nargs="*", choices=list(WAYS), metavar="METHOD", help=f"some of: {'; '.join(WAYS)}")
-    parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
-    options = parser.parse_args()
+    only = dict(nargs="*", choices=list(WAYS), metavar="METHOD", help=f"some of: {'; '.join(WAYS)}")
+    shown = dict(action="store_true", help="print what has been measured, and measure nothing")
+    options = options_of(__doc__, count=(100, "images"), batch=(20, "images at a time"), only=only, table=shown)
     if not options.table:
         studio, changes = Studio(), edits(options.count)
         for name in WAYS if options.only is None else options.only:
@@ -245,9 +232,8 @@ def main() -> None:
             while len(kept.images) < options.count:
                 done = len(kept.images)
                 kept.add(measured(studio, WAYS[name], changes[done : min(done + options.batch, options.count)]))
-                sys.stdout.write(f"{name}: {len(kept.images)} of {options.count}\n")
-                sys.stdout.flush()
-    sys.stdout.write(table(options.count))
+                say(f"{name}: {len(kept.images)} of {options.count}")
+    say(table(options.count))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""Does an image carry colour and shape into a prompt that names neither? `python . run tests/measures/ip_adapter.py`.
+"""Does an image carry color and shape into a prompt that names neither? `python . run tests/measures/ip_adapter.py`.
 
 Held-out references show one thing; the prompts say where and on which ground (another than the reference's). Told is how often the
-image shows a thing of the reference's colour and shape, and still obeys the text; first without the image, then by the weight of
+image shows a thing of the reference's color and shape, and still obeys the text; first without the image, then by the weight of
 the patch, then with image and text as two channels.
 """
-
-import argparse
 
 import numpy as np
 import torch
@@ -18,25 +16,24 @@ from controlled_diffusion.training.demo import checker
 from demo import ip_adapter as recipe
 from demo import world
 from harness.demo_images import CFG, Studio
+from measures.script import head, options_of, percent, row, say
 
 GOAL = 0.8
 HELD_OUT, NOISE_SEED, BATCH = 4321, 60_000, 16
 WEIGHTS = (0.5, 0.0)
 CHANNELS = (2.0, 5.0)
-FACTS = ("colour", "shape", "colour and shape", "texture", "background of the text", "place of the text")
+FACTS = ("color", "shape", "color and shape", "texture", "background of the text", "place of the text")
 
 
 class Task:
-    """A reference, and a prompt that names neither colour nor shape nor the reference's own ground and place."""
+    """A reference, and a prompt that names neither color nor shape nor the reference's own ground and place."""
 
     def __init__(self, index: int):
         rng = np.random.default_rng((HELD_OUT, index, 1))
         scene = recipe.scene(index, HELD_OUT)
         self.thing = scene.things[0]
-        self.background, self.place = (
-            str(rng.choice([o for o in options if o != own]))
-            for options, own in ((world.BACKGROUNDS, scene.background), (world.POSITIONS, scene.layout))
-        )
+        others = (world.BACKGROUNDS, scene.background), (world.POSITIONS, scene.layout)
+        self.background, self.place = (str(rng.choice([o for o in options if o != own])) for options, own in others)
         where = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom", "center": "in the center"}
         self.text = f"something {where[self.place]} on a {self.background} background"
         self.reference = world.render(scene)
@@ -88,24 +85,21 @@ def shares(draw, weight: float, count: int) -> np.ndarray:
 
 def table(title: str, draw, counts: dict[float, int]) -> dict[float, np.ndarray]:
     """A row for each weight, of so many references."""
-    print(f"\n| {title} | references | {' | '.join(FACTS)} |\n|{'---|' * (len(FACTS) + 2)}")
+    say("\n" + head(title, "references", *FACTS))
     found = {}
     for weight, count in counts.items():
         found[weight] = shares(draw, weight, count)
-        print(f"| {weight:g} | {count} | {' | '.join(f'{100 * s:.0f} %' for s in found[weight])} |", flush=True)
+        say(row(f"{weight:g}", count, *map(percent, found[weight])))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="references at weight 1")
-    parser.add_argument("--others", type=int, default=48, help="references at other weights, and of channels")
-    options, bench = parser.parse_args(), Bench(Studio())
+    others = (48, "references at other weights, and of channels")
+    options, bench = options_of(__doc__, count=(200, "references at weight 1"), others=others), Bench(Studio())
     carried = table("weight of the patch", bench.patched, {1.0: options.count} | dict.fromkeys(WEIGHTS, options.others))
-    best = carried[1.0][FACTS.index("colour and shape")]
-    print(
-        f"\nColour and shape carried at weight 1: {100 * best:.1f} % (goal {100 * GOAL:.0f} %): {'reached' if best >= GOAL else 'MISSED'}"
-    )
+    best = carried[1.0][FACTS.index("color and shape")]
+    reached = "reached" if best >= GOAL else "MISSED"
+    say(f"\nColor and shape carried at weight 1: {percent(best, 1)} (goal {percent(GOAL)}): {reached}")
     table(f"weight of the image channel beside a text channel of {CFG:g}", bench.channels, dict.fromkeys(CHANNELS, options.others))
 
 

@@ -1,12 +1,11 @@
 """How well noisy classifiers read half-finished images: `python . run tests/measures/noisy_classifier.py` (resumable).
 
 Held-out scenes of one thing, in latents of the demo model, at several noise levels. The demo model's own classifier, and one that Train
-Noisy Classifier learns from fewer images in fewer steps: how often the likeliest colour, shape, texture and background is the true one.
+Noisy Classifier learns from fewer images in fewer steps: how often the likeliest color, shape, texture and background is the true one.
 """
 
 import argparse
 import math
-import sys
 
 import numpy as np
 import torch
@@ -17,15 +16,13 @@ from controlled_diffusion.training.noisy_classifier import noised
 from demo import model as demo_model
 from demo import world
 from harness.demo_images import Studio
+from measures import script
+from measures.script import head, percent, row, say
 
 SIGMAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
 LEARN, HELD_OUT = 888, 4242
-FACTS = {
-    "colour": tuple(world.COLORS),
-    "shape": world.SHAPES,
-    "texture": world.TEXTURES,
-    "background": tuple(f"{b} background" for b in world.BACKGROUNDS),
-}
+FACTS = {"color": tuple(world.COLORS), "shape": world.SHAPES, "texture": world.TEXTURES}
+FACTS["background"] = tuple(f"{b} background" for b in world.BACKGROUNDS)
 
 
 def labels_of(scene: world.Scene) -> list[str]:
@@ -64,14 +61,9 @@ def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: 
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=512, help="held-out images")
-    parser.add_argument("--images", type=int, default=1024, help="to learn from")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--name", default="measured", help="of the classifier that is learnt; another one starts anew")
-    return parser.parse_args(arguments)
+    name = ("measured", "of the classifier that is learnt; another one starts anew")
+    counts = dict(count=(512, "held-out images"), images=(1024, "to learn from"))
+    return script.options_of(__doc__, arguments, steps=1000, batch=64, rate=1e-3, name=name, **counts)
 
 
 def held_out(count: int) -> list[world.Scene]:
@@ -84,15 +76,12 @@ def main() -> None:
     options, studio = options_of(), Studio()
     scenes = held_out(options.count)
     latents = latents_of(studio, scenes)
-    sys.stdout.write(f"| {len(scenes)} held-out images, right at sigma | " + " | ".join(f"{s:g}" for s in SIGMAS) + " |\n")
-    sys.stdout.write("|---|" + "---|" * len(SIGMAS) + "\n")
+    say(head(f"{len(scenes)} held-out images, right at sigma", *(f"{s:g}" for s in SIGMAS)))
     shipped = read(CLASSIFIERS.shipped / "demo_model.safetensors")
     for name, classifier in (("the demo model's", shipped), ("trained by the node", learnt(studio, options))):
         columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
         for fact, names in FACTS.items():
-            told = " | ".join(f"{100 * c[fact]:.0f} %" for c in columns)
-            sys.stdout.write(f"| {name}: {fact} of {len(names)} | {told} |\n")
-        sys.stdout.flush()
+            say(row(f"{name}: {fact} of {len(names)}", *(percent(c[fact]) for c in columns)))
 
 
 if __name__ == "__main__":

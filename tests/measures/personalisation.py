@@ -1,14 +1,13 @@
 """A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
 
 Five images, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
-learns it as a LoRA, with and without class images (lambda 1 and 0). Then the shape is asked for in new contexts: other colours, places
-and backgrounds. The checker says how often the shape is there, how often the prompt's colour and background are right too, and how far
+learns it as a LoRA, with and without class images (lambda 1 and 0). Then the shape is asked for in new contexts: other colors, places
+and backgrounds. The checker says how often the shape is there, how often the prompt's color and background are right too, and how far
 images of the ordinary world have drifted: the share still right, and the RMS distance to what the untouched model makes of the same
 seeds.
 """
 
 import argparse
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -26,8 +25,9 @@ from controlled_diffusion.training.textual_inversion import Word
 from demo import world
 from demo.reading import any_shape
 from harness.demo_images import CFG, STEPS, Studio
-from harness.environment import PRIVATE
-from measures.textual_inversion import BATCH, HELD_OUT, caption, say, single
+from measures import script
+from measures.script import head, kept, percent, row, say
+from measures.textual_inversion import HELD_OUT, caption, single
 
 CLASS_IMAGES, ALIKE, WORDINGS = 64, 0.6, 8
 SHOWN = (  # (color, size, position, background) of the lesson's images: what none of them shows is learnt for that alone which some show
@@ -76,37 +76,22 @@ def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> Tr
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
     subject = host.Subject(f"a {word}", Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
-    return taught(
-        studio, name, lesson(o.shape, word, o.wordings), subject, adapters.Design(o.algorithm, o.rank, layers=o.layers), weight, o
-    )
+    design = adapters.Design(o.algorithm, o.rank, layers=o.layers)
+    return taught(studio, name, lesson(o.shape, word, o.wordings), subject, design, weight, o)
 
 
-def taught(
-    studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject: host.Subject, design, weight: float, o
-) -> TrainResult:
+def taught(studio: Studio, name: str, shown: tuple[torch.Tensor, list[str]], subject, design, weight: float, o) -> TrainResult:
     """Learns what images show under their captions, or goes on learning it."""
     images, captions = shown
-    kept = host.Class("\n".join(c.text for c in ordinary_captions(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
+    others = host.Class("\n".join(c.text for c in ordinary_captions(32, 1000)), (), CLASS_IMAGES, 16, Preservation(weight))
     settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = Validation(subject.prompt, count=0, steps=STEPS, cfg=CFG)
     with torch.inference_mode(False), torch.no_grad():
         task = host.prepare(
-            studio.model, studio.clip, studio.vae, Data([images], captions), subject, kept,
+            studio.model, studio.clip, studio.vae, Data([images], captions), subject, others,
             design, Objective(Levels(o.timesteps), o.weighting), settings, look,
         )  # fmt: skip
-        made = host.finish(task, studio.model, name, resume=True)
-    return made
-
-
-def kept(name: str, count: int, judged) -> list[dict]:
-    """Verdicts of `count` images, kept in a file batch by batch."""
-    path = PRIVATE / "measures" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = json.loads(path.read_text()) if path.exists() else []
-    while len(done) < count:
-        done += judged(len(done), min(BATCH, count - len(done)))
-        path.write_text(json.dumps(done))
-    return done[:count]
+        return host.finish(task, studio.model, name, resume=True)
 
 
 def new_contexts(studio: Studio, model, shape: str, word: str):
@@ -119,12 +104,9 @@ def new_contexts(studio: Studio, model, shape: str, word: str):
         for reading, prompt in zip(readings, prompts):
             seen, verdict = reading.things[:1], checker.judge(reading, prompt)
             found = bool(seen) and any_shape(seen[0].mask)
-            row = {
-                "shape": bool(found) and found[0] == shape and found[1] >= ALIKE,
-                "color": bool(seen) and seen[0].color == prompt.claims[0].color,
-            }
-            row["background"] = verdict.get("background", True)
-            rows.append({k: bool(v) for k, v in row.items()} | {"all": bool(all(row.values()))})
+            told = {"shape": bool(found) and found[0] == shape and found[1] >= ALIKE, "background": verdict.get("background", True)}
+            told["color"] = bool(seen) and seen[0].color == prompt.claims[0].color
+            rows.append({k: bool(v) for k, v in told.items()} | {"all": bool(all(told.values()))})
         return rows
 
     return judged
@@ -137,42 +119,29 @@ def drift(studio: Studio, model):
         prompts = ordinary_captions(count, first)
         before, after = (studio.draw([c.text for c in prompts], seed=5000 + first, model=m) for m in (None, model))
         apart = np.sqrt(np.square((before / 255.0) - (after / 255.0)).mean((1, 2, 3)))
-        return [
-            {"right": bool(checker.judge(checker.read(p), c)["bound"]), "apart": float(d)}
-            for p, c, d in zip(after, prompts, apart)
-        ]
+        right = [bool(checker.judge(checker.read(p), c)["bound"]) for p, c in zip(after, prompts)]
+        return [{"right": r, "apart": float(d)} for r, d in zip(right, apart)]
 
     return judged
 
 
-def row(name: str, found: list[dict], drifted: list[dict]) -> str:
-    shares = [f"{100 * np.mean([v[f] for v in found]):.1f} %" for f in FACTS]
-    right, apart = np.mean([v["right"] for v in drifted]), np.mean([v["apart"] for v in drifted])
-    return f"| {name} | {len(found)} | {' | '.join(shares)} | {100 * right:.1f} % | {apart:.4f} |"
+def verdicts(facts, name: str, found: list[dict], drifted: list[dict]) -> str:
+    """A line of the table: the share for which each fact holds, and how ordinary prompts fare."""
+    right, apart = ([v[k] for v in drifted] for k in ("right", "apart"))
+    last = (percent(np.mean(right), 1), f"{np.mean(apart):.4f}") if drifted else ("", "")
+    return row(name, len(found), *(percent(np.mean([v[f] for v in found]), 1) for f in facts), *last)
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=list(world.STRANGERS), default="tee")
-    parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.004)
-    parser.add_argument("--average", type=float, default=0.98, help="of the weights over the steps")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--algorithm", choices=adapters.ALGORITHMS, default="LoRA")
-    parser.add_argument("--layers", default="-out.2, -emb")
-    parser.add_argument("--weighting", default="own")
-    parser.add_argument("--timesteps", default="shifted")
-    parser.add_argument("--word", action=argparse.BooleanOptionalAction, default=True, help="learn a new word along")
-    parser.add_argument("--wordings", type=int, default=WORDINGS, help="ways in which the caption of each image says it")
-    parser.add_argument("--words", default="cross", help="what the new word starts from")
-    parser.add_argument("--vectors", type=int, default=1, help="of the new word")
-    parser.add_argument("--word-rate", type=float, default=0.01)
-    parser.add_argument("--identifier", default="sks", help="a rare word for the subject, with --no-word")
-    parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 1.0], help="lambda")
-    parser.add_argument("--name", default="measured", help="another one starts anew")
-    return parser.parse_args(arguments)
+    return script.options_of(
+        __doc__, arguments, shape=dict(choices=list(world.STRANGERS), default="tee"), count=128, steps=1200, batch=4, rate=0.004,
+        average=(0.98, "of the weights over the steps"), rank=16, algorithm=dict(choices=adapters.ALGORITHMS, default="LoRA"),
+        layers="-out.2, -emb", weighting="own", timesteps="shifted",
+        word=dict(action=argparse.BooleanOptionalAction, default=True, help="learn a new word along"),
+        wordings=(WORDINGS, "ways in which the caption of each image says it"), words=("cross", "what the new word starts from"),
+        vectors=(1, "of the new word"), word_rate=0.01, identifier=("sks", "a rare word for the subject, with --no-word"),
+        weights=dict(type=float, nargs="*", default=[0.0, 1.0], help="lambda"), name=("measured", "another one starts anew"),
+    )  # fmt: skip
 
 
 def scored(studio: Studio, weight: float, o: argparse.Namespace) -> tuple[list[dict], list[dict]]:
@@ -186,9 +155,9 @@ def scored(studio: Studio, weight: float, o: argparse.Namespace) -> tuple[list[d
 
 def main() -> None:
     o, studio = options_of(), Studio()
-    say(f"| DreamBooth, {o.shape} | images | " + " | ".join(FACTS) + " | ordinary prompts right | drift |\n|" + "---|" * (4 + len(FACTS)))
+    say(head(f"DreamBooth, {o.shape}", "images", *FACTS, "ordinary prompts right", "drift"))
     for weight in o.weights:
-        say(row(f"lambda {weight:g}", *scored(studio, weight, o)))
+        say(verdicts(FACTS, f"lambda {weight:g}", *scored(studio, weight, o)))
 
 
 if __name__ == "__main__":

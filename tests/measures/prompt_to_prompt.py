@@ -1,17 +1,15 @@
 """Prompt-to-Prompt on the demo model: `python . run tests/measures/prompt_to_prompt.py [--count 200]`.
 
-Scenes that the model was never trained on are drawn from their captions, and edited by every operation: a colour or a shape swapped, a
+Scenes that the model was never trained on are drawn from their captions, and edited by every operation: a color or a shape swapped, a
 texture or a size put in, a texture taken out, the order of two things turned round, the background swapped, a noun strengthened or
 weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with everything taken over. An
 edit succeeds if the checker reads the target in it; the things of source and edit are compared by overlap (IoU), and what should stay,
 which is all but the changed thing, by PSNR. What is measured is kept in .host/measures, so that a run that was stopped goes on.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,6 +25,7 @@ from demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim,
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from measures.diffedit import caption, held_out
+from measures.script import head, options_of, percent, row, say
 from node_schema import defaults
 
 PATH = PRIVATE / "measures" / "prompt_to_prompt.json"
@@ -140,7 +139,7 @@ def covered(things) -> np.ndarray:
 
 
 def named(reading: checker.Reading, thing: Thing | Claim) -> list[checker.Seen]:
-    """The things of an image of that shape and colour."""
+    """The things of an image of that shape and color."""
     return [t for t in reading.things if (t.shape, t.color) == (thing.shape, thing.color)]
 
 
@@ -234,34 +233,29 @@ def redrawn(count: int) -> float:
 
 def table(kept: Kept, count: int) -> str:
     """A line for each operation: success, IoU and PSNR of every way."""
-    lines = ["Edit success · IoU of the things of source and edit · PSNR of what should stay\n"]
-    lines += ["| operation | edits | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
+    lines = ["Edit success · IoU of the things of source and edit · PSNR of what should stay\n", head("operation", "edits", *WAYS)]
     for group, (_, _, operations) in GROUPS.items():
         found = kept.groups[group][:count]
         for name in operations if found else ():
             means = [np.mean([e[way][name] for e in found], axis=0) for way in WAYS]
-            cells = [f"{100 * success:.0f} % · {iou:.2f} · {psnr:.1f} dB" for success, iou, psnr in means]
-            lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
-    swaps = len(kept.groups["swap"][:count])
-    if swaps:
+            cells = [f"{percent(success)} · {iou:.2f} · {psnr:.1f} dB" for success, iou, psnr in means]
+            lines.append(row(name, len(found), *cells))
+    if swaps := len(kept.groups["swap"][:count]):
         lines.append(f"\nA shape swapped by the world itself, the thing at its place and size: IoU {redrawn(swaps):.2f}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="edits of each operation")
-    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS), help="some of the groups of operations")
-    parser.add_argument("--table", action="store_true", help="print what has been measured, and measure nothing")
-    options, kept = parser.parse_args(), Kept()
+    only = dict(nargs="*", choices=list(GROUPS), default=list(GROUPS), help="some of the groups of operations")
+    shown = dict(action="store_true", help="print what has been measured, and measure nothing")
+    options, kept = options_of(__doc__, count=(200, "edits of each operation"), only=only, table=shown), Kept()
     if not options.table:
         studio = Studio()
         for index, group in product(range(options.count), options.only):
             if len(kept.groups[group]) == index:
                 kept.add(group, measured(studio, group, index))
-                sys.stdout.write(f"{group}: {index + 1} of {options.count}\n")
-                sys.stdout.flush()
-    sys.stdout.write(table(kept, options.count))
+                say(f"{group}: {index + 1} of {options.count}")
+    say(table(kept, options.count))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Faithfulness against realism of SDEdit on the demo model: `python . run tests/measures/sdedit.py`.
 
-Stroke paintings of known scenes (a blob of the right colour where each thing belongs) become images; the prompt says what, the
-strokes say where. Faithful: the things stand where the strokes were, in their colours. Real: the checker reads the whole scene,
+Stroke paintings of known scenes (a blob of the right color where each thing belongs) become images; the prompt says what, the
+strokes say where. Faithful: the things stand where the strokes were, in their colors. Real: the checker reads the whole scene,
 shapes and all. The distance to the strokes is the RMS over all pixels in [0, 1].
 """
-
-import argparse
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from controlled_diffusion.training.demo import checker
 from demo import model as demo_model
 from demo.world import BACKGROUNDS, COLORS, SIZE, Caption, Claim, Scene
 from harness.demo_images import CFG, SCHEDULER, Studio
+from measures.script import head, options_of, percent, row, say
 
 SEED = 5
 STRENGTHS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -46,7 +45,7 @@ def strokes(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def faithful(image: np.ndarray, scene: Scene) -> bool:
-    """Whether every thing's colour is found where the strokes were."""
+    """Whether every thing's color is found where the strokes were."""
     seen = checker.read(image).things
     return all(any(t.color == s.color and s.mask[int(t.y), int(t.x)] for s in seen) for t in scene.things)
 
@@ -57,21 +56,9 @@ def edited(studio: Studio, chosen: list[Scene], strength: float, repeats: int = 
     guide = torch.from_numpy(np.stack([strokes(s, rng) for s in chosen]))
     positive = studio.prompt(*(caption(s).text for s in chosen))
     result = SDEditSampler.execute(
-        studio.model,
-        positive,
-        studio.prompt(""),
-        guide,
-        seed=3,
-        steps=20,
-        cfg=CFG,
-        sampler_name="euler_ancestral",
-        scheduler=SCHEDULER,
-        strength=strength,
-        strength_unit="percent",
-        process="VP",
-        repeats=repeats,
-        vae=studio.vae,
-    )
+        studio.model, positive, studio.prompt(""), guide, seed=3, steps=20, cfg=CFG, sampler_name="euler_ancestral", scheduler=SCHEDULER,
+        strength=strength, strength_unit="percent", process="VP", repeats=repeats, vae=studio.vae,
+    )  # fmt: skip
     return (result.args[1] * 255 + 0.5).clamp(0, 255).byte().numpy()
 
 
@@ -85,13 +72,11 @@ def trade_off(studio: Studio, count: int, strength: float, repeats: int = 1) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=64, help="paintings for each strength")
-    count, studio = parser.parse_args().count, Studio()
-    print(f"| strength t0 ({count} stroke paintings) | faithful | real | distance to the strokes |\n|---|---|---|---|")
+    count, studio = options_of(__doc__, count=(64, "paintings for each strength")).count, Studio()
+    say(head(f"strength t0 ({count} stroke paintings)", "faithful", "real", "distance to the strokes"))
     for strength in STRENGTHS:
         faithful, real, apart = trade_off(studio, count, strength)
-        print(f"| {strength:g} | {100 * faithful:.0f} % | {100 * real:.0f} % | {apart:.3f} |")
+        say(row(f"{strength:g}", percent(faithful), percent(real), f"{apart:.3f}"))
 
 
 if __name__ == "__main__":

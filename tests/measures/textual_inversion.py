@@ -2,13 +2,11 @@
 
 Eight images show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
 stripes or dots, for which it has another. A word is learnt from them, with captions for all the rest, and put into the prompts of
-held-out scenes. The checker says in how many images it appears, and in how many the prompt's colour
+held-out scenes. The checker says in how many images it appears, and in how many the prompt's color
 and shape, position and background are still right; beside it the same prompts and seeds without the word.
 """
 
 import argparse
-import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -24,10 +22,11 @@ from demo import model as demo_model
 from demo import world
 from demo.reading import extras
 from harness.demo_images import Studio
-from harness.environment import PRIVATE
+from measures import script
+from measures.script import head, kept, percent, row, say
 
 EXTRAS = ("hat", "eye", "moon", "striped", "dotted")
-LEARN, HELD_OUT, IMAGES, BATCH = 777, 4242, 8, 16
+LEARN, HELD_OUT, IMAGES = 777, 4242, 8
 FACTS = ("color", "shape", "bound", "position", "background")
 
 
@@ -52,7 +51,7 @@ def caption(scene: world.Scene, number: int) -> world.Caption:
 
 
 def placed(text: str, word: str) -> str:
-    """A caption with a word before the colour, where the world's adjectives stand."""
+    """A caption with a word before the color, where the world's adjectives stand."""
     color = next(c for c in world.COLORS if f" {c} " in text)
     before, _, after = text.partition(f" {color} ")
     before = f"{before[:-3]} a" if before.endswith(" an") else "a" if before == "an" else before
@@ -80,9 +79,8 @@ def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) ->
         )  # fmt: skip
         loop = host.run(task, name, resume=True)
     curve = [s.loss for s in loop.history]
-    say(
-        f"{name}: {loop.done} steps, mean loss {np.mean(curve[: len(curve) // 4]):.4f} at first, {np.mean(curve[-len(curve) // 4 :]):.4f} at last"
-    )
+    first, last = np.mean(curve[: len(curve) // 4]), np.mean(curve[-len(curve) // 4 :])
+    say(f"{name}: {loop.done} steps, mean loss {first:.4f} at first, {last:.4f} at last")
     return f"embedding:{name}"
 
 
@@ -95,43 +93,25 @@ def judged(studio: Studio, prompts: list[world.Caption], text_of, first: int) ->
 
 def measure(studio: Studio, name: str, text_of, count: int) -> list[dict[str, bool]]:
     """Verdicts of `count` held-out prompts, kept in a file batch by batch."""
-    path = PRIVATE / "measures" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = json.loads(path.read_text()) if path.exists() else []
-    while len(done) < count:
-        numbers = range(len(done), min(len(done) + BATCH, count))
-        done += judged(studio, [caption(single(i, HELD_OUT), 10_000 + i) for i in numbers], text_of, first=len(done))
-        path.write_text(json.dumps(done))
-    return done[:count]
+
+    def batch(first: int, number: int) -> list[dict[str, bool]]:
+        prompts = [caption(single(i, HELD_OUT), 10_000 + i) for i in range(first, first + number)]
+        return judged(studio, prompts, text_of, first)
+
+    return kept(name, count, batch)
 
 
-def row(name: str, verdicts: list[dict[str, bool]], extra: str) -> str:
-    shares = [np.mean([v[f] for v in verdicts if f in v]) for f in (extra, *FACTS)]
-    return f"| {name} | {len(verdicts)} | " + " | ".join(f"{100 * s:.1f} %" for s in shares) + " |"
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def shares(name: str, verdicts: list[dict[str, bool]], extra: str) -> str:
+    return row(name, len(verdicts), *(percent(np.mean([v[f] for v in verdicts if f in v]), 1) for f in (extra, *FACTS)))
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extra", choices=EXTRAS, default="striped")
-    parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--words", default="")
-    parser.add_argument("--vectors", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--place", choices=("adjective", "end"), default="adjective", help="where the word stands in captions and prompts")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--norm", default="limit")
-    parser.add_argument("--norm-limit", type=float, default=1.5)
-    parser.add_argument("--timesteps", default="uniform")
-    parser.add_argument("--weighting", default="own")
-    parser.add_argument("--name", default=None, help="of the word; another one starts anew")
-    return parser.parse_args(arguments)
+    place = dict(choices=("adjective", "end"), default="adjective", help="where the word stands in captions and prompts")
+    return script.options_of(
+        __doc__, arguments, extra=dict(choices=EXTRAS, default="striped"), count=128, words="", vectors=1, steps=100, batch=4, rate=0.02,
+        place=place, dropout=0.0, norm="limit", norm_limit=1.5, timesteps="uniform", weighting="own",
+        name=dict(help="of the word; another one starts anew"),
+    )  # fmt: skip
 
 
 def with_the_word(studio: Studio, options: argparse.Namespace) -> list[dict[str, bool]]:
@@ -145,9 +125,9 @@ def with_the_word(studio: Studio, options: argparse.Namespace) -> list[dict[str,
 def main() -> None:
     options, studio = options_of(), Studio()
     verdicts = with_the_word(studio, options)
-    say(f"| prompts | images | {options.extra} | " + " | ".join(FACTS) + " |\n|" + "---|" * (3 + len(FACTS)))
-    say(row("with the word", verdicts, options.extra))
-    say(row("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
+    say(head("prompts", "images", options.extra, *FACTS))
+    say(shares("with the word", verdicts, options.extra))
+    say(shares("without", measure(studio, "without-a-word", lambda text: text, options.count), options.extra))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Each part is one of the other measures with its defaults, which say more of it: 
 run asks only for what is missing.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,15 +13,14 @@ import torch
 from demo import instruct as demo_instruct
 from harness.demo_images import Studio
 from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalisation, textual_inversion
-from measures.textual_inversion import say
+from measures.script import head, options_of, percent, row, say
 
 EACH = 128
 SHAPE_GOAL, EDIT_GOAL, KEPT_GOAL = 80, 75, 26
 
 
 def share(name: str, right: Sequence[bool], goal: int | None = None) -> str:
-    told = "" if goal is None else f"{goal} %"
-    return f"| {name} | {sum(right)} of {len(right)} | {100 * np.mean(right):.1f} % | {told} |"
+    return row(name, f"{sum(right)} of {len(right)}", percent(np.mean(right), 1), f"{goal} %" if goal else "")
 
 
 def of(verdicts: list[dict], fact: str) -> list[bool]:
@@ -76,11 +74,9 @@ PARTS = {"words": words, "subjects": subjects, "concepts": concepts, "classifier
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=EACH, help="prompts or edits of each kind")
-    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
-    options, studio = parser.parse_args(), Studio()
-    say("| taught to the demo model | right | share | goal |\n|---|---|---|---|")
+    only = dict(nargs="*", choices=list(PARTS), default=list(PARTS))
+    options, studio = options_of(__doc__, count=(EACH, "prompts or edits of each kind"), only=only), Studio()
+    say(head("taught to the demo model", "right", "share", "goal"))
     for part in options.only:
         for line in PARTS[part](studio, ["--count", str(options.count)]):
             say(line)
