@@ -37,7 +37,15 @@ def usual_options(given) -> list[str]:
     return [*tier, "-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """A worker gets the arguments of the command line, without what `usual_options` adds to them."""
+    node.workerinput["quick"] = node.config.option.quick
+
+
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.option.quick = config.workerinput["quick"]
     if config.option.measure:
         if config.option.keyword or config.option.markexpr or any("::" in name for name in config.args):
             raise pytest.UsageError("--measure takes whole files: leave out -k, -m and the names of single tests.")
