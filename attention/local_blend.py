@@ -48,7 +48,7 @@ class LocalBlend:
     and in the target.
 
     A target without edited words may differ everywhere but on its protected. `threshold` is a share of a map's largest value; `start`
-    and `end` are percents of the sampling outside of which everything may differ; `spread` is how many cells of the maps the places of
+    and `end` are percents of the sampling, outside which everything may differ; `spread` is how many cells of the maps the places of
     the edited words are widened by, `blur` how many all maps are blurred by.
     """
 

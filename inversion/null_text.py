@@ -28,7 +28,7 @@ class Predictor:
     """A guided model, split into its predictions. `rows` (b,) are the batch indices of the states x (b, ...).
 
     `plain`: a row's prediction depends on nothing but its own state and prompt. Then rows can be predicted without the others, and the
-    source's embedding in the place of the negative predicts what the source does.
+    source's embedding as the negative predicts what the source does.
     """
 
     plain = True

@@ -55,7 +55,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
                 whole("steps", 2000, 1, 1_000_000, "Steps of the optimizer. Typical: 1000–10000."),
                 whole("batch_size", 64, 1, 4096, "Latents in each step; they are small. Typical: 32–256."),
                 number("learning_rate", 0.001, 0.0, 1.0, "Learning rate of AdamW. Typical: 0.0003–0.002.", 0.0001, round=0.000001),
-                seed("Seed of start values, noises and of which images are held out."),
+                seed("Seed of the start values, the noise and the choice of held-out images."),
                 inputs.choice("size", host.SIZES, "Size of the network: 32, 64 or 128 channels at first, in a file of 2, 8 or 32 MB."),
                 number("held_out", host.Settings.held_out, 0.0, 0.9, _HELD_OUT),
                 inputs.number("average", host.Settings.average, 0.0, 0.9999, _AVERAGE, 0.001),

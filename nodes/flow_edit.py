@@ -31,7 +31,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="Used where a cfg is not 1; usually an empty prompt."),
                 image_input("edit"),
                 seed("Seed of the noises. Every image of a batch gets the same."),
-                whole("steps", 50, 1, 1000, "Steps of the whole schedule (T), of which n_max are made. Typical: 28 (Flux) to 50 (SD3)."),
+                whole("steps", 50, 1, 1000, "Steps of the whole schedule (T); n_max of them are made. Typical: 28 (Flux) to 50 (SD3)."),
                 cfg_input(
                     3.5,
                     "Guidance scale under the source. Typical: 1.5–3.5. 1 = off; so for models with a guidance input (Flux), which goes "

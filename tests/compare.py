@@ -9,7 +9,7 @@ assert_close = partial(torch.testing.assert_close, check_device=False)
 
 
 def repeated(one, other) -> bool:
-    """Whether two trainings learnt the same: on a GPU nearly, where the gradient of attention is a little different each time."""
+    """Whether two trainings learned the same: on a GPU nearly, where the gradient of attention is a little different each time."""
     if torch.cuda.is_available():
         torch.testing.assert_close(one, other, check_device=False, rtol=1e-2, atol=1e-3)
         return True

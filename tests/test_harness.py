@@ -239,7 +239,7 @@ def image_graph(server, title="Two images") -> Graph:
         blue = graph.add("EmptyImage", width=32, height=16, color=0x0000FF)
     with graph.group("Result"):
         graph.add("SaveImage", title="both", images=graph.add("BatchImagesNode", images=[red, blue]), filename_prefix="both")
-    graph.note("Two colours.")
+    graph.note("Two colors.")
     return graph
 
 
@@ -325,7 +325,7 @@ def test_the_demo_goes_on_after_a_failure_and_reports_it(server, tmp_path, capsy
 def test_the_contact_sheet_shows_every_image():
     images = [(f"image {number}", Image.new("RGB", (16, 8), "red")) for number in range(7)]
     sheet = draw_contact_sheet("title", [("seven", images), ("broken", "failed for a reason")])
-    reds = sum(count for count, colour in sheet.getcolors(2**24) if colour == (255, 0, 0))
+    reds = sum(count for count, color in sheet.getcolors(2**24) if color == (255, 0, 0))
     assert reds == 7 * 192 * 96
 
 

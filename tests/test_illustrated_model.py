@@ -102,7 +102,7 @@ def test_autoencoder_loss_is_zero_for_identity(side):
 
 
 def test_vocabulary_holds_every_caption():
-    """Ids of words stand for the host's tokens here: one number a word."""
+    """Ids of words stand for ComfyUI's tokens here: one number a word."""
     numbers: dict[str, int] = {}
     vocabulary = recipe.Vocabulary(lambda word: [numbers.setdefault(word, len(numbers))])
     rng = np.random.default_rng(0)

@@ -203,7 +203,7 @@ def test_without_an_average_the_average_is_the_weights(tmp_path):
 
 
 def test_adafactor_moves_what_starts_at_zero_as_adamw_does():
-    """The second matrix of a LoRA starts at zero, of which a share would be nothing."""
+    """The second matrix of a LoRA starts at zero, and a share of zero is nothing."""
 
     def moved(optimizer):
         x = torch.nn.Parameter(torch.zeros(8, 4))

@@ -65,7 +65,7 @@ def test_labels_that_teach_nothing_are_refused(given, kind, message):
     refused(message, targets_of, given, kind)
 
 
-def test_images_are_held_out_at_random_and_never_learnt_from():
+def test_images_are_held_out_at_random_and_never_learned_from():
     own, judged = held_out(50, 0.2, seed=1)
     assert len(judged) == 10 and sorted([*own.tolist(), *judged.tolist()]) == list(range(50))
     assert judged.tolist() != held_out(50, 0.2, seed=2)[1].tolist() and torch.equal(judged, held_out(50, 0.2, seed=1)[1])

@@ -75,7 +75,7 @@ class JointDropout:
             raise ValueError(f"dropout: each of three cases is to have a share of {self.each}; give 0 to 1/3, 0.05 in the paper.")
 
     def keep(self, log_snr: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-        """Which channels stay, bool (B, 2), by uniform numbers (B, 2), of which the first decides."""
+        """Which channels stay, bool (B, 2), by uniform numbers (B, 2); the first decides."""
         first = draw[:, 0]
         return torch.stack([first >= 2 * self.each, (first < self.each) | (first >= 3 * self.each)], 1)
 

@@ -155,7 +155,7 @@ def captions_for(given: Sequence[str], images: int, what: str = "captions") -> t
     if len(given) == 1 and not given[0].strip():
         given = ()
     elif len(given) == 1 and images > 1:
-        lines = given[0].replace("\r\n", "\n").split("\n")  # of which the first and the last may be the empty text of an image
+        lines = given[0].replace("\r\n", "\n").split("\n")  # the first and the last may be the empty text of an image
         given = lines if len(lines) == images else given[0].strip().splitlines()
     if given and len(given) != images:
         raise ValueError(
@@ -167,7 +167,7 @@ def captions_for(given: Sequence[str], images: int, what: str = "captions") -> t
 def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:
     """Start values (vectors, dim) from the vectors (m, dim) of the initial words.
 
-    As many vectors as words: the words. Fewer: means of neighbouring words. More: the words over and over; from the second round on with
+    As many vectors as words: the words. Fewer: means of neighboring words. More: the words over and over; from the second round on with
     noise of `apart` times their size, since equal vectors would stay equal.
     """
     if vectors < 1:

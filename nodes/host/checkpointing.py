@@ -11,7 +11,7 @@ from .saved_tensors import Copies, SavedTensor
 
 
 class _Recomputed:
-    """One pass through a block, of which autograd keeps the inputs alone: what else it saved is made again when it is needed."""
+    """One pass through a block: autograd keeps its inputs alone; what else it saved is computed again when it is needed."""
 
     def __init__(self, block: torch.nn.Module, given: tuple):
         self.block, self.given, self.count, self.saved = block, _copied(given), 0, {}

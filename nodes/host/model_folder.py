@@ -45,7 +45,7 @@ def numbered(name: str, taken: Callable[[str], object]) -> str:
 class ModelFolder:
     """A model folder by ComfyUI's name for it; a `noun` names its files in errors, and `advice` ends the error about one that is not there.
 
-    An `own` folder belongs to the pack: ComfyUI is told of models/NAME and of the files that come with the pack. Only safetensors are read.
+    An `own` folder belongs to the pack, which registers models/NAME and the files that come with it in ComfyUI. Only safetensors are read.
     """
 
     name: str

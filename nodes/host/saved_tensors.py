@@ -73,6 +73,6 @@ def loaded_weights() -> list[torch.Tensor]:
 def mutations_allowed() -> torch.autograd.graph.saved_tensors_hooks:
     """Inside, networks may change in place what autograd has saved; gradients are those of the values that were saved.
 
-    In the place of torch's `allow_mutation_on_saved_tensors`, which in torch 2.13 can mix up tensors whose addresses are used again.
+    Instead of torch's `allow_mutation_on_saved_tensors`, which in torch 2.13 can mix up tensors whose addresses are used again.
     """
     return torch.autograd.graph.saved_tensors_hooks(Copies(loaded_weights).save, SavedTensor.load)

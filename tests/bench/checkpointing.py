@@ -24,13 +24,13 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
     gpu, shape = torch.cuda.is_available(), SHAPES[o.model]
     made = model_of(o.model, torch.bfloat16 if gpu else torch.float32, **({"model_channels": o.channels} if o.channels else {}))
     model, _ = trainable(made)
-    learnt, draw = adapters.Design(rank=8).adapters(model, 1), torch.Generator().manual_seed(1)
-    for p in learnt.parameters.values():
+    learned, draw = adapters.Design(rank=8).adapters(model, 1), torch.Generator().manual_seed(1)
+    for p in learned.parameters.values():
         p.add_(0.01 * torch.randn(p.shape, generator=draw))
-    learnt.put_on(model)
+    learned.put_on(model)
     [row] = shape.conditioning(2)
     x, found = shape.latent(o.batch, o.size), {}
-    loop = Loop(learnt.parameters, steps=1, learning_rate=0.001)
+    loop = Loop(learned.parameters, steps=1, learning_rate=0.001)
 
     def steps(denoiser):
         plan = MemoryPlan("off", loop, x.shape, o.batch, lambda count: [row] * count, 0.5)
@@ -41,7 +41,7 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
             with checkpointing.recomputed(blocks):
                 sigmas = torch.full([o.batch], denoiser.scale.sigma(0.5), device=start.device)
                 loss = denoiser.denoised(start, sigmas, [row] * o.batch).square().mean()
-                derivatives.append(torch.autograd.grad(loss, list(learnt.parameters.values())))
+                derivatives.append(torch.autograd.grad(loss, list(learned.parameters.values())))
 
         for name, blocks, need in (("plain", (), told.plain), ("checkpointing", checkpointing.blocks_of(model.model), told.recomputed)):
             derivatives = []

@@ -32,7 +32,7 @@ FLUX = dict(
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a model is, and what it is told."""
+    """How large a model is, and the size of its conditioning."""
 
     family: type
     network: type

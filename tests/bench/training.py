@@ -184,7 +184,7 @@ def errors(pair: Pair, unet: torch.nn.Module, latents: torch.Tensor, features: t
 
 
 def their_word(pair: Pair, keep: bool, steps: int) -> list[float]:
-    """Textual inversion: the whole table of tokens is learnt, and all rows but the new one are put back after each step."""
+    """Textual inversion: the whole table of tokens is learned, and all rows but the new one are put back after each step."""
     text, unet, eye = pair.text(), pair.unet(), pair.eye()
     text.resize_token_embeddings(WORDS + 1, mean_resizing=False)
     table = text.get_input_embeddings().weight.requires_grad_(True)
@@ -220,7 +220,7 @@ class LowRank(torch.nn.Module):
 
 
 def with_lora(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
-    """Puts a LoRA on every projection of the attention; gives what is to be learnt."""
+    """Puts a LoRA on every projection of the attention; gives what is to be learned."""
     for name in [name for name, _ in unet.named_modules() if name.endswith(PROJECTIONS)]:
         parent, _, child = name.rpartition(".")
         unet.get_submodule(parent)._modules[child] = LowRank(unet.get_submodule(name), RANK)
@@ -230,8 +230,8 @@ def with_lora(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
 def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
     """DreamBooth-LoRA: one image of the subject and one of its class."""
     text, unet, eye = pair.text(), pair.unet(), pair.eye()
-    learnt = with_lora(unet)
-    optimizer = torch.optim.AdamW(learnt, lr=LEARNING_RATE)
+    learned = with_lora(unet)
+    optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE)
     ids, images = torch.cat([pair.ids(SUBJECT), pair.ids(CLASS)]), torch.cat([pair.images(0), pair.images(1)])
     kept = (pair.latent(eye, images), text(ids)[0]) if keep else None
 
@@ -239,7 +239,7 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
         latents, features = kept or (pair.latent(eye, images), text(ids)[0])
         own, prior = errors(pair, unet, latents, features).chunk(2)
         (own.mean() + prior.mean()).backward()
-        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

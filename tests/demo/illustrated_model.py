@@ -226,7 +226,7 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
         f"`python . run tests/demo/illustrated_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,",
         "normal, cfg 4, fixed seeds; read by `tests/demo/illustrated_reader.py`.",
         "",
-        "| claim | right | of | share | goal, % |",
+        "| claim | correct | of | share | goal, % |",
         "|---|---|---|---|---|",
     ]
     return "\n".join([*head, *rows, ""])

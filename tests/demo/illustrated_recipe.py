@@ -124,7 +124,7 @@ def autoencoder_loss(encoder: torch.nn.Module, decoder: torch.nn.Module, images:
 
 
 def train_autoencoder(encoder: torch.nn.Module, decoder: torch.nn.Module, loop: Loop, device: str, batches: Iterator) -> Iterator[Step]:
-    """Trains on `batches` of `crops`, the next of which belongs to step `loop.done`."""
+    """Trains on `batches` of `crops`; the next one belongs to step `loop.done`."""
 
     def loss_of(index):
         batch = demo_model.as_images(list(next(batches))).to(device)

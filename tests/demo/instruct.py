@@ -1,4 +1,4 @@
-"""An instruction model of the demo world: the demo model, taught to edit an image as it is told (arXiv 2211.09800).
+"""An instruction model of the demo world: the demo model, trained to edit an image by an instruction (arXiv 2211.09800).
 
 Its input is the noisy latent and, beside it, the image's latent; the extra channels of the first convolution start at zero, so
 that training starts from the demo model itself. Edits come in families of four scenes: one, and the same with one thing in another
@@ -40,7 +40,7 @@ def _other(rng: np.random.Generator, options, current: str, taken: str = "") -> 
 
 
 def changed(scene: world.Scene, which: int, thing: world.Thing | None) -> world.Scene:
-    """The scene with another thing in the place of one, or none."""
+    """The scene with another thing instead of one, or none."""
     things = list(scene.things)
     things[which : which + 1] = [] if thing is None else [thing]
     return replace(scene, things=tuple(things))

@@ -277,7 +277,7 @@ def table(scores: dict, quality: np.ndarray, count: int) -> str:
 `python . run tests/demo/make_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,
 normal, cfg 4, fixed seeds; read by `training/demo/checker.py`.
 
-{chr(10).join([head("claim", "right", "of", "share", "goal"), *rows])}
+{chr(10).join([head("claim", "correct", "of", "share", "goal"), *rows])}
 
 Autoencoder on {len(quality)} held-out scenes: {told}
 All weights: {size:.2f} MB, fp16.

@@ -1,4 +1,4 @@
-"""Images of the demo model through the host's own sampling, many at a time, for measurements."""
+"""Images of the demo model through ComfyUI's own sampling, many at a time, for measurements."""
 
 import comfy.sample
 import comfy.samplers

@@ -1,4 +1,4 @@
-"""Short runs of the host's sampling for tests, and a count of what the network evaluates."""
+"""Short runs of ComfyUI's sampling for tests, and a count of what the network evaluates."""
 
 import comfy.sample
 import comfy.samplers

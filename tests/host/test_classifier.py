@@ -1,4 +1,4 @@
-"""Classifier channels inside the host's sampling, and the classifier's file."""
+"""Classifier channels inside ComfyUI's sampling, and the classifier's file."""
 
 import pytest
 import torch

@@ -153,7 +153,7 @@ def test_where_the_loss_is_lost_the_last_good_classifier_is_kept(eps_model, demo
     assert all(not torch.isnan(v).any() for v in saved.network.state_dict().values())
 
 
-def test_an_error_keeps_what_is_learnt_before_it_goes_on(eps_model, demo_vae, folders):
+def test_an_error_keeps_what_is_learned_before_it_goes_on(eps_model, demo_vae, folders):
     def unheard(value, total, preview):
         if (value, total) == (1, 4):
             raise OSError("nobody listens")
@@ -221,7 +221,7 @@ def test_a_classifier_is_replaced_where_the_loader_finds_it(eps_model, demo_vae,
 
 
 def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
-    """Playground's latents, of which the model itself knows only while it is loaded."""
+    """Playground's latents, which the model itself knows only while it is loaded."""
     model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "edm_playground_v2.5", 80.0, 0.002)[0]
     form = model.get_model_object("latent_format")
     made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
@@ -265,7 +265,7 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, kn
     assert not list(folders.rglob("*.safetensors"))
 
 
-def test_too_few_images_to_be_judged_on_are_still_learnt_from(eps_model, demo_vae):
+def test_too_few_images_to_be_judged_on_are_still_learned_from(eps_model, demo_vae):
     made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(held_out=0.25), "mine", "refuse")
     assert made.accuracy and made.judged_on == "1 images held out"
     independent = replace(settings(held_out=0.25), kind="independent")

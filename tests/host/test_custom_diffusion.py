@@ -47,7 +47,7 @@ def test_gradients_but_for_the_first_token(family, vae, clip, monkeypatch):
     assert not all(torch.allclose(a, b) for a, b in zip(detached, gradient()))
 
 
-def test_keys_and_values_and_a_word_are_learnt_and_nothing_else(eps_model, vae, clip, folders):
+def test_keys_and_values_and_a_word_are_learned_and_nothing_else(eps_model, vae, clip, folders):
     model, lora, name, word, curve, _, concept = train(eps_model, clip, vae)
     assert word == "embedding:rex" and concept == "rex = a embedding:rex cat" and curve.ndim == 4 and name == "rex.safetensors"
     assert lora and all(k.endswith(("attn2.to_k.diff", "attn2.to_v.diff")) for k in lora)
@@ -67,7 +67,7 @@ def test_concepts_are_trained_jointly_at_several_scales(eps_model, vae, clip, fo
     assert set(file) == {*lora, "bundle_emb.rex-a.clip_l", "bundle_emb.rex-b.clip_l"}
 
 
-def test_variants_are_learnt_where_they_show_the_image(eps_model, vae, clip):
+def test_variants_are_learned_where_they_show_the_image(eps_model, vae, clip):
     given = Data([images()], augmentation=Augmentation(variants=12, scale=1.0))
     task = task_of(eps_model, clip, vae, host.KeysAndValues(), word=True, weight=0.0, data=given)
     encoded = task.images

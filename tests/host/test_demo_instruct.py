@@ -1,4 +1,4 @@
-"""The demo instruction model as the host's own InstructPix2Pix model, and that it does as it is told."""
+"""The demo instruction model is ComfyUI's own InstructPix2Pix model and follows instructions."""
 
 import comfy.model_base
 import pytest
@@ -33,7 +33,7 @@ def test_a_deep_copy_owns_its_weights():
 
 
 @pytest.mark.parametrize("kind", measure.demo_instruct.KINDS)
-def test_it_does_as_it_is_told_and_leaves_the_rest(editor, kind):
+def test_it_follows_the_instruction_and_leaves_the_rest(editor, kind):
     asked = measure.edits(8, kind)
     found = measure.judged(editor, asked)
     assert {len(e.before.things) for e in asked} == {1, 2}

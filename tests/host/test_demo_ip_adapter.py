@@ -49,7 +49,7 @@ def test_the_script_makes_fitting_files_and_continues(few_steps, capsys):
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="the demo model's adapter has not been trained yet")
 @pytest.mark.usefixtures("inference_mode")
-def test_the_shipped_files_are_small_whole_and_fit_the_demo_model():
+def test_shipped_files_are_small_and_fit_the_demo_model():
     assert SHIPPED.stat().st_size + DEMO_ENCODER.stat().st_size <= 0.6e6 and SHIPPED.name in ip_adapter.ADAPTERS.names()
     encoder = DemoImageEncoderLoader.execute().args[0]
     assert isinstance(encoder, comfy.clip_vision.ClipVisionModel)

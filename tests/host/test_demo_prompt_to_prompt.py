@@ -28,7 +28,7 @@ def found(studio):
 def test_every_operation_makes_its_edit_and_keeps_the_rest(found, name, group):
     success, overlap, psnr = found[group]["Prompt-to-Prompt"][name]
     assert success
-    if name in ("swap a colour", "insert a texture", "delete a texture", "reorder two things"):
+    if name in ("swap a color", "insert a texture", "delete a texture", "reorder two things"):
         assert overlap >= 0.85 and psnr >= 28
 
 
@@ -45,7 +45,7 @@ def drawn(studio, seed: int, source: str, targets: list[Caption], **knobs):
 
 
 def test_words_of_degree_grade_what_the_word_behind_them_does(studio):
-    """The model never learnt such words, and reads the size of a thing from its noun."""
+    """The model was never trained on such words, and reads the size of a thing from its noun."""
     source = "a red {}circle on a white background"
     targets = [Caption(source.format(word)) for word in ("barely ", "slightly ", "", "very ", "super ")]
     for knobs, graded in ((measure.WEIGHED, True), (measure.WAYS["no patch"], False)):

@@ -159,7 +159,7 @@ def test_a_video_gets_one_mask_for_all_its_frames():
     one, two, none = (video_conditioning(i) for i in (1, 2, 0))
     mask, _, latent = find(model, given, source=one, target=two, negative=none)
     assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
-    framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as the host's video nodes set it
+    framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as ComfyUI's video nodes set it
     assert torch.equal(find(model, framed, source=one, target=two, negative=none)[0], mask)
     after = masked(model, latent, 2, 1.0, "euler", "simple", two, none)
     kept = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], given["samples"].shape, "cpu") == 0
@@ -176,7 +176,7 @@ def test_a_plain_ksampler_changes_only_the_mask(model):
 
 
 def by_hand(model, given, steps=4, cfg=4.0, ratio=0.8):
-    """DDIM encoding and plain DDIM denoising through the host's `sampling_function`, written out: the edit without a mask."""
+    """DDIM encoding and plain DDIM denoising through ComfyUI's `sampling_function`, written out: the edit without a mask."""
     sigmas = sdedit.sigmas(model, ratio, "percent", "VP", steps, "normal")
     flow = model.model.model_type.name == "FLOW"
 

@@ -135,7 +135,7 @@ def test_the_stock_loader_reads_the_lora(any_model, vae, clip, folders):
 
 
 @pytest.mark.parametrize("weights", [torch.float8_e4m3fn, torch.bfloat16])
-def test_a_lora_is_learnt_of_weights_that_are_kept_in_few_bits(weights, vae, clip, folders):
+def test_a_lora_is_learned_of_weights_that_are_kept_in_few_bits(weights, vae, clip, folders):
     model = tiny.unet("eps", output_scale=0.3, weights=weights)
     plain = sampled(model)
     made, lora, name, *_ = train(model, clip, vae, prior_weight=0.0)
@@ -154,7 +154,7 @@ def test_a_mask_limits_the_subject_and_not_the_class(eps_model, vae, clip):
 
 
 def test_two_images_of_the_class_may_go_with_each_of_the_subject(eps_model, vae, clip, folders):
-    """And those that are connected are taken in the place of sampled ones."""
+    """And connected ones are taken instead of sampled ones."""
     for ratio, rows in (("1:1", 2), ("1:2", 3)):
         shown = []
         watched = eps_model.clone()
@@ -187,7 +187,7 @@ def test_the_class_counts_by_its_weight(eps_model, vae, clip):
     assert losses[1] > losses[0]
 
 
-def test_only_the_layers_asked_for_are_learnt(eps_model, vae, clip):
+def test_only_the_layers_asked_for_are_learned(eps_model, vae, clip):
     assert all(".attn2.to_k" in k for k in train(eps_model, clip, vae, layers="attn2.to_k, -input_blocks")[1])
     with pytest.raises(ValueError, match=r"No layer's name fits 'atn2'.*diffusion_model"):
         train(eps_model, clip, vae, layers="atn2")

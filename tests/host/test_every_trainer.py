@@ -147,7 +147,7 @@ def test_a_continued_training_repeats_the_losses(kind, made, monkeypatch):
 
 @of_concepts
 def test_where_the_loss_is_lost_the_last_good_file_is_kept(kind, made):
-    """What is learnt grows past all numbers."""
+    """The trained weights diverge."""
     knobs = dict(optimizer="sgd") | (dict(norm="free") if kind in ("textual inversion", "custom diffusion") else {})
     with pytest.raises(Diverged, match=r"diverged: the \w+ became (nan|inf) at step \d.* They are saved: .*thing"):
         train(kind, made, learning_rate=1e30, steps=40, **knobs)
@@ -157,7 +157,7 @@ def test_where_the_loss_is_lost_the_last_good_file_is_kept(kind, made):
 @of_concepts
 def test_the_running_average_is_what_the_file_holds(kind, made):
     """Files after one, two and three steps, since a shorter run is the beginning of a longer one, and the average over three."""
-    whole = dict(train="all weights") if kind == "instructions" else {}  # where the file is what is learnt, and no product of it
+    whole = dict(train="all weights") if kind == "instructions" else {}  # where the file holds the trained weights, and no product of them
     for steps in (1, 2, 3):
         train(kind, made, name=f"after-{steps}", steps=steps, **whole)
     share = 0.15

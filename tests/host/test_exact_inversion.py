@@ -121,7 +121,7 @@ def test_float64_is_refused_on_devices_without_it():
 
 
 def test_strong_noise_is_warned_of_and_divergence_refused(caplog):
-    """A wild model makes wild noise: what is told is what a user can act on."""
+    """A wild model makes wild noise: the warning says what a user can do."""
     model = smooth("eps")
     with caplog.at_level(logging.WARNING):
         invert("o-belm", model, steps=8)

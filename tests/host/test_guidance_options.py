@@ -1,4 +1,4 @@
-"""Guidance beyond plain CFG: each option against the host's own nodes or its paper's formula, and neutral by default."""
+"""Guidance beyond plain CFG: each option against ComfyUI's own nodes or its paper's formula, and neutral by default."""
 
 import gc
 import weakref
@@ -45,7 +45,7 @@ APG_KNOBS = dict(apg_eta=0.0), dict(apg_eta=0.5, apg_norm=5.0), dict(apg_eta=0.0
 
 @pytest.mark.parametrize("knobs", APG_KNOBS, ids=str)
 def test_apg_is_the_hosts_node_at_one_scale_less(any_model, knobs):
-    """The host's node adds its scale to a prediction that has weight 1 already; the paper's w is one more."""
+    """ComfyUI's node adds its scale to a prediction that has weight 1 already; the paper's w is one more."""
     patched = APG.execute(any_model, knobs["apg_eta"], knobs.get("apg_norm", 0.0), knobs.get("apg_momentum", 0.0)).args[0]
     assert_close(run(ours(any_model, 4.0, shaping=Shaping(**knobs))), run(host_cfg(patched, 3.0)), **CLOSE)
 
@@ -122,7 +122,7 @@ def test_a_channel_that_is_connected_twice_counts_twice(eps_model, shaping):
 
 
 def test_zero_star_is_the_papers_formula_on_velocities(any_model):
-    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. The host's node scales the predicted image instead."""
+    """v = a v_u + w (v_c - a v_u) with a = <v_c, v_u> / |v_u|^2. ComfyUI's node scales the predicted image instead."""
     star = ours(any_model, 4.0, shaping=Shaping(zero_star=True))
     guiders = ours(any_model, 4.0, zero_init_percent=1.0), host_cfg(any_model, 1.0), host_cfg(any_model, 1.0, EMPTY), star
     start, *moved = (run(guider, sigmas=torch.tensor([0.6, 0.3])).double().flatten() for guider in guiders)

@@ -1,4 +1,4 @@
-"""Image guidance inside the host's sampling: through the real VAE, CLIP vision and, if asked, the denoiser."""
+"""Image guidance inside ComfyUI's sampling: through the real VAE, CLIP vision and, if asked, the denoiser."""
 
 import copy
 import json
@@ -68,7 +68,7 @@ def test_weight_0_is_cfg_and_decodes_nothing(any_model, vae):
 
 
 def test_dynamic_models_are_loaded_whole_for_gradients(eps_model, vae):
-    """Dynamic weights lie in memory that the host uses again, of which autograd knows nothing."""
+    """Dynamic weights are in memory that ComfyUI uses again, which autograd does not know."""
     vague = copy.copy(vae)
     vague.patcher = tiny.dynamic(vae.patcher, lambda: tiny.vae().patcher)
     (forced,) = channel(tiny.dynamic(eps_model), vague, 0.5, "color", True)

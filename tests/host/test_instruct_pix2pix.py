@@ -1,4 +1,4 @@
-"""InstructPix2Pix guidance on the host's own 8-channel UNet, beside the host's DualCFGGuider and CFG."""
+"""InstructPix2Pix guidance on ComfyUI's own 8-channel UNet, beside ComfyUI's DualCFGGuider and CFG."""
 
 import node_helpers
 import pytest
@@ -45,7 +45,7 @@ def seeing(conditioning, latent=IMAGE):
 
 
 def host_dual(model, text=7.5, image=1.5, latent=IMAGE):
-    """The paper's arrangement of the host's DualCFGGuider."""
+    """The paper's arrangement of ComfyUI's DualCFGGuider."""
     return dual_guider(model, seeing(SNOW, latent), seeing(EMPTY, latent), EMPTY, text, image)
 
 

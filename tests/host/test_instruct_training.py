@@ -278,7 +278,7 @@ def test_it_learns_to_look_at_the_image(eps_model, clip, vae, folders):
         (dict(folder="../pairs", before=[], after=[], instructions=[]), "cannot be a file's"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_named(knobs, told, eps_model, clip, vae, folders):
+def test_what_cannot_be_learned_from_is_named(knobs, told, eps_model, clip, vae, folders):
     with pytest.raises(ValueError, match=told):
         train(eps_model, clip, vae, **knobs)
     assert not list(folders.rglob("*.safetensors"))
@@ -374,7 +374,7 @@ def test_sdxl_with_continuous_v_scales_the_image_as_loaded():
     assert plain.model_type is comfy.model_base.ModelType.EPS and torch.equal(plain.process_ip2p_image_in(image), image)
 
 
-def test_a_folder_from_which_bad_pairs_were_taken_is_learnt_from(eps_model, clip, vae, folders):
+def test_a_folder_is_learned_from_when_bad_pairs_were_removed(eps_model, clip, vae, folders):
     folder = kept()
     before = InstructPix2PixTrainer.fingerprint_inputs(folder=["things"])
     for place in ("before/00002.png", "after/00002.png", "after/00002.txt"):

@@ -1,4 +1,4 @@
-"""IP-Adapter in the host's own sampling."""
+"""IP-Adapter in ComfyUI's own sampling."""
 
 import importlib.util
 from dataclasses import replace
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 @pytest.fixture(scope="module")
 def vision():
-    """A tiny random CLIP_VISION of the host's own class."""
+    """A tiny random CLIP_VISION of ComfyUI's own class."""
     encoder = demo.new_demo_encoder()
     fill(encoder.model, 4)
     return encoder
@@ -78,7 +78,7 @@ def guided(model, positive=CAT, negative=EMPTY, cfg: float = 3.0):
 
 
 def predictions(model, positive=CAT, negative=EMPTY, empty=None, sigma: float = SIGMA) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a model predicts for positive and negative at a sigma, in one run of the host's CFG."""
+    """What a model predicts for positive and negative at a sigma, in one run of ComfyUI's CFG."""
     seen, noted = [], model.clone()
     note = lambda args: seen.append((args["cond_denoised"], args["uncond_denoised"])) or args["denoised"]  # noqa: E731
     noted.set_model_sampler_post_cfg_function(note)
@@ -227,7 +227,7 @@ def test_split_calls_give_the_same(eps_model, vision):
 
 
 def test_a_new_conditioning_goes_by_its_index(eps_model, vision):
-    """Another node may ask for predictions of its own; of these the first is taken for the positive, as in the host's CFG."""
+    """Another node may ask for predictions of its own; of these the first is taken for the positive, as in ComfyUI's CFG."""
     seen = []
 
     def ask(args):

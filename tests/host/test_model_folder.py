@@ -38,7 +38,7 @@ def test_files_of_all_folders_are_listed_by_name(places):
 
 
 @pytest.mark.parametrize("name", ["../own", "/etc/passwd", "old.bin", "nothing", ""])
-def test_a_name_that_is_not_listed_is_refused_with_those_that_are(name, places):
+def test_a_name_that_is_not_listed_is_refused_with_the_list(name, places):
     with pytest.raises(
         ValueError, match=rf"no thing '{name}'\. Found in models/things: own.safetensors, .*shipped.safetensors\. Make one\."
     ):
@@ -53,7 +53,7 @@ def test_many_names_are_cut_short(places):
 
 
 @pytest.mark.parametrize("name, place", [("new", 0), ("own", 0), ("deep/extra", 1), ("a/b", 0), ("shipped", 0)])
-def test_a_file_goes_where_comfyui_finds_it_and_never_into_the_pack(name, place, places):
+def test_a_file_goes_where_comfyui_finds_it_not_into_the_pack(name, place, places):
     shipped = (places[2] / "shipped.safetensors").read_bytes()
     path = OWN.save(name, {"x": torch.ones(1)}, {"made": "here"})
     assert path == places[place] / f"{name}.safetensors" and (places[2] / "shipped.safetensors").read_bytes() == shipped

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def with_control(conditioning):
-    """A conditioning under a tiny random ControlNet, as the host's node makes it."""
+    """A conditioning under a tiny random ControlNet, as ComfyUI's node makes it."""
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, EMPTY, controlnet(3), hint, 0.3, 0.0, 1.0)[0]
 
 
 def with_lora(conditioning):
-    """A conditioning with a LoRA of its own, as the host's hook nodes make it."""
+    """A conditioning with a LoRA of its own, as ComfyUI's hook nodes make it."""
     return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora(unet()), 1.0, 0.0))
 
 

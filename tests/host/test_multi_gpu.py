@@ -1,4 +1,4 @@
-"""The host's MultiGPU CFG Split spreads the channels: its own code, with two names of the CPU in the place of two GPUs."""
+"""ComfyUI's MultiGPU CFG Split spreads the channels: its own code, with two names of the CPU instead of two GPUs."""
 
 import pytest
 import torch

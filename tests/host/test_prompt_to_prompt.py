@@ -196,7 +196,7 @@ def test_it_chains_with_other_replacements_in_either_order(model, clip):
 
 
 def test_on_another_replacement_the_edit_is_the_same(eps, clip):
-    """A replacement that is the host's own attention changes nothing, though its output is only added to."""
+    """A replacement that is ComfyUI's own attention changes nothing, though its output is only added to."""
     patched = eps.clone()
     for place in unet_places(eps):
         patched.set_model_attn2_replace(image_prompt(0.0), *place.key)
@@ -285,13 +285,13 @@ def test_a_long_negative_leaves_the_edit_unchanged(eps, clip):
 
 
 def test_an_embedding_is_a_word_like_any_other(eps, tmp_path):
-    clip, learnt = clip_with_word(tmp_path), "a embedding:thing circle"
-    text = patch(eps, clip, learnt)[4]
+    clip, learned = clip_with_word(tmp_path), "a embedding:thing circle"
+    text = patch(eps, clip, learned)[4]
     assert "red -> embedding:thing (3 tokens): takes over its map" in text
-    plain = drawn(eps, clip, learnt, unpatched=True)
-    made = drawn(eps, clip, learnt, word_weights="embedding:thing: 2", blend_words="embedding:thing", **ALL)
+    plain = drawn(eps, clip, learned, unpatched=True)
+    made = drawn(eps, clip, learned, word_weights="embedding:thing: 2", blend_words="embedding:thing", **ALL)
     assert torch.equal(made[0], plain[0]) and differ(made[1], plain[1]) > 1e-4
-    assert torch.equal(*drawn(eps, clip, learnt, source=learnt, **ALL))
+    assert torch.equal(*drawn(eps, clip, learned, source=learned, **ALL))
 
 
 def test_sdxl_is_edited_in_shared_columns():

@@ -148,9 +148,9 @@ def test_every_video_of_a_batch_has_its_own_mask():
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 8, 8), (1, 1, 3, 1, 1), (3, 64, 64), (9, 64, 64)], ids=str)
 def test_a_mask_may_hold_an_image_for_each_frame_of_a_video(shape):
-    """As the host's video nodes set them beside a first frame."""
+    """As ComfyUI's video nodes set them beside a first frame."""
     painted, vae, mask = video(), tiny_video_vae(), torch.ones(shape)
-    still = 5 if 9 in shape else 1  # images, of which the first frame of the latent is one
+    still = 5 if 9 in shape else 1  # images: the first frame of the latent is one
     mask.view(-1, *shape[-2:])[:still] = 0
     given = dict(guide={**painted, "noise_mask": mask}) if mask.ndim == 5 else dict(guide=painted, mask=mask)
     result, image = edit_video(given.pop("guide"), vae=vae, **given)

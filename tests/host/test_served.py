@@ -1,4 +1,4 @@
-"""What a user finds in the running ComfyUI: nodes, help pages and templates, each of which runs."""
+"""What a user finds in the running ComfyUI: nodes, help pages, and templates that all run."""
 
 import json
 from pathlib import Path

@@ -105,11 +105,11 @@ def test_trained_weights_act_at_once_and_their_file_alike(server, add, kind):
     made = trainer(add, prompt, kind, parts)
     seen = out(made, {"word": 2, "lora": 5, "concept": 5, "editor": 3}[kind])
     plain = used(add, prompt, kind, parts, made) if kind == "editor" else drawn(add, prompt, parts, parts["negative"])
-    learnt, looked, _ = images(server, prompt, used(add, prompt, kind, parts, made), seen, plain)
-    assert learnt.std() > 1 and looked.std() > 1
+    learned, looked, _ = images(server, prompt, used(add, prompt, kind, parts, made), seen, plain)
+    assert learned.std() > 1 and looked.std() > 1
     again = {}
     (loaded,) = images(server, again, used(add, again, kind, begun(add, again), None))
-    assert np.array_equal(learnt, loaded)
+    assert np.array_equal(learned, loaded)
 
 
 def wait(event, seconds: float = 240):
@@ -157,7 +157,7 @@ def test_a_stop_keeps_the_weights_and_the_same_prompt_goes_on(server, add):
         ("editor", dict(channel_dropout="jointly", clean_image_dropout=0.5), "Choose 'independently'"),
     ],
 )
-def test_what_cannot_be_learnt_is_an_error_of_the_node(server, add, kind, knobs, told):
+def test_what_cannot_be_learned_is_an_error_of_the_node(server, add, kind, knobs, told):
     prompt = {}
     made = trainer(add, prompt, kind, begun(add, prompt), **knobs)
     add(prompt, "PreviewAny", source=made)

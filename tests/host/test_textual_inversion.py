@@ -224,7 +224,7 @@ def test_options_change_the_word(eps_model, vae, knobs, clip):
 
 
 def test_captions_are_dropped_by_noise_level(eps_model, vae, clip):
-    """Never at pure noise and always at clean levels: what a sample is learnt under goes with the level that it draws."""
+    """Never at pure noise and always at low-noise timesteps: what a sample is trained under goes with the level that it draws."""
     data = {"images": [images(1)], "captions": ["a red cat"], "clean_caption_dropout": 1.0}
     task, told = task_of(eps_model, clip, vae, data=data, batch_size=1), []
     encode = task.word.encode

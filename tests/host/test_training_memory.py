@@ -35,17 +35,17 @@ def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
     """The gradients of LoRAs on every layer, and of the text, for one prediction."""
     with torch.inference_mode(False), torch.no_grad():
         model, _ = trainable(tiny_dits.dit(name))
-        learnt, draw = adapters.Design(rank=1, layers="").adapters(model, 1), torch.Generator().manual_seed(1)
-        for p in learnt.parameters.values():
+        learned, draw = adapters.Design(rank=1, layers="").adapters(model, 1), torch.Generator().manual_seed(1)
+        for p in learned.parameters.values():
             p.add_(0.05 * torch.randn(p.shape, generator=draw))
-        learnt.put_on(model)
+        learned.put_on(model)
         (features, extras), *_ = gradients.clone_inference_tensors(tiny_dits.text(name, 1))
         empty, found = tiny_dits.empty(name), []
 
     def steps(denoiser):
         text, x = features.clone().requires_grad_(True), torch.randn(empty.shape, generator=torch.Generator().manual_seed(2))
         loss = denoiser.denoised(x, torch.tensor([denoiser.scale.sigma(0.4)]), [[text, extras]]).square().mean()
-        found.extend(torch.autograd.grad(loss, [text, *learnt.parameters.values()], allow_unused=True))
+        found.extend(torch.autograd.grad(loss, [text, *learned.parameters.values()], allow_unused=True))
         return iter(())
 
     with torch.inference_mode(False), torch.no_grad():
@@ -72,14 +72,14 @@ def test_networks_without_a_derivative_are_named(eps_model, vae, clip, folders, 
 
 @pytest.mark.parametrize(("family", "word"), [("eps", True), ("flow", False)])
 def test_a_training_of_a_unet_takes_the_same_steps(family, word, vae, clip):
-    def learnt(checkpointing):
+    def learned(checkpointing):
         task = task_of(tiny.unet(family, output_scale=0.3), clip, vae, word=word, checkpointing=checkpointing)
         with torch.inference_mode(False), torch.no_grad():
             loop = trainer.run(task, adapters.LORAS.state(f"{checkpointing}"), lambda loop: "")
         task.adapters.take_off(task.model)
         return [s.loss for s in loop.history], task.parameters
 
-    (one, plain), (other, again) = learnt("off"), learnt("on")
+    (one, plain), (other, again) = learned("off"), learned("on")
     assert_close(one, other, rtol=1e-5, atol=0)
     assert_close([p.detach() for p in plain.values()], [again[k].detach() for k in plain], rtol=0, atol=0.02 * 0.05)
 
@@ -134,7 +134,7 @@ def test_what_is_made_again_lies_in_memory_as_it_was_saved():
 
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
 def test_no_copies_of_coarse_text_encoders_are_kept(kind, eps_model, vae, folders, monkeypatch):
-    """A model in bfloat16 works on float32 copies of them, of which autograd would keep one for every sentence."""
+    """A model in bfloat16 works on float32 copies of them; autograd would keep one for every sentence."""
     where = [str(folders / "embeddings")]
     given = eps_model, tiny.clip(torch.bfloat16, embedding_directory=where), vae
     if kind == "flux":
@@ -296,7 +296,7 @@ def patched(model, in_place):
 
 @pytest.mark.parametrize("kind", ["dreambooth", "textual inversion"])
 def test_patches_that_work_in_place_train_the_same_weights(kind, eps_model, vae, clip):
-    """After fifty steps, of which each has to be right."""
+    """After fifty steps, each of them right."""
 
     def trained(in_place):
         model = patched(eps_model, in_place)

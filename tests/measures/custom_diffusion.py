@@ -1,4 +1,4 @@
-"""Two concepts on the demo model, learnt apart and merged: `python . run tests/measures/custom_diffusion.py [--count 128]` (resumable).
+"""Two concepts on the demo model, learned apart and merged: `python . run tests/measures/custom_diffusion.py [--count 128]` (resumable).
 
 Five images each show something that their captions do not name: stripes and dots, for which the demo model has other words; or a hat, an
 eye or a moon, for which it has none, or a shape that it never saw. Custom Diffusion learns each as a word with keys and values, and the
@@ -58,7 +58,7 @@ class Idea:
         return images, [placed(text, self.placeholder) for text in captions]
 
     def _textured(self) -> tuple[torch.Tensor, list[str]]:
-        """Three images of one thing and two of two, of which one has the texture: the first that the caption names, then the last."""
+        """Three images of one thing and two of two, where one has the texture: the first that the caption names, then the last."""
         scenes = [textual_inversion.with_extra(single(i, LEARN), self.name) for i in range(IMAGES - 2)]
         for index, last in enumerate((False, True)):
             scene = scene_of_two(index, LEARN + 3)
@@ -148,9 +148,9 @@ def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> Train
 
 
 @torch.inference_mode()
-def merge(studio: Studio, learnt: dict[Idea, TrainResult], o: argparse.Namespace):
+def merge(studio: Studio, learned: dict[Idea, TrainResult], o: argparse.Namespace):
     """The MODEL with all concepts."""
-    lines = [f"{made.name} = {text}" for made in learnt.values() for text in made.sentences[: o.sentences]]
+    lines = [f"{made.name} = {text}" for made in learned.values() for text in made.sentences[: o.sentences]]
     regular = [c.text for c in ordinary_captions(o.regular, 3000)]
     found = merging.merge(studio.model, studio.clip, merging.concepts_of("\n".join(lines)), regular)
     return adapters.patched(studio.model, found)
@@ -170,15 +170,15 @@ Found = tuple[str, list[dict], list[dict]]  # what is asked for, the verdicts of
 
 def scored(studio: Studio, o: argparse.Namespace) -> Iterator[Found]:
     """Learns each concept, and merges two; what is found of each, and of both."""
-    learnt, words = {}, {}
+    learned, words = {}, {}
     for idea in (Idea(name) for name in o.concepts):
         name = f"{o.name}-{idea.name}"
-        made = learnt[idea] = learn(studio, idea, name, o)
+        made = learned[idea] = learn(studio, idea, name, o)
         words[idea] = made.word
         found = kept(f"{name}-new", o.count, new_contexts(studio, made.model, {idea: made.word}))
         yield idea.name, found, kept(f"{name}-drift", o.count, drift(studio, made.model))
-    if len(learnt) == 2:
-        yield from together(studio, merge(studio, learnt, o), words, o)
+    if len(learned) == 2:
+        yield from together(studio, merge(studio, learned, o), words, o)
 
 
 def together(studio: Studio, model, words: dict[Idea, str], o: argparse.Namespace) -> Iterator[Found]:

@@ -1,7 +1,7 @@
 """An edit that the demo's instruction model does not know, taught by Train Instruction Model: `python . run tests/measures/instruct_training.py`
 (resumable).
 
-*make it striped* and *make the star dotted* are learnt from rendered pairs, beside as many of the edits that it knows. Then held-out edits of both
+*make it striped* and *make the star dotted* are learned from rendered pairs, beside as many of the edits that it knows. Then held-out edits of both
 are judged, by the model as it was and as it became. About 20 minutes of one CPU core.
 """
 
@@ -52,7 +52,7 @@ def lesson(pairs: int) -> dict[str, list]:
 
 
 @torch.inference_mode()
-def learnt(studio: Studio, o: argparse.Namespace) -> str:
+def learned(studio: Studio, o: argparse.Namespace) -> str:
     """Trains, or goes on training; gives the path of the file."""
     parts = dict(model=demo.load_instruct(), clip=studio.clip, vae=studio.vae, name=o.name, if_exists="continue")
     how = dict(train=o.train, rank=o.rank, steps=o.steps, batch_size=o.batch, learning_rate=o.rate, timesteps=o.timesteps, average=0.98)
@@ -85,7 +85,7 @@ def main() -> None:
         __doc__, pairs=320, steps=600, batch=8, rate=1e-3, rank=16, train="every layer", timesteps="shifted",
         count=(128, "held-out edits of the new kind; a quarter of each old one"), name=("textures", "another one starts anew"),
     )  # fmt: skip
-    path = learnt(Studio(), o)
+    path = learned(Studio(), o)
     say(f"wrote {path}")
     table({"as it was": Editor(), "taught": Editor(path)}, o.count)
 

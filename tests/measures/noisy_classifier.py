@@ -37,7 +37,7 @@ def latents_of(studio: Studio, scenes: list[world.Scene]) -> torch.Tensor:
     return studio.model.model.process_latent_in(torch.cat([studio.vae.encode(part) for part in images.split(32)]))
 
 
-def learnt(studio: Studio, options: argparse.Namespace):
+def learned(studio: Studio, options: argparse.Namespace):
     """What the trainer makes of rendered scenes with their labels, or goes on with."""
     scenes = [demo_model.scene(i, LEARN) for i in range(options.images)]
     images = [torch.from_numpy(world.render(s)).float()[None] / 255 for s in scenes]
@@ -61,7 +61,7 @@ def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: 
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    name = ("measured", "of the classifier that is learnt; another one starts anew")
+    name = ("measured", "of the trained classifier; another one starts anew")
     counts = dict(count=(512, "held-out images"), images=(1024, "to learn from"))
     return script.options_of(__doc__, arguments, steps=1000, batch=64, rate=1e-3, name=name, **counts)
 
@@ -78,7 +78,7 @@ def main() -> None:
     latents = latents_of(studio, scenes)
     say(head(f"{len(scenes)} held-out images, right at sigma", *(f"{s:g}" for s in SIGMAS)))
     shipped = read(CLASSIFIERS.shipped / "demo_model.safetensors")
-    for name, classifier in (("the demo model's", shipped), ("trained by the node", learnt(studio, options))):
+    for name, classifier in (("the demo model's", shipped), ("trained by the node", learned(studio, options))):
         columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
         for fact, names in FACTS.items():
             say(row(f"{name}: {fact} of {len(names)}", *(percent(c[fact]) for c in columns)))

@@ -30,7 +30,7 @@ from measures.script import head, kept, percent, row, say
 from measures.textual_inversion import HELD_OUT, caption, single
 
 CLASS_IMAGES, ALIKE, WORDINGS = 64, 0.6, 8
-SHOWN = (  # (color, size, position, background) of the lesson's images: what none of them shows is learnt for that alone which some show
+SHOWN = (  # (color, size, position, background) of the lesson's images: what none of them shows is learned for that alone which some show
     ("blue", "large", "left", "white"),
     ("yellow", "small", "top", "black"),
     ("purple", "large", "right", "gray"),

@@ -2,7 +2,7 @@
 
 Scenes that the model was never trained on are drawn from their captions, and edited by every operation: a color or a shape swapped, a
 texture or a size put in, a texture taken out, the order of two things turned round, the background swapped, a noun strengthened or
-weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with everything taken over. An
+weakened. Each edit is drawn three times from one noise: without the patch, by Prompt-to-Prompt, and with all attention replaced. An
 edit succeeds if the checker reads the target in it; the things of source and edit are compared by overlap (IoU), and what should stay,
 which is all but the changed thing, by PSNR. What is measured is kept in .host/measures, so that a run that was stopped goes on.
 """
@@ -106,7 +106,7 @@ def reordered(scene: Scene, rng) -> Edit:
 
 # A group of edits shares its sources: how many things they have, what is done to them first, and the edits with the settings for each.
 GROUPS = {
-    "swap": ((1, 2), plain, {"swap a colour": (swapped("color", COLORS), LAYOUT), "swap a shape": (swapped("shape", SHAPES), PLACED)}),
+    "swap": ((1, 2), plain, {"swap a color": (swapped("color", COLORS), LAYOUT), "swap a shape": (swapped("shape", SHAPES), PLACED)}),
     "change": (
         (1, 2),
         plain,

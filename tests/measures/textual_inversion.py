@@ -1,7 +1,7 @@
 """A new word on the demo model: `python . run tests/measures/textual_inversion.py [--extra striped] [--count 128]` (resumable).
 
 Eight images show something that their captions do not name: a hat, an eye or a moon, for which the demo model has no word at all, or
-stripes or dots, for which it has another. A word is learnt from them, with captions for all the rest, and put into the prompts of
+stripes or dots, for which it has another. A word is learned from them, with captions for all the rest, and put into the prompts of
 held-out scenes. The checker says in how many images it appears, and in how many the prompt's color
 and shape, position and background are still right; beside it the same prompts and seeds without the word.
 """

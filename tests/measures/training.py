@@ -1,7 +1,7 @@
 """What the trainers teach the demo model, in one table: `python . run tests/measures/training.py` (resumable; hours of one CPU core).
 
 Each part is one of the other measures with its defaults, which say more of it: `textual_inversion.py`, `personalisation.py`,
-`custom_diffusion.py`, `noisy_classifier.py`, `instruct_pix2pix.py`. The checker judges new contexts; what is learnt is kept, and a second
+`custom_diffusion.py`, `noisy_classifier.py`, `instruct_pix2pix.py`. The checker judges new contexts; the trained weights are kept, and a second
 run asks only for what is missing.
 """
 
@@ -55,7 +55,7 @@ def concepts(studio: Studio, count: list[str]) -> Iterator[str]:
 def classifiers(studio: Studio, count: list[str]) -> Iterator[str]:
     o = noisy_classifier.options_of([])
     scenes = noisy_classifier.held_out(o.count)
-    latents, made = noisy_classifier.latents_of(studio, scenes), noisy_classifier.learnt(studio, o)
+    latents, made = noisy_classifier.latents_of(studio, scenes), noisy_classifier.learned(studio, o)
     for sigma in (0.5, 2.0, 8.0):
         found = noisy_classifier.shares(made, latents, scenes, sigma)
         told = ", ".join(f"{fact} {100 * right:.0f} %" for fact, right in found.items())

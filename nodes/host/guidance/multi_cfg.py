@@ -84,7 +84,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, model_options, seed)
 
     def cfg_at(self, sigma: float) -> float:
-        """The primary channel's weight at `sigma`, of which `cfg` is the constant part."""
+        """The primary channel's weight at `sigma`; `cfg` is its constant part."""
         return self.rules.strength(self.primary, sigma, run_noise_scale(self), self.cfg) if self.primary else 0.0
 
     def pair(self, x, timestep) -> tuple:

@@ -117,7 +117,7 @@ class GuiderPredictor(Predictor):
         return comfy.utils.repeat_to_batch_size(features.float().to(self.guider.model_patcher.load_device), self.images)
 
     def _predict(self, x: torch.Tensor, sigma: float, *pair: list | None) -> torch.Tensor:
-        """The prediction of the last of (positive, negative), of which only one is given: other nodes see in whose place it is."""
+        """The prediction of the last of `pair`, (positive,) or (None, negative): so other nodes see which one it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         level = _level(x, sigma)
         self.rows += len(x) * active_parts(pair[-1], x, level)

@@ -120,7 +120,7 @@ class Task(trainer.Task):
         return {k: (self.added[k](w.to(device)) if k in self.added else w).cpu() for k, w in own.items()}
 
     def look(self, training: TrainingRun) -> None:
-        """Edits the first images as they are told, with the model as it is, and shows each beside the image before."""
+        """Edits the first images by their instructions, with the model as it is, and shows each beside the image before."""
         v, examples = self.validation, self.examples
         size = examples.before.latents[0].shape
         chosen = [i for i in range(len(examples.positive)) if examples.before.latents[i].shape == size][: v.count]

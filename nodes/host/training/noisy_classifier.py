@@ -36,7 +36,7 @@ class Settings(settings.Settings):
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainResult:
     """The classifier, its file's name, the losses, and (log-SNR, accuracy) on the images `judged_on`."""
 
     classifier: LabelledClassifier
@@ -80,8 +80,8 @@ def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, 
     return shown, _Sample(both[len(trained) :] if unseen else both[: len(own)], targets[judged])
 
 
-def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> Learnt:
-    """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps what is learnt."""
+def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> TrainResult:
+    """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps the trained weights."""
     count = sum(len(batch) for batch in images)
     given = captions_for(labels, count, "labels") if count else ()
     known, targets = targets_of(given, settings.kind) if count else ((), None)
@@ -117,7 +117,7 @@ def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], set
             rows = accuracy(network, judged.latents, judged.targets, settings.kind)
         seen = len(judged.targets)
         where = "images held out" if seen < count else "the training images"
-        return Learnt(classifier.read(path), name, loop, rows, f"{seen} {where}")
+        return TrainResult(classifier.read(path), name, loop, rows, f"{seen} {where}")
 
 
 def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int) -> None:
@@ -165,7 +165,7 @@ def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
     keep()
 
 
-def charts(result: Learnt) -> tuple[torch.Tensor, torch.Tensor]:
+def charts(result: TrainResult) -> tuple[torch.Tensor, torch.Tensor]:
     """(losses and learning rate, accuracy over the noise); two IMAGEs."""
     chance = 1 / len(result.classifier.labels) if result.classifier.kind == "exclusive" else 0.5
     lines = {"chance": [(level, chance) for level in LOG_SNR]}
