@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,10 +15,35 @@ Token = Hashable
 Columns = tuple[int, ...]
 
 
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each sign is a word
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f"  # written without spaces: each sign is a word
+_MARK, _JOINER, _FLAG = "\u0300", "\u200d", "\U0001f1e6"
+_LETTERS = rf"[^\W{_CJK}](?:[^\W{_CJK}]|[{_MARK}{_JOINER}])*"
+_SIGN = rf"[^\w\s]{_MARK}*"
+_WORD = re.compile(rf"embedding:[^\s,<\[]+|[{_CJK}]{_MARK}*|{_LETTERS}(?:['’]{_LETTERS})*|{_FLAG}{{2}}|{_SIGN}(?:{_JOINER}{_SIGN})*")
+# Soft hyphens and non-joiners within words, skin tones, tags of flags.
+_BELONGING = re.compile("[\u00ad\u200c\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 
 
-_WORD = re.compile(rf"embedding:[^\s,<\[]+|[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*|[^\w\s]")
+def is_mark(character: str) -> bool:
+    """Whether a character belongs to the one before it: vowel signs, accents, skin tones. Python's `\\w` excludes most of them."""
+    return unicodedata.category(character)[0] == "M" or _BELONGING.match(character) is not None
+
+
+def _alike(character: str) -> str:
+    """One mark for all marks, one flag letter for all of them."""
+    if is_mark(character):
+        return _MARK
+    return _FLAG if "\U0001f1e6" <= character <= "\U0001f1ff" else character
+
+
+def words_in(text: str) -> list[tuple[int, int]]:
+    """(start, end) of the words of a text; punctuation and emoji are words."""
+    return [m.span() for m in _WORD.finditer("".join(map(_alike, text)))]
+
+
+def folded(word: str) -> str:
+    """A word without the differences of capitals and of accents in one character or two."""
+    return unicodedata.normalize("NFC", word.casefold())
 
 
 class Tokenizer(Protocol):
@@ -40,7 +66,7 @@ class Word:
 
     @property
     def key(self) -> str:
-        return self.text.casefold()
+        return folded(self.text)
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,7 @@ class Prompt:
     def find(self, phrase: str) -> list[tuple[int, ...]]:
         """A word or phrase wherever it is, as indices of words; 'cat#2' is the second. Empty where there are none."""
         plain, _, number = phrase.strip().partition("#")
-        wanted = [m.group().casefold() for m in _WORD.finditer(plain)]
+        wanted = [folded(plain[a:b]) for a, b in words_in(plain)]
         starts = range(len(self.words) - len(wanted) + 1) if wanted else ()
         found = [tuple(range(i, i + len(wanted))) for i in starts if [w.key for w in self.words[i : i + len(wanted)]] == wanted]
         if number.strip().isdigit():
@@ -83,14 +109,16 @@ def common(a: Sequence[Token], b: Sequence[Token]) -> int:
 
 
 def _words_of(part: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
-    """(word, number of its tokens) of a plain text. Words that share a token are one word."""
+    """(word, number of its tokens) of a plain text. Words that share a token are one word; one without tokens is none."""
     whole, found, start, before = list(tokenizer.tokens(part)), [], None, 0
-    matches = list(_WORD.finditer(part))
-    for match in matches:
-        start = match.start() if start is None else start
-        end = len(whole) if match is matches[-1] else common(tokenizer.tokens(part[: match.end()]), whole)
+    places = words_in(part)
+    for own, stop in places:
+        tokens = whole if stop == places[-1][1] else tokenizer.tokens(part[:stop])
+        if start is None and list(tokens) == whole[:before]:  # such as an embedding that does not exist
+            continue
+        start, end = own if start is None else start, common(tokens, whole)
         if end > before:
-            found.append((part[start : match.end()], end - before))
+            found.append((part[start:stop], end - before))
             start, before = None, end
     return found
 

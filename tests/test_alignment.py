@@ -1,5 +1,7 @@
 """Aligning prompts on words and tokens: every operation, and what public code gets wrong."""
 
+from unicodedata import normalize
+
 import pytest
 import torch
 from controlled_diffusion.attention.alignment import DEGREE_SHARE, align, stretched
@@ -94,6 +96,34 @@ def test_a_swap_takes_over_whole_phrases_and_a_refinement_none():
     assert sorted(kinds(aligned(source, target, "refine"))) == ["delete cat", "delete siamese", "insert dog"]
     assert kinds(aligned("a b", "a b", "reweight only")) == ["insert a", "insert b"]
     refused("operation is 'swap'; choose one of auto, replace, refine, reweight only", aligned, source, target, "swap")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("लाल बिल्ली, हिन्दी", ["लाल", "बिल्ली", ",", "हिन्दी"]),  # vowel signs, virama
+    ("แมวสีแดง นอนอยู่", ["แมวสีแดง", "นอนอยู่"]),
+    ("قِطَّةٌ حَمْراء", ["قِطَّةٌ", "حَمْراء"]),
+    ("می\u200cخواهم گربه", ["می\u200cخواهم", "گربه"]),  # a word with a non-joiner
+    (normalize("NFD", "mèo đỏ, ngủ"), [normalize("NFD", w) for w in ("mèo", "đỏ", ",", "ngủ")]),
+    ("が東 が", ["が", "東", "が"]),  # decomposed, then composed
+    ("a 👍🏽 👨‍👩‍👧❤️ 🇩🇪🇫🇷 1️⃣ 🏴\U000e0067\U000e007f!", ["a", "👍🏽", "👨‍👩‍👧", "❤️", "🇩🇪", "🇫🇷", "1️⃣", "🏴\U000e0067\U000e007f", "!"]),
+])  # fmt: skip
+def test_marks_belong_to_their_words(text, words):
+    assert [w.text for w in prompt(text, Pieces(200)).words] == words
+
+
+def test_words_with_marks_align_whole():
+    assert kinds(aligned("लाल बिल्ली", "लाल कुत्ता")) == ["replace बिल्ली -> कुत्ता"]
+    one, other = (normalize(form, "con mèo đỏ") for form in ("NFC", "NFD"))
+    assert kinds(aligned(one, other)) == [] and prompt(other).find(normalize("NFC", "mèo")) == [(1,)]
+
+
+@pytest.mark.parametrize("text", ["embedding:missing red cat", "red embedding:missing cat", "red cat embedding:missing"])
+def test_a_word_without_tokens_is_none(text):
+    class Missing(Pieces):
+        def tokens(self, part):
+            return super().tokens(part.replace("embedding:missing", ""))
+
+    assert [(w.text, w.columns) for w in prompt(text, Missing()).words] == [("red", (1,)), ("cat", (2,))]
 
 
 def test_of_equal_words_the_neighbors_match():

@@ -120,8 +120,8 @@ def test_prompt_pairs_are_read_line_by_line_with_words_to_choose():
     text = """
     # what can be where
     thing = cat, dog
-    other = dog, cow
-    a {thing} => a {other} | turn the {thing} into a {other}
+    बिल्ली = dog, cow
+    a {thing} => a {बिल्ली} | turn the {thing} into a {बिल्ली}
     a house => a house in the snow | make it snow
     a house => a house in the snow | make it snow
     """

@@ -84,6 +84,7 @@ def test_bad_placeholders_are_refused_and_good_ones_taken(placeholder, message):
 def test_the_word_is_found_as_a_word_alone():
     assert ti.names("a sk, red", "sk") and not ti.names("a skier", "sk") and not ti.names("a-sk", "sk")
     assert ti.with_name("a sk, skier (sk:1.2)", "sk", "N") == "a  N , skier ( N :1.2)"
+    assert ti.names("एक लाल", "लाल") and not ti.names("एक लाली", "लाल")
     assert ti.with_name("<z><z>", "<z>", r"\1") == r" \1  \1 "
 
 

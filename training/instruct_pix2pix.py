@@ -21,6 +21,7 @@ FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy lat
 DROPOUT = 0.05  # of the image alone, of both, and of the instruction alone
 WHAT = ("attention", "every layer", "all weights")
 DROPPED = ("jointly", "independently")
+_NAME = r"([^\s{}=|,]+)"  # of words to choose, in any script
 _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.weight$")
 
 
@@ -210,7 +211,7 @@ def prompt_pairs(text: str) -> list[PromptPair]:
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
-        if "=>" not in line and (named := re.fullmatch(r"(\w+)\s*=\s*(.+)", line)):
+        if "=>" not in line and (named := re.fullmatch(rf"{_NAME}\s*=\s*(.+)", line)):
             words[named[1]] = [w.strip() for w in named[2].split(",") if w.strip()]
             continue
         pairs += [_pair(filled, number) for filled in _filled(line, words, number)]
@@ -221,14 +222,14 @@ def prompt_pairs(text: str) -> list[PromptPair]:
 
 def _filled(line: str, words: dict[str, list[str]], number: int) -> list[str]:
     """A line with every choice of the words that it names; choices of different names are never the same word."""
-    names = list(dict.fromkeys(re.findall(r"\{(\w+)\}", line)))
+    names = list(dict.fromkeys(re.findall(rf"\{{{_NAME}\}}", line)))
     unknown = [n for n in names if n not in words]
     if unknown:
         raise ValueError(f"Line {number} names {{{unknown[0]}}}, which no line defines. Write one before it: {unknown[0]} = one, two")
     filled: list[dict[str, str]] = [{}]
     for name in names:
         filled = [{**f, name: w} for f in filled for w in words[name] if w not in f.values()]
-    return [re.sub(r"\{(\w+)\}", lambda m, f=f: f[m[1]], line) for f in filled]
+    return [re.sub(rf"\{{{_NAME}\}}", lambda m, f=f: f[m[1]], line) for f in filled]
 
 
 def _pair(line: str, number: int) -> PromptPair:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..attention.prompt import is_mark
+
 TEMPLATES = {
     "object": (
         "{}",
@@ -126,18 +128,22 @@ class Prompts:
         return " ".join(template.replace("{caption}", caption).replace("{}", self.placeholder).split()).strip(" ,")
 
 
-def _as_word(placeholder: str) -> str:
-    return rf"(?<![\w-]){re.escape(placeholder)}(?![\w-])"
+def _places(text: str, placeholder: str) -> list[tuple[int, int]]:
+    """(start, end) of every placeholder that is a word of its own."""
+    found = [m.span() for m in re.finditer(rf"(?<![\w-]){re.escape(placeholder)}(?![\w-])", text)]
+    return [(a, b) for a, b in found if not any(map(is_mark, text[max(a - 1, 0) : a] + text[b : b + 1]))]
 
 
 def names(text: str, placeholder: str) -> bool:
     """Whether a text holds the placeholder as a word of its own."""
-    return re.search(_as_word(placeholder), text) is not None
+    return bool(_places(text, placeholder))
 
 
 def with_name(text: str, placeholder: str, name: str) -> str:
     """A text with every placeholder replaced by `name`, set off by spaces."""
-    return re.sub(_as_word(placeholder), lambda _: f" {name} ", text)
+    for a, b in reversed(_places(text, placeholder)):
+        text = f"{text[:a]} {name} {text[b:]}"
+    return text
 
 
 def wordings(caption: str) -> tuple[str, ...]:

@@ -44,6 +44,19 @@ def test_words_of_several_chunks(clip):
     assert found.words[-2].columns == (121,) and len(found.heads) == 2
 
 
+@pytest.mark.parametrize("text", ["लाल बिल्ली", "แมวแดง นอนอยู่", "قِطَّةٌ حَمْراء", "me\u0300o đo\u0309", "a 👍🏽 👨‍👩‍👧 🇩🇪"])
+def test_words_with_marks(clip, text):
+    for tokenizer in (clip, tokens(FluxTokenizer())):
+        assert [w.text for w in prompt_of(tokenizer, text).words] == text.split()
+
+
+def test_a_missing_embedding_is_no_word(tmp_path):
+    clip = clip_with_word(tmp_path)
+    for text in ("embedding:none red cat", "red (embedding:none:1.2) cat", "red cat embedding:none"):
+        assert [(w.text, w.columns) for w in prompt_of(clip, text).words] == [("red", (1,)), ("cat", (2,))]
+    assert [w.text for w in prompt_of(clip, "embedding:none embedding:thing cat").words] == ["embedding:thing", "cat"]
+
+
 def test_an_embedding_has_the_columns_of_its_vectors(tmp_path):
     found = prompt_of(clip_with_word(tmp_path), "a red embedding:thing, on white")
     assert [(w.text, len(w.columns)) for w in found.words][2:4] == [("embedding:thing", 3), (",", 1)]
