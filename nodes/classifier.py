@@ -7,9 +7,8 @@ from .host.fingerprint import stamp
 from .host.guidance.classifier import CLASSIFIERS, load
 from .inputs import sockets
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
-from .inputs.widgets import advanced, choice, number, text, whole
+from .inputs.widgets import advanced, choice, number, schema, text, whole
 
-_CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["classifier guidance", "guided diffusion", "noisy classifier", "class conditional", "Diffusion Models Beat GANs"]
 _LABELS = "One or more labels with weights: 'red, circle:0.5'. A weight below 0 pushes the label away: 'striped:-1'."
 _WEIGHT = "The classifier scale s. 0 = off (not evaluated), 1 is the exact posterior. Typical: 1–10 with a prompt, more without."
@@ -18,18 +17,15 @@ _WEIGHT = "The classifier scale s. 0 = off (not evaluated), 1 is the exact poste
 class NoisyClassifierLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="NoisyClassifierLoader",
-            display_name="Load Noisy Classifier",
-            category=_CATEGORY,
-            description="Loads a classifier of noisy latents. It works with eps, v and flow models of the latent format it was trained on.",
-            search_aliases=_ALIASES,
+        return schema(
+            "NoisyClassifierLoader", "Load Noisy Classifier", "guidance", _ALIASES,
+            "Loads a classifier of noisy latents. It works with eps, v and flow models of the latent format it was trained on.",
             inputs=[choice("classifier_name", CLASSIFIERS.names(), "A file in models/noisy_classifiers.")],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="labels", tooltip="The labels it knows, one a line."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name):
@@ -44,13 +40,10 @@ class NoisyClassifierLoader(io.ComfyNode):
 class ClassifierChannel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="ClassifierChannel",
-            display_name="Classifier Channel",
-            category=_CATEGORY,
-            description="Pulls the image towards labels of a noisy classifier: the gradient of log p(label | image) as a guidance "
-            "channel, alone or beside prompts. It costs one pass through the classifier and back, and none through the model.",
-            search_aliases=_ALIASES,
+        return schema(
+            "ClassifierChannel", "Classifier Channel", "guidance", _ALIASES,
+            "Pulls the image towards labels of a noisy classifier: the gradient of log p(label | image) as a guidance channel, alone or "
+            "beside prompts. It costs one pass through the classifier and back, and none through the model.",
             inputs=[
                 sockets.NoisyClassifier.Input("classifier", tooltip="A classifier trained on noisy latents of this model's format."),
                 text("labels", "", _LABELS),
@@ -58,18 +51,13 @@ class ClassifierChannel(io.ComfyNode):
                 *percent_range("the channel"),
                 *channel_identity("its labels"),
                 *advanced(
-                    whole(
-                        "batch_size",
-                        ClassifierGradient.batch,
-                        0,
-                        4096,
-                        "Images that the classifier takes at a time; 0 = all. Lower it where memory is short.",
-                    )
+                    whole("batch_size", ClassifierGradient.batch, 0, 4096,
+                        "Images that the classifier takes at a time; 0 = all. Lower it where memory is short."),
                 ),
                 *channel_extras(),
             ],
             outputs=[channel_output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, classifier, labels, name="", batch_size=ClassifierGradient.batch, **shared) -> io.NodeOutput:

@@ -10,7 +10,7 @@ from .host.model_folder import IF_EXISTS
 from .host.training import noisy_classifier as host
 from .inputs import sockets
 from .inputs import training as inputs
-from .inputs.widgets import choice, number, seed, text, whole
+from .inputs.widgets import choice, number, schema, seed, text, whole
 
 _LISTS = ("images", "labels")
 _HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
@@ -23,33 +23,19 @@ _IF_EXISTS = (
 class NoisyClassifierTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="NoisyClassifierTrainer",
-            display_name="Train Noisy Classifier",
-            category="controlled diffusion/training",
-            description="Trains a small network that tells labels from half-finished images, at every noise level, for Classifier Channel. "
-            "It learns in the latents of your model, and works with every model of the same latent format.",
-            search_aliases=[
-                "classifier guidance",
-                "train classifier",
-                "noisy classifier",
-                "guided diffusion",
-                "Diffusion Models Beat GANs",
-            ],
-            is_input_list=True,
-            is_output_node=True,
+        return schema(
+            "NoisyClassifierTrainer", "Train Noisy Classifier", "training",
+            ["classifier guidance", "train classifier", "noisy classifier", "guided diffusion", "Diffusion Models Beat GANs"],
+            "Trains a small network that tells labels from half-finished images, at every noise level, for Classifier Channel. It learns "
+            "in the latents of your model, and works with every model of the same latent format.",
+            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
-                io.Image.Input(
-                    "images", tooltip="Labeled images of one size: a batch, or a list as folder loaders give it. Typical: 300 or more."
-                ),
-                text(
-                    "labels",
-                    "",
-                    "Labels of each image between commas: a list as folder loaders give it, or one line an image.",
-                    multiline=True,
-                ),
+                io.Image.Input("images",
+                    tooltip="Labeled images of one size: a batch, or a list as folder loaders give it. Typical: 300 or more."),
+                text("labels", "", "Labels of each image between commas: a list as folder loaders give it, or one line an image.",
+                    multiline=True),
                 text("name", "my-classifier", "Name of its file in models/noisy_classifiers."),
                 choice("kind", KINDS, "'independent': any number of labels for each image. 'exclusive': just one."),
                 whole("steps", 2000, 1, 1_000_000, "Steps of the optimizer. Typical: 1000–10000."),
@@ -70,7 +56,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
                 io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
                 io.Image.Output(display_name="accuracy", tooltip="Accuracy over the noise levels, on the images held out."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, **lists):

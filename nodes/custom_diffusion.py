@@ -8,6 +8,7 @@ from .host.training import adapters
 from .host.training import custom_diffusion as host
 from .inputs import training as inputs
 from .inputs import widgets
+from .inputs.widgets import schema
 
 _SENTENCES = 8  # of each word, for merging
 
@@ -15,25 +16,18 @@ _SENTENCES = 8  # of each word, for merging
 class CustomDiffusionTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="CustomDiffusionTrainer",
-            display_name="Train Keys and Values (Custom Diffusion)",
-            category="controlled diffusion/training",
-            description="Trains a concept as a new word and the keys and values with which a UNet reads the prompt, nothing else. Several of "
-            "them can be merged into one file without further training.",
-            search_aliases=["custom diffusion", "multi-concept", "cross-attention fine-tuning", "k v", "personalization"],
-            is_input_list=True,
-            is_output_node=True,
+        return schema(
+            "CustomDiffusionTrainer", "Train Keys and Values (Custom Diffusion)", "training",
+            ["custom diffusion", "multi-concept", "cross-attention fine-tuning", "k v", "personalization"],
+            "Trains a concept as a new word and the keys and values with which a UNet reads the prompt, nothing else. Several of them can "
+            "be merged into one file without further training.",
+            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or another UNet. It is not changed; LoRAs on it act during training."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
                 io.Image.Input("images", tooltip="3–20 images of the concept: a batch, or a list of any sizes as folder loaders give it."),
-                *subject(
-                    "Name of the file in the loras folder and of the embedding. 'dogs/rex' = in a subfolder.",
-                    "a photo of a <concept> dog",
-                    "What the images show, with the placeholder of the new word. An image's caption replaces it.",
-                    200,
-                ),
+                *subject("Name of the file in the loras folder and of the embedding. 'dogs/rex' = in a subfolder.", "a photo of a "
+                    "<concept> dog", "What the images show, with the placeholder of the new word. An image's caption replaces it.", 200),
                 *inputs.course(300, "Typical: 200–600.", 4, 0.00008, "Of keys and values. Typical: 0.00001–0.0001."),
                 *inputs.validation_prompt("", "Prompt of the images shown during training. Empty = the instance prompt."),
                 *word("<concept>"),
@@ -48,7 +42,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 *outputs("the concept"),
                 io.String.Output(display_name="concept", tooltip="Lines 'name = prompt' for Merge Concepts (Custom Diffusion)."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, **lists):
@@ -69,13 +63,11 @@ class CustomDiffusionMerge(io.ComfyNode):
             "concept may have several lines."
         )
         regular = "Prompts, one a line, that stay as they are. Typical: some hundred. Empty = a list of common things."
-        return io.Schema(
-            node_id="CustomDiffusionMerge",
-            display_name="Merge Concepts (Custom Diffusion)",
-            category="controlled diffusion/training",
-            description="One file of several concepts: each concept's words read as in its own file, everything else stays as close as possible. "
+        return schema(
+            "CustomDiffusionMerge", "Merge Concepts (Custom Diffusion)", "training",
+            ["custom diffusion", "merge concepts", "multi-concept", "closed form", "combine lora"],
+            "One file of several concepts: each concept's words read as in its own file, everything else stays as close as possible. "
             "Solved in closed form within seconds; no training.",
-            search_aliases=["custom diffusion", "merge concepts", "multi-concept", "closed form", "combine lora"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that the concepts were trained on. It is not changed."),
@@ -90,7 +82,7 @@ class CustomDiffusionMerge(io.ComfyNode):
                 io.LoraModel.Output(display_name="lora", tooltip="For ComfyUI's Load LoRA Model and Save LoRA nodes."),
                 io.String.Output(display_name="name", tooltip="Of the file in the loras folder."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, clip, concepts, name, regular_prompts, if_exists) -> io.NodeOutput:

@@ -12,16 +12,14 @@ from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
 from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
 from .host.sampling import TwoPrompts
-from .inputs.widgets import advanced, choice, number, seed, switch, whole
+from .inputs.widgets import advanced, choice, number, schema, seed, switch, whole
 
-_CATEGORY = "controlled diffusion/guidance"
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
 
 
 def _image_input():
-    return io.MultiType.Input(
-        "image", types=[io.Latent, io.Image], tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected."
-    )
+    return io.MultiType.Input("image", types=[io.Latent, io.Image],
+        tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected.")  # fmt: skip
 
 
 def _pixels(name: str, tooltip: str, low: int = 0):
@@ -64,13 +62,10 @@ _RULE = (
 class DiffEditMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="DiffEditMask",
-            display_name="DiffEdit Mask",
-            category=_CATEGORY,
-            description="Finds where an image has to change so that another prompt fits it: noises the image, asks the model under both "
-            "prompts, and masks where the answers differ. For DiffEdit Sampler, or for any KSampler with the latent.",
-            search_aliases=_ALIASES,
+        return schema(
+            "DiffEditMask", "DiffEdit Mask", "guidance", _ALIASES,
+            "Finds where an image has to change so that another prompt fits it: noises the image, asks the model under both prompts, and "
+            "masks where the answers differ. For DiffEdit Sampler, or for any KSampler with the latent.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
@@ -79,13 +74,8 @@ class DiffEditMask(io.ComfyNode):
                 _image_input(),
                 seed("Seed of all noises of the maps."),
                 number("cfg", 1.0, 0.0, 100.0, _MASK_CFG, 0.1, round=0.01, advanced=True),
-                whole(
-                    "maps",
-                    MaskSettings.maps,
-                    1,
-                    100,
-                    "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper.",
-                ),
+                whole("maps", MaskSettings.maps, 1, 100,
+                    "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper."),
                 whole("levels", 3, 1, 20, _LEVELS),
                 number("start_percent", 0.3, 0.0, 1.0, _START),
                 number("end_percent", 0.5, 0.0, 1.0, _END),
@@ -98,23 +88,21 @@ class DiffEditMask(io.ComfyNode):
                 ),
                 choice("threshold_kind", THRESHOLDS, _KIND),
                 number("threshold", Cut.threshold, 0.0, 1.0, _THRESHOLD),
-                switch(
-                    "soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.", advanced=True
-                ),
+                switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.",
+                    advanced=True),
                 _pixels("open", "Removes specks narrower than about twice this."),
                 _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
                 _pixels("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
                 _pixels("blur", "Blurs the mask's edge over this much."),
-                io.Vae.Input(
-                    "vae", optional=True, tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."
-                ),
+                io.Vae.Input("vae", optional=True,
+                    tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the image; one for each image or video."),
                 io.Image.Output(display_name="heat", tooltip="The heat over the image, and the mask's outline."),
                 io.Latent.Output(display_name="latent", tooltip="The image's latent with the mask set: a KSampler changes only the mask."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **options) -> io.NodeOutput:
@@ -130,58 +118,36 @@ class DiffEditMask(io.ComfyNode):
 class DiffEditSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="DiffEditSampler",
-            display_name="DiffEdit Sampler",
-            category=_CATEGORY,
-            description="Edits an image within a mask: encodes it to noise with DDIM and denoises it under the new prompt, so that the edit keeps "
-            "the image's own structure. What the mask leaves out stays exactly as it was.",
-            search_aliases=[*_ALIASES, "ddim inversion edit", "masked ddim"],
+        return schema(
+            "DiffEditSampler", "DiffEdit Sampler", "guidance", [*_ALIASES, "ddim inversion edit", "masked ddim"],
+            "Edits an image within a mask: encodes it to noise with DDIM and denoises it under the new prompt, so that the edit keeps the "
+            "image's own structure. What the mask leaves out stays exactly as it was.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the image should show: the target."),
-                io.Conditioning.Input(
-                    "negative", tooltip="What it should not show; usually an empty prompt. Not evaluated where cfg is 1."
-                ),
+                io.Conditioning.Input("negative",
+                    tooltip="What it should not show; usually an empty prompt. Not evaluated where cfg is 1."),
                 _image_input(),
                 whole("steps", 20, 1, 1000, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
-                number(
-                    "cfg",
-                    4.0,
-                    0.0,
-                    100.0,
-                    "Guidance scale of the denoising. 1 = no guidance. The encoding is always without guidance.",
-                    0.1,
-                    round=0.01,
-                ),
+                number("cfg", 4.0, 0.0, 100.0, "Guidance scale of the denoising. 1 = no guidance. The encoding is always without guidance.",
+                    0.1, round=0.01),
                 choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
                 number("encode_ratio", 0.8, 0.0, 1.0, _ENCODE),
                 choice("rule", RULES, _RULE),
-                switch(
-                    "soft",
-                    False,
-                    "Off: the mask is cut at 0.5, and every latent cell that it touches may change. On: values between 0 and 1 blend.",
-                ),
-                io.Conditioning.Input(
-                    "source",
-                    optional=True,
-                    tooltip="What the image shows now, for the encoding. Not connected: the negative, as in the paper.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="1 = may change. Not connected: the mask that the latent carries; without one, everything may change.",
-                ),
+                switch("soft", False,
+                    "Off: the mask is cut at 0.5, and every latent cell that it touches may change. On: values between 0 and 1 blend."),
+                io.Conditioning.Input("source", optional=True,
+                    tooltip="What the image shows now, for the encoding. Not connected: the negative, as in the paper."),
+                io.Mask.Input("mask", optional=True,
+                    tooltip="1 = may change. Not connected: the mask that the latent carries; without one, everything may change."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, and for the image output."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
-                io.Image.Output(
-                    display_name="image",
-                    tooltip="The result as an image, with the exact pixels of the image outside the mask. Needs the vae.",
-                ),
+                io.Image.Output(display_name="image",
+                    tooltip="The result as an image, with the exact pixels of the image outside the mask. Needs the vae."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(

@@ -12,6 +12,7 @@ from .host.training.trainer import TrainResult
 from .host.training.whole_weights import WholeWeights
 from .inputs import training as inputs
 from .inputs import widgets
+from .inputs.widgets import schema
 
 _TRAIN = ("adapter", "all weights")
 
@@ -26,7 +27,7 @@ def subject(saved: str, instance: str, tip: str, count: int) -> list:
         widgets.text("class_prompt", "a photo of a dog", class_tip, multiline=True),
         widgets.number("prior_weight", Preservation.weight, 0.0, 100.0, "Weight of class images. 0 = plain fine-tuning. Paper: 1.", 0.05),
         widgets.whole("class_count", count, 0, 100_000, count_tip),
-    ]
+    ]  # fmt: skip
 
 
 def _adapter() -> list:
@@ -38,7 +39,7 @@ def _adapter() -> list:
         inputs.choice("algorithm", adapters.ALGORITHMS, "LoRA suits most; LoHa and LoKr are smaller, OFT only rotates weights."),
         inputs.number("alpha", own.alpha, 0.0, 4096.0, alpha, 1.0),
         inputs.text("layers", own.layers, layers),
-    ]
+    ]  # fmt: skip
 
 
 def word(placeholder: str) -> list:
@@ -52,14 +53,14 @@ def word(placeholder: str) -> list:
         inputs.whole("vectors", Word.vectors, 1, 64, "Vectors, that is tokens, of the new word. Typical: 1–4."),
         inputs.number("word_rate", host.Subject.word_rate, 0.00001, 100.0, rate, 0.001, round=0.00001),
         *inputs.norms(),
-    ]
+    ]  # fmt: skip
 
 
 def batches() -> list:
     return [
         inputs.choice("ratio", RATIOS, "Instance to class images in a batch: 1:1, or 1:2 to keep the class harder."),
         inputs.whole("class_batch", host.Class.batch, 1, 1024, "Class images sampled at a time."),
-    ]
+    ]  # fmt: skip
 
 
 def images() -> list:
@@ -71,7 +72,7 @@ def images() -> list:
         inputs.checkpointing(),
         inputs.caption_dropout(),
         *inputs.augmentation(),
-    ]
+    ]  # fmt: skip
 
 
 def clean_words():
@@ -86,7 +87,7 @@ def outputs(what: str) -> list:
         io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name (of each word), or the instance prompt."),
         inputs.loss_curve(),
         inputs.validation_images(),
-    ]
+    ]  # fmt: skip
 
 
 def trained(lists: dict, design, with_word: bool) -> TrainResult:
@@ -133,25 +134,19 @@ class DreamBoothTrainer(io.ComfyNode):
             "'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved as a model in diffusion_models; rank, algorithm, alpha and "
             "layers then do nothing, and each weight takes 16 bytes, 20 with an average."
         )
-        return io.Schema(
-            node_id="DreamBoothTrainer",
-            display_name="Train LoRA (DreamBooth)",
-            category="controlled diffusion/training",
-            description="Teaches the model a subject it has never seen from a few images, as a LoRA. Images of its class, sampled by the model "
-            "itself, keep the class as it was (prior preservation). A new word for the subject can be trained jointly.",
-            search_aliases=["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
-            is_input_list=True,
-            is_output_node=True,
+        return schema(
+            "DreamBoothTrainer", "Train LoRA (DreamBooth)", "training",
+            ["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
+            "Teaches the model a subject it has never seen from a few images, as a LoRA. Images of its class, sampled by the model itself, "
+            "keep the class as it was (prior preservation). A new word for the subject can be trained jointly.",
+            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train: eps, v or flow. It is not changed; LoRAs on it act during training."),
                 *inputs.parts(),
                 io.Image.Input("images", tooltip="3–20 images of the subject: a batch, or a list of any sizes as folder loaders give it."),
-                *subject(
-                    "Name of the LoRA in the loras folder, and of the embedding if a word is trained. 'dogs/rex' = in a subfolder.",
-                    "a photo of sks dog",
-                    "What the images show: a rare word, or the placeholder of a new one, and the class. An image's caption replaces it.",
-                    100,
-                ),
+                *subject("Name of the LoRA in the loras folder, and of the embedding if a word is trained. 'dogs/rex' = in a subfolder.", "a "
+                    "photo of sks dog", "What the images show: a rare word, or the placeholder of a new one, and the class. An image's "
+                    "caption replaces it.", 100),
                 *inputs.course(800, "Typical: 400–1500; about 100–200 for each image.", 1, 0.0001, "Of the LoRA. Typical: 0.00005–0.0005."),
                 *inputs.validation_prompt("", "Prompt of the images shown during training. Empty = the instance prompt."),
                 *_adapter(),
@@ -166,7 +161,7 @@ class DreamBoothTrainer(io.ComfyNode):
                 clean_words(),
             ],
             outputs=outputs("the LoRA"),
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, train=None, **lists):

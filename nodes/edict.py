@@ -5,31 +5,27 @@ from comfy_api.latest import io
 from ..inversion.edict import EDICT
 from ..inversion.exact import for_steps
 from .host.inversion import exact
-from .inputs.inverter import exact_inputs, rescale_input, schema
-from .inputs.widgets import number
+from .inputs.inverter import exact_inputs, inverter_outputs, rescale_input
+from .inputs.widgets import number, schema
 
 
 class EDICTInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "EDICTInverter",
-            "EDICT Inverter",
+            "EDICTInverter", "EDICT Inverter", "inversion",
+            [
+                "edict", "exact diffusion inversion via coupled transformations", "exact inversion", "coupled inversion", "invert image",
+                "real image editing",
+            ],
             "Finds a pair of noises from which an image is reconstructed exactly, whatever the model and the prompt: two coupled states. "
             "Two evaluations a step.",
-            [
-                *("edict", "exact diffusion inversion via coupled transformations", "exact inversion", "coupled inversion"),
-                *("invert image", "real image editing"),
-            ],
             exact_inputs(
-                number(
-                    "p", EDICT.p, 0.0, 1.0,
-                    "Each state's own share when the pair is mixed after a step. Typical: 0.9–0.97 (paper 0.93). 1 = no mixing. Lower "
-                    "keeps the pair together while sampling and drives it apart while inverting.",
-                    round=0.001,
-                ),
+                number("p", EDICT.p, 0.0, 1.0, "Each state's own share when the pair is mixed after a step. Typical: 0.9–0.97 (paper "
+                    "0.93). 1 = no mixing. Lower keeps the pair together while sampling and drives it apart while inverting.", round=0.001),
                 rescale_input("p"),
             ),
+            inverter_outputs(),
         )  # fmt: skip
 
     @classmethod

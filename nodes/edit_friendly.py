@@ -5,33 +5,30 @@ from comfy_api.latest import io
 from ..inversion.edit_friendly import EditFriendly
 from .host import noise_levels
 from .host.inversion import invert
-from .inputs.inverter import cfg_input, inverter_inputs, schema
-from .inputs.widgets import seed, whole
+from .inputs.inverter import cfg_input, inverter_inputs, inverter_outputs
+from .inputs.widgets import schema, seed, whole
 
 
 class EditFriendlyInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "EditFriendlyInverter",
-            "Edit-Friendly Inverter",
+            "EditFriendlyInverter", "Edit-Friendly Inverter", "inversion",
+            [
+                "edit friendly ddpm inversion", "ddpm inversion", "an edit friendly ddpm noise space: inversion and manipulations",
+                "noise maps", "euler ancestral inversion",
+            ],
             "Finds the noise that stochastic sampling has to add at every step to make this image. With the same prompt and cfg the "
             "reconstruction is exact; another prompt keeps the layout.",
-            [
-                *("edit friendly ddpm inversion", "ddpm inversion", "an edit friendly ddpm noise space: inversion and manipulations"),
-                *("noise maps", "euler ancestral inversion"),
-            ],
             inverter_inputs(
-                whole(
-                    "skip", 18, 0, 999,
-                    "How many of the noisiest steps to leave out. Typical: a quarter to a half of the steps (paper: 36 of 100). 0 = none, "
-                    "most freedom to edit; more keeps more of the image.",
-                ),
+                whole("skip", 18, 0, 999, "How many of the noisiest steps to leave out. Typical: a quarter to a half of the steps (paper: "
+                    "36 of 100). 0 = none, most freedom to edit; more keeps more of the image."),
                 cfg_input(1.0, "Guidance scale of the inversion; the reconstruction is exact at the same. Typical: 1–3.5. 1 = off."),
                 seed("Seed of the noisy images from which the noise maps are found. Every image of a batch gets the same."),
                 steps_tip="Typical: 20–100; the reconstruction is exact at any number.",
                 negative="Needed where cfg is not 1; usually an empty prompt.",
             ),
+            inverter_outputs(),
         )  # fmt: skip
 
     @classmethod

@@ -7,23 +7,21 @@ from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion.flow_edit import FlowEdit
 from .host.sampling import TwoPrompts
-from .inputs.inverter import CATEGORY, cfg_input, image_input
-from .inputs.widgets import choice, optional, seed, whole
+from .inputs.inverter import cfg_input, image_input
+from .inputs.widgets import choice, optional, schema, seed, whole
 
 
 class FlowEditLatentSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="FlowEditLatentSampler",
-            display_name="FlowEdit Sampler",
-            category=CATEGORY,
-            description="Edits an image without inverting it: at every step both prompts see the image under the same fresh noise, and "
-            "the edit moves by the difference of their predictions.",
-            search_aliases=[
-                *("flowedit", "flowedit: inversion-free text-based editing using pre-trained flow models"),
-                *("inversion-free editing", "real image editing"),
+        return schema(
+            "FlowEditLatentSampler", "FlowEdit Sampler", "inversion",
+            [
+                "flowedit", "flowedit: inversion-free text-based editing using pre-trained flow models", "inversion-free editing",
+                "real image editing",
             ],
+            "Edits an image without inverting it: at every step both prompts see the image under the same fresh noise, and the edit moves "
+            "by the difference of their predictions.",
             inputs=[
                 io.Model.Input("model", tooltip="A flow model (SD3, Flux, ...), as in the paper; eps and v models work too."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
@@ -32,28 +30,18 @@ class FlowEditLatentSampler(io.ComfyNode):
                 image_input("edit"),
                 seed("Seed of the noises. Every image of a batch gets the same."),
                 whole("steps", 50, 1, 1000, "Steps of the whole schedule (T); n_max of them are made. Typical: 28 (Flux) to 50 (SD3)."),
-                cfg_input(
-                    3.5,
-                    "Guidance scale under the source. Typical: 1.5–3.5. 1 = off; so for models with a guidance input (Flux), which goes "
-                    "into the conditionings.",
-                    "source_cfg",
-                ),
+                cfg_input(3.5, "Guidance scale under the source. Typical: 1.5–3.5. 1 = off; so for models with a guidance input (Flux), "
+                    "which goes into the conditionings.", "source_cfg"),
                 cfg_input(13.5, "Guidance scale under the target; higher edits more. Typical: 5–15 (SD3 in the paper: 13.5). 1 = off."),
                 choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
-                whole(
-                    "n_max", 33, 0, 1000,
-                    "Steps that are made; the noisiest steps - n_max are left out. Fewer keep more of the image; 0 gives it back. Paper: "
-                    "33 of 50 (SD3), 24 of 28 (Flux).",
-                ),
-                whole(
-                    "n_min", 0, 0, 1000,
-                    "How many of the last steps are plain sampling of the target, which may change style and texture. Typical: 0.",
-                ),
+                whole("n_max", 33, 0, 1000, "Steps that are made; the noisiest steps - n_max are left out. Fewer keep more of the image; 0 "
+                    "gives it back. Paper: 33 of 50 (SD3), 24 of 28 (Flux)."),
+                whole("n_min", 0, 0, 1000,
+                    "How many of the last steps are plain sampling of the target, which may change style and texture. Typical: 0."),
                 whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
                 *optional(
-                    io.Mask.Input(
-                        "mask", tooltip="1 = may change; elsewhere the image stays exactly. Not connected: the mask of the latent, if any."
-                    ),
+                    io.Mask.Input("mask",
+                        tooltip="1 = may change; elsewhere the image stays exactly. Not connected: the mask of the latent, if any."),
                     io.Vae.Input("vae", tooltip="Needed for an IMAGE."),
                 ),
             ],

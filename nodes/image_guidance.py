@@ -7,7 +7,7 @@ from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
 from .host.guidance import image_guidance
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
-from .inputs.widgets import advanced, choice, number, switch, whole
+from .inputs.widgets import advanced, choice, number, schema, switch, whole
 
 CLIP_KIND = "clip"
 _KIND = (
@@ -24,20 +24,11 @@ _THROUGH = (
 class ImageGuidanceChannel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="ImageGuidanceChannel",
-            display_name="Image Guidance Channel",
-            category="controlled diffusion/guidance",
-            description="Pulls the image towards a reference image by a loss on the predicted clean image: its colors, its light, "
-            "its layout, or what CLIP sees in it. Needs no training and no adapter.",
-            search_aliases=[
-                "universal guidance",
-                "clip guidance",
-                "color match",
-                "reference image",
-                "manifold preserving guidance",
-                "loss guidance",
-            ],
+        return schema(
+            "ImageGuidanceChannel", "Image Guidance Channel", "guidance",
+            ["universal guidance", "clip guidance", "color match", "reference image", "manifold preserving guidance", "loss guidance"],
+            "Pulls the image towards a reference image by a loss on the predicted clean image: its colors, its light, its layout, or what "
+            "CLIP sees in it. Needs no training and no adapter.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples: eps, v or flow."),
                 io.Vae.Input("vae", tooltip="Its VAE; the predicted image is decoded with it at every step."),
@@ -51,13 +42,12 @@ class ImageGuidanceChannel(io.ComfyNode):
                 ),
                 io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
-                io.Conditioning.Input(
-                    "text", optional=True, tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."
-                ),
+                io.Conditioning.Input("text", optional=True,
+                    tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."),
                 *channel_extras(),
             ],
             outputs=[channel_output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, vae, kind, through_denoiser, batch_size, name="", image=None, clip_vision=None, text=None, **shared):

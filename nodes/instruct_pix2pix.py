@@ -6,20 +6,12 @@ from ..guidance.instruct_pix2pix import Conditions, Scales, channels
 from .host.guidance.guidance_report import weights_image
 from .host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage, patched
 from .inputs import sockets
-from .inputs.widgets import number, optional
+from .inputs.widgets import number, optional, schema
 
-_CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
-    "instruct pix2pix",
-    "ip2p",
-    "image guidance scale",
-    "image cfg",
-    "dual cfg",
-    "learning to follow image editing instructions",
-    "edit instruction",
-    "kontext",
-    "qwen image edit",
-]
+    "instruct pix2pix", "ip2p", "image guidance scale", "image cfg", "dual cfg", "learning to follow image editing instructions",
+    "edit instruction", "kontext", "qwen image edit",
+]  # fmt: skip
 
 
 _MODEL = "An instruction-tuned model: InstructPix2Pix or CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
@@ -52,7 +44,7 @@ def _inputs(*names: str) -> list:
             io.Conditioning.Input("unconditional", tooltip=_UNCONDITIONAL),
         ),
         *(_schedule_input(name) for name in names),
-    ]
+    ]  # fmt: skip
 
 
 def _latent_output():
@@ -69,25 +61,21 @@ def _prepared(model, positive, negative, image=None, vae=None, unconditional=Non
 class InstructPix2PixGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InstructPix2PixGuider",
-            display_name="InstructPix2Pix Guider",
-            category=_CATEGORY,
-            description="Edits an image by an instruction, with one scale for the image and one for the instruction. "
-            "For SamplerCustomAdvanced and an instruction-tuned model.",
-            search_aliases=_ALIASES,
+        return schema(
+            "InstructPix2PixGuider", "InstructPix2Pix Guider", "guidance", _ALIASES,
+            "Edits an image by an instruction, with one scale for the image and one for the instruction. For SamplerCustomAdvanced and an "
+            "instruction-tuned model.",
             inputs=[
                 *_inputs("text", "image"),
-                io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents."
-                ),
+                io.Sigmas.Input("sigmas", optional=True,
+                    tooltip="For the image of weights: the sigmas you sample with. Not connected: percents."),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
                 _latent_output(),
                 io.Image.Output(display_name="weights", tooltip="Both scales over the sampling, as an image."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, text_scale, image_scale, image=None, vae=None, sigmas=None, **options) -> io.NodeOutput:
@@ -100,13 +88,10 @@ class InstructPix2PixGuider(io.ComfyNode):
 class InstructPix2PixPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InstructPix2PixPatch",
-            display_name="InstructPix2Pix Patch",
-            category=_CATEGORY,
-            description="The image's scale for a plain KSampler: connect all outputs to it; its cfg is the scale of the instruction. "
-            "With image_scale 1 it changes nothing.",
-            search_aliases=_ALIASES,
+        return schema(
+            "InstructPix2PixPatch", "InstructPix2Pix Patch", "guidance", _ALIASES,
+            "The image's scale for a plain KSampler: connect all outputs to it; its cfg is the scale of the instruction. With image_scale "
+            "1 it changes nothing.",
             inputs=_inputs("image"),
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For a KSampler; its cfg is the text scale. Typical: 5–10."),
@@ -114,7 +99,7 @@ class InstructPix2PixPatch(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative with the image."),
                 _latent_output(),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, image_scale, image=None, vae=None, **options) -> io.NodeOutput:
@@ -125,13 +110,10 @@ class InstructPix2PixPatch(io.ComfyNode):
 class InstructionChannels(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InstructionChannels",
-            display_name="Instruction Channels",
-            category=_CATEGORY,
-            description="InstructPix2Pix guidance as two Guidance Channels, the image and the instruction, to combine with others in a "
-            "Multi CFG Guider.",
-            search_aliases=_ALIASES,
+        return schema(
+            "InstructionChannels", "Instruction Channels", "guidance", _ALIASES,
+            "InstructPix2Pix guidance as two Guidance Channels, the image and the instruction, to combine with others in a Multi CFG "
+            "Guider.",
             inputs=[
                 *_inputs("text", "image"),
                 sockets.GuidanceChannel.Input("previous", optional=True, tooltip="Channels to which these two are added."),
@@ -139,12 +121,11 @@ class InstructionChannels(io.ComfyNode):
             outputs=[
                 sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far, for a Multi CFG Guider."),
                 io.Conditioning.Output(display_name="unconditional", tooltip="For the Multi CFG Guider: no image, no instruction."),
-                io.Conditioning.Output(
-                    display_name="image_only", tooltip="The image without instruction: a null for channels of your own."
-                ),
+                io.Conditioning.Output(display_name="image_only",
+                    tooltip="The image without instruction: a null for channels of your own."),
                 _latent_output(),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, text_scale, image_scale, image=None, vae=None, previous=(), **options) -> io.NodeOutput:

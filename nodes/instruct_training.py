@@ -9,9 +9,8 @@ from .host.training import instruct_models
 from .host.training import instruct_pix2pix as host
 from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import training as inputs
-from .inputs.widgets import choice, optional, text, whole
+from .inputs.widgets import choice, optional, schema, text, whole
 
-_CATEGORY = "controlled diffusion/training"
 _LISTS = ("before", "after", "instructions")
 
 
@@ -20,7 +19,7 @@ def _pairs() -> list:
         io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
         io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
         *optional(text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True)),
-    ]
+    ]  # fmt: skip
 
 
 def _learning() -> list:
@@ -31,7 +30,7 @@ def _learning() -> list:
         inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full. Typical: rank / 2 to rank.", 0.5),
         inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
         inputs.flip(),
-    ]
+    ]  # fmt: skip
 
 
 def _run() -> list:
@@ -55,48 +54,29 @@ def _dropouts() -> list:
         *optional(inputs.choice("channel_dropout", DROPPED, kinds)),
         inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
         inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
-    ]
+    ]  # fmt: skip
 
 
 class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InstructPix2PixTrainer",
-            display_name="Train Instruction Model (InstructPix2Pix)",
-            category=_CATEGORY,
-            description="Trains a model to edit images by instructions, from pairs of images and instructions. The image enters through "
-            "new channels of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
-            search_aliases=[
-                "instruct pix2pix",
-                "ip2p",
-                "train edit model",
-                "learning to follow image editing instructions",
-                "instruction tuning",
-            ],
-            is_input_list=True,
-            is_output_node=True,
+        return schema(
+            "InstructPix2PixTrainer", "Train Instruction Model (InstructPix2Pix)", "training",
+            ["instruct pix2pix", "ip2p", "train edit model", "learning to follow image editing instructions", "instruction tuning"],
+            "Trains a model to edit images by instructions, from pairs of images and instructions. The image enters through new channels "
+            "of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
+            is_input_list=True, is_output_node=True,
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train it further."
-                ),
+                io.Model.Input("model",
+                    tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train it further."),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
-                choice(
-                    "train",
-                    WHAT,
-                    "Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as in the paper, which takes 16 "
-                    "bytes for each of the model's weights.",
-                ),
-                *inputs.course(
-                    2000,
-                    "Steps of the optimizer. Typical: 1000–20000.",
-                    4,
-                    0.0001,
-                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001.",
-                ),
+                choice("train", WHAT, "Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as "
+                    "in the paper, which takes 16 bytes for each of the model's weights."),
+                *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4, 0.0001,
+                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001."),
                 whole("validation_every", 0, 0, 1_000_000, "Steps between edits to look at; 0 = at the end alone."),
                 *_learning(),
                 *inputs.objective(),
@@ -111,7 +91,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
                 io.Image.Output(display_name="validation", tooltip="Images before and as edited, by turns; the last at the end."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, folder, **lists):
@@ -134,21 +114,17 @@ class InstructPix2PixTrainer(io.ComfyNode):
 class InstructPix2PixLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InstructPix2PixLoader",
-            display_name="Load Instruction Model",
-            category=_CATEGORY,
-            description="Loads a model that Train Instruction Model made, of any size. ComfyUI's Load Diffusion Model "
-            "reads those of SD1.5 (eps) and SDXL as well.",
-            search_aliases=["instruct pix2pix loader", "ip2p loader", "load edit model"],
+        return schema(
+            "InstructPix2PixLoader", "Load Instruction Model", "training", ["instruct pix2pix loader", "ip2p loader", "load edit model"],
+            "Loads a model that Train Instruction Model made, of any size. ComfyUI's Load Diffusion Model reads those of SD1.5 (eps) and "
+            "SDXL as well.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that it was trained from, by which the file is read. It is not changed."),
-                text(
-                    "name", "my-editor.safetensors", "Its file in models/diffusion_models: the name that Train Instruction Model outputs."
-                ),
+                text("name", "my-editor.safetensors",
+                    "Its file in models/diffusion_models: the name that Train Instruction Model outputs."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, name, **linked):

@@ -5,36 +5,30 @@ from comfy_api.latest import io
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
 from .inputs import sockets
-from .inputs.inverter import CATEGORY, cfg_input
-from .inputs.widgets import choice, optional
+from .inputs.inverter import cfg_input
+from .inputs.widgets import choice, optional, schema
 
 
 class InversionSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InversionSampler",
-            display_name="Inversion Sampler",
-            category=CATEGORY,
-            description="Samples from an inversion, with the steps and the method by which it was made. With another prompt, the image is "
-            "edited; with none, it is reconstructed.",
-            search_aliases=["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
+        return schema(
+            "InversionSampler", "Inversion Sampler", "inversion",
+            ["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
+            "Samples from an inversion, with the steps and the method by which it was made. With another prompt, the image is edited; with "
+            "none, it is reconstructed.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion; LoRA, ControlNet and attention patches may differ."),
                 sockets.Inversion.Input("inversion", tooltip="From any inverter, or from Load Inversion."),
                 cfg_input(7.5, "Guidance scale. 1 = off. For a reconstruction, that of the inverter."),
-                choice(
-                    "branches", BRANCHES,
-                    "'edit': the edit alone. 'source and edit': both in one batch, the source first, so that attention control can read "
-                    "it. 'direct': the same, and the source stays exactly on the inversion's path (direct inversion).",
-                ),
+                choice("branches", BRANCHES, "'edit': the edit alone. 'source and edit': both in one batch, the source first, so that "
+                    "attention control can read it. 'direct': the same, and the source stays exactly on the inversion's path (direct "
+                    "inversion)."),
                 *optional(
-                    io.Conditioning.Input(
-                        "positive", tooltip="What the image should become; one for all, or a row each. Not connected: a reconstruction."
-                    ),
-                    io.Conditioning.Input(
-                        "negative", tooltip="Needed where cfg is not 1, except for inversions with their own (null-text, negative-prompt)."
-                    ),
+                    io.Conditioning.Input("positive",
+                        tooltip="What the image should become; one for all, or a row each. Not connected: a reconstruction."),
+                    io.Conditioning.Input("negative",
+                        tooltip="Needed where cfg is not 1, except for inversions with their own (null-text, negative-prompt)."),
                     io.Mask.Input("mask", tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
                 ),
             ],

@@ -6,34 +6,28 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from .host.inversion import inversion_files as files
 from .host.inversion import invert as inverting
 from .inputs import sockets
-from .inputs.inverter import CATEGORY, inverter_outputs
-from .inputs.widgets import choice, text
+from .inputs.inverter import inverter_outputs
+from .inputs.widgets import choice, schema, text
 
 
 class SaveInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SaveInversion",
-            display_name="Save Inversion",
-            category=CATEGORY,
-            description="Writes an inversion to output/inversions, bit by bit, so that an image is inverted once and edited many times.",
-            search_aliases=["store inversion", "export inversion", "cache inversion", "keep inverted image"],
+        return schema(
+            "SaveInversion", "Save Inversion", "inversion",
+            ["store inversion", "export inversion", "cache inversion", "keep inverted image"],
+            "Writes an inversion to output/inversions, bit by bit, so that an image is inverted once and edited many times.",
             is_output_node=True,
             inputs=[
                 sockets.Inversion.Input("inversion", tooltip="From any inverter."),
-                text(
-                    "filename_prefix",
-                    "inversion",
-                    "Name of the file in output/inversions; a counter follows it, so nothing is overwritten. May have a folder "
-                    "(cats/black) and the date (%year%-%month%-%day%).",
-                ),
+                text("filename_prefix", "inversion", "Name of the file in output/inversions; a counter follows it, so nothing is "
+                    "overwritten. May have a folder (cats/black) and the date (%year%-%month%-%day%)."),
             ],
             outputs=[
                 sockets.Inversion.Output(display_name="inversion", tooltip="The inversion as it came in."),
                 io.String.Output(display_name="name", tooltip="The file's name, as Load Inversion lists it."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
@@ -44,15 +38,14 @@ class SaveInversion(io.ComfyNode):
 class LoadInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="LoadInversion",
-            display_name="Load Inversion",
-            category=CATEGORY,
-            description="Reads a file of Save Inversion, with all outputs of the inverter. It belongs to one model; others are refused.",
-            search_aliases=["import inversion", "reuse inversion", "open inversion", "invert once edit many"],
+        return schema(
+            "LoadInversion", "Load Inversion", "inversion",
+            ["import inversion", "reuse inversion", "open inversion", "invert once edit many"],
+            "Reads a file of Save Inversion, with all outputs of the inverter. It belongs to one model; others are refused.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
-                choice("name", files.INVERSIONS.names(), "A file in output/inversions ([output]) or models/inversions. Press R to see new ones."),
+                choice("name", files.INVERSIONS.names(),
+                    "A file in output/inversions ([output]) or models/inversions. Press R to see new ones."),
             ],
             outputs=[
                 *inverter_outputs(),
@@ -60,7 +53,7 @@ class LoadInversion(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="Of null-text and negative-prompt inversions; others have none."),
                 io.Latent.Output(display_name="image", tooltip="The inverted image itself."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, name):

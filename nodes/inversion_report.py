@@ -4,20 +4,17 @@ from comfy_api.latest import io, ui
 
 from .host.inversion.inversion_report import Report
 from .inputs import sockets
-from .inputs.inverter import CATEGORY
-from .inputs.widgets import optional, text
+from .inputs.widgets import optional, schema, text
 
 
 class InversionReport(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="InversionReport",
-            display_name="Inversion Report",
-            category=CATEGORY,
-            description="The image, its reconstruction and its edit, side by side with PSNR, SSIM and the largest error, and what the "
-            "inversion cost. Changes nothing.",
-            search_aliases=["psnr", "ssim", "lpips", "compare images", "reconstruction error", "image quality", "image metrics"],
+        return schema(
+            "InversionReport", "Inversion Report", "inversion",
+            ["psnr", "ssim", "lpips", "compare images", "reconstruction error", "image quality", "image metrics"],
+            "The image, its reconstruction and its edit, side by side with PSNR, SSIM and the largest error, and what the inversion cost. "
+            "Changes nothing.",
             inputs=[
                 io.Image.Input("reference", tooltip="The image that was inverted: one for all, or one each. Values in [0, 1]."),
                 *optional(
@@ -32,7 +29,7 @@ class InversionReport(io.ComfyNode):
                 io.Image.Output(display_name="report", tooltip="The images side by side, a row for each of the batch."),
                 io.String.Output(display_name="text", tooltip="The same numbers as text: means, then each image."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, reference, inversion=None, reconstruction=None, edit=None, vae=None, headline="") -> io.NodeOutput:

@@ -8,24 +8,22 @@ from ..guidance.schedules import Schedule
 from .host import demo
 from .host.attention import ip_adapter
 from .inputs import channel, sockets
-from .inputs.widgets import advanced, choice, number, text
+from .inputs.widgets import advanced, choice, number, schema, text
 
-_CATEGORY = "controlled diffusion/attention"
 _ALIASES = ["ip-adapter", "ipadapter", "image prompt", "style reference", "decoupled cross-attention", "reference image", "clip vision"]
 
 
 class IPAdapterLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="IPAdapterLoader",
-            display_name="Load IP-Adapter",
-            category=_CATEGORY,
-            description="Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, recognized by the file's own weights.",
-            search_aliases=_ALIASES,
-            inputs=[io.Combo.Input("adapter_name", options=ip_adapter.ADAPTERS.names(), tooltip="A .safetensors file in models/ipadapter.")],
+        return schema(
+            "IPAdapterLoader", "Load IP-Adapter", "attention", _ALIASES,
+            "Loads an IP-Adapter of an SD1.5 or SDXL model: base, plus, plus-face or full, recognized by the file's own weights.",
+            inputs=[
+                io.Combo.Input("adapter_name", options=ip_adapter.ADAPTERS.names(), tooltip="A .safetensors file in models/ipadapter."),
+            ],
             outputs=[sockets.IPAdapter.Output(display_name="adapter", tooltip="For IP-Adapter Patch.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, adapter_name) -> io.NodeOutput:
@@ -35,71 +33,44 @@ class IPAdapterLoader(io.ComfyNode):
 class IPAdapterPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="IPAdapterPatch",
-            display_name="IP-Adapter Patch",
-            category=_CATEGORY,
-            description="Lets images act beside the prompt: the cross-attention of the model looks at them too. For the whole run, or, with a "
+        return schema(
+            "IPAdapterPatch", "IP-Adapter Patch", "attention", _ALIASES,
+            "Lets images act beside the prompt: the cross-attention of the model looks at them too. For the whole run, or, with a "
             "conditioning connected, for that conditioning alone, so that image and text can be guidance channels of their own.",
-            search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5 or SDXL model that the adapter was made for."),
                 sockets.IPAdapter.Input("adapter", tooltip="From Load IP-Adapter."),
-                io.MultiType.Input(
-                    "clip_vision",
-                    types=[io.ClipVision, io.ClipVisionOutput],
-                    tooltip="The image encoder that the adapter was made with (ViT-H for most, ViT-bigG for some of SDXL), or its output for the "
-                    "images: a CLIP_VISION_OUTPUT, for base adapters.",
-                ),
-                number(
-                    "weight",
-                    1.0,
-                    -5.0,
-                    5.0,
-                    "Strength of the images in the attention (lambda). Typical: 0.4–0.8 beside a prompt. 0 = off, 1 = as trained.",
-                    step=0.05,
-                ),
+                io.MultiType.Input("clip_vision", types=[io.ClipVision, io.ClipVisionOutput], tooltip="The image encoder that the adapter "
+                    "was made with (ViT-H for most, ViT-bigG for some of SDXL), or its output for the images: a CLIP_VISION_OUTPUT, for "
+                    "base adapters."),
+                number("weight", 1.0, -5.0, 5.0, "Strength of the images in the attention (lambda). Typical: 0.4–0.8 beside a prompt. 0 = "
+                    "off, 1 = as trained.", step=0.05),
                 *channel.percent_range("the image"),
-                choice(
-                    "combine",
-                    COMBINATIONS,
-                    "Several images: 'concat' all in one attention, 'add' the sum of an attention for each (stronger with each image), 'average' "
-                    "one image of their mean features, 'batch' image i for image i. The same for a single image.",
-                ),
+                choice("combine", COMBINATIONS, "Several images: 'concat' all in one attention, 'add' the sum of an attention for each "
+                    "(stronger with each image), 'average' one image of their mean features, 'batch' image i for image i. The same for a "
+                    "single image."),
                 *advanced(
-                    text(
-                        "layer_weights",
-                        "",
-                        "Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on SDXL. Names: all, input, middle, "
-                        "output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half the latent's side). Empty = 1 everywhere.",
-                        multiline=True,
-                    ),
-                    choice(
-                        "crop", ["center", "none"], "How an image that is not square gets to the encoder: its middle, or squeezed whole."
-                    ),
+                    text("layer_weights", "", "Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on "
+                        "SDXL. Names: all, input, middle, output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half "
+                        "the latent's side). Empty = 1 everywhere.", multiline=True),
+                    choice("crop", ["center", "none"],
+                        "How an image that is not square gets to the encoder: its middle, or squeezed whole."),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The image, or a batch of several. Not with a CLIP_VISION_OUTPUT."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the image acts, 1 = fully. Not connected: everywhere."),
-                sockets.GuidanceSchedule.Input(
-                    "schedule", optional=True, tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."
-                ),
-                io.Conditioning.Input(
-                    "conditioning",
-                    optional=True,
-                    tooltip="Connected: the image acts on this conditioning alone, and the outputs conditioning and null carry it. Not connected: "
-                    "it acts on all positive conditionings of the run.",
-                ),
+                sockets.GuidanceSchedule.Input("schedule", optional=True,
+                    tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."),
+                io.Conditioning.Input("conditioning", optional=True, tooltip="Connected: the image acts on this conditioning alone, and "
+                    "the outputs conditioning and null carry it. Not connected: it acts on all positive conditionings of the run."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model; the conditionings below need it too."),
-                io.Conditioning.Output(
-                    display_name="conditioning", tooltip="The conditioning that sees the image, for a Guidance Channel."
-                ),
-                io.Conditioning.Output(
-                    display_name="null", tooltip="The same that sees the adapter's empty image: the null of that channel, or a negative."
-                ),
+                io.Conditioning.Output(display_name="conditioning",
+                    tooltip="The conditioning that sees the image, for a Guidance Channel."),
+                io.Conditioning.Output(display_name="null",
+                    tooltip="The same that sees the adapter's empty image: the null of that channel, or a negative."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -119,16 +90,12 @@ class IPAdapterPatch(io.ComfyNode):
 class DemoImageEncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="DemoImageEncoderLoader",
-            display_name="Load Demo Image Encoder",
-            category="controlled diffusion/demo",
-            description="The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's colored "
-            "shapes. To use a model of your own, replace this node by Load CLIP Vision.",
-            search_aliases=["demo clip vision", "tiny image encoder", "example model"],
-            inputs=[],
+        return schema(
+            "DemoImageEncoderLoader", "Load Demo Image Encoder", "demo", ["demo clip vision", "tiny image encoder", "example model"],
+            "The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's colored shapes. To "
+            "use a model of your own, replace this node by Load CLIP Vision.",
             outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

@@ -11,33 +11,22 @@ from .host.guidance.guidance_report import report_image, weights_image
 from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
 from .inputs import sockets
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
-from .inputs.widgets import advanced, choice, number, switch
+from .inputs.widgets import advanced, choice, number, schema, switch
 
-_CATEGORY = "controlled diffusion/guidance"
 _ALIASES = [
-    "composable diffusion",
-    "multi condition cfg",
-    "AND NOT prompts",
-    "negative weight",
-    "several negative prompts",
-    "dual cfg",
-    "perp neg",
-    "regional cfg",
-    "weighted negative",
-]
+    "composable diffusion", "multi condition cfg", "AND NOT prompts", "negative weight", "several negative prompts", "dual cfg", "perp neg",
+    "regional cfg", "weighted negative",
+]  # fmt: skip
 _NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."
 
 
 class GuidanceChannel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="GuidanceChannel",
-            display_name="Guidance Channel",
-            category=_CATEGORY,
-            description="One guidance term: a conditioning with its own weight, sign, null, schedule, region and priority. "
-            "Chain channels, or connect several to a Multi CFG node.",
-            search_aliases=_ALIASES,
+        return schema(
+            "GuidanceChannel", "Guidance Channel", "guidance", _ALIASES,
+            "One guidance term: a conditioning with its own weight, sign, null, schedule, region and priority. Chain channels, or connect "
+            "several to a Multi CFG node.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What this channel pulls towards, or pushes away from."),
                 number("weight", 4.0, -100.0, 100.0, "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10.", 0.1, round=0.01),
@@ -48,7 +37,7 @@ class GuidanceChannel(io.ComfyNode):
                 *channel_extras(),
             ],
             outputs=[channel_output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, role, name="", **settings) -> io.NodeOutput:
@@ -81,13 +70,9 @@ _INTERVAL = (
 def _rule_inputs():
     return [
         choice("conflict", CONFLICTS, _CONFLICT),
-        *advanced(
-            number("norm_cap", Rules.norm_cap, 0.0, 100.0, _NORM_CAP, 0.05),
-            number("rescale", Rules.rescale, 0.0, 1.0, _RESCALE),
-        ),
-        io.Sigmas.Input(
-            "sigmas", optional=True, tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
-        ),
+        *advanced(number("norm_cap", Rules.norm_cap, 0.0, 100.0, _NORM_CAP, 0.05), number("rescale", Rules.rescale, 0.0, 1.0, _RESCALE)),
+        io.Sigmas.Input("sigmas", optional=True,
+            tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."),
         *advanced(
             number("apg_eta", Shaping.apg_eta, 0.0, 10.0, _ETA, 0.05),
             number("apg_momentum", Shaping.apg_momentum, -1.0, 1.0, _MOMENTUM, 0.05),
@@ -95,7 +80,7 @@ def _rule_inputs():
             switch("zero_star", Shaping.zero_star, _ZERO_STAR),
             number("zero_init_percent", Rules.zero_init_percent, 0.0, 1.0, _ZERO_INIT),
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _rules(interval_start_percent=Schedule.start, interval_end_percent=Schedule.end, **options) -> Rules:
@@ -124,13 +109,10 @@ def _listed(channels: dict) -> list[Channel]:
 class MultiCFGGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="MultiCFGGuider",
-            display_name="Multi CFG Guider",
-            category=_CATEGORY,
-            description="Guides with any number of positive and negative channels at once, each with its own weight, null, schedule "
-            "and region. For SamplerCustomAdvanced. With one positive channel it is exactly ComfyUI's CFG.",
-            search_aliases=_ALIASES,
+        return schema(
+            "MultiCFGGuider", "Multi CFG Guider", "guidance", _ALIASES,
+            "Guides with any number of positive and negative channels at once, each with its own weight, null, schedule and region. For "
+            "SamplerCustomAdvanced. With one positive channel it is exactly ComfyUI's CFG.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("unconditional", tooltip="What the guidance starts from; usually an empty prompt."),
@@ -142,7 +124,7 @@ class MultiCFGGuider(io.ComfyNode):
                 ),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), io.Image.Output(**_IMAGE)],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, unconditional, channels, sigmas=None, **options) -> io.NodeOutput:
@@ -153,15 +135,12 @@ class MultiCFGGuider(io.ComfyNode):
 class MultiCFGPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="MultiCFGPatch",
-            display_name="Multi CFG Patch",
-            category=_CATEGORY,
-            description="Adds channels on top of the positive and negative of any sampler: put it between the model and a KSampler.",
-            search_aliases=_ALIASES,
+        return schema(
+            "MultiCFGPatch", "Multi CFG Patch", "guidance", _ALIASES,
+            "Adds channels on top of the positive and negative of any sampler: put it between the model and a KSampler.",
             inputs=[io.Model.Input("model", tooltip="Any model: eps, v or flow."), _channel_inputs(), *_rule_inputs()],
             outputs=[io.Model.Output(display_name="model", tooltip="For a KSampler, or any guider."), io.Image.Output(**_IMAGE)],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, channels, sigmas=None, **options) -> io.NodeOutput:
@@ -172,19 +151,14 @@ class MultiCFGPatch(io.ComfyNode):
 class GuidanceReport(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="GuidanceReport",
-            display_name="Guidance Report",
-            category=_CATEGORY,
-            description="What guidance did in the sampling that made a latent, as one image: the weight and the strength of every channel over "
-            "the steps, which channels conflict, and how often the network was evaluated. Costs no evaluation.",
-            search_aliases=["guidance analysis", "cfg debug", "channel conflict", "guidance norm", "cosine similarity"],
+        return schema(
+            "GuidanceReport", "Guidance Report", "guidance",
+            ["guidance analysis", "cfg debug", "channel conflict", "guidance norm", "cosine similarity"],
+            "What guidance did in the sampling that made a latent, as one image: the weight and the strength of every channel over the "
+            "steps, which channels conflict, and how often the network was evaluated. Costs no evaluation.",
             inputs=[
-                io.MultiType.Input(
-                    "source",
-                    types=[io.Guider, io.Model],
-                    tooltip="The guider of Multi CFG Guider, or the model of Multi CFG Patch, with which the latent was sampled.",
-                ),
+                io.MultiType.Input("source", types=[io.Guider, io.Model],
+                    tooltip="The guider of Multi CFG Guider, or the model of Multi CFG Patch, with which the latent was sampled."),
                 io.Latent.Input("latent", tooltip="The sampled latent, straight from its sampler: one of the last 8. It is passed on."),
             ],
             outputs=[
@@ -192,7 +166,7 @@ class GuidanceReport(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
                 io.String.Output(display_name="text", tooltip="The same in words: means, worst conflict, evaluations."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, source, latent) -> io.NodeOutput:

@@ -5,54 +5,40 @@ from comfy_api.latest import io
 from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
 from .host.inversion import invert
 from .host.inversion.negative_prompt import as_null, between
-from .inputs.inverter import inverter_inputs, schema
-from .inputs.widgets import advanced, choice, number, whole
+from .inputs.inverter import inverter_inputs, inverter_outputs
+from .inputs.widgets import advanced, choice, number, schema, whole
 
 
 class NegativePromptInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "NegativePromptInverter",
-            "Negative-Prompt Inverter",
+            "NegativePromptInverter", "Negative-Prompt Inverter", "inversion",
+            [
+                "negative-prompt inversion", "npi", "fast image inversion for editing with text-guided diffusion models",
+                "proximal guidance", "proxnpi", "improving tuning-free real image editing with proximal guidance", "real image editing",
+                "invert image",
+            ],
             "DDIM inversion for a reconstruction with the source prompt as the negative. Nothing is optimized; under the source the image "
             "comes back as without guidance, whatever the cfg.",
-            [
-                *("negative-prompt inversion", "npi", "fast image inversion for editing with text-guided diffusion models"),
-                *("proximal guidance", "proxnpi", "improving tuning-free real image editing with proximal guidance"),
-                *("real image editing", "invert image"),
-            ],
             inverter_inputs(
-                whole(
-                    "fixed_point_iterations", NegativePrompt.fixed_point_iterations, 0, 100,
-                    "Most corrections of a step of the inversion, so that sampling undoes it; each is another evaluation. "
-                    "Typical: 3–5. 0 = off, as in the paper.",
-                ),
-                number(
-                    "interpolation", NegativePrompt.interpolation, 0.0, 1.0,
-                    "Moves the negative from the source towards the connected negative, an empty prompt. Typical: 0–0.3. 0 = the source, "
-                    "closest to the image; 1 = the empty prompt, plain guidance.",
-                    step=0.05, round=0.001,
-                ),
-                choice(
-                    "proximal", PROXIMAL,
-                    "Makes edits in Inversion Sampler change less of the image: 'l0' drops the small differences of target and negative, "
-                    "'l1' also reduces the large ones by as much. 'off': all differences.",
-                    NegativePrompt.proximal,
-                ),
+                whole("fixed_point_iterations", NegativePrompt.fixed_point_iterations, 0, 100, "Most corrections of a step of the "
+                    "inversion, so that sampling undoes it; each is another evaluation. Typical: 3–5. 0 = off, as in the paper."),
+                number("interpolation", NegativePrompt.interpolation, 0.0, 1.0, "Moves the negative from the source towards the connected "
+                    "negative, an empty prompt. Typical: 0–0.3. 0 = the source, closest to the image; 1 = the empty prompt, plain guidance.",
+                    step=0.05, round=0.001),
+                choice("proximal", PROXIMAL, "Makes edits in Inversion Sampler change less of the image: 'l0' drops the small differences "
+                    "of target and negative, 'l1' also reduces the large ones by as much. 'off': all differences.",
+                    NegativePrompt.proximal),
                 *advanced(
-                    number(
-                        "quantile", NegativePrompt.quantile, 0.0, 1.0,
-                        "Share of the differences that count as small. Typical: 0.7. 0 = none.",
-                        step=0.05, round=0.001,
-                    )
+                    number("quantile", NegativePrompt.quantile, 0.0, 1.0,
+                        "Share of the differences that count as small. Typical: 0.7. 0 = none.", step=0.05, round=0.001),
                 ),
                 negative="An empty prompt; only needed for an interpolation above 0.",
             ),
-            (
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself."
-                ),
+            inverter_outputs(
+                io.Conditioning.Output(display_name="negative",
+                    tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself."),
             ),
         )  # fmt: skip
 

@@ -10,19 +10,12 @@ from .host.attention import local_blend, prompt_to_prompt, prompt_to_prompt_dit
 from .host.attention.dit import is_joint
 from .host.attention.unet import is_unet
 from .host.prompts import encoded
-from .inputs.widgets import advanced, choice, number, text, whole
+from .inputs.widgets import advanced, choice, number, schema, text, whole
 
-_CATEGORY = "controlled diffusion/attention"
 _ALIASES = [
-    "p2p",
-    "prompt to prompt",
-    "prompt-to-prompt image editing with cross attention control",
-    "attention control",
-    "word swap",
-    "attention reweighting",
-    "cross attention",
-    "local blend",
-]
+    "p2p", "prompt to prompt", "prompt-to-prompt image editing with cross attention control", "attention control", "word swap",
+    "attention reweighting", "cross attention", "local blend",
+]  # fmt: skip
 JOINT_END = 0.2  # of the sampling
 _BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change. Empty: everywhere."
 _PROTECT_WORDS = "Nothing changes where these words look. Words between commas."
@@ -51,62 +44,42 @@ def _percent(name: str, default: float, tooltip: str):
 class P2PAttentionPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="P2PAttentionPatch",
-            display_name="P2P Attention Patch",
-            category=_CATEGORY,
-            description="Prompt-to-Prompt: draws the source prompt and edited prompts side by side, the edits with the attention maps of the source, "
+        return schema(
+            "P2PAttentionPatch", "P2P Attention Patch", "attention", _ALIASES,
+            "Prompt-to-Prompt: draws the source prompt and edited prompts side by side, the edits with the attention maps of the source, "
             "so that layout and everything not named stay. Connect all four outputs to a KSampler; the source is the first image.",
-            search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 _prompt("source", "The prompt of the source image."),
                 _prompt("targets", "The edited prompts, one a line, with only the edit changed. Empty: the source, to change its weights."),
                 _prompt("negative", "The negative prompt of all images; usually empty."),
-                choice(
-                    "operation",
-                    OPERATIONS,
-                    "How words are matched. 'auto': swaps, insertions, deletions, moved words and degree words ('very'). 'replace': changed phrases "
-                    "share the maps of those they replace. 'refine': only words that stay keep their maps. 'reweight only': weights alone act.",
-                ),
+                choice("operation", OPERATIONS, "How words are matched. 'auto': swaps, insertions, deletions, moved words and degree words "
+                    "('very'). 'replace': changed phrases share the maps of those they replace. 'refine': only words that stay keep their "
+                    "maps. 'reweight only': weights alone act."),
                 *advanced(
-                    _percent("cross_start", Settings.cross.start, "Percent of the sampling from which words' maps are used. 0 = noisiest.")
+                    _percent("cross_start", Settings.cross.start, "Percent of the sampling from which words' maps are used. 0 = noisiest."),
                 ),
-                _percent(
-                    "cross_end",
-                    Settings.cross.end,
-                    "Percent of the sampling up to which the words' maps are taken over. More keeps the layout. Typical: 0.4–0.8. 0 = off.",
-                ),
+                _percent("cross_end", Settings.cross.end, "Percent of the sampling up to which the words' maps are taken over. More keeps "
+                    "the layout. Typical: 0.4–0.8. 0 = off."),
                 *advanced(
-                    _percent("self_start", Settings.self.start, "Percent of the sampling from which self-attention is used. 0 = noisiest.")
+                    _percent("self_start", Settings.self.start, "Percent of the sampling from which self-attention is used. 0 = noisiest."),
                 ),
-                _percent(
-                    "self_end",
-                    Settings.self.end,
-                    "Percent of the sampling up to which self-attention (shapes and layout) is taken over. Low to change a shape, high to change a "
-                    "color or texture. Typical: 0.2–0.6. 0 = off.",
-                ),
-                _prompt(
-                    "word_weights",
-                    "How strongly words act: 'blue: 1.5, (hat:0.5)'. Typical: 0–3. 1 = neutral, below 0 the opposite (UNets). One line for all "
-                    "targets, or one a target; with one target every line makes an image.",
-                ),
+                _percent("self_end", Settings.self.end, "Percent of the sampling up to which self-attention (shapes and layout) is taken "
+                    "over. Low to change a shape, high to change a color or texture. Typical: 0.2–0.6. 0 = off."),
+                _prompt("word_weights", "How strongly words act: 'blue: 1.5, (hat:0.5)'. Typical: 0–3. 1 = neutral, below 0 the opposite "
+                    "(UNets). One line for all targets, or one a target; with one target every line makes an image."),
                 text("blend_words", "", _BLEND_WORDS),
                 text("protect_words", "", _PROTECT_WORDS),
                 _percent("blend_threshold", LocalBlend.threshold, f"{_THRESHOLD} Typical: 0.2–0.5."),
                 *advanced(
                     _percent("blend_start", LocalBlend.start, _BLEND_START),
-                    _percent(
-                        "alpha", Settings.alpha, "Share of the source's attention. Typical: 0.3–0.8 for a style. 1 = neutral, 0 = none."
-                    ),
+                    _percent("alpha", Settings.alpha,
+                        "Share of the source's attention. Typical: 0.3–0.8 for a style. 1 = neutral, 0 = none."),
                     text("word_windows", "", "cross_start and cross_end of single words: 'blue: 0-0.4, hat: 0.2-1'."),
-                    text(
-                        "cross_layers",
-                        "all",
-                        "Layers whose words' maps are taken over; with joint attention, where word_weights act. UNet: all, input, middle, output, "
-                        "output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, or blocks, 8-15. Several between commas.",
-                    ),
+                    text("cross_layers", "all", "Layers whose words' maps are taken over; with joint attention, where word_weights act. "
+                        "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
+                        "or blocks, 8-15. Several between commas."),
                     text("self_layers", "1/2", "Layers whose self-attention is used, written alike. 1/2 = 32 x 32 and below at 512 x 512."),
                 ),
                 whole("width", 512, 16, 16384, "Width in pixels, where no latent is connected.", step=8),
@@ -114,12 +87,9 @@ class P2PAttentionPatch(io.ComfyNode):
                 whole("batch_size", 1, 1, 4096, "Images of the source; each target gets as many."),
                 io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
                 *advanced(
-                    _percent(
-                        "joint_end",
-                        JOINT_END,
-                        "Replaces self_end for models in which image and text share one attention (Flux, SD3, Qwen-Image, Z-Image and others): "
-                        "percent of the sampling up to which the image's queries and keys are taken over. Typical: 0.1–0.4. 0 = off.",
-                    )
+                    _percent("joint_end", JOINT_END, "Replaces self_end for models in which image and text share one attention (Flux, SD3, "
+                        "Qwen-Image, Z-Image and others): percent of the sampling up to which the image's queries and keys are taken over. "
+                        "Typical: 0.1–0.4. 0 = off."),
                 ),
             ],
             outputs=[
@@ -129,7 +99,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="A row for each prompt, all with the same noise; the source first."),
                 io.String.Output(display_name="alignment", tooltip="Which word matches which, readable."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -158,13 +128,10 @@ class P2PAttentionPatch(io.ComfyNode):
 class P2PLocalBlend(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="P2PLocalBlend",
-            display_name="P2P Local Blend",
-            category=_CATEGORY,
-            description="Keeps the edits of P2P Attention Patch to the places where words look; everywhere else the image stays the source's. "
-            "Replaces that node's blend_words, with more to set.",
-            search_aliases=_ALIASES,
+        return schema(
+            "P2PLocalBlend", "P2P Local Blend", "attention", _ALIASES,
+            "Keeps the edits of P2P Attention Patch to the places where words look; everywhere else the image stays the source's. Replaces "
+            "that node's blend_words, with more to set.",
             inputs=[
                 io.Model.Input("model", tooltip="From P2P Attention Patch; LoRA and other patches may be between."),
                 text("words", "*", _BLEND_WORDS),
@@ -172,16 +139,11 @@ class P2PLocalBlend(io.ComfyNode):
                 _percent("threshold", LocalBlend.threshold, _THRESHOLD),
                 _percent("start_percent", LocalBlend.start, _BLEND_START),
                 _percent("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 = never."),
-                whole(
-                    "spread",
-                    LocalBlend.spread,
-                    0,
-                    32,
-                    "Cells of the maps (32 pixels with SD1.5) to widen the areas by. 1 in the paper, 0 = tight.",
-                ),
+                whole("spread", LocalBlend.spread, 0, 32,
+                    "Cells of the maps (32 pixels with SD1.5) to widen the areas by. 1 in the paper, 0 = tight."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler, and for P2P Blend Mask.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, words, protect_words, threshold, start_percent, end_percent, spread) -> io.NodeOutput:
@@ -192,19 +154,13 @@ class P2PLocalBlend(io.ComfyNode):
 class P2PBlendMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="P2PBlendMask",
-            display_name="P2P Blend Mask",
-            category=_CATEGORY,
-            description="Shows where a finished Prompt-to-Prompt run with a local blend let the edits differ from the source: as masks, and as an "
+        return schema(
+            "P2PBlendMask", "P2P Blend Mask", "attention", [*_ALIASES, "mask from words", "word mask"],
+            "Shows where a finished Prompt-to-Prompt run with a local blend let the edits differ from the source: as masks, and as an "
             "image of the masks over the steps. Costs no evaluation.",
-            search_aliases=[*_ALIASES, "mask from words", "word mask"],
             inputs=[
-                io.MultiType.Input(
-                    "source",
-                    types=[io.Model, io.Guider],
-                    tooltip="The model of P2P Attention Patch or P2P Local Blend, or the guider over it, with which the latent was sampled.",
-                ),
+                io.MultiType.Input("source", types=[io.Model, io.Guider], tooltip="The model of P2P Attention Patch or P2P Local Blend, or "
+                    "the guider over it, with which the latent was sampled."),
                 io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the masks of its own run are shown. It is passed on."),
                 _percent("percent", 1.0, "Percent of the sampling whose mask is given; 1 is the last."),
                 io.Image.Input("image", optional=True, tooltip="The decoded latent, to lay the masks over."),
@@ -214,7 +170,7 @@ class P2PBlendMask(io.ComfyNode):
                 io.Image.Output(display_name="table", tooltip="A row for each edited image: its mask at several times of the sampling."),
                 io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:

@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from ..inversion.rf_inversion import RFInversion
 from .host import model_tag, noise_levels
 from .host.inversion import invert
-from .inputs.inverter import inverter_inputs, schema
-from .inputs.widgets import advanced, number, seed
+from .inputs.inverter import inverter_inputs, inverter_outputs
+from .inputs.widgets import advanced, number, schema, seed
 
 _log = logging.getLogger(__name__)
 
@@ -17,41 +17,31 @@ class RFInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "RFInverter",
-            "RF Inverter",
-            "RF-Inversion for flow models (SD3, Flux, ...): the inversion is pulled towards normal noise, and the first steps of sampling "
-            "towards the image, so that an edit keeps the image.",
+            "RFInverter", "RF Inverter", "inversion",
             [
-                *("rf-inversion", "rectified flow inversion", "flux inversion", "unsampling"),
+                "rf-inversion", "rectified flow inversion", "flux inversion", "unsampling",
                 "semantic image inversion and editing using rectified stochastic differential equations",
             ],
+            "RF-Inversion for flow models (SD3, Flux, ...): the inversion is pulled towards normal noise, and the first steps of sampling "
+            "towards the image, so that an edit keeps the image.",
             inverter_inputs(
-                number(
-                    "gamma", RFInversion.gamma, 0.0, 1.0,
-                    "Pull of the inversion towards the noise of the seed. Typical: 0.5. 0 = plain inversion, closer to the image; 1 = "
-                    "that noise itself.",
-                ),
-                number(
-                    "eta", RFInversion.eta, 0.0, 1.0,
-                    "Pull of the sampling towards the image. Typical: 0.7–1. 0 = plain sampling; 1 at all steps gives the image back.",
-                ),
+                number("gamma", RFInversion.gamma, 0.0, 1.0, "Pull of the inversion towards the noise of the seed. Typical: 0.5. 0 = plain "
+                    "inversion, closer to the image; 1 = that noise itself."),
+                number("eta", RFInversion.eta, 0.0, 1.0,
+                    "Pull of the sampling towards the image. Typical: 0.7–1. 0 = plain sampling; 1 at all steps gives the image back."),
                 number("eta_start_percent", 0.0, 0.0, 1.0, "Percent of the sampling at which eta starts. Typical: 0, the noisiest step."),
-                number(
-                    "eta_end_percent", 0.25, 0.0, 1.0,
-                    "Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Typical: 0.2–0.4.",
-                ),
+                number("eta_end_percent", 0.25, 0.0, 1.0,
+                    "Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Typical: 0.2–0.4."),
                 *advanced(
-                    number(
-                        "decay", RFInversion.decay, 0.0, 10.0,
-                        "Lets eta fade over the steps, as (1 - i / steps) to this power. 0 = constant; 1 = linear to 0.",
-                        step=0.1,
-                    )
+                    number("decay", RFInversion.decay, 0.0, 10.0,
+                        "Lets eta fade over the steps, as (1 - i / steps) to this power. 0 = constant; 1 = linear to 0.", step=0.1),
                 ),
                 seed("Seed of the noise that gamma pulls to. Every image of a batch gets the same."),
                 steps=28,
                 model="A flow model: SD3, Flux and the like, or any behind Model Sampling as Flow. Others are refused.",
                 source="Usually an empty prompt, as in the paper; a prompt for what the image shows keeps more of it.",
             ),
+            inverter_outputs(),
         )  # fmt: skip
 
     @classmethod

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..guidance.schedules import AXES, CfgPlusPlus, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
 from .inputs import channel, sockets
-from .inputs.widgets import choice, number
+from .inputs.widgets import choice, number, schema
 
 
 def _axis():
@@ -17,7 +17,7 @@ def _ramp_inputs():
         number("first", 1.0, -10.0, 10.0, tip.format("start"), 0.05),
         number("last", 0.0, -10.0, 10.0, tip.format("end"), 0.05),
         _axis(),
-    ]
+    ]  # fmt: skip
 
 
 def _power_inputs(name: str, tooltip: str):
@@ -27,7 +27,7 @@ def _power_inputs(name: str, tooltip: str):
         number(name, 0.25, -4.0, 4.0, tooltip),
         number("reference", SnrPower.reference, 0.0, 1.0, reference),
         number("limit", SnrPower.limit, 1.0, 1000.0, limit, 0.5),
-    ]
+    ]  # fmt: skip
 
 
 def _curve_inputs():
@@ -50,34 +50,23 @@ _SHAPES = {
 class GuidanceSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="GuidanceSchedule",
-            display_name="Guidance Schedule",
-            category="controlled diffusion/guidance",
-            description="How a weight changes while sampling. The factor multiplies the weight of the channel it is connected to. "
-            "It depends on the noise level alone, so it is right for every sampler, step count and cut schedule.",
-            search_aliases=["cfg schedule", "cfg scheduler", "guidance interval", "dynamic cfg", "weight schedule", "snr weighting"],
+        return schema(
+            "GuidanceSchedule", "Guidance Schedule", "guidance",
+            ["cfg schedule", "cfg scheduler", "guidance interval", "dynamic cfg", "weight schedule", "snr weighting"],
+            "How a weight changes while sampling. The factor multiplies the weight of the channel it is connected to. It depends on the "
+            "noise level alone, so it is right for every sampler, step count and cut schedule.",
             inputs=[
-                io.DynamicCombo.Input(
-                    "shape",
-                    options=[io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()],
-                    tooltip="How the factor changes between start and end percent. 'constant' with both at their defaults changes nothing; "
-                    "'curve' reads ComfyUI's Curve Editor; 'cfg++' follows the steps of a run.",
-                ),
+                io.DynamicCombo.Input("shape", options=[io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()], tooltip="How "
+                    "the factor changes between start and end percent. 'constant' with both at their defaults changes nothing; 'curve' "
+                    "reads ComfyUI's Curve Editor; 'cfg++' follows the steps of a run."),
                 *channel.percent_range("the schedule"),
-                sockets.Curve.Input(
-                    "curve",
-                    optional=True,
-                    tooltip="For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is the start percent, right the end percent.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1. Typical: 0.6.",
-                ),
+                sockets.Curve.Input("curve", optional=True, tooltip="For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is "
+                    "the start percent, right the end percent."),
+                io.Sigmas.Input("sigmas", optional=True,
+                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1. Typical: 0.6."),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, shape, start_percent, end_percent, curve=None, sigmas=None) -> io.NodeOutput:

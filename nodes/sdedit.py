@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .inputs.widgets import choice, number, seed, whole
+from .inputs.widgets import choice, number, schema, seed, whole
 
 _STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
 _UNIT = "The unit of strength: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio."
@@ -19,21 +19,17 @@ class SDEditSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         image = [io.Latent, io.Image]
-        return io.Schema(
-            node_id="SDEditSampler",
-            display_name="SDEdit Sampler",
-            category="controlled diffusion/guidance",
-            description="Noises a guide to a chosen level and denoises it with the prompt (SDEdit). Strength is a true noise level: the "
-            "same for every scheduler and step count, unlike a KSampler's denoise. A mask limits the edit; what it leaves "
-            "out stays exactly as it was.",
-            search_aliases=["img2img", "stroke to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
+        return schema(
+            "SDEditSampler", "SDEdit Sampler", "guidance",
+            ["img2img", "stroke to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
+            "Noises a guide to a chosen level and denoises it with the prompt (SDEdit). Strength is a true noise level: the same for every "
+            "scheduler and step count, unlike a KSampler's denoise. A mask limits the edit; what it leaves out stays exactly as it was.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the image should become."),
                 io.Conditioning.Input("negative", tooltip="What it should not be; usually an empty prompt."),
-                io.MultiType.Input(
-                    "guide", types=image, tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."
-                ),
+                io.MultiType.Input("guide", types=image,
+                    tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."),
                 seed("Seed of the noise; repeat k uses seed + k."),
                 whole("steps", 20, 1, 1000, "Steps to run from the strength down to the clean image."),
                 number("cfg", 4.0, 0.0, 100.0, "Guidance scale. 1 = no guidance.", 0.1, round=0.01),
@@ -44,20 +40,17 @@ class SDEditSampler(io.ComfyNode):
                 choice("process", PROCESSES, _PROCESS),
                 whole("repeats", 1, 1, 100, _REPEATS),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
-                io.MultiType.Input(
-                    "original", types=image, optional=True, tooltip="What shows outside the mask. Not connected: the guide."
-                ),
+                io.MultiType.Input("original", types=image, optional=True,
+                    tooltip="What shows outside the mask. Not connected: the guide."),
                 io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: everything may."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
-                io.Image.Output(
-                    display_name="image", tooltip="The result as an image, with exact pixels outside the mask. Needs the vae."
-                ),
+                io.Image.Output(display_name="image", tooltip="The result as an image, with exact pixels outside the mask. Needs the vae."),
                 io.Latent.Output(display_name="noisy_start", tooltip="The noised guide from which the sampling started."),
                 io.String.Output(display_name="report", tooltip="Start sigma, SNR, steps and repeats that were really run."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(

@@ -14,10 +14,7 @@ def percent_range(what: str) -> list[io.Float.Input]:
     """The inputs start_percent and end_percent of something that acts during a part of the sampling."""
     start = f"Percent of the sampling at which {what} starts; before it is off. 0 is the noisiest moment."
     end = f"Percent of the sampling at which {what} ends; after it is off. 1 is the clean image."
-    return [
-        number("start_percent", Schedule.start, 0.0, 1.0, start, 0.001),
-        number("end_percent", Schedule.end, 0.0, 1.0, end, 0.001),
-    ]
+    return [number("start_percent", Schedule.start, 0.0, 1.0, start, 0.001), number("end_percent", Schedule.end, 0.0, 1.0, end, 0.001)]
 
 
 def channel_identity(default: str = "its role") -> list:
@@ -28,7 +25,7 @@ def channel_identity(default: str = "its role") -> list:
     return advanced(
         whole("priority", Channel.priority, -100, 100, priority),
         text("name", Channel.name, f"The channel's name in images and errors. Empty: {default}."),
-    )
+    )  # fmt: skip
 
 
 def channel_extras() -> list:
@@ -37,7 +34,7 @@ def channel_extras() -> list:
         GuidanceSchedule.Input("schedule", tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."),
         io.Mask.Input("mask", tooltip="Where the channel acts, 1 = fully. Not connected: everywhere."),
         GuidanceChannel.Input("previous", tooltip="Channels to which this one is added."),
-    )
+    )  # fmt: skip
 
 
 def channel_output() -> GuidanceChannel.Output:

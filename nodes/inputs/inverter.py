@@ -8,21 +8,7 @@ from comfy_api.latest import io
 from .sockets import Inversion
 from .widgets import advanced, choice, number, optional, switch, whole
 
-CATEGORY = "controlled diffusion/inversion"
 PRECISIONS = ("highest", "float32", "float64")
-
-
-def schema(node_id: str, display_name: str, description: str, search_aliases: list[str], inputs: list, outputs: tuple = ()) -> io.Schema:
-    """The schema of an inverter; `outputs` follow those of all."""
-    return io.Schema(
-        node_id=node_id,
-        display_name=display_name,
-        category=CATEGORY,
-        description=description,
-        search_aliases=search_aliases,
-        inputs=inputs,
-        outputs=[*inverter_outputs(), *outputs],
-    )
 
 
 def inverter_inputs(
@@ -91,11 +77,12 @@ def rescale_input(name: str) -> io.Boolean.Input:
     )
 
 
-def inverter_outputs() -> list:
-    """The outputs of every node that gives an inversion; see `nodes.host.inversion.invert.outputs`."""
+def inverter_outputs(*own: io.Output) -> list:
+    """The outputs of every node that gives an inversion, see `nodes.host.inversion.invert.outputs`, and then its `own`."""
     return [
         Inversion.Output(display_name="inversion", tooltip="The inversion, for Inversion Sampler and Save Inversion."),
         io.Latent.Output(display_name="noisy_latent", tooltip="The noise that was found, for samplers that add none. Not for flow models."),
         io.Noise.Output(display_name="noise", tooltip="The same as a NOISE, for SamplerCustomAdvanced and every kind of model."),
         io.Sigmas.Output(display_name="sigmas", tooltip="The sigmas of the reconstruction."),
+        *own,
     ]

@@ -35,7 +35,7 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
         widgets.whole("batch_size", batch, 1, 1024, "Images in each step. Typical: 1–16; 4 with enough memory."),
         widgets.number("learning_rate", rate, 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
         widgets.seed("Seed of noise, noise levels, start values, sentences and images. The same seed trains the same weights."),
-    ]
+    ]  # fmt: skip
 
 
 def flip(optional: bool = False) -> io.Boolean.Input:
@@ -46,7 +46,7 @@ def norms() -> list:
     return [
         choice("norm", NORMS, "Length of the word's vectors: 'limit' at most norm_limit words; 'keep' as at the start; 'free' any."),
         number("norm_limit", Word.norm_limit, 0.01, 100.0, "With norm 'limit': 1 = as long as a typical word. Typical: 1–3.", 0.1),
-    ]
+    ]  # fmt: skip
 
 
 def objective() -> list:
@@ -64,7 +64,7 @@ def objective() -> list:
         choice("timesteps", ("auto", *TIMESTEPS), timesteps),
         number("start_percent", 0.0, 0.0, 0.99, "Train on noise levels from this percent of the sampling on. 0 = from pure noise."),
         number("end_percent", 1.0, 0.01, 1.0, "Train on noise levels up to this percent of the sampling. 1 = to the clean image."),
-    ]
+    ]  # fmt: skip
 
 
 def steps_taken(warmup: int = Settings.warmup, more: str = "", optional: bool = False) -> list:
@@ -89,7 +89,7 @@ def run(saved: str, also: str = "") -> list:
         choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation images{also}.", Validation.sampler_name),
         choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation images{also}.", Validation.scheduler),
         choice("if_exists", IF_EXISTS, f"If {saved} of this name exists: number the new one, refuse, replace, or train on up to 'steps'."),
-    ]
+    ]  # fmt: skip
 
 
 def checkpointing() -> io.Combo.Input:
@@ -134,7 +134,7 @@ def validation_prompt(default: str, tooltip: str) -> list:
     return [
         widgets.text("validation_prompt", default, tooltip),
         widgets.whole("validation_every", Validation.every, 0, 1_000_000, "Steps between validation images. 0 = only at the end."),
-    ]
+    ]  # fmt: skip
 
 
 def captions(tooltip: str) -> io.String.Input:

@@ -1,10 +1,16 @@
-"""Widgets of node schemas, one line each."""
+"""The schema of a node, and its widgets, one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from comfy_api.latest import io
+
+
+def schema(node_id: str, display_name: str, room: str, search_aliases: list[str], description: str, inputs=(), outputs=(), **more):
+    """The schema of a node in a room of the pack's menu: "guidance", "inversion", "attention", "training" or "demo"."""
+    texts = dict(category=f"controlled diffusion/{room}", description=description, search_aliases=search_aliases)
+    return io.Schema(node_id, display_name, inputs=list(inputs), outputs=list(outputs), **texts, **more)
 
 
 def number(name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more) -> io.Float.Input:
