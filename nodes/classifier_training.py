@@ -69,7 +69,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
         settings = host.Settings(**asked, augmentation=inputs.augmented(given))
         images, labels = ([v for v in lists.get(k) or () if v is not None] for k in _LISTS)
         made = host.learn(given["model"], given["vae"], images, labels, settings, given["name"], given["if_exists"])
-        return io.NodeOutput(made.classifier, f"{made.name}.safetensors", *host.charts(made))
+        return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, made.images)
 
 
 NODES = [NoisyClassifierTrainer]

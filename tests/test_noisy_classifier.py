@@ -2,7 +2,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance.classifier import NoisyClassifier
 from controlled_diffusion.training.loop import Loop
-from controlled_diffusion.training.noisy_classifier import accuracy, held_out, initialize, targets_of, train_noisy_classifier
+from controlled_diffusion.training.noisy_classifier import accuracy, batch_loss, held_out, initialize, targets_of
 from torch.testing import assert_close
 
 from checks import refused
@@ -21,7 +21,7 @@ def test_it_learns_labels_and_knows_less_in_noise(kind):
     latents, targets = data()
     network = initialize(NoisyClassifier(4, 2, widths=(8, 16)), 0)
     loop = Loop(dict(network.named_parameters()), steps=60, learning_rate=3e-3, warmup=5, average=0.0)
-    list(train_noisy_classifier(network, latents, targets, loop, kind=kind, batch=32))
+    list(loop.run(lambda index: batch_loss(network, latents, targets, index, kind=kind, batch=32)))
     rows = accuracy(network, latents, targets, kind, 5)
     assert [level for level, _ in rows] == [-6.0, -3.0, 0.0, 3.0, 6.0]
     assert rows[-1][1] > 0.97 and rows[0][1] < rows[-1][1]

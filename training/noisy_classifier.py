@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from .loop import Loop, Step
 
 LOG_SNR = (-6.0, 6.0)  # from nearly pure noise to nearly clean
 
@@ -36,26 +34,15 @@ def _draw(seed: int, index: int, batch: int, count: int, shape: tuple[int, ...])
     return picks, LOG_SNR[0] + (LOG_SNR[1] - LOG_SNR[0]) * spread, noise
 
 
-def train_noisy_classifier(
-    network: torch.nn.Module,
-    latents: torch.Tensor,
-    targets: torch.Tensor,
-    loop: Loop,
-    *,
-    kind: str = "independent",
-    batch: int = 64,
-    seed: int = 0,
-) -> Iterator[Step]:
-    """Trains `network` on latents (N, C, H, W) of unit variance and targets (N, labels), wherever the network is; log-SNRs are spread
+def batch_loss(
+    network: torch.nn.Module, latents: torch.Tensor, targets: torch.Tensor, index: int, *, kind: str = "independent", batch: int, seed: int = 0
+) -> torch.Tensor:
+    """The loss of batch `index` of latents (N, C, H, W) of unit variance and targets (N, labels), wherever the network is; log-SNRs are spread
     evenly over each batch."""
-
-    def loss_of(index):
-        picks, log_snr, noise = _draw(seed, index, batch, len(latents), latents.shape[1:])
-        device = next(network.parameters()).device
-        x0, wanted, noise, log_snr = (t.to(device) for t in (latents[picks], targets[picks], noise, log_snr))
-        return classification_loss(network(noised(x0, log_snr, noise), log_snr), wanted, kind)
-
-    return loop.run(loss_of)
+    picks, log_snr, noise = _draw(seed, index, batch, len(latents), latents.shape[1:])
+    device = next(network.parameters()).device
+    x0, wanted, noise, log_snr = (t.to(device) for t in (latents[picks], targets[picks], noise, log_snr))
+    return classification_loss(network(noised(x0, log_snr, noise), log_snr), wanted, kind)
 
 
 def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.Tensor]:

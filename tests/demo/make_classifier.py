@@ -9,7 +9,7 @@ from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyCl
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import Loop, saving
-from controlled_diffusion.training.noisy_classifier import LOG_SNR, noised, train_noisy_classifier
+from controlled_diffusion.training.noisy_classifier import LOG_SNR, batch_loss, noised
 
 from demo import model as demo_model
 from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
@@ -54,8 +54,8 @@ def main() -> None:
     path = STATE / "classifier.safetensors"
     loop.restore(path)
     trained = slice(0, len(latents) - HELD_OUT), slice(len(latents) - HELD_OUT, None)
-    steps = train_noisy_classifier(network, latents[trained[0]], targets[trained[0]], loop, batch=BATCH, seed=SEED)
-    shown(saving(loop, steps, path))
+    own = latents[trained[0]], targets[trained[0]]
+    shown(saving(loop, loop.run(lambda index: batch_loss(network, *own, index, batch=BATCH, seed=SEED)), path))
     with loop.averaged():
         for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")

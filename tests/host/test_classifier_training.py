@@ -15,7 +15,7 @@ from controlled_diffusion.nodes.classifier_training import NoisyClassifierTraine
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier as files
 from controlled_diffusion.nodes.host.guidance.multi_cfg import check_guidance_channels
-from controlled_diffusion.nodes.host.training import memory
+from controlled_diffusion.nodes.host.training import memory, trainer
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Diverged, Loop
@@ -78,6 +78,13 @@ def train(model, vae, given=None, labels=None, **knobs):
     return execute(NoisyClassifierTrainer, model=model, vae=vae, images=[images()] if given is None else given, **usual | knobs)
 
 
+def trained(model, vae, given, labels, asked):
+    """(task, loop) after a training that writes no file."""
+    with torch.inference_mode(False), torch.no_grad():
+        task = host.prepare(model, vae, [given], labels, asked)
+        return task, trainer.run(task, files.CLASSIFIERS.state("trained"), lambda loop: "nowhere")
+
+
 def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
     """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
     made = tiny.as_on_a_gpu(demo.load()[2])
@@ -87,9 +94,11 @@ def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
 
 def test_it_tells_the_backgrounds_of_images_that_it_never_saw(eps_model, demo_vae):
     asked = host.Settings(60, 32, 2e-3, 0, kind="exclusive", size="small", held_out=0.25, average=0.9)
-    made = host.learn(eps_model, demo_vae, [images(48)], backgrounds(48), asked, "mine", "refuse")
-    assert made.judged_on == "12 images held out" and made.accuracy[-1][1] >= 0.9 and made.accuracy[0][1] < made.accuracy[-1][1]
-    assert made.loop.history[-1].loss < 0.7 * made.loop.history[0].loss
+    task, loop = trained(eps_model, demo_vae, images(48), backgrounds(48), asked)
+    with loop.averaged():
+        rows = task.accuracy()
+    assert task.judged_on == "12 images held out" and rows[-1][1] >= 0.9 and rows[0][1] < rows[-1][1]
+    assert loop.history[-1].loss < 0.7 * loop.history[0].loss
 
 
 def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, folders):
@@ -119,8 +128,8 @@ def test_changed_copies_keep_labels_and_are_not_held_out(demo_vae):
     model, count = demo.load()[0], 8
     changed = dict(flip=True, augmentation=Augmentation(variants=2, crop=0.2))
     targets = torch.eye(count)
-    plain, judged = host._samples(model, demo_vae, [images(count)], targets, settings(held_out=0.25))
-    shown, same = host._samples(model, demo_vae, [images(count)], targets, settings(held_out=0.25, **changed))
+    plain, judged = host._samples(model, demo_vae, images(count).split(1), targets, settings(held_out=0.25))
+    shown, same = host._samples(model, demo_vae, images(count).split(1), targets, settings(held_out=0.25, **changed))
     assert plain.latents.shape[0] == 6 and torch.equal(judged.latents, same.latents) and torch.equal(judged.targets, same.targets)
     assert not (plain.targets.sum(0) * judged.targets.sum(0)).any()  # none is both
     assert shown.latents.shape[0] == shown.targets.shape[0] == 6 * 2 * 3 and torch.equal(shown.latents[:6], plain.latents)
@@ -224,7 +233,7 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
     """Playground's latents, which the model itself knows only while it is loaded."""
     model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "edm_playground_v2.5", 80.0, 0.002)[0]
     form = model.get_model_object("latent_format")
-    made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
+    made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").model
     assert made.latent_format == type(form).__name__ == "SDXL_Playground_2_5"
     latents = torch.cat(host._latents(model, demo_vae, images(4).split(1)))
     assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
@@ -238,7 +247,7 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
 def test_it_learns_in_latents_of_many_channels_and_of_videos(kind, demo_vae, folders):
     flux = kind == "flux"
     model, vae = (tiny_text.denoiser(kind), tiny_text.vae(kind)) if flux else (video.tiny_video_model(), video.tiny_video_vae())
-    made = host.learn(model, vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").classifier
+    made = host.learn(model, vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").model
     channels = model.model.latent_format.latent_channels
     assert made.network(torch.zeros(2, channels, 8, 8), torch.zeros(2)).shape == (2, 2) and channels >= 16
     assert files.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
@@ -266,8 +275,10 @@ def test_bad_input_is_refused_before_anything_is_written(eps_model, demo_vae, kn
 
 
 def test_too_few_images_to_be_judged_on_are_still_learned_from(eps_model, demo_vae):
-    made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(held_out=0.25), "mine", "refuse")
-    assert made.accuracy and made.judged_on == "1 images held out"
+    task, _ = trained(eps_model, demo_vae, images(4), ["a", "b", "a", "b"], settings(held_out=0.25))
+    assert task.accuracy() and task.judged_on == "1 images held out"
     independent = replace(settings(held_out=0.25), kind="independent")
-    made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], independent, "mine_2", "refuse")
-    assert made.accuracy == [] and host.charts(made)[1].shape[-1] == 3
+    task, _ = trained(eps_model, demo_vae, images(4), ["a", "b", "a", "b"], independent)
+    assert task.accuracy() == []
+    made = host.learn(eps_model, demo_vae, [images(4)], ["a", "b", "a", "b"], independent, "mine", "refuse")
+    assert made.images.shape[-1] == 3

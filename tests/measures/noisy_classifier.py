@@ -43,7 +43,7 @@ def learned(studio: Studio, options: argparse.Namespace):
     images = [torch.from_numpy(world.render(s)).float()[None] / 255 for s in scenes]
     settings = host.Settings(options.steps, options.batch, options.rate, seed=0, kind="independent", size="small")
     labels = ["\n".join(", ".join(labels_of(s)) for s in scenes)]
-    return host.learn(studio.model, studio.vae, images, labels, settings, options.name, "continue").classifier
+    return host.learn(studio.model, studio.vae, images, labels, settings, options.name, "continue").model
 
 
 def shares(classifier, latents: torch.Tensor, scenes: list[world.Scene], sigma: float) -> dict[str, float]:

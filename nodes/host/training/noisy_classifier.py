@@ -2,24 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import comfy.model_management
-import comfy.utils
 import torch
 
 from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_images
 from ....training import settings
 from ....training.augmentation import Augmentation
-from ....training.loop import Loop, saving
-from ....training.noisy_classifier import LOG_SNR, accuracy, held_out, initialize, targets_of, train_noisy_classifier
+from ....training.loop import Loop, Step
+from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, held_out, initialize, targets_of
+from ....training.settings import Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
-from . import memory
+from . import memory, trainer
 from .images import images_of, split_images
 from .memory import GB, PassMemory, estimate, pass_memory
-from .run import Stopped
-from .trainer import digest, loop_of, loss_curve
 
 SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
 
@@ -33,17 +32,6 @@ class Settings(settings.Settings):
     flip: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     warmup: int = 50
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The classifier, its file's name, the losses, and (log-SNR, accuracy) on the images `judged_on`."""
-
-    classifier: LabelledClassifier
-    name: str
-    loop: Loop
-    accuracy: list[tuple[float, float]]
-    judged_on: str
 
 
 def _latents(model, vae, images: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
@@ -69,55 +57,86 @@ class _Sample:
 
 
 def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
-    """What to train on, with changed copies, and what to test on, as it is; with nothing held out the images are both."""
-    separate = split_images(images, "images")
-    own, judged = held_out(len(separate), settings.held_out, settings.seed)
+    """What to train on, with changed copies, and what to test on, as it is, of single images; with nothing held out they are both."""
+    own, judged = held_out(len(images), settings.held_out, settings.seed)
     changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
-    trained = _latents(model, vae, [separate[i] for i in own], **changes)
-    unseen = len(own) < len(separate)
-    both = _of_one_size(trained + (_latents(model, vae, [separate[i] for i in judged]) if unseen else []))
+    trained = _latents(model, vae, [images[i] for i in own], **changes)
+    unseen = len(own) < len(images)
+    both = _of_one_size(trained + (_latents(model, vae, [images[i] for i in judged]) if unseen else []))
     shown = _Sample(both[: len(trained)], targets[own].repeat(len(trained) // len(own), 1))
     return shown, _Sample(both[len(trained) :] if unseen else both[: len(own)], targets[judged])
 
 
-def learn(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str) -> TrainResult:
-    """Trains a classifier of the labels, one text an image, and saves it; a stop by the user keeps the trained weights."""
-    count = sum(len(batch) for batch in images)
-    given = captions_for(labels, count, "labels") if count else ()
-    known, targets = targets_of(given, settings.kind) if count else ((), None)
+@dataclass(frozen=True)
+class Task:
+    """A training of one classifier, for `trainer.run`: of `shown`, judged on `judged`, which are `judged_on`."""
+
+    classifier: LabelledClassifier
+    settings: Settings
+    shown: _Sample
+    judged: _Sample
+    judged_on: str
+    validation: ClassVar = Validation("", count=0)
+
+    def loop(self) -> Loop:
+        s, free = self.settings, ("steps", "learning_rate", "schedule", "warmup", "checkpointing")
+        fixed = {k: str(v) for k, v in asdict(s).items() if k not in free}
+        about = {**fixed, "labels": ", ".join(self.classifier.labels), "images": trainer.digest([self.shown.latents])}
+        return trainer.loop_of(dict(self.classifier.network.named_parameters()), s, warmup=min(s.warmup, s.steps // 10), about=about)
+
+    def runner(self, loop: Loop, show: Callable[[Step], None]) -> trainer.Runner:
+        network, s = self.classifier.network, self.settings
+        _check_room(network, self.shown.latents, s.batch_size, loop.to_come())
+
+        def loss(index: int) -> torch.Tensor:
+            return batch_loss(network, self.shown.latents, self.shown.targets, index, kind=s.kind, batch=s.batch_size, seed=s.seed)
+
+        def take(steps: trainer.Steps) -> None:
+            with torch.enable_grad():
+                for step in steps(loss):
+                    show(step)
+                    comfy.model_management.throw_exception_if_processing_interrupted()
+
+        return take
+
+    def look(self, training: trainer.TrainingRun) -> None:
+        """Shows nothing on the way."""
+
+    def accuracy(self) -> list[tuple[float, float]]:
+        """(log-SNR, accuracy) on the images `judged_on`."""
+        return accuracy(self.classifier.network, self.judged.latents, self.judged.targets, self.settings.kind)
+
+
+def prepare(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings) -> Task:
+    """Checks everything that the user gave, one text of labels an image, and encodes the images."""
+    separate = split_images(images, "images")
+    known, targets = targets_of(captions_for(labels, len(separate), "labels"), settings.kind)
+    shown, judged = _samples(model, vae, separate, targets, settings)
+    with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
+        network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
+    network = initialize(network, settings.seed % 2**63).to(comfy.model_management.get_torch_device())
+    made = LabelledClassifier(network, known, type(model.get_model_object("latent_format")).__name__, settings.kind)
+    seen = len(judged.targets)
+    return Task(made, settings, shown, judged, f"{seen} {'images held out' if seen < len(separate) else 'the training images'}")
+
+
+def learn(
+    model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings, name: str, if_exists: str
+) -> trainer.TrainResult:
+    """Trains a classifier of the labels, one text an image, and saves it; see `trainer.run`."""
     name = classifier.CLASSIFIERS.choose(name, if_exists)
     path = classifier.CLASSIFIERS.place(name)
     with torch.inference_mode(False), torch.no_grad():
-        shown, judged = _samples(model, vae, images, targets, settings)
-        device = comfy.model_management.get_torch_device()
-        with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
-            network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
-        network = initialize(network, settings.seed % 2**63).to(device)
-        loop = _loop(network, settings, known, shown.latents)
-        state = classifier.CLASSIFIERS.state(name)
-        state.parent.mkdir(parents=True, exist_ok=True)
-        if if_exists == "continue":
-            loop.restore(state)
-        made = LabelledClassifier(
-            network.requires_grad_(False), known, type(model.get_model_object("latent_format")).__name__, settings.kind
-        )
+        task = prepare(model, vae, images, labels, settings)
 
-        def keep() -> None:
-            with loop.averaged():
-                classifier.save(made, path)
-            loop.save(state)  # after what the user wants, should the disk be full
+        def write(loop: Loop) -> str:
+            classifier.save(task.classifier, path)
+            return str(path)
 
-        with torch.enable_grad():
-            network.train().requires_grad_(True)
-            _check_room(network, shown.latents, settings.batch_size, loop.to_come())
-            knobs = dict(kind=settings.kind, batch=settings.batch_size, seed=settings.seed)
-            _take(saving(loop, train_noisy_classifier(network, shown.latents, shown.targets, loop, **knobs), state), loop, keep)
-        network.eval().requires_grad_(False)
+        loop = trainer.run(task, classifier.CLASSIFIERS.state(name), write, resume=if_exists == "continue")
         with loop.averaged():
-            rows = accuracy(network, judged.latents, judged.targets, settings.kind)
-        seen = len(judged.targets)
-        where = "images held out" if seen < count else "the training images"
-        return TrainResult(classifier.read(path), name, loop, rows, f"{seen} {where}")
+            chart = _chart(task, task.accuracy())
+        return trainer.TrainResult(name=name, model=classifier.read(path), curve=trainer.loss_curve(loop), images=chart)
 
 
 def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, learning: int) -> None:
@@ -125,7 +144,7 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
     device = next(network.parameters()).device
 
     def measure(count: int) -> PassMemory:
-        with pass_memory((), network.parameters()) as found:
+        with torch.enable_grad(), pass_memory((), network.parameters()) as found:
             network(torch.zeros(count, *latents.shape[1:], device=device), torch.zeros(count, device=device))
             return found()
 
@@ -141,37 +160,13 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
         )
 
 
-def _loop(network: NoisyClassifier, settings: Settings, labels: Sequence[str], latents: torch.Tensor) -> Loop:
-    free = ("steps", "learning_rate", "schedule", "warmup", "checkpointing")
-    fixed = {k: str(v) for k, v in asdict(settings).items() if k not in free}
-    about = {**fixed, "labels": ", ".join(labels), "images": digest([latents])}
-    return loop_of(dict(network.named_parameters()), settings, warmup=min(settings.warmup, settings.steps // 10), about=about)
-
-
-def _take(steps, loop: Loop, keep: Callable[[], None]) -> None:
-    """Takes the steps with ComfyUI's progress bar; saves at the end, when the user stops it, and before an error goes on."""
-    bar = comfy.utils.ProgressBar(loop.steps)
-    try:
-        for step in steps:
-            bar.update_absolute(step.index, step.total)
-            comfy.model_management.throw_exception_if_processing_interrupted()
-    except Stopped:
-        if not loop.done:
-            raise
-    except Exception:
-        if loop.done:
-            keep()
-        raise
-    keep()
-
-
-def charts(result: TrainResult) -> tuple[torch.Tensor, torch.Tensor]:
-    """(losses and learning rate, accuracy over the noise); two IMAGEs."""
-    chance = 1 / len(result.classifier.labels) if result.classifier.kind == "exclusive" else 0.5
+def _chart(task: Task, rows: list[tuple[float, float]]) -> torch.Tensor:
+    """Accuracy over the noise; an IMAGE."""
+    chance = 1 / len(task.classifier.labels) if task.settings.kind == "exclusive" else 0.5
     lines = {"chance": [(level, chance) for level in LOG_SNR]}
-    title = f"accuracy on {result.judged_on}"
-    if result.accuracy:
-        lines = {"accuracy": result.accuracy, **lines}
+    title = f"accuracy on {task.judged_on}"
+    if rows:
+        lines = {"accuracy": rows, **lines}
     else:
         title = f"no {title}: there is no label that some of them have and some lack"
-    return loss_curve(result.loop), as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))
+    return as_image(line_chart(lines, title, "log SNR: noise on the left, clean on the right"))

@@ -25,13 +25,15 @@ from .images import Images
 from .memory import MemoryPlan
 from .run import Stopped, TrainSampler, run_sampler
 
+Steps = Callable[[Callable[[int], torch.Tensor]], Iterator[Step]]  # of a loss by the index of its batch
+Runner = Callable[[Steps], None]  # takes steps, where they can be taken
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None. Of trainers that give a model also the
-    MODEL with the trained weights; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
+    """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None, of a classifier the chart of its accuracy. Of
+    trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
     so written (those that name a new word, if there is one)."""
 
     name: str
@@ -112,6 +114,26 @@ class Task:
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
         return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules)
 
+    def runner(self, loop: Loop, show: Callable[[Step], None]) -> Runner:
+        """Takes steps inside ComfyUI's sampling, where all is loaded."""
+        start, blocks = self.conditioning(self.validation.prompt), self.memory_plan(loop).blocks
+
+        def take(steps: Steps) -> None:
+            sampler = TrainSampler(lambda denoiser: steps(lambda i: self.loss(denoiser, i)), self.modules, show, self.around, blocks)
+            try:
+                run_sampler(self.model, start, self.shape, sampler)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if loop.done:
+                    raise
+                raise ValueError(
+                    f"{type(self.model.model).__name__} cannot be trained with this ComfyUI: its first step failed ({error}). A part of a model "
+                    "that has no derivative cannot be trained through; use another model or another version of ComfyUI."
+                ) from error
+
+        return take
+
     def loop(self) -> Loop:
         own = dict(loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about)
         return loop_of(self.parameters, self.settings, learning_rate=self.learning_rate, **own)
@@ -144,7 +166,7 @@ class TrainingRun:
         state.parent.mkdir(parents=True, exist_ok=True)
         if resume:
             self.loop.restore(state)
-        self.start, self.blocks = task.conditioning(task.validation.prompt), task.memory_plan(self.loop).blocks
+        self.runner = task.runner(self.loop, self._show)
         self.bar = comfy.utils.ProgressBar(self.loop.steps)
 
     def finish(self) -> None:
@@ -185,22 +207,7 @@ class TrainingRun:
 
     def take(self, count: int) -> None:
         """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
-        task, loop = self.task, self.loop
-
-        def steps(denoiser: TrainDenoiser) -> Iterator[Step]:
-            return saving(loop, islice(loop.run(lambda i: task.loss(denoiser, i)), count), self.state)
-
-        try:
-            run_sampler(task.model, self.start, task.shape, TrainSampler(steps, task.modules, self._show, task.around, self.blocks))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if loop.done:
-                raise
-            raise ValueError(
-                f"{type(task.model.model).__name__} cannot be trained with this ComfyUI: its first step failed ({error}). A part of a model that "
-                "has no derivative cannot be trained through; use another model or another version of ComfyUI."
-            ) from error
+        self.runner(lambda loss: saving(self.loop, islice(self.loop.run(loss), count), self.state))
 
     def _keep(self) -> str:
         with self.loop.averaged():
