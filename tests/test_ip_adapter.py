@@ -55,6 +55,32 @@ def test_an_adapter_is_used_in_the_precision_of_the_features():
     assert recognize(weights, "half").keys_values(features_of("plus", 1, 48))[0][0].dtype == torch.float32
 
 
+PATHS = [f"{block}.attentions.{i}.transformer_blocks.0.attn2.processor" for block, i in (
+    *(("down_blocks.1", i) for i in range(11)), ("up_blocks.0", 0), ("mid_block", 0),
+)]  # fmt: skip
+SCRIPT = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules"}
+
+
+def in_training(weights, layers: bool = True, unet: bool = True, prefix: str = ""):
+    """A file of the reference training script, with the layers by themselves, inside the UNet, or both."""
+    parts = {p: {k.removeprefix(f"{p}."): v for k, v in weights.items() if k.startswith(p)} for p in SCRIPT}
+    made = {f"image_proj_model.{k}": v for k, v in parts["image_proj"].items()} | {"unet.conv_in.weight": torch.ones(1)}
+    for number, path in enumerate(PATHS):
+        for part in ("to_k_ip.weight", "to_v_ip.weight"):
+            value = parts["ip_adapter"][f"{2 * number + 1}.{part}"]
+            made |= ({f"adapter_modules.{2 * number + 1}.{part}": value} if layers else {}) | ({f"unet.{path}.{part}": value} if unet else {})
+    return {prefix + k: made[k] for k in sorted(made)}  # as safetensors orders them
+
+
+@pytest.mark.parametrize("form", [{}, dict(unet=False), dict(layers=False), dict(prefix="module."), dict(layers=False, prefix="module._orig_mod.")])
+@pytest.mark.parametrize("kind", ["base", "plus", "full"])
+def test_files_of_the_training_script_are_read(kind, form):
+    weights = published(kind, 48, 64, [8 * (i + 1) for i in range(len(PATHS))])
+    found, wanted = (recognize(w, "mine") for w in (in_training(weights, **form), weights))
+    assert found.kind == wanted.kind and found.projection.keys() == wanted.projection.keys()
+    assert all(torch.equal(a, b) for one, other in zip(found.layers, wanted.layers) for a, b in zip(one, other))
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda w: {k: v for k, v in w.items() if not k.startswith("image_proj")}, "0 weights in 'image_proj'"),
     (lambda w: {"double_blocks.0.k.weight": torch.ones(1)}, "beside double_blocks"),

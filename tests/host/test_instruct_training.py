@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
+from comfy.utils import unet_to_diffusers
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from controlled_diffusion.guidance.instruct_pix2pix import Scales
 from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
@@ -23,7 +24,7 @@ from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, 
 from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
 from controlled_diffusion.training.objectives import Levels
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compare import assert_close
 from host import sampling, tiny, tiny_editors, tiny_text
@@ -238,6 +239,21 @@ def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model,
     assert torch.equal(edited(model), edited(again)) and not torch.equal(edited(model, 3), edited(model, 4))
     assert all(torch.equal(v, before[k]) for k, v in eps_model.model.state_dict().items()) and not eps_model.wrappers
     assert not run.comfy.model_management.in_training
+
+
+def test_the_loader_reads_files_of_other_tools(eps_model, folders):
+    weights = instruct_models.with_room(eps_model).model.diffusion_model.state_dict()
+    diffusers = {ours: theirs for theirs, ours in unet_to_diffusers(eps_model.model.model_config.unet_config).items()}
+    files = {
+        "checkpoint": {f"model.diffusion_model.{k}": w for k, w in weights.items()} | {"first_stage_model.a": torch.ones(1)},
+        "parallel": {f"module.{k}": w for k, w in weights.items()},
+        "diffusers": {diffusers[k]: w for k, w in weights.items()},
+    }
+    for name, tensors in files.items():
+        path = folders / f"{name}.safetensors"
+        save_file(tensors, path)
+        again = instruct_models.load(eps_model, str(path)).model.diffusion_model.state_dict()
+        assert all(torch.equal(again[k], w) for k, w in weights.items()), name
 
 
 def test_a_training_of_another_seed_or_model_is_not_continued(eps_model, clip, vae, folders):

@@ -63,6 +63,17 @@ def test_an_embedding_has_the_columns_of_its_vectors(tmp_path):
     assert found.find("white")[0] == (5,) and found.words[5].columns == (8,)
 
 
+@pytest.mark.parametrize("tensors, count", [
+    ({"<cat>": torch.zeros(tiny.CONTEXT)}, 1), ({"<cat>": torch.zeros(3, tiny.CONTEXT)}, 3), ({"emb_params": torch.zeros(2, tiny.CONTEXT)}, 2),
+    ({"clip_l": torch.zeros(2, tiny.CONTEXT), "clip_g": torch.zeros(2, 1280)}, 2),
+    ({"bundle_emb.thing.string_to_param.*": torch.zeros(4, tiny.CONTEXT)}, 4),
+])  # fmt: skip
+def test_embeddings_of_other_tools_have_their_columns(tmp_path, tensors, count):
+    clip = clip_with_word(tmp_path)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    assert [len(w.columns) for w in prompt_of(clip, "a embedding:theirs cat").words] == [1, count, 1]
+
+
 def test_sdxl_encoders_see_the_same_words():
     found = prompt_of(tokens(SDXLTokenizer()), "a (siamese:1.2) cat")
     assert [w.text for w in found.words] == ["a", "siamese", "cat"] and found.length == 77

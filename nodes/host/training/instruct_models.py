@@ -153,11 +153,22 @@ def save(model, weights: dict[str, torch.Tensor], name: str, about: dict[str, st
     return MODELS.save(name, weights | marks(model), about)
 
 
+def _named(held: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
+    """A file's weights as ComfyUI's UNet names them: out of a whole checkpoint, from behind `module.`, or from diffusers' names."""
+    plain = {k.removeprefix("module."): w for k, w in held.items()}
+    for prefix in (f"model.{PREFIX}", PREFIX):
+        inside = {k.removeprefix(prefix): w for k, w in plain.items() if k.startswith(prefix)}
+        if inside:
+            return inside
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    return {names.get(k, k): w for k, w in plain.items()}
+
+
 def load(model, path: str, disable_dynamic: bool = False):
     """The instruction model in a file, built like the MODEL that it was trained from."""
     kind_of(model)
     held = comfy.utils.load_torch_file(path, safe_load=True)
-    weights = {k: w for k, w in held.items() if k not in MARKS}
+    weights = {k: w for k, w in _named(held, model).items() if k not in MARKS}
     wanted = {k: tuple(w.shape) for k, w in model.model.diffusion_model.state_dict().items()}
     found = {k: tuple(w.shape) for k, w in weights.items()}
     inputs = 2 * model.model.latent_format.latent_channels
