@@ -22,8 +22,7 @@ class AttentionMapCapture(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                text("prompt", "", "The positive prompt; a line for each text of a conditioning of several.", multiline=True,
-                    dynamic_prompts=True),
+                text("prompt", "", "The positive prompt; a line for each text of the conditioning.", multiline=True, dynamic_prompts=True),
                 text("words", "", "Words or phrases of the prompt between commas ('circle#2' is the second of two). Empty: every word."),
                 *advanced(
                     text("layers", "all", "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, "
@@ -33,8 +32,8 @@ class AttentionMapCapture(io.ComfyNode):
                 *advanced(
                     whole("phases", 4, 1, 20, "Equal parts of that range, to see how the maps change. Typical: 4. 1 = only the mean."),
                 ),
-                io.Conditioning.Input("conditioning", optional=True, tooltip="The same prompt as other nodes have made it (ControlNet, "
-                    "guidance of Flux), or several texts (the positive of P2P Attention Patch). Not connected: the prompt encoded plainly."),
+                io.Conditioning.Input("conditioning", optional=True, tooltip="The same prompt from other nodes (ControlNet, FluxGuidance), "
+                    "or several (positive of P2P Attention Patch). Not connected: the prompt encoded plainly."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler or guider, and for Attention Map View."),
@@ -60,12 +59,11 @@ class AttentionMapView(io.ComfyNode):
                     "Capture, or the guider over it, with which the latent was sampled; or the maps of another view."),
                 io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the maps of its own run are shown. It is passed on."),
                 text("words", "", "Which of the captured words to show, between commas. Empty: all."),
-                choice("rows", ["mean", "layers", "steps"],
-                    "Rows of the table: the mean of all, each group of layers, or each part of the sampling."),
+                choice("rows", ["mean", "layers", "steps"], "Rows of the table: the mean, each group of layers, or parts of the sampling."),
                 *advanced(text("layers", "all", "Groups of layers between commas: 1/1, 1/2, 1/4 of a UNet; early, middle, late of a DiT.")),
                 text("mask_word", "", "Word of the mask; several between commas are added. Empty: the first captured."),
-                number("threshold", 0.4, 0.0, 0.99, "The mask is 1 above this share of the way from the word's weakest to its strongest "
-                    "attention. Typical: 0.3–0.6. 0 = the heat itself, a soft mask."),
+                number("threshold", 0.4, 0.0, 0.99,
+                    "Share of the word's range of attention above which the mask is 1. Typical: 0.3–0.6. 0 = the heat itself, soft."),
                 io.Image.Input("image", optional=True, tooltip="The decoded image, to lay the maps over. It also gives the mask its size."),
             ],
             outputs=[

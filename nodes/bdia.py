@@ -6,7 +6,7 @@ from ..inversion.bdia import BDIA
 from ..inversion.exact import for_steps
 from .host.inversion import exact
 from .inputs.inverter import exact_inputs, inverter_outputs, rescale_input
-from .inputs.widgets import number, schema
+from .inputs.widgets import schema, share
 
 
 class BDIAInverter(io.ComfyNode):
@@ -21,9 +21,10 @@ class BDIAInverter(io.ComfyNode):
             "Finds the noise from which an image is reconstructed exactly, whatever the model and the prompt, at one evaluation a step: "
             "each state follows from the two before it.",
             exact_inputs(
-                number("gamma", BDIA.gamma, 0.0, 1.0, "How much of the previous step is taken back at each step. Typical: 0.92–1 "
-                    "(reference code 0.94). 1 = leapfrog. Low values let errors grow; 0 is DDIM, which has no exact inverse.", round=0.001),
+                share("gamma", BDIA.gamma, "How much of the previous step is taken back at each step. Typical: 0.92–1 (reference code "
+                    "0.94). 1 = leapfrog. Low values let errors grow; 0 is DDIM, which has no exact inverse.", round=0.001),
                 rescale_input("gamma"),
+                least_steps=2,
             ),
             inverter_outputs(),
         )  # fmt: skip

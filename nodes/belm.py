@@ -19,7 +19,7 @@ class BELMInverter(io.ComfyNode):
             ],
             "O-BELM: finds the noise from which an image is reconstructed exactly, whatever the model and the prompt, at one evaluation a "
             "step and with nothing to set. Its steps are the most accurate of this kind.",
-            exact_inputs(),
+            exact_inputs(least_steps=2),
             inverter_outputs(),
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ class ClassifierChannel(io.ComfyNode):
                 *channel_identity("its labels"),
                 *advanced(
                     whole("batch_size", ClassifierGradient.batch, 0, 4096,
-                        "Images that the classifier takes at a time; 0 = all. Lower it where memory is short."),
+                        "Images that the classifier takes at a time. 0 = all. Lower saves memory."),
                 ),
                 *channel_extras(),
             ],

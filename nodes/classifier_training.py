@@ -15,9 +15,7 @@ from .inputs.widgets import choice, number, schema, seed, text, whole
 _LISTS = ("images", "labels")
 _HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
 _AVERAGE = "Save the running average of the weights over about 1 / (1 - average) steps. Typical: 0.99–0.999. 0 = the last."
-_IF_EXISTS = (
-    "Where a classifier of this name exists: save under a name with a number, refuse, replace it, or continue its training up to 'steps'."
-)
+_IF_EXISTS = "If a classifier of this name exists: number the new one, refuse, replace, or train on up to 'steps'."
 
 
 class NoisyClassifierTrainer(io.ComfyNode):
@@ -32,10 +30,8 @@ class NoisyClassifierTrainer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
-                io.Image.Input("images",
-                    tooltip="Labeled images of one size: a batch, or a list as folder loaders give it. Typical: 300 or more."),
-                text("labels", "", "Labels of each image between commas: a list as folder loaders give it, or one line an image.",
-                    multiline=True),
+                io.Image.Input("images", tooltip="Labeled images of one size: a batch, or a list of a folder loader. Typical: 300+."),
+                text("labels", "", "Labels of each image between commas: a list of a folder loader, or one line each.", multiline=True),
                 text("name", "my-classifier", "Name of its file in models/noisy_classifiers."),
                 choice("kind", KINDS, "'independent': any number of labels for each image. 'exclusive': just one."),
                 whole("steps", 2000, 1, 1_000_000, "Steps of the optimizer. Typical: 1000–10000."),

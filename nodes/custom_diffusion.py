@@ -26,8 +26,8 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or another UNet. It is not changed; LoRAs on it act during training."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
                 io.Image.Input("images", tooltip="3–20 images of the concept: a batch, or a list of any sizes as folder loaders give it."),
-                *subject("Name of the file in the loras folder and of the embedding. 'dogs/rex' = in a subfolder.", "a photo of a "
-                    "<concept> dog", "What the images show, with the placeholder of the new word. An image's caption replaces it.", 200),
+                *subject("File in the loras folder, and the embedding. 'dogs/rex' = in a subfolder.", "a photo of a <concept> dog",
+                    "What the images show, with the placeholder of the new word. An image's caption replaces it.", 200),
                 *inputs.course(300, "Typical: 200–600.", 4, 0.00008, "Of keys and values. Typical: 0.00001–0.0001."),
                 *inputs.validation_prompt("", "Prompt of the images shown during training. Empty = the instance prompt."),
                 *word("<concept>"),

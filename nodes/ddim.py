@@ -5,8 +5,11 @@ from comfy_api.latest import io
 from ..inversion.ddim import DDIM
 from ..inversion.fixed_point import ACCELERATIONS
 from .host.inversion import invert
-from .inputs.inverter import inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, choice, number, schema, whole
+from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
+from .inputs.widgets import advanced, choice, schema, share, whole
+
+_ACCELERATION = "How corrections proceed: 'picard' repeats the step; 'anderson' mixes the last iterates and mostly needs fewer."
+_TOLERANCE = "Relative residual at which corrections of a step stop; the best of them counts. Typical: 1e-6–1e-4. 0 = never."
 
 
 class DDIMInverter(io.ComfyNode):
@@ -23,13 +26,10 @@ class DDIMInverter(io.ComfyNode):
             "the noise nearly gives the image back; more steps are more exact, fixed-point iterations make it exact.",
             inverter_inputs(
                 whole("order", DDIM.order, 1, 2, "Evaluations a step, both ways. 1: DDIM (Euler). 2: midpoint (RF-Solver), more exact."),
-                whole("fixed_point_iterations", DDIM.fixed_point_iterations, 0, 100,
-                    "Most corrections of a step, so that sampling undoes it; each is another evaluation. Typical: 3–10. 0 = off."),
+                fixed_point_input(DDIM.fixed_point_iterations, "Typical: 3–10. 0 = off."),
                 *advanced(
-                    choice("acceleration", ACCELERATIONS, "How corrections proceed: 'picard' repeats the step; 'anderson' mixes the last "
-                        "iterates and mostly needs fewer.", DDIM.acceleration),
-                    number("tolerance", DDIM.tolerance, 0.0, 1.0, "Relative residual at which corrections of a step stop; the best of them "
-                        "counts. Typical: 1e-6–1e-4. 0 = never.", step=1e-7, round=1e-9),
+                    choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration),
+                    share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9),
                 ),
             ),
             inverter_outputs(),

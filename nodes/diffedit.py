@@ -26,37 +26,19 @@ def _pixels(name: str, tooltip: str, low: int = 0):
     return whole(name, getattr(Cut, name), low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
 
 
-_MASK_CFG = (
-    "Guidance scale of both predictions. It scales their difference and so leaves the mask as it is; 1 is half the work. Raise it only for "
-    "nodes that change guidance itself."
-)
+_MASK_CFG = "Guidance scale of both predictions. 1 = off, half the work, the same mask. Only for nodes that change guidance itself."
 _LEVELS = "Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Typical: 1–5."
 _START = "Percent of the sampling of the noisiest level; 0 is pure noise. Typical: 0.3–0.5."
 _END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7; 0.5 alone in the paper."
-_MEASURE = (
-    "What is compared: the denoised predictions, or the predicted noise (eps), which gives low-noise timesteps more weight. The same with one "
-    "level."
-)
-_AGGREGATION = (
-    "Over the maps: the mean of the differences (paper), their median, or the size of the mean difference, in which what each noise changes "
-    "in another way cancels."
-)
-_REFINE = (
-    "With the vae connected, also compares the decoded predictions, so that the mask has the edges of the image and not the latent's cells. "
-    "Two decodings a level. No effect without the vae."
-)
-_NORMALISATION = "What heat counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper), which gives small things masks that are too large."
+_MEASURE = "Compares the denoised predictions, or the predicted noise, which weights low-noise timesteps more. The same with one level."
+_AGGREGATION = "Over the maps: mean of the differences (paper), their median, or size of the mean difference, in which random ones cancel."
+_REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level. No effect without the vae."
+_NORMALISATION = "Heat that counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper; too large for small things)."
 _CLAMP = "With normalisation 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
-_KIND = (
-    "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold of the image. 'otsu': found by Otsu's method; "
-    "the threshold is not used."
-)
+_KIND = "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold. 'otsu': Otsu's method, no threshold."
 _THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
-_ENCODE = "How far the image is encoded to noise, in percent of the noise process; higher changes more. 0 returns the image. Typical: 0.5–0.8 (0.5 in the paper)."
-_RULE = (
-    "Off the mask. 'trajectory': the encoding itself at every level (paper). 'clean mix': the image replaces the predicted clean image, which "
-    "needs only the noisiest level of the encoding."
-)
+_ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–0.8. Paper: 0.5."
+_RULE = "Outside the mask. 'trajectory': the encoding of every level (paper). 'clean mix': the image itself as the prediction."
 
 
 class DiffEditMask(io.ComfyNode):
@@ -74,8 +56,7 @@ class DiffEditMask(io.ComfyNode):
                 _image_input(),
                 seed("Seed of all noises of the maps."),
                 number("cfg", 1.0, 0.0, 100.0, _MASK_CFG, 0.1, round=0.01, advanced=True),
-                whole("maps", MaskSettings.maps, 1, 100,
-                    "Noises at each level (n); more give a steadier mask. Typical: 4–10; 10 in the paper."),
+                whole("maps", MaskSettings.maps, 1, 100, "Noises at each level (n); more give a steadier mask. Typical: 4–10. Paper: 10."),
                 whole("levels", 3, 1, 20, _LEVELS),
                 number("start_percent", 0.3, 0.0, 1.0, _START),
                 number("end_percent", 0.5, 0.0, 1.0, _END),
@@ -88,14 +69,12 @@ class DiffEditMask(io.ComfyNode):
                 ),
                 choice("threshold_kind", THRESHOLDS, _KIND),
                 number("threshold", Cut.threshold, 0.0, 1.0, _THRESHOLD),
-                switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at one and a half times the cut.",
-                    advanced=True),
+                switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at 1.5 times the cut.", advanced=True),
                 _pixels("open", "Removes specks narrower than about twice this."),
                 _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
                 _pixels("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
                 _pixels("blur", "Blurs the mask's edge over this much."),
-                io.Vae.Input("vae", optional=True,
-                    tooltip="Needed for an IMAGE; with it, refine works and the heat is shown over the image."),
+                io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, for refine, and to show the heat over the image."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the image; one for each image or video."),
@@ -125,27 +104,21 @@ class DiffEditSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the image should show: the target."),
-                io.Conditioning.Input("negative",
-                    tooltip="What it should not show; usually an empty prompt. Not evaluated where cfg is 1."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; usually an empty prompt. Not used where cfg is 1."),
                 _image_input(),
                 whole("steps", 20, 1, 1000, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
-                number("cfg", 4.0, 0.0, 100.0, "Guidance scale of the denoising. 1 = no guidance. The encoding is always without guidance.",
-                    0.1, round=0.01),
+                number("cfg", 4.0, 0.0, 100.0, "Guidance scale of the denoising; the encoding has none. 1 = no guidance.", 0.1, round=0.01),
                 choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
                 number("encode_ratio", 0.8, 0.0, 1.0, _ENCODE),
                 choice("rule", RULES, _RULE),
-                switch("soft", False,
-                    "Off: the mask is cut at 0.5, and every latent cell that it touches may change. On: values between 0 and 1 blend."),
-                io.Conditioning.Input("source", optional=True,
-                    tooltip="What the image shows now, for the encoding. Not connected: the negative, as in the paper."),
-                io.Mask.Input("mask", optional=True,
-                    tooltip="1 = may change. Not connected: the mask that the latent carries; without one, everything may change."),
+                switch("soft", False, "Off: all latent cells that the mask, cut at 0.5, touches may change. On: values from 0 to 1 blend."),
+                io.Conditioning.Input("source", optional=True, tooltip="What the image shows now. Not connected: the negative (paper)."),
+                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: the latent's own mask, or everything."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, and for the image output."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
-                io.Image.Output(display_name="image",
-                    tooltip="The result as an image, with the exact pixels of the image outside the mask. Needs the vae."),
+                io.Image.Output(display_name="image", tooltip="The result; outside the mask the image's exact pixels. Needs the vae."),
             ],
         )  # fmt: skip
 

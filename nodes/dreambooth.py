@@ -131,8 +131,7 @@ class DreamBoothTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         train = (
-            "'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved as a model in diffusion_models; rank, algorithm, alpha and "
-            "layers then do nothing, and each weight takes 16 bytes, 20 with an average."
+            "'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved in diffusion_models, without rank, algorithm, alpha and layers; takes 16 bytes for each weight, 20 with an average."
         )
         return schema(
             "DreamBoothTrainer", "Train LoRA (DreamBooth)", "training",
@@ -144,9 +143,9 @@ class DreamBoothTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to train: eps, v or flow. It is not changed; LoRAs on it act during training."),
                 *inputs.parts(),
                 io.Image.Input("images", tooltip="3–20 images of the subject: a batch, or a list of any sizes as folder loaders give it."),
-                *subject("Name of the LoRA in the loras folder, and of the embedding if a word is trained. 'dogs/rex' = in a subfolder.", "a "
-                    "photo of sks dog", "What the images show: a rare word, or the placeholder of a new one, and the class. An image's "
-                    "caption replaces it.", 100),
+                *subject("File in the loras folder; with a new word, also of the embedding. 'dogs/rex' = in a subfolder.", "a photo of sks "
+                    "dog", "What the images show: a rare word, or the placeholder of a new one, and the class. An image's caption replaces "
+                    "it.", 100),
                 *inputs.course(800, "Typical: 400–1500; about 100–200 for each image.", 1, 0.0001, "Of the LoRA. Typical: 0.00005–0.0005."),
                 *inputs.validation_prompt("", "Prompt of the images shown during training. Empty = the instance prompt."),
                 *_adapter(),

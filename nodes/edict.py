@@ -6,7 +6,7 @@ from ..inversion.edict import EDICT
 from ..inversion.exact import for_steps
 from .host.inversion import exact
 from .inputs.inverter import exact_inputs, inverter_outputs, rescale_input
-from .inputs.widgets import number, schema
+from .inputs.widgets import schema, share
 
 
 class EDICTInverter(io.ComfyNode):
@@ -21,8 +21,8 @@ class EDICTInverter(io.ComfyNode):
             "Finds a pair of noises from which an image is reconstructed exactly, whatever the model and the prompt: two coupled states. "
             "Two evaluations a step.",
             exact_inputs(
-                number("p", EDICT.p, 0.0, 1.0, "Each state's own share when the pair is mixed after a step. Typical: 0.9–0.97 (paper "
-                    "0.93). 1 = no mixing. Lower keeps the pair together while sampling and drives it apart while inverting.", round=0.001),
+                share("p", EDICT.p, "Each state's own share when the pair is mixed after a step. Typical: 0.9–0.97 (paper 0.93). 1 = no "
+                    "mixing. Lower keeps the pair together while sampling and drives it apart while inverting.", round=0.001),
                 rescale_input("p"),
             ),
             inverter_outputs(),

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..inversion.edit_friendly import EditFriendly
 from .host import noise_levels
 from .host.inversion import invert
-from .inputs.inverter import cfg_input, inverter_inputs, inverter_outputs
-from .inputs.widgets import schema, seed, whole
+from .inputs.inverter import inverter_inputs, inverter_outputs
+from .inputs.widgets import cfg_input, schema, seed, whole
 
 
 class EditFriendlyInverter(io.ComfyNode):

@@ -1,14 +1,12 @@
 """FlowEdit: an edit without inversion, straight from image to image."""
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion.flow_edit import FlowEdit
 from .host.sampling import TwoPrompts
-from .inputs.inverter import cfg_input, image_input
-from .inputs.widgets import choice, optional, schema, seed, whole
+from .inputs.widgets import cfg_input, image_input, optional, scheduler_input, schema, seed, steps_input, whole
 
 
 class FlowEditLatentSampler(io.ComfyNode):
@@ -27,21 +25,18 @@ class FlowEditLatentSampler(io.ComfyNode):
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
                 io.Conditioning.Input("positive", tooltip="What it should show. The source's words with little changed work best."),
                 io.Conditioning.Input("negative", tooltip="Used where a cfg is not 1; usually an empty prompt."),
-                image_input("edit"),
+                image_input("The images to edit"),
                 seed("Seed of the noises. Every image of a batch gets the same."),
-                whole("steps", 50, 1, 1000, "Steps of the whole schedule (T); n_max of them are made. Typical: 28 (Flux) to 50 (SD3)."),
-                cfg_input(3.5, "Guidance scale under the source. Typical: 1.5–3.5. 1 = off; so for models with a guidance input (Flux), "
-                    "which goes into the conditionings.", "source_cfg"),
+                steps_input(50, "Steps of the whole schedule (T); n_max of them are made. Typical: 28 (Flux) to 50 (SD3)."),
+                cfg_input(3.5, "Guidance scale under the source. Typical: 1.5–3.5. 1 = off, as Flux needs it.", "source_cfg"),
                 cfg_input(13.5, "Guidance scale under the target; higher edits more. Typical: 5–15 (SD3 in the paper: 13.5). 1 = off."),
-                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
-                whole("n_max", 33, 0, 1000, "Steps that are made; the noisiest steps - n_max are left out. Fewer keep more of the image; 0 "
-                    "gives it back. Paper: 33 of 50 (SD3), 24 of 28 (Flux)."),
-                whole("n_min", 0, 0, 1000,
-                    "How many of the last steps are plain sampling of the target, which may change style and texture. Typical: 0."),
+                scheduler_input(),
+                whole("n_max", 33, 0, 1000, "How many of the last steps are made. Fewer keep more of the image; 0 returns it. Paper: 33 of "
+                    "50 (SD3), 24 of 28 (Flux)."),
+                whole("n_min", 0, 0, 1000, "How many of the last steps only sample the target: new style and texture. Typical: 0."),
                 whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
                 *optional(
-                    io.Mask.Input("mask",
-                        tooltip="1 = may change; elsewhere the image stays exactly. Not connected: the mask of the latent, if any."),
+                    io.Mask.Input("mask", tooltip="1 = may change; elsewhere the image stays exact. Not connected: the latent's own mask."),
                     io.Vae.Input("vae", tooltip="Needed for an IMAGE."),
                 ),
             ],

@@ -10,15 +10,9 @@ from .inputs.channel import added_channel, channel_extras, channel_identity, cha
 from .inputs.widgets import advanced, choice, number, schema, switch, whole
 
 CLIP_KIND = "clip"
-_KIND = (
-    "'color': mean and spread of the colors. 'brightness': light and dark, coarsely. 'layout': colors in 8 x 8 cells. 'clip': what a CLIP "
-    "vision model sees."
-)
+_KIND = "'color': mean and spread of colors. 'brightness': coarse light and dark. 'layout': colors in 8 x 8 cells. 'clip': CLIP vision."
 _WEIGHT = "0 = off (nothing is decoded). Typical: 1–16, 'clip' 10–50; a quarter of it with through_denoiser. Below 0 pushes away."
-_THROUGH = (
-    "Also passes back through the model: exact (universal guidance), but about three times the time and the memory of training. Off: the "
-    "cheap form."
-)
+_THROUGH = "Also passes back through the model: exact (universal guidance), but about 3 x the time, and the memory of training."
 
 
 class ImageGuidanceChannel(io.ComfyNode):
@@ -42,8 +36,7 @@ class ImageGuidanceChannel(io.ComfyNode):
                 ),
                 io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
-                io.Conditioning.Input("text", optional=True,
-                    tooltip="For kind 'clip' without an image: a text whose encoder shares the space of clip_vision."),
+                io.Conditioning.Input("text", optional=True, tooltip="For kind 'clip', no image: a text of clip_vision's text tower."),
                 *channel_extras(),
             ],
             outputs=[channel_output()],

@@ -19,10 +19,8 @@ _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
 
 def _ranges() -> list:
     return [
-        number("min_share", Recipe.share[0], 0.0, 1.0,
-            "Least share of the steps in which both images share self-attention. Paper: 0.1. 0 = none."),
-        number("max_share", Recipe.share[1], 0.0, 1.0,
-            "Largest share, drawn anew for each candidate: more keeps more of the image. Paper: 0.9."),
+        number("min_share", Recipe.share[0], 0.0, 1.0, "Least share of the steps with shared self-attention. Paper: 0.1. 0 = none."),
+        number("max_share", Recipe.share[1], 0.0, 1.0, "Largest share, drawn anew for each candidate. More keeps more. Paper: 0.9."),
         number("min_cfg", Recipe.cfg[0], 0.0, 100.0, "Least cfg. Paper: 7.5; demo model: 3.", 0.1),
         number("max_cfg", Recipe.cfg[1], 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15; demo model: 6.", 0.1),
         whole("steps", Recipe.steps, 1, 10_000, "Sampling steps. Typical: 20–50; paper: 100."),
@@ -34,11 +32,12 @@ def _ranges() -> list:
 def _filters() -> list:
     return [
         number("min_images", Filter.images, -1.0, 1.0, "With CLIP: least cosine of both images. Paper: 0.7. -1 = any."),
-        number("min_direction", Filter.direction, -1.0, 1.0,
-            "With CLIP: least cosine of the change of images and of captions. Paper: 0.2. -1 = any."),
+        number("min_direction", Filter.direction, -1.0, 1.0, "With CLIP: least cosine of image and caption change. Paper: 0.2. -1 = any."),
         number("min_captions", Filter.captions, -1.0, 1.0, "With CLIP: least cosine of each image and its caption. Paper: 0.2. -1 = any."),
-        number("min_changed", PlainFilter.least, 0.0, 1.0, "Without CLIP: least share of pixels that change. Typical: 0.01–0.05. 0 = any."),
-        number("max_changed", PlainFilter.most, 0.0, 1.0, "Without CLIP: largest share of pixels that change. Typical: 0.3–0.7. 1 = any."),
+        number("min_changed", PlainFilter.least, 0.0, 1.0,
+            "No CLIP, no checker: least share of changed pixels. Typical: 0.01–0.05. 0 = any."),
+        number("max_changed", PlainFilter.most, 0.0, 1.0,
+            "No CLIP, no checker: most changed pixels, as a share. Typical: 0.3–0.7. 1 = any."),
     ]  # fmt: skip
 
 
@@ -55,8 +54,8 @@ class InstructPix2PixPairs(io.ComfyNode):
                 io.Model.Input("model", tooltip="Draws the images: a UNet model such as SD1.5 or SDXL."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                widgets.text("prompt_pairs", _EXAMPLE, "One a line: caption => caption after the edit | instruction. A line 'thing = cat, "
-                    "dog' lets later lines say {thing}, for each of these. Lines that begin with # are skipped.", multiline=True),
+                widgets.text("prompt_pairs", _EXAMPLE, "One a line: caption => caption after the edit | instruction. After 'thing = cat, "
+                    "dog', lines with {thing} are repeated for each. # starts a comment.", multiline=True),
                 widgets.text("negative", "", "The negative prompt of all images.", multiline=True),
                 widgets.text("folder", "my-pairs", "Name of the pairs' folder, in output/controlled_diffusion/pairs."),
                 widgets.whole("width", 512, 16, 16384, "Width of the images in pixels. Demo model: 128.", step=8),
@@ -66,13 +65,12 @@ class InstructPix2PixPairs(io.ComfyNode):
                 widgets.seed("Seed of noises, shares and cfgs. The same seed draws the same candidates of a prompt pair."),
                 *_ranges(),
                 *_filters(),
-                choice("if_exists", IF_EXISTS, "Where the folder exists: add the prompt pairs that are not done in it yet, use another "
-                    "with a number, or refuse. No image is overwritten; prompt pairs that were done with other settings are refused."),
+                choice("if_exists", IF_EXISTS, "If the folder exists: add the missing prompt pairs (those done with other settings are an "
+                    "error), use another with a number, or refuse. Nothing is overwritten."),
                 whole("shown", 64, 0, 100_000, "How many of the pairs to output as images; 0 = all. The folder keeps all."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For the filter by CLIP: its vision tower. Paper: ViT-L/14."),
                 io.Clip.Input("clip_text", optional=True, tooltip="For the filter by CLIP: the text tower that belongs to clip_vision."),
-                PairChecker.Input("checker", optional=True,
-                    tooltip="Instead of CLIP: scores each candidate; keeps the best of those above 0."),
+                PairChecker.Input("checker", optional=True, tooltip="Instead of CLIP: scores each candidate; the best above 0 are kept."),
             ],
             outputs=[
                 io.Image.Output(display_name="before", tooltip="Images before the edit."),

@@ -14,7 +14,7 @@ _ALIASES = [
 ]  # fmt: skip
 
 
-_MODEL = "An instruction-tuned model: InstructPix2Pix or CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
+_MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
 _TEXT_SCALE = "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
 _IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
 _IMAGE = "The image to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries."
@@ -67,8 +67,7 @@ class InstructPix2PixGuider(io.ComfyNode):
             "instruction-tuned model.",
             inputs=[
                 *_inputs("text", "image"),
-                io.Sigmas.Input("sigmas", optional=True,
-                    tooltip="For the image of weights: the sigmas you sample with. Not connected: percents."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="For the image of weights: your sampler's. Not connected: percents."),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -121,8 +120,7 @@ class InstructionChannels(io.ComfyNode):
             outputs=[
                 sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far, for a Multi CFG Guider."),
                 io.Conditioning.Output(display_name="unconditional", tooltip="For the Multi CFG Guider: no image, no instruction."),
-                io.Conditioning.Output(display_name="image_only",
-                    tooltip="The image without instruction: a null for channels of your own."),
+                io.Conditioning.Output(display_name="image_only", tooltip="The image, no instruction: a null for your own channels."),
                 _latent_output(),
             ],
         )  # fmt: skip

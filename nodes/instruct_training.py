@@ -23,8 +23,8 @@ def _pairs() -> list:
 
 
 def _learning() -> list:
-    rank = "Rank of the LoRA; not with 'all weights'. More learns more and takes more memory; smaller layers get the largest they have. Typical: 8–64."
-    dropout = "How often the image alone, the instruction alone, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
+    rank = "Rank of the LoRA; not with 'all weights'. More learns more in more memory; small layers get their largest. Typical: 8–64."
+    dropout = "How often image, instruction, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
     return [
         inputs.whole("rank", 16, 1, 4096, rank),
         inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full. Typical: rank / 2 to rank.", 0.5),
@@ -47,8 +47,7 @@ def _run() -> list:
 
 def _dropouts() -> list:
     kinds = (
-        "'jointly': the image alone, the instruction alone and both are left out at the rate dropout each, as in the paper. 'independently': "
-        "image and instruction are dropped separately; both are missing at this rate."
+        "'jointly': image alone, instruction alone and both are each dropped at the rate dropout (paper). 'independently': image and instruction are dropped separately; both are missing at this rate."
     )
     return [
         *optional(inputs.choice("channel_dropout", DROPPED, kinds)),
@@ -67,16 +66,15 @@ class InstructPix2PixTrainer(io.ComfyNode):
             "of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
             is_input_list=True, is_output_node=True,
             inputs=[
-                io.Model.Input("model",
-                    tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train it further."),
+                io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train on."),
                 io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
-                choice("train", WHAT, "Beside the first convolution: a LoRA of attention or of every layer, or all weights themselves, as "
-                    "in the paper, which takes 16 bytes for each of the model's weights."),
+                choice("train", WHAT,
+                    "Beside the first convolution: a LoRA of attention or of every layer, or all weights (paper; 16 bytes each)."),
                 *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4, 0.0001,
-                    "Paper, for all weights: 0.0001. LoRAs typical: 0.0001–0.001."),
+                    "Paper: 0.0001, for all weights. LoRAs: 0.0001–0.001."),
                 whole("validation_every", 0, 0, 1_000_000, "Steps between edits to look at; 0 = at the end alone."),
                 *_learning(),
                 *inputs.objective(),
@@ -120,8 +118,7 @@ class InstructPix2PixLoader(io.ComfyNode):
             "SDXL as well.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that it was trained from, by which the file is read. It is not changed."),
-                text("name", "my-editor.safetensors",
-                    "Its file in models/diffusion_models: the name that Train Instruction Model outputs."),
+                text("name", "my-editor.safetensors", "Its file in models/diffusion_models, as Train Instruction Model outputs it."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin.")],
         )  # fmt: skip

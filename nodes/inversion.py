@@ -5,8 +5,7 @@ from comfy_api.latest import io
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
 from .inputs import sockets
-from .inputs.inverter import cfg_input
-from .inputs.widgets import choice, optional, schema
+from .inputs.widgets import cfg_input, choice, optional, schema
 
 
 class InversionSampler(io.ComfyNode):
@@ -25,10 +24,8 @@ class InversionSampler(io.ComfyNode):
                     "attention control can read it. 'direct': the same, and the source stays exactly on the inversion's path (direct "
                     "inversion)."),
                 *optional(
-                    io.Conditioning.Input("positive",
-                        tooltip="What the image should become; one for all, or a row each. Not connected: a reconstruction."),
-                    io.Conditioning.Input("negative",
-                        tooltip="Needed where cfg is not 1, except for inversions with their own (null-text, negative-prompt)."),
+                    io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
+                    io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),
                     io.Mask.Input("mask", tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
                 ),
             ],

@@ -20,8 +20,8 @@ class SaveInversion(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Inversion.Input("inversion", tooltip="From any inverter."),
-                text("filename_prefix", "inversion", "Name of the file in output/inversions; a counter follows it, so nothing is "
-                    "overwritten. May have a folder (cats/black) and the date (%year%-%month%-%day%)."),
+                text("filename_prefix", "inversion",
+                    "File in output/inversions; a counter is added. May have a folder (cats/black) and the date (%year%-%month%-%day%)."),
             ],
             outputs=[
                 sockets.Inversion.Output(display_name="inversion", tooltip="The inversion as it came in."),
@@ -44,8 +44,7 @@ class LoadInversion(io.ComfyNode):
             "Reads a file of Save Inversion, with all outputs of the inverter. It belongs to one model; others are refused.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
-                choice("name", files.INVERSIONS.names(),
-                    "A file in output/inversions ([output]) or models/inversions. Press R to see new ones."),
+                choice("name", files.INVERSIONS.names(), "File in output/inversions ([output]) or models/inversions. R shows new ones."),
             ],
             outputs=[
                 *inverter_outputs(),

@@ -43,8 +43,8 @@ class IPAdapterPatch(io.ComfyNode):
                 io.MultiType.Input("clip_vision", types=[io.ClipVision, io.ClipVisionOutput], tooltip="The image encoder that the adapter "
                     "was made with (ViT-H for most, ViT-bigG for some of SDXL), or its output for the images: a CLIP_VISION_OUTPUT, for "
                     "base adapters."),
-                number("weight", 1.0, -5.0, 5.0, "Strength of the images in the attention (lambda). Typical: 0.4–0.8 beside a prompt. 0 = "
-                    "off, 1 = as trained.", step=0.05),
+                number("weight", 1.0, -5.0, 5.0, "Strength (lambda). Typical: 0.4–0.8 beside a prompt. 0 = off, 1 = as trained.",
+                    step=0.05),
                 *channel.percent_range("the image"),
                 choice("combine", COMBINATIONS, "Several images: 'concat' all in one attention, 'add' the sum of an attention for each "
                     "(stronger with each image), 'average' one image of their mean features, 'batch' image i for image i. The same for a "
@@ -53,8 +53,7 @@ class IPAdapterPatch(io.ComfyNode):
                     text("layer_weights", "", "Factors of single layers as NAME:WEIGHT, later ones win: 'all:0, output1:1' for style on "
                         "SDXL. Names: all, input, middle, output, input4, output3-5, input4.1 (its second transformer), 1/2 (at most half "
                         "the latent's side). Empty = 1 everywhere.", multiline=True),
-                    choice("crop", ["center", "none"],
-                        "How an image that is not square gets to the encoder: its middle, or squeezed whole."),
+                    choice("crop", ["center", "none"], "How the encoder gets an image that is not square: its middle, or squeezed."),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The image, or a batch of several. Not with a CLIP_VISION_OUTPUT."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the image acts, 1 = fully. Not connected: everywhere."),
@@ -65,10 +64,8 @@ class IPAdapterPatch(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model; the conditionings below need it too."),
-                io.Conditioning.Output(display_name="conditioning",
-                    tooltip="The conditioning that sees the image, for a Guidance Channel."),
-                io.Conditioning.Output(display_name="null",
-                    tooltip="The same that sees the adapter's empty image: the null of that channel, or a negative."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The conditioning with the image, for a Guidance Channel."),
+                io.Conditioning.Output(display_name="null", tooltip="The same with an empty image: that channel's null, or a negative."),
             ],
         )  # fmt: skip
 

@@ -44,23 +44,14 @@ class GuidanceChannel(io.ComfyNode):
         return added_channel(negative=role == "negative", name=name or role, **settings)
 
 
-_CONFLICT = (
-    "'sum': plain sum. 'project': a channel of lower priority loses what works against those of higher priority. 'perpendicular': it loses "
-    "its whole component along them (Perp-Neg)."
-)
+_CONFLICT = "'sum': plain. 'project': lower priorities lose what works against higher ones; 'perpendicular': all along them (Perp-Neg)."
 _NORM_CAP = "Largest RMS of the summed guidance, in latent units. Typical: 0.5–3. 0 = no cap."
 _RESCALE = "CFG-rescale phi: how far the contrast returns to that of the positive predictions. Typical: 0.7. 0 = off."
-_ETA = (
-    "Adaptive projected guidance: the share kept of the part of a direction that is parallel to the prediction and over-saturates. 1 = plain "
-    "CFG, 0 as in the paper."
-)
+_ETA = "Adaptive projected guidance: share kept of the part parallel to the prediction, which over-saturates. 1 = plain CFG. Paper: 0."
 _MOMENTUM = "Adaptive projected guidance: how much of the previous directions is added. Typical: -0.75–-0.25. 0 = off."
 _NORM = "Adaptive projected guidance: largest length (L2) of a direction in latent units. Typical: 2.5–15 at 512 x 512. 0 = off."
 _ZERO_STAR = "CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models."
-_ZERO_INIT = (
-    "CFG-zero-star: up to this percent of the sampling the latent is unchanged and nothing is evaluated. Typical: 0.04, for flow models. "
-    "0 = off."
-)
+_ZERO_INIT = "CFG-zero-star: up to this percent of the sampling nothing is evaluated or changed. Typical: 0.04, for flow models. 0 = off."
 _INTERVAL = (
     "Percent of the sampling at which guidance {}s. Outside, positive channels act with weight 1 and nothing else does, so that a single "
     "channel costs one evaluation instead of two."
@@ -71,8 +62,7 @@ def _rule_inputs():
     return [
         choice("conflict", CONFLICTS, _CONFLICT),
         *advanced(number("norm_cap", Rules.norm_cap, 0.0, 100.0, _NORM_CAP, 0.05), number("rescale", Rules.rescale, 0.0, 1.0, _RESCALE)),
-        io.Sigmas.Input("sigmas", optional=True,
-            tooltip="For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."),
+        io.Sigmas.Input("sigmas", optional=True, tooltip="For the image of weights: your sampler's. Not connected: percents."),
         *advanced(
             number("apg_eta", Shaping.apg_eta, 0.0, 10.0, _ETA, 0.05),
             number("apg_momentum", Shaping.apg_momentum, -1.0, 1.0, _MOMENTUM, 0.05),

@@ -5,13 +5,14 @@ from comfy_api.latest import io
 from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
 from .host.inversion import invert
 from .host.inversion.negative_prompt import as_null, between
-from .inputs.inverter import inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, choice, number, schema, whole
+from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
+from .inputs.widgets import advanced, choice, schema, share
 
 
 class NegativePromptInverter(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        own = NegativePrompt
         return schema(
             "NegativePromptInverter", "Negative-Prompt Inverter", "inversion",
             [
@@ -22,23 +23,16 @@ class NegativePromptInverter(io.ComfyNode):
             "DDIM inversion for a reconstruction with the source prompt as the negative. Nothing is optimized; under the source the image "
             "comes back as without guidance, whatever the cfg.",
             inverter_inputs(
-                whole("fixed_point_iterations", NegativePrompt.fixed_point_iterations, 0, 100, "Most corrections of a step of the "
-                    "inversion, so that sampling undoes it; each is another evaluation. Typical: 3–5. 0 = off, as in the paper."),
-                number("interpolation", NegativePrompt.interpolation, 0.0, 1.0, "Moves the negative from the source towards the connected "
-                    "negative, an empty prompt. Typical: 0–0.3. 0 = the source, closest to the image; 1 = the empty prompt, plain guidance.",
-                    step=0.05, round=0.001),
+                fixed_point_input(own.fixed_point_iterations, "Typical: 3–5. 0 = off, as in the paper."),
+                share("interpolation", own.interpolation, "Moves the negative from the source to the connected negative, an empty prompt. "
+                    "Typical: 0–0.3. 0 = the source, closest to the image; 1 = the empty prompt.", 0.05, round=0.001),
                 choice("proximal", PROXIMAL, "Makes edits in Inversion Sampler change less of the image: 'l0' drops the small differences "
-                    "of target and negative, 'l1' also reduces the large ones by as much. 'off': all differences.",
-                    NegativePrompt.proximal),
-                *advanced(
-                    number("quantile", NegativePrompt.quantile, 0.0, 1.0,
-                        "Share of the differences that count as small. Typical: 0.7. 0 = none.", step=0.05, round=0.001),
-                ),
+                    "of target and negative, 'l1' also reduces the large ones. 'off': all differences.", own.proximal),
+                *advanced(share("quantile", own.quantile, "Share of small differences. Typical: 0.7. 0 = none.", 0.05, round=0.001)),
                 negative="An empty prompt; only needed for an interpolation above 0.",
             ),
             inverter_outputs(
-                io.Conditioning.Output(display_name="negative",
-                    tooltip="The source as a negative, for any sampler. Inversion Sampler takes it by itself."),
+                io.Conditioning.Output(display_name="negative", tooltip="The source, for any sampler; Inversion Sampler has it already."),
             ),
         )  # fmt: skip
 

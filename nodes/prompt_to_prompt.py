@@ -60,13 +60,13 @@ class P2PAttentionPatch(io.ComfyNode):
                 *advanced(
                     _percent("cross_start", Settings.cross.start, "Percent of the sampling from which words' maps are used. 0 = noisiest."),
                 ),
-                _percent("cross_end", Settings.cross.end, "Percent of the sampling up to which the words' maps are taken over. More keeps "
-                    "the layout. Typical: 0.4–0.8. 0 = off."),
+                _percent("cross_end", Settings.cross.end,
+                    "Percent of the sampling up to which words' maps are used; keeps the layout. Typical: 0.4–0.8. 0 = off."),
                 *advanced(
                     _percent("self_start", Settings.self.start, "Percent of the sampling from which self-attention is used. 0 = noisiest."),
                 ),
-                _percent("self_end", Settings.self.end, "Percent of the sampling up to which self-attention (shapes and layout) is taken "
-                    "over. Low to change a shape, high to change a color or texture. Typical: 0.2–0.6. 0 = off."),
+                _percent("self_end", Settings.self.end, "Percent of the sampling up to which self-attention (shapes and layout) is used. "
+                    "Low to change a shape, high to change a color or texture. Typical: 0.2–0.6. 0 = off."),
                 _prompt("word_weights", "How strongly words act: 'blue: 1.5, (hat:0.5)'. Typical: 0–3. 1 = neutral, below 0 the opposite "
                     "(UNets). One line for all targets, or one a target; with one target every line makes an image."),
                 text("blend_words", "", _BLEND_WORDS),
@@ -74,8 +74,7 @@ class P2PAttentionPatch(io.ComfyNode):
                 _percent("blend_threshold", LocalBlend.threshold, f"{_THRESHOLD} Typical: 0.2–0.5."),
                 *advanced(
                     _percent("blend_start", LocalBlend.start, _BLEND_START),
-                    _percent("alpha", Settings.alpha,
-                        "Share of the source's attention. Typical: 0.3–0.8 for a style. 1 = neutral, 0 = none."),
+                    _percent("alpha", Settings.alpha, "Share of the source's attention. 1 = neutral, 0 = none. Typical: 0.3–0.8 (style)."),
                     text("word_windows", "", "cross_start and cross_end of single words: 'blue: 0-0.4, hat: 0.2-1'."),
                     text("cross_layers", "all", "Layers whose words' maps are taken over; with joint attention, where word_weights act. "
                         "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
@@ -139,8 +138,7 @@ class P2PLocalBlend(io.ComfyNode):
                 _percent("threshold", LocalBlend.threshold, _THRESHOLD),
                 _percent("start_percent", LocalBlend.start, _BLEND_START),
                 _percent("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 = never."),
-                whole("spread", LocalBlend.spread, 0, 32,
-                    "Cells of the maps (32 pixels with SD1.5) to widen the areas by. 1 in the paper, 0 = tight."),
+                whole("spread", LocalBlend.spread, 0, 32, "Map cells to widen the areas by (32 pixels with SD1.5). Paper: 1. 0 = tight."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler, and for P2P Blend Mask.")],
         )  # fmt: skip

@@ -8,9 +8,13 @@ from ..inversion.rf_inversion import RFInversion
 from .host import model_tag, noise_levels
 from .host.inversion import invert
 from .inputs.inverter import inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, number, schema, seed
+from .inputs.widgets import number, schema, seed, share
 
 _log = logging.getLogger(__name__)
+_GAMMA = "Pull of the inversion towards the seed's noise. Typical: 0.5. 0 = plain inversion, closer to the image; 1 = that noise itself."
+_ETA = "Pull of the sampling towards the image. Typical: 0.7–1. 0 = plain sampling; 1 at all steps gives the image back."
+_ETA_END = "Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Typical: 0.2–0.4."
+_DECAY = "Lets eta fade over the steps, as (1 - i / steps) to this power. 0 = constant; 1 = linear to 0."
 
 
 class RFInverter(io.ComfyNode):
@@ -25,17 +29,11 @@ class RFInverter(io.ComfyNode):
             "RF-Inversion for flow models (SD3, Flux, ...): the inversion is pulled towards normal noise, and the first steps of sampling "
             "towards the image, so that an edit keeps the image.",
             inverter_inputs(
-                number("gamma", RFInversion.gamma, 0.0, 1.0, "Pull of the inversion towards the noise of the seed. Typical: 0.5. 0 = plain "
-                    "inversion, closer to the image; 1 = that noise itself."),
-                number("eta", RFInversion.eta, 0.0, 1.0,
-                    "Pull of the sampling towards the image. Typical: 0.7–1. 0 = plain sampling; 1 at all steps gives the image back."),
-                number("eta_start_percent", 0.0, 0.0, 1.0, "Percent of the sampling at which eta starts. Typical: 0, the noisiest step."),
-                number("eta_end_percent", 0.25, 0.0, 1.0,
-                    "Percent of the sampling at which eta ends; 1 is the clean image. Later keeps more of the image. Typical: 0.2–0.4."),
-                *advanced(
-                    number("decay", RFInversion.decay, 0.0, 10.0,
-                        "Lets eta fade over the steps, as (1 - i / steps) to this power. 0 = constant; 1 = linear to 0.", step=0.1),
-                ),
+                share("gamma", RFInversion.gamma, _GAMMA),
+                share("eta", RFInversion.eta, _ETA),
+                share("eta_start_percent", 0.0, "Percent of the sampling at which eta starts. Typical: 0, the noisiest step."),
+                share("eta_end_percent", 0.25, _ETA_END),
+                number("decay", RFInversion.decay, 0.0, 10.0, _DECAY, 0.1, advanced=True),
                 seed("Seed of the noise that gamma pulls to. Every image of a batch gets the same."),
                 steps=28,
                 model="A flow model: SD3, Flux and the like, or any behind Model Sampling as Flow. Others are refused.",

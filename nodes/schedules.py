@@ -60,10 +60,10 @@ class GuidanceSchedule(io.ComfyNode):
                     "the factor changes between start and end percent. 'constant' with both at their defaults changes nothing; 'curve' "
                     "reads ComfyUI's Curve Editor; 'cfg++' follows the steps of a run."),
                 *channel.percent_range("the schedule"),
-                sockets.Curve.Input("curve", optional=True, tooltip="For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is "
-                    "the start percent, right the end percent."),
+                sockets.Curve.Input("curve", optional=True,
+                    tooltip="For 'curve': a Curve Editor (ComfyUI 0.27+), from start to end percent."),
                 io.Sigmas.Input("sigmas", optional=True,
-                    tooltip="For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda, 0 to 1. Typical: 0.6."),
+                    tooltip="For 'cfg++': those of the run. The weight is then lambda. Typical: 0.2–1, at most 1."),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
         )  # fmt: skip

@@ -42,11 +42,11 @@ class SDEditSampler(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
                 io.MultiType.Input("original", types=image, optional=True,
                     tooltip="What shows outside the mask. Not connected: the guide."),
-                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: everything may."),
+                io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: the guide latent's own mask, or everything."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
-                io.Image.Output(display_name="image", tooltip="The result as an image, with exact pixels outside the mask. Needs the vae."),
+                io.Image.Output(display_name="image", tooltip="The result; outside the mask the original's exact pixels. Needs the vae."),
                 io.Latent.Output(display_name="noisy_start", tooltip="The noised guide from which the sampling started."),
                 io.String.Output(display_name="report", tooltip="Start sigma, SNR, steps and repeats that were really run."),
             ],

@@ -16,8 +16,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         captions = (
-            "What else each image shows, so that the word need not learn it: a list, or one a line. A caption with the placeholder is the whole "
-            "prompt; variants between | take turns. Empty = none."
+            "What else each image shows, to keep it out of the word: a list, or one a line. With the placeholder: the whole prompt; variants between | take turns. Empty = none."
         )
         rate = "As published for SD1.5; encoders with larger word vectors get it in proportion. Typical: 0.0005–0.01."
         own = "With templates 'own': one a line, {} is the word and {caption} the image's caption, as in '{caption} with {}'."

@@ -19,9 +19,7 @@ def percent_range(what: str) -> list[io.Float.Input]:
 
 def channel_identity(default: str = "its role") -> list:
     """The inputs priority and name of a channel; `default` is its name where none is given."""
-    priority = (
-        "With conflict 'project' or 'perpendicular' a lower priority gives way to a higher one. Equal priorities do not affect each other."
-    )
+    priority = "With conflict 'project' or 'perpendicular' lower priorities give way to higher ones. Equal ones do not affect each other."
     return advanced(
         whole("priority", Channel.priority, -100, 100, priority),
         text("name", Channel.name, f"The channel's name in images and errors. Empty: {default}."),

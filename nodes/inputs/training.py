@@ -50,14 +50,8 @@ def norms() -> list:
 
 
 def objective() -> list:
-    weighting = (
-        "Error weights: 'own' = the plain error of what the model predicts, 'min-snr' limits low-noise timesteps to gamma, 'clean' = the error of "
-        "the denoised image, as in ComfyUI's LoRA trainer."
-    )
-    timesteps = (
-        "Noise levels: 'uniform' as SD1.5, 'logit-normal' mostly the middle as SD3, 'shifted' to noise; 'auto' = logit-normal for flow models, "
-        "else uniform."
-    )
+    weighting = "Error: 'own' of the prediction, 'min-snr' limits low-noise timesteps to gamma, 'clean' of the denoised image (ComfyUI's)."
+    timesteps = "Noise levels: 'uniform' as SD1.5, 'logit-normal' as SD3, 'shifted' to noise; 'auto': logit-normal for flow, else uniform."
     return [
         choice("weighting", WEIGHTINGS, weighting),
         number("gamma", Objective.gamma, 0.01, 1000.0, "With 'min-snr': SNR at which the weight stops growing. Paper: 5.", 0.1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import comfy.samplers
 from comfy_api.latest import io
 
 
@@ -15,6 +16,28 @@ def schema(node_id: str, display_name: str, room: str, search_aliases: list[str]
 
 def number(name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip, **more)
+
+
+def share(name: str, default: float, tooltip: str, step: float = 0.01, **more) -> io.Float.Input:
+    """A number from 0 to 1."""
+    return number(name, default, 0.0, 1.0, tooltip, step, **more)
+
+
+def cfg_input(default: float, tooltip: str, name: str = "cfg", **more) -> io.Float.Input:
+    return number(name, default, 0.0, 100.0, tooltip, 0.1, round=0.01, **more)
+
+
+def image_input(what: str, name: str = "image", unconnected: str = "", **more) -> io.MultiType.Input:
+    tooltip = f"{what}: a LATENT, or an IMAGE with the vae connected.{unconnected}"
+    return io.MultiType.Input(name, types=[io.Latent, io.Image], tooltip=tooltip, **more)
+
+
+def steps_input(default: int, tooltip: str, low: int = 1) -> io.Int.Input:
+    return whole("steps", default, low, 1000, tooltip)
+
+
+def scheduler_input(tooltip: str = "ComfyUI's schedulers.") -> io.Combo.Input:
+    return choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip)
 
 
 def whole(name: str, default: int, low: int, high: int, tooltip: str, **more) -> io.Int.Input:
