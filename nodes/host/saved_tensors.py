@@ -70,9 +70,10 @@ def loaded_weights() -> list[torch.Tensor]:
     return [w for network in networks for w in (*network.parameters(), *network.buffers())]
 
 
-def mutations_allowed() -> torch.autograd.graph.saved_tensors_hooks:
+def mutations_allowed(weights: Callable[[], Iterable[torch.Tensor]] = loaded_weights) -> torch.autograd.graph.saved_tensors_hooks:
     """Inside, networks may change in place what autograd has saved; gradients are those of the values that were saved.
 
-    Instead of torch's `allow_mutation_on_saved_tensors`, which in torch 2.13 can mix up tensors whose addresses are used again.
+    Not torch's `allow_mutation_on_saved_tensors`: in torch 2.13.0 it knows a saved tensor by (id, data pointer, version) and lets it go once it
+    has copied it, so that a new tensor of the same id, address and version gets the old copy, and with it a wrong gradient.
     """
-    return torch.autograd.graph.saved_tensors_hooks(Copies(loaded_weights).save, SavedTensor.load)
+    return torch.autograd.graph.saved_tensors_hooks(Copies(weights).save, SavedTensor.load)

@@ -9,6 +9,7 @@ from functools import partial
 import comfy.cldm.cldm
 import torch
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
@@ -51,7 +52,7 @@ def main() -> None:
     loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
     path = STATE / "controlnet.safetensors"
     loop.restore(path)
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's denoiser adds the control in place
+    with mutations_allowed(lambda: [*unet.parameters(), *weights.values()]):  # ComfyUI's denoiser adds the control in place
         encode_text = torch.no_grad()(partial(demo_model.encode_text, tower))
         shown(saving(loop, demo_control.train_control(predict, encode_text, new_tokens(), latents, loop, batch=BATCH), path))
     TARGET.parent.mkdir(exist_ok=True)

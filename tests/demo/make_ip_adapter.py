@@ -12,6 +12,7 @@ import torch
 from controlled_diffusion.attention.ip_adapter import decoupled
 from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
+from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.packing import quantized, restored
@@ -72,7 +73,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
     loop.restore(state)
     say(f"encoder: {loop.done} of {steps} steps done")
     truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ComfyUI's network adds in place
+    with mutations_allowed(encoder.parameters):  # ComfyUI's network adds in place
         run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)

@@ -3,20 +3,19 @@
 from dataclasses import replace
 from functools import partial
 
-import comfy_extras.nodes_freelunch as freelunch
 import pytest
 import torch
-from controlled_diffusion.nodes.host import checkpointing, gradients, saved_tensors
-from controlled_diffusion.nodes.host.gradients import trainable
+from controlled_diffusion.nodes.host import checkpointing
 from controlled_diffusion.nodes.host.training import adapters, memory, run, trainer
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.training import settings
 
 from compare import assert_close
 from harness.memory import peak
-from host import test_textual_inversion, tiny, tiny_dits, tiny_text
+from host import tiny, tiny_dits, tiny_text
+from host.in_place import gradients_of_family
 from host.test_dreambooth import task_of
-from host.training import derivatives, images, inside, stir
+from host.training import images, inside, stir
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 FAMILIES = [n for n in tiny_dits.there(tiny_dits.DITS) if n not in ("cosmos2", "joyimage")]  # these have no gradients in this host
@@ -31,33 +30,10 @@ def own_blocks(denoiser):
     return checkpointing.blocks_of(denoiser.guider.inner_model)
 
 
-def gradients_of_family(name: str, blocks) -> tuple[torch.Tensor, ...]:
-    """The gradients of LoRAs on every layer, and of the text, for one prediction."""
-    with torch.inference_mode(False), torch.no_grad():
-        model, _ = trainable(tiny_dits.dit(name))
-        learned, draw = adapters.Design(rank=1, layers="").adapters(model, 1), torch.Generator().manual_seed(1)
-        for p in learned.parameters.values():
-            p.add_(0.05 * torch.randn(p.shape, generator=draw))
-        learned.put_on(model)
-        (features, extras), *_ = gradients.clone_inference_tensors(tiny_dits.text(name, 1))
-        empty, found = tiny_dits.empty(name), []
-
-    def steps(denoiser):
-        text, x = features.clone().requires_grad_(True), torch.randn(empty.shape, generator=torch.Generator().manual_seed(2))
-        loss = denoiser.denoised(x, torch.tensor([denoiser.scale.sigma(0.4)]), [[text, extras]]).square().mean()
-        found.extend(torch.autograd.grad(loss, [text, *learned.parameters.values()], allow_unused=True))
-        return iter(())
-
-    with torch.inference_mode(False), torch.no_grad():
-        run.run_sampler(model, [[features, extras]], empty.shape, run.TrainSampler(steps, blocks=blocks))
-    return tuple(g for g in found if g is not None)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointing_gives_the_same_gradients(name):
-    plain, again = gradients_of_family(name, lambda denoiser: ()), gradients_of_family(name, own_blocks)
-    assert len(plain) == len(again) > 30 and sum(float(g.abs().sum()) > 0 for g in plain) >= len(plain) - 2
-    assert all(torch.equal(a, b) for a, b in zip(plain, again))
+    (plain,), (again,) = gradients_of_family(name, 1), gradients_of_family(name, 1, blocks=own_blocks)
+    assert float(plain.abs().sum()) > 0 and torch.equal(plain, again)
 
 
 def test_networks_without_a_derivative_are_named(eps_model, vae, clip, folders, monkeypatch):
@@ -231,91 +207,3 @@ def test_a_stop_inside_of_a_block_leaves_autograd_as_it_was():
             block(x * 2)
         (x * x * 3).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 6.0))
-
-
-class Writes(torch.nn.Module):
-    """A network that writes in place into what autograd has saved of it, or makes new tensors with the same values."""
-
-    def __init__(self, in_place):
-        super().__init__()
-        self.weight, self.in_place = torch.nn.Parameter(torch.linspace(-1, 1, 36).view(6, 6)), in_place
-
-    def forward(self, x):
-        q, k = (x @ self.weight).unflatten(1, (2, 3)).unbind(1)  # views of one storage
-        t = torch.cat([q.sigmoid(), k.exp()], 1)
-        for _ in range(2):
-            t = t.tanh()  # which saves its result
-            t = t.mul_(1.1) if self.in_place else t * 1.1
-        s = t.exp()
-        y = x * s
-        s = s.add_(1.0) if self.in_place else s + 1.0
-        return (y * s).square()
-
-
-def test_gradients_of_what_is_changed_in_place_are_right():
-    """Again and again: addresses of tensors that are gone are used anew."""
-    with torch.inference_mode(False), torch.enable_grad():
-        for seed in range(50):
-            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
-            found = []
-            for in_place in (False, True):
-                network = Writes(in_place)
-                with saved_tensors.mutations_allowed():
-                    found.append(torch.autograd.grad(network(x).sum(), network.weight)[0])
-            assert torch.equal(*found)
-
-
-def test_a_storage_is_copied_once_and_let_go_with_its_graph():
-    with torch.inference_mode(False), torch.enable_grad():
-        weight = torch.nn.Parameter(torch.ones(8, 8))
-        copies = saved_tensors.Copies(lambda: [weight])
-        x = torch.randn(2, 12)
-        saved = [copies.save(view) for view in (x, x[:, :8], x.t())] + [copies.save(weight)]
-        assert len(copies.copies) == 1 and saved[-1].load() is weight
-        before = x.clone()
-        x.mul_(2)
-        saved.append(copies.save(x))
-        assert len(copies.copies) == 2 and torch.equal(saved[0].load(), before) and torch.equal(saved[-1].load(), x)
-        third = saved[2].load()
-        assert torch.equal(third, before.t()) and third.stride() == x.t().stride()
-        del saved
-        assert not copies.copies
-
-
-def patched(model, in_place):
-    """A MODEL with a patch of an output block that works in place or not."""
-
-    def patch(h, hsp, options):
-        t = torch.tanh(h)
-        return (t.mul_(1.1) if in_place else t * 1.1), hsp
-
-    clone = model.clone()
-    clone.set_model_output_block_patch(patch)
-    return clone
-
-
-@pytest.mark.parametrize("kind", ["dreambooth", "textual inversion"])
-def test_patches_that_work_in_place_train_the_same_weights(kind, eps_model, vae, clip):
-    """After fifty steps, each of them right."""
-
-    def trained(in_place):
-        model = patched(eps_model, in_place)
-        if kind == "dreambooth":
-            task = task_of(model, clip, vae, batch_size=1, weight=0.0, steps=50)
-        else:
-            task = test_textual_inversion.task_of(model, clip, vae, batch_size=4, steps=50)
-        with torch.inference_mode(False), torch.no_grad():
-            trainer.run(task, adapters.LORAS.state(f"in-place-{in_place}"), lambda loop: "")
-        if kind == "dreambooth":
-            task.adapters.take_off(task.model)
-        return list(task.parameters.values())
-
-    assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
-
-
-def test_free_u_can_be_trained_with(eps_model, vae, clip):
-    """It scales half of its features in place."""
-    free = freelunch.FreeU_V2.execute(eps_model, 1.3, 1.4, 0.9, 0.2).args[0]
-    task = task_of(free, clip, vae, batch_size=1, weight=0.0)
-    exact, measured = derivatives(task)
-    assert_close(exact, measured, rtol=0.03, atol=1e-6)
