@@ -7,7 +7,7 @@ sigma space, `model(x, sigma) -> denoised`, so it is the same for eps, v and flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,6 @@ NORMALISATIONS = ("peak", "mean")
 THRESHOLDS = ("share", "quantile", "otsu")
 RULES = ("trajectory", "clean mix")
 PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
-
-
-def _in_range(name: str, value: float, low: float, high: float, usual: str) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; give {low:g} to {high:g}, {usual}.")
 
 
 def probe_percents(start: float, end: float, levels: int) -> list[float]:
@@ -100,7 +95,8 @@ def cut(values: torch.Tensor, threshold: float, kind: str = "share", soft: bool 
     `share` cuts at a share of the normalized heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
     image, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
     """
-    _in_range("threshold", threshold, 0.0, 1.0, "usually 0.3 to 0.6 (0.8 to 0.95 as a quantile)")
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold is {threshold}; give 0 to 1, usually 0.3 to 0.6 (0.8 to 0.95 as a quantile).")
     at = otsu(values) if kind == "otsu" else _quantile(values, threshold) if kind == "quantile" else values.new_tensor(threshold)
     if not soft:
         return (values > at).to(values)
@@ -175,11 +171,6 @@ def cells(mask: torch.Tensor, height: int, width: int, soft: bool = False) -> to
     return F.adaptive_max_pool2d((mask[:, None] > 0.5).to(mask), (height, width))[:, 0]
 
 
-def _shown(i: int, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor, callback) -> None:
-    if callback is not None:
-        callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-
-
 def mixed(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`inside` where the mask is 1 and `outside` where it is 0, both bit for bit; a blend between."""
     return torch.where(mask >= 1, inside, torch.where(mask <= 0, outside, mask * inside + (1 - mask) * outside))
@@ -187,31 +178,23 @@ def mixed(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> to
 
 @torch.no_grad()
 def sample_diffedit(
-    model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    *,
-    trajectory: Sequence[torch.Tensor],
-    mask: torch.Tensor,
-    rule: str = "trajectory",
-) -> torch.Tensor:
+    model: Callable, trajectory: Sequence[torch.Tensor], sigmas: torch.Tensor, mask: torch.Tensor, rule: str = RULES[0],
+    extra_args: dict = {}, show: Callable[[torch.Tensor, torch.Tensor], None] = lambda x, denoised: None,
+) -> torch.Tensor:  # fmt: skip
     """Deterministic DDIM along falling sigmas that end at 0, changing only the mask (broadcastable, 1 = changes).
 
     `trajectory[i]` is the encoding at `sigmas[i]`; its last is the image. The rule of the paper (Algorithm 1)
     puts the encoding of the level AFTER the step off the mask. `clean mix` puts the image into the predicted clean
-    image off the mask and takes the step from there, which needs no encoding but the first.
+    image off the mask and takes the step from there, which needs no encoding but the first. `show(x, denoised)` sees every step.
     """
     if len(trajectory) != len(sigmas):
         raise ValueError(f"The encoding has {len(trajectory)} states for {len(sigmas)} sigmas; encode along the same sigmas.")
-    clean, ones = trajectory[-1], x.new_ones([x.shape[0]])
+    x, clean = trajectory[0], trajectory[-1]
     for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
-        denoised = model(x, now * ones, **(extra_args or {}))
+        denoised = model(x, now * x.new_ones([len(x)]), **extra_args)
         if rule == "clean mix":
             denoised = mixed(denoised, clean, mask)
-        _shown(i, x, now, denoised, callback)
+        show(x, denoised)
         x = x + (goal - now) * (x - denoised) / now
         if rule == "trajectory":
             x = mixed(x, trajectory[i + 1], mask)

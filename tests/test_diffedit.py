@@ -32,7 +32,7 @@ def encoded(model, x0, sigmas, input_scale=vp, show=silent):
 
 
 def edited(states, sigmas, mask, model=wild, **options):
-    return diffedit.sample_diffedit(model, states[0], sigmas, trajectory=states, mask=mask, **options)
+    return diffedit.sample_diffedit(model, states, sigmas, mask, **options)
 
 
 def test_what_differs_is_the_mask():
@@ -208,8 +208,8 @@ def test_a_soft_mask_lies_between_and_keeps_its_zeros(rule):
 def test_the_callback_sees_every_step_of_both_ways():
     seen, sigmas = [], falling(4)
     states = encoded(wild, draw(1, 4, 8, 8), sigmas.float(), show=lambda x, denoised: seen.append(len(seen)))
-    edited(states, sigmas.float(), half().float(), callback=lambda d: seen.append(d["i"]))
-    assert seen == [0, 1, 2, 3] * 2
+    edited(states, sigmas.float(), half().float(), show=lambda x, denoised: seen.append(len(seen)))
+    assert seen == list(range(8))
 
 
 @pytest.mark.parametrize("call, message", [
@@ -219,7 +219,7 @@ def test_the_callback_sees_every_step_of_both_ways():
     (lambda: diffedit.normalized(torch.zeros(1, 2, 2), "mean", 0.0), "clamp_ratio is 0.0; give a number above 0"),
     (lambda: diffedit.probe_percents(0.6, 0.4, 2), "start_percent 0.6 to end_percent 0.4; give 0 <= start <= end <= 1"),
     (lambda: diffedit.probe_percents(0.4, 0.6, 0), "0 probe levels; give 1"),
-    (lambda: diffedit.sample_diffedit(wild, None, falling(3), trajectory=[], mask=None), "0 states for 4 sigmas"),
+    (lambda: diffedit.sample_diffedit(wild, [], falling(3), None), "0 states for 4 sigmas"),
 ])  # fmt: skip
 def test_impossible_values_are_refused_with_the_range(call, message):
     refused(message, call)

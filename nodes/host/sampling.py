@@ -74,18 +74,10 @@ class Guidance(StrictCFGGuider):
     """ComfyUI's CFG; at cfg 1 it needs no negative.
 
     Where the negative is the positive and no other node can tell them apart, cfg has no effect and is 1 in the run. `direction` changes the
-    difference of the predictions, as a method wants. With a `source`, the first half of a batch is predicted under it.
+    difference (B, ...) of the predictions, as a method wants. With a `source`, the first half of a batch is predicted under it.
     """
 
-    def __init__(
-        self,
-        model,
-        positive,
-        negative,
-        cfg: float,
-        direction: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        source: list | None = None,
-    ):
+    def __init__(self, model, positive, negative, cfg: float, direction: Callable | None = None, source: list | None = None):
         super().__init__(model)
         self.direction = direction
         if negative is None and cfg != 1.0:
@@ -135,31 +127,32 @@ def derivative_of(guider, extra_args: dict) -> Derivative:
 class CallbackSampler(comfy.samplers.Sampler):
     """Runs a loop through noise levels, `loop(guider, derivative, clean, show)`; `clean` is the latent in the model's own space.
 
-    `result` is what the loop returns.
+    `result` is what the loop returns; where that is a latent, `latent` is the same as the VAE takes it.
     """
 
     def __init__(self, loop: Callable, total: int):
-        self.loop, self.total, self.result = loop, total, None
+        self.loop, self.total, self.result, self.latent = loop, total, None, None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         done = 0
 
-        def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
+        def show(x: torch.Tensor, denoised: torch.Tensor, steps: int = 1) -> None:
             nonlocal done
+            done += steps
             if callback is not None:
-                callback(min(done, self.total - 1), denoised, x.float(), self.total)
-            done += 1
+                callback(min(done, self.total) - 1, denoised, x.float(), self.total)
 
         self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
         return self.result if torch.is_tensor(self.result) else latent_image  # what a run's history finds again
 
 
-def run(guider: Guidance, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int) -> CallbackSampler:
+def run(guider, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int, mask=None, seed: int = 0) -> CallbackSampler:
     """Runs a loop on a latent (as the VAE gives it) inside ComfyUI's sampling; the progress bar has `total` steps."""
     sampler = CallbackSampler(loop, total)
     show = latent_preview.prepare_callback(guider.model_patcher, total)
     hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
-    guider.sample(torch.zeros_like(latent), latent, sampler, levels, callback=show, disable_pbar=hidden, seed=0)
+    out = guider.sample(torch.zeros_like(latent), latent, sampler, levels, mask, show, hidden, seed)
+    sampler.latent = out.to(comfy.model_management.intermediate_device())
     return sampler
 
 

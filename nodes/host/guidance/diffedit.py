@@ -1,25 +1,22 @@
 """DiffEdit inside ComfyUI's sampling: a mask where two prompts disagree about an image, and an edit within it.
 
-Both run as a ComfyUI `Sampler` under its own CFG, so loading, conditionings, hooks, wrappers, previews and cancelling are its own.
+Both run as loops of `sampling.run`, so loading, conditionings, hooks, wrappers, previews and cancelling are its own.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.sample
-import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 
 from ....guidance import diffedit
 from ....guidance.sdedit import frozen
 from ..latents import check_images, decoded
 from ..noise_levels import noise_scale
-from ..sampling import TwoPrompts, derivative_of
+from ..sampling import TwoPrompts, run
 from . import sdedit
 
 
@@ -28,57 +25,20 @@ def _seeds(seed: int, count: int) -> list[int]:
     return torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@dataclass
-class Probe(comfy.samplers.Sampler):
-    """Compares two prompts on noised copies of a latent.
+def _group(guider: TwoPrompts, latent: torch.Tensor, maps: int) -> int:
+    """How many of so many maps fit one evaluation, by ComfyUI's own estimate."""
+    free = guider.model_patcher.get_free_memory(latent.device)
+    rows, rest = latent.shape[0] * (1 if guider.cfg == 1.0 else 2), latent.shape[1:]
+    fits = (k for k in range(maps, 1, -1) if guider.inner_model.memory_required([k * rows, *rest]) * 1.5 < free)
+    return next(fits, 1)
 
-    `levels[i]` are the (maps, B, ...) differences at sigma i, `means[i]` the mean predictions (2, B, ...) under source and
-    target. Maps are evaluated together, as many as fit the memory; each has its own noise at every level.
-    """
 
-    maps: int
-    measure: str
-    seed: int
-    batch_index: list[int] | None = None
-    levels: tuple[torch.Tensor, ...] = ()
-    means: tuple[torch.Tensor, ...] = ()
-
-    def _group(self, guider: TwoPrompts, latent: torch.Tensor) -> int:
-        """How many maps fit one evaluation, by ComfyUI's own estimate."""
-        free = guider.model_patcher.get_free_memory(latent.device)
-        rows, rest = latent.shape[0] * (1 if guider.cfg == 1.0 else 2), latent.shape[1:]
-        fits = (k for k in range(self.maps, 1, -1) if guider.inner_model.memory_required([k * rows, *rest]) * 1.5 < free)
-        return next(fits, 1)
-
-    def _noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        """Copies of the latent at `sigma`, map by map, each with the noise of its seed."""
-        like = torch.zeros_like(latent, device="cpu")
-        drawn = torch.cat([comfy.sample.prepare_noise(like, s, self.batch_index) for s in seeds]).to(latent)
-        copies = latent.repeat(len(seeds), *[1] * (latent.ndim - 1))
-        return guider.inner_model.model_sampling.noise_scaling(sigma, drawn, copies)
-
-    @staticmethod
-    def _predictions(guider: TwoPrompts, x: torch.Tensor, sigma: torch.Tensor, extra_args: dict, maps: int) -> torch.Tensor:
-        """(2, maps, B, ...): under source and target."""
-        rows = sigma * x.new_ones([x.shape[0]])
-        with guider.under_source(guider.cfg):
-            source = guider.denoised(x, rows, **extra_args)
-        return torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        seeds, group, done = _seeds(self.seed, len(sigmas) * self.maps), self._group(model_wrap, latent_image), 0
-        for level, sigma in enumerate(sigmas):
-            own, parts = seeds[level * self.maps : (level + 1) * self.maps], []
-            for chosen in (own[i : i + group] for i in range(0, self.maps, group)):
-                x = self._noised(model_wrap, latent_image, sigma, chosen)
-                parts.append(self._predictions(model_wrap, x, sigma, extra_args, len(chosen)))
-                done += len(chosen)
-                if callback is not None:
-                    callback(done - 1, parts[-1][1, 0], x[: len(latent_image)], len(seeds))
-            seen = torch.cat(parts, 1)
-            self.levels += (diffedit.difference(*seen, float(sigma), self.measure),)
-            self.means += (seen.mean(1),)
-        return latent_image
+def _predictions(guider: TwoPrompts, x: torch.Tensor, sigma: torch.Tensor, extra_args: dict, maps: int) -> torch.Tensor:
+    """(2, maps, B, ...): under source and target."""
+    rows = sigma * x.new_ones([x.shape[0]])
+    with guider.under_source(guider.cfg):
+        source = guider.denoised(x, rows, **extra_args)
+    return torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
 
 
 @dataclass(frozen=True)
@@ -125,15 +85,34 @@ class MaskTarget:
         if guider.agree():
             return self.latent.new_zeros([self.latent.shape[0], *self.size])
         scale = noise_scale(self.model)
-        sigmas = torch.FloatTensor([scale.sigma(p) for p in settings.percents])
-        probe = Probe(settings.maps, settings.measure, settings.seed, self.task.template.get("batch_index"))
-        show = latent_preview.prepare_callback(self.model, settings.maps * len(sigmas))
-        blank = torch.zeros_like(self.latent)
-        guider.sample(
-            blank, self.latent, probe, sigmas, callback=show, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=settings.seed
-        )
-        found = diffedit.resized(diffedit.heat(probe.levels, settings.aggregation).to(self.latent), *self.size)
-        return diffedit.sharpened(found, self._pixels(probe.means)) if settings.refine and self.vae is not None else found
+        sigmas, total = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
+        loop = partial(self._compared, settings, torch.FloatTensor(sigmas))
+        levels, means = zip(*run(guider, self.latent, sigmas, loop, total, seed=settings.seed).result)
+        found = diffedit.resized(diffedit.heat(levels, settings.aggregation).to(self.latent), *self.size)
+        return diffedit.sharpened(found, self._pixels(means)) if settings.refine and self.vae is not None else found
+
+    def _noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        """Copies of the latent at `sigma`, map by map, each with the noise of its seed."""
+        like, index = torch.zeros_like(latent, device="cpu"), self.task.template.get("batch_index")
+        drawn = torch.cat([comfy.sample.prepare_noise(like, s, index) for s in seeds]).to(latent)
+        copies = latent.repeat(len(seeds), *[1] * (latent.ndim - 1))
+        return guider.inner_model.model_sampling.noise_scaling(sigma, drawn, copies)
+
+    def _compared(self, settings: MaskSettings, sigmas: torch.Tensor, guider: TwoPrompts, derivative, latent: torch.Tensor, show) -> list:
+        """For each sigma the differences (maps, B, ...), and the mean predictions (2, B, ...) under source and target.
+
+        Maps are evaluated together, as many as fit the memory; each has its own noise at every level.
+        """
+        seeds, group, found = _seeds(settings.seed, len(sigmas) * settings.maps), _group(guider, latent, settings.maps), []
+        for level, sigma in enumerate(sigmas.to(latent.device)):
+            own, parts = seeds[level * settings.maps : (level + 1) * settings.maps], []
+            for chosen in (own[i : i + group] for i in range(0, settings.maps, group)):
+                x = self._noised(guider, latent, sigma, chosen)
+                parts.append(_predictions(guider, x, sigma, derivative.extra_args, len(chosen)))
+                show(x[: len(latent)], parts[-1][1, 0], len(chosen))
+            seen = torch.cat(parts, 1)
+            found.append((diffedit.difference(*seen, float(sigma), settings.measure), seen.mean(1)))
+        return found
 
     def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The mean difference (B, H, W) of the decoded mean predictions."""
@@ -170,38 +149,6 @@ def overlay(images: torch.Tensor, mask: torch.Tensor, heat: torch.Tensor) -> tor
     return torch.where(outline[..., None], gray.new_tensor([0.0, 0.9, 1.0]), gray * (1 - strength) + warm * strength)
 
 
-@dataclass
-class MaskedDDIM(comfy.samplers.Sampler):
-    """Encodes under the source prompt without guidance, then denoises under the target within the mask.
-
-    `encode(derivative, clean, sigmas, show)` inverts to a `Trajectory`.
-    """
-
-    rule: str
-    encode: Callable
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        guider, done, total = model_wrap, itertools.count(), 2 * (len(sigmas) - 1)
-
-        def show(x: torch.Tensor, denoised: torch.Tensor) -> None:
-            if callback is not None:
-                callback(next(done), denoised, x, total)
-
-        with guider.under_source(1.0, alone=True):
-            trajectory = self.encode(derivative_of(guider, extra_args), latent_image, sigmas.tolist(), show)
-        states = [x for (x,) in trajectory.states]
-        return diffedit.sample_diffedit(
-            guider.denoised,
-            states[0],
-            sigmas,
-            extra_args,
-            lambda at: show(at["x"], at["denoised"]),
-            trajectory=states,
-            mask=denoise_mask,
-            rule=self.rule,
-        )
-
-
 def _check_mask_fits(mask: torch.Tensor, latent: torch.Tensor) -> None:
     """Refuses a mask of another shape than the latent's image, up to the rim that a VAE cuts off."""
     (height, width), (h, w) = mask.shape[-2:], latent.shape[-2:]
@@ -235,10 +182,15 @@ class DiffEdit(MaskedImage):
     """DiffEdit's edit."""
 
     def run(self, guider: TwoPrompts, sigmas: torch.Tensor, rule: str, encode: Callable) -> torch.Tensor:
-        """The edited latent; where the mask is 0, the original's bit for bit."""
+        """The edited latent; where the mask is 0, the original's bit for bit. Encodes under the source prompt without guidance, by
+        `encode(derivative, clean, sigmas, show)`, then denoises under the target within the mask."""
         if len(sigmas) == 0:
             return self.latent
-        show = latent_preview.prepare_callback(self.task.model, 2 * (len(sigmas) - 1))
-        blank, hidden = torch.zeros_like(self.latent), not comfy.utils.PROGRESS_BAR_ENABLED
-        result = guider.sample(blank, self.latent, MaskedDDIM(rule, encode), sigmas, self.mask, callback=show, disable_pbar=hidden, seed=0)
-        return self.keep_outside(result)
+
+        def loop(guider, derivative, clean, show):
+            with guider.under_source(1.0, alone=True):
+                states = [x for (x,) in encode(derivative, clean, sigmas.tolist(), show).states]
+            mask, extra_args = self.mask.to(clean), derivative.extra_args
+            return diffedit.sample_diffedit(guider.denoised, states, sigmas.to(clean), mask, rule, extra_args, show)
+
+        return self.keep_outside(run(guider, self.latent, sigmas.tolist(), loop, 2 * (len(sigmas) - 1), self.mask).latent)

@@ -40,5 +40,4 @@ class FlowEdit(MaskedImage):
 
             return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **counts)
 
-        sampler = run(guider, self.latent.float(), sigmas[steps - n_max :], loop, n_max)
-        return self.task.latent(self.keep_outside(guider.model_patcher.model.process_latent_out(sampler.result)))
+        return self.task.latent(self.keep_outside(run(guider, self.latent.float(), sigmas[steps - n_max :], loop, n_max).latent))

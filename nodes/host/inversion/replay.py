@@ -85,8 +85,7 @@ class Replay:
             here = on_device(inversion.trajectory.branches(count), latent.device)
             return replay(inversion.method, derivative, here, between=self._between(here, count), show=show)
 
-        sampler = run(guider, clean, trajectory.sigmas, loop, trajectory.steps)
-        return model.model.process_latent_out(sampler.result.float()).to(comfy.model_management.intermediate_device())
+        return run(guider, clean, trajectory.sigmas, loop, trajectory.steps).latent
 
     def _branches(self, positive: list) -> tuple[int, list, list | None]:
         """(number of branches, positive, source); a source that is predicted separately is one branch."""
