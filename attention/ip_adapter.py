@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .layers import Place, entries, named, names_of
+from .layers import Place, named, names_of
+from .word_lists import words_from
 
 COMBINATIONS = ("concat", "add", "average", "batch")
 SUPPORTED = "Supported are the SD1.5 and SDXL layouts base, plus, plus-face and full."
@@ -89,29 +90,27 @@ def _resampler_keys(depth: int) -> set[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A published layout: how it projects, which weight takes the features, and which features of the encoder it takes."""
+    """A published layout: its weights' names by the depth, how it projects, which weight takes the features, and which makes the tokens."""
 
+    keys: Callable[[int], set[str]]
     project: Callable[[Weights, torch.Tensor], torch.Tensor]
     entrance: str
-    hidden: bool  # hidden states of the layer before the last, one for each patch; or else the pooled embedding
+    exit: str
+    hidden: bool  # takes hidden states of the layer before the last, one for each patch; or else the pooled embedding
 
 
 KINDS = {
-    "base": Kind(project_base, "proj.weight", False),
-    "plus": Kind(project_plus, "proj_in.weight", True),
-    "full": Kind(project_full, "proj.0.weight", True),
+    "base": Kind(lambda depth: _both("proj", "norm"), project_base, "proj.weight", "norm.weight", False),
+    "plus": Kind(_resampler_keys, project_plus, "proj_in.weight", "norm_out.weight", True),  # plus and plus-face
+    "full": Kind(lambda depth: _both("proj.0", "proj.2", "proj.3"), project_full, "proj.0.weight", "proj.3.weight", True),
 }
 
 
 def _kind(projection: Weights, name: str) -> str:
-    """The layout, by the names of a projection's weights; plus and plus-face are one."""
-    keys = set(projection)
-    if keys == _both("proj", "norm"):
-        return "base"
-    if keys == _both("proj.0", "proj.2", "proj.3"):
-        return "full"
-    if "latents" in keys and keys == _resampler_keys(_depth(projection)):
-        return "plus"
+    """The layout, by the names of a projection's weights."""
+    keys, depth = set(projection), _depth(projection)
+    if found := next((kind for kind, layout in KINDS.items() if keys == layout.keys(depth)), None):
+        return found
     if {"proj.0.weight", "norm.weight"} <= keys or any(k.startswith("perceiver_resampler.") for k in keys):
         raise ValueError(
             f"{name} is a FaceID adapter: it takes the embedding of a face recognition network, which CLIP Vision does not give. {SUPPORTED}"
@@ -227,11 +226,9 @@ def recognize(weights: Weights, name: str) -> Adapter:
             f"beside {', '.join(sorted({k.split('.')[0] for k in weights})[:4])}. {SUPPORTED}"
         )
     found = Adapter(_kind(projection, name), projection, _layers(layers, name), name)
-    last = {"base": "norm.weight", "plus": "norm_out.weight", "full": "proj.3.weight"}[found.kind]
-    if projection[last].shape[0] != found.width:
-        raise ValueError(
-            f"{name} makes tokens of width {projection[last].shape[0]}, but its layers take {found.width}: the file is damaged. Download it again."
-        )
+    own = projection[KINDS[found.kind].exit].shape[0]
+    if own != found.width:
+        raise ValueError(f"{name} makes tokens of width {own}, but its layers take {found.width}: the file is damaged. Download it again.")
     return found
 
 
@@ -290,14 +287,9 @@ def image_prompt(adapter: Adapter, features: torch.Tensor, empty: torch.Tensor, 
 
 
 def decoupled(
-    text: torch.Tensor,
-    q: torch.Tensor,
-    terms: Sequence[Pair],
-    weight: float,
-    attention: Attention,
-    rows: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    text: torch.Tensor, q: torch.Tensor, terms: Sequence[Pair], weight: float, attention: Attention,
+    rows: torch.Tensor | None = None, mask: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The text's attention (B, L, C) plus `weight` times the images', with the same queries (equation 8 of the paper).
 
     `attention(q, k, v)` is softmax attention on (R, L, C); `terms` hold (R, T, C) keys and values. Only `rows` (R,) change where they
@@ -325,7 +317,7 @@ def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
     Raises ValueError with the entry that cannot be read, or that names no layer of the model.
     """
     weights = dict.fromkeys(layers, 1.0)
-    for entry in entries(text):
+    for entry in words_from(text):
         match = _ENTRY.fullmatch(entry.replace(" ", ""))
         chosen = named(match[1], layers) if match else []
         if not chosen:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from .word_lists import words_from
+
 
 @dataclass(frozen=True)
 class Place:
@@ -55,15 +57,10 @@ def names_of(places: Iterable[Place]) -> str:
     )
 
 
-def entries(text: str) -> list[str]:
-    """The entries between commas or line breaks."""
-    return [entry.strip() for entry in re.split(r"[,\n]", text) if entry.strip()]
-
-
 def _keys(text: str, chosen: Callable[[str], list], what: str, no_match: str) -> frozenset:
     """The keys of what the entries of a text choose. Raises ValueError with the first that chooses nothing."""
     keys = set()
-    for entry in entries(text):
+    for entry in words_from(text):
         found = {place.key for place in chosen(entry)}
         if not found:
             raise ValueError(f"{what} has '{entry}', which {no_match}")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .alignment import Alignment, stretched
+from .maps import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,15 @@ class ActiveEdit:
 
 
 def edited_attention(
-    source: tuple[torch.Tensor, torch.Tensor],
-    target: tuple[torch.Tensor, torch.Tensor],
-    v: torch.Tensor,
-    edit: ActiveEdit,
-    scale: float | None = None,
-    bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
-    difference: bool = False,
-    at_once: int = 2**26,
-) -> torch.Tensor:
+    source: tuple[torch.Tensor, torch.Tensor], target: tuple[torch.Tensor, torch.Tensor], v: torch.Tensor, edit: ActiveEdit,
+    scale: float | None = None, bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None), difference: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """What a target's values (B, heads, Nk, D) give under an edit of probabilities: (B, heads, Nq, D).
 
     `source` and `target` are queries and keys (B, heads, N, D), `bias` is added to the logits of each. `difference`: less what the target's
-    own probabilities give. Probabilities exist for a few queries at a time, `at_once` bytes of them.
+    own probabilities give. Probabilities exist for a few queries at a time, `AT_ONCE` bytes of them.
     """
-    step, out = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
+    step, out = max(1, AT_ONCE // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
 
     def chunk(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
         q, k = qk
@@ -185,21 +180,18 @@ class Edit:
         """The same for conditionings that are repeated so many times."""
         length, copies = len(self.own), range(target)
         windows = {column + copy * length: window for column, window in self.windows.items() for copy in copies}
-        return replace(
-            self,
-            mapper=stretched(self.mapper, source, target),
-            own=self.own.repeat(target),
-            weights=self.weights.repeat(target),
-            windows=windows,
-        )
+        own, weights = self.own.repeat(target), self.weights.repeat(target)
+        return replace(self, mapper=stretched(self.mapper, source, target), own=own, weights=weights, windows=windows)
 
     def filled(self, length: int) -> Edit:
         """The same for conditionings that were filled up behind to one length; what fills them is hidden from attention."""
-        (source, target), more = self.mapper.shape, length - len(self.own)
-        mapper = F.pad(self.mapper, (0, length - target, 0, length - source))
-        return replace(self, mapper=mapper, own=F.pad(self.own, (0, more)), weights=F.pad(self.weights, (0, more), value=1.0))
+        source, target = self.mapper.shape
+        return self._padded(F.pad(self.mapper, (0, length - target, 0, length - source)))
 
     def extended(self, columns: int) -> Edit:
         """The same for conditionings with so many more columns, which keep their places."""
-        mapper = torch.block_diag(self.mapper, torch.eye(columns))
-        return replace(self, mapper=mapper, own=F.pad(self.own, (0, columns)), weights=F.pad(self.weights, (0, columns), value=1.0))
+        return self._padded(torch.block_diag(self.mapper, torch.eye(columns)))
+
+    def _padded(self, mapper: torch.Tensor) -> Edit:
+        more = mapper.shape[1] - len(self.own)
+        return replace(self, mapper=mapper, own=F.pad(self.own, (0, more)), weights=F.pad(self.weights, (0, more), value=1.0))

@@ -49,5 +49,5 @@ def _is_number(text: str) -> bool:
 
 
 def words_from(text: str) -> list[str]:
-    """Words or phrases between commas."""
+    """Words, phrases or names between commas, semicolons or line breaks."""
     return [w.strip() for w in re.split(r"[,;\n]", text) if w.strip()]

@@ -72,10 +72,11 @@ def _norm(a: torch.Tensor) -> torch.Tensor:
     return _dot(a, a).sqrt()
 
 
-def projected(delta: torch.Tensor, along: torch.Tensor, eta: float) -> torch.Tensor:
-    """`delta` with its part parallel to `along` times `eta`, per sample."""
-    parallel = _dot(delta, along) / _dot(along, along).clamp(min=1e-30) * along.double()
-    return (delta.double() - (1 - eta) * parallel).to(delta.dtype)
+def projected(delta: torch.Tensor, along: torch.Tensor, eta: float = 0.0, only_opposing: bool = False) -> torch.Tensor:
+    """`delta` with its part parallel to `along` times `eta`, per sample; `only_opposing`: with only a part that points against it."""
+    share = _dot(delta, along) / _dot(along, along).clamp(min=1e-30)
+    share = share.clamp(max=0.0) if only_opposing else share
+    return (delta.double() - (1 - eta) * (share * along.double())).to(delta.dtype)
 
 
 def fitted_null(prediction: torch.Tensor, null: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

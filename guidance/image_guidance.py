@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from .classifier import as_images, gradient_of, towards
 from .schedules import NoiseScale
 
-KINDS = ("color", "brightness", "layout")
 LAYOUT_CELLS = 8
 LUMA = (0.299, 0.587, 0.114)
 
@@ -40,12 +39,12 @@ def brightness_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.
 
 def layout_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of the low frequencies: the images as 8 x 8 cells, whatever their sizes."""
-    cells = (F.adaptive_avg_pool2d(p, LAYOUT_CELLS) for p in (images, reference))
-    a, b = cells
+    a, b = (F.adaptive_avg_pool2d(p, LAYOUT_CELLS) for p in (images, reference))
     return (a - b).square().sum(1).mean((1, 2))
 
 
 DISTANCES: dict[str, Callable] = {"color": color_distance, "brightness": brightness_distance, "layout": layout_distance}
+KINDS = tuple(DISTANCES)
 
 
 def embedding_distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from .directions import NO_SHAPING, Shaping
+from .directions import NO_SHAPING, Shaping, projected
 from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")
@@ -132,26 +132,16 @@ def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def without_component(delta: torch.Tensor, along: torch.Tensor, only_opposing: bool) -> torch.Tensor:
-    """`delta` less its component along another term, per sample: the whole component (Perp-Neg, arXiv 2304.04968),
-    or only one that points against it."""
-    dot = (delta.double() * along.double()).flatten(1).sum(1)
-    share = dot / along.double().flatten(1).square().sum(1).clamp(min=1e-30)
-    if only_opposing:
-        share = share.clamp(max=0.0)
-    return (delta.double() - _per_sample(share, delta) * along.double()).to(delta.dtype)
-
-
 def resolve(terms: Sequence[GuidanceTerm], conflict: str = "sum") -> torch.Tensor:
     """The sum of terms. With `project` a term of lower priority loses the part that works against the sum of all
-    terms of higher priority; with `perpendicular` it loses its whole component along that sum."""
+    terms of higher priority; with `perpendicular` its whole component along that sum (Perp-Neg, arXiv 2304.04968)."""
     if conflict == "sum":
         return _added([t.delta for t in terms])
     total = None
     for priority in sorted({t.priority for t in terms}, reverse=True):
         group = [t.delta for t in terms if t.priority == priority]
         if total is not None:
-            group = [without_component(d, total, conflict == "project") for d in group]
+            group = [projected(d, total, only_opposing=conflict == "project") for d in group]
         total = _added(group if total is None else [total, *group])
     return total
 
@@ -164,12 +154,8 @@ def capped(delta: torch.Tensor, norm_cap: float) -> torch.Tensor:
 
 def rescaled(prediction: torch.Tensor, positives: Sequence[torch.Tensor], phi: float) -> torch.Tensor:
     """CFG-rescale: the deviation of each sample moves, by the share phi, to the mean deviation of the positives."""
-
-    def deviation(t):
-        return t.flatten(1).std(1)
-
-    target = torch.stack([deviation(p) for p in positives]).mean(0)
-    gain = target / deviation(prediction).clamp(min=1e-12)
+    own, *others = (t.flatten(1).std(1) for t in (prediction, *positives))
+    gain = torch.stack(others).mean(0) / own.clamp(min=1e-12)
     return prediction * _per_sample(phi * gain + (1 - phi), prediction)
 
 

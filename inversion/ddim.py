@@ -71,11 +71,5 @@ class DDIM(Method):
         start = x + self._move(derivative, x, now, goal, first)
         if not self.fixed_point_iterations:
             return start, None
-        return solve(
-            lambda y: x - self._move(derivative, y, goal, now),
-            start,
-            distance(start, x),
-            self.fixed_point_iterations,
-            self.acceleration,
-            self.tolerance,
-        )
+        settings = self.fixed_point_iterations, self.acceleration, self.tolerance
+        return solve(lambda y: x - self._move(derivative, y, goal, now), start, distance(start, x), *settings)

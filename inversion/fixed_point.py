@@ -43,12 +43,7 @@ def anderson(ys: Sequence[torch.Tensor], images: Sequence[torch.Tensor]) -> torc
 
 
 def solve(
-    image: Callable[[torch.Tensor], torch.Tensor],
-    y: torch.Tensor,
-    least: torch.Tensor,
-    iterations: int,
-    acceleration: str,
-    tolerance: float,
+    image: Callable, y: torch.Tensor, least: torch.Tensor, iterations: int, acceleration: str, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, residual (B,)) with y = image(y) nearly, from a start y (B, ...), after at most `iterations` calls of `image`.
 

@@ -29,19 +29,10 @@ def check_counts(steps: int, n_max: int, n_min: int, n_avg: int) -> None:
 
 @torch.no_grad()
 def flow_edit(
-    source: Callable[[torch.Tensor, float], torch.Tensor],
-    target: Derivative,
-    x0: torch.Tensor,
-    sigmas: Sequence[float],
-    noised: Noised,
-    *,
-    n_max: int,
-    n_min: int = 0,
-    n_avg: int = 1,
-    seed: int = 0,
-    within: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda inside, outside: inside,
-    show: Show = lambda x, denoised: None,
-) -> torch.Tensor:
+    source: Callable[[torch.Tensor, float], torch.Tensor], target: Derivative, x0: torch.Tensor, sigmas: Sequence[float], noised: Noised, *,
+    n_max: int, n_min: int = 0, n_avg: int = 1, seed: int = 0,
+    within: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda inside, outside: inside, show: Show = lambda x, denoised: None,
+) -> torch.Tensor:  # fmt: skip
     """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under two prompts, `noised(sigma, noise, x0)` noises x0.
 
     Of the falling `sigmas` (T + 1, the last 0) the noisiest T - n_max steps are left out; the last n_min are plain sampling under the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -79,18 +79,16 @@ class Trajectory:
         return Trajectory(self.sigmas, states, {k: change(t) for k, t in self.extras.items()})
 
 
-class Method:
+class Method(Protocol):
     """A way to invert: a frozen dataclass of its settings. The subclasses are all methods; `name` identifies them in files."""
 
     name: ClassVar[str]
 
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """The trajectory of a clean latent x0 along the falling `sigmas`, made from their last to their first."""
-        raise NotImplementedError
 
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         """The state at `trajectory.sigmas[i + 1]` from the one at `trajectory.sigmas[i]`."""
-        raise NotImplementedError
 
     def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """How guidance in the reconstruction changes the difference (B, ...) of its predictions before scaling it; None: not at all."""
@@ -113,13 +111,9 @@ def rising(sigmas: Sequence[float]) -> list[tuple[float, float]]:
 
 @torch.no_grad()
 def replay(
-    method: Method,
-    derivative: Derivative,
-    trajectory: Trajectory,
-    *,
-    between: Callable[[State, int], State] = lambda state, level: state,
-    show: Show = lambda x, denoised: None,
-) -> torch.Tensor:
+    method: Method, derivative: Derivative, trajectory: Trajectory, *,
+    between: Callable[[State, int], State] = lambda state, level: state, show: Show = lambda x, denoised: None,
+) -> torch.Tensor:  # fmt: skip
     """The latent at the last sigma of a trajectory, sampled from its first state with this derivative, under whatever prompt it has.
 
     `between(state, level)` may change the state at `trajectory.sigmas[level]`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ REACH = 0.1  # of an embedding's norm: the largest change by one gradient of `Se
 ImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (denoised (b, ...), rows (b,)) -> (b,)
 
 
-class Predictor:
+class Predictor(Protocol):
     """A guided model, split into its predictions. `rows` (b,) are the batch indices of the states x (b, ...).
 
     `plain`: a row's prediction depends on nothing but its own state and prompt. Then rows can be predicted without the others, and the
@@ -35,17 +35,12 @@ class Predictor:
 
     def conditional(self, x: torch.Tensor, sigma: float, rows: torch.Tensor) -> torch.Tensor:
         """The prediction under the source."""
-        raise NotImplementedError
 
     def unconditional(self, x: torch.Tensor, sigma: float, null: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The prediction under embeddings (b, tokens, width), with a graph to them where autograd records."""
-        raise NotImplementedError
 
-    def guided(
-        self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Guidance between the two predictions."""
-        raise NotImplementedError
+    def guided(self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor):
+        """Guidance between the two predictions, of their shape."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +189,12 @@ class NullText(Method):
         return DDIM().step(derivative, state, i, trajectory)
 
     def optimize(
-        self,
-        predictor: Predictor,
-        trajectory: Trajectory,
-        null: torch.Tensor,
-        input_scale: Callable[[float], float],
-        image_loss: ImageLoss | None = None,
+        self, predictor: Predictor, trajectory: Trajectory, null: torch.Tensor, input_scale: Callable, image_loss: ImageLoss | None = None
     ) -> Iterator[Best]:
         """The best embeddings of each step of the reconstruction along the pivots, starting from `null` (B, tokens, width).
 
-        With the start "source", `null` is the source's embedding. `image_loss` is added to the loss as it is. Each step continues from
-        where the guided steps before have led, not from the pivot.
+        With the start "source", `null` is the source's embedding. `input_scale(sigma)` is as of `Derivative`, `image_loss` is added to the
+        loss as it is. Each step continues from where the guided steps before have led, not from the pivot.
         """
         x, start, before = trajectory.states[0][0], null.float(), None
         for i in range(trajectory.steps):

@@ -3,7 +3,8 @@ import math
 
 import pytest
 import torch
-from controlled_diffusion.guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, rescaled, resolve, term, without_component
+from controlled_diffusion.guidance.directions import projected
+from controlled_diffusion.guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, rescaled, resolve, term
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, NoiseScale, Schedule
 from torch.testing import assert_close
 
@@ -17,7 +18,7 @@ def predictions(count):
 def two_pushes():
     """A push and one across to it."""
     high = draw(2, 4, 8, 8)
-    return high, without_component(draw(2, 4, 8, 8, seed=1), high, only_opposing=False)
+    return high, projected(draw(2, 4, 8, 8, seed=1), high)
 
 
 def test_one_channel_is_classifier_free_guidance_bit_for_bit():

@@ -112,11 +112,7 @@ class Dit:
         filled_text, filled = self.filled(text), self.filled(image)
         if tokens < layout.before + filled_text + filled:
             return None
-        start = {
-            "text, image": layout.before + filled_text,
-            "text, rest, image": tokens - filled,
-            "image, text": 0,
-        }[layout.order]
+        start = {"text, image": layout.before + filled_text, "text, rest, image": tokens - filled, "image, text": 0}[layout.order]
         words = {"image, text": filled}.get(layout.order, start - text if layout.beside else layout.before)
         return slice(start, start + image), slice(words, words + text)
 

@@ -33,13 +33,13 @@ class PromptToPrompt(Control):
     rows: Rows
     edits: tuple[Edit, ...]
     settings: Settings
-    places: tuple[Place, ...]
     pixels: int  # of a cell of the latent
     cross_layers: frozenset
     self_layers: frozenset
     prompts: PromptEdits
     times: tuple[int, ...]
     blend: LocalBlend | None = None
+    places: tuple[Place, ...] = ()  # of a UNet
 
     def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
         """The same with another local blend; `shape` as of `LocalBlend`."""
@@ -236,9 +236,19 @@ class Task:
         prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, self.words)
         return prompts, [known[p.text] for p in prompts.prompts]
 
-    def blend(self, prompts: PromptEdits, times: Sequence[int], **shape) -> LocalBlend | None:
-        words = self.words
-        return prompts.blend(words.blend, words.protect, times, threshold=self.threshold, start=self.blend_start, **shape)
+    def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], choose: Callable, places: Sequence, **blend) -> dict:
+        """The fields of the control that a UNet and a DiT have alike; `choose` reads names of `places`, `blend` is as of `LocalBlend`."""
+        shape = dict(threshold=self.threshold, start=self.blend_start, **blend)
+        return dict(
+            rows=Rows(images, len(prompts.alignments)),
+            settings=self.settings,
+            pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
+            cross_layers=choose(self.cross_layers, places, "cross_layers"),
+            self_layers=choose(self.self_layers, places, "self_layers"),
+            prompts=prompts,
+            times=tuple(times),
+            blend=prompts.blend(self.words.blend, self.words.protect, times, **shape),
+        )
 
 
 def prepare(model, clip, task: Task) -> tuple:
@@ -247,16 +257,6 @@ def prepare(model, clip, task: Task) -> tuple:
     prompts, conditionings = task.prompts(model, clip)
     latent, images = task.latent(len(conditionings))
     positive, times = as_rows(conditionings, images)
-    control = PromptToPrompt(
-        rows=Rows(images, len(prompts.alignments)),
-        edits=prompts.edits(task.settings, times),
-        settings=task.settings,
-        places=places,
-        pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-        cross_layers=chosen_places(task.cross_layers, places, "cross_layers"),
-        self_layers=chosen_places(task.self_layers, places, "self_layers"),
-        prompts=prompts,
-        times=tuple(times),
-        blend=task.blend(prompts, times),
-    )
+    fields = task.fields(model, prompts, images, times, chosen_places, places)
+    control = PromptToPrompt(edits=prompts.edits(task.settings, times), places=places, **fields)
     return install(model, control), marked(positive, control.token, len(conditionings)), latent, prompts.text()

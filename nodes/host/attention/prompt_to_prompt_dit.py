@@ -15,7 +15,6 @@ import torch
 
 from ....attention.layers import Block, chosen_blocks
 from ....attention.prompt_edits import PromptEdits
-from ....attention.prompt_to_prompt import Rows
 from ..conditionings import marked
 from ..noise_levels import NoiseScale
 from ..prompts import as_filled_rows
@@ -150,19 +149,8 @@ def prepare(model, clip, task: Task) -> tuple:
     latent, images = task.latent(len(conditionings))
     lengths, times = tuple(c[0][0].shape[1] for c in conditionings), (1,) * len(conditionings)
     end = 1.0 if dit.cross or task.blend_start >= BLEND_END else BLEND_END
-    control = DitPromptToPrompt(
-        rows=Rows(images, len(prompts.alignments)),
-        edits=tuple(edit.filled(max(lengths)) for edit in prompts.edits(task.settings, times)),
-        settings=task.settings,
-        places=(),
-        pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-        cross_layers=chosen_blocks(task.cross_layers, dit.places, "cross_layers"),
-        self_layers=chosen_blocks(task.self_layers, dit.places, "self_layers"),
-        prompts=prompts,
-        times=times,
-        blend=task.blend(prompts, times, end=end, spread=0, blur=BLUR),
-        dit=dit,
-        lengths=lengths,
-    )
+    fields = task.fields(model, prompts, images, times, chosen_blocks, dit.places, end=end, spread=0, blur=BLUR)
+    edits = tuple(edit.filled(max(lengths)) for edit in prompts.edits(task.settings, times))
+    control = DitPromptToPrompt(edits=edits, dit=dit, lengths=lengths, **fields)
     positive = as_filled_rows(conditionings, images, dit.filled_in_front)
     return install(model, control), marked(positive, control.token, len(conditionings)), latent, _explained(dit, prompts)

@@ -44,8 +44,7 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
         found = embedding(clip_vision, image[:1, ..., :3].movedim(-1, 1).to(clip_vision.load_device))
     else:
         found = text[0][1].get("pooled_output")
-        width = getattr(clip_vision.model, "visual_projection", None)
-        width = width.out_features if hasattr(width, "out_features") else None
+        width = getattr(getattr(clip_vision.model, "visual_projection", None), "out_features", None)
         if found is None or found.shape[-1] != width:
             own = "none" if found is None else f"one of width {found.shape[-1]}"
             raise ValueError(

@@ -111,26 +111,18 @@ class Task:
         current = start = self.guide
         if len(levels) == 0:
             return current, start
-        total = len(levels) - 1
+        total, hidden = len(levels) - 1, not comfy.utils.PROGRESS_BAR_ENABLED
         show = latent_preview.prepare_callback(self.model, total * repeats)
         sampler = comfy.samplers.sampler_object(sampler_name)
         for k in range(repeats):
             noise = comfy.sample.prepare_noise(current, seed + k, self.template.get("batch_index"))
             start = self._noised(current, noise, levels) if k == 0 else start
-            result = comfy.sample.sample_custom(
-                self.model,
-                noise,
-                cfg,
-                sampler,
-                levels,
-                positive,
-                negative,
-                current,
-                noise_mask=self.mask,
-                seed=seed + k,
-                callback=lambda i, x0, x, _, k=k: show(k * total + i, x0, x, total * repeats),
-                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            )
+            run = self.model, noise, cfg, sampler, levels, positive, negative, current, self.mask
+
+            def shown(i, x0, x, _, before=k * total):
+                show(before + i, x0, x, total * repeats)
+
+            result = comfy.sample.sample_custom(*run, callback=shown, disable_pbar=hidden, seed=seed + k)
             current = self._frozen(result)
         return current, start
 

@@ -43,12 +43,8 @@ def check_noise(model, inversion: invert.Inversion) -> None:
     if not strength < float("inf"):
         raise ValueError(f"The inversion ({method.name}) diverged (NaN or inf). {advice}")
     if strength > DRIFT:
-        _log.warning(
-            "The noise that %s found is %.1f times as strong as noise of its level: the image comes back, but edits will suffer. %s",
-            method.name,
-            strength,
-            advice,
-        )
+        found = f"The noise that {method.name} found is {strength:.1f} times as strong as noise of its level"
+        _log.warning("%s: the image comes back, but edits will suffer. %s", found, advice)
 
 
 def inverted(

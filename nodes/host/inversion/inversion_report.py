@@ -27,8 +27,8 @@ class Measure:
     values: torch.Tensor  # (B,)
     write: Callable[[float], str]
 
-    def told(self, i: int | None = None) -> str:
-        """Of image i, or the mean of all."""
+    def text(self, i: int | None = None) -> str:
+        """The name and the value of image i, or the mean of all images."""
         return f"{self.name} {self.write(float(self.values.mean() if i is None else self.values[i]))}"
 
 
@@ -40,16 +40,12 @@ class Shown:
     images: torch.Tensor
     measures: tuple[Measure, ...] = ()
 
-    def told(self) -> str:
-        """The mean of every measure, and in a batch those of each image."""
-
-        def row(i=None):
-            return ", ".join(m.told(i) for m in self.measures)
-
+    def text(self) -> str:
+        """The mean of every measure; in a batch also a line with the values of each image."""
         count = len(self.images)
-        if count == 1:
-            return f"{self.name}: {row()}"
-        return "\n".join([f"{self.name}, mean of {count}: {row()}", *(f"  image {i + 1}: {row(i)}" for i in range(count))])
+        mean, *rows = (", ".join(m.text(i) for m in self.measures) for i in (None, *range(count)))
+        each = [f"  image {i}: {row}" for i, row in enumerate(rows, 1)] if count > 1 else []
+        return "\n".join([f"{self.name}{f', mean of {count}' * (count > 1)}: {mean}", *each])
 
 
 def decibels(value: float) -> str:
@@ -129,7 +125,7 @@ class Report:
         ]
 
     def text(self) -> str:
-        return "\n".join([*([self.headline] if self.headline else []), *self.about(), *(c.told() for c in self.columns if c.measures)])
+        return "\n".join([*([self.headline] if self.headline else []), *self.about(), *(c.text() for c in self.columns if c.measures)])
 
     def image(self) -> torch.Tensor:
         """The images side by side, a row for each of the batch, the numbers below them; an IMAGE."""
@@ -150,7 +146,7 @@ def _tile(image: torch.Tensor) -> Image.Image:
 
 def _drawn(columns: Sequence[Shown], about: Sequence[str], headline: str) -> Image.Image:
     rows = [[_tile(column.images[i]) for column in columns] for i in range(len(columns[0].images))]
-    captions = [[[m.told(i) for m in column.measures] for column in columns] for i in range(len(rows))]
+    captions = [[[m.text(i) for m in column.measures] for column in columns] for i in range(len(rows))]
     width = (rows[0][0].width + _GAP) * len(columns) + _GAP
     head = [line for sentence in about for line in textwrap.wrap(sentence, max(20, width // 8))]
     over = 2 * LINE if headline else _GAP // 2

@@ -133,9 +133,7 @@ class GuiderPredictor(Predictor):
         self.negative = [{**part, "model_conds": {**conds, "c_crossattn": type(conds["c_crossattn"])(null)}}]
         return self._predict(x, sigma, None, self.negative)
 
-    def guided(
-        self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
+    def guided(self, x: torch.Tensor, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, rows: torch.Tensor):
         """Other nodes see the embeddings of the last `unconditional` as the negative."""
         own, self.guider.conds["negative"] = self.guider.conds["negative"], self.negative
         try:
@@ -247,30 +245,18 @@ def invert(
 
     loop = NullTextRun(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), checkpointing)
     trajectory = to_cpu(run(Guidance(own, source, start, cfg), latent, sigmas, loop, 2 * (len(sigmas) - 1)).result)
-    return Inversion(
-        method,
-        replace(trajectory, extras=loop.extras()),
-        source,
-        ModelTag.of(model),
-        null=scheduled(start, loop.embeddings(), trajectory.sigmas),
-        cfg=cfg,
-        evaluations=round(loop.evaluations),
-        seconds=time.perf_counter() - began,
-    )
+    trajectory, null = replace(trajectory, extras=loop.extras()), scheduled(start, loop.embeddings(), trajectory.sigmas)
+    cost = dict(evaluations=round(loop.evaluations), seconds=time.perf_counter() - began)
+    return Inversion(method, trajectory, source, ModelTag.of(model), null=null, cfg=cfg, **cost)
 
 
 def loss_curve(inversion: Inversion) -> torch.Tensor:
     """The loss of every step at its start and at its end, where it was enough, and the gradients taken; an IMAGE. Means of the images."""
     extras, method, steps = inversion.trajectory.extras, inversion.method, inversion.trajectory.steps
     means = {k: v.mean(1).tolist() for k, v in extras.items()}
-    lines = {
-        "at the start of the step": [(i, 1e5 * means["first_losses"][i]) for i in range(steps)],
-        "tolerance": [(i, 1e5 * method.early_stop * threshold(i, steps)) for i in range(steps)],
-        "kept": [(i, 1e5 * means["losses"][i]) for i in range(steps)],
-    }
+    tolerances = [method.early_stop * threshold(i, steps) for i in range(steps)]
+    losses = {"at the start of the step": means["first_losses"], "tolerance": tolerances, "kept": means["losses"]}
+    lines = {name: [(i, 1e5 * loss) for i, loss in enumerate(found)] for name, found in losses.items()}
     title = f"loss times 100 000; {inversion.evaluations} evaluations for each image, a gradient counting as two"
-    charts = [
-        line_chart(lines, title, "step"),
-        line_chart({"gradients": [(i, means["gradients"][i]) for i in range(steps)]}, "gradients taken", "step", (768, 220)),
-    ]
-    return as_image(stacked(charts))
+    taken = line_chart({"gradients": list(enumerate(means["gradients"]))}, "gradients taken", "step", (768, 220))
+    return as_image(stacked([line_chart(lines, title, "step"), taken]))
