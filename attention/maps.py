@@ -93,7 +93,8 @@ class Maps:
         keys = [(p, g) for p, g in self.sums.total if (not groups or g in groups) and (not phases or p in phases)]
         if not keys:
             raise ValueError(f"There are no maps of phase {', '.join(str(p + 1) for p in phases)} of these layers; choose a longer part.")
-        parts = [_as_images(self.sums.total[k][:, places]) for k in keys]
+        parts = [self.sums.total[k][:, places] for k in keys]
+        parts = [p.transpose(1, 2).flatten(0, 1) if p.ndim == 5 else p for p in parts]  # frames become rows
         finest = max((p.shape[-2:] for p in parts), key=lambda s: s[0] * s[1])
         total = sum(F.interpolate(p, finest, mode="bilinear") for p in parts)
         return total / sum(self.sums.count[k] for k in keys)
@@ -103,11 +104,6 @@ class Maps:
         if word.strip().casefold() not in folded:
             raise ValueError(f"There is no map of '{word.strip()}'; the words captured in this run are: {', '.join(self.words)}.")
         return folded.index(word.strip().casefold())
-
-
-def _as_images(maps: torch.Tensor) -> torch.Tensor:
-    """(rows, words, frames, h, w) with the frames as rows."""
-    return maps.transpose(1, 2).flatten(0, 1) if maps.ndim == 5 else maps
 
 
 def phase_of(percent: float, start: float, end: float, phases: int) -> int:

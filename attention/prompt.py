@@ -10,11 +10,7 @@ from itertools import pairwise
 from typing import Protocol
 
 Token = Hashable
-
-
 Columns = tuple[int, ...]
-
-
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f"  # written without spaces: each sign is a word
 _MARK, _JOINER, _FLAG = "\u0300", "\u200d", "\U0001f1e6"
 _LETTERS = rf"[^\W{_CJK}](?:[^\W{_CJK}]|[{_MARK}{_JOINER}])*"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 
-_ITEM = re.compile(r"[,;]")
-
 
 def _items(text: str) -> list[tuple[str, str]]:
     """(words, value) of `blue: 1.5, (red circle:0.5)`."""
     pairs = []
-    for item in filter(None, (i.strip() for i in _ITEM.split(text))):
+    for item in filter(None, (i.strip() for i in re.split(r"[,;]", text))):
         bare = item[1:-1] if item.startswith("(") and item.endswith(")") else item
         words, colon, value = bare.rpartition(":")
         if not colon or not words.strip():

@@ -90,10 +90,5 @@ class Record:
         return "\n".join(lines)
 
 
-def in_parts(records: Sequence[Record]) -> Record:
-    """One record of a sampling that was made in several parts."""
-    return Record([entry for record in records for entry in record.entries])
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0

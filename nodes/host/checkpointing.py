@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
+from comfy.clip_model import CLIPLayer
+from comfy.text_encoders.t5 import T5Block
 
 from .saved_tensors import Copies, SavedTensor
 
@@ -53,9 +55,8 @@ def _copied(value):
 
 
 _FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
-
-
-RECOMPUTABLE = {  # denoisers whose gradients were compared, and their blocks; by class names, as no version of ComfyUI has all
+# By class name within comfy.ldm: no version of ComfyUI has all these modules, and a probe would compare gradients of the whole network.
+RECOMPUTABLE = {  # denoisers whose gradients were compared, and their blocks
     "UNetModel": ("ResBlock", "SpatialTransformer"),
     "OpenAISignatureMMDITWrapper": ("JointBlock",),
     "Flux": _FLUX,
@@ -81,27 +82,24 @@ RECOMPUTABLE = {  # denoisers whose gradients were compared, and their blocks; b
 
 def recomputable(model) -> bool:
     """Whether the blocks of a model may be given to `recomputed`."""
-    return type(model.diffusion_model).__name__ in RECOMPUTABLE
+    network = type(model.diffusion_model)
+    return network.__module__.startswith("comfy.ldm.") and network.__name__ in RECOMPUTABLE
 
 
 def blocks_of(model) -> list[torch.nn.Module]:
     """The blocks of a model that `recomputed` may be given; refuses models with which that was not tried."""
     network = model.diffusion_model
-    names = RECOMPUTABLE.get(type(network).__name__)
     if not recomputable(model):
         raise ValueError(
             f"checkpointing was not tried with {type(model).__name__} ({type(network).__name__}), where it may give wrong gradients; switch it off. "
             f"It works with the networks {', '.join(RECOMPUTABLE)}."
         )
-    return [m for m in network.modules() if type(m).__name__ in names]
-
-
-_OF_TEXT = ("CLIPLayer", "T5Block")
+    return [m for m in network.modules() if type(m).__name__ in RECOMPUTABLE[type(network).__name__]]
 
 
 def coarse_blocks(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
     """The blocks of text encoders that do not hold float32: of their weights autograd would keep a float32 copy for every sentence."""
-    blocks = [m for module in modules for m in module.modules() if type(m).__name__ in _OF_TEXT]
+    blocks = [m for module in modules for m in module.modules() if isinstance(m, (CLIPLayer, T5Block))]
     return [b for b in blocks if any(p.dtype != torch.float32 for p in b.parameters())]
 
 

@@ -19,8 +19,6 @@ import folder_paths
 import torch
 
 from ...training.demo import checker, config, packing
-from ...training.demo.config import VISION_CONFIG
-from ...training.demo.packing import restored
 from .model_folder import SHIPPED
 
 WEIGHTS = SHIPPED / "demo_model.safetensors"
@@ -76,10 +74,6 @@ def new_config() -> DemoModel:
     return DemoModel({**config.UNET_CONFIG})
 
 
-def new_instruct_config() -> DemoInstruct:
-    return DemoInstruct({**config.UNET_CONFIG, "in_channels": 2 * config.UNET_CONFIG["in_channels"]})
-
-
 def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The whole token table (49408, width): rows that training never saw keep their seeded start values."""
     table = config.start_tokens(VOCABULARY, rows.shape[1])
@@ -100,7 +94,7 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     return unet | {"preview_colors": weights["preview_colors"]}, clip, vae
 
 
-def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool, again: tuple) -> comfy.model_patcher.ModelPatcher:
+def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     *factors, bias = weights.pop("preview_colors").float().tolist()
     config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors, bias
@@ -110,14 +104,7 @@ def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool, again: tup
     model = config.get_model({}, "", device=offload_device)
     model.diffusion_model.load_state_dict(weights)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    patcher.cached_patcher_init = again  # how ComfyUI loads it once more when a node asks for a deep copy
-    return patcher
-
-
-def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The denoiser alone."""
-    return _patcher(_read_weights(Path(path))[0], new_config(), disable_dynamic, (load_model, (path,)))
+    return kind(model, load_device=load_device, offload_device=offload_device)
 
 
 def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -125,39 +112,26 @@ def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = Fal
     base = _read_weights(WEIGHTS)[0]
     weights = packing.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
-    return _patcher(weights, new_instruct_config(), disable_dynamic, (load_instruct, (path,)))
+    patcher = _patcher(weights, DemoInstruct({**config.UNET_CONFIG, "in_channels": 2 * config.UNET_CONFIG["in_channels"]}), disable_dynamic)
+    patcher.cached_patcher_init = (load_instruct, (path,))  # how ComfyUI loads it once more when a node asks for a deep copy
+    return patcher
 
 
-def _text(weights: dict, path: str, disable_dynamic: bool = False):
-    """The text tower as a CLIP."""
-    folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
-    made = comfy.sd.CLIP(new_config().clip_target(), embedding_directory=folders, state_dict=weights, **how)
-    made.patcher.cached_patcher_init = (load_text, (path,))
-    return made
-
-
-def load_text(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The text tower alone."""
-    return _text(_read_weights(Path(path))[1], path, disable_dynamic).patcher
-
-
-def _autoencoder(weights: dict, path: str):
-    """The autoencoder as a VAE."""
-    made = comfy.sd.VAE(sd=weights)
-    made.patcher.cached_patcher_init = (load_autoencoder, (path,))
-    return made
-
-
-def load_autoencoder(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The autoencoder alone; ComfyUI takes its network out of the patcher where it wants another kind."""
-    return _autoencoder(_read_weights(Path(path))[2], path).patcher
-
-
-def load(path: Path = WEIGHTS) -> tuple:
+def load(path: Path | str = WEIGHTS, disable_dynamic: bool = False) -> tuple:
     """MODEL, CLIP, VAE of the demo model; ComfyUI knows how to load each of them once more."""
-    unet, clip, vae = _read_weights(path)
-    model = _patcher(unet, new_config(), False, (load_model, (str(path),)))
-    return model, _text(clip, str(path)), _autoencoder(vae, str(path))
+    unet, text, autoencoder = _read_weights(Path(path))
+    folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
+    model, vae = _patcher(unet, new_config(), disable_dynamic), comfy.sd.VAE(sd=autoencoder)
+    clip = comfy.sd.CLIP(new_config().clip_target(), embedding_directory=folders, state_dict=text, **how)
+    for i, patcher in enumerate((model, clip.patcher, vae.patcher)):
+        patcher.cached_patcher_init = (_patchers, (str(path),), i)
+    return model, clip, vae
+
+
+def _patchers(path: str, disable_dynamic: bool = False) -> tuple:
+    """The parts as ComfyUI loads them once more; it takes the autoencoder's network out of its patcher where it wants another kind."""
+    model, clip, vae = load(path, disable_dynamic)
+    return model, clip.patcher, vae.patcher
 
 
 class PairChecker:
@@ -176,13 +150,13 @@ DEMO_ENCODER = SHIPPED / "clip_vision" / "demo_model.safetensors"
 def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
     """ComfyUI's CLIP Vision class at the demo model's size, without weights; older versions take its config from a file alone."""
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.json"
-        config.write_text(json.dumps(VISION_CONFIG), encoding="utf-8")
-        return comfy.clip_vision.ClipVisionModel(str(config))
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config.VISION_CONFIG), encoding="utf-8")
+        return comfy.clip_vision.ClipVisionModel(str(file))
 
 
 def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
     """The demo model's image encoder, which ComfyUI's own loader would not know by its size."""
     encoder = new_demo_encoder()
-    encoder.load_sd(restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
+    encoder.load_sd(packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
     return encoder

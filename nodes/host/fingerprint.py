@@ -36,7 +36,8 @@ class Weights:
         named = sorted((k, unpatched(model, k, weight)) for k, weight in _unpacked(model, prefix).items())
         layout = hashlib.sha256("".join(f"{k} {tuple(w.shape)}\n" for k, w in named).encode()).hexdigest()[:32]
         signs = [_signs(w) for _, w in named if w.is_floating_point() and w.numel()]
-        return cls(layout, "".join("-0+"[s + 1] for s in _gathered(signs)))
+        gathered = torch.cat([s.to(signs[0].device) for s in signs]).tolist() if signs else []  # on one device: few transfers
+        return cls(layout, "".join("-0+"[s + 1] for s in gathered))
 
     def same(self, other: Weights) -> bool:
         """Whether both can be roundings of the same weights."""
@@ -72,14 +73,3 @@ def _signs(weight: torch.Tensor) -> torch.Tensor:
     places = [(i * _GOLDEN % _WORD) * weight.numel() >> 32 for i in range(1, SAMPLES + 1)]
     found = weight.detach()[torch.unravel_index(torch.tensor(places), weight.shape)] if weight.ndim else weight.detach().view(1)
     return found.float().sign().to(torch.int8)
-
-
-def _gathered(parts: list[torch.Tensor]) -> list[int]:
-    """All values as numbers; one transfer from each device."""
-    places = {device: [i for i, p in enumerate(parts) if p.device == device] for device in {p.device for p in parts}}
-    found: list[list[int]] = [[]] * len(parts)
-    for chosen in places.values():
-        values = torch.cat([parts[i] for i in chosen]).tolist()
-        for i in chosen:
-            found[i], values = values[: len(parts[i])], values[len(parts[i]) :]
-    return [v for part in found for v in part]

@@ -20,14 +20,7 @@ T = TypeVar("T")
 KEY = "controlled_diffusion.training"
 BACKWARD = 4  # memory to ask for, in forward passes: what a backward pass needs is kept until then
 DIFFERENTIABLE_ATTENTION = {  # kernels of ComfyUI that autograd can follow; any other gives way to torch's own
-    inspect.unwrap(kernel)
-    for kernel in (
-        host_attention.attention_basic,
-        host_attention.attention_sub_quad,
-        host_attention.attention_split,
-        host_attention.attention_xformers,
-        host_attention.attention_pytorch,
-    )
+    inspect.unwrap(getattr(host_attention, f"attention_{kind}")) for kind in ("basic", "sub_quad", "split", "xformers", "pytorch")
 }
 
 

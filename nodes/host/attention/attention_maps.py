@@ -171,13 +171,9 @@ def prepare(model, clip, text: str, words: str, layers: str, window: tuple[float
         chosen = dict(layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
     if not chosen["layers"]:
         raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")
-    length = conditioning[0][0].shape[1]
-    control = Capture(words_of(prompts, words), window=window, phases=phases, scale=_pixels(model), length=length, **chosen)
+    pixels, length = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8), conditioning[0][0].shape[1]
+    control = Capture(words_of(prompts, words), window=window, phases=phases, scale=pixels, length=length, **chosen)
     return install(model, control), marked(conditioning, control.token)
-
-
-def _pixels(model) -> int:
-    return getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
 
 
 def maps_of(source, latent: dict) -> Maps:

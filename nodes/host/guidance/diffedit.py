@@ -63,11 +63,6 @@ def _task(model, vae, image, mask: torch.Tensor | None) -> sdedit.Task:
     return sdedit.Task(model, vae, image, image, mask, "image")
 
 
-def _per_video(images: torch.Tensor, batch: int) -> torch.Tensor:
-    """(B, H, W): of all frames (B * T, H, W) the largest value."""
-    return images.reshape(batch, -1, *images.shape[-2:]).amax(1)
-
-
 class MaskTarget:
     """An image, as LATENT or IMAGE, that two prompts are compared on."""
 
@@ -119,23 +114,19 @@ class MaskTarget:
         out = self.model.model.process_latent_out
         seen = [[decoded(self.vae, out(side).to(self.latent)) for side in pair] for pair in means]
         apart = torch.stack([(target - source).abs().mean(-1) for source, target in seen]).mean(0)
-        return _per_video(apart, self.latent.shape[0]).to(self.latent)
+        return apart.reshape(len(self.latent), -1, *apart.shape[-2:]).amax(1).to(self.latent)  # of all frames of a video the largest
 
     def latent_with(self, mask: torch.Tensor) -> dict:
         """The LATENT with its noise mask, in the shape in which ComfyUI keeps the masks of a batch apart."""
-        return {
-            **self.task.latent(self.task.original),
-            "noise_mask": mask.reshape(len(mask), *[1] * (self.latent.ndim - 3), *mask.shape[-2:]),
-        }
+        noise_mask = mask.reshape(len(mask), *[1] * (self.latent.ndim - 3), *mask.shape[-2:])
+        return {**self.task.latent(self.task.original), "noise_mask": noise_mask}
 
     def shown(self, mask: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
         """The heat over the gray image, with the mask's outline: an IMAGE."""
         if self.image is not None:
             below = self.image[..., :3]
-        elif self.vae is not None:
-            below = decoded(self.vae, self.latent)
         else:
-            below = mask.new_zeros([*mask.shape, 3])
+            below = mask.new_zeros([*mask.shape, 3]) if self.vae is None else decoded(self.vae, self.latent)
         frames = max(1, len(below) // len(mask))
         return overlay(below.to(mask), *(m.repeat_interleave(frames, 0) for m in (mask, heat)))
 

@@ -32,11 +32,6 @@ def image_key(model) -> str:
     )
 
 
-def _carried(conditioning: list, key: str):
-    """The image that a conditioning carries already, or None."""
-    return next((values[key] for _, values in conditioning if values.get(key) is not None), None)
-
-
 def _latent(model, image, vae) -> torch.Tensor:
     """The latent (B, C, ...) of a LATENT or an IMAGE, unscaled as the VAE gives it."""
     if not isinstance(image, dict) and vae is None:
@@ -51,17 +46,12 @@ def _with_image(conditioning: list, key: str, value) -> list:
     return [[text, values if values.get(key) is not None else {**values, key: value}] for text, values in conditioning]
 
 
-def _without_image(conditioning: list, key: str) -> list:
-    gone = WITH_REFERENCE if key == REFERENCE else (key,)
-    return [[text, {k: v for k, v in values.items() if k not in gone}] for text, values in conditioning]
-
-
 class SourceImage:
     """The image to edit as a model takes it: from `image`, a LATENT or an IMAGE, or as `positive` carries it already."""
 
     def __init__(self, model, positive: list, image=None, vae=None):
         self.key = image_key(model)
-        carried = _carried(positive, self.key)
+        carried = next((values[self.key] for _, values in positive if values.get(self.key) is not None), None)
         if (image is None) == (carried is None):
             raise ValueError(
                 f"'positive' carries no image ({self.key}) and 'image' is not connected. Connect the image to edit."
@@ -81,7 +71,9 @@ class SourceImage:
     def conditions(self, model, positive: list, negative: list, unconditional: list | None = None) -> Conditions:
         """Nothing, the image alone, and the image with the instruction."""
         check_conditionings(model, {"positive": positive, "negative": negative})
-        bare = _without_image(negative if unconditional is None else unconditional, self.key)
+        gone = WITH_REFERENCE if self.key == REFERENCE else (self.key,)
+        without = negative if unconditional is None else unconditional
+        bare = [[text, {k: v for k, v in values.items() if k not in gone}] for text, values in without]
         check_conditionings(model, {"unconditional": bare})
         nothing = node_helpers.conditioning_set_values(bare, {"prompt_type": "negative"})
         image = node_helpers.conditioning_set_values(_with_image(negative, self.key, self.value), {"prompt_type": "negative"})

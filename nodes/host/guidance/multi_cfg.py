@@ -9,7 +9,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
 from ....guidance.multi_cfg import Channel, Rules
-from ....guidance.record import Record, in_parts
+from ....guidance.record import Record
 from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import check_conditionings, is_active
@@ -155,4 +155,5 @@ def record_of(source, latent: dict) -> Record:
         "Connect the guider of Multi CFG Guider or the model of Multi CFG Patch, and the latent that was sampled with it, before any other "
         "node changes it."
     )
-    return in_parts(run_of([*own, *(join.__self__.history for join in joins)], latent, instead))
+    parts = run_of([*own, *(join.__self__.history for join in joins)], latent, instead)
+    return Record([entry for record in parts for entry in record.entries])
