@@ -119,13 +119,14 @@ class ActiveEdit:
 def edited_attention(
     source: tuple[torch.Tensor, torch.Tensor], target: tuple[torch.Tensor, torch.Tensor], v: torch.Tensor, edit: ActiveEdit,
     scale: float | None = None, bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None), difference: bool = False,
+    at_once: int = AT_ONCE,
 ) -> torch.Tensor:  # fmt: skip
     """What a target's values (B, heads, Nk, D) give under an edit of probabilities: (B, heads, Nq, D).
 
     `source` and `target` are queries and keys (B, heads, N, D), `bias` is added to the logits of each. `difference`: less what the target's
-    own probabilities give. Probabilities exist for a few queries at a time, `AT_ONCE` bytes of them.
+    own probabilities give. Probabilities exist for a few queries at a time, `at_once` bytes of them.
     """
-    step, out = max(1, AT_ONCE // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
+    step, out = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
 
     def chunk(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
         q, k = qk
