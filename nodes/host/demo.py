@@ -124,14 +124,14 @@ def load(path: Path | str = WEIGHTS, disable_dynamic: bool = False) -> tuple:
     model, vae = _patcher(unet, new_config(), disable_dynamic), comfy.sd.VAE(sd=autoencoder)
     clip = comfy.sd.CLIP(new_config().clip_target(), embedding_directory=folders, state_dict=text, **how)
     for i, patcher in enumerate((model, clip.patcher, vae.patcher)):
-        patcher.cached_patcher_init = (_patchers, (str(path),), i)
+        patcher.cached_patcher_init = (_part, (str(path), i))
     return model, clip, vae
 
 
-def _patchers(path: str, disable_dynamic: bool = False) -> tuple:
-    """The parts as ComfyUI loads them once more; it takes the autoencoder's network out of its patcher where it wants another kind."""
-    model, clip, vae = load(path, disable_dynamic)
-    return model, clip.patcher, vae.patcher
+def _part(path: str, number: int, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """A part as ComfyUI loads it once more; it takes the autoencoder's network out of its patcher where it wants another kind."""
+    found = load(path, disable_dynamic)[number]
+    return getattr(found, "patcher", found)
 
 
 class PairChecker:
