@@ -9,7 +9,7 @@ import torch
 from comfy.clip_model import CLIPLayer
 from comfy.text_encoders.t5 import T5Block
 
-from .saved_tensors import Copies, SavedTensor
+from .saved_tensors import Copies, SavedTensor, map_tensors
 
 
 class _Recomputed:
@@ -47,11 +47,7 @@ class _Recomputed:
 
 def _copied(value):
     """A value with copies of its tensors that lead nowhere, and asks for gradients where they did; containers are made anew."""
-    if torch.is_tensor(value):
-        return value.detach().requires_grad_(value.requires_grad).clone()
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+    return map_tensors(value, lambda t: t.detach().requires_grad_(t.requires_grad).clone())
 
 
 _FLUX = ("DoubleStreamBlock", "SingleStreamBlock")

@@ -14,7 +14,7 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .saved_tensors import mutations_allowed
+from .saved_tensors import map_tensors, mutations_allowed
 
 T = TypeVar("T")
 KEY = "controlled_diffusion.training"
@@ -36,11 +36,7 @@ def without_history(tensor: torch.Tensor) -> bool:
 
 def clone_inference_tensors(value):
     """A value whose tensors that were made in inference mode are replaced by copies; containers are made anew."""
-    if torch.is_tensor(value):
-        return value.clone() if without_history(value) else value
-    if isinstance(value, dict):
-        return {k: clone_inference_tensors(v) for k, v in value.items()}
-    return type(value)(clone_inference_tensors(v) for v in value) if type(value) in (list, tuple) else value
+    return map_tensors(value, lambda t: t.clone() if without_history(t) else t)
 
 
 def run_in_inference_mode(work: Callable[..., T], *given, **more) -> T:

@@ -11,6 +11,15 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef  # while one lives, no other storage can be equal to it
 
 
+def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
+    """A value with each of its tensors changed; dictionaries, lists and tuples are made anew."""
+    if torch.is_tensor(value):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    return type(value)(map_tensors(v, change) for v in value) if type(value) in (list, tuple) else value
+
+
 class _Copy:
     """The copy of a storage as it was at one of its versions."""
 
