@@ -10,7 +10,7 @@ from .host.model_folder import IF_EXISTS
 from .host.training import noisy_classifier as host
 from .inputs import sockets
 from .inputs import training as inputs
-from .inputs.widgets import choice, number, schema, seed, text, whole
+from .inputs.widgets import choice, number, seed, text, whole
 
 _LISTS = ("images", "labels")
 _HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
@@ -21,12 +21,11 @@ _IF_EXISTS = "If a classifier of this name exists: number the new one, refuse, r
 class NoisyClassifierTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return schema(
+        return inputs.trainer_schema(
             "NoisyClassifierTrainer", "Train Noisy Classifier", "training",
             ["classifier guidance", "train classifier", "noisy classifier", "guided diffusion", "Diffusion Models Beat GANs"],
             "Trains a small network that tells labels from half-finished images, at every noise level, for Classifier Channel. It learns "
             "in the latents of your model, and works with every model of the same latent format.",
-            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
@@ -49,7 +48,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
                 io.String.Output(display_name="name", tooltip="Of its file, as Load Noisy Classifier lists it."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
+                inputs.loss_curve(),
                 io.Image.Output(display_name="accuracy", tooltip="Accuracy over the noise levels, on the images held out."),
             ],
         )  # fmt: skip

@@ -10,18 +10,18 @@ from .inputs import training as inputs
 from .inputs import widgets
 from .inputs.widgets import schema
 
+_REGULAR = "Prompts, one a line, that stay as they are. Typical: some hundred. Empty = a list of common things."
 _SENTENCES = 8  # of each word, for merging
 
 
 class CustomDiffusionTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return schema(
+        return inputs.trainer_schema(
             "CustomDiffusionTrainer", "Train Keys and Values (Custom Diffusion)", "training",
             ["custom diffusion", "multi-concept", "cross-attention fine-tuning", "k v", "personalization"],
             "Trains a concept as a new word and the keys and values with which a UNet reads the prompt, nothing else. Several of them can "
             "be merged into one file without further training.",
-            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or another UNet. It is not changed; LoRAs on it act during training."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
@@ -58,11 +58,6 @@ class CustomDiffusionTrainer(io.ComfyNode):
 class CustomDiffusionMerge(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        concepts = (
-            "Two or more lines 'name = prompt': the file in the loras folder and a prompt with its word, as 'rex = a embedding:rex dog'. A "
-            "concept may have several lines."
-        )
-        regular = "Prompts, one a line, that stay as they are. Typical: some hundred. Empty = a list of common things."
         return schema(
             "CustomDiffusionMerge", "Merge Concepts (Custom Diffusion)", "training",
             ["custom diffusion", "merge concepts", "multi-concept", "closed form", "combine lora"],
@@ -72,9 +67,10 @@ class CustomDiffusionMerge(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the concepts were trained on. It is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoders."),
-                widgets.text("concepts", "", concepts, multiline=True),
+                widgets.text("concepts", "", "Two or more lines 'name = prompt': the file in the loras folder and a prompt with its word, "
+                    "as 'rex = a embedding:rex dog'. A concept may have several lines.", multiline=True),
                 widgets.text("name", "my-concepts", "Name of the merged file in the loras folder."),
-                inputs.text("regular_prompts", "", regular, multiline=True),
+                inputs.text("regular_prompts", "", _REGULAR, multiline=True),
                 inputs.choice("if_exists", ("number it", "refuse", "replace"), "If a file of this name exists."),
             ],
             outputs=[

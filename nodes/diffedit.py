@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 
-import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -12,21 +11,29 @@ from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
 from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
 from .host.sampling import TwoPrompts
-from .inputs.widgets import advanced, choice, number, schema, seed, switch, whole
+from .inputs.widgets import (
+    advanced,
+    cfg_input,
+    choice,
+    image_input,
+    number,
+    scheduler_input,
+    schema,
+    seed,
+    share,
+    steps_input,
+    switch,
+    whole,
+)
 
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
-
-
-def _image_input():
-    return io.MultiType.Input("image", types=[io.Latent, io.Image],
-        tooltip="The image to edit: a LATENT, or an IMAGE with the vae connected.")  # fmt: skip
 
 
 def _pixels(name: str, tooltip: str, low: int = 0):
     return whole(name, getattr(Cut, name), low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
 
 
-_MASK_CFG = "Guidance scale of both predictions. 1 = off, half the work, the same mask. Only for nodes that change guidance itself."
+_MASK_CFG = "Guidance scale of both predictions. 1 = half the work, the same mask. More only for nodes that change guidance itself."
 _LEVELS = "Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Typical: 1–5."
 _START = "Percent of the sampling of the noisiest level; 0 is pure noise. Typical: 0.3–0.5."
 _END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7; 0.5 alone in the paper."
@@ -38,7 +45,7 @@ _CLAMP = "With normalisation 'mean': how many times the mean counts as 1. 3 in t
 _KIND = "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold. 'otsu': Otsu's method, no threshold."
 _THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
 _ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–0.8. Paper: 0.5."
-_RULE = "Outside the mask. 'trajectory': the encoding of every level (paper). 'clean mix': the image itself as the prediction."
+_RULE = "Outside the mask. 'trajectory': every level of the encoding (paper). 'clean mix': the image as the prediction, needs one level."
 
 
 class DiffEditMask(io.ComfyNode):
@@ -53,13 +60,13 @@ class DiffEditMask(io.ComfyNode):
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
                 io.Conditioning.Input("target", tooltip="What it should show. The same words as the source but for the edit work best."),
                 io.Conditioning.Input("negative", tooltip="Used where cfg is not 1; usually an empty prompt."),
-                _image_input(),
+                image_input("The image to edit"),
                 seed("Seed of all noises of the maps."),
-                number("cfg", 1.0, 0.0, 100.0, _MASK_CFG, 0.1, round=0.01, advanced=True),
+                cfg_input(1.0, _MASK_CFG, advanced=True),
                 whole("maps", MaskSettings.maps, 1, 100, "Noises at each level (n); more give a steadier mask. Typical: 4–10. Paper: 10."),
                 whole("levels", 3, 1, 20, _LEVELS),
-                number("start_percent", 0.3, 0.0, 1.0, _START),
-                number("end_percent", 0.5, 0.0, 1.0, _END),
+                share("start_percent", 0.3, _START),
+                share("end_percent", 0.5, _END),
                 *advanced(
                     choice("measure", MEASURES, _MEASURE),
                     choice("aggregation", AGGREGATIONS, _AGGREGATION),
@@ -68,7 +75,7 @@ class DiffEditMask(io.ComfyNode):
                     number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
                 ),
                 choice("threshold_kind", THRESHOLDS, _KIND),
-                number("threshold", Cut.threshold, 0.0, 1.0, _THRESHOLD),
+                share("threshold", Cut.threshold, _THRESHOLD),
                 switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at 1.5 times the cut.", advanced=True),
                 _pixels("open", "Removes specks narrower than about twice this."),
                 _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
@@ -105,11 +112,11 @@ class DiffEditSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the image should show: the target."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; usually an empty prompt. Not used where cfg is 1."),
-                _image_input(),
-                whole("steps", 20, 1, 1000, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
-                number("cfg", 4.0, 0.0, 100.0, "Guidance scale of the denoising; the encoding has none. 1 = no guidance.", 0.1, round=0.01),
-                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers."),
-                number("encode_ratio", 0.8, 0.0, 1.0, _ENCODE),
+                image_input("The image to edit"),
+                steps_input(20, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
+                cfg_input(4.0, "Guidance scale of the denoising; the encoding has none. 1 = no guidance."),
+                scheduler_input(),
+                share("encode_ratio", 0.8, _ENCODE),
                 choice("rule", RULES, _RULE),
                 switch("soft", False, "Off: all latent cells that the mask, cut at 0.5, touches may change. On: values from 0 to 1 blend."),
                 io.Conditioning.Input("source", optional=True, tooltip="What the image shows now. Not connected: the negative (paper)."),

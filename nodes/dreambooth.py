@@ -12,7 +12,6 @@ from .host.training.trainer import TrainResult
 from .host.training.whole_weights import WholeWeights
 from .inputs import training as inputs
 from .inputs import widgets
-from .inputs.widgets import schema
 
 _TRAIN = ("adapter", "all weights")
 
@@ -27,7 +26,7 @@ def subject(saved: str, instance: str, tip: str, count: int) -> list:
         widgets.text("class_prompt", "a photo of a dog", class_tip, multiline=True),
         widgets.number("prior_weight", Preservation.weight, 0.0, 100.0, "Weight of class images. 0 = plain fine-tuning. Paper: 1.", 0.05),
         widgets.whole("class_count", count, 0, 100_000, count_tip),
-    ]  # fmt: skip
+    ]
 
 
 def _adapter() -> list:
@@ -39,7 +38,7 @@ def _adapter() -> list:
         inputs.choice("algorithm", adapters.ALGORITHMS, "LoRA suits most; LoHa and LoKr are smaller, OFT only rotates weights."),
         inputs.number("alpha", own.alpha, 0.0, 4096.0, alpha, 1.0),
         inputs.text("layers", own.layers, layers),
-    ]  # fmt: skip
+    ]
 
 
 def word(placeholder: str) -> list:
@@ -53,14 +52,14 @@ def word(placeholder: str) -> list:
         inputs.whole("vectors", Word.vectors, 1, 64, "Vectors, that is tokens, of the new word. Typical: 1–4."),
         inputs.number("word_rate", host.Subject.word_rate, 0.00001, 100.0, rate, 0.001, round=0.00001),
         *inputs.norms(),
-    ]  # fmt: skip
+    ]
 
 
 def batches() -> list:
     return [
         inputs.choice("ratio", RATIOS, "Instance to class images in a batch: 1:1, or 1:2 to keep the class harder."),
         inputs.whole("class_batch", host.Class.batch, 1, 1024, "Class images sampled at a time."),
-    ]  # fmt: skip
+    ]
 
 
 def images() -> list:
@@ -72,7 +71,7 @@ def images() -> list:
         inputs.checkpointing(),
         inputs.caption_dropout(),
         *inputs.augmentation(),
-    ]  # fmt: skip
+    ]
 
 
 def clean_words():
@@ -87,7 +86,7 @@ def outputs(what: str) -> list:
         io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name (of each word), or the instance prompt."),
         inputs.loss_curve(),
         inputs.validation_images(),
-    ]  # fmt: skip
+    ]
 
 
 def trained(lists: dict, design, with_word: bool) -> TrainResult:
@@ -116,7 +115,8 @@ def new_words(given: dict) -> list[Word]:
         return [Word(**shared)]
     if len(initial) not in (1, len(placeholders)):
         raise ValueError(
-            f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one for all."
+            f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one "
+            "for all."
         )
     starts = initial * (len(placeholders) // len(initial))
     return [Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
@@ -130,15 +130,11 @@ def shown(result: TrainResult) -> tuple:
 class DreamBoothTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        train = (
-            "'adapter': a LoRA or its kin. 'all weights': the whole denoiser, saved in diffusion_models, without rank, algorithm, alpha and layers; takes 16 bytes for each weight, 20 with an average."
-        )
-        return schema(
+        return inputs.trainer_schema(
             "DreamBoothTrainer", "Train LoRA (DreamBooth)", "training",
             ["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
             "Teaches the model a subject it has never seen from a few images, as a LoRA. Images of its class, sampled by the model itself, "
             "keep the class as it was (prior preservation). A new word for the subject can be trained jointly.",
-            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train: eps, v or flow. It is not changed; LoRAs on it act during training."),
                 *inputs.parts(),
@@ -156,7 +152,8 @@ class DreamBoothTrainer(io.ComfyNode):
                 *inputs.objective(),
                 *inputs.run("a LoRA", " and of class images"),
                 *images(),
-                inputs.choice("train", _TRAIN, train, optional=True),
+                inputs.choice("train", _TRAIN, "'adapter': a LoRA or its kin. 'all weights': the whole denoiser, in diffusion_models, "
+                    "without rank, algorithm, alpha and layers. 16 bytes for each weight, 20 with an average.", optional=True),
                 clean_words(),
             ],
             outputs=outputs("the LoRA"),

@@ -20,13 +20,13 @@ _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
 def _ranges() -> list:
     return [
         number("min_share", Recipe.share[0], 0.0, 1.0, "Least share of the steps with shared self-attention. Paper: 0.1. 0 = none."),
-        number("max_share", Recipe.share[1], 0.0, 1.0, "Largest share, drawn anew for each candidate. More keeps more. Paper: 0.9."),
+        number("max_share", Recipe.share[1], 0.0, 1.0, "Largest share, drawn for each candidate. More keeps more. Paper: 0.9."),
         number("min_cfg", Recipe.cfg[0], 0.0, 100.0, "Least cfg. Paper: 7.5; demo model: 3.", 0.1),
         number("max_cfg", Recipe.cfg[1], 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15; demo model: 6.", 0.1),
         whole("steps", Recipe.steps, 1, 10_000, "Sampling steps. Typical: 20–50; paper: 100."),
         choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "Sampler. Both images get the same noise from it.", Recipe.sampler_name),
         choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "Scheduler.", Recipe.scheduler),
-    ]  # fmt: skip
+    ]
 
 
 def _filters() -> list:
@@ -97,8 +97,9 @@ class InstructPix2PixPairs(io.ComfyNode):
         before, after = map(list, sides)
         if not before:
             raise ValueError(
-                f"None of the candidates of {len(pairs)} prompt pairs passed the filter, so there is nothing to output. Draw more candidates, or "
-                f"lower what the filter asks; under another folder's name, since {kept.name} holds these prompt pairs as done."
+                f"None of the candidates of {len(pairs)} prompt pairs passed the filter, so there is nothing to output. Draw more "
+                f"candidates, or lower what the filter asks; under another folder's name, since {kept.name} holds these prompt pairs as "
+                "done."
             )
         alike = [i for i, image in enumerate(before) if image.shape == before[-1].shape]
         images = (torch.cat([side[i] for i in alike]) for side in (before, after))

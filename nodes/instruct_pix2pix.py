@@ -6,18 +6,17 @@ from ..guidance.instruct_pix2pix import Conditions, Scales, channels
 from .host.guidance.guidance_report import weights_image
 from .host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage, patched
 from .inputs import sockets
-from .inputs.widgets import number, optional, schema
+from .inputs.channel import weights_sigmas
+from .inputs.widgets import image_input, number, optional, schema
 
 _ALIASES = [
     "instruct pix2pix", "ip2p", "image guidance scale", "image cfg", "dual cfg", "learning to follow image editing instructions",
     "edit instruction", "kontext", "qwen image edit",
 ]  # fmt: skip
-
-
-_MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or one with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
+_MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
 _TEXT_SCALE = "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
 _IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
-_IMAGE = "The image to edit: a LATENT, or an IMAGE with the vae connected. Not connected: the one that positive carries."
+_PREVIOUS = "Channels to which these two are added."
 _UNCONDITIONAL = "The prompt without the image that the image is compared with. Not connected: the negative without its image."
 
 
@@ -39,12 +38,12 @@ def _inputs(*names: str) -> list:
         io.Conditioning.Input("negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."),
         *(_scale_input(f"{name}_scale") for name in names),
         *optional(
-            io.MultiType.Input("image", types=[io.Latent, io.Image], tooltip=_IMAGE),
+            image_input("The image to edit", unconnected=" Not connected: the one that positive carries."),
             io.Vae.Input("vae", tooltip="Encodes the image if it is an IMAGE."),
             io.Conditioning.Input("unconditional", tooltip=_UNCONDITIONAL),
         ),
         *(_schedule_input(name) for name in names),
-    ]  # fmt: skip
+    ]
 
 
 def _latent_output():
@@ -65,10 +64,7 @@ class InstructPix2PixGuider(io.ComfyNode):
             "InstructPix2PixGuider", "InstructPix2Pix Guider", "guidance", _ALIASES,
             "Edits an image by an instruction, with one scale for the image and one for the instruction. For SamplerCustomAdvanced and an "
             "instruction-tuned model.",
-            inputs=[
-                *_inputs("text", "image"),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="For the image of weights: your sampler's. Not connected: percents."),
-            ],
+            inputs=[*_inputs("text", "image"), weights_sigmas()],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
                 _latent_output(),
@@ -111,12 +107,8 @@ class InstructionChannels(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "InstructionChannels", "Instruction Channels", "guidance", _ALIASES,
-            "InstructPix2Pix guidance as two Guidance Channels, the image and the instruction, to combine with others in a Multi CFG "
-            "Guider.",
-            inputs=[
-                *_inputs("text", "image"),
-                sockets.GuidanceChannel.Input("previous", optional=True, tooltip="Channels to which these two are added."),
-            ],
+            "InstructPix2Pix guidance as two Guidance Channels, the image and the instruction, for a Multi CFG Guider with others.",
+            inputs=[*_inputs("text", "image"), *optional(sockets.GuidanceChannel.Input("previous", tooltip=_PREVIOUS))],
             outputs=[
                 sockets.GuidanceChannel.Output(display_name="channel", tooltip="All channels so far, for a Multi CFG Guider."),
                 io.Conditioning.Output(display_name="unconditional", tooltip="For the Multi CFG Guider: no image, no instruction."),

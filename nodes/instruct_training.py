@@ -1,7 +1,6 @@
 """Training InstructPix2Pix: a model of your own that edits images by instructions."""
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..training.instruct_pix2pix import DROPOUT, DROPPED, WHAT
 from .host.fingerprint import stamp
@@ -19,7 +18,7 @@ def _pairs() -> list:
         io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
         io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
         *optional(text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True)),
-    ]  # fmt: skip
+    ]
 
 
 def _learning() -> list:
@@ -30,7 +29,7 @@ def _learning() -> list:
         inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full. Typical: rank / 2 to rank.", 0.5),
         inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
         inputs.flip(),
-    ]  # fmt: skip
+    ]
 
 
 def _run() -> list:
@@ -46,11 +45,9 @@ def _run() -> list:
 
 
 def _dropouts() -> list:
-    kinds = (
-        "'jointly': image alone, instruction alone and both are each dropped at the rate dropout (paper). 'independently': image and instruction are dropped separately; both are missing at this rate."
-    )
     return [
-        *optional(inputs.choice("channel_dropout", DROPPED, kinds)),
+        inputs.choice("channel_dropout", DROPPED, "'jointly': image alone, instruction alone and both are dropped at the rate dropout each "
+            "(paper). 'independently': image and instruction are dropped separately; both are missing at this rate.", optional=True),
         inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
         inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
     ]  # fmt: skip
@@ -59,16 +56,14 @@ def _dropouts() -> list:
 class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return schema(
+        return inputs.trainer_schema(
             "InstructPix2PixTrainer", "Train Instruction Model (InstructPix2Pix)", "training",
             ["instruct pix2pix", "ip2p", "train edit model", "learning to follow image editing instructions", "instruction tuning"],
             "Trains a model to edit images by instructions, from pairs of images and instructions. The image enters through new channels "
             "of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
-            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train on."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It is not changed."),
-                io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
+                *inputs.parts("Its text encoder. It is not changed."),
                 text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
                 choice("train", WHAT,
@@ -86,7 +81,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),
                 io.String.Output(display_name="name", tooltip="The name of its file, for Load Instruction Model."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss and learning rate over the steps."),
+                inputs.loss_curve(),
                 io.Image.Output(display_name="validation", tooltip="Images before and as edited, by turns; the last at the end."),
             ],
         )  # fmt: skip
@@ -101,12 +96,9 @@ class InstructPix2PixTrainer(io.ComfyNode):
         given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
-        how = inputs.read(given, host.Settings, host.Validation)
-        made = host.learn(
-            *(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"]
-        )
-        seen = ExecutionBlocker("Train Instruction Model: no validation image was made.") if made.images is None else made.images
-        return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, seen)
+        parts, how = (given[k] for k in ("model", "clip", "vae")), inputs.read(given, host.Settings, host.Validation)
+        made = host.learn(*parts, host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"])
+        return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, inputs.images_or_blocker(made.images))
 
 
 class InstructPix2PixLoader(io.ComfyNode):

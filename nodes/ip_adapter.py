@@ -71,8 +71,8 @@ class IPAdapterPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, adapter, clip_vision, weight, start_percent, end_percent, combine, layer_weights, crop, image=None, mask=None, schedule=None,
-        conditioning=None,
+        cls, model, adapter, clip_vision, weight, start_percent, end_percent, combine, layer_weights, crop,
+        image=None, mask=None, schedule=None, conditioning=None,
     ) -> io.NodeOutput:  # fmt: skip
         prompt = ip_adapter.prompt_of(adapter, clip_vision, image, combine, crop == "center")
         interval = Schedule(start=start_percent, end=end_percent)

@@ -10,7 +10,7 @@ from ..guidance.schedules import Schedule
 from .host.guidance.guidance_report import report_image, weights_image
 from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
 from .inputs import sockets
-from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
+from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range, weights_sigmas
 from .inputs.widgets import advanced, choice, number, schema, switch
 
 _ALIASES = [
@@ -44,7 +44,7 @@ class GuidanceChannel(io.ComfyNode):
         return added_channel(negative=role == "negative", name=name or role, **settings)
 
 
-_CONFLICT = "'sum': plain. 'project': lower priorities lose what works against higher ones; 'perpendicular': all along them (Perp-Neg)."
+_CONFLICT = "'sum': plain sum. 'project': lower priorities lose what opposes higher ones. 'perpendicular': all along those (Perp-Neg)."
 _NORM_CAP = "Largest RMS of the summed guidance, in latent units. Typical: 0.5–3. 0 = no cap."
 _RESCALE = "CFG-rescale phi: how far the contrast returns to that of the positive predictions. Typical: 0.7. 0 = off."
 _ETA = "Adaptive projected guidance: share kept of the part parallel to the prediction, which over-saturates. 1 = plain CFG. Paper: 0."
@@ -52,17 +52,14 @@ _MOMENTUM = "Adaptive projected guidance: how much of the previous directions is
 _NORM = "Adaptive projected guidance: largest length (L2) of a direction in latent units. Typical: 2.5–15 at 512 x 512. 0 = off."
 _ZERO_STAR = "CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models."
 _ZERO_INIT = "CFG-zero-star: up to this percent of the sampling nothing is evaluated or changed. Typical: 0.04, for flow models. 0 = off."
-_INTERVAL = (
-    "Percent of the sampling at which guidance {}s. Outside, positive channels act with weight 1 and nothing else does, so that a single "
-    "channel costs one evaluation instead of two."
-)
+_INTERVAL = "Percent of the sampling at which guidance {}s. Outside, only positive channels act, with weight 1: half the work for one."
 
 
 def _rule_inputs():
     return [
         choice("conflict", CONFLICTS, _CONFLICT),
         *advanced(number("norm_cap", Rules.norm_cap, 0.0, 100.0, _NORM_CAP, 0.05), number("rescale", Rules.rescale, 0.0, 1.0, _RESCALE)),
-        io.Sigmas.Input("sigmas", optional=True, tooltip="For the image of weights: your sampler's. Not connected: percents."),
+        weights_sigmas(),
         *advanced(
             number("apg_eta", Shaping.apg_eta, 0.0, 10.0, _ETA, 0.05),
             number("apg_momentum", Shaping.apg_momentum, -1.0, 1.0, _MOMENTUM, 0.05),
@@ -70,7 +67,7 @@ def _rule_inputs():
             switch("zero_star", Shaping.zero_star, _ZERO_STAR),
             number("zero_init_percent", Rules.zero_init_percent, 0.0, 1.0, _ZERO_INIT),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _rules(interval_start_percent=Schedule.start, interval_end_percent=Schedule.end, **options) -> Rules:

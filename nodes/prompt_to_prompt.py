@@ -10,7 +10,7 @@ from .host.attention import local_blend, prompt_to_prompt, prompt_to_prompt_dit
 from .host.attention.dit import is_joint
 from .host.attention.unet import is_unet
 from .host.prompts import encoded
-from .inputs.widgets import advanced, choice, number, schema, text, whole
+from .inputs.widgets import advanced, choice, schema, share, text, whole
 
 _ALIASES = [
     "p2p", "prompt to prompt", "prompt-to-prompt image editing with cross attention control", "attention control", "word swap",
@@ -20,6 +20,7 @@ JOINT_END = 0.2  # of the sampling
 _BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change. Empty: everywhere."
 _PROTECT_WORDS = "Nothing changes where these words look. Words between commas."
 _THRESHOLD = "Share of a word's strongest attention above which a place counts. Lower = larger areas."
+_START = "Percent of the sampling from which {} used. 0 = noisiest."
 _BLEND_START = "Percent of the sampling before which everything may differ. Typical: 0.2."
 
 
@@ -27,18 +28,14 @@ def _window(start: float, end: float, *names: str) -> Window:
     """A window of two inputs. Raises ValueError that names them."""
     if start > end:
         raise ValueError(
-            f"{names[0]} is {start}, but {names[1]} is {end}: a window cannot end before it starts. Give {names[0]} at most {end}, or a larger "
-            f"{names[1]}; where both are the same nothing is taken over."
+            f"{names[0]} is {start}, but {names[1]} is {end}: a window cannot end before it starts. Give {names[0]} at most {end}, or a "
+            f"larger {names[1]}; where both are the same nothing is taken over."
         )
     return Window(start, end)
 
 
 def _prompt(name: str, tooltip: str):
     return text(name, "", tooltip, multiline=True, dynamic_prompts=True)
-
-
-def _percent(name: str, default: float, tooltip: str):
-    return number(name, default, 0.0, 1.0, tooltip)
 
 
 class P2PAttentionPatch(io.ComfyNode):
@@ -57,24 +54,20 @@ class P2PAttentionPatch(io.ComfyNode):
                 choice("operation", OPERATIONS, "How words are matched. 'auto': swaps, insertions, deletions, moved words and degree words "
                     "('very'). 'replace': changed phrases share the maps of those they replace. 'refine': only words that stay keep their "
                     "maps. 'reweight only': weights alone act."),
-                *advanced(
-                    _percent("cross_start", Settings.cross.start, "Percent of the sampling from which words' maps are used. 0 = noisiest."),
-                ),
-                _percent("cross_end", Settings.cross.end,
+                share("cross_start", Settings.cross.start, _START.format("words' maps are"), advanced=True),
+                share("cross_end", Settings.cross.end,
                     "Percent of the sampling up to which words' maps are used; keeps the layout. Typical: 0.4–0.8. 0 = off."),
-                *advanced(
-                    _percent("self_start", Settings.self.start, "Percent of the sampling from which self-attention is used. 0 = noisiest."),
-                ),
-                _percent("self_end", Settings.self.end, "Percent of the sampling up to which self-attention (shapes and layout) is used. "
+                share("self_start", Settings.self.start, _START.format("self-attention is"), advanced=True),
+                share("self_end", Settings.self.end, "Percent of the sampling up to which self-attention (shapes and layout) is used. "
                     "Low to change a shape, high to change a color or texture. Typical: 0.2–0.6. 0 = off."),
                 _prompt("word_weights", "How strongly words act: 'blue: 1.5, (hat:0.5)'. Typical: 0–3. 1 = neutral, below 0 the opposite "
                     "(UNets). One line for all targets, or one a target; with one target every line makes an image."),
                 text("blend_words", "", _BLEND_WORDS),
                 text("protect_words", "", _PROTECT_WORDS),
-                _percent("blend_threshold", LocalBlend.threshold, f"{_THRESHOLD} Typical: 0.2–0.5."),
+                share("blend_threshold", LocalBlend.threshold, f"{_THRESHOLD} Typical: 0.2–0.5."),
                 *advanced(
-                    _percent("blend_start", LocalBlend.start, _BLEND_START),
-                    _percent("alpha", Settings.alpha, "Share of the source's attention. 1 = neutral, 0 = none. Typical: 0.3–0.8 (style)."),
+                    share("blend_start", LocalBlend.start, _BLEND_START),
+                    share("alpha", Settings.alpha, "Share of the source's attention. 1 = neutral, 0 = none. Typical: 0.3–0.8 (style)."),
                     text("word_windows", "", "cross_start and cross_end of single words: 'blue: 0-0.4, hat: 0.2-1'."),
                     text("cross_layers", "all", "Layers whose words' maps are taken over; with joint attention, where word_weights act. "
                         "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, early, middle, late, "
@@ -85,11 +78,9 @@ class P2PAttentionPatch(io.ComfyNode):
                 whole("height", 512, 16, 16384, "Height in pixels, where no latent is connected.", step=8),
                 whole("batch_size", 1, 1, 4096, "Images of the source; each target gets as many."),
                 io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
-                *advanced(
-                    _percent("joint_end", JOINT_END, "Replaces self_end for models in which image and text share one attention (Flux, SD3, "
-                        "Qwen-Image, Z-Image and others): percent of the sampling up to which the image's queries and keys are taken over. "
-                        "Typical: 0.1–0.4. 0 = off."),
-                ),
+                share("joint_end", JOINT_END, "Replaces self_end for models in which image and text share one attention (Flux, SD3, "
+                    "Qwen-Image, Z-Image and others): percent of the sampling up to which the image's queries and keys are used. Typical: "
+                    "0.1–0.4. 0 = off.", advanced=True),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For a KSampler, a guider or Inversion Sampler."),
@@ -102,22 +93,18 @@ class P2PAttentionPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, source, targets, negative, operation, cross_start, cross_end, self_start, self_end, word_weights, blend_words, protect_words,
-        blend_threshold, blend_start, alpha, word_windows, cross_layers, self_layers, width, height, batch_size, latent=None, joint_end=JOINT_END,
+        cls, model, clip, targets, negative, cross_start, cross_end, self_start, self_end, word_weights, blend_words, protect_words,
+        blend_threshold, alpha, word_windows, width, height, batch_size, latent=None, joint_end=JOINT_END, **shared,
     ) -> io.NodeOutput:  # fmt: skip
-        shared = (joint_end, "joint_end") if is_joint(model) else (self_end, "self_end")
+        self_last = (joint_end, "joint_end") if is_joint(model) else (self_end, "self_end")
         cross = _window(cross_start, cross_end, "cross_start", "cross_end")
         task = prompt_to_prompt.Task(
-            source=source,
             targets=[line.strip() for line in targets.splitlines() if line.strip()],
-            operation=operation,
             words=Words(word_weights, word_windows, blend_words, protect_words),
-            settings=Settings(cross, _window(self_start, shared[0], "self_start", shared[1]), alpha),
-            cross_layers=cross_layers,
-            self_layers=self_layers,
+            settings=Settings(cross, _window(self_start, self_last[0], "self_start", self_last[1]), alpha),
             threshold=blend_threshold,
-            blend_start=blend_start,
             latent=lambda branches: prompt_to_prompt.batch_latent(model, latent, (height, width), batch_size, branches),
+            **shared,
         )
         prepare = prompt_to_prompt.prepare if is_unet(model) else prompt_to_prompt_dit.prepare
         patched, positive, batch, alignment = prepare(model, clip, task)
@@ -135,9 +122,9 @@ class P2PLocalBlend(io.ComfyNode):
                 io.Model.Input("model", tooltip="From P2P Attention Patch; LoRA and other patches may be between."),
                 text("words", "*", _BLEND_WORDS),
                 text("protect_words", "", _PROTECT_WORDS),
-                _percent("threshold", LocalBlend.threshold, _THRESHOLD),
-                _percent("start_percent", LocalBlend.start, _BLEND_START),
-                _percent("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 = never."),
+                share("threshold", LocalBlend.threshold, _THRESHOLD),
+                share("start_percent", LocalBlend.start, _BLEND_START),
+                share("end_percent", LocalBlend.end, "Percent of the sampling after which everything may differ. 1 = never."),
                 whole("spread", LocalBlend.spread, 0, 32, "Map cells to widen the areas by (32 pixels with SD1.5). Paper: 1. 0 = tight."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler, and for P2P Blend Mask.")],
@@ -160,7 +147,7 @@ class P2PBlendMask(io.ComfyNode):
                 io.MultiType.Input("source", types=[io.Model, io.Guider], tooltip="The model of P2P Attention Patch or P2P Local Blend, or "
                     "the guider over it, with which the latent was sampled."),
                 io.Latent.Input("latent", tooltip="The sampled latent, unchanged: the masks of its own run are shown. It is passed on."),
-                _percent("percent", 1.0, "Percent of the sampling whose mask is given; 1 is the last."),
+                share("percent", 1.0, "Percent of the sampling whose mask is given; 1 is the last."),
                 io.Image.Input("image", optional=True, tooltip="The decoded latent, to lay the masks over."),
             ],
             outputs=[

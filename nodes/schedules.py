@@ -17,7 +17,7 @@ def _ramp_inputs():
         number("first", 1.0, -10.0, 10.0, tip.format("start"), 0.05),
         number("last", 0.0, -10.0, 10.0, tip.format("end"), 0.05),
         _axis(),
-    ]  # fmt: skip
+    ]
 
 
 def _power_inputs(name: str, tooltip: str):
@@ -27,7 +27,7 @@ def _power_inputs(name: str, tooltip: str):
         number(name, 0.25, -4.0, 4.0, tooltip),
         number("reference", SnrPower.reference, 0.0, 1.0, reference),
         number("limit", SnrPower.limit, 1.0, 1000.0, limit, 0.5),
-    ]  # fmt: skip
+    ]
 
 
 def _curve_inputs():
@@ -36,6 +36,8 @@ def _curve_inputs():
 
 _ALPHA = "Factor = (SNR / SNR at the reference) ^ alpha. 0 changes nothing; above 0 guides detail, below 0 layout. Typical: -0.5–0.5."
 _BETA = "Factor = (sigma / sigma at the reference) ^ -beta. 0 changes nothing. Typical: -1–1."
+_CURVE = "For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is the start percent, right the end percent."
+_SIGMAS = "For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda. Typical: 0.2–1; above 1 is an error."
 _SHAPES = {
     "constant": (Constant, lambda: [number("value", Constant.value, -10.0, 10.0, "The same factor everywhere; 1 changes nothing.", 0.05)]),
     "linear": (Ramp, _ramp_inputs),
@@ -50,20 +52,18 @@ _SHAPES = {
 class GuidanceSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        options = [io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()]
         return schema(
             "GuidanceSchedule", "Guidance Schedule", "guidance",
             ["cfg schedule", "cfg scheduler", "guidance interval", "dynamic cfg", "weight schedule", "snr weighting"],
             "How a weight changes while sampling. The factor multiplies the weight of the channel it is connected to. It depends on the "
             "noise level alone, so it is right for every sampler, step count and cut schedule.",
             inputs=[
-                io.DynamicCombo.Input("shape", options=[io.DynamicCombo.Option(name, inputs()) for name, (_, inputs) in _SHAPES.items()], tooltip="How "
-                    "the factor changes between start and end percent. 'constant' with both at their defaults changes nothing; 'curve' "
-                    "reads ComfyUI's Curve Editor; 'cfg++' follows the steps of a run."),
+                io.DynamicCombo.Input("shape", options=options, tooltip="How the factor changes between start and end percent. 'constant' "
+                    "with both at their defaults changes nothing; 'curve' reads a Curve Editor; 'cfg++' follows the steps of a run."),
                 *channel.percent_range("the schedule"),
-                sockets.Curve.Input("curve", optional=True,
-                    tooltip="For 'curve': a Curve Editor (ComfyUI 0.27+), from start to end percent."),
-                io.Sigmas.Input("sigmas", optional=True,
-                    tooltip="For 'cfg++': those of the run. The weight is then lambda. Typical: 0.2–1, at most 1."),
+                sockets.Curve.Input("curve", optional=True, tooltip=_CURVE),
+                io.Sigmas.Input("sigmas", optional=True, tooltip=_SIGMAS),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
         )  # fmt: skip
@@ -76,7 +76,8 @@ class GuidanceSchedule(io.ComfyNode):
         if shape["shape"] == "curve":
             if curve is None:
                 raise ValueError(
-                    "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear or cosine."
+                    "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear "
+                    "or cosine."
                 )
             settings["function"] = curve.interp
         if shape["shape"] == "cfg++":

@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .inputs.widgets import choice, number, schema, seed, whole
+from .inputs.widgets import cfg_input, choice, image_input, number, scheduler_input, schema, seed, steps_input, whole
 
 _STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
 _UNIT = "The unit of strength: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio."
@@ -18,7 +18,6 @@ _REPEATS = "How often the result is noised and denoised again (K). Typical: 1, 2
 class SDEditSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        image = [io.Latent, io.Image]
         return schema(
             "SDEditSampler", "SDEdit Sampler", "guidance",
             ["img2img", "stroke to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
@@ -28,19 +27,18 @@ class SDEditSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the image should become."),
                 io.Conditioning.Input("negative", tooltip="What it should not be; usually an empty prompt."),
-                io.MultiType.Input("guide", types=image,
-                    tooltip="The painting to start from: a LATENT, or an IMAGE with the vae connected."),
+                image_input("The painting to start from", "guide"),
                 seed("Seed of the noise; repeat k uses seed + k."),
-                whole("steps", 20, 1, 1000, "Steps to run from the strength down to the clean image."),
-                number("cfg", 4.0, 0.0, 100.0, "Guidance scale. 1 = no guidance.", 0.1, round=0.01),
+                steps_input(20, "Steps to run from the strength down to the clean image."),
+                cfg_input(4.0, "Guidance scale. 1 = no guidance."),
                 choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "ComfyUI's samplers; ancestral ones follow the paper."),
-                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "ComfyUI's schedulers; not used by process VE."),
+                scheduler_input("ComfyUI's schedulers; not used by process VE."),
                 number("strength", 0.5, 0.0, 1000.0, _STRENGTH, round=0.0001),
                 choice("strength_unit", UNITS, _UNIT),
                 choice("process", PROCESSES, _PROCESS),
                 whole("repeats", 1, 1, 100, _REPEATS),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
-                io.MultiType.Input("original", types=image, optional=True,
+                io.MultiType.Input("original", types=[io.Latent, io.Image], optional=True,
                     tooltip="What shows outside the mask. Not connected: the guide."),
                 io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: the guide latent's own mask, or everything."),
             ],
@@ -54,8 +52,8 @@ class SDEditSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, guide, strength, strength_unit, process, steps, scheduler, repeats, vae=None, original=None, mask=None,
-        **sampling,
+        cls, model, positive, negative, guide, strength, strength_unit, process, steps, scheduler, repeats,
+        vae=None, original=None, mask=None, **sampling,
     ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"positive": positive, "negative": negative})
         task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)

@@ -9,24 +9,19 @@ from .host.training import textual_inversion as host
 from .host.training.embeddings import EMBEDDINGS
 from .inputs import training as inputs
 from .inputs import widgets
-from .inputs.widgets import schema
 
 
 class TIEmbeddingTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        captions = (
-            "What else each image shows, to keep it out of the word: a list, or one a line. With the placeholder: the whole prompt; variants between | take turns. Empty = none."
-        )
         rate = "As published for SD1.5; encoders with larger word vectors get it in proportion. Typical: 0.0005–0.01."
         own = "With templates 'own': one a line, {} is the word and {caption} the image's caption, as in '{caption} with {}'."
         dropout = "How often a caption is left out, so that the word stands alone. 0 = never. Typical: 0–0.3."
-        return schema(
+        return inputs.trainer_schema(
             "TIEmbeddingTrainer", "Train Embedding (Textual Inversion)", "training",
             ["textual inversion", "TI", "train embedding", "An Image is Worth One Word", "personalization", "new concept"],
             "Trains a new word on a few images, and saves it as an embedding that every prompt can use at once: embedding:name. Only the "
             "word's own vectors are trained; the model and the text encoders stay as they are.",
-            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that the word is for: eps, v or flow. It is not changed."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
@@ -44,7 +39,8 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 *inputs.norms(),
                 *inputs.objective(),
                 *inputs.run("an embedding"),
-                inputs.captions(captions),
+                inputs.captions("What else each image shows, so that the word need not learn it: a list, or one a line. A caption with the "
+                    "placeholder is the whole prompt; variants between | take turns. Empty = none."),
                 inputs.masks(),
                 inputs.checkpointing(),
                 *inputs.augmentation(),

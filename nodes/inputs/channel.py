@@ -23,7 +23,7 @@ def channel_identity(default: str = "its role") -> list:
     return advanced(
         whole("priority", Channel.priority, -100, 100, priority),
         text("name", Channel.name, f"The channel's name in images and errors. Empty: {default}."),
-    )  # fmt: skip
+    )
 
 
 def channel_extras() -> list:
@@ -32,7 +32,12 @@ def channel_extras() -> list:
         GuidanceSchedule.Input("schedule", tooltip="Multiplies the weight while sampling. Not connected: the weight is constant."),
         io.Mask.Input("mask", tooltip="Where the channel acts, 1 = fully. Not connected: everywhere."),
         GuidanceChannel.Input("previous", tooltip="Channels to which this one is added."),
-    )  # fmt: skip
+    )
+
+
+def weights_sigmas() -> io.Sigmas.Input:
+    tooltip = "For the image of weights: the sigmas you sample with. Not connected: percents from 0 to 1."
+    return io.Sigmas.Input("sigmas", optional=True, tooltip=tooltip)
 
 
 def channel_output() -> GuidanceChannel.Output:

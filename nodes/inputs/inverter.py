@@ -27,11 +27,11 @@ def inverter_inputs(
         image_input("The images to invert"),
         steps_input(steps, f"Steps of the inversion and of every reconstruction. {steps_tip}", least_steps),
         scheduler_input("ComfyUI's schedulers, reversed."),
-        number("end_percent", 0.0, 0.0, 0.99, "Percent of the sampling to invert to. 0 = pure noise, freest; 0.2–0.5 keeps the layout."),
+        number("end_percent", 0.0, 0.0, 0.99, "Percent of the sampling to invert to. 0 = pure noise, most freedom; 0.2–0.5 keeps layout."),
         *settings,
         *([] if negative is None else optional(io.Conditioning.Input("negative", tooltip=negative))),
         io.Vae.Input("vae", optional=True, tooltip=vae),
-    ]  # fmt: skip
+    ]
 
 
 def fixed_point_input(default: int, typical: str) -> io.Int.Input:
@@ -72,4 +72,4 @@ def inverter_outputs(*own: io.Output) -> list:
         io.Noise.Output(display_name="noise", tooltip="The same as a NOISE, for SamplerCustomAdvanced and every kind of model."),
         io.Sigmas.Output(display_name="sigmas", tooltip="The sigmas of the reconstruction."),
         *own,
-    ]  # fmt: skip
+    ]

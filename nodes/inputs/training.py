@@ -24,6 +24,9 @@ number = partial(widgets.number, round=0.0001, advanced=True)
 whole, choice, switch, text = (partial(w, advanced=True) for w in (widgets.whole, widgets.choice, widgets.switch, widgets.text))
 
 
+trainer_schema = partial(widgets.schema, is_input_list=True, is_output_node=True)
+
+
 def parts(clip: str = "Its text encoders. They are not changed.") -> list:
     return [io.Clip.Input("clip", tooltip=clip), io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once.")]
 
@@ -35,7 +38,7 @@ def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -
         widgets.whole("batch_size", batch, 1, 1024, "Images in each step. Typical: 1–16; 4 with enough memory."),
         widgets.number("learning_rate", rate, 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
         widgets.seed("Seed of noise, noise levels, start values, sentences and images. The same seed trains the same weights."),
-    ]  # fmt: skip
+    ]
 
 
 def flip(optional: bool = False) -> io.Boolean.Input:
@@ -46,7 +49,7 @@ def norms() -> list:
     return [
         choice("norm", NORMS, "Length of the word's vectors: 'limit' at most norm_limit words; 'keep' as at the start; 'free' any."),
         number("norm_limit", Word.norm_limit, 0.01, 100.0, "With norm 'limit': 1 = as long as a typical word. Typical: 1–3.", 0.1),
-    ]  # fmt: skip
+    ]
 
 
 def objective() -> list:
@@ -58,7 +61,7 @@ def objective() -> list:
         choice("timesteps", ("auto", *TIMESTEPS), timesteps),
         number("start_percent", 0.0, 0.0, 0.99, "Train on noise levels from this percent of the sampling on. 0 = from pure noise."),
         number("end_percent", 1.0, 0.01, 1.0, "Train on noise levels up to this percent of the sampling. 1 = to the clean image."),
-    ]  # fmt: skip
+    ]
 
 
 def steps_taken(warmup: int = Settings.warmup, more: str = "", optional: bool = False) -> list:
@@ -83,7 +86,7 @@ def run(saved: str, also: str = "") -> list:
         choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, f"Sampler of validation images{also}.", Validation.sampler_name),
         choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, f"Scheduler of validation images{also}.", Validation.scheduler),
         choice("if_exists", IF_EXISTS, f"If {saved} of this name exists: number the new one, refuse, replace, or train on up to 'steps'."),
-    ]  # fmt: skip
+    ]
 
 
 def checkpointing() -> io.Combo.Input:
@@ -128,7 +131,7 @@ def validation_prompt(default: str, tooltip: str) -> list:
     return [
         widgets.text("validation_prompt", default, tooltip),
         widgets.whole("validation_every", Validation.every, 0, 1_000_000, "Steps between validation images. 0 = only at the end."),
-    ]  # fmt: skip
+    ]
 
 
 def captions(tooltip: str) -> io.String.Input:
@@ -175,8 +178,8 @@ def data(lists: dict, given: dict) -> Data:
 def unfinished(folder: ModelFolder, lists: dict) -> str:
     """Of a training that is to be continued: how far it has come if it is unfinished or was continued after a stop, else "".
 
-    As a fingerprint it makes ComfyUI run a trainer again that was stopped, although nothing on the node has changed; and it never is what it
-    was before the stop, whose outputs ComfyUI may still keep.
+    As a fingerprint it makes ComfyUI run a trainer again that was stopped, although nothing on the node has changed; and it never is what
+    it was before the stop, whose outputs ComfyUI may still keep.
     """
     name, steps, if_exists = ((lists.get(k) or [None])[0] for k in ("name", "steps", "if_exists"))  # None where it is a link
     if if_exists != "continue" or not name or steps is None:
