@@ -61,7 +61,8 @@ HUNYUAN_DIT = dict(image_model="hydit1", input_size=8, patch_size=2, in_channels
                    text_states_dim=CONTEXT, text_states_dim_t5=CONTEXT, text_len=7, text_len_t5=16, qk_norm=True)  # fmt: skip
 ERNIE = dict(image_model="ernie", hidden_size=48, num_attention_heads=2, num_layers=2, ffn_hidden_size=64, in_channels=128,
              out_channels=128, patch_size=1, text_in_dim=CONTEXT, rope_axes_dim=(8, 8, 8))  # fmt: skip
-LTXAV = LTXV | dict(image_model="ltxav", audio_cross_attention_dim=16, audio_attention_head_dim=8, audio_num_attention_heads=2)
+LTXAV = LTXV | dict(image_model="ltxav", audio_cross_attention_dim=16, audio_attention_head_dim=8, audio_num_attention_heads=2,
+                    connector_attention_head_dim=8, connector_num_attention_heads=2, connector_num_layers=1)  # fmt: skip
 HIDREAM_O1 = dict(image_model="hidream_o1",
                   text_config_overrides=dict(vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
                                              num_key_value_heads=1, head_dim=16),
