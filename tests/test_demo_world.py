@@ -19,7 +19,7 @@ def test_the_checker_reads_clean_scenes():
     """All that it says of them is true, and its masks are where the things are."""
     rng = np.random.default_rng(7)
     right, asked, overlaps = Counter(), Counter(), []
-    for i in range(200):
+    for i in range(100):
         scene = world.random_scene(rng)
         reading = checker.read(world.render(scene))
         for fact, holds in checker.judge(reading, truth(scene)).items():

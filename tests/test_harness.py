@@ -352,6 +352,22 @@ def test_quick_tests_are_as_many_as_fit(monkeypatch):
     assert [durations.bound_for(seconds) for seconds in ([3.0, 1.0, 2.0], [1.0], [9.0])] == [2.0, 1.0, 0.0]
 
 
+def test_each_file_keeps_its_shortest_test_in_the_quick_tier():
+    record = Record(bound=1.0)
+    record.replace_tests({"a.py::x": 5.0, "a.py::y": 3.0, "b.py::x": 0.5, "b.py::y": 2.0}, whole=False)
+    assert record.tests == {"a.py": {TOTAL: 8.0, "x": 5.0}, "b.py": {TOTAL: 2.5, "y": 2.0}}
+
+
+def test_every_file_has_a_quick_test(request):
+    """Of all files when a tier runs; those marked slow as a whole measure the trained demo model."""
+    option, items = request.config.option, request.session.items
+    named = option.file_or_dir or option.keyword or option.markexpr
+    every = {path.relative_to(ROOT).as_posix() for folder in ("tests", "tests/host") for path in (ROOT / folder).glob("test_*.py")}
+    files = {tiers.file_of(item) for item in items} & every if named else every
+    quick = {tiers.file_of(item) for item in items if not item.get_closest_marker("slow")}
+    assert {file for file in files - quick if "pytestmark = pytest.mark.slow" not in (ROOT / file).read_text(encoding="utf-8")} == set()
+
+
 def test_recorded_slow_tests_exist():
     """After a rename: rename it in durations.json too, or measure again with 'python . test --all --measure'."""
     for nodeid in Record.read().slow_tests():

@@ -10,6 +10,7 @@ from measures import prompt_to_prompt as measure
 
 WAYS = ("no patch", "Prompt-to-Prompt")
 EDITS = [(name, group) for group, (_, _, operations) in measure.GROUPS.items() for name in operations]
+pytestmark = pytest.mark.slow
 NUMBER = 1  # of the held-out edits: one of two things is changed
 
 
@@ -32,9 +33,8 @@ def test_every_operation_makes_its_edit_and_keeps_the_rest(found, name, group):
         assert overlap >= 0.85 and psnr >= 28
 
 
-def test_the_things_stay_nearer_to_their_places_with_the_patch(studio, found):
-    numbers = [found["swap"], measure.measured(studio, "swap", 0, WAYS)]
-    without, kept = (np.mean([overlap for n in numbers for _, overlap, _ in n[way].values()]) for way in WAYS)
+def test_the_things_stay_nearer_to_their_places_with_the_patch(found):
+    without, kept = (np.mean([overlap for _, overlap, _ in found["swap"][way].values()]) for way in WAYS)
     assert kept >= without + 0.1, (kept, without)
 
 
@@ -47,7 +47,7 @@ def drawn(studio, seed: int, source: str, targets: list[Caption], **knobs):
 def test_words_of_degree_grade_what_the_word_behind_them_does(studio):
     """The model was never trained on such words, and reads the size of a thing from its noun."""
     source = "a red {}circle on a white background"
-    targets = [Caption(source.format(word)) for word in ("barely ", "slightly ", "", "very ", "super ")]
+    targets = [Caption(source.format(word)) for word in ("barely ", "", "super ")]
     for knobs, graded in ((measure.WEIGHED, True), (measure.WAYS["no patch"], False)):
         _, *made = drawn(studio, 1, source.format(""), targets, **knobs)
         areas = [int(where.sum()) for _, where in made]

@@ -15,56 +15,56 @@ def studio():
 
 
 def test_a_negative_channel_takes_a_color_away(studio):
-    alone, guided = multi_cfg.negative_channel(studio, 12)
-    assert guided < 0.05 < alone
+    alone, guided = multi_cfg.negative_channel(studio, 6, seed=1012)
+    assert guided == 0 and alone >= 0.3
 
 
 def test_masked_channels_put_both_things_in_their_places(studio):
-    _, guided = multi_cfg.masked_channels(studio, 10)
-    assert guided >= 0.9
+    _, guided = multi_cfg.masked_channels(studio, 6)
+    assert guided >= 0.8
 
 
 def test_a_stroke_painting_becomes_a_real_scene(studio):
-    faithful, real, _ = sdedit.trade_off(studio, 12, 0.5)
-    assert faithful >= 0.85 and real >= 0.8
+    faithful, real, _ = sdedit.trade_off(studio, 6, 0.5)
+    assert faithful >= 0.8 and real >= 0.8
 
 
 def test_more_strength_is_less_faithful(studio):
-    low, high = (sdedit.trade_off(studio, 8, s)[0] for s in (0.4, 1.0))
+    low, high = (sdedit.trade_off(studio, 4, s)[0] for s in (0.4, 1.0))
     assert low > high
 
 
 def test_a_classifier_draws_its_labels_without_a_prompt(studio):
     labels = ("red", "blue", "square", "cross")
-    chance, guided = (classifier.success(studio, labels, scale, 4)[0] for scale in (0.0, 64.0))
+    chance, guided = (classifier.success(studio, labels, scale, 2)[0] for scale in (0.0, 64.0))
     assert guided >= 0.85 and guided > chance + 0.4
 
 
 def test_a_structure_channel_holds_the_silhouette_alone(studio):
-    overlap, color = controlnet.trade_off(studio, 8, 1.0)
-    assert overlap >= 0.8 and color >= 0.95 and overlap > controlnet.trade_off(studio, 8, 0.0)[0] + 0.3
+    overlap, color = controlnet.trade_off(studio, 4, 1.0)
+    assert overlap >= 0.8 and color >= 0.95 and overlap > controlnet.trade_off(studio, 4, 0.0)[0] + 0.3
 
 
 def test_a_structure_of_higher_priority_wins_over_text(studio):
-    added, projected = (controlnet.conflict(studio, 4, rule) for rule in ("sum", "project"))
-    assert projected > added + 0.2
+    added, projected = (controlnet.conflict(studio, 2, rule) for rule in ("sum", "project"))
+    assert projected > added + 0.5
 
 
 def test_a_reference_image_lends_its_layout_without_a_prompt(studio):
-    without, guided = image_guidance.distances(studio, "layout", 4.0, 2)
-    assert guided < 0.6 * without
+    without, guided = image_guidance.distances(studio, "layout", 4.0, 1)
+    assert guided < 0.5 * without
 
 
 def test_an_ip_adapter_image_lends_color_and_shape(studio):
     bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("color and shape")
-    without, shown = (ip_adapter.shares(bench.patched, weight, 6)[both] for weight in (0.0, 1.0))
+    without, shown = (ip_adapter.shares(bench.patched, weight, 4)[both] for weight in (0.0, 1.0))
     assert shown >= 0.7 and without <= 0.2
 
 
 def test_diffedit_finds_and_changes_only_what_differs(studio):
-    changes = [diffedit.change(i) for i in range(8)]
+    changes = [diffedit.change(i) for i in range(4)]
     found = diffedit.masks(studio, changes)
     ours, plain = (np.mean(diffedit.overlap(m, changes)) for m in (found, diffedit.sampled_difference(studio, changes)))
-    assert ours >= 0.7 and ours > plain + 0.03
+    assert ours >= 0.75 and ours > plain + 0.02
     done, kept = diffedit.edits(studio, changes, found)
     assert np.mean(done) >= 0.8 and all(kept)

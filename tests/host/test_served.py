@@ -13,7 +13,7 @@ from harness.workflow import to_prompt
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 # The most of it that a test runs: `python . demo` runs the workflows whole, and what the nodes do is tested elsewhere.
-FEW = {"steps": 6, "n_max": 4}
+FEW = {"steps": 4, "n_max": 3}
 FEW_FOR_A_TRAINER = {"steps": 3, "class_count": 2}
 
 

@@ -94,8 +94,8 @@ def test_cancel_stops_a_long_edit(server):
     def cancel(kind, data):
         if kind == "progress":
             seen.append(data["value"])
-            assert len(seen) < 2000, "it goes on"
-            if len(seen) == 3:
+            assert len(seen) < 3, "it goes on"
+            if len(seen) == 1:  # ComfyUI reports each 200th part of the work
                 server.interrupt()
 
     entry, _ = server.execute(prompt, cancel)

@@ -27,13 +27,13 @@ def has_color(image: np.ndarray, color: str) -> bool:
     return any(t.color == color for t in checker.read(image).things)
 
 
-def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "orange") -> tuple[float, float]:
+def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str = "orange", seed: int = 1000) -> tuple[float, float]:
     """Share of images with the color: prompt alone, and with a negative channel for the color."""
     text = "a large circle on a white background"
     empty, positive, unwanted = (studio.prompt(t) for t in ("", text, f"a large {color} circle on a white background"))
     guider = MultiCFG(studio.model, empty, [Channel(positive, 4.0), Channel(unwanted, weight, negative=True)])
-    alone = [p for first, n in batches(count) for p in studio.draw([text] * n, seed=1000 + first)]
-    guided = [p for first, n in batches(count) for p in studio.draw_with(guider, n, seed=1000 + first)]
+    alone = [p for first, n in batches(count) for p in studio.draw([text] * n, seed=seed + first)]
+    guided = [p for first, n in batches(count) for p in studio.draw_with(guider, n, seed=seed + first)]
     return share(has_color(p, color) for p in alone), share(has_color(p, color) for p in guided)
 
 
