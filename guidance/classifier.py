@@ -85,7 +85,7 @@ def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class LabelledClassifier:
+class LabeledClassifier:
     """A trained classifier. `kind` "independent": each label is present or not; "exclusive": exactly one holds.
 
     `latent_format` names ComfyUI's latent format that it was trained on.
@@ -135,7 +135,7 @@ def _weight(part: str, weight: str) -> float:
 class ClassifierGradient:
     """What a classifier adds to a prediction at weight 1; see `towards`. `batch` limits the samples at a time (0 = all)."""
 
-    classifier: LabelledClassifier
+    classifier: LabeledClassifier
     choices: dict[int, float]
     batch: int = 0
     through_denoiser = False

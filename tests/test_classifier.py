@@ -3,7 +3,7 @@
 import pytest
 import torch
 from controlled_diffusion.guidance import classifier as guidance
-from controlled_diffusion.guidance.classifier import ClassifierGradient, LabelledClassifier, NoisyClassifier, unit_variance
+from controlled_diffusion.guidance.classifier import ClassifierGradient, LabeledClassifier, NoisyClassifier, unit_variance
 from controlled_diffusion.guidance.schedules import NoiseScale
 from torch.testing import assert_close
 
@@ -58,7 +58,7 @@ def test_data_of_unit_variance_keeps_it(flow):
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    return LabelledClassifier(NoisyClassifier(4, len(LABELS), widths=(8, 16)).eval(), LABELS, "SD15")
+    return LabeledClassifier(NoisyClassifier(4, len(LABELS), widths=(8, 16)).eval(), LABELS, "SD15")
 
 
 def test_labels_are_read_by_name_with_weights(classifier):
@@ -68,14 +68,14 @@ def test_labels_are_read_by_name_with_weights(classifier):
 def test_wrong_labels_and_kinds_are_refused(classifier):
     for text, words in (("green", "red, blue, circle"), ("", "Name one or more"), ("red:x", "'red:x'"), ("red:0", "other than 0")):
         refused(words, classifier.choices, text)
-    refused("independent, exclusive", LabelledClassifier, classifier.network, LABELS, "SD15", "both")
+    refused("independent, exclusive", LabeledClassifier, classifier.network, LABELS, "SD15", "both")
 
 
 def test_independent_labels_are_logistic_exclusive_softmax(classifier):
     logits = torch.tensor([[0.3, -1.0, 2.0]])
     p = logits.sigmoid()
     assert_close(classifier.log_probability(logits, {0: 1.0, 2: -0.5}), p[:, 0].log() + 0.5 * (1 - p[:, 2]).log())
-    exclusive, p = LabelledClassifier(classifier.network, LABELS, "SD15", "exclusive"), logits.softmax(1)
+    exclusive, p = LabeledClassifier(classifier.network, LABELS, "SD15", "exclusive"), logits.softmax(1)
     assert_close(exclusive.log_probability(logits, {0: 2.0, 2: -1.0}), 2 * p[:, 0].log() + (1 - p[:, 2]).log())
 
 

@@ -1,4 +1,4 @@
-"""The reader of illustrated scenes judges claims one by one, and its training scenes are labelled right."""
+"""The reader of illustrated scenes judges claims one by one, and its training scenes are labeled right."""
 
 import numpy as np
 import pytest
@@ -43,21 +43,22 @@ def test_unnamed_facts_are_not_judged():
     assert reader.judge(PAIR, Caption("")) == {}
 
 
-def test_scrambled_things_are_labelled_unknown():
+def labeled_scenes(share: float):
+    """(scene, which of its things are scrambled, labels of its cells, their colors) of twenty scenes."""
     for i in range(20):
         rng = np.random.default_rng(i)
         scene = random_scene(rng)
-        _, masks, hurt = reader.paint(scene, rng, 1.0)
-        cells, colors = reader._labels(scene, masks, hurt)
+        _, masks, hurt = reader.paint(scene, rng, share)
+        yield scene, hurt, *reader._labels(scene, masks, hurt)
+
+
+def test_scrambled_things_are_labeled_unknown():
+    for _, hurt, cells, colors in labeled_scenes(1.0):
         assert all(hurt) and set(np.unique(cells)) <= {reader.NOTHING, reader.UNKNOWN} and (colors == -1).all()
 
 
-def test_clean_things_are_labelled():
-    for i in range(20):
-        rng = np.random.default_rng(i)
-        scene = random_scene(rng)
-        _, masks, hurt = reader.paint(scene, rng, 0.0)
-        cells, _ = reader._labels(scene, masks, hurt)
+def test_clean_things_are_labeled():
+    for scene, hurt, cells, _ in labeled_scenes(0.0):
         assert not any(hurt) and set(np.unique(cells)) - {0} == {1 + THINGS.index(thing.name) for thing in scene.things}
 
 

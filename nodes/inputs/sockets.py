@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 GuidanceChannel = io.Custom("GUIDANCE_CHANNEL")  # tuple[guidance.multi_cfg.Channel, ...]
 GuidanceSchedule = io.Custom("GUIDANCE_SCHEDULE")  # guidance.schedules.Schedule
-NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabelledClassifier
+NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabeledClassifier
 Inversion = io.Custom("INVERSION")  # nodes.host.inversion.invert.Inversion
 IPAdapter = io.Custom("IP_ADAPTER")  # attention.ip_adapter.Adapter
 AttentionMaps = io.Custom("ATTENTION_MAPS")  # attention.maps.Maps

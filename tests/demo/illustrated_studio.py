@@ -59,7 +59,7 @@ def as_arrays(images: torch.Tensor) -> np.ndarray:
 
 
 def draw_sheet(images, labels: list[str], output: Path, columns: int = 8, wrong: tuple[int, ...] = ()) -> None:
-    """Labelled images, `columns` in a row; labels of those in `wrong` are red."""
+    """Labeled images, `columns` in a row; labels of those in `wrong` are red."""
     side = recipe.SIZE + 8
     sheet = Image.new("RGB", (columns * side, -(-len(labels) // columns) * (side + LABEL)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)

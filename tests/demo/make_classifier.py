@@ -5,7 +5,7 @@ It learns from the same scenes as the demo model, in the latents of the autoenco
 
 import numpy as np
 import torch
-from controlled_diffusion.guidance.classifier import LabelledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.classifier import LabeledClassifier, NoisyClassifier
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import Loop, saving
@@ -60,7 +60,7 @@ def main() -> None:
         for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
         target = classifier.CLASSIFIERS.shipped / "demo_model.safetensors"
-        classifier.save(LabelledClassifier(network, LABELS, "DemoLatent"), target)
+        classifier.save(LabeledClassifier(network, LABELS, "DemoLatent"), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,4 +1,4 @@
-"""One image that shows many: a titled row for each workflow, labelled thumbnails in it."""
+"""One image that shows many: a titled row for each workflow, labeled thumbnails in it."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,7 +11,7 @@ Row = tuple[str, "str | list[tuple[str, Image.Image]]"]
 
 
 def draw_contact_sheet(title: str, rows: list[Row]) -> Image.Image:
-    """``rows`` holds (title, labelled images) or (title, error message)."""
+    """``rows`` holds (title, labeled images) or (title, error message)."""
     sheet = Image.new("RGB", (WIDTH, HEAD_HEIGHT + sum(row_height(content) for _, content in rows) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, font(26))

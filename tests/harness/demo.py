@@ -28,7 +28,7 @@ START = 15  # seconds that a server takes until it answers
 
 @dataclass
 class Result:
-    """What came of one workflow: labelled images, or an error."""
+    """What came of one workflow: labeled images, or an error."""
 
     name: str
     seconds: float = 0.0
@@ -136,11 +136,11 @@ def run_one(server: Server, workflow: Path) -> Result:
 
 def label(images: dict[str, list[Image.Image]], prompt: dict) -> list[tuple[str, Image.Image]]:
     """Each image with the title of the node that made it, numbered when there are several."""
-    labelled = []
+    labeled = []
     for node, batch in images.items():
         title = prompt[node]["_meta"]["title"]
-        labelled += [(title if len(batch) == 1 else f"{title} {number}", image) for number, image in enumerate(batch, 1)]
-    return labelled
+        labeled += [(title if len(batch) == 1 else f"{title} {number}", image) for number, image in enumerate(batch, 1)]
+    return labeled
 
 
 def report(results: list[Result], output: Path) -> int:

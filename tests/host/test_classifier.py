@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from controlled_diffusion.guidance.classifier import ClassifierGradient, LabelledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.classifier import ClassifierGradient, LabeledClassifier, NoisyClassifier
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.host.guidance import classifier
@@ -33,23 +33,23 @@ class Counted(torch.nn.Module):
         return self.inner(x, log_snr)
 
 
-def labelled(latent_format: str = "SD15", channels: int = 4) -> LabelledClassifier:
+def labeled(latent_format: str = "SD15", channels: int = 4) -> LabeledClassifier:
     with torch.inference_mode(False):
-        return LabelledClassifier(Counted(channels), LABELS, latent_format)
+        return LabeledClassifier(Counted(channels), LABELS, latent_format)
 
 
 def toward_red(weight: float, classifier=None, **kwargs) -> Channel:
-    return Channel(None, weight, name="red", gradient=ClassifierGradient(classifier or labelled(), {0: 1.0}), **kwargs)
+    return Channel(None, weight, name="red", gradient=ClassifierGradient(classifier or labeled(), {0: 1.0}), **kwargs)
 
 
 def test_scale_0_is_cfg_and_asks_no_classifier(any_model):
-    classifier = labelled()
+    classifier = labeled()
     guided = run(MultiCFG(any_model, EMPTY, [Channel(CAT, 3.0), toward_red(0.0, classifier)]))
     assert torch.equal(guided, run(cfg_guider(any_model, CAT, EMPTY, 3.0))) and classifier.network.rows == 0
 
 
 def test_outside_its_interval_the_classifier_is_not_asked(eps_model):
-    channels = ClassifierChannel.execute(labelled(), "red", weight=2.0, end_percent=0.5).args[0]
+    channels = ClassifierChannel.execute(labeled(), "red", weight=2.0, end_percent=0.5).args[0]
     run(MultiCFG(eps_model, EMPTY, [Channel(CAT, 3.0), *channels]))
     assert 0 < channels[0].gradient.classifier.network.rows < STEPS
 
@@ -91,19 +91,19 @@ def test_priorities_hold_for_gradients_too(eps_model):
 
 def test_a_batch_and_its_parts_are_guided_alike(eps_model):
     whole = run(MultiCFG(eps_model, EMPTY, [toward_red(20.0)]), latent(3))
-    part = Channel(None, 20.0, gradient=ClassifierGradient(labelled(), {0: 1.0}, batch=2))
+    part = Channel(None, 20.0, gradient=ClassifierGradient(labeled(), {0: 1.0}, batch=2))
     assert_close(run(MultiCFG(eps_model, EMPTY, [part]), latent(3)), whole)
 
 
 def test_video_latents_are_guided():
     model = tiny_video_model()
-    channel = toward_red(20.0, labelled("Wan21", 16))
+    channel = toward_red(20.0, labeled("Wan21", 16))
     guided = run(MultiCFG(model, video_conditioning(0), [channel]), torch.zeros(1, 16, 2, 8, 8))
     assert torch.isfinite(guided).all() and guided.ndim == 5
 
 
 def test_a_classifier_of_another_latent_format_is_refused(eps_model):
-    channels = [toward_red(1.0, labelled("SDXL"))]
+    channels = [toward_red(1.0, labeled("SDXL"))]
     for use in (lambda: MultiCFG(eps_model, EMPTY, channels), lambda: MultiCFGWrapper(channels).install(eps_model)):
         with pytest.raises(ValueError, match=r"format SDXL.* has SD15"):
             use()
@@ -112,7 +112,7 @@ def test_a_classifier_of_another_latent_format_is_refused(eps_model):
 def test_a_classifier_comes_back_from_its_file(tmp_path):
     network = NoisyClassifier(4, 2, widths=(8, 16))
     path = tmp_path / "c.safetensors"
-    classifier.save(LabelledClassifier(network, LABELS, "SD15", "exclusive"), path)
+    classifier.save(LabeledClassifier(network, LABELS, "SD15", "exclusive"), path)
     found = classifier.read(path)
     assert (found.labels, found.latent_format, found.kind) == (LABELS, "SD15", "exclusive")
     for key, value in found.network.state_dict().items():

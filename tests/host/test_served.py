@@ -13,8 +13,9 @@ from harness.workflow import to_prompt
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 # The most of it that a test runs: `python . demo` runs the workflows whole, and what the nodes do is tested elsewhere.
-FEW = {"steps": 4, "n_max": 3}
-FEW_FOR_A_TRAINER = {"steps": 3, "class_count": 2}
+FEW = {"steps": 4, "skip": 1, "n_max": 3, "batch_size": 8}
+FEW_FOR_A_TRAINER = {"steps": 3, "class_count": 2, "validation_count": 1, "validation_steps": 3}
+LABELS = 48 // FEW["batch_size"]  # of this many training images one is left
 
 
 def test_every_node_is_registered_under_its_category(server):
@@ -37,10 +38,13 @@ def test_the_example_workflows_are_offered_as_templates(server):
 
 
 def shortened(prompt: dict) -> dict:
-    """With a few steps."""
+    """With a few steps and images."""
     for node in prompt.values():
-        most = FEW_FOR_A_TRAINER if node["class_type"].endswith("Trainer") else FEW
-        node["inputs"].update({name: min(value, most[name]) for name, value in node["inputs"].items() if name in most and type(value) is int})
+        inputs, trains = node["inputs"], node["class_type"].endswith("Trainer")
+        most = FEW_FOR_A_TRAINER if trains else FEW
+        inputs |= {name: min(value, most[name]) for name, value in inputs.items() if name in most and type(value) is int}
+        if trains and "labels" in inputs:
+            inputs["labels"] = "\n".join(inputs["labels"].split("\n")[::LABELS])
     return prompt
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import comfy.model_management
 import torch
 
-from ....guidance.classifier import LabelledClassifier, NoisyClassifier, as_images
+from ....guidance.classifier import LabeledClassifier, NoisyClassifier, as_images
 from ....training import settings
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop, Step
@@ -71,7 +71,7 @@ def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, 
 class Task:
     """A training of one classifier, for `trainer.run`: of `shown`, judged on `judged`, which are `judged_on`."""
 
-    classifier: LabelledClassifier
+    classifier: LabeledClassifier
     settings: Settings
     shown: _Sample
     judged: _Sample
@@ -115,7 +115,7 @@ def prepare(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], s
     with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
         network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
     network = initialize(network, settings.seed % 2**63).to(comfy.model_management.get_torch_device())
-    made = LabelledClassifier(network, known, type(model.get_model_object("latent_format")).__name__, settings.kind)
+    made = LabeledClassifier(network, known, type(model.get_model_object("latent_format")).__name__, settings.kind)
     seen = len(judged.targets)
     return Task(made, settings, shown, judged, f"{seen} {'images held out' if seen < len(separate) else 'the training images'}")
 
