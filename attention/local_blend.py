@@ -129,9 +129,14 @@ class Blending:
         self.masks.append((percent, mask))
 
     def end(self) -> None:
-        """The run is over: its masks are kept on the CPU, its maps are not."""
-        self.before = self.now = None
+        """The run is over: masks are kept on the CPU, and maps for a further part of the same sampling."""
+        self.before, self.now = (None if maps is None else maps.cpu() for maps in (self.before, self.now))
         self.masks = [(percent, mask.cpu()) for percent, mask in self.masks]
+
+    def follow(self, earlier: Blending, device: torch.device) -> None:
+        """Goes on with the maps of an earlier part of the same sampling."""
+        self.before, self.now = (None if maps is None else maps.to(device) for maps in (earlier.before, earlier.now))
+        self.level = earlier.level
 
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Latents (rows, C, [frames,] H, W) with the source's instead of the targets' off the mask."""

@@ -36,10 +36,8 @@ class RunHistory:
 
     def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
         """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out: the latent, the last
-        denoised latent, what a `CallbackSampler` has as its result, and each with the original bit for bit off the mask, as nodes restore
-        it. `model` is the guider's model patcher.
-
-        A sampling without noise that goes on from a known latent is a further part of the same sampling.
+        denoised latent, the `latents` of an `AnyOrderSampler`, and each with the original bit for bit off the mask, as nodes restore it.
+        `model` is the guider's model patcher.
         """
         inner = []
 
@@ -48,9 +46,10 @@ class RunHistory:
             return callback(step, denoised, *more) if callback is not None else None
 
         result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
-        before = () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
-        inner += [own.float()] if torch.is_tensor(own := getattr(sampler, "result", None)) else []
+        before = self.before(noise, latent_image)
+        inner += [x.float() for x in getattr(sampler, "latents", ())]
         outputs = [result, *(model.model.process_latent_out(x.cpu()) for x in inner)]
+        outputs += [latent_image] if getattr(sampler, "looks", False) else []
         if denoise_mask is not None:
             outputs += [torch.where(denoise_mask.to(x.device) > 0, x, latent_image.to(x)) for x in outputs]
         for name in set().union(*map(_digests, outputs)):
@@ -59,6 +58,10 @@ class RunHistory:
         while len({id(parts[-1]) for parts in self.runs.values()}) > KEPT:
             self.runs.popitem(last=False)
         return result
+
+    def before(self, noise: torch.Tensor, latent_image: torch.Tensor) -> tuple:
+        """The runs of which a sampling is a further part: it adds no noise and goes on from the latent that they made."""
+        return () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
 
     def of(self, latent: dict) -> tuple:
         """The runs that made a LATENT, in order; none where it came from elsewhere."""

@@ -10,8 +10,9 @@ import latent_preview
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...inversion.method import Derivative
+from ...inversion.method import Derivative, Trajectory
 from .conditionings import active_parts, same_conditioning
+from .evaluation_order import AnyOrderSampler
 
 
 def untouched(model_options: dict) -> bool:
@@ -61,13 +62,15 @@ class StrictCFGGuider(comfy.samplers.CFGGuider):
 
     @contextlib.contextmanager
     def under_source(self, cfg: float, alone: bool = False):
-        """Inside, this guider predicts under the conditioning "source", at this cfg."""
+        """Inside, this guider predicts under the conditioning "source", at this cfg; the positive is "target", where other nodes find it."""
         target, own = self.conds["positive"], self.cfg
-        self.conds["positive"], self.cfg, self.positive_name, self.alone = self._source(), cfg, "source", alone
+        self.conds |= {"positive": self._source(), "target": target}
+        self.cfg, self.positive_name, self.alone = cfg, "source", alone
         try:
             yield
         finally:
-            self.conds["positive"], self.cfg, self.positive_name, self.alone = target, own, "positive", False
+            self.conds["positive"] = self.conds.pop("target")
+            self.cfg, self.positive_name, self.alone = own, "positive", False
 
 
 class Guidance(StrictCFGGuider):
@@ -124,16 +127,25 @@ def derivative_of(guider, extra_args: dict) -> Derivative:
     return Derivative(guider.denoised, input_scale, extra_args)
 
 
-class CallbackSampler(comfy.samplers.Sampler):
+class CallbackSampler(AnyOrderSampler):
     """Runs a loop through noise levels, `loop(guider, derivative, clean, show)`; `clean` is the latent in the model's own space.
 
-    `result` is what the loop returns; where that is a latent, `latent` is the same as the VAE takes it.
+    `result` is what the loop returns; where that is a latent, `latent` is the same as the VAE takes it. `apart` as of `AnyOrderSampler`.
     """
 
-    def __init__(self, loop: Callable, total: int):
-        self.loop, self.total, self.result, self.latent = loop, total, None, None
+    def __init__(self, loop: Callable, total: int, apart: bool = False):
+        self.loop, self.total, self.result, self.latent, self.apart = loop, total, None, None, apart
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+    @property
+    def looks(self) -> bool:
+        return not torch.is_tensor(self.result)
+
+    @property
+    def latents(self) -> list[torch.Tensor]:
+        found = self.result.states[0][0] if isinstance(self.result, Trajectory) else self.result
+        return [found] if torch.is_tensor(found) else []
+
+    def evaluate(self, guider, sigmas, extra_args, callback, latent_image, denoise_mask):
         done = 0
 
         def show(x: torch.Tensor, denoised: torch.Tensor, steps: int = 1) -> None:
@@ -142,13 +154,15 @@ class CallbackSampler(comfy.samplers.Sampler):
             if callback is not None:
                 callback(min(done, self.total) - 1, denoised, x.float(), self.total)
 
-        self.result = self.loop(model_wrap, derivative_of(model_wrap, extra_args), latent_image, show)
-        return self.result if torch.is_tensor(self.result) else latent_image  # what a run's history finds again
+        self.result = self.loop(guider, derivative_of(guider, extra_args), latent_image, show)
+        return latent_image if self.looks else self.result
 
 
-def run(guider, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int, mask=None, seed: int = 0) -> CallbackSampler:
+def run(
+    guider, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int, mask=None, seed: int = 0, apart: bool = False
+) -> CallbackSampler:
     """Runs a loop on a latent (as the VAE gives it) inside ComfyUI's sampling; the progress bar has `total` steps."""
-    sampler = CallbackSampler(loop, total)
+    sampler = CallbackSampler(loop, total, apart)
     show = latent_preview.prepare_callback(guider.model_patcher, total)
     hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
     out = guider.sample(torch.zeros_like(latent), latent, sampler, levels, mask, show, hidden, seed)

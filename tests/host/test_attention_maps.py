@@ -11,6 +11,7 @@ from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAd
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.attention.layers import Block, chosen_blocks
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
+from controlled_diffusion.nodes.diffedit import DiffEditMask
 from controlled_diffusion.nodes.host.attention.attention_maps import Capture
 from controlled_diffusion.nodes.host.attention.dit import Dit, Layout, dit_of
 from controlled_diffusion.nodes.host.attention.hook import Control, ControlRun, install
@@ -20,9 +21,10 @@ from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 
 from compare import assert_close
-from host import editing, tiny, tiny_dits, tiny_text
+from host import editing, inversions, tiny, tiny_dits, tiny_text
 from host.editing import ALL, OFF, Keys, Probabilities, last_run, shrunk, view, with_fewer_tokens
 from host.sampling import cfg_guider, sigmas_of, with_options_seen
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 PROMPT, LONG = "a red circle, a blue star", "a red circle, " * 30
@@ -395,3 +397,25 @@ def test_blocks_are_chosen_by_thirds_and_numbers():
     assert len(chosen_blocks("all", places, "layers")) == 9
     with pytest.raises(ValueError, match=r"layers has '12', which names no block of this model.*numbers from 0 to 8"):
         chosen_blocks("12", places, "layers")
+
+
+def edited(model, source, positive):
+    """FlowEdit's latent."""
+    return inversions.flow_edit(model, source=source, positive=positive)
+
+
+def compared(model, source, target):
+    """DiffEdit Mask's latent."""
+    given = dict(model=model, source=source, target=target, negative=inversions.EMPTY, image=inversions.image(), maps=1)
+    return DiffEditMask.execute(**defaults(DiffEditMask) | given).args[2]["samples"]
+
+
+@pytest.mark.parametrize("run", [edited, compared])
+def test_either_prompt_of_two_is_captured(eps, clip, run):
+    """Nodes that sample under two prompts in turn begin with the source, whichever the capture is for."""
+    patched, captured = capture(eps, clip)
+    other = encoded(clip, "a green square")
+    seen = [view(patched, run(patched, *pair))[2].mean() for pair in ((captured, other), (other, captured))]
+    assert all(maps.max() > 0 for maps in seen)
+    with pytest.raises(ValueError, match="none of the conditionings that are sampled is the 'positive' of that node"):
+        run(patched, other, other if run is edited else inversions.TARGET)

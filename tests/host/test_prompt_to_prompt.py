@@ -1,6 +1,7 @@
 """Prompt-to-Prompt inside the real ComfyUI, on tiny random models."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -21,6 +22,7 @@ from controlled_diffusion.nodes.host.conditionings import KEY, branches_of
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import encoded
+from controlled_diffusion.nodes.host.run_history import RunHistory
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
 from compare import assert_close
@@ -582,6 +584,24 @@ def test_masks_are_those_of_the_latents_own_run(eps, clip):
     assert torch.equal(*(P2PBlendMask.execute(guider, made, 1.0).args[0] for made in (out, denoised)))
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_blend_goes_on_in_a_further_part(eps, clip, sampler):
+    """Two parts are one pass, whatever else was sampled between them; the first part is left as it was."""
+    patched, positive, negative, latent, _ = patch(eps, clip, blend_words="blue", blend_threshold=0.85, blend_start=0.0)
+    given = (7, 8, 4.0, sampler, "normal", positive, negative)
+    whole = host_nodes.KSamplerAdvanced().sample(patched, "enable", *given, latent, 0, 8, "disable")[0]["samples"]
+    first = host_nodes.KSamplerAdvanced().sample(patched, "enable", *given, latent, 0, 4, "enable")[0]
+    seen = P2PBlendMask.execute(patched, first, 1.0).args[0]
+    sample(patched, positive, negative, latent, seed=8)
+    second = host_nodes.KSamplerAdvanced().sample(patched, "disable", *given, first, 4, 8, "disable")[0]["samples"]
+    alone = patched.clone()
+    alone.model_options["transformer_options"][KEY] = (replace(control_of(patched), history=RunHistory()),)
+    forgotten = host_nodes.KSamplerAdvanced().sample(alone, "disable", *given, first, 4, 8, "disable")[0]["samples"]
+    assert_close(second, whole, atol=1e-4, rtol=1e-4)
+    assert differ(forgotten, whole) > 1e-3, "the masks of the first part do not matter"
+    assert torch.equal(P2PBlendMask.execute(patched, first, 1.0).args[0], seen)
+
+
 def test_masks_of_an_inversions_replay_are_shown(clip):
     model = tiny.unet("eps", output_scale=0.05)
     inversion, _ = inverted(model, clip)
@@ -605,4 +625,4 @@ def test_a_finished_or_stopped_run_lets_go_of_conditionings(eps, clip, stopped, 
         sample(patched, positive, *rest, callback=stop)
     edited, captured = runs
     assert not any(run.conds or run.parts.marked for run in runs)
-    assert edited.blending.masks and not edited.active_edits and edited.blending.sums is None and captured.sums.total
+    assert edited.blending.masks and not edited.active_edits and captured.sums.total

@@ -73,12 +73,17 @@ def psnr(one, other) -> float:
     return -10 * np.log10(np.square((np.asarray(one, float) - np.asarray(other, float)) / 255).mean())
 
 
-def test_null_text_reconstructs_under_lora_and_controlnet(server):
-    """A LoRA and a ControlNet, as the server loads them, both change the samples: null-text reconstructs, an empty negative does not."""
+def save_lora(server) -> None:
+    """The file any.safetensors, a LoRA for the demo model."""
     layer, draw = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v", torch.Generator().manual_seed(0)
     (server.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
     up, down = (torch.randn(shape, generator=draw) * 0.2 for shape in ((128, 4), (4, 128)))
     save_file({f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}, server.base / "models" / "loras" / "any.safetensors")
+
+
+def test_null_text_reconstructs_under_lora_and_controlnet(server):
+    """A LoRA and a ControlNet, as the server loads them, both change the samples: null-text reconstructs, an empty negative does not."""
+    save_lora(server)
     prompt = to_prompt(ROOT / "example_workflows" / "null_text.json", server.object_info())
     (loader,) = (n for n, node in prompt.items() if node["class_type"] == "DemoModelLoader")
     inverter = next(node["inputs"] for node in prompt.values() if node["class_type"] == "NullTextInverter")
@@ -111,3 +116,38 @@ def test_null_text_reconstructs_under_lora_and_controlnet(server):
 
 def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
+
+
+def test_exact_inversions_are_exact_under_keyframes_and_a_cache(server):
+    """A LoRA that is on for the first half of the sampling, and EasyCache on the model: the same images come back as without both."""
+    save_lora(server)
+
+    def prompt() -> dict:
+        found = to_prompt(ROOT / "example_workflows" / "exact_inversion.json", server.object_info())
+        for inputs in (part["inputs"] for part in found.values() if "steps" in part["inputs"]):
+            inputs["steps"] = 8
+        return found
+
+    def drawn(asked: dict) -> dict:
+        made = server.images_by_node(server.run(asked))
+        return {asked[number]["_meta"]["title"]: images[0] for number, images in made.items()}
+
+    changed = prompt()
+    (loader,) = (n for n, part in changed.items() if part["class_type"] == "DemoModelLoader")
+    inverter = next(part["inputs"] for part in changed.values() if part["class_type"] == "EDICTInverter")
+    pair = dict(positive_NEW=inverter["source"], negative_NEW=inverter["negative"])
+    for i, old in enumerate(pair.values()):
+        relinked(changed, old, ["hooked", i])
+    relinked(changed, [loader, 0], ["cached", 0])
+    keyframe = dict(prev_hook_kf=["on", 0], strength_mult=0.0, start_percent=0.5)
+    changed |= {
+        "cached": node("EasyCache", model=[loader, 0], reuse_threshold=0.3, start_percent=0.0, end_percent=1.0, verbose=False),
+        "lora": node("CreateHookLoraModelOnly", lora_name="any.safetensors", strength_model=4.0),
+        "on": node("CreateHookKeyframe", strength_mult=1.0, start_percent=0.0),
+        "off": node("CreateHookKeyframe", **keyframe),
+        "keyed": node("SetHookKeyframes", hooks=["lora", 0], hook_kf=["off", 0]),
+        "hooked": node("PairConditioningSetProperties", **pair, hooks=["keyed", 0], strength=1.0, set_cond_area="default"),
+    }
+    plain, found = drawn(prompt()), drawn(changed)
+    assert min(psnr(found[name], plain[name]) for name in ("EDICT, back", "BDIA, back", "O-BELM, back")) > 50
+    assert psnr(found["EDICT, edit"], plain["EDICT, edit"]) < 40, "the LoRA does nothing"

@@ -74,6 +74,9 @@ class ControlRun:
         """The sampler to use instead of the user's."""
         return sampler
 
+    def follow(self, earlier: ControlRun, device: torch.device) -> None:
+        """Before a run that goes on where an earlier one of the same control stopped, as parts of one sampling do."""
+
     def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
         """Before the first prediction of a run: refuses one in which no conditioning bears the mark."""
         if not any(has_mark(c, listed, self.token) for listed in conds.values() for c in listed):
@@ -131,6 +134,8 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     scale, controls = run_noise_scale(guider), options[KEY]
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in controls)
     for control, run in zip(controls, runs):
+        for earlier in control.history.before(noise, latent_image)[-1:]:
+            run.follow(earlier, device)
         sample = partial(control.history.sample, run, guider.model_patcher, sample)
     try:
         for run in runs:

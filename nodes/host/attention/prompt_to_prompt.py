@@ -72,6 +72,10 @@ class PromptToPromptRun(ControlRun):
         first = noise[: self.rows.images].to(device, torch.float32)
         return with_shared_noise(sampler, first, 1 + self.rows.targets, sigmas, seed)
 
+    def follow(self, earlier, device):
+        if self.blending is not None:
+            self.blending.follow(earlier.blending, device)
+
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
         one, blank = self.rows.images, [1] * (x.ndim - 1)

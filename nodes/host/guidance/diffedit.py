@@ -82,7 +82,7 @@ class MaskTarget:
         scale = noise_scale(self.model)
         sigmas, total = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
         loop = partial(self._compared, settings, torch.FloatTensor(sigmas))
-        levels, means = zip(*run(guider, self.latent, sigmas, loop, total, seed=settings.seed).result)
+        levels, means = zip(*run(guider, self.latent, sigmas, loop, total, seed=settings.seed, apart=True).result)
         found = diffedit.resized(diffedit.heat(levels, settings.aggregation).to(self.latent), *self.size)
         return diffedit.sharpened(found, self._pixels(means)) if settings.refine and self.vae is not None else found
 

@@ -22,6 +22,7 @@ from ....guidance.record import Record, distinct
 from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import is_active, same_conditioning
+from ..evaluation_order import in_any_order
 from ..noise_levels import run_noise_scale
 
 KEY = "controlled_diffusion.multi_cfg"
@@ -137,7 +138,7 @@ class GuidanceRun:
             return executor(x, timestep, model_options, seed)
         if self.scale.percent(sigma) < max(group.rules.zero_init_percent for group in self.groups):
             return x.clone()
-        if self.record.entries and sigma > self.record.entries[-1].sigma:
+        if in_any_order(guider.model_options) or (self.record.entries and sigma > self.record.entries[-1].sigma):
             for group in self.groups:
                 group.running.clear()
         step = GuidanceStep(self, guider.conds, x, timestep)

@@ -15,6 +15,7 @@ import torch
 
 from ....training.loop import Step
 from .. import checkpointing, gradients
+from ..evaluation_order import AnyOrderSampler
 from ..gradients import KEY, check_whole
 from ..noise_levels import run_noise_scale
 from .denoiser import TrainDenoiser
@@ -23,12 +24,14 @@ Stopped = comfy.model_management.InterruptProcessingException
 Blocks = Callable[[TrainDenoiser], Sequence[torch.nn.Module]]
 
 
-class TrainSampler(comfy.samplers.Sampler):
+class TrainSampler(AnyOrderSampler):
     """Takes some steps of a training in one run of ComfyUI's sampling.
 
     `modules` are further networks that gradients pass through, `around` what steps are taken inside of; `blocks` gives those of the denoiser
     that run again in the backward pass.
     """
+
+    apart = True
 
     def __init__(
         self,
@@ -40,11 +43,11 @@ class TrainSampler(comfy.samplers.Sampler):
     ):
         self.steps, self.modules, self.show, self.around, self.blocks = steps, modules, show, around, blocks
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        check_whole([model_wrap.model_patcher, *model_wrap.model_patcher.get_additional_models_with_key(KEY)])
-        for module in (model_wrap.inner_model, *self.modules):
+    def evaluate(self, guider, sigmas, extra_args, callback, latent_image, denoise_mask):
+        check_whole([guider.model_patcher, *guider.model_patcher.get_additional_models_with_key(KEY)])
+        for module in (guider.inner_model, *self.modules):
             gradients.to_normal_tensors(module)
-        denoiser = TrainDenoiser(model_wrap, extra_args["model_options"], run_noise_scale(model_wrap))
+        denoiser = TrainDenoiser(guider, extra_args["model_options"], run_noise_scale(guider))
         gradients.attend_with_derivative(denoiser.options["transformer_options"])
         texts = checkpointing.recomputed(checkpointing.coarse_blocks(self.modules))
         with gradients.differentiable(), self.around(), texts, checkpointing.recomputed(self.blocks(denoiser)):
