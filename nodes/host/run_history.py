@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
@@ -28,11 +29,18 @@ def _digests(samples: torch.Tensor) -> set[str]:
     return {digest(samples), digest(samples.to(stored))}
 
 
+class Made(NamedTuple):
+    """The runs that made a latent: the parts of one sampling, in order, the last of which ended at sigma `end`."""
+
+    runs: tuple
+    end: float
+
+
 @dataclass
 class RunHistory:
-    """`runs` by the digest of the latent that they made: the parts of one sampling, in order, the last one that of this latent."""
+    """`made` by the digest of the latent."""
 
-    runs: OrderedDict[str, tuple] = field(default_factory=OrderedDict)
+    made: OrderedDict[str, Made] = field(default_factory=OrderedDict)
 
     def sample(self, run, model, sample: Callable, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
         """Samples by `sample`, the executor of OUTER_SAMPLE or a guider's own, and keeps `run` under what comes out: the latent, the last
@@ -46,26 +54,33 @@ class RunHistory:
             return callback(step, denoised, *more) if callback is not None else None
 
         result = sample(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, **kwargs)
-        before = self.before(noise, latent_image)
+        runs = (*self.before(noise, latent_image, sigmas), run)
         inner += [x.float() for x in getattr(sampler, "latents", ())]
         outputs = [result, *(model.model.process_latent_out(x.cpu()) for x in inner)]
         outputs += [latent_image] if getattr(sampler, "looks", False) else []
         if denoise_mask is not None:
             outputs += [torch.where(denoise_mask.to(x.device) > 0, x, latent_image.to(x)) for x in outputs]
         for name in set().union(*map(_digests, outputs)):
-            self.runs.pop(name, None)
-            self.runs[name] = (*before, run)
-        while len({id(parts[-1]) for parts in self.runs.values()}) > KEPT:
-            self.runs.popitem(last=False)
+            self.made.pop(name, None)
+            self.made[name] = Made(runs, float(sigmas[-1]))
+        while self.count > KEPT:
+            self.made.popitem(last=False)
         return result
 
-    def before(self, noise: torch.Tensor, latent_image: torch.Tensor) -> tuple:
-        """The runs of which a sampling is a further part: it adds no noise and goes on from the latent that they made."""
-        return () if torch.count_nonzero(noise) else self.runs.get(digest(latent_image), ())
+    @property
+    def count(self) -> int:
+        """How many runs made the latents that are kept."""
+        return len({id(made.runs[-1]) for made in self.made.values()})
+
+    def before(self, noise: torch.Tensor, latent_image: torch.Tensor, sigmas: torch.Tensor) -> tuple:
+        """The runs of which a sampling is a further part: without noise it goes on from the latent and the sigma at which they ended."""
+        made = None if torch.count_nonzero(noise) else self.made.get(digest(latent_image))
+        return made.runs if made is not None and made.end == float(sigmas[0]) else ()
 
     def of(self, latent: dict) -> tuple:
         """The runs that made a LATENT, in order; none where it came from elsewhere."""
-        return self.runs.get(digest(latent["samples"]), ())
+        made = self.made.get(digest(latent["samples"]))
+        return () if made is None else made.runs
 
 
 def run_of(histories: list[RunHistory], latent: dict, instead: str) -> tuple:
@@ -73,6 +88,7 @@ def run_of(histories: list[RunHistory], latent: dict, instead: str) -> tuple:
     for history in histories:
         if found := history.of(latent):
             return found
-    known = sum(len({id(parts[-1]) for parts in history.runs.values()}) for history in histories)
+    known = sum(history.count for history in histories)
     what = "has not sampled yet" if not known else f"made other latents in its last {known} run(s), not this one"
-    raise ValueError(f"There is nothing to show for this latent: the model {what}. {instead}")
+    again = " If an older result comes from ComfyUI's cache, change the seed and sample again." if known >= KEPT else ""
+    raise ValueError(f"There is nothing to show for this latent: the model {what}. {instead}{again}")

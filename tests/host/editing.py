@@ -41,7 +41,7 @@ def control_of(model, kind: type = Control):
 
 def last_run(model, kind: type = Control):
     """The run of a control that made the latest latent."""
-    return list(control_of(model, kind).history.runs.values())[-1][-1]
+    return list(control_of(model, kind).history.made.values())[-1].runs[-1]
 
 
 def masks_of(model) -> list:

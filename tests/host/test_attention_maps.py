@@ -214,6 +214,8 @@ def test_maps_of_both_parts_of_a_sampling_are_summed(eps, clip):
     whole, both, part = (view(patched, made["samples"])[2] for made in (whole, second, first))
     assert both.sums.count == whole.sums.count and part.sums.count[0, "1/1"] == whole.sums.count[0, "1/1"] // 3
     assert_close(both.mean(), whole.mean(), atol=1e-5, rtol=1e-4)
+    edit = edited(patched, positive, inversions.TARGET, second)  # without noise too, but no further part
+    assert view(patched, edit)[2].sums.count == view(patched, edited(patched, positive, inversions.TARGET))[2].sums.count
 
 
 def test_maps_of_a_denoised_output_are_shown(eps, clip):
@@ -399,15 +401,22 @@ def test_blocks_are_chosen_by_thirds_and_numbers():
         chosen_blocks("12", places, "layers")
 
 
-def edited(model, source, positive):
+def edited(model, source, positive, latent=None):
     """FlowEdit's latent."""
-    return inversions.flow_edit(model, source=source, positive=positive)
+    return inversions.flow_edit(model, latent, source=source, positive=positive)
 
 
 def compared(model, source, target):
     """DiffEdit Mask's latent."""
     given = dict(model=model, source=source, target=target, negative=inversions.EMPTY, image=inversions.image(), maps=1)
     return DiffEditMask.execute(**defaults(DiffEditMask) | given).args[2]["samples"]
+
+
+def test_maps_of_an_inversion_are_shown(eps, clip):
+    """By the latent that the inverter gives out."""
+    patched, positive = capture(eps, clip)
+    _, noisy, *_ = inversions.invert("edict", patched, source=positive)
+    assert view(patched, noisy["samples"])[2].mean().max() > 0
 
 
 @pytest.mark.parametrize("run", [edited, compared])

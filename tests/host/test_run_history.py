@@ -18,7 +18,7 @@ def latent(value: float) -> dict:
     return {"samples": torch.full((1, 4, 8, 8), value)}
 
 
-def sample(history: RunHistory, run, result: float, start: float = 0.0, noise=NOISE, denoised=None, callback=None, sampler=None, mask=None):
+def sample(history, run, result, start=0.0, noise=NOISE, denoised=None, callback=None, sampler=None, mask=None, sigmas=(1.0, 0.0)):
     """A sampling that makes a latent of one value, and hands `denoised` to the callback."""
 
     def sampling(noise, latent_image, sampler, sigmas, denoise_mask, callback):
@@ -26,7 +26,7 @@ def sample(history: RunHistory, run, result: float, start: float = 0.0, noise=NO
             callback(0, denoised, None, 1)
         return latent(result)["samples"]
 
-    history.sample(run, MODEL, sampling, noise, latent(start)["samples"], sampler, None, mask, callback)
+    history.sample(run, MODEL, sampling, noise, latent(start)["samples"], sampler, torch.tensor(sigmas), mask, callback)
 
 
 def test_runs_are_found_by_what_they_made():
@@ -69,11 +69,13 @@ def test_the_original_may_be_restored_off_the_mask():
 
 
 def test_without_noise_a_run_is_a_further_part():
+    """Where it begins at the sigma at which the other ended; a finished latent that is edited without noise is a new sampling."""
     history = RunHistory()
-    sample(history, "a", 1.0)
-    sample(history, "b", 2.0, start=1.0, noise=torch.zeros_like(NOISE))
-    sample(history, "c", 3.0, start=1.0)
-    assert [history.of(latent(v)) for v in (1.0, 2.0, 3.0)] == [("a",), ("a", "b"), ("c",)]
+    sample(history, "a", 1.0, sigmas=(1.0, 0.5))
+    sample(history, "b", 2.0, start=1.0, noise=torch.zeros_like(NOISE), sigmas=(0.5, 0.0))
+    sample(history, "c", 3.0, start=1.0, sigmas=(0.5, 0.0))
+    sample(history, "d", 4.0, start=2.0, noise=torch.zeros_like(NOISE), sigmas=(0.5, 0.0))
+    assert [history.of(latent(v)) for v in (1.0, 2.0, 3.0, 4.0)] == [("a",), ("a", "b"), ("c",), ("d",)]
 
 
 def test_only_the_last_runs_are_kept():
@@ -81,6 +83,8 @@ def test_only_the_last_runs_are_kept():
     for i in range(KEPT + 3):
         sample(history, i, float(i), denoised=latent(100.0 + 2 * i)["samples"])
     assert [bool(history.of(latent(float(i)))) for i in range(KEPT + 3)] == [False] * 3 + [True] * KEPT
+    with pytest.raises(ValueError, match="If an older result comes from ComfyUI's cache, change the seed and sample again"):
+        run_of([history], latent(0.0), "")
 
 
 def test_an_unknown_latent_is_refused_with_the_next_step():

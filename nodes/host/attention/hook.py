@@ -134,7 +134,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     scale, controls = run_noise_scale(guider), options[KEY]
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in controls)
     for control, run in zip(controls, runs):
-        for earlier in control.history.before(noise, latent_image)[-1:]:
+        for earlier in control.history.before(noise, latent_image, sigmas)[-1:]:
             run.follow(earlier, device)
         sample = partial(control.history.sample, run, guider.model_patcher, sample)
     try:
