@@ -6,8 +6,9 @@ import pytest
 import torch
 from controlled_diffusion.inversion import quality
 from controlled_diffusion.inversion.ddim import DDIM
-from controlled_diffusion.nodes.host import lpips, noise_levels
+from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.inversion import invert as inverting
+from controlled_diffusion.nodes.host.inversion import lpips
 from controlled_diffusion.nodes.host.inversion.inversion_report import Report
 from controlled_diffusion.nodes.inversion_report import InversionReport
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ....inversion import quality
-from .. import lpips
 from ..images import LINE, as_image, image_grid, to_pil
 from ..latents import decoded
+from . import lpips
 from .invert import Inversion
 
 _INK, _HEADLINE, _GAP = "#333333", 22, 10

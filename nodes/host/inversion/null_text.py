@@ -17,7 +17,7 @@ import torch
 from ....inversion.method import Derivative, Trajectory
 from ....inversion.null_text import Best, ImageLoss, NullText, Predictor, threshold
 from ....inversion.quality import edges_apart
-from .. import gradients, lpips
+from .. import gradients
 from ..checkpointing import blocks_of, recomputed
 from ..conditionings import active_parts
 from ..gradients import check_whole, trainable
@@ -25,6 +25,7 @@ from ..images import as_image, line_chart, stacked
 from ..latents import decoder, latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run, untouched
+from . import lpips
 from .invert import Inversion, to_cpu
 from .negative_prompt import as_null
 
