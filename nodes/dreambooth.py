@@ -93,12 +93,12 @@ def trained(lists: dict, design, with_word: bool) -> TrainResult:
     """What the inputs of a node ask for."""
     given = {k: v[0] for k, v in lists.items() if v}
     (class_images,) = inputs.lists_of(lists, "class_images")
-    first, *others = new_words(given) if with_word else [None]
+    words = tuple(new_words(given)) if with_word else ()
     preservation = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
     return host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
         inputs.data(lists, given),
-        host.Subject(given["instance_prompt"], first, given["word_rate"], tuple(others)),
+        host.Subject(given["instance_prompt"], words, given["word_rate"]),
         host.Class(given["class_prompt"], class_images, given["class_count"], given["class_batch"], preservation),
         design,
         *inputs.read(given | {"validation_prompt": given["validation_prompt"] or given["instance_prompt"]}),

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled, with_hint
+from controlled_diffusion.training.augmentation import LARGE, SMALL, Augmentation, Variant, cropped, jittered, scaled
 from torch.testing import assert_close
 
 from checks import refused
@@ -59,7 +59,6 @@ def test_a_variant_depends_on_seed_and_number_alone():
     made = Augmentation(2, 0.2, 0.1, 1.0)
     one, again, other = (made.variant(IMAGE, None, n, s) for n, s in ((3, 1), (3, 1), (4, 1)))
     assert torch.equal(one.image, again.image) and one.hint == again.hint and not torch.equal(one.image, other.image)
-    assert with_hint("very small", "a <z>") == "very small a <z>" and with_hint("", "a <z>") == "a <z>"
 
 
 @pytest.mark.parametrize("knobs, message", [

@@ -14,7 +14,7 @@ def drawn(channels, count=COUNT):
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_all_channels_are_dropped_together_at_the_rate_asked_for(channels):
-    keep = ChannelDropout.together(0.1, channels).keep(torch.zeros(COUNT), drawn(channels))
+    keep = ChannelDropout((rate_for(0.1, channels),) * channels).keep(torch.zeros(COUNT), drawn(channels))
     assert keep.shape == (COUNT, channels) and keep.dtype == torch.bool
     assert_close(float((~keep).all(1).float().mean()), 0.1, atol=0.006, rtol=0)
     assert_close((~keep).float().mean(0), torch.full((channels,), 0.1 ** (1 / channels)), atol=0.01, rtol=0)
@@ -71,6 +71,6 @@ def test_a_dropped_channel_is_its_null():
 def test_bad_rates_and_counts_are_refused():
     refused(r"at the rate 1.5; give 0 \(never\) to 1", ChannelDropout, (0.1, 1.5))
     refused("2 rates at pure noise but 1 at clean", ChannelDropout, (0.1, 0.2), clean=(0.3,))
-    refused("rate is 2 for 1 channels", ChannelDropout.together, 2, 1)
+    refused("rate is 2 for 1 channels", rate_for, 2, 1)
     refused("2 channels, 1 nulls and masks for 2", dropped, [torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
     refused(r"a share of 0\.5; give 0 to 1/3", JointDropout, 0.5)

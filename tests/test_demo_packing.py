@@ -3,9 +3,10 @@
 import torch
 from controlled_diffusion.training import instruct_pix2pix
 from controlled_diffusion.training.demo import packing
-from controlled_diffusion.training.demo.packing import quantized, restored
+from controlled_diffusion.training.demo.packing import restored
 
 from checks import draw
+from demo.packing import packed, quantized
 
 
 def test_every_weight_comes_back_to_half_a_step_of_its_channel():
@@ -27,5 +28,5 @@ def test_the_instruction_model_is_stored_as_differences():
     base = {"input_blocks.0.0.weight": draw(4, 2, 3, 3), "out.bias": draw(4, seed=1)}
     trained = {k: v + 0.01 * draw(*v.shape, seed=2) for k, v in base.items()}
     trained["input_blocks.0.0.weight"] = instruct_pix2pix.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
-    found = packing.unpacked(packing.packed(trained, base), base)
+    found = packing.unpacked(packed(trained, base), base)
     assert all(torch.allclose(found[k], trained[k], rtol=0, atol=3e-4) for k in trained)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from controlled_diffusion.training.demo.illustrated_captions import random_caption
-from controlled_diffusion.training.loop import Loop
 
 from demo import illustrated_recipe as recipe
 from demo import model as demo_model
+from demo.muon import MuonLoop
 
 SCENES = 80
 SMALL = recipe.Recipe(easy_scenes=60, easy_steps=2, denoiser_steps=4, batch=4)
@@ -46,7 +46,7 @@ def new_parts():
     return (
         unet,
         tower,
-        Loop(parameters, steps=SMALL.denoiser_steps, learning_rate=1e-2, warmup=1, average=0.5, matrices=["unet.conv.weight"]),
+        MuonLoop(parameters, steps=SMALL.denoiser_steps, learning_rate=1e-2, warmup=1, average=0.5, matrices=["unet.conv.weight"]),
     )
 
 

@@ -2,11 +2,12 @@ from itertools import islice
 
 import pytest
 import torch
-from controlled_diffusion.training.loop import Diverged, Loop, matrix_view, progress, save_atomically, saving
+from controlled_diffusion.training.loop import Diverged, Loop, progress, save_atomically, saving
 from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
 from torch.testing import assert_close
 
 from checks import draw, refused
+from demo.muon import MuonLoop, matrix_view
 
 
 def network():
@@ -15,7 +16,8 @@ def network():
 
 
 def plain(net, steps=8, **knobs):
-    return Loop(dict(net.named_parameters()), **dict(steps=steps, learning_rate=0.02, warmup=2, average=0.0) | knobs)
+    kind = MuonLoop if "matrices" in knobs else Loop
+    return kind(dict(net.named_parameters()), **dict(steps=steps, learning_rate=0.02, warmup=2, average=0.0) | knobs)
 
 
 def loop_of(net, steps=12):
@@ -220,7 +222,7 @@ def test_what_a_step_will_take_is_known_before_it(optimizer):
     loop = plain(net, optimizer=optimizer)
     gradients, told = 4 * sum(p.numel() for p in net.parameters()), loop.to_come()
     list(loop.run(loss_of(net)))
-    kept = sum(4 * m.numel() for o in loop.optimizers for s in o.state.values() for m in s.values() if m.numel() > 1)
+    kept = sum(4 * m.numel() for s in loop.algorithm.state.values() for m in s.values() if m.numel() > 1)
     assert told == gradients + kept and loop.to_come() == gradients
 
 

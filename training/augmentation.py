@@ -115,8 +115,3 @@ def scaled(variant: Variant, draw: torch.Generator) -> Variant:
     inner = torch.ones(1, tall, wide) if changed.mask is None else changed.mask
     covered[:, top + edge : top + tall - edge, left + edge : left + wide - edge] = inner[:, edge : tall - edge, edge : wide - edge]
     return Variant(paper, covered, hint) if bool(covered.any()) else variant
-
-
-def with_hint(hint: str, text: str) -> str:
-    """A sentence with the hint before it."""
-    return f"{hint} {text}" if hint else text

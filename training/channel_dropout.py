@@ -40,11 +40,6 @@ class ChannelDropout:
                 f"There are {len(self.rates)} rates at pure noise but {len(self.clean)} at clean images; give one a channel."
             )
 
-    @classmethod
-    def together(cls, unconditional: float, channels: int) -> ChannelDropout:
-        """One rate for all channels, so that a share `unconditional` of the samples has none of them."""
-        return cls((rate_for(unconditional, channels),) * channels)
-
     def rate(self, log_snr: torch.Tensor) -> torch.Tensor:
         """q_k at log-SNR (B,): (B, K)."""
         noisy = torch.tensor(self.rates, dtype=torch.float64, device=log_snr.device)

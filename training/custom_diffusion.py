@@ -13,12 +13,8 @@ _NOUNS = """
 """
 NOUNS = tuple(_NOUNS.split())
 SENTENCES = (
-    "a photo of a {}",
-    "two {}s on a table",
-    "a red {} at night",
-    "the {} in the middle of a white room",
-    "an old drawing of a small {}",
-)
+    "a photo of a {}", "two {}s on a table", "a red {} at night", "the {} in the middle of a white room", "an old drawing of a small {}",
+)  # fmt: skip
 REGULAR = tuple(sentence.format(noun) for noun in NOUNS for sentence in SENTENCES)
 
 

@@ -39,10 +39,10 @@ class Whole(torch.nn.Module):
 
     def __init__(self, shape: torch.Size, device: torch.device | None = None):
         super().__init__()
-        self.difference = torch.nn.Parameter(torch.zeros(shape, device=device))
+        self.diff = torch.nn.Parameter(torch.zeros(shape, device=device))
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        return (weight.float() + self.difference).to(weight.dtype)
+        return (weight.float() + self.diff).to(weight.dtype)
 
 
 class LowRank(torch.nn.Module):

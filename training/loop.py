@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,19 +40,10 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict
     os.replace(temporary, path)
 
 
-def matrix_view(weight: torch.Tensor) -> torch.nn.Parameter:
-    """A weight as a matrix (outputs, inputs * kernel) that shares its memory."""
-    flat = weight.detach()
-    if flat.ndim == 4 and not flat.is_contiguous():
-        flat = flat.permute(0, 2, 3, 1)
-    return torch.nn.Parameter(flat.view(flat.shape[0], -1))
-
-
 class Loop:
     """Minimises a loss over named parameters.
 
-    Weights named in `matrices` (of linear layers and convolutions) are trained by Muon, all others by `optimizer` (a name in
-    `optimizers.OPTIMIZERS`). The gradient of a step is the mean over `accumulate` parts, clipped at norm `clip` (0 = not at all).
+    `optimizer` is a name in `optimizers.OPTIMIZERS`. The gradient of a step is the mean over `accumulate` parts, clipped at norm 1.
     `loss_scale` above 1 keeps gradients of half precision from vanishing; it is halved where they overflow. After each step
     `after_step()` may move the parameters, as a projection does. `averaged()` swaps in the exponential average of the weights.
     `save`/`restore` keep parameters, average, optimizer moments and the curve of losses in one safetensors file, so that an
@@ -60,38 +51,17 @@ class Loop:
     """
 
     def __init__(
-        self,
-        parameters: dict[str, torch.nn.Parameter],
-        *,
-        steps: int,
-        learning_rate: float,
-        matrices: Collection[str] = (),
-        warmup: int = 100,
-        average: float = 0.999,
-        clip: float = 1.0,
-        optimizer: str = "adamw",
-        schedule: str = "cosine",
-        weight_decay: float = 0.0,
-        accumulate: int = 1,
-        loss_scale: float = 1.0,
-        after_step: Callable[[], None] = lambda: None,
-        about: dict[str, str] | None = None,
-    ):
+        self, parameters: dict[str, torch.nn.Parameter], *, steps: int, learning_rate: float, warmup: int = 100, average: float = 0.999,
+        optimizer: str = "adamw", schedule: str = "cosine", accumulate: int = 1, loss_scale: float = 1.0,
+        after_step: Callable[[], None] = lambda: None, about: dict[str, str] | None = None,
+    ):  # fmt: skip
         self.parameters, self.steps, self.learning_rate = parameters, steps, learning_rate
-        self.warmup, self.average, self.clip, self.done = warmup, average, clip, 0
+        self.warmup, self.average, self.done = warmup, average, 0
         self.schedule, self.accumulate, self.loss_scale = schedule, accumulate, loss_scale
         self.after_step, self.about = after_step, about or {}
         self.continued = False  # whether an unfinished run was continued
         self.history: list[Step] = []
-        self.matrices = {k: matrix_view(parameters[k]) for k in matrices}
-        self.trained = parameters | self.matrices  # what the optimizers hold, by name
-        others = [p for k, p in parameters.items() if k not in self.matrices]
-        self.optimizers = [make_optimizer(optimizer, others, weight_decay)]
-        if self.matrices:
-            self.optimizers.append(
-                torch.optim.Muon(list(self.matrices.values()), weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
-            )
-        self.optimizer = optimizer
+        self.optimizer, self.algorithm = optimizer, make_optimizer(optimizer, parameters.values())
         self.averages = {k: p.detach().clone() for k, p in parameters.items()} if average else {}
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> Iterator[Step]:
@@ -120,7 +90,7 @@ class Loop:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             if self.loss_scale != 1.0:
                 torch._foreach_div_(gradients, self.loss_scale)
-            if math.isfinite(float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip or math.inf))):
+            if math.isfinite(float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0))):
                 return loss
             if self.loss_scale <= 1.0:
                 raise self._diverged("gradient", math.nan)
@@ -142,13 +112,9 @@ class Loop:
         )
 
     def _update(self, rate: float) -> None:
-        for name, matrix in self.matrices.items():
-            grad = self.parameters[name].grad
-            matrix.grad = (grad.permute(0, 2, 3, 1) if grad.ndim == 4 and not grad.is_contiguous() else grad).reshape(matrix.shape)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+        for group in self.algorithm.param_groups:
+            group["lr"] = rate
+        self.algorithm.step()
 
     def _forget_gradients(self) -> None:
         for p in self.parameters.values():
@@ -178,19 +144,15 @@ class Loop:
         for k, p in self.parameters.items():
             p.copy_(values[k])
 
-    def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
-        states = {p: state for o in self.optimizers for p, state in o.state.items()}
-        return {k: states.get(p, {}) for k, p in self.trained.items()}
-
     def to_come(self) -> int:
         """Bytes that the first step takes and the later ones keep: gradients, and what the optimizer keeps of them."""
-        numbers = 1 if any(o.state for o in self.optimizers) else 1 + NUMBERS[self.optimizer]
+        numbers = 1 if self.algorithm.state else 1 + NUMBERS[self.optimizer]
         return numbers * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
     def save(self, path: Path) -> None:
         state = {f"weight/{k}": p for k, p in self.parameters.items()}
         state |= {f"average/{k}": v for k, v in self.averages.items()}
-        state |= {f"{name}/{k}": m for k, moments in self._moments().items() for name, m in moments.items()}
+        state |= {f"{name}/{k}": m for k, p in self.parameters.items() for name, m in self.algorithm.state.get(p, {}).items()}
         state["curve/losses"] = torch.tensor([[s.loss, s.learning_rate] for s in self.history], dtype=torch.float64).reshape(-1, 2)
         facts = {"done": self.done, "loss_scale": self.loss_scale, "continued": int(self.continued)}
         save_atomically(state, path, {"about": json.dumps(self.about), **{k: str(v) for k, v in facts.items()}})
@@ -201,22 +163,20 @@ class Loop:
             return False
         with safe_open(path, "pt") as file:
             facts = file.metadata()
-            self._check_same_run(json.loads(facts.get("about", "{}")), path)
-            self.done, self.loss_scale = int(facts["done"]), float(facts.get("loss_scale", self.loss_scale))
-            self.continued = facts.get("continued") == "1" or self.done < self.steps
+            self._check_same_run(json.loads(facts["about"]), path)
+            self.done, self.loss_scale = int(facts["done"]), float(facts["loss_scale"])
+            self.continued = facts["continued"] == "1" or self.done < self.steps
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
             source = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
             self.averages = {k: file.get_tensor(source + k).to(self.parameters[k].device) for k in self.averages}
-            curve = file.get_tensor("curve/losses").tolist() if "curve/losses" in file.keys() else []
-            self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in enumerate(curve, 1)]
+            curve = enumerate(file.get_tensor("curve/losses").tolist(), 1)
+            self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in curve]
             for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/", "curve/"))):
-                owner, p = self.optimizers[key in self.matrices], self.trained[key]
-                moment = file.get_tensor(f"{name}/{key}")
-                owner.state[p][name] = moment if name == "step" else moment.to(p.device)
+                p, moment = self.parameters[key], file.get_tensor(f"{name}/{key}")
+                self.algorithm.state[p][name] = moment if name == "step" else moment.to(p.device)
         return True
 
     def _check_same_run(self, other: dict[str, str], path: Path) -> None:
-        other = {"optimizer": "adamw", "accumulate": "1", **other}  # of states from before these could be chosen
         changed = [f"{k} was {other.get(k, 'not set')}, now {v}" for k, v in self.about.items() if other.get(k) != v]
         if changed:
             raise ValueError(

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def _adamw(parameters, decay):
-    return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=decay)
-
-
-def _sgd(parameters, decay):
-    return torch.optim.SGD(parameters, lr=1.0, momentum=0.9, weight_decay=decay)
-
-
-def _adafactor(parameters, decay):
-    return torch.optim.Adafactor(parameters, eps=(None, 1.0), weight_decay=decay)  # rates as AdamW's, not shares of weights that start at 0
-
-
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor}
+OPTIMIZERS = {
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.0),
+    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+    "adafactor": partial(torch.optim.Adafactor, eps=(None, 1.0)),  # rates as AdamW's, not shares of weights that start at 0
+}
 NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # what each keeps beside a weight
 
 
-def optimizer(name: str, parameters: Iterable[torch.Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:
+def optimizer(name: str, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
     """An optimizer over `parameters`; the loop sets its learning rate."""
     if name not in OPTIMIZERS:
         raise ValueError(f"Unknown optimizer '{name}'; choose one of {', '.join(OPTIMIZERS)}.")
-    return OPTIMIZERS[name](list(parameters), weight_decay)
+    return OPTIMIZERS[name](list(parameters))
 
 
 def rate_factor(schedule: str, index: int, total: int, warmup: int) -> float:

@@ -17,44 +17,20 @@ from ..attention.prompt import is_mark
 
 TEMPLATES = {
     "object": (
-        "{}",
-        "a photo of {}",
-        "a picture of {}",
-        "a close-up of {}",
-        "one {} in the picture",
-        "a clear photo of {}",
-        "a dim photo of {}",
-        "a cropped photo of {}",
-        "a plain drawing of {}",
-        "{} seen from near",
-        "{} in the middle of the picture",
+        "{}", "a photo of {}", "a picture of {}", "a close-up of {}", "one {} in the picture", "a clear photo of {}", "a dim photo of {}",
+        "a cropped photo of {}", "a plain drawing of {}", "{} seen from near", "{} in the middle of the picture",
         "a good picture of a single {}",
     ),
     "style": (
-        "in the style of {}",
-        "a painting in the style of {}",
-        "a picture in the style of {}",
-        "a drawing in the style of {}",
-        "a detail in the style of {}",
-        "a scene in the style of {}",
-        "a bright picture in the style of {}",
-        "a dark picture in the style of {}",
-        "a small work in the style of {}",
-        "art in the manner of {}",
+        "in the style of {}", "a painting in the style of {}", "a picture in the style of {}", "a drawing in the style of {}",
+        "a detail in the style of {}", "a scene in the style of {}", "a bright picture in the style of {}",
+        "a dark picture in the style of {}", "a small work in the style of {}", "art in the manner of {}",
     ),
     "face": (
-        "a photo of {}",
-        "a portrait of {}",
-        "the face of {}",
-        "a close-up of the face of {}",
-        "{} looking at the camera",
-        "{} from the side",
-        "a smiling {}",
-        "a studio portrait of {}",
-        "a snapshot of {}",
-        "a black and white photo of {}",
+        "a photo of {}", "a portrait of {}", "the face of {}", "a close-up of the face of {}", "{} looking at the camera",
+        "{} from the side", "a smiling {}", "a studio portrait of {}", "a snapshot of {}", "a black and white photo of {}",
     ),
-}
+}  # fmt: skip
 KINDS = (*TEMPLATES, "own")
 NORMS = ("limit", "keep", "free")
 FAMILIAR_SCALE = 0.4 / math.sqrt(768)  # RMS of SD1.5's word vectors, of norm about 0.4: what published learning rates are made for
@@ -211,12 +187,7 @@ class Concept:
     """
 
     def __init__(
-        self,
-        starts: dict[str, torch.Tensor],
-        vocabularies: dict[str, Vocabulary],
-        norm: str = "limit",
-        limit: float = 1.5,
-        pace: float = 1.0,
+        self, starts: dict[str, torch.Tensor], vocabularies: dict[str, Vocabulary], norm: str = "limit", limit: float = 1.5, pace: float = 1.0
     ):
         if norm not in NORMS:
             raise ValueError(f"Unknown norm '{norm}'; choose one of {', '.join(NORMS)}.")

@@ -74,13 +74,6 @@ def new_config() -> DemoModel:
     return DemoModel({**config.UNET_CONFIG})
 
 
-def token_table(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The whole token table (49408, width): rows that training never saw keep their seeded start values."""
-    table = config.start_tokens(VOCABULARY, rows.shape[1])
-    table[ids.long()] = rows.to(table.dtype)
-    return table
-
-
 def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     """State dicts of denoiser, text tower and autoencoder; the first also holds "preview_colors"."""
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
@@ -88,7 +81,9 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
         comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
         for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
     )
-    table = token_table(clip.pop("token_rows"), clip.pop("token_ids"))
+    rows, ids = clip.pop("token_rows"), clip.pop("token_ids")
+    table = config.start_tokens(VOCABULARY, rows.shape[1])  # (49408, width): rows that training never saw keep their seeded start values
+    table[ids.long()] = rows.to(table.dtype)
     clip["clip_l.transformer.text_model.embeddings.token_embedding.weight"] = table.half()
     clip["clip_l.transformer.text_projection.weight"] = torch.eye(table.shape[1]).half()  # SD1's pooled output, which no UNet of it sees
     return unet | {"preview_colors": weights["preview_colors"]}, clip, vae

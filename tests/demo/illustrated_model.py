@@ -24,6 +24,7 @@ from demo import illustrated_studio as studio
 from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
 from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
+from demo.muon import MuonLoop
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 SAVE_EVERY = 240  # seconds
@@ -35,7 +36,7 @@ def train_autoencoder(options, recipe) -> torch.nn.Module:
     autoencoder, state = shipped()[0].to(options.device), options.state / "vae.safetensors"
     parts = dict(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
     parameters = parameters_of(**parts)
-    loop = Loop(
+    loop = MuonLoop(
         parameters,
         steps=recipe.autoencoder_steps,
         learning_rate=recipe.autoencoder_rate,
@@ -58,7 +59,7 @@ def train_decoder(autoencoder, options, recipe) -> None:
     decoder, state = autoencoder.taesd_decoder, options.state / "decoder.safetensors"
     parameters = parameters_of(decoder=decoder)
     matrices = [k for k, p in parameters.items() if p.ndim == 4]
-    loop = Loop(
+    loop = MuonLoop(
         parameters, steps=recipe.decoder_steps, learning_rate=recipe.autoencoder_rate / 2, warmup=60, average=0.995, matrices=matrices
     )
     loop.restore(state)
@@ -114,7 +115,7 @@ def statistics(latents: torch.Tensor) -> tuple[float, float]:
 
 def denoiser_loop(unet, tower, recipe) -> Loop:
     parameters = parameters_of(unet=unet, text=tower)
-    return Loop(
+    return MuonLoop(
         parameters,
         steps=recipe.denoiser_steps,
         learning_rate=recipe.denoiser_rate,

@@ -20,13 +20,14 @@ from controlled_diffusion.training.demo.illustrated_captions import Caption
 from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THINGS, UNSEEN, drawing
 from controlled_diffusion.training.demo.illustrated_grounds import GROUNDS, SIZE
 from controlled_diffusion.training.demo.illustrated_scenes import CARTOONS, OFF_CENTER, STYLES, Scene, one_of, random_scene
-from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from controlled_diffusion.training.loop import save_atomically, saving
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torch import nn
 
 from demo import model as demo_model
 from demo.illustrated_recipe import made_ahead, workers
+from demo.muon import MuonLoop
 
 WEIGHTS = Path(__file__).parent / "illustrated" / "reader.safetensors"
 CELL = 4  # pixels of the image to one cell of the map of things
@@ -207,7 +208,7 @@ def train(options) -> None:
     reader, state = new_reader().to(options.device), options.state / "reader.safetensors"
     parameters = demo_model.trainable(reader)
     matrices = [k for k, p in parameters.items() if p.ndim == 4 and "norm" not in k]
-    loop = Loop(parameters, steps=options.steps, learning_rate=1.5e-3, warmup=100, average=0.995, matrices=matrices)
+    loop = MuonLoop(parameters, steps=options.steps, learning_rate=1.5e-3, warmup=100, average=0.995, matrices=matrices)
     loop.restore(state)
     say(f"reader: {loop.done} of {loop.steps} steps done")
     batches = made_ahead(batch_of, loop.done, loop.steps, workers(options.device))

@@ -8,11 +8,12 @@ import torch
 from controlled_diffusion.guidance.classifier import LabeledClassifier, NoisyClassifier
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.training import noisy_classifier
-from controlled_diffusion.training.loop import Loop, saving
+from controlled_diffusion.training.loop import saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, batch_loss, noised
 
 from demo import model as demo_model
 from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
+from demo.muon import MuonLoop
 from demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 
 STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
@@ -47,7 +48,7 @@ def main() -> None:
     latents = (latents - latents.mean()) / latents.std()
     targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
     network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
-    loop = Loop(
+    loop = MuonLoop(
         demo_model.trainable(network), steps=STEPS, learning_rate=RATE, warmup=100, average=0.998,
         matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)],
     )  # fmt: skip

@@ -12,13 +12,15 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.instruct_pix2pix import widened
-from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from controlled_diffusion.training.loop import save_atomically, saving
 from safetensors.torch import load_file
 
 from demo import instruct as demo_instruct
 from demo import model as demo_model
 from demo import world
 from demo.make_model import STATE, Denoiser, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
+from demo.muon import MuonLoop
+from demo.packing import packed
 
 BATCH = 24
 STAGES = {
@@ -49,7 +51,7 @@ def main() -> None:
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
     matrices = demo_model.matrices_of(parameters)
-    loop = Loop(parameters, steps=stage.pop("steps"), learning_rate=stage.pop("rate"), warmup=100, average=0.99, matrices=matrices)
+    loop = MuonLoop(parameters, steps=stage.pop("steps"), learning_rate=stage.pop("rate"), warmup=100, average=0.99, matrices=matrices)
     path = STATE / f"instruct_{options.stage}.safetensors"
     loop.restore(path)
 
@@ -58,7 +60,7 @@ def main() -> None:
     shown(saving(loop, steps, path))
     load_average(path, unet=unet)
     demo.INSTRUCT_WEIGHTS.parent.mkdir(exist_ok=True)
-    save_atomically(packing.packed(unet.state_dict(), base), demo.INSTRUCT_WEIGHTS)
+    save_atomically(packed(unet.state_dict(), base), demo.INSTRUCT_WEIGHTS)
     say(f"wrote {demo.INSTRUCT_WEIGHTS.name}: {demo.INSTRUCT_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 

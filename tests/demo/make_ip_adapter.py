@@ -15,13 +15,15 @@ from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
-from controlled_diffusion.training.demo.packing import quantized, restored
-from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from controlled_diffusion.training.demo.packing import restored
+from controlled_diffusion.training.loop import save_atomically, saving
 
 from demo import ip_adapter as recipe
 from demo import model as demo_model
 from demo import world
 from demo.make_model import OVERRIDE, STATE, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
+from demo.muon import MuonLoop
+from demo.packing import quantized
 
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
 STEPS, RATE, BATCH = 400, 8e-4, 24
@@ -69,7 +71,7 @@ def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
     encoder, heads = new_encoder(), recipe.new_heads()
     parameters, readings = parameters_of(vision=encoder), {f"head.{k}": v for k, v in heads.items()}
     matrices = demo_model.matrices_of(parameters)
-    loop = Loop(parameters | readings, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99, matrices=matrices)
+    loop = MuonLoop(parameters | readings, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
     say(f"encoder: {loop.done} of {steps} steps done")
     truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
@@ -100,7 +102,7 @@ def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, st
     layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
     words = recipe.told([recipe.scene(i) for i in range(len(features))], tokens, encode_text)
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
-    loop = Loop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
+    loop = MuonLoop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
     loop.restore(state)
     say(f"adapter: {loop.done} of {steps} steps done")
     draw = recipe.Batches(latents, features, tokens, BATCH)

@@ -18,13 +18,14 @@ import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import checker, config
-from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from controlled_diffusion.training.loop import save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from demo import model as demo_model
 from demo import world
+from demo.muon import MuonLoop
 from harness import demo_images
 from measures.script import head, percent, row
 
@@ -73,7 +74,7 @@ def train_autoencoder(recipe) -> torch.nn.Module:
     parts = dict(encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
     parameters = parameters_of(**parts)
     convolutions, rate = [k for k, p in parameters.items() if p.ndim == 4], recipe.autoencoder_rate
-    loop = Loop(parameters, steps=recipe.autoencoder_steps, learning_rate=rate, warmup=60, average=0.998, matrices=convolutions)
+    loop = MuonLoop(parameters, steps=recipe.autoencoder_steps, learning_rate=rate, warmup=60, average=0.998, matrices=convolutions)
     loop.restore(state)
     say(f"autoencoder: {loop.done} of {loop.steps} steps done")
     shown(saving(loop, demo_model.train_autoencoder(*parts.values(), loop), state))
@@ -151,7 +152,7 @@ def begin(description: str, **choices: list[str]) -> argparse.Namespace:
 
 def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: int, rate: float, batch: int, noisy_share: float = 0.0):
     parameters = parameters_of(unet=unet, text=tower)
-    loop = Loop(parameters, steps=steps, learning_rate=rate, warmup=200, average=0.99, matrices=demo_model.matrices_of(parameters))
+    loop = MuonLoop(parameters, steps=steps, learning_rate=rate, warmup=200, average=0.99, matrices=demo_model.matrices_of(parameters))
     loop.restore(state)
     say(f"denoiser: {loop.done} of {loop.steps} steps done")
     latents = (latents - latents.mean()) / latents.std()

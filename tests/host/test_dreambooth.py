@@ -11,7 +11,7 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
-from controlled_diffusion.nodes.host.training import adapters, class_images, memory, textual_inversion, trainer
+from controlled_diffusion.nodes.host.training import adapters, class_images, memory, new_words, trainer
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.nodes.host.training.custom_diffusion import KeysAndValues
 from controlled_diffusion.nodes.host.training.denoiser import Objective
@@ -48,7 +48,7 @@ def train(model, clip, vae, given=None, **knobs):
 def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **settings):
     """A task with two class images; `word`: '<z>' is trained jointly."""
     prompt = "a <z> cat" if word else "a zz cat"
-    subject = host.Subject(prompt, Word("<z>", "cat", 1) if word else None)
+    subject = host.Subject(prompt, (Word("<z>", "cat", 1),) if word else ())
     prior = host.Class("a cat", [images(2, seed=5)], preservation=Preservation(weight))
     objective = Objective(Levels(low=0.2, high=0.9))
     knobs = Settings(**{"steps": 3, "batch_size": 2, "learning_rate": 0.05, "seed": 4, "warmup": 0, **settings})
@@ -198,10 +198,10 @@ def test_only_the_layers_asked_for_are_learned(eps_model, vae, clip):
 def test_a_new_word_moves_at_its_own_rate(eps_model, vae, clip):
     def moved(rate):
         task = task_of(eps_model, clip, vae, word=True, learning_rate=rate, steps=1)
-        start = task.word.concept.rows("clip_l").detach().clone()
+        start = task.word.concepts["<z>"].rows("clip_l").detach().clone()
         with torch.inference_mode(False), torch.no_grad():
             host.finish(task, eps_model, f"r{rate}".replace(".", "_"), False)
-        return (task.word.concept.rows("clip_l").detach() - start).abs().mean()
+        return (task.word.concepts["<z>"].rows("clip_l").detach() - start).abs().mean()
 
     assert_close(moved(0.01), moved(0.0001), rtol=0.02, atol=0)
 
@@ -394,7 +394,7 @@ def test_several_words_are_trained_jointly(eps_model, vae, clip, folders):
     bundled = load_file(folders / "loras" / "rex.safetensors")
     assert all(torch.equal(bundled[f"bundle_emb.{k}.clip_l"], v) for k, v in files.items())
     task = task_of(eps_model, clip, vae, word=True)
-    joint = textual_inversion.new_word(task.clip, Word("<a>", "dog"), 0, others=(Word("<b>", "cat"),))
+    joint = new_words.start(task.clip, (Word("<a>", "dog"), Word("<b>", "cat")), 0)
     one, other = joint.conditioning("a <a> and a <b>")[0][0], clip.encode_from_tokens_scheduled(clip.tokenize("a dog and a cat"))[0][0]
     assert_close(one, other)
 

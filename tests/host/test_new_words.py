@@ -8,7 +8,6 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host.training import new_words
 from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
-from controlled_diffusion.nodes.host.training.textual_inversion import new_word
 from controlled_diffusion.training.textual_inversion import Concept, Vocabulary, Word
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +31,7 @@ def several(trained):
 def start_of(clip, words):
     """A word <z> that starts as others."""
     with torch.inference_mode(False), torch.no_grad():
-        return new_word(clip, Word("<z>", words), 4)
+        return new_words.start(clip, [Word("<z>", words)], 4)
 
 
 def test_a_word_that_starts_as_one_word_is_that_word(clip):
@@ -45,7 +44,7 @@ def test_a_word_that_starts_as_one_word_is_that_word(clip):
 
 def test_with_no_initial_words_it_starts_as_the_mean_of_all(clip):
     table = new_words.encoders(clip)[0].sample
-    assert_close(start_of(clip, "").concept.rows("clip_l").detach(), table.mean(0, keepdim=True), atol=1e-6, rtol=1e-4)
+    assert_close(start_of(clip, "").concepts["<z>"].rows("clip_l").detach(), table.mean(0, keepdim=True), atol=1e-6, rtol=1e-4)
 
 
 def word_for(clip, vectors=2):
@@ -53,7 +52,7 @@ def word_for(clip, vectors=2):
     found, draw = new_words.encoders(clip), torch.Generator().manual_seed(9)
     with torch.inference_mode(False):
         starts = {e.key: torch.randn(vectors, e.table.shape[1], generator=draw) for e in found}
-        return new_words.NewWord(clip, "<z>", Concept(starts, {e.key: Vocabulary(1.0, 1.0) for e in found}, "free"), vectors)
+        return new_words.NewWord(clip, {"<z>": Concept(starts, {e.key: Vocabulary(1.0, 1.0) for e in found}, "free")}, vectors)
 
 
 @pytest.mark.parametrize("kind", ["sd1", *tiny_text.KINDS])
@@ -62,7 +61,7 @@ def test_comfyui_reads_the_trained_word_from_its_file(kind, vectors, folders, re
     clip = request.getfixturevalue("clip") if kind == "sd1" else several(kind)
     widths = {"clip_l": tiny.CONTEXT} if kind == "sd1" else tiny_text.KINDS[kind][2]
     word = word_for(clip, vectors)
-    EMBEDDINGS.save("toys/my-word", word.concept.tensors(), {})
+    EMBEDDINGS.save("toys/my-word", word.concepts["<z>"].tensors(), {})
     saved = load_file(folders / "embeddings" / "toys" / "my-word.safetensors")
     assert {k: v.shape for k, v in saved.items()} == {k: (vectors, w) for k, w in widths.items()}
     for prompt in ("{}", "a photo of {}, red (and {}:1.2) " + "with many other words " * 25):
@@ -98,7 +97,7 @@ def test_captions_may_hold_other_embeddings(folders, clip):
     word = word_for(clip)
     tokens = [t for t, _ in word.trained_tokens("embedding:other and <z>")["l"][0] if torch.is_tensor(t)]
     assert torch.equal(tokens[0], torch.full((tiny.CONTEXT,), 0.3))
-    assert_close(torch.stack(tokens[1:]), word.concept.rows("clip_l"))
+    assert_close(torch.stack(tokens[1:]), word.concepts["<z>"].rows("clip_l"))
 
 
 @torch.inference_mode(False)

@@ -61,13 +61,13 @@ def test_vector_gradients_agree_with_finite_differences(family, weighting, vae, 
 def test_gradients_with_several_text_encoders(kind, folders):
     clip = tiny_text.clip(kind, [str(folders / "embeddings")])
     task = task_of(tiny_text.denoiser(kind), clip, tiny_text.vae(kind), objective=Objective(Levels(low=0.3, high=0.9)))
-    assert set(task.word.concept.parameters) == set(tiny_text.KINDS[kind][2])
+    assert set(task.word.parameters) == set(tiny_text.KINDS[kind][2])
     exact, measured = derivatives(task)
     assert_close(exact, measured, rtol=0.03, atol=1e-6)
 
 
 def gradient(task):
-    p = task.word.concept.parameters["clip_l"]
+    p = task.word.parameters["clip_l"]
     return inside(task, lambda denoiser: torch.autograd.grad(task.loss(denoiser, 0), p)[0])
 
 

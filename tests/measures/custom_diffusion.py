@@ -143,7 +143,7 @@ def new_contexts(studio: Studio, model, words: dict[Idea, str]):
 
 def learn(studio: Studio, idea: Idea, name: str, o: argparse.Namespace) -> TrainResult:
     word = Word(idea.placeholder, "shape" if idea.strange else "", 1)
-    subject = host.Subject(f"a {idea.placeholder}" + ("" if idea.strange else " shape"), word, o.word_rate)
+    subject = host.Subject(f"a {idea.placeholder}" + ("" if idea.strange else " shape"), (word,), o.word_rate)
     return taught(studio, name, idea.lesson(), subject, merging.KeysAndValues(), o.prior_weight, o)
 
 

@@ -75,7 +75,7 @@ def ordinary_captions(count: int, first: int) -> list[world.Caption]:
 def learn(studio: Studio, name: str, weight: float, o: argparse.Namespace) -> TrainResult:
     """Learns the shape, or goes on learning it."""
     word = "<subject>" if o.word else o.identifier
-    subject = host.Subject(f"a {word}", Word(word, o.words, o.vectors) if o.word else None, o.word_rate)
+    subject = host.Subject(f"a {word}", (Word(word, o.words, o.vectors),) if o.word else (), o.word_rate)
     design = adapters.Design(o.algorithm, o.rank, layers=o.layers)
     return taught(studio, name, lesson(o.shape, word, o.wordings), subject, design, weight, o)
 

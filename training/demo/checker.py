@@ -40,16 +40,17 @@ class Reading:
     things: tuple[Seen, ...]  # largest first
 
 
+def _neighbors(pixels: np.ndarray) -> np.ndarray:
+    """Each pixel (H, W) and the four beside it, (5, H, W); outside of the image is 0."""
+    p = np.pad(pixels, 1)
+    return np.stack([p[1:-1, 1:-1], p[:-2, 1:-1], p[2:, 1:-1], p[1:-1, :-2], p[1:-1, 2:]])
+
+
 def _components(mask: np.ndarray) -> list[np.ndarray]:
     """4-connected components of a bool mask, largest first."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
-        grown = labels.copy()
-        grown[1:] = np.maximum(grown[1:], labels[:-1])
-        grown[:-1] = np.maximum(grown[:-1], labels[1:])
-        grown[:, 1:] = np.maximum(grown[:, 1:], labels[:, :-1])
-        grown[:, :-1] = np.maximum(grown[:, :-1], labels[:, 1:])
-        grown[~mask] = 0
+        grown = np.where(mask, _neighbors(labels).max(0), 0)
         if np.array_equal(grown, labels):
             break
         labels = grown
@@ -64,13 +65,11 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
 
 
 def _erode(mask: np.ndarray) -> np.ndarray:
-    p = np.pad(mask, 1)
-    return p[1:-1, 1:-1] & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
+    return _neighbors(mask).all(0)
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
-    p = np.pad(mask, 1)
-    return p[1:-1, 1:-1] | p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
+    return _neighbors(mask).any(0)
 
 
 def _distance(image: np.ndarray, color) -> np.ndarray:

@@ -5,49 +5,17 @@ from __future__ import annotations
 import torch
 
 VISION_CONFIG = dict(
-    model_type="clip_vision_model",
-    num_channels=3,
-    image_size=64,
-    patch_size=8,
-    hidden_size=64,
-    intermediate_size=192,
-    num_attention_heads=4,
-    num_hidden_layers=3,
-    hidden_act="gelu",
-    projection_dim=64,
-)
-
-
+    model_type="clip_vision_model", num_channels=3, image_size=64, patch_size=8, hidden_size=64, intermediate_size=192,
+    num_attention_heads=4, num_hidden_layers=3, hidden_act="gelu", projection_dim=64,
+)  # fmt: skip
 CONTEXT = 128
-
-
 CLIP_CONFIG = dict(hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_attention_heads=4, num_hidden_layers=2, projection_dim=CONTEXT)
-
-
 UNET_CONFIG = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=64,
-    num_res_blocks=[2, 1],
-    channel_mult=[1, 2],
-    transformer_depth=[0, 1, 1],
-    transformer_depth_output=[1, 0, 1, 1, 1],
-    transformer_depth_middle=1,
-    context_dim=CONTEXT,
-    use_spatial_transformer=True,
-    legacy=False,
-    use_checkpoint=False,
-    use_linear_in_transformer=False,
-    adm_in_channels=None,
-    use_temporal_attention=False,
-    use_temporal_resblock=False,
-)
-
-
+    image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[2, 1], channel_mult=[1, 2], transformer_depth=[0, 1, 1],
+    transformer_depth_output=[1, 0, 1, 1, 1], transformer_depth_middle=1, context_dim=CONTEXT, use_spatial_transformer=True, legacy=False,
+    use_checkpoint=False, use_linear_in_transformer=False, adm_in_channels=None, use_temporal_attention=False, use_temporal_resblock=False,
+)  # fmt: skip
 HEAD_CHANNELS = 32
-
-
 SEEDS = {"autoencoder": 10, "scenes": 20, "denoiser": 30, "weights": 40, "tokens": 50}
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
+from ....training.instruct_pix2pix import Whole
 from ..model_folder import ModelFolder
 
 LORAS = ModelFolder("loras", "LoRA")
@@ -22,15 +23,8 @@ ATTENTION = "attn, attention, single_blocks"
 Words = dict[str, dict[str, torch.Tensor]]
 
 
-class Delta(torch.nn.Module):
-    """A whole weight's difference, called as ComfyUI's adapters are; `diff` in a LoRA file."""
-
-    def __init__(self, shape: torch.Size):
-        super().__init__()
-        self.diff = torch.nn.Parameter(torch.zeros(shape))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return (weight + self.diff).to(weight.dtype)
+class Delta(Whole):
+    """A whole weight's difference, as ComfyUI's adapters are; `diff` in a LoRA file."""
 
     def move_to(self, device: torch.device) -> int:
         """For ComfyUI, which moves adapters with their weight; gives the number of bytes."""

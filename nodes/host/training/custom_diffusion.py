@@ -120,8 +120,7 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
 
 
 def _weight(model, key: str) -> torch.Tensor:
-    whole = model.model_state_dict(key)
-    return unpatched(model, key, whole[key]).detach().double().cpu()
+    return unpatched(model, key, model.model_state_dict(key)[key]).detach().double().cpu()
 
 
 def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -143,7 +142,9 @@ def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> d
 
 def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str, list]:
     """ComfyUI's patches of a concept's file. Raises ValueError where it changes more than keys and values, or nothing."""
-    own = adapters.patched(_bare(model), {k: v for k, v in concept.tensors.items() if not k.startswith("bundle_emb.")}).patches
+    bare = model.clone()
+    bare.patches = {}
+    own = adapters.patched(bare, {k: v for k, v in concept.tensors.items() if not k.startswith("bundle_emb.")}).patches
     other = sorted(key for key in own if key.removesuffix(".weight") not in layers)
     if other or not own:
         what = f"changes {other[0]}" if other else "has nothing for this model"
@@ -151,12 +152,6 @@ def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str
             f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion trains them."
         )
     return own
-
-
-def _bare(model):
-    bare = model.clone()
-    bare.patches = {}
-    return bare
 
 
 def save_merged(name: str, tensors: dict[str, torch.Tensor], concepts: Sequence[Concept], if_exists: str) -> str:

@@ -20,23 +20,18 @@ from ..gradients import trainable
 from . import adapters, class_images, new_words, trainer
 from .denoiser import Objective, TrainDenoiser
 from .embeddings import EMBEDDINGS
-from .images import Images, all_or_none, images_of
-from .textual_inversion import check_validation, new_word
+from .images import all_or_none, images_of
+from .textual_inversion import check_validation
 from .whole_weights import WholeWeights
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained: the prompt of its images, and the new word in it with its own learning rate, or None for known words."""
+    """What is trained: the prompt of its images, and the new words in it, of one number of vectors, with their own learning rate."""
 
     prompt: str
-    word: Word | None = None
+    words: tuple[Word, ...] = ()
     word_rate: float = 0.005
-    others: tuple[Word, ...] = ()  # trained jointly with the first, with its settings
-
-    @property
-    def words(self) -> tuple[Word, ...]:
-        return () if self.word is None else (self.word, *self.others)
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,6 @@ class Task(trainer.Task):
 
     clip: object
     adapters: adapters.Adapters
-    word: new_words.NewWord | None
     texts: tuple[tuple[str, ...], ...]
     batches: Batches
     preservation: Preservation
@@ -70,19 +64,11 @@ class Task(trainer.Task):
         return self.adapters.parameters | own
 
     @property
-    def modules(self) -> Sequence[torch.nn.Module]:
-        return () if self.word is None else (self.word.clip.cond_stage_model,)
-
-    @property
     def shape(self) -> torch.Size:
         return torch.Size([self.batches.total, *self.images.latents[0].shape[1:]])
 
     def around(self) -> AbstractContextManager:
         return self.adapters.as_forward_hooks(self.model)
-
-    def after_step(self) -> None:
-        if self.word is not None:
-            self.word.control()
 
     def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         own, prior = self.batches.indices(index)
@@ -121,15 +107,6 @@ class Task(trainer.Task):
         return gradients.run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
 
 
-def choose(name: str, if_exists: str, given: Sequence[Word], home: type[adapters.Adapters] = adapters.Adapters) -> str:
-    """The name to save under; see `ModelFolder.choose`. The names of its words' embeddings must be free too."""
-
-    def embedding(name: str):
-        return next(filter(None, map(EMBEDDINGS.taken, embeddings_of(name, [w.placeholder for w in given]))), None)
-
-    return home.folder.choose(name, if_exists, embedding)
-
-
 def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
     """The names of the words' embeddings: that of the file for one, with the word behind it for several."""
     if len(placeholders) < 2:
@@ -147,7 +124,11 @@ def learn(
 
     `design` says which weights are trained: `design.adapters(model, seed)` gives the adapters.
     """
-    name = choose(name, if_exists, subject.words, design.home)
+
+    def embedding(name: str):
+        return next(filter(None, map(EMBEDDINGS.taken, embeddings_of(name, [w.placeholder for w in subject.words]))), None)
+
+    name = design.home.folder.choose(name, if_exists, embedding)  # those of its words' embeddings must be free too
     with torch.inference_mode(False), torch.no_grad():
         task = prepare(model, clip, vae, data, subject, prior, design, objective, settings, validation)
         return finish(task, model, name, if_exists == "continue")
@@ -202,23 +183,25 @@ def prepare(
     class_texts = class_prompts(prior.prompt, *(w.placeholder for w in subject.words)) if active else ()
     if active and not (prior.images or prior.count):
         raise ValueError("There are no class images. Connect some, set class_count to sample them, or set prior_weight to 0.")
-    running, own_clip = trainable(model, clip if subject.word else None)
+    running, own_clip = trainable(model, clip if subject.words else None)
     if isinstance(design, WholeWeights):
         design.check(running, settings.optimizer, settings.average)
     layers = design.adapters(running, settings.seed)
     rate = settings.learning_rate
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate else 1.0
-    word = new_word(own_clip, subject.word, settings.seed, pace, subject.others) if subject.word else None
+    word = new_words.start(own_clip, subject.words, settings.seed, pace) if subject.words else None
     images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     texts, count = tuple(tuple(images.with_hint(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
     if active:
         class_batches = prior.images or class_images.made(model, clip, vae, class_images.Order(class_texts, prior.count, prior.batch, validation), images.latents[0].shape[1:])
         others = images_of(vae, class_batches)
-        images, texts = joined(images, others), (*texts, *((class_texts[i % len(class_texts)],) for i in range(len(others))))
+        latents = (*images.latents, *others.latents)
+        images = replace(images, latents=latents, masks=all_or_none(latents, (*images.masks, *others.masks)))
+        texts += tuple((class_texts[i % len(class_texts)],) for i in range(len(others)))
     batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, prior.preservation.ratio)
     about = trainer.about(
         settings, objective, images, design=asdict(design), texts=texts, prior=asdict(prior.preservation) if active else "none",
-        word=asdict(subject.word) if subject.word else "none", **_more(subject, data),
+        words=[asdict(word) for word in subject.words], dropout=data.dropout,
     )  # fmt: skip
     task = Task(
         model=running, vae=vae, images=images, objective=objective, settings=settings, validation=validation, about=about,
@@ -228,12 +211,6 @@ def prepare(
     task.encode()
     layers.put_on(running)
     return task
-
-
-def _more(subject: Subject, data: Data) -> dict:
-    """What else must be the same for a training to be continued, where it is asked for."""
-    given = {"others": [asdict(w) for w in subject.others], "dropout": data.dropout if data.dropout.active else None}
-    return {k: v for k, v in given.items() if v}
 
 
 def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str]) -> Validation:
@@ -254,9 +231,3 @@ def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str
                 f"'{texts[0]}, {placeholder}', or leave the captions out."
             )
     return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))
-
-
-def joined(one: Images, other: Images) -> Images:
-    """Both, one after the other; where only some have masks, the others' cover everything."""
-    latents = (*one.latents, *other.latents)
-    return replace(one, latents=latents, masks=all_or_none(latents, (*one.masks, *other.masks)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 
-from ....training.augmentation import Augmentation, Variant, with_hint
+from ....training.augmentation import Augmentation, Variant
 from .. import gradients
 from ..latents import encoded_part
 
@@ -27,7 +27,7 @@ class Images:
 
     def with_hint(self, number: int, text: str) -> str:
         """The sentence of an image with its hint."""
-        return with_hint(self.hints[number], text) if self.hints else text
+        return f"{self.hints[number]} {text}" if self.hints and self.hints[number] else text
 
 
 def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
@@ -66,13 +66,9 @@ def _small_mask(vae, latent: torch.Tensor, mask: torch.Tensor | None, number: in
 
 
 def images_of(
-    vae,
-    images: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor] = (),
-    flip: bool = False,
-    augmentation: Augmentation = Augmentation(),
-    seed: int = 0,
-) -> Images:
+    vae, images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] = (), flip: bool = False,
+    augmentation: Augmentation = Augmentation(), seed: int = 0,
+) -> Images:  # fmt: skip
     """Encodes IMAGE batches once; with `flip` each image also mirrored, after all others, and then the variants of all."""
     given = _with_masks(images, masks)
     shown = given + [Variant(v.image.flip(2), None if v.mask is None else v.mask.flip(-1)) for v in given if flip]

@@ -24,10 +24,7 @@ PREFIX = "diffusion_model."
 COMPILED = "torch.compile"  # the key of ComfyUI's wrapper
 log = logging.getLogger(__name__)
 MARKS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
-KINDS = {
-    comfy.model_base.BaseModel: comfy.model_base.SD15_instructpix2pix,
-    comfy.model_base.SDXL: comfy.model_base.SDXL_instructpix2pix,
-}
+KINDS = {comfy.model_base.BaseModel: comfy.model_base.SD15_instructpix2pix, comfy.model_base.SDXL: comfy.model_base.SDXL_instructpix2pix}
 
 
 def kind_of(model):
@@ -117,7 +114,7 @@ def check_injections(model) -> None:
         )
 
 
-def with_room(model):
+def with_room(model, disable_dynamic: bool = False):
     """An instruction model that gives what a MODEL gives, whatever image it is shown: the image's weights are zero.
 
     Its weights are its own, so that it can be trained; options, patches and wrappers of the MODEL are handed on. One that changes what its layers
@@ -128,11 +125,7 @@ def with_room(model):
     with torch.inference_mode(False), torch.no_grad():
         weights = weights_of(differentiable_patcher(model, "model"))
         weights[FIRST] = widened(weights[FIRST], 2 * model.model.latent_format.latent_channels)
-        return built(model, weights, (_with_room, (model,)))
-
-
-def _with_room(model, disable_dynamic: bool = False):
-    return with_room(model)
+        return built(model, weights, (with_room, (model,)))
 
 
 def marks(model) -> dict[str, torch.Tensor]:

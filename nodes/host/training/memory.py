@@ -119,11 +119,12 @@ class MemoryPlan:
         return known if self.recompute else ()
 
     def _decide(self, denoiser: TrainDenoiser, known: Sequence[torch.nn.Module]) -> bool:
-        model = denoiser.guider.inner_model
+        model, patcher = denoiser.guider.inner_model, denoiser.guider.model_patcher
         one, whole = self.measured(denoiser, known)
         learning = self.loop.to_come()
         wanted = whole.plain + learning + model.memory_required(list(self.shape))
-        free = _free_after_unloading(denoiser, wanted)
+        own = [patcher.model, *(p.model for p in patcher.get_additional_models_with_key(KEY))]
+        free = free_after_unloading(patcher.load_device, wanted, own)
         recompute = self.checkpointing == "on" or (self.checkpointing == "auto" and bool(known) and wanted > free)
         needed = (whole.recomputed if recompute else whole.plain) + learning
         if needed > free:
@@ -163,17 +164,12 @@ class MemoryPlan:
         )
 
 
-def _free_after_unloading(denoiser: TrainDenoiser, wanted: float) -> float:
-    """Free bytes, after ComfyUI has unloaded other models if there are too few."""
-    patcher = denoiser.guider.model_patcher
-    device = patcher.load_device
-    free = get_free_memory(device)
-    if wanted > free and device.type != "cpu":
-        own = [patcher.model, *(p.model for p in patcher.get_additional_models_with_key(KEY))]
+def free_after_unloading(device: torch.device, wanted: float, own: Sequence[torch.nn.Module] = ()) -> float:
+    """Free bytes, after ComfyUI has unloaded other networks than `own` if there are too few."""
+    if wanted > get_free_memory(device) and device.type != "cpu":
         loaded = comfy.model_management.current_loaded_models
         comfy.model_management.free_memory(wanted, device, [m for m in loaded if m.model is not None and m.model.model in own])
-        free = get_free_memory(device)
-    return free
+    return get_free_memory(device)
 
 
 def _gb(size: float) -> str:

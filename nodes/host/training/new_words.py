@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 
-from ....training.textual_inversion import Concept, Vocabulary, names, with_name
+from ....training.textual_inversion import Concept, Vocabulary, Word, names, start_rows, with_name
 from ..gradients import run_in_inference_mode
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
@@ -94,10 +95,6 @@ def initial_rows(encoder: Encoder, words: str) -> torch.Tensor:
     return encoder.sample.mean(0, keepdim=True)
 
 
-def vocabularies(found: list[Encoder]) -> dict[str, Vocabulary]:
-    return {e.key: Vocabulary.from_table(e.sample) for e in found}
-
-
 def _marks(found: list[Encoder], vectors: int, word: int) -> dict[str, torch.Tensor]:
     """For each encoder vectors that hold its index, the index of their word, and their own."""
     heads = [torch.tensor([[MARK, number, i, word] for i in range(vectors)]) for number in range(len(found))]
@@ -116,14 +113,13 @@ def _reading(tokenizer, folder: str):
 
 
 class NewWord:
-    """Encodes prompts in which a placeholder stands for a concept's vectors, or several do for as many concepts.
+    """Encodes prompts in which placeholders stand for the vectors of their concepts, so many of each.
 
     `clip` is never changed: prompts are tokenized by a copy of its tokenizer. Prompts are tokenized once.
     """
 
-    def __init__(self, clip, placeholder: str, concept: Concept, vectors: int, others: dict[str, Concept] | None = None):
-        self.clip, self.placeholder, self.concept = clip, placeholder, concept
-        self.concepts = {placeholder: concept, **(others or {})}
+    def __init__(self, clip, concepts: dict[str, Concept], vectors: int):
+        self.clip, self.concepts = clip, concepts
         self.encoders, self.tokenized = encoders(clip), {}
         self.marks = [_marks(self.encoders, vectors, word) for word in range(len(self.concepts))]
 
@@ -184,3 +180,15 @@ class NewWord:
         extras = {"pooled_output": pooled, **(more[0] if more else {})}
         self.clip.add_hooks_to_dict(extras)
         return [features, extras]
+
+
+def start(clip, words: Sequence[Word], seed: int, pace: float = 1.0) -> NewWord:
+    """Words with their start values, trained jointly, for a CLIP that can be trained with. `pace`: how much faster than other parameters the
+    optimizer moves them."""
+    found, concepts = encoders(clip), {}
+    vocabularies = {e.key: Vocabulary.from_table(e.sample) for e in found}
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    for word in words:
+        starts = {e.key: start_rows(initial_rows(e, word.initial_words).cpu(), word.vectors, generator) for e in found}
+        concepts[word.placeholder] = Concept(starts, vocabularies, word.norm, word.norm_limit, pace)
+    return NewWord(clip, concepts, words[0].vectors)

@@ -16,9 +16,9 @@ from ....training.settings import Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
-from . import memory, trainer
+from . import trainer
 from .images import images_of, split_images
-from .memory import GB, PassMemory, estimate, pass_memory
+from .memory import GB, PassMemory, estimate, free_after_unloading, pass_memory
 
 SIZES = {"small": (32, 64, 128), "medium": (64, 128, 256), "large": (128, 256, 512)}
 
@@ -149,9 +149,7 @@ def _check_room(network: NoisyClassifier, latents: torch.Tensor, batch: int, lea
             return found()
 
     one, needed = (m.plain + learning for m in estimate(measure, batch))
-    if needed > memory.get_free_memory(device) and device.type != "cpu":
-        comfy.model_management.free_memory(needed, device)
-    if needed > (room := memory.get_free_memory(device)):
+    if needed > (room := free_after_unloading(device, needed)):
         fits = int(1 + (room - one) * (batch - 1) / (needed - one)) if room >= one else 0
         less = f"Set batch_size to {fits} or less, take" if fits else "Take"
         raise ValueError(

@@ -34,13 +34,10 @@ class TrainSampler(AnyOrderSampler):
     apart = True
 
     def __init__(
-        self,
-        steps: Callable[[TrainDenoiser], Iterator[Step]],
-        modules: Sequence[torch.nn.Module] = (),
-        show: Callable[[Step], None] = lambda step: None,
-        around: Callable[[], AbstractContextManager] = nullcontext,
+        self, steps: Callable[[TrainDenoiser], Iterator[Step]], modules: Sequence[torch.nn.Module] = (),
+        show: Callable[[Step], None] = lambda step: None, around: Callable[[], AbstractContextManager] = nullcontext,
         blocks: Blocks = lambda denoiser: (),
-    ):
+    ):  # fmt: skip
         self.steps, self.modules, self.show, self.around, self.blocks = steps, modules, show, around, blocks
 
     def evaluate(self, guider, sigmas, extra_args, callback, latent_image, denoise_mask):

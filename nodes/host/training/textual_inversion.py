@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -11,7 +10,7 @@ from ....training.channel_dropout import ChannelDropout
 from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.settings import Data, Settings, Validation
-from ....training.textual_inversion import FAMILIAR_SCALE, Concept, Prompts, Word, captions_for, check_placeholder, names, start_rows
+from ....training.textual_inversion import FAMILIAR_SCALE, Prompts, Word, captions_for, check_placeholder, names
 from ..gradients import trainable
 from . import new_words, trainer
 from .denoiser import Objective, TrainDenoiser
@@ -23,24 +22,16 @@ from .images import images_of
 class Task(trainer.Task):
     """A training of one word."""
 
-    word: new_words.NewWord
     prompts: Prompts
     dropout: ChannelDropout
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        return self.word.concept.parameters
+        return self.word.parameters
 
     @property
     def learning_rate(self) -> float:
         return self.settings.learning_rate / FAMILIAR_SCALE
-
-    @property
-    def modules(self) -> Sequence[torch.nn.Module]:
-        return (self.word.clip.cond_stage_model,)
-
-    def after_step(self) -> None:
-        self.word.concept.control()
 
     def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         """The loss of batch `index`; each distinct prompt is encoded once."""
@@ -81,19 +72,6 @@ def check_validation(validation: Validation, placeholder: str) -> Validation:
     return replace(validation, prompt=prompt)
 
 
-def new_word(clip, word: Word, seed: int, pace: float = 1.0, others: Sequence[Word] = ()) -> new_words.NewWord:
-    """A word with its start values, and others trained jointly, for a CLIP that can be trained with. `pace`: how much faster than other
-    parameters the optimizer moves them."""
-    found = new_words.encoders(clip)
-    generator = torch.Generator().manual_seed(seed % 2**63)
-
-    def concept(word: Word) -> Concept:
-        starts = {e.key: start_rows(new_words.initial_rows(e, word.initial_words).cpu(), word.vectors, generator) for e in found}
-        return Concept(starts, new_words.vocabularies(found), word.norm, word.norm_limit, pace)
-
-    return new_words.NewWord(clip, word.placeholder, concept(word), word.vectors, {w.placeholder: concept(w) for w in others})
-
-
 def prepare(
     model, clip, vae, data: Data, word: Word, templates: tuple[str, ...], objective: Objective, settings: Settings, validation: Validation
 ) -> Task:
@@ -103,11 +81,11 @@ def prepare(
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     prompts = Prompts(templates, word.placeholder, captions)
     model, clip = trainable(model, clip)
-    new = new_word(clip, word, settings.seed)
+    new = new_words.start(clip, [word], settings.seed)
     images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     about = trainer.about(
         settings, objective, images, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
-        encoders=", ".join(new.concept.parameters),
+        encoders=", ".join(new.parameters),
     )  # fmt: skip
     return Task(
         model=model, vae=vae, images=images, objective=objective, settings=settings, validation=shown, about=about, word=new,
@@ -119,7 +97,8 @@ def run(task: Task, name: str, resume: bool = False) -> Loop:
     """Learns the word and writes it as embedding `name`."""
 
     def write(loop: Loop) -> str:
-        EMBEDDINGS.save(name, task.word.concept.tensors(), {**task.facts(loop), "format": "embedding"})
+        (concept,) = task.word.concepts.values()
+        EMBEDDINGS.save(name, concept.tensors(), {**task.facts(loop), "format": "embedding"})
         return f"embedding:{name}"
 
     return trainer.run(task, EMBEDDINGS.state(name), write, resume)

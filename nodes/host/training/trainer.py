@@ -23,6 +23,7 @@ from ..latents import decoded
 from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
+from .new_words import NewWord
 from .run import Stopped, TrainSampler, run_sampler
 
 Steps = Callable[[Callable[[int], torch.Tensor]], Iterator[Step]]  # of a loss by the index of its batch
@@ -61,7 +62,8 @@ def loop_of(parameters: dict[str, torch.nn.Parameter], settings: Settings, **own
 
 @dataclass(kw_only=True)
 class Task:
-    """A training ready to run. `parameters` are the trained weights; `learning_rate` is what the loop gets of the settings' own."""
+    """A training ready to run, of a new word too if there is one. `parameters` are the trained weights; `learning_rate` is what the loop gets
+    of the settings' own."""
 
     model: object
     vae: object
@@ -70,6 +72,7 @@ class Task:
     settings: Settings
     validation: Validation
     about: dict[str, str]
+    word: NewWord | None = None
     looks: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -83,7 +86,7 @@ class Task:
     @property
     def modules(self) -> Sequence[torch.nn.Module]:
         """Networks beside the denoiser that gradients pass through."""
-        return ()
+        return () if self.word is None else (self.word.clip.cond_stage_model,)
 
     @property
     def shape(self) -> torch.Size:
@@ -96,6 +99,8 @@ class Task:
 
     def after_step(self) -> None:
         """Moves the parameters after each step."""
+        if self.word is not None:
+            self.word.control()
 
     def loss(self, denoiser: TrainDenoiser, index: int) -> torch.Tensor:
         """The loss of batch `index`."""
@@ -251,16 +256,12 @@ def about(settings: Settings, objective: Objective, images: Images, **more) -> d
     return {**fixed, **{k: str(v) for k, v in more.items()}, "images": shown}
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window` - 1 before it."""
-    return [float(np.mean(values[max(0, i + 1 - window) : i + 1])) for i in range(len(values))]
-
-
 def loss_curve(loop: Loop) -> torch.Tensor:
     """Loss and learning rate of every step; an IMAGE."""
     index, losses = [s.index for s in loop.history], [s.loss for s in loop.history]
     window = max(2, len(losses) // 20)
-    lines = {"loss": list(zip(index, losses)), f"mean of {window} steps": list(zip(index, smoothed(losses, window)))}
+    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(len(losses))]
+    lines = {"loss": list(zip(index, losses)), f"mean of {window} steps": list(zip(index, means))}
     charts = [
         line_chart(lines, f"loss of {loop.done} of {loop.steps} steps", "step", (768, 384)),
         line_chart({"rate": [(s.index, s.learning_rate) for s in loop.history]}, "learning rate of the loop", "step", (768, 220)),
