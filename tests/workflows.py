@@ -1,6 +1,7 @@
 """Writes example_workflows/: `python . run tests/workflows.py` lays the graphs of tests/graphs/ out, `--thumbnails` also runs them.
 
-A workflow may as well be saved from the browser; the script keeps them alike. `--only NAME ...` does a few of them.
+A workflow may as well be saved from the browser; the script keeps them alike. `--only NAME ...` does a few of them: names of functions.
+Templates for published models are not run: their thumbnails show the graph.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 import graphs
+from browser import chromium, graph_image
+from graphs import models
 from graphs.parts import own_model
 from harness.graph import Graph
 from harness.server import Server
@@ -24,6 +27,11 @@ def workflows() -> list:
     """All functions that draw a workflow, technique by technique."""
     modules = (importlib.import_module(f"graphs.{m.name}") for m in pkgutil.iter_modules(graphs.__path__))
     return [draw for module in modules for draw in getattr(module, "WORKFLOWS", ())]
+
+
+def file_name(draw) -> str:
+    """The name of a workflow's file without its ending; templates for published models have one in words."""
+    return getattr(draw, "file_name", draw.__name__)
 
 
 def chosen(groups: list[list]) -> list:
@@ -51,16 +59,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these workflows alone")
     options = parser.parse_args()
     with Server() as server:
+        models.offer(server.base / "models")
+        drawn = []
         for describe in workflows():
             if options.only and describe.__name__ not in options.only:
                 continue
-            graph = Graph(describe.__name__, server.object_info())
+            graph = Graph(file_name(describe), server.object_info())
             describe(graph)
-            graph.add_to_note(own_model(graph))
-            path = graph.save(FOLDER / f"{describe.__name__}.json")
+            if not graph.models:
+                graph.add_to_note(own_model(graph))
+            path = graph.save(FOLDER / f"{file_name(describe)}.json")
             if options.thumbnails:
-                thumbnail(server, path)
+                drawn.append(path) if graph.models else thumbnail(server, path)
             sys.stdout.write(f"{path.name}\n")
+        if drawn:
+            with graph_image.opened_frontend(chromium.find(), server.url) as page:
+                for path in drawn:
+                    graph_image.thumbnail(page, path)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 import pytest
 
 from browser import chromium
-
-READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
-# A whole graph fits the image, with its text, and nothing lies over it.
-READABLE = {"LiteGraph.Canvas.MinFontSizeForLOD": "0", "Comfy.Minimap.Visible": "false"}
+from browser.graph_image import opened_frontend
+from graphs import models
 
 
 @pytest.fixture(scope="module")
@@ -15,11 +13,7 @@ def page(server):
     executable = chromium.find()
     if executable is None:
         pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
-    with chromium.Page(executable, width=2400, height=1350) as page:
-        page.open(server.url)
-        page.wait_until(READY)
-        for setting, value in READABLE.items():
-            page.evaluate(f"app.extensionManager.setting.set('{setting}', {value}).then(() => 1)")
-        page.wait_for_network()
+    models.offer(server.base / "models")
+    with opened_frontend(executable, server.url) as page:
         page.baseline = set(page.take_errors())
         yield page

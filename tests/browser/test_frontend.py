@@ -1,11 +1,11 @@
 """The real frontend opens every example workflow, and converts it to the prompt that the rest of the suite runs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from harness.demo import WORKFLOWS
+from browser.graph_image import image_of, open_workflow
+from harness.commands import WORKFLOWS
 from harness.environment import ROOT
 from harness.graph import Graph
 from harness.workflow import REROUTE, to_prompt
@@ -14,24 +14,6 @@ pytestmark = pytest.mark.browser
 SCREENS = ROOT / "demo_output" / "screens"
 BOXES = "app.graph._nodes.map(n => [n.title, ...n.getBounding()])"
 MISSING = "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
-# Resolves when the view, which glides to its place, has been the same for five frames.
-VIEW_AT_REST = """new Promise(done => {
-  let last, same = 0
-  const look = () => {
-    const now = String([app.canvas.ds.scale, ...app.canvas.ds.offset])
-    same = now === last ? same + 1 : 0
-    last = now
-    same < 5 ? requestAnimationFrame(look) : done(1)
-  }
-  look()
-})"""
-
-
-def open_workflow(page, workflow: dict) -> None:
-    page.take_errors()
-    page.evaluate(f"app.loadGraphData({json.dumps(workflow)}).then(() => 1)")
-    page.wait_until(f"app.graph._nodes.length === {len(workflow['nodes'])}", timeout=10)
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView').then(() => 1)")
 
 
 def frontends_prompt(page) -> dict:
@@ -52,11 +34,6 @@ def new_errors(page) -> list[str]:
     return [error for error in page.take_errors() if error not in page.baseline]
 
 
-def image_of(page, name: str) -> Path:
-    page.evaluate(VIEW_AT_REST)
-    return page.screenshot(SCREENS / f"{name}.png")
-
-
 def overlaps(boxes: list) -> list:
     """Pairs of nodes that cover each other."""
     return [
@@ -71,7 +48,7 @@ def overlaps(boxes: list) -> list:
 def test_workflow_opens(page, server, path):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     open_workflow(page, workflow)
-    image_of(page, path.stem)
+    image_of(page, SCREENS / f"{path.stem}.png")
     assert page.evaluate(MISSING) == []
     assert page.evaluate("Object.keys(app.graph.links).length || app.graph.links.size") == len(workflow["links"])
     assert overlaps(page.evaluate(BOXES)) == []
@@ -106,7 +83,7 @@ def tricky(server) -> dict:
 
 def test_converter_equals_frontend(page, server, tricky):
     open_workflow(page, tricky)
-    image_of(page, "tricky_inputs")
+    image_of(page, SCREENS / "tricky_inputs.png")
     prompt = frontends_prompt(page)
     for workflow in (tricky, saved_by(page)):
         assert without_titles(to_prompt(workflow, server.object_info())) == without_titles(prompt)

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -64,13 +65,19 @@ def demo_parser() -> argparse.ArgumentParser:
 
 
 def choose(names: list[str], folder: Path = WORKFLOWS) -> list[Path]:
-    """The workflows with these names; all of them without names."""
-    known = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    """The workflows on the demo model with these names; all of them without names."""
+    known = {path.stem: path for path in sorted(folder.glob("*.json")) if not needs_download(path)}
     wanted = [Path(name).stem for name in names] or list(known)
     for name in wanted:
         if name not in known:
             raise SetupError(f"There is no example workflow {name!r}; choose from {', '.join(known) or 'none, the folder is empty'}.")
     return [known[name] for name in wanted]
+
+
+def needs_download(workflow: Path) -> bool:
+    """Whether its loaders name published models, which do not come with the pack."""
+    nodes = json.loads(workflow.read_text(encoding="utf-8")).get("nodes", [])
+    return any(node.get("properties", {}).get("models") for node in nodes)
 
 
 def port_number(text: str) -> int:

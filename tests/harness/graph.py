@@ -22,9 +22,9 @@ from pathlib import Path
 from .workflow import AUTOGROW, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
-TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT = 30, 20, 24, 18, 280
+TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT, PAINTER_HEIGHT = 30, 20, 24, 18, 280, 500
 NODE_WIDTH, TEXT_NODE_WIDTH, NOTE_WIDTH, CHARACTER_WIDTH = 300, 400, 420, 9
-GAP, GROUP_PADDING, GROUP_TITLE_HEIGHT, TALLEST_COLUMN = 40, 30, 50, 1100
+GAP, GROUP_PADDING, GROUP_TITLE_HEIGHT, TALLEST_COLUMN, TALLEST_TEXT = 40, 30, 50, 1100, 400
 OPTIONAL_SHAPE = 7  # litegraph draws such a socket hollow
 OWN_REGISTRY_ID, HOST_REGISTRY_ID = "controlled-diffusion", "comfy-core"
 
@@ -40,7 +40,10 @@ class Output:
 
 @dataclass(eq=False)
 class Node:
-    """A node of the graph; ``node["CLIP"]`` or ``node[1]`` is one of its outputs."""
+    """A node of the graph; ``node["CLIP"]`` or ``node[1]`` is one of its outputs.
+
+    ``models`` are the files that it loads, each with name, url and directory: ComfyUI offers to download what is missing.
+    """
 
     id: int
     class_type: str
@@ -49,6 +52,7 @@ class Node:
     widgets: dict[str, object] = field(default_factory=dict)
     sockets: dict[str, Output] = field(default_factory=dict)
     inputs: list[Input] = field(default_factory=list)
+    models: list[dict] = field(default_factory=list)
     size: tuple[float, float] = (NODE_WIDTH, 0)
     position: tuple[float, float] = (0, 0)
 
@@ -113,6 +117,11 @@ class Graph:
         """More for the end of the first note."""
         title, before = self.notes[0]
         self.notes[0] = title, before + text
+
+    @property
+    def models(self) -> list[dict]:
+        """The files that its loaders need."""
+        return [model for node in self.nodes for model in node.models]
 
     def _column(self) -> Column:
         """The open group; outside of groups, a column without a box."""
@@ -226,7 +235,7 @@ def node_size(node: Node) -> tuple[float, float]:
     for text in texts:
         height += text_height(str(node.widgets[text.name]), width, least=70)
     for each in widgets:
-        height += {"CURVE": width, "BOUNDING_BOX": 4 * WIDGET_HEIGHT}.get(each.type, 0)
+        height += {"CURVE": width, "BOUNDING_BOX": 4 * WIDGET_HEIGHT, "PAINTER": PAINTER_HEIGHT}.get(each.widget, 0)
     width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
     return width, height + (IMAGE_HEIGHT if shows_image(node) else 0)
 
@@ -239,7 +248,7 @@ def shows_image(node: Node) -> bool:
 def text_height(text: str, width: float, least: float) -> float:
     per_line = (width - 40) / CHARACTER_WIDTH
     lines = sum(1 + int(len(line) / per_line) for line in text.split("\n"))
-    return max(least, (lines + 1) * LINE_HEIGHT)
+    return min(max(least, (lines + 1) * LINE_HEIGHT), TALLEST_TEXT)
 
 
 def place_columns(columns: list[Column]) -> None:
@@ -280,7 +289,11 @@ def node_json(node: Node, links: Mapping[tuple, int]) -> dict:
         "mode": 0,
         "inputs": [input_json(each, incoming.get(slot)) for slot, each in enumerate(shown_inputs(node))],
         "outputs": [output_json(node, slot, links) for slot in range(len(node.info["output"]))],
-        "properties": {"cnr_id": registry_id(node.info), "Node name for S&R": node.class_type},
+        "properties": {
+            "cnr_id": registry_id(node.info),
+            "Node name for S&R": node.class_type,
+            **({"models": node.models} if node.models else {}),
+        },
         "widgets_values": widget_values(node),
     }
     return {**made, "title": node.title} if node.title else made

@@ -23,10 +23,10 @@ import aiohttp
 import psutil
 from PIL import Image
 
+from .comfyui import find_comfyui
 from .environment import ROOT, SetupError
 
 PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
-EXAMPLE_IMAGES = ROOT / "example_workflows" / "input"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
 PAUSE = 0.2  # seconds between two looks at a server that is starting
@@ -277,10 +277,9 @@ def install_pack(custom_nodes: Path) -> None:
 
 
 def install_images(folder: Path) -> None:
-    """The images that example workflows load."""
+    """The image that ComfyUI brings, and that templates load."""
     folder.mkdir(parents=True, exist_ok=True)
-    for image in EXAMPLE_IMAGES.glob("*.png"):
-        shutil.copy(image, folder)
+    shutil.copy(find_comfyui() / "input" / "example.png", folder)
 
 
 def skip_first_visit(settings: Path) -> None:

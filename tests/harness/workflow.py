@@ -24,6 +24,7 @@ WIDGET_TYPES = {
     "BOUNDING_BOX",
     "BOUNDING_BOXES",
     "PAINTER",
+    "IMAGECOMPARE",
 }
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload")
 SEEDS = ("seed", "noise_seed")
@@ -42,9 +43,13 @@ class Input:
     required: bool = True
 
     @property
+    def widget(self) -> str:
+        """The type of its widget, if it has one."""
+        return self.options.get("widgetType", self.type)
+
+    @property
     def is_widget(self) -> bool:
-        kind = self.options.get("widgetType", self.type)
-        return kind in WIDGET_TYPES and not self.options.get("forceInput")
+        return self.widget in WIDGET_TYPES and not self.options.get("forceInput")
 
     @property
     def has_control(self) -> bool:
@@ -64,7 +69,7 @@ class Input:
             return self.options["default"]
         if self.choices:
             return self.choices[0]
-        return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}.get(self.type)
+        return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False, "IMAGECOMPARE": ["", ""]}.get(self.type)
 
 
 def inputs_of(info: Mapping, chosen: Mapping) -> Iterator[Input]:

@@ -1,0 +1,229 @@
+"""Small models in the layouts of the published ones, for the loaders of ComfyUI: `python . run tests/small_models.py FOLDER` writes them.
+
+Key names and widths are those that ComfyUI's detection asks for; blocks are few and weights random. Text and image encoders have fixed
+sizes in ComfyUI: from their third layer on the weights are zero (the residual passes through), and the file holds no data there. T5 is too
+large even so: it is left out, and `stand_in` puts CLIP-L, padded to the same width, in its place.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from graphs import models
+
+EMPTY_LAYER = re.compile(r"(?:encoder\.layers|resblocks)\.(?!0\.|1\.)\d+\.")
+LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
+HALF = {"dtype": torch.float16, "device": "meta"}
+UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False)
+SD15_UNET = dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1],
+                 transformer_depth_middle=1, context_dim=768, num_heads=8, use_linear_in_transformer=False)  # fmt: skip
+SDXL_UNET = dict(num_res_blocks=[2, 2, 2], channel_mult=[1, 1, 1], transformer_depth=[0, 0, 1, 1, 2, 2],
+                 transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2], transformer_depth_middle=1, context_dim=2048, num_head_channels=64,
+                 use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816)  # fmt: skip
+MMDIT = dict(input_size=None, patch_size=2, in_channels=16, out_channels=16, depth=2, adm_in_channels=2048, qk_norm="rms", num_patches=4096,
+             pos_embed_max_size=64, x_block_self_attn_layers=[0, 1],
+             context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}})  # fmt: skip
+FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=2048, context_in_dim=4096, hidden_size=256, mlp_ratio=4.0, num_heads=2, depth=1,
+            depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True)  # fmt: skip
+WAN = dict(model_type="t2v", dim=128, ffn_dim=256, num_layers=2, num_heads=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096)
+VAE = dict(double_z=True, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
+DECODER_WIDTH = 32
+
+
+@contextlib.contextmanager
+def shapes_only():
+    """Modules made inside have shapes and no values."""
+    with torch.device("meta"):
+        yield
+
+
+def small_sd15() -> dict:
+    import comfy.sd1_clip
+    import comfy.supported_models
+
+    return checkpoint(comfy.supported_models.SD15, unet(SD15_UNET), comfy.sd1_clip.SD1ClipModel(**HALF), kl_vae())
+
+
+def small_sdxl() -> dict:
+    import comfy.sdxl_clip
+    import comfy.supported_models
+
+    return checkpoint(comfy.supported_models.SDXL, unet(SDXL_UNET), comfy.sdxl_clip.SDXLClipModel(**HALF), kl_vae())
+
+
+def small_sd35() -> dict:
+    """With CLIP-L alone: ComfyUI then gives zeros for CLIP-G and T5."""
+    import comfy.supported_models
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+    from comfy.text_encoders.sd3_clip import sd3_clip
+
+    network = OpenAISignatureMMDITWrapper(**MMDIT, pos_embed_scaling_factor=None, **operations(), **HALF)
+    text = sd3_clip(clip_l=True, clip_g=False, t5=False)(**HALF)
+    return checkpoint(comfy.supported_models.SD3, network, text, flux_vae())
+
+
+def small_flux() -> dict:
+    from comfy.ldm.flux.model import Flux
+
+    return Flux(image_model="flux", txt_ids_dims=[], **FLUX, **operations(), **HALF).state_dict()
+
+
+def small_wan() -> dict:
+    from comfy.ldm.wan.model import WanModel
+
+    return WanModel(image_model="wan2.1", **WAN, **operations(), **HALF).state_dict()
+
+
+def small_wan_vae() -> dict:
+    from comfy.ldm.wan.vae import WanVAE
+
+    given = dict(dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0)
+    with shapes_only():
+        return WanVAE(dim=8, z_dim=16, image_channels=3, conv_out_channels=3, **given).state_dict()
+
+
+def small_clip_l() -> dict:
+    import comfy.sd1_clip
+
+    return {name.removeprefix("transformer."): value for name, value in comfy.sd1_clip.SDClipModel(**HALF).state_dict().items()}
+
+
+def small_clip_vision() -> dict:
+    import comfy.clip_model
+    import comfy.clip_vision
+
+    file = Path(comfy.clip_vision.__file__).with_name("clip_vision_config_h.json")
+    return comfy.clip_model.CLIPVisionModelProjection(json.loads(file.read_text()), *HALF.values(), **operations()).state_dict()
+
+
+def small_ip_adapter() -> dict:
+    """For the layers of `small_sdxl`, in the order of the published files: down, up, middle."""
+    layers = [name for name in unet(SDXL_UNET).state_dict() if name.endswith("attn2.to_k.weight")]
+    made = {"image_proj.proj.weight": (4 * 2048, 1024), "image_proj.proj.bias": (4 * 2048,)}
+    made |= {"image_proj.norm.weight": (2048,), "image_proj.norm.bias": (2048,)}
+    for index, _ in enumerate(layers):
+        made |= {f"ip_adapter.{2 * index + 1}.to_{which}_ip.weight": (320, 2048) for which in "kv"}
+    return {name: torch.empty(shape, **HALF) for name, shape in made.items()}
+
+
+def operations() -> dict:
+    import comfy.ops
+
+    return {"operations": comfy.ops.disable_weight_init}
+
+
+def unet(config: Mapping):
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**{**UNET, **json.loads(json.dumps(config))}, **operations(), **HALF)
+
+
+def kl_vae():
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    config = VAE | dict(z_channels=4)
+    with shapes_only():
+        return AutoencoderKL(ddconfig=config, embed_dim=4, decoder_ddconfig=config | dict(ch=DECODER_WIDTH))
+
+
+def flux_vae():
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+
+    parts = "comfy.ldm.modules.diffusionmodules.model"
+    config = VAE | dict(z_channels=16)
+    with shapes_only():
+        return AutoencodingEngine(
+            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+            encoder_config={"target": f"{parts}.Encoder", "params": config},
+            decoder_config={"target": f"{parts}.Decoder", "params": config | dict(ch=DECODER_WIDTH)},
+        )
+
+
+def checkpoint(config, network, text, vae) -> dict:
+    """The parts under the names that the published checkpoints of the family give them."""
+    saved = config({})
+    return {
+        **saved.process_unet_state_dict_for_saving(network.state_dict()),
+        **saved.process_clip_state_dict_for_saving(text.state_dict()),
+        **saved.process_vae_state_dict_for_saving(vae.state_dict()),
+    }
+
+
+FILES: dict[models.Model, Callable[[], dict]] = {
+    models.SD15: small_sd15,
+    models.SDXL: small_sdxl,
+    models.SD35: small_sd35,
+    models.FLUX: small_flux,
+    models.KONTEXT: small_flux,
+    models.AE: lambda: flux_vae().state_dict(),
+    models.CLIP_L: small_clip_l,
+    models.WAN: small_wan,
+    models.WAN_VAE: small_wan_vae,
+    models.VIT_H: small_clip_vision,
+    models.IP_ADAPTER: small_ip_adapter,
+}
+
+
+def write_small_models(folder: Path, seed: int = 0) -> None:
+    """Every file of the templates in ComfyUI's folders of models; of an encoder that is left out only the name."""
+    models.offer(folder)
+    for model, shapes in FILES.items():
+        write(folder / model.directory / model.name, shapes(), seed)
+
+
+def write(path: Path, shapes: Mapping[str, torch.Tensor], seed: int) -> None:
+    """A safetensors file of random weights in half precision; zeros are holes in the file."""
+    header, place = {}, 0
+    for name, value in shapes.items():
+        end = place + 2 * math.prod(value.shape)
+        header[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    draw = torch.Generator().manual_seed(seed)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        file.truncate(start + place)
+        for name, entry in header.items():
+            if not EMPTY_LAYER.search(name):
+                file.seek(start + entry["data_offsets"][0])
+                file.write(weights(name, entry["shape"], draw).half().numpy().tobytes())
+
+
+def weights(name: str, shape: list[int], draw: torch.Generator) -> torch.Tensor:
+    """Gains are one, biases zero, and the rest keeps the size of what goes through it."""
+    if "position_ids" in name:
+        return torch.arange(math.prod(shape)).reshape(shape)
+    if name.endswith(("bias", "_bias")):
+        return torch.zeros(shape)
+    if len(shape) < 2 or name.endswith("gamma"):
+        return torch.ones(shape)
+    spread = 0.02 if "embedding" in name or "pos_embed" in name else math.prod(shape[1:]) ** -0.5
+    return torch.randn(shape, generator=draw) * spread * (0.1 if name.endswith(LAST_LAYER) else 1.0)
+
+
+def stand_in(prompt: dict) -> dict:
+    """The prompt with CLIP-L, as SD3 pads it, in the place of a text encoder that is left out."""
+    for node in prompt.values():
+        if set(map(str, node["inputs"].values())) & {model.name for model in models.LEFT_OUT}:
+            node.update(class_type="CLIPLoader", inputs=dict(clip_name=models.CLIP_L.name, type="sd3", device="default"))
+    return prompt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the folder of models, for example ComfyUI/models")
+    folder = parser.parse_args().folder
+    write_small_models(folder)
+    sys.stdout.write(f"{sum(file.stat().st_blocks for file in folder.rglob('*.safetensors')) // 2048} MB in {folder}\n")
+
+
+if __name__ == "__main__":
+    main()
