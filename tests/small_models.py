@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import av
 import torch
+from PIL import Image
 
 from graphs import models
+from graphs.real import SUBJECT, VIDEO
 
 EMPTY_LAYER = re.compile(r"(?:encoder\.layers|resblocks)\.(?!0\.|1\.)\d+\.")
 LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
@@ -169,6 +172,21 @@ FILES: dict[models.Model, Callable[[], dict]] = {
     models.VIT_H: small_clip_vision,
     models.IP_ADAPTER: small_ip_adapter,
 }
+
+
+def offer(base: Path) -> None:
+    """The names of all models in ComfyUI's loaders, and in its folder of inputs what templates load: four images and a short video."""
+    models.offer(base / "models")
+    folder = base / "input" / SUBJECT
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = [Image.new("RGB", (64, 64), (60 * number, 90, 200)) for number in range(4)]
+    for number, image in enumerate(frames):
+        image.save(folder / f"{number}.png")
+    with av.open(base / "input" / VIDEO, "w") as video:
+        stream = video.add_stream("libx264", rate=8, width=64, height=64, pix_fmt="yuv420p")
+        for image in [*frames, frames[0]]:
+            video.mux(stream.encode(av.VideoFrame.from_image(image)))
+        video.mux(stream.encode())
 
 
 def write_small_models(folder: Path, seed: int = 0) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 import graphs
+import small_models
 from browser import chromium, graph_image
-from graphs import models
 from graphs.parts import own_model
 from harness.graph import Graph
 from harness.server import Server
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these workflows alone")
     options = parser.parse_args()
     with Server() as server:
-        models.offer(server.base / "models")
+        small_models.offer(server.base)
         drawn = []
         for describe in workflows():
             if options.only and describe.__name__ not in options.only:

@@ -2,9 +2,9 @@
 
 import pytest
 
+import small_models
 from browser import chromium
 from browser.graph_image import opened_frontend
-from graphs import models
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def page(server):
     executable = chromium.find()
     if executable is None:
         pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
-    models.offer(server.base / "models")
+    small_models.offer(server.base)
     with opened_frontend(executable, server.url) as page:
         page.baseline = set(page.take_errors())
         yield page

@@ -3,6 +3,7 @@
 from .models import Model
 
 EXAMPLE = "example.png"  # comes with ComfyUI
+SUBJECT, VIDEO = "my_subject", "my_video.mp4"  # a folder and a file of the user
 DRAWN = "a child's drawing of a girl with yellow hair in a pink dress on a green hill, blue sky"
 
 
@@ -36,6 +37,13 @@ def image_at(graph, megapixels: float, steps: int = 64):
     image = graph.add("LoadImage", title="your image", image=EXAMPLE)["IMAGE"]
     given = dict(upscale_method="lanczos", megapixels=megapixels, resolution_steps=steps)
     return graph.add("ImageScaleToTotalPixels", title="at the model's size", image=image, **given)
+
+
+def image_folder(graph, megapixels: float, steps: int = 64):
+    """All images of a folder at the size that the model was trained at."""
+    images = graph.add("LoadImageDataSetFromFolder", title="your images", folder=SUBJECT)["images"]
+    given = dict(upscale_method="lanczos", megapixels=megapixels, resolution_steps=steps)
+    return graph.add("ImageScaleToTotalPixels", title="at the model's size", image=images, **given)
 
 
 def sentence(graph, title: str, text: str):

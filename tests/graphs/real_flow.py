@@ -1,18 +1,18 @@
 """Templates for published flow models: edits without inversion, of images and of a video, and by instruction."""
 
 from . import models
-from .parts import prompt_nodes
-from .real import DRAWN, before_and_after, checkpoint, image_at, loading, note, template
+from .parts import prompt_nodes, sampled_with
+from .real import DRAWN, VIDEO, before_and_after, checkpoint, image_at, loading, note, template
 
 EDITED = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
 
 
-def flow_note(graph, title: str, n_max: int, needs: str) -> None:
+def flow_note(graph, title: str, n_max: int, needs: str, what: str = "image") -> None:
     note(
         graph,
         title,
-        "Moves your image along the difference of what the two prompts predict. Nothing is inverted (FlowEdit).",
-        "**First:** load your image, describe it, and write the same with one thing changed.",
+        f"Moves your {what} along the difference of what the two prompts predict. Nothing is inverted (FlowEdit).",
+        f"**First:** load your {what}, describe it, and write the same with one thing changed.",
         f"**Too little changes:** raise *n_max* ({n_max} now) or *cfg*. **Too much changes:** lower *n_max*.",
         f"**Needs** {needs} (an estimate).",
     )
@@ -66,4 +66,63 @@ def flow_edit_flux(graph):
         before_and_after(graph, image, edit, "flow_edit")
 
 
-WORKFLOWS = [flow_edit_sd35, flow_edit_flux]
+@template("12 Edit by instruction with two scales (Flux Kontext)")
+def edit_by_instruction(graph):
+    note(
+        graph,
+        "Edit by instruction with two scales",
+        "Kontext follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
+        "**First:** load your image and write the instruction.",
+        "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is.",
+        "**Needs** about 18 GB of memory, of which a GPU of 12 GB holds what it can, and 3 minutes on an RTX 4070 (an estimate).",
+    )
+    with graph.group("1 Model"):
+        loaded = flux_parts(graph, models.KONTEXT)
+    with graph.group("2 Your image"):
+        image = image_at(graph, 1.0)
+    with graph.group("3 Your instruction"):
+        texts = {"the instruction": "make the dress red, keep everything else", "no instruction": ""}
+        asked, nothing = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
+        asked, nothing = (graph.add("FluxGuidance", conditioning=each, guidance=2.5) for each in (asked, nothing))
+    with graph.group("4 Two scales"):
+        given = dict(model=loaded["MODEL"], positive=asked, negative=nothing, image=image, vae=loaded["VAE"])
+        channels = graph.add("InstructionChannels", text_scale=1.0, image_scale=1.3, **given)
+    with graph.group("5 Edit"):
+        sigmas = graph.add("BasicScheduler", model=loaded["MODEL"], scheduler="simple", steps=20, denoise=1.0)
+        given = dict(unconditional=channels["unconditional"], channels=[channels["channel"]], conflict="sum", sigmas=sigmas)
+        guider = graph.add("MultiCFGGuider", model=loaded["MODEL"], **given)["guider"]
+        latent = sampled_with(graph, guider, channels["latent"], sigmas, seed=1)
+    with graph.group("6 Result"):
+        edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
+        before_and_after(graph, image, edit, "edit_by_instruction")
+
+
+@template("13 Edit a video by words (Wan 2.1)")
+def edit_video(graph):
+    flow_note(graph, "Edit a video by words", 20, "about 12 GB of GPU memory for 33 frames, and 5 minutes on an RTX 4070", "video")
+    with graph.group("1 Model"):
+        network = loading(graph.add("UNETLoader", unet_name=models.WAN.name, weight_dtype="default"), models.WAN)
+        text = loading(graph.add("CLIPLoader", clip_name=models.UMT5.name, type="wan"), models.UMT5)
+        vae = loading(graph.add("VAELoader", vae_name=models.WAN_VAE.name), models.WAN_VAE)
+        model = graph.add("ModelSamplingSD3", model=network, shift=5.0)
+    with graph.group("2 Your video"):
+        video = graph.add("GetVideoComponents", video=graph.add("LoadVideo", title="your video", file=VIDEO))
+        frames = graph.add("ImageFromBatch", title="the first 33 frames", image=video["images"], batch_index=0, length=33)
+        given = dict(upscale_method="lanczos", width=832, height=480, crop="center")
+        frames = graph.add("ImageScale", title="at the model's size", image=frames, **given)
+    with graph.group("3 Your words"):
+        shown = "a woman in a blue jacket walks along a street"
+        texts = {"what the video shows": shown, "what it should show": shown.replace("blue", "red"), "negative": ""}
+        source, target, negative = prompt_nodes(graph, {"clip": text}, **texts)
+    with graph.group("4 Edit"):
+        given = dict(model=model, source=source, positive=target, negative=negative, image=frames, vae=vae)
+        knobs = dict(seed=1, steps=30, n_max=20, source_cfg=3.0, cfg=8.0, scheduler="simple")
+        latent = graph.add("FlowEditLatentSampler", **given, **knobs)
+        edit = graph.add("VAEDecode", samples=latent, vae=vae)
+    with graph.group("5 Result"):
+        made = graph.add("CreateVideo", images=edit, fps=video["fps"])
+        graph.add("SaveVideo", title="the result", video=made, filename_prefix="edit_video")
+        graph.add("ImageCompare", title="the first frame before and after", image_a=frames, image_b=edit)
+
+
+WORKFLOWS = [flow_edit_sd35, flow_edit_flux, edit_by_instruction, edit_video]

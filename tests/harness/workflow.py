@@ -84,6 +84,8 @@ def inputs_of(info: Mapping, chosen: Mapping) -> Iterator[Input]:
             yield from expand(name, spec, section == "required", chosen)
         if any(is_upload(spec) for spec in specs.values()):
             yield Input("upload", "COMBO", {"default": "image"})
+        if any(options_of(spec).get("video_upload") for spec in specs.values()):
+            yield Input("video-preview", "STRING")
 
 
 def expand(name: str, spec: list, required: bool, chosen: Mapping) -> Iterator[Input]:

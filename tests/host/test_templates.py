@@ -8,7 +8,7 @@ from graphs import models
 from harness.commands import WORKFLOWS, needs_download
 from harness.server import Server
 from harness.workflow import to_prompt
-from small_models import stand_in, write_small_models
+from small_models import offer, stand_in, write_small_models
 
 pytestmark = pytest.mark.slow
 # The most of it that a test runs; the templates themselves keep their steps and sizes.
@@ -22,6 +22,7 @@ TEMPLATES = sorted(path for path in WORKFLOWS.glob("*.json") if needs_download(p
 def small_server(tmp_path_factory):
     """A server with small models under the names that the templates carry."""
     base = tmp_path_factory.mktemp("small")
+    offer(base)
     write_small_models(base / "models")
     with Server(base=base, threads=1) as running:
         yield running

@@ -1,0 +1,70 @@
+"""Templates for published models: teach a subject or a word."""
+
+from . import models
+from .parts import ksampler, prompt_nodes
+from .real import checkpoint, image_folder, note, template
+
+
+def compared(graph, loaded, size: int, ways, name: str) -> None:
+    """The two images of `ways`, (MODEL, positive), with the same seed, under one slider."""
+    negative = graph.add("CLIPTextEncode", title="negative", clip=loaded["CLIP"], text="")
+    latent = graph.add("EmptyLatentImage", width=size, height=size, batch_size=1)
+    knobs = dict(steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras", seed=1)
+    made = [ksampler(graph, model, positive, negative, latent, **knobs) for model, positive in ways]
+    with graph.group("5 Result"):
+        before, after = (graph.add("VAEDecode", samples=latent, vae=loaded["VAE"]) for latent in made)
+        graph.add("ImageCompare", title="before and after the training", image_a=before, image_b=after)
+        graph.add("SaveImage", title="after the training", images=after, filename_prefix=name)
+
+
+@template("10 Train a LoRA of a subject (SDXL)")
+def train_subject(graph):
+    note(
+        graph,
+        "Train a LoRA of a subject",
+        "Learns a person, animal or thing from 5–20 images. Images of its class, drawn by the model itself, keep the class as it was.",
+        "**First:** put images into *input/my_subject*, press R, and choose the folder. Write your class for *dog* in the three texts.",
+        "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in *captions*.",
+        "**Needs** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
+    )
+    with graph.group("1 Model"):
+        loaded = checkpoint(graph, models.SDXL)
+    with graph.group("2 Your images"):
+        images = image_folder(graph, 1.0)
+    with graph.group("3 Train"):
+        given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], images=images, name="my-subject")
+        texts = dict(instance_prompt="a photo of sks dog", class_prompt="a photo of a dog", validation_prompt="a photo of sks dog on a beach")
+        trained = graph.add("DreamBoothTrainer", steps=800, rank=16, learning_rate=0.0001, class_count=50, **given, **texts)
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
+    with graph.group("4 Use it"):
+        (prompt,) = prompt_nodes(graph, {"clip": loaded["CLIP"]}, prompt="a photo of sks dog in a red scarf on a snowy mountain")
+        compared(graph, loaded, 1024, ((loaded["MODEL"], prompt), (trained["model"], prompt)), "train_subject")
+
+
+@template("11 Train a word for a look or a thing (SD1.5)")
+def train_word(graph):
+    note(
+        graph,
+        "Train a word for a look or a thing",
+        "Finds a new word for what your images have in common (textual inversion). The file is small and works in any prompt.",
+        "**First:** put 5–20 images into *input/my_subject*, press R, and choose the folder. *initial_words*: the nearest thing.",
+        "**The word does too little:** 4 *vectors*, or more *steps*. **It takes over the image:** fewer *steps*.",
+        "**Needs** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
+    )
+    with graph.group("1 Model"):
+        loaded = checkpoint(graph, models.SD15)
+    with graph.group("2 Your images"):
+        images = image_folder(graph, 0.25)
+    with graph.group("3 Train"):
+        given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], images=images, name="my-word")
+        trained = graph.add("TIEmbeddingTrainer", steps=2000, vectors=2, learning_rate=0.005, initial_words="drawing", **given)
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
+    with graph.group("4 Use it"):
+        text = "a photo of a castle in the style of <concept>"
+        named = graph.add("StringReplace", title="the prompt", string=text, find="<concept>", replace=trained["word"])
+        texts = {"with the new word": named, "without it": "a photo of a castle"}
+        after, before = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
+        compared(graph, loaded, 512, ((loaded["MODEL"], before), (loaded["MODEL"], after)), "train_word")
+
+
+WORKFLOWS = [train_subject, train_word]
