@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -33,12 +35,12 @@ PLACE = """(() => {
 
 
 @contextlib.contextmanager
-def opened_frontend(executable: str, url: str):
+def opened_frontend(executable: str, url: str, settings: Mapping[str, str] = MappingProxyType({})):
     """A page with the frontend and an empty graph."""
     with chromium.Page(executable, width=2400, height=1350) as page:
         page.open(url)
         page.wait_until(READY)
-        for setting, value in READABLE.items():
+        for setting, value in {**READABLE, **settings}.items():
             page.evaluate(f"app.extensionManager.setting.set('{setting}', {value}).then(() => 1)")
         page.wait_for_network()
         yield page
@@ -63,4 +65,5 @@ def thumbnail(page, workflow: Path, width: int = 640) -> None:
     with Image.open(image) as whole:
         graph = whole.convert("RGB").crop([round(edge) for edge in page.evaluate(PLACE)])
     image.unlink()
-    graph.resize((width, round(width * graph.height / graph.width)), Image.Resampling.LANCZOS).save(workflow.with_suffix(".jpg"), quality=88)
+    small = graph.resize((width, round(width * graph.height / graph.width)), Image.Resampling.LANCZOS)
+    small.save(workflow.with_suffix(".jpg"), quality=88)

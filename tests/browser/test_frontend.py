@@ -57,6 +57,18 @@ def test_workflow_opens(page, server, path):
     assert new_errors(page) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_workflow_opens_in_nodes_2(page_of_nodes_2, path):
+    page = page_of_nodes_2
+    open_workflow(page, json.loads(path.read_text(encoding="utf-8")))
+    page.wait_until("document.querySelectorAll('[data-node-id]').length >= app.graph._nodes.length")
+    image_of(page, SCREENS / "nodes_2" / f"{path.stem}.png")
+    assert page.evaluate(MISSING) == []
+    assert overlaps(page.evaluate(BOXES)) == []
+    assert new_errors(page) == []
+
+
 @pytest.fixture
 def tricky(server) -> dict:
     """Host nodes only: a group that grows, inputs that depend on a choice, a linked widget, a seed, a muted and a bypassed node."""

@@ -5,8 +5,8 @@ from .parts import guided, prompt_nodes, saved
 
 def classifier_guidance(graph):
     graph.note(
-        "# Classifier guidance\n\nThere is no prompt here. A small classifier of noisy images guides towards its labels. The upper images "
-        "have the same seeds without it.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt as another "
+        "# Classifier guidance\n\nThere is no prompt here. A small classifier of noisy images guides towards its labels. The images "
+        "of **without** have the same seeds.\n\nTry: `red:1, star:2`; `striped:-1` (without stripes); the weight; a mask; a prompt as another "
         "channel."
     )
     with graph.group("1 Model"):

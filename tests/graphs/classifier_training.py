@@ -6,8 +6,8 @@ from .parts import ksampler, moonlit, prompt_nodes, sampled_with, saved
 def classifier_training(graph):
     graph.note(
         "# Train a noisy classifier\n\nA classifier is trained to recognize images with a small moon at every noise level; the demo model "
-        "has no word for it. Then its channel guides images of a prompt towards the label. The upper images have the same seeds without "
-        "it.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use a few hundred of each label."
+        "has no word for it. Then its channel guides images of a prompt towards the label. The images of **without** have the same "
+        "seeds.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use a few hundred of each label."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

@@ -28,8 +28,8 @@ def concept(graph, model, name: str):
 def custom_diffusion(graph):
     graph.note(
         "# Custom Diffusion\n\nTwo patterns are trained separately, each as a word with its keys and values, from images whose captions "
-        "do not name them. Then both are merged in closed form, and one prompt uses both words, each for its own thing. The upper images "
-        "have the same seeds without them.\n\nBoth are short trainings without class images. For your own concepts set *prior_weight* to "
+        "do not name them. Then both are merged in closed form, and one prompt uses both words, each for its own thing. The images "
+        "of **without** have the same seeds.\n\nBoth are short trainings without class images. For your own concepts set *prior_weight* to "
         "1 and *class_prompt* to the same prompt without the new word."
     )
     with graph.group("1 Model"):

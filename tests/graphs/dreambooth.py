@@ -28,8 +28,8 @@ def subjects(graph, mask):
 def dreambooth(graph):
     graph.note(
         "# DreamBooth\n\nFour painted images show a shape that is new to the demo model. A LoRA and a new word learn it. Class images, "
-        "which the model makes itself, preserve the shapes that it knows. Then the word is used in new colors and places. The upper "
-        "images have the same seeds without the LoRA.\n\nThis is a short training. Try: more steps; *prior_weight* 0, and see what "
+        "which the model makes itself, preserve the shapes that it knows. Then the word is used in new colors and places. The "
+        "images of **the model as it was** have the same seeds.\n\nThis is a short training. Try: more steps; *prior_weight* 0, and see what "
         "happens to the other shapes; *if_exists* `continue`."
     )
     with graph.group("1 Model"):

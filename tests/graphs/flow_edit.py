@@ -7,7 +7,7 @@ def flow_edit(graph):
     graph.note(
         "# FlowEdit\n\nAn edit without inversion: each step adds the same noise for both prompts and moves the image by the difference of "
         "the predictions. It is for flow models; *Model Sampling as Flow* makes the demo model one, exactly. The same rule also works "
-        "directly with eps and v models: see the last image.\n\nWith SD3 remove *Model Sampling as Flow*: 50 steps, n_max 33, source_cfg "
+        "directly with eps and v models: **edit, eps model**.\n\nWith SD3 remove *Model Sampling as Flow*: 50 steps, n_max 33, source_cfg "
         "3.5, cfg 13.5. Try n_max 0, which gives the image back, and 18."
     )
     with graph.group("1 Model and prompts"):

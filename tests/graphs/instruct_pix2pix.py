@@ -28,8 +28,8 @@ def edited(graph, guider, sigmas, latent):
 def instruct_pix2pix(graph):
     graph.note(
         "# InstructPix2Pix\n\nAn instruction edits an image. *text_scale* sets how strongly the instruction acts, *image_scale* how "
-        "closely the result follows the image.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. The lower image comes from a KSampler "
-        "with the patch; its cfg is the text scale."
+        "closely the result follows the image.\n\nTry: image_scale 1 and 2.5; text_scale 1 and 7. **edited by a KSampler** uses "
+        "the patch; its cfg is the text scale."
     )
     with graph.group("1 Image"):
         image = image_of(graph, "a red circle on a white background", 4)

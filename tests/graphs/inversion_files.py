@@ -5,7 +5,7 @@ from .parts import prompt_nodes, saved
 
 def inversion_files(graph):
     graph.note(
-        "# Invert once, edit many times\n\nAn inversion of a painted image, loaded from a file, and two edits of it. The upper sampler "
+        "# Invert once, edit many times\n\nAn inversion of a painted image, loaded from a file, and two edits of it. **reconstruct** "
         "has no new prompt: it reconstructs the image.\n\nTry another color or shape; cfg 2 to 7.5. To save your own inversions, connect "
         "*Save Inversion* to any inverter."
     )

@@ -7,7 +7,7 @@ def inversion_report(graph):
     graph.note(
         "# Inversion Report\n\nDDIM inverts a painted image, and Inversion Sampler reconstructs it with guidance under its own prompt: "
         "plainly, and with the *direct* branch, which keeps the source on its trajectory and edits next to it. Each report shows the "
-        "image, the round trip of the VAE alone, and the reconstruction.\n\nTry cfg 1 in the upper sampler; more steps; "
+        "image, the round trip of the VAE alone, and the reconstruction.\n\nTry cfg 1 in **plain**; more steps; "
         "*fixed_point_iterations* 5. The inversion is saved in output/inversions."
     )
     with graph.group("1 Model and prompts"):

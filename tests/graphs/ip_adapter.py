@@ -25,7 +25,7 @@ def patch(graph, model, adapter, encoder, reference, **more):
 def ip_adapter(graph):
     graph.note(
         "# IP-Adapter: an image instead of words\n\nThe prompt says where and on which background, and names neither color nor shape: "
-        "these come from the reference. The upper images have the same prompt without it.\n\nTry *weight* from 0 to 1.5, another "
+        "these come from the reference. The images of **the prompt alone** lack it.\n\nTry *weight* from 0 to 1.5, another "
         "reference (*Load Image*), a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
@@ -46,7 +46,7 @@ def ip_adapter_channel(graph):
     graph.note(
         "# Image and text as two channels\n\nThe patch gets the prompt: its *conditioning* sees the reference, and its *null* is the same "
         "with the adapter's empty image. Their difference is the guidance of the image alone, with its own weight next to the text's. The "
-        "upper images are the text alone.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
+        "images of **the text alone** have the same seeds.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
         model = graph.add("DemoModelLoader")

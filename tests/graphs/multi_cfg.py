@@ -6,7 +6,7 @@ from .parts import half, ksampler, prompt_nodes, sampled_with, saved
 def multi_cfg_guider(graph):
     graph.note(
         "# Multi CFG Guider\n\nTwo prompts, each in its own half of the image, and a negative one. Every channel has its own weight, "
-        "schedule and region. The image on the right shows the weights over the steps.\n\nTry: swap the masks; set a weight to 0 (the "
+        "schedule and region. See **weights over the steps**.\n\nTry: swap the masks; set a weight to 0 (the "
         "channel is not evaluated); set *conflict* to `perpendicular`."
     )
     with graph.group("1 Model"):
@@ -41,7 +41,7 @@ def multi_cfg_guider(graph):
 def multi_cfg_patch(graph):
     graph.note(
         "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* of any color; one channel "
-        "guides away from red, another towards *striped*. The upper image is the KSampler alone, with the same seed.\n\nA channel of "
+        "guides away from red, another towards *striped*. The images of **alone** are the KSampler's, with the same seeds.\n\nA channel of "
         "weight 0 costs nothing and changes nothing."
     )
     with graph.group("1 Model"):

@@ -10,7 +10,7 @@ def null_text(graph):
         "# Null-Text Inverter\n\nInverts a painted image to noise and a *negative* that differs for each step. With both, a standard "
         "KSampler reconstructs the image at cfg 7.5, where plain DDIM inversion and an empty negative fail; another prompt edits it. "
         "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, "
-        "which optimizes nothing.\n\nTry another color in the target; *inner_steps* 0 and 10; *proximal* l0 below."
+        "which optimizes nothing.\n\nTry another color in the target; *inner_steps* 0 and 10; *proximal* l0 in **Negative-Prompt Inverter**."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -32,8 +32,8 @@ def prompt_to_prompt(graph):
 def prompt_to_prompt_weights(graph):
     graph.note(
         "# Words as sliders\n\nOne prompt with *circle* at strength -1, 0, 1, 2 and 4. Every line of *word_weights* is an image; the "
-        "first image is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\nBelow, the same with "
-        "words: *barely*, *slightly*, *very* and *super* before it. The demo model was not trained on them: they only scale the map of "
+        "first image is the source, and 1 is the same again. The demo model reads size and shape from the noun.\n\n**source, then a degree "
+        "each** is the same with words: *barely*, *slightly*, *very* and *super* before it. The demo model was not trained on them: they only scale the map of "
         "the word after them.\n\nTry: `red: -1`; several words in a line, `circle: 3, white: 0.5`; *self_end* 0.4, which keeps the "
         "outline."
     )

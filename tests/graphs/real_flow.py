@@ -14,7 +14,7 @@ def flow_note(graph, title: str, n_max: int, needs: str, what: str = "image") ->
         f"Moves your {what} along the difference of what the two prompts predict. Nothing is inverted (FlowEdit).",
         f"**First:** load your {what}, describe it, and write the same with one thing changed.",
         f"**Too little changes:** raise *n_max* ({n_max} now) or *cfg*. **Too much changes:** lower *n_max*.",
-        f"**Needs** {needs} (an estimate).",
+        f"**Needs:** {needs} (an estimate).",
     )
 
 
@@ -74,7 +74,7 @@ def edit_by_instruction(graph):
         "Kontext follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
         "**First:** load your image and write the instruction.",
         "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is.",
-        "**Needs** about 18 GB of memory, of which a GPU of 12 GB holds what it can, and 3 minutes on an RTX 4070 (an estimate).",
+        "**Needs:** about 18 GB of memory, of which a GPU of 12 GB holds what it can, and 3 minutes on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = flux_parts(graph, models.KONTEXT)

@@ -36,7 +36,7 @@ def regional_prompts(graph):
         "One prompt for the whole image and one for each half. Each has its own weight and its own range of the sampling.",
         "**First:** change the three texts. For other regions connect **Load Image (as Mask)** to *mask*.",
         "**A region is too weak:** raise its *weight* (6–10). **The halves do not fit together:** a stronger prompt for all.",
-        "**Needs** about 9 GB of GPU memory, and 15 seconds on an RTX 4070 (an estimate).",
+        "**Needs:** about 9 GB of GPU memory, and 15 seconds on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)
@@ -71,7 +71,7 @@ def several_negatives(graph):
         "Three negatives with their own weights and ranges. They give way to the subject, and guidance rests at both ends of the sampling.",
         "**First:** change the texts. A weight of 0 switches a negative off and costs nothing.",
         "**The image burns:** lower the weights. The report shows which prompts act when, and which conflict.",
-        "**Needs** about 9 GB of GPU memory, and 20 seconds on an RTX 4070 (an estimate).",
+        "**Needs:** about 9 GB of GPU memory, and 20 seconds on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)
@@ -113,7 +113,7 @@ def image_as_prompt(graph):
         "The text and a reference image guide the sampling as two terms, each with its own weight (IP-Adapter). Left: the text alone.",
         "**First:** load a reference and write a prompt. **Load IP-Adapter** and **Load CLIP Vision** must belong together.",
         "**Too much of the image:** channel *weight* 1–2, or *layer_weights* `all:0, output1:1` for its style alone.",
-        "**Needs** about 12 GB of GPU memory, and 40 seconds on an RTX 4070 (an estimate).",
+        "**Needs:** about 12 GB of GPU memory, and 40 seconds on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)

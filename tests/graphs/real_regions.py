@@ -13,7 +13,7 @@ def region_by_words(graph):
         "Compares what the two prompts predict, masks where they differ, and changes only the mask. Every other pixel stays (DiffEdit).",
         "**First:** load your image, describe it, and write the same with one thing changed.",
         "**The mask is too small:** lower *threshold* or raise *dilate*. **The old thing shows through:** *encode_ratio* 0.9.",
-        "**Needs** about 10 GB of GPU memory, and a minute on an RTX 4070 (an estimate).",
+        "**Needs:** about 10 GB of GPU memory, and a minute on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)
@@ -40,7 +40,7 @@ def paint_to_image(graph):
         "Paint on the sheet; the sampler adds noise to your strokes and makes an image of them (SDEdit).",
         "**First:** paint with the brush and write the prompt. Disconnect *image* from Painter to start on an empty sheet.",
         "**Closer to the strokes:** *strength* 0.4. **More realistic:** 0.8.",
-        "**Needs** about 9 GB of GPU memory, and 10 seconds on an RTX 4070 (an estimate).",
+        "**Needs:** about 9 GB of GPU memory, and 10 seconds on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)

@@ -25,7 +25,7 @@ def train_subject(graph):
         "Learns a person, animal or thing from 5–20 images. Images of its class, drawn by the model itself, keep the class as it was.",
         "**First:** put images into *input/my_subject*, press R, and choose the folder. Write your class for *dog* in the three texts.",
         "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in *captions*.",
-        "**Needs** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
+        "**Needs:** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)
@@ -49,7 +49,7 @@ def train_word(graph):
         "Finds a new word for what your images have in common (textual inversion). The file is small and works in any prompt.",
         "**First:** put 5–20 images into *input/my_subject*, press R, and choose the folder. *initial_words*: the nearest thing.",
         "**The word does too little:** 4 *vectors*, or more *steps*. **It takes over the image:** fewer *steps*.",
-        "**Needs** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
+        "**Needs:** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SD15)

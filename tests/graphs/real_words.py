@@ -12,7 +12,7 @@ def edit_by_words(graph, model, megapixels: float, needs: str):
         "Finds the noise of your image under its description, and draws it again with the words changed. The rest stays.",
         "**First:** load your image, describe it, and reword one thing in the second text. Keep all other words.",
         "**Too little changes:** *self_end* 0.2, then *cross_end* 0.5. **Too much changes:** raise *threshold*.",
-        f"**Needs** {needs} (an estimate).",
+        f"**Needs:** {needs} (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, model)

@@ -6,7 +6,7 @@ from .parts import guided, prompt_nodes, saved, stroke
 def structure_channel(graph):
     graph.note(
         "# Structure as a channel\n\nA ControlNet gets the silhouette. The channel compares *the prompt with it* to *the prompt without "
-        "it*, so the structure has its own weight next to the prompt's. The upper images are the prompt alone.\n\nTry the weight of the "
+        "it*, so the structure has its own weight next to the prompt's. The images of **the prompt alone** lack it.\n\nTry the weight of the "
         "structure from 0 to 3, another prompt, your own silhouette (white on black)."
     )
     with graph.group("1 Model"):

@@ -10,7 +10,7 @@ def textual_inversion(graph):
     graph.note(
         "# Textual inversion\n\nEight images have something in common. A new word is trained for it: in the captions it takes the place "
         "of an adjective, and the captions describe everything else, so the word means only that. Then a prompt uses it for things that "
-        "were in none of the images. The upper images have the same seeds without the word.\n\nThe word is a file in the embeddings "
+        "were in none of the images. The images of **without** have the same seeds.\n\nThe word is a file in the embeddings "
         "folder: use `embedding:pattern` in any prompt. Try: other images and captions; more vectors; `(embedding:pattern:1.3)`."
     )
     with graph.group("1 Model"):

@@ -22,9 +22,10 @@ from pathlib import Path
 from .workflow import AUTOGROW, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
-TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT, PAINTER_HEIGHT = 30, 20, 24, 18, 280, 500
+TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_FIELD_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT, FOOTER_HEIGHT = 30, 20, 24, 36, 18, 280, 24
 NODE_WIDTH, TEXT_NODE_WIDTH, NOTE_WIDTH, CHARACTER_WIDTH = 300, 400, 420, 9
 GAP, GROUP_PADDING, GROUP_TITLE_HEIGHT, TALLEST_COLUMN, TALLEST_TEXT = 40, 30, 50, 1100, 400
+LARGE_WIDGETS = {"CURVE": (300, 300), "BOUNDING_BOX": (0, 96), "PAINTER": (600, 860), "IMAGECOMPARE": (400, 0)}  # width of the node, height
 OPTIONAL_SHAPE = 7  # litegraph draws such a socket hollow
 OWN_REGISTRY_ID, HOST_REGISTRY_ID = "controlled-diffusion", "comfy-core"
 
@@ -226,18 +227,23 @@ def shown_inputs(node: Node) -> list[Input]:
 
 
 def node_size(node: Node) -> tuple[float, float]:
+    """Enough for both canvases: Nodes 2.0 has taller text fields and a footer with the pack's name."""
     widgets = [each for each in node.inputs if each.is_widget]
     texts = [each for each in widgets if each.options.get("multiline")]
     sockets = len(shown_inputs(node)) - len(widgets)
-    rows = max(sockets, len(node.info["output"]))
-    height = 16 + rows * SLOT_HEIGHT + (len(widgets) + sum(each.has_control for each in widgets)) * WIDGET_HEIGHT
-    width = TEXT_NODE_WIDTH if texts else NODE_WIDTH
-    for text in texts:
-        height += text_height(str(node.widgets[text.name]), width, least=70)
-    for each in widgets:
-        height += {"CURVE": width, "BOUNDING_BOX": 4 * WIDGET_HEIGHT, "PAINTER": PAINTER_HEIGHT}.get(each.widget, 0)
+    width = max([TEXT_NODE_WIDTH if texts else NODE_WIDTH, *(LARGE_WIDGETS.get(each.widget, (0, 0))[0] for each in widgets)])
+    height = 16 + max(sockets, len(node.info["output"])) * SLOT_HEIGHT + (FOOTER_HEIGHT if is_own(node.info) else 0)
+    height += sum(widget_height(each, node.widgets[each.name], width) for each in widgets)
     width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
     return width, height + (IMAGE_HEIGHT if shows_image(node) else 0)
+
+
+def widget_height(widget: Input, value, width: float) -> float:
+    """Its row, and what it draws or holds below."""
+    if widget.options.get("multiline"):
+        return WIDGET_HEIGHT + text_height(str(value), width, least=70)
+    row = TEXT_FIELD_HEIGHT if widget.type == "STRING" else WIDGET_HEIGHT
+    return row * (1 + widget.has_control) + LARGE_WIDGETS.get(widget.widget, (0, 0))[1]
 
 
 def shows_image(node: Node) -> bool:
@@ -323,7 +329,12 @@ def widget_values(node: Node) -> list:
 
 def registry_id(info: Mapping) -> str:
     """Where ComfyUI-Manager finds the node when it is missing."""
-    return OWN_REGISTRY_ID if info.get("python_module", "").startswith("custom_nodes.") else HOST_REGISTRY_ID
+    return OWN_REGISTRY_ID if is_own(info) else HOST_REGISTRY_ID
+
+
+def is_own(info: Mapping) -> bool:
+    """Whether the pack has the node."""
+    return info.get("python_module", "").startswith("custom_nodes.")
 
 
 def note_nodes(notes: list[tuple[str, str]], first_id: int) -> list[dict]:

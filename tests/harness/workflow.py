@@ -26,6 +26,14 @@ WIDGET_TYPES = {
     "PAINTER",
     "IMAGECOMPARE",
 }
+DEFAULTS = {  # of a fresh node in the frontend
+    "INT": 0,
+    "FLOAT": 0.0,
+    "STRING": "",
+    "BOOLEAN": False,
+    "IMAGECOMPARE": ["", ""],
+    "CURVE": {"points": [[0, 0], [1, 1]], "interpolation": "monotone_cubic"},
+}
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload")
 SEEDS = ("seed", "noise_seed")
 NOTES = ("Note", "MarkdownNote")
@@ -69,7 +77,7 @@ class Input:
             return self.options["default"]
         if self.choices:
             return self.choices[0]
-        return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False, "IMAGECOMPARE": ["", ""]}.get(self.type)
+        return DEFAULTS.get(self.type)
 
 
 def inputs_of(info: Mapping, chosen: Mapping) -> Iterator[Input]:

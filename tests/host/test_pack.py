@@ -95,6 +95,19 @@ def test_every_workflow_has_a_thumbnail_and_a_note():
         assert any(n["type"] in ("Note", "MarkdownNote") for n in flow["nodes"]), name
 
 
+def test_nodes_of_workflows_fit_a_screen():
+    """Trainers are left out."""
+    tall = {f"{name}: {n['type']}" for name, flow in workflows().items() for n in flow["nodes"] if n["size"][1] > 1200}
+    assert not {each for each in tall if not each.endswith("Trainer")}
+
+
+def test_notes_of_templates_are_six_lines():
+    for name, flow in workflows().items():
+        if name[0].isdigit():
+            (note,) = (n["widgets_values"][0] for n in flow["nodes"] if n["type"] == "MarkdownNote")
+            assert len([line for line in note.splitlines() if line]) <= 6, name
+
+
 @each_node
 def test_the_frontend_shows_numbers_as_they_are(node):
     """It shows and rounds to as many digits as the step has, or as `round` says."""

@@ -1,6 +1,7 @@
 """What a user finds in the running ComfyUI: nodes, help pages, and templates that all run."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,16 @@ def test_the_example_workflows_are_offered_as_templates(server):
     offered = json.loads(server.get("/workflow_templates"))
     names = {path.stem for path in WORKFLOWS}
     assert any(names <= set(workflows) for workflows in offered.values())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_note_names_nodes_by_their_titles(server, path):
+    """Not by their places, which change; **bold** without a colon is a name."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    known = {info.get("display_name") or name for name, info in server.object_info().items()} | {node.get("title") for node in nodes}
+    assert set(re.findall(r"\*\*([^*:]+)\*\*", note)) <= known
+    assert not re.search(r"(?i)\b(upper|lower) (image|sampler)|\b(last|right) image|\bbelow[.,]|on the right shows", note)
 
 
 def shortened(prompt: dict) -> dict:
