@@ -12,7 +12,7 @@ from browser import chromium
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
 # A whole graph fits the image, with its text, and nothing lies over it.
-READABLE = {"LiteGraph.Canvas.MinFontSizeForLOD": "0", "Comfy.Minimap.Visible": "false"}
+READABLE = {"LiteGraph.Canvas.MinFontSizeForLOD": "0", "Comfy.Minimap.Visible": "false", "Comfy.VueNodes.Enabled": "false"}
 # Resolves when the view, which glides to its place, has been the same for five frames.
 VIEW_AT_REST = """new Promise(done => {
   let last, same = 0

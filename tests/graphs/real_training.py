@@ -1,8 +1,8 @@
 """Templates for published models: teach a subject or a word."""
 
 from . import models
-from .parts import ksampler, prompt_nodes
-from .real import checkpoint, image_folder, note, template
+from .parts import ksampler, prompt_nodes, sampled_with
+from .real import before_and_after, checkpoint, image_at, image_folder, note, template
 
 
 def compared(graph, loaded, size: int, ways, name: str) -> None:
@@ -67,4 +67,44 @@ def train_word(graph):
         compared(graph, loaded, 512, ((loaded["MODEL"], before), (loaded["MODEL"], after)), "train_word")
 
 
-WORKFLOWS = [train_subject, train_word]
+SNOW = """place = a village street, a forest path, a mountain lake, a city park, a farm house, a harbor
+time = in the morning, at noon, at sunset
+photo of {place} {time} => photo of {place} {time} in winter, covered in snow | make it snow
+"""
+
+
+@template("14 Teach a model a new instruction (SD1.5)")
+def teach_instruction(graph):
+    note(
+        graph,
+        "Teach a model a new instruction",
+        "Draws images before and after an edit from your sentences, keeps the good ones, and trains a model that follows the instruction.",
+        "**First:** write the sentences: *before => after | instruction*. A line of names makes variants. More pairs teach more.",
+        "**Bad pairs:** connect *clip_vision* and *clip_text*, or delete images in *output/controlled_diffusion/pairs*.",
+        "**Needs:** about 14 GB of GPU memory, and an hour on an RTX 4090 (an estimate).",
+    )
+    with graph.group("1 Model"):
+        loaded = checkpoint(graph, models.SD15)
+    given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"])
+    with graph.group("2 Pairs of images"):
+        texts = dict(prompt_pairs=SNOW, negative="", folder="make-it-snow")
+        pairs = graph.add("InstructPix2PixPairs", width=512, height=512, candidates=8, keep=2, seed=1, **given, **texts)
+        both = graph.add("BatchImagesNode", images=[pairs["before"], pairs["after"]])
+        graph.add("PreviewImage", title="before, then after", images=both)
+    with graph.group("3 Train"):
+        knobs = dict(train="every layer", rank=32, steps=2000, batch_size=8, learning_rate=0.0002)
+        trained = graph.add("InstructPix2PixTrainer", name="make-it-snow", folder=pairs["folder"], **given, **knobs)
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
+    with graph.group("4 Edit your image"):
+        image = image_at(graph, 0.25)
+        asked, nothing = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **{"the instruction": "make it snow", "no instruction": ""})
+        scales = dict(positive=asked, negative=nothing, image=image, vae=loaded["VAE"], text_scale=7.5, image_scale=1.5)
+        guider = graph.add("InstructPix2PixGuider", model=trained["model"], **scales)
+    with graph.group("5 Sample"):
+        sigmas = graph.add("BasicScheduler", model=trained["model"], scheduler="normal", steps=50, denoise=1.0)
+        latent = sampled_with(graph, guider["guider"], guider["latent"], sigmas, seed=1)
+    with graph.group("6 Result"):
+        before_and_after(graph, image, graph.add("VAEDecode", samples=latent, vae=loaded["VAE"]), "teach_instruction")
+
+
+WORKFLOWS = [train_subject, train_word, teach_instruction]

@@ -12,9 +12,9 @@ from small_models import offer, stand_in, write_small_models
 
 pytestmark = pytest.mark.slow
 # The most of it that a test runs; the templates themselves keep their steps and sizes.
-SMALL = dict(steps=2, megapixels=0.01, n_max=1, width=64, height=64, maps=1, levels=1, class_count=1, validation_steps=1, validation_count=1)
-
-
+FEW = dict.fromkeys(("n_max", "maps", "levels", "class_count", "validation_steps", "validation_count", "candidates", "batch_size"), 1)
+SMALL = FEW | dict(steps=2, megapixels=0.01, width=64, height=64)
+SHOWN = ("SaveImage", "SaveVideo", "PreviewImage", "ImageCompare")
 TEMPLATES = sorted(path for path in WORKFLOWS.glob("*.json") if needs_download(path))
 
 
@@ -40,8 +40,8 @@ def small(prompt: dict) -> dict:
 def test_template_runs(small_server, path):
     prompt = small(to_prompt(path, small_server.object_info()))
     outputs = small_server.run(prompt)["outputs"]
-    ends = {number for number, node in prompt.items() if small_server.object_info()[node["class_type"]]["output_node"]}
-    assert ends and ends == set(outputs)
+    ends = {number for number, node in prompt.items() if node["class_type"] in SHOWN}
+    assert ends and ends <= set(outputs)
 
 
 def test_every_model_has_a_name_a_folder_and_an_address(small_server):
