@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from browser import chromium
 
@@ -58,12 +58,12 @@ def image_of(page, path: Path) -> Path:
     return page.screenshot(path)
 
 
-def thumbnail(page, workflow: Path, width: int = 640) -> None:
-    """The graph alone, beside the workflow."""
+def thumbnail(page, workflow: Path, side: int = 512) -> None:
+    """A square of the graph with its note, beside the workflow."""
     open_workflow(page, json.loads(workflow.read_text(encoding="utf-8")))
     image = image_of(page, workflow.with_suffix(".png"))
+    left, top, right, bottom = map(round, page.evaluate(PLACE))
     with Image.open(image) as whole:
-        graph = whole.convert("RGB").crop([round(edge) for edge in page.evaluate(PLACE)])
+        graph = whole.convert("RGB").crop((left, top, min(right, left + bottom - top), bottom))
     image.unlink()
-    small = graph.resize((width, round(width * graph.height / graph.width)), Image.Resampling.LANCZOS)
-    small.save(workflow.with_suffix(".jpg"), quality=88)
+    ImageOps.pad(graph, (side, side), Image.Resampling.LANCZOS).save(workflow.with_suffix(".jpg"), quality=88)
