@@ -111,7 +111,7 @@ def image_as_prompt(graph):
         graph,
         "An image as a prompt with its own weight",
         "The text and a reference image guide the sampling as two terms, each with its own weight (IP-Adapter). Left: the text alone.",
-        "**First:** load a reference and write a prompt. **Load IP-Adapter** and **Load CLIP Vision** must belong together.",
+        "**First:** load a reference and write a prompt. A browser saves the encoder as *model.safetensors*: give it the name shown.",
         "**Too much of the image:** channel *weight* 1–2, or *layer_weights* `all:0, output1:1` for its style alone.",
         "**Needs:** about 12 GB of GPU memory, and 40 seconds on an RTX 4070 (an estimate).",
     )
