@@ -58,6 +58,10 @@ class ModelFolder:
         """Files of this kind that come with the pack."""
         return SHIPPED / self.name
 
+    @property
+    def where(self) -> str:
+        return f"models/{self.name}"
+
     def folders(self) -> list[Path]:
         """Where ComfyUI looks, in its order."""
         for folder in (self._models(), self.shipped) if self.own else ():
@@ -90,7 +94,7 @@ class ModelFolder:
         if found is None:
             more = f" and {len(known) - _LISTED} more" * (len(known) > _LISTED)
             listed = ", ".join(list(known)[:_LISTED]) or "none"
-            raise ValueError(f"There is no {self.noun} '{name}'. Found in models/{self.name}: {listed}{more}.{self.advice}")
+            raise ValueError(f"There is no {self.noun} '{name}'. Found in {self.where}: {listed}{more}.{self.advice}")
         return found
 
     def existing(self, name: str) -> Path | None:
