@@ -57,10 +57,13 @@ def unpacked(value, tensors: Mapping[str, torch.Tensor]):
 def save(values: Mapping[str, object], path: Path) -> None:
     """Writes named values to a temporary name and moves them to `path`, which must not exist.
 
-    Raises ValueError for a value that no file can keep, FileExistsError for a file that is there.
+    Raises ValueError for a value that no file can keep and for NaN, FileExistsError for a file that is there.
     """
     tensors = {}
     entries = {k: json.dumps(packed(v, k, tensors)) for k, v in values.items()}
+    lost = next((k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())), None)
+    if lost is not None:
+        raise ValueError(f"'{lost.partition('.')[2]}' holds NaN or infinity, so the file would be of no use. Invert again, at a lower cfg.")
     path.open("xb").close()  # the name is ours from here on
     temporary = path.with_name(f".{path.name}.partial")
     try:

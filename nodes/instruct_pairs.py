@@ -81,6 +81,11 @@ class InstructPix2PixPairs(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, folder, **given):
+        """Changes when the user takes out pairs, so that the node gives the others; a linked name is not cached."""
+        return float("nan") if folder is None else PairFolder(folder.strip()).removed()
+
+    @classmethod
     def execute(
         cls, model, clip, vae, prompt_pairs, negative, folder, clip_vision=None, clip_text=None, checker=None, **given
     ) -> io.NodeOutput:

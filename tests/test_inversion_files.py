@@ -22,7 +22,7 @@ def bits(tensor):
 @pytest.mark.parametrize("tensor", [
     *(draw(2, 3).to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)),
     *(draw(2, 3).to(dtype) for dtype in (torch.int64, torch.uint8, torch.bool)),
-    *(torch.tensor(3.5), torch.zeros(0, 4), torch.tensor([float("nan"), float("inf"), -0.0]), torch.nn.Parameter(draw(2))),
+    *(torch.tensor(3.5), torch.zeros(0, 4), torch.tensor([1.0, -0.0]), torch.nn.Parameter(draw(2))),
     *(draw(4, 6).T, draw(4, 6)[1:3, ::2], draw(1, 3).expand(5, 3), draw(1, 4, 3, 3).to(memory_format=torch.channels_last)),
 ], ids=lambda t: f"{t.dtype} {tuple(t.shape)}")  # fmt: skip
 def test_every_kind_of_tensor_is_kept_bit_for_bit(tmp_path, tensor):
@@ -65,6 +65,12 @@ def test_objects_are_refused_by_name_and_leave_no_file(tmp_path, value, kind):
 @pytest.mark.parametrize("tensor", [draw(2).to(torch.complex64), draw(2, 2).to_sparse()], ids=["complex", "sparse"])
 def test_a_tensor_that_safetensors_cannot_keep_is_refused(tmp_path, tensor):
     refused(r"'it' is a tensor of .* that safetensors cannot keep", kept, tmp_path, it=tensor)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_not_written(tmp_path, value):
+    refused(r"'states\.1' holds NaN or infinity, .* Invert again", kept, tmp_path, states=[draw(2), torch.tensor([1.0, value])])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_file_stays(tmp_path):

@@ -1,9 +1,15 @@
+import logging
+import time
 from itertools import islice
+from unittest.mock import Mock
 
 import pytest
 import torch
+from controlled_diffusion.training import files
 from controlled_diffusion.training.loop import Diverged, Loop, progress, save_atomically, saving
 from controlled_diffusion.training.optimizers import OPTIMIZERS, SCHEDULES, rate_factor
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from checks import draw, refused
@@ -67,8 +73,70 @@ def test_a_matrix_view_shares_the_memory_of_its_weight(memory_format):
 def test_the_state_is_saved_while_the_loop_runs_and_at_its_end(tmp_path):
     net, path = network(), tmp_path / "state.safetensors"
     loop = loop_of(net)
-    seen = [path.exists() for _ in saving(loop, loop.run(loss_of(net)), path, every_seconds=1e9)]
+    seen = [path.exists() for _ in saving(loop, loop.run(loss_of(net)), path, every=1e9)]
     assert not any(seen[:-1]) and path.exists()
+
+
+def test_the_first_state_is_saved_early(tmp_path, monkeypatch):
+    """After 10 s, then after 20 and 40 more: a run that is killed loses no more than it took."""
+    net, path, clock, saved = network(), tmp_path / "state.safetensors", iter(range(1000)), []
+    loop = loop_of(net, steps=100)
+    monkeypatch.setattr(Loop, "save", lambda self, path: saved.append(self.done))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    for _ in islice(saving(loop, loop.run(loss_of(net)), path, every=40), 99):
+        pass
+    assert saved[0] <= 11 and 18 <= saved[1] - saved[0] <= 21 and 37 <= saved[2] - saved[1] <= 41
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path, caplog):
+    net = network()
+    loop = loop_of(net)
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        steps = list(saving(loop, loop.run(loss_of(net)), tmp_path / "file" / "state.safetensors", every=0))
+    assert len(steps) == 12 and "after 12 steps is not saved" in caplog.text and "could not be written" in caplog.text
+
+
+def state_of(tmp_path, **knobs):
+    """(path of a state, its tensors, its metadata)."""
+    path, net = tmp_path / "state.safetensors", network()
+    loop = plain(net, **knobs)
+    list(islice(loop.run(loss_of(net)), 3))
+    loop.save(path)
+    with safe_open(path, "pt") as file:
+        return path, {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
+
+
+DAMAGES = {
+    "cut": lambda path, t, m: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path, t, m: path.write_bytes(b""),
+    "no safetensors": lambda path, t, m: path.write_text("a text"),
+    "no metadata": lambda path, t, m: save_file(t, path),
+    "done": lambda path, t, m: save_file(t, path, m | {"done": "many"}),
+    "negative": lambda path, t, m: save_file(t, path, m | {"done": "-3"}),
+    "loss scale": lambda path, t, m: save_file(t, path, m | {"loss_scale": "nan"}),
+    "about": lambda path, t, m: save_file(t, path, m | {"about": "{"}),
+    "list": lambda path, t, m: save_file(t, path, m | {"about": "[]"}),
+    "a weight less": lambda path, t, m: save_file({k: v for k, v in t.items() if k != "weight/0.bias"}, path, m),
+    "a shape": lambda path, t, m: save_file(t | {"weight/0.bias": torch.zeros(5)}, path, m),
+    "an average": lambda path, t, m: save_file(t | {"average/0.bias": torch.zeros(5)}, path, m),
+    "a moment": lambda path, t, m: save_file(t | {"exp_avg/0.bias": torch.zeros(5)}, path, m),
+    "a moment less": lambda path, t, m: save_file({k: v for k, v in t.items() if k != "exp_avg/0.bias"}, path, m),
+    "a moment of nothing": lambda path, t, m: save_file(t | {"exp_avg/other": torch.zeros(5)}, path, m),
+    "no kind": lambda path, t, m: save_file(t | {"other": torch.zeros(5)}, path, m),
+    "a curve": lambda path, t, m: save_file(t | {"curve/losses": torch.zeros(5)}, path, m),
+    "NaN": lambda path, t, m: save_file(t | {"weight/0.bias": torch.full_like(t["weight/0.bias"], torch.nan)}, path, m),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_refused_before_it_is_used(damage, tmp_path):
+    path, tensors, metadata = state_of(tmp_path, average=0.9)
+    DAMAGES[damage](path, tensors, metadata)
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    refused(r"state\.safetensors is damaged, or no state of a training: .* Remove it", plain(net, average=0.9).restore, path)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -76,6 +144,30 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(AttributeError):
         save_atomically({"a": "no tensor"}, path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_never_written(value, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    refused(r"weights.safetensors is not written: 'b' holds NaN or infinity", save_atomically, {"b": torch.tensor([1.0, value])}, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_disk_refuses_names_the_file_and_the_next_step(tmp_path, monkeypatch):
+    """Nothing half written is left, and a file that is there stays."""
+    path, full = tmp_path / "weights.safetensors", OSError(28, "No space left on device")
+    path.write_text("mine")
+    monkeypatch.setattr(files, "save_file", Mock(side_effect=full))
+    refused(r"weights.safetensors could not be written: .*No space left.* Free space", save_atomically, {"a": torch.ones(2)}, path)
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
+    (tmp_path / "other").write_text("not mine")
+    (tmp_path / ".a.partial").symlink_to(tmp_path / "other")
+    with files.whole_file(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "a").read_text() == "new" and (tmp_path / "other").read_text() == "not mine"
 
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "muon"])

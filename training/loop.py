@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 
+from .files import save_atomically
 from .optimizers import NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,52 @@ class Step:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the file of a state says of itself: what the run is, its steps, and the shape of each tensor."""
+
+    about: dict[str, str]
+    done: int
+    loss_scale: float
+    continued: bool
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, path: Path) -> Facts:
+        """Reads no tensor. Raises ValueError where the file is damaged or none of ours."""
+        with _readable(path), safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            about, done, scale = json.loads(facts["about"]), int(facts["done"]), float(facts["loss_scale"])
+            shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
+        if not isinstance(about, dict) or done < 0 or not 0 < scale < math.inf:
+            raise _damaged(path, "what it says of its run makes no sense")
+        return cls(about, done, scale, facts.get("continued") == "1", shapes)
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged, or no state of a training: {reason}. Remove it, and start the training anew or under another name."
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Inside, what a damaged state raises becomes a ValueError that says so."""
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}") from error
+
+
+def _fits(shape: tuple[int, ...], parameter: Sequence[int]) -> bool:
+    """Whether a moment of this shape can belong to a parameter of that one."""
+    return len(shape) <= len(parameter) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(parameter)))
+
+
 class Diverged(ValueError):
     """The loss or its gradient is no number. The parameters are those of the last good step."""
 
 
-def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes safetensors to a temporary name beside `path` and moves it there."""
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
 
 
 class Loop:
@@ -159,13 +198,14 @@ class Loop:
 
     def restore(self, path: Path) -> bool:
         """Continues from `path` if it exists; says whether it did. Raises ValueError on the state of another run."""
-        if not path.exists():
+        if not path.is_file():
             return False
-        with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            self._check_same_run(json.loads(facts["about"]), path)
-            self.done, self.loss_scale = int(facts["done"]), float(facts["loss_scale"])
-            self.continued = facts["continued"] == "1" or self.done < self.steps
+        facts = Facts.read(path)
+        self._check_same_run(facts.about, path)
+        self._check_tensors(facts.shapes, path)
+        with _readable(path), safe_open(path, "pt") as file:
+            self.done, self.loss_scale = facts.done, facts.loss_scale
+            self.continued = facts.continued or self.done < self.steps
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
             source = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
             self.averages = {k: file.get_tensor(source + k).to(self.parameters[k].device) for k in self.averages}
@@ -175,6 +215,26 @@ class Loop:
                 p, moment = self.parameters[key], file.get_tensor(f"{name}/{key}")
                 self.algorithm.state[p][name] = moment if name == "step" else moment.to(p.device)
         return True
+
+    def _check_tensors(self, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+        """Refuses a state whose tensors are not those of this loop, or hold NaN, before any is used."""
+        held = {tuple(name.split("/", 1)): shape for name, shape in shapes.items() if "/" in name}
+        parts = {part for part, _ in held}
+        wanted = {(part, k): tuple(p.shape) for part in ("weight", *({"average"} & parts)) for k, p in self.parameters.items()}
+        moments = {at: shape for at, shape in held.items() if at[0] not in ("weight", "average", "curve")}
+        wrong = [f"{part}/{k}" for (part, k), shape in wanted.items() if held.get((part, k)) != shape]
+        wrong += [f"{name}/{k}" for (name, k), shape in moments.items() if k not in self.parameters or not _fits(shape, self.parameters[k].shape)]
+        wrong += [name for name in shapes if "/" not in name or (name.startswith("curve/") and shapes[name][1:] != (2,))]
+        kept = {k: {n for n, other in moments if other == k} for k in self.parameters}
+        kinds = {p.ndim > 1: kept[k] for k, p in self.parameters.items() if kept[k]}
+        wrong += [f"{k}, whose moments" for k, p in self.parameters.items() if kept[k] and kept[k] != kinds[p.ndim > 1]]
+        wrong += [] if "curve/losses" in shapes else ["curve/losses"]
+        if wrong:
+            raise _damaged(path, f"'{wrong[0]}' is missing, or not of the shape that this training has")
+        with _readable(path), safe_open(path, "pt") as file:
+            lost = [k for k in shapes if not bool(torch.isfinite(file.get_tensor(k)).all())]
+        if lost:
+            raise _damaged(path, f"'{lost[0]}' holds NaN or infinity")
 
     def _check_same_run(self, other: dict[str, str], path: Path) -> None:
         changed = [f"{k} was {other.get(k, 'not set')}, now {v}" for k, v in self.about.items() if other.get(k) != v]
@@ -189,18 +249,26 @@ def progress(path: Path) -> tuple[int, bool]:
     """(steps taken, whether the run was continued after a stop) of the training whose state is in a file; (0, False) without one."""
     if not path.is_file():
         return 0, False
-    with safe_open(path, "pt") as file:
-        facts = file.metadata() or {}
-    return int(facts.get("done", 0)), facts.get("continued") == "1"
+    facts = Facts.read(path)
+    return facts.done, facts.continued
 
 
-def saving(loop: Loop, steps: Iterator[Step], path: Path, every_seconds: float = 120) -> Iterator[Step]:
-    """Passes steps on and keeps the state file of the loop fresh, at the end too; a slow one is written less often."""
-    last, took = time.monotonic(), 0.0
+def saving(loop: Loop, steps: Iterator[Step], path: Path, every: float = 120, first: float = 10) -> Iterator[Step]:
+    """Passes steps on and keeps the state file of the loop fresh, at the end too: after `first` seconds, then at times that double up to
+    `every` seconds; a slow one is written less often. The training goes on where the disk does not take it."""
+    last, took, wait = time.monotonic(), 0.0, min(first, every)
     for step in steps:
         begun = time.monotonic()
-        if begun - last > max(every_seconds, 20 * took) or step.index == step.total:
-            loop.save(path)
-            last = time.monotonic()
+        if begun - last > max(wait, 20 * took) or step.index == step.total:
+            save_or_warn(loop, path)
+            last, wait = time.monotonic(), min(every, 2 * wait)
             took = last - begun
         yield step
+
+
+def save_or_warn(loop: Loop, path: Path) -> None:
+    """Saves the state of a loop; where the disk does not take it, says that the training cannot be continued from there."""
+    try:
+        loop.save(path)
+    except OSError as error:
+        log.warning("The state of the training after %d steps is not saved, so it cannot be continued from there. %s", loop.done, error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from ...training.files import whole_file
+
 _COLORS = ("#2d6cdf", "#d43a2f", "#2e9e46", "#e08a1e", "#8b3fb0", "#14919b", "#b0a011", "#7a5c45")
 _INK, _GRID, _PAPER = "#333333", "#dddddd", "#ffffff"
+FORMATS = ("PNG", "JPEG", "WEBP")  # of files that are read; Pillow knows some that start other programs
+MOST_PIXELS = 100_000_000
 LINE = 20  # pixels of a line of text
 
 
@@ -27,18 +31,23 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
 
 
 def read(path: Path) -> torch.Tensor:
-    """An image on disk as IMAGE, (1, H, W, 3)."""
-    with Image.open(path) as image:
-        return as_image(image)
+    """An image on disk as IMAGE, (1, H, W, 3). Raises ValueError for other formats than PNG, JPEG and WEBP, and for damaged and huge ones."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{path} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Scale it down.")
+            return as_image(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as {', '.join(FORMATS)}: {error}. Take it out of the folder, or save it again in one of these formats."
+        ) from error
 
 
 def write(images: dict[Path, torch.Tensor]) -> None:
-    """Saves images (H, W, 3) as PNG: all of them, each whole, or none."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in images}
-    for path, pixels in images.items():
-        to_pil(pixels).save(partial[path], "PNG")
-    for path, temporary in partial.items():
-        os.replace(temporary, path)
+    """Saves images (H, W, 3) as PNG: all of them, each whole, or none. Raises NotWritten."""
+    with ExitStack() as files:
+        for path, pixels in images.items():
+            to_pil(pixels).save(files.enter_context(whole_file(path)), "PNG")
 
 
 def line_chart(lines: dict[str, Sequence[tuple[float, float]]], title: str, x_label: str, size=(768, 384)) -> Image.Image:

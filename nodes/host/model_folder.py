@@ -7,33 +7,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.utils
 import folder_paths
 import torch
+from safetensors import SafetensorError
 
-from ...training.loop import save_atomically
+from ...training.files import disk_errors, save_atomically
+
+__all__ = ["IF_EXISTS", "ModelFolder", "check_name", "check_portable", "disk_errors", "load_tensors", "numbered", "quoted", "save_atomically"]
 
 SHIPPED = Path(__file__).parents[1] / "weights"  # files that come with the pack
 ENDINGS = (".safetensors", ".pt", ".bin")  # of files that could mean a name already
 IF_EXISTS = ("number it", "refuse", "replace", "continue")
-_LISTED = 20  # names in an error
+LONGEST = 200  # characters of a name; with an ending and a number it fits into the 255 bytes that disks take
+_LISTED, _QUOTED = 20, 100  # names and characters in an error
+_DAMAGES = (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)  # what a damaged file raises
+_RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
+
+
+def quoted(text: str) -> str:
+    """A text for an error: in quotes, without control characters, its first 100 characters."""
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}... ({len(text)} characters)"
+
+
+def check_portable(name: str, what: str = "The name") -> None:
+    """Refuses a name, with or without subfolders, that some disk or system cannot keep."""
+    if len(name) > LONGEST:
+        raise ValueError(f"{what} {quoted(name)} is too long for a file's; use at most {LONGEST} characters.")
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise ValueError(f"{what} {quoted(name)} holds a control character, such as a line break. Write it on one line, without it.")
+    for part in re.split(r"[/\\]", name):
+        if part.endswith((".", " ")) or _RESERVED.fullmatch(part.partition(".")[0]):
+            raise ValueError(f"{what} {quoted(name)} holds '{part}', which Windows cannot keep as a file. Use another, such as '{part}-1'.")
 
 
 def check_name(name: str) -> str:
-    """A name of letters, digits, '_', '-' and '.', that may begin with subfolders. Raises ValueError on any other."""
+    """A name of a-z, A-Z, 0-9, '_', '-' and '.', that may begin with subfolders. Raises ValueError on any other."""
+    check_portable(name)
     part = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
     if not re.fullmatch(rf"({part}/)*{part}", name) or ".." in name:
         raise ValueError(
-            f"The name '{name}' cannot be a file's here: use letters, digits, '_', '-' and '.', as in 'my-cat', or 'cats/my-cat' for a subfolder."
+            f"The name {quoted(name)} cannot be a file's here: use a-z, A-Z, 0-9, '_', '-' and '.', as in 'my-cat', or 'cats/my-cat' for a "
+            "subfolder."
         )
-    if name.lower().endswith((*ENDINGS, ".")):
-        raise ValueError(f"The name '{name}' ends like a file's; remove the file extension.")
+    if name.lower().endswith(ENDINGS):
+        raise ValueError(f"The name {quoted(name)} ends like a file's; remove the file extension.")
     return name
 
 
-def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    """Writes safetensors whole or not at all, into a folder that need not exist yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(tensors, path, about)
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, on the CPU. Raises ValueError for a file that is cut, is something else, or holds NaN."""
+    try:
+        tensors, about = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except _DAMAGES as error:
+        raise ValueError(
+            f"{path} cannot be read: it is damaged or no safetensors file ({quoted(str(error))}). Copy or download it again, or choose another."
+        ) from error
+    lost = next((k for k, t in tensors.items() if not bool(torch.isfinite(t.float()).all())), None)
+    if lost is not None:
+        raise ValueError(f"{path} is damaged: '{lost}' holds NaN or infinity. Copy or download it again, or train it anew.")
+    return tensors, about or {}
 
 
 def numbered(name: str, taken: Callable[[str], object]) -> str:
@@ -81,7 +114,8 @@ class ModelFolder:
         found: dict[str, Path] = {}
         for folder in self.folders():
             for name in sorted(n for n in folder_paths.recursive_search(str(folder))[0] if n.endswith(".safetensors")):
-                found.setdefault(Path(name).as_posix(), folder / name)
+                if (folder / name).is_file():  # a pipe of that name would never end
+                    found.setdefault(Path(name).as_posix(), folder / name)
         return found
 
     def names(self) -> list[str]:
@@ -94,7 +128,7 @@ class ModelFolder:
         if found is None:
             more = f" and {len(known) - _LISTED} more" * (len(known) > _LISTED)
             listed = ", ".join(list(known)[:_LISTED]) or "none"
-            raise ValueError(f"There is no {self.noun} '{name}'. Found in {self.where}: {listed}{more}.{self.advice}")
+            raise ValueError(f"There is no {self.noun} {quoted(name)}. Found in {self.where}: {listed}{more}.{self.advice}")
         return found
 
     def existing(self, name: str) -> Path | None:
@@ -138,5 +172,5 @@ class ModelFolder:
     def save(self, name: str, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> Path:
         """Writes a file whole or not at all, and gives its path."""
         path = self.place(name)
-        write(tensors, path, about)
+        save_atomically(tensors, path, about)
         return path

@@ -182,6 +182,17 @@ def test_a_run_that_broke_off_leaves_nothing_twice(eps_model, clip, vae, output,
     assert len({p.read_bytes() for p in there}) == len({p.read_bytes() for p in sorted((output / "things" / "before").glob("*"))}) * 2 == 4
 
 
+def test_diverged_candidates_are_not_kept(eps_model, clip, vae, output):
+    def lost(model, pair, how):
+        return torch.full((2, 64, 64, 3), torch.nan if how.seed % 2 else 0.5)
+
+    kept = PairFolder("things")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(host.PairSampler, "draw", lost)
+        pairs(eps_model, clip, vae, checker=lambda before, after, pair: [1.0] * len(before), candidates=8, keep=8)
+    assert 0 < len(kept.read()[0]) < 16 and all(bool(p.isfinite().all()) and p.max() < 0.6 for p in kept.read()[0])
+
+
 def test_removed_pairs_are_gone_and_numbers_not_reused(output):
     folder = PairFolder("things")
     for number in range(3):

@@ -261,8 +261,7 @@ def test_a_stop_at_the_last_validation_keeps_the_word(eps_model, vae, clip, monk
 
 def test_a_full_disk_loses_the_state_but_not_the_word(eps_model, vae, clip, monkeypatch):
     monkeypatch.setattr(Loop, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        train(eps_model, clip, vae, steps=2)
+    train(eps_model, clip, vae, steps=2)
     assert facts()["steps"] == "2"
 
 

@@ -12,7 +12,7 @@ from ....inversion import files
 from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights
 from ..fingerprint import stamp as file_stamp
-from ..model_folder import ModelFolder
+from ..model_folder import ModelFolder, check_portable, disk_errors, quoted
 from ..model_tag import ModelTag
 from .invert import Inversion
 
@@ -52,9 +52,10 @@ def stamp(name: str) -> str:
 
 def new_path(prefix: str) -> Path:
     """A free path in output/inversions, with ComfyUI's counter; `prefix` may name a folder, and %year% and so on."""
+    check_portable(prefix, "filename_prefix")
     wanted = (_output() / prefix).resolve()
     if not wanted.is_relative_to(_output()) or wanted == _output() or not prefix.strip() or prefix.endswith(("/", "\\")):
-        raise ValueError(f"filename_prefix is '{prefix}', which is no name inside output/{FOLDER}. Give a name, or folder/name.")
+        raise ValueError(f"filename_prefix is {quoted(prefix)}, which is no name inside output/{FOLDER}. Give a name, or folder/name.")
     folder, stem, counter, *_ = folder_paths.get_save_image_path(prefix, str(_output()))
     return Path(folder) / f"{stem}_{counter:05}_.safetensors"
 
@@ -76,8 +77,9 @@ def values(inversion: Inversion) -> dict:
 
 def save(inversion: Inversion, prefix: str) -> str:
     """Writes an inversion, bit by bit; the name for `load`."""
-    path = new_path(prefix)
-    files.save(values(inversion), path)
+    with disk_errors(_output() / prefix):
+        path = new_path(prefix)
+        files.save(values(inversion), path)
     return f"{FOLDER}/{path.relative_to(_output()).as_posix()}{_OUTPUT}"
 
 

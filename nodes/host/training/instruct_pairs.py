@@ -160,7 +160,9 @@ def _one_pair(sampler: PairSampler, choice: PairFilter, pair: PromptPair, folder
     r, listed = sampler.recipe, folder.seeds(pair)
     how = draws(r.seed, pair, r.candidates, r.share, r.cfg)
     candidates = torch.stack([_drawn(sampler, pair, one, bar) for one in how])
-    best = [(i, facts) for i, facts in choice.best(candidates, pair, r.keep) if how[i].seed not in listed]
+    sound = candidates.isfinite().flatten(1).all(1).nonzero().flatten().tolist()  # a diverged image is no good one
+    chosen = choice.best(candidates[sound], pair, r.keep) if sound else []
+    best = [(sound[i], facts) for i, facts in chosen if how[sound[i]].seed not in listed]
     kept = best[: max(0, r.keep - len(listed))]
     for i, facts in kept:
         folder.add(candidates[i], pair, {**asdict(how[i]), **facts})

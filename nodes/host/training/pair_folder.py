@@ -10,16 +10,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import torch
 
+from ....training.files import whole_file
 from ....training.instruct_pix2pix import PromptPair
 from .. import images
 from ..fingerprint import stamp
-from ..model_folder import check_name, numbered
+from ..model_folder import check_name, numbered, quoted
 
 log = logging.getLogger(__name__)
 IF_EXISTS = ("continue", "number it", "refuse")
+LISTED, DONE = "metadata.jsonl", "progress.jsonl"
+_TEXTS = {  # what a line of each holds as texts
+    LISTED: ("original_image", "edited_image", "original_prompt", "edited_prompt", "edit_prompt"),
+    DONE: (),
+}
+_PAIR = ("before", "after", "instruction")
 
 
 @dataclass(frozen=True)
@@ -58,50 +66,75 @@ class PairFolder:
             return cls(numbered(name, lambda other: cls(other).path.exists()))
         raise ValueError(f"'{name}' exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
 
-    def _lines(self, file: str) -> list[dict]:
+    def _text(self, file: str) -> str:
         path = self.path / file
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()] if path.exists() else []
+        try:
+            return path.read_text("utf-8") if path.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Repair it, or name another folder.") from error
+
+    def _lines(self, file: str) -> list[dict]:
+        """The lines of a file; the user's Cancel stops it. Raises ValueError, with its number, for one that is not ours."""
+        found = []
+        for number, text in enumerate(self._text(file).split("\n"), 1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if text.strip():
+                found.append(_parsed(text, file, f"Line {number} of {self.path / file}"))
+        return found
 
     def _append(self, file: str, line: dict) -> None:
         """Writes the file anew with a line more, so that a run that breaks off leaves no half line."""
-        partial = self.path / f".{file}.partial"
-        partial.write_text("".join(f"{json.dumps(one)}\n" for one in (*self._lines(file), line)), "utf-8")
-        os.replace(partial, self.path / file)
+        text = self._text(file)
+        with whole_file(self.path / file) as partial:
+            partial.write_text(f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{json.dumps(line)}\n", "utf-8")
 
     def done(self) -> dict[PromptPair, dict]:
         """The prompt pairs that are done, with the settings that they were drawn by."""
-        return {PromptPair(**line["pair"]): line["settings"] for line in self._lines("progress.jsonl")}
+        return {PromptPair(*(line["pair"][k] for k in _PAIR)): line["settings"] for line in self._lines(DONE)}
 
     def finish(self, pair: PromptPair, tried: int, kept: int, settings: dict) -> None:
         """Notes that a prompt pair is done."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._append("progress.jsonl", {"pair": asdict(pair), "tried": tried, "kept": kept, "settings": settings})
+        self._append(DONE, {"pair": asdict(pair), "tried": tried, "kept": kept, "settings": settings})
 
     def add(self, both: torch.Tensor, pair: PromptPair, facts: dict[str, float]) -> None:
         """Saves images (2, H, W, 3), before and after, with what is known of them. The line that lists them comes first: one whose images
         are not there does not count, so nothing is in the folder twice when a run breaks off in between."""
-        for side in ("before", "after"):
-            (self.path / side).mkdir(parents=True, exist_ok=True)
-        named = [*self.path.glob("*/*.*"), *(Path(m["edited_image"]) for m in self._lines("metadata.jsonl"))]
+        named = [*self.path.glob("*/*.*"), *(Path(m["edited_image"]) for m in self._lines(LISTED))]
         number = 1 + max((int(p.stem) for p in named if p.stem.isdigit()), default=0)
         before, after = (f"{side}/{number:05d}.png" for side in ("before", "after"))
+        places = [self._file(file) for file in (before, after)]  # refused where a link leads outside
         captions = {"original_prompt": pair.before, "edited_prompt": pair.after, "edit_prompt": pair.instruction}
-        self._append("metadata.jsonl", {"original_image": before, "edited_image": after, **captions, **facts})
-        (self.path / after).with_suffix(".txt").write_text(pair.instruction, "utf-8")
-        images.write({self.path / file: image for file, image in zip((before, after), both)})
+        self._append(LISTED, {"original_image": before, "edited_image": after, **captions, **facts})
+        with whole_file(places[1].with_suffix(".txt")) as partial:
+            partial.write_text(pair.instruction, "utf-8")
+        images.write(dict(zip(places, both)))
 
     def _kept(self) -> list[dict]:
         """The lines of all pairs whose images are there: a user may take bad ones out."""
-        lines = self._lines("metadata.jsonl")
-        there = [m for m in lines if all(self._file(m[f"{side}_image"]).is_file() for side in ("original", "edited"))]
+        lines, there = self._lines(LISTED), []
+        present = self._present()
+        for line in lines:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if all(name in present or self._file(name).is_file() for name in (line["original_image"], line["edited_image"])):
+                there.append(line)
         if len(there) < len(lines):
-            log.info("%d pairs that %s lists are not there any more.", len(lines) - len(there), self.path / "metadata.jsonl")
+            log.info("%d pairs that %s lists are not there any more.", len(lines) - len(there), self.path / LISTED)
         return there
+
+    def _present(self) -> set[str]:
+        """Names of the images of both sides; without links, which have to be looked at one by one."""
+        sides = [side for side in ("before", "after") if (self.path / side).is_dir() and not (self.path / side).is_symlink()]
+        return {f"{side}/{e.name}" for side in sides for e in os.scandir(self.path / side) if e.is_file(follow_symlinks=False)}
+
+    def removed(self) -> str:
+        """Changes when the user takes out pairs, and not when a run adds some: "" where all that are listed are there."""
+        gone = sorted({m["edited_image"] for m in self._lines(LISTED)} - {m["edited_image"] for m in self._kept()})
+        return f"{len(gone)} {hashlib.sha256(chr(10).join(gone).encode()).hexdigest()[:12]}" if gone else ""
 
     def fingerprint(self) -> str:
         """Changes when pairs are added or taken out."""
         there = sorted(f"{p.parent.name}/{p.name}" for p in self.path.glob("*/*.png"))
-        return f"{stamp(self.path / 'metadata.jsonl')} {hashlib.sha256(chr(10).join(there).encode()).hexdigest()[:12]}"
+        return f"{stamp(self.path / LISTED)} {hashlib.sha256(chr(10).join(there).encode()).hexdigest()[:12]}"
 
     def seeds(self, pair: PromptPair) -> set[int]:
         """Which candidates of a prompt pair are kept already."""
@@ -118,9 +151,28 @@ class PairFolder:
         path = (self.path / name).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise ValueError(
-                f"metadata.jsonl of '{self.name}' names '{name}', which is outside of its folder. Remove that line, or name another folder."
+                f"{quoted(name)} of the folder '{self.name}' is outside of it, by its name or by a link. Remove that line of {LISTED} or that "
+                "link, or name another folder."
             )
         return path
+
+
+def _parsed(text: str, file: str, where: str) -> dict:
+    """A line of a file of ours. Raises ValueError for any other."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON: {error}. Remove or repair it.") from error
+    wrong = [k for k in _TEXTS[file] if not isinstance(line, dict) or not isinstance(line.get(k), str)]
+    if not isinstance(line, dict):
+        wrong = ["an object"]
+    elif file == DONE and not (isinstance(line.get("pair"), dict) and all(isinstance(line["pair"].get(k), str) for k in _PAIR)):
+        wrong = ["pair"]
+    elif file == DONE and not isinstance(line.get("settings"), dict):
+        wrong = ["settings"]
+    if wrong:
+        raise ValueError(f"{where} lacks '{wrong[0]}', or holds it as something else than this pack wrote. Remove or repair it.")
+    return line
 
 
 def _pair_of(line: dict) -> PromptPair:

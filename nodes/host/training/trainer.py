@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ....training.loop import Diverged, Loop, Step, saving
+from ....training.loop import Diverged, Loop, Step, save_or_warn, saving
 from ....training.settings import Settings, Validation
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
@@ -168,7 +168,6 @@ class TrainingRun:
 
     def __init__(self, task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False):
         self.task, self.state, self.write, self.loop = task, state, write, task.loop()
-        state.parent.mkdir(parents=True, exist_ok=True)
         if resume:
             self.loop.restore(state)
         self.runner = task.runner(self.loop, self._show)
@@ -207,7 +206,7 @@ class TrainingRun:
         rest = loop.steps - loop.done
         self.take(min(rest, every - loop.done % every) if every else rest)
         if every and loop.done % every == 0 and loop.done < loop.steps:
-            loop.save(self.state)
+            save_or_warn(loop, self.state)
             self.task.look(self)
 
     def take(self, count: int) -> None:
@@ -217,7 +216,7 @@ class TrainingRun:
     def _keep(self) -> str:
         with self.loop.averaged():
             written = self.write(self.loop)
-        self.loop.save(self.state)  # after what the user wants, should the disk be full
+        save_or_warn(self.loop, self.state)  # after what the user wants, should the disk be full
         return written
 
     def _show(self, step: Step, image: Image.Image | None = None) -> None:
