@@ -90,19 +90,18 @@ def _resampler_keys(depth: int) -> set[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A published layout: its weights' names by the depth, how it projects, which weight takes the features, and which makes the tokens."""
+    """A published layout: its weights' names by the depth, how it projects, and which weight takes the features."""
 
     keys: Callable[[int], set[str]]
     project: Callable[[Weights, torch.Tensor], torch.Tensor]
     entrance: str
-    exit: str
     hidden: bool  # takes hidden states of the layer before the last, one for each patch; or else the pooled embedding
 
 
 KINDS = {
-    "base": Kind(lambda depth: _both("proj", "norm"), project_base, "proj.weight", "norm.weight", False),
-    "plus": Kind(_resampler_keys, project_plus, "proj_in.weight", "norm_out.weight", True),  # plus and plus-face
-    "full": Kind(lambda depth: _both("proj.0", "proj.2", "proj.3"), project_full, "proj.0.weight", "proj.3.weight", True),
+    "base": Kind(lambda depth: _both("proj", "norm"), project_base, "proj.weight", False),
+    "plus": Kind(_resampler_keys, project_plus, "proj_in.weight", True),  # plus and plus-face
+    "full": Kind(lambda depth: _both("proj.0", "proj.2", "proj.3"), project_full, "proj.0.weight", True),
 }
 
 
@@ -127,7 +126,7 @@ def _layers(weights: Weights, name: str) -> tuple[Pair, ...]:
         what = "is a FaceID adapter: it comes with a LoRA" if faces else "has weights of an unknown kind in its layers"
         raise ValueError(f"{name} {what} ({extra[0]}). {SUPPORTED}")
     pairs = [tuple(weights.get(f"{n}.to_{part}_ip.weight") for part in "kv") for n in numbers]
-    if not pairs or any(k is None or v is None or k.shape != v.shape or k.shape[1] != pairs[0][0].shape[1] for k, v in pairs):
+    if not pairs or any(k is None or v is None or k.ndim != 2 or k.shape != v.shape or k.shape[1] != pairs[0][0].shape[1] for k, v in pairs):
         raise ValueError(
             f"{name} lacks a to_k_ip or to_v_ip in one of its {len(pairs)} layers, or their shapes differ: the file is damaged. Download it again."
         )
@@ -226,9 +225,14 @@ def recognize(weights: Weights, name: str) -> Adapter:
             f"beside {', '.join(sorted({k.split('.')[0] for k in weights})[:4])}. {SUPPORTED}"
         )
     found = Adapter(_kind(projection, name), projection, _layers(layers, name), name)
-    own = projection[KINDS[found.kind].exit].shape[0]
-    if own != found.width:
-        raise ValueError(f"{name} makes tokens of width {own}, but its layers take {found.width}: the file is damaged. Download it again.")
+    try:
+        images = torch.empty(1, *[2] * found.hidden, found.features, device="meta")
+        found.keys_values(images)
+    except (RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{name} is damaged: the shapes of its weights do not fit together, so that it makes no tokens of width {found.width} ({error}). "
+            "Download it again."
+        ) from error
     return found
 
 

@@ -78,6 +78,14 @@ class NoisyClassifier(torch.nn.Module):
         return self.head(h.mean((2, 3)))
 
 
+def config_of(shapes: dict[str, Sequence[int]]) -> dict:
+    """The `config` of the network with weights of these shapes. Raises KeyError or IndexError where they are none of it."""
+    stages = {int(k.split(".")[1]) for k in shapes if k.startswith("stages.")}
+    widths = [shapes[f"stages.{i}.0.first.weight"][0] for i in range(len(stages))]
+    channels, level, labels = shapes["stem.weight"][1], shapes["level.0.weight"][0], shapes["head.2.weight"][0]
+    return dict(channels=channels, labels=labels, widths=widths, level=level)
+
+
 def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
     """Smooth features of log-SNR (B,) -> (B, 2 * count)."""
     angles = log_snr[:, None] / 20 * math.pi * torch.arange(1, count + 1, device=log_snr.device)

@@ -26,7 +26,8 @@ def color_distance(images: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
 
     def look(p):
         flat = p.flatten(2)
-        return torch.cat([flat.mean(2), flat.var(2).clamp(min=1e-6).sqrt()], 1)
+        varied = flat.var(2, correction=min(1, flat.shape[2] - 1))  # one pixel does not vary
+        return torch.cat([flat.mean(2), varied.clamp(min=1e-6).sqrt()], 1)
 
     return (look(images) - look(reference)).square().sum(1)
 

@@ -7,6 +7,7 @@ from ..attention.ip_adapter import COMBINATIONS
 from ..guidance.schedules import Schedule
 from .host import demo
 from .host.attention import ip_adapter
+from .host.fingerprint import stamp
 from .inputs import channel, sockets
 from .inputs.widgets import advanced, choice, number, schema, text
 
@@ -24,6 +25,10 @@ class IPAdapterLoader(io.ComfyNode):
             ],
             outputs=[sockets.IPAdapter.Output(display_name="adapter", tooltip="For IP-Adapter Patch.")],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name):
+        return float("nan") if adapter_name is None else stamp(ip_adapter.ADAPTERS.find(adapter_name))
 
     @classmethod
     def execute(cls, adapter_name) -> io.NodeOutput:

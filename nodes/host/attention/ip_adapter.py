@@ -16,7 +16,6 @@ from functools import partial
 
 import comfy.clip_vision
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy.ldm.modules.attention import SpatialVideoTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -25,7 +24,7 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
 from ..conditionings import origin
-from ..model_folder import ModelFolder
+from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale
 from .unet import BaseAttention, cross_attentions, is_unet, with_attention
 
@@ -38,7 +37,7 @@ ADAPTERS = ModelFolder(
 
 def load(name: str) -> Adapter:
     """The adapter of a name in its folder."""
-    return recognize(comfy.utils.load_torch_file(str(ADAPTERS.find(name)), safe_load=True), name)
+    return recognize(load_tensors(ADAPTERS.find(name))[0], name)
 
 
 def _hidden_of_nothing(encoder) -> torch.Tensor:

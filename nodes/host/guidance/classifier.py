@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from ....guidance.classifier import LabeledClassifier, NoisyClassifier
-from ..model_folder import ModelFolder, write
+from ....guidance.classifier import LabeledClassifier, NoisyClassifier, config_of
+from ..model_folder import ModelFolder, load_tensors, quoted, save_atomically
 
 CLASSIFIERS = ModelFolder("noisy_classifiers", "classifier", own=True)
+_ABOUT = ("labels", "latent_format", "kind", "network")
 FORMAT = "controlled_diffusion.noisy_classifier"
 
 
@@ -19,7 +19,7 @@ def save(classifier: LabeledClassifier, path: Path) -> None:
     """Writes a classifier in half precision."""
     about = dict(labels=classifier.labels, latent_format=classifier.latent_format, kind=classifier.kind, network=classifier.network.config)
     weights = {k: v.half() for k, v in classifier.network.state_dict().items()}
-    write(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
+    save_atomically(weights, path, {"format": FORMAT, **{k: json.dumps(v) for k, v in about.items()}})
 
 
 def load(name: str) -> LabeledClassifier:
@@ -28,13 +28,26 @@ def load(name: str) -> LabeledClassifier:
 
 
 def read(path: Path) -> LabeledClassifier:
-    """The classifier in a file."""
-    with torch.inference_mode(False), safe_open(path, "pt") as file:
-        about = file.metadata() or {}
+    """The classifier in a file. Raises ValueError for a damaged one before a network is made of it."""
+    with torch.inference_mode(False):
+        tensors, about = load_tensors(path)
         if about.get("format") != FORMAT:
             raise ValueError(f"{path.name} is no noisy classifier: its metadata lacks the format '{FORMAT}'. Train one, or choose another.")
-        labels, latent_format, kind, config = (json.loads(about[k]) for k in ("labels", "latent_format", "kind", "network"))
-        with torch.device("meta"):  # no start values that nobody needs, and no random numbers drawn for them
-            network = NoisyClassifier(**config)
-        network.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()}, assign=True)
+        try:
+            return _classifier({k: t.float().clone() for k, t in tensors.items()}, *(json.loads(about[k]) for k in _ABOUT))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged: its metadata and weights do not fit together ({quoted(str(error))}). Copy it again, or train it anew."
+            ) from error
+
+
+def _classifier(weights: dict[str, torch.Tensor], labels: list[str], latent_format: str, kind: str, config: dict) -> LabeledClassifier:
+    """A classifier of its parts."""
+    if config != config_of({k: tuple(w.shape) for k, w in weights.items()}) or len(labels) != config["labels"]:
+        raise ValueError(f"the network is described as {config} with {len(labels)} labels")
+    if not all(isinstance(text, str) for text in (*labels, latent_format)):
+        raise TypeError("labels or latent format are no text")
+    with torch.device("meta"):  # no start values that nobody needs, and no random numbers drawn for them
+        network = NoisyClassifier(**config)
+    network.load_state_dict(weights, assign=True)
     return LabeledClassifier(network.eval().requires_grad_(False), tuple(labels), latent_format, kind)

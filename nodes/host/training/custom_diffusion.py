@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import comfy.lora
-import comfy.utils
+import comfy.model_management
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -17,6 +18,7 @@ from ....attention.layers import Place
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
+from ..model_folder import load_tensors, quoted
 from . import adapters, new_words
 
 KEY = "controlled_diffusion.custom_diffusion"
@@ -92,9 +94,9 @@ def _file(name: str) -> dict[str, torch.Tensor]:
     path = folder_paths.get_full_path("loras", f"{name}.safetensors")
     if path is None:
         raise ValueError(
-            f"There is no '{name}.safetensors' in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
+            f"There is no {quoted(name + '.safetensors')} in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
         )
-    return comfy.utils.load_torch_file(path, safe_load=True)
+    return load_tensors(Path(path))[0]
 
 
 def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor:
@@ -103,6 +105,7 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     `concept`: of its own words alone, if it has any. What follows them is nearly the same in the prompts of all concepts. Raises ValueError
     where the prompt names none of them.
     """
+    comfy.model_management.throw_exception_if_processing_interrupted()
     features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
     part = new_words.encoders(clip)[0]
     tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
@@ -132,6 +135,7 @@ def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> d
     patches = [_patches(model, c, layers) for c in concepts]
     found = {}
     for layer in layers:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         key = f"{layer}.weight"
         weight = _weight(model, key)
         trained = [comfy.lora.calculate_weight(p.get(key, []), weight.float(), key).double() for p in patches]

@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....training.instruct_pix2pix import FIRST, widened
 from ..gradients import differentiable_patcher, run_in_inference_mode
-from ..model_folder import ModelFolder
+from ..model_folder import ModelFolder, load_tensors
 
 MODELS = ModelFolder("diffusion_models", "model")
 PREFIX = "diffusion_model."
@@ -160,7 +160,7 @@ def _named(held: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
 def load(model, path: str, disable_dynamic: bool = False):
     """The instruction model in a file, built like the MODEL that it was trained from."""
     kind_of(model)
-    held = comfy.utils.load_torch_file(path, safe_load=True)
+    held, _ = load_tensors(Path(path))
     weights = {k: w for k, w in _named(held, model).items() if k not in MARKS}
     wanted = {k: tuple(w.shape) for k, w in model.model.diffusion_model.state_dict().items()}
     found = {k: tuple(w.shape) for k, w in weights.items()}
