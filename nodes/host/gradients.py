@@ -89,8 +89,17 @@ def differentiable_patcher(patcher, what: str):
         ) from error
 
 
+_OF_VAE = ("patcher", "first_stage_model", "vae_dtype", "process_output", "latent_dim")
+
+
 def differentiable_vae(vae):
     """The VAE itself, or one like it that is not loaded dynamically."""
+    missing = [name for name in _OF_VAE if not hasattr(vae, name)]
+    if missing:
+        raise ValueError(
+            f"This VAE ({type(vae).__name__}) has no {', '.join(missing)}, and without it no gradient passes through. Use one of ComfyUI's own "
+            "loaders, such as Load VAE."
+        )
     patcher = differentiable_patcher(vae.patcher, "VAE")
     if patcher is vae.patcher:
         return vae

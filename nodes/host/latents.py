@@ -11,15 +11,33 @@ from . import gradients
 from .model_tag import ModelTag
 
 
-def _check_size(vae, image: torch.Tensor, name: str) -> None:
-    """Refuses an IMAGE that the VAE would crop."""
-    cell, (height, width) = vae.spacial_compression_encode(), image.shape[1:3]
-    if vae.crop_input and (height % cell or width % cell):
+def _pixels(vae, of: str) -> int | None:
+    """Pixels of a latent's cell, where the VAE says it; `of`: "encode" or "decode". VAEs of other packs may not."""
+    found = getattr(vae, f"spacial_compression_{of}", None)
+    return None if found is None else found()
+
+
+def pixels_of(model, vae) -> int:
+    """Pixels of a latent's cell when it is decoded, by the VAE or else by the model's latent format."""
+    return _pixels(vae, "decode") or model.get_model_object("latent_format").spacial_downscale_ratio
+
+
+def check_size(vae, image: torch.Tensor, name: str) -> None:
+    """Refuses an IMAGE that the VAE would crop, or that is smaller than a cell of its latents."""
+    cell, (height, width) = _pixels(vae, "encode") or 1, image.shape[1:3]
+    crops = getattr(vae, "crop_input", True)
+    if min(height, width) < cell or (crops and (height % cell or width % cell)):
         near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
         raise ValueError(
             f"'{name}' is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "
             f"example to {near}."
         )
+
+
+def encoded_image(vae, image: torch.Tensor, name: str) -> torch.Tensor:
+    """The latent samples of an IMAGE that is the node's input `name`; nothing of it is cut off."""
+    check_size(vae, image, name)
+    return vae.encode(image[..., :3])
 
 
 def check_images(samples: torch.Tensor, name: str, instead: str = "connect VAE Encode, or an IMAGE and the vae") -> None:
@@ -38,19 +56,13 @@ def samples_of(vae, image, name: str) -> torch.Tensor:
         return image["samples"]
     if vae is None:
         raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
-    _check_size(vae, image, name)
-    return vae.encode(image[..., :3])
+    return encoded_image(vae, image, name)
 
 
 def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
     """Decoded latent samples, an IMAGE; of a video VAE, which gives (B, T, H, W, C), the frames one after the other."""
     images = vae.decode(samples)
     return images.reshape(-1, *images.shape[-3:])
-
-
-def encoded_part(vae, mask: torch.Tensor) -> torch.Tensor:
-    """The part of a MASK (B, H, W) that belongs to the part of an image that the VAE encodes: it crops to the center."""
-    return vae.vae_encode_crop_pixels(mask[..., None])[..., 0]
 
 
 def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:

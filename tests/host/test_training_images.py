@@ -6,6 +6,7 @@ from controlled_diffusion.nodes.host.training.images import images_of
 from controlled_diffusion.nodes.host.training.run import Stopped
 from controlled_diffusion.training.augmentation import Augmentation
 
+from checks import refused
 from compare import assert_close
 from host.training import images, stopping_at
 
@@ -25,11 +26,9 @@ def test_an_alpha_channel_does_not_change_color_jitter(vae):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_mask_is_cut_as_the_vae_cuts_its_image(vae):
-    wide, mask = torch.rand(1, 64, 78, 3), torch.zeros(1, 64, 78)
-    mask[:, :, 7 + 8 : 7 + 16] = 1  # the VAE takes 72 of 78 columns, from the fourth on
-    found = images_of(vae, [wide], [mask]).masks[0][0, 0]
-    assert_close(found[0], torch.tensor([0, 4 / 8, 4 / 8, *[0.0] * 6]))
+@pytest.mark.parametrize(("size", "near"), [((75, 100), "96 x 72"), ((64, 65), "64 x 64"), ((1, 1), "8 x 8")])
+def test_images_that_the_vae_would_crop_are_refused(size, near, vae):
+    refused(rf"'images' is {size[1]} x {size[0]} pixels, .* multiples of 8 .* {near}\.", images_of, vae, [torch.rand(1, *size, 3)])
 
 
 def test_mirrored_images_follow_the_others_with_their_masks(vae):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import comfy.model_management
+import comfy.sample
 import torch
 
 from ....attention.call import QKSharing, select_rows
@@ -14,7 +15,7 @@ from ....attention.local_blend import Blending, LocalBlend, word_map
 from ....attention.prompt_edits import PromptEdits, Words
 from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings
 from ..conditionings import marked
-from ..latents import check_images
+from ..latents import check_images, check_latent_channels
 from ..noise_levels import NoiseScale
 from ..prompts import as_rows, encoded, prompt_of
 from ..run_history import RunHistory
@@ -204,6 +205,7 @@ def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int,
         latent = {"samples": torch.zeros(images, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
     samples = latent["samples"]
     check_images(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
+    check_latent_channels(model, comfy.sample.fix_empty_latent_channels(model, samples))
     rows = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
     rows["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
     mask = latent.get("noise_mask")

@@ -14,7 +14,7 @@ import torch
 
 from ....guidance import diffedit
 from ....guidance.sdedit import frozen
-from ..latents import check_images, decoded
+from ..latents import check_images, decoded, pixels_of
 from ..noise_levels import noise_scale
 from ..sampling import TwoPrompts, run
 from . import sdedit
@@ -70,8 +70,7 @@ class MaskTarget:
         self.task = _task(model, vae, image, None)
         self.model, self.vae, self.image = model, vae, self.task.guide_image
         self.latent = self.task.original.float()
-        scale = model.get_model_object("latent_format").spacial_downscale_ratio if vae is None else vae.spacial_compression_decode()
-        self.size = tuple(int(n * scale) for n in self.latent.shape[-2:])
+        self.size = tuple(int(n * pixels_of(model, vae)) for n in self.latent.shape[-2:])
         if self.image is not None:
             self.size = tuple(self.image.shape[1:3])
 

@@ -8,7 +8,7 @@ import torch
 from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, coefficients, excess
 from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
-from ..latents import check_latent_channels
+from ..latents import check_latent_channels, samples_of
 from ..noise_levels import run_noise_scale
 from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
@@ -34,9 +34,7 @@ def image_key(model) -> str:
 
 def _latent(model, image, vae) -> torch.Tensor:
     """The latent (B, C, ...) of a LATENT or an IMAGE, unscaled as the VAE gives it."""
-    if not isinstance(image, dict) and vae is None:
-        raise ValueError("'image' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
-    samples = image["samples"] if isinstance(image, dict) else vae.encode(image[..., :3])
+    samples = samples_of(vae, image, "image")
     check_latent_channels(model, samples)
     return samples
 

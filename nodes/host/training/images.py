@@ -10,7 +10,7 @@ import torch
 
 from ....training.augmentation import Augmentation, Variant
 from .. import gradients
-from ..latents import encoded_part
+from ..latents import encoded_image
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,10 @@ class Images:
 
 
 def split_images(batches: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
-    """The single images (1, H, W, ...) of IMAGE or MASK batches of any sizes. Raises ValueError on none and on numbers that are none."""
+    """The single images (1, H, W, ...) of IMAGE or MASK batches of any sizes. Raises ValueError where there are none."""
     found = [image for batch in batches if len(batch) for image in batch.split(1)]
     if not found:
         raise ValueError(f"There are no {what}. Connect an IMAGE batch, or a node that loads a folder of images.")
-    for i, image in enumerate(found, 1):
-        if not bool(torch.isfinite(image).all()):
-            raise ValueError(f"Number {i} of the {what} holds NaN or infinite values. Take it out, or repair the node that made it.")
     return found
 
 
@@ -55,11 +52,11 @@ def _with_masks(images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -
     return [Variant(image[..., :3], mask) for image, mask in zip(found, painted)]
 
 
-def _small_mask(vae, latent: torch.Tensor, mask: torch.Tensor | None, number: int) -> torch.Tensor | None:
+def _small_mask(latent: torch.Tensor, mask: torch.Tensor | None, number: int) -> torch.Tensor | None:
     """A MASK (1, H, W) at the size of a latent that the VAE made of its image."""
     if mask is None:
         return None
-    small = torch.nn.functional.interpolate(encoded_part(vae, mask)[:, None].float(), latent.shape[-2:], mode="area")
+    small = torch.nn.functional.interpolate(mask[:, None].float(), latent.shape[-2:], mode="area")
     if not bool(small.any()):
         raise ValueError(f"Mask {number} is empty: its image would not be trained on. Paint the area to train white, or leave the mask out.")
     return small.cpu().reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
@@ -75,7 +72,7 @@ def images_of(
     variants = [(shown[i % len(shown)], i) for i in range(augmentation.variants * len(shown))]
     shown += [augmentation.variant(v.image, v.mask, number, seed) for v, number in variants]
     latents = list(latents_of(vae, shown, len(shown)))
-    small = [_small_mask(vae, z, v.mask, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
+    small = [_small_mask(z, v.mask, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
     hints = tuple(v.hint for v in shown)
     return Images(tuple(latents), all_or_none(latents, small), len(given), hints if any(hints) else ())
 
@@ -84,7 +81,7 @@ def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tens
     """The latents of so many, on the CPU; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
     bar = comfy.utils.ProgressBar(count)
     for variant in shown:
-        yield gradients.run_in_inference_mode(vae.encode, variant.image[..., :3]).float().cpu()
+        yield gradients.run_in_inference_mode(encoded_image, vae, variant.image, "images").float().cpu()
         bar.update(1)
         comfy.model_management.throw_exception_if_processing_interrupted()
 

@@ -55,6 +55,8 @@ def _sampling(model) -> list:
 
 def key_of(model, clip, vae, *settings) -> str:
     """A short name for what makes the images of these models: weights, patches, and `settings`. Raises UnknownPatch."""
+    if not hasattr(vae, "patcher"):
+        raise UnknownPatch(f"the VAE ({type(vae).__name__}) has no patcher, so its weights cannot be compared")
     parts = [_patcher(model, "diffusion_model."), _patcher(clip.patcher, ""), _patcher(vae.patcher, ""), _sampling(model)]
     text = content([clip.layer_idx, clip.apply_hooks_to_conds, clip.tokenizer_options, settings], "clip")
     return hashlib.sha256(json.dumps([parts, text]).encode()).hexdigest()[:16]
