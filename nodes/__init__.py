@@ -35,6 +35,7 @@ from . import (
     textual_inversion,
 )
 from .host.demo import offer_controlnet
+from .inputs.checks import with_checks
 
 MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
@@ -51,4 +52,4 @@ class Extension(ComfyExtension):
         offer_controlnet()
 
     async def get_node_list(self):
-        return [node for module in MODULES for node in module.NODES]
+        return [with_checks(node) for module in MODULES for node in module.NODES]

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .files import save_atomically
-from .optimizers import NUMBERS, rate_factor
+from .optimizers import MOMENTS, NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
 
 log = logging.getLogger(__name__)
@@ -69,14 +69,13 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _fits(shape: tuple[int, ...], parameter: Sequence[int]) -> bool:
-    """Whether a moment of this shape can belong to a parameter of that one."""
-    return len(shape) <= len(parameter) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(parameter)))
+    """Whether a moment of this shape can belong to a parameter of that one: a number, a row or column of it, or all of it."""
+    whole = math.prod(shape) == math.prod(parameter)
+    return whole or (len(shape) <= len(parameter) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(parameter))))
 
 
 class Diverged(ValueError):
     """The loss or its gradient is no number. The parameters are those of the last good step."""
-
-
 
 
 class Loop:
@@ -226,8 +225,7 @@ class Loop:
         wrong += [f"{name}/{k}" for (name, k), shape in moments.items() if k not in self.parameters or not _fits(shape, self.parameters[k].shape)]
         wrong += [name for name in shapes if "/" not in name or (name.startswith("curve/") and shapes[name][1:] != (2,))]
         kept = {k: {n for n, other in moments if other == k} for k in self.parameters}
-        kinds = {p.ndim > 1: kept[k] for k, p in self.parameters.items() if kept[k]}
-        wrong += [f"{k}, whose moments" for k, p in self.parameters.items() if kept[k] and kept[k] != kinds[p.ndim > 1]]
+        wrong += [f"a moment of {k}" for k, names in kept.items() if names and names not in MOMENTS]
         wrong += [] if "curve/losses" in shapes else ["curve/losses"]
         if wrong:
             raise _damaged(path, f"'{wrong[0]}' is missing, or not of the shape that this training has")

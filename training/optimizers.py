@@ -16,6 +16,7 @@ OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
     "adafactor": partial(torch.optim.Adafactor, eps=(None, 1.0)),  # rates as AdamW's, not shares of weights that start at 0
 }
+MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}, {"step", "row_var", "col_var"}, {"step", "variance"})  # of one weight
 NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # what each keeps beside a weight
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 
 from ...training.files import disk_errors, save_atomically
 
-__all__ = ["IF_EXISTS", "ModelFolder", "check_name", "check_portable", "disk_errors", "load_tensors", "numbered", "quoted", "save_atomically"]
+__all__ = ["ModelFolder", "disk_errors", "save_atomically"]  # the last two for those who write files of their own
 
 SHIPPED = Path(__file__).parents[1] / "weights"  # files that come with the pack
 ENDINGS = (".safetensors", ".pt", ".bin")  # of files that could mean a name already
 IF_EXISTS = ("number it", "refuse", "replace", "continue")
 LONGEST = 200  # characters of a name; with an ending and a number it fits into the 255 bytes that disks take
-_LISTED, _QUOTED = 20, 100  # names and characters in an error
+_LISTED, _QUOTED = 20, 100  # options and characters in an error
 _DAMAGES = (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)  # what a damaged file raises
 _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
@@ -30,6 +30,12 @@ def quoted(text: str) -> str:
     return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}... ({len(text)} characters)"
 
 
+def listed(options: Iterable) -> str:
+    """Options for an error, the first 20."""
+    known = [str(o) for o in options]
+    return ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" * (len(known) > _LISTED) or "none"
+
+
 def check_portable(name: str, what: str = "The name") -> None:
     """Refuses a name, with or without subfolders, that some disk or system cannot keep."""
     if len(name) > LONGEST:
@@ -37,7 +43,7 @@ def check_portable(name: str, what: str = "The name") -> None:
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise ValueError(f"{what} {quoted(name)} holds a control character, such as a line break. Write it on one line, without it.")
     for part in re.split(r"[/\\]", name):
-        if part.endswith((".", " ")) or _RESERVED.fullmatch(part.partition(".")[0]):
+        if (part.strip(". ") and part.endswith((".", " "))) or _RESERVED.fullmatch(part.partition(".")[0]):
             raise ValueError(f"{what} {quoted(name)} holds '{part}', which Windows cannot keep as a file. Use another, such as '{part}-1'.")
 
 
@@ -126,9 +132,7 @@ class ModelFolder:
         known = self.files()
         found = known.get(name) or known.get(f"{name}.safetensors")
         if found is None:
-            more = f" and {len(known) - _LISTED} more" * (len(known) > _LISTED)
-            listed = ", ".join(list(known)[:_LISTED]) or "none"
-            raise ValueError(f"There is no {self.noun} {quoted(name)}. Found in {self.where}: {listed}{more}.{self.advice}")
+            raise ValueError(f"There is no {self.noun} {quoted(name)}. Found in {self.where}: {listed(known)}.{self.advice}")
         return found
 
     def existing(self, name: str) -> Path | None:

@@ -25,10 +25,12 @@ def output(tmp_path):
     comfy.model_management.interrupt_current_processing(False)
 
 
+TEXTS = ("original_image", "edited_image", "original_prompt", "edited_prompt", "edit_prompt")
 LINES = {  # damaged lines of metadata.jsonl
-    "no JSON": "{", "a list": "[1]", "a number": "3", "null": "null", "deep": "[" * 100_000, "a key less": '{"original_image": "before/00001.png"}',
-    "a number as name": json.dumps(dict.fromkeys(("original_image", "edited_image", "original_prompt", "edited_prompt", "edit_prompt"), 7)),
-}  # fmt: skip
+    **{"no JSON": "{", "a list": "[1]", "a number": "3", "null": "null", "deep": "[" * 100_000},
+    "a key less": '{"original_image": "before/00001.png"}',
+    **{name: json.dumps(dict.fromkeys(TEXTS, v)) for name, v in (("number as name", 7), ("NUL in a name", "a\0b"), ("long name", "a" * 9999))},
+}
 
 
 @pytest.mark.parametrize("damage", LINES)
@@ -37,7 +39,8 @@ def test_a_damaged_line_is_named(damage):
     folder.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": 1})
     with open(folder.path / "metadata.jsonl", "a") as file:
         file.write(LINES[damage])
-    with pytest.raises(ValueError, match=r"^Line 2 of .*metadata.jsonl (is no JSON|lacks ').* Remove or repair it\.$"):
+    message = r"^Line 2 of .*metadata.jsonl (is no JSON|lacks ').* Remove or repair it\.$|metadata.jsonl names an image that cannot be"
+    with pytest.raises(ValueError, match=message):
         folder.read()
 
 

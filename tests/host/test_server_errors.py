@@ -61,6 +61,22 @@ def curve_without_curve(prompt):
     schedule.update({"shape": "curve", "shape.height": 1.0, "shape.axis": "percent"})
 
 
+def bad(workflow: str, node: str, **inputs):
+    def make(server):
+        prompt = prompt_of(server, workflow)
+        nodes_of(prompt, node)[0].update(inputs)
+        return prompt
+
+    return make
+
+
+def odd_size(server):
+    prompt = bad_sdedit()(server)
+    prompt["99"] = {"class_type": "EmptyImage", "inputs": {"width": 100, "height": 75, "batch_size": 1, "color": 255}}
+    nodes_of(prompt, "SDEditSampler")[0]["guide"] = ["99", 0]
+    return prompt
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -74,8 +90,16 @@ def curve_without_curve(prompt):
         (bad_sdedit(strength=80.0, strength_unit="sigma"), "sigma 80; this model goes from 0 to 14.6"),
         (bad_sdedit(strength=0.0, strength_unit="snr"), "SNR of 0.0"),
         (bad_sdedit(steps=-3), "Value -3 smaller than min"),
+        (bad_sdedit(cfg=float("nan")), "cfg is nan; give a finite number from 0 to 100"),
+        (odd_size, "'guide' is 100 x 75 pixels, .* for example to 96 x 72"),
+        (bad("textual_inversion", "TIEmbeddingTrainer", average=float("nan")), "average is nan; give a finite number from 0 to 0.9999"),
+        (bad("textual_inversion", "TIEmbeddingTrainer", name="a" * 300), "is too long for a file's; use at most 200 characters"),
+        (bad("textual_inversion", "TIEmbeddingTrainer", name="con"), "which Windows cannot keep as a file"),
     ],
-    ids=["no channels", "interval", "mask batch", "no curve", "nan weight", "negative cap", "strength", "sigma", "snr", "steps"],
+    ids=[
+        *("no channels", "interval", "mask batch", "no curve", "nan weight", "negative cap", "strength", "sigma", "snr", "steps"),
+        *("nan cfg", "odd size", "nan average", "long name", "reserved name"),
+    ],
 )
 def test_bad_input_is_a_node_error_and_the_next_prompt_runs(server, make, message):
     with pytest.raises(WorkflowError, match=message):

@@ -18,7 +18,7 @@ from ....training.files import whole_file
 from ....training.instruct_pix2pix import PromptPair
 from .. import images
 from ..fingerprint import stamp
-from ..model_folder import check_name, numbered, quoted
+from ..model_folder import check_name, check_portable, numbered, quoted
 
 log = logging.getLogger(__name__)
 IF_EXISTS = ("continue", "number it", "refuse")
@@ -100,7 +100,7 @@ class PairFolder:
         """Saves images (2, H, W, 3), before and after, with what is known of them. The line that lists them comes first: one whose images
         are not there does not count, so nothing is in the folder twice when a run breaks off in between."""
         named = [*self.path.glob("*/*.*"), *(Path(m["edited_image"]) for m in self._lines(LISTED))]
-        number = 1 + max((int(p.stem) for p in named if p.stem.isdigit()), default=0)
+        number = 1 + max((int(p.stem) for p in named if p.stem.isdecimal() and len(p.stem) < 10), default=0)
         before, after = (f"{side}/{number:05d}.png" for side in ("before", "after"))
         places = [self._file(file) for file in (before, after)]  # refused where a link leads outside
         captions = {"original_prompt": pair.before, "edited_prompt": pair.after, "edit_prompt": pair.instruction}
@@ -138,7 +138,7 @@ class PairFolder:
 
     def seeds(self, pair: PromptPair) -> set[int]:
         """Which candidates of a prompt pair are kept already."""
-        return {m["seed"] for m in self._kept() if _pair_of(m) == pair and "seed" in m}
+        return {m["seed"] for m in self._kept() if _pair_of(m) == pair and isinstance(m.get("seed"), int)}
 
     def read(self, pairs: set[PromptPair] | None = None, most: int = 0) -> tuple[OnDisk, OnDisk, list[str]]:
         """(before, after, instructions), images (1, H, W, 3); of some prompt pairs, at most so many (0 = all)."""
@@ -148,6 +148,7 @@ class PairFolder:
         return before, after, [m["edit_prompt"] for m in lines]
 
     def _file(self, name: str) -> Path:
+        check_portable(name, f"{self.path / LISTED} names an image that cannot be:")
         path = (self.path / name).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise ValueError(

@@ -1,0 +1,205 @@
+"""Checks of what a node gets against its own schema, before it runs: ComfyUI looks at typed values alone, and lets NaN through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+
+import torch
+from comfy_api.latest import io
+
+from ..host.model_folder import listed, quoted
+
+_IN_NODES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MISSING = {  # where None comes from, and what to connect
+    "MODEL": "The file may hold no diffusion model: connect Load Checkpoint or Load Diffusion Model.",
+    "CLIP": "The checkpoint may hold no text encoder: connect Load CLIP.",
+    "VAE": "The checkpoint may hold no VAE: connect Load VAE.",
+    "CLIP_VISION": "Connect Load CLIP Vision.",
+}
+_FORMS = {  # dimensions of a tensor, in words
+    "IMAGE": ((4,), "(images, height, width, channels)"),
+    "MASK": ((2, 3, 4, 5), "(masks, height, width)"),
+    "LATENT": ((3, 4, 5), "(batch, channels, [frames,] height, width)"),
+    "CONDITIONING": ((3,), "(batch, tokens, width)"),
+    "SIGMAS": ((1,), "a list of noise levels"),
+}
+
+
+def with_checks(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node whose inputs are checked before it runs, and whose outputs hold numbers. Raises ValueError."""
+
+    def execute(cls, **inputs) -> io.NodeOutput:
+        schema = node.GET_SCHEMA()
+        made = super(checked, cls).execute(**check(schema, inputs))
+        _check_outputs(schema, made)
+        return made
+
+    checked = type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__, "__doc__": node.__doc__})
+    return checked
+
+
+def check(schema: io.Schema, given: dict) -> dict:
+    """The inputs without optional sockets that got None. Refuses what the schema does not allow, tensors without values, and NaN."""
+    sockets = {i.id for i in schema.inputs if i.optional and not isinstance(i, io.WidgetInput)}
+    given = {k: v for k, v in given.items() if v is not None or k not in sockets}
+    for each in schema.inputs:
+        values = given.get(each.id, ()) if schema.is_input_list else [given[k] for k in (each.id,) if k in given]
+        if each.id in given and not values and not each.optional:
+            raise ValueError(f"'{each.id}' is an empty list. Connect a node that gives at least one.")
+        for number, value in enumerate(values, 1):
+            _check_input(each, value, each.id if len(values) == 1 else f"{each.id} {number}")
+    return given
+
+
+def _check_input(each: io.Input, value, name: str) -> None:
+    kind = each.get_io_type()
+    if value is None:
+        _check_none(each, name)
+    elif isinstance(each, io.DynamicCombo.Input):
+        _check_options(each, value, name)
+    elif isinstance(each, io.Autogrow.Input):
+        for key, single in value.items():
+            _check_input(each.template.input, single, key)
+    elif kind in _OF_WIDGET:
+        _OF_WIDGET[kind](each, value, name)
+    else:
+        _check_socket(kind.split(","), value, name)
+
+
+def _check_none(each: io.Input, name: str) -> None:
+    if each.optional and not isinstance(each, io.WidgetInput):
+        return  # not connected
+    kinds = each.get_io_type().split(",")
+    advice = next((_MISSING[k] for k in kinds if k in _MISSING), "Connect another node, or type a value.")
+    raise ValueError(f"'{name}' is None: the node that is connected to it has none to give. {advice}")
+
+
+def _check_options(each: io.Input, value, name: str) -> None:
+    chosen = next((o for o in each.options if isinstance(value, dict) and value.get(each.id) == o.key), None)
+    if chosen is None:
+        given = value.get(each.id) if isinstance(value, dict) else value
+        raise ValueError(f"{name} is {_shown(given)}; choose one of {listed(o.key for o in each.options)}.")
+    for own in chosen.inputs:
+        if own.id in value:
+            _check_input(own, value[own.id], own.id)
+
+
+def _shown(value) -> str:
+    """A value for an error."""
+    return f"{value:g}" if isinstance(value, float) else quoted(value) if isinstance(value, str) else quoted(repr(value))[1:-1]
+
+
+def _check_number(each: io.Input, value, name: str) -> None:
+    whole = each.get_io_type() == "INT"
+    low, high = (-math.inf if each.min is None else each.min), (math.inf if each.max is None else each.max)
+    if not isinstance(value, Integral if whole else Real) or not math.isfinite(value) or not low <= value <= high:
+        number = "whole" if whole else "finite"
+        raise ValueError(f"{name} is {_shown(value)}; give a {number} number from {_shown(low)} to {_shown(high)}.")
+
+
+def _check_text(each: io.Input, value, name: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_shown(value)}; give a text.")
+
+
+def _check_choice(each: io.Input, value, name: str) -> None:
+    if value not in each.options:
+        raise ValueError(f"{name} is {_shown(value)}; choose one of {listed(each.options)}.")
+
+
+_OF_WIDGET = {"INT": _check_number, "FLOAT": _check_number, "STRING": _check_text, "COMBO": _check_choice}
+
+
+def _check_socket(kinds: list[str], value, name: str) -> None:
+    """What is connected to a socket of these types."""
+    if isinstance(value, dict) and "LATENT" in kinds:
+        _check_latent(value, name)
+    elif "CONDITIONING" in kinds:
+        _check_conditioning(value, name)
+    elif torch.is_tensor(value) or {*kinds} <= _FORMS.keys():
+        _check_tensor(value, name, next((k for k in kinds if k in _FORMS and k != "LATENT"), "LATENT"))
+    elif not all_finite(value):
+        raise ValueError(f"'{name}' holds NaN or infinity, as a run that diverged leaves it. Make it again with a lower cfg or weight.")
+
+
+def _check_latent(latent: dict, name: str) -> None:
+    samples = latent.get("samples")
+    if samples is None:
+        raise ValueError(f"'{name}' is a latent without samples. Connect VAE Encode, an empty latent, or a sampler.")
+    if not getattr(samples, "is_nested", False):
+        _check_tensor(samples, name, "LATENT")
+
+
+def _check_conditioning(conditioning: list, name: str) -> None:
+    if not conditioning:
+        raise ValueError(f"{name} is an empty conditioning; connect a text encode node (its text may be empty).")
+    for features, extras in conditioning:
+        if torch.is_tensor(pooled := extras.get("pooled_output")):
+            _check_finite(pooled, name)
+        if features is not None:
+            _check_tensor(features, name, "CONDITIONING")
+
+
+def _check_tensor(tensor, name: str, kind: str) -> None:
+    dimensions, form = _FORMS[kind]
+    if not torch.is_tensor(tensor) or tensor.ndim not in dimensions:
+        shape = " x ".join(map(str, tensor.shape)) if torch.is_tensor(tensor) else type(tensor).__name__
+        raise ValueError(f"'{name}' has the shape {shape or 'of one number'}, but {kind} is {form}. Connect a node that gives one.")
+    if not tensor.numel():
+        shape = " x ".join(map(str, tensor.shape))
+        raise ValueError(f"'{name}' is empty: its shape is {shape}, {form}. Connect one with at least one value.")
+    _check_finite(tensor, name)
+    _OF_KIND.get(kind, lambda tensor, name: None)(tensor, name)
+
+
+def _check_finite(tensor: torch.Tensor, name: str) -> None:
+    if not all_finite(tensor):
+        raise ValueError(
+            f"'{name}' holds NaN or infinity, as a model that diverged or a failed decoder leaves it. Look at the nodes before it: lower cfg "
+            "and weights, or start ComfyUI with --force-fp32 or --fp32-vae."
+        )
+
+
+def _check_channels(image: torch.Tensor, name: str) -> None:
+    if image.shape[-1] not in (3, 4):
+        raise ValueError(f"'{name}' has {image.shape[-1]} channels; give an IMAGE of 3 (RGB) or 4 (RGBA), such as Mask to Image makes of a mask.")
+
+
+def _check_levels(sigmas: torch.Tensor, name: str) -> None:
+    if float(sigmas.min()) < 0:
+        raise ValueError(f"'{name}' holds the noise level {float(sigmas.min()):g}; give levels of 0 or more, as a scheduler node makes them.")
+
+
+_OF_KIND: dict[str, Callable] = {"IMAGE": _check_channels, "SIGMAS": _check_levels}
+
+
+def all_finite(value) -> bool:
+    """Whether no tensor in a value is NaN or infinite; looks into dicts, lists and dataclasses."""
+    if torch.is_tensor(value):
+        return not value.numel() or not value.is_floating_point() or _is_finite(value)
+    if isinstance(value, dict):
+        return all(map(all_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(all_finite, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(all_finite(getattr(value, f.name)) for f in fields(value))
+    return True
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Without a second tensor of its size."""
+    ends = torch.aminmax(tensor.detach() if tensor.dtype in _IN_NODES else tensor.detach().float())
+    return math.isfinite(float(ends.min)) and math.isfinite(float(ends.max))
+
+
+def _check_outputs(schema: io.Schema, made: io.NodeOutput) -> None:
+    """Refuses results that hold no numbers; what an output node wrote stays, and it says itself what became of it."""
+    for output, value in zip(schema.outputs, made.args if not schema.is_output_node else ()):
+        if not all_finite(value):
+            raise ValueError(
+                f"The result '{output.display_name}' holds NaN or infinity: the model diverged, or a setting is too large for it. Lower cfg, "
+                "weights and scales, or start ComfyUI with --force-fp32."
+            )
