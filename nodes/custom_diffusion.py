@@ -52,7 +52,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         result = trained(lists, host.KeysAndValues(), True)
         sentences = result.sentences[: _SENTENCES * len(result.word.split())]
-        return io.NodeOutput(*shown(result), "\n".join(f"{result.name} = {text}" for text in sentences))
+        return shown(result, "\n".join(f"{result.name} = {text}" for text in sentences))
 
 
 class CustomDiffusionMerge(io.ComfyNode):

@@ -122,9 +122,8 @@ def new_words(given: dict) -> list[Word]:
     return [Word(**shared | {"placeholder": p, "initial_words": start}) for p, start in zip(placeholders, starts)]
 
 
-def shown(result: TrainResult) -> tuple:
-    images = inputs.images_or_blocker(result.images)
-    return result.model, result.lora, f"{result.name}.safetensors", result.word, result.curve, images
+def shown(result: TrainResult, *more) -> io.NodeOutput:
+    return inputs.trained(result, result.model, result.lora, f"{result.name}.safetensors", result.word, more=more)
 
 
 class DreamBoothTrainer(io.ComfyNode):
@@ -168,7 +167,7 @@ class DreamBoothTrainer(io.ComfyNode):
         design = adapters.Design(**{f.name: lists[f.name][0] for f in fields(adapters.Design)})
         if lists.get("train", _TRAIN)[0] == _TRAIN[1]:
             design = WholeWeights()
-        return io.NodeOutput(*shown(trained(lists, design, lists["learn_word"][0])))
+        return shown(trained(lists, design, lists["learn_word"][0]))
 
 
 NODES = [DreamBoothTrainer]

@@ -98,7 +98,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
         parts, how = (given[k] for k in ("model", "clip", "vae")), inputs.read(given, host.Settings, host.Validation)
         made = host.learn(*parts, host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"])
-        return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, inputs.images_or_blocker(made.images))
+        return inputs.trained(made, made.model, f"{made.name}.safetensors")
 
 
 class InstructPix2PixLoader(io.ComfyNode):

@@ -64,7 +64,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
         parts = (given[k] for k in ("model", "clip", "vae"))
         data = inputs.data(lists, given)
         result = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
-        return io.NodeOutput(f"embedding:{result.name}", result.curve, inputs.images_or_blocker(result.images))
+        return inputs.trained(result, f"embedding:{result.name}")
 
 
 def _templates(given: dict) -> tuple[str, ...]:

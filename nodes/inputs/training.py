@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import partial
 
 import comfy.samplers
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...training.augmentation import Augmentation
@@ -18,6 +18,7 @@ from ...training.textual_inversion import NORMS, Word
 from ..host.model_folder import IF_EXISTS, ModelFolder
 from ..host.training.denoiser import Objective, levels
 from ..host.training.memory import CHECKPOINTING
+from ..host.training.trainer import TrainResult
 from . import widgets
 
 number = partial(widgets.number, round=0.0001, advanced=True)
@@ -146,9 +147,12 @@ def validation_images() -> io.Image.Output:
     return io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end.")
 
 
-def images_or_blocker(images):
-    """The validation images; without any, nodes that take them do not run."""
-    return ExecutionBlocker("Training: no validation image was made.") if images is None else images
+def trained(result: TrainResult, *outputs, more: tuple = ()) -> io.NodeOutput:
+    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows why
+    some are missing."""
+    blocker = ExecutionBlocker(f"Training: no validation image was made. {result.missed}".strip())
+    shown = blocker if result.images is None else result.images
+    return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(result.missed) if result.missed else None)
 
 
 def read(

@@ -6,10 +6,15 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_extras.nodes_lumina2 import RenormCFG
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionTrainer
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
+from controlled_diffusion.nodes.host.attention import attention_maps
 from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.inputs.checks import with_checks
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
@@ -17,9 +22,9 @@ from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
 from controlled_diffusion.training.loop import Diverged, Loop
 from safetensors.torch import load_file
 
-from host import tiny
+from host import editing, tiny
 from host.sampling import ksampler
-from host.training import execute, images, stopping_at, watching
+from host.training import execute, images, output, stopping_at, watching
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it red", "remove it"])
@@ -179,6 +184,70 @@ def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made):
         train(kind, made, validation_count=1, validation_every=2, prior_weight=0.0)
     wide = 128 if kind == "instructions" else 64  # before and after, side by side
     assert shown == [(2, (wide, 64)), (4, (wide, 64))]
+
+
+PLACE = {"textual inversion": 2, "dreambooth": 5, "custom diffusion": 5, "instructions": 3}  # of the validation images
+
+
+def unsampled(model):
+    """A model that no sampling takes, as one of another node may be; it is trained with as it is."""
+
+    def fail(args):
+        raise RuntimeError("no image today")
+
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(fail)
+    return patched
+
+
+@of_concepts
+def test_validation_that_fails_leaves_the_training(kind, made, caplog):
+    """It goes on, its outputs come, and the node's text and the log say why images are missing."""
+    knobs = dict(prior_weight=0.0)
+    train(kind, made, name="plain", **knobs)
+    lost = SimpleNamespace(**vars(made) | {"model": unsampled(made.model)})
+    node, _, given = TRAINERS[kind]
+    looks = dict(validation_count=2, validation_every=2)
+    with caplog.at_level("WARNING"):
+        found = output(node, **COMMON | given | knobs | looks | vars(lost))
+    assert equal(file(kind), file(kind, "plain"))
+    why = "No validation images after step 2, 4: RuntimeError: no image today"
+    assert found.ui.value == why and why in found.args[PLACE[kind]].message
+    assert found.args[PLACE[kind] - 1].shape[-1] == 3, "the loss curve"
+    assert caplog.text.count("could not be sampled; the training goes on") == 2 and "RuntimeError: no image today" in caplog.text
+
+
+def test_renorm_cfg_fails_validation_and_not_the_training(made):
+    """ComfyUI's node fails at every batch of two."""
+    model = RenormCFG.execute(made.model, 100.0, 1.0).args[0]
+    found = train("dreambooth", SimpleNamespace(**vars(made) | {"model": model}), validation_count=2, prior_weight=0.0)
+    assert isinstance(found[5], ExecutionBlocker) and "Boolean value of Tensor" in found[5].message
+
+
+def captured(model, clip):
+    return attention_maps.prepare(model, clip, "a cat", "cat", "all", (0.0, 1.0), 1, None)[0]
+
+
+def edited(model, clip):
+    return editing.patch(model, clip, "a dog", "a cat")[0]
+
+
+@of_concepts
+@pytest.mark.parametrize(("mark", "node"), [(captured, "Attention Map Capture"), (edited, "P2P Attention Patch")])
+def test_models_with_marks_are_refused_before_the_first_step(kind, mark, node, made, folders):
+    marked = SimpleNamespace(**vars(made) | {"model": mark(made.model, made.clip)})
+    with watching(lambda *now: pytest.fail("nothing may begin")), pytest.raises(ValueError, match=f"comes from {node}, .* cannot be trained through"):
+        train(kind, marked, validation_count=1)
+    assert not list(folders.rglob("*.safetensors"))
+
+
+@of_concepts
+def test_channels_on_the_model_are_no_matter_of_training(kind, made):
+    """Nothing is trained on them, and no error speaks of a sampling that the user did not start."""
+    train(kind, made, name="plain", prior_weight=0.0)
+    patched = MultiCFGWrapper([Channel(tiny.conditioning(3), 2.0)], Rules(rescale=0.5)).install(made.model)
+    train(kind, SimpleNamespace(**vars(made) | {"model": patched}), prior_weight=0.0)
+    assert equal(file(kind), file(kind, "plain"))
 
 
 @every_trainer

@@ -16,11 +16,16 @@ def images(count=2, size=64, seed=0):
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def execute(node, **given):
-    """What a trainer's node gives, with its defaults; every input as the list that ComfyUI makes of it."""
+def output(node, **given):
+    """The NodeOutput of a trainer's node, with its defaults; every input as the list that ComfyUI makes of it."""
     known = {i.id for i in node.GET_SCHEMA().inputs}
     lists = {k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given).items() if k in known}
-    return node.execute(**lists).args
+    return node.execute(**lists)
+
+
+def execute(node, **given):
+    """What a trainer's node gives."""
+    return output(node, **given).args
 
 
 def check_deep_copy(model, weight):

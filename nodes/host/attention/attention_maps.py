@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ class Capture(Control):
     `words` has an entry for each row of the conditioning, all of the same words; a word that a row's prompt lacks has no columns there.
     """
 
+    node: ClassVar = "Attention Map Capture"
     words: tuple[dict[str, Columns], ...]
     layers: frozenset
     places: tuple[Place, ...] = ()

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -226,8 +227,12 @@ def controls_of(source, kind: type) -> list:
 
 @dataclass(frozen=True)
 class Control:
-    """What is installed on a model: `begin` makes its run. `token` marks conditionings, `history` keeps the runs by what they sampled."""
+    """What is installed on a model: `begin` makes its run. `token` marks conditionings, `history` keeps the runs by what they sampled.
 
+    `node` is the display name of the node that does it.
+    """
+
+    node: ClassVar = ""
     token: str = field(default_factory=lambda: uuid.uuid4().hex, kw_only=True)
     history: RunHistory = field(default_factory=RunHistory, kw_only=True, compare=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import comfy.model_management
 import comfy.sample
@@ -31,6 +32,7 @@ class PromptToPrompt(Control):
     `rows` says how many branches there are. `times` is how often the conditionings of the source and the targets are repeated.
     """
 
+    node: ClassVar = "P2P Attention Patch"
     rows: Rows
     edits: tuple[Edit, ...]
     settings: Settings

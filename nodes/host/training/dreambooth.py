@@ -176,6 +176,7 @@ def prepare(
     model, clip, vae, data: Data, subject: Subject, prior: Class, design, objective: Objective, settings: Settings, validation: Validation
 ) -> Task:
     """Checks everything that the user gave, encodes images and sentences, and samples class images that are missing."""
+    trainer.check_model(model)
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
     validation = _checked(clip, subject, validation, [text for choices in own for text in choices])

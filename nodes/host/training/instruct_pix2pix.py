@@ -187,6 +187,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
 
 def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation) -> Task:
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
+    trainer.check_model(model)
     check_fine(model)
     dropout = settings.kept  # refused before anything is encoded
     examples, after = examples_of(clip, vae, data)

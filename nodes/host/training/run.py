@@ -55,7 +55,8 @@ class TrainSampler(AnyOrderSampler):
 
 
 def run_sampler(model, conditioning: list, shape: Sequence[int], sampler: TrainSampler) -> None:
-    """One run of ComfyUI's sampling on empty latents; by the conditioning and the shape it estimates its memory."""
+    """One run of ComfyUI's sampling on empty latents; by the conditioning and the shape it estimates its memory. What other nodes add to the
+    guidance finds a negative too, as in any sampling; nothing is trained on it."""
     guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": conditioning})
+    guider.set_conds(conditioning, conditioning)
     guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, torch.ones(1), disable_pbar=True, seed=0)

@@ -76,6 +76,7 @@ def prepare(
     model, clip, vae, data: Data, word: Word, templates: tuple[str, ...], objective: Objective, settings: Settings, validation: Validation
 ) -> Task:
     """Checks everything that the user gave, and encodes the images."""
+    trainer.check_model(model)
     check_placeholder(word.placeholder, lambda text: new_words.is_word(clip, text))
     shown = check_validation(validation, word.placeholder)
     captions = captions_for(data.captions, len(data)) if len(data) else ()

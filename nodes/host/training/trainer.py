@@ -17,6 +17,7 @@ from PIL import Image
 
 from ....training.loop import Diverged, Loop, Step, save_or_warn, saving
 from ....training.settings import Settings, Validation
+from ..attention.hook import Control, controls_of
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import decoded
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None, of a classifier the chart of its accuracy. Of
     trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
-    so written (those that name a new word, if there is one)."""
+    so written (those that name a new word, if there is one). `missed` says which validation images could not be sampled, and why."""
 
     name: str
     curve: torch.Tensor
@@ -44,6 +45,7 @@ class TrainResult:
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     word: str = ""
     sentences: tuple[str, ...] = ()
+    missed: str = ""
 
 
 def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], look: Validation, seed: int) -> torch.Tensor:
@@ -74,6 +76,7 @@ class Task:
     about: dict[str, str]
     word: NewWord | None = None
     looks: list[torch.Tensor] = field(default_factory=list)
+    missed: dict[str, list[int]] = field(default_factory=dict)  # after which steps validation images could not be sampled, by the reason
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -159,7 +162,9 @@ class Task:
         return {**self.about, "steps": str(loop.done), "settings": json.dumps(asdict(self.settings))}
 
     def result(self, name: str, loop: Loop, **more) -> TrainResult:
-        return TrainResult(name=name, curve=loss_curve(loop), images=torch.cat(self.looks) if self.looks else None, **more)
+        missed = "\n".join(f"No validation images after step {', '.join(map(str, at))}: {why}" for why, at in self.missed.items())
+        images = torch.cat(self.looks) if self.looks else None
+        return TrainResult(name=name, curve=loss_curve(loop), images=images, missed=missed, **more)
 
 
 class TrainingRun:
@@ -196,7 +201,7 @@ class TrainingRun:
             raise
         self._keep()
         try:
-            self.task.look(self)
+            self._look()
         except Stopped:
             log.info("The training is done and saved; its last validation images were stopped.")
 
@@ -207,7 +212,17 @@ class TrainingRun:
         self.take(min(rest, every - loop.done % every) if every else rest)
         if every and loop.done % every == 0 and loop.done < loop.steps:
             save_or_warn(loop, self.state)
+            self._look()
+
+    def _look(self) -> None:
+        """Makes validation images. Where they cannot be sampled the training goes on, and the reason is noted."""
+        try:
             self.task.look(self)
+        except Stopped:
+            raise
+        except Exception as error:
+            log.warning("The validation images after step %d could not be sampled; the training goes on.", self.loop.done, exc_info=error)
+            self.task.missed.setdefault(f"{type(error).__name__}: {error}", []).append(self.loop.done)
 
     def take(self, count: int) -> None:
         """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
@@ -237,6 +252,15 @@ def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = Fa
 
 def side_by_side(images: torch.Tensor) -> Image.Image:
     return to_pil(torch.cat(list(images[..., :3]), 1))
+
+
+def check_model(model) -> None:
+    """Refuses a MODEL with a control of the pack: it acts on the conditionings that its node gives, and on no prompt of a training."""
+    for control in controls_of(model, Control):
+        raise ValueError(
+            f"The model comes from {control.node}, which acts on the 'positive' of that node alone and cannot be trained through. Connect the "
+            "model from before the node."
+        )
 
 
 def digest(tensors: Sequence[torch.Tensor]) -> str:
