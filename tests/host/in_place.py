@@ -23,7 +23,7 @@ FREE = dict(b1=1.3, b2=1.4, s1=0.9, s2=0.2)  # of FreeU
 def chain(x, weight, in_place):
     """A small network whose tensors are gone at once: what torch's `allow_mutation_on_saved_tensors` mixes up."""
     h = x @ weight
-    for _ in range(6):
+    for _ in range(20):
         t = torch.tanh(h)  # which saves its result
         t = t.mul_(1.1) if in_place else t * 1.1
         h = t + x
@@ -36,7 +36,7 @@ def wrong_gradients(around, count: int) -> int:
     with torch.inference_mode(False), torch.enable_grad():
         weight, wrong = torch.nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8)), 0
         for seed in range(count):
-            x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+            x = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed))
             with around():
                 found = torch.autograd.grad(chain(x, weight, True), weight)[0]
             wrong += not torch.equal(found, torch.autograd.grad(chain(x, weight, False), weight)[0])
