@@ -6,7 +6,7 @@ from ..inversion.edit_friendly import EditFriendly
 from .host import noise_levels
 from .host.inversion import invert
 from .inputs.inverter import inverter_inputs, inverter_outputs
-from .inputs.widgets import cfg_input, schema, seed, whole
+from .inputs.widgets import cfg_input, number, schema, seed
 
 
 class EditFriendlyInverter(io.ComfyNode):
@@ -21,8 +21,8 @@ class EditFriendlyInverter(io.ComfyNode):
             "Finds the noise that stochastic sampling has to add at every step to make this image. With the same prompt and cfg the "
             "reconstruction is exact; another prompt keeps the layout.",
             inverter_inputs(
-                whole("skip", 18, 0, 999, "How many of the noisiest steps to leave out. Typical: a quarter to a half of the steps (paper: "
-                    "36 of 100). 0 = none, most freedom to edit; more keeps more of the image."),
+                number("skip", 0.36, 0.0, 0.99, "Share of the steps to leave out, the noisiest first. Typical: 0.2–0.5 (paper: 0.36). "
+                    "0 = none, most freedom to edit; more keeps more of the image."),
                 cfg_input(1.0, "Guidance scale of the inversion; the reconstruction is exact at the same. Typical: 1–3.5. 1 = off."),
                 seed("Seed of the noisy images from which the noise maps are found. Every image of a batch gets the same."),
                 steps_tip="Typical: 20–100; the reconstruction is exact at any number.",

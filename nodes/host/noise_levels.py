@@ -59,12 +59,12 @@ def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float
     return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(scale_of(sampling).sigma(end_percent), steps, grid))
 
 
-def skip_steps(sigmas: tuple[float, ...], skip: int) -> tuple[float, ...]:
-    """Falling sigmas without their first `skip` steps."""
+def skip_steps(sigmas: tuple[float, ...], skip: float) -> tuple[float, ...]:
+    """Falling sigmas without the first of their steps, a share `skip` of them; one step always stays."""
+    if not 0 <= skip < 1:
+        raise ValueError(f"skip is {skip:g}; give a share of the steps: 0 (none) to 0.99, 0.36 in the paper.")
     steps = len(sigmas) - 1
-    if not 0 <= skip < steps:
-        raise ValueError(f"skip is {skip} of {steps} steps; give 0 (none) to {steps - 1}, usually a quarter to a half of the steps.")
-    return sigmas[skip:]
+    return sigmas[min(round(skip * steps), steps - 1) :]
 
 
 def noise_deviation(sampling) -> float:

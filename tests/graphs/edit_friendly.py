@@ -6,7 +6,7 @@ from .parts import TWO_SQUARES, saved, square_prompts, two_squares
 def edit_friendly(graph):
     graph.note(
         "# Edit-friendly inversion\n\nFinds the noise of stochastic sampling that makes exactly this painted image. The same prompt gives "
-        "the image back exactly; another prompt keeps its layout, even with a large cfg.\n\nTry: *skip* 0 and 12; another seed."
+        "the image back exactly; another prompt keeps its layout, even with a large cfg.\n\nTry: *skip* 0 and 0.6; another seed."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -15,7 +15,7 @@ def edit_friendly(graph):
         image = two_squares(graph)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"])
-        found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=4, cfg=1.0, **shared)["inversion"]
+        found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=0.2, cfg=1.0, **shared)["inversion"]
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], inversion=found, branches="edit")
         ways = {"back": dict(cfg=1.0), "edit": dict(cfg=7.5, positive=target, negative=negative)}

@@ -11,7 +11,7 @@ METHODS = {
     "direct": ("DDIMInverter", {}, 7.5, "direct"),
     "negative-prompt": ("NegativePromptInverter", {}, 7.5, "source and edit"),
     "null-text": ("NullTextInverter", {}, 7.5, "source and edit"),
-    "edit-friendly": ("EditFriendlyInverter", {"cfg": 3.5, "skip": 4}, 3.5, "source and edit"),
+    "edit-friendly": ("EditFriendlyInverter", {"cfg": 3.5, "skip": 0.2}, 3.5, "source and edit"),
     "EDICT": ("EDICTInverter", EXACT, 3.0, "source and edit"),
     "BDIA": ("BDIAInverter", EXACT, 3.0, "source and edit"),
     "O-BELM": ("BELMInverter", EXACT, 3.0, "source and edit"),

@@ -5,12 +5,15 @@ from functools import partial
 import comfy.samplers
 import pytest
 import torch
+from controlled_diffusion.nodes.edit_friendly import EditFriendlyInverter
+from controlled_diffusion.nodes.host.noise_levels import skip_steps
 
 from compare import assert_close
 from host import inversions, tiny
 from host.inversions import EDIT, EMPTY, SOURCE, apart, image, sample
 from host.sampling import Count, cfg_guider, families
 from host.video import tiny_video_model, video_conditioning
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 STEPS = 6
@@ -22,7 +25,7 @@ def invert(model, latent=None, source=SOURCE, negative=EMPTY, **settings):
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.5])
-@pytest.mark.parametrize("skip", [0, 2, STEPS - 1])
+@pytest.mark.parametrize("skip", [0.0, 0.36, 0.99])
 def test_the_same_prompt_and_cfg_give_the_image_back(model, cfg, skip):
     """Without prompts the inversion's own are used."""
     inversion = invert(model, cfg=cfg, skip=skip)
@@ -48,7 +51,7 @@ def test_comfyuis_ancestral_sampler_with_these_noise_maps(model):
 
 
 def test_skip_leaves_out_the_noisiest_steps(model):
-    whole, part = (invert(model, skip=s).trajectory for s in (0, 2))
+    whole, part = (invert(model, skip=s).trajectory for s in (0, 0.36))
     assert part.sigmas == whole.sigmas[2:]
     assert_close(part.states[0][0], whole.states[2][0], atol=1e-4, rtol=1e-4)
     assert part.extras["noise_maps"].shape[0] == STEPS - 2
@@ -56,15 +59,24 @@ def test_skip_leaves_out_the_noisiest_steps(model):
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.1), "seeds repeat, and differ"
 
 
+@pytest.mark.parametrize("steps, left", [(1, 1), (2, 1), (20, 13), (50, 32), (100, 64)])
+def test_skip_is_a_share_of_the_steps(steps, left):
+    """By default that of the paper, at any number of steps; a count of 18 left two of 20."""
+    sigmas = tuple(float(s) for s in torch.linspace(14, 0, steps + 1))
+    assert skip_steps(sigmas, defaults(EditFriendlyInverter)["skip"]) == sigmas[-left - 1 :]
+    with pytest.raises(ValueError, match="skip is 18; give a share of the steps"):
+        skip_steps(sigmas, 18)
+
+
 def test_more_skipped_steps_keep_more_of_the_image(model):
-    changes = [apart(sample(model, invert(model, skip=s), 5.0, **EDIT), image()["samples"]) for s in (1, 4, 5)]
+    changes = [apart(sample(model, invert(model, skip=s), 5.0, **EDIT), image()["samples"]) for s in (0.2, 0.7, 0.8)]
     assert changes[0] > changes[1] > changes[2]
 
 
 def test_evaluations_are_one_a_step_and_two_with_guidance(model):
     for cfg, rows in ((1.0, STEPS - 1), (3.5, 2 * (STEPS - 1))):
         count = Count(model)
-        inversion = invert(count.model, cfg=cfg, skip=1)
+        inversion = invert(count.model, cfg=cfg, skip=0.2)
         assert count.rows == inversion.evaluations == rows
         sample(count.model, inversion, cfg)
         assert count.rows == 2 * rows

@@ -94,7 +94,7 @@ def controlled(positive, negative):
 
 WITH_LORA = [
     ("ddim", "v", 1.0, dict(fixed_point_iterations=8)),
-    *(("edict", "eps", 3.0, {}), ("bdia", "v", 3.0, {}), ("o-belm", "flow", 3.0, {}), ("edit-friendly", "eps", 3.0, dict(skip=1))),
+    *(("edict", "eps", 3.0, {}), ("bdia", "v", 3.0, {}), ("o-belm", "flow", 3.0, {}), ("edit-friendly", "eps", 3.0, dict(skip=0.2))),
 ]
 
 
@@ -139,7 +139,7 @@ BAD = [
         dict(scheduler="linear_quadratic", steps=30, precision="float32", family="eps"),
         "Choose precision float64, or a scheduler like karras",
     ),
-    ("edit-friendly", dict(skip=6), "skip is 6 of 6 steps; give 0 .none. to 5"),
+    ("edit-friendly", dict(skip=6), "skip is 6; give a share of the steps: 0 .none. to"),
     ("edit-friendly", dict(negative=[]), "negative is an empty conditioning"),
     ("rf-inversion", dict(gamma=1.5), r"gamma is 1\.5; give 0"),
     ("rf-inversion", dict(eta=2.0), "eta is 2; give 0"),

@@ -17,6 +17,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.inversion.belm import OBELM
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.edict import EDICT
+from controlled_diffusion.inversion.edit_friendly import EditFriendly
 from controlled_diffusion.inversion.method import Method, Trajectory, method_named
 from controlled_diffusion.inversion.quality import psnr
 from controlled_diffusion.nodes.demo import DemoModelLoader
@@ -94,6 +95,16 @@ def test_sampling_from_a_file_is_as_from_the_value(model):
     loaded = LoadInversion.execute(model, save(found)).args[0]
     for given in (dict(positive=TARGET), {}):
         assert torch.equal(sample(model, loaded, **given), sample(model, found, **given))
+
+
+@pytest.mark.parametrize("method", [DDIM(), EditFriendly()], ids=lambda m: m.name)
+def test_other_memory_layouts_come_back_bit_for_bit(model, method):
+    latent = {"samples": image()["samples"].to(memory_format=torch.channels_last)}
+    source = [[SOURCE[0][0].transpose(1, 2).contiguous().transpose(1, 2), SOURCE[0][1]]]
+    found = inverting.invert(model, None, latent, source, method, noise_levels.levels(model, "normal", 5, 0.0))
+    loaded = inversion_files.load(save(found))
+    assert all(a.stride() == b.stride() for one, other in zip(found.trajectory.states, loaded.trajectory.states) for a, b in zip(one, other))
+    assert torch.equal(sample(model, loaded), sample(model, found))
 
 
 @pytest.mark.parametrize("method", [EDICT(), OBELM()], ids=lambda m: m.name)

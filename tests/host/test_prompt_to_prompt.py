@@ -389,7 +389,7 @@ def test_an_inversion_is_edited_and_its_source_row_kept(clip, images):
 
 
 EXACT = dict(cfg=3.0, precision="highest")
-SETTINGS = {"ddim": dict(fixed_point_iterations=20), "edict": EXACT, "bdia": EXACT, "o-belm": EXACT, "edit-friendly": dict(cfg=3.0, skip=1),
+SETTINGS = {"ddim": dict(fixed_point_iterations=20), "edict": EXACT, "bdia": EXACT, "o-belm": EXACT, "edit-friendly": dict(cfg=3.0, skip=0.2),
             "null-text": dict(cfg=3.0), "negative-prompt": {}}  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from ..conditionings import check_conditionings
 from ..latents import latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run
+from ..saved_tensors import map_tensors
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Inversion:
     cfg: float = 1.0
     evaluations: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self):
+        """Every tensor in one layout, as files keep them: in another, kernels round otherwise."""
+        for name in ("source", "null"):
+            object.__setattr__(self, name, map_tensors(getattr(self, name), torch.Tensor.contiguous))
+        object.__setattr__(self, "trajectory", self.trajectory.map(torch.Tensor.contiguous))
 
     @property
     def images(self) -> int:
