@@ -18,6 +18,7 @@ AGGREGATIONS = ("mean", "median", "mean difference")
 NORMALISATIONS = ("peak", "mean")
 THRESHOLDS = ("share", "quantile", "otsu")
 RULES = ("trajectory", "clean mix")
+AUTO = -1.0
 PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
 
 
@@ -203,21 +204,36 @@ def sample_diffedit(
 
 @dataclass(frozen=True)
 class Cut:
-    """How a mask is made of a heat map. Radii in pixels of the image."""
+    """How a mask is made of a heat map. Radii are shares of the image's shorter side, so that they mean the same at every size.
+
+    `close` below 0 is chosen by the latent: 1.5 of its cells, as wide as gaps between cells of heat are.
+    """
 
     normalisation: str = NORMALISATIONS[0]
     clamp_ratio: float = 3.0
     threshold_kind: str = THRESHOLDS[0]
     threshold: float = 0.3
     soft: bool = False
-    open: int = 0
-    close: int = 12
-    dilate: int = 0
-    blur: int = 0
+    open: float = 0.0
+    close: float = AUTO
+    dilate: float = 0.0
+    blur: float = 0.0
 
-    def mask(self, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mask, heat in [0, 1]) of a heat map (B, H, W)."""
+    def __post_init__(self):
+        for name in ("open", "close", "dilate", "blur"):
+            value, least = getattr(self, name), {"dilate": -0.5, "close": AUTO}.get(name, 0.0)
+            if not least <= value <= 0.5:
+                raise ValueError(f"{name} is {value:g}; give a share of the image's shorter side, {least:g} to 0.5, usually 0 to 0.05.")
+
+    def radius(self, name: str, size: Sequence[int], cell: float) -> int:
+        """A radius in pixels of an image of `size` whose latent has cells of `cell` pixels."""
+        share = getattr(self, name)
+        return round(1.5 * cell) if name == "close" and share < 0 else round(share * min(size))
+
+    def mask(self, found: torch.Tensor, cell: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mask, heat in [0, 1]) of a heat map (B, H, W) in pixels, of a latent with cells of `cell` pixels."""
         shown = normalized(found, self.normalisation, self.clamp_ratio)
         mask = cut(shown, self.threshold, self.threshold_kind, self.soft)
-        mask = dilated(closed(opened(mask, self.open), self.close), self.dilate)
-        return blurred(mask, self.blur), shown
+        for change, name in ((opened, "open"), (closed, "close"), (dilated, "dilate"), (blurred, "blur")):
+            mask = change(mask, self.radius(name, mask.shape[-2:], cell))
+        return mask, shown

@@ -5,7 +5,7 @@ from dataclasses import fields
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..guidance.diffedit import AGGREGATIONS, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from ..guidance.diffedit import AGGREGATIONS, AUTO, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
 from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
@@ -29,8 +29,9 @@ from .inputs.widgets import (
 _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guidance", "prompt difference mask", "masked edit", "inpaint"]
 
 
-def _pixels(name: str, tooltip: str, low: int = 0):
-    return whole(name, getattr(Cut, name), low, 256, f"{tooltip} In pixels. 0 = off.", advanced=name in ("open", "blur"))
+def _radius(name: str, tooltip: str, low: float = 0.0):
+    told = f"{tooltip} As a share of the image's shorter side. 0 = off."
+    return number(name, getattr(Cut, name), low, 0.5, told, 0.005, advanced=name in ("open", "blur"))
 
 
 _MASK_CFG = "Guidance scale of both predictions. 1 = half the work, the same mask. More only for nodes that change guidance itself."
@@ -77,10 +78,10 @@ class DiffEditMask(io.ComfyNode):
                 choice("threshold_kind", THRESHOLDS, _KIND),
                 share("threshold", Cut.threshold, _THRESHOLD),
                 switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at 1.5 times the cut.", advanced=True),
-                _pixels("open", "Removes specks narrower than about twice this."),
-                _pixels("close", "Fills gaps and holes narrower than about twice this. Typical: 4–16."),
-                _pixels("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–8.", low=-256),
-                _pixels("blur", "Blurs the mask's edge over this much."),
+                _radius("open", "Removes specks narrower than about twice this."),
+                _radius("close", "Fills gaps and holes narrower than about twice this. Typical: 0.01–0.1. -1 = auto: 1.5 latent cells.", low=AUTO),
+                _radius("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–0.05.", low=-0.5),
+                _radius("blur", "Blurs the mask's edge over this much. Typical: 0–0.05."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, for refine, and to show the heat over the image."),
             ],
             outputs=[
@@ -97,7 +98,7 @@ class DiffEditMask(io.ComfyNode):
         settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **compared)
         task = MaskTarget(model, vae, image)
         found = task.heat(TwoPrompts(model, source, target, negative, cfg), settings)
-        mask, heat = Cut(**options).mask(found)
+        mask, heat = Cut(**options).mask(found, task.cell)
         return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 

@@ -223,3 +223,22 @@ def test_the_callback_sees_every_step_of_both_ways():
 ])  # fmt: skip
 def test_impossible_values_are_refused_with_the_range(call, message):
     refused(message, call)
+
+
+@pytest.mark.parametrize("knobs", [dict(dilate=3 / 64), dict(dilate=-3 / 64), dict(open=1 / 64), dict(close=3 / 64), dict(blur=6 / 64), {}])
+def test_radii_mean_the_same_at_every_size(knobs):
+    """Masks of one image at 64 and 512 pixels, whose latents have 8 x 8 cells; 3 pixels would be much of the small one."""
+    heat = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    masks = []
+    for size in (64, 512):
+        large = torch.nn.functional.interpolate(heat, (size, size), mode="bilinear")[:, 0]
+        masks.append(diffedit.Cut(threshold=0.6, **knobs).mask(large, size / 8)[0])
+    small = torch.nn.functional.adaptive_avg_pool2d(masks[1], 64)
+    assert float((small - masks[0]).abs().mean()) < 0.05 and 0.05 < float(masks[0].mean()) < 0.97
+
+
+def test_radii_in_pixels_are_refused():
+    refused("dilate is 3; give a share of the image's shorter side, -0.5 to 0.5", diffedit.Cut, dilate=3)
+    refused("close is nan; give a share", diffedit.Cut, close=float("nan"))
+    assert diffedit.Cut().radius("close", (1024, 768), 8) == 12 and diffedit.Cut(close=0.0).radius("close", (1024, 768), 8) == 0
+    assert diffedit.Cut(dilate=-0.02).radius("dilate", (128, 256), 8) == -3

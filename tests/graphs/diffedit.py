@@ -3,7 +3,7 @@
 from .parts import ksampler, prompt_nodes, saved
 
 
-def diffedit_start(graph, before: str, after: str, dilate: int):
+def diffedit_start(graph, before: str, after: str, dilate: float):
     """(what the nodes of an edit take, the target prompt, the mask node): an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -26,7 +26,7 @@ def diffedit(graph):
         "Image*."
     )
     before = "a red star on the left and a blue circle on the right on a white background"
-    given, target, found = diffedit_start(graph, before, before.replace("blue", "yellow"), dilate=3)
+    given, target, found = diffedit_start(graph, before, before.replace("blue", "yellow"), dilate=0.025)
     with graph.group("4 Edit"):
         result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], scheduler="normal", **given)
     with graph.group("5 Images"):
@@ -42,7 +42,7 @@ def diffedit_ksampler(graph):
         "mask is enlarged a little (*dilate*) to give the new thing room. Try denoise 0.8."
     )
     before = "a large green triangle on a pink background"
-    given, target, found = diffedit_start(graph, before, before.replace("triangle", "square"), dilate=4)
+    given, target, found = diffedit_start(graph, before, before.replace("triangle", "square"), dilate=0.03)
     with graph.group("4 Sample"):
         latent = ksampler(graph, given["model"], target, given["negative"], found["latent"], seed=3)
     with graph.group("5 Images"):

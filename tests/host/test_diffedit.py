@@ -139,7 +139,7 @@ def test_refining_needs_the_vae_and_changes_the_edges(model, vae):
 def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     usual = find(eps_model, vae=vae)[0]
     knobs = dict(
-        threshold=0.9, close=6, open=3, dilate=5, blur=4, soft=True, threshold_kind="otsu", normalisation="mean", measure="eps", aggregation="median"
+        threshold=0.9, close=0.02, open=0.05, dilate=0.08, blur=0.06, soft=True, threshold_kind="otsu", normalisation="mean", measure="eps", aggregation="median"
     )  # fmt: skip
     for name, value in knobs.items():
         assert not torch.equal(find(eps_model, vae=vae, **{name: value})[0], usual), name

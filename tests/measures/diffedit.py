@@ -102,7 +102,7 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
     apart = (made[1] - made[0]).abs().mean(-1)
     knobs = defaults(DiffEditMask)
     mask = diffedit.cut(diffedit.normalized(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
-    return diffedit.closed(mask, knobs["close"]) > 0.5
+    return diffedit.closed(mask, diffedit.Cut().radius("close", mask.shape[-2:], apart.shape[-2] / latents.shape[-2])) > 0.5
 
 
 def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:

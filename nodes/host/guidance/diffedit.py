@@ -74,6 +74,11 @@ class MaskTarget:
         if self.image is not None:
             self.size = tuple(self.image.shape[1:3])
 
+    @property
+    def cell(self) -> float:
+        """Pixels of a cell of the latent."""
+        return self.size[0] / self.latent.shape[-2]
+
     def heat(self, guider: TwoPrompts, settings: MaskSettings) -> torch.Tensor:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
         if guider.agree():
