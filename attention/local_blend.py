@@ -16,6 +16,7 @@ from .prompt import Columns
 from .prompt_to_prompt import Rows
 
 Pair = tuple[Columns, Columns]
+FLAT = 0.05  # least range of a map that says where its words are, as a share of its largest value
 
 
 def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
@@ -32,14 +33,17 @@ def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def cut(maps: torch.Tensor, size: tuple[int, int], threshold: float, spread: int, blur: float = 0.0) -> torch.Tensor:
-    """Where maps (B, h, w) are above a share of their own largest value, at another size: bool (B, H, W).
+    """Where maps (B, h, w) are above a share of their own range, from their least to their largest value, at another size: bool (B, H, W).
 
-    They are blurred by `blur` cells and widened by `spread` cells on each side first. A map without any attention is nowhere above.
+    They are blurred by `blur` cells, and then widened by `spread` cells on each side. A flat map is nowhere above, as it does not say where
+    its words are; at a threshold of 0 everything is.
     """
-    wide = blurred(maps[:, None], blur) if blur else maps[:, None]
-    wide = F.max_pool2d(wide, 2 * spread + 1, 1, spread)
-    wide = F.interpolate(wide, size, mode="bilinear")[:, 0]
-    return wide > threshold * wide.amax((1, 2), keepdim=True)
+    smooth = blurred(maps[:, None], blur) if blur else maps[:, None]
+    low, high = smooth.amin((1, 2, 3)).view(-1, 1, 1), smooth.amax((1, 2, 3)).view(-1, 1, 1)
+    wide = F.interpolate(F.max_pool2d(smooth, 2 * spread + 1, 1, spread), size, mode="bilinear")[:, 0]
+    if threshold == 0:
+        return wide > 0
+    return (wide > low + threshold * (high - low)) & (high - low > FLAT * high)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class LocalBlend:
     """Where targets may differ from the source. `edited` and `protected` hold, for each target, the columns of the words in the source
     and in the target.
 
-    A target without edited words may differ everywhere but on its protected. `threshold` is a share of a map's largest value; `start`
+    A target without edited words may differ everywhere but on its protected. `threshold` is a share of a map's range; `start`
     and `end` are percents of the sampling, outside which everything may differ; `spread` is how many cells of the maps the places of
     the edited words are widened by, `blur` how many all maps are blurred by.
     """

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from .alignment import Alignment, align
+from .alignment import FUNCTION_WORDS, Alignment, align
 from .local_blend import LocalBlend, Pair
 from .prompt import Columns, Prompt, unknown_word
 from .prompt_to_prompt import Edit, Settings, Window
 from .word_lists import weights_from, windows_from, words_from
+
+REACH = 3  # words behind a changed one that may describe the same thing
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,16 @@ class PromptEdits:
         return tuple(chosen)
 
     def _words(self, phrase: str, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Indices of a phrase's words in the source and in a target, '*' being all that changes; its matches where it is not there."""
+        """Indices of a phrase's words in the source and in a target; its matches where it is not there.
+
+        '*' is all that changes, and the things that changed words describe.
+        """
         alignment = self.alignments[number]
         if phrase == "*":
             source, target = alignment.changed()
-            target = (*target, *self.weighted[number])
-            return (*source, *alignment.origins(target)), target
+            source = _with_things(alignment.source, source)
+            target = _with_things(alignment.target, (*target, *self.weighted[number]))
+            return (*source, *alignment.origins(target)), (*target, *alignment.counterparts(source))
         source, target = _indices(alignment.source, phrase), _indices(alignment.target, phrase)
         source = source or alignment.origins(target)
         return source, target or alignment.counterparts(source)
@@ -96,13 +103,33 @@ class PromptEdits:
         """The alignments and weights, readable."""
         blocks = []
         for alignment, weights in zip(self.alignments, self.weights):
-            words = [(w.text, weights[w.columns[0]]) for w in alignment.target.words if w.columns[0] in weights]
-            blocks.append("\n".join([alignment.text(), *(f"  x {value:g} {word}" for word, value in words)]))
+            target = alignment.target
+            weighted = [i for i, w in enumerate(target.words) if w.columns[0] in weights]
+            blocks.append("\n".join([alignment.text(), *(_weight_line(target, i, weights) for i in weighted)]))
         return "\n\n".join(blocks)
 
 
 def _indices(prompt: Prompt, phrase: str) -> tuple[int, ...]:
     return tuple(i for words in prompt.find(phrase) for i in words)
+
+
+def _with_things(prompt: Prompt, words: Iterable[int]) -> tuple[int, ...]:
+    """Words and those behind them in the same phrase, such as the noun of an adjective."""
+    found = dict.fromkeys(words)
+    for word in list(found):
+        behind = prompt.words[word + 1 : word + 1 + REACH]
+        phrase = takewhile(lambda w: w.key not in FUNCTION_WORDS and w.text[0].isalnum(), behind)
+        found |= dict.fromkeys(range(word + 1, word + 1 + len(list(phrase))))
+    return tuple(found)
+
+
+def _weight_line(prompt: Prompt, word: int, weights: dict[int, float]) -> str:
+    """The weight of a word; with the words behind it that describe the same thing and have none."""
+    line = f"  x {weights[prompt.words[word].columns[0]]:g} {prompt.words[word].text}"
+    phrase = _with_things(prompt, [word])
+    if all(prompt.words[i].columns[0] in weights for i in phrase):
+        return line
+    return f"{line}: the words behind it carry its meaning too; if little changes, weight '{' '.join(prompt.words[i].text for i in phrase)}'"
 
 
 def _repeated(prompt: Prompt, words: Iterable[int], times: int) -> Columns:

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt: edit an image by editing its prompt."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..attention.alignment import OPERATIONS
 from ..attention.local_blend import LocalBlend
@@ -17,9 +17,9 @@ _ALIASES = [
     "attention reweighting", "cross attention", "local blend",
 ]  # fmt: skip
 JOINT_END = 0.2  # of the sampling
-_BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change. Empty: everywhere."
+_BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change and the things they describe. Empty: everywhere."
 _PROTECT_WORDS = "Nothing changes where these words look. Words between commas."
-_THRESHOLD = "Share of a word's strongest attention above which a place counts. Lower = larger areas."
+_THRESHOLD = "Share of the words' range of attention above which a place counts. Lower = larger areas."
 _START = "Percent of the sampling from which {} used. 0 = noisiest."
 _BLEND_START = "Percent of the sampling before which everything may differ. Typical: 0.2."
 
@@ -154,6 +154,7 @@ class P2PBlendMask(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="A mask for each edited image, 1 = may differ; at the image's size."),
                 io.Image.Output(display_name="table", tooltip="A row for each edited image: its mask at several times of the sampling."),
                 io.Latent.Output(display_name="latent", tooltip="The latent as it came in."),
+                io.String.Output(display_name="text", tooltip="How much of each edited image may differ, with a warning at nearly all or nothing."),
             ],
         )  # fmt: skip
 
@@ -161,7 +162,8 @@ class P2PBlendMask(io.ComfyNode):
     def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:
         control = local_blend.control_of(source)
         masks = local_blend.masks_of(control, latent)
-        return io.NodeOutput(local_blend.mask_at(masks, percent, control.pixels), local_blend.over_time(masks, image, control), latent)
+        table, told = local_blend.over_time(masks, image, control), local_blend.coverage(control, masks)
+        return io.NodeOutput(local_blend.mask_at(masks, percent, control.pixels), table, latent, told, ui=ui.PreviewText(told))
 
 
 NODES = [P2PAttentionPatch, P2PLocalBlend, P2PBlendMask]

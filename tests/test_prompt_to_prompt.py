@@ -5,6 +5,7 @@ import torch
 from controlled_diffusion.attention.alignment import DEGREE_SHARE, align
 from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut, word_map
 from controlled_diffusion.attention.prompt import read
+from controlled_diffusion.attention.prompt_edits import PromptEdits, Words
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, edited_attention, probabilities
 from torch.testing import assert_close
 
@@ -252,6 +253,38 @@ def test_a_map_is_cut_at_a_share_of_its_own_maximum():
     assert cut(values, (2, 2), 0.3, spread=1).all()
     assert not cut(torch.zeros(1, 2, 2), (2, 2), 0.3, spread=1).any()
     assert cut(values, (8, 8), 0.3, spread=0).shape == (2, 8, 8)
+
+
+def test_a_flat_map_covers_nothing_and_hides_no_other():
+    """As maps of colors are, beside those of things: from 0, a share of 0.3 covers all of either."""
+    flat = 1 + 0.01 * torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    thing = torch.zeros(1, 4, 4)
+    thing[0, 1, 1] = 1.0
+    assert not cut(flat, (4, 4), 0.3, spread=0).any() and cut(flat, (4, 4), 0.0, spread=0).all()
+    assert cells(cut(flat + thing, (4, 4), 0.3, spread=0)) == cells(cut(thing, (4, 4), 0.3, spread=0)) == [5]
+
+
+@pytest.mark.parametrize("source, target, weights, words", [
+    ("a red circle on white", "a blue circle on white", "", (["red", "circle"], ["blue", "circle"])),
+    ("a red striped circle", "a blue striped circle", "", (["red", "striped", "circle"], ["blue", "striped", "circle"])),
+    ("a circle and a star", "a striped circle and a star", "", (["circle"], ["striped", "circle"])),
+    ("a striped circle and a star", "a circle and a star", "", (["striped", "circle"], ["circle"])),
+    ("a cat on a mat", "a dog on a mat", "", (["cat"], ["dog"])),
+    ("a red circle, white", "a very red circle, white", "", (["red", "circle"], ["very", "red", "circle"])),
+    ("a red circle", "a red circle", "red: 4", (["red", "circle"], ["red", "circle"])),
+])  # fmt: skip
+def test_a_star_is_what_changes_with_the_things_it_describes(source, target, weights, words):
+    edits = PromptEdits.from_prompts(read(source, PIECES), [read(target, PIECES)], "auto", Words(weights))
+    (found,) = edits.blend("*", "", (1, 1)).edited
+    for prompt, columns, named in zip(edits.prompts, found, words):
+        assert [w.text for w in prompt.words if set(w.columns) & set(columns)] == named
+
+
+def test_the_text_says_what_a_weight_leaves_to_other_words():
+    edits = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", Words("red: 4"))
+    assert "x 4 red: the words behind it carry its meaning too; if little changes, weight 'red circle'" in edits.text()
+    whole = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", Words("red circle: 4"))
+    assert whole.text().endswith("x 4 red\n  x 4 circle")
 
 
 def test_a_blur_spreads_evenly():

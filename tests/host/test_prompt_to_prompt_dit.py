@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
+from controlled_diffusion.attention import local_blend
 from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
@@ -193,7 +194,8 @@ def test_bad_input_is_refused(flux, clip, knobs, message):
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2", "hidream", "hunyuan_video", "wan"])
-def test_blends_of_nothing_and_of_everything(name, text_model):
+def test_blends_of_nothing_and_of_everything(name, text_model, monkeypatch):
+    monkeypatch.setattr(local_blend, "FLAT", 0.0)  # the maps of random weights are flat
     model, clip = pair(name, text_model)
     knobs = dict(blend_words="circle", blend_start=0.0)
     nothing = drawn(model, clip, LONGER, blend_threshold=1.0, **knobs)
@@ -201,7 +203,7 @@ def test_blends_of_nothing_and_of_everything(name, text_model):
     assert torch.equal(everything, drawn(model, clip, LONGER))
     assert differ(nothing[1], nothing[0]) < differ(everything[1], everything[0])
     shares = []
-    for threshold in (0.9, 0.99, 0.997, 0.9995):
+    for threshold in (0.1, 0.3, 0.6, 0.9):
         run = patch(model, clip, LONGER, blend_threshold=threshold, **knobs)
         sample(*run, steps=1)
         mask = masks_of(run[0])[0][1]
@@ -239,7 +241,8 @@ def test_blends_of_joint_models_end_halfway_and_show_masks(flux, clip):
     blended = with_blend(patched, words="circle", threshold=1.0, start_percent=0.0, spread=0)
     assert control_of(blended).blend.blur == 1.0
     made = sample(blended, *rest)
-    mask, table, _ = P2PBlendMask.execute(blended, {"samples": made}, 1.0).args
+    mask, table, _, told = P2PBlendMask.execute(blended, {"samples": made}, 1.0).args
+    assert told.startswith("edit 1: 0 % of the image may differ. Warning: the edit equals the source.")
     assert mask.shape == (1, 64, 64) and table.shape[0] == 1 and differ(made, sample(patched, *rest)) > 1e-5
 
 
