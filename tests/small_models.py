@@ -137,15 +137,16 @@ def kl_vae():
 
 
 def flux_vae():
+    """Whole: older versions of ComfyUI read no other width."""
     from comfy.ldm.models.autoencoder import AutoencodingEngine
 
-    parts = "comfy.ldm.modules.diffusionmodules.model"
     config = VAE | dict(z_channels=16)
+    part = "comfy.ldm.modules.diffusionmodules.model"
     with shapes_only():
         return AutoencodingEngine(
             regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-            encoder_config={"target": f"{parts}.Encoder", "params": config},
-            decoder_config={"target": f"{parts}.Decoder", "params": config | dict(ch=DECODER_WIDTH)},
+            encoder_config={"target": f"{part}.Encoder", "params": config},
+            decoder_config={"target": f"{part}.Decoder", "params": config},
         )
 
 
