@@ -1,5 +1,8 @@
 """GuidanceSchedule: a weight over the sampling, for every node of the pack that takes one."""
 
+import math
+from collections.abc import Callable
+
 from comfy_api.latest import io
 
 from ..guidance.schedules import AXES, CfgPlusPlus, Constant, Curve, Ramp, Schedule, SigmaPower, SnrPower
@@ -49,6 +52,22 @@ _SHAPES = {
 }
 
 
+def _function(curve) -> Callable[[float], float]:
+    """The function of a curve: from a Curve Editor, or drawn on the node itself, as {"points": [[x, y], ...]}."""
+    try:
+        drawn = curve
+        if isinstance(curve, dict):
+            from comfy_api.input import CurveInput  # ComfyUI 0.27 and newer, which draw curves on nodes
+
+            drawn = CurveInput.from_raw(curve)
+        if math.isfinite(sum(drawn.interp(i / 8) for i in range(9))):
+            return drawn.interp
+        problem = "it holds NaN or infinity"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__} {error}"
+    raise ValueError(f"The curve cannot be read: {problem}. Draw it again, or connect a Curve Editor.")
+
+
 class GuidanceSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -79,7 +98,7 @@ class GuidanceSchedule(io.ComfyNode):
                     "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear "
                     "or cosine."
                 )
-            settings["function"] = curve.interp
+            settings["function"] = _function(curve)
         if shape["shape"] == "cfg++":
             if sigmas is None or len(sigmas) < 2:
                 raise ValueError("Shape 'cfg++' needs the sigmas of the run: connect those that the sampler gets, or choose another shape.")

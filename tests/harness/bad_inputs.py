@@ -99,6 +99,12 @@ def sigmas(good: torch.Tensor) -> Iterator[Damage]:
     yield Damage("two dimensions", good[None])
 
 
+def curves(good) -> Iterator[Damage]:
+    yield Damage("no points", {})
+    yield Damage("NaN", {"points": [[0, math.nan], [1, 1]]})
+    yield Damage("text", "a curve")
+
+
 def inversions(good) -> Iterator[Damage]:
     states = tuple(tuple(spoilt(z, math.nan) for z in state) for state in good.trajectory.states)
     yield Damage("NaN", replace(good, trajectory=replace(good.trajectory, states=states)))
@@ -131,7 +137,10 @@ def texts(named: bool) -> Iterator[Damage]:
     yield Damage("odd signs", "a:b, (c:1.2) {x|y} => # | %", False)
 
 
-OF_SOCKET = {"IMAGE": images, "MASK": masks, "LATENT": latents, "CONDITIONING": conditionings, "SIGMAS": sigmas, "INVERSION": inversions}
+OF_SOCKET = {
+    **{"IMAGE": images, "MASK": masks, "LATENT": latents, "CONDITIONING": conditionings},
+    **{"SIGMAS": sigmas, "INVERSION": inversions, "CURVE": curves},
+}
 
 
 def damages(given, sockets: Sockets, writes: bool = False) -> Iterator[Damage]:

@@ -16,7 +16,7 @@ SHORT = {  # instead of a widget's default, so that a call takes little time
     **dict(validation_steps=1, sampler_name="euler", scheduler="normal", precision="float32"),
 }
 OWN = {  # what single nodes need
-    "GuidanceSchedule": dict(shape=dict(shape="linear", first=1.0, last=0.0, axis="percent")),
+    "GuidanceSchedule": dict(shape=dict(shape="curve", height=1.0, axis="percent")),
     "ClassifierChannel": dict(labels="red"),
     "DiffEditSampler": dict(steps=4),
     "SDEditSampler": dict(strength=0.5),
@@ -30,7 +30,8 @@ OWN = {  # what single nodes need
     "TIEmbeddingTrainer": dict(initial_words="red"),
     "CustomDiffusionMerge": dict(regular_prompts="a circle\na star"),
     "InstructPix2PixPairs": dict(
-        prompt_pairs="a red circle => a blue circle | make it blue", min_changed=0.0, max_changed=1.0, min_cfg=3.0, max_cfg=4.0
+        prompt_pairs="a red circle => a blue circle | make it blue", min_changed=0.0, max_changed=1.0, min_cfg=3.0, max_cfg=4.0,
+        if_exists="number it",
     ),
     "InstructPix2PixTrainer": dict(folder="", instructions=["make it blue", "make it blue"]),
 }

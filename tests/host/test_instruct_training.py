@@ -339,10 +339,10 @@ def test_images_of_a_folder_are_read_one_by_one(clip, vae, monkeypatch):
     expected, _ = host.examples_of(clip, vae, host.Data(*(list(part) for part in folder.read()), flip=True))
     encode, opened = vae.encode, Image.open
 
-    def reading(path):
+    def reading(path, **how):
         waiting[0] += 1
         most[0] = max(most[0], waiting[0])
-        return opened(path)
+        return opened(path, **how)
 
     def encoding(pixels):
         waiting[0] = 0

@@ -40,6 +40,21 @@ def test_the_hosts_curve_is_read_along_the_sampling(any_model):
         assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
 
 
+def test_a_curve_drawn_on_the_node_is_read(any_model):
+    """As the frontend saves it where no Curve Editor is connected."""
+    import comfy_api.input
+
+    if not hasattr(comfy_api.input, "CurveInput"):
+        pytest.skip("this ComfyUI has no curves (0.27 and newer do)")
+    points, scale = [[0.0, 0.0], [0.4, 1.0], [1.0, 0.2]], noise_scale(any_model)
+    knobs = {"shape": "curve", "height": 2.0, "axis": "percent"}, 0.0, 1.0
+    drawn, connected = (GuidanceSchedule.execute(*knobs, c).args[0] for c in ({"points": points}, comfy_api.input.CurveInput.from_raw(points)))
+    assert all(drawn(scale.sigma(p / 10), scale) == connected(scale.sigma(p / 10), scale) for p in range(11))
+    for damaged in ({}, {"points": 3}, {"points": [[0, float("nan")], [1, 1]]}, "a text"):
+        with pytest.raises(ValueError, match=r"The curve cannot be read: .* Draw it again, or connect a Curve Editor"):
+            GuidanceSchedule.execute(*knobs, damaged)
+
+
 def test_missing_curve_and_unknown_shape_are_refused():
     with pytest.raises(ValueError, match="connect a Curve Editor"):
         GuidanceSchedule.execute({"shape": "curve", "height": 1.0, "axis": "percent"}, 0.0, 1.0)

@@ -58,6 +58,7 @@ def curve_without_curve(prompt):
     schedule = nodes_of(prompt, "GuidanceSchedule")[0]
     for key in [k for k in schedule if k.startswith("shape.")]:
         del schedule[key]
+    schedule.pop("curve", None)
     schedule.update({"shape": "curve", "shape.height": 1.0, "shape.axis": "percent"})
 
 
