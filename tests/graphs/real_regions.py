@@ -24,7 +24,7 @@ def region_by_words(graph):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
     given = dict(model=loaded["MODEL"], source=source, negative=negative, image=image, vae=loaded["VAE"])
     with graph.group("4 Find the region"):
-        found = graph.add("DiffEditMask", target=target, seed=0, dilate=8, **given)
+        found = graph.add("DiffEditMask", target=target, seed=0, dilate=0.01, **given)
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
     with graph.group("5 Change it"):
         edit = graph.add("DiffEditSampler", positive=target, mask=found["mask"], steps=50, cfg=7.0, encode_ratio=0.8, scheduler="normal", **given)
@@ -38,7 +38,7 @@ def paint_to_image(graph):
         graph,
         "Paint to image",
         "Paint on the sheet; the sampler adds noise to your strokes and makes an image of them (SDEdit).",
-        "**First:** paint with the brush and write the prompt. Disconnect *image* from Painter to start on an empty sheet.",
+        "**First:** paint (the brush needs *Nodes 2.0* in ComfyUI's menu) and write the prompt. Without *image* the sheet is empty.",
         "**Closer to the strokes:** *strength* 0.4. **More realistic:** 0.8.",
         "**Needs:** about 9 GB of GPU memory, and 10 seconds on an RTX 4070 (an estimate).",
     )

@@ -47,7 +47,7 @@ def train_word(graph):
         graph,
         "Train a word for a look or a thing",
         "Finds a new word for what your images have in common (textual inversion). The file is small and works in any prompt.",
-        "**First:** put 5–20 images into *input/my_subject*, press R, and choose the folder. *initial_words*: the nearest thing.",
+        "**First:** put 5–20 images into *input/my_subject*, press R, and choose the folder. For a thing set *templates* to `object`.",
         "**The word does too little:** 4 *vectors*, or more *steps*. **It takes over the image:** fewer *steps*.",
         "**Needs:** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
     )
@@ -57,7 +57,7 @@ def train_word(graph):
         images = image_folder(graph, 0.25)
     with graph.group("3 Train"):
         given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], images=images, name="my-word")
-        trained = graph.add("TIEmbeddingTrainer", steps=2000, vectors=2, learning_rate=0.005, initial_words="drawing", **given)
+        trained = graph.add("TIEmbeddingTrainer", steps=2000, vectors=2, learning_rate=0.005, initial_words="drawing", templates="style", **given)
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         text = "a photo of a castle in the style of <concept>"

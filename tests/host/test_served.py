@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from harness.commands import needs_download
-from harness.workflow import to_prompt
+from harness.graph import is_own
+from harness.workflow import inputs_of, to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -37,6 +38,19 @@ def test_the_example_workflows_are_offered_as_templates(server):
     offered = json.loads(server.get("/workflow_templates"))
     names = {path.stem for path in WORKFLOWS}
     assert any(names <= set(workflows) for workflows in offered.values())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_values_of_workflow_are_allowed(server, path):
+    """Those of the pack's nodes; files are not looked for."""
+    for node in to_prompt(path, server.object_info()).values():
+        info = server.object_info()[node["class_type"]]
+        for each in inputs_of(info, node["inputs"]) if is_own(info) else ():
+            value, choices = node["inputs"].get(each.name), [choice for choice in each.choices if "." not in str(choice)]
+            if type(value) in (int, float):
+                assert each.options.get("min", value) <= value <= each.options.get("max", value), (node["class_type"], each.name)
+            elif choices and isinstance(value, str):
+                assert value in choices, (node["class_type"], each.name)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
