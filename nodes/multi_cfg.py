@@ -17,6 +17,7 @@ _ALIASES = [
     "composable diffusion", "multi condition cfg", "AND NOT prompts", "negative weight", "several negative prompts", "dual cfg", "perp neg",
     "regional cfg", "weighted negative",
 ]  # fmt: skip
+_WEIGHT = "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10. A negative: 1 below the positive acts as KSampler's negative."
 _NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."
 
 
@@ -29,7 +30,7 @@ class GuidanceChannel(io.ComfyNode):
             "several to a Multi CFG node.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What this channel pulls towards, or pushes away from."),
-                number("weight", 4.0, -100.0, 100.0, "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10.", 0.1, round=0.01),
+                number("weight", 4.0, -100.0, 100.0, _WEIGHT, 0.1, round=0.01),
                 choice("role", ("positive", "negative"), "'positive' pulls towards the conditioning, 'negative' pushes away from it."),
                 *percent_range("the channel"),
                 *channel_identity(),

@@ -19,6 +19,13 @@ def test_a_negative_channel_takes_a_color_away(studio):
     assert guided == 0 and alone >= 0.3
 
 
+def test_a_masked_negative_beats_ksamplers_negative(studio):
+    """A color that spreads from one thing to the other; the negative of weight 3 is KSampler's at cfg 4."""
+    ours, plain = (multi_cfg.against_spread(studio, 8, **multi_cfg.NEGATIVES[name]) for name in (multi_cfg.MASKED, multi_cfg.PLAIN))
+    assert ours[multi_cfg.REMAINS] < plain[multi_cfg.REMAINS] and ours[multi_cfg.WELL] > plain[multi_cfg.WELL]
+    assert all(ours[flag] >= 0.85 for flag in ("the left thing is right", "the background is right"))
+
+
 def test_masked_channels_put_both_things_in_their_places(studio):
     _, guided = multi_cfg.masked_channels(studio, 6)
     assert guided >= 0.8

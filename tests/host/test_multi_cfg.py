@@ -55,6 +55,13 @@ def test_guider_and_patch_agree(any_model):
     assert_close(ours, ksampler(patched(any_model, *channels), CAT, EMPTY, 4.0))
 
 
+def test_a_negative_of_cfg_minus_1_is_ksamplers_negative(any_model):
+    plain = ksampler(any_model, CAT, DOG, 4.0)
+    negative = Channel(DOG, 3.0, negative=True)
+    for ours in (run(multi(any_model, Channel(CAT, 4.0), negative)), ksampler(patched(any_model, negative), CAT, EMPTY, 4.0)):
+        assert_close(ours, plain, atol=5e-3, rtol=1e-3)
+
+
 def test_channels_equal_the_hosts_dual_cfg_regular_and_nested(any_model):
     for nested in (False, True):
         theirs = dual_guider(any_model, CAT, DOG, EMPTY, 3.0, 2.0, nested=nested)

@@ -1,10 +1,12 @@
 """What multi-condition guidance does on the demo model, against the prompt alone: `python . run tests/measures/multi_cfg.py`."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.guidance.multi_cfg import Channel, Rules
+from controlled_diffusion.guidance.schedules import Ramp, Schedule
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.training.demo import checker
 
@@ -13,10 +15,19 @@ from harness.demo_images import Studio
 from measures.script import head, options_of, percent, row, say
 
 BATCH = 32
+REMAINS, WELL = "the color remains", "all right, another color"
+PLAIN, MASKED = "weight 3: equals KSampler's negative at cfg 4", "weight 4, a mask of the right half"
 
 
-def batches(count: int):
-    return [(first, min(BATCH, count - first)) for first in range(0, count, BATCH)]
+def half(side: str) -> torch.Tensor:
+    """A mask (1, 128, 128) of the left or right half."""
+    mask = torch.zeros(1, 128, 128)
+    mask[..., slice(64) if side == "left" else slice(64, None)] = 1
+    return mask
+
+
+def batches(count: int, size: int = BATCH):
+    return [(first, min(size, count - first)) for first in range(0, count, size)]
 
 
 def share(flags) -> float:
@@ -35,6 +46,61 @@ def negative_channel(studio: Studio, count: int, weight: float = 2.0, color: str
     alone = [p for first, n in batches(count) for p in studio.draw([text] * n, seed=seed + first)]
     guided = [p for first, n in batches(count) for p in studio.draw_with(guider, n, seed=seed + first)]
     return share(has_color(p, color) for p in alone), share(has_color(p, color) for p in guided)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A prompt of two things that names the color of the left one alone; the model spreads it to the right one."""
+
+    color: str
+    left: str
+    right: str
+
+    def _thing(self, color: str, shape: str, where: str) -> str:
+        words = f"{color} {shape}".strip()
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words} on the {where}"
+
+    @property
+    def text(self) -> str:
+        return f"{self._thing(self.color, self.left, 'left')} and {self._thing('', self.right, 'right')} on a white background"
+
+    @property
+    def unwanted(self) -> str:
+        return f"{self._thing(self.color, self.right, 'right')} on a white background"
+
+    def judge(self, image: np.ndarray) -> dict[str, bool]:
+        """Whether the color remains on the right, whether the rest is as the prompt says, and whether all is well."""
+        reading = checker.read(image)
+        left, right = ([t for t in reading.things if t.position == where] for where in ("left", "right"))
+        flags = {
+            REMAINS: any(t.color == self.color for t in right),
+            "the left thing is right": [(t.shape, t.color) for t in left] == [(self.left, self.color)],
+            "the right thing's shape is right": [t.shape for t in right] == [self.right],
+            "the background is right": reading.background == "white",
+        }
+        remains, *rest = flags.values()
+        return flags | {WELL: all(rest) and not remains and len(reading.things) == 2}
+
+
+def spreads(count: int) -> list[Spread]:
+    rng = np.random.default_rng(5)
+    drawn = [(rng.choice(list(SHAPES), 2, replace=False), rng.choice(list(COLORS))) for _ in range(count)]
+    return [Spread(str(color), *map(str, shapes)) for shapes, color in drawn]
+
+
+def against_spread(studio: Studio, count: int, weight: float, conflict: str = "sum", **settings) -> dict[str, float]:
+    """Shares of images of which the flags of `Spread.judge` hold.
+
+    The positive has weight 4, so a negative of weight 3 is KSampler's own at cfg 4. `settings` are those of the negative channel.
+    """
+    found, wishes = [], spreads(count)
+    for first, n in batches(count, 16):
+        batch = wishes[first : first + n]
+        positive, unwanted = (studio.prompt(*texts) for texts in ([w.text for w in batch], [w.unwanted for w in batch]))
+        channels = [Channel(positive, 4.0, priority=1), Channel(unwanted, weight, negative=True, **settings)]
+        guider = MultiCFG(studio.model, studio.prompt(""), channels, Rules(conflict))
+        found += [w.judge(p) for w, p in zip(batch, studio.draw_with(guider, n, seed=3000 + first))]
+    return {flag: share(f[flag] for f in found) for flag in found[0]}
 
 
 def pairs(count: int) -> list[Caption]:
@@ -59,8 +125,7 @@ def placed(images, captions) -> float:
 def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[float, float]:
     """Share of images with both things right: one prompt for both, and one masked channel for each."""
     captions = pairs(count)
-    halves = torch.zeros(2, 1, 128, 128)
-    halves[0, ..., :64], halves[1, ..., 64:] = 1, 1
+    halves = half("left"), half("right")
     single, guided = [], []
     for first, n in batches(count):
         batch = captions[first : first + n]
@@ -71,8 +136,30 @@ def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[fl
     return placed(single, captions), placed(guided, captions)
 
 
-def main() -> None:
-    count, studio = options_of(__doc__, count=(128, "images for each number")).count, Studio()
+NEGATIVES = {
+    "none": dict(weight=0.0),
+    "weight 1": dict(weight=1.0),
+    "weight 2": dict(weight=2.0),
+    PLAIN: dict(weight=3.0),
+    "weight 4": dict(weight=4.0),
+    "weight 4, end_percent 0.5": dict(weight=4.0, interval=Schedule(end=0.5)),
+    "weight 3, schedule linear from 2 to 0": dict(weight=3.0, schedule=Schedule(Ramp(2.0, 0.0))),
+    "weight 4, conflict perpendicular": dict(weight=4.0, conflict="perpendicular"),
+    MASKED: dict(weight=4.0, mask=half("right")),
+}
+
+
+def negatives(studio: Studio, count: int) -> None:
+    """A table: the negative against a color that spreads, by its settings."""
+    for i, (name, settings) in enumerate(NEGATIVES.items()):
+        shares = against_spread(studio, count, **settings)
+        if i == 0:
+            say(head(f"the negative channel next to a positive of weight 4 ({count} prompts)", *shares))
+        say(row(name, *map(percent, shares.values())))
+
+
+def effects(studio: Studio, count: int) -> None:
+    """A table: what one negative and two masked channels do."""
     rows = {
         "one negative channel of weight 2: images with the unwanted color": negative_channel(studio, count),
         "two masked positive channels: both things right, each at its place": masked_channels(studio, count),
@@ -80,6 +167,16 @@ def main() -> None:
     say(head(f"on {count} images", "prompt alone", "with channels"))
     for name, shares in rows.items():
         say(row(name, *(percent(s, 1) for s in shares)))
+
+
+TABLES = {"effects": effects, "negatives": negatives}
+
+
+def main() -> None:
+    only = dict(nargs="*", choices=list(TABLES), default=list(TABLES), help="tables to make")
+    options, studio = options_of(__doc__, count=(128, "images for each number"), only=only), Studio()
+    for name in options.only:
+        TABLES[name](studio, options.count)
 
 
 if __name__ == "__main__":
