@@ -1,4 +1,4 @@
-"""Controlled Diffusion: guidance, inversion, attention control and personalisation for ComfyUI."""
+"""Controlled Diffusion: guidance, inversion, attention control and personalization for ComfyUI."""
 
 WEB_DIRECTORY = "./nodes/web"
 

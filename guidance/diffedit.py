@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 MEASURES = ("denoised", "eps")
 AGGREGATIONS = ("mean", "median", "mean difference")
-NORMALISATIONS = ("peak", "mean")
+NORMALIZATIONS = ("peak", "mean")
 THRESHOLDS = ("share", "quantile", "otsu")
 RULES = ("trajectory", "clean mix")
 AUTO = -1.0
@@ -63,7 +63,7 @@ def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
     return flat.kthvalue(rank).values[:, None, None]
 
 
-def normalized(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: float = 3.0) -> torch.Tensor:
+def normalized(found: torch.Tensor, normalization: str = "peak", clamp_ratio: float = 3.0) -> torch.Tensor:
     """A heat map (B, h, w) in [0, 1], each sample by itself; a map without any difference stays 0.
 
     `mean` is the paper's: 1 at `clamp_ratio` times the mean, so that a threshold of 0.5 keeps what is above
@@ -71,7 +71,7 @@ def normalized(found: torch.Tensor, normalisation: str = "peak", clamp_ratio: fl
     """
     if not clamp_ratio > 0:
         raise ValueError(f"clamp_ratio is {clamp_ratio}; give a number above 0, 3 in the paper.")
-    top = found.mean((1, 2), keepdim=True) * clamp_ratio if normalisation == "mean" else _quantile(found, PEAK)
+    top = found.mean((1, 2), keepdim=True) * clamp_ratio if normalization == "mean" else _quantile(found, PEAK)
     top = torch.where(top > 0, top, found.amax((1, 2), keepdim=True))  # a thing smaller than a hundredth of the image
     return torch.where(top > 0, found / torch.where(top > 0, top, 1), 0).clamp(0, 1)
 
@@ -209,7 +209,7 @@ class Cut:
     `close` below 0 is chosen by the latent: 1.5 of its cells, as wide as gaps between cells of heat are.
     """
 
-    normalisation: str = NORMALISATIONS[0]
+    normalization: str = NORMALIZATIONS[0]
     clamp_ratio: float = 3.0
     threshold_kind: str = THRESHOLDS[0]
     threshold: float = 0.3
@@ -232,7 +232,7 @@ class Cut:
 
     def mask(self, found: torch.Tensor, cell: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(mask, heat in [0, 1]) of a heat map (B, H, W) in pixels, of a latent with cells of `cell` pixels."""
-        shown = normalized(found, self.normalisation, self.clamp_ratio)
+        shown = normalized(found, self.normalization, self.clamp_ratio)
         mask = cut(shown, self.threshold, self.threshold_kind, self.soft)
         for change, name in ((opened, "open"), (closed, "close"), (dilated, "dilate"), (blurred, "blur")):
             mask = change(mask, self.radius(name, mask.shape[-2:], cell))

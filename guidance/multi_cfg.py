@@ -1,7 +1,7 @@
 """Multi-condition guidance: any number of positive and negative conditions, each with its own null, weight and mask.
 
 `D = D_u + sum_k w_k(sigma) (D_k - D_null_k) - sum_m w_m(sigma) (D_m - D_null_m)` on denoised predictions, which for
-every parametrisation is the same as mixing scores (composable diffusion, arXiv 2206.01714, equation 12, with a null
+every parametrization is the same as mixing scores (composable diffusion, arXiv 2206.01714, equation 12, with a null
 and a weight per condition).
 """
 

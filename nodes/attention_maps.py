@@ -7,7 +7,7 @@ from .inputs import channel, sockets
 from .inputs.widgets import advanced, choice, number, schema, text, whole
 
 _ALIASES = [
-    "attention maps", "cross attention visualisation", "daam", "what the daam: interpreting stable diffusion using cross attention",
+    "attention maps", "cross attention visualization", "daam", "what the daam: interpreting stable diffusion using cross attention",
     "word heat map", "attention mask", "explain",
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..guidance.diffedit import AGGREGATIONS, AUTO, MEASURES, NORMALISATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from ..guidance.diffedit import AGGREGATIONS, AUTO, MEASURES, NORMALIZATIONS, RULES, THRESHOLDS, Cut, probe_percents
 from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
@@ -41,8 +41,8 @@ _END = "Percent of the sampling of the level with least noise; 1 is the clean im
 _MEASURE = "Compares the denoised predictions, or the predicted noise, which weights low-noise timesteps more. The same with one level."
 _AGGREGATION = "Over the maps: mean of the differences (paper), their median, or size of the mean difference, in which random ones cancel."
 _REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level. No effect without the vae."
-_NORMALISATION = "Heat that counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper; too large for small things)."
-_CLAMP = "With normalisation 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
+_NORMALIZATION = "Heat that counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper; too large for small things)."
+_CLAMP = "With normalization 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
 _KIND = "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold. 'otsu': Otsu's method, no threshold."
 _THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
 _ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–0.8. Paper: 0.5."
@@ -72,7 +72,7 @@ class DiffEditMask(io.ComfyNode):
                     choice("measure", MEASURES, _MEASURE),
                     choice("aggregation", AGGREGATIONS, _AGGREGATION),
                     switch("refine", MaskSettings.refine, _REFINE),
-                    choice("normalisation", NORMALISATIONS, _NORMALISATION),
+                    choice("normalization", NORMALIZATIONS, _NORMALIZATION),
                     number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
                 ),
                 choice("threshold_kind", THRESHOLDS, _KIND),

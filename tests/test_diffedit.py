@@ -43,7 +43,7 @@ def test_what_differs_is_the_mask():
 
 
 @pytest.mark.parametrize("aggregation", diffedit.AGGREGATIONS)
-@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
+@pytest.mark.parametrize("normalization", diffedit.NORMALIZATIONS)
 @pytest.mark.parametrize("kind", diffedit.THRESHOLDS)
 @pytest.mark.parametrize("soft", [False, True])
 def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normalization, kind, soft):
@@ -56,7 +56,7 @@ def test_without_any_difference_the_mask_is_empty_and_finite(aggregation, normal
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.25, 1e4])
-@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
+@pytest.mark.parametrize("normalization", diffedit.NORMALIZATIONS)
 @pytest.mark.parametrize("kind", diffedit.THRESHOLDS)
 def test_the_mask_ignores_the_size_of_the_difference(factor, normalization, kind):
     found = [diffedit.normalized(diffedit.heat([differences().double() * f]), normalization) for f in (1.0, factor)]
@@ -64,7 +64,7 @@ def test_the_mask_ignores_the_size_of_the_difference(factor, normalization, kind
     assert torch.equal(*masks) and masks[0].any()
 
 
-@pytest.mark.parametrize("normalization", diffedit.NORMALISATIONS)
+@pytest.mark.parametrize("normalization", diffedit.NORMALIZATIONS)
 def test_every_sample_is_normalized_by_itself(normalization):
     """A public implementation takes the mean of the whole batch: one strong sample empties the mask of the others."""
     alone = differences(batch=1)

@@ -139,11 +139,11 @@ def test_refining_needs_the_vae_and_changes_the_edges(model, vae):
 def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     usual = find(eps_model, vae=vae)[0]
     knobs = dict(
-        threshold=0.9, close=0.02, open=0.05, dilate=0.08, blur=0.06, soft=True, threshold_kind="otsu", normalisation="mean", measure="eps", aggregation="median"
+        threshold=0.9, close=0.02, open=0.05, dilate=0.08, blur=0.06, soft=True, threshold_kind="otsu", normalization="mean", measure="eps", aggregation="median"
     )  # fmt: skip
     for name, value in knobs.items():
         assert not torch.equal(find(eps_model, vae=vae, **{name: value})[0], usual), name
-    three, six = (find(eps_model, vae=vae, normalisation="mean", clamp_ratio=c, threshold=0.3)[0] for c in (3.0, 6.0))
+    three, six = (find(eps_model, vae=vae, normalization="mean", clamp_ratio=c, threshold=0.3)[0] for c in (3.0, 6.0))
     assert not torch.equal(three, six)
 
 
@@ -298,7 +298,7 @@ def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which)
         (find, dict(maps=0), "There are 0 maps; give 1 or more"),
         (find, dict(levels=0), "0 probe levels; give 1"),
         (find, dict(start_percent=0.7, end_percent=0.2), "start_percent 0.7 to end_percent 0.2"),
-        (find, dict(clamp_ratio=0.0, normalisation="mean"), "clamp_ratio is 0.0"),
+        (find, dict(clamp_ratio=0.0, normalization="mean"), "clamp_ratio is 0.0"),
         *((act, dict(source=[]), "source is an empty conditioning") for act in (find, edit)),
         (find, dict(target=[[torch.zeros(1, 77, 768), {}]]), "target has text features of width 768, but BaseModel takes 64"),
         *((act, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae") for act in (find, edit)),

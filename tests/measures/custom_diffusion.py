@@ -25,7 +25,7 @@ from demo import world
 from demo.reading import any_shape
 from harness.demo_images import Studio
 from measures import script, textual_inversion
-from measures.personalisation import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught, verdicts
+from measures.personalization import ALIKE, SHOWN, asked, drift, kept, lesson, ordinary_captions, taught, verdicts
 from measures.script import head, say
 from measures.textual_inversion import EXTRAS, HELD_OUT, LEARN, caption, placed, single
 

@@ -23,7 +23,7 @@ from node_schema import defaults
 
 KINDS = ("color", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
-PAPER = dict(levels=1, start_percent=0.5, end_percent=0.5, normalisation="mean", threshold=0.5, refine=False, close=0, maps=10)
+PAPER = dict(levels=1, start_percent=0.5, end_percent=0.5, normalization="mean", threshold=0.5, refine=False, close=0, maps=10)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
         made.append(studio.vae.decode(comfy.sample.sample(studio.model, noise, *settings, denoise=0.5, disable_pbar=True, seed=0)))
     apart = (made[1] - made[0]).abs().mean(-1)
     knobs = defaults(DiffEditMask)
-    mask = diffedit.cut(diffedit.normalized(apart, knobs["normalisation"], knobs["clamp_ratio"]), knobs["threshold"])
+    mask = diffedit.cut(diffedit.normalized(apart, knobs["normalization"], knobs["clamp_ratio"]), knobs["threshold"])
     return diffedit.closed(mask, diffedit.Cut().radius("close", mask.shape[-2:], apart.shape[-2] / latents.shape[-2])) > 0.5
 
 

@@ -1,6 +1,6 @@
 """What the trainers teach the demo model, in one table: `python . run tests/measures/training.py` (resumable; hours of one CPU core).
 
-Each part is one of the other measures with its defaults, which say more of it: `textual_inversion.py`, `personalisation.py`,
+Each part is one of the other measures with its defaults, which say more of it: `textual_inversion.py`, `personalization.py`,
 `custom_diffusion.py`, `noisy_classifier.py`, `instruct_pix2pix.py`. The checker judges new contexts; the trained weights are kept, and a second
 run asks only for what is missing.
 """
@@ -12,7 +12,7 @@ import torch
 
 from demo import instruct as demo_instruct
 from harness.demo_images import Studio
-from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalisation, textual_inversion
+from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalization, textual_inversion
 from measures.script import head, options_of, percent, row, say
 
 EACH = 128
@@ -36,9 +36,9 @@ def words(studio: Studio, count: list[str]) -> Iterator[str]:
 
 
 def subjects(studio: Studio, count: list[str]) -> Iterator[str]:
-    o, lost = personalisation.options_of(count), {}
+    o, lost = personalization.options_of(count), {}
     for weight in (0.0, 1.0):
-        found, drifted = personalisation.scored(studio, weight, o)
+        found, drifted = personalization.scored(studio, weight, o)
         yield share(f"DreamBooth, lambda {weight:g}: a shape of no image before", of(found, "shape"), SHAPE_GOAL if weight else None)
         lost[weight] = [not right for right in of(drifted, "right")]
     yield share("ordinary prompts that lambda 0 loses", lost[0.0])

@@ -1,4 +1,4 @@
-"""A new subject on the demo model: `python . run tests/measures/personalisation.py [--count 128]` (resumable).
+"""A new subject on the demo model: `python . run tests/measures/personalization.py [--count 128]` (resumable).
 
 Five images, as unlike as can be, show a shape that the demo model never saw; the caption of each says it in eight ways. DreamBooth
 learns it as a LoRA, with and without class images (lambda 1 and 0). Then the shape is asked for in new contexts: other colors, places
