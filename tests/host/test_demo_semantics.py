@@ -27,7 +27,7 @@ def test_a_masked_negative_beats_ksamplers_negative(studio):
 
 
 def test_masked_channels_put_both_things_in_their_places(studio):
-    _, guided = multi_cfg.masked_channels(studio, 6)
+    _, guided = multi_cfg.regions_and_prompt(studio, 6)
     assert guided >= 0.8
 
 

@@ -1,7 +1,7 @@
 """What multi-condition guidance does on the demo model, against the prompt alone: `python . run tests/measures/multi_cfg.py`."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,28 +112,58 @@ def pairs(count: int) -> list[Caption]:
 
 
 def beside(claims: list[Claim]) -> Caption:
-    text = " and ".join(f"a {c.color} {c.shape} on the {c.position}" for c in claims)
-    return Caption(f"{text} on a white background", tuple(claims), "white")
+    words = [f"a {' '.join(w for w in (c.size, c.color, c.shape) if w)}{f' on the {c.position}' if c.position else ''}" for c in claims]
+    return Caption(f"{' and '.join(words)} on a white background", tuple(claims), "white")
 
 
-def placed(images, captions) -> float:
-    """Share in which both things are there, each with its own color and shape, at its place."""
+def placed(images, captions) -> dict[str, float]:
+    """Shares in which both things are there, each with its own color and shape, at its place, and in which both have the size asked for."""
     verdicts = [checker.judge(checker.read(p), c) for p, c in zip(images, captions)]
-    return share(v["bound"] and v["position"] for v in verdicts)
+    return {
+        "both things right, each at its place": share(v["bound"] and v["position"] for v in verdicts),
+        "both small": share(v.get("size", False) for v in verdicts),
+    }
 
 
-def masked_channels(studio: Studio, count: int, weight: float = 5.0) -> tuple[float, float]:
+def masked_channels(
+    studio: Studio, captions: list[Caption], weight: float = 5.0, said: bool = True, swapped: bool = False
+) -> list[np.ndarray]:
+    """Images under one masked channel for each thing; its prompt says the place or not (`said`), its null is empty or the other's (`swapped`)."""
+    images = []
+    for first, n in batches(len(captions)):
+        claims = [
+            [replace(c.claims[i], position=c.claims[i].position if said else None) for c in captions[first : first + n]] for i in (0, 1)
+        ]
+        sides = [studio.prompt(*(beside([c]).text for c in side)) for side in claims]
+        nulls = sides[::-1] if swapped else (None, None)
+        channels = [Channel(p, weight, null=null, mask=half(where)) for p, null, where in zip(sides, nulls, ("left", "right"))]
+        images.extend(studio.draw_with(MultiCFG(studio.model, studio.prompt(""), channels), n, seed=2000 + first))
+    return images
+
+
+def regions_and_prompt(studio: Studio, count: int) -> tuple[float, float]:
     """Share of images with both things right: one prompt for both, and one masked channel for each."""
     captions = pairs(count)
-    halves = half("left"), half("right")
-    single, guided = [], []
-    for first, n in batches(count):
-        batch = captions[first : first + n]
-        single.extend(studio.draw([c.text for c in batch], seed=2000 + first))
-        sides = [studio.prompt(*(beside([c.claims[i]]).text for c in batch)) for i in (0, 1)]
-        guider = MultiCFG(studio.model, studio.prompt(""), [Channel(side, weight, mask=half) for side, half in zip(sides, halves)])
-        guided.extend(studio.draw_with(guider, n, seed=2000 + first))
-    return placed(single, captions), placed(guided, captions)
+    single = [p for first, n in batches(count) for p in studio.draw([c.text for c in captions[first : first + n]], seed=2000 + first)]
+    return tuple(next(iter(placed(images, captions).values())) for images in (single, masked_channels(studio, captions)))
+
+
+REGIONS = {
+    "weight 5": dict(),
+    "weight 8": dict(weight=8.0),
+    "weight 5, prompts without the place": dict(said=False),
+    "weight 5, null: the other region's prompt": dict(swapped=True),
+}
+
+
+def regions(studio: Studio, count: int) -> None:
+    """A table: two small things, each with a masked channel of its own."""
+    captions = [beside([replace(c, size="small") for c in pair.claims]) for pair in pairs(48)[:count]]
+    for i, (name, settings) in enumerate(REGIONS.items()):
+        shares = placed(masked_channels(studio, captions, **settings), captions)
+        if i == 0:
+            say(head(f"two small things, a masked channel for each half ({len(captions)} pairs)", *shares))
+        say(row(name, *map(percent, shares.values())))
 
 
 NEGATIVES = {
@@ -162,14 +192,14 @@ def effects(studio: Studio, count: int) -> None:
     """A table: what one negative and two masked channels do."""
     rows = {
         "one negative channel of weight 2: images with the unwanted color": negative_channel(studio, count),
-        "two masked positive channels: both things right, each at its place": masked_channels(studio, count),
+        "two masked positive channels: both things right, each at its place": regions_and_prompt(studio, count),
     }
     say(head(f"on {count} images", "prompt alone", "with channels"))
     for name, shares in rows.items():
         say(row(name, *(percent(s, 1) for s in shares)))
 
 
-TABLES = {"effects": effects, "negatives": negatives}
+TABLES = {"effects": effects, "negatives": negatives, "regions": regions}
 
 
 def main() -> None:
