@@ -117,11 +117,12 @@ def beside(claims: list[Claim]) -> Caption:
 
 
 def placed(images, captions) -> dict[str, float]:
-    """Shares in which both things are there, each with its own color and shape, at its place, and in which both have the size asked for."""
+    """Shares in which both things are at their places with their colors and shapes, in which both have the size asked for, and so on."""
     verdicts = [checker.judge(checker.read(p), c) for p, c in zip(images, captions)]
     return {
         "both things right, each at its place": share(v["bound"] and v["position"] for v in verdicts),
         "both small": share(v.get("size", False) for v in verdicts),
+        "the background is right": share(v["background"] for v in verdicts),
     }
 
 
