@@ -1,5 +1,7 @@
 """What every trainer promises, asked of each of them on tiny models."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -248,6 +250,21 @@ def test_channels_on_the_model_are_no_matter_of_training(kind, made):
     patched = MultiCFGWrapper([Channel(tiny.conditioning(3), 2.0)], Rules(rescale=0.5)).install(made.model)
     train(kind, SimpleNamespace(**vars(made) | {"model": patched}), prior_weight=0.0)
     assert equal(file(kind), file(kind, "plain"))
+
+
+@of_concepts
+def test_nothing_keeps_the_model_after_a_training(kind, made):
+    """No circle of references: ComfyUI frees a model without one, and else collects garbage at every later load."""
+    gc.collect()
+    gc.disable()
+    try:
+        own = SimpleNamespace(**vars(made) | {"model": made.model.clone()})
+        gone = weakref.ref(own.model)
+        train(kind, own, prior_weight=0.0)
+        del own
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @every_trainer

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -175,8 +176,8 @@ class TrainingRun:
         self.task, self.state, self.write, self.loop = task, state, write, task.loop()
         if resume:
             self.loop.restore(state)
-        self.runner = task.runner(self.loop, self._show)
-        self.bar = comfy.utils.ProgressBar(self.loop.steps)
+        self.show = partial(_show, comfy.utils.ProgressBar(self.loop.steps))
+        self.runner = task.runner(self.loop, self.show)
 
     def finish(self) -> None:
         """Takes all steps. A stop by the user keeps and writes the trained weights; so does an error, which then goes on. The last validation
@@ -234,13 +235,15 @@ class TrainingRun:
         save_or_warn(self.loop, self.state)  # after what the user wants, should the disk be full
         return written
 
-    def _show(self, step: Step, image: Image.Image | None = None) -> None:
-        self.bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
-
     def preview(self, image: Image.Image) -> None:
         """Shows an image on the node."""
         if self.loop.history:
-            self._show(self.loop.history[-1], image)
+            self.show(self.loop.history[-1], image)
+
+
+def _show(bar: comfy.utils.ProgressBar, step: Step, image: Image.Image | None = None) -> None:
+    """On the node. Not a method of the run, whose steps hold it: a circle would keep the model in memory after the training."""
+    bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
 
 
 def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
