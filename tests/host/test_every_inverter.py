@@ -1,5 +1,8 @@
 """What holds for every inverter in the real ComfyUI, whatever its method, and with LoRA and ControlNet on the model."""
 
+import gc
+import weakref
+
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -45,6 +48,22 @@ def test_a_batch_is_its_images(case):
     if "residuals" in together.trajectory.extras:
         residuals = torch.cat([i.trajectory.extras["residuals"] for i in alone], 1)
         assert_close(together.trajectory.extras["residuals"], residuals, atol=1e-5, rtol=0.5)
+
+
+def test_nothing_keeps_the_model_after_an_edit(case):
+    """No circle of references; see the same test of the trainers."""
+    name, model = case
+    gc.collect()
+    gc.disable()
+    try:
+        own = model.clone()
+        gone = weakref.ref(own)
+        inversion = encode(name, own)
+        sample(own, inversion, 4.0, **EDIT)
+        del own, inversion
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_runs_repeat_and_the_model_is_unchanged(case):
