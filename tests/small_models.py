@@ -229,7 +229,7 @@ def weights(name: str, shape: list[int], draw: torch.Generator) -> torch.Tensor:
 
 
 def stand_in(prompt: dict) -> dict:
-    """The prompt with CLIP-L, as SD3 pads it, in the place of a text encoder that is left out."""
+    """The prompt with CLIP-L, as SD3 pads it, instead of a text encoder that is left out."""
     for node in prompt.values():
         if set(map(str, node["inputs"].values())) & {model.name for model in models.LEFT_OUT}:
             node.update(class_type="CLIPLoader", inputs=dict(clip_name=models.CLIP_L.name, type="sd3", device="default"))

@@ -26,6 +26,15 @@ def flux_parts(graph, model) -> dict:
     return {"MODEL": network, "CLIP": text, "VAE": loading(graph.add("VAELoader", vae_name=models.AE.name), models.AE)}
 
 
+def edit_and_compare(graph, loaded, image, prompts: tuple, **knobs) -> None:
+    with graph.group("4 Edit"):
+        given = dict(zip(("source", "positive", "negative"), prompts)) | dict(image=image, vae=loaded["VAE"])
+        latent = graph.add("FlowEditLatentSampler", model=loaded["MODEL"], **given, seed=1, scheduler="simple", **knobs)
+        edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
+    with graph.group("5 Result"):
+        before_and_after(graph, image, edit, "flow_edit")
+
+
 @template("07 Edit an image by words without inversion (SD3.5)")
 def flow_edit_sd35(graph):
     title = "Edit an image by words without inversion"
@@ -36,19 +45,13 @@ def flow_edit_sd35(graph):
         image = image_at(graph, 1.0)
     with graph.group("3 Your words"):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
-    with graph.group("4 Edit"):
-        given = dict(model=loaded["MODEL"], source=source, positive=target, negative=negative, image=image, vae=loaded["VAE"])
-        knobs = dict(seed=1, steps=50, n_max=33, source_cfg=3.5, cfg=13.5, scheduler="simple")
-        latent = graph.add("FlowEditLatentSampler", **given, **knobs)
-        edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
-    with graph.group("5 Result"):
-        before_and_after(graph, image, edit, "flow_edit")
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=33, source_cfg=3.5, cfg=13.5)
 
 
 @template("08 Edit an image by words without inversion (Flux)")
 def flow_edit_flux(graph):
     title = "Edit an image by words without inversion"
-    flow_note(graph, title, 24, "about 30 GB of memory, of which a GPU of 12 GB holds what it can, and 2 minutes on an RTX 4070")
+    flow_note(graph, title, 24, "about 30 GB of memory, a GPU of 12 GB or more, and 2 minutes on an RTX 4070")
     with graph.group("1 Model"):
         loaded = flux_parts(graph, models.FLUX)
     with graph.group("2 Your image"):
@@ -57,13 +60,7 @@ def flow_edit_flux(graph):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
         source = graph.add("FluxGuidance", title="guidance of the source", conditioning=source, guidance=1.5)
         target = graph.add("FluxGuidance", title="guidance of the result", conditioning=target, guidance=5.5)
-    with graph.group("4 Edit"):
-        given = dict(model=loaded["MODEL"], source=source, positive=target, negative=negative, image=image, vae=loaded["VAE"])
-        knobs = dict(seed=1, steps=28, n_max=24, source_cfg=1.0, cfg=1.0, scheduler="simple")
-        latent = graph.add("FlowEditLatentSampler", **given, **knobs)
-        edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
-    with graph.group("5 Result"):
-        before_and_after(graph, image, edit, "flow_edit")
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=24, source_cfg=1.0, cfg=1.0)
 
 
 @template("12 Edit by instruction with two scales (Flux Kontext)")
@@ -74,7 +71,7 @@ def edit_by_instruction(graph):
         "Kontext follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
         "**First:** load your image and write the instruction.",
         "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is.",
-        "**Needs:** about 18 GB of memory, of which a GPU of 12 GB holds what it can, and 3 minutes on an RTX 4070 (an estimate).",
+        "**Needs:** about 18 GB of memory, a GPU of 12 GB or more, and 3 minutes on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = flux_parts(graph, models.KONTEXT)

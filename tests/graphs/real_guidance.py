@@ -43,7 +43,8 @@ def regional_prompts(graph):
         size, sigmas = sheet(graph, loaded)
     with graph.group("2 Your words"):
         whole = "wide photo of a mountain valley at sunset, highly detailed"
-        texts = {"the whole image": whole, "left half": "an old stone castle on a cliff", "right half": "a waterfall in a pine forest"}
+        left, right = "an old stone castle on a cliff on the left", "a waterfall in a pine forest on the right"
+        texts = {"the whole image": whole, "left half": left, "right half": right}
         everywhere, left, right, empty = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts, unconditional="")
     with graph.group("3 Regions"):
         on_the_left, on_the_right = halves(graph)
