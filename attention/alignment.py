@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 
+from ..errors import check_choice
 from .prompt import Columns, Prompt, Word
 
 OPERATIONS = ("auto", "replace", "refine", "reweight only")
@@ -233,8 +234,7 @@ def align(source: Prompt, target: Prompt, operation: str = "auto") -> Alignment:
     `refine`: words that stay keep their maps, all others attend for themselves (the paper's prompt refinement).
     `reweight only`: every word attends for itself.
     """
-    if operation not in OPERATIONS:
-        raise ValueError(f"The operation is '{operation}'; choose one of {', '.join(OPERATIONS)}.")
+    check_choice("operation", operation, OPERATIONS)
     return Alignment(source, target, tuple(_steps(source, target, operation)), operation)
 
 

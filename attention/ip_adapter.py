@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..errors import check_choice, quoted
 from .layers import Place, named, names_of
 from .word_lists import words_from
 
@@ -126,7 +127,9 @@ def _layers(weights: Weights, name: str) -> tuple[Pair, ...]:
         what = "is a FaceID adapter: it comes with a LoRA" if faces else "has weights of an unknown kind in its layers"
         raise ValueError(f"{name} {what} ({extra[0]}). {SUPPORTED}")
     pairs = [tuple(weights.get(f"{n}.to_{part}_ip.weight") for part in "kv") for n in numbers]
-    if not pairs or any(k is None or v is None or k.ndim != 2 or k.shape != v.shape or k.shape[1] != pairs[0][0].shape[1] for k, v in pairs):
+    if not pairs or any(
+        k is None or v is None or k.ndim != 2 or k.shape != v.shape or k.shape[1] != pairs[0][0].shape[1] for k, v in pairs
+    ):
         raise ValueError(
             f"{name} lacks a to_k_ip or to_v_ip in one of its {len(pairs)} layers, or their shapes differ: the file is damaged. Download it again."
         )
@@ -283,8 +286,7 @@ def _rows(parts: Sequence[torch.Tensor], size: int) -> torch.Tensor:
 def image_prompt(adapter: Adapter, features: torch.Tensor, empty: torch.Tensor, combine: str = "concat") -> ImagePrompt:
     """The prompt of images with these features (N, ...). `empty` (1, ...) are those of no image: zeros where the adapter takes
     the embedding, and those of a zero image where it takes hidden states. `average` takes the mean of the features."""
-    if combine not in COMBINATIONS:
-        raise ValueError(f"combine is '{combine}'; choose one of {', '.join(COMBINATIONS)}.")
+    check_choice("combine", combine, COMBINATIONS)
     if combine == "average":
         features = features.mean(0, keepdim=True)
     return ImagePrompt(adapter.keys_values(features), adapter.keys_values(empty), combine)
@@ -326,7 +328,7 @@ def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
         chosen = named(match[1], layers) if match else []
         if not chosen:
             raise ValueError(
-                f"layer_weights has '{entry}', which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with weights, such as "
+                f"layer_weights has {quoted(entry)}, which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with weights, such as "
                 f"'all:0, output:0.5', of: {names_of(layers)}"
             )
         weights |= dict.fromkeys(chosen, float(match[2]))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ..errors import quoted
 from .word_lists import words_from
 
 
@@ -63,7 +64,7 @@ def _keys(text: str, chosen: Callable[[str], list], what: str, no_match: str) ->
     for entry in words_from(text):
         found = {place.key for place in chosen(entry)}
         if not found:
-            raise ValueError(f"{what} has '{entry}', which {no_match}")
+            raise ValueError(f"{what} has {quoted(entry)}, which {no_match}")
         keys |= found
     return frozenset(keys)
 

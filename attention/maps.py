@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from ..errors import listed, quoted
+
 Columns = Sequence[int]
 Key = tuple[int, str]  # phase of the sampling, group of layers
 AT_ONCE = 2**26  # bytes of probabilities that exist at a time
@@ -89,7 +91,7 @@ class Maps:
         places = [self._place(w) for w in words or self.words]
         unknown = [g for g in groups if g not in self.groups]
         if unknown:
-            raise ValueError(f"There are no maps of the layers '{unknown[0]}'; the groups of this run are: {', '.join(self.groups)}.")
+            raise ValueError(f"There are no maps of the layers {quoted(unknown[0])}; the groups of this run are: {listed(self.groups)}.")
         keys = [(p, g) for p, g in self.sums.total if (not groups or g in groups) and (not phases or p in phases)]
         if not keys:
             raise ValueError(f"There are no maps of phase {', '.join(str(p + 1) for p in phases)} of these layers; choose a longer part.")
@@ -102,7 +104,7 @@ class Maps:
     def _place(self, word: str) -> int:
         folded = [w.casefold() for w in self.words]
         if word.strip().casefold() not in folded:
-            raise ValueError(f"There is no map of '{word.strip()}'; the words captured in this run are: {', '.join(self.words)}.")
+            raise ValueError(f"There is no map of {quoted(word.strip())}; the words captured in this run are: {listed(self.words)}.")
         return folded.index(word.strip().casefold())
 
 

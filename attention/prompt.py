@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
+from ..errors import listed, quoted
+
 Token = Hashable
 Columns = tuple[int, ...]
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f"  # written without spaces: each sign is a word
@@ -90,13 +92,15 @@ class Prompt:
 
     @property
     def listed(self) -> str:
-        return ", ".join(w.text for w in self.words) or "(none)"
+        return listed(w.text for w in self.words)
 
 
 def unknown_word(phrase: str, prompts: Iterable[Prompt]) -> ValueError:
-    """The error of a word that is in none of the prompts; it lists the words there are."""
-    known = "; ".join(f"the words of '{p.text}' are: {p.listed}" for p in dict.fromkeys(prompts))
-    return ValueError(f"'{phrase.strip()}' is in none of the prompts; {known}. Name one of these (the second of two alike is 'word#2').")
+    """The error of a word that is in none of the prompts; it lists the words of the first three."""
+    known = "; ".join(f"the words of {quoted(p.text)} are: {p.listed}" for p in list(dict.fromkeys(prompts))[:3])
+    return ValueError(
+        f"{quoted(phrase.strip())} is in none of the prompts; {known}. Name one of these (the second of two alike is 'word#2')."
+    )
 
 
 def common(a: Sequence[Token], b: Sequence[Token]) -> int:
@@ -148,9 +152,9 @@ def _tokens_before(tokenizer: Tokenizer) -> int:
 
 def _checked(words: list[tuple[str, int]], text: str, tokens: list[Token]) -> list[tuple[str, int]]:
     if sum(size for _, size in words) != len(tokens):
-        shown = ", ".join(f"{word} ({size})" for word, size in words)
+        shown = listed(f"{word} ({size})" for word, size in words)
         raise ValueError(
-            f"The prompt '{text}' cannot be split into words: it has {len(tokens)} tokens ({', '.join(map(str, tokens))}), but its words "
+            f"The prompt {quoted(text)} cannot be split into words: it has {len(tokens)} tokens ({listed(tokens)}), but its words "
             f"have {shown}. Write it without special signs, or without weights in brackets."
         )
     return words
@@ -163,7 +167,9 @@ def joined(prompts: Sequence[Prompt]) -> Prompt:
         shifted.append(moved(prompt, start))
         start += prompt.length
     if any([w.key for w in p.words] != [w.key for w in first.words] for p in prompts):
-        raise ValueError(f"The text encoders see other words in '{first.text}': " + " / ".join(p.listed for p in prompts) + ". Reword it.")
+        raise ValueError(
+            f"The text encoders see other words in {quoted(first.text)}: " + " / ".join(p.listed for p in prompts) + ". Reword it."
+        )
     words = tuple(Word(same[0].text, tuple(c for w in same for c in w.columns)) for same in zip(*(p.words for p in shifted)))
     heads, tails = (tuple(c for p in shifted for c in getattr(p, kind)) for kind in ("heads", "tails"))
     return Prompt(first.text, words, heads, tails, start)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ..errors import quoted
 from .alignment import FUNCTION_WORDS, Alignment, align
 from .local_blend import LocalBlend, Pair
 from .prompt import Columns, Prompt, unknown_word
@@ -129,7 +130,7 @@ def _weight_line(prompt: Prompt, word: int, weights: dict[int, float]) -> str:
     phrase = _with_things(prompt, [word])
     if all(prompt.words[i].columns[0] in weights for i in phrase):
         return line
-    return f"{line}: the words behind it carry its meaning too; if little changes, weight '{' '.join(prompt.words[i].text for i in phrase)}'"
+    return f"{line}: the words behind it carry its meaning too; if little changes, weight {quoted(' '.join(prompt.words[i].text for i in phrase))}"
 
 
 def _repeated(prompt: Prompt, words: Iterable[int], times: int) -> Columns:

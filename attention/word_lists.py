@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..errors import quoted
+
 
 def _items(text: str) -> list[tuple[str, str]]:
     """(words, value) of `blue: 1.5, (red circle:0.5)`."""
@@ -12,7 +14,7 @@ def _items(text: str) -> list[tuple[str, str]]:
         bare = item[1:-1] if item.startswith("(") and item.endswith(")") else item
         words, colon, value = bare.rpartition(":")
         if not colon or not words.strip():
-            raise ValueError(f"'{item}' names no value; write the word, a colon and the value, such as 'blue: 1.5'.")
+            raise ValueError(f"{quoted(item)} names no value; write the word, a colon and the value, such as 'blue: 1.5'.")
         pairs.append((words.strip(), value.strip()))
     return pairs
 
@@ -25,7 +27,7 @@ def weights_from(text: str) -> list[list[tuple[str, float]]]:
         for words, value in pairs:
             if not _is_number(value):
                 raise ValueError(
-                    f"The weight of '{words}' is '{value}'; give a number: 1 is neutral, typical 0 to 3, below 0 the opposite."
+                    f"The weight of {quoted(words)} is {quoted(value)}; give a number: 1 is neutral, typical 0 to 3, below 0 the opposite."
                 )
         lists.append([(words, float(value)) for words, value in pairs])
     return lists
@@ -37,7 +39,9 @@ def windows_from(text: str) -> list[tuple[str, tuple[float, float]]]:
     for words, value in _items(text.replace("\n", ",")):
         start, dash, end = value.partition("-")
         if not (dash and _is_number(start) and _is_number(end) and 0 <= float(start) <= float(end) <= 1):
-            raise ValueError(f"The window of '{words}' is '{value}'; give start-end with 0 <= start <= end <= 1, such as 0-0.4.")
+            raise ValueError(
+                f"The window of {quoted(words)} is {quoted(value)}; give start-end with 0 <= start <= end <= 1, such as 0-0.4."
+            )
         windows.append((words, (float(start), float(end))))
     return windows
 

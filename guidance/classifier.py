@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..errors import check_choice, listed, quoted
 from .schedules import NoiseScale
 
 EARLIEST_FLOW = 0.99  # flow: above this sigma, 1 / (1 - sigma) grows no further
@@ -105,8 +106,7 @@ class LabeledClassifier:
     kind: str = "independent"
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"The classifier is of kind '{self.kind}'; choose one of {', '.join(KINDS)}.")
+        check_choice("kind", self.kind, KINDS)
 
     def choices(self, text: str) -> dict[int, float]:
         """Label numbers and weights of a text like "red, circle:0.5"; a weight below 0 means without the label."""
@@ -114,10 +114,10 @@ class LabeledClassifier:
         for part in filter(None, (p.strip() for p in re.split(r"[,\n]", text))):
             name, _, weight = (s.strip() for s in part.partition(":"))
             if name not in self.labels:
-                raise ValueError(f"The classifier has no label '{name}'. It knows: {', '.join(self.labels)}.")
+                raise ValueError(f"The classifier has no label {quoted(name)}. It knows: {listed(self.labels)}.")
             found[self.labels.index(name)] = _weight(part, weight)
         if not found:
-            raise ValueError(f"No label is given. Name one or more, as in 'a, b:0.5', of: {', '.join(self.labels)}.")
+            raise ValueError(f"No label is given. Name one or more, as in 'a, b:0.5', of: {listed(self.labels)}.")
         return found
 
     def log_probability(self, logits: torch.Tensor, choices: dict[int, float]) -> torch.Tensor:
@@ -135,7 +135,7 @@ def _weight(part: str, weight: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value == 0.0:
-        raise ValueError(f"The weight in '{part}' is not a number other than 0; write a label as 'name' or 'name:0.5'.")
+        raise ValueError(f"The weight in {quoted(part)} is not a number other than 0; write a label as 'name' or 'name:0.5'.")
     return value
 
 

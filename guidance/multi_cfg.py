@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from ..errors import check_choice, quoted
 from .directions import NO_SHAPING, Shaping, projected
 from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
@@ -51,15 +52,15 @@ class Channel:
 
     def __post_init__(self):
         if not math.isfinite(self.weight):
-            raise ValueError(f"The weight of channel '{self.name}' is {self.weight}; give a finite number, usually 0 to 15.")
+            raise ValueError(f"The weight of channel {quoted(self.name)} is {self.weight}; give a finite number, usually 0 to 15.")
         if isinstance(self.schedule.shape, CfgPlusPlus) and abs(self.weight) > 1.0:
             raise ValueError(
-                f"The weight of channel '{self.name}' is {self.weight}, but under a schedule of the shape cfg++ it is lambda, from 0 to 1. Set it "
+                f"The weight of channel {quoted(self.name)} is {self.weight}, but under a schedule of the shape cfg++ it is lambda, from 0 to 1. Set it "
                 "to 0.2 to 1, usually 0.6."
             )
         if self.mask is not None and not (self.mask.numel() and float(self.mask.min()) >= 0 and float(self.mask.max()) <= 1):
             raise ValueError(
-                f"The mask of channel '{self.name}' has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or "
+                f"The mask of channel {quoted(self.name)} has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or "
                 "none at all; give a mask of 0 (off) to 1 (on)."
             )
 
@@ -86,8 +87,7 @@ class Rules:
     zero_init_percent: float = 0.0
 
     def __post_init__(self):
-        if self.conflict not in CONFLICTS:
-            raise ValueError(f"Unknown conflict rule '{self.conflict}'; choose one of {', '.join(CONFLICTS)}.")
+        check_choice("conflict", self.conflict, CONFLICTS)
         for name, high in (("norm_cap", math.inf), ("rescale", 1.0), ("zero_init_percent", 1.0)):
             if not 0.0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 (off) to {high}.")

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import check_choice
 from .fixed_point import ACCELERATIONS, distance, solve
 from .method import Derivative, Method, Show, State, Trajectory, rising
 
@@ -36,8 +37,7 @@ class DDIM(Method):
             raise ValueError(f"order is {self.order}; give 1 (DDIM, Euler) or 2 (midpoint, RF-Solver).")
         if self.fixed_point_iterations < 0:
             raise ValueError(f"fixed_point_iterations is {self.fixed_point_iterations}; give 0 (plain inversion) or more, usually 3 to 10.")
-        if self.acceleration not in ACCELERATIONS:
-            raise ValueError(f"acceleration is '{self.acceleration}'; give one of {', '.join(ACCELERATIONS)}.")
+        check_choice("acceleration", self.acceleration, ACCELERATIONS)
         if not self.tolerance >= 0.0:
             raise ValueError(f"tolerance is {self.tolerance:g}; give 0 (all iterations) or more, usually 1e-6.")
 

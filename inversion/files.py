@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..errors import quoted
+
 FORMAT, VERSION = "controlled_diffusion.inversion", 1
 _FRAME = ("format", "version")
 
@@ -25,7 +27,7 @@ def packed(value, name: str, tensors: dict[str, torch.Tensor]):
         return value
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            raise ValueError(f"'{name}' is a tensor of {value.dtype} that safetensors cannot keep. Invert without it.")
+            raise ValueError(f"{quoted(name)} is a tensor of {value.dtype} that safetensors cannot keep. Invert without it.")
         key = f"{len(tensors):05d}.{name}"  # names alone may be equal: a key may have a dot
         tensors[key] = value.cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": key}
@@ -35,7 +37,7 @@ def packed(value, name: str, tensors: dict[str, torch.Tensor]):
     if isinstance(value, dict) and all(isinstance(k, (str, int)) for k in value):
         return {"dict": [[k, packed(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
     raise ValueError(
-        f"'{name}' is a {type(value).__name__}, which a file cannot keep: only tensors, numbers and text. Invert without it, or use "
+        f"{quoted(name)} is a {type(value).__name__}, which a file cannot keep: only tensors, numbers and text. Invert without it, or use "
         "the inversion in its workflow without saving it."
     )
 
@@ -63,7 +65,9 @@ def save(values: Mapping[str, object], path: Path) -> None:
     entries = {k: json.dumps(packed(v, k, tensors)) for k, v in values.items()}
     lost = next((k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())), None)
     if lost is not None:
-        raise ValueError(f"'{lost.partition('.')[2]}' holds NaN or infinity, so the file would be of no use. Invert again, at a lower cfg.")
+        raise ValueError(
+            f"{quoted(lost.partition('.')[2])} holds NaN or infinity, so the file would be of no use. Invert again, at a lower cfg."
+        )
     path.open("xb").close()  # the name is ours from here on
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -80,7 +84,7 @@ def load(path: Path) -> dict:
     """The values of a file that `save` wrote, on the CPU; refuses anything else, and a file that is cut or whose structure is damaged."""
     metadata, tensors = _read(path)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path.name} is no inversion: its metadata lacks the format '{FORMAT}'. Choose a file of Save Inversion.")
+        raise ValueError(f"{path.name} is no inversion: its metadata lacks the format {quoted(FORMAT)}. Choose a file of Save Inversion.")
     if metadata.get("version") != str(VERSION):
         raise ValueError(
             f"{path.name} has format version {metadata.get('version')}; this pack reads {VERSION}. Update the pack, or invert again."

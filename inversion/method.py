@@ -12,6 +12,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from ..errors import listed, quoted
+
 State = tuple[torch.Tensor, ...]  # x (B, C, ...); exact methods have a second tensor of this shape
 Show = Callable[[torch.Tensor, torch.Tensor], None]  # (x, denoised), after every step
 
@@ -99,7 +101,7 @@ def method_named(name: str) -> type[Method]:
     """The method of a file, by its name."""
     known = {m.name: m for m in Method.__subclasses__()}
     if name not in known:
-        raise ValueError(f"'{name}' is no inversion method of this version; it knows {', '.join(sorted(known))}. Update the pack.")
+        raise ValueError(f"{quoted(name)} is no inversion method of this version; it knows {listed(sorted(known))}. Update the pack.")
     return known[name]
 
 

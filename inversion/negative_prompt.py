@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import check_choice
 from .ddim import DDIM
 from .method import Derivative, Method, Show, State, Trajectory
 
@@ -61,8 +62,7 @@ class NegativePrompt(Method):
 
     def __post_init__(self):
         DDIM(fixed_point_iterations=self.fixed_point_iterations)
-        if self.proximal not in PROXIMAL:
-            raise ValueError(f"proximal is '{self.proximal}'; give one of {', '.join(PROXIMAL)}.")
+        check_choice("proximal", self.proximal, PROXIMAL)
         for name in ("interpolation", "quantile"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 to 1.")

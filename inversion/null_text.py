@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from ..errors import check_choice
 from .ddim import DDIM
 from .method import Derivative, Method, Show, State, Trajectory
 
@@ -166,8 +167,7 @@ class NullText(Method):
 
     def __post_init__(self):
         for name, value, known in (("start", self.start, STARTS), ("optimizer", self.optimizer, OPTIMIZERS)):
-            if value not in known:
-                raise ValueError(f"{name} is '{value}'; give one of {', '.join(known)}.")
+            check_choice(name, value, known)
         if self.inner_steps < 0:
             raise ValueError(f"inner_steps is {self.inner_steps}; give 0 (no optimization) or more, usually 3, with adam 10.")
         if not self.learning_rate > 0:

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..errors import quoted
 from ..guidance.image_guidance import KINDS, ImageGradient
 from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
@@ -53,7 +54,7 @@ class ImageGuidanceChannel(io.ComfyNode):
             loss = image_guidance.resembles(decode, clip_vision, image_guidance.wanted_embedding(clip_vision, image, text))
             models.append(clip_vision.patcher)
         else:
-            _need(image is not None, f"Kind '{kind}' needs a reference image: connect one.")
+            _need(image is not None, f"Kind {quoted(kind)} needs a reference image: connect one.")
             loss = image_guidance.matches(decode, image_guidance.nearest_size(image), kind)
         gradient = ImageGradient(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
         return added_channel(conditioning=None, gradient=gradient, name=name or kind, **shared)

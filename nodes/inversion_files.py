@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..errors import quoted
 from .host.inversion import inversion_files as files
 from .host.inversion import invert as inverting
 from .inputs import sockets
@@ -71,7 +72,7 @@ class LoadInversion(io.ComfyNode):
     def execute(cls, model, name) -> io.NodeOutput:
         found = files.load(name)
         found.model.check(model)
-        missing = ExecutionBlocker(f"'{name}' brings no negative conditioning. Connect a prompt, which may be empty.")
+        missing = ExecutionBlocker(f"{quoted(name)} brings no negative conditioning. Connect a prompt, which may be empty.")
         given = inverting.outputs(model, found)
         return io.NodeOutput(*given, found.source, missing if found.null is None else found.null, files.image(model, found))
 

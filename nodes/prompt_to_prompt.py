@@ -74,8 +74,8 @@ class P2PAttentionPatch(io.ComfyNode):
                         "or blocks, 8-15. Several between commas."),
                     text("self_layers", "1/2", "Layers whose self-attention is used, written alike. 1/2 = 32 x 32 and below at 512 x 512."),
                 ),
-                whole("width", 512, 16, 16384, "Width in pixels, where no latent is connected.", step=8),
-                whole("height", 512, 16, 16384, "Height in pixels, where no latent is connected.", step=8),
+                whole("width", 512, 16, 4096, "Width in pixels, where no latent is connected.", step=8),
+                whole("height", 512, 16, 4096, "Height in pixels, where no latent is connected.", step=8),
                 whole("batch_size", 1, 1, 4096, "Images of the source; each target gets as many."),
                 io.Latent.Input("latent", optional=True, tooltip="A latent to start from, instead of width, height and batch_size."),
                 share("joint_end", JOINT_END, "Replaces self_end for models in which image and text share one attention (Flux, SD3, "

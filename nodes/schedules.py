@@ -90,8 +90,6 @@ class GuidanceSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, shape, start_percent, end_percent, curve=None, sigmas=None) -> io.NodeOutput:
         settings = {k: v for k, v in shape.items() if k != "shape"}
-        if shape["shape"] not in _SHAPES:
-            raise ValueError(f"Unknown shape '{shape['shape']}'; choose one of {', '.join(_SHAPES)}.")
         if shape["shape"] == "curve":
             if curve is None:
                 raise ValueError(

@@ -11,6 +11,7 @@ FIELDS = ("guidance", "inversion", "attention", "training")
 TORCH = {"torch", "numpy", "PIL", "safetensors", "einops"}
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
 BELOW = {"guidance": set(), "attention": set(), "inversion": {"guidance"}, "training": {"guidance", "attention"}}
+COMMON = {"errors"}  # how errors quote what was given: a file that all rooms share
 # What a room may import besides itself. `host` is the ground floor of nodes/host, `host/<field>` its mirror of a torch room.
 MAY_IMPORT = {
     **BELOW,
@@ -19,14 +20,14 @@ MAY_IMPORT = {
     "inputs": {"host", *FIELDS, *(f"host/{field}" for field in FIELDS)},
     "nodes": {"inputs", "host", *FIELDS, *(f"host/{field}" for field in FIELDS)},
 }
-FILES = sorted(p for room in (*FIELDS, "nodes") for p in (ROOT / room).rglob("*.py"))
+FILES = sorted([ROOT / "errors.py", *(p for room in (*FIELDS, "nodes") for p in (ROOT / room).rglob("*.py"))])
 
 
 def room_of(parts: tuple[str, ...]) -> str:
     """The room of a module of the pack, given as the parts of its path from the root."""
     if parts[:2] == ("nodes", "host"):
         return f"host/{parts[2]}" if len(parts) > 2 and parts[2] in FIELDS else "host"
-    return "inputs" if parts[:2] == ("nodes", "inputs") else parts[0]
+    return "inputs" if parts[:2] == ("nodes", "inputs") else parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> tuple[set[str], set[Path]]:
@@ -51,11 +52,11 @@ def exists(module: Path) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_arrows(path):
     room = room_of(path.relative_to(ROOT).parts)
-    allowed_outside = TORCH | sys.stdlib_module_names | (set() if room in FIELDS else HOST)
+    allowed_outside = TORCH | sys.stdlib_module_names | (set() if room in {*FIELDS, *COMMON} else HOST)
     outside, inside = imports(path)
     assert not outside - allowed_outside, f"{room} must not import these"
     rooms = {room_of(module.parts) for module in inside}
-    assert not rooms - {room} - MAY_IMPORT[room], f"{room} must not import these rooms"
+    assert not rooms - {room} - MAY_IMPORT.get(room, set()) - COMMON, f"{room} must not import these rooms"
 
 
 def test_no_circle_of_imports():
@@ -143,3 +144,20 @@ def test_no_state_in_modules_and_no_look_into_functions(path):
     seen = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     seen |= {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     assert not seen & {"__code__", "__closure__", "cell_contents", "co_names", "__qualname__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_errors_quote_by_quoted_alone(path):
+    """No f-string writes quotes around a value by hand: `quoted` cuts long texts and shows control characters."""
+    found = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.JoinedStr)]
+    by_hand = [
+        string.lineno
+        for string in found
+        for before, value, after in zip(string.values, string.values[1:], string.values[2:])
+        if isinstance(value, ast.FormattedValue) and _text(before).endswith("'") and _text(after).startswith("'")
+    ]
+    assert not by_hand
+
+
+def _text(part: ast.expr) -> str:
+    return part.value if isinstance(part, ast.Constant) else ""

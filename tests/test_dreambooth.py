@@ -24,7 +24,7 @@ def test_batches_hold_the_ratio_and_take_all_images_in_turn():
 
 def test_prompts_are_lines_and_captions_take_their_place():
     assert class_prompts(" a dog \n\na large dog", "<x>") == ("a dog", "a large dog")
-    refused("The class prompt 'a <x> dog' names <x>", class_prompts, "a dog\na <x> dog", "<x>")
+    refused("The class prompt 'a <x> dog' names '<x>'", class_prompts, "a dog\na <x> dog", "<x>")
     refused("class prompt is empty", class_prompts, "\n")
     assert instance_prompts("a sks dog", ["", "sks in rain"], 2) == ("a sks dog", "sks in rain")
     refused("instance prompt is empty", instance_prompts, " ", (), 1)
@@ -33,4 +33,4 @@ def test_prompts_are_lines_and_captions_take_their_place():
 def test_what_makes_no_sense_is_refused():
     for bad in (dict(weight=-1.0), dict(weight=float("nan")), dict(ratio=0)):
         refused("give", Preservation, **bad)
-    refused("ratio '2:1'", ratio_of, "2:1")
+    refused("ratio is '2:1'", ratio_of, "2:1")

@@ -155,7 +155,7 @@ def test_unknown_drawing_is_an_error():
         illustrated_drawings.drawing("dragon", "noto")
     with pytest.raises(ValueError, match="has no drawing"):
         illustrated_drawings.drawing("penguin", "streamline")
-    with pytest.raises(ValueError, match="Choose one of beach"):
+    with pytest.raises(ValueError, match="choose one of beach"):
         paint_ground("moon", np.random.default_rng(0))
 
 

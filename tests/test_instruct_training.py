@@ -71,7 +71,7 @@ def test_joint_dropout_rates():
     assert shares(ip2p.dropout_of("jointly", 0.0)) == {(True, True): 1.0}
     told = r"at low noise are given \(0, -1\).*Choose 'independently'"
     refused(told, ip2p.dropout_of, "jointly", 0.05, clean_image=0.0)
-    refused(r"Unknown channel_dropout .never.*choose one of jointly, independently", ip2p.dropout_of, "never", 0.05)
+    refused(r"channel_dropout is .never.*choose one of jointly, independently", ip2p.dropout_of, "never", 0.05)
 
 
 def test_independent_dropout_rates():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import check_choice, quoted
 from .objectives import picks
 from .textual_inversion import names
 
@@ -57,8 +58,7 @@ class Batches:
 
 def ratio_of(text: str) -> int:
     """Class images for each instance image, of "1:1" or "1:2"."""
-    if text not in RATIOS:
-        raise ValueError(f"Unknown ratio '{text}' of instance to class images; choose one of {', '.join(RATIOS)}.")
+    check_choice("ratio", text, RATIOS)
     return int(text.split(":")[1])
 
 
@@ -70,7 +70,9 @@ def class_prompts(text: str, *placeholders: str) -> tuple[str, ...]:
     for line in lines:
         for placeholder in filter(None, placeholders):
             if names(line, placeholder):
-                raise ValueError(f"The class prompt '{line}' names {placeholder}, which stands for the subject alone. Take it out.")
+                raise ValueError(
+                    f"The class prompt {quoted(line)} names {quoted(placeholder)}, which stands for the subject alone. Take it out."
+                )
     return lines
 
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..errors import quoted
+
 
 class NotWritten(OSError, ValueError):
     """A file could not be written; the one that was there before, if any, is unchanged."""
@@ -53,7 +55,7 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
-                f"{path} is not written: '{name}' holds NaN or infinity, so the file would be of no use. Lower the learning rate or the scale "
+                f"{path} is not written: {quoted(name)} holds NaN or infinity, so the file would be of no use. Lower the learning rate or the scale "
                 "that made it so, and run again."
             )
     with whole_file(path) as temporary:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..errors import check_choice, quoted
 from .channel_dropout import ChannelDropout, JointDropout, rate_for
 
 FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy latent, in UNets as Stable Diffusion names their weights
@@ -74,8 +75,7 @@ def added_weights(
     attention or of all matrices and convolutions, those that lack the rank at their own; "all weights" are trained themselves. A rank that no
     layer has raises ValueError.
     """
-    if what not in WHAT:
-        raise ValueError(f"Unknown train '{what}'; choose one of {', '.join(WHAT)}.")
+    check_choice("train", what, WHAT)
     generator = torch.Generator().manual_seed(seed % 2**63)
     made: dict[str, torch.nn.Module] = {FIRST: Whole(shapes[FIRST], device)}
     others = {k: s for k, s in shapes.items() if k != FIRST}
@@ -102,8 +102,7 @@ def dropout_of(kind: str, share: float, clean_image: float = -1.0, clean_text: f
     "jointly": the image alone, both, and the instruction alone in a `share` of the samples each, as in the paper. "independently": each by
     itself, at the rate at which both are missing in a `share` of the samples; at low noise at rates of its own unless these are negative.
     """
-    if kind not in DROPPED:
-        raise ValueError(f"Unknown channel_dropout '{kind}'; choose one of {', '.join(DROPPED)}.")
+    check_choice("channel_dropout", kind, DROPPED)
     clean = clean_image, clean_text
     if kind == "jointly":
         if max(clean) >= 0:
@@ -237,7 +236,7 @@ def _pair(line: str, number: int) -> PromptPair:
     parts = [p.strip() for p in found.groups()] if found else []
     if not parts or not all(parts):
         raise ValueError(
-            f"Line {number} is no prompt pair: '{line}'. Write: caption => caption after the edit | instruction, "
+            f"Line {number} is no prompt pair: {quoted(line)}. Write: caption => caption after the edit | instruction, "
             "as in 'a red circle => a blue circle | make it blue'."
         )
     return PromptPair(*parts)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..errors import listed, quoted
 from .files import save_atomically
 from .optimizers import MOMENTS, NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer
@@ -222,23 +223,25 @@ class Loop:
         wanted = {(part, k): tuple(p.shape) for part in ("weight", *({"average"} & parts)) for k, p in self.parameters.items()}
         moments = {at: shape for at, shape in held.items() if at[0] not in ("weight", "average", "curve")}
         wrong = [f"{part}/{k}" for (part, k), shape in wanted.items() if held.get((part, k)) != shape]
-        wrong += [f"{name}/{k}" for (name, k), shape in moments.items() if k not in self.parameters or not _fits(shape, self.parameters[k].shape)]
+        wrong += [
+            f"{name}/{k}" for (name, k), shape in moments.items() if k not in self.parameters or not _fits(shape, self.parameters[k].shape)
+        ]
         wrong += [name for name in shapes if "/" not in name or (name.startswith("curve/") and shapes[name][1:] != (2,))]
         kept = {k: {n for n, other in moments if other == k} for k in self.parameters}
         wrong += [f"a moment of {k}" for k, names in kept.items() if names and names not in MOMENTS]
         wrong += [] if "curve/losses" in shapes else ["curve/losses"]
         if wrong:
-            raise _damaged(path, f"'{wrong[0]}' is missing, or not of the shape that this training has")
+            raise _damaged(path, f"{quoted(wrong[0])} is missing, or not of the shape that this training has")
         with _readable(path), safe_open(path, "pt") as file:
             lost = [k for k in shapes if not bool(torch.isfinite(file.get_tensor(k)).all())]
         if lost:
-            raise _damaged(path, f"'{lost[0]}' holds NaN or infinity")
+            raise _damaged(path, f"{quoted(lost[0])} holds NaN or infinity")
 
     def _check_same_run(self, other: dict[str, str], path: Path) -> None:
         changed = [f"{k} was {other.get(k, 'not set')}, now {v}" for k, v in self.about.items() if other.get(k) != v]
         if changed:
             raise ValueError(
-                f"{path.name} is the state of another training: {'; '.join(changed)}. Set these back to continue it, or start a new one under "
+                f"{path.name} is the state of another training: {listed(changed)}. Set these back to continue it, or start a new one under "
                 "another name."
             )
 

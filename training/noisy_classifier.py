@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..errors import listed, quoted
+
 LOG_SNR = (-6.0, 6.0)  # from nearly pure noise to nearly clean
 
 
@@ -35,7 +37,14 @@ def _draw(seed: int, index: int, batch: int, count: int, shape: tuple[int, ...])
 
 
 def batch_loss(
-    network: torch.nn.Module, latents: torch.Tensor, targets: torch.Tensor, index: int, *, kind: str = "independent", batch: int, seed: int = 0
+    network: torch.nn.Module,
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+    index: int,
+    *,
+    kind: str = "independent",
+    batch: int,
+    seed: int = 0,
 ) -> torch.Tensor:
     """The loss of batch `index` of latents (N, C, H, W) of unit variance and targets (N, labels), wherever the network is; log-SNRs are spread
     evenly over each batch."""
@@ -54,16 +63,16 @@ def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.
     labels = tuple(dict.fromkeys(label for own in sets for label in own))
     for number, own in enumerate(sets, 1):
         if kind == "exclusive" and len(own) != 1:
-            raise ValueError(f"Image {number} has {len(own)} labels ({', '.join(own) or 'none'}); of kind 'exclusive' each has just one.")
+            raise ValueError(f"Image {number} has {len(own)} labels ({listed(own)}); of kind 'exclusive' each has just one.")
         if ":" in "".join(own):
             raise ValueError(f"A label of image {number} holds a colon, which means a weight in Classifier Channel. Use another sign.")
     if not labels or (kind == "exclusive" and len(labels) < 2):
-        raise ValueError(f"There is nothing to tell apart: the labels are {', '.join(labels) or 'none'}. Label the images, one line each.")
+        raise ValueError(f"There is nothing to tell apart: the labels are {listed(labels)}. Label the images, one line each.")
     targets = torch.tensor([[float(label in own) for label in labels] for own in sets])
     for label, share in zip(labels, targets.mean(0).tolist()):
         if share == 1.0:
             raise ValueError(
-                f"Every image has the label '{label}', so there is nothing to tell apart. Add images without it, or leave it out."
+                f"Every image has the label {quoted(label)}, so there is nothing to tell apart. Add images without it, or leave it out."
             )
     return labels, targets
 

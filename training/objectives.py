@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import check_choice
+
 WEIGHTINGS = ("own", "min-snr", "clean")
 TIMESTEPS = ("uniform", "logit-normal", "shifted")
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -24,8 +26,7 @@ def loss_weight(kind: str, gain: torch.Tensor, log_snr: torch.Tensor, gamma: flo
     2303.09556, section 3.4), whose weights for eps, v and x0 prediction are this one in denoised space. "clean": 1, the error of the
     denoised prediction itself, as in ComfyUI's LoRA trainer; for eps models it all but ignores the low-noise half of the timesteps.
     """
-    if kind not in WEIGHTINGS:
-        raise ValueError(f"Unknown weighting '{kind}'; choose one of {', '.join(WEIGHTINGS)}.")
+    check_choice("weighting", kind, WEIGHTINGS)
     if kind == "own":
         return gain.float().square().reciprocal()
     return log_snr.float().exp().clamp(max=gamma) if kind == "min-snr" else torch.ones_like(log_snr, dtype=torch.float32)
@@ -73,8 +74,7 @@ class Levels:
     high: float = 1.0
 
     def __post_init__(self):
-        if self.kind not in TIMESTEPS:
-            raise ValueError(f"Unknown timesteps '{self.kind}'; choose one of {', '.join(TIMESTEPS)}.")
+        check_choice("timesteps", self.kind, TIMESTEPS)
         if not 0.0 <= self.low < self.high <= 1.0:
             raise ValueError(f"Timesteps go from {self.low:g} to {self.high:g}; give 0 <= start < end <= 1.")
 

@@ -8,6 +8,8 @@ from functools import partial
 
 import torch
 
+from ..errors import check_choice
+
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -22,16 +24,14 @@ NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # what each keeps beside a wei
 
 def optimizer(name: str, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
     """An optimizer over `parameters`; the loop sets its learning rate."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"Unknown optimizer '{name}'; choose one of {', '.join(OPTIMIZERS)}.")
+    check_choice("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](list(parameters))
 
 
 def rate_factor(schedule: str, index: int, total: int, warmup: int) -> float:
     """Factor of the learning rate at 0-based step `index`: a linear rise over `warmup` steps, then 1 throughout ("constant"), or down to zero
     at `total` along a line or a cosine."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"Unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}.")
+    check_choice("schedule", schedule, SCHEDULES)
     if index < warmup:
         return (index + 1) / warmup
     done = (index - warmup) / max(1, total - warmup)

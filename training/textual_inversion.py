@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..attention.prompt import is_mark
+from ..errors import check_choice, quoted
 
 TEMPLATES = {
     "object": (
@@ -53,11 +54,11 @@ def check_placeholder(placeholder: str, is_word: Callable[[str], bool]) -> None:
     if not placeholder.strip():
         raise ValueError(f"The placeholder is empty. {advice}")
     if len(placeholder.split()) > 1:
-        raise ValueError(f"The placeholder '{placeholder}' is several words. {advice}")
+        raise ValueError(f"The placeholder {quoted(placeholder)} is several words. {advice}")
     if re.search(r"[(){}\\:,]", placeholder):
-        raise ValueError(f"The placeholder '{placeholder}' holds one of ( ) {{ }} \\ : , which mean something in prompts. {advice}")
+        raise ValueError(f"The placeholder {quoted(placeholder)} holds one of ( ) {{ }} \\ : , which mean something in prompts. {advice}")
     if is_word(placeholder):
-        raise ValueError(f"The placeholder '{placeholder}' is a word that the model knows; it would lose its meaning. {advice}")
+        raise ValueError(f"The placeholder {quoted(placeholder)} is a word that the model knows; it would lose its meaning. {advice}")
 
 
 def own_templates(text: str, placeholder: str) -> tuple[str, ...]:
@@ -65,7 +66,9 @@ def own_templates(text: str, placeholder: str) -> tuple[str, ...]:
     lines = [line.strip().replace(placeholder, "{}") for line in text.splitlines() if line.strip()]
     for line in lines:
         if "{}" not in line:
-            raise ValueError(f"The template '{line}' lacks {{}}, the place of the new word. Write one a line, as in 'a photo of {{}}'.")
+            raise ValueError(
+                f"The template {quoted(line)} lacks {{}}, the place of the new word. Write one a line, as in 'a photo of {{}}'."
+            )
     if not lines:
         raise ValueError(
             "The kind of templates is 'own' but none is given. Write one a line, as in 'a photo of {}', or choose another kind."
@@ -89,7 +92,9 @@ class Prompts:
     def __post_init__(self):
         asks = [t for t in self.templates if "{caption}" in t]
         if asks and not self.captions:
-            raise ValueError(f"The template '{asks[0]}' asks for a caption but there are none. Connect captions, or take {{caption}} out.")
+            raise ValueError(
+                f"The template {quoted(asks[0])} asks for a caption but there are none. Connect captions, or take {{caption}} out."
+            )
 
     def sentence(self, image: int, number: int, seed: int, rate: float = 0.0) -> str:
         """The sentence for an image as sample `number` of the training, the caption being left out at a `rate`; it holds the placeholder."""
@@ -187,10 +192,14 @@ class Concept:
     """
 
     def __init__(
-        self, starts: dict[str, torch.Tensor], vocabularies: dict[str, Vocabulary], norm: str = "limit", limit: float = 1.5, pace: float = 1.0
+        self,
+        starts: dict[str, torch.Tensor],
+        vocabularies: dict[str, Vocabulary],
+        norm: str = "limit",
+        limit: float = 1.5,
+        pace: float = 1.0,
     ):
-        if norm not in NORMS:
-            raise ValueError(f"Unknown norm '{norm}'; choose one of {', '.join(NORMS)}.")
+        check_choice("norm", norm, NORMS)
         self.scales = {k: v.scale * pace for k, v in vocabularies.items()}
         self.parameters = {k: torch.nn.Parameter(rows.float() / self.scales[k]) for k, rows in starts.items()}
         lengths = {k: rows.float().norm(dim=1, keepdim=True) for k, rows in starts.items()}

@@ -58,12 +58,10 @@ def same_conditioning(a: list[dict], b: list[dict]) -> bool:
 
 
 def check_conditionings(model, named: dict[str, list]) -> None:
-    """Refuses conditionings that are empty or were encoded for a model of another width."""
+    """Refuses conditionings that were encoded for a model of another width."""
     config = model.model.model_config.unet_config
     wanted = next((config[k] for k in ("context_dim", "context_in_dim") if isinstance(config.get(k), int)), None)
     for name, conditioning in named.items():
-        if not conditioning:
-            raise ValueError(f"{name} is an empty conditioning; connect a text encode node (its text may be empty).")
         for features, _ in conditioning:
             if wanted and torch.is_tensor(features) and features.shape[-1] != wanted:
                 raise ValueError(

@@ -14,6 +14,8 @@ import torch
 from comfy.hooks import EnumHookType, Hook
 from comfy.patcher_extension import WrappersMP
 
+from ...errors import quoted
+
 KEY = "controlled_diffusion.evaluation_order"
 OWN = "controlled_diffusion"  # with which the keys of all wrappers of the pack begin
 FUNCTION = "model_function_wrapper"
@@ -180,7 +182,7 @@ def _refuse_memories(options: dict, reached: Reached) -> None:
         return
     for kind in KINDS:
         found = wrappers.get(kind, {})
-        wrappers[kind] = found | {key: [reached.around(f"'{key}' of {kind}"), *found[key], reached.inside] for key in others[kind]}
+        wrappers[kind] = found | {key: [reached.around(f"{quoted(key)} of {kind}"), *found[key], reached.inside] for key in others[kind]}
     _put_first(options, KINDS, reached.inside)
     if function is not None:
-        options[FUNCTION] = lambda apply_model, args: reached.around(f"'{FUNCTION}'")(function, apply_model, args)
+        options[FUNCTION] = lambda apply_model, args: reached.around(quoted(FUNCTION))(function, apply_model, args)

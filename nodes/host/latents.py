@@ -7,6 +7,7 @@ from collections.abc import Callable
 import comfy.utils
 import torch
 
+from ...errors import quoted
 from . import gradients
 from .model_tag import ModelTag
 
@@ -29,7 +30,7 @@ def check_size(vae, image: torch.Tensor, name: str) -> None:
     if min(height, width) < cell or (crops and (height % cell or width % cell)):
         near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
         raise ValueError(
-            f"'{name}' is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "
+            f"{quoted(name)} is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "
             f"example to {near}."
         )
 
@@ -45,7 +46,7 @@ def check_images(samples: torch.Tensor, name: str, instead: str = "connect VAE E
     if samples.is_nested or samples.ndim not in (4, 5):
         shape = "several tensors in one" if samples.is_nested else " x ".join(map(str, samples.shape))
         raise ValueError(
-            f"'{name}' is a latent of {shape}, but that of images or a video is needed: (batch, channels, [frames,] height, width). Please "
+            f"{quoted(name)} is a latent of {shape}, but that of images or a video is needed: (batch, channels, [frames,] height, width). Please "
             f"{instead}."
         )
 
@@ -55,7 +56,7 @@ def samples_of(vae, image, name: str) -> torch.Tensor:
     if isinstance(image, dict):
         return image["samples"]
     if vae is None:
-        raise ValueError(f"'{name}' is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
+        raise ValueError(f"{quoted(name)} is an IMAGE, which needs the vae: connect it, or encode the image and connect the LATENT.")
     return encoded_image(vae, image, name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import folder_paths
 import torch
 from safetensors import SafetensorError
 
+from ...errors import listed, quoted
 from ...training.files import disk_errors, save_atomically
 
 __all__ = ["ModelFolder", "disk_errors", "save_atomically"]  # the last two for those who write files of their own
@@ -20,20 +21,8 @@ SHIPPED = Path(__file__).parents[1] / "weights"  # files that come with the pack
 ENDINGS = (".safetensors", ".pt", ".bin")  # of files that could mean a name already
 IF_EXISTS = ("number it", "refuse", "replace", "continue")
 LONGEST = 200  # characters of a name; with an ending and a number it fits into the 255 bytes that disks take
-_LISTED, _QUOTED = 20, 100  # options and characters in an error
 _DAMAGES = (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)  # what a damaged file raises
 _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
-
-
-def quoted(text: str) -> str:
-    """A text for an error: in quotes, without control characters, its first 100 characters."""
-    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}... ({len(text)} characters)"
-
-
-def listed(options: Iterable) -> str:
-    """Options for an error, the first 20."""
-    known = [str(o) for o in options]
-    return ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" * (len(known) > _LISTED) or "none"
 
 
 def check_portable(name: str, what: str = "The name") -> None:
@@ -44,7 +33,9 @@ def check_portable(name: str, what: str = "The name") -> None:
         raise ValueError(f"{what} {quoted(name)} holds a control character, such as a line break. Write it on one line, without it.")
     for part in re.split(r"[/\\]", name):
         if (part.strip(". ") and part.endswith((".", " "))) or _RESERVED.fullmatch(part.partition(".")[0]):
-            raise ValueError(f"{what} {quoted(name)} holds '{part}', which Windows cannot keep as a file. Use another, such as '{part}-1'.")
+            raise ValueError(
+                f"{what} {quoted(name)} holds {quoted(part)}, which Windows cannot keep as a file. Use another, such as '{part}-1'."
+            )
 
 
 def check_name(name: str) -> str:
@@ -71,7 +62,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         ) from error
     lost = next((k for k, t in tensors.items() if not bool(torch.isfinite(t.float()).all())), None)
     if lost is not None:
-        raise ValueError(f"{path} is damaged: '{lost}' holds NaN or infinity. Copy or download it again, or train it anew.")
+        raise ValueError(f"{path} is damaged: {quoted(lost)} holds NaN or infinity. Copy or download it again, or train it anew.")
     return tensors, about or {}
 
 
@@ -159,8 +150,6 @@ class ModelFolder:
         "refuse" and "number it" never touch a file that exists; "replace" writes over it; "continue" goes on from the training's own state
         and refuses where there is a file but no state of it.
         """
-        if if_exists not in IF_EXISTS:
-            raise ValueError(f"Unknown if_exists '{if_exists}'; choose one of {', '.join(IF_EXISTS)}.")
 
         def taken(name: str) -> Path | None:
             return self.taken(name) or also(name) or (state if (state := self.state(name)).exists() else None)
@@ -171,7 +160,7 @@ class ModelFolder:
         if if_exists == "number it":
             return numbered(name, taken)
         missing = f" There is no state of its training at {self.state(name)}." if if_exists == "continue" else ""
-        raise ValueError(f"'{name}' exists: {found}.{missing} Choose another name, or set if_exists to 'number it' or 'replace'.")
+        raise ValueError(f"{quoted(name)} exists: {found}.{missing} Choose another name, or set if_exists to 'number it' or 'replace'.")
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> Path:
         """Writes a file whole or not at all, and gives its path."""

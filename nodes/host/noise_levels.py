@@ -54,15 +54,11 @@ def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float
     def grid(n: int) -> list[float]:
         return comfy.samplers.calculate_sigmas(sampling, scheduler, n).tolist()
 
-    if not 0.0 <= end_percent < 1.0:
-        raise ValueError(f"end_percent is {end_percent}; give 0 (all the way to noise) to less than 1.")
     return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(scale_of(sampling).sigma(end_percent), steps, grid))
 
 
 def skip_steps(sigmas: tuple[float, ...], skip: float) -> tuple[float, ...]:
     """Falling sigmas without the first of their steps, a share `skip` of them; one step always stays."""
-    if not 0 <= skip < 1:
-        raise ValueError(f"skip is {skip:g}; give a share of the steps: 0 (none) to 0.99, 0.36 in the paper.")
     steps = len(sigmas) - 1
     return sigmas[min(round(skip * steps), steps - 1) :]
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
+import comfy.model_management
 import torch
 import torch.nn.functional as F
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...attention.prompt import Prompt, common, joined, moved, read
+from ...errors import listed, quoted
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
 LAYOUTS = {  # names of the encoders in ComfyUI's tokens, and whose columns follow each other in the conditioning; some share theirs
@@ -47,6 +49,7 @@ class ClipTokenizer:
         self.clip, self.name = clip, name
 
     def _chunks(self, text: str) -> list[list[tuple[Hashable, bool]]]:
+        comfy.model_management.throw_exception_if_processing_interrupted()  # a text of many words is tokenized once a word
         return [[(_key(entry[0]), entry[2] != 0) for entry in chunk] for chunk in self.clip.tokenize(text, return_word_ids=True)[self.name]]
 
     @cached_property
@@ -84,9 +87,9 @@ def _shared(text: str, names: Sequence[str], clip) -> Prompt:
     """The words of a prompt for encoders that share columns."""
     found = {name: read(text, ClipTokenizer(clip, name)) for name in names}
     if len({p.words for p in found.values()}) > 1:
-        shown = "; ".join(f"{name}: " + ", ".join(f"{w.text} ({len(w.columns)})" for w in p.words) for name, p in found.items())
+        shown = "; ".join(f"{name}: " + listed(f"{w.text} ({len(w.columns)})" for w in p.words) for name, p in found.items())
         raise ValueError(
-            f"The text encoders make different tokens of '{text}', so that their columns do not match: {shown}. Use an embedding that "
+            f"The text encoders make different tokens of {quoted(text)}, so that their columns do not match: {shown}. Use an embedding that "
             "has equally many vectors for both."
         )
     return found[names[0]]
@@ -104,7 +107,7 @@ def prompt_of(clip, text: str, length: int | None = None) -> Prompt:
     cut = whole.length - (whole.length if length is None else length)
     if not 0 <= cut <= min((c for w in whole.words for c in w.columns), default=whole.length):
         raise ValueError(
-            f"The conditioning of '{text}' has {length} columns for {whole.length} tokens, so that the places of its words are not known. Use a "
+            f"The conditioning of {quoted(text)} has {length} columns for {whole.length} tokens, so that the places of its words are not known. Use a "
             "text encoder of SD1.5, SD2, SDXL, Flux, SD3 or Qwen-Image without other nodes on it."
         )
     return moved(whole, -cut) if cut else whole
@@ -115,7 +118,7 @@ def encoded(clip, text: str) -> list:
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(conditioning) != 1:
         raise ValueError(
-            f"The CLIP gives {len(conditioning)} conditionings for '{text}', for parts of the sampling. Remove hooks and schedules from the CLIP."
+            f"The CLIP gives {len(conditioning)} conditionings for {quoted(text)}, for parts of the sampling. Remove hooks and schedules from the CLIP."
         )
     return conditioning
 

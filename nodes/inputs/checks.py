@@ -10,7 +10,7 @@ from numbers import Integral, Real
 import torch
 from comfy_api.latest import io
 
-from ..host.model_folder import listed, quoted
+from ...errors import check_choice, quoted
 
 _IN_NODES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MISSING = {  # where None comes from, and what to connect
@@ -48,7 +48,7 @@ def check(schema: io.Schema, given: dict) -> dict:
     for each in schema.inputs:
         values = given.get(each.id, ()) if schema.is_input_list else [given[k] for k in (each.id,) if k in given]
         if each.id in given and not values and not each.optional:
-            raise ValueError(f"'{each.id}' is an empty list. Connect a node that gives at least one.")
+            raise ValueError(f"{quoted(each.id)} is an empty list. Connect a node that gives at least one.")
         for number, value in enumerate(values, 1):
             _check_input(each, value, each.id if len(values) == 1 else f"{each.id} {number}")
     return given
@@ -74,15 +74,14 @@ def _check_none(each: io.Input, name: str) -> None:
         return  # not connected
     kinds = each.get_io_type().split(",")
     advice = next((_MISSING[k] for k in kinds if k in _MISSING), "Connect another node, or type a value.")
-    raise ValueError(f"'{name}' is None: the node that is connected to it has none to give. {advice}")
+    raise ValueError(f"{quoted(name)} is None: the node that is connected to it has none to give. {advice}")
 
 
 def _check_options(each: io.Input, value, name: str) -> None:
-    chosen = next((o for o in each.options if isinstance(value, dict) and value.get(each.id) == o.key), None)
-    if chosen is None:
-        given = value.get(each.id) if isinstance(value, dict) else value
-        raise ValueError(f"{name} is {_shown(given)}; choose one of {listed(o.key for o in each.options)}.")
-    for own in chosen.inputs:
+    options = {o.key: o for o in each.options}
+    key = value.get(each.id) if isinstance(value, dict) else value
+    check_choice(name, key, options.keys())
+    for own in options[key].inputs:
         if own.id in value:
             _check_input(own, value[own.id], own.id)
 
@@ -106,8 +105,7 @@ def _check_text(each: io.Input, value, name: str) -> None:
 
 
 def _check_choice(each: io.Input, value, name: str) -> None:
-    if value not in each.options:
-        raise ValueError(f"{name} is {_shown(value)}; choose one of {listed(each.options)}.")
+    check_choice(name, value, each.options)
 
 
 _OF_WIDGET = {"INT": _check_number, "FLOAT": _check_number, "STRING": _check_text, "COMBO": _check_choice}
@@ -122,13 +120,15 @@ def _check_socket(kinds: list[str], value, name: str) -> None:
     elif torch.is_tensor(value) or {*kinds} <= _FORMS.keys():
         _check_tensor(value, name, next((k for k in kinds if k in _FORMS and k != "LATENT"), "LATENT"))
     elif not all_finite(value):
-        raise ValueError(f"'{name}' holds NaN or infinity, as a run that diverged leaves it. Make it again with a lower cfg or weight.")
+        raise ValueError(
+            f"{quoted(name)} holds NaN or infinity, as a run that diverged leaves it. Make it again with a lower cfg or weight."
+        )
 
 
 def _check_latent(latent: dict, name: str) -> None:
     samples = latent.get("samples")
     if samples is None:
-        raise ValueError(f"'{name}' is a latent without samples. Connect VAE Encode, an empty latent, or a sampler.")
+        raise ValueError(f"{quoted(name)} is a latent without samples. Connect VAE Encode, an empty latent, or a sampler.")
     if not getattr(samples, "is_nested", False):
         _check_tensor(samples, name, "LATENT")
 
@@ -147,10 +147,10 @@ def _check_tensor(tensor, name: str, kind: str) -> None:
     dimensions, form = _FORMS[kind]
     if not torch.is_tensor(tensor) or tensor.ndim not in dimensions:
         shape = " x ".join(map(str, tensor.shape)) if torch.is_tensor(tensor) else type(tensor).__name__
-        raise ValueError(f"'{name}' has the shape {shape or 'of one number'}, but {kind} is {form}. Connect a node that gives one.")
+        raise ValueError(f"{quoted(name)} has the shape {shape or 'of one number'}, but {kind} is {form}. Connect a node that gives one.")
     if not tensor.numel():
         shape = " x ".join(map(str, tensor.shape))
-        raise ValueError(f"'{name}' is empty: its shape is {shape}, {form}. Connect one with at least one value.")
+        raise ValueError(f"{quoted(name)} is empty: its shape is {shape}, {form}. Connect one with at least one value.")
     _check_finite(tensor, name)
     _OF_KIND.get(kind, lambda tensor, name: None)(tensor, name)
 
@@ -158,22 +158,32 @@ def _check_tensor(tensor, name: str, kind: str) -> None:
 def _check_finite(tensor: torch.Tensor, name: str) -> None:
     if not all_finite(tensor):
         raise ValueError(
-            f"'{name}' holds NaN or infinity, as a model that diverged or a failed decoder leaves it. Look at the nodes before it: lower cfg "
+            f"{quoted(name)} holds NaN or infinity, as a model that diverged or a failed decoder leaves it. Look at the nodes before it: lower cfg "
             "and weights, or start ComfyUI with --force-fp32 or --fp32-vae."
         )
 
 
 def _check_channels(image: torch.Tensor, name: str) -> None:
     if image.shape[-1] not in (3, 4):
-        raise ValueError(f"'{name}' has {image.shape[-1]} channels; give an IMAGE of 3 (RGB) or 4 (RGBA), such as Mask to Image makes of a mask.")
+        raise ValueError(
+            f"{quoted(name)} has {image.shape[-1]} channels; give an IMAGE of 3 (RGB) or 4 (RGBA), such as Mask to Image makes of a mask."
+        )
 
 
 def _check_levels(sigmas: torch.Tensor, name: str) -> None:
     if float(sigmas.min()) < 0:
-        raise ValueError(f"'{name}' holds the noise level {float(sigmas.min()):g}; give levels of 0 or more, as a scheduler node makes them.")
+        raise ValueError(
+            f"{quoted(name)} holds the noise level {float(sigmas.min()):g}; give levels of 0 or more, as a scheduler node makes them."
+        )
 
 
-_OF_KIND: dict[str, Callable] = {"IMAGE": _check_channels, "SIGMAS": _check_levels}
+def _check_shares(mask: torch.Tensor, name: str) -> None:
+    low, high = float(mask.min()), float(mask.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{quoted(name)} has values from {low:.3g} to {high:.3g}; give a mask of 0 (off) to 1 (on).")
+
+
+_OF_KIND: dict[str, Callable] = {"IMAGE": _check_channels, "SIGMAS": _check_levels, "MASK": _check_shares}
 
 
 def all_finite(value) -> bool:
@@ -200,6 +210,6 @@ def _check_outputs(schema: io.Schema, made: io.NodeOutput) -> None:
     for output, value in zip(schema.outputs, made.args if not schema.is_output_node else ()):
         if not all_finite(value):
             raise ValueError(
-                f"The result '{output.display_name}' holds NaN or infinity: the model diverged, or a setting is too large for it. Lower cfg, "
+                f"The result {quoted(output.display_name)} holds NaN or infinity: the model diverged, or a setting is too large for it. Lower cfg, "
                 "weights and scales, or start ComfyUI with --force-fp32."
             )

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from .environment import ROOT
 from .good_inputs import Sockets, good, nodes, run
 
-LONG = "a" * 300
+LONG = "a" * 300  # characters: more than a file's name can have
 NAMES = ("name", "folder", "filename_prefix")  # widgets whose text names a file of an output node
 WRITTEN = ("embeddings", "loras", "diffusion_models")  # folders that trainers write into and the demo model does not need
 PATIENCE, ANSWER = 4.0, 2.0  # seconds until a case is canceled, and those within which it has to stop
-OF_PACK = [ROOT / room for room in ("guidance", "inversion", "attention", "training", "nodes")]
+OF_PACK = [ROOT / room for room in ("errors.py", "guidance", "inversion", "attention", "training", "nodes")]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def masks(good: torch.Tensor) -> Iterator[Damage]:
     yield Damage("two dimensions", good[0], False)
     yield Damage("1 x 1", good[:, :1, :1], False)
     yield Damage("nothing chosen", torch.zeros_like(good), False)
+    yield Damage("above 1", 2 * torch.ones_like(good))
+    yield Damage("below 0", good - 0.5)
 
 
 def latents(good: dict) -> Iterator[Damage]:
@@ -153,6 +155,8 @@ def damages(given, sockets: Sockets, writes: bool = False) -> Iterator[Damage]:
         yield from texts(writes and given.id in NAMES)
     elif kind == "COMBO":
         yield Damage("unknown", "no such choice")
+    elif kind == "COMFY_DYNAMICCOMBO_V3":
+        yield Damage("unknown", {given.id: "no such choice"})
     elif kind == "COMFY_AUTOGROW_V3":
         yield Damage("empty", {})
         yield Damage("None in it", {f"{given.template.prefix}0": None})
@@ -222,7 +226,7 @@ def spoilt_files(folder: Path, before: dict[Path, int]) -> list[str]:
 def is_sentence(error: Exception) -> bool:
     """Whether an error was raised by a line of the pack, in words."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    own = any(room in Path(last.filename).parents for room in OF_PACK)
+    own = any(Path(last.filename).is_relative_to(room) for room in OF_PACK)
     line = linecache.getline(last.filename, last.lineno).strip()
     return isinstance(error, ValueError) and own and line.startswith("raise") and len(str(error).split()) > 4
 

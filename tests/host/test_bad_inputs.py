@@ -1,7 +1,10 @@
 """Every input of every node with one value of each kind of damage: an error in words or a right result, never a raw error or NaN."""
 
+import contextlib
+import itertools
 import math
 
+import comfy.model_management
 import pytest
 import torch
 from controlled_diffusion.nodes import MODULES
@@ -66,6 +69,7 @@ def test_faults_are_found(sockets, place, monkeypatch):
         ("DDIMInverter", dict(image=torch.full((1, 64, 64, 3), math.nan)), "^'image' holds NaN or infinity.* --fp32-vae.$"),
         ("DDIMInverter", dict(image=torch.zeros(1, 64, 64, 1)), "^'image' has 1 channels; give an IMAGE of 3"),
         ("DDIMInverter", dict(source=[]), "^source is an empty conditioning"),
+        ("IPAdapterPatch", dict(mask=torch.full((1, 8, 8), 2.0)), "^'mask' has values from 2 to 2; give a mask of 0 .off. to 1 .on.[.]$"),
         ("MultiCFGGuider", dict(sigmas=torch.tensor([1.0, -1.0])), "^'sigmas' holds the noise level -1; give levels of 0 or more"),
     ],
 )  # fmt: skip
@@ -74,6 +78,23 @@ def test_errors_name_the_value_and_what_is_allowed(node_id, changes, message, so
     with pytest.raises(ValueError) as error:
         run(node_id, **good(node_id, sockets) | changes)
     assert len(str(error.value)) < 700
+
+
+PAGES = ("a" * 5000, "a:b, " * 1000, "a <x> {y}\n" * 500, "red circle " * 450, "a" * 5000 + ":2, b", "a => " + "b" * 5000)
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_no_error_holds_a_whole_text(node_id, sockets, place):
+    """Texts of 5,000 characters: messages quote 100 of them, and list 400 characters of options."""
+    schema, whole = nodes()[node_id].GET_SCHEMA(), good(node_id, sockets)
+    texts = [i.id for i in schema.inputs if i.get_io_type() in ("STRING", "COMBO")]
+    for name, text in itertools.product(texts, PAGES):
+        given = whole | {name: [text] if schema.is_input_list else text}
+        with contextlib.suppress(comfy.model_management.InterruptProcessingException), bad_inputs.cancelling(1.0):
+            try:
+                run(node_id, **given)
+            except ValueError as error:
+                assert len(str(error)) < 2000, f"{name}: {text[:20]}"
 
 
 def test_a_result_without_numbers_is_refused(sockets):

@@ -299,10 +299,10 @@ SEVERAL = dict(learn_word=True, placeholder="<rex>, <kit>", instance_prompt="<re
         (dict(rank=33), r"Rank 33 does not fit the layer diffusion_model\.\S+ \(32 x 32\); give 1 to 32"),
         (dict(class_count=0), "There are no class images"),
         (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
-        (dict(learn_word=True), "'a zz cat' lacks the new word. Write <subject>"),
-        (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names <subject>"),
+        (dict(learn_word=True), "'a zz cat' lacks the new word. Write '<subject>'"),
+        (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names '<subject>'"),
         (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
-        (dict(captions=["a <rex>\na cat"]) | SEVERAL, "No sentence names <kit>"),
+        (dict(captions=["a <rex>\na cat"]) | SEVERAL, "No sentence names '<kit>'"),
         (SEVERAL | dict(placeholder="<rex>, <rex>", captions=["<rex>\n<rex>"]), "<rex> stands for two concepts"),
         (SEVERAL | dict(placeholder="<rex>, cat", captions=["<rex>\ncat"]), "'cat' is a word that the model knows"),
         (SEVERAL | dict(initial_words="a, b, c"), "3 initial words for 2 placeholders"),
@@ -374,6 +374,7 @@ def test_a_lora_that_would_not_be_in_the_file_is_refused(eps_model, vae, clip, f
         (("<2>", "<猫>"), ["pets-1", "pets-2"]),
         (("<2>", "<a>", "[a]"), ["pets-1", "pets-2", "pets-3"]),
         (("<Dog>", "<dog>"), ["pets-1", "pets-2"]),
+        (("<" + "a" * 31 + ">", "<dog>"), ["pets-1", "pets-2"]),
     ],
 )
 def test_every_word_has_a_file_of_its_own(placeholders, names):

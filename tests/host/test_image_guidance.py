@@ -186,7 +186,6 @@ def test_a_dynamic_clip_vision_model_is_copied_whole(eps_model, vae, vision):
         ("layout", dict(image=None), "needs a reference image"),
         ("clip", dict(image=None, clip_vision="vision"), "needs an image or a text"),
         ("clip", dict(image=None, clip_vision="vision", text=CAT), "embeddings of width 24, the text has one of width 64"),
-        ("shape", dict(), "Unknown kind 'shape'"),
     ],
 )
 def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):

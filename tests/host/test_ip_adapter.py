@@ -366,7 +366,6 @@ def test_a_mask_is_cut_to_the_area_of_a_conditioning(eps_model, vision):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (dict(mask=torch.full((1, 8, 8), 2.0)), "values outside 0 to 1"),
         (dict(layers="output9:1"), "'output9:1', which is no layer of this model"),
     ],
 )

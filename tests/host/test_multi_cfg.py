@@ -285,8 +285,6 @@ def test_conditionings_and_masks_that_do_not_fit_are_refused(eps_model):
         multi(eps_model, Channel(foreign, 1.0, name="sky"))
     with pytest.raises(ValueError, match="The null of channel 'sky' has text features of width 768"):
         patched(eps_model, Channel(CAT, 1.0, null=foreign, name="sky"))
-    with pytest.raises(ValueError, match="The unconditional is an empty conditioning"):
-        multi(eps_model, Channel(CAT, 1.0), unconditional=[])
     with pytest.raises(ValueError, match="mask holds 3 images but 2 are sampled"):
         run(multi(eps_model, Channel(CAT, 4.0, mask=torch.ones(3, 8, 8))), latent(2))
     never = node_helpers.conditioning_set_values(EMPTY, {"start_percent": 0.999, "end_percent": 1.0})

@@ -151,8 +151,6 @@ def test_blocks_run_again_only_where_memory_is_short(eps_model, vae, clip, monke
     enough, little = passes.plain + learning + working + 1, passes.recomputed + learning + 1
     asked = [("auto", enough), ("auto", enough - 2), ("auto", little), ("on", enough), ("off", enough), ("off", passes.plain + learning + 1)]
     assert [recomputes(tasks[way], free, monkeypatch) for way, free in asked] == [False, True, True, True, False, False]
-    with pytest.raises(ValueError, match="Unknown checkpointing 'yes'"):
-        task_of(eps_model, clip, vae, checkpointing="yes").memory_plan(None)
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(eps_model, vae, clip, folders, monkeypatch):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...errors import listed, quoted
+
 SHEET = Path(__file__).parents[2] / "tests" / "demo" / "illustrated" / "drawings.webp"
 CELL = 160  # pixels, the side of a drawing on the sheet
 SETS = ("noto", "twemoji", "fluent flat", "fluent 3d", "streamline")  # columns of the sheet
@@ -43,12 +45,12 @@ def drawing(thing: str, name: str) -> Image.Image:
     """A drawing of a thing by one of SETS, RGBA, cut to its outline, at most 160 pixels wide and high."""
     rows = THINGS + UNSEEN
     if thing not in rows or name not in SETS:
-        raise ValueError(f"Unknown drawing '{thing}' by '{name}'. Things: {', '.join(rows)}. Sets: {', '.join(SETS)}.")
+        raise ValueError(f"Unknown drawing {quoted(thing)} by {quoted(name)}. Things: {listed(rows)}. Sets: {listed(SETS)}.")
     left, top = SETS.index(name) * CELL, rows.index(thing) * CELL
     cell = _sheet().crop((left, top, left + CELL, top + CELL))
     box = cell.getchannel("A").getbbox()
     if box is None:
-        raise ValueError(f"The set '{name}' has no drawing of '{thing}'. Choose another of {', '.join(SETS)}.")
+        raise ValueError(f"The set {quoted(name)} has no drawing of {quoted(thing)}. Choose another of {listed(SETS)}.")
     return cell.crop(box)
 
 

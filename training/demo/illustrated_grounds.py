@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...errors import check_choice
+
 SIZE = 192  # pixels, the side of an image
 FLOOR = {  # lowest and highest line on which a thing rests, as a share of the height; the sky has none
     "beach": (0.74, 0.9),
@@ -200,6 +202,5 @@ GROUNDS = tuple(_PAINTERS)
 
 def paint_ground(name: str, rng: Rng) -> np.ndarray:
     """A ground without things, float (SIZE, SIZE, 3) in [0, 255]."""
-    if name not in _PAINTERS:
-        raise ValueError(f"Unknown ground '{name}'. Choose one of {', '.join(GROUNDS)}.")
+    check_choice("ground", name, GROUNDS)
     return _PAINTERS[name](rng)

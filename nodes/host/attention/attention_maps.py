@@ -17,6 +17,7 @@ from ....attention.layers import Block, Place, chosen_blocks, chosen_places
 from ....attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
+from ....errors import quoted
 from ..conditionings import marked
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale
@@ -140,7 +141,7 @@ def _fitting(prompt: Prompt, features: torch.Tensor) -> Prompt:
     """The prompt, whose conditioning must not be shorter than it."""
     if features.shape[1] < prompt.length:
         raise ValueError(
-            f"The conditioning holds texts of {features.shape[1]} tokens, but the prompt '{prompt.text}' makes one of {prompt.length}. Connect the "
+            f"The conditioning holds texts of {features.shape[1]} tokens, but the prompt {quoted(prompt.text)} makes one of {prompt.length}. Connect the "
             "conditioning of just this prompt, or none."
         )
     return prompt

@@ -23,6 +23,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
+from ....errors import quoted
 from ..conditionings import origin
 from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale
@@ -58,7 +59,7 @@ def _features(adapter: Adapter, encoder, image: torch.Tensor | None, crop: bool)
         raise ValueError("There is no image. Connect an IMAGE, or a CLIP_VISION_OUTPUT instead of the CLIP_VISION.")
     if ready and adapter.hidden:
         raise ValueError(
-            f"{adapter.name} is a '{adapter.kind}' adapter: its unconditional needs the encoding of an empty image, which a "
+            f"{adapter.name} is a {quoted(adapter.kind)} adapter: its unconditional needs the encoding of an empty image, which a "
             "CLIP_VISION_OUTPUT does not hold. Connect the CLIP_VISION and the image."
         )
     output = encoder if ready else encoder.encode_image(image, crop=crop)
@@ -144,12 +145,6 @@ class ImagePatch:
     mask: torch.Tensor | None = None
     only_marked: bool = False
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def __post_init__(self):
-        if self.mask is not None and not (self.mask.numel() and float(self.mask.min()) >= 0 and float(self.mask.max()) <= 1):
-            raise ValueError(
-                f"The mask has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or none at all; give a mask of 0 (off) to 1 (on)."
-            )
 
     def install(self, model):
         """A clone of the model on which the images act."""

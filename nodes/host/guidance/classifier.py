@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ....errors import quoted
 from ....guidance.classifier import LabeledClassifier, NoisyClassifier, config_of
-from ..model_folder import ModelFolder, load_tensors, quoted, save_atomically
+from ..model_folder import ModelFolder, load_tensors, save_atomically
 
 CLASSIFIERS = ModelFolder("noisy_classifiers", "classifier", own=True)
 _ABOUT = ("labels", "latent_format", "kind", "network")
@@ -32,7 +33,9 @@ def read(path: Path) -> LabeledClassifier:
     with torch.inference_mode(False):
         tensors, about = load_tensors(path)
         if about.get("format") != FORMAT:
-            raise ValueError(f"{path.name} is no noisy classifier: its metadata lacks the format '{FORMAT}'. Train one, or choose another.")
+            raise ValueError(
+                f"{path.name} is no noisy classifier: its metadata lacks the format {quoted(FORMAT)}. Train one, or choose another."
+            )
         try:
             return _classifier({k: t.float().clone() for k, t in tensors.items()}, *(json.loads(about[k]) for k in _ABOUT))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, RecursionError) as error:

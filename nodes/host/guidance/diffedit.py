@@ -52,10 +52,6 @@ class MaskSettings:
     seed: int = 0
     refine: bool = True
 
-    def __post_init__(self):
-        if self.maps < 1:
-            raise ValueError(f"There are {self.maps} maps; give 1 or more, 10 in the paper.")
-
 
 def _task(model, vae, image, mask: torch.Tensor | None) -> sdedit.Task:
     if isinstance(image, dict):

@@ -17,6 +17,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
+from ....errors import quoted
 from ....guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, term
 from ....guidance.record import Record, distinct
 from ....guidance.schedules import NoiseScale
@@ -67,7 +68,7 @@ class Conditionings:
             return ChannelKeys(channel, name)
         if channel.null is None and base is None:
             raise ValueError(
-                f"Channel '{channel.name}' has no null conditioning and the guider has no negative to use "
+                f"Channel {quoted(channel.name)} has no null conditioning and the guider has no negative to use "
                 "instead. Give the channel a null (an empty prompt), or sample with positive and negative."
             )
         key = self.key_of(channel.conditioning, NEGATIVE if channel.negative else POSITIVE)

@@ -16,8 +16,6 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 def matches(decode: Loss, image: torch.Tensor, kind: str) -> Loss:
     """Distance in color, brightness or layout from an IMAGE (1, H, W, 3)."""
-    if kind not in DISTANCES:
-        raise ValueError(f"Unknown kind '{kind}'; choose one of {', '.join(DISTANCES)}.")
     with torch.inference_mode(False):
         reference = image[:1, ..., :3].movedim(-1, 1).float().clone()
     return lambda latents: DISTANCES[kind](decode(latents), reference.to(latents.device))

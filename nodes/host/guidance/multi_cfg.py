@@ -8,6 +8,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
+from ....errors import quoted
 from ....guidance.multi_cfg import Channel, Rules
 from ....guidance.record import Record
 from ....guidance.schedules import NoiseScale
@@ -20,14 +21,14 @@ from .guidance_run import KEY, ChannelGroup, Conditionings, GuidanceRun
 
 def check_guidance_channels(model, channels: Sequence[Channel]) -> None:
     """Refuses channels that were made for another model."""
-    nulls = {f"The null of channel '{c.name}'": c.null for c in channels if c.null is not None}
-    check_conditionings(model, {f"Channel '{c.name}'": c.conditioning for c in channels if c.gradient is None} | nulls)
+    nulls = {f"The null of channel {quoted(c.name)}": c.null for c in channels if c.null is not None}
+    check_conditionings(model, {f"Channel {quoted(c.name)}": c.conditioning for c in channels if c.gradient is None} | nulls)
     own = type(model.get_model_object("latent_format")).__name__
     for channel in channels:
         wanted = channel.gradient.latent_format if channel.gradient else ""
         if wanted not in ("", own):
             raise ValueError(
-                f"Channel '{channel.name}' was made for latents of the format {wanted}, but {type(model.model).__name__} has {own}. "
+                f"Channel {quoted(channel.name)} was made for latents of the format {wanted}, but {type(model.model).__name__} has {own}. "
                 "Use one that was trained on this model's latents."
             )
 
@@ -133,7 +134,7 @@ class MultiCFGWrapper:
         guider = executor.class_obj
         if not self.rules.plain and "negative" not in guider.conds:
             raise ValueError(
-                f"Conflict '{self.rules.conflict}', norm_cap {self.rules.norm_cap} and rescale {self.rules.rescale} measure against the "
+                f"Conflict {quoted(self.rules.conflict)}, norm_cap {self.rules.norm_cap} and rescale {self.rules.rescale} measure against the "
                 "negative, which this guider does not have. Use conflict 'sum' with both at 0, or sample with positive and negative."
             )
         run, names = GuidanceRun.of(guider), Conditionings(guider.conds)

@@ -8,11 +8,12 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 
+from ....errors import quoted
 from ....inversion import files
 from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights
 from ..fingerprint import stamp as file_stamp
-from ..model_folder import ModelFolder, check_portable, disk_errors, quoted
+from ..model_folder import ModelFolder, check_portable, disk_errors
 from ..model_tag import ModelTag
 from .invert import Inversion
 

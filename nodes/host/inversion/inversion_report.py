@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ....errors import quoted
 from ....inversion import quality
 from ..images import LINE, as_image, image_grid, to_pil
 from ..latents import decoded, encoded_image
@@ -74,12 +75,12 @@ def matched(name: str, images: torch.Tensor, reference: torch.Tensor) -> tuple[t
     size, wanted = ("x".join(map(str, p.shape[2:0:-1])) for p in (images, reference))
     if size != wanted:
         raise ValueError(
-            f"'{name}' is {size} pixels and the reference {wanted}; they must be equal. Scale or crop the reference (a VAE cuts sizes that "
+            f"{quoted(name)} is {size} pixels and the reference {wanted}; they must be equal. Scale or crop the reference (a VAE cuts sizes that "
             "it cannot divide)."
         )
     if len(images) != len(reference) != 1:
         raise ValueError(
-            f"'{name}' holds {len(images)} images and the reference {len(reference)}; give equally many, or one reference. With two "
+            f"{quoted(name)} holds {len(images)} images and the reference {len(reference)}; give equally many, or one reference. With two "
             "branches Inversion Sampler gives the source first, then the edit: take them apart with ImageFromBatch."
         )
     return images, reference.expand(len(images), -1, -1, -1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
+from ....errors import quoted
 from ....training.instruct_pix2pix import Whole
 from ..model_folder import ModelFolder
 
@@ -97,8 +98,6 @@ class Design:
 
     def adapters(self, model, seed: int) -> Adapters:
         """Adapters on the chosen layers of a MODEL that change nothing yet, not put on."""
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"Unknown algorithm '{self.algorithm}'; choose one of {', '.join(ALGORITHMS)}.")
         layers = chosen(model, self.layers)
         for name, shape in layers.items():
             least = min(shape[0], shape[1:].numel())
@@ -151,7 +150,7 @@ def chosen(model, layers: str) -> dict[str, torch.Size]:
     }
     if not found:
         some = ", ".join(list(known)[:: max(1, len(known) // 6)][:6])
-        raise ValueError(f"No layer's name fits '{layers}'. This model's layers are called, for example, {some}. Empty = all layers.")
+        raise ValueError(f"No layer's name fits {quoted(layers)}. This model's layers are called, for example, {some}. Empty = all layers.")
     return found
 
 

@@ -15,10 +15,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....attention.layers import Place
+from ....errors import quoted
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
-from ..model_folder import load_tensors, quoted
+from ..model_folder import load_tensors
 from . import adapters, new_words
 
 KEY = "controlled_diffusion.custom_diffusion"
@@ -83,7 +84,9 @@ def concepts_of(text: str) -> list[Concept]:
     for line in filter(None, map(str.strip, text.splitlines())):
         name, sign, prompt = (part.strip() for part in line.partition("="))
         if not (name and sign and prompt):
-            raise ValueError(f"The line '{line}' does not say 'name = prompt'; write, for example, 'my-cat = a embedding:my-cat cat'.")
+            raise ValueError(
+                f"The line {quoted(line)} does not say 'name = prompt'; write, for example, 'my-cat = a embedding:my-cat cat'."
+            )
         prompts.setdefault(name.removesuffix(".safetensors"), []).append(prompt)
     if len(prompts) < 2:
         raise ValueError("There are fewer than two concepts to merge. Write one a line, as 'my-cat = a embedding:my-cat cat'.")
@@ -113,7 +116,7 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     own = [i for i in vectors if concept.says(tokens[i][0], part.key)]
     if concept and not own and concept.words(part.key):
         raise ValueError(
-            f"The line '{concept.name} = {prompt}' names no word that '{concept.name}' was trained with. Write embedding:{concept.name} where the "
+            f"The line {quoted(f'{concept.name} = {prompt}')} names no word that {quoted(concept.name)} was trained with. Write embedding:{concept.name} where the "
             "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
         )
     if own or vectors:
@@ -153,7 +156,7 @@ def _patches(model, concept: Concept, layers: dict[str, torch.Size]) -> dict[str
     if other or not own:
         what = f"changes {other[0]}" if other else "has nothing for this model"
         raise ValueError(
-            f"'{concept.name}' {what}; only keys and values of cross-attention can be merged, as Custom Diffusion trains them."
+            f"{quoted(concept.name)} {what}; only keys and values of cross-attention can be merged, as Custom Diffusion trains them."
         )
     return own
 

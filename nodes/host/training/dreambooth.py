@@ -10,6 +10,7 @@ from itertools import zip_longest
 
 import torch
 
+from ....errors import quoted
 from ....training.channel_dropout import ChannelDropout
 from ....training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
 from ....training.loop import Loop
@@ -24,6 +25,7 @@ from .images import all_or_none, images_of
 from .textual_inversion import check_validation
 from .whole_weights import WholeWeights
 
+LONGEST_WORD = 30  # characters of a word in the name of its file
 
 @dataclass(frozen=True)
 class Subject:
@@ -112,7 +114,8 @@ def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:
     if len(placeholders) < 2:
         return [name] * len(placeholders)
     plain = [re.sub(r"[^A-Za-z0-9_-]", "", p) for p in placeholders]
-    differ = all(plain) and len({text.casefold() for text in plain}) == len(plain)  # as files where case does not count
+    fit = all(0 < len(text) <= LONGEST_WORD for text in plain)
+    differ = fit and len({text.casefold() for text in plain}) == len(plain)  # as files where case does not count
     return [f"{name}-{text if differ else i}" for i, text in enumerate(plain, 1)]
 
 
@@ -194,7 +197,9 @@ def prepare(
     images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
     texts, count = tuple(tuple(images.with_hint(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
     if active:
-        class_batches = prior.images or class_images.made(model, clip, vae, class_images.Order(class_texts, prior.count, prior.batch, validation), images.latents[0].shape[1:])
+        class_batches = prior.images or class_images.made(
+            model, clip, vae, class_images.Order(class_texts, prior.count, prior.batch, validation), images.latents[0].shape[1:]
+        )
         others = images_of(vae, class_batches)
         latents = (*images.latents, *others.latents)
         images = replace(images, latents=latents, masks=all_or_none(latents, (*images.masks, *others.masks)))
@@ -222,13 +227,15 @@ def _checked(clip, subject: Subject, validation: Validation, texts: Sequence[str
     for placeholder in placeholders:
         check_placeholder(placeholder, lambda text: new_words.is_word(clip, text))
         if placeholders.count(placeholder) > 1:
-            raise ValueError(f"The placeholder {placeholder} stands for two concepts. Give each a word of its own.")
+            raise ValueError(f"The placeholder {quoted(placeholder)} stands for two concepts. Give each a word of its own.")
     if len(placeholders) == 1 and not names(subject.prompt, placeholders[0]):
-        raise ValueError(f"The instance prompt '{subject.prompt}' lacks the new word. Write {placeholders[0]} where it belongs.")
+        raise ValueError(
+            f"The instance prompt {quoted(subject.prompt)} lacks the new word. Write {quoted(placeholders[0])} where it belongs."
+        )
     for placeholder in placeholders:
         if not any(names(text, placeholder) for text in texts):
             raise ValueError(
-                f"No sentence names {placeholder}, so it would not be trained. Write it in the captions of the images that show it, as in "
-                f"'{texts[0]}, {placeholder}', or leave the captions out."
+                f"No sentence names {quoted(placeholder)}, so it would not be trained. Write it in the captions of the images that show it, as in "
+                f"{quoted(f'{texts[0]}, {placeholder}')}, or leave the captions out."
             )
     return check_validation(validation, next((p for p in placeholders if names(validation.prompt, p)), placeholders[0]))

@@ -15,6 +15,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ....errors import quoted
 from ....training.instruct_pix2pix import FIRST, widened
 from ..gradients import differentiable_patcher, run_in_inference_mode
 from ..model_folder import ModelFolder, load_tensors
@@ -109,7 +110,7 @@ def check_injections(model) -> None:
     """Refuses what changes a MODEL's layers without being in its weights."""
     if model.injections:
         raise ValueError(
-            f"The model brings '{next(iter(model.injections))}', which acts beside its weights and cannot become part of a new model. Load "
+            f"The model brings {quoted(next(iter(model.injections)))}, which acts beside its weights and cannot become part of a new model. Load "
             "the LoRA by Load LoRA, not in bypass mode."
         )
 
@@ -169,7 +170,7 @@ def load(model, path: str, disable_dynamic: bool = False):
     wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     if wrong:
         raise ValueError(
-            f"{Path(path).name} is not an instruction model made from this {type(model.model).__name__}: '{wrong[0]}' is "
+            f"{Path(path).name} is not an instruction model made from this {type(model.model).__name__}: {quoted(wrong[0])} is "
             f"{found.get(wrong[0], 'missing')}, not {wanted.get(wrong[0], 'wanted at all')} ({len(wrong)} weights differ). Connect the model that it "
             "was trained from, or choose another file."
         )

@@ -15,6 +15,7 @@ import torch
 
 from ....attention.layers import Place
 from ....attention.prompt_to_prompt import Window
+from ....errors import quoted
 from ....guidance.schedules import NoiseScale
 from ....training.instruct_pix2pix import Draw, PromptPair, draws
 from ..attention.hook import Control, ControlRun, install
@@ -133,7 +134,7 @@ def _check_settings(now: dict, pairs: Sequence[PromptPair], done: dict[PromptPai
         unknown = now.get("unknown") or others[0].get("unknown")
         reason, step = (f"but {unknown}", "Name") if unknown else (f"drawn otherwise: {changed}", "Set these back to continue there, name")
         raise ValueError(
-            f"'{folder.name}' holds {len(others)} of these prompt pairs, {reason}. {step} another folder, or set if_exists to 'number it'."
+            f"{quoted(folder.name)} holds {len(others)} of these prompt pairs, {reason}. {step} another folder, or set if_exists to 'number it'."
         )
 
 

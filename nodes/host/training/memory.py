@@ -106,10 +106,6 @@ class MemoryPlan:
     modules: Sequence[torch.nn.Module] = ()
     recompute: bool | None = None  # whether blocks run again; decided before the first step
 
-    def __post_init__(self):
-        if self.checkpointing not in CHECKPOINTING:
-            raise ValueError(f"Unknown checkpointing '{self.checkpointing}'; choose one of {', '.join(CHECKPOINTING)}.")
-
     def blocks(self, denoiser: TrainDenoiser) -> Sequence[torch.nn.Module]:
         """The blocks that run again. Raises ValueError where the training cannot fit, and says what would."""
         model = denoiser.guider.inner_model

@@ -16,8 +16,10 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 
+from ....errors import quoted
 from ....training.textual_inversion import Concept, Vocabulary, Word, names, start_rows, with_name
 from ..gradients import run_in_inference_mode
+from ..saved_tensors import map_tensors
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
 
@@ -48,7 +50,9 @@ class Encoder:
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Their vectors (n, dim), float32."""
         embed = self.model.transformer.get_input_embeddings()
-        return run_in_inference_mode(lambda given: embed(given, out_dtype=torch.float32)[0].float(), torch.tensor([ids], device=embed.weight.device))
+        return run_in_inference_mode(
+            lambda given: embed(given, out_dtype=torch.float32)[0].float(), torch.tensor([ids], device=embed.weight.device)
+        )
 
 
 def _parts(tokenizer) -> dict[str, SDTokenizer]:
@@ -90,7 +94,7 @@ def initial_rows(encoder: Encoder, words: str) -> torch.Tensor:
         return encoder.rows(ids)
     if words.strip():
         raise ValueError(
-            f"The initial words '{words}' hold no word that {encoder.key} knows. Give plain words, such as 'cat' or 'small toy'."
+            f"The initial words {quoted(words)} hold no word that {encoder.key} knows. Give plain words, such as 'cat' or 'small toy'."
         )
     return encoder.sample.mean(0, keepdim=True)
 
@@ -150,17 +154,15 @@ class NewWord:
                 self.tokenized[text] = own.tokenize(marked)
         return self.tokenized[text]
 
-    def _filled(self, value, rows: list[dict[str, torch.Tensor]]):
-        """Tokens with the vectors instead of their marks."""
-        if torch.is_tensor(value) and value.numel() > 3 and float(value[0]) == MARK:
-            return rows[int(value[3])][self.encoders[int(value[1])].key][int(value[2])]
-        if isinstance(value, dict):
-            return {k: self._filled(v, rows) for k, v in value.items()}
-        return type(value)(self._filled(v, rows) for v in value) if type(value) in (list, tuple) else value
-
     def trained_tokens(self, text: str) -> dict:
-        """The tokens of a prompt with the vectors as they are."""
-        return self._filled(self.tokens(text), [{e.key: c.rows(e.key) for e in self.encoders} for c in self.concepts.values()])
+        """The tokens of a prompt with the vectors as they are, instead of their marks."""
+        rows = [{e.key: c.rows(e.key) for e in self.encoders} for c in self.concepts.values()]
+
+        def filled(token: torch.Tensor) -> torch.Tensor:
+            marked = token.numel() > 3 and float(token[0]) == MARK
+            return rows[int(token[3])][self.encoders[int(token[1])].key][int(token[2])] if marked else token
+
+        return map_tensors(self.tokens(text), filled)
 
     def conditioning(self, text: str) -> list:
         """The CONDITIONING of a prompt, as ComfyUI encodes it."""

@@ -14,11 +14,12 @@ import comfy.model_management
 import folder_paths
 import torch
 
+from ....errors import quoted
 from ....training.files import whole_file
 from ....training.instruct_pix2pix import PromptPair
 from .. import images
 from ..fingerprint import stamp
-from ..model_folder import check_name, check_portable, numbered, quoted
+from ..model_folder import check_name, check_portable, numbered
 
 log = logging.getLogger(__name__)
 IF_EXISTS = ("continue", "number it", "refuse")
@@ -57,14 +58,12 @@ class PairFolder:
     @classmethod
     def choose(cls, name: str, if_exists: str) -> PairFolder:
         """The folder to write into: where one of this name exists it is continued, or another with a number is made, or ValueError raised."""
-        if if_exists not in IF_EXISTS:
-            raise ValueError(f"Unknown if_exists '{if_exists}'; choose one of {', '.join(IF_EXISTS)}.")
         folder = cls(name)
         if if_exists == "continue" or not folder.path.exists():
             return folder
         if if_exists == "number it":
             return cls(numbered(name, lambda other: cls(other).path.exists()))
-        raise ValueError(f"'{name}' exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
+        raise ValueError(f"{quoted(name)} exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
 
     def _text(self, file: str) -> str:
         path = self.path / file
@@ -152,7 +151,7 @@ class PairFolder:
         path = (self.path / name).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise ValueError(
-                f"{quoted(name)} of the folder '{self.name}' is outside of it, by its name or by a link. Remove that line of {LISTED} or that "
+                f"{quoted(name)} of the folder {quoted(self.name)} is outside of it, by its name or by a link. Remove that line of {LISTED} or that "
                 "link, or name another folder."
             )
         return path
@@ -172,7 +171,7 @@ def _parsed(text: str, file: str, where: str) -> dict:
     elif file == DONE and not isinstance(line.get("settings"), dict):
         wrong = ["settings"]
     if wrong:
-        raise ValueError(f"{where} lacks '{wrong[0]}', or holds it as something else than this pack wrote. Remove or repair it.")
+        raise ValueError(f"{where} lacks {quoted(wrong[0])}, or holds it as something else than this pack wrote. Remove or repair it.")
     return line
 
 
@@ -185,7 +184,7 @@ def training_pairs(folder: str, before: Sequence, after: Sequence, instructions:
     if not folder.strip():
         return before, after, instructions
     if before or after or instructions:
-        raise ValueError(f"Pairs are connected, and the folder '{folder}' is named too. Empty one of them.")
+        raise ValueError(f"Pairs are connected, and the folder {quoted(folder)} is named too. Empty one of them.")
     kept = PairFolder(folder.strip())
     found = kept.read()
     if not found[0]:

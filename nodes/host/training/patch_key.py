@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
+from ....errors import quoted
 from ..fingerprint import SAMPLES, Weights
 
 _BESIDE = ("model_options", "injections", "wrappers", "callbacks", "forced_hooks")  # where ComfyUI keeps what acts beside the weights
@@ -37,7 +38,7 @@ def content(value, name: str):
         return [[str(k), content(v, str(k))] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
     if isinstance(value, (list, tuple)):
         return [content(v, name) for v in value]
-    raise UnknownPatch(f"'{name}' ({type(value).__name__}) acts on the model, and what it does cannot be compared")
+    raise UnknownPatch(f"{quoted(name)} ({type(value).__name__}) acts on the model, and what it does cannot be compared")
 
 
 def _patcher(patcher, prefix: str) -> list:

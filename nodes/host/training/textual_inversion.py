@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ....errors import quoted
 from ....training.channel_dropout import ChannelDropout
 from ....training.loop import Loop
 from ....training.objectives import picks
@@ -66,7 +67,7 @@ def check_validation(validation: Validation, placeholder: str) -> Validation:
     prompt = validation.prompt.replace("{}", placeholder)
     if validation.count and not names(prompt, placeholder):
         raise ValueError(
-            f"The validation prompt '{validation.prompt}' lacks the new word. Write {placeholder} or {{}} where it belongs, or set "
+            f"The validation prompt {quoted(validation.prompt)} lacks the new word. Write {quoted(placeholder)} or {{}} where it belongs, or set "
             "validation_count to 0."
         )
     return replace(validation, prompt=prompt)
