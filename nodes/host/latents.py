@@ -66,6 +66,17 @@ def decoded(vae, samples: torch.Tensor) -> torch.Tensor:
     return images.reshape(-1, *images.shape[-3:])
 
 
+def finite_images(vae, samples: torch.Tensor) -> torch.Tensor:
+    """The same for images that are kept or trained on. Raises ValueError where they hold NaN or infinity."""
+    images = decoded(vae, samples)
+    if not bool(images.isfinite().all()):
+        raise ValueError(
+            "The sampled images hold NaN or infinity: the model diverged, or its VAE needs more precision. Lower cfg or the learning rate, or "
+            "start ComfyUI with --fp32-vae."
+        )
+    return images
+
+
 def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
     """Latents as the model predicts them (B, C, H, W) -> images (B, 3, height, width) in [0, 1], with a graph."""
     network = vae.first_stage_model

@@ -1,6 +1,9 @@
 """What every trainer promises, asked of each of them on tiny models."""
 
+import copy
 import gc
+import math
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -217,6 +220,28 @@ def test_validation_that_fails_leaves_the_training(kind, made, caplog):
     assert found.ui.value == why and why in found.args[PLACE[kind]].message
     assert found.args[PLACE[kind] - 1].shape[-1] == 3, "the loss curve"
     assert caplog.text.count("could not be sampled; the training goes on") == 2 and "RuntimeError: no image today" in caplog.text
+
+
+def lost(vae):
+    """A VAE that decodes NaN, as one does whose precision is too low."""
+    found = copy.copy(vae)
+    found.decode = lambda samples: vae.decode(samples) * math.nan
+    return found
+
+
+@of_concepts
+def test_validation_images_of_nan_are_none(kind, made):
+    found = train(kind, SimpleNamespace(**vars(made) | {"vae": lost(made.vae)}), validation_count=1, prior_weight=0.0)
+    assert isinstance(found[PLACE[kind]], ExecutionBlocker)
+    assert re.search("images hold NaN or infinity: .* --fp32-vae", found[PLACE[kind]].message)
+    assert file(kind)
+
+
+def test_class_images_of_nan_are_not_kept(made, folders):
+    """They would be black images, which a later training takes from the disk."""
+    with pytest.raises(ValueError, match="The sampled images hold NaN or infinity"):
+        train("dreambooth", SimpleNamespace(**vars(made) | {"vae": lost(made.vae)}))
+    assert not list(folders.rglob("*.png"))
 
 
 def test_renorm_cfg_fails_validation_and_not_the_training(made):

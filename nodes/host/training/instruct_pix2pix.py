@@ -22,7 +22,7 @@ from ....training.textual_inversion import captions_for
 from ..fingerprint import Weights
 from ..gradients import run_in_inference_mode, trainable
 from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
-from ..latents import decoded
+from ..latents import decoded, finite_images
 from ..prompts import encoded
 from . import instruct_models, trainer
 from .denoiser import Objective, TrainDenoiser
@@ -141,7 +141,7 @@ class Task(trainer.Task):
         empty = image.empty_latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
         sampler = comfy.samplers.sampler_object(v.sampler_name)
-        return decoded(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
+        return finite_images(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
 
 
 def learn(

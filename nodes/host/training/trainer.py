@@ -21,7 +21,7 @@ from ....training.settings import Settings, Validation
 from ..attention.hook import Control, controls_of
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
-from ..latents import decoded
+from ..latents import finite_images
 from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
@@ -54,7 +54,7 @@ def sampled(model, vae, shape: torch.Size, conditionings: tuple[list, list], loo
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     knobs = (look.steps, look.cfg, look.sampler_name, look.scheduler, *conditionings, latent)
-    return run_in_inference_mode(lambda: decoded(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
+    return run_in_inference_mode(lambda: finite_images(vae, comfy.sample.sample(model, noise, *knobs, disable_pbar=True, seed=seed)))[..., :3].cpu()
 
 
 def loop_of(parameters: dict[str, torch.nn.Parameter], settings: Settings, **own) -> Loop:
