@@ -303,7 +303,7 @@ SEVERAL = dict(learn_word=True, placeholder="<rex>, <kit>", instance_prompt="<re
         (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names '<subject>'"),
         (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
         (dict(captions=["a <rex>\na cat"]) | SEVERAL, "No sentence names '<kit>'"),
-        (SEVERAL | dict(placeholder="<rex>, <rex>", captions=["<rex>\n<rex>"]), "<rex> stands for two concepts"),
+        (SEVERAL | dict(placeholder="<rex>, <rex>", captions=["<rex>\n<rex>"]), "'<rex>' stands for two concepts"),
         (SEVERAL | dict(placeholder="<rex>, cat", captions=["<rex>\ncat"]), "'cat' is a word that the model knows"),
         (SEVERAL | dict(initial_words="a, b, c"), "3 initial words for 2 placeholders"),
     ],

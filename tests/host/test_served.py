@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from harness.commands import needs_download
 from harness.graph import is_own
+from harness.server import WorkflowError
 from harness.workflow import inputs_of, to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,3 +178,41 @@ def test_exact_inversions_are_exact_under_keyframes_and_a_cache(server):
     plain, found = drawn(prompt()), drawn(changed)
     assert min(psnr(found[name], plain[name]) for name in ("EDICT, back", "BDIA, back", "O-BELM, back")) > 50
     assert psnr(found["EDICT, edit"], plain["EDICT, edit"]) < 40, "the LoRA does nothing"
+
+
+def captured(seeds: dict[str, int], threshold: float) -> dict:
+    """Samplers of these seeds on one model with Attention Map Capture, one after the other, each with its own view."""
+    prompt = {
+        "model": node("DemoModelLoader"),
+        "capture": node(
+            "AttentionMapCapture", model=["model", 0], clip=["model", 1], prompt="a red circle on a white background", words="circle",
+            layers="all", start_percent=0.0, end_percent=1.0, phases=1,
+        ),
+        "negative": node("CLIPTextEncode", clip=["model", 1], text=""),
+        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+    }  # fmt: skip
+    knobs = dict(steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, negative=["negative", 0])
+    shown = dict(source=["capture", 0], words="", rows="mean", layers="all", mask_word="", threshold=threshold)
+    for name, seed in seeds.items():
+        given = dict(model=["capture", 0], positive=["capture", 1], latent_image=["empty", 0], seed=seed)
+        prompt[name] = node("KSampler", **given, **knobs)
+        prompt[f"view {name}"] = node("AttentionMapView", latent=[name, 0], **shown)
+        prompt[f"table {name}"] = node("PreviewImage", images=[f"view {name}", 0])
+    return prompt
+
+
+def test_maps_belong_to_the_latent_across_the_cache(server):
+    """Of two samplers on one model one comes from ComfyUI's cache, and its view is asked again after the other has run."""
+
+    def tables(seeds, threshold):
+        images = server.images_by_node(server.run(captured(seeds, threshold)))
+        return [np.asarray(images[f"table {name}"][0], float) for name in seeds]
+
+    first, other = tables(dict(a=1, b=2), 0.4)
+    again, third = tables(dict(a=1, b=3), 0.41)
+    assert np.array_equal(first, again), "the maps of the later run"
+    assert min(np.abs(first - other).max(), np.abs(other - third).max(), np.abs(first - third).max()) > 10
+    prompt = captured(dict(a=1), 0.42)
+    prompt["view a"]["inputs"]["latent"] = ["empty", 0]
+    with pytest.raises(WorkflowError, match="There is nothing to show for this latent: the model made other latents in its last"):
+        server.run(prompt)

@@ -164,3 +164,16 @@ def test_what_cannot_be_learned_is_an_error_of_the_node(server, add, kind, knobs
     with pytest.raises(WorkflowError, match=told) as error:
         server.run(prompt)
     assert error.value.node_id in (made[0], None)
+
+
+def test_validation_that_fails_leaves_the_outputs(server, add):
+    """ComfyUI's RenormCFG fails at every batch of two: the LoRA and the curve come, and the node's text says why the images do not."""
+    prompt = {}
+    parts = begun(add, prompt)
+    parts["model"] = add(prompt, "RenormCFG", model=parts["model"], cfg_trunc=100.0, renorm_cfg=1.0)
+    made = trainer(add, prompt, "lora", parts, name="unseen", validation_count=2, prior_weight=0.0)
+    prompt["curve"] = {"class_type": "PreviewImage", "inputs": {"images": out(made, 4)}}
+    ended = server.run(prompt)
+    assert server.images_by_node(ended)["curve"] and (server.base / "models" / "loras" / "unseen.safetensors").exists()
+    (said,) = ended["outputs"][made[0]]["text"]
+    assert said.startswith("No validation images after step 3: ") and "Boolean value of Tensor" in said
