@@ -16,31 +16,31 @@ from .noise import draw_like
 Noised = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def check_counts(steps: int, n_max: int, n_min: int, n_avg: int) -> None:
-    """Refuses counts of steps and noises that do not fit each other."""
-    if not 0 <= n_min <= n_max <= steps:
+def step_counts(steps: int, n_max: float, n_min: float) -> tuple[int, int]:
+    """(n_max, n_min) as numbers of steps, from shares of all; a share above 0 is one step at least. Raises ValueError."""
+    if not 0 <= n_min <= n_max <= 1:
         raise ValueError(
-            f"n_max is {n_max} and n_min {n_min} of {steps} steps; give 0 <= n_min <= n_max <= steps, usually n_max two thirds of the "
-            "steps and n_min 0."
+            f"n_max is {n_max:g} and n_min {n_min:g}; give shares of the steps, 0 <= n_min <= n_max <= 1, usually n_max 0.66 to 0.86 and n_min 0."
         )
-    if n_avg < 1:
-        raise ValueError(f"n_avg is {n_avg}; give 1 (the paper's) or more, usually 1 to 4.")
+    return tuple(max(round(share * steps), int(share > 0)) for share in (n_max, n_min))
 
 
 @torch.no_grad()
 def flow_edit(
     source: Callable[[torch.Tensor, float], torch.Tensor], target: Derivative, x0: torch.Tensor, sigmas: Sequence[float], noised: Noised, *,
-    n_max: int, n_min: int = 0, n_avg: int = 1, seed: int = 0,
+    n_max: float, n_min: float = 0.0, n_avg: int = 1, seed: int = 0,
     within: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda inside, outside: inside, show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:  # fmt: skip
     """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under two prompts, `noised(sigma, noise, x0)` noises x0.
 
-    Of the falling `sigmas` (T + 1, the last 0) the noisiest T - n_max steps are left out; the last n_min are plain sampling under the
-    target. Every step averages `n_avg` noises. `within(inside, outside)` puts an edit into a mask. Raises ValueError for counts that do not
-    fit each other.
+    Of the steps along falling `sigmas` (the last 0) only the share `n_max` with least noise is made; the last share `n_min` is plain
+    sampling under the target. Every step averages `n_avg` noises. `within(inside, outside)` puts an edit into a mask. Raises ValueError for
+    shares that do not fit each other.
     """
     steps = len(sigmas) - 1
-    check_counts(steps, n_max, n_min, n_avg)
+    n_max, n_min = step_counts(steps, n_max, n_min)
+    if n_avg < 1:
+        raise ValueError(f"n_avg is {n_avg}; give 1 (the paper's) or more, usually 1 to 4.")
     generator, edit = torch.Generator().manual_seed(seed), torch.zeros_like(x0)
     for i in range(steps - n_max, steps - n_min):
         now, goal = sigmas[i : i + 2]

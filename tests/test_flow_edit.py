@@ -3,7 +3,7 @@
 import pytest
 import torch
 from controlled_diffusion.guidance.diffedit import mixed
-from controlled_diffusion.inversion.flow_edit import flow_edit
+from controlled_diffusion.inversion.flow_edit import flow_edit, step_counts
 from controlled_diffusion.inversion.noise import draw_like, noised
 from torch.testing import assert_close
 
@@ -20,7 +20,7 @@ def noising(family):
 def edit(family, source=None, target=None, x0=None, **counts):
     source = derivative(family, 1.5, 0.0) if source is None else source
     target = derivative(family, 3.0, 1.0) if target is None else target
-    counts = dict(n_max=7, seed=3) | counts
+    counts = dict(n_max=0.7, seed=3) | counts
     return flow_edit(source, target, draw() if x0 is None else x0, levels(family, STEPS), noising(family), **counts)
 
 
@@ -49,13 +49,13 @@ def by_hand(family, n_max, n_min, n_avg, seed=3):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n_max, n_min, n_avg", [(10, 0, 1), (7, 0, 3), (6, 2, 1), (3, 3, 2)])
 def test_it_is_the_papers_algorithm(family, n_max, n_min, n_avg):
-    found = edit(family, n_max=n_max, n_min=n_min, n_avg=n_avg)
+    found = edit(family, n_max=n_max / STEPS, n_min=n_min / STEPS, n_avg=n_avg)
     assert_close(found, by_hand(family, n_max, n_min, n_avg), atol=1e-5, rtol=1e-5)
     assert apart(found, draw()) > 1e-2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("n_max", [0, 4, 10])
+@pytest.mark.parametrize("n_max", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("n_avg", [1, 3])
 def test_the_same_prompt_and_cfg_give_the_image_back(family, n_max, n_avg):
     assert apart(edit(family, target=derivative(family, 1.5, 0.0), n_max=n_max, n_avg=n_avg), draw()) < 1e-12
@@ -65,14 +65,14 @@ def test_evaluations_and_steps_are_counted():
     source, target, seen = derivative("flow"), derivative("flow", 1.0, 1.0), []
     assert torch.equal(edit("flow", source, target, n_max=0), draw())
     assert source.calls == target.calls == 0
-    edit("flow", source, target, n_max=8, n_min=3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
+    edit("flow", source, target, n_max=0.8, n_min=0.3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
     assert (source.calls, target.calls) == (5 * 2, 5 * 2 + 3)
     assert seen == [(2, 4, 8, 8)] * 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_more_steps_change_more(family):
-    changes = [apart(edit(family, n_max=n), draw()) for n in (2, 5, 10)]
+    changes = [apart(edit(family, n_max=n), draw()) for n in (0.2, 0.5, 1.0)]
     assert changes[0] < changes[1] < changes[2]
 
 
@@ -112,7 +112,7 @@ def test_seeds_differ_and_images_of_a_batch_are_edited_as_alone():
     assert_close(edit("flow")[1:], edit("flow", x0=draw()[1:]))
 
 
-@pytest.mark.parametrize("n_min", [0, 3])
+@pytest.mark.parametrize("n_min", [0.0, 0.3])
 def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     mask[..., 4:] = 1
@@ -121,11 +121,19 @@ def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     assert apart(found[..., 4:], draw()[..., 4:]) > 1e-2
 
 
+@pytest.mark.parametrize("steps, n_max, n_min, expected", [
+    (50, 0.66, 0.0, (33, 0)), (28, 0.86, 0.0, (24, 0)), (20, 0.66, 0.1, (13, 2)), (20, 0.01, 0.01, (1, 1)), (20, 0.0, 0.0, (0, 0)),
+])  # fmt: skip
+def test_shares_mean_the_same_at_every_number_of_steps(steps, n_max, n_min, expected):
+    """33 of 50 (SD3) and 24 of 28 (Flux) in the paper's code."""
+    assert step_counts(steps, n_max, n_min) == expected
+
+
 @pytest.mark.parametrize("counts, message", [
-    (dict(n_max=11), "n_max is 11 and n_min 0 of 10 steps; give 0 <= n_min <= n_max <= steps"),
-    (dict(n_max=3, n_min=4), "n_max is 3 and n_min 4 of 10 steps"),
-    (dict(n_min=-1), "n_min -1"),
+    (dict(n_max=33), "n_max is 33 and n_min 0; give shares of the steps, 0 <= n_min <= n_max <= 1"),
+    (dict(n_max=0.3, n_min=0.4), "n_max is 0.3 and n_min 0.4"),
+    (dict(n_min=-0.1), "n_min -0.1"),
     (dict(n_avg=0), "n_avg is 0; give 1"),
 ])  # fmt: skip
-def test_impossible_counts_are_refused(counts, message):
+def test_impossible_shares_are_refused(counts, message):
     refused(message, edit, "flow", **counts)

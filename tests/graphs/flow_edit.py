@@ -7,8 +7,8 @@ def flow_edit(graph):
     graph.note(
         "# FlowEdit\n\nAn edit without inversion: each step adds the same noise for both prompts and moves the image by the difference of "
         "the predictions. It is for flow models; *Model Sampling as Flow* makes the demo model one, exactly. The same rule also works "
-        "directly with eps and v models: **edit, eps model**.\n\nWith SD3 remove *Model Sampling as Flow*: 50 steps, n_max 33, source_cfg "
-        "3.5, cfg 13.5. Try n_max 0, which gives the image back, and 18."
+        "directly with eps and v models: **edit, eps model**.\n\nWith SD3 remove *Model Sampling as Flow*: 50 steps, n_max 0.66, source_cfg "
+        "3.5, cfg 13.5. Try n_max 0, which gives the image back, and 0.9."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -18,7 +18,7 @@ def flow_edit(graph):
         image, mask = two_squares(graph), half(graph, False)
     with graph.group("3 Edit"):
         shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
-        knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=15)
+        knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=0.75)
         ways = {"edit": dict(model=flow), "edit in the mask": dict(model=flow, mask=mask), "edit, eps model": dict(model=model["model"])}
         latents = {title: graph.add("FlowEditLatentSampler", title=title, **way, **shared, **knobs) for title, way in ways.items()}
     with graph.group("4 Images"):

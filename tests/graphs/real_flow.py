@@ -7,7 +7,7 @@ from .real import DRAWN, VIDEO, before_and_after, checkpoint, image_at, loading,
 EDITED = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
 
 
-def flow_note(graph, title: str, n_max: int, needs: str, what: str = "image") -> None:
+def flow_note(graph, title: str, n_max: float, needs: str, what: str = "image") -> None:
     note(
         graph,
         title,
@@ -38,20 +38,20 @@ def edit_and_compare(graph, loaded, image, prompts: tuple, **knobs) -> None:
 @template("07 Edit an image by words without inversion (SD3.5)")
 def flow_edit_sd35(graph):
     title = "Edit an image by words without inversion"
-    flow_note(graph, title, 33, "about 10 GB of GPU memory, and a minute on an RTX 4070")
+    flow_note(graph, title, 0.66, "about 10 GB of GPU memory, and a minute on an RTX 4070")
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SD35)
     with graph.group("2 Your image"):
         image = image_at(graph, 1.0)
     with graph.group("3 Your words"):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
-    edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=33, source_cfg=3.5, cfg=13.5)
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=0.66, source_cfg=3.5, cfg=13.5)
 
 
 @template("08 Edit an image by words without inversion (Flux)")
 def flow_edit_flux(graph):
     title = "Edit an image by words without inversion"
-    flow_note(graph, title, 24, "about 30 GB of memory, a GPU of 12 GB or more, and 2 minutes on an RTX 4070")
+    flow_note(graph, title, 0.86, "about 30 GB of memory, a GPU of 12 GB or more, and 2 minutes on an RTX 4070")
     with graph.group("1 Model"):
         loaded = flux_parts(graph, models.FLUX)
     with graph.group("2 Your image"):
@@ -60,7 +60,7 @@ def flow_edit_flux(graph):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
         source = graph.add("FluxGuidance", title="guidance of the source", conditioning=source, guidance=1.5)
         target = graph.add("FluxGuidance", title="guidance of the result", conditioning=target, guidance=5.5)
-    edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=24, source_cfg=1.0, cfg=1.0)
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=0.86, source_cfg=1.0, cfg=1.0)
 
 
 @template("12 Edit by instruction with two scales (Flux Kontext)")
@@ -96,7 +96,7 @@ def edit_by_instruction(graph):
 
 @template("13 Edit a video by words (Wan 2.1)")
 def edit_video(graph):
-    flow_note(graph, "Edit a video by words", 20, "about 12 GB of GPU memory for 33 frames, and 5 minutes on an RTX 4070", "video")
+    flow_note(graph, "Edit a video by words", 0.67, "about 12 GB of GPU memory for 33 frames, and 5 minutes on an RTX 4070", "video")
     with graph.group("1 Model"):
         network = loading(graph.add("UNETLoader", unet_name=models.WAN.name, weight_dtype="default"), models.WAN)
         text = loading(graph.add("CLIPLoader", clip_name=models.UMT5.name, type="wan"), models.UMT5)
@@ -113,7 +113,7 @@ def edit_video(graph):
         source, target, negative = prompt_nodes(graph, {"clip": text}, **texts)
     with graph.group("4 Edit"):
         given = dict(model=model, source=source, positive=target, negative=negative, image=frames, vae=vae)
-        knobs = dict(seed=1, steps=30, n_max=20, source_cfg=3.0, cfg=8.0, scheduler="simple")
+        knobs = dict(seed=1, steps=30, n_max=0.67, source_cfg=3.0, cfg=8.0, scheduler="simple")
         latent = graph.add("FlowEditLatentSampler", **given, **knobs)
         edit = graph.add("VAEDecode", samples=latent, vae=vae)
     with graph.group("5 Result"):

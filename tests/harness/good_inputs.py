@@ -11,7 +11,7 @@ from .host import load_pack
 
 SIDE = 64  # pixels of the images
 SHORT = {  # instead of a widget's default, so that a call takes little time
-    **dict(steps=2, inner_steps=1, n_max=1, maps=1, levels=1, fixed_point_iterations=1, skip=0, width=SIDE, height=SIDE, repeats=1),
+    **dict(steps=2, inner_steps=1, n_max=0.5, maps=1, levels=1, fixed_point_iterations=1, skip=0, width=SIDE, height=SIDE, repeats=1),
     **dict(candidates=1, keep=1, class_count=1, class_batch=1, validation_count=0, warmup=0, rank=1, batch_size=1, vectors=1),
     **dict(validation_steps=1, sampler_name="euler", scheduler="normal", precision="float32"),
 }

@@ -53,7 +53,7 @@ def invert(name: str, model, latent=None, source=SOURCE, **settings) -> tuple:
 
 def flow_edit(model, latent=None, source=SOURCE, positive=TARGET, negative=EMPTY, **settings) -> torch.Tensor:
     """FlowEdit with its defaults, but few steps."""
-    settings = defaults(FlowEditLatentSampler) | dict(steps=6, n_max=4, source_cfg=1.5, cfg=4.0, scheduler="normal") | settings
+    settings = defaults(FlowEditLatentSampler) | dict(steps=6, n_max=4 / 6, source_cfg=1.5, cfg=4.0, scheduler="normal") | settings
     latent = image() if latent is None else latent
     return FlowEditLatentSampler.execute(model, source, positive, negative, latent, **settings).args[0]["samples"]
 

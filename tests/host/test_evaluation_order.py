@@ -59,7 +59,7 @@ def masked_edit(model, source=SOURCE, target=TARGET, negative=EMPTY) -> torch.Te
 
 
 def flow_edit(model, source=SOURCE, target=TARGET, negative=EMPTY) -> torch.Tensor:
-    return inversions.flow_edit(model, source=source, positive=target, negative=negative, n_max=STEPS)
+    return inversions.flow_edit(model, source=source, positive=target, negative=negative, n_max=1.0)
 
 
 EDITS = {"flow-edit": flow_edit, "diffedit-mask": mask_of, "diffedit": masked_edit}

@@ -46,7 +46,7 @@ class Case:
         return inversions.sample(model, found, cfg, positive=source, negative=found.null or self.negative)
 
     def flow_edit(self, model, source: list) -> torch.Tensor:
-        prompted = dict(positive=self.target, negative=self.negative, n_max=self.steps * 3 // 4)
+        prompted = dict(positive=self.target, negative=self.negative, n_max=0.75)
         return inversions.flow_edit(model, self.latent, source, steps=self.steps, scheduler=SCHEDULER, **prompted)
 
     def heat(self, model, source: list) -> torch.Tensor:

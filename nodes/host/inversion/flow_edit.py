@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ....guidance.diffedit import mixed
-from ....inversion.flow_edit import check_counts, flow_edit
+from ....inversion.flow_edit import flow_edit, step_counts
 from ..guidance.diffedit import MaskedImage
 from ..latents import check_latent_channels
 from ..sampling import TwoPrompts, run
@@ -16,11 +16,11 @@ from ..sampling import TwoPrompts, run
 class FlowEdit(MaskedImage):
     """An image, the mask of what may change, and FlowEdit's edit of it."""
 
-    def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **counts) -> dict:
-        """The edited LATENT; where the mask is 0, the original's bit for bit. `counts` and seed are those of `flow_edit`."""
+    def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **knobs) -> dict:
+        """The edited LATENT; where the mask is 0, the original's bit for bit. `knobs` are those of `flow_edit`."""
         check_latent_channels(guider.model_patcher, self.latent)
-        steps, n_max = len(sigmas) - 1, counts["n_max"]
-        check_counts(steps, n_max, counts["n_min"], counts["n_avg"])
+        steps = len(sigmas) - 1
+        n_max, _ = step_counts(steps, knobs["n_max"], knobs["n_min"])
         if n_max == 0:
             return self.task.latent(self.latent)
 
@@ -38,6 +38,6 @@ class FlowEdit(MaskedImage):
             def within(inside, outside):
                 return mixed(inside, outside, mask)
 
-            return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **counts)
+            return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **knobs)
 
         return self.task.latent(self.keep_outside(run(guider, self.latent.float(), sigmas[steps - n_max :], loop, n_max).latent))
