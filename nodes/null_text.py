@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..inversion.null_text import OPTIMIZERS, STARTS, NullText
 from .host.inversion import invert, null_text
 from .inputs.inverter import inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, cfg_input, choice, number, schema, switch, whole
+from .inputs.widgets import advanced, auto_cfg, choice, number, schema, switch, whole
 
 _OPTIMIZER = "'fast': steepest descent that finds its step lengths by itself. 'adam': the paper's, with learning_rate."
 _INNER_STEPS = "Most gradients a step, each the work of two evaluations. Typical: 3; with start 'empty' or adam 10. 0 = off."
@@ -31,7 +31,7 @@ class NullTextInverter(io.ComfyNode):
             "DDIM inversion, and then an optimized negative for every step, with which guidance reconstructs the image. Any sampler can "
             "use it: a plain KSampler gives the image back, and with another prompt an edit of it.",
             inverter_inputs(
-                cfg_input(7.5, "Guidance scale of the reconstruction; use the same there. Typical: 3–7.5. Not 1: nothing to optimize."),
+                auto_cfg("Guidance scale of the reconstruction; use the same there. Typical: 3–7.5. Not 1: nothing to optimize."),
                 choice("start", STARTS, "Where the embedding starts. 'source': at the source prompt's, close to the best; fastest. "
                     "'empty': at the negative's, which should be an empty prompt, as in the paper.", own.start),
                 choice("optimizer", OPTIMIZERS, _OPTIMIZER, own.optimizer),

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import comfy.supported_models
 import comfy.utils
 
+from .demo import DemoModel
 from .fingerprint import Weights
+
+_CONFIGS = {  # family: ComfyUI's configuration of it, from which those of its variants inherit
+    "demo": DemoModel,
+    "sd15": comfy.supported_models.SD15,
+    "sd2": comfy.supported_models.SD20,
+    "sdxl": comfy.supported_models.SDXL,
+    "sd3": comfy.supported_models.SD3,
+    "flux": comfy.supported_models.Flux,
+    "qwen": comfy.supported_models.QwenImage,
+    "wan": comfy.supported_models.WAN21_T2V,
+}
 
 
 @dataclass(frozen=True)
@@ -46,3 +59,11 @@ def check_flow(model, what: str, instead: str) -> None:
     if tag.prediction != "flow":
         convertible = ", or make it one with Model Sampling as Flow" if tag.prediction in ("eps", "v") else ""
         raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it{convertible}.")
+
+
+def family(model) -> str:
+    """The family of a MODEL, a name of `nodes.inputs.families.FAMILIES`; of a model that is none of them by its prediction."""
+    config = getattr(model.model, "model_config", None)
+    named = next((name for name, kind in _CONFIGS.items() if isinstance(config, kind)), None)
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+    return named or ("flow" if flow else "eps")

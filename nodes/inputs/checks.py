@@ -11,6 +11,8 @@ import torch
 from comfy_api.latest import io
 
 from ...errors import check_choice, quoted
+from . import auto
+from .families import AUTO_NUMBER
 
 _IN_NODES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MISSING = {  # where None comes from, and what to connect
@@ -29,13 +31,14 @@ _FORMS = {  # dimensions of a tensor, in words
 
 
 def with_checks(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node whose inputs are checked before it runs, and whose outputs hold numbers. Raises ValueError."""
+    """The node whose inputs are checked before it runs, with values for those on auto, and whose outputs hold numbers. Raises ValueError."""
 
     def execute(cls, **inputs) -> io.NodeOutput:
         schema = node.GET_SCHEMA()
-        made = super(checked, cls).execute(**check(schema, inputs))
+        given, line = auto.resolved(schema, check(schema, inputs))
+        made = super(checked, cls).execute(**given)
         _check_outputs(schema, made)
-        return made
+        return auto.with_line(made, line)
 
     checked = type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__, "__doc__": node.__doc__})
     return checked
@@ -92,11 +95,13 @@ def _shown(value) -> str:
 
 
 def _check_number(each: io.Input, value, name: str) -> None:
-    whole = each.get_io_type() == "INT"
-    low, high = (-math.inf if each.min is None else each.min), (math.inf if each.max is None else each.max)
+    whole, least = each.get_io_type() == "INT", getattr(each, "least", each.min)
+    low, high = (-math.inf if least is None else least), (math.inf if each.max is None else each.max)
+    if hasattr(each, "least") and value == AUTO_NUMBER:
+        return
     if not isinstance(value, Integral if whole else Real) or not math.isfinite(value) or not low <= value <= high:
-        number = "whole" if whole else "finite"
-        raise ValueError(f"{name} is {_shown(value)}; give a {number} number from {_shown(low)} to {_shown(high)}.")
+        number, automatic = "whole" if whole else "finite", f", or {AUTO_NUMBER} for auto" if hasattr(each, "least") else ""
+        raise ValueError(f"{name} is {_shown(value)}; give a {number} number from {_shown(low)} to {_shown(high)}{automatic}.")
 
 
 def _check_text(each: io.Input, value, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .sockets import Inversion
-from .widgets import advanced, cfg_input, choice, image_input, number, optional, scheduler_input, steps_input, switch, whole
+from .widgets import advanced, auto_scheduler, cfg_input, choice, image_input, number, optional, steps_input, switch, whole
 
 PRECISIONS = ("highest", "float32", "float64")
 
@@ -26,7 +26,7 @@ def inverter_inputs(
         io.Conditioning.Input("source", tooltip=source),
         image_input("The images to invert"),
         steps_input(steps, f"Steps of the inversion and of every reconstruction. {steps_tip}", least_steps),
-        scheduler_input("ComfyUI's schedulers, reversed."),
+        auto_scheduler("ComfyUI's schedulers, reversed."),
         number("end_percent", 0.0, 0.0, 0.99, "Percent of the sampling to invert to. 0 = pure noise, most freedom; 0.2–0.5 keeps layout."),
         *settings,
         *([] if negative is None else optional(io.Conditioning.Input("negative", tooltip=negative))),

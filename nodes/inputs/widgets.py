@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import comfy.samplers
 from comfy_api.latest import io
 
+from .families import AUTO_CHOICE, AUTO_NUMBER, ENDING
+
 
 def schema(node_id: str, display_name: str, room: str, search_aliases: list[str], description: str, inputs=(), outputs=(), **more):
     """The schema of a node in a room of the pack's menu: "guidance", "inversion", "attention", "training" or "demo"."""
@@ -21,6 +23,52 @@ def number(name: str, default: float, low: float, high: float, tooltip: str, ste
 def share(name: str, default: float, tooltip: str, step: float = 0.01, **more) -> io.Float.Input:
     """A number from 0 to 1."""
     return number(name, default, 0.0, 1.0, tooltip, step, **more)
+
+
+class AutoFloat(io.Float.Input):
+    """A number, `least` or more, or -1: what families.py says for the model."""
+
+    def __init__(self, name: str, least: float, **more):
+        super().__init__(name, default=float(AUTO_NUMBER), min=float(AUTO_NUMBER), **more)
+        self.least = least
+
+
+class AutoInt(io.Int.Input):
+    """A whole number, `least` or more, or -1: what families.py says for the model."""
+
+    def __init__(self, name: str, least: int, **more):
+        super().__init__(name, default=AUTO_NUMBER, min=AUTO_NUMBER, **more)
+        self.least = least
+
+
+class AutoCombo(io.Combo.Input):
+    """One of the options, or "auto": what families.py says for the model."""
+
+    def __init__(self, name: str, options: Iterable[str], **more):
+        super().__init__(name, options=[AUTO_CHOICE, *options], default=AUTO_CHOICE, **more)
+
+
+AUTOS = (AutoFloat, AutoInt, AutoCombo)
+
+
+def auto_number(name: str, low: float, high: float, tooltip: str, step: float = 0.01, **more) -> AutoFloat:
+    return AutoFloat(name, low, max=high, step=step, tooltip=f"{tooltip} {ENDING}", **more)
+
+
+def auto_whole(name: str, low: int, high: int, tooltip: str, **more) -> AutoInt:
+    return AutoInt(name, low, max=high, tooltip=f"{tooltip} {ENDING}", **more)
+
+
+def auto_choice(name: str, options: Iterable[str], tooltip: str, **more) -> AutoCombo:
+    return AutoCombo(name, options, tooltip=f"{tooltip} 'auto': by the model's family.", **more)
+
+
+def auto_cfg(tooltip: str, name: str = "cfg", **more) -> AutoFloat:
+    return auto_number(name, 0.0, 100.0, tooltip, 0.1, round=0.01, **more)
+
+
+def auto_scheduler(tooltip: str = "ComfyUI's schedulers.", **more) -> AutoCombo:
+    return auto_choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip, **more)
 
 
 def cfg_input(default: float, tooltip: str, name: str = "cfg", **more) -> io.Float.Input:

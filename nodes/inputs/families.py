@@ -1,0 +1,235 @@
+"""Settings by model family: what each input that stands on "auto" means for the loaded model, with the source of every value.
+
+How to use it, in three steps:
+
+1. Declare the input with `auto_number`, `auto_whole` or `auto_choice` of widgets.py in place of `number`, `whole` or `choice`. It starts at
+   -1 or "auto", its tooltip ends by itself, and values between -1 and the real minimum are refused. Nothing changes in `execute`: the check
+   at the door (checks.py) puts in the value for the node's "model" before it runs and shows "auto for SDXL: cfg 7, ..." on the node.
+2. Add its row below: `TABLE[node id][input]` gives each family's value and its source. A family without a row takes that of its parent,
+   "eps" or "flow", and both of these have one. Where the value depends on another input too (whole weights learn at another rate than a
+   LoRA), add rows under `"input | other input = value"`; they come first. Inputs of a DynamicCombo's option are named without its prefix.
+3. `python . run tests/help_tables.py` writes the table into the node's help page; tests/host/test_families.py checks all of it.
+
+Where an option node has no "model" input, its auto values travel as they are; the node that reads them calls `auto.chosen(model, "its node
+id", values)`. A value between -1 and 0 has to be no value of the input itself: a weight from -100 to 100 cannot be auto.
+This file knows neither torch nor ComfyUI; `nodes.host.model_tag.family` says which family a MODEL is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+AUTO_NUMBER, AUTO_CHOICE = -1, "auto"
+ENDING = "-1 = auto, by the model's family."
+
+
+class Family(NamedTuple):
+    label: str
+    parent: str | None = None
+
+
+class Value(NamedTuple):
+    value: float | str
+    source: str
+
+
+FAMILIES = {
+    "eps": Family("eps and v models"),
+    "sd15": Family("SD1.5", "eps"),
+    "sd2": Family("SD2", "eps"),
+    "sdxl": Family("SDXL", "eps"),
+    "demo": Family("the demo model", "eps"),
+    "flow": Family("flow models"),
+    "sd3": Family("SD3", "flow"),
+    "flux": Family("Flux", "flow"),
+    "qwen": Family("Qwen-Image", "flow"),
+    "wan": Family("Wan", "flow"),
+}
+
+_OURS = "measured on the demo model"
+_UNIFORM = {  # evenly spaced timesteps
+    "eps": Value("normal", "DDIM's even timesteps, arXiv 2010.02502"),
+    "flow": Value("simple", "even timesteps, then the model's shift, arXiv 2403.03206"),
+}
+_EXACT = {
+    "eps": Value("karras", f"{_OURS}: more edits follow the prompt"),
+    "flow": Value("simple", "even timesteps, then the model's shift, arXiv 2403.03206"),
+}
+_CFG = {  # of plain sampling
+    "eps": Value(7.5, "diffusers' Stable Diffusion pipelines"),
+    "sdxl": Value(5.0, "diffusers' SDXL pipelines"),
+    "demo": Value(4.0, _OURS),
+    "flow": Value(5.0, "diffusers' Chroma, HiDream and Z-Image pipelines"),
+    "sd3": Value(7.0, "diffusers' SD3 pipelines"),
+    "flux": Value(1.0, "guidance-distilled: its guidance is in the conditioning"),
+    "qwen": Value(4.0, "diffusers' Qwen-Image pipelines"),
+}
+_EDIT_CFG = {  # of edits of real images
+    "eps": Value(7.5, "reference code of null-text inversion"),
+    "flow": Value(5.0, "diffusers' Chroma, HiDream and Z-Image pipelines"),
+    "sd3": Value(7.0, "diffusers' SD3 pipelines"),
+    "qwen": Value(4.0, "diffusers' Qwen-Image pipelines"),
+}
+_TEXT_SCALE = {
+    "eps": Value(7.5, "reference code of InstructPix2Pix"),
+    "sdxl": Value(5.0, "diffusers' SDXL InstructPix2Pix"),
+    "demo": Value(3.0, _OURS),
+    "flow": Value(4.0, "as Qwen-Image-Edit"),
+    "flux": Value(1.0, "Kontext is guidance-distilled"),
+    "qwen": Value(4.0, "diffusers' Qwen-Image-Edit pipeline"),
+}
+_IMAGE_SCALE = {
+    "eps": Value(1.5, "reference code of InstructPix2Pix"),
+    "flow": Value(1.6, "diffusers' OmniGen pipeline"),
+    "flux": Value(1.0, "the model as it was made"),
+    "qwen": Value(1.0, "the model as it was made"),
+}
+_WORD_RATE = {"eps": Value(0.005, "Textual Inversion's code"), "demo": Value(0.02, _OURS), "flow": Value(0.005, "as SD1.5: none is known")}
+
+TABLE: dict[str, dict[str, dict[str, Value]]] = {
+    "DDIMInverter": {"scheduler": _UNIFORM},
+    "NullTextInverter": {"scheduler": _UNIFORM, "cfg": _EDIT_CFG},
+    "NegativePromptInverter": {"scheduler": _UNIFORM},
+    "EDICTInverter": {"scheduler": _UNIFORM},
+    "BDIAInverter": {"scheduler": _EXACT},
+    "BELMInverter": {"scheduler": _EXACT},
+    "EditFriendlyInverter": {"scheduler": _UNIFORM},
+    "RFInverter": {"scheduler": _UNIFORM},
+    "InstructPix2PixGuider": {"text_scale": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},
+    "InstructPix2PixPatch": {"image_scale": _IMAGE_SCALE},
+    "InstructionChannels": {"text_scale": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},
+    "SDEditSampler": {"cfg": _CFG, "scheduler": _UNIFORM},
+    "DiffEditSampler": {"cfg": _CFG, "scheduler": _UNIFORM},
+    "FlowEditLatentSampler": {
+        "scheduler": _UNIFORM,
+        "steps": {
+            "eps": Value(20, _OURS),
+            "flow": Value(50, "as SD3"),
+            "sd3": Value(50, "FlowEdit's SD3_exp.yaml"),
+            "flux": Value(28, "FlowEdit's FLUX_exp.yaml"),
+        },
+        "n_max": {
+            "eps": Value(15, _OURS),
+            "flow": Value(33, "as SD3"),
+            "sd3": Value(33, "FlowEdit's SD3_exp.yaml"),
+            "flux": Value(24, "FlowEdit's FLUX_exp.yaml"),
+        },
+        "source_cfg": {
+            "eps": Value(1.5, _OURS),
+            "flow": Value(3.5, "as SD3"),
+            "sd3": Value(3.5, "FlowEdit's SD3_exp.yaml"),
+            "flux": Value(1.0, "FlowEdit: 1.5 in the conditioning"),
+        },
+        "cfg": {
+            "eps": Value(7.5, _OURS),
+            "flow": Value(13.5, "as SD3"),
+            "sd3": Value(13.5, "FlowEdit's SD3_exp.yaml"),
+            "flux": Value(1.0, "FlowEdit: 5.5 in the conditioning"),
+        },
+    },
+    "P2PAttentionPatch": {
+        "cross_end": {
+            "eps": Value(0.8, "Prompt-to-Prompt's notebooks"),
+            "flow": Value(0.8, "as the notebooks: none is known"),
+        },
+        "self_end": {
+            "eps": Value(0.4, "Prompt-to-Prompt's notebooks"),
+            "demo": Value(0.6, _OURS),
+            "flow": Value(0.4, "as the notebooks: none is known"),
+        },
+        "joint_end": {
+            "eps": Value(0.2, "not used: no joint attention"),
+            "flow": Value(0.2, "arXiv 2508.07519"),
+        },
+        "blend_threshold": {
+            "eps": Value(0.3, "Prompt-to-Prompt's notebooks"),
+            "demo": Value(0.6, _OURS),
+            "flow": Value(0.3, "as the notebooks: none is known"),
+        },
+    },
+    "TIEmbeddingTrainer": {"learning_rate": _WORD_RATE, "validation_cfg": _CFG},
+    "DreamBoothTrainer": {
+        "learning_rate": {
+            "eps": Value(0.0001, "diffusers' DreamBooth LoRA guide"),
+            "demo": Value(0.004, _OURS),
+            "flow": Value(0.0001, "diffusers' Flux LoRA guide"),
+            "sd3": Value(0.0004, "diffusers' SD3 LoRA guide"),
+            "qwen": Value(0.0002, "diffusers' Qwen-Image LoRA guide"),
+        },
+        "learning_rate | train = all weights": {
+            "eps": Value(0.000005, "diffusers' DreamBooth guide"),
+            "flow": Value(0.000005, "as eps models: none is known"),
+        },
+        "word_rate": _WORD_RATE | {"demo": Value(0.01, _OURS)},
+        "rank": {
+            "eps": Value(4, "diffusers' DreamBooth LoRA script"),
+            "demo": Value(8, _OURS),
+            "flow": Value(16, "diffusers' Flux LoRA guide"),
+        },
+        "validation_cfg": _CFG,
+    },
+    "CustomDiffusionTrainer": {
+        "learning_rate": {
+            "eps": Value(0.00008, "reference code: 0.00001 x batch 4 x 2 GPUs"),
+            "demo": Value(0.001, _OURS),
+            "flow": Value(0.00008, "as eps models: none is known"),
+        },
+        "word_rate": _WORD_RATE,
+        "validation_cfg": _CFG,
+    },
+    "InstructPix2PixTrainer": {
+        "learning_rate": {
+            "eps": Value(0.0001, "arXiv 2211.09800"),
+            "demo": Value(0.003, _OURS),
+            "flow": Value(0.0001, "as eps models: none is known"),
+        },
+        "validation_text_scale": _TEXT_SCALE,
+        "validation_image_scale": _IMAGE_SCALE,
+    },
+}
+
+
+def setting(node_id: str, name: str, family: str, given: dict) -> Value:
+    """The value of an input for a family; `given`: the node's other inputs."""
+    rows = TABLE[node_id]
+    special = next((rows[key] for key in rows if key.startswith(f"{name} | ") and _holds(key, given)), {})
+    for row in (special, rows[name]):
+        for each in (family, FAMILIES[family].parent):
+            if each in row:
+                return row[each]
+    raise KeyError(f"{node_id}.{name} has no value for {family}")
+
+
+def _holds(key: str, given: dict) -> bool:
+    """Whether the condition of a row's name holds."""
+    name, wanted = key.split(" | ")[1].split(" = ")
+    return str(given.get(name)) == wanted
+
+
+def label(family: str) -> str:
+    parent = FAMILIES[family].parent
+    return FAMILIES[family].label if parent else f"other {FAMILIES[family].label}"
+
+
+def shown(value: float | str) -> str:
+    """A value for a reader: no exponent, and no digits without meaning."""
+    return f"{value:.7f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def page_table(node_id: str) -> str:
+    """The table of a node's help page, in Markdown: a line for each value."""
+    lines = ["| auto | model | value | source |", "|---|---|---|---|"]
+    for name, row in TABLE[node_id].items():
+        lines += [f"| {_title(name)} | {_models(each, row)} | {shown(found.value)} | {found.source} |" for each, found in row.items()]
+    return "\n".join(lines)
+
+
+def _title(name: str) -> str:
+    own, _, condition = name.partition(" | ")
+    return f"{own}, {condition}" if condition else own
+
+
+def _models(family: str, row: dict) -> str:
+    """Who takes a value of a row: the family, and those that inherit it."""
+    heirs = [f.label for name, f in FAMILIES.items() if f.parent == family and name not in row]
+    return f"{FAMILIES[family].label}, so also {', '.join(heirs)}" if heirs else FAMILIES[family].label
