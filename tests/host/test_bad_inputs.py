@@ -61,7 +61,7 @@ def test_faults_are_found(sockets, place, monkeypatch):
     ("node_id", "changes", "message"),
     [
         ("DDIMInverter", dict(steps=5000), "^steps is 5000; give a whole number from 1 to 1000.$"),
-        ("DDIMInverter", dict(scheduler="no"), "^scheduler is 'no'; choose one of simple, .*"),
+        ("DDIMInverter", dict(scheduler="no"), "^scheduler is 'no'; choose one of auto, simple, .*"),
         ("EDICTInverter", dict(cfg=math.nan), "^cfg is nan; give a finite number from 0 to 100.$"),
         ("P2PAttentionPatch", dict(clip=None), "^'clip' is None: .* Load CLIP.$"),
         ("DDIMInverter", dict(image=torch.zeros(0, 64, 64, 3)), "^'image' is empty: its shape is 0 x 64 x 64 x 3"),
