@@ -109,10 +109,10 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "flux": Value(28, "FlowEdit's FLUX_exp.yaml"),
         },
         "n_max": {
-            "eps": Value(15, _OURS),
-            "flow": Value(33, "as SD3"),
-            "sd3": Value(33, "FlowEdit's SD3_exp.yaml"),
-            "flux": Value(24, "FlowEdit's FLUX_exp.yaml"),
+            "eps": Value(0.75, _OURS),
+            "flow": Value(0.66, "as SD3"),
+            "sd3": Value(0.66, "FlowEdit's SD3_exp.yaml: 33 of 50"),
+            "flux": Value(0.86, "FlowEdit's FLUX_exp.yaml: 24 of 28"),
         },
         "source_cfg": {
             "eps": Value(1.5, _OURS),
