@@ -155,6 +155,6 @@ def test_a_fresh_node_runs_with_its_values_on_auto(node_id, kind, sockets):
 
 @pytest.mark.parametrize("name", tiny_dits.there({n: tiny_dits.DITS[n] for n in FAMILIES}))
 def test_an_inverter_takes_the_scheduler_of_each_family(name, sockets):
-    given = dict(model=tiny_dits.dit(name), source=tiny_dits.text(name, 1), image={"samples": tiny_dits.empty(name)}, vae=None)
+    given = dict(model=tiny_dits.dit(name), source=tiny_dits.text(name, 1), image={"samples": tiny_dits.empty(name)}, vae=None, negative=None)
     auto_run, typed = (run("BDIAInverter", **good("BDIAInverter", sockets) | given | {"scheduler": s})[3] for s in ("auto", "simple"))
     assert auto_run.tolist() == typed.tolist()
