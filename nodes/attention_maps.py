@@ -51,7 +51,7 @@ class AttentionMapView(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "AttentionMapView", "Attention Map View", "attention", [*_ALIASES, "mask from words", "word mask"],
+            "AttentionMapView", "Attention Map View", "attention", [*_ALIASES, "mask from words", "mask from text", "word mask"],
             "Shows what Attention Map Capture recorded of a finished run: a heat map for every word, over the image if you connect it, by "
             "layers or by steps; and a mask of where a word is looked at.",
             inputs=[

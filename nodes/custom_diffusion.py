@@ -60,7 +60,7 @@ class CustomDiffusionMerge(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "CustomDiffusionMerge", "Merge Concepts (Custom Diffusion)", "training",
-            ["custom diffusion", "merge concepts", "multi-concept", "closed form", "combine lora"],
+            ["custom diffusion", "merge concepts", "multi-concept", "closed form", "combine lora", "merge lora"],
             "One file of several concepts: each concept's words read as in its own file, everything else stays as close as possible. "
             "Solved in closed form within seconds; no training.",
             is_output_node=True,

@@ -18,7 +18,7 @@ class DDIMInverter(io.ComfyNode):
         return schema(
             "DDIMInverter", "DDIM Inverter", "inversion",
             [
-                "ddim inversion", "unsampling", "real image editing", "invert image", "noise inversion", "fixed-point inversion", "aidi",
+                "ddim inversion", "unsample", "unsampling", "real image editing", "invert image", "noise inversion", "fixed-point inversion", "aidi",
                 "effective real image editing with accelerated iterative diffusion inversion", "rf-solver",
                 "taming rectified flow for inversion and editing",
             ],

@@ -53,7 +53,7 @@ class DiffEditMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "DiffEditMask", "DiffEdit Mask", "guidance", _ALIASES,
+            "DiffEditMask", "DiffEdit Mask", "guidance", [*_ALIASES, "mask from text"],
             "Finds where an image has to change so that another prompt fits it: noises the image, asks the model under both prompts, and "
             "masks where the answers differ. For DiffEdit Sampler, or for any KSampler with the latent.",
             inputs=[

@@ -131,7 +131,7 @@ class DreamBoothTrainer(io.ComfyNode):
     def define_schema(cls):
         return inputs.trainer_schema(
             "DreamBoothTrainer", "Train LoRA (DreamBooth)", "training",
-            ["dreambooth", "train lora", "prior preservation", "subject", "personalization", "LoHa", "LoKr", "OFT"],
+            ["dreambooth", "train lora", "prior preservation", "subject", "person or face", "personalization", "LoHa", "LoKr", "OFT"],
             "Teaches the model a subject it has never seen from a few images, as a LoRA. Images of its class, sampled by the model itself, "
             "keep the class as it was (prior preservation). A new word for the subject can be trained jointly.",
             inputs=[

@@ -11,7 +11,10 @@ from .host.fingerprint import stamp
 from .inputs import channel, sockets
 from .inputs.widgets import advanced, choice, number, schema, text
 
-_ALIASES = ["ip-adapter", "ipadapter", "image prompt", "style reference", "decoupled cross-attention", "reference image", "clip vision"]
+_ALIASES = [
+    "ip-adapter", "ipadapter", "image prompt", "style reference", "style transfer", "face reference", "decoupled cross-attention",
+    "reference image", "clip vision",
+]  # fmt: skip
 
 
 class IPAdapterLoader(io.ComfyNode):

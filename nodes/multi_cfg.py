@@ -15,7 +15,7 @@ from .inputs.widgets import advanced, choice, number, schema, switch
 
 _ALIASES = [
     "composable diffusion", "multi condition cfg", "AND NOT prompts", "negative weight", "several negative prompts", "dual cfg", "perp neg",
-    "regional cfg", "weighted negative",
+    "regional cfg", "regional prompt", "weighted negative", "apg", "adaptive projected guidance", "cfg zero star", "rescale cfg",
 ]  # fmt: skip
 _WEIGHT = "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10. A negative: 1 below the positive acts as KSampler's negative."
 _NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."

@@ -14,7 +14,7 @@ from .inputs.widgets import advanced, choice, schema, share, text, whole
 
 _ALIASES = [
     "p2p", "prompt to prompt", "prompt-to-prompt image editing with cross attention control", "attention control", "word swap",
-    "attention reweighting", "cross attention", "local blend",
+    "attention reweighting", "word weight", "cross attention", "local blend",
 ]  # fmt: skip
 JOINT_END = 0.2  # of the sampling
 _BLEND_WORDS = "Edit only where these words look: words between commas, * for those that change and the things they describe. Empty: everywhere."
@@ -140,7 +140,7 @@ class P2PBlendMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "P2PBlendMask", "P2P Blend Mask", "attention", [*_ALIASES, "mask from words", "word mask"],
+            "P2PBlendMask", "P2P Blend Mask", "attention", [*_ALIASES, "mask from words", "mask from text", "word mask"],
             "Shows where a finished Prompt-to-Prompt run with a local blend let the edits differ from the source: as masks, and as an "
             "image of the masks over the steps. Costs no evaluation.",
             inputs=[

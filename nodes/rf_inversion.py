@@ -23,7 +23,7 @@ class RFInverter(io.ComfyNode):
         return schema(
             "RFInverter", "RF Inverter", "inversion",
             [
-                "rf-inversion", "rectified flow inversion", "flux inversion", "unsampling",
+                "rf-inversion", "rectified flow inversion", "flux inversion", "unsample", "unsampling",
                 "semantic image inversion and editing using rectified stochastic differential equations",
             ],
             "RF-Inversion for flow models (SD3, Flux, ...): the inversion is pulled towards normal noise, and the first steps of sampling "

@@ -20,7 +20,7 @@ class SDEditSampler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "SDEditSampler", "SDEdit Sampler", "guidance",
-            ["img2img", "stroke to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
+            ["img2img", "stroke to image", "sketch to image", "denoise strength", "image editing with SDEs", "masked sdedit", "inpaint"],
             "Noises a guide to a chosen level and denoises it with the prompt (SDEdit). Strength is a true noise level: the same for every "
             "scheduler and step count, unlike a KSampler's denoise. A mask limits the edit; what it leaves out stays exactly as it was.",
             inputs=[

@@ -55,6 +55,32 @@ def test_id_is_the_class_name_and_names_and_category_are_given(node):
     assert made.category.split("/")[1] in {"guidance", "inversion", "attention", "training", "demo"}
 
 
+FOUND_BY = {
+    "face": {"IPAdapterPatch", "DreamBoothTrainer"},
+    "regional prompt": {"GuidanceChannel", "MultiCFGGuider", "MultiCFGPatch"},
+    "style transfer": {"IPAdapterPatch"},
+    "mask from text": {"DiffEditMask", "AttentionMapView", "P2PBlendMask"},
+    "merge lora": {"CustomDiffusionMerge"},
+    "word weight": {"P2PAttentionPatch"},
+    "sketch": {"SDEditSampler"},
+    "apg": {"MultiCFGGuider", "MultiCFGPatch"},
+    "cfg zero": {"MultiCFGGuider", "MultiCFGPatch"},
+    "rescale cfg": {"MultiCFGGuider", "MultiCFGPatch"},
+    "unsample": {"DDIMInverter", "RFInverter"},
+    "inpaint": {"DiffEditMask", "DiffEditSampler", "SDEditSampler"},
+    "train lora": {"DreamBoothTrainer"},
+    "image prompt": {"IPAdapterPatch"},
+}
+
+
+@pytest.mark.parametrize("query", FOUND_BY)
+def test_a_search_for_a_task_finds_its_nodes(query):
+    """The frontend finds a node where all words of a query stand in its id, its name or one of its aliases; it also forgives typing errors."""
+    texts = {n.__name__: [n.__name__, schema(n).display_name, *schema(n).search_aliases] for n in NODES}
+    found = {name for name, own in texts.items() if any(all(word in text.lower() for word in query.split()) for text in own)}
+    assert found >= FOUND_BY[query]
+
+
 @each_node
 def test_a_weight_can_be_typed_in_hundredths(node):
     """Without `round` the frontend rounds what is typed to the step's digits."""
