@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import comfy.utils
 import latent_preview
@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from ...inversion.method import Derivative, Trajectory
 from .conditionings import active_parts, same_conditioning
 from .evaluation_order import AnyOrderSampler
+from .progress import Progress
 
 
 def untouched(model_options: dict) -> bool:
@@ -130,11 +131,12 @@ def derivative_of(guider, extra_args: dict) -> Derivative:
 class CallbackSampler(AnyOrderSampler):
     """Runs a loop through noise levels, `loop(guider, derivative, clean, show)`; `clean` is the latent in the model's own space.
 
-    `result` is what the loop returns; where that is a latent, `latent` is the same as the VAE takes it. `apart` as of `AnyOrderSampler`.
+    `phases` are its steps, {name: steps}; for each it calls `show`. `result` is what it returns; where that is a latent, `latent` is the same
+    as the VAE takes it. `apart` as of `AnyOrderSampler`.
     """
 
-    def __init__(self, loop: Callable, total: int, apart: bool = False):
-        self.loop, self.total, self.result, self.latent, self.apart = loop, total, None, None, apart
+    def __init__(self, loop: Callable, phases: Mapping[str, int], apart: bool = False):
+        self.loop, self.phases, self.result, self.latent, self.apart = loop, phases, None, None, apart
 
     @property
     def looks(self) -> bool:
@@ -146,24 +148,23 @@ class CallbackSampler(AnyOrderSampler):
         return [found] if torch.is_tensor(found) else []
 
     def evaluate(self, guider, sigmas, extra_args, callback, latent_image, denoise_mask):
-        done = 0
+        progress = Progress(self.phases, lambda: guider.evaluations)
 
-        def show(x: torch.Tensor, denoised: torch.Tensor, steps: int = 1) -> None:
-            nonlocal done
-            done += steps
+        def show(x: torch.Tensor, denoised: torch.Tensor, steps: int = 1, facts: Callable[[], str] = str) -> None:
+            progress.advance(steps, facts)
             if callback is not None:
-                callback(min(done, self.total) - 1, denoised, x.float(), self.total)
+                callback(progress.done - 1, denoised, x.float(), progress.total)
 
         self.result = self.loop(guider, derivative_of(guider, extra_args), latent_image, show)
         return latent_image if self.looks else self.result
 
 
 def run(
-    guider, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, total: int, mask=None, seed: int = 0, apart: bool = False
+    guider, latent: torch.Tensor, sigmas: Sequence[float], loop: Callable, phases: Mapping[str, int], mask=None, seed: int = 0, apart: bool = False
 ) -> CallbackSampler:
-    """Runs a loop on a latent (as the VAE gives it) inside ComfyUI's sampling; the progress bar has `total` steps."""
-    sampler = CallbackSampler(loop, total, apart)
-    show = latent_preview.prepare_callback(guider.model_patcher, total)
+    """Runs a loop on a latent (as the VAE gives it) inside ComfyUI's sampling; arguments as of `CallbackSampler`."""
+    sampler = CallbackSampler(loop, phases, apart)
+    show = latent_preview.prepare_callback(guider.model_patcher, sum(phases.values()))
     hidden, levels = not comfy.utils.PROGRESS_BAR_ENABLED, torch.FloatTensor(list(sigmas))
     out = guider.sample(torch.zeros_like(latent), latent, sampler, levels, mask, show, hidden, seed)
     sampler.latent = out.to(comfy.model_management.intermediate_device())

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from .environment import ROOT, SetupError
 PACK_FOLDER = "ComfyUI-Controlled-Diffusion"
 NOT_IN_A_COPY = shutil.ignore_patterns(".git", ".venv", ".host", "demo_output", "tests", "__pycache__")
 LOOPBACK = "127.0.0.1"
+TEXT = 3  # protocol.BinaryEventTypes.TEXT
 PAUSE = 0.2  # seconds between two looks at a server that is starting
 PATIENCE = 900.0  # seconds without any sign of progress after which a prompt is given up
 ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # never through a proxy: the server is on this machine
@@ -157,7 +159,8 @@ class Server:
         """The history entry of a prompt however it ended, and why the server left some of its outputs out.
 
         It may take any time as long as ComfyUI reports progress; WorkflowError after ``patience`` seconds without.
-        ``on_event(kind, data)`` gets every message of the server, for example "progress" with its value and max.
+        ``on_event(kind, data)`` gets every message of the server, for example "progress" with its value and max, or "text" with the
+        node that shows it.
         """
         return asyncio.run(self._execute(prompt, on_event or (lambda kind, data: None), patience))
 
@@ -187,7 +190,7 @@ class Server:
             return event["type"], event["data"]
         if message.type != aiohttp.WSMsgType.BINARY:
             self.explain_end()
-        return "preview", {}
+        return binary_event(message.data)
 
     def interrupt(self) -> None:
         """Stop what is running, as the user's Cancel does."""
@@ -248,6 +251,14 @@ class Server:
             ]
         )
         return json.loads(self.post(path, body, f"multipart/form-data; boundary={boundary}"))["name"]
+
+
+def binary_event(data: bytes) -> tuple[str, dict]:
+    """A message in ComfyUI's binary form: its kind, for a text the length of the node's id, then both."""
+    kind, length = struct.unpack_from(">II", data)
+    if kind != TEXT:
+        return "preview", {}
+    return "text", {"node": data[8 : 8 + length].decode(), "text": data[8 + length :].decode()}
 
 
 def free_port(port: int) -> int:

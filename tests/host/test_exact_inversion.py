@@ -39,7 +39,7 @@ def lost(model, inversion) -> float:
 
     guider = sampling.Guidance(model, inversion.source, inversion.null, inversion.cfg)
     clean, sigmas = inversion.trajectory.states[-1][0], inversion.trajectory.sigmas
-    return apart(sampling.run(guider, clean.float(), sigmas, loop, len(sigmas) - 1).result.cpu(), clean)
+    return apart(sampling.run(guider, clean.float(), sigmas, loop, {"back": len(sigmas) - 1}).result.cpu(), clean)
 
 
 def check_round_trip(method, model, steps, cfg, end_percent=0.0):

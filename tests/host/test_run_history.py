@@ -52,7 +52,7 @@ def test_device_and_float_type_do_not_matter(monkeypatch):
 
 def test_denoised_outputs_and_loops_of_the_pack_belong_to_a_run():
     """Such a loop gives ComfyUI the latent back that it was given, and keeps what it made."""
-    history, seen, sampler = RunHistory(), [], CallbackSampler(None, 1)
+    history, seen, sampler = RunHistory(), [], CallbackSampler(None, {})
     sample(history, "a", 1.0, denoised=latent(6.0)["samples"], callback=lambda *given: seen.append(given[1]))
     assert history.of(latent(3.0)) == history.of(latent(1.0)) == ("a",) and torch.equal(seen[0], latent(6.0)["samples"])
     sampler.result = latent(8.0)["samples"]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from harness.commands import needs_download
 from harness.graph import is_own
-from harness.server import WorkflowError
+from harness.server import WorkflowError, raise_execution_error
 from harness.workflow import inputs_of, to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +19,7 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 # The most of it that a test runs: `python . demo` runs the workflows whole, and what the nodes do is tested elsewhere.
 FEW = {"steps": 4, "skip": 1, "batch_size": 8}
 FEW_FOR_A_TRAINER = {"steps": 3, "class_count": 2, "validation_count": 1, "validation_steps": 3}
+SLOW = ("Inverter", "Trainer", "Pairs", "Sampler", "DiffEditMask")  # how the ids of nodes that take long end
 LABELS = 48 // FEW["batch_size"]  # of this many training images one is left
 
 
@@ -77,7 +78,21 @@ def shortened(prompt: dict) -> dict:
 
 @pytest.mark.parametrize("path", [path for path in WORKFLOWS if not needs_download(path)], ids=lambda path: path.stem)
 def test_workflow_runs(server, path):
-    assert server.images(server.run(shortened(to_prompt(path, server.object_info()))))
+    """All nodes that take long write on themselves, at the end that all steps are taken and in what time."""
+    prompt, ran, texts = shortened(to_prompt(path, server.object_info())), set(), {}
+
+    def seen(kind, data):
+        if kind == "executing" and data["node"]:
+            ran.add(data["node"])
+        elif kind == "text":
+            texts[data["node"]] = data["text"]
+
+    entry, refused = server.execute(prompt, seen)
+    raise_execution_error(entry)
+    assert refused is None and server.images(entry)
+    slow = {n for n in ran if is_own(server.object_info()[prompt[n]["class_type"]]) and prompt[n]["class_type"].endswith(SLOW)}
+    untold = {prompt[n]["class_type"]: texts.get(n) for n in slow if not re.search(r"(?s): (\d+) of \1\n.* taken", texts.get(n, ""))}
+    assert not untold
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "heun"])

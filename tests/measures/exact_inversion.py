@@ -44,7 +44,7 @@ def round_trip(studio: Studio, method: Method, scheduler: str, steps: int, cfg: 
         return replay(method, derivative, found.trajectory, show=show)
 
     guider = sampling.Guidance(studio.model, source, negative, cfg)
-    sampler = sampling.run(guider, latent["samples"], sigmas, loop, found.trajectory.steps)
+    sampler = sampling.run(guider, latent["samples"], sigmas, loop, {"back": found.trajectory.steps})
     clean, seconds = found.trajectory.states[-1][0], time.perf_counter() - began
     errors = (sampler.result - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     evaluations = found.evaluations + guider.evaluations

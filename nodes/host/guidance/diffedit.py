@@ -34,11 +34,13 @@ def _group(guider: TwoPrompts, latent: torch.Tensor, maps: int) -> int:
 
 
 def _predictions(guider: TwoPrompts, x: torch.Tensor, sigma: torch.Tensor, extra_args: dict, maps: int) -> torch.Tensor:
-    """(2, maps, B, ...): under source and target."""
-    rows = sigma * x.new_ones([x.shape[0]])
+    """(2, maps, B, ...): under source and target. Each map counts as evaluations of its own."""
+    rows, before = sigma * x.new_ones([x.shape[0]]), guider.evaluations
     with guider.under_source(guider.cfg):
         source = guider.denoised(x, rows, **extra_args)
-    return torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
+    found = torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
+    guider.evaluations += (maps - 1) * (guider.evaluations - before)
+    return found
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class MaskTarget:
         if guider.agree():
             return self.latent.new_zeros([self.latent.shape[0], *self.size])
         scale = noise_scale(self.model)
-        sigmas, total = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
+        sigmas, noises = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
         loop = partial(self._compared, settings, torch.FloatTensor(sigmas))
-        levels, means = zip(*run(guider, self.latent, sigmas, loop, total, seed=settings.seed, apart=True).result)
+        levels, means = zip(*run(guider, self.latent, sigmas, loop, {"Comparing the prompts": noises}, seed=settings.seed, apart=True).result)
         found = diffedit.resized(diffedit.heat(levels, settings.aggregation).to(self.latent), *self.size)
         return diffedit.sharpened(found, self._pixels(means)) if settings.refine and self.vae is not None else found
 
@@ -184,4 +186,5 @@ class DiffEdit(MaskedImage):
             mask, extra_args = self.mask.to(clean), derivative.extra_args
             return diffedit.sample_diffedit(guider.denoised, states, sigmas.to(clean), mask, rule, extra_args, show)
 
-        return self.keep_outside(run(guider, self.latent, sigmas.tolist(), loop, 2 * (len(sigmas) - 1), self.mask).latent)
+        phases = dict.fromkeys(("Inverting", "Editing"), len(sigmas) - 1)
+        return self.keep_outside(run(guider, self.latent, sigmas.tolist(), loop, phases, self.mask).latent)

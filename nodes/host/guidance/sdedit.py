@@ -12,6 +12,7 @@ import torch
 from ....guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
 from ..latents import check_latent_channels, decoded, samples_of
 from ..noise_levels import noise_scale
+from ..progress import Progress
 
 
 def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
@@ -110,7 +111,7 @@ class Task:
         if len(levels) == 0:
             return current, start
         total, hidden = len(levels) - 1, not comfy.utils.PROGRESS_BAR_ENABLED
-        show = latent_preview.prepare_callback(self.model, total * repeats)
+        show, progress = latent_preview.prepare_callback(self.model, total * repeats), Progress({"Sampling": total * repeats})
         sampler = comfy.samplers.sampler_object(sampler_name)
         for k in range(repeats):
             noise = comfy.sample.prepare_noise(current, seed + k, self.template.get("batch_index"))
@@ -119,6 +120,7 @@ class Task:
 
             def shown(i, x0, x, _, before=k * total):
                 show(before + i, x0, x, total * repeats)
+                progress.advance()
 
             result = comfy.sample.sample_custom(*run, callback=shown, disable_pbar=hidden, seed=seed + k)
             current = self._frozen(result)

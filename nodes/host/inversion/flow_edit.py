@@ -40,4 +40,5 @@ class FlowEdit(MaskedImage):
 
             return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **knobs)
 
-        return self.task.latent(self.keep_outside(run(guider, self.latent.float(), sigmas[steps - n_max :], loop, n_max).latent))
+        edited = run(guider, self.latent.float(), sigmas[steps - n_max :], loop, {"Editing": n_max}).latent
+        return self.task.latent(self.keep_outside(edited))

@@ -70,7 +70,7 @@ def invert(
     def loop(guider, derivative, clean, show):
         return to_cpu(method.encode(derivative, clean.to(precision), sigmas, show))
 
-    trajectory = run(guider, latent_of(model, vae, image), sigmas, loop, len(sigmas) - 1).result
+    trajectory = run(guider, latent_of(model, vae, image), sigmas, loop, {"Inverting": len(sigmas) - 1}).result
     cost = dict(evaluations=guider.evaluations, seconds=time.perf_counter() - began)
     return Inversion(method, trajectory, source, ModelTag.of(model), null=negative, cfg=cfg, **cost)
 

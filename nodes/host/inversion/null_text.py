@@ -101,12 +101,12 @@ def _check_embedding(guider) -> None:
 class GuiderPredictor(Predictor):
     """The running guider's positive and negative predicted separately, and mixed by the guider with all that other nodes add.
 
-    `rows` counts rows of the network's batch, `images` is the number of images.
+    Each image's share of a batch counts as evaluations of the guider. `images` is the number of images.
     """
 
     def __init__(self, guider: Guidance, extra_args: dict, images: int):
         _check_embedding(guider)
-        self.guider, self.extra_args, self.images, self.rows = guider, extra_args, images, 0
+        self.guider, self.extra_args, self.images = guider, extra_args, images
         self.negative = guider.conds["negative"]
         parts = [part for name in ("positive", "negative") for part in guider.conds[name]]
         dependent = any(part.get(k) is not None for part in parts for k in _DEPENDENT)
@@ -121,7 +121,7 @@ class GuiderPredictor(Predictor):
         """The prediction of the last of `pair`, (positive,) or (None, negative): so other nodes see which one it is."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         level = _level(x, sigma)
-        self.rows += len(x) * active_parts(pair[-1], x, level)
+        self.guider.evaluations += active_parts(pair[-1], x, level) * len(x) / self.images
         return comfy.samplers.calc_cond_batch(self.guider.inner_model, list(pair), x, level, self.extra_args["model_options"])[-1]
 
     @torch.no_grad()
@@ -204,9 +204,9 @@ class NullTextRun:
         image_loss = self.image_loss(trajectory.states[-1][0])
         for best in self.method.optimize(predictor, trajectory, predictor.null(), derivative.input_scale, image_loss):
             self.steps.append(best)
-            show(best.x, best.denoised)
-        taken = sum(float(best.gradients.sum()) for best in self.steps)
-        self.evaluations = guider.evaluations + (predictor.rows + 2 * taken) / predictor.images
+            guider.evaluations += 2 * float(best.gradients.mean())
+            show(best.x, best.denoised, facts=lambda: f"loss {float(self.steps[-1].loss.mean()):.2g}")
+        self.evaluations = guider.evaluations
 
     def embeddings(self) -> list[torch.Tensor]:
         """One of every step, (B, tokens, width) on the CPU."""
@@ -245,7 +245,8 @@ def invert(
         own.set_additional_models(KEY, [vae.patcher])
 
     loop = NullTextRun(method, cfg, sigmas, lambda clean: image_loss_for(own, vae, method, clean), checkpointing)
-    trajectory = to_cpu(run(Guidance(own, source, start, cfg), latent, sigmas, loop, 2 * (len(sigmas) - 1)).result)
+    phases = dict.fromkeys(("Inverting", "Optimizing the embeddings"), len(sigmas) - 1)
+    trajectory = to_cpu(run(Guidance(own, source, start, cfg), latent, sigmas, loop, phases).result)
     trajectory, null = replace(trajectory, extras=loop.extras()), scheduled(start, loop.embeddings(), trajectory.sigmas)
     cost = dict(evaluations=round(loop.evaluations), seconds=time.perf_counter() - began)
     return Inversion(method, trajectory, source, ModelTag.of(model), null=null, cfg=cfg, **cost)

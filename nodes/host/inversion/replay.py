@@ -85,7 +85,7 @@ class Replay:
             here = on_device(inversion.trajectory.branches(count), latent.device)
             return replay(inversion.method, derivative, here, between=self._between(here, count), show=show)
 
-        return run(guider, clean, trajectory.sigmas, loop, trajectory.steps).latent
+        return run(guider, clean, trajectory.sigmas, loop, {"Sampling": trajectory.steps}).latent
 
     def _branches(self, positive: list) -> tuple[int, list, list | None]:
         """(number of branches, positive, source); a source that is predicted separately is one branch."""

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 
 from ....training.settings import Validation
 from .. import images
 from ..gradients import run_in_inference_mode
+from ..progress import ProgressBar, preview_of
 from .patch_key import UnknownPatch, key_of
 from .trainer import sampled, side_by_side
 
@@ -66,7 +66,7 @@ def _completed(place: Path, model, clip, vae, order: Order, shape: Sequence[int]
     """The images in a folder, with the missing ones sampled."""
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{i:05d}.png" for i in range(order.count)]
-    bar, empty = comfy.utils.ProgressBar(order.count), None
+    progress, empty = ProgressBar({"Sampling class images": order.count}, done=sum(file.exists() for file in files)), None
 
     def encoded(text: str) -> list:
         return run_in_inference_mode(clip.encode_from_tokens_scheduled, clip.tokenize(text))
@@ -80,6 +80,5 @@ def _completed(place: Path, model, clip, vae, order: Order, shape: Sequence[int]
             size = torch.Size([len(numbers), *shape])
             batch = sampled(model, vae, size, (given, empty), order.look, order.seed + numbers[0])
             images.write({files[number]: image for number, image in zip(numbers, batch)})
-            done = sum(file.exists() for file in files)
-            bar.update_absolute(done, order.count, ("JPEG", side_by_side(batch), 512))
+            progress.advance(len(numbers), preview=lambda shown=batch: preview_of(side_by_side(shown)))
     return [images.read(file) for file in files]

@@ -64,6 +64,7 @@ class TrainDenoiser:
     guider: comfy.samplers.CFGGuider
     options: dict
     scale: NoiseScale
+    latest: torch.Tensor | None = None  # the last prediction of a training image, (1, C, ...), to look at
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, rows: Sequence[list]) -> torch.Tensor:
         """The prediction for noisy latents (B, ...) at sigmas (B,), each under its own [features, extras]; without guidance."""
@@ -104,6 +105,7 @@ class TrainDenoiser:
         x0 = model.process_latent_in(torch.cat([images.latents[chosen[i]] for i in part]).to(device))
         noise = torch.cat([_noise(seed, first + i, images.latents[chosen[i]].shape) for i in part]).to(device)
         denoised = self.denoised(sampling.noise_scaling(sigma, noise, x0.clone(), False), sigma, rows)
+        self.latest = denoised[:1].detach()
         gain = sampling.calculate_denoised(sigma, torch.ones_like(x0), torch.zeros_like(x0)).flatten(1)[:, 0]
         masks = [images.masks[chosen[i]] for i in part]
         mask = None if masks[0] is None else torch.cat(masks).to(device)

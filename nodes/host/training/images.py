@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import comfy.utils
+import comfy.model_management
 import torch
 
 from ....training.augmentation import Augmentation, Variant
 from .. import gradients
 from ..latents import encoded_image
+from ..progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def images_of(
 
 def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tensor]:
     """The latents of so many, on the CPU; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
-    bar = comfy.utils.ProgressBar(count)
+    progress = ProgressBar({"Encoding images": count})
     for variant in shown:
         yield gradients.run_in_inference_mode(encoded_image, vae, variant.image, "images").float().cpu()
-        bar.update(1)
+        progress.advance()
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 

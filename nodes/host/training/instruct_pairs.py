@@ -6,11 +6,10 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import comfy.model_management
 import comfy.sample
-import comfy.utils
 import torch
 
 from ....attention.layers import Place
@@ -23,6 +22,7 @@ from ..attention.shared_noise import with_shared_noise
 from ..attention.unet import UnetCall, unet_places
 from ..conditionings import marked
 from ..latents import decoded
+from ..progress import ProgressBar, preview_of
 from ..prompts import as_rows, encoded
 from .pair_filter import PairFilter
 from .pair_folder import PairFolder
@@ -147,20 +147,21 @@ def make(sampler: PairSampler, choice: PairFilter, pairs: Sequence[PromptPair], 
         settings = {"unknown": str(reason)}
     _check_settings(settings, pairs, done, folder)
     left = [p for p in pairs if p not in done]
-    bar = comfy.utils.ProgressBar(len(left) * sampler.recipe.candidates)
+    progress, kept = ProgressBar({"Sampling candidates": len(left) * sampler.recipe.candidates}), 0
     try:
-        for pair in left:
-            _one_pair(sampler, choice, pair, folder, bar, settings)
+        for number, pair in enumerate(left, 1):
+            facts = f"prompt pair {number} of {len(left)}, {kept} image pairs kept"
+            kept += _one_pair(sampler, choice, pair, folder, partial(_show, progress, facts), settings)
     except Stopped:
         log.info("Stopped; %d of %d prompt pairs are done in %s", len(folder.done().keys() & set(pairs)), len(pairs), folder.path)
         raise
 
 
-def _one_pair(sampler: PairSampler, choice: PairFilter, pair: PromptPair, folder: PairFolder, bar, settings: dict) -> None:
-    """Draws, filters and saves the candidates of one prompt pair; those that an interrupted run has saved stay and count."""
+def _one_pair(sampler: PairSampler, choice: PairFilter, pair: PromptPair, folder: PairFolder, show: Callable, settings: dict) -> int:
+    """Draws, filters and saves the candidates of one prompt pair; those that an interrupted run has saved stay and count. The pairs saved."""
     r, listed = sampler.recipe, folder.seeds(pair)
     how = draws(r.seed, pair, r.candidates, r.share, r.cfg)
-    candidates = torch.stack([_drawn(sampler, pair, one, bar) for one in how])
+    candidates = torch.stack([_drawn(sampler, pair, one, show) for one in how])
     sound = candidates.isfinite().flatten(1).all(1).nonzero().flatten().tolist()  # a diverged image is no good one
     chosen = choice.best(candidates[sound], pair, r.keep) if sound else []
     best = [(sound[i], facts) for i, facts in chosen if how[sound[i]].seed not in listed]
@@ -168,10 +169,15 @@ def _one_pair(sampler: PairSampler, choice: PairFilter, pair: PromptPair, folder
     for i, facts in kept:
         folder.add(candidates[i], pair, {**asdict(how[i]), **facts})
     folder.finish(pair, len(how), len(listed) + len(kept), settings)
+    return len(kept)
 
 
-def _drawn(sampler: PairSampler, pair: PromptPair, how: Draw, bar) -> torch.Tensor:
+def _drawn(sampler: PairSampler, pair: PromptPair, how: Draw, show: Callable[[torch.Tensor], None]) -> torch.Tensor:
     comfy.model_management.throw_exception_if_processing_interrupted()
     made = sampler.draw(pair, how)
-    bar.update_absolute(bar.current + 1, bar.total, ("JPEG", side_by_side(made), 512))
+    show(made)
     return made
+
+
+def _show(progress: ProgressBar, facts: str, made: torch.Tensor) -> None:
+    progress.advance(1, lambda: facts, lambda: preview_of(side_by_side(made)))

@@ -1,6 +1,6 @@
 """Training a noisy classifier on images: latents of a model's own format, and a file that the loader reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from ....guidance.classifier import LabeledClassifier, NoisyClassifier, as_images
 from ....training import settings
 from ....training.augmentation import Augmentation
-from ....training.loop import Loop, Step
+from ....training.loop import Loop
 from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, held_out, initialize, targets_of
 from ....training.settings import Validation
 from ....training.textual_inversion import captions_for
@@ -84,7 +84,7 @@ class Task:
         about = {**fixed, "labels": ", ".join(self.classifier.labels), "images": trainer.digest([self.shown.latents])}
         return trainer.loop_of(dict(self.classifier.network.named_parameters()), s, warmup=min(s.warmup, s.steps // 10), about=about)
 
-    def runner(self, loop: Loop, show: Callable[[Step], None]) -> trainer.Runner:
+    def runner(self, loop: Loop, show: trainer.Show) -> trainer.Runner:
         network, s = self.classifier.network, self.settings
         _check_room(network, self.shown.latents, s.batch_size, loop.to_come())
 
@@ -94,7 +94,7 @@ class Task:
         def take(steps: trainer.Steps) -> None:
             with torch.enable_grad():
                 for step in steps(loss):
-                    show(step)
+                    show(step, lambda: None)
                     comfy.model_management.throw_exception_if_processing_interrupted()
 
         return take

@@ -22,6 +22,7 @@ from .denoiser import TrainDenoiser
 
 Stopped = comfy.model_management.InterruptProcessingException
 Blocks = Callable[[TrainDenoiser], Sequence[torch.nn.Module]]
+Show = Callable[[Step, torch.Tensor | None], None]  # a step, and the denoiser's last prediction (1, C, ...)
 
 
 class TrainSampler(AnyOrderSampler):
@@ -35,7 +36,7 @@ class TrainSampler(AnyOrderSampler):
 
     def __init__(
         self, steps: Callable[[TrainDenoiser], Iterator[Step]], modules: Sequence[torch.nn.Module] = (),
-        show: Callable[[Step], None] = lambda step: None, around: Callable[[], AbstractContextManager] = nullcontext,
+        show: Show = lambda step, denoised: None, around: Callable[[], AbstractContextManager] = nullcontext,
         blocks: Blocks = lambda denoiser: (),
     ):  # fmt: skip
         self.steps, self.modules, self.show, self.around, self.blocks = steps, modules, show, around, blocks
@@ -49,7 +50,7 @@ class TrainSampler(AnyOrderSampler):
         texts = checkpointing.recomputed(checkpointing.coarse_blocks(self.modules))
         with gradients.differentiable(), self.around(), texts, checkpointing.recomputed(self.blocks(denoiser)):
             for step in self.steps(denoiser):
-                self.show(step)
+                self.show(step, denoiser.latest)
                 comfy.model_management.throw_exception_if_processing_interrupted()
         return latent_image
 

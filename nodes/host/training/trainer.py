@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 import comfy.sample
-import comfy.utils
 import numpy as np
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from ..attention.hook import Control, controls_of
 from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import finite_images
+from ..progress import Preview, ProgressBar, latent_previews, preview_of
 from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
@@ -30,6 +30,8 @@ from .run import Stopped, TrainSampler, run_sampler
 
 Steps = Callable[[Callable[[int], torch.Tensor]], Iterator[Step]]  # of a loss by the index of its batch
 Runner = Callable[[Steps], None]  # takes steps, where they can be taken
+Show = Callable[[Step, Callable[[], Preview | None]], None]  # a step, and what makes an image to look at meanwhile
+WINDOW = 20  # steps whose mean loss is shown while it trains
 log = logging.getLogger(__name__)
 
 
@@ -123,12 +125,16 @@ class Task:
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
         return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules)
 
-    def runner(self, loop: Loop, show: Callable[[Step], None]) -> Runner:
+    def runner(self, loop: Loop, show: Show) -> Runner:
         """Takes steps inside ComfyUI's sampling, where all is loaded."""
         start, blocks = self.conditioning(self.validation.prompt), self.memory_plan(loop).blocks
+        preview = latent_previews(self.model)
+
+        def shown(step: Step, denoised: torch.Tensor) -> None:
+            show(step, lambda: preview(denoised))
 
         def take(steps: Steps) -> None:
-            sampler = TrainSampler(lambda denoiser: steps(lambda i: self.loss(denoiser, i)), self.modules, show, self.around, blocks)
+            sampler = TrainSampler(lambda denoiser: steps(lambda i: self.loss(denoiser, i)), self.modules, shown, self.around, blocks)
             try:
                 run_sampler(self.model, start, self.shape, sampler)
             except torch.OutOfMemoryError:
@@ -176,8 +182,8 @@ class TrainingRun:
         self.task, self.state, self.write, self.loop = task, state, write, task.loop()
         if resume:
             self.loop.restore(state)
-        self.show = partial(_show, comfy.utils.ProgressBar(self.loop.steps))
-        self.runner = task.runner(self.loop, self.show)
+        self.progress, self.looks = ProgressBar({"Training": self.loop.steps}, done=self.loop.done), []
+        self.runner = task.runner(self.loop, partial(_show, self.progress, self.loop.history, self.looks))
 
     def finish(self) -> None:
         """Takes all steps. A stop by the user keeps and writes the trained weights; so does an error, which then goes on. The last validation
@@ -218,7 +224,8 @@ class TrainingRun:
     def _look(self) -> None:
         """Makes validation images. Where they cannot be sampled the training goes on, and the reason is noted."""
         try:
-            self.task.look(self)
+            with self.progress.meanwhile("Sampling validation images"):
+                self.task.look(self)
         except Stopped:
             raise
         except Exception as error:
@@ -236,14 +243,19 @@ class TrainingRun:
         return written
 
     def preview(self, image: Image.Image) -> None:
-        """Shows an image on the node."""
-        if self.loop.history:
-            self.show(self.loop.history[-1], image)
+        """Shows validation images on the node, from now on instead of predictions of training images."""
+        self.looks[:] = [image]
+        self.progress.show(preview_of(image))
 
 
-def _show(bar: comfy.utils.ProgressBar, step: Step, image: Image.Image | None = None) -> None:
+def _show(progress: ProgressBar, history: Sequence[Step], looks: Sequence[Image.Image], step: Step, preview: Callable) -> None:
     """On the node. Not a method of the run, whose steps hold it: a circle would keep the model in memory after the training."""
-    bar.update_absolute(step.index, step.total, None if image is None else ("JPEG", image, 512))
+
+    def facts() -> str:
+        last = [s.loss for s in history[-WINDOW:]]
+        return f"loss {np.mean(last):.3g} (mean of {len(last)} steps)"
+
+    progress.advance(step.index - progress.done, facts, lambda: None if looks else preview())
 
 
 def run(task: Task, state: Path, write: Callable[[Loop], str], resume: bool = False) -> Loop:
