@@ -3,11 +3,14 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 from comfy_config.config_parser import extract_node_configuration
+from PIL import Image
 
+import icon
 from harness.environment import ROOT
 
 
@@ -20,6 +23,28 @@ def test_comfyui_reads_our_project_file():
     assert config.project.supported_accelerators == []  # whatever the host runs on
     assert config.tool_comfy.display_name == "Controlled Diffusion"
     assert config.project.supported_comfyui_version == ">=0.18.2"
+
+
+@pytest.mark.parametrize(("key", "shape", "largest"), [("icon", (1, 1), 400), ("banner", (21, 9), 2100)])
+def test_icon_and_banner_have_the_registrys_shape(key, shape, largest):
+    """Square and at most 400 pixels; 21:9. They are files of this repository, as ``python . run tests/icon.py`` draws them."""
+    home = extract_node_configuration(str(ROOT)).project.urls.repository.replace("github.com", "raw.githubusercontent.com")
+    (url,) = re.findall(rf'^{key.capitalize()} = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    place = ROOT / url.removeprefix(f"{home}/main/")
+    assert place.stat().st_size < 128 * 1024
+    with Image.open(place) as image:
+        assert image.width * shape[1] == image.height * shape[0] and image.width <= largest
+        assert image.size == getattr(icon, key)().size
+
+
+def test_the_archive_holds_what_users_need_and_no_more():
+    """The registry packs what git holds, without what .comfyignore names."""
+    left_out = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines()]
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    packed = {Path(file).parts[0] for file in files} - set(left_out)
+    assert packed >= {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "nodes", "example_workflows"}
+    assert not packed & {"tests", ".github", ".ci", "__main__.py"}
+    assert not [name for name in left_out if not (ROOT / name).exists()]
 
 
 def test_the_registry_id_follows_the_registrys_rules():
