@@ -21,6 +21,7 @@ from harness.server import Server
 from harness.workflow import to_prompt
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
+PAGES = Path(__file__).parents[1] / "nodes" / "web" / "docs"
 
 
 def workflows() -> list:
@@ -53,6 +54,14 @@ def thumbnail(server: Server, path: Path) -> None:
     paper.save(path.with_suffix(".jpg"), quality=88)
 
 
+def help_image(path: Path) -> None:
+    """A smaller copy of a thumbnail beside the help pages that show it: ComfyUI serves that folder alone."""
+    place = PAGES / f"{path.stem}.jpg"
+    if any(f"({place.name})" in page.read_text("utf-8") for page in PAGES.glob("*.md")):
+        with Image.open(path.with_suffix(".jpg")) as whole:
+            whole.resize((384, 384), Image.Resampling.LANCZOS).save(place, quality=85, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--thumbnails", action="store_true", help="run the workflows and draw their thumbnails")
@@ -71,6 +80,7 @@ def main() -> None:
             path = graph.save(FOLDER / f"{file_name(describe)}.json")
             if options.thumbnails:
                 drawn.append(path) if graph.models else thumbnail(server, path)
+                help_image(path)
             sys.stdout.write(f"{path.name}\n")
         if drawn:
             with graph_image.opened_frontend(chromium.find(), server.url) as page:
