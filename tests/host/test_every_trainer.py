@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import comfy.model_management
 import folder_paths
+import latent_preview
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -17,6 +18,7 @@ from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier_training import NoisyClassifierTrainer
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionTrainer
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
+from controlled_diffusion.nodes.host import progress
 from controlled_diffusion.nodes.host.attention import attention_maps
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
@@ -189,6 +191,17 @@ def test_validation_images_are_shown_on_the_node_while_it_trains(kind, made):
         train(kind, made, validation_count=1, validation_every=2, prior_weight=0.0)
     wide = 128 if kind == "instructions" else 64  # before and after, side by side
     assert shown == [(2, (wide, 64)), (4, (wide, 64))]
+
+
+@of_concepts
+def test_previews_of_training_images_until_validation_images(kind, made, monkeypatch):
+    """By the method that the user has set in ComfyUI."""
+    shown = []
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Auto)
+    with watching(lambda value, total, preview: preview and total == 4 and shown.append((value, preview[1].height))):
+        train(kind, made, validation_count=1, validation_every=2, prior_weight=0.0)
+    assert shown == [(1, 8), (2, 8), (2, 64), (4, 64)]
 
 
 PLACE = {"textual inversion": 2, "dreambooth": 5, "custom diffusion": 5, "instructions": 3}  # of the validation images
