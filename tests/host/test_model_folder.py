@@ -37,6 +37,16 @@ def test_files_of_all_folders_are_listed_by_name(places):
     assert OWN.find("own") == OWN.find("own.safetensors") == places[0] / "own.safetensors"
 
 
+def test_links_are_followed_as_comfyui_does(places, tmp_path):
+    """To files and to folders; one that leads nowhere is no file."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "far.safetensors").touch()
+    (places[0] / "linked").symlink_to(tmp_path / "disk")
+    (places[0] / "near.safetensors").symlink_to(tmp_path / "disk" / "far.safetensors")
+    (places[0] / "lost.safetensors").symlink_to(tmp_path / "nowhere")
+    assert SHARED.names() == ["linked/far.safetensors", "near.safetensors", "own.safetensors", "deep/extra.safetensors"]
+
+
 @pytest.mark.parametrize("name", ["../own", "/etc/passwd", "old.bin", "nothing", ""])
 def test_a_name_that_is_not_listed_is_refused_with_the_list(name, places):
     with pytest.raises(

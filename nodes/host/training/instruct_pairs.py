@@ -81,6 +81,10 @@ class SharedRun(ControlRun):
         call.source_row[first + 1] = first
 
 
+def _of_both(clip, pair: PromptPair) -> list:
+    return as_rows([encoded(clip, text) for text in (pair.before, pair.after)], 1)[0]
+
+
 @dataclass(frozen=True)
 class PairSampler:
     """Draws candidates with ComfyUI's own sampling."""
@@ -102,7 +106,7 @@ class PairSampler:
     @cached_property
     def positive(self) -> Callable[[PromptPair], list]:
         """One CONDITIONING of both captions; the last is kept, as a prompt pair is drawn several times."""
-        return lru_cache(1)(lambda pair: as_rows([encoded(self.clip, text) for text in (pair.before, pair.after)], 1)[0])
+        return lru_cache(1)(partial(_of_both, self.clip))  # holds no sampler: a circle would keep the model in memory
 
     def draw(self, pair: PromptPair, how: Draw) -> torch.Tensor:
         """Images (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
