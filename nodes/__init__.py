@@ -33,6 +33,7 @@ from . import (
     schedules,
     sdedit,
     textual_inversion,
+    training_options,
 )
 from .host.demo import offer_controlnet
 from .inputs.checks import with_checks
@@ -43,7 +44,7 @@ MODULES = (
     *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps, ip_adapter),
     *(textual_inversion, classifier_training, dreambooth, custom_diffusion),
-    *(instruct_pairs, instruct_training),
+    *(instruct_pairs, instruct_training, training_options),
 )
 
 

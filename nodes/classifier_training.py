@@ -1,28 +1,29 @@
 """Training a noisy classifier, which Classifier Channel steers with."""
 
-from dataclasses import fields
+from dataclasses import replace
 
 from comfy_api.latest import io
 
 from ..guidance.classifier import KINDS
 from .host.guidance import classifier
-from .host.model_folder import IF_EXISTS
 from .host.training import noisy_classifier as host
 from .inputs import sockets
 from .inputs import training as inputs
 from .inputs.widgets import choice, number, seed, text, whole
 
-_LISTS = ("images", "labels")
+_NAME, _LISTS = "Train Noisy Classifier", ("images", "labels")
+_UNUSED = {
+    "training_options": ("checkpointing", "timesteps", "weighting", "gamma", "start_percent", "end_percent"),
+    "dataset_options": ("captions", "masks", "caption_dropout", "clean_caption_dropout", "augmentation.scale"),
+}
 _HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
-_AVERAGE = "Save the running average of the weights over about 1 / (1 - average) steps. Typical: 0.99–0.999. 0 = the last."
-_IF_EXISTS = "If a classifier of this name exists: number the new one, refuse, replace, or train on up to 'steps'."
 
 
 class NoisyClassifierTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return inputs.trainer_schema(
-            "NoisyClassifierTrainer", "Train Noisy Classifier", "training",
+            "NoisyClassifierTrainer", _NAME, "training",
             ["classifier guidance", "train classifier", "noisy classifier", "guided diffusion", "Diffusion Models Beat GANs"],
             "Trains a small network that tells labels from half-finished images, at every noise level, for Classifier Channel. It learns "
             "in the latents of your model, and works with every model of the same latent format.",
@@ -30,20 +31,17 @@ class NoisyClassifierTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="A model of the latent format to learn in; it is not trained and not run."),
                 io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once."),
                 io.Image.Input("images", tooltip="Labeled images of one size: a batch, or a list of a folder loader. Typical: 300+."),
-                text("labels", "", "Labels of each image between commas: a list of a folder loader, or one line each.", multiline=True),
-                text("name", "my-classifier", "Name of its file in models/noisy_classifiers."),
+                *inputs.options("training_options", "dataset_options"),
                 choice("kind", KINDS, "'independent': any number of labels for each image. 'exclusive': just one."),
+                text("name", "my-classifier", "Name of its file in models/noisy_classifiers."),
+                text("labels", "", "Labels of each image between commas: a list of a folder loader, or one line each.", multiline=True),
                 whole("steps", 2000, 1, 1_000_000, "Steps of the optimizer. Typical: 1000–10000."),
                 whole("batch_size", 64, 1, 4096, "Latents in each step; they are small. Typical: 32–256."),
                 number("learning_rate", 0.001, 0.0, 1.0, "Learning rate of AdamW. Typical: 0.0003–0.002.", 0.0001, round=0.000001),
                 seed("Seed of the start values, the noise and the choice of held-out images."),
-                inputs.choice("size", host.SIZES, "Size of the network: 32, 64 or 128 channels at first, in a file of 2, 8 or 32 MB."),
-                number("held_out", host.Settings.held_out, 0.0, 0.9, _HELD_OUT),
-                inputs.number("average", host.Settings.average, 0.0, 0.9999, _AVERAGE, 0.001),
-                inputs.choice("if_exists", IF_EXISTS, _IF_EXISTS),
-                inputs.flip(optional=True),
-                *inputs.augmentation(scale=False),
-                *inputs.steps_taken(host.Settings.warmup, ", at most a tenth of all steps", optional=True),
+                choice("size", host.SIZES, "Size of the network: 32, 64 or 128 channels at first, in a file of 2, 8 or 32 MB."),
+                inputs.number("held_out", host.Settings.held_out, 0.0, 0.9, _HELD_OUT),
+                inputs.if_exists("a classifier"),
             ],
             outputs=[
                 sockets.NoisyClassifier.Output(display_name="classifier", tooltip="For a Classifier Channel."),
@@ -59,10 +57,11 @@ class NoisyClassifierTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
-        asked = {f.name: given[f.name] for f in fields(host.Settings) if f.name in given}
-        settings = host.Settings(**asked, augmentation=inputs.augmented(given))
-        images, labels = ([v for v in lists.get(k) or () if v is not None] for k in _LISTS)
+        given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
+        settings = inputs.settings(given, _NAME, host.Settings, _UNUSED["training_options"])
+        data = inputs.option(given, "dataset_options", _NAME, _UNUSED["dataset_options"])
+        images, labels = inputs.lists_of(lists, *_LISTS)
+        settings = replace(settings, flip=data.flip, augmentation=data.augmentation)
         made = host.learn(given["model"], given["vae"], images, labels, settings, given["name"], given["if_exists"])
         return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, made.images)
 

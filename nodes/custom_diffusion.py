@@ -3,13 +3,15 @@
 from comfy_api.latest import io
 
 from ..training.custom_diffusion import REGULAR
-from .dreambooth import batches, clean_words, images, outputs, shown, subject, trained, word
+from ..training.textual_inversion import Word
+from .dreambooth import OPTIONS, VALIDATION_PROMPT, outputs, shown, trained
 from .host.training import adapters
 from .host.training import custom_diffusion as host
 from .inputs import training as inputs
 from .inputs import widgets
 from .inputs.widgets import schema
 
+_NAME = "Train Keys and Values (Custom Diffusion)"
 _REGULAR = "Prompts, one a line, that stay as they are. Typical: some hundred. Empty = a list of common things."
 _SENTENCES = 8  # of each word, for merging
 
@@ -17,8 +19,10 @@ _SENTENCES = 8  # of each word, for merging
 class CustomDiffusionTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        name = "File in the loras folder, and the embedding. 'dogs/rex' = in a subfolder."
+        instance = "What the images show, with the placeholder of the new word. An image's caption replaces it."
         return inputs.trainer_schema(
-            "CustomDiffusionTrainer", "Train Keys and Values (Custom Diffusion)", "training",
+            "CustomDiffusionTrainer", _NAME, "training",
             ["custom diffusion", "multi-concept", "cross-attention fine-tuning", "k v", "personalization"],
             "Trains a concept as a new word and the keys and values with which a UNet reads the prompt, nothing else. Several of them can "
             "be merged into one file without further training.",
@@ -26,17 +30,12 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or another UNet. It is not changed; LoRAs on it act during training."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
                 io.Image.Input("images", tooltip="3–20 images of the concept: a batch, or a list of any sizes as folder loaders give it."),
-                *subject("File in the loras folder, and the embedding. 'dogs/rex' = in a subfolder.", "a photo of a <concept> dog",
-                    "What the images show, with the placeholder of the new word. An image's caption replaces it.", 200),
+                *inputs.options(*OPTIONS, word=f"{Word.placeholder}, from the mean of all words."),
+                widgets.text("name", "my-concept", name),
+                widgets.text("instance_prompt", f"a photo of a {Word.placeholder} dog", instance),
                 *inputs.course(300, "Typical: 200–600.", 4, 0.00008, "Of keys and values. Typical: 0.00001–0.0001."),
-                *inputs.validation_prompt("", "Prompt of the images shown during training. Empty = the instance prompt."),
-                *word("<concept>"),
-                *batches(),
-                inputs.flip(),
-                *inputs.objective(),
-                *inputs.run("a file", " and of class images"),
-                *images(),
-                clean_words(),
+                widgets.text("validation_prompt", "", VALIDATION_PROMPT),
+                inputs.if_exists("a file"),
             ],
             outputs=[
                 *outputs("the concept"),
@@ -50,7 +49,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        result = trained(lists, host.KeysAndValues(), True)
+        result = trained(lists, _NAME, host.KeysAndValues(), (Word(),))
         sentences = result.sentences[: _SENTENCES * len(result.word.split())]
         return shown(result, "\n".join(f"{result.name} = {text}" for text in sentences))
 

@@ -1,5 +1,7 @@
 """Training InstructPix2Pix: a model of your own that edits images by instructions."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..training.instruct_pix2pix import DROPOUT, DROPPED, WHAT
@@ -8,75 +10,49 @@ from .host.training import instruct_models
 from .host.training import instruct_pix2pix as host
 from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import training as inputs
-from .inputs.widgets import choice, optional, schema, text, whole
+from .inputs.widgets import choice, schema, text, whole
 
-_LISTS = ("before", "after", "instructions")
-
-
-def _pairs() -> list:
-    return [
-        io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
-        io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
-        *optional(text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True)),
-    ]
-
-
-def _learning() -> list:
-    rank = "Rank of the LoRA; not with 'all weights'. More learns more in more memory; small layers get their largest. Typical: 8–64."
-    dropout = "How often image, instruction, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
-    return [
-        inputs.whole("rank", 16, 1, 4096, rank),
-        inputs.number("alpha", 16.0, 0.01, 4096.0, "The LoRA acts at alpha / rank. The rank = in full. Typical: rank / 2 to rank.", 0.5),
-        inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
-        inputs.flip(),
-    ]
-
-
-def _run() -> list:
-    """The shared inputs of a run, with the two scales of an instruction model instead of cfg."""
-    look = host.Validation
-    scales = [
-        inputs.number("validation_text_scale", look.text_scale, 0.0, 100.0, "s_T of validation images. Typical: 3–10; demo model: 3.", 0.1),
-        inputs.number("validation_image_scale", look.image_scale, 0.0, 100.0, "s_I of validation images. Typical: 1–2.", 0.1),
-    ]
-    shared = inputs.run("a model")
-    place = [i.id for i in shared].index("validation_cfg")
-    return [*shared[:place], *scales, *shared[place + 1 :]]
-
-
-def _dropouts() -> list:
-    return [
-        inputs.choice("channel_dropout", DROPPED, "'jointly': image alone, instruction alone and both are dropped at the rate dropout each "
-            "(paper). 'independently': image and instruction are dropped separately; both are missing at this rate.", optional=True),
-        inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
-        inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
-    ]  # fmt: skip
+_NAME, _LISTS = "Train Instruction Model (InstructPix2Pix)", ("before", "after", "instructions")
+_UNUSED = (
+    *("captions", "masks", "caption_dropout", "clean_caption_dropout"),
+    *("augmentation.variants", "augmentation.crop", "augmentation.jitter", "augmentation.scale"),
+)  # of Dataset Options
 
 
 class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        train = "Beside the first convolution: a LoRA of attention or of every layer, or all weights (paper; 16 bytes each)."
+        rank = "Rank of the LoRA; not with 'all weights'. More learns more in more memory; small layers get their largest. Typical: 8–64."
+        dropout = "How often image, instruction, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
+        kind = (
+            "'jointly': image alone, instruction alone and both are dropped at the rate dropout each (paper). 'independently': image and "
+            "instruction are dropped separately; both are missing at this rate."
+        )
         return inputs.trainer_schema(
-            "InstructPix2PixTrainer", "Train Instruction Model (InstructPix2Pix)", "training",
+            "InstructPix2PixTrainer", _NAME, "training",
             ["instruct pix2pix", "ip2p", "train edit model", "learning to follow image editing instructions", "instruction tuning"],
             "Trains a model to edit images by instructions, from pairs of images and instructions. The image enters through new channels "
             "of the first convolution, which start at zero. Saved for ComfyUI's Load Diffusion Model; the given model is not changed.",
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2, SDXL or alike, also with LoRAs; or an instruction model, to train on."),
                 *inputs.parts("Its text encoder. It is not changed."),
+                io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
+                io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
+                *inputs.options("training_options", "dataset_options", "validation_options"),
+                choice("train", WHAT, train),
                 text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
-                choice("train", WHAT,
-                    "Beside the first convolution: a LoRA of attention or of every layer, or all weights (paper; 16 bytes each)."),
+                text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True),
+                whole("rank", host.Settings.rank, 1, 4096, rank),
                 *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4, 0.0001,
                     "Paper: 0.0001, for all weights. LoRAs: 0.0001–0.001."),
-                whole("validation_every", 0, 0, 1_000_000, "Steps between edits to look at; 0 = at the end alone."),
-                *_learning(),
-                *inputs.objective(),
-                *_run(),
-                *_pairs(),
-                inputs.checkpointing(),
-                *_dropouts(),
+                inputs.number("alpha", host.Settings.alpha, 0.0, 4096.0, "The LoRA acts at alpha / rank. 0 = the rank, that is in full.", 0.5),
+                inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
+                inputs.choice("channel_dropout", DROPPED, kind),
+                inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
+                inputs.clean_dropout("clean_instruction_dropout", "as dropout says", "the instruction is"),
+                inputs.if_exists("a model"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The instruction model, for InstructPix2Pix Guider and its kin."),
@@ -93,12 +69,21 @@ class InstructPix2PixTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        given = {k: v[0] for k, v in lists.items() if k not in _LISTS}
+        given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
+        flip = inputs.option(given, "dataset_options", _NAME, _UNUSED).flip
+        how = inputs.objective(given, _NAME), _settings(given), inputs.option(given, "validation_options", _NAME)
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
-        parts, how = (given[k] for k in ("model", "clip", "vae")), inputs.read(given, host.Settings, host.Validation)
-        made = host.learn(*parts, host.Data(*pairs, given["flip"]), *how, given["name"], given["if_exists"])
+        made = host.learn(*(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, flip), *how, given["name"], given["if_exists"])
         return inputs.trained(made, made.model, f"{made.name}.safetensors")
+
+
+def _settings(given: dict) -> host.Settings:
+    asked = inputs.settings(given, _NAME, host.Settings)
+    if asked.train == "all weights":
+        usual = replace(asked, rank=host.Settings.rank, alpha=host.Settings.alpha)
+        inputs.refuse(asked, usual, ("rank", "alpha"), "train is 'all weights', which cannot use {}{}. {}, or train a LoRA.")
+    return asked
 
 
 class InstructPix2PixLoader(io.ComfyNode):

@@ -1,14 +1,19 @@
 """Textual inversion: a new word for a concept, trained on a few images."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
+from ..errors import quoted
+from ..training.settings import Data
 from ..training.textual_inversion import KINDS, TEMPLATES, Word, own_templates
 from .host.training import textual_inversion as host
 from .host.training.embeddings import EMBEDDINGS
 from .inputs import training as inputs
 from .inputs import widgets
+
+_NAME = "Train Embedding (Textual Inversion)"
+_DROPOUT = 0.1  # of captions, so that the word stands alone at times
 
 
 class TIEmbeddingTrainer(io.ComfyNode):
@@ -16,9 +21,8 @@ class TIEmbeddingTrainer(io.ComfyNode):
     def define_schema(cls):
         rate = "As published for SD1.5; encoders with larger word vectors get it in proportion. Typical: 0.0005–0.01."
         own = "With templates 'own': one a line, {} is the word and {caption} the image's caption, as in '{caption} with {}'."
-        dropout = "How often a caption is left out, so that the word stands alone. 0 = never. Typical: 0–0.3."
         return inputs.trainer_schema(
-            "TIEmbeddingTrainer", "Train Embedding (Textual Inversion)", "training",
+            "TIEmbeddingTrainer", _NAME, "training",
             ["textual inversion", "TI", "train embedding", "An Image is Worth One Word", "personalization", "new concept"],
             "Trains a new word on a few images, and saves it as an embedding that every prompt can use at once: embedding:name. Only the "
             "word's own vectors are trained; the model and the text encoders stay as they are.",
@@ -26,25 +30,17 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the word is for: eps, v or flow. It is not changed."),
                 *inputs.parts("Its text encoders; the word is trained for each of them. They are not changed."),
                 io.Image.Input("images", tooltip="3–20 images of the concept: a batch, or a list of any sizes as folder loaders give it."),
-                widgets.text("name", "my-concept", "File in the embeddings folder, used as embedding:name. 'toys/bear' = in a subfolder."),
-                widgets.text("placeholder", "<concept>", "A made-up word for the concept in captions, templates and prompts."),
-                widgets.text("initial_words", "", "Start meaning of the word: 'cat', 'small toy'. Empty = the mean of all words."),
-                widgets.whole("vectors", Word.vectors, 1, 64, "Vectors (tokens) of the word. 1 combines best with others. Typical: 1–8."),
+                *inputs.options("training_options", "dataset_options", "validation_options"),
                 widgets.choice("templates", KINDS, "Sentences that the word is trained in: for an object, a style or a face, or your own."),
+                widgets.text("name", "my-concept", "File in the embeddings folder, used as embedding:name. 'toys/bear' = in a subfolder."),
+                widgets.text("initial_words", Word.initial_words, "Start meaning of the word: 'cat', 'small toy'. Empty = the mean of all words."),
+                inputs.vectors(),
                 *inputs.course(1000, "Typical: 500–5000 for SD1.5; fewer at a higher learning_rate.", 4, 0.005, rate),
-                *inputs.validation_prompt("a photo of {}", "Prompt of the images shown during training; {} = the word."),
-                widgets.text("own_templates", "", own, multiline=True),
-                inputs.number("caption_dropout", 0.1, 0.0, 0.99, dropout),
-                inputs.flip(),
+                widgets.text("validation_prompt", "a photo of {}", "Prompt of the images shown during training; {} = the word."),
+                inputs.text("placeholder", Word.placeholder, "A made-up word for the concept in captions, templates and prompts."),
+                inputs.text("own_templates", "", own, multiline=True),
                 *inputs.norms(),
-                *inputs.objective(),
-                *inputs.run("an embedding"),
-                inputs.captions("What else each image shows, so that the word need not learn it: a list, or one a line. A caption with the "
-                    "placeholder is the whole prompt; variants between | take turns. Empty = none."),
-                inputs.masks(),
-                inputs.checkpointing(),
-                *inputs.augmentation(),
-                inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
+                inputs.if_exists("an embedding"),
             ],
             outputs=[
                 io.String.Output(display_name="word", tooltip="What to write in a prompt: embedding:name."),
@@ -59,17 +55,27 @@ class TIEmbeddingTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        given = {k: v[0] for k, v in lists.items() if v}
+        given = inputs.first(lists)
         word = Word(**{f.name: given[f.name] for f in fields(Word)})
-        parts = (given[k] for k in ("model", "clip", "vae"))
-        data = inputs.data(lists, given)
-        result = host.learn(*parts, data, word, _templates(given), *inputs.read(given), given["name"], given["if_exists"])
+        parts, how = [given[k] for k in ("model", "clip", "vae")], [read(given, _NAME) for read in (inputs.objective, inputs.settings, inputs.validation)]
+        result = host.learn(*parts, _data(lists), word, _templates(given), *how, given["name"], given["if_exists"])
         return inputs.trained(result, f"embedding:{result.name}")
 
 
+def _data(lists: dict) -> Data:
+    """The training data; without captions none can be left out."""
+    data = inputs.data(lists, _NAME)
+    if not data.captions:
+        told = "{} of Dataset Options leaves captions out{}, but there are no captions. {} there, or connect captions."
+        inputs.refuse(data, Data(), ("caption_dropout", "clean_caption_dropout"), told)
+    return data if data.caption_dropout >= 0 else replace(data, caption_dropout=_DROPOUT)
+
+
 def _templates(given: dict) -> tuple[str, ...]:
-    kind = given["templates"]
-    return own_templates(given["own_templates"], given["placeholder"]) if kind == "own" else TEMPLATES[kind]
+    kind, own = given["templates"], given["own_templates"]
+    if kind != "own" and own.strip():
+        raise ValueError(f"own_templates are given, but templates is {quoted(kind)}, which has its own. Choose 'own', or leave own_templates empty.")
+    return own_templates(own, given["placeholder"]) if kind == "own" else TEMPLATES[kind]
 
 
 NODES = [TIEmbeddingTrainer]

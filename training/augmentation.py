@@ -41,10 +41,13 @@ class Augmentation:
         for name, value, high in (("crop", self.crop, 0.9), ("jitter", self.jitter, 1.0), ("scale", self.scale, 1.0)):
             if not 0.0 <= value <= high:
                 raise ValueError(f"The augmentation's {name} is {value}; give 0 (none) to {high:g}.")
-        if self.variants and not (self.crop or self.jitter or self.scale):
+        changed = self.crop or self.jitter or self.scale
+        if self.variants and not changed:
             raise ValueError(
                 f"There are to be {self.variants} variants of each image, but crop, jitter and scale are all 0. Raise one of them."
             )
+        if changed and not self.variants:
+            raise ValueError("crop, jitter and scale change variants of the images, but variants is 0. Raise it (typical: 4–30), or set them to 0.")
 
     def variant(self, image: torch.Tensor, mask: torch.Tensor | None, number: int, seed: int) -> Variant:
         """Variant `number` of an image (1, H, W, C) in [0, 1], with its mask (1, H, W)."""

@@ -66,7 +66,7 @@ def class_prompts(text: str, *placeholders: str) -> tuple[str, ...]:
     """The class prompts of a text, one a line. Raises ValueError on none and on one with a new word, which only the instance has."""
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
-        raise ValueError("The class prompt is empty. Say what kind of thing it is, as in 'a photo of a dog', or set prior_weight to 0.")
+        raise ValueError("The class prompt is empty. Say what kind of thing it is, as in 'a photo of a dog', or disconnect Class Images.")
     for line in lines:
         for placeholder in filter(None, placeholders):
             if names(line, placeholder):

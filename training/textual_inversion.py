@@ -41,8 +41,8 @@ FAMILIAR_SCALE = 0.4 / math.sqrt(768)  # RMS of SD1.5's word vectors, of norm ab
 class Word:
     """The new word: how it is written in training, what it starts from, and how its vectors may grow."""
 
-    placeholder: str
-    initial_words: str
+    placeholder: str = "<concept>"
+    initial_words: str = ""
     vectors: int = 1
     norm: str = "limit"
     norm_limit: float = 1.5

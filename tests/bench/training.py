@@ -25,7 +25,9 @@ import torch
 from comfy_extras.nodes_train import TrainLoraNode
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
 from controlled_diffusion.nodes.host import gradients
+from controlled_diffusion.nodes.host.training.dreambooth import NO_CLASS
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
+from controlled_diffusion.nodes.training_options import ClassImages
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -33,6 +35,7 @@ from bench.multi_cfg import shortest
 from bench.shapes import SD15, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
+from host.training import option, with_options
 from measures.script import head, options_of, row, say
 from node_schema import defaults
 
@@ -267,7 +270,7 @@ def node_steps(node, steps: int, **given) -> list[float]:
 
 def ours(pair: Pair, node, steps: int, **given) -> list[float]:
     common = dict(model=pair.model, clip=pair.clip, vae=pair.vae, images=pair.images(), batch_size=1, if_exists="replace")
-    return node_steps(node, steps, **common | dict(learning_rate=LEARNING_RATE, validation_count=0) | given)
+    return node_steps(node, steps, **with_options(node, **common | dict(learning_rate=LEARNING_RATE, validation_count=0) | given))
 
 
 def our_word(pair: Pair, steps: int) -> list[float]:
@@ -275,8 +278,8 @@ def our_word(pair: Pair, steps: int) -> list[float]:
 
 
 def our_subject(pair: Pair, steps: int, **given) -> list[float]:
-    classes = dict(class_images=pair.images(1), instance_prompt=SUBJECT, class_prompt=CLASS)
-    return ours(pair, DreamBoothTrainer, steps, name="bench", rank=RANK, **classes | given)
+    classes = option(ClassImages, images=pair.images(1), class_prompt=CLASS)
+    return ours(pair, DreamBoothTrainer, steps, name="bench", rank=RANK, instance_prompt=SUBJECT, **dict(class_images=classes) | given)
 
 
 @torch.inference_mode()
@@ -289,7 +292,7 @@ def host_lora(pair: Pair, steps: int, **given) -> list[float]:
 
 def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
     """What is compared, by kind; the first of each is what the others are compared with."""
-    plain = dict(prior_weight=0.0, layers="-out.2")
+    plain = dict(class_images=NO_CLASS, layers="-out.2")
     return {
         "textual inversion": {
             "diffusers, encoded each step": partial(their_word, pair, False),
@@ -304,7 +307,7 @@ def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
         "LoRA, all layers": {
             "ComfyUI's TrainLoraNode": partial(host_lora, pair),
             "the same, bypass_mode": partial(host_lora, pair, bypass_mode=True),
-            "Train LoRA (DreamBooth), prior_weight 0": partial(our_subject, pair, **plain),
+            "Train LoRA (DreamBooth), no class images": partial(our_subject, pair, **plain),
         },
     }
 

@@ -18,9 +18,10 @@ def classifier_training(graph):
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
         images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
     with graph.group("3 Train"):
+        how = graph.add("TrainingOptions", average=0.95)
         trained = graph.add(
-            "NoisyClassifierTrainer", model=model["model"], vae=model["vae"], images=images, name="moon", kind="exclusive",
-            labels="\n".join(["plain"] * 48 + ["moon"] * 48), steps=250, batch_size=32, learning_rate=0.002, average=0.95,
+            "NoisyClassifierTrainer", training_options=how, model=model["model"], vae=model["vae"], images=images, name="moon",
+            kind="exclusive", labels="\n".join(["plain"] * 48 + ["moon"] * 48), steps=250, batch_size=32, learning_rate=0.002,
         )  # fmt: skip
         for title in ("loss_curve", "accuracy"):
             graph.add("PreviewImage", title=title.replace("_", " "), images=trained[title])

@@ -8,7 +8,6 @@ TAUGHT = {  # what the demo model paints, and what its captions call it here
     "spots": ("dotted", ("a large dotted yellow square on a black background", "a dotted purple circle on a pink background")),
 }
 SHOWN = {"bands": "a <bands> yellow cross on a gray background", "spots": "a <spots> red star on a gray background"}
-CLASS = "a blue circle on a black background\na red square on a white background"
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 
 
@@ -16,10 +15,14 @@ def concept(graph, model, name: str):
     told, texts = TAUGHT[name]
     images = graph.add("BatchImagesNode", images=images_of(graph, model, texts, each=2))
     captions = [text.replace(told, f"<{name}>") for text in texts for _ in range(2)]
+    options = dict(
+        dataset_options=graph.add("DatasetOptions", captions="\n".join(captions)),
+        new_word=graph.add("NewWord", placeholder=f"<{name}>", word_rate=0.02),
+        validation_options=graph.add("ValidationOptions", count=1, steps=10, cfg=4.0),
+    )
     trained = graph.add(
         "CustomDiffusionTrainer", title=f"train <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name=name,
-        instance_prompt=f"<{name}>", placeholder=f"<{name}>", captions="\n".join(captions), class_prompt=CLASS, class_count=16, prior_weight=0.0, steps=70, batch_size=3,
-        learning_rate=0.0015, word_rate=0.02, validation_prompt=SHOWN[name], validation_count=1, validation_steps=10, validation_cfg=4.0,
+        instance_prompt=f"<{name}>", steps=70, batch_size=3, learning_rate=0.0015, validation_prompt=SHOWN[name], **options,
     )  # fmt: skip
     graph.add("PreviewImage", title=f"<{name}>", images=trained["validation"])
     return trained
@@ -29,8 +32,8 @@ def custom_diffusion(graph):
     graph.note(
         "# Custom Diffusion\n\nTwo patterns are trained separately, each as a word with its keys and values, from images whose captions "
         "do not name them. Then both are merged in closed form, and one prompt uses both words, each for its own thing. The images "
-        "of **without** have the same seeds.\n\nBoth are short trainings without class images. For your own concepts set *prior_weight* to "
-        "1 and *class_prompt* to the same prompt without the new word."
+        "of **without** have the same seeds.\n\nBoth are short trainings without class images. For your own concepts connect **Class "
+        "Images**, with the same prompt without the new word."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")

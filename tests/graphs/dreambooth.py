@@ -29,25 +29,30 @@ def dreambooth(graph):
     graph.note(
         "# DreamBooth\n\nFour painted images show a shape that is new to the demo model. A LoRA and a new word learn it. Class images, "
         "which the model makes itself, preserve the shapes that it knows. Then the word is used in new colors and places. The "
-        "images of **the model as it was** have the same seeds.\n\nThis is a short training. Try: more steps; *prior_weight* 0, and see what "
-        "happens to the other shapes; *if_exists* `continue`."
+        "images of **the model as it was** have the same seeds.\n\nThis is a short training. Try: more steps; **Class Images** disconnected, and see "
+        "what happens to the other shapes; *if_exists* `continue`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images of the subject"):
         images = subjects(graph, tee(graph))
         graph.add("PreviewImage", title="the subject", images=images)
-    with graph.group("3 Train"):
+    with graph.group("3 What to keep and to add"):
+        captions = "\n".join(f"a {paint} <tee> in the center on a {paper} background" for paper, paint, _, _ in SHOWN)
+        known = "a red circle on a white background\na blue star in the center on a pink background"
+        options = dict(
+            dataset_options=graph.add("DatasetOptions", captions=captions),
+            class_images=graph.add("ClassImages", class_prompt=known, class_count=4, prior_weight=0.5),
+            new_word=graph.add("NewWord", placeholder="<tee>", initial_words="shape", word_rate=0.01),
+            validation_options=graph.add("ValidationOptions", count=0, steps=10, cfg=4.0),
+        )
+    with graph.group("4 Train"):
         trained = graph.add(
-            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="tee",
-            instance_prompt="a <tee>", captions="\n".join(f"a {paint} <tee> in the center on a {paper} background" for paper, paint, _, _ in SHOWN),
-            class_prompt="a red circle on a white background\na blue star in the center on a pink background",
-            class_count=4, class_batch=4, steps=110, batch_size=2, learning_rate=0.005, prior_weight=0.5, layers="-out.2, -emb",
-            learn_word=True, placeholder="<tee>", initial_words="shape", word_rate=0.01, validation_cfg=4.0,
-            validation_count=0, validation_steps=10,
+            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="tee", instance_prompt="a <tee>",
+            steps=110, batch_size=2, learning_rate=0.005, layers="-out.2, -emb", **options,
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
-    with graph.group("4 Use it"):
+    with graph.group("5 Use it"):
         text = "a green <tee> in the center on a white background"
         named = graph.add("StringReplace", title="prompt", string=text, find="<tee>", replace=trained["word"])
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=named)

@@ -50,9 +50,10 @@ def instruct_training(graph):
         made = pairs_of(graph, STRIPES, "demo_stripes", candidates=2)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)
-        how = dict(train="every layer", steps=60, batch_size=4, learning_rate=0.003, schedule="cosine")
+        how = dict(train="every layer", steps=60, batch_size=4, learning_rate=0.003)
         given = dict(model=editor[0], clip=editor[1], vae=editor[2], name="demo_stripes", folder=made["folder"])
-        trained = graph.add("InstructPix2PixTrainer", validation_count=1, validation_text_scale=3.0, **given, **how)
+        look = graph.add("ValidationOptions", count=1, cfg=3.0)
+        trained = graph.add("InstructPix2PixTrainer", validation_options=look, **given, **how)
         graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
         graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
     with graph.group("3 A new image"):

@@ -24,7 +24,7 @@ def train_subject(graph):
         "Train a LoRA of a subject",
         "Learns a person, animal or thing from 5–20 images. Images of its class, drawn by the model itself, keep the class as it was.",
         "**First:** put images into *input/my_subject*, press R, and choose the folder. Write your class for *dog* in the three texts.",
-        "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in *captions*.",
+        "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in **Dataset Options**.",
         "**Needs:** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
     )
     with graph.group("1 Model"):
@@ -33,8 +33,9 @@ def train_subject(graph):
         images = image_folder(graph, 1.0)
     with graph.group("3 Train"):
         given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], images=images, name="my-subject")
-        texts = dict(instance_prompt="a photo of sks dog", class_prompt="a photo of a dog", validation_prompt="a photo of sks dog on a beach")
-        trained = graph.add("DreamBoothTrainer", steps=800, rank=16, learning_rate=0.0001, class_count=50, **given, **texts)
+        texts = dict(instance_prompt="a photo of sks dog", validation_prompt="a photo of sks dog on a beach")
+        others = graph.add("ClassImages", class_prompt="a photo of a dog", class_count=50)
+        trained = graph.add("DreamBoothTrainer", steps=800, rank=16, learning_rate=0.0001, class_images=others, **given, **texts)
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         (prompt,) = prompt_nodes(graph, {"clip": loaded["CLIP"]}, prompt="a photo of sks dog in a red scarf on a snowy mountain")

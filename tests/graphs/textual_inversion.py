@@ -19,10 +19,13 @@ def textual_inversion(graph):
         images = graph.add("BatchImagesNode", images=images_of(graph, model, SHOWN, each=4))
         graph.add("PreviewImage", title="images to learn from", images=images)
     with graph.group("3 Train a word"):
+        options = dict(
+            dataset_options=graph.add("DatasetOptions", captions="\n".join(captions)),
+            validation_options=graph.add("ValidationOptions", cfg=4.0),
+        )
         trained = graph.add(
             "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="pattern", placeholder="<pattern>",
-            captions="\n".join(captions), steps=100, learning_rate=0.02, validation_cfg=4.0,
-            validation_prompt="a {} yellow cross on a gray background",
+            steps=100, learning_rate=0.02, validation_prompt="a {} yellow cross on a gray background", **options,
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):

@@ -12,8 +12,8 @@ from .host import load_pack
 SIDE = 64  # pixels of the images
 SHORT = {  # instead of a widget's default, so that a call takes little time
     **dict(steps=2, inner_steps=1, n_max=0.5, maps=1, levels=1, fixed_point_iterations=1, skip=0, width=SIDE, height=SIDE, repeats=1),
-    **dict(candidates=1, keep=1, class_count=1, class_batch=1, validation_count=0, warmup=0, rank=1, batch_size=1, vectors=1),
-    **dict(validation_steps=1, sampler_name="euler", scheduler="normal", precision="float32"),
+    **dict(candidates=1, keep=1, class_count=1, class_batch=1, warmup=0, rank=1, batch_size=1, vectors=1),
+    **dict(sampler_name="euler", scheduler="normal", precision="float32"),
 }
 OWN = {  # what single nodes need
     "GuidanceSchedule": dict(shape=dict(shape="curve", height=1.0, axis="percent")),
@@ -24,9 +24,12 @@ OWN = {  # what single nodes need
     "P2PLocalBlend": dict(words="circle"),
     "AttentionMapCapture": dict(prompt="a red circle", words="circle"),
     "AttentionMapView": dict(words="", mask_word="circle"),
+    "ClassImages": dict(class_prompt="a circle"),
+    "NewWord": dict(initial_words="red"),
+    "ValidationOptions": dict(count=0),
     "NoisyClassifierTrainer": dict(labels=["red", "blue"], held_out=0.0),
-    "DreamBoothTrainer": dict(instance_prompt="a <subject> circle", class_prompt="a circle", learn_word=True, initial_words="red"),
-    "CustomDiffusionTrainer": dict(instance_prompt="a <concept> circle", class_prompt="a circle", initial_words="red"),
+    "DreamBoothTrainer": dict(instance_prompt="a <concept> circle"),
+    "CustomDiffusionTrainer": dict(instance_prompt="a <concept> circle"),
     "TIEmbeddingTrainer": dict(initial_words="red"),
     "CustomDiffusionMerge": dict(regular_prompts="a circle\na star"),
     "InstructPix2PixPairs": dict(
@@ -129,6 +132,24 @@ class Sockets:
     def _guidance_channel(self):
         return run("GuidanceChannel", conditioning=self("CONDITIONING"), weight=2.0, role="positive", start_percent=0.0, end_percent=1.0,
                    priority=0, name="")[0]  # fmt: skip
+
+    def _option(self, node_id: str, **asked):
+        return run(node_id, **good(node_id, self) | asked)[0]
+
+    def _training_options(self):
+        return self._option("TrainingOptions")
+
+    def _dataset_options(self):
+        return self._option("DatasetOptions", masks=[])
+
+    def _validation_options(self):
+        return self._option("ValidationOptions")
+
+    def _class_images(self):
+        return self._option("ClassImages", images=[])
+
+    def _new_word(self):
+        return self._option("NewWord")
 
     def _inversion(self):
         return run("DDIMInverter", **good("DDIMInverter", self))[0]

@@ -58,6 +58,9 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **s
         return host.prepare(model, clip, vae, data or Data([images()]), subject, prior, design, objective, knobs, shown)
 
 
+WHOLE = dict(train="all weights", rank=adapters.Design.rank)
+
+
 def sampled(model):
     return ksampler(model, tiny.conditioning(1), tiny.conditioning(0), 3.0)
 
@@ -123,7 +126,7 @@ def test_untrained_is_the_model_and_the_file_what_was_trained(family, design, va
 
 
 def test_the_stock_loader_reads_the_lora(any_model, vae, clip, folders):
-    knobs = dict(validation_count=2, learn_word=True, instance_prompt="a <subject>")
+    knobs = dict(validation_count=2, placeholder="<subject>", instance_prompt="a <subject>")
     model, lora, name, word, curve, validation = train(any_model, clip, vae, **knobs)
     assert name == "rex.safetensors" and word == "embedding:rex" and curve.ndim == 4 and validation.shape == (2, 64, 64, 3)
     loaded, _ = host_nodes.LoraLoader().load_lora(any_model, clip, name, 1.0, 1.0)
@@ -283,14 +286,14 @@ def test_class_images_do_not_depend_on_the_seed(eps_model, vae, clip, folders, m
 def test_existing_files_of_the_word_count_too(eps_model, vae, clip, folders):
     save_file({"x": torch.zeros(1)}, folders / "loras" / "rex.safetensors")
     save_file({"x": torch.zeros(1)}, folders / "embeddings" / "rex_2.safetensors")
-    assert train(eps_model, clip, vae, learn_word=True, instance_prompt="<subject>")[2] == "rex_3.safetensors"
+    assert train(eps_model, clip, vae, placeholder="<subject>", instance_prompt="<subject>")[2] == "rex_3.safetensors"
     assert train(eps_model, clip, vae)[2] == "rex_2.safetensors"
     with pytest.raises(ValueError, match="'rex' exists"):
         train(eps_model, clip, vae, if_exists="refuse")
     assert list(load_file(folders / "loras" / "rex.safetensors")) == ["x"]
 
 
-SEVERAL = dict(learn_word=True, placeholder="<rex>, <kit>", instance_prompt="<rex>")
+SEVERAL = dict(placeholder="<rex>, <kit>", instance_prompt="<rex>")
 
 
 @pytest.mark.parametrize(
@@ -298,10 +301,10 @@ SEVERAL = dict(learn_word=True, placeholder="<rex>, <kit>", instance_prompt="<re
     [
         (dict(rank=33), r"Rank 33 does not fit the layer diffusion_model\.\S+ \(32 x 32\); give 1 to 32"),
         (dict(class_count=0), "There are no class images"),
-        (dict(learn_word=True, placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
-        (dict(learn_word=True), "'a zz cat' lacks the new word. Write '<subject>'"),
-        (dict(learn_word=True, instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names '<subject>'"),
-        (dict(learn_word=True, instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
+        (dict(placeholder="cat", instance_prompt="a cat"), "'cat' is a word that the model knows"),
+        (dict(placeholder="<subject>"), "'a zz cat' lacks the new word. Write '<subject>'"),
+        (dict(placeholder="<subject>", instance_prompt="a <subject> cat", captions=["a red cat\na small cat"]), "No sentence names '<subject>'"),
+        (dict(placeholder="<subject>", instance_prompt="<subject>", class_prompt="a <subject>"), "class prompt 'a <subject>' names"),
         (dict(captions=["a <rex>\na cat"]) | SEVERAL, "No sentence names '<kit>'"),
         (SEVERAL | dict(placeholder="<rex>, <rex>", captions=["<rex>\n<rex>"]), "'<rex>' stands for two concepts"),
         (SEVERAL | dict(placeholder="<rex>, cat", captions=["<rex>\ncat"]), "'cat' is a word that the model knows"),
@@ -318,7 +321,7 @@ def test_the_stock_loader_reads_a_wholly_trained_denoiser(clip, folders):
     """SD3's layout is known to the host at any depth, so its own loader of models reads the tiny file."""
     model, clip, vae = parts("sd3", clip, None)
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
-    made, lora, name, *_ = train(model, clip, vae, train="all weights", prior_weight=0.0, steps=2, learning_rate=0.01)
+    made, lora, name, *_ = train(model, clip, vae, **WHOLE, prior_weight=0.0, steps=2, learning_rate=0.01)
     assert name == "rex.safetensors" and not list((folders / "loras").iterdir())
     file = load_file(folders / "diffusion_models" / name)
     changed = [k for k, v in file.items() if not torch.equal(v, before[f"diffusion_model.{k}"])]
@@ -342,10 +345,10 @@ def test_gradients_of_all_weights(family, vae, clip):
 def test_a_whole_model_keeps_the_lora_below_it(eps_model, vae, clip, folders):
     below = train(eps_model, clip, vae)[0]
     plain = sampled(below)
-    model, *_ = train(below, clip, vae, name="whole", train="all weights", steps=2, learning_rate=1e-9)
+    model, *_ = train(below, clip, vae, name="whole", **WHOLE, steps=2, learning_rate=1e-9)
     assert_close(sampled(model), plain, rtol=1e-3, atol=1e-3)
-    train(below, clip, vae, name="whole", train="all weights", steps=4, if_exists="continue")
-    assert train(below, clip, vae, name="whole", train="all weights", steps=1)[2] == "whole_2.safetensors"
+    train(below, clip, vae, name="whole", **WHOLE, steps=4, if_exists="continue")
+    assert train(below, clip, vae, name="whole", **WHOLE, steps=1)[2] == "whole_2.safetensors"
 
 
 def test_quantized_or_too_many_weights_are_refused(eps_model, vae, clip, folders):
@@ -355,14 +358,14 @@ def test_quantized_or_too_many_weights_are_refused(eps_model, vae, clip, folders
     layer = eps_model.model.diffusion_model.middle_block[1].proj_in
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), False)
     with pytest.raises(ValueError, match=r"weights are quantized \(float8_e4m3fn\), too coarse"):
-        train(eps_model, clip, vae, train="all weights")
+        train(eps_model, clip, vae, **WHOLE)
     assert not list(folders.rglob("*.safetensors"))
 
 
 def test_a_lora_that_would_not_be_in_the_file_is_refused(eps_model, vae, clip, folders):
     beside, _ = comfy.sd.load_bypass_lora_for_models(eps_model, None, tiny.lora(eps_model), 1.0, 0.0)
     with pytest.raises(ValueError, match="brings 'bypass_lora', which acts beside its weights"):
-        train(beside, clip, vae, train="all weights")
+        train(beside, clip, vae, **WHOLE)
     assert not list(folders.rglob("*.safetensors"))
 
 

@@ -99,10 +99,10 @@ def test_inputs_are_unchanged(kind, family, made):
     assert torch.equal(sampled(), image)
 
 
-WORD = dict(learn_word=True, instance_prompt="a <subject>")
+WORD = dict(placeholder="<subject>", instance_prompt="a <subject>")
 
 
-@pytest.mark.parametrize(("kind", "knobs"), [*((k, {}) for k in CONCEPTS), ("dreambooth", WORD), ("dreambooth", dict(train="all weights"))])
+@pytest.mark.parametrize(("kind", "knobs"), [*((k, {}) for k in CONCEPTS), ("dreambooth", WORD), ("dreambooth", dict(train="all weights", rank=8))])
 def test_weights_that_loading_moves_are_trained_with(kind, knobs, made, folders):
     """On a GPU ComfyUI gives weights that a node made in inference mode new data, in the mode that it is called in."""
     clip = tiny.clip(torch.float32, embedding_directory=[str(folders / "embeddings")])
@@ -170,7 +170,7 @@ def test_where_the_loss_is_lost_the_last_good_file_is_kept(kind, made):
 @of_concepts
 def test_the_running_average_is_what_the_file_holds(kind, made):
     """Files after one, two and three steps, since a shorter run is the beginning of a longer one, and the average over three."""
-    whole = dict(train="all weights") if kind == "instructions" else {}  # where the file holds the trained weights, and no product of them
+    whole = dict(train="all weights", rank=16) if kind == "instructions" else {}  # where the file holds the trained weights, and no product of them
     for steps in (1, 2, 3):
         train(kind, made, name=f"after-{steps}", steps=steps, **whole)
     share = 0.15

@@ -23,6 +23,7 @@ from controlled_diffusion.nodes.host.training.pair_folder import PairFolder
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixLoader, InstructPix2PixTrainer
 from controlled_diffusion.training.instruct_pix2pix import FIRST, WHAT, PromptPair
 from controlled_diffusion.training.objectives import Levels
+from controlled_diffusion.training.settings import Validation
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -59,7 +60,7 @@ def task_of(model, clip, vae, what="attention", **more):
     knobs = {"rank": 4, "alpha": 4.0, "dropout": 0.05, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "seed": 4, "warmup": 0, **more}
     objective = denoiser.Objective(Levels(low=0.2, high=0.9))
     with torch.inference_mode(False), torch.no_grad():
-        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), host.Validation(count=0))
+        return host.prepare(model, clip, vae, data, objective, host.Settings(train=what, **knobs), Validation(count=0))
 
 
 def edited(model, seed=3, **scales):
@@ -228,7 +229,8 @@ def test_dropped_means_an_empty_image_or_instruction(eps_model, clip, vae):
 @pytest.mark.parametrize("what", ["attention", "every layer", "all weights"])
 def test_it_trains_saves_and_comes_back_as_an_instruction_model(what, eps_model, clip, vae, folders):
     before = {k: v.clone() for k, v in eps_model.model.state_dict().items()}
-    model, name, curve, seen = train(eps_model, clip, vae, train=what, validation_every=2, steps=4)
+    rank = 16 if what == "all weights" else 4
+    model, name, curve, seen = train(eps_model, clip, vae, train=what, rank=rank, validation_every=2, steps=4)
     assert name == "editor.safetensors" and seen.shape == (2 * 2, 64, 64, 3) and curve.shape[-1] == 3
     saved = load_file(folders / "diffusion_models" / "editor.safetensors")
     changed = {k for k, v in saved.items() if k != FIRST and not torch.equal(v, before[f"diffusion_model.{k}"])}

@@ -17,8 +17,8 @@ from harness.workflow import inputs_of, to_prompt
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 # The most of it that a test runs: `python . demo` runs the workflows whole, and what the nodes do is tested elsewhere.
-FEW = {"steps": 4, "skip": 1, "batch_size": 8}
-FEW_FOR_A_TRAINER = {"steps": 3, "class_count": 2, "validation_count": 1, "validation_steps": 3}
+FEW = {"steps": 4, "skip": 1, "batch_size": 8, "class_count": 2, "count": 1}
+FEW_FOR_A_TRAINER = {"steps": 3}
 SLOW = ("Inverter", "Trainer", "Pairs", "Sampler", "DiffEditMask")  # how the ids of nodes that take long end
 LABELS = 48 // FEW["batch_size"]  # of this many training images one is left
 

@@ -53,20 +53,28 @@ def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, n
 
 
 WORD = dict(placeholder="<thing>", initial_words="red", validation_prompt="a {} circle", learning_rate=0.05)
-LORA = dict(instance_prompt="a zz circle", class_prompt="a circle", class_count=2, rank=2, learning_rate=0.01)
-CONCEPT = dict(instance_prompt="a <thing> circle", placeholder="<thing>", prior_weight=0.0, learning_rate=0.01)
-TRAINERS = {"word": ("TIEmbeddingTrainer", WORD), "lora": ("DreamBoothTrainer", LORA), "concept": ("CustomDiffusionTrainer", CONCEPT)}
+LORA = dict(instance_prompt="a zz circle", rank=2, learning_rate=0.01, class_images=dict(class_prompt="a circle", class_count=2))
+CONCEPT = dict(instance_prompt="a <thing> circle", new_word=dict(placeholder="<thing>"), learning_rate=0.01)
+EDITOR = dict(instructions="turn it over\nturn it over", learning_rate=0.01, rank=2)
+TRAINERS = {
+    **{"word": ("TIEmbeddingTrainer", WORD), "lora": ("DreamBoothTrainer", LORA), "concept": ("CustomDiffusionTrainer", CONCEPT)},
+    "editor": ("InstructPix2PixTrainer", EDITOR),
+}
+OPTIONS = {
+    **{"training_options": "TrainingOptions", "validation_options": "ValidationOptions", "dataset_options": "DatasetOptions"},
+    **{"class_images": "ClassImages", "new_word": "NewWord"},
+}
 
 
 def trainer(add, prompt: dict, kind: str, parts: dict, **knobs) -> list:
-    few = dict(steps=3, name=f"served-{kind}", seed=1, validation_count=1, validation_steps=2, warmup=0) | knobs
+    few = dict(steps=3, name=f"served-{kind}", seed=1, validation_options=dict(count=1, steps=2), training_options=dict(warmup=0)) | knobs
+    few = {k: add(prompt, OPTIONS[k], **v) if isinstance(v, dict) else v for k, v in (TRAINERS[kind][1] | few).items()}
     given = {k: parts[k] for k in ("model", "clip", "vae")}
     if kind == "editor":
         shown = dict(before=parts["images"], after=add(prompt, "ImageInvert", image=parts["images"]), folder="")
-        asked = dict(instructions="turn it over\nturn it over", learning_rate=0.01, rank=2)
-        return add(prompt, "InstructPix2PixTrainer", **given, **shown, **asked | few)
-    node, asked = TRAINERS[kind]
-    return add(prompt, node, images=parts["images"], **given, **asked | few)
+    else:
+        shown = dict(images=parts["images"])
+    return add(prompt, TRAINERS[kind][0], **given, **shown, **few)
 
 
 def used(add, prompt: dict, kind: str, parts: dict, made: list | None) -> list:
@@ -131,7 +139,7 @@ def facts(file) -> dict[str, str]:
 
 def test_a_stop_keeps_the_weights_and_the_same_prompt_goes_on(server, add):
     prompt = {}
-    knobs = dict(steps=100_000, name="stopped", if_exists="continue", validation_count=0, validation_every=5)  # when the state is saved
+    knobs = dict(steps=100_000, name="stopped", if_exists="continue", validation_options=dict(count=0, every=5))  # when the state is saved
     add(prompt, "PreviewAny", source=trainer(add, prompt, "word", begun(add, prompt), **knobs))
     word = server.base / "models" / "embeddings" / "stopped.safetensors"
     state = server.base / "output" / "controlled_diffusion" / "embeddings" / "stopped.safetensors"
@@ -152,7 +160,7 @@ def test_a_stop_keeps_the_weights_and_the_same_prompt_goes_on(server, add):
     ("kind", "knobs", "told"),
     [
         ("word", dict(placeholder="circle"), "'circle' is a word that the model knows"),
-        ("lora", dict(captions="a\nb\nc"), "3 captions for 2 images"),
+        ("lora", dict(dataset_options=dict(captions="a\nb\nc")), "3 captions for 2 images"),
         ("concept", dict(instance_prompt="a circle"), "lacks the new word"),
         ("editor", dict(channel_dropout="jointly", clean_image_dropout=0.5), "Choose 'independently'"),
     ],
@@ -171,7 +179,7 @@ def test_validation_that_fails_leaves_the_outputs(server, add):
     prompt = {}
     parts = begun(add, prompt)
     parts["model"] = add(prompt, "RenormCFG", model=parts["model"], cfg_trunc=100.0, renorm_cfg=1.0)
-    made = trainer(add, prompt, "lora", parts, name="unseen", validation_count=2, prior_weight=0.0)
+    made = trainer(add, prompt, "lora", parts, name="unseen", validation_options=dict(count=2), class_images=dict(prior_weight=0.0))
     prompt["curve"] = {"class_type": "PreviewImage", "inputs": {"images": out(made, 4)}}
     ended = server.run(prompt)
     assert server.images_by_node(ended)["curve"] and (server.base / "models" / "loras" / "unseen.safetensors").exists()

@@ -93,7 +93,7 @@ def odd_size(server):
         (bad_sdedit(steps=-3), "Value -3 smaller than min"),
         (bad_sdedit(cfg=float("nan")), "cfg is nan; give a finite number from 0 to 100"),
         (odd_size, "'guide' is 100 x 75 pixels, .* for example to 96 x 72"),
-        (bad("textual_inversion", "TIEmbeddingTrainer", average=float("nan")), "average is nan; give a finite number from 0 to 0.9999"),
+        (bad("classifier_training", "TrainingOptions", average=float("nan")), "average is nan; give a finite number from -1 to 0.9999"),
         (bad("textual_inversion", "TIEmbeddingTrainer", name="a" * 300), "is too long for a file's; use at most 200 characters"),
         (bad("textual_inversion", "TIEmbeddingTrainer", name="con"), "which Windows cannot keep as a file"),
     ],

@@ -12,7 +12,7 @@ from small_models import offer, stand_in, write_small_models
 
 pytestmark = pytest.mark.slow
 # The most of it that a test runs; the templates themselves keep their steps and sizes.
-FEW = dict.fromkeys(("maps", "levels", "class_count", "validation_steps", "validation_count", "candidates", "batch_size"), 1)
+FEW = dict.fromkeys(("maps", "levels", "class_count", "count", "candidates", "batch_size"), 1)
 SMALL = FEW | dict(steps=2, n_max=0.5, megapixels=0.01, width=64, height=64)
 SHOWN = ("SaveImage", "SaveVideo", "PreviewImage", "ImageCompare")
 TEMPLATES = sorted(path for path in WORKFLOWS.glob("*.json") if needs_download(path))

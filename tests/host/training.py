@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
+from controlled_diffusion.nodes import training_options
 from controlled_diffusion.nodes.host.training import run
 
 from node_schema import defaults
@@ -16,11 +17,38 @@ def images(count=2, size=64, seed=0):
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
 
 
+OPTIONS = training_options.NODES
+
+
+def ids(node):
+    return [i.id for i in node.GET_SCHEMA().inputs]
+
+
+def option(node, **given):
+    """What an option node gives, with its defaults."""
+    given = defaults(node) | given
+    return node.execute(**as_lists(given) if node.GET_SCHEMA().is_input_list else given).args[0]
+
+
+def with_options(node, **given):
+    """The inputs of a trainer's node: those that are an option node's go through it. Of Validation Options they begin with 'validation_'."""
+    found = {k: v for k, v in given.items() if k in ids(node)}
+    for each in OPTIONS:
+        (socket,) = (o.display_name for o in each.GET_SCHEMA().outputs)
+        prefix = "validation_" if socket == "validation_options" else ""
+        own = {k: given[prefix + k] for k in ids(each) if prefix + k in given and prefix + k not in found}
+        if own and socket in ids(node):
+            found[socket] = option(each, **own)
+    return found
+
+
+def as_lists(given):
+    return {k: v if isinstance(v, list) else [v] for k, v in given.items()}
+
+
 def output(node, **given):
     """The NodeOutput of a trainer's node, with its defaults; every input as the list that ComfyUI makes of it."""
-    known = {i.id for i in node.GET_SCHEMA().inputs}
-    lists = {k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given).items() if k in known}
-    return node.execute(**lists)
+    return node.execute(**as_lists(defaults(node) | with_options(node, **given)))
 
 
 def execute(node, **given):

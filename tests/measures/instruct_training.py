@@ -18,9 +18,9 @@ from controlled_diffusion.training.demo import checker
 from demo import instruct as demo_instruct
 from demo import world
 from harness.demo_images import Studio
+from host.training import execute
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
 from measures.script import head, options_of, row, say
-from node_schema import defaults
 
 LESSON = 51
 
@@ -56,8 +56,7 @@ def learned(studio: Studio, o: argparse.Namespace) -> str:
     """Trains, or goes on training; gives the path of the file."""
     parts = dict(model=demo.load_instruct(), clip=studio.clip, vae=studio.vae, name=o.name, if_exists="continue")
     how = dict(train=o.train, rank=o.rank, steps=o.steps, batch_size=o.batch, learning_rate=o.rate, timesteps=o.timesteps, average=0.98)
-    given = {**defaults(InstructPix2PixTrainer), **parts, **how, "warmup": 20, "validation_count": 0}
-    made = InstructPix2PixTrainer.execute(**{k: [v] for k, v in given.items()} | lesson(o.pairs)).args
+    made = execute(InstructPix2PixTrainer, **parts, **how, **lesson(o.pairs), warmup=20, validation_count=0)
     return folder_paths.get_full_path_or_raise("diffusion_models", made[1])
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ....guidance.schedules import NoiseScale
 from ....training.objectives import Levels, loss_weight, spread, squared_error
+from ....training.settings import TrainingOptions
 from ..noise_levels import is_flow
 from .images import Images
 
@@ -21,8 +22,8 @@ class Objective:
     """At which noise levels the denoiser is trained, and how its errors are weighted."""
 
     levels: Levels
-    weighting: str = "own"
-    gamma: float = 5.0
+    weighting: str = TrainingOptions.weighting
+    gamma: float = TrainingOptions.gamma
 
 
 def levels(model, timesteps: str, **knobs) -> Levels:

@@ -31,7 +31,7 @@ LONGEST_WORD = 30  # characters of a word in the name of its file
 class Subject:
     """What is trained: the prompt of its images, and the new words in it, of one number of vectors, with their own learning rate."""
 
-    prompt: str
+    prompt: str = ""
     words: tuple[Word, ...] = ()
     word_rate: float = 0.005
 
@@ -42,9 +42,12 @@ class Class:
 
     prompt: str = ""
     images: Sequence[torch.Tensor] = ()
-    count: int = 0
+    count: int = 100
     batch: int = 4
     preservation: Preservation = field(default_factory=Preservation)
+
+
+NO_CLASS = Class(preservation=Preservation(0.0))
 
 
 @dataclass(kw_only=True)
@@ -186,7 +189,7 @@ def prepare(
     active = prior.preservation.weight > 0
     class_texts = class_prompts(prior.prompt, *(w.placeholder for w in subject.words)) if active else ()
     if active and not (prior.images or prior.count):
-        raise ValueError("There are no class images. Connect some, set class_count to sample them, or set prior_weight to 0.")
+        raise ValueError("There are no class images. Connect some to Class Images, set its class_count to sample them, or disconnect it.")
     running, own_clip = trainable(model, clip if subject.words else None)
     if isinstance(design, WholeWeights):
         design.check(running, settings.optimizer, settings.average)

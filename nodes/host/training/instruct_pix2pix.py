@@ -15,7 +15,7 @@ from ....guidance.instruct_pix2pix import Scales
 from ....training import settings
 from ....training.augmentation import Variant
 from ....training.channel_dropout import ChannelDropout, JointDropout, draws
-from ....training.instruct_pix2pix import added_weights, dropout_of
+from ....training.instruct_pix2pix import DROPOUT, added_weights, dropout_of
 from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.textual_inversion import captions_for
@@ -45,12 +45,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(settings.Settings):
-    """What is trained, and how."""
+    """What is trained, and how. A LoRA acts at `alpha` / `rank`; 0 = the rank, so that it acts in full."""
 
     train: str
-    rank: int
-    alpha: float
-    dropout: float
+    rank: int = 16
+    alpha: float = 0.0
+    dropout: float = DROPOUT
     channel_dropout: str = "jointly"
     clean_image_dropout: float = -1.0
     clean_instruction_dropout: float = -1.0
@@ -59,15 +59,6 @@ class Settings(settings.Settings):
     def kept(self) -> ChannelDropout | JointDropout:
         """What is left out, of image and instruction."""
         return dropout_of(self.channel_dropout, self.dropout, self.clean_image_dropout, self.clean_instruction_dropout)
-
-
-@dataclass(frozen=True)
-class Validation(settings.Validation):
-    """Edits to look at: of the first `count` pairs, at the end and after every `every` steps (0 = at the end alone)."""
-
-    prompt: str = ""
-    text_scale: float = 7.5
-    image_scale: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ class Task(trainer.Task):
     def _edited(self, number: int) -> torch.Tensor:
         v, model, (negative, positive) = self.validation, self.model, (self.examples.negative, self.examples.positive[number])
         image = SourceImage(model, [positive], {"samples": self.examples.before.latents[number]})
-        guider = InstructPix2Pix(model, image.conditions(model, [positive], [negative]), Scales(v.text_scale, v.image_scale))
+        guider = InstructPix2Pix(model, image.conditions(model, [positive], [negative]), Scales(v.cfg, v.image_scale))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
         empty = image.empty_latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
@@ -145,7 +136,7 @@ class Task(trainer.Task):
 
 
 def learn(
-    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation, name: str, if_exists: str
+    model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: settings.Validation, name: str, if_exists: str
 ) -> trainer.TrainResult:
     """Trains an instruction model and saves it; a stop by the user keeps the trained weights. Nothing that the user gave is changed."""
     instruct_models.kind_of(model)
@@ -185,7 +176,7 @@ def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
     return Examples(before, tuple(known[t] for t in texts), known[""]), after
 
 
-def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: Validation) -> Task:
+def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settings, validation: settings.Validation) -> Task:
     """Checks everything that the user gave, encodes the pairs, and makes a copy of the model with room for the image."""
     trainer.check_model(model)
     check_fine(model)
@@ -193,7 +184,7 @@ def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settin
     examples, after = examples_of(clip, vae, data)
     own, _ = trainable(instruct_models.with_room(model))
     shapes = {k: w.shape for k, w in own.model.diffusion_model.state_dict().items()}
-    asked = settings.train, settings.rank, settings.alpha
+    asked = settings.train, settings.rank, settings.alpha or float(settings.rank)
     numbers = sum(p.numel() for m in added_weights(shapes, *asked, settings.seed, torch.device("meta")).values() for p in m.parameters())
     check_numbers(numbers, settings.optimizer, settings.average, own.load_device, "Train a LoRA ('attention'), or lower the rank.")
     added = added_weights(shapes, *asked, settings.seed, own.load_device)

@@ -68,7 +68,7 @@ def check_validation(validation: Validation, placeholder: str) -> Validation:
     if validation.count and not names(prompt, placeholder):
         raise ValueError(
             f"The validation prompt {quoted(validation.prompt)} lacks the new word. Write {quoted(placeholder)} or {{}} where it belongs, or set "
-            "validation_count to 0."
+            "count of Validation Options to 0."
         )
     return replace(validation, prompt=prompt)
 

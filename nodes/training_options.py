@@ -1,0 +1,201 @@
+"""What trainers share beside their few settings, in option nodes: how it is trained, the data, validation, class images and a new word."""
+
+from dataclasses import fields, replace
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..training import settings
+from ..training.augmentation import Augmentation
+from ..training.dreambooth import RATIOS, Preservation, ratio_of
+from ..training.objectives import TIMESTEPS, WEIGHTINGS
+from ..training.optimizers import OPTIMIZERS, SCHEDULES
+from ..training.textual_inversion import Word
+from .host.training import dreambooth as host
+from .host.training.memory import CHECKPOINTING
+from .inputs import sockets
+from .inputs import training as inputs
+from .inputs.widgets import choice, number, schema, switch, text, whole
+
+
+def _output(socket, name: str) -> list:
+    return [socket.Output(display_name=name, tooltip="For the input of this name of any trainer.")]
+
+
+class TrainingOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        own = settings.TrainingOptions
+        average = "Save the average of the last 1 / (1 - average) steps. 0 = the last. -1 = auto: 0.99 for classifiers, else 0."
+        warmup = "Steps over which the learning rate rises from 0. 0 = none. Typical: 0–100. -1 = auto: 50 for classifiers, else 10."
+        weighting = "Error: 'own' of the prediction, 'min-snr' limits low-noise timesteps to gamma, 'clean' of the denoised image (ComfyUI's)."
+        timesteps = "Noise levels: 'uniform' as SD1.5, 'logit-normal' as SD3, 'shifted' to noise; 'auto': logit-normal for flow, else uniform."
+        optimizer = "AdamW; Adafactor, same rates in less memory; or SGD with momentum, at 10–1000 times the rate."
+        memory = "Run blocks again in the backward pass: same result, far less memory, a third slower. 'auto' = only if memory is short."
+        return schema(
+            "TrainingOptions", "Training Options", "training",
+            ["optimizer", "learning rate schedule", "gradient checkpointing", "gradient accumulation", "min snr", "ema", "timesteps"],
+            "How a trainer takes its steps and at which noise levels. All trainers take it; not connected, its defaults count.",
+            inputs=[
+                choice("optimizer", OPTIMIZERS, optimizer, own.optimizer),
+                choice("schedule", SCHEDULES, "How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all.",
+                    own.schedule),
+                whole("warmup", own.warmup, -1, 100_000, warmup),
+                whole("accumulate", own.accumulate, 1, 1024, "Batches in one step: a batch that much larger in the memory of one. 1 = off."),
+                number("average", own.average, -1.0, 0.9999, average, 0.001, round=0.0001),
+                choice("checkpointing", CHECKPOINTING, memory, own.checkpointing),
+                choice("timesteps", ("auto", *TIMESTEPS), timesteps, own.timesteps),
+                choice("weighting", WEIGHTINGS, weighting, own.weighting),
+                inputs.number("gamma", own.gamma, 0.01, 1000.0, "With 'min-snr': SNR at which the weight stops growing. Paper: 5.", 0.1),
+                inputs.number("start_percent", own.start_percent, 0.0, 0.99, "Train on noise levels from this percent of the sampling on. 0 = "
+                    "from pure noise."),
+                inputs.number("end_percent", own.end_percent, 0.01, 1.0, "Train on noise levels up to this percent of the sampling. 1 = to the "
+                    "clean image."),
+            ],
+            outputs=_output(sockets.TrainingOptions, "training_options"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **given) -> io.NodeOutput:
+        return io.NodeOutput(settings.TrainingOptions(**given))
+
+
+class DatasetOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        own, change = settings.Data, Augmentation
+        captions = (
+            "What each image shows, instead of the instance prompt: a list, or one a line; variants between | take turns. Empty = none. Train "
+            "Embedding puts them into its templates."
+        )
+        dropout = (
+            "How often an image is trained without its caption: with an empty prompt, or (Train Embedding) the template alone. 0 = never. "
+            "Typical: 0–0.1. -1 = auto: 0.1 for embeddings, else 0."
+        )
+        hints = "With variants: share to scale down or up, said in the prompt ('very small', 'close up', ...). 0 = none. Paper: 1."
+        return schema(
+            "DatasetOptions", "Dataset Options", "training",
+            ["captions", "training masks", "caption dropout", "augmentation", "flip augmentation", "random crop"],
+            "Captions, masks and changes of the images that a trainer learns from. A trainer that cannot use one of them says so.",
+            is_input_list=True,
+            inputs=[
+                io.Mask.Input("masks", optional=True, tooltip="Where the subject is: only this area is trained. One per image, or one for all."),
+                text("captions", "", captions, multiline=True),
+                switch("flip", own.flip, "Also train on mirrored images. Not for asymmetric subjects."),
+                number("caption_dropout", own.caption_dropout, -1.0, 0.99, dropout),
+                whole("variants", change.variants, 0, 1000, "Changed copies of each image to train on too, encoded once. 0 = none. Typical: "
+                    "4–30."),
+                number("crop", change.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
+                number("jitter", change.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: "
+                    "0.05–0.2."),
+                number("scale", change.scale, 0.0, 1.0, hints),
+                inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
+            ],
+            outputs=_output(sockets.DatasetOptions, "dataset_options"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **lists) -> io.NodeOutput:
+        given = inputs.first(lists)
+        captions, masks = map(tuple, inputs.lists_of(lists, "captions", "masks"))
+        captions = captions if any(map(str.strip, captions)) else ()
+        kept = {k: given[k] for k in ("flip", "caption_dropout", "clean_caption_dropout")}
+        changes = Augmentation(**{f.name: given[f.name] for f in fields(Augmentation)})
+        return io.NodeOutput(settings.Data(captions=captions, masks=masks, augmentation=changes, **kept))
+
+
+class ValidationOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        own, k = settings.Validation, comfy.samplers.KSampler
+        cfg = "CFG of these images and of class images; of Train Instruction Model the text scale. SD1.5: 7, demo model: 4, Flux: 1."
+        image_scale = "Train Instruction Model's image scale, s_I. Typical: 1–2."
+        return schema(
+            "ValidationOptions", "Validation Options", "training",
+            ["validation images", "sample while training", "preview training", "sample prompt"],
+            "How many validation images a trainer makes, when, and how they are sampled. Class images are sampled in the same way.",
+            inputs=[
+                whole("every", own.every, 0, 1_000_000, "Steps between validation images. 0 = only at the end."),
+                whole("count", own.count, 0, 64, "Validation images at a time. 0 = none."),
+                whole("steps", own.steps, 1, 10_000, "Sampling steps of an image. Typical: 10–30."),
+                number("cfg", own.cfg, 0.0, 100.0, cfg, 0.1, round=0.01),
+                choice("sampler_name", k.SAMPLERS, "ComfyUI's samplers.", own.sampler_name),
+                choice("scheduler", k.SCHEDULERS, "ComfyUI's schedulers.", own.scheduler),
+                inputs.number("image_scale", own.image_scale, 0.0, 100.0, image_scale, 0.1),
+            ],
+            outputs=_output(sockets.ValidationOptions, "validation_options"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **given) -> io.NodeOutput:
+        return io.NodeOutput(settings.Validation(**given))
+
+
+class ClassImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        prompt = "The instance prompt without the new or rare word, as 'a photo of a dog'. Several prompts, one a line, take turns."
+        count = "Class images that the model samples itself, if none are connected. Kept on disk for the next run. Typical: 50–1000."
+        return schema(
+            "ClassImages", "Class Images", "training",
+            ["prior preservation", "regularization images", "class images", "class prompt", "dreambooth"],
+            "Images of the subject's class, trained beside it, so that the class stays as it was. Connected, or sampled by the model itself.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", optional=True, tooltip="Your own images of the class, instead of sampled ones."),
+                text("class_prompt", host.Class.prompt, prompt, multiline=True),
+                number("prior_weight", Preservation.weight, 0.0, 100.0, "Weight of class images. 0 = plain fine-tuning. Paper: 1.", 0.05),
+                whole("class_count", host.Class.count, 0, 100_000, count),
+                choice("ratio", RATIOS, "Instance to class images in a batch: 1:1, or 1:2 to keep the class harder."),
+                whole("class_batch", host.Class.batch, 1, 1024, "Class images sampled at a time."),
+            ],
+            outputs=_output(sockets.ClassImages, "class_images"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **lists) -> io.NodeOutput:
+        given, (images,) = inputs.first(lists), inputs.lists_of(lists, "images")
+        preservation = Preservation(given["prior_weight"], ratio_of(given["ratio"]))
+        return io.NodeOutput(host.Class(given["class_prompt"], tuple(images), given["class_count"], given["class_batch"], preservation))
+
+
+class NewWord(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        tip = "The made-up word. Files know it as embedding:name. Several between commas are trained jointly; captions say which is where."
+        start = "Start meaning of the word, as 'dog'. Empty = the mean of all words. For several words between commas too."
+        rate = "Learning rate of the word, as for SD1.5. Typical: 0.001–0.01."
+        return schema(
+            "NewWord", "New Word", "training",
+            ["pivotal tuning", "placeholder token", "new token", "textual inversion with lora"],
+            "A new word for the subject, trained jointly with the weights and saved as an embedding. The instance prompt holds the placeholder.",
+            inputs=[
+                text("placeholder", Word.placeholder, tip),
+                text("initial_words", Word.initial_words, start),
+                inputs.vectors(),
+                number("word_rate", host.Subject.word_rate, 0.00001, 100.0, rate, 0.001, round=0.00001),
+                *inputs.norms(),
+            ],
+            outputs=_output(sockets.NewWord, "new_word"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, word_rate, **given) -> io.NodeOutput:
+        return io.NodeOutput(host.Subject(words=_words(Word(**given)), word_rate=word_rate))
+
+
+def _words(word: Word) -> tuple[Word, ...]:
+    """The words between commas, with as many initial words or one for all."""
+    placeholders, initial = ([t.strip() for t in texts.split(",")] for texts in (word.placeholder, word.initial_words))
+    if len(placeholders) < 2:
+        return (word,)
+    if len(initial) not in (1, len(placeholders)):
+        raise ValueError(
+            f"There are {len(initial)} initial words for {len(placeholders)} placeholders. Give one for each, between commas, or one "
+            "for all."
+        )
+    starts = initial * (len(placeholders) // len(initial))
+    return tuple(replace(word, placeholder=p, initial_words=start) for p, start in zip(placeholders, starts))
+
+
+NODES = [TrainingOptions, DatasetOptions, ValidationOptions, ClassImages, NewWord]
