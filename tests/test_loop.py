@@ -114,6 +114,7 @@ DAMAGES = {
     "done": lambda path, t, m: save_file(t, path, m | {"done": "many"}),
     "negative": lambda path, t, m: save_file(t, path, m | {"done": "-3"}),
     "loss scale": lambda path, t, m: save_file(t, path, m | {"loss_scale": "nan"}),
+    "losses before": lambda path, t, m: save_file(t, path, m | {"before": "[NaN]"}),
     "about": lambda path, t, m: save_file(t, path, m | {"about": "{"}),
     "list": lambda path, t, m: save_file(t, path, m | {"about": "[]"}),
     "a weight less": lambda path, t, m: save_file({k: v for k, v in t.items() if k != "weight/0.bias"}, path, m),

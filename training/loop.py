@@ -40,6 +40,7 @@ class Facts:
     done: int
     loss_scale: float
     continued: bool
+    before: list[float]
     shapes: dict[str, tuple[int, ...]]
 
     @classmethod
@@ -48,10 +49,11 @@ class Facts:
         with _readable(path), safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             about, done, scale = json.loads(facts["about"]), int(facts["done"]), float(facts["loss_scale"])
+            before = [float(loss) for loss in json.loads(facts["before"])]
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
-        if not isinstance(about, dict) or done < 0 or not 0 < scale < math.inf:
+        if not isinstance(about, dict) or done < 0 or not 0 < scale < math.inf or not all(map(math.isfinite, before)):
             raise _damaged(path, "what it says of its run makes no sense")
-        return cls(about, done, scale, facts.get("continued") == "1", shapes)
+        return cls(about, done, scale, facts.get("continued") == "1", before, shapes)
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
@@ -100,6 +102,7 @@ class Loop:
         self.after_step, self.about = after_step, about or {}
         self.continued = False  # whether an unfinished run was continued
         self.history: list[Step] = []
+        self.before: list[float] = []  # the losses of the first batches before the first step, where the trainer asked for them
         self.optimizer, self.algorithm = optimizer, make_optimizer(optimizer, parameters.values())
         self.averages = {k: p.detach().clone() for k, p in parameters.items()} if average else {}
 
@@ -193,7 +196,7 @@ class Loop:
         state |= {f"average/{k}": v for k, v in self.averages.items()}
         state |= {f"{name}/{k}": m for k, p in self.parameters.items() for name, m in self.algorithm.state.get(p, {}).items()}
         state["curve/losses"] = torch.tensor([[s.loss, s.learning_rate] for s in self.history], dtype=torch.float64).reshape(-1, 2)
-        facts = {"done": self.done, "loss_scale": self.loss_scale, "continued": int(self.continued)}
+        facts = {"done": self.done, "loss_scale": self.loss_scale, "continued": int(self.continued), "before": json.dumps(self.before)}
         save_atomically(state, path, {"about": json.dumps(self.about), **{k: str(v) for k, v in facts.items()}})
 
     def restore(self, path: Path) -> bool:
@@ -204,7 +207,7 @@ class Loop:
         self._check_same_run(facts.about, path)
         self._check_tensors(facts.shapes, path)
         with _readable(path), safe_open(path, "pt") as file:
-            self.done, self.loss_scale = facts.done, facts.loss_scale
+            self.done, self.loss_scale, self.before = facts.done, facts.loss_scale, facts.before
             self.continued = facts.continued or self.done < self.steps
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
             source = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"

@@ -133,11 +133,12 @@ def validation_images() -> io.Image.Output:
 
 
 def trained(result: TrainResult, *outputs, more: tuple = ()) -> io.NodeOutput:
-    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows why
-    some are missing."""
+    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows
+    whether the loss fell, and why images are missing."""
     blocker = ExecutionBlocker(f"Training: no validation image was made. {result.missed}".strip())
     shown = blocker if result.images is None else result.images
-    return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(result.missed) if result.missed else None)
+    text = "\n".join(filter(None, (result.learned, result.missed)))
+    return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(text) if text else None)
 
 
 def settings(given: dict, trainer: str, kind: type[Settings] = Settings, unused: Iterable[str] = ()) -> Settings:

@@ -257,6 +257,33 @@ def test_class_images_of_nan_are_not_kept(made, folders):
     assert not list(folders.rglob("*.png"))
 
 
+@of_concepts
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_node_says_when_the_loss_did_not_fall(kind, stopped, made, caplog):
+    """On the same samples before and after, also of a run that was stopped in between; at rate 0 nothing moves."""
+    node, _, given = TRAINERS[kind]
+    knobs = COMMON | given | vars(made) | dict(steps=10, learning_rate=0.0)
+    if stopped:
+        with stopping_at(3, 10):
+            assert output(node, **knobs).ui is None, "a stopped training is not judged"
+    with caplog.at_level("WARNING"):
+        text = output(node, **knobs, if_exists="continue").ui.value
+    assert re.match(r"The loss did not fall: (\S+) before, \1 after training \([+-]0.0%\), both on the same samples\. If images", text)
+    assert text in caplog.text
+
+
+@of_concepts
+def test_the_node_says_how_the_loss_changed(kind, made, monkeypatch):
+    """Of the first samples: before, it is that of the first step; after, that of the trained weights, which a finished run still knows."""
+    seen, run = [], Loop.run
+    monkeypatch.setattr(Loop, "run", lambda self, loss_of: (seen.append(step) or step for step in run(self, loss_of)))
+    node, _, given = TRAINERS[kind]
+    knobs = COMMON | given | vars(made) | dict(steps=10)
+    text, again = (output(node, **knobs, if_exists="continue").ui.value for _ in range(2))
+    before, after = re.search(r": (\S+) before, (\S+) after", text).groups()
+    assert before == f"{seen[0].loss:.4g}" and after != before and text == again
+
+
 def test_renorm_cfg_fails_validation_and_not_the_training(made):
     """ComfyUI's node fails at every batch of two."""
     model = RenormCFG.execute(made.model, 100.0, 1.0).args[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
+from typing import ClassVar
 
 import torch
 
@@ -62,6 +63,10 @@ class Task(trainer.Task):
     preservation: Preservation
     dropout: ChannelDropout
     rows: dict[str, list] = field(default_factory=dict)  # the sentences that do not change, encoded
+    advice: ClassVar[str] = (
+        "raise learning_rate or steps. If that is not enough, train more of the model: Train LoRA (DreamBooth) with a higher rank, on more "
+        "layers, or all weights."
+    )
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -77,6 +77,7 @@ class Task:
     judged: _Sample
     judged_on: str
     validation: ClassVar = Validation("", count=0)
+    compared: ClassVar = 0  # batches: its chart of accuracy says what was learned
 
     def loop(self) -> Loop:
         s, free = self.settings, ("steps", "learning_rate", "schedule", "warmup", "checkpointing")

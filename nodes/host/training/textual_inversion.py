@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,10 @@ class Task(trainer.Task):
 
     prompts: Prompts
     dropout: ChannelDropout
+    advice: ClassVar[str] = (
+        "raise vectors, learning_rate or steps, or set norm to 'free'. A word can only call up what the model draws for some prompt; the rest "
+        "needs Train Keys and Values (Custom Diffusion) or Train LoRA (DreamBooth)."
+    )
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:

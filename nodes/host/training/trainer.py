@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
+import comfy.model_management
 import comfy.sample
 import numpy as np
 import torch
 from PIL import Image
 
+from ....training.learning import LossChange, batches
 from ....training.loop import Diverged, Loop, Step, save_or_warn, saving
 from ....training.settings import Settings, Validation
 from ..attention.hook import Control, controls_of
@@ -39,7 +42,8 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None, of a classifier the chart of its accuracy. Of
     trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
-    so written (those that name a new word, if there is one). `missed` says which validation images could not be sampled, and why."""
+    so written (those that name a new word, if there is one). `learned` says whether the loss fell, `missed` which validation images could not
+    be sampled, and why."""
 
     name: str
     curve: torch.Tensor
@@ -48,6 +52,7 @@ class TrainResult:
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     word: str = ""
     sentences: tuple[str, ...] = ()
+    learned: str = ""
     missed: str = ""
 
 
@@ -80,6 +85,8 @@ class Task:
     word: NewWord | None = None
     looks: list[torch.Tensor] = field(default_factory=list)
     missed: dict[str, list[int]] = field(default_factory=dict)  # after which steps validation images could not be sampled, by the reason
+    change: LossChange | None = None
+    advice: ClassVar[str] = "raise learning_rate or steps, or train more weights: a higher rank, or all."  # where the loss hardly fell
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -98,6 +105,11 @@ class Task:
     def shape(self) -> torch.Size:
         """Of the latents of one batch."""
         return torch.Size([self.settings.batch_size, *self.images.latents[0].shape[1:]])
+
+    @property
+    def compared(self) -> int:
+        """How many of its first batches are evaluated before and after."""
+        return batches(self.settings.steps, self.shape[0])
 
     def around(self) -> AbstractContextManager:
         """What steps are taken inside of."""
@@ -171,7 +183,8 @@ class Task:
     def result(self, name: str, loop: Loop, **more) -> TrainResult:
         missed = "\n".join(f"No validation images after step {', '.join(map(str, at))}: {why}" for why, at in self.missed.items())
         images = torch.cat(self.looks) if self.looks else None
-        return TrainResult(name=name, curve=loss_curve(loop), images=images, missed=missed, **more)
+        learned = "" if self.change is None else self.change.report(self.advice)
+        return TrainResult(name=name, curve=loss_curve(loop), images=images, learned=learned, missed=missed, **more)
 
 
 class TrainingRun:
@@ -190,6 +203,8 @@ class TrainingRun:
         images are made when all is written."""
         loop = self.loop
         try:
+            if not loop.done:
+                loop.before = self._losses(self.task.compared)
             while loop.done < loop.steps:
                 self._steps()
         except Stopped:
@@ -208,9 +223,33 @@ class TrainingRun:
             raise
         self._keep()
         try:
+            self._compare()
             self._look()
         except Stopped:
             log.info("The training is done and saved; its last validation images were stopped.")
+
+    def _compare(self) -> None:
+        """Notes whether the loss of the first batches fell."""
+        if not self.loop.before:
+            return
+        with self.loop.averaged():
+            self.task.change = LossChange(self.loop.before, self._losses(len(self.loop.before)))
+        log.log(logging.WARNING if self.task.change.is_small else logging.INFO, self.task.change.report(self.task.advice))
+
+    def _losses(self, count: int) -> list[float]:
+        """The losses of the first `count` batches with the weights as they are."""
+        found: list[float] = []
+
+        def evaluate(loss: Callable[[int], torch.Tensor]) -> Iterator[Step]:
+            for index in range(count):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                with torch.no_grad():
+                    found.append(float(loss(index)))
+            return iter(())
+
+        if count:
+            self.runner(evaluate)
+        return found
 
     def _steps(self) -> None:
         """Takes the steps up to the next validation images, and makes those unless they are the last."""
