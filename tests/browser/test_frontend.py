@@ -25,8 +25,16 @@ def saved_by(page) -> dict:
 
 
 def without_titles(prompt: dict) -> dict:
-    """The frontend translates the titles that a node type has by itself; ours are those of the server."""
-    return {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in prompt.items()}
+    """The frontend translates the titles that a node type has by itself; ours are those of the server. Since 1.58 it also writes the type of
+    a curve beside its value, which the server takes off."""
+
+    def plain(value):
+        return value["__value__"] if isinstance(value, dict) and "__type__" in value else value
+
+    return {
+        number: {"class_type": node["class_type"], "inputs": {name: plain(value) for name, value in node["inputs"].items()}}
+        for number, node in prompt.items()
+    }
 
 
 def new_errors(page) -> list[str]:
