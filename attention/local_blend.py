@@ -16,6 +16,7 @@ from .prompt import Columns
 from .prompt_to_prompt import Rows
 
 Pair = tuple[Columns, Columns]
+NEARLY_ALL = 0.9  # of the image
 FLAT = 0.05  # least range of a map that says where its words are, as a share of its largest value
 
 
@@ -147,3 +148,18 @@ class Blending:
         source, targets = x[: self.rows.images], x[self.rows.images :]
         mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
         return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])
+
+
+def coverages(mask: torch.Tensor, blend: LocalBlend, rows: Rows) -> list[tuple[str, str]]:
+    """(how much of it may differ, a warning where that is nearly all or nothing) of each edited image; `mask` (targets * images, H, W)."""
+    shares = mask.float().mean((1, 2)).tolist()
+    named = [any(blend.edited[i // rows.images]) for i in range(len(shares))]
+    return [(f"edit {i + 1}: {100 * share:.0f} % of the image may differ", _warning(share, named[i])) for i, share in enumerate(shares)]
+
+
+def _warning(share: float, named: bool) -> str:
+    if named and share >= NEARLY_ALL:
+        return "Warning: the blend keeps almost nothing. Raise the threshold, or name the thing that changes (its noun)."
+    if share == 0:
+        return "Warning: the edit equals the source. Lower the threshold, or name the thing that changes (its noun)."
+    return ""

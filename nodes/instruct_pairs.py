@@ -1,5 +1,7 @@
 """InstructPix2Pix pairs: images before and after an edit, generated to learn from."""
 
+from dataclasses import replace
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
@@ -7,46 +9,24 @@ from comfy_api.latest import io
 from ..training.instruct_pix2pix import Filter, PlainFilter
 from ..training.instruct_pix2pix import prompt_pairs as pairs_from
 from .host.training.instruct_pairs import PairSampler, Recipe, make
-from .host.training.pair_filter import pair_filter
+from .host.training.pair_filter import ChangeFilter, ClipFilter, pair_filter
 from .host.training.pair_folder import IF_EXISTS, PairFolder
-from .inputs import widgets
-from .inputs.sockets import PairChecker
-from .inputs.training import choice, number, whole
-from .inputs.widgets import schema
+from .inputs import sockets
+from .inputs.widgets import advanced, choice, number, schema, seed, share, text, whole
 
 _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
+_ALIASES = ["instruct pix2pix dataset", "ip2p data", "edit pairs", "prompt pairs", "kontext dataset", "control target pairs"]
 
 
-def _ranges() -> list:
-    return [
-        number("min_share", Recipe.share[0], 0.0, 1.0, "Least share of the steps with shared self-attention. Paper: 0.1. 0 = none."),
-        number("max_share", Recipe.share[1], 0.0, 1.0, "Largest share, drawn for each candidate. More keeps more. Paper: 0.9."),
-        number("min_cfg", Recipe.cfg[0], 0.0, 100.0, "Least cfg. Paper: 7.5; demo model: 3.", 0.1),
-        number("max_cfg", Recipe.cfg[1], 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15; demo model: 6.", 0.1),
-        whole("steps", Recipe.steps, 1, 10_000, "Sampling steps. Typical: 20–50; paper: 100."),
-        choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "Sampler. Both images get the same noise from it.", Recipe.sampler_name),
-        choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "Scheduler.", Recipe.scheduler),
-    ]
-
-
-def _filters() -> list:
-    return [
-        number("min_images", Filter.images, -1.0, 1.0, "With CLIP: least cosine of both images. Paper: 0.7. -1 = any."),
-        number("min_direction", Filter.direction, -1.0, 1.0, "With CLIP: least cosine of image and caption change. Paper: 0.2. -1 = any."),
-        number("min_captions", Filter.captions, -1.0, 1.0, "With CLIP: least cosine of each image and its caption. Paper: 0.2. -1 = any."),
-        number("min_changed", PlainFilter.least, 0.0, 1.0,
-            "No CLIP, no checker: least share of changed pixels. Typical: 0.01–0.05. 0 = any."),
-        number("max_changed", PlainFilter.most, 0.0, 1.0,
-            "No CLIP, no checker: most changed pixels, as a share. Typical: 0.3–0.7. 1 = any."),
-    ]  # fmt: skip
+def _cosine(name: str, default: float, tooltip: str) -> io.Float.Input:
+    return number(name, default, -1.0, 1.0, f"Least cosine of {tooltip} -1 = any.")
 
 
 class InstructPix2PixPairs(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "InstructPix2PixPairs", "InstructPix2Pix Pairs", "training",
-            ["instruct pix2pix dataset", "ip2p data", "edit pairs", "prompt pairs", "kontext dataset", "control target pairs"],
+            "InstructPix2PixPairs", "InstructPix2Pix Pairs", "training", _ALIASES,
             "Generates images before and after an edit from pairs of prompts, by Prompt-to-Prompt with shared self-attention, keeps the "
             "good ones in a folder, and continues there after a stop.",
             is_output_node=True,
@@ -54,23 +34,21 @@ class InstructPix2PixPairs(io.ComfyNode):
                 io.Model.Input("model", tooltip="Draws the images: a UNet model such as SD1.5 or SDXL."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                widgets.text("prompt_pairs", _EXAMPLE, "One a line: caption => caption after the edit | instruction. After 'thing = cat, "
-                    "dog', lines with {thing} are repeated for each. # starts a comment.", multiline=True),
-                widgets.text("negative", "", "The negative prompt of all images.", multiline=True),
-                widgets.text("folder", "my-pairs", "Name of the pairs' folder, in output/controlled_diffusion/pairs."),
-                widgets.whole("width", 512, 16, 4096, "Width of the images in pixels. Demo model: 128.", step=8),
-                widgets.whole("height", 512, 16, 4096, "Height of the images in pixels. Demo model: 128.", step=8),
-                widgets.whole("candidates", 8, 1, 10_000, "Candidates for each prompt pair. Typical: 4–100; paper: 100."),
-                widgets.whole("keep", 4, 1, 10_000, "How many of them are kept at most, the best first. Paper: 4."),
-                widgets.seed("Seed of noises, shares and cfgs. The same seed draws the same candidates of a prompt pair."),
-                *_ranges(),
-                *_filters(),
                 choice("if_exists", IF_EXISTS, "If the folder exists: add the missing prompt pairs (those done with other settings are an "
                     "error), use another with a number, or refuse. Nothing is overwritten."),
-                whole("shown", 64, 0, 100_000, "How many of the pairs to output as images; 0 = all. The folder keeps all."),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="For the filter by CLIP: its vision tower. Paper: ViT-L/14."),
-                io.Clip.Input("clip_text", optional=True, tooltip="For the filter by CLIP: the text tower that belongs to clip_vision."),
-                PairChecker.Input("checker", optional=True, tooltip="Instead of CLIP: scores each candidate; the best above 0 are kept."),
+                text("prompt_pairs", _EXAMPLE, "One a line: caption => caption after the edit | instruction. After 'thing = cat, dog', "
+                    "lines with {thing} are repeated for each. # starts a comment.", multiline=True),
+                text("negative", "", "The negative prompt of all images.", multiline=True),
+                text("folder", "my-pairs", "Name of the pairs' folder, in output/controlled_diffusion/pairs."),
+                whole("width", 512, 16, 4096, "Width of the images in pixels.", step=8),
+                whole("height", 512, 16, 4096, "Height of the images in pixels.", step=8),
+                whole("candidates", Recipe.candidates, 1, 10_000, "Candidates for each prompt pair. Typical: 4–100; paper: 100."),
+                whole("keep", Recipe.keep, 1, 10_000, "How many of them are kept at most, the best first. Paper: 4."),
+                seed("Seed of noises, shares and cfgs. The same seed draws the same candidates of a prompt pair."),
+                *advanced(whole("shown", 64, 0, 100_000, "How many of the pairs to output as images; 0 = all. The folder keeps all.")),
+                sockets.PairOptions.Input("options", optional=True, tooltip="Pair Options: how candidates are sampled. Not connected: its defaults."),
+                io.MultiType.Input("filter", types=[sockets.PairFilter, sockets.PairChecker], optional=True, tooltip="Pair Filter, or a "
+                    "checker: which candidates are good. Not connected: those in which some of the image changes, and not all."),
             ],
             outputs=[
                 io.Image.Output(display_name="before", tooltip="Images before the edit."),
@@ -87,18 +65,12 @@ class InstructPix2PixPairs(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, prompt_pairs, negative, folder, clip_vision=None, clip_text=None, checker=None, **given
+        cls, model, clip, vae, if_exists, prompt_pairs, negative, folder, width, height, shown, options=None, filter=None, **drawing
     ) -> io.NodeOutput:
-        pairs = pairs_from(prompt_pairs)
-        size, share, cfg = ((given[a], given[b]) for a, b in (("height", "width"), ("min_share", "max_share"), ("min_cfg", "max_cfg")))
-        asked = {k: given[k] for k in ("candidates", "keep", "seed", "steps", "sampler_name", "scheduler")}
-        limits = Filter(given["min_images"], given["min_direction"], given["min_captions"])
-        plain = PlainFilter(given["min_changed"], given["max_changed"])
-        chooser = pair_filter(limits, plain, clip_vision, clip_text, checker)
-        kept = PairFolder.choose(folder, given["if_exists"])
-        recipe = Recipe(**asked, size=size, share=share, cfg=cfg)
-        make(PairSampler(model, clip, vae, negative, recipe), chooser, pairs, kept)
-        *sides, instructions = kept.read(set(pairs), given["shown"])
+        pairs, kept = pairs_from(prompt_pairs), PairFolder.choose(folder, if_exists)
+        recipe = replace(options or Recipe(), size=(height, width), **drawing)
+        make(PairSampler(model, clip, vae, negative, recipe), pair_filter(filter), pairs, kept)
+        *sides, instructions = kept.read(set(pairs), shown)
         before, after = map(list, sides)
         if not before:
             raise ValueError(
@@ -111,4 +83,60 @@ class InstructPix2PixPairs(io.ComfyNode):
         return io.NodeOutput(*images, [instructions[i] for i in alike], kept.name)
 
 
-NODES = [InstructPix2PixPairs]
+class PairOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "PairOptions", "Pair Options", "training", _ALIASES,
+            "How InstructPix2Pix Pairs samples its candidates, and how much they differ from each other.",
+            inputs=[
+                whole("steps", Recipe.steps, 1, 10_000, "Sampling steps. Typical: 20–50; paper: 100."),
+                choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "Sampler. Both images get the same noise.", Recipe.sampler_name),
+                choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "Scheduler.", Recipe.scheduler),
+                number("min_cfg", Recipe.cfg[0], 0.0, 100.0, "Least cfg. Paper: 7.5.", 0.1),
+                number("max_cfg", Recipe.cfg[1], 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15.", 0.1),
+                share("min_share", Recipe.share[0], "Least share of the steps with shared self-attention. Paper: 0.1. 0 = none."),
+                share("max_share", Recipe.share[1], "Largest share, drawn for each candidate. More keeps more. Paper: 0.9."),
+            ],
+            outputs=[sockets.PairOptions.Output(display_name="options", tooltip="For InstructPix2Pix Pairs.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, min_cfg, max_cfg, min_share, max_share, **sampling) -> io.NodeOutput:
+        return io.NodeOutput(Recipe(cfg=(min_cfg, max_cfg), share=(min_share, max_share), **sampling))
+
+
+_CLIP = [
+    io.ClipVision.Input("clip_vision", tooltip="CLIP's vision tower. Paper: ViT-L/14."),
+    io.Clip.Input("clip_text", tooltip="The text tower of the same CLIP, by Load CLIP; not an SD1.5 checkpoint's."),
+    _cosine("min_images", Filter.images, "both images. Paper: 0.7."),
+    _cosine("min_direction", Filter.direction, "the changes of image and caption. Paper: 0.2."),
+    _cosine("min_captions", Filter.captions, "each image and its caption. Paper: 0.2."),
+]
+_CHANGED = [
+    share("min_changed", PlainFilter.least, "Least share of pixels that change. Typical: 0.01–0.05. 0 = any."),
+    share("max_changed", PlainFilter.most, "Largest share of pixels that change. Typical: 0.3–0.7. 1 = any."),
+]
+
+
+class PairFilter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "PairFilter", "Pair Filter", "training", [*_ALIASES, "clip directional similarity"],
+            "Which candidates of InstructPix2Pix Pairs are kept: by CLIP, or by how much of the image changes.",
+            inputs=[
+                io.DynamicCombo.Input("by", options=[io.DynamicCombo.Option(n, i) for n, i in (("CLIP", _CLIP), ("changed area", _CHANGED))],
+                    tooltip="'CLIP': the image changes as the captions do (paper). 'changed area': the least changed are best; needs no CLIP."),
+            ],
+            outputs=[sockets.PairFilter.Output(display_name="filter", tooltip="For InstructPix2Pix Pairs.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, by) -> io.NodeOutput:
+        if by["by"] == "changed area":
+            return io.NodeOutput(ChangeFilter(PlainFilter(by["min_changed"], by["max_changed"])))
+        return io.NodeOutput(ClipFilter(Filter(by["min_images"], by["min_direction"], by["min_captions"]), by["clip_vision"], by["clip_text"]))
+
+
+NODES = [InstructPix2PixPairs, PairOptions, PairFilter]

@@ -17,19 +17,19 @@ a large {other} square on a white background => a large striped {other} square o
 
 
 def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
-    demo = graph.add("DemoModelLoader")
-    usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1, min_cfg=3.0, max_cfg=6.0, steps=15)
+    demo, options = graph.add("DemoModelLoader"), graph.add("PairOptions", min_cfg=3.0, max_cfg=6.0, steps=15)
+    usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1)
     return graph.add(
         "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,
-        checker=graph.add("DemoCheckerLoader"), **usual | widgets,
+        options=options, filter=graph.add("DemoCheckerLoader"), **usual | widgets,
     )  # fmt: skip
 
 
 def instruct_pairs(graph):
     graph.note(
         "# InstructPix2Pix Pairs\n\nImages before and after an edit, drawn from pairs of prompts and checked against them. They are kept "
-        "in *output/controlled_diffusion/pairs/demo*. Run it again, and only new prompt pairs are drawn.\n\nTry: your own lines; keep 2; "
-        "min_share and max_share 0, which shares nothing."
+        "in *output/controlled_diffusion/pairs/demo*. Run it again, and only new prompt pairs are drawn.\n\nTry: your own lines; *keep* 2; "
+        "*min_share* and *max_share* 0 in **Pair Options**, which shares nothing."
     )
     with graph.group("1 Pairs"):
         made = pairs_of(graph, PAIRS, "demo")

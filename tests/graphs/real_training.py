@@ -81,7 +81,7 @@ def teach_instruction(graph):
         "Teach a model a new instruction",
         "Draws images before and after an edit from your sentences, keeps the good ones, and trains a model that follows the instruction.",
         "**First:** write the sentences: *before => after | instruction*. A line of names makes variants. More pairs teach more.",
-        "**Bad pairs:** connect *clip_vision* and *clip_text*, or delete images in *output/controlled_diffusion/pairs*.",
+        "**Bad pairs:** **Pair Filter** by *CLIP*, or delete images in *output/controlled_diffusion/pairs*.",
         "**Needs:** about 14 GB of GPU memory, and an hour on an RTX 4090 (an estimate).",
     )
     with graph.group("1 Model"):
@@ -89,7 +89,9 @@ def teach_instruction(graph):
     given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"])
     with graph.group("2 Pairs of images"):
         texts = dict(prompt_pairs=SNOW, negative="", folder="make-it-snow")
-        pairs = graph.add("InstructPix2PixPairs", width=512, height=512, candidates=8, keep=2, seed=1, **given, **texts)
+        good = graph.add("PairFilter", by="changed area", **{"by.min_changed": 0.1, "by.max_changed": 0.9})
+        sockets = dict(options=graph.add("PairOptions", steps=30), filter=good, **given)
+        pairs = graph.add("InstructPix2PixPairs", width=512, height=512, candidates=8, keep=2, seed=1, **sockets, **texts)
         both = graph.add("BatchImagesNode", images=[pairs["before"], pairs["after"]])
         graph.add("PreviewImage", title="before, then after", images=both)
     with graph.group("3 Train"):

@@ -33,9 +33,9 @@ OWN = {  # what single nodes need
     "TIEmbeddingTrainer": dict(initial_words="red"),
     "CustomDiffusionMerge": dict(regular_prompts="a circle\na star"),
     "InstructPix2PixPairs": dict(
-        prompt_pairs="a red circle => a blue circle | make it blue", min_changed=0.0, max_changed=1.0, min_cfg=3.0, max_cfg=4.0,
-        if_exists="number it",
+        prompt_pairs="a red circle => a blue circle | make it blue", if_exists="number it", filter=lambda before, after, pair: [1.0],
     ),
+    "PairFilter": dict(by={"by": "changed area", "min_changed": 0.0, "max_changed": 1.0}),
     "InstructPix2PixTrainer": dict(folder="", instructions=["make it blue", "make it blue"]),
 }
 
@@ -126,6 +126,12 @@ class Sockets:
     def _pair_checker(self):
         return lambda before, after, pair: [1.0] * len(before)
 
+    def _pair_filter(self):
+        return run("PairFilter", **good("PairFilter", self))[0]
+
+    def _pair_options(self):
+        return run("PairOptions", **good("PairOptions", self))[0]
+
     def _guidance_schedule(self):
         return run("GuidanceSchedule", **good("GuidanceSchedule", self))[0]
 
@@ -206,7 +212,6 @@ class Sockets:
             "AttentionMapCapture": lambda: dict(conditioning=None),
             "P2PAttentionPatch": lambda: dict(latent=None),
             "ImageGuidanceChannel": lambda: dict(text=None),
-            "InstructPix2PixPairs": lambda: dict(clip_vision=None, clip_text=None),
             "InversionReport": lambda: dict(inversion=None),
             "NoisyClassifierTrainer": lambda: dict(images=self.images),
             "InstructPix2PixTrainer": lambda: dict(before=self.images, after=self.images),

@@ -335,15 +335,13 @@ def test_blocks_beside_a_models_own_are_not_counted():
 
     @dataclass(frozen=True)
     class Fixed(Control):
-        run: ControlRun
-
         def begin(self, scale, noise):
-            return self.run
+            return run
 
-    model = tiny_dits.dit("wan_vace")
-    run = Asked("token", noise_scale(model))
+    model, control = tiny_dits.dit("wan_vace"), Fixed()
+    run = Asked(control, noise_scale(model))
     run.dit, run.asked = dit_of(model), []
-    draw(install(model, Fixed(run)), "wan_vace", marked(tiny_dits.text("wan_vace", 1), "token"), 1)
+    draw(install(model, control), "wan_vace", marked(tiny_dits.text("wan_vace", 1), control.token), 1)
     assert run.asked == [(kind, block) for block in range(4) for kind in ("self", "cross")]
 
 

@@ -1,3 +1,5 @@
+"""InstructPix2Pix pairs: drawn with shared self-attention, chosen, and kept in a folder that is continued."""
+
 import json
 import os
 from dataclasses import replace
@@ -14,8 +16,8 @@ from controlled_diffusion.nodes.host import images as image_files
 from controlled_diffusion.nodes.host.training import instruct_pairs as host
 from controlled_diffusion.nodes.host.training.pair_filter import pair_filter
 from controlled_diffusion.nodes.host.training.pair_folder import PairFolder
-from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training.instruct_pix2pix import Draw, Filter, PlainFilter, PromptPair, likeness
+from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs, PairFilter, PairOptions
+from controlled_diffusion.training.instruct_pix2pix import Draw, PromptPair, likeness
 from PIL import Image
 
 from compare import assert_close
@@ -53,10 +55,19 @@ def artist(model, clip, vae, **more):
 
 
 def pairs(model, clip, vae, **knobs):
-    """(before, after, instructions, folder) of the node."""
-    usual = defaults(InstructPix2PixPairs) | dict(prompt_pairs=TEXT, folder="things", width=64, height=64, candidates=2, steps=2, seed=3)
-    usual |= dict(min_changed=0.0, max_changed=1.0, keep=1, min_cfg=2.0, max_cfg=3.0)
-    return InstructPix2PixPairs.execute(model, clip, vae, **{**usual, **knobs}).args
+    """(before, after, instructions, folder) of the node; every pair is good enough where no filter is given."""
+    usual = defaults(InstructPix2PixPairs) | dict(prompt_pairs=TEXT, folder="things", width=64, height=64, candidates=2, keep=1, seed=3)
+    options = PairOptions.execute(**defaults(PairOptions) | dict(steps=2, min_cfg=2.0, max_cfg=3.0)).args[0]
+    return InstructPix2PixPairs.execute(model, clip, vae, **usual | dict(options=options, filter=changed()) | knobs).args
+
+
+def changed(least=0.0, most=1.0):
+    return PairFilter.execute({"by": "changed area", "min_changed": least, "max_changed": most}).args[0]
+
+
+def by_clip(vision, clip, images=-1.0, direction=-1.0, captions=-1.0):
+    given = {"clip_vision": vision, "clip_text": clip, "min_images": images, "min_direction": direction, "min_captions": captions}
+    return PairFilter.execute({"by": "CLIP", **given}).args[0]
 
 
 def files(folder):
@@ -153,12 +164,12 @@ def test_it_goes_on_where_it_stopped_and_writes_over_nothing(eps_model, clip, va
 
 def test_prompt_pairs_that_were_drawn_otherwise_are_refused(eps_model, clip, vae, output):
     pairs(eps_model, clip, vae)
-    changed = dict(seed=4, width=32, height=32, negative="ugly", max_changed=0.9)
+    others = dict(seed=4, width=32, height=32, negative="ugly", filter=changed(most=0.9))
     told = r"'things' holds 2 .* otherwise: seed was 3, now 4; size was \[64, 64\], now \[32, 32\]; negative was , now ugly; filter was .*'most': 0.9"
     with pytest.raises(ValueError, match=told):
-        pairs(eps_model, clip, vae, **changed)
+        pairs(eps_model, clip, vae, **others)
     more = "a tree => a bush | make it small"
-    assert len(pairs(eps_model, clip, vae, prompt_pairs=more, **changed)[0]) == 1  # what is not done yet may be
+    assert len(pairs(eps_model, clip, vae, prompt_pairs=more, **others)[0]) == 1  # what is not done yet may be
 
 
 def test_a_run_that_broke_off_between_two_writes_is_gone_on_with(eps_model, clip, vae, output, monkeypatch):
@@ -189,7 +200,7 @@ def test_diverged_candidates_are_not_kept(eps_model, clip, vae, output):
     kept = PairFolder("things")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(host.PairSampler, "draw", lost)
-        pairs(eps_model, clip, vae, checker=lambda before, after, pair: [1.0] * len(before), candidates=8, keep=8)
+        pairs(eps_model, clip, vae, filter=lambda before, after, pair: [1.0] * len(before), candidates=8, keep=8)
     assert 0 < len(kept.read()[0]) < 16 and all(bool(p.isfinite().all()) and p.max() < 0.6 for p in kept.read()[0])
 
 
@@ -226,7 +237,7 @@ def test_a_list_is_written_whole_or_not_at_all(output, monkeypatch):
 @pytest.mark.parametrize("kind", ["model", "checker"])
 def test_settings_that_cannot_be_compared_are_not_continued(kind, eps_model, clip, vae, output):
     """RescaleCFG is a function on the model; a checker may say what it checks."""
-    model, knobs, name = eps_model, dict(checker=lambda before, after, pair: [1.0] * len(before)), "the checker"
+    model, knobs, name = eps_model, dict(filter=lambda before, after, pair: [1.0] * len(before)), "the checker"
     if kind == "model":
         model, knobs, name = RescaleCFG().patch(eps_model, 0.5)[0], {}, "'sampler_cfg_function'"
     assert len(pairs(model, clip, vae, **knobs)[0]) == 2
@@ -272,7 +283,7 @@ def test_a_stop_before_anything_is_done_is_passed_on(eps_model, clip, vae, outpu
 
 def test_where_nothing_passes_the_filter_it_says_so(eps_model, clip, vae, output):
     with pytest.raises(ValueError, match="None of the candidates of 2 prompt pairs passed"):
-        pairs(eps_model, clip, vae, min_changed=0.99)
+        pairs(eps_model, clip, vae, filter=changed(0.99))
     assert not list(output.rglob("*.png"))
 
 
@@ -314,7 +325,7 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
     colors = (1.0, 0.0, 0.0), (0.8, 0.2, 0.4), (0.7, 0.2, 0.7)
     candidates = torch.stack([torch.stack([plain(1.0, 0.2, 0.0), plain(*after)]) for after in colors])
     eyes = Eyes(said(clip, "red"), torch.zeros(tiny.CONTEXT), said(clip, "blue"))
-    chooser = pair_filter(Filter(0.5, 0.2, 0.0), PlainFilter(), eyes, clip)
+    chooser = by_clip(eyes, clip, 0.5, 0.2, 0.0)
     best = chooser.best(candidates, PromptPair("red", "blue", "-"), 4)
     assert [i for i, _ in best] == [2, 1] and best[0][1]["clip_direction"] > best[1][1]["clip_direction"] > 0.8
     assert chooser.best(candidates, PromptPair("blue", "red", "-"), 4) == []
@@ -323,7 +334,7 @@ def test_clip_chooses_what_changes_as_the_captions_do(clip):
 def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
     """ComfyUI's towers, and the projection of the text by hand, which the host leaves out for CLIP-L."""
     images = torch.rand(2, 2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    chooser = pair_filter(Filter(-1.0, -1.0, -1.0), PlainFilter(), vision, clip)
+    chooser = by_clip(vision, clip)
     found = dict(chooser.best(images, PAIR, 2))
     seen = [vision.encode_image(p)["image_embeds"] for p in images.unbind(1)]
     expected = likeness(*seen, said(clip, PAIR.before), said(clip, PAIR.after))
@@ -336,47 +347,42 @@ def test_captions_are_compared_with_images_in_clips_own_space(vision, clip):
 def test_a_text_encoder_without_the_projection_is_refused(weight, vision):
     clip = tiny.clip(torch.float32)
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.copy_(weight)
-    chooser = pair_filter(Filter(), PlainFilter(), vision, clip)
+    chooser = by_clip(vision, clip)
     with pytest.raises(ValueError, match=r"lacks the projection .* SD1\.5 checkpoint"):
         chooser.best(torch.rand(1, 2, 32, 32, 3), PAIR, 1)
 
 
-def test_the_towers_have_to_be_a_pair(eps_model, clip, vae):
-    with pytest.raises(ValueError, match="needs clip_vision and clip_text"):
-        pairs(eps_model, clip, vae, clip_text=clip)
-    chooser = pair_filter(Filter(), PlainFilter(), Eyes(), clip)
+def test_the_towers_have_to_be_a_pair(clip):
     with pytest.raises(ValueError, match=f"width {tiny.CONTEXT}, clip_vision of width 3"):
-        chooser.best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)
+        by_clip(Eyes(), clip).best(torch.rand(1, 2, 8, 8, 3), PAIR, 1)
 
 
 def test_clip_chooses_on_the_node(eps_model, clip, vae, vision, output):
-    every = dict(candidates=3, keep=2, min_images=-1.0, min_direction=-1.0, min_captions=-1.0)
-    assert len(pairs(eps_model, clip, vae, clip_vision=vision, clip_text=clip, **every)[0]) == 4
+    every = dict(candidates=3, keep=2)
+    assert len(pairs(eps_model, clip, vae, filter=by_clip(vision, clip), **every)[0]) == 4
     facts = [json.loads(line) for line in (output / "things" / "metadata.jsonl").read_text().splitlines()]
     assert all({"clip_images", "clip_direction", "clip_captions"} <= set(f) for f in facts)
     assert facts[0]["clip_direction"] >= facts[1]["clip_direction"]
     with pytest.raises(ValueError, match="None of the candidates"):
-        pairs(eps_model, clip, vae, folder="none", clip_vision=vision, clip_text=clip, **every | {"min_captions": 1.0})
+        pairs(eps_model, clip, vae, folder="none", filter=by_clip(vision, clip, captions=1.0), **every)
 
 
-def test_a_checker_chooses_in_the_place_of_clip(eps_model, clip, vae, vision, output):
+def test_a_checker_chooses_instead_of_a_filter(eps_model, clip, vae, output):
     asked = []
 
     def bright(before, after, pair):
         asked.append((before.shape, after.shape, pair))
         return after.mean((1, 2, 3)) - before.mean((1, 2, 3)).min()
 
-    pairs(eps_model, clip, vae, candidates=4, keep=4, checker=bright)
+    pairs(eps_model, clip, vae, candidates=4, keep=4, filter=bright)
     assert [(a, b) for a, b, _ in asked] == [((4, 64, 64, 3), (4, 64, 64, 3))] * 2 and asked[0][2] == PAIR
     facts = [json.loads(line) for line in (output / "things" / "metadata.jsonl").read_text().splitlines()]
     own = [f["checker"] for f in facts if f["edit_prompt"] == PAIR.instruction]
     assert own == sorted(own, reverse=True) and all(score > 0 for score in own)
     with pytest.raises(ValueError, match="None of the candidates of 2 prompt pairs passed"):
-        pairs(eps_model, clip, vae, folder="none", checker=lambda before, after, pair: [0.0] * len(before))
+        pairs(eps_model, clip, vae, folder="none", filter=lambda before, after, pair: [0.0] * len(before))
     with pytest.raises(ValueError, match="gave 1 scores for 2 candidates"):
-        pairs(eps_model, clip, vae, folder="short", checker=lambda before, after, pair: [1.0])
-    with pytest.raises(ValueError, match="by CLIP or by a checker"):
-        pairs(eps_model, clip, vae, folder="both", checker=bright, clip_vision=vision, clip_text=clip)
+        pairs(eps_model, clip, vae, folder="short", filter=lambda before, after, pair: [1.0])
 
 
 def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
@@ -392,7 +398,7 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     after = torch.stack([*shown, drawn(blue, ground="pink"), drawn(blue, other), drawn(replace(blue, x=80))])
     before = drawn(red).expand_as(after)
     checker = DemoCheckerLoader.execute().args[0]
-    assert pair_filter(Filter(), PlainFilter(), checker=checker).key  # so that a folder is continued
+    assert pair_filter(checker).key  # so that a folder is continued
     scores = checker(before, after, PromptPair("a red circle on a white background", "a blue circle on a white background", "make it blue"))
     assert [s > 0 for s in scores] == [True, False, False, False, False, False, True] and scores[0] > scores[6]
     told = PromptPair("a red circle", "a striped blue circle on a white background", "make it striped and blue")

@@ -556,6 +556,17 @@ def test_masks_are_read_from_model_or_guider(eps, clip):
             P2PBlendMask.execute(patched, samples, 1.0, torch.zeros(count, 64, 64, 3))
 
 
+@pytest.mark.parametrize("threshold, warning", [(0.0, "keeps almost nothing"), (1.0, "the edit equals the source"), (0.8, None)])
+def test_a_blend_of_all_or_nothing_is_logged(eps, clip, threshold, warning, caplog):
+    """Only P2P Blend Mask has a text output after the sampling, and few graphs have one."""
+    patched, *rest = patch(eps, clip, f"{SWAP}\na red circle", blend_words="circle", blend_threshold=threshold)
+    with caplog.at_level("WARNING"):
+        sample(patched, *rest)
+    logged = [r.message for r in caplog.records if r.levelname == "WARNING" and "P2P Attention Patch" in r.message]
+    wanted = [f"edit {i}" for i in (1, 2)] if warning else []
+    assert len(logged) == len(wanted) and all(edit in line and warning in line for edit, line in zip(wanted, logged))
+
+
 @pytest.mark.parametrize("knobs, message", [({}, "no local blend"), (dict(blend_words="*", blend_start=1.0), "did not act in any step")])
 def test_missing_masks_are_errors(eps, clip, knobs, message):
     patched, *rest = patch(eps, clip, **knobs)

@@ -57,14 +57,11 @@ class Capture(Control):
 class CaptureRun(ControlRun):
     """Capture during one run of a latent ([frames,] H, W)."""
 
-    missing = (
-        "The model comes from Attention Map Capture, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to the "
-        "sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
-    )
+    control: Capture
 
     def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
-        super().__init__(control.token, scale)
-        self.control, self.places, self.dit, self.latent = control, control.places, control.dit, latent
+        super().__init__(control, scale)
+        self.places, self.dit, self.latent = control.places, control.dit, latent
         self.sums, self.images = Sums(), 1
 
     def start(self, conds, x, sigma):

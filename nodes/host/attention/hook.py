@@ -8,6 +8,7 @@ untouched.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from ..run_history import RunHistory
 from .dit import Dit, Override
 from .unet import SLOTS, BaseAttention, UnetCall, with_attention
 
+_log = logging.getLogger(__name__)
 OVERRIDE = "optimized_attention_override"
 
 
@@ -58,15 +60,14 @@ def _text_tokens(given: dict) -> int:
 
 
 class ControlRun:
-    """A control during one sampling run. Subclasses change what they need. `missing` is the error where no conditioning bears its mark."""
+    """A control during one sampling run. Subclasses change what they need."""
 
     places: tuple[Place, ...] = ()
     dit: Dit | None = None  # instead of a UNet's places
     reached = False  # whether an attention of the DiT came through its hook in this run
-    missing = "None of the conditionings that are sampled bears the mark of this control."
 
-    def __init__(self, token: str, scale: NoiseScale):
-        self.token, self.scale = token, scale
+    def __init__(self, control: Control, scale: NoiseScale):
+        self.control, self.scale = control, scale
         self.parts, self.percent, self.conds, self.started = MarkedParts(), 0.0, {}, False
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
@@ -78,9 +79,17 @@ class ControlRun:
     def follow(self, earlier: ControlRun, device: torch.device) -> None:
         """Before a run that goes on where an earlier one of the same control stopped, as parts of one sampling do."""
 
+    @property
+    def missing(self) -> str:
+        """The error where no conditioning that is sampled bears the mark."""
+        return (
+            f"The model comes from {self.control.node}, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to "
+            "the sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
+        )
+
     def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
         """Before the first prediction of a run: refuses one in which no conditioning bears the mark."""
-        if not any(has_mark(c, listed, self.token) for listed in conds.values() for c in listed):
+        if not any(has_mark(c, listed, self.control.token) for listed in conds.values() for c in listed):
             raise ValueError(self.missing)
 
     def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -91,13 +100,18 @@ class ControlRun:
         """The prediction that the sampler gets."""
         return denoised
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of a run that came to its end."""
+        return []
+
     def end(self) -> None:
         """The run is over, if only by an error: lets go of what it held for the network."""
         self.conds, self.parts, self.evaluated = {}, MarkedParts(), []
 
     def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
-        self.parts, self.percent = MarkedParts.find(conds, self.conds, self.token), self.scale.percent(sigma)
+        self.parts, self.percent = MarkedParts.find(conds, self.conds, self.control.token), self.scale.percent(sigma)
         self.reads = not any(x is before for before in self.evaluated)
         if any(index >= 0 for index, _ in self.parts.marked):
             self.evaluated.append(x)
@@ -145,6 +159,8 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     finally:
         for run in runs:
             run.end()
+            for warning in run.warnings:
+                _log.warning("%s: %s", run.control.node, warning)
 
 
 def _predict(executor, x, timestep, model_options={}, seed=None):

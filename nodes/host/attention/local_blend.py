@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ....attention.local_blend import coverages
 from ....attention.prompt_to_prompt import Rows
 from ..conditionings import KEY
 from ..images import as_image, fitted, image_grid, resized, to_pil
@@ -14,7 +15,6 @@ from .hook import controls_of
 from .prompt_to_prompt import PromptToPrompt
 
 TILE, SHOWN, DIMMED = 160, 6, 0.25  # pixels of a mask's longer side, masks of a row, brightness off the mask
-NEARLY_ALL = 0.9  # of the image
 Masks = list[tuple[float, torch.Tensor]]  # (percent, masks of all edited images)
 
 
@@ -55,17 +55,7 @@ def masks_of(control: PromptToPrompt, latent: dict) -> Masks:
 
 def coverage(control: PromptToPrompt, masks: Masks) -> str:
     """How much of each edited image the last mask covers, a line each, with what to do where that is nearly all or nothing."""
-    shares = masks[-1][1].float().mean((1, 2)).tolist()
-    return "\n".join(_coverage_line(i, share, bool(any(control.blend.edited[i // control.rows.images]))) for i, share in enumerate(shares))
-
-
-def _coverage_line(index: int, share: float, named: bool) -> str:
-    line = f"edit {index + 1}: {100 * share:.0f} % of the image may differ"
-    if named and share >= NEARLY_ALL:
-        return f"{line}. Warning: the blend keeps almost nothing. Raise the threshold, or name the thing that changes (its noun)."
-    if share == 0:
-        return f"{line}. Warning: the edit equals the source. Lower the threshold, or name the thing that changes (its noun)."
-    return line
+    return "\n".join(f"{line}. {warning}" if warning else line for line, warning in coverages(masks[-1][1], control.blend, control.rows))
 
 
 def mask_at(masks: Masks, percent: float, pixels: int) -> torch.Tensor:

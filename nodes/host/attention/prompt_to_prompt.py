@@ -12,7 +12,7 @@ import torch
 
 from ....attention.call import QKSharing, select_rows
 from ....attention.layers import Block, Place, chosen_places
-from ....attention.local_blend import Blending, LocalBlend, word_map
+from ....attention.local_blend import Blending, LocalBlend, coverages, word_map
 from ....attention.prompt_edits import PromptEdits, Words
 from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings
 from ..conditionings import marked
@@ -55,14 +55,11 @@ class PromptToPrompt(Control):
 class PromptToPromptRun(ControlRun):
     """Prompt-to-Prompt during one run."""
 
-    missing = (
-        "The model comes from P2P Attention Patch, but none of the conditionings that are sampled is the 'positive' of that node. Connect it to "
-        "the sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
-    )
+    control: PromptToPrompt
 
     def __init__(self, control: PromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
-        super().__init__(control.token, scale)
-        self.control, self.rows, self.size, self.places = control, control.rows, size, control.places
+        super().__init__(control, scale)
+        self.rows, self.size, self.places = control.rows, size, control.places
         self.blending = Blending(control.blend, control.rows) if control.blend else None
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
         self.active_edits: dict[tuple, ActiveEdit | None] = {}
@@ -110,6 +107,13 @@ class PromptToPromptRun(ControlRun):
             return denoised
         self.blending.note(self.percent, mask)
         return self.blending.blended(denoised, mask)
+
+    @property
+    def warnings(self) -> list[str]:
+        if self.blending is None or not self.blending.masks:
+            return []
+        lines = coverages(self.blending.masks[-1][1], self.blending.blend, self.rows)
+        return [f"{line}. {warning} P2P Blend Mask shows where." for line, warning in lines if warning]
 
     def end(self) -> None:
         super().end()

@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How candidates are drawn: so many a prompt pair, each with a share and a cfg of its own from these ranges."""
+    """How candidates are drawn: so many a prompt pair, each with a share and a cfg of its own from these ranges; `size` is height, width."""
 
-    candidates: int
-    keep: int
-    seed: int
-    size: tuple[int, int]
+    candidates: int = 8
+    keep: int = 4
+    seed: int = 0
+    size: tuple[int, int] = (512, 512)
     share: tuple[float, float] = (0.1, 0.9)
     cfg: tuple[float, float] = (7.5, 15.0)
     steps: int = 30
@@ -68,7 +68,7 @@ class SharedRun(ControlRun):
     missing = "The conditionings of a pair lost their mark: another node replaced them."
 
     def __init__(self, control: Sharing, scale: NoiseScale):
-        super().__init__(control.token, scale)
+        super().__init__(control, scale)
         self.window, self.places = control.window, control.places
 
     def sampler(self, sampler, noise, sigmas, seed, device):

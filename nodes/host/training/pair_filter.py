@@ -110,12 +110,8 @@ def _is_projection(weight: torch.Tensor) -> bool:
 PairFilter = ChangeFilter | CheckerFilter | ClipFilter
 
 
-def pair_filter(clip: Filter, plain: PlainFilter, vision=None, text=None, checker: Checker | None = None) -> PairFilter:
-    """The filter for what is connected: a CLIP_VISION and its CLIP, a checker, or neither."""
-    if checker is not None and (vision is not None or text is not None):
-        raise ValueError("Pairs are chosen by CLIP or by a checker. Connect clip_vision and clip_text, or checker.")
-    if (vision is None) != (text is None):
-        raise ValueError("Filtering by CLIP needs clip_vision and clip_text, the text encoder that belongs to it. Connect both or neither.")
-    if checker is not None:
-        return CheckerFilter(checker)
-    return ChangeFilter(plain) if vision is None else ClipFilter(clip, vision, text)
+def pair_filter(given: PairFilter | Checker | None) -> PairFilter:
+    """The filter of what is connected: a filter, a checker, or nothing."""
+    if given is None:
+        return ChangeFilter(PlainFilter())
+    return given if isinstance(given, PairFilter) else CheckerFilter(given)
