@@ -230,7 +230,7 @@ def test_validation_that_fails_leaves_the_training(kind, made, caplog):
         found = output(node, **COMMON | given | knobs | looks | vars(lost))
     assert equal(file(kind), file(kind, "plain"))
     why = "No validation images after step 2, 4: RuntimeError: no image today"
-    assert found.ui.value == why and why in found.args[PLACE[kind]].message
+    assert found.ui.value.endswith(why) and why in found.args[PLACE[kind]].message
     assert found.args[PLACE[kind] - 1].shape[-1] == 3, "the loss curve"
     assert caplog.text.count("could not be sampled; the training goes on") == 2 and "RuntimeError: no image today" in caplog.text
 
@@ -270,6 +270,14 @@ def test_the_node_says_when_the_loss_did_not_fall(kind, stopped, made, caplog):
         text = output(node, **knobs, if_exists="continue").ui.value
     assert re.match(r"The loss did not fall: (\S+) before, \1 after training \([+-]0.0%\), both on the same samples\. If images", text)
     assert text in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["dreambooth", "custom diffusion"])
+def test_the_node_says_when_class_images_are_missing(kind, made):
+    node, _, given = TRAINERS[kind]
+    knobs = COMMON | given | vars(made)
+    assert output(node, **knobs).ui is None
+    assert "Connect Class Images" in output(node, **knobs, prior_weight=0.0).ui.value
 
 
 @of_concepts

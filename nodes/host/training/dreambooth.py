@@ -74,6 +74,10 @@ class Task(trainer.Task):
         return self.adapters.parameters | own
 
     @property
+    def warning(self) -> str:
+        return "" if self.batches.classes else "Trained without class images: other prompts may show it too. Connect Class Images to prevent that."
+
+    @property
     def shape(self) -> torch.Size:
         return torch.Size([self.batches.total, *self.images.latents[0].shape[1:]])
 

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None, of a classifier the chart of its accuracy. Of
     trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
-    so written (those that name a new word, if there is one). `learned` says whether the loss fell, `missed` which validation images could not
-    be sampled, and why."""
+    so written (those that name a new word, if there is one). `learned` says whether the loss fell and what may be wrong with it, `missed` which
+    validation images could not be sampled, and why."""
 
     name: str
     curve: torch.Tensor
@@ -91,6 +91,11 @@ class Task:
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         raise NotImplementedError
+
+    @property
+    def warning(self) -> str:
+        """What else may be wrong with the trained weights."""
+        return ""
 
     @property
     def learning_rate(self) -> float:
@@ -183,7 +188,7 @@ class Task:
     def result(self, name: str, loop: Loop, **more) -> TrainResult:
         missed = "\n".join(f"No validation images after step {', '.join(map(str, at))}: {why}" for why, at in self.missed.items())
         images = torch.cat(self.looks) if self.looks else None
-        learned = "" if self.change is None else self.change.report(self.advice)
+        learned = "\n".join(filter(None, ("" if self.change is None else self.change.report(self.advice), self.warning)))
         return TrainResult(name=name, curve=loss_curve(loop), images=images, learned=learned, missed=missed, **more)
 
 
