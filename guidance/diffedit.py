@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-MEASURES = ("denoised", "eps")
-AGGREGATIONS = ("mean", "median", "mean difference")
 NORMALIZATIONS = ("peak", "mean")
-THRESHOLDS = ("share", "quantile", "otsu")
 RULES = ("trajectory", "clean mix")
 AUTO = -1.0
 PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
@@ -35,24 +32,13 @@ def probe_percents(start: float, end: float, levels: int) -> list[float]:
     return [start + (end - start) * i / (levels - 1) for i in range(levels)]
 
 
-def difference(source: torch.Tensor, target: torch.Tensor, sigma: float, measure: str = "denoised") -> torch.Tensor:
-    """The difference of two denoised predictions of the same x at `sigma`, as denoised images or as noise (or velocity)."""
-    apart = target - source
-    return apart / sigma if measure == "eps" else apart
+def heat(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The heat map (B, h, w) of differences of denoised predictions, one tensor (maps, B, C, [frames,] h, w) for each level.
 
-
-def heat(levels: Sequence[torch.Tensor], aggregation: str = "mean") -> torch.Tensor:
-    """The heat map (B, h, w) of differences, one tensor (maps, B, C, [frames,] h, w) for each level.
-
-    `mean` is the paper's: the mean over maps, levels and channels of the absolute difference. `median` takes the
-    median of the maps. `mean difference` averages before the absolute value, so that what differs in another way under
-    every noise cancels. A video gets one map, the largest of its frames.
+    It is the mean over maps, levels and channels of the absolute difference (paper; of one level the predicted noise gives the same). A
+    video gets one map, the largest of its frames.
     """
-    if aggregation == "mean difference":
-        found = torch.stack([d.mean(0).abs().mean(1) for d in levels]).mean(0)
-    else:
-        maps = torch.cat([d.abs().mean(2) for d in levels])
-        found = maps.median(0).values if aggregation == "median" else maps.mean(0)
+    found = torch.cat([d.abs().mean(2) for d in levels]).mean(0)
     return found.flatten(1, -3).amax(1) if found.ndim > 3 else found
 
 
@@ -90,15 +76,14 @@ def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
     return torch.stack(found)[:, None, None]
 
 
-def cut(values: torch.Tensor, threshold: float, kind: str = "share", soft: bool = False) -> torch.Tensor:
-    """A mask (B, h, w) of normalized heat. Hard: 1 above the cut. Soft: 0 at half the cut, 1 at one and a half times it.
+def cut(values: torch.Tensor, threshold: float, soft: bool = False) -> torch.Tensor:
+    """A mask (B, h, w) of heat normalized to [0, 1]. Hard: 1 above the threshold. Soft: 0 at half of it, 1 at one and a half times it.
 
-    `share` cuts at a share of the normalized heat (0.5 in the paper), `quantile` keeps the hottest 1 - threshold of the
-    image, `otsu` cuts where Otsu's method does and ignores the threshold. What has no heat is never in the mask.
+    The threshold -1 is Otsu's, for each image. What has no heat is never in the mask.
     """
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold is {threshold}; give 0 to 1, usually 0.3 to 0.6 (0.8 to 0.95 as a quantile).")
-    at = otsu(values) if kind == "otsu" else _quantile(values, threshold) if kind == "quantile" else values.new_tensor(threshold)
+    if threshold != AUTO and not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold is {threshold:g}; give 0 to 1, usually 0.25 to 0.5, or -1 to let Otsu's method choose.")
+    at = otsu(values) if threshold == AUTO else values.new_tensor(threshold)
     if not soft:
         return (values > at).to(values)
     return torch.where(values > 0, (values / at.clamp(min=1e-6) - 0.5).clamp(0, 1), 0)
@@ -206,21 +191,20 @@ def sample_diffedit(
 class Cut:
     """How a mask is made of a heat map. Radii are shares of the image's shorter side, so that they mean the same at every size.
 
-    `close` below 0 is chosen by the latent: 1.5 of its cells, as wide as gaps between cells of heat are.
+    `close` -1 is 1.5 cells of the latent, as wide as gaps between cells of heat are; nothing with the paper's normalization.
     """
 
     normalization: str = NORMALIZATIONS[0]
     clamp_ratio: float = 3.0
-    threshold_kind: str = THRESHOLDS[0]
     threshold: float = 0.3
     soft: bool = False
-    open: float = 0.0
     close: float = AUTO
+    open: float = 0.0
     dilate: float = 0.0
     blur: float = 0.0
 
     def __post_init__(self):
-        for name in ("open", "close", "dilate", "blur"):
+        for name in ("close", "open", "dilate", "blur"):
             value, least = getattr(self, name), {"dilate": -0.5, "close": AUTO}.get(name, 0.0)
             if not least <= value <= 0.5:
                 raise ValueError(f"{name} is {value:g}; give a share of the image's shorter side, {least:g} to 0.5, usually 0 to 0.05.")
@@ -228,12 +212,14 @@ class Cut:
     def radius(self, name: str, size: Sequence[int], cell: float) -> int:
         """A radius in pixels of an image of `size` whose latent has cells of `cell` pixels."""
         share = getattr(self, name)
-        return round(1.5 * cell) if name == "close" and share < 0 else round(share * min(size))
+        if name == "close" and share < 0:
+            return 0 if self.normalization == "mean" else round(1.5 * cell)
+        return round(share * min(size))
 
     def mask(self, found: torch.Tensor, cell: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(mask, heat in [0, 1]) of a heat map (B, H, W) in pixels, of a latent with cells of `cell` pixels."""
         shown = normalized(found, self.normalization, self.clamp_ratio)
-        mask = cut(shown, self.threshold, self.threshold_kind, self.soft)
-        for change, name in ((opened, "open"), (closed, "close"), (dilated, "dilate"), (blurred, "blur")):
+        mask = cut(shown, self.threshold, self.soft)
+        for change, name in ((closed, "close"), (opened, "open"), (dilated, "dilate"), (blurred, "blur")):
             mask = change(mask, self.radius(name, mask.shape[-2:], cell))
         return mask, shown

@@ -1,11 +1,9 @@
 """DiffEdit: a mask found from two prompts, and an edit that changes nothing outside it."""
 
-from dataclasses import fields
-
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..guidance.diffedit import AGGREGATIONS, AUTO, MEASURES, NORMALIZATIONS, RULES, THRESHOLDS, Cut, probe_percents
+from ..guidance.diffedit import AUTO, RULES, Cut, probe_percents
 from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
@@ -30,23 +28,50 @@ _ALIASES = ["diffedit", "automatic mask", "semantic image editing with mask guid
 
 
 def _radius(name: str, tooltip: str, low: float = 0.0):
-    told = f"{tooltip} As a share of the image's shorter side. 0 = off."
-    return number(name, getattr(Cut, name), low, 0.5, told, 0.005, advanced=name in ("open", "blur"))
+    return number(name, getattr(Cut, name), low, 0.5, f"{tooltip} As a share of the image's shorter side. 0 = off.", 0.005)
 
 
-_MASK_CFG = "Guidance scale of both predictions. 1 = half the work, the same mask. More only for nodes that change guidance itself."
+_OURS, _PAPER = "DiffEdit", "DiffEdit (paper)"
+_METHOD = "'DiffEdit': several noise levels, the mask follows the image's edges. 'DiffEdit (paper)': one level; too large for small things."
+_MAPS = "Noises at each level (n); more give a steadier mask. Typical: 4–10."
 _LEVELS = "Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Typical: 1–5."
 _START = "Percent of the sampling of the noisiest level; 0 is pure noise. Typical: 0.3–0.5."
-_END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7; 0.5 alone in the paper."
-_MEASURE = "Compares the denoised predictions, or the predicted noise, which weights low-noise timesteps more. The same with one level."
-_AGGREGATION = "Over the maps: mean of the differences (paper), their median, or size of the mean difference, in which random ones cancel."
+_END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7."
+_THRESHOLD = "Share of the heat where to cut; lower gives larger masks. Typical: 0.25–0.5. -1 = Otsu's method chooses for each image."
 _REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level. No effect without the vae."
-_NORMALIZATION = "Heat that counts as 1: the peak (99th percentile), or clamp_ratio times the mean (paper; too large for small things)."
-_CLAMP = "With normalization 'mean': how many times the mean counts as 1. 3 in the paper; higher gives smaller masks."
-_KIND = "'share': cut at a share of the normalized heat. 'quantile': keep the hottest 1 - threshold. 'otsu': Otsu's method, no threshold."
-_THRESHOLD = "Where to cut; lower gives larger masks. Typical: 0.25–0.5 (0.8–0.95 as a quantile); 0.5 in the paper."
+_CLAMP = "How many times the mean heat counts as 1. 3 in the paper; higher gives smaller masks."
 _ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–0.8. Paper: 0.5."
 _RULE = "Outside the mask. 'trajectory': every level of the encoding (paper). 'clean mix': the image as the prediction, needs one level."
+
+
+def _method_input():
+    """How to find the heat, with each method's own settings."""
+    ours = [
+        whole("maps", 8, 1, 100, _MAPS),
+        whole("levels", 3, 1, 20, _LEVELS),
+        share("start_percent", 0.3, _START),
+        share("end_percent", 0.5, _END),
+        number("threshold", Cut.threshold, AUTO, 1.0, _THRESHOLD),
+        switch("refine", True, _REFINE, advanced=True),
+    ]
+    paper = [
+        whole("maps", 10, 1, 100, _MAPS),
+        share("percent", 0.5, "Percent of the sampling to compare at. Paper: 0.5."),
+        number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
+        number("threshold", 0.5, AUTO, 1.0, _THRESHOLD.replace("Typical: 0.25–0.5.", "Paper: 0.5.")),
+    ]
+    options = [io.DynamicCombo.Option(_OURS, ours), io.DynamicCombo.Option(_PAPER, paper)]
+    return io.DynamicCombo.Input("method", options=options, tooltip=_METHOD)
+
+
+def _settings(method: dict, seed: int) -> tuple[MaskSettings, dict]:
+    """(how to compare the prompts, how to normalize and cut the heat) of a method's inputs."""
+    cut = {"threshold": method["threshold"]}
+    if method["method"] == _PAPER:
+        cut |= {"normalization": "mean", "clamp_ratio": method["clamp_ratio"]}
+        return MaskSettings([method["percent"]], method["maps"], seed, refine=False), cut
+    percents = probe_percents(method["start_percent"], method["end_percent"], method["levels"])
+    return MaskSettings(percents, method["maps"], seed, method["refine"]), cut
 
 
 class DiffEditMask(io.ComfyNode):
@@ -60,28 +85,16 @@ class DiffEditMask(io.ComfyNode):
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
                 io.Conditioning.Input("source", tooltip="What the image shows now."),
                 io.Conditioning.Input("target", tooltip="What it should show. The same words as the source but for the edit work best."),
-                io.Conditioning.Input("negative", tooltip="Used where cfg is not 1; usually an empty prompt."),
                 image_input("The image to edit"),
+                _method_input(),
                 seed("Seed of all noises of the maps."),
-                cfg_input(1.0, _MASK_CFG, advanced=True),
-                whole("maps", MaskSettings.maps, 1, 100, "Noises at each level (n); more give a steadier mask. Typical: 4–10. Paper: 10."),
-                whole("levels", 3, 1, 20, _LEVELS),
-                share("start_percent", 0.3, _START),
-                share("end_percent", 0.5, _END),
-                *advanced(
-                    choice("measure", MEASURES, _MEASURE),
-                    choice("aggregation", AGGREGATIONS, _AGGREGATION),
-                    switch("refine", MaskSettings.refine, _REFINE),
-                    choice("normalization", NORMALIZATIONS, _NORMALIZATION),
-                    number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
-                ),
-                choice("threshold_kind", THRESHOLDS, _KIND),
-                share("threshold", Cut.threshold, _THRESHOLD),
-                switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the cut to 1 at 1.5 times the cut.", advanced=True),
-                _radius("open", "Removes specks narrower than about twice this."),
-                _radius("close", "Fills gaps and holes narrower than about twice this. Typical: 0.01–0.1. -1 = auto: 1.5 latent cells.", low=AUTO),
                 _radius("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–0.05.", low=-0.5),
-                _radius("blur", "Blurs the mask's edge over this much. Typical: 0–0.05."),
+                *advanced(
+                    _radius("close", "Fills gaps and holes narrower than about twice this. Typical: 0.01–0.1. -1 = 1.5 latent cells.", AUTO),
+                    _radius("open", "Then removes specks narrower than about twice this. Typical: 0–0.03."),
+                    _radius("blur", "Blurs the mask's edge over this much. Typical: 0–0.05."),
+                    switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the threshold to 1 at 1.5 times it."),
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, for refine, and to show the heat over the image."),
             ],
             outputs=[
@@ -92,13 +105,12 @@ class DiffEditMask(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, source, target, negative, image, cfg, start_percent, end_percent, levels, vae=None, **options) -> io.NodeOutput:
-        check_conditionings(model, {"source": source, "target": target, "negative": negative})
-        compared = {f.name: options.pop(f.name) for f in fields(MaskSettings) if f.name in options}
-        settings = MaskSettings(probe_percents(start_percent, end_percent, levels), **compared)
+    def execute(cls, model, source, target, image, method, seed, vae=None, **shaping) -> io.NodeOutput:
+        check_conditionings(model, {"source": source, "target": target})
+        settings, cut = _settings(method, seed)
         task = MaskTarget(model, vae, image)
-        found = task.heat(TwoPrompts(model, source, target, negative, cfg), settings)
-        mask, heat = Cut(**options).mask(found, task.cell)
+        found = task.heat(TwoPrompts(model, source, target, source, 1.0), settings)
+        mask, heat = Cut(**cut, **shaping).mask(found, task.cell)
         return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 

@@ -14,8 +14,9 @@ def diffedit_start(graph, before: str, after: str, dilate: float):
         latent = ksampler(graph, model["model"], source, negative, size, seed=8)
         image = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("3 Mask"):
-        given = dict(model=model["model"], source=source, negative=negative, image=image, vae=model["vae"])
-        return given, target, graph.add("DiffEditMask", target=target, seed=0, dilate=dilate, **given)
+        given = dict(model=model["model"], source=source, image=image, vae=model["vae"])
+        found = graph.add("DiffEditMask", target=target, seed=0, dilate=dilate, **given)
+        return given | dict(negative=negative), target, found
 
 
 def diffedit(graph):
@@ -28,7 +29,7 @@ def diffedit(graph):
     before = "a red star on the left and a blue circle on the right on a white background"
     given, target, found = diffedit_start(graph, before, before.replace("blue", "yellow"), dilate=0.025)
     with graph.group("4 Edit"):
-        result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], scheduler="normal", **given)
+        result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], steps=20, cfg=4.0, scheduler="normal", **given)
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="before", images=given["image"])
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])

@@ -10,11 +10,12 @@ def null_text(graph):
         "# Null-Text Inverter\n\nInverts a painted image to noise and a *negative* that differs for each step. With both, a standard "
         "KSampler reconstructs the image at cfg 7.5, where plain DDIM inversion and an empty negative fail; another prompt edits it. "
         "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too. Below: negative-prompt inversion, "
-        "which optimizes nothing.\n\nTry another color in the target; *inner_steps* 0 and 10; *proximal* l0 in **Negative-Prompt Inverter**."
+        "which optimizes nothing.\n\nTry *a yellow square* in the target: null-text changes the right square alone, negative-prompt inversion both, "
+        "where nothing holds *red*. Also *inner_steps* 0 and 10."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, empty = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
+        source, target, empty = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "green star"))
     with graph.group("2 Image"):
         image = two_squares(graph)
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], **STEPS)

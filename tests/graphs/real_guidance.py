@@ -69,9 +69,10 @@ def several_negatives(graph):
     note(
         graph,
         "Several negatives, each with its own weight",
-        "Three negatives with their own weights and ranges. They give way to the subject, and guidance rests at both ends of the sampling.",
+        "Three negatives with their own weights and ranges. All guidance rests at both ends of the sampling.",
         "**First:** change the texts. A weight of 0 switches a negative off and costs nothing.",
-        "**The image burns:** lower the weights. The report shows which prompts act when, and which conflict.",
+        "**Weights:** negatives that act at the same time add up; 6 next to a positive of 7 act as a KSampler's negative. Keep them below 7.",
+        "**The image burns:** lower all weights. The report shows which prompts act when, and which conflict.",
         "**Needs:** about 9 GB of GPU memory, and 20 seconds on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
@@ -91,15 +92,15 @@ def several_negatives(graph):
         given = dict(conditioning=wanted, weight=7.0, name="wanted", priority=1, schedule=interval)
         channel = graph.add("GuidanceChannel", title="what you want", **given)
         for title, conditioning, weight, start, end in (
-            ("never", never, 1.0, 0.0, 1.0),
-            ("not the style", style, 1.5, 0.0, 0.6),
-            ("not these details", details, 1.5, 0.3, 1.0),
+            ("never", never, 2.0, 0.1, 0.9),
+            ("not the style", style, 2.0, 0.1, 0.6),
+            ("not these details", details, 2.0, 0.3, 0.9),
         ):
             given = dict(conditioning=conditioning, weight=weight, role="negative", start_percent=start, end_percent=end, name=title)
             channel = graph.add("GuidanceChannel", title=title, previous=channel, **given)
     with graph.group("4 Sample"):
         given = dict(model=loaded["MODEL"], unconditional=empty, channels=[channel], sigmas=sigmas)
-        guider = graph.add("MultiCFGGuider", conflict="perpendicular", rescale=0.5, **given)["guider"]
+        guider = graph.add("MultiCFGGuider", conflict="sum", rescale=0.5, **given)["guider"]
         ((latent, image),) = sampled(graph, loaded, [guider], size, sigmas)
     with graph.group("5 Result"):
         graph.add("SaveImage", title="the result", images=image, filename_prefix="several_negatives")

@@ -22,12 +22,13 @@ def region_by_words(graph):
     with graph.group("3 Your words"):
         texts = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
-    given = dict(model=loaded["MODEL"], source=source, negative=negative, image=image, vae=loaded["VAE"])
+    given = dict(model=loaded["MODEL"], source=source, image=image, vae=loaded["VAE"])
     with graph.group("4 Find the region"):
         found = graph.add("DiffEditMask", target=target, seed=0, dilate=0.01, **given)
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
     with graph.group("5 Change it"):
-        edit = graph.add("DiffEditSampler", positive=target, mask=found["mask"], steps=50, cfg=7.0, encode_ratio=0.8, scheduler="normal", **given)
+        given |= dict(negative=negative, mask=found["mask"])
+        edit = graph.add("DiffEditSampler", positive=target, steps=50, cfg=7.0, encode_ratio=0.8, scheduler="normal", **given)
     with graph.group("6 Result"):
         before_and_after(graph, image, edit["image"], "region_by_words")
 

@@ -232,6 +232,9 @@ def value_of(given, sockets: Sockets, of_node: dict):
     kind = given.get_io_type()
     if kind == "COMFY_AUTOGROW_V3":
         return {f"{given.template.prefix}0": sockets(given.template.input.get_io_type())}
+    if kind == "COMFY_DYNAMICCOMBO_V3":
+        first = given.options[0]
+        return {given.id: first.key, **{own.id: value_of(own, sockets, of_node) for own in first.inputs}}
     if hasattr(given, "default"):
         return widget(given, of_node)
     return sockets("LATENT" if "LATENT" in kind.split(",") else kind.split(",")[0])

@@ -24,7 +24,7 @@ from compare import assert_close
 from host import editing, inversions, tiny, tiny_dits, tiny_text
 from host.editing import ALL, OFF, Keys, Probabilities, last_run, shrunk, view, with_fewer_tokens
 from host.sampling import cfg_guider, sigmas_of, with_options_seen
-from node_schema import defaults
+from node_schema import with_settings
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 PROMPT, LONG = "a red circle, a blue star", "a red circle, " * 30
@@ -406,8 +406,8 @@ def edited(model, source, positive, latent=None):
 
 def compared(model, source, target):
     """DiffEdit Mask's latent."""
-    given = dict(model=model, source=source, target=target, negative=inversions.EMPTY, image=inversions.image(), maps=1)
-    return DiffEditMask.execute(**defaults(DiffEditMask) | given).args[2]["samples"]
+    given = dict(model=model, source=source, target=target, image=inversions.image(), maps=1)
+    return DiffEditMask.execute(**with_settings(DiffEditMask, **given)).args[2]["samples"]
 
 
 def test_maps_of_an_inversion_are_shown(eps, clip):

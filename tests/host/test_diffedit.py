@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from controlled_diffusion.guidance.diffedit import AUTO
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
 from controlled_diffusion.nodes.host import noise_levels, sampling
@@ -17,7 +18,7 @@ from host import inversions, tiny
 from host.sampling import Count, families, half_mask, watched
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
-from node_schema import defaults
+from node_schema import defaults, with_settings
 
 EMPTY, CAT, DOG = conditioning(0), conditioning(1), conditioning(2)
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -28,10 +29,13 @@ def image(batch=1, seed=5, size=8):
     return {"samples": torch.randn(batch, 4, size, size, generator=torch.Generator().manual_seed(seed))}
 
 
-def find(model, given=None, source=CAT, target=DOG, negative=EMPTY, **knobs):
+PAPER = dict(method="DiffEdit (paper)", maps=3, percent=0.5, clamp_ratio=3.0, threshold=0.3)
+
+
+def find(model, given=None, source=CAT, target=DOG, vae=None, **knobs):
     """(mask, heat, latent) of DiffEditMask with its defaults, small."""
-    settings = defaults(DiffEditMask) | dict(seed=3, maps=3, levels=2, close=0, threshold=0.75) | knobs
-    return DiffEditMask.execute(model, source, target, negative, image() if given is None else given, **settings).args
+    settings = with_settings(DiffEditMask, **dict(seed=3, maps=3, levels=2, close=0, threshold=0.75) | knobs)
+    return DiffEditMask.execute(model, source, target, image() if given is None else given, vae=vae, **settings).args
 
 
 def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY, vae=None, **knobs):
@@ -90,9 +94,9 @@ def test_every_map_has_its_own_noise_shared_by_both_prompts(model):
 
 def test_maps_of_other_seeds_differ_and_converge(eps_model):
     def apart(maps):
-        guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, EMPTY, 1.0) for _ in range(2))
+        guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, CAT, 1.0) for _ in range(2))
         subject = diffedit.MaskTarget(eps_model, None, image())
-        one, two = (subject.heat(g, diffedit.MaskSettings([0.5], maps, "denoised", "mean", s, False)) for g, s in zip(guiders, (1, 2)))
+        one, two = (subject.heat(g, diffedit.MaskSettings([0.5], maps, s, False)) for g, s in zip(guiders, (1, 2)))
         return float((one - two).norm() / one.norm())
 
     few, many = apart(1), apart(32)
@@ -100,14 +104,12 @@ def test_maps_of_other_seeds_differ_and_converge(eps_model):
     assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100)), "neighboring seeds share a map"
 
 
-def test_evaluations_are_counted_and_cfg_only_scales(model, monkeypatch):
+def test_evaluations_are_counted(model, monkeypatch):
     """They are batched, and go one by one where memory is short. The same seed gives the same mask, and leaves the model unchanged."""
     before, plain, counted = model.model_options.copy(), find(model)[0], Count(model)
     assert torch.equal(find(model)[0], plain) and model.model_options == before
     find(counted.model, maps=5, levels=3)
     assert (counted.rows, counted.calls) == (5 * 3 * 2, 3 * 2)
-    counted = Count(model)
-    assert (plain != find(counted.model, cfg=5.0)[0]).float().mean() < 0.01 and counted.rows == 3 * 2 * 2 * 2
     counted = Count(model)
     monkeypatch.setattr(type(counted.model), "get_free_memory", lambda self, device: 1.0)
     assert (plain != find(counted.model)[0]).float().mean() < 0.01 and counted.calls == 3 * 2 * 2
@@ -117,6 +119,18 @@ def test_other_nodes_guidance_acts_on_the_probe(model):
     patched, seen = model.clone(), []
     patched.set_model_sampler_post_cfg_function(lambda args: seen.append(args["cond_scale"]) or args["denoised"])
     assert torch.equal(find(patched)[0], find(model)[0]) and len(seen) == 4
+
+
+def test_nodes_that_always_ask_for_the_negative_get_a_true_one(model):
+    """The source stands there, where ComfyUI would hand them zeros; guidance between the two only scales the difference."""
+    patched, seen = model.clone(), []
+
+    def guided(args):
+        seen.append(bool(args["uncond_denoised"].any()))
+        return args["uncond"] + 2.0 * (args["cond"] - args["uncond"])
+
+    patched.set_model_sampler_cfg_function(guided, disable_cfg1_optimization=True)
+    assert (find(patched)[0] != find(model)[0]).float().mean() < 0.01 and seen == [True] * 4
 
 
 def test_an_image_gets_a_mask_of_its_size(model, vae):
@@ -139,12 +153,21 @@ def test_refining_needs_the_vae_and_changes_the_edges(model, vae):
 def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     usual = find(eps_model, vae=vae)[0]
     knobs = dict(
-        threshold=0.9, close=0.02, open=0.05, dilate=0.08, blur=0.06, soft=True, threshold_kind="otsu", normalization="mean", measure="eps", aggregation="median"
+        threshold=0.9, close=0.02, open=0.05, dilate=0.08, blur=0.06, soft=True, method=PAPER, start_percent=0.1, maps=4, levels=1,
     )  # fmt: skip
     for name, value in knobs.items():
         assert not torch.equal(find(eps_model, vae=vae, **{name: value})[0], usual), name
-    three, six = (find(eps_model, vae=vae, normalization="mean", clamp_ratio=c, threshold=0.3)[0] for c in (3.0, 6.0))
+    three, six = (find(eps_model, vae=vae, method=PAPER | dict(clamp_ratio=c))[0] for c in (3.0, 6.0))
     assert not torch.equal(three, six)
+
+
+def test_the_papers_method_is_one_level_against_the_mean(eps_model):
+    """Nothing closes its holes unless asked to."""
+    counted = Count(eps_model)
+    mask = find(counted.model, method=PAPER, close=AUTO)[0]
+    guider = sampling.TwoPrompts(eps_model, CAT, DOG, CAT, 1.0)
+    heat = diffedit.MaskTarget(eps_model, None, image()).heat(guider, diffedit.MaskSettings([0.5], 3, 3, False))
+    assert counted.rows == 3 * 2 and torch.equal(mask > 0, heat > 0.9 * heat.mean((1, 2), keepdim=True))
 
 
 def masked(model, latent, *settings):
@@ -157,10 +180,10 @@ def test_a_video_gets_one_mask_for_all_its_frames():
     model = tiny_video_model()
     given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     one, two, none = (video_conditioning(i) for i in (1, 2, 0))
-    mask, _, latent = find(model, given, source=one, target=two, negative=none)
+    mask, _, latent = find(model, given, source=one, target=two)
     assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
     framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as ComfyUI's video nodes set it
-    assert torch.equal(find(model, framed, source=one, target=two, negative=none)[0], mask)
+    assert torch.equal(find(model, framed, source=one, target=two)[0], mask)
     after = masked(model, latent, 2, 1.0, "euler", "simple", two, none)
     kept = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], given["samples"].shape, "cpu") == 0
     assert kept.any() and not kept.all()
@@ -283,21 +306,20 @@ def test_it_stops_within_a_step_when_the_user_cancels(eps_model, act):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("which", ["source", "negative"])
-@pytest.mark.parametrize("act", [find, edit])
+@pytest.mark.parametrize("act, which", [(find, "source"), (find, "target"), (edit, "source"), (edit, "negative")])
 def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which):
     late = [[CAT[0][0], {**CAT[0][1], "start_percent": 0.95, "end_percent": 1.0}]]
-    with pytest.raises(ValueError, match=f"The {which} conditioning is not active at sigma .* encode_ratio"):
-        act(eps_model, cfg=4.0, **{which: late})
+    with pytest.raises(ValueError, match=f"The {which.replace('target', 'positive')} conditioning is not active at sigma .* encode_ratio"):
+        act(eps_model, **{which: late})
 
 
 @pytest.mark.parametrize(
     "act, knobs, message",
     [
-        (find, dict(threshold=2.0), "threshold is 2.0; give 0 to 1"),
+        (find, dict(threshold=2.0), "threshold is 2; give 0 to 1"),
         (find, dict(levels=0), "0 probe levels; give 1"),
         (find, dict(start_percent=0.7, end_percent=0.2), "start_percent 0.7 to end_percent 0.2"),
-        (find, dict(clamp_ratio=0.0, normalization="mean"), "clamp_ratio is 0.0"),
+        (find, dict(method=PAPER | dict(clamp_ratio=0.0)), "clamp_ratio is 0.0"),
         (find, dict(target=[[torch.zeros(1, 77, 768), {}]]), "target has text features of width 768, but BaseModel takes 64"),
         *((act, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae") for act in (find, edit)),
         (find, dict(given={"samples": torch.zeros(1, 4, 64)}), "'image' is a latent of 1 x 4 x 64, but that of images or a video"),

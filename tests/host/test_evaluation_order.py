@@ -18,7 +18,7 @@ from compare import assert_close
 from host import inversions, tiny
 from host.inversions import EDIT, EMPTY, INVERTERS, SOURCE, TARGET, apart, image
 from host.sampling import cfg_guider, sigmas_of, watched
-from node_schema import defaults
+from node_schema import defaults, with_settings
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SETTINGS = {"null-text": dict(cfg=4.0, inner_steps=2, early_stop=0.0), "ddim": dict(fixed_point_iterations=2)}
@@ -49,8 +49,8 @@ def states(inversion) -> list[torch.Tensor]:
 
 
 def mask_of(model, source=SOURCE, target=TARGET, negative=EMPTY) -> torch.Tensor:
-    settings = defaults(DiffEditMask) | dict(maps=2, levels=2, threshold=0.5)
-    return DiffEditMask.execute(model, source, target, negative, image(), **settings).args[1]
+    settings = with_settings(DiffEditMask, maps=2, levels=2, threshold=0.5)
+    return DiffEditMask.execute(model, source, target, image(), **settings).args[1]
 
 
 def masked_edit(model, source=SOURCE, target=TARGET, negative=EMPTY) -> torch.Tensor:

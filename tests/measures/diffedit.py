@@ -19,11 +19,11 @@ from demo import model as demo_model
 from demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from measures.script import head, options_of, row, say
-from node_schema import defaults
+from node_schema import defaults, with_settings
 
 KINDS = ("color", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
-PAPER = dict(levels=1, start_percent=0.5, end_percent=0.5, normalization="mean", threshold=0.5, refine=False, close=0, maps=10)
+PAPER = dict(method="DiffEdit (paper)", maps=10, percent=0.5, clamp_ratio=3.0, threshold=0.5)
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def prompts(studio: Studio, changes: list[Change]) -> tuple[list, list]:
 def masks(studio: Studio, changes: list[Change], **settings) -> torch.Tensor:
     """What DiffEditMask finds with its defaults, or other settings; bool (N, 128, 128)."""
     source, target = prompts(studio, changes)
-    knobs = defaults(DiffEditMask) | {"seed": 0} | settings
-    found = DiffEditMask.execute(studio.model, source, target, studio.prompt(""), images(changes), vae=studio.vae, **knobs)
+    found = DiffEditMask.execute(studio.model, source, target, images(changes), vae=studio.vae, **with_settings(DiffEditMask, **settings))
     return found.args[0] > 0.5
 
 
@@ -100,9 +99,7 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
         settings = (STEPS, CFG, SAMPLER, SCHEDULER, prompt, studio.prompt(""), latents)
         made.append(studio.vae.decode(comfy.sample.sample(studio.model, noise, *settings, denoise=0.5, disable_pbar=True, seed=0)))
     apart = (made[1] - made[0]).abs().mean(-1)
-    knobs = defaults(DiffEditMask)
-    mask = diffedit.cut(diffedit.normalized(apart, knobs["normalization"], knobs["clamp_ratio"]), knobs["threshold"])
-    return diffedit.closed(mask, diffedit.Cut().radius("close", mask.shape[-2:], apart.shape[-2] / latents.shape[-2])) > 0.5
+    return diffedit.Cut(threshold=0.3).mask(apart, apart.shape[-2] / latents.shape[-2])[0] > 0.5
 
 
 def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
@@ -143,7 +140,7 @@ def main() -> None:
 
     found = torch.stack(in_batches(masks, studio, changes))
     told("mask IoU, DiffEdit Mask", overlap(found, changes))
-    told("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, **PAPER)), changes))
+    told("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, method=PAPER)), changes))
     told("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
     for rule in diffedit.RULES:
         done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule) for i in range(0, len(changes), 40)]

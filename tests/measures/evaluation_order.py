@@ -50,7 +50,7 @@ class Case:
         return inversions.flow_edit(model, self.latent, source, steps=self.steps, scheduler=SCHEDULER, **prompted)
 
     def heat(self, model, source: list) -> torch.Tensor:
-        given = dict(model=model, source=source, target=self.target, negative=self.negative, image=self.latent)
+        given = dict(model=model, source=source, target=self.target, image=self.latent)
         return DiffEditMask.execute(**defaults(DiffEditMask) | given).args[1]
 
     def keyed(self, source: list, *frames) -> list:

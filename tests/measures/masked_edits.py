@@ -21,8 +21,8 @@ from measures.inversion import judged
 from measures.script import head, options_of, percent, row, say
 from node_schema import defaults
 
-DIFFEDIT = [dict(encode_ratio=r, cfg=CFG) for r in (0.5, 0.7, 0.8, 0.9, 1.0)] + [dict(encode_ratio=0.8, cfg=7.5)]
-KSAMPLER = [dict(denoise=d, cfg=CFG) for d in (0.7, 0.85, 1.0)]
+DIFFEDIT = [dict(encode_ratio=r, cfg=CFG) for r in (0.7, 0.8, 0.9, 1.0)]
+KSAMPLER = [dict(denoise=d, cfg=CFG) for d in (0.8, 0.9, 1.0)]
 
 
 def with_diffedit(studio: Studio, changes: list[Change], latents: torch.Tensor, found: torch.Tensor, **settings) -> torch.Tensor:

@@ -45,12 +45,10 @@ def _predictions(guider: TwoPrompts, x: torch.Tensor, sigma: torch.Tensor, extra
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How two prompts are compared: at which percents of the sampling, under how many noises each, and measured how."""
+    """How two prompts are compared: at which percents of the sampling, under how many noises each, and whether decoded too."""
 
     percents: list[float]
     maps: int = 8
-    measure: str = diffedit.MEASURES[0]
-    aggregation: str = diffedit.AGGREGATIONS[0]
     seed: int = 0
     refine: bool = True
 
@@ -85,7 +83,7 @@ class MaskTarget:
         sigmas, noises = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
         loop = partial(self._compared, settings, torch.FloatTensor(sigmas))
         levels, means = zip(*run(guider, self.latent, sigmas, loop, {"Comparing the prompts": noises}, seed=settings.seed, apart=True).result)
-        found = diffedit.resized(diffedit.heat(levels, settings.aggregation).to(self.latent), *self.size)
+        found = diffedit.resized(diffedit.heat(levels).to(self.latent), *self.size)
         return diffedit.sharpened(found, self._pixels(means)) if settings.refine and self.vae is not None else found
 
     def _noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
@@ -108,7 +106,7 @@ class MaskTarget:
                 parts.append(_predictions(guider, x, sigma, derivative.extra_args, len(chosen)))
                 show(x[: len(latent)], parts[-1][1, 0], len(chosen))
             seen = torch.cat(parts, 1)
-            found.append((diffedit.difference(*seen, float(sigma), settings.measure), seen.mean(1)))
+            found.append((seen[1] - seen[0], seen.mean(1)))
         return found
 
     def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
