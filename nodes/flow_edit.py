@@ -6,7 +6,19 @@ from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion.flow_edit import FlowEdit
 from .host.sampling import TwoPrompts
-from .inputs.widgets import cfg_input, image_input, optional, scheduler_input, schema, seed, share, steps_input, whole
+from .inputs.widgets import (
+    advanced,
+    auto_cfg,
+    auto_number,
+    auto_scheduler,
+    auto_whole,
+    image_input,
+    optional,
+    schema,
+    seed,
+    share,
+    whole,
+)
 
 
 class FlowEditLatentSampler(io.ComfyNode):
@@ -27,14 +39,16 @@ class FlowEditLatentSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="Used where a cfg is not 1; usually an empty prompt."),
                 image_input("The images to edit"),
                 seed("Seed of the noises. Every image of a batch gets the same."),
-                steps_input(50, "Steps of the whole schedule (T); the share n_max of them is made. Typical: 28 (Flux) to 50 (SD3)."),
-                cfg_input(3.5, "Guidance scale under the source. Typical: 1.5–3.5. 1 = off, as Flux needs it.", "source_cfg"),
-                cfg_input(13.5, "Guidance scale under the target; higher edits more. Typical: 5–15 (SD3 in the paper: 13.5). 1 = off."),
-                scheduler_input(),
-                share("n_max", 0.66, "Share of the steps that are made, those with least noise. Less keeps more of the image; 0 returns it. "
-                    "Typical: 0.5–0.9 (paper: 0.66 SD3, 0.86 Flux)."),
-                share("n_min", 0.0, "Share of the steps, the last ones, that only sample the target: new style and texture. Typical: 0."),
-                whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
+                auto_whole("steps", 1, 1000, "Steps of the whole schedule (T); the share n_max of them is made. Typical: 20–50."),
+                auto_cfg("Guidance scale under the source. Typical: 1–3.5. 1 = off, as Flux needs it.", "source_cfg"),
+                auto_cfg("Guidance scale under the target; higher edits more. Typical: 5–15. 1 = off, as Flux needs it."),
+                auto_scheduler(),
+                auto_number("n_max", 0.0, 1.0, "Share of the steps that are made, those with least noise. Less keeps more of the image; 0 "
+                    "returns it. Typical: 0.5–0.9."),
+                *advanced(
+                    share("n_min", 0.0, "Share of the steps, the last ones, that only sample the target: new style and texture. Typical: 0."),
+                    whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
+                ),
                 *optional(
                     io.Mask.Input("mask", tooltip="1 = may change; elsewhere the image stays exact. Not connected: the latent's own mask."),
                     io.Vae.Input("vae", tooltip="Needed for an IMAGE."),

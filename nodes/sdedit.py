@@ -7,7 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .inputs.widgets import cfg_input, choice, image_input, number, scheduler_input, schema, seed, steps_input, whole
+from .inputs.widgets import advanced, auto_cfg, auto_scheduler, choice, image_input, number, schema, seed, steps_input, whole
 
 _STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
 _UNIT = "The unit of strength: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio."
@@ -30,13 +30,15 @@ class SDEditSampler(io.ComfyNode):
                 image_input("The painting to start from", "guide"),
                 seed("Seed of the noise; repeat k uses seed + k."),
                 steps_input(20, "Steps to run from the strength down to the clean image."),
-                cfg_input(4.0, "Guidance scale. 1 = no guidance."),
+                auto_cfg("Guidance scale. 1 = no guidance."),
                 choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "ComfyUI's samplers; ancestral ones follow the paper."),
-                scheduler_input("ComfyUI's schedulers; not used by process VE."),
+                auto_scheduler("ComfyUI's schedulers; not used by process VE."),
                 number("strength", 0.5, 0.0, 1000.0, _STRENGTH, round=0.0001),
-                choice("strength_unit", UNITS, _UNIT),
-                choice("process", PROCESSES, _PROCESS),
-                whole("repeats", 1, 1, 100, _REPEATS),
+                *advanced(
+                    choice("strength_unit", UNITS, _UNIT),
+                    choice("process", PROCESSES, _PROCESS),
+                    whole("repeats", 1, 1, 100, _REPEATS),
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
                 io.MultiType.Input("original", types=[io.Latent, io.Image], optional=True,
                     tooltip="What shows outside the mask. Not connected: the guide."),

@@ -109,7 +109,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "flux": Value(28, "FlowEdit's FLUX_exp.yaml"),
         },
         "n_max": {
-            "eps": Value(0.75, _OURS),
+            "eps": Value(0.65, _OURS),
             "flow": Value(0.66, "as SD3"),
             "sd3": Value(0.66, "FlowEdit's SD3_exp.yaml: 33 of 50"),
             "flux": Value(0.86, "FlowEdit's FLUX_exp.yaml: 24 of 28"),

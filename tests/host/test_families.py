@@ -15,7 +15,7 @@ from host import tiny, tiny_dits
 
 NODES = {node.GET_SCHEMA().node_id: node for module in MODULES for node in module.NODES}
 WAITING = {  # nodes whose inputs are not on auto yet: take yours out
-    *("InstructPix2PixGuider", "InstructPix2PixPatch", "InstructionChannels", "SDEditSampler", "DiffEditSampler", "FlowEditLatentSampler"),
+    *("InstructPix2PixGuider", "InstructPix2PixPatch", "InstructionChannels"),
     *("P2PAttentionPatch", "TIEmbeddingTrainer", "DreamBoothTrainer", "CustomDiffusionTrainer", "InstructPix2PixTrainer"),
 }
 FAMILIES = {"sd3": "sd3", "flux": "flux", "flux2": "flux", "qwen": "qwen", "wan": "wan", "lumina2": "flow", "hidream": "flow"}
