@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = [node for module in MODULES for node in module.NODES]
 SNAPSHOT = Path(__file__).with_name("node_ids.json")
 FROM_THE_HOST = ("sampler_name", "scheduler", "classifier_name", "adapter_name", "name")  # files, or what its version knows
-TOO_MANY = {"P2PAttentionPatch", "DiffEditMask"}  # widgets; nothing may come in here
+TOO_MANY = {"P2PAttentionPatch"}  # widgets; nothing may come in here
 HEADINGS = ["How to use it", "Inputs", "Typical values", "Compatibility and limits", "Paper"]
 each_node = pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
 
