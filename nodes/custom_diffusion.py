@@ -7,8 +7,10 @@ from ..training.textual_inversion import Word
 from .dreambooth import OPTIONS, VALIDATION_PROMPT, outputs, shown, trained
 from .host.training import adapters
 from .host.training import custom_diffusion as host
+from .host.training.dreambooth import Subject
 from .inputs import training as inputs
 from .inputs import widgets
+from .inputs.families import AUTO_NUMBER
 from .inputs.widgets import schema
 
 _NAME = "Train Keys and Values (Custom Diffusion)"
@@ -33,7 +35,7 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 *inputs.options(*OPTIONS, word=f"{Word.placeholder}, from the mean of all words."),
                 widgets.text("name", "my-concept", name),
                 widgets.text("instance_prompt", f"a photo of a {Word.placeholder} dog", instance),
-                *inputs.course(300, "Typical: 200–600.", 4, 0.00008, "Of keys and values. Typical: 0.00001–0.0001."),
+                *inputs.course(300, "Typical: 200–600.", 4, "Of keys and values. Typical: 0.00001–0.0001."),
                 widgets.text("validation_prompt", "", VALIDATION_PROMPT),
                 inputs.if_exists("a file"),
             ],
@@ -49,9 +51,9 @@ class CustomDiffusionTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        result = trained(lists, _NAME, host.KeysAndValues(), (Word(),))
+        result, said = trained(lists, _NAME, host.KeysAndValues(), Subject(words=(Word(),), word_rate=AUTO_NUMBER))
         sentences = result.sentences[: _SENTENCES * len(result.word.split())]
-        return shown(result, "\n".join(f"{result.name} = {text}" for text in sentences))
+        return shown(result, said, "\n".join(f"{result.name} = {text}" for text in sentences))
 
 
 class CustomDiffusionMerge(io.ComfyNode):

@@ -13,6 +13,7 @@ from .inputs import widgets
 
 _NAME, _TRAIN = "Train LoRA (DreamBooth)", ("adapter", "all weights")
 _SHAPE = [f.name for f in fields(adapters.Design)]
+_KIND = [name for name in _SHAPE if name != "rank"]
 OPTIONS = ("training_options", "dataset_options", "validation_options", "class_images", "new_word")
 VALIDATION_PROMPT = "Prompt of the images shown during training. Empty = the instance prompt."
 
@@ -28,14 +29,16 @@ def outputs(what: str) -> list:
     ]
 
 
-def trained(lists: dict, trainer: str, design, words: tuple = ()) -> TrainResult:
-    """What the inputs of a node ask for; `words` are trained where New Word is not connected."""
+def trained(lists: dict, trainer: str, design, word: host.Subject | None = None) -> tuple[TrainResult, str]:
+    """What the inputs of a node ask for, and what was chosen for those on auto; `word` is trained where New Word is not connected."""
     given = inputs.first(lists)
-    subject = inputs.option(given, "new_word", trainer)
-    return host.learn(
+    given["new_word"] = given.get("new_word") or word
+    on_auto = {"validation_options": ["cfg"]} | ({"new_word": ["word_rate"]} if given["new_word"] else {})
+    given, said = inputs.with_autos(given, on_auto)
+    result = host.learn(
         *(given[k] for k in ("model", "clip", "vae")),
         inputs.data(lists, trainer),
-        replace(subject, prompt=given["instance_prompt"], words=subject.words or words),
+        replace(inputs.option(given, "new_word", trainer), prompt=given["instance_prompt"]),
         inputs.option(given, "class_images", trainer),
         design,
         inputs.objective(given, trainer),
@@ -44,10 +47,11 @@ def trained(lists: dict, trainer: str, design, words: tuple = ()) -> TrainResult
         given["name"],
         given["if_exists"],
     )
+    return result, said
 
 
-def shown(result: TrainResult, *more) -> io.NodeOutput:
-    return inputs.trained(result, result.model, result.lora, f"{result.name}.safetensors", result.word, more=more)
+def shown(result: TrainResult, said: str, *more) -> io.NodeOutput:
+    return inputs.trained(result, result.model, result.lora, f"{result.name}.safetensors", result.word, more=more, said=said)
 
 
 class DreamBoothTrainer(io.ComfyNode):
@@ -73,8 +77,8 @@ class DreamBoothTrainer(io.ComfyNode):
                 widgets.choice("train", _TRAIN, train),
                 widgets.text("name", "my-subject", name),
                 widgets.text("instance_prompt", "a photo of sks dog", instance),
-                widgets.whole("rank", own.rank, 1, 4096, "Size of the LoRA. Typical: 4–32. For LoKr and OFT the number of blocks."),
-                *inputs.course(800, "Typical: 400–1500; about 100–200 for each image.", 1, 0.0001, "Of the LoRA. Typical: 0.00005–0.0005."),
+                widgets.auto_whole("rank", 1, 4096, "Size of the LoRA; not with 'all weights'. Typical: 4–32. For LoKr and OFT the number of blocks."),
+                *inputs.course(800, "Typical: 400–1500; about 100–200 for each image.", 1, "Of the LoRA. Typical: 0.00005–0.0005."),
                 widgets.text("validation_prompt", "", VALIDATION_PROMPT),
                 inputs.choice("algorithm", adapters.ALGORITHMS, algorithm),
                 inputs.number("alpha", own.alpha, 0.0, 4096.0, alpha, 1.0),
@@ -92,9 +96,9 @@ class DreamBoothTrainer(io.ComfyNode):
     def execute(cls, train, **lists) -> io.NodeOutput:
         design = adapters.Design(**{k: lists[k][0] for k in _SHAPE})
         if train[0] == _TRAIN[1]:
-            inputs.refuse(design, adapters.Design(), _SHAPE, "train is 'all weights', which cannot use {}{}. {}, or choose 'adapter'.")
+            inputs.refuse(design, adapters.Design(), _KIND, "train is 'all weights', which cannot use {}{}. {}, or choose 'adapter'.")
             design = WholeWeights()
-        return shown(trained(lists, _NAME, design))
+        return shown(*trained(lists, _NAME, design))
 
 
 NODES = [DreamBoothTrainer]

@@ -45,7 +45,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
                 text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True),
                 whole("rank", host.Settings.rank, 1, 4096, rank),
-                *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4, 0.0001,
+                *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4,
                     "Paper: 0.0001, for all weights. LoRAs: 0.0001–0.001."),
                 inputs.number("alpha", host.Settings.alpha, 0.0, 4096.0, "The LoRA acts at alpha / rank. 0 = the rank, that is in full.", 0.5),
                 inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
@@ -70,12 +70,13 @@ class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
+        given, said = inputs.with_autos(given, {"validation_options": ["cfg", "image_scale"]}, trainer="Train Instruction Model")
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
         flip = inputs.option(given, "dataset_options", _NAME, _UNUSED).flip
         how = inputs.objective(given, _NAME), _settings(given), inputs.option(given, "validation_options", _NAME)
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
         made = host.learn(*(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, flip), *how, given["name"], given["if_exists"])
-        return inputs.trained(made, made.model, f"{made.name}.safetensors")
+        return inputs.trained(made, made.model, f"{made.name}.safetensors", said=said)
 
 
 def _settings(given: dict) -> host.Settings:

@@ -15,7 +15,7 @@ from .host.training import dreambooth as host
 from .host.training.memory import CHECKPOINTING
 from .inputs import sockets
 from .inputs import training as inputs
-from .inputs.widgets import choice, number, schema, switch, text, whole
+from .inputs.widgets import auto_cfg, auto_number, choice, number, schema, switch, text, whole
 
 
 def _output(socket, name: str) -> list:
@@ -108,7 +108,7 @@ class ValidationOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         own, k = settings.Validation, comfy.samplers.KSampler
-        cfg = "CFG of these images and of class images; of Train Instruction Model the text scale. SD1.5: 7, demo model: 4, Flux: 1."
+        cfg = "CFG of these images and of class images; of Train Instruction Model the text scale."
         image_scale = "Train Instruction Model's image scale, s_I. Typical: 1–2."
         return schema(
             "ValidationOptions", "Validation Options", "training",
@@ -118,10 +118,10 @@ class ValidationOptions(io.ComfyNode):
                 whole("every", own.every, 0, 1_000_000, "Steps between validation images. 0 = only at the end."),
                 whole("count", own.count, 0, 64, "Validation images at a time. 0 = none."),
                 whole("steps", own.steps, 1, 10_000, "Sampling steps of an image. Typical: 10–30."),
-                number("cfg", own.cfg, 0.0, 100.0, cfg, 0.1, round=0.01),
+                auto_cfg(cfg),
                 choice("sampler_name", k.SAMPLERS, "ComfyUI's samplers.", own.sampler_name),
                 choice("scheduler", k.SCHEDULERS, "ComfyUI's schedulers.", own.scheduler),
-                inputs.number("image_scale", own.image_scale, 0.0, 100.0, image_scale, 0.1),
+                auto_cfg(image_scale, "image_scale", advanced=True),
             ],
             outputs=_output(sockets.ValidationOptions, "validation_options"),
         )  # fmt: skip
@@ -173,7 +173,7 @@ class NewWord(io.ComfyNode):
                 text("placeholder", Word.placeholder, tip),
                 text("initial_words", Word.initial_words, start),
                 inputs.vectors(),
-                number("word_rate", host.Subject.word_rate, 0.00001, 100.0, rate, 0.001, round=0.00001),
+                auto_number("word_rate", 0.00001, 100.0, rate, 0.001, round=0.00001),
                 *inputs.norms(),
             ],
             outputs=_output(sockets.NewWord, "new_word"),

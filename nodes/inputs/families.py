@@ -147,7 +147,9 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "flow": Value(0.3, "as the notebooks: none is known"),
         },
     },
-    "TIEmbeddingTrainer": {"learning_rate": _WORD_RATE, "validation_cfg": _CFG},
+    "ValidationOptions": {"cfg": _CFG, "cfg | trainer = Train Instruction Model": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},
+    "NewWord": {"word_rate": _WORD_RATE | {"demo": Value(0.01, _OURS)}},
+    "TIEmbeddingTrainer": {"learning_rate": _WORD_RATE},
     "DreamBoothTrainer": {
         "learning_rate": {
             "eps": Value(0.0001, "diffusers' DreamBooth LoRA guide"),
@@ -160,13 +162,11 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "eps": Value(0.000005, "diffusers' DreamBooth guide"),
             "flow": Value(0.000005, "as eps models: none is known"),
         },
-        "word_rate": _WORD_RATE | {"demo": Value(0.01, _OURS)},
         "rank": {
             "eps": Value(4, "diffusers' DreamBooth LoRA script"),
             "demo": Value(8, _OURS),
             "flow": Value(16, "diffusers' Flux LoRA guide"),
         },
-        "validation_cfg": _CFG,
     },
     "CustomDiffusionTrainer": {
         "learning_rate": {
@@ -174,8 +174,6 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "demo": Value(0.001, _OURS),
             "flow": Value(0.00008, "as eps models: none is known"),
         },
-        "word_rate": _WORD_RATE,
-        "validation_cfg": _CFG,
     },
     "InstructPix2PixTrainer": {
         "learning_rate": {
@@ -183,8 +181,6 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "demo": Value(0.003, _OURS),
             "flow": Value(0.0001, "as eps models: none is known"),
         },
-        "validation_text_scale": _TEXT_SCALE,
-        "validation_image_scale": _IMAGE_SCALE,
     },
 }
 

@@ -18,7 +18,8 @@ from ..host.model_folder import IF_EXISTS, ModelFolder
 from ..host.training.denoiser import Objective, levels
 from ..host.training.dreambooth import NO_CLASS, Subject
 from ..host.training.trainer import TrainResult
-from . import sockets, widgets
+from . import auto, sockets, widgets
+from .families import AUTO_NUMBER
 
 number = partial(widgets.number, round=0.0001, advanced=True)
 whole, choice, switch, text = (partial(w, advanced=True) for w in (widgets.whole, widgets.choice, widgets.switch, widgets.text))
@@ -36,6 +37,10 @@ class Option:
     usual: object
     tooltip: str
 
+    @property
+    def node_id(self) -> str:
+        return self.node.replace(" ", "")
+
 
 OPTIONS = {
     "training_options": Option(
@@ -45,7 +50,7 @@ OPTIONS = {
         "Dataset Options", sockets.DatasetOptions, Data(), "Captions, masks and changes of the images. Not connected: none."
     ),
     "validation_options": Option(
-        "Validation Options", sockets.ValidationOptions, Validation(), "How many validation images, when and how sampled. Not connected: its defaults."
+        "Validation Options", sockets.ValidationOptions, Validation(cfg=AUTO_NUMBER, image_scale=AUTO_NUMBER), "How many validation images, when and how sampled. Not connected: its defaults."
     ),
     "class_images": Option(
         "Class Images", sockets.ClassImages, NO_CLASS, "Keeps the class as it was (prior preservation). Not connected: plain fine-tuning."
@@ -67,6 +72,20 @@ def option(given: dict, name: str, trainer: str, unused: Iterable[str] = ()):
     found = known.usual if given.get(name) is None else given[name]
     refuse(found, known.usual, unused, f"{trainer} cannot use {{}} of {known.node}{{}}. {{}} there.")
     return found
+
+
+def with_autos(given: dict, names: dict[str, Iterable[str]], **more) -> tuple[dict, str]:
+    """The inputs of a trainer with values for what its option nodes leave on auto, `names` of them by socket, and a text that says which.
+
+    `more` is what the conditions of the table ask for."""
+    found, lines = dict(given), []
+    for socket, own in names.items():
+        known = OPTIONS[socket]
+        options = known.usual if given.get(socket) is None else given[socket]
+        values, line = auto.chosen(given["model"], known.node_id, {name: getattr(options, name) for name in own} | more)
+        found[socket] = replace(options, **{name: values[name] for name in own})
+        lines.append(line)
+    return found, "\n".join(filter(None, lines))
 
 
 def refuse(found, usual, names: Iterable[str], told: str) -> None:
@@ -93,12 +112,12 @@ def parts(clip: str = "Its text encoders. They are not changed.") -> list:
     return [io.Clip.Input("clip", tooltip=clip), io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once.")]
 
 
-def course(steps: int, steps_tip: str, batch: int, rate: float, rate_tip: str) -> list:
+def course(steps: int, steps_tip: str, batch: int, rate_tip: str) -> list:
     """Steps, batch size, learning rate and seed."""
     return [
         widgets.whole("steps", steps, 1, 1_000_000, steps_tip),
         widgets.whole("batch_size", batch, 1, 1024, "Images in each step. Typical: 1–16; 4 with enough memory."),
-        widgets.number("learning_rate", rate, 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
+        widgets.auto_number("learning_rate", 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
         widgets.seed("Seed of noise, noise levels, start values, sentences and images. The same seed trains the same weights."),
     ]
 
@@ -132,12 +151,12 @@ def validation_images() -> io.Image.Output:
     return io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end.")
 
 
-def trained(result: TrainResult, *outputs, more: tuple = ()) -> io.NodeOutput:
-    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows
-    whether the loss fell, and why images are missing."""
+def trained(result: TrainResult, *outputs, more: tuple = (), said: str = "") -> io.NodeOutput:
+    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows what was
+    `said` before, whether the loss fell, and why images are missing."""
     blocker = ExecutionBlocker(f"Training: no validation image was made. {result.missed}".strip())
     shown = blocker if result.images is None else result.images
-    text = "\n".join(filter(None, (result.learned, result.missed)))
+    text = "\n".join(filter(None, (said, result.learned, result.missed)))
     return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(text) if text else None)
 
 

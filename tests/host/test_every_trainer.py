@@ -35,15 +35,15 @@ from host.training import execute, images, output, stopping_at, watching
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it red", "remove it"])
-COMMON = dict(name="thing", steps=4, seed=4)
+COMMON = dict(name="thing", steps=4, seed=4, validation_cfg=7.0)
 CLASS = dict(class_prompt="a cat", class_count=2, class_batch=2, learning_rate=0.05, batch_size=1)
 LOOK = dict(warmup=0, validation_count=0, validation_steps=2, schedule="constant")
 WORD_OF, TOLD = dict(placeholder="<z>", initial_words="cat", validation_prompt="a {}"), dict(labels=["red", "blue"], held_out=0.0)
 TRAINERS = {  # node, folder of its file, what it is given
     "textual inversion": (TIEmbeddingTrainer, "embeddings", dict(images=[images()], **WORD_OF, batch_size=2, **LOOK)),
     "dreambooth": (DreamBoothTrainer, "loras", dict(images=[images()], instance_prompt="a zz cat", rank=2, **CLASS, **LOOK)),
-    "custom diffusion": (CustomDiffusionTrainer, "loras", dict(images=[images()], instance_prompt="a <concept> cat", **CLASS, **LOOK)),
-    "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
+    "custom diffusion": (CustomDiffusionTrainer, "loras", dict(images=[images()], instance_prompt="a <concept> cat", word_rate=0.005, **CLASS, **LOOK)),
+    "instructions": (InstructPix2PixTrainer, "diffusion_models", dict(**PAIR, validation_image_scale=1.5, rank=4, batch_size=2, learning_rate=0.01, **LOOK)),
     "classifier": (NoisyClassifierTrainer, classifier.CLASSIFIERS.name, dict(images=[images()], **TOLD, batch_size=2, average=0.0)),
 }
 CONCEPTS = [k for k in TRAINERS if k != "classifier"]  # those that train on the model itself

@@ -8,7 +8,7 @@ from controlled_diffusion.training.textual_inversion import Word
 
 from host import test_every_trainer
 from host.test_every_trainer import COMMON, TRAINERS, equal, file, train
-from host.training import execute, ids, option
+from host.training import execute, ids, option, output
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 made = test_every_trainer.made
@@ -39,6 +39,22 @@ def test_class_images_and_words_are_as_typed():
 
 
 @pytest.mark.parametrize(
+    ("kind", "knobs", "said"),
+    [
+        ("dreambooth", {}, "auto for SD1.5: cfg 7.5"),
+        ("dreambooth", dict(placeholder="<z>", instance_prompt="a <z>"), "auto for SD1.5: cfg 7.5\nauto for SD1.5: word_rate 0.005"),
+        ("custom diffusion", {}, "auto for SD1.5: cfg 7.5\nauto for SD1.5: word_rate 0.005"),
+        ("instructions", {}, "auto for SD1.5: cfg 7.5, image_scale 1.5"),
+    ],
+)
+def test_a_trainer_says_what_option_nodes_leave_to_it(kind, knobs, said, made, folders):
+    node, _, given = TRAINERS[kind]
+    fixed = ("word_rate", "validation_image_scale", "validation_cfg")
+    given = {k: v for k, v in (COMMON | given).items() if k not in fixed}
+    assert output(node, **given | knobs | vars(made)).ui.value == said
+
+
+@pytest.mark.parametrize(
     ("kind", "knobs", "message"),
     [
         ("classifier", dict(captions="a\nb"), "^Train Noisy Classifier cannot use captions of Dataset Options. Leave them empty there.$"),
@@ -49,7 +65,7 @@ def test_class_images_and_words_are_as_typed():
         ("instructions", dict(caption_dropout=0.1), r"^Train Instruction Model .* cannot use caption_dropout of Dataset Options, which is 0.1"),
         ("instructions", dict(variants=2, crop=0.2), "cannot use variants of Dataset Options, which is 2"),
         ("instructions", dict(train="all weights", rank=8), "train is 'all weights', which cannot use rank, which is 8. Set it to 16, or"),
-        ("dreambooth", dict(validation_image_scale=2.0), "cannot use image_scale of Validation Options, which is 2.0. Set it to 1.5 there"),
+        ("dreambooth", dict(validation_image_scale=2.0), "cannot use image_scale of Validation Options, which is 2.0. Set it to -1 there"),
         ("dreambooth", dict(train="all weights", rank=8, layers="attn2"), "cannot use layers, which is 'attn2'. .* or choose 'adapter'"),
         ("textual inversion", dict(caption_dropout=0.2), "leaves captions out, which is 0.2, but there are no captions. Set it to -1.0 there"),
         ("textual inversion", dict(clean_caption_dropout=0.2), "clean_caption_dropout of Dataset Options leaves captions out"),

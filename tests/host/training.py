@@ -9,6 +9,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes import training_options
 from controlled_diffusion.nodes.host.training import run
+from controlled_diffusion.nodes.inputs.auto import auto_inputs
 
 from node_schema import defaults
 
@@ -25,8 +26,8 @@ def ids(node):
 
 
 def option(node, **given):
-    """What an option node gives, with its defaults."""
-    given = defaults(node) | given
+    """What an option node gives, with its defaults; what is on auto stays so."""
+    given = defaults(node) | {i.id: i.default for i in auto_inputs(node.GET_SCHEMA().inputs)} | given
     return node.execute(**as_lists(given) if node.GET_SCHEMA().is_input_list else given).args[0]
 
 
