@@ -9,6 +9,7 @@ from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
 from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
 from .host.sampling import TwoPrompts
+from .inputs.fit import fit_input
 from .inputs.widgets import (
     advanced,
     auto_cfg,
@@ -95,6 +96,7 @@ class DiffEditMask(io.ComfyNode):
                     _radius("blur", "Blurs the mask's edge over this much. Typical: 0–0.05."),
                     switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the threshold to 1 at 1.5 times it."),
                 ),
+                fit_input("mask", "heat"),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, for refine, and to show the heat over the image."),
             ],
             outputs=[
@@ -134,6 +136,7 @@ class DiffEditSampler(io.ComfyNode):
                     choice("rule", RULES, _RULE),
                     switch("soft", False, "Off: all latent cells that the mask, cut at 0.5, touches may change. On: values from 0 to 1 blend."),
                 ),
+                fit_input("image"),
                 io.Conditioning.Input("source", optional=True, tooltip="What the image shows now. Not connected: the negative (paper)."),
                 io.Mask.Input("mask", optional=True, tooltip="1 = may change. Not connected: the latent's own mask, or everything."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, and for the image output."),

@@ -6,6 +6,7 @@ from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion.flow_edit import FlowEdit
 from .host.sampling import TwoPrompts
+from .inputs.fit import fit_input
 from .inputs.widgets import (
     advanced,
     auto_cfg,
@@ -49,6 +50,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                     share("n_min", 0.0, "Share of the steps, the last ones, that only sample the target: new style and texture. Typical: 0."),
                     whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
                 ),
+                fit_input(),
                 *optional(
                     io.Mask.Input("mask", tooltip="1 = may change; elsewhere the image stays exact. Not connected: the latent's own mask."),
                     io.Vae.Input("vae", tooltip="Needed for an IMAGE."),

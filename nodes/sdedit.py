@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
+from .inputs.fit import fit_input
 from .inputs.widgets import advanced, auto_cfg, auto_scheduler, choice, image_input, number, schema, seed, steps_input, whole
 
 _STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
@@ -39,6 +40,7 @@ class SDEditSampler(io.ComfyNode):
                     choice("process", PROCESSES, _PROCESS),
                     whole("repeats", 1, 1, 100, _REPEATS),
                 ),
+                fit_input("image"),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for IMAGE inputs and for the image output."),
                 io.MultiType.Input("original", types=[io.Latent, io.Image], optional=True,
                     tooltip="What shows outside the mask. Not connected: the guide."),

@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 from controlled_diffusion.nodes.inputs import auto, families
+from controlled_diffusion.nodes.inputs.fit import FitInput
 
 
 def defaults(node, family: str = "demo") -> dict:
-    """The value of each widget of a new node; of a list of options without a default it is the first, of one on auto that of a family."""
+    """The value that `execute` gets of each widget of a new node: of options without a default the first, of one on auto that of a family."""
     schema = node.GET_SCHEMA()
     values = _values(schema.inputs)
     for name in (i.id for i in auto.auto_inputs(schema.inputs)):
@@ -30,6 +31,6 @@ def _holder(values: dict, name: str) -> dict:
 
 def _values(inputs) -> dict:
     combos = {i.id: {i.id: i.options[0].key, **_values(i.options[0].inputs)} for i in inputs if isinstance(i, io.DynamicCombo.Input)}
-    known = {i.id: (i.default, getattr(i, "options", None)) for i in inputs if hasattr(i, "default")}
+    known = {i.id: (i.default, getattr(i, "options", None)) for i in inputs if hasattr(i, "default") and not isinstance(i, FitInput)}
     values = {k: options[0] if default is None else default for k, (default, options) in known.items() if default is not None or options}
     return values | combos

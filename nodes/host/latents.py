@@ -23,11 +23,18 @@ def pixels_of(model, vae) -> int:
     return _pixels(vae, "decode") or model.get_model_object("latent_format").spacial_downscale_ratio
 
 
+def fitting_size(vae, size: tuple[int, int], upwards: bool) -> tuple[int, int]:
+    """A height and width in pixels that the VAE encodes whole: the same if they do, else the next larger or the nearest ones."""
+    cell = _pixels(vae, "encode") or 1
+    rounded = (-(-side // cell) if upwards else max(1, round(side / cell)) for side in size)
+    return tuple(n * cell for n in rounded) if getattr(vae, "crop_input", True) or min(size) < cell else tuple(size)
+
+
 def check_size(vae, image: torch.Tensor, name: str) -> None:
     """Refuses an IMAGE that the VAE would crop, or that is smaller than a cell of its latents."""
-    cell, (height, width) = _pixels(vae, "encode") or 1, image.shape[1:3]
-    crops = getattr(vae, "crop_input", True)
-    if min(height, width) < cell or (crops and (height % cell or width % cell)):
+    height, width = image.shape[1:3]
+    if fitting_size(vae, (height, width), True) != (height, width):
+        cell = _pixels(vae, "encode")
         near = " x ".join(str(max(1, side // cell) * cell) for side in (width, height))
         raise ValueError(
             f"{quoted(name)} is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "

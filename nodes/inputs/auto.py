@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..host import model_tag
+from ..host.progress import say
 from . import families
 from .widgets import AUTOS, AutoCombo
 
@@ -39,10 +40,12 @@ def line(family: str, found: dict) -> str:
 
 
 def with_line(made: io.NodeOutput, said: str) -> io.NodeOutput:
-    """The outputs of a node, with a line above the text that it shows."""
+    """The outputs of a node, with a line above the text that it shows, also where its progress stood."""
     if said:
         shown = made.ui if isinstance(made.ui, dict) else made.ui.as_dict() if made.ui is not None else {}
-        made.ui = {**shown, **ui.PreviewText("\n".join((said, *shown.get("text", ())))).as_dict()}
+        text = "\n".join((said, *shown.get("text", ())))
+        made.ui = {**shown, **ui.PreviewText(text).as_dict()}
+        say(text)
     return made
 
 

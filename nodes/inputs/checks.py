@@ -11,8 +11,10 @@ import torch
 from comfy_api.latest import io
 
 from ...errors import check_choice, quoted
+from ..host.progress import say
 from . import auto
 from .families import AUTO_NUMBER
+from .fit import cropped, fitted
 
 _IN_NODES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MISSING = {  # where None comes from, and what to connect
@@ -35,10 +37,14 @@ def with_checks(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     def execute(cls, **inputs) -> io.NodeOutput:
         schema = node.GET_SCHEMA()
-        given, line = auto.resolved(schema, check(schema, inputs))
+        given, fit = fitted(schema, check(schema, inputs))
+        given, line = auto.resolved(schema, given)
+        told = "\n".join(filter(None, (line, fit and fit.line)))
+        if told:
+            say(told)
         made = super(checked, cls).execute(**given)
         _check_outputs(schema, made)
-        return auto.with_line(made, line)
+        return auto.with_line(cropped(schema, made, fit), told)
 
     checked = type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__, "__doc__": node.__doc__})
     return checked

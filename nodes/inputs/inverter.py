@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .fit import fit_input
 from .sockets import Inversion
 from .widgets import advanced, auto_scheduler, cfg_input, choice, image_input, number, optional, steps_input, switch, whole
 
@@ -30,6 +31,7 @@ def inverter_inputs(
         number("end_percent", 0.0, 0.0, 0.99, "Percent of the sampling to invert to. 0 = pure noise, most freedom; 0.2–0.5 keeps layout."),
         *settings,
         *([] if negative is None else optional(io.Conditioning.Input("negative", tooltip=negative))),
+        fit_input(),
         io.Vae.Input("vae", optional=True, tooltip=vae),
     ]
 

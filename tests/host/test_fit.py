@@ -1,0 +1,93 @@
+"""An image whose sides the VAE cannot take: padded and cropped back, scaled, or refused."""
+
+import pytest
+import torch
+from controlled_diffusion.nodes import MODULES
+from controlled_diffusion.nodes.inputs.fit import FitInput
+
+from checks import refused
+from harness.good_inputs import Sockets, good, nodes, run
+
+SIZE, PADDED, NEAREST = (67, 58), (72, 64), (64, 56)  # height and width
+WITH_FIT = [n.__name__ for m in MODULES for n in m.NODES if any(isinstance(i, FitInput) for i in n.GET_SCHEMA().inputs)]
+WITH_IMAGE = [
+    n.__name__ for m in MODULES for n in m.NODES
+    if not n.GET_SCHEMA().is_input_list and any({"IMAGE", "LATENT"} <= {*i.get_io_type().split(",")} for i in n.GET_SCHEMA().inputs)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sockets():
+    return Sockets()
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, *SIZE, 3, generator=torch.Generator().manual_seed(3))
+
+
+def given_for(node_id: str, sockets, image, **more) -> dict:
+    given = good(node_id, sockets)
+    pictures = {k: image for k in ("image", "guide", "original") if k in given}
+    masks = {"mask": torch.ones(1, *SIZE)} if "mask" in given else {}
+    return given | pictures | masks | {"vae": sockets("VAE")} | more
+
+
+def output(node_id: str, name: str, made: tuple):
+    names = [o.display_name for o in nodes()[node_id].GET_SCHEMA().outputs]
+    return made[names.index(name)]
+
+
+def test_every_node_that_takes_an_image_or_a_latent_offers_it():
+    assert set(WITH_FIT) == set(WITH_IMAGE)
+
+
+@pytest.mark.parametrize("node_id", WITH_FIT)
+def test_outputs_at_the_images_size_are_cropped_back(node_id, sockets, image):
+    made = run(node_id, **given_for(node_id, sockets, image))
+    (fit,) = (i for i in nodes()[node_id].GET_SCHEMA().inputs if isinstance(i, FitInput))
+    for name in fit.shows:
+        shown = output(node_id, name, made)
+        assert tuple(shown.shape[1:3]) == SIZE
+
+
+@pytest.mark.parametrize("node_id", WITH_FIT)
+def test_refuse_says_which_size_fits(node_id, sockets, image):
+    given = given_for(node_id, sockets, image, fit="refuse")
+    refused(r"is 58 x 67 pixels, but this VAE takes multiples of 8 .* to 56 x 64\.", run, node_id, **given)
+
+
+def test_padding_is_what_padding_by_hand_gives(sockets, image):
+    padded = torch.nn.functional.pad(image.movedim(-1, 1), (0, 6, 0, 5), mode="replicate").movedim(1, -1)
+    found = [run("DDIMInverter", **given_for("DDIMInverter", sockets, i)) for i in (image, padded)]
+    ours, by_hand = (output("DDIMInverter", "noisy_latent", made)["samples"] for made in found)
+    assert ours.shape[-2:] == (9, 8) and torch.equal(ours, by_hand)
+
+
+def test_scaling_gives_the_nearest_size(sockets, image):
+    made = run("SDEditSampler", **given_for("SDEditSampler", sockets, image, fit="scale"))
+    assert tuple(output("SDEditSampler", "image", made).shape[1:3]) == NEAREST
+
+
+def test_pixels_outside_the_mask_are_the_images_own(sockets, image):
+    mask = torch.zeros(1, *SIZE)
+    mask[:, :20, :20] = 1
+    made = run("SDEditSampler", **given_for("SDEditSampler", sockets, image, mask=mask))
+    shown = output("SDEditSampler", "image", made)
+    assert torch.equal(shown[:, 32:, 32:], image[:, 32:, 32:]) and not torch.equal(shown[:, :16, :16], image[:, :16, :16])
+
+
+def test_the_node_says_what_was_done(sockets, image):
+    def text(node_id, **more):
+        with torch.inference_mode():
+            return nodes()[node_id].EXECUTE_NORMALIZED(**given_for(node_id, sockets, image, **more)).ui
+
+    assert text("SDEditSampler")["text"][0].endswith("image padded from 58 x 67 to 64 x 72 pixels; image cropped back")
+    assert text("DDIMInverter")["text"][0].endswith("image padded from 58 x 67 to 64 x 72 pixels; crop what you decode to 58 x 67")
+    assert text("SDEditSampler", fit="scale")["text"][0].endswith("image scaled from 58 x 67 to 56 x 64 pixels")
+
+
+def test_an_image_that_fits_is_left_alone(sockets):
+    given = given_for("SDEditSampler", sockets, sockets("IMAGE")) | {"mask": sockets("MASK")}
+    padded, plain = (output("SDEditSampler", "image", run("SDEditSampler", **given | {"fit": how})) for how in ("pad", "refuse"))
+    assert torch.equal(padded, plain)
