@@ -7,7 +7,8 @@ from .host.guidance.guidance_report import weights_image
 from .host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage, patched
 from .inputs import sockets
 from .inputs.channel import weights_sigmas
-from .inputs.widgets import image_input, number, optional, schema
+from .inputs.fit import fit_input
+from .inputs.widgets import auto_cfg, image_input, optional, schema
 
 _ALIASES = [
     "instruct pix2pix", "ip2p", "image guidance scale", "image cfg", "dual cfg", "learning to follow image editing instructions",
@@ -21,8 +22,7 @@ _UNCONDITIONAL = "The prompt without the image that the image is compared with. 
 
 
 def _scale_input(name: str):
-    tooltip = _TEXT_SCALE if name == "text_scale" else _IMAGE_SCALE
-    return number(name, getattr(Scales, name), -100.0, 100.0, tooltip, 0.1, round=0.01)
+    return auto_cfg(_TEXT_SCALE if name == "text_scale" else _IMAGE_SCALE, name)
 
 
 def _schedule_input(name: str):
@@ -37,6 +37,7 @@ def _inputs(*names: str) -> list:
         io.Conditioning.Input("positive", tooltip="The instruction, such as 'make it snow'."),
         io.Conditioning.Input("negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."),
         *(_scale_input(f"{name}_scale") for name in names),
+        fit_input(),
         *optional(
             image_input("The image to edit", unconnected=" Not connected: the one that positive carries."),
             io.Vae.Input("vae", tooltip="Encodes the image if it is an IMAGE."),

@@ -5,7 +5,9 @@ from comfy_api.latest import io
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
 from .inputs import sockets
-from .inputs.widgets import cfg_input, choice, optional, schema
+from .inputs.auto import with_line
+from .inputs.families import AUTO_NUMBER
+from .inputs.widgets import FloatOrAuto, choice, optional, schema
 
 
 class InversionSampler(io.ComfyNode):
@@ -19,10 +21,11 @@ class InversionSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion; LoRA, ControlNet and attention patches may differ."),
                 sockets.Inversion.Input("inversion", tooltip="From any inverter, or from Load Inversion."),
-                cfg_input(7.5, "Guidance scale. 1 = off. For a reconstruction, that of the inverter."),
                 choice("branches", BRANCHES, "'edit': the edit alone. 'source and edit': both in one batch, the source first, so that "
                     "attention control can read it. 'direct': the same, and the source stays exactly on the inversion's path (direct "
                     "inversion)."),
+                FloatOrAuto("cfg", 0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale. Typical for edits: 3–7.5. 1 = off. "
+                    "-1 = as the inversion was made, which gives the image back."),
                 *optional(
                     io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
                     io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),
@@ -34,11 +37,13 @@ class InversionSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, inversion, cfg, branches, positive=None, negative=None, mask=None) -> io.NodeOutput:
+        line = f"cfg {inversion.cfg:g}, as the inversion was made" if cfg == AUTO_NUMBER else ""
+        cfg = inversion.cfg if cfg == AUTO_NUMBER else cfg
         positive = inversion.source if positive is None else positive
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
         replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion))
-        return io.NodeOutput({"samples": replay.run(model, positive, negative, cfg)})
+        return with_line(io.NodeOutput({"samples": replay.run(model, positive, negative, cfg)}), line)
 
 
 NODES = [InversionSampler]

@@ -17,8 +17,17 @@ _ALIASES = [
     "composable diffusion", "multi condition cfg", "AND NOT prompts", "negative weight", "several negative prompts", "dual cfg", "perp neg",
     "regional cfg", "regional prompt", "weighted negative", "apg", "adaptive projected guidance", "cfg zero star", "rescale cfg",
 ]  # fmt: skip
-_WEIGHT = "Strength, as cfg. 0 = off (not evaluated). Typical: 1–10. A negative: 1 below the positive acts as KSampler's negative."
+_ROLES = {  # the weight that each starts with, and what is told of it
+    "positive": (5.0, "Strength, as cfg. 0 = off (not evaluated). Typical: 3–10."),
+    "negative": (2.0, "Strength. 0 = off (not evaluated). Typical: 1–3. 1 below the positive's weight acts as KSampler's negative; at the "
+        "positive's weight and above, images burn."),
+}  # fmt: skip
 _NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."
+
+
+def _roles() -> list[io.DynamicCombo.Option]:
+    widgets = {role: number("weight", start, -100.0, 100.0, tip, 0.1, round=0.01) for role, (start, tip) in _ROLES.items()}
+    return [io.DynamicCombo.Option(role, [weight]) for role, weight in widgets.items()]
 
 
 class GuidanceChannel(io.ComfyNode):
@@ -30,8 +39,8 @@ class GuidanceChannel(io.ComfyNode):
             "several to a Multi CFG node.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What this channel pulls towards, or pushes away from."),
-                number("weight", 4.0, -100.0, 100.0, _WEIGHT, 0.1, round=0.01),
-                choice("role", ("positive", "negative"), "'positive' pulls towards the conditioning, 'negative' pushes away from it."),
+                io.DynamicCombo.Input("role", options=_roles(), tooltip="'positive' pulls towards the conditioning, 'negative' pushes away "
+                    "from it. Each has its own weight."),
                 *percent_range("the channel"),
                 *channel_identity(),
                 io.Conditioning.Input("null", optional=True, tooltip=_NULL),
@@ -42,7 +51,8 @@ class GuidanceChannel(io.ComfyNode):
 
     @classmethod
     def execute(cls, role, name="", **settings) -> io.NodeOutput:
-        return added_channel(negative=role == "negative", name=name or role, **settings)
+        kind = role["role"]
+        return added_channel(negative=kind == "negative", weight=role["weight"], name=name or kind, **settings)
 
 
 _CONFLICT = "'sum': plain sum. 'project': lower priorities lose what opposes higher ones. 'perpendicular': all along those (Perp-Neg)."

@@ -33,14 +33,24 @@ def _power_inputs(name: str, tooltip: str):
     ]
 
 
+_CURVE = "The shape: draw it here, or connect a Curve Editor (ComfyUI 0.27 and newer). Left is the start percent, right the end percent."
+_SIGMAS = "The sigmas you sample with. The channel's weight is then lambda. Typical: 0.2–1; above 1 is an error."
+
+
 def _curve_inputs():
-    return [number("height", Curve.height, -10.0, 10.0, "Factor where the curve reaches 1. 1 takes the curve as drawn.", 0.05), _axis()]
+    return [
+        number("height", Curve.height, -10.0, 10.0, "Factor where the curve reaches 1. 1 takes the curve as drawn.", 0.05),
+        _axis(),
+        sockets.Curve.Input("curve", optional=True, tooltip=_CURVE),
+    ]
+
+
+def _run_inputs():
+    return [io.Sigmas.Input("sigmas", optional=True, tooltip=_SIGMAS)]
 
 
 _ALPHA = "Factor = (SNR / SNR at the reference) ^ alpha. 0 changes nothing; above 0 guides detail, below 0 layout. Typical: -0.5–0.5."
 _BETA = "Factor = (sigma / sigma at the reference) ^ -beta. 0 changes nothing. Typical: -1–1."
-_CURVE = "For shape 'curve': a Curve Editor (ComfyUI 0.27 and newer). Left is the start percent, right the end percent."
-_SIGMAS = "For shape 'cfg++': the sigmas you sample with. The channel's weight is then lambda. Typical: 0.2–1; above 1 is an error."
 _SHAPES = {
     "constant": (Constant, lambda: [number("value", Constant.value, -10.0, 10.0, "The same factor everywhere; 1 changes nothing.", 0.05)]),
     "linear": (Ramp, _ramp_inputs),
@@ -48,12 +58,16 @@ _SHAPES = {
     "snr power": (SnrPower, lambda: _power_inputs("alpha", _ALPHA)),
     "sigma power": (SigmaPower, lambda: _power_inputs("beta", _BETA)),
     "curve": (Curve, _curve_inputs),
-    "cfg++": (CfgPlusPlus, list),
+    "cfg++": (CfgPlusPlus, _run_inputs),
 }
 
 
 def _function(curve) -> Callable[[float], float]:
     """The function of a curve: from a Curve Editor, or drawn on the node itself, as {"points": [[x, y], ...]}."""
+    if curve is None:
+        raise ValueError(
+            "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear or cosine."
+        )
     try:
         drawn = curve
         if isinstance(curve, dict):
@@ -68,6 +82,12 @@ def _function(curve) -> Callable[[float], float]:
     raise ValueError(f"The curve cannot be read: {problem}. Draw it again, or connect a Curve Editor.")
 
 
+def _run_sigmas(sigmas) -> tuple[float, ...]:
+    if sigmas is None or len(sigmas) < 2:
+        raise ValueError("Shape 'cfg++' needs the sigmas of the run: connect those that the sampler gets, or choose another shape.")
+    return tuple(sigmas.tolist())
+
+
 class GuidanceSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -79,29 +99,20 @@ class GuidanceSchedule(io.ComfyNode):
             "noise level alone, so it is right for every sampler, step count and cut schedule.",
             inputs=[
                 io.DynamicCombo.Input("shape", options=options, tooltip="How the factor changes between start and end percent. 'constant' "
-                    "with both at their defaults changes nothing; 'curve' reads a Curve Editor; 'cfg++' follows the steps of a run."),
+                    "with both at their defaults changes nothing; 'curve' is drawn by hand; 'cfg++' follows the steps of a run."),
                 *channel.percent_range("the schedule"),
-                sockets.Curve.Input("curve", optional=True, tooltip=_CURVE),
-                io.Sigmas.Input("sigmas", optional=True, tooltip=_SIGMAS),
             ],
             outputs=[sockets.GuidanceSchedule.Output(display_name="schedule", tooltip="Connect to a Guidance Channel.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, shape, start_percent, end_percent, curve=None, sigmas=None) -> io.NodeOutput:
-        settings = {k: v for k, v in shape.items() if k != "shape"}
-        if shape["shape"] == "curve":
-            if curve is None:
-                raise ValueError(
-                    "Shape 'curve' needs a curve: connect a Curve Editor (ComfyUI 0.27 and newer), or choose another shape, such as linear "
-                    "or cosine."
-                )
-            settings["function"] = _function(curve)
-        if shape["shape"] == "cfg++":
-            if sigmas is None or len(sigmas) < 2:
-                raise ValueError("Shape 'cfg++' needs the sigmas of the run: connect those that the sampler gets, or choose another shape.")
-            settings["sigmas"] = tuple(sigmas.tolist())
-        return io.NodeOutput(Schedule(_SHAPES[shape["shape"]][0](**settings), start_percent, end_percent))
+    def execute(cls, shape, start_percent, end_percent) -> io.NodeOutput:
+        kind, settings = shape["shape"], {k: v for k, v in shape.items() if k not in ("shape", "curve", "sigmas")}
+        if kind == "curve":
+            settings["function"] = _function(shape.get("curve"))
+        if kind == "cfg++":
+            settings["sigmas"] = _run_sigmas(shape.get("sigmas"))
+        return io.NodeOutput(Schedule(_SHAPES[kind][0](**settings), start_percent, end_percent))
 
 
 NODES = [GuidanceSchedule]

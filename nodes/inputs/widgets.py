@@ -25,12 +25,16 @@ def share(name: str, default: float, tooltip: str, step: float = 0.01, **more) -
     return number(name, default, 0.0, 1.0, tooltip, step, **more)
 
 
-class AutoFloat(io.Float.Input):
-    """A number, `least` or more, or -1: what families.py says for the model."""
+class FloatOrAuto(io.Float.Input):
+    """A number, `least` or more, or -1, which the node reads as its tooltip says."""
 
     def __init__(self, name: str, least: float, **more):
         super().__init__(name, default=float(AUTO_NUMBER), min=float(AUTO_NUMBER), **more)
         self.least = least
+
+
+class AutoFloat(FloatOrAuto):
+    """A number, `least` or more, or -1: what families.py says for the model."""
 
 
 class AutoInt(io.Int.Input):

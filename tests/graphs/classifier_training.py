@@ -1,6 +1,6 @@
 """Training a noisy classifier."""
 
-from .parts import ksampler, moonlit, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, ksampler, moonlit, prompt_nodes, sampled_with, saved
 
 
 def classifier_training(graph):
@@ -29,7 +29,7 @@ def classifier_training(graph):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         four = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         for title, weight in (("without", 0.0), ("with the classifier", 25.0)):
-            text = graph.add("GuidanceChannel", title="the prompt", conditioning=prompt, weight=4.0, role="positive")
+            text = guidance_channel(graph, title="the prompt", conditioning=prompt, weight=4.0, role="positive")
             moon = graph.add("ClassifierChannel", title=title, classifier=trained["classifier"], labels="moon", weight=weight, previous=text)
             guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[moon], conflict="sum")
             saved(graph, model["vae"], sampled_with(graph, guider["guider"], four, sigmas, seed=3), "classifier_training", title)

@@ -1,6 +1,6 @@
 """InstructPix2Pix guidance."""
 
-from .parts import ksampler, prompt_nodes, saved
+from .parts import guidance_channel, ksampler, prompt_nodes, saved
 
 LOADER = "DemoInstructModelLoader"
 
@@ -64,7 +64,7 @@ def instruction_channels(graph):
     with graph.group("2 Channels"):
         shown = graph.add("InstructPixToPixConditioning", positive=second, negative=nothing, vae=editor["vae"], pixels=image)
         weighed = dict(weight=6.0, role="positive", name="second")
-        other = graph.add("GuidanceChannel", conditioning=shown["positive"], null=shown["negative"], **weighed)
+        other = guidance_channel(graph, conditioning=shown["positive"], null=shown["negative"], **weighed)
         given = dict(model=editor["model"], positive=first, negative=nothing, image=image, vae=editor["vae"])
         channels = graph.add("InstructionChannels", text_scale=6.0, image_scale=1.5, previous=other, **given)
     with graph.group("3 Sample"):

@@ -1,6 +1,6 @@
 """An image as a prompt."""
 
-from .parts import ksampler, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, ksampler, prompt_nodes, sampled_with, saved
 
 OWN = "\n\nFor your own model use its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter."
 
@@ -56,9 +56,9 @@ def ip_adapter_channel(graph):
     adapter, encoder, reference = reference_and_adapter(graph, model, "a large green cross on a black background", empty)
     with graph.group("4 Channels"):
         patched = patch(graph, model, adapter, encoder, reference, conditioning=text)
-        words = graph.add("GuidanceChannel", title="the text", conditioning=text, weight=4.0, role="positive", name="text")
+        words = guidance_channel(graph, title="the text", conditioning=text, weight=4.0, role="positive", name="text")
         shown = dict(conditioning=patched["conditioning"], null=patched["null"], weight=5.0, role="positive", name="image")
-        image = graph.add("GuidanceChannel", title="the image", previous=words, **shown)
+        image = guidance_channel(graph, title="the image", previous=words, **shown)
     with graph.group("5 Sample"):
         guiders = [
             graph.add("MultiCFGGuider", model=patched["model"], unconditional=empty, channels=[channel], conflict="sum")["guider"]

@@ -1,6 +1,6 @@
 """Multi-condition guidance."""
 
-from .parts import half, ksampler, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, half, ksampler, prompt_nodes, sampled_with, saved
 
 
 def multi_cfg_guider(graph):
@@ -25,10 +25,10 @@ def multi_cfg_guider(graph):
         early = graph.add("GuidanceSchedule", title="fade out", **fade, start_percent=0.0, end_percent=1.0)
     with graph.group("4 Channels"):
         towards = dict(weight=5.0, role="positive", schedule=early)
-        one = graph.add("GuidanceChannel", title="left", conditioning=red, name="left: red circle", mask=left, **towards)
-        two = graph.add("GuidanceChannel", title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **towards)
+        one = guidance_channel(graph, title="left", conditioning=red, name="left: red circle", mask=left, **towards)
+        two = guidance_channel(graph, title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **towards)
         away = dict(weight=1.0, role="negative", name="not striped", end_percent=0.7)
-        three = graph.add("GuidanceChannel", title="not striped", conditioning=striped, previous=two, **away)
+        three = guidance_channel(graph, title="not striped", conditioning=striped, previous=two, **away)
     with graph.group("5 Sample"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum", sigmas=sigmas)
@@ -51,8 +51,8 @@ def multi_cfg_patch(graph):
         texts = dict(more="a large striped circle on a white background", less="a red circle on a white background")
         positive, negative, more, less = prompt_nodes(graph, model, positive="a large circle on a white background", negative="", **texts)
     with graph.group("3 Channels"):
-        first = graph.add("GuidanceChannel", title="more stripes", conditioning=more, weight=4.0, role="positive", name="striped")
-        second = graph.add("GuidanceChannel", title="less red", conditioning=less, weight=2.0, role="negative", name="red")
+        first = guidance_channel(graph, title="more stripes", conditioning=more, weight=4.0, role="positive", name="striped")
+        second = guidance_channel(graph, title="less red", conditioning=less, weight=2.0, role="negative", name="red")
         patch = graph.add("MultiCFGPatch", model=model["model"], channels=[first, second], conflict="sum")
     with graph.group("4 Sample"):
         plain = ksampler(graph, model["model"], positive, negative, size, title="KSampler alone", seed=5)
@@ -76,10 +76,10 @@ def guidance_report(graph):
         texts = dict(circle="a large circle on a white background", star="a large star on a white background")
         circle, star, red, empty = prompt_nodes(graph, model, **texts, red="a red circle on a white background", unconditional="")
     with graph.group("3 Channels"):
-        one = graph.add("GuidanceChannel", title="circle", conditioning=circle, weight=4.0, role="positive", name="circle", priority=1)
-        two = graph.add("GuidanceChannel", title="star", conditioning=star, weight=2.0, role="positive", name="star", previous=one)
+        one = guidance_channel(graph, title="circle", conditioning=circle, weight=4.0, role="positive", name="circle", priority=1)
+        two = guidance_channel(graph, title="star", conditioning=star, weight=2.0, role="positive", name="star", previous=one)
         away = dict(weight=2.0, role="negative", name="not red", end_percent=0.8)
-        three = graph.add("GuidanceChannel", title="not red", conditioning=red, previous=two, **away)
+        three = guidance_channel(graph, title="not red", conditioning=red, previous=two, **away)
     with graph.group("4 Sample"):
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum")["guider"]
         latent = sampled_with(graph, guider, size, sigmas, seed=11)

@@ -37,6 +37,10 @@ def color(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 
 
+def guidance_channel(graph, weight: float, role: str = "positive", **given):
+    return graph.add("GuidanceChannel", role=role, **{"role.weight": weight}, **given)
+
+
 def sampled_with(graph, guider, size, sigmas, seed: int):
     """The latent that SamplerCustomAdvanced makes with a guider."""
     sampler, noise = graph.add("KSamplerSelect", sampler_name="euler"), graph.add("RandomNoise", noise_seed=seed)

@@ -1,7 +1,7 @@
 """Templates for published models: several prompts with weights, regions and schedules; an image as a prompt."""
 
 from . import models
-from .parts import prompt_nodes
+from .parts import guidance_channel, prompt_nodes
 from .real import EXAMPLE, checkpoint, loading, note, template
 
 
@@ -51,10 +51,10 @@ def regional_prompts(graph):
     with graph.group("4 Weights and schedules"):
         fade = {"shape": "cosine", "shape.first": 1.5, "shape.last": 0.5, "shape.axis": "percent"}
         layout = graph.add("GuidanceSchedule", title="strong first, then weaker", **fade)
-        one = graph.add("GuidanceChannel", title="the whole image", conditioning=everywhere, weight=4.0, name="all", schedule=layout)
-        two = graph.add("GuidanceChannel", title="left half", conditioning=left, weight=6.0, name="left", mask=on_the_left, previous=one)
+        one = guidance_channel(graph, title="the whole image", conditioning=everywhere, weight=4.0, name="all", schedule=layout)
+        two = guidance_channel(graph, title="left half", conditioning=left, weight=6.0, name="left", mask=on_the_left, previous=one)
         given = dict(conditioning=right, weight=6.0, name="right", mask=on_the_right, previous=two)
-        three = graph.add("GuidanceChannel", title="right half", **given)
+        three = guidance_channel(graph, title="right half", **given)
     with graph.group("5 Sample"):
         given = dict(model=loaded["MODEL"], unconditional=empty, channels=[three], sigmas=sigmas)
         guider = graph.add("MultiCFGGuider", conflict="sum", rescale=0.5, **given)
@@ -90,14 +90,14 @@ def several_negatives(graph):
         middle = {"shape": "constant", "shape.value": 1.0}
         interval = graph.add("GuidanceSchedule", title="only where it helps", start_percent=0.1, end_percent=0.9, **middle)
         given = dict(conditioning=wanted, weight=7.0, name="wanted", priority=1, schedule=interval)
-        channel = graph.add("GuidanceChannel", title="what you want", **given)
+        channel = guidance_channel(graph, title="what you want", **given)
         for title, conditioning, weight, start, end in (
             ("never", never, 2.0, 0.1, 0.9),
             ("not the style", style, 2.0, 0.1, 0.6),
             ("not these details", details, 2.0, 0.3, 0.9),
         ):
             given = dict(conditioning=conditioning, weight=weight, role="negative", start_percent=start, end_percent=end, name=title)
-            channel = graph.add("GuidanceChannel", title=title, previous=channel, **given)
+            channel = guidance_channel(graph, title=title, previous=channel, **given)
     with graph.group("4 Sample"):
         given = dict(model=loaded["MODEL"], unconditional=empty, channels=[channel], sigmas=sigmas)
         guider = graph.add("MultiCFGGuider", conflict="sum", rescale=0.5, **given)["guider"]
@@ -128,9 +128,9 @@ def image_as_prompt(graph):
     with graph.group("3 Weights"):
         given = dict(model=loaded["MODEL"], adapter=adapter, clip_vision=encoder, image=reference, conditioning=text)
         patched = graph.add("IPAdapterPatch", weight=1.0, combine="concat", **given)
-        words = graph.add("GuidanceChannel", title="the text", conditioning=text, weight=7.0, name="text")
+        words = guidance_channel(graph, title="the text", conditioning=text, weight=7.0, name="text")
         given = dict(conditioning=patched["conditioning"], null=patched["null"], weight=3.0, name="image")
-        both = graph.add("GuidanceChannel", title="the image", previous=words, **given)
+        both = guidance_channel(graph, title="the image", previous=words, **given)
     with graph.group("4 Sample"):
         given = dict(model=patched["model"], unconditional=empty, conflict="sum", rescale=0.5)
         guiders = [graph.add("MultiCFGGuider", channels=[channel], **given)["guider"] for channel in (words, both)]

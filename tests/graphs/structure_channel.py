@@ -1,6 +1,6 @@
 """A ControlNet as a channel."""
 
-from .parts import guided, prompt_nodes, saved, stroke
+from .parts import guidance_channel, guided, prompt_nodes, saved, stroke
 
 
 def structure_channel(graph):
@@ -22,9 +22,9 @@ def structure_channel(graph):
         whole = dict(strength=1.0, start_percent=0.0, end_percent=1.0)
         controlled = graph.add("ControlNetApplyAdvanced", positive=text, negative=empty, control_net=control, image=silhouette, **whole)
     with graph.group("3 Channels"):
-        words = graph.add("GuidanceChannel", title="the prompt", conditioning=text, weight=4.0, role="positive", name="prompt")
+        words = guidance_channel(graph, title="the prompt", conditioning=text, weight=4.0, role="positive", name="prompt")
         shown = dict(conditioning=controlled["positive"], null=text, weight=1.0, role="positive", name="structure")
-        structure = graph.add("GuidanceChannel", title="the structure", previous=words, **shown)
+        structure = guidance_channel(graph, title="the structure", previous=words, **shown)
     with graph.group("4 Sample"):
         latents = [guided(graph, model, empty, channel, size, sigmas, seed=21) for channel in (words, structure)]
     with graph.group("5 Image"):

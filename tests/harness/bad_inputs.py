@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from .environment import ROOT
-from .good_inputs import Sockets, good, nodes, run, value_of
+from .good_inputs import Sockets, good, nodes, option_of, run
 
 LONG = "a" * 300  # characters: more than a file's name can have
 NAMES = ("name", "folder", "filename_prefix")  # widgets whose text names a file of an output node
@@ -181,7 +181,7 @@ def cases(node_id: str, sockets: Sockets, thorough: bool = False) -> Iterator[tu
 def inner(given, sockets: Sockets) -> Iterator[tuple[str, Damage, dict]]:
     """The same for the inputs of the options of a dynamic combo."""
     for option in getattr(given, "options", None) or () if given.get_io_type() == "COMFY_DYNAMICCOMBO_V3" else ():
-        defaults = {given.id: option.key} | {i.id: value_of(i, sockets, {}) for i in option.inputs}
+        defaults = option_of(given, option, sockets, {})
         for own in option.inputs:
             yield from ((f"{option.key}.{own.id}", each, defaults | {own.id: each.value}) for each in damages(own, sockets))
 

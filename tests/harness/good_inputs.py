@@ -16,7 +16,6 @@ SHORT = {  # instead of a widget's default, so that a call takes little time
     **dict(sampler_name="euler", scheduler="normal", precision="float32"),
 }
 OWN = {  # what single nodes need
-    "GuidanceSchedule": dict(shape=dict(shape="curve", height=1.0, axis="percent")),
     "ClassifierChannel": dict(labels="red"),
     "DiffEditSampler": dict(steps=4),
     "SDEditSampler": dict(strength=0.5),
@@ -136,8 +135,8 @@ class Sockets:
         return run("GuidanceSchedule", **good("GuidanceSchedule", self))[0]
 
     def _guidance_channel(self):
-        return run("GuidanceChannel", conditioning=self("CONDITIONING"), weight=2.0, role="positive", start_percent=0.0, end_percent=1.0,
-                   priority=0, name="")[0]  # fmt: skip
+        return run("GuidanceChannel", conditioning=self("CONDITIONING"), role=dict(role="positive", weight=2.0), start_percent=0.0,
+                   end_percent=1.0, priority=0, name="")[0]  # fmt: skip
 
     def _option(self, node_id: str, **asked):
         return run(node_id, **good(node_id, self) | asked)[0]
@@ -205,6 +204,7 @@ class Sockets:
             return dict(zip(("source", "latent"), self(kind)))
         return {
             "InversionSampler": lambda: dict(cfg=2.0),
+            "GuidanceSchedule": lambda: dict(shape=dict(shape="curve", height=1.0, axis="percent", curve=self("CURVE"))),
             "LoadInversion": lambda: dict(name="demo_model.safetensors"),
             "CustomDiffusionMerge": lambda: dict(concepts=self("CONCEPTS")),
             "InstructPix2PixLoader": lambda: dict(name=self("INSTRUCTED")),
@@ -225,6 +225,11 @@ def widget(given, of_node: dict):
     return value if value is not None or not options else options[0]
 
 
+def option_of(given, option, sockets: Sockets, of_node: dict) -> dict:
+    """The value of a dynamic combo with one of its options."""
+    return {given.id: option.key} | {own.id: value_of(own, sockets, of_node) for own in option.inputs}
+
+
 def value_of(given, sockets: Sockets, of_node: dict):
     """A good value of an input of a schema."""
     if given.id in of_node:
@@ -233,8 +238,7 @@ def value_of(given, sockets: Sockets, of_node: dict):
     if kind == "COMFY_AUTOGROW_V3":
         return {f"{given.template.prefix}0": sockets(given.template.input.get_io_type())}
     if kind == "COMFY_DYNAMICCOMBO_V3":
-        first = given.options[0]
-        return {given.id: first.key, **{own.id: value_of(own, sockets, of_node) for own in first.inputs}}
+        return option_of(given, given.options[0], sockets, of_node)
     if hasattr(given, "default"):
         return widget(given, of_node)
     return sockets("LATENT" if "LATENT" in kind.split(",") else kind.split(",")[0])

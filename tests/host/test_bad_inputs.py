@@ -43,7 +43,7 @@ def test_faults_are_found(sockets, place, monkeypatch):
     """The matrix sees a raw error, a silent success, NaN in a result and in a file."""
     def judged(execute) -> str:
         monkeypatch.setitem(nodes(), "GuidanceChannel", type("Faulty", (), {"EXECUTE_NORMALIZED": execute}))
-        return bad_inputs.outcome("GuidanceChannel", "weight", bad_inputs.Damage("text", "many"), {}, place).verdict
+        return bad_inputs.outcome("GuidanceChannel", "priority", bad_inputs.Damage("text", "many"), {}, place).verdict
 
     def result(value):
         return staticmethod(lambda **given: type("Output", (), {"args": (value,)}))

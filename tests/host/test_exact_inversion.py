@@ -9,7 +9,10 @@ from controlled_diffusion.inversion.method import replay
 from controlled_diffusion.nodes.host import sampling
 from controlled_diffusion.nodes.host.inversion import exact
 from controlled_diffusion.nodes.host.inversion.replay import on_device
+from controlled_diffusion.nodes.inputs.checks import with_checks
+from controlled_diffusion.nodes.inversion import InversionSampler
 
+from checks import refused
 from compare import assert_close
 from host import tiny
 from host.inversions import EMPTY, TARGET, apart, image, invert, sample, smooth
@@ -131,3 +134,13 @@ def test_strong_noise_is_warned_of_and_divergence_refused(caplog):
     assert exact.drift(model, found) > exact.DRIFT
     with pytest.raises(ValueError, match=r"diverged \(NaN or inf\)"):
         invert("edict", tiny.unet("eps", output_scale=1e38), steps=4)
+
+
+def test_cfg_minus_one_is_as_the_inversion_was_made():
+    model = smooth("eps")
+    inversion = invert("edict", model, cfg=3.0, steps=4)[0]
+    made = InversionSampler.execute(model, inversion, -1.0, "edit")
+    assert torch.equal(made.args[0]["samples"], sample(model, inversion, 3.0))
+    assert made.ui["text"] == ("cfg 3, as the inversion was made",)
+    refused("^cfg is -0.5; give a finite number from 0 to 100, or -1 for auto.$", with_checks(InversionSampler).execute, model=model,
+            inversion=inversion, cfg=-0.5, branches="edit")  # fmt: skip

@@ -16,7 +16,7 @@ from controlled_diffusion.guidance.record import Record, distinct
 from controlled_diffusion.guidance.schedules import CfgPlusPlus, NoiseScale, Schedule, Span
 from controlled_diffusion.nodes.host.guidance.guidance_run import GuidanceStep
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
-from controlled_diffusion.nodes.multi_cfg import GuidanceReport
+from controlled_diffusion.nodes.multi_cfg import GuidanceChannel, GuidanceReport
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 from controlled_diffusion.nodes.sdedit import SDEditSampler
 from nodes import common_ksampler
@@ -186,7 +186,7 @@ def test_cfg_plus_plus_as_a_schedule_is_the_hosts_sampler(family):
     """It needs the sigmas of the run."""
     model = tiny_unet(family, output_scale=0.05)
     sigmas = sigmas_of(model, 6)
-    schedule = GuidanceSchedule.execute({"shape": "cfg++"}, 0.0, 1.0, sigmas=sigmas).args[0]
+    schedule = GuidanceSchedule.execute({"shape": "cfg++", "sigmas": sigmas}, 0.0, 1.0).args[0]
     guider = MultiCFG(model, EMPTY, [Channel(CAT, 0.6, schedule=schedule)])
     assert_close(run(guider, sigmas=sigmas), run(host_cfg(model, 0.6), sampler="euler_cfg_pp", sigmas=sigmas), **CLOSE)
     with pytest.raises(ValueError, match="needs the sigmas of the run"):
@@ -305,3 +305,13 @@ def test_report_of_an_unknown_latent_says_what_to_connect(eps_model):
     latent = sampled(guider)
     with pytest.raises(ValueError, match=r"made other latents in its last 1 run\(s\), not this one\. Connect the guider"):
         GuidanceReport.execute(guider, {"samples": latent["samples"] * 1.5})
+
+
+def test_a_negative_channel_starts_below_a_positive():
+    """At the positive's weight and above, images burn; see the measures."""
+    (role,) = (i for i in GuidanceChannel.GET_SCHEMA().inputs if i.id == "role")
+    weights = {option.key: option.inputs[0].default for option in role.options}
+    assert 0 < weights["negative"] <= weights["positive"] - 1
+    for key, weight in weights.items():
+        (made,) = GuidanceChannel.execute(conditioning=None, role={"role": key, "weight": weight}).args[0]
+        assert made.negative == (key == "negative") and made.weight == weight and made.name == key

@@ -28,13 +28,18 @@ def test_every_shape_is_made_from_its_own_widgets(any_model, shape):
     assert all(0 <= made(scale.sigma(p / 10), scale) <= 10.001 for p in range(11))
 
 
+def made_of(curve):
+    """The schedule of a curve that reaches 2."""
+    return GuidanceSchedule.execute({"shape": "curve", "height": 2.0, "axis": "percent", "curve": curve}, 0.0, 1.0).args[0]
+
+
 def test_the_hosts_curve_is_read_along_the_sampling(any_model):
     import comfy_api.input  # not above: it can only be imported after comfy_api.latest
 
     if not hasattr(comfy_api.input, "CurveInput"):
         pytest.skip("this host has no curve editor (ComfyUI 0.27 and newer do)")
     curve = comfy_api.input.CurveInput.from_raw([(0.0, 0.0), (0.4, 1.0), (1.0, 0.2)])
-    made = GuidanceSchedule.execute({"shape": "curve", "height": 2.0, "axis": "percent"}, 0.0, 1.0, curve).args[0]
+    made = made_of(curve)
     scale = noise_scale(any_model)
     for percent in (0.1, 0.4, 0.8):
         assert made(scale.sigma(percent), scale) == pytest.approx(2.0 * curve.interp(percent), abs=1e-4)
@@ -47,12 +52,11 @@ def test_a_curve_drawn_on_the_node_is_read(any_model):
     if not hasattr(comfy_api.input, "CurveInput"):
         pytest.skip("this ComfyUI has no curves (0.27 and newer do)")
     points, scale = [[0.0, 0.0], [0.4, 1.0], [1.0, 0.2]], noise_scale(any_model)
-    knobs = {"shape": "curve", "height": 2.0, "axis": "percent"}, 0.0, 1.0
-    drawn, connected = (GuidanceSchedule.execute(*knobs, c).args[0] for c in ({"points": points}, comfy_api.input.CurveInput.from_raw(points)))
+    drawn, connected = (made_of(c) for c in ({"points": points}, comfy_api.input.CurveInput.from_raw(points)))
     assert all(drawn(scale.sigma(p / 10), scale) == connected(scale.sigma(p / 10), scale) for p in range(11))
     for damaged in ({}, {"points": 3}, {"points": [[0, float("nan")], [1, 1]]}, "a text"):
         with pytest.raises(ValueError, match=r"The curve cannot be read: .* Draw it again, or connect a Curve Editor"):
-            GuidanceSchedule.execute(*knobs, damaged)
+            made_of(damaged)
 
 
 def test_a_missing_curve_is_refused():

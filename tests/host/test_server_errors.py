@@ -58,7 +58,6 @@ def curve_without_curve(prompt):
     schedule = nodes_of(prompt, "GuidanceSchedule")[0]
     for key in [k for k in schedule if k.startswith("shape.")]:
         del schedule[key]
-    schedule.pop("curve", None)
     schedule.update({"shape": "curve", "shape.height": 1.0, "shape.axis": "percent"})
 
 
@@ -85,7 +84,7 @@ def odd_size(server):
         (bad_guider(backward_interval), "got 0.8 to 0.2"),
         (bad_guider(three_masks), "mask holds 3 images but 4 are sampled"),
         (bad_guider(curve_without_curve), "connect a Curve Editor"),
-        (bad_guider(lambda p: nodes_of(p, "GuidanceChannel")[0].update(weight=float("nan"))), "is nan; give a finite number"),
+        (bad_guider(lambda p: nodes_of(p, "GuidanceChannel")[0].update({"role.weight": float("nan")})), "is nan; give a finite number"),
         (bad_guider(lambda p: nodes_of(p, "MultiCFGGuider")[0].update(norm_cap=-1.0)), "Value -1.0 smaller than min"),
         (bad_sdedit(strength=1.4), "strength is 1.4 percent; give 0"),
         (bad_sdedit(strength=80.0, strength_unit="sigma"), "sigma 80; this model goes from 0 to 14.6"),
