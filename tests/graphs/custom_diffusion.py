@@ -22,7 +22,7 @@ def concept(graph, model, name: str):
     )
     trained = graph.add(
         "CustomDiffusionTrainer", title=f"train <{name}>", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name=name,
-        instance_prompt=f"<{name}>", steps=70, batch_size=3, learning_rate=0.0015, validation_prompt=SHOWN[name], **options,
+        instance_prompt=f"<{name}>", steps=70, batch_size=3, learning_rate=0.0003, validation_prompt=SHOWN[name], **options,
     )  # fmt: skip
     graph.add("PreviewImage", title=f"<{name}>", images=trained["validation"])
     return trained
