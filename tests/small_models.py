@@ -23,6 +23,10 @@ from graphs.real import SUBJECT, VIDEO
 
 EMPTY_LAYER = re.compile(r"(?:encoder\.layers|resblocks)\.(?!0\.|1\.)\d+\.")
 LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
+# The most that a run of a template does with them; the templates themselves keep their steps and sizes.
+FEW = dict.fromkeys(("maps", "levels", "class_count", "count", "candidates", "batch_size"), 1)
+ANY = dict.fromkeys(("by.min_images", "by.min_direction", "by.min_captions"), -1.0)  # no weights, no meaning: every pair passes
+SMALL = FEW | ANY | dict(steps=2, n_max=0.5, megapixels=0.01, width=64, height=64)
 HALF = {"dtype": torch.float16, "device": "meta"}
 UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False)
 SD15_UNET = dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1],
@@ -98,11 +102,16 @@ def small_clip_l() -> dict:
     return {name.removeprefix("transformer."): value for name, value in comfy.sd1_clip.SDClipModel(**HALF).state_dict().items()}
 
 
-def small_clip_vision() -> dict:
+def small_clip_whole() -> dict:
+    """CLIP-L with both towers."""
+    return {**small_clip_l(), **small_clip_vision("vitl")}
+
+
+def small_clip_vision(size: str = "h") -> dict:
     import comfy.clip_model
     import comfy.clip_vision
 
-    file = Path(comfy.clip_vision.__file__).with_name("clip_vision_config_h.json")
+    file = Path(comfy.clip_vision.__file__).with_name(f"clip_vision_config_{size}.json")
     return comfy.clip_model.CLIPVisionModelProjection(json.loads(file.read_text()), *HALF.values(), **operations()).state_dict()
 
 
@@ -171,6 +180,8 @@ FILES: dict[models.Model, Callable[[], dict]] = {
     models.WAN: small_wan,
     models.WAN_VAE: small_wan_vae,
     models.VIT_H: small_clip_vision,
+    models.VIT_L: small_clip_whole,
+    models.CLIP_L_WHOLE: small_clip_whole,
     models.IP_ADAPTER: small_ip_adapter,
 }
 
@@ -226,6 +237,14 @@ def weights(name: str, shape: list[int], draw: torch.Generator) -> torch.Tensor:
         return torch.ones(shape)
     spread = 0.02 if "embedding" in name or "pos_embed" in name else math.prod(shape[1:]) ** -0.5
     return torch.randn(shape, generator=draw) * spread * (0.1 if name.endswith(LAST_LAYER) else 1.0)
+
+
+def small(prompt: dict) -> dict:
+    """The queued prompt with a few steps on a small image."""
+    for node in prompt.values():
+        given = node["inputs"]
+        given.update({name: min(value, SMALL[name]) for name, value in given.items() if name in SMALL and type(value) in (int, float)})
+    return stand_in(prompt)
 
 
 def stand_in(prompt: dict) -> dict:

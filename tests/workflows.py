@@ -1,7 +1,7 @@
-"""Writes example_workflows/: `python . run tests/workflows.py` lays the graphs of tests/graphs/ out, `--thumbnails` also runs them.
+"""Writes example_workflows/ and subgraphs/: `python . run tests/workflows.py` lays the graphs of tests/graphs/ out.
 
-A workflow may as well be saved from the browser; the script keeps them alike. `--only NAME ...` does a few of them: names of functions.
-Templates for published models are not run: their thumbnails show the graph.
+`--thumbnails` also runs them. A workflow may as well be saved from the browser; the script keeps them alike. `--only NAME ...` does a few of them: names of functions.
+Templates for published models are not run: their thumbnails show name and graph.
 """
 
 import argparse
@@ -15,13 +15,16 @@ from PIL import Image, ImageOps
 import graphs
 import small_models
 from browser import chromium, graph_image
+from graphs import blueprints
 from graphs.parts import own_model
+from harness.blueprint import Blueprint
 from harness.graph import Graph
 from harness.server import Server
 from harness.workflow import to_prompt
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
 PAGES = Path(__file__).parents[1] / "nodes" / "web" / "docs"
+BLUEPRINTS = FOLDER.with_name("subgraphs")
 
 
 def workflows() -> list:
@@ -45,12 +48,14 @@ def chosen(groups: list[list]) -> list:
 
 
 def thumbnail(server: Server, path: Path) -> None:
-    """Four images of what the workflow makes, beside it."""
-    made = server.images_by_node(server.run(to_prompt(path, server.object_info()))).values()
+    """Four images of what the workflow makes, or the only one, beside it."""
+    made = [batch for batch in server.images_by_node(server.run(to_prompt(path, server.object_info()))).values() if batch]
+    images = made[0] if sum(map(len, made)) == 1 else chosen(made)
+    side = 512 if len(images) == 1 else 256
     paper = Image.new("RGB", (512, 512))
-    for i, image in enumerate(chosen([batch for batch in made if batch])):
-        tile = ImageOps.pad(image.convert("RGB"), (256, 256), Image.Resampling.LANCZOS, color="white")
-        paper.paste(tile, (i % 2 * 256, i // 2 * 256))
+    for i, image in enumerate(images):
+        tile = ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")
+        paper.paste(tile, (i % 2 * side, i // 2 * side))
     paper.save(path.with_suffix(".jpg"), quality=88)
 
 
@@ -62,6 +67,14 @@ def help_image(path: Path) -> None:
             whole.resize((384, 384), Image.Resampling.LANCZOS).save(place, quality=85, optimize=True)
 
 
+def draw_blueprint(describe, object_info) -> Path:
+    """Writes a subgraph for the node library."""
+    title, *texts = describe.text
+    blueprint = Blueprint(title, object_info, *texts)
+    describe(blueprint)
+    return blueprint.save(BLUEPRINTS / f"{title}.json")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--thumbnails", action="store_true", help="run the workflows and draw their thumbnails")
@@ -69,6 +82,9 @@ def main() -> None:
     options = parser.parse_args()
     with Server() as server:
         small_models.offer(server.base)
+        for describe in blueprints.BLUEPRINTS:
+            if not options.only or describe.__name__ in options.only:
+                sys.stdout.write(f"{draw_blueprint(describe, server.object_info()).name}\n")
         drawn = []
         for describe in workflows():
             if options.only and describe.__name__ not in options.only:

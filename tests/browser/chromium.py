@@ -144,6 +144,14 @@ class Page:
                 raise TimeoutError(f"after {timeout:.0f} s this does not hold in the page: {condition}")
             time.sleep(0.2)
 
+    def type(self, text: str) -> None:
+        """Text for the field that has the focus."""
+        self.send("Input.insertText", text=text)
+
+    def press_enter(self) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+
     def screenshot(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from browser import chromium
+from harness.contact_sheet import font
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
 # A whole graph fits the image, with its text, and nothing lies over it.
@@ -24,10 +26,12 @@ VIEW_AT_REST = """new Promise(done => {
   }
   look()
 })"""
-# Left, top, right and bottom of the whole graph in pixels of the page.
+PAPER, INK = "#202020", "#f0f0f0"
+# Left, top, right and bottom of the whole graph without its note, in pixels of the page.
 PLACE = """(() => {
   const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect()
-  const boxes = [...app.graph._nodes, ...app.graph._groups].map(part => [...(part.getBounding?.() ?? part._bounding)])
+  const parts = [...app.graph._nodes.filter(node => node.type !== 'MarkdownNote'), ...app.graph._groups]
+  const boxes = parts.map(part => [...(part.getBounding?.() ?? part._bounding)])
   const ends = [0, 1].map(axis => [Math.min(...boxes.map(b => b[axis])), Math.max(...boxes.map(b => b[axis] + b[axis + 2]))])
   const at = (value, axis) => (value + offset[axis]) * scale + (axis ? canvas.top : canvas.left)
   return [at(ends[0][0], 0), at(ends[1][0], 1), at(ends[0][1], 0), at(ends[1][1], 1)]
@@ -59,11 +63,21 @@ def image_of(page, path: Path) -> Path:
 
 
 def thumbnail(page, workflow: Path, side: int = 512) -> None:
-    """A square of the graph with its note, beside the workflow."""
+    """A square with the workflow's name and its whole graph, beside the workflow."""
     open_workflow(page, json.loads(workflow.read_text(encoding="utf-8")))
     image = image_of(page, workflow.with_suffix(".png"))
-    left, top, right, bottom = map(round, page.evaluate(PLACE))
     with Image.open(image) as whole:
-        graph = whole.convert("RGB").crop((left, top, min(right, left + bottom - top), bottom))
+        graph = whole.convert("RGB").crop(tuple(map(round, page.evaluate(PLACE))))
     image.unlink()
-    ImageOps.pad(graph, (side, side), Image.Resampling.LANCZOS).save(workflow.with_suffix(".jpg"), quality=88)
+    named(graph, workflow.stem.partition(" ")[2], side).save(workflow.with_suffix(".jpg"), quality=88)
+
+
+def named(graph: Image.Image, name: str, side: int) -> Image.Image:
+    """An image under its name."""
+    paper = Image.new("RGB", (side, side), PAPER)
+    lines = textwrap.fill(name, 24)
+    ImageDraw.Draw(paper).multiline_text((24, 24), lines, INK, font(36), spacing=10)
+    top = 24 + 48 * (lines.count("\n") + 1) + 24
+    fitting = ImageOps.contain(graph, (side, side - top), Image.Resampling.LANCZOS)
+    paper.paste(fitting, ((side - fitting.width) // 2, (top + side - fitting.height) // 2))
+    return paper

@@ -9,6 +9,7 @@ from harness.commands import WORKFLOWS
 from harness.environment import ROOT
 from harness.graph import Graph
 from harness.workflow import REROUTE, to_prompt
+from measures.workflows import heights
 
 pytestmark = pytest.mark.browser
 SCREENS = ROOT / "demo_output" / "screens"
@@ -60,6 +61,9 @@ def test_workflow_opens(page, server, path):
     assert page.evaluate(MISSING) == []
     assert page.evaluate("Object.keys(app.graph.links).length || app.graph.links.size") == len(workflow["links"])
     assert overlaps(page.evaluate(BOXES)) == []
+    tallest_node, tallest_text = heights(page)
+    assert tallest_node <= 1200
+    assert tallest_text <= 400
     prompt = frontends_prompt(page)
     assert without_titles(prompt) == without_titles(to_prompt(workflow, server.object_info()))
     assert new_errors(page) == []

@@ -5,8 +5,8 @@ from .parts import guided, prompt_nodes, saved, sheet, stroke
 
 def image_guidance(graph):
     graph.note(
-        "# Image guidance\n\nThere is no prompt: the layout of two strokes of paint guides the image at every step. The images of "
-        "**without** have the same seeds.\n\nTry *kind* `color` and `brightness`; a prompt as another channel; *through_denoiser* (slower, "
+        "# Image guidance\n\nThere is no prompt: the layout of two strokes of paint guides the image at every step. It says where things are; "
+        "their shapes and colors stay free. The images of **without** have the same seeds.\n\nTry *kind* `color` and `brightness`; a prompt as another channel; *through_denoiser* (slower, "
         "exact)."
     )
     with graph.group("1 Model"):

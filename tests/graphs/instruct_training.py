@@ -16,8 +16,8 @@ a large {other} square on a white background => a large striped {other} square o
 """
 
 
-def pairs_of(graph, prompt_pairs: str, folder: str, **widgets):
-    demo, options = graph.add("DemoModelLoader"), graph.add("PairOptions", min_cfg=3.0, max_cfg=6.0, steps=15)
+def pairs_of(graph, demo, prompt_pairs: str, folder: str, **widgets):
+    options = graph.add("PairOptions", min_cfg=3.0, max_cfg=6.0, steps=15)
     usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1)
     return graph.add(
         "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,
@@ -32,7 +32,7 @@ def instruct_pairs(graph):
         "*min_share* and *max_share* 0 in **Pair Options**, which shares nothing."
     )
     with graph.group("1 Pairs"):
-        made = pairs_of(graph, PAIRS, "demo")
+        made = pairs_of(graph, graph.add("DemoModelLoader"), PAIRS, "demo")
     with graph.group("2 Before and after"):
         graph.add("SaveImage", title="before", images=made["before"], filename_prefix="instruct_pairs_before")
         graph.add("SaveImage", title="after", images=made["after"], filename_prefix="instruct_pairs_after")
@@ -47,7 +47,8 @@ def instruct_training(graph):
         "pairs and steps."
     )
     with graph.group("1 Pairs"):
-        made = pairs_of(graph, STRIPES, "demo_stripes", candidates=2)
+        demo = graph.add("DemoModelLoader")
+        made = pairs_of(graph, demo, STRIPES, "demo_stripes", candidates=2)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)
         how = dict(train="every layer", steps=60, batch_size=4, learning_rate=0.003)
@@ -57,7 +58,7 @@ def instruct_training(graph):
         graph.add("PreviewImage", title="loss and learning rate", images=trained["loss_curve"])
         graph.add("PreviewImage", title="before, and as edited", images=trained["validation"])
     with graph.group("3 A new image"):
-        image = image_of(graph, "a large purple circle on a gray background", 5)
+        image = image_of(graph, demo, "a large purple circle on a gray background", 5)
         told, nothing = instruction_prompts(graph, editor, "make it striped")
         sigmas = graph.add("BasicScheduler", model=editor[0], scheduler="normal", steps=20, denoise=1.0)
         graph.add("SaveImage", title="before", images=image, filename_prefix="instruct_training")

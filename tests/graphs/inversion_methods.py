@@ -1,17 +1,21 @@
-"""All inversions side by side."""
+"""All inversions side by side, three in a workflow."""
 
 from .parts import TWO_SQUARES, square_prompts, two_squares
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
 # title: inverter, its settings, cfg and branches of Inversion Sampler
-METHODS = {
+PLAIN = {
     "DDIM": ("DDIMInverter", {}, 7.5, "source and edit"),
     "fixed point": ("DDIMInverter", {"fixed_point_iterations": 5}, 1.0, "source and edit"),
     "direct": ("DDIMInverter", {}, 7.5, "direct"),
+}
+GUIDED = {
     "negative-prompt": ("NegativePromptInverter", {}, 7.5, "source and edit"),
     "null-text": ("NullTextInverter", {}, 7.5, "source and edit"),
     "edit-friendly": ("EditFriendlyInverter", {"cfg": 3.5, "skip": 0.2}, 3.5, "source and edit"),
+}
+EXACTLY = {
     "EDICT": ("EDICTInverter", EXACT, 3.0, "source and edit"),
     "BDIA": ("BDIAInverter", EXACT, 3.0, "source and edit"),
     "O-BELM": ("BELMInverter", EXACT, 3.0, "source and edit"),
@@ -19,12 +23,12 @@ METHODS = {
 BRING_THEIR_OWN = ("NegativePromptInverter", "NullTextInverter")  # negative
 
 
-def inversion_methods(graph):
+def compared(graph, methods: dict, question: str, about: str, name: str):
+    """A report of each method's reconstruction and edit, one below the other."""
     graph.note(
-        "# Which inversion when\n\nOne painted image, every inversion, one edit. For each method the sheet shows the image, the "
-        "reconstruction under its own prompt, and the edit under the new one, both from one run of *Inversion Sampler*.\n\nDDIM with "
-        "guidance loses the image; *direct* keeps it on its trajectory; the exact methods reconstruct it with any guidance. The help page "
-        "of Inversion Sampler says which to use.\n\nTry another color, shape or thing in the target; more steps; your own image."
+        f"# {question}\n\nOne painted image, three inversions, one edit. Each report shows the image, the reconstruction under its own prompt, "
+        f"and the edit under the new one, both from one run of *Inversion Sampler*.\n\n{about} The help page of Inversion Sampler says which "
+        "to use.\n\nTry another color, shape or thing in the target; more steps; your own image."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -32,10 +36,10 @@ def inversion_methods(graph):
     with graph.group("2 Image"):
         image = two_squares(graph)
     with graph.group("3 Inversions"):
-        found = {title: inverted(graph, model, source, negative, image, title) for title in METHODS}
+        found = {title: inverted(graph, model, source, negative, image, title, methods) for title in methods}
     with graph.group("4 Reconstruct and edit"):
         images = {}
-        for title, (node, _, cfg, branches) in METHODS.items():
+        for title, (node, _, cfg, branches) in methods.items():
             given = {} if node in BRING_THEIR_OWN else {"negative": negative}
             way = dict(inversion=found[title], cfg=cfg, branches=branches, positive=target)
             latent = graph.add("InversionSampler", title=title, model=model["model"], **way, **given)
@@ -43,12 +47,27 @@ def inversion_methods(graph):
     with graph.group("5 Reports"):
         reports = [report(graph, image, found[title], both, title) for title, both in images.items()]
     with graph.group("6 The sheet"):
-        rows = [stitched(graph, reports[i : i + 3], "right") for i in range(0, len(reports), 3)]
-        graph.add("SaveImage", title="all methods", images=stitched(graph, rows, "down"), filename_prefix="inversion_methods")
+        graph.add("SaveImage", title="the methods", images=stitched(graph, reports), filename_prefix=name)
 
 
-def inverted(graph, model, source, negative, image, title: str):
-    node, knobs, *_ = METHODS[title]
+def inversion_methods(graph):
+    about = "DDIM with guidance loses the image. A *fixed point* makes it exact without guidance; *direct* keeps it on its trajectory with any."
+    compared(graph, PLAIN, "Which inversion when: DDIM and what mends it", about, "inversion_methods")
+
+
+def inversion_methods_guided(graph):
+    about = "All three reconstruct the image under guidance: *null-text* optimizes a negative for each step, *negative-prompt* sets it to the "
+    about += "source prompt, *edit-friendly* keeps a noise for each step."
+    compared(graph, GUIDED, "Which inversion when: made for guidance", about, "inversion_methods_guided")
+
+
+def inversion_methods_exact(graph):
+    about = "These reconstruct the image to the last digit with any guidance, and need the same guidance on the way back."
+    compared(graph, EXACTLY, "Which inversion when: exact ones", about, "inversion_methods_exact")
+
+
+def inverted(graph, model, source, negative, image, title: str, methods: dict):
+    node, knobs, *_ = methods[title]
     given = {} if node in ("DDIMInverter", *BRING_THEIR_OWN) else {"negative": negative}
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=STEPS)
     return graph.add(node, title=title, **shared, **given, **{"scheduler": "normal"} | knobs)["inversion"]
@@ -62,12 +81,12 @@ def report(graph, image, inversion, both, title: str):
     return graph.add("InversionReport", title=title, **given)["report"]
 
 
-def stitched(graph, images, direction: str):
-    """Images as one, in their own sizes."""
+def stitched(graph, images):
+    """Images as one, below each other in their own sizes."""
     whole = images[0]
     for image in images[1:]:
-        whole = graph.add("ImageStitch", image1=whole, image2=image, direction=direction, match_image_size=False)
+        whole = graph.add("ImageStitch", image1=whole, image2=image, direction="down", match_image_size=False)
     return whole
 
 
-WORKFLOWS = [inversion_methods]
+WORKFLOWS = [inversion_methods, inversion_methods_guided, inversion_methods_exact]

@@ -40,6 +40,9 @@ UMT5 = file("text_encoders", _WAN, "split_files/text_encoders/umt5_xxl_fp8_e4m3f
 WAN_VAE = file("vae", _WAN, "split_files/vae/wan_2.1_vae.safetensors")
 IP_ADAPTER = file("ipadapter", "h94/IP-Adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")
 VIT_H = file("clip_vision", "h94/IP-Adapter", "models/image_encoder/model.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+_CLIP = ("openai/clip-vit-large-patch14", "model.safetensors", "clip-vit-large-patch14.safetensors")
+VIT_L, CLIP_L_WHOLE = file("clip_vision", *_CLIP), file("text_encoders", *_CLIP)
+QWEN3 = file("text_encoders", "Comfy-Org/z_image_turbo", "split_files/text_encoders/qwen_3_4b.safetensors")
 LEFT_OUT = (T5, UMT5)  # text encoders too large for tests
 ALL = [value for value in list(globals().values()) if isinstance(value, Model)]
 

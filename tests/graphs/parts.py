@@ -3,8 +3,8 @@
 from harness.workflow import display_name
 
 REPLACED = {  # what belongs to the demo model, and what to do with your own
-    "DemoModelLoader": "replace {} with your checkpoint loader",
-    "DemoInstructModelLoader": "replace {} with a loader of an InstructPix2Pix model",
+    "DemoModelLoader": "replace {} with **Load Checkpoint** and move its links, three at most",
+    "DemoInstructModelLoader": "replace {} with a loader of an InstructPix2Pix model and move its links, three at most",
     "DemoImageEncoderLoader": "replace {} with **Load CLIP Vision**",
     "IPAdapterLoader": "choose an IP-Adapter for your model in {}",
     "NoisyClassifierLoader": "choose a classifier trained for your model in {}",

@@ -34,9 +34,14 @@ def loading(node, *models: Model):
 
 def image_at(graph, megapixels: float, steps: int = 64):
     """The user's image at the size that the model was trained at; sides are multiples of `steps`."""
-    image = graph.add("LoadImage", title="your image", image=EXAMPLE)["IMAGE"]
+    return masked_image_at(graph, megapixels, steps)[1]
+
+
+def masked_image_at(graph, megapixels: float, steps: int = 64):
+    """(what the user painted over the image in ComfyUI's mask editor, the image as `image_at` gives it)"""
+    loaded = graph.add("LoadImage", title="your image", image=EXAMPLE)
     given = dict(upscale_method="lanczos", megapixels=megapixels, resolution_steps=steps)
-    return graph.add("ImageScaleToTotalPixels", title="at the model's size", image=image, **given)
+    return loaded["MASK"], graph.add("ImageScaleToTotalPixels", title="at the model's size", image=loaded["IMAGE"], **given)
 
 
 def image_folder(graph, megapixels: float, steps: int = 64):

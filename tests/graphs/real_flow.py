@@ -2,7 +2,7 @@
 
 from . import models
 from .parts import prompt_nodes, sampled_with
-from .real import DRAWN, VIDEO, before_and_after, checkpoint, image_at, loading, note, template
+from .real import DRAWN, VIDEO, before_and_after, checkpoint, image_at, loading, masked_image_at, note, template
 
 EDITED = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
 
@@ -69,14 +69,15 @@ def edit_by_instruction(graph):
         graph,
         "Edit by instruction with two scales",
         "Kontext follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
-        "**First:** load your image and write the instruction.",
+        "**First:** load your image and write the instruction. Right-click the image, *Open in MaskEditor*: what you paint stays exactly "
+        "as it is.",
         "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is.",
         "**Needs:** about 18 GB of memory, a GPU of 12 GB or more, and 3 minutes on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = flux_parts(graph, models.KONTEXT)
     with graph.group("2 Your image"):
-        image = image_at(graph, 1.0)
+        keep, image = masked_image_at(graph, 1.0)
     with graph.group("3 Your instruction"):
         texts = {"the instruction": "make the dress red, keep everything else", "no instruction": ""}
         asked, nothing = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
@@ -91,6 +92,7 @@ def edit_by_instruction(graph):
         latent = sampled_with(graph, guider, channels["latent"], sigmas, seed=1)
     with graph.group("6 Result"):
         edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
+        edit = graph.add("ImageCompositeMasked", title="what you painted stays", destination=edit, source=image, mask=keep, x=0, y=0, resize_source=False)
         before_and_after(graph, image, edit, "edit_by_instruction")
 
 

@@ -2,7 +2,7 @@
 
 from . import models
 from .parts import ksampler, prompt_nodes, sampled_with
-from .real import before_and_after, checkpoint, image_at, image_folder, note, template
+from .real import before_and_after, checkpoint, image_at, image_folder, loading, note, template
 
 
 def compared(graph, loaded, size: int, ways, name: str) -> None:
@@ -74,39 +74,62 @@ photo of {place} {time} => photo of {place} {time} in winter, covered in snow | 
 """
 
 
+ASKED = """Write 20 lines for a data set that teaches an image editor the instruction "make it snow". Each line has this form:
+caption => caption of the same image after the edit | instruction
+For example:
+photo of a red barn at noon => photo of a red barn at noon in winter, covered in snow | make it snow
+Vary place, time of day and wording of the instruction. Write the lines alone."""
+
+
+def written_sentences(graph):
+    """Ours, or, where its three nodes are switched on, what a language model writes."""
+    writer = loading(graph.add("CLIPLoader", title="a language model", clip_name=models.QWEN3.name, type="lumina2"), models.QWEN3)
+    given = {"sampling_mode": "on", "sampling_mode.temperature": 0.7, "max_length": 2048}
+    written = graph.add("TextGenerate", title="writes sentences", clip=writer, prompt=ASKED, **given)
+    lines = dict(regex_pattern=r"^.+=>.+\|.+$", mode="All Matches", multiline=True)
+    lines = graph.add("RegexExtract", title="only lines of the right form", string=written, **lines)
+    graph.mute(writer, written, lines)
+    return graph.add("StringConcatenate", title="the sentences", string_a=SNOW, string_b=lines, delimiter="\n")
+
+
 @template("14 Teach a model a new instruction (SD1.5)")
 def teach_instruction(graph):
     note(
         graph,
         "Teach a model a new instruction",
         "Draws images before and after an edit from your sentences, keeps the good ones, and trains a model that follows the instruction.",
-        "**First:** write the sentences: *before => after | instruction*. A line of names makes variants. More pairs teach more.",
-        "**Bad pairs:** **Pair Filter** by *CLIP*, or delete images in *output/controlled_diffusion/pairs*.",
+        "**First:** write the sentences: *before => after | instruction*. A line of names makes variants. More pairs teach more. To have "
+        "them written, select the three nodes of group 2 that are switched off and press Ctrl+M.",
+        "**Too few pairs:** more *candidates*, or lower what CLIP asks. **Bad pairs:** delete them in *output/controlled_diffusion/pairs*.",
         "**Needs:** about 14 GB of GPU memory, and an hour on an RTX 4090 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SD15)
     given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"])
-    with graph.group("2 Pairs of images"):
-        texts = dict(prompt_pairs=SNOW, negative="", folder="make-it-snow")
-        good = graph.add("PairFilter", by="changed area", **{"by.min_changed": 0.1, "by.max_changed": 0.9})
+    with graph.group("2 The sentences"):
+        sentences = written_sentences(graph)
+    with graph.group("3 Pairs of images"):
+        vision = loading(graph.add("CLIPVisionLoader", clip_name=models.VIT_L.name), models.VIT_L)
+        text = loading(graph.add("CLIPLoader", title="CLIP's text tower", clip_name=models.CLIP_L_WHOLE.name), models.CLIP_L_WHOLE)
+        good = graph.add("PairFilter", by="CLIP", **{"by.clip_vision": vision, "by.clip_text": text})
         sockets = dict(options=graph.add("PairOptions", steps=30), filter=good, **given)
+        texts = dict(prompt_pairs=sentences, negative="", folder="make-it-snow")
         pairs = graph.add("InstructPix2PixPairs", width=512, height=512, candidates=8, keep=2, seed=1, **sockets, **texts)
         both = graph.add("BatchImagesNode", images=[pairs["before"], pairs["after"]])
         graph.add("PreviewImage", title="before, then after", images=both)
-    with graph.group("3 Train"):
+    with graph.group("4 Train"):
         knobs = dict(train="every layer", rank=32, steps=2000, batch_size=8, learning_rate=0.0002)
         trained = graph.add("InstructPix2PixTrainer", name="make-it-snow", folder=pairs["folder"], **given, **knobs)
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
-    with graph.group("4 Edit your image"):
+    with graph.group("5 Edit your image"):
         image = image_at(graph, 0.25)
         asked, nothing = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **{"the instruction": "make it snow", "no instruction": ""})
         scales = dict(positive=asked, negative=nothing, image=image, vae=loaded["VAE"], text_scale=7.5, image_scale=1.5)
         guider = graph.add("InstructPix2PixGuider", model=trained["model"], **scales)
-    with graph.group("5 Sample"):
+    with graph.group("6 Sample"):
         sigmas = graph.add("BasicScheduler", model=trained["model"], scheduler="normal", steps=50, denoise=1.0)
         latent = sampled_with(graph, guider["guider"], guider["latent"], sigmas, seed=1)
-    with graph.group("6 Result"):
+    with graph.group("7 Result"):
         before_and_after(graph, image, graph.add("VAEDecode", samples=latent, vae=loaded["VAE"]), "teach_instruction")
 
 

@@ -19,13 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .workflow import AUTOGROW, Input, display_name, expand_autogrow, info_of, inputs_of
+from .texts import CHARACTER_WIDTH, FOOTER_HEIGHT, GAP, GROUP_PADDING, NOTE_WIDTH, TITLE_HEIGHT, note_nodes, text_height
+from .workflow import AUTOGROW, NEVER, REROUTE, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
-TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_FIELD_HEIGHT, LINE_HEIGHT, IMAGE_HEIGHT, FOOTER_HEIGHT = 30, 20, 24, 36, 18, 280, 24
-NODE_WIDTH, TEXT_NODE_WIDTH, NOTE_WIDTH, CHARACTER_WIDTH = 300, 400, 420, 9
-GAP, GROUP_PADDING, GROUP_TITLE_HEIGHT, TALLEST_COLUMN, TALLEST_TEXT = 40, 30, 50, 1100, 400
+SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_FIELD_HEIGHT, IMAGE_HEIGHT = 20, 24, 36, 280
+NODE_WIDTH, TEXT_NODE_WIDTH = 300, 400
+GROUP_TITLE_HEIGHT, TALLEST_COLUMN = 50, 1100
 LARGE_WIDGETS = {"CURVE": (300, 300), "BOUNDING_BOX": (0, 96), "PAINTER": (600, 860), "IMAGECOMPARE": (400, 0)}  # width of the node, height
+ROUTED = ("DemoModelLoader", "DemoInstructModelLoader")  # loaders that a user replaces: each of their outputs leaves by one link
+REROUTE_SIZE = (75, 26)
 OPTIONAL_SHAPE = 7  # litegraph draws such a socket hollow
 OWN_REGISTRY_ID, HOST_REGISTRY_ID = "controlled-diffusion", "comfy-core"
 
@@ -56,6 +59,7 @@ class Node:
     models: list[dict] = field(default_factory=list)
     size: tuple[float, float] = (NODE_WIDTH, 0)
     position: tuple[float, float] = (0, 0)
+    mode: int = 0
 
     def __getitem__(self, output: str | int) -> Output:
         names = list(self.info["output_name"])
@@ -80,6 +84,8 @@ class Column:
 class Graph:
     """A workflow in the making; every name and value is checked against ``object_info`` when it is given."""
 
+    first_id = 1
+
     def __init__(self, title: str, object_info: Mapping):
         self.title = title
         self.object_info = object_info
@@ -93,7 +99,7 @@ class Graph:
 
         An autogrowing input takes a list; an input of a dynamic combo is named with a dot: ``**{"mode.gain": 2}``.
         """
-        node = Node(len(self.nodes) + 1, class_type, title, info_of(class_type, self.object_info))
+        node = Node(self.first_id + len(self.nodes), class_type, title, info_of(class_type, self.object_info))
         fill_inputs(node, spread_lists(node.info, inputs))
         node.size = node_size(node)
         self.nodes.append(node)
@@ -109,6 +115,11 @@ class Graph:
             yield
         finally:
             self._inside_group = False
+
+    def mute(self, *nodes: Node) -> None:
+        """Nodes that do not run until a user switches them on; what hangs on them uses its widgets."""
+        for node in nodes:
+            node.mode = NEVER
 
     def note(self, text: str, title: str = "Note") -> None:
         """A Markdown note at the left edge."""
@@ -130,8 +141,28 @@ class Graph:
             self.columns.append(Column(None))
         return self.columns[-1]
 
+    def reroute(self, output: Output) -> None:
+        """All links of an output leave from a reroute, which stands in the output's column."""
+        followers = [(node, name) for node in self.nodes for name, end in node.sockets.items() if end == output]
+        info = {"name": REROUTE, "output_name": [""], "output": [output.type]}
+        passing = Node(len(self.nodes) + 1, REROUTE, None, info, sockets={"": output}, inputs=[Input("", "*")], size=REROUTE_SIZE)
+        for node, name in followers:
+            node.sockets[name] = passing[0]
+        self.nodes.append(passing)
+        column = next(column for column in self.columns if output.node in column.nodes)
+        column.nodes.insert(column.nodes.index(output.node) + 1 + output.slot, passing)
+
+    def _route_loaders(self) -> None:
+        """To replace a loader, no more links than it has outputs must be moved."""
+        for loader in [node for node in self.nodes if node.class_type in ROUTED]:
+            used = [end for node in self.nodes for end in node.sockets.values() if end.node is loader]
+            for output in (loader[slot] for slot in range(len(loader.info["output"]))):
+                if used.count(output) > 1:
+                    self.reroute(output)
+
     def build(self) -> dict:
         """The workflow as the frontend would save it."""
+        self._route_loaders()
         place_columns(self.columns)
         links = number_links(self.nodes)
         notes = note_nodes(self.notes, first_id=len(self.nodes) + 1)
@@ -251,12 +282,6 @@ def shows_image(node: Node) -> bool:
     return bool(shows or any(each.name == "upload" for each in node.inputs))
 
 
-def text_height(text: str, width: float, least: float) -> float:
-    per_line = (width - 40) / CHARACTER_WIDTH
-    lines = sum(1 + int(len(line) / per_line) for line in text.split("\n"))
-    return min(max(least, (lines + 1) * LINE_HEIGHT), TALLEST_TEXT)
-
-
 def place_columns(columns: list[Column]) -> None:
     """Columns from left to right, the nodes of each from top to bottom; a tall column goes on beside itself."""
     x = 0.0
@@ -292,7 +317,7 @@ def node_json(node: Node, links: Mapping[tuple, int]) -> dict:
         "size": list(node.size),
         "flags": {},
         "order": node.id - 1,
-        "mode": 0,
+        "mode": node.mode,
         "inputs": [input_json(each, incoming.get(slot)) for slot, each in enumerate(shown_inputs(node))],
         "outputs": [output_json(node, slot, links) for slot in range(len(node.info["output"]))],
         "properties": {
@@ -335,35 +360,6 @@ def registry_id(info: Mapping) -> str:
 def is_own(info: Mapping) -> bool:
     """Whether the pack has the node."""
     return info.get("python_module", "").startswith("custom_nodes.")
-
-
-def note_nodes(notes: list[tuple[str, str]], first_id: int) -> list[dict]:
-    made, y = [], 0.0
-    for number, (title, text) in enumerate(notes):
-        size = [NOTE_WIDTH, text_height(text, NOTE_WIDTH, least=120) + 40]
-        position = [-NOTE_WIDTH - GROUP_PADDING - GAP, y]
-        made.append(note_json(first_id + number, title, text, position, size))
-        y += size[1] + TITLE_HEIGHT + GAP
-    return made
-
-
-def note_json(number: int, title: str, text: str, position: list, size: list) -> dict:
-    return {
-        "id": number,
-        "type": "MarkdownNote",
-        "pos": position,
-        "size": size,
-        "flags": {},
-        "order": number - 1,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "title": title,
-        "properties": {},
-        "widgets_values": [text],
-        "color": "#432",
-        "bgcolor": "#653",
-    }
 
 
 def group_json(number: int, column: Column) -> dict:

@@ -137,9 +137,53 @@ def to_prompt(workflow: Mapping | Path, object_info: Mapping) -> dict:
     """The API prompt of a saved workflow. Raises ValueError for a node type that the server does not know."""
     if isinstance(workflow, (str, Path)):
         workflow = json.loads(Path(workflow).read_text(encoding="utf-8"))
+    nodes, links = opened_subgraphs(workflow)
+    return {str(node["id"]): prompt_node(node, nodes, links, object_info) for node in nodes.values() if runs(node)}
+
+
+def opened_subgraphs(workflow: Mapping) -> tuple[dict, dict]:
+    """(nodes by id, origin and slot of each link by its id) with the nodes of a subgraph instead of the one that stands for it.
+
+    These have ids like "7:2", as the frontend gives them; a widget that is set from outside has its value in "set".
+    """
+    kinds = {each["id"]: each for each in workflow.get("definitions", {}).get("subgraphs", [])}
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: tuple(link[1:3]) for link in workflow["links"]}
-    return {str(node["id"]): prompt_node(node, nodes, links, object_info) for node in nodes.values() if runs(node)}
+    for outer in [node for node in nodes.values() if node["type"] in kinds]:
+        del nodes[outer["id"]]
+        inside, ends = opened(outer, kinds[outer["type"]], links)
+        nodes |= inside
+        links |= {link: ends.get(end, end) for link, end in links.items()}
+    return nodes, links
+
+
+def opened(outer: Mapping, kind: Mapping, links: dict) -> tuple[dict, dict]:
+    """(the nodes inside by id, which of their outputs stands behind each output of the node); their links join `links`."""
+    values = iter(outer.get("widgets_values") or [])
+    given = [next(values, None) if "widget" in socket else None for socket in outer["inputs"]]
+    ends = {}
+    for link in kind["links"]:
+        origin, slot = link["origin_id"], link["origin_slot"]
+        if link["target_id"] == kind["outputNode"]["id"]:
+            ends[outer["id"], link["target_slot"]] = f"{outer['id']}:{origin}", slot
+        if origin != kind["inputNode"]["id"]:
+            links[outer["id"], link["id"]] = f"{outer['id']}:{origin}", slot
+        elif outer["inputs"][slot].get("link") is not None:
+            links[outer["id"], link["id"]] = links[outer["inputs"][slot]["link"]]
+    from_outside = {link["id"]: link["origin_slot"] for link in kind["links"] if link["origin_id"] == kind["inputNode"]["id"]}
+    return {f"{outer['id']}:{node['id']}": opened_node(node, outer["id"], links, from_outside, given) for node in kind["nodes"]}, ends
+
+
+def opened_node(node: Mapping, outer, links: Mapping, from_outside: Mapping, given: list) -> dict:
+    """A node inside a subgraph with the links and the values that reach it."""
+    sockets, values = [], {}
+    for socket in node.get("inputs", []):
+        link = (outer, socket.get("link"))
+        sockets.append({**socket, "link": link if link in links else None})
+        slot = from_outside.get(socket.get("link"))
+        if slot is not None and link not in links and given[slot] is not None:
+            values[socket["name"]] = given[slot]
+    return {**node, "id": f"{outer}:{node['id']}", "inputs": sockets, "set": values}
 
 
 def runs(node: Mapping) -> bool:
@@ -150,6 +194,7 @@ def prompt_node(node: Mapping, nodes: Mapping, links: Mapping, object_info: Mapp
     info = info_of(node["type"], object_info)
     inputs = read_widgets(node, info)
     inputs.pop("upload", None)
+    inputs |= node.get("set", {})
     for socket in node.get("inputs", []):
         source = find_source(socket.get("link"), nodes, links)
         if source is not None:

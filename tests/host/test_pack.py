@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from controlled_diffusion.nodes import MODULES
 
 import help_tables
+from measures.workflows import links_to_rewire
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [node for module in MODULES for node in module.NODES]
@@ -146,6 +147,10 @@ def test_every_workflow_has_a_thumbnail_and_a_note():
 
 def test_nodes_of_workflows_fit_a_screen():
     assert not [f"{name}: {n['type']}" for name, flow in workflows().items() for n in flow["nodes"] if n["size"][1] > 1200]
+
+
+def test_model_of_a_workflow_is_changed_by_three_links():
+    assert {name: links for name, flow in workflows().items() if (links := links_to_rewire(flow)) > 3} == {}
 
 
 def test_notes_of_templates_are_six_lines():

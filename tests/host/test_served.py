@@ -42,6 +42,11 @@ def test_the_example_workflows_are_offered_as_templates(server):
     assert any(names <= set(workflows) for workflows in offered.values())
 
 
+def test_blueprints_are_offered(server):
+    offered = [each for each in json.loads(server.get("/global_subgraphs")).values() if each["source"] == "custom_node"]
+    assert {each["name"] for each in offered} == {path.stem for path in (ROOT / "subgraphs").glob("*.json")} != set()
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_values_of_workflow_are_allowed(server, path):
     """Those of the pack's nodes; files are not looked for."""

@@ -4,17 +4,16 @@ import json
 
 import pytest
 
-from graphs import models
+from graphs import blueprints, models
 from harness.commands import WORKFLOWS, needs_download
+from harness.environment import ROOT
 from harness.server import Server
 from harness.workflow import to_prompt
-from small_models import offer, stand_in, write_small_models
+from small_models import offer, small, write_small_models
 
 pytestmark = pytest.mark.slow
-# The most of it that a test runs; the templates themselves keep their steps and sizes.
-FEW = dict.fromkeys(("maps", "levels", "class_count", "count", "candidates", "batch_size"), 1)
-SMALL = FEW | dict(steps=2, n_max=0.5, megapixels=0.01, width=64, height=64)
 SHOWN = ("SaveImage", "SaveVideo", "PreviewImage", "ImageCompare")
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 TEMPLATES = sorted(path for path in WORKFLOWS.glob("*.json") if needs_download(path))
 
 
@@ -28,17 +27,19 @@ def small_server(tmp_path_factory):
         yield running
 
 
-def small(prompt: dict) -> dict:
-    """The queued prompt with a few steps on a small image."""
-    for node in prompt.values():
-        given = node["inputs"]
-        given.update({name: min(value, SMALL[name]) for name, value in given.items() if name in SMALL and not isinstance(value, list)})
-    return stand_in(prompt)
-
-
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_template_runs(small_server, path):
     prompt = small(to_prompt(path, small_server.object_info()))
+    outputs = small_server.run(prompt)["outputs"]
+    ends = {number for number, node in prompt.items() if node["class_type"] in SHOWN}
+    assert ends and ends <= set(outputs)
+
+
+@pytest.mark.parametrize("model", [models.SDXL, models.SD15, models.SD35], ids=["sdxl", "sd15", "flow"])
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_blueprint_runs(small_server, path, model):
+    """On a checkpoint of each family, from its sockets to its previews."""
+    prompt = small(to_prompt(blueprints.tried(path, small_server.object_info(), model), small_server.object_info()))
     outputs = small_server.run(prompt)["outputs"]
     ends = {number for number, node in prompt.items() if node["class_type"] in SHOWN}
     assert ends and ends <= set(outputs)

@@ -1,0 +1,152 @@
+"""The blueprints: a task as one node, with inputs in plain words."""
+
+from harness.blueprint import in_workflow
+from harness.graph import Graph
+
+from .real import EXAMPLE, SUBJECT, checkpoint
+
+TEXTS = ("a drawing of a girl in a pink dress", "a drawing of a girl in a red dress")  # written where a blueprint is tried
+SIZE = "megapixels (SD1.5: 0.25)"
+
+
+def parts(graph):
+    """The three sockets that every checkpoint loader feeds."""
+    return {name.lower(): graph.take(name.lower(), name) for name in ("MODEL", "CLIP", "VAE")}
+
+
+def scaled(graph, images, value: float = 1.0):
+    """At the size that the model was trained at."""
+    megapixels = graph.take("megapixels", "FLOAT", SIZE, value=value)
+    given = dict(upscale_method="lanczos", megapixels=megapixels, resolution_steps=64)
+    return graph.add("ImageScaleToTotalPixels", title="at the model's size", image=images, **given)
+
+
+def encoded(graph, clip, title: str, text):
+    return graph.add("CLIPTextEncode", title=title, clip=clip, text=text)
+
+
+def edit_image_by_words(graph):
+    loaded, image = parts(graph), graph.take("image", "IMAGE")
+    shown = graph.take("what_it_shows", "STRING", "what it shows", value="")
+    wanted = graph.take("what_it_should_show", "STRING", "what it should show", value="")
+    keep = graph.take("how_much_to_keep", "FLOAT", "how much to keep", value=0.4)
+    with graph.group("1 The image"):
+        image = scaled(graph, image)
+    with graph.group("2 The words"):
+        source = encoded(graph, loaded["clip"], "what it shows, encoded", shown)
+    with graph.group("3 Remember the image"):
+        given = dict(model=loaded["model"], source=source, image=image, vae=loaded["vae"])
+        inversion = graph.add("DDIMInverter", steps=50, **given)["inversion"]
+    with graph.group("4 Change the words"):
+        texts = dict(source=shown, targets=wanted, negative="")
+        patch = graph.add("P2PAttentionPatch", model=loaded["model"], clip=loaded["clip"], cross_end=0.8, self_end=keep, joint_end=keep, **texts)
+        blend = graph.add("P2PLocalBlend", title="only where the changed words look", model=patch["model"], words="*")
+    with graph.group("5 Edit"):
+        given = dict(model=blend, positive=patch["positive"], negative=patch["negative"])
+        latent = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)
+        both = graph.add("VAEDecode", samples=latent, vae=loaded["vae"])
+        edit = graph.add("ImageFromBatch", title="the second is the edit", image=both, batch_index=1, length=1)
+        graph.show(graph.add("PreviewImage", images=edit))
+    graph.give("image", edit[0])
+
+
+edit_image_by_words.text = (
+    "Edit Image by Words",
+    "Changes in an image what you change in its description, and keeps the rest. To have the description written for you, connect Generate "
+    "Text to it, with a text encoder that sees images, such as Gemma 4 or Qwen3-VL.",
+    ["edit image", "change image", "prompt to prompt", "real image editing", "reword"],
+)
+
+
+def change_only_this(graph):
+    loaded, image = parts(graph), graph.take("image", "IMAGE")
+    shown = graph.take("what_is_there_now", "STRING", "what is there now", value="")
+    wanted = graph.take("what_should_be_there", "STRING", "what should be there", value="")
+    with graph.group("1 The image"):
+        image = scaled(graph, image)
+    with graph.group("2 The words"):
+        source, target, nothing = (
+            encoded(graph, loaded["clip"], *each) for each in (("now", shown), ("then", wanted), ("negative", ""))
+        )
+    given = dict(model=loaded["model"], source=source, image=image, vae=loaded["vae"])
+    with graph.group("3 Find the region"):
+        wider = graph.take("how_much_wider", "FLOAT", "widen the region by (share of the side)", value=0.01)
+        found = graph.add("DiffEditMask", target=target, seed=0, dilate=wider, **given)
+        graph.show(graph.add("PreviewImage", title="the region", images=found["heat"]))
+    with graph.group("4 Change it"):
+        edit = graph.add("DiffEditSampler", positive=target, negative=nothing, mask=found["mask"], steps=50, encode_ratio=0.8, **given)
+        graph.show(graph.add("PreviewImage", title="the result", images=edit["image"]))
+    graph.give("image", edit["image"])
+    graph.give("mask", found["mask"])
+
+
+change_only_this.text = (
+    "Change Only This",
+    "Finds by words the region that has to change, and changes only that. Every other pixel stays exactly as it was at the model's size.",
+    ["mask by words", "mask from text", "replace object", "inpaint by text", "diffedit"],
+)
+
+
+def paint_to_image(graph):
+    loaded, image = parts(graph), graph.take("image", "IMAGE", "painting")
+    wanted = graph.take("what_it_should_be", "STRING", "what it should be", value="")
+    unwanted = graph.take("what_to_avoid", "STRING", "what to avoid", value="drawing, painting, low quality")
+    with graph.group("1 The painting"):
+        image = scaled(graph, image)
+    with graph.group("2 The words"):
+        positive = encoded(graph, loaded["clip"], "what it should be, encoded", wanted)
+        negative = encoded(graph, loaded["clip"], "what to avoid, encoded", unwanted)
+    with graph.group("3 Make an image of it"):
+        strength = graph.take("how_far_from_the_painting", "FLOAT", "how far from the painting", value=0.6)
+        seed = graph.take("seed", "INT", value=1)
+        given = dict(model=loaded["model"], positive=positive, negative=negative, guide=image, vae=loaded["vae"], seed=seed, strength=strength)
+        knobs = dict(steps=30, sampler_name="euler_ancestral", strength_unit="percent", process="VP", repeats=1)
+        made = graph.add("SDEditSampler", **knobs, **given)
+        graph.show(graph.add("PreviewImage", images=made["image"]))
+    graph.give("image", made["image"])
+
+
+paint_to_image.text = (
+    "Paint to Image",
+    "Makes an image of a painting, a collage or a rough render: from the Painter node, or any image.",
+    ["sketch to image", "stroke to image", "scribble", "sdedit", "img2img"],
+)
+
+
+def train_a_subject(graph):
+    loaded, images = parts(graph), graph.take("images", "IMAGE", "images of the subject")
+    kind = graph.take("what_it_is", "STRING", "what it is", value="")
+    name = graph.take("name", "STRING", "name of the file", value="my-subject")
+    with graph.group("1 The images"):
+        images = scaled(graph, images)
+    with graph.group("2 The words"):
+        texts = {"images show": "a photo of sks <kind>", "others of its kind": "a photo of a <kind>", "a try": "a photo of sks <kind> on a beach"}
+        subject, others, shown = (
+            graph.add("StringReplace", title=title, string=text, find="<kind>", replace=kind) for title, text in texts.items()
+        )
+    with graph.group("3 Train"):
+        steps = graph.take("steps", "INT", "steps (100–200 for each image)", value=800)
+        kept = graph.add("ClassImages", class_prompt=others, class_count=50)
+        given = dict(**loaded, images=images, name=name, steps=steps, instance_prompt=subject, validation_prompt=shown)
+        trained = graph.add("DreamBoothTrainer", class_images=kept, **given)
+        graph.show(graph.add("PreviewImage", title="tries during the training", images=trained["validation"]))
+    graph.give("model", trained["model"])
+    graph.give("prompt", subject[0], "its prompt")
+
+
+train_a_subject.text = (
+    "Train a Subject",
+    "Teaches the model a person, animal or thing from 3–20 images of it, as a LoRA file. Write 'sks' and what it is in your prompts.",
+    ["train lora", "dreambooth", "personalization", "my face", "my dog"],
+)
+
+
+def tried(path, object_info, model) -> dict:
+    """A workflow with a blueprint on a checkpoint and an image, or on a folder of images where it trains; texts are filled in."""
+    graph = Graph(path.stem, object_info)
+    loaded = checkpoint(graph, model)
+    image = graph.add("LoadImageDataSetFromFolder", folder=SUBJECT) if path.stem.startswith("Train") else graph.add("LoadImage", image=EXAMPLE)
+    return in_workflow(path, graph, {**{kind: loaded[kind] for kind in ("MODEL", "CLIP", "VAE")}, "IMAGE": image[0]}, TEXTS)
+
+
+BLUEPRINTS = [edit_image_by_words, change_only_this, paint_to_image, train_a_subject]

@@ -1,0 +1,69 @@
+"""A new user's way: ComfyUI with one checkpoint and an image, the template "start here", Run, and the image is edited."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import small_models
+from browser import chromium
+from browser.graph_image import opened_frontend
+from graphs import models
+from harness.server import Server
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+TEMPLATE = "01 Start here - edit an image by changing words (SDXL)"
+CARD = f"document.querySelector('[data-testid=\"template-workflow-{TEMPLATE}\"]')"
+# Fewer steps on a small image: the checkpoint of the test knows nothing, and a CPU draws it.
+SMALLER = """(() => {
+  const most = {steps: 3, megapixels: 0.02}
+  for (const widget of app.graph._nodes.flatMap(node => node.widgets ?? [])) widget.value = most[widget.name] ?? widget.value
+})()"""
+RESULT = "app.nodeOutputs[app.graph._nodes.find(node => node.type === 'SaveImage').id]"
+
+
+@pytest.fixture
+def new_server(tmp_path):
+    """ComfyUI as installed: its example image, and a small checkpoint of SDXL's layout under its published name."""
+    file = tmp_path / "models" / models.SDXL.directory / models.SDXL.name
+    file.parent.mkdir(parents=True)
+    small_models.write(file, small_models.small_sdxl(), seed=0)
+    with Server(base=tmp_path, threads=1) as running:
+        yield running
+
+
+def click(page, element: str) -> None:
+    page.wait_until(element, timeout=30)
+    page.evaluate(f"{element}.click()")
+
+
+def finished(server, patience: float = 400.0) -> dict:
+    """What the only prompt gave."""
+    deadline = time.monotonic() + patience
+    while not (history := json.loads(server.get("/history"))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (entry,) = history.values()
+    return entry
+
+
+def test_start_here_edits_an_image(new_server):
+    executable = chromium.find()
+    if executable is None:
+        pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
+    with opened_frontend(executable, new_server.url) as page:
+        page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates').then(() => 1)")
+        click(page, CARD)
+        page.wait_until("app.graph._nodes.some(node => node.type === 'InversionSampler')", timeout=30)
+        page.evaluate(SMALLER)
+        click(page, "document.querySelector('[data-testid=\"queue-button\"]')")
+        entry = finished(new_server)
+        page.wait_until(f"{RESULT}?.images?.length", timeout=30)
+        assert page.evaluate("document.querySelectorAll('.p-dialog').length") == 0, "a model is missing, or an error is shown"
+    assert entry["status"]["status_str"] == "success"
+    (saved,) = [output["images"][0] for output in entry["outputs"].values() if output.get("images", [{}])[0].get("type") == "output"]
+    edited = new_server.image(saved).convert("RGB")
+    with Image.open(new_server.base / "input" / "example.png") as image:
+        given = image.convert("RGB").resize(edited.size)
+    assert np.abs(np.asarray(edited, float) - np.asarray(given, float)).mean() > 1
