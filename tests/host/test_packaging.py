@@ -42,7 +42,7 @@ def test_the_archive_holds_what_users_need_and_no_more():
     left_out = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines()]
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     packed = {Path(file).parts[0] for file in files} - set(left_out)
-    assert packed >= {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "nodes", "example_workflows"}
+    assert packed >= {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "nodes", "locales", "example_workflows"}
     assert not packed & {"tests", ".github", ".ci", "__main__.py"}
     assert not [name for name in left_out if not (ROOT / name).exists()]
 
