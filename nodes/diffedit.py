@@ -41,7 +41,7 @@ _END = "Percent of the sampling of the level with least noise; 1 is the clean im
 _THRESHOLD = "Share of the heat where to cut; lower gives larger masks. Typical: 0.25–0.5. -1 = Otsu's method chooses for each image."
 _REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level. No effect without the vae."
 _CLAMP = "How many times the mean heat counts as 1. 3 in the paper; higher gives smaller masks."
-_ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–0.8. Paper: 0.5."
+_ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–1. Paper: 0.5."
 _RULE = "Outside the mask. 'trajectory': every level of the encoding (paper). 'clean mix': the image as the prediction, needs one level."
 
 
@@ -131,7 +131,7 @@ class DiffEditSampler(io.ComfyNode):
                 steps_input(20, "Steps of the encoding, and again of the denoising. Typical: 20–50."),
                 auto_cfg("Guidance scale of the denoising; the encoding has none. 1 = no guidance."),
                 auto_scheduler(),
-                share("encode_ratio", 0.8, _ENCODE),
+                share("encode_ratio", 0.9, _ENCODE),
                 *advanced(
                     choice("rule", RULES, _RULE),
                     switch("soft", False, "Off: all latent cells that the mask, cut at 0.5, touches may change. On: values from 0 to 1 blend."),

@@ -2,6 +2,8 @@
 
 from .parts import ksampler, prompt_nodes, saved
 
+EDIT = dict(steps=20, cfg=4.0, scheduler="normal", encode_ratio=0.8)
+
 
 def diffedit_start(graph, before: str, after: str, dilate: float):
     """(what the nodes of an edit take, the target prompt, the mask node): an image of the demo model itself, to be replaced by the user's own."""
@@ -29,7 +31,7 @@ def diffedit(graph):
     before = "a red star on the left and a blue circle on the right on a white background"
     given, target, found = diffedit_start(graph, before, before.replace("blue", "yellow"), dilate=0.025)
     with graph.group("4 Edit"):
-        result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], steps=20, cfg=4.0, scheduler="normal", **given)
+        result = graph.add("DiffEditSampler", positive=target, mask=found["mask"], **EDIT, **given)
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="before", images=given["image"])
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])

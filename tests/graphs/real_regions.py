@@ -12,7 +12,7 @@ def region_by_words(graph):
         "Find the region by words and change only that",
         "Compares what the two prompts predict, masks where they differ, and changes only the mask. Every other pixel stays (DiffEdit).",
         "**First:** load your image, describe it, and write the same with one thing changed.",
-        "**The mask is too small:** lower *threshold* or raise *dilate*. **The old thing shows through:** *encode_ratio* 0.9.",
+        "**The mask is too small:** lower *threshold* or raise *dilate*. **The old thing shows through:** *encode_ratio* 1.",
         "**Needs:** about 10 GB of GPU memory, and a minute on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
@@ -28,7 +28,7 @@ def region_by_words(graph):
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
     with graph.group("5 Change it"):
         given |= dict(negative=negative, mask=found["mask"])
-        edit = graph.add("DiffEditSampler", positive=target, steps=50, cfg=7.0, encode_ratio=0.8, scheduler="normal", **given)
+        edit = graph.add("DiffEditSampler", positive=target, steps=50, cfg=7.0, encode_ratio=0.9, scheduler="normal", **given)
     with graph.group("6 Result"):
         before_and_after(graph, image, edit["image"], "region_by_words")
 

@@ -40,7 +40,7 @@ def find(model, given=None, source=CAT, target=DOG, vae=None, **knobs):
 
 def edit(model, given=None, mask=None, positive=DOG, source=CAT, negative=EMPTY, vae=None, **knobs):
     """(latent samples, image) of DiffEditSampler with a few steps."""
-    settings = defaults(DiffEditSampler) | dict(steps=4, scheduler="normal") | knobs
+    settings = defaults(DiffEditSampler) | dict(steps=4, scheduler="normal", encode_ratio=0.8) | knobs
     given = image() if given is None else given
     latent, shown = DiffEditSampler.execute(model, positive, negative, given, source=source, mask=mask, vae=vae, **settings).args
     return latent["samples"], shown

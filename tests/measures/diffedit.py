@@ -143,7 +143,7 @@ def main() -> None:
     told("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, method=PAPER)), changes))
     told("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
     for rule in diffedit.RULES:
-        done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule) for i in range(0, len(changes), 40)]
+        done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule, encode_ratio=0.8) for i in range(0, len(changes), 40)]
         told(f"edit success, {rule}", [v for part, _ in done for v in part])
         told(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part])
 

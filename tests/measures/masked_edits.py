@@ -11,6 +11,7 @@ from functools import partial
 import comfy.sample
 import numpy as np
 import torch
+from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditSampler
 from controlled_diffusion.training.demo import checker
 
@@ -22,7 +23,7 @@ from measures.script import head, options_of, percent, row, say
 from node_schema import defaults
 
 DIFFEDIT = [dict(encode_ratio=r, cfg=CFG) for r in (0.7, 0.8, 0.9, 1.0)]
-KSAMPLER = [dict(denoise=d, cfg=CFG) for d in (0.8, 0.9, 1.0)]
+KSAMPLER = [dict(denoise=d, cfg=CFG) for d in (0.8, 0.9, 1.0)] + [dict(denoise=1.0, cfg=CFG, dilate=0.03)]
 
 
 def with_diffedit(studio: Studio, changes: list[Change], latents: torch.Tensor, found: torch.Tensor, **settings) -> torch.Tensor:
@@ -32,15 +33,19 @@ def with_diffedit(studio: Studio, changes: list[Change], latents: torch.Tensor, 
     return DiffEditSampler.execute(studio.model, target, studio.prompt(""), {"samples": latents}, **given, **knobs).args[0]["samples"]
 
 
-def with_ksampler(studio: Studio, changes: list[Change], latents: torch.Tensor, found: torch.Tensor, denoise: float, cfg: float):
+def with_ksampler(
+    studio: Studio, changes: list[Change], latents: torch.Tensor, found: torch.Tensor, denoise: float, cfg: float, dilate: float = 0.0
+) -> torch.Tensor:
+    mask = diffedit.dilated(found.float(), round(dilate * found.shape[-1]))
     settings = (STEPS, cfg, SAMPLER, SCHEDULER, prompts(studio, changes)[1], studio.prompt(""), latents)
-    more = dict(denoise=denoise, disable_pbar=True, seed=0, noise_mask=found.float()[:, None])
+    more = dict(denoise=denoise, disable_pbar=True, seed=0, noise_mask=mask[:, None])
     return comfy.sample.sample(studio.model, studio.noise(len(changes), 0), *settings, **more)
 
 
 WAYS: dict[str, Callable] = {
-    **{f"DiffEdit Sampler, encode_ratio {w['encode_ratio']:g}, cfg {w['cfg']:g}": partial(with_diffedit, **w) for w in DIFFEDIT},
-    **{f"KSampler, denoise {w['denoise']:g}, cfg {w['cfg']:g}": partial(with_ksampler, **w) for w in KSAMPLER},
+    ", ".join([name, *(f"{k} {v:g}" for k, v in settings.items())]): partial(way, **settings)
+    for name, way, rows in (("DiffEdit Sampler", with_diffedit, DIFFEDIT), ("KSampler", with_ksampler, KSAMPLER))
+    for settings in rows
 }
 
 
@@ -66,12 +71,14 @@ def measured(studio: Studio, way: Callable, changes: list[Change], found: torch.
 def line(name: str, found: list[dict]) -> str:
     of_kinds = [percent(np.mean([f["right"] for f in found if f["kind"] == kind])) for kind in KINDS]
     layout = np.mean([f["layout"] for f in found if f["layout"] is not None])
-    return row(name, percent(np.mean([f["right"] for f in found])), *of_kinds, f"{np.mean([f['off'] for f in found]):.1f} dB", f"{layout:.2f}")
+    return row(
+        name, percent(np.mean([f["right"] for f in found])), *of_kinds, f"{np.mean([f['off'] for f in found]):.1f} dB", f"{layout:.2f}"
+    )
 
 
 def main() -> None:
     only = dict(nargs="*", metavar="WAY", help="ways whose names hold one of these texts")
-    options = options_of(__doc__, count=(40, "edits, a quarter of each kind"), batch=(40, "edits at a time"), only=only)
+    options = options_of(__doc__, count=(32, "edits, a quarter of each kind"), batch=(32, "edits at a time"), only=only)
     studio, changes = Studio(), [change(i) for i in range(options.count)]
     parts = [changes[i : i + options.batch] for i in range(0, len(changes), options.batch)]
     found = [masks(studio, part) for part in parts]
