@@ -20,14 +20,8 @@ from measures.script import head, options_of, percent, row, say
 from node_schema import defaults
 
 SD3 = dict(steps=50, n_max=0.66, source_cfg=3.5, cfg=13.5)
-OURS = dict(steps=20, n_max=0.75, source_cfg=1.5, cfg=7.5)
-ROWS = [
-    dict(denoise=0.7, cfg=4.0),
-    *(OURS | dict(n_max=n) for n in (0.65, 0.75, 0.85)),
-    *(OURS | dict(source_cfg=a, cfg=b) for a, b in ((1.5, 4.0), (1.5, 10.0), (3.5, 13.5))),
-    SD3,
-    OURS | dict(flow=True),
-]
+EPS = dict(steps=20, n_max=0.65, source_cfg=1.5, cfg=7.5)
+ROWS = [dict(denoise=0.7, cfg=4.0), EPS, EPS | dict(n_max=0.75), SD3, EPS | dict(flow=True)]
 
 
 @dataclass(frozen=True)
