@@ -16,7 +16,7 @@ LIBRARY = "document.querySelector('#vue-app').__vue_app__.config.globalPropertie
 INSIDE = "(() => { const node = app.graph._nodes.at(-1); app.canvas.openSubgraph(node.subgraph, node) })()"
 
 
-@pytest.fixture(params=["page", "page_of_nodes_2"])
+@pytest.fixture(params=["page", pytest.param("page_of_nodes_2", marks=pytest.mark.slow)])
 def either_page(request):
     """The classic canvas, then Nodes 2.0."""
     return request.getfixturevalue(request.param)

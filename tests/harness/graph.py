@@ -266,7 +266,7 @@ def node_size(node: Node) -> tuple[float, float]:
     height = 16 + max(sockets, len(node.info["output"])) * SLOT_HEIGHT + (FOOTER_HEIGHT if is_own(node.info) else 0)
     height += sum(widget_height(each, node.widgets[each.name], width) for each in widgets)
     width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
-    return width, height + (IMAGE_HEIGHT if shows_image(node) else 0)
+    return width, height + (IMAGE_HEIGHT if shows_image(node) and not texts else 0)  # a box of text gives its room to an image
 
 
 def widget_height(widget: Input, value, width: float) -> float:
