@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .texts import CHARACTER_WIDTH, FOOTER_HEIGHT, GAP, GROUP_PADDING, NOTE_WIDTH, TITLE_HEIGHT, note_nodes, text_height
+from .texts import CHARACTER_WIDTH, FOOTER_HEIGHT, GAP, GROUP_PADDING, NOTE_WIDTH, TALLEST_TEXT, TITLE_HEIGHT, note_nodes, text_height
 from .workflow import AUTOGROW, NEVER, REROUTE, Input, display_name, expand_autogrow, info_of, inputs_of
 
 # Measured in the frontend, in its own units.
@@ -272,7 +272,7 @@ def node_size(node: Node) -> tuple[float, float]:
 def widget_height(widget: Input, value, width: float) -> float:
     """Its row, and what it draws or holds below."""
     if widget.options.get("multiline"):
-        return WIDGET_HEIGHT + text_height(str(value), width, least=70)
+        return WIDGET_HEIGHT + min(text_height(str(value), width, least=70), 0.8 * TALLEST_TEXT)  # the rest of a node's room is its own too
     row = TEXT_FIELD_HEIGHT if widget.type == "STRING" else WIDGET_HEIGHT
     return row * (1 + widget.has_control) + LARGE_WIDGETS.get(widget.widget, (0, 0))[1]
 
