@@ -12,7 +12,7 @@ PLAIN = {
 }
 GUIDED = {
     "negative-prompt": ("NegativePromptInverter", {}, 7.5, "source and edit"),
-    "null-text": ("NullTextInverter", {}, 7.5, "source and edit"),
+    "null-text": ("NullTextInverter", {"cfg": 7.5}, 7.5, "source and edit"),
     "edit-friendly": ("EditFriendlyInverter", {"cfg": 3.5, "skip": 0.2}, 3.5, "source and edit"),
 }
 EXACTLY = {
