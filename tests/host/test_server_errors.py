@@ -71,7 +71,7 @@ def bad(workflow: str, node: str, **inputs):
 
 
 def odd_size(server):
-    prompt = bad_sdedit()(server)
+    prompt = bad_sdedit(fit="refuse")(server)
     prompt["99"] = {"class_type": "EmptyImage", "inputs": {"width": 100, "height": 75, "batch_size": 1, "color": 255}}
     nodes_of(prompt, "SDEditSampler")[0]["guide"] = ["99", 0]
     return prompt
