@@ -69,7 +69,9 @@ class LocalBlend:
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"The blend threshold is {self.threshold}; give 0 (everywhere) to 1 (nowhere), 0.3 in the paper.")
         if not 0.0 <= self.start <= self.end <= 1.0:
-            raise ValueError(f"The blend runs from {self.start} to {self.end}; give percents of the sampling, 0 <= start <= end <= 1.")
+            raise ValueError(
+                f"start_percent is {self.start:g}, but end_percent is {self.end:g}: give percents of the sampling, the start at most the end."
+            )
         if self.spread < 0:
             raise ValueError(f"The blend's spread is {self.spread} cells; give 0 or more, 1 in the paper.")
 

@@ -18,12 +18,10 @@ REACH = 3  # words behind a changed one that may describe the same thing
 
 @dataclass(frozen=True)
 class Words:
-    """The node's texts about words: weights, windows, and where the edit may or must not act."""
+    """The node's texts about words: weights and windows."""
 
     weights: str = ""
     windows: str = ""
-    blend: str = ""
-    protect: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..inversion.ddim import DDIM
 from ..inversion.fixed_point import ACCELERATIONS
 from .host.inversion import invert
+from .host.prompts import source_of
 from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, choice, schema, share, whole
 
@@ -36,9 +37,10 @@ class DDIMInverter(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, source, image, steps, scheduler, end_percent, vae=None, **settings) -> io.NodeOutput:
+    def execute(cls, model, source, image, steps, scheduler, end_percent, vae=None, clip=None, **settings) -> io.NodeOutput:
+        source, text = source_of(clip, source)
         sigmas = invert.levels(model, scheduler, steps, end_percent, source=source)
-        return io.NodeOutput(*invert.outputs(model, invert.invert(model, vae, image, source, DDIM(**settings), sigmas)))
+        return io.NodeOutput(*invert.outputs(model, invert.invert(model, vae, image, source, DDIM(**settings), sigmas), text))
 
 
 NODES = [DDIMInverter]

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..inversion.edit_friendly import EditFriendly
 from .host import noise_levels
 from .host.inversion import invert
+from .host.prompts import source_of
 from .inputs.inverter import inverter_inputs, inverter_outputs
 from .inputs.widgets import cfg_input, number, schema, seed
 
@@ -32,11 +33,13 @@ class EditFriendlyInverter(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, source, image, steps, scheduler, end_percent, skip, cfg, seed, negative=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model, source, image, steps, scheduler, end_percent, skip, cfg, seed, negative=None, vae=None, clip=None) -> io.NodeOutput:
+        source, text = source_of(clip, source)
         sampling = model.get_model_object("model_sampling")
         method = EditFriendly(seed, noise_levels.is_flow(sampling), noise_levels.noise_deviation(sampling))
         sigmas = noise_levels.skip_steps(invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative), skip)
-        return io.NodeOutput(*invert.outputs(model, invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg)))
+        found = invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg)
+        return io.NodeOutput(*invert.outputs(model, found, text))
 
 
 NODES = [EditFriendlyInverter]

@@ -6,16 +6,18 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..training.instruct_pix2pix import Filter, PlainFilter
+from ..training.instruct_pix2pix import Filter, PlainFilter, Shard
 from ..training.instruct_pix2pix import prompt_pairs as pairs_from
 from .host.training.instruct_pairs import PairSampler, Recipe, make
 from .host.training.pair_filter import ChangeFilter, ClipFilter, pair_filter
 from .host.training.pair_folder import IF_EXISTS, PairFolder
-from .inputs import sockets
-from .inputs.widgets import advanced, choice, number, schema, seed, share, text, whole
+from .inputs import auto, sockets
+from .inputs.families import AUTO_NUMBER
+from .inputs.widgets import advanced, auto_number, choice, number, schema, seed, share, text, whole
 
 _EXAMPLE = "a photo of a house => a photo of a house in the snow | make it snow"
 _ALIASES = ["instruct pix2pix dataset", "ip2p data", "edit pairs", "prompt pairs", "kontext dataset", "control target pairs"]
+_USUAL = Recipe(cfg=(AUTO_NUMBER, AUTO_NUMBER))
 
 
 def _cosine(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -45,7 +47,11 @@ class InstructPix2PixPairs(io.ComfyNode):
                 whole("candidates", Recipe.candidates, 1, 10_000, "Candidates for each prompt pair. Typical: 4–100; paper: 100."),
                 whole("keep", Recipe.keep, 1, 10_000, "How many of them are kept at most, the best first. Paper: 4."),
                 seed("Seed of noises, shares and cfgs. The same seed draws the same candidates of a prompt pair."),
-                *advanced(whole("shown", 64, 0, 100_000, "How many of the pairs to output as images; 0 = all. The folder keeps all.")),
+                *advanced(
+                    whole("shown", 64, 0, 100_000, "How many of the pairs to output as images; 0 = all. The folder keeps all."),
+                    whole("shard", 1, 1, 10_000, "Which part of the prompt pairs this server draws, from 1 to shards."),
+                    whole("shards", 1, 1, 10_000, "How many servers draw into the same folder at once. 1 = this one alone."),
+                ),
                 sockets.PairOptions.Input("options", optional=True, tooltip="Pair Options: how candidates are sampled. Not connected: its defaults."),
                 io.MultiType.Input("filter", types=[sockets.PairFilter, sockets.PairChecker], optional=True, tooltip="Pair Filter, or a "
                     "checker: which candidates are good. Not connected: those in which some of the image changes, and not all."),
@@ -65,10 +71,11 @@ class InstructPix2PixPairs(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, if_exists, prompt_pairs, negative, folder, width, height, shown, options=None, filter=None, **drawing
-    ) -> io.NodeOutput:
-        pairs, kept = pairs_from(prompt_pairs), PairFolder.choose(folder, if_exists)
-        recipe = replace(options or Recipe(), size=(height, width), **drawing)
+        cls, model, clip, vae, if_exists, prompt_pairs, negative, folder, width, height, shown, shard=1, shards=1, options=_USUAL,
+        filter=None, **drawing,
+    ) -> io.NodeOutput:  # fmt: skip
+        pairs, kept = pairs_from(prompt_pairs), PairFolder.choose(folder, if_exists, Shard(shard, shards))
+        recipe, line = _for_model(model, replace(options, size=(height, width), **drawing))
         make(PairSampler(model, clip, vae, negative, recipe), pair_filter(filter), pairs, kept)
         *sides, instructions = kept.read(set(pairs), shown)
         before, after = map(list, sides)
@@ -80,7 +87,13 @@ class InstructPix2PixPairs(io.ComfyNode):
             )
         alike = [i for i, image in enumerate(before) if image.shape == before[-1].shape]
         images = (torch.cat([side[i] for i in alike]) for side in (before, after))
-        return io.NodeOutput(*images, [instructions[i] for i in alike], kept.name)
+        return auto.with_line(io.NodeOutput(*images, [instructions[i] for i in alike], kept.name), line)
+
+
+def _for_model(model, recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with values for what is on auto, and a line that says which."""
+    found, line = auto.chosen(model, "PairOptions", dict(zip(("min_cfg", "max_cfg"), recipe.cfg)))
+    return replace(recipe, cfg=tuple(found.values())), line
 
 
 class PairOptions(io.ComfyNode):
@@ -93,8 +106,8 @@ class PairOptions(io.ComfyNode):
                 whole("steps", Recipe.steps, 1, 10_000, "Sampling steps. Typical: 20–50; paper: 100."),
                 choice("sampler_name", comfy.samplers.KSampler.SAMPLERS, "Sampler. Both images get the same noise.", Recipe.sampler_name),
                 choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, "Scheduler.", Recipe.scheduler),
-                number("min_cfg", Recipe.cfg[0], 0.0, 100.0, "Least cfg. Paper: 7.5.", 0.1),
-                number("max_cfg", Recipe.cfg[1], 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15.", 0.1),
+                auto_number("min_cfg", 0.0, 100.0, "Least cfg. Paper: 7.5.", 0.1),
+                auto_number("max_cfg", 0.0, 100.0, "Largest cfg, drawn anew for each candidate. Paper: 15.", 0.1),
                 share("min_share", Recipe.share[0], "Least share of the steps with shared self-attention. Paper: 0.1. 0 = none."),
                 share("max_share", Recipe.share[1], "Largest share, drawn for each candidate. More keeps more. Paper: 0.9."),
             ],

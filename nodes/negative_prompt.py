@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
 from .host.inversion import invert
 from .host.inversion.negative_prompt import as_null, between
+from .host.prompts import source_of
 from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, choice, schema, share
 
@@ -37,11 +38,13 @@ class NegativePromptInverter(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, source, image, steps, scheduler, end_percent, negative=None, vae=None, **settings) -> io.NodeOutput:
+    def execute(cls, model, source, image, steps, scheduler, end_percent, negative=None, vae=None, clip=None, **settings) -> io.NodeOutput:
+        source, text = source_of(clip, source)
         sigmas = invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative)
         method = NegativePrompt(**settings)
         null = between(as_null(source), negative, method.interpolation)
-        return io.NodeOutput(*invert.outputs(model, invert.invert(model, vae, image, source, method, sigmas, negative=null)), null)
+        found = invert.invert(model, vae, image, source, method, sigmas, negative=null)
+        return io.NodeOutput(*invert.outputs(model, found, text), null)
 
 
 NODES = [NegativePromptInverter]

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..inversion.null_text import OPTIMIZERS, STARTS, NullText
 from .host.inversion import invert, null_text
+from .host.prompts import source_of
 from .inputs.inverter import inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, auto_cfg, choice, number, schema, switch, whole
 
@@ -59,11 +60,12 @@ class NullTextInverter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, image, steps, scheduler, end_percent, cfg, checkpointing=False, negative=None, vae=None, **settings
+        cls, model, source, image, steps, scheduler, end_percent, cfg, checkpointing=False, negative=None, vae=None, clip=None, **settings
     ) -> io.NodeOutput:
+        source, text = source_of(clip, source)
         sigmas = invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative)
         found = null_text.invert(model, vae, image, source, negative, NullText(**settings), sigmas, cfg, checkpointing)
-        return io.NodeOutput(*invert.outputs(model, found), found.null, null_text.loss_curve(found))
+        return io.NodeOutput(*invert.outputs(model, found, text), found.null, null_text.loss_curve(found))
 
 
 NODES = [NullTextInverter]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..inversion.rf_inversion import RFInversion
 from .host import model_tag, noise_levels
 from .host.inversion import invert
+from .host.prompts import source_of
 from .inputs.inverter import inverter_inputs, inverter_outputs
 from .inputs.widgets import number, schema, seed, share
 
@@ -44,8 +45,9 @@ class RFInverter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, image, steps, scheduler, end_percent, eta_start_percent, eta_end_percent, vae=None, **settings
+        cls, model, source, image, steps, scheduler, end_percent, eta_start_percent, eta_end_percent, vae=None, clip=None, **settings
     ) -> io.NodeOutput:
+        source, text = source_of(clip, source)
         model_tag.check_flow(model, "RF-Inversion", "DDIM Inverter or Edit-Friendly Inverter")
         sigmas = invert.levels(model, scheduler, steps, end_percent, source=source)
         method = _method(model, eta_start_percent, eta_end_percent, settings)
@@ -56,7 +58,7 @@ class RFInverter(io.ComfyNode):
                 "end_percent %g, or lower end_percent.",
                 *(method.eta, eta_start_percent, eta_end_percent, end_percent),
             )
-        return io.NodeOutput(*invert.outputs(model, found))
+        return io.NodeOutput(*invert.outputs(model, found, text))
 
 
 def _method(model, start_percent: float, end_percent: float, settings: dict) -> RFInversion:

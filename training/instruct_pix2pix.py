@@ -200,6 +200,26 @@ class PromptPair:
     instruction: str
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The part of all prompt pairs that one of `count` servers draws. A pair belongs to one shard by itself, whatever else is in the list."""
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.number <= self.count:
+            raise ValueError(f"shard is {self.number} of {self.count}; give a number from 1 to shards.")
+
+    def __contains__(self, pair: PromptPair) -> bool:
+        return zlib.crc32(repr(pair).encode()) % self.count == self.number - 1
+
+    @property
+    def suffix(self) -> str:
+        """What names of its files end with."""
+        return "" if self.count == 1 else f"-{self.number}of{self.count}"
+
+
 def prompt_pairs(text: str) -> list[PromptPair]:
     """Pairs from lines `caption => caption after | instruction`; empty lines and those that begin with # are left out.
 

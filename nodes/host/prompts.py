@@ -123,6 +123,15 @@ def encoded(clip, text: str) -> list:
     return conditioning
 
 
+def source_of(clip, given: list | str) -> tuple[list, str]:
+    """(CONDITIONING, text) of what was connected as a source prompt: a text, which is encoded, or a conditioning, whose text is not known."""
+    if not isinstance(given, str):
+        return given, ""
+    if clip is None:
+        raise ValueError("source is a text, which the text encoder has to read. Connect clip too, or a conditioning instead of the text.")
+    return encoded(clip, given), given.strip()
+
+
 def as_rows(conditionings: Sequence[list], repeats: int) -> tuple[list, list[int]]:
     """One CONDITIONING with a row for each of several, each `repeats` times; and how often each was repeated along its tokens.
 

@@ -124,6 +124,8 @@ _OF_WIDGET = {"INT": _check_number, "FLOAT": _check_number, "STRING": _check_tex
 
 def _check_socket(kinds: list[str], value, name: str) -> None:
     """What is connected to a socket of these types."""
+    if isinstance(value, str) and "STRING" in kinds:
+        return
     if isinstance(value, dict) and "LATENT" in kinds:
         _check_latent(value, name)
     elif "CONDITIONING" in kinds:

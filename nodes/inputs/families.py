@@ -135,16 +135,43 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         "self_end": {
             "eps": Value(0.4, "Prompt-to-Prompt's notebooks"),
             "demo": Value(0.6, _OURS),
-            "flow": Value(0.4, "as the notebooks: none is known"),
+            "flow": Value(0.2, "joint attention, arXiv 2508.07519"),
+            "wan": Value(0.4, "as the notebooks: its text has cross-attention"),
         },
-        "joint_end": {
-            "eps": Value(0.2, "not used: no joint attention"),
-            "flow": Value(0.2, "arXiv 2508.07519"),
-        },
-        "blend_threshold": {
+    },
+    "P2PLocalBlend": {
+        "threshold": {
             "eps": Value(0.3, "Prompt-to-Prompt's notebooks"),
-            "demo": Value(0.6, _OURS),
+            "demo": Value(0.6, f"{_OURS}, whose maps are wider"),
             "flow": Value(0.3, "as the notebooks: none is known"),
+        },
+        "start_percent": {
+            "eps": Value(0.2, "Prompt-to-Prompt's notebooks"),
+            "demo": Value(0.1, _OURS),
+            "flow": Value(0.2, "as the notebooks: none is known"),
+        },
+        "end_percent": {
+            "eps": Value(1.0, "Prompt-to-Prompt's notebooks"),
+            "flow": Value(0.5, "joint attention, arXiv 2508.07519"),
+            "wan": Value(1.0, "as the notebooks: its text has cross-attention"),
+        },
+        "spread": {
+            "eps": Value(1, "Prompt-to-Prompt's notebooks"),
+            "flow": Value(0, "maps are smoothed instead, arXiv 2508.07519"),
+        },
+    },
+    "PairOptions": {
+        "min_cfg": {
+            "eps": Value(7.5, "arXiv 2211.09800"),
+            "sdxl": Value(5.0, "around diffusers' SDXL pipelines"),
+            "demo": Value(3.0, _OURS),
+            "flow": Value(3.0, "around the cfg of plain sampling"),
+        },
+        "max_cfg": {
+            "eps": Value(15.0, "arXiv 2211.09800"),
+            "sdxl": Value(9.0, "around diffusers' SDXL pipelines"),
+            "demo": Value(6.0, _OURS),
+            "flow": Value(7.0, "around the cfg of plain sampling"),
         },
     },
     "ValidationOptions": {"cfg": _CFG, "cfg | trainer = Train Instruction Model": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},

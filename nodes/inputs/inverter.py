@@ -24,7 +24,7 @@ def inverter_inputs(
     """All inputs of an inverter around its own settings; with a tooltip for it, a negative too."""
     return [
         io.Model.Input("model", tooltip=model),
-        io.Conditioning.Input("source", tooltip=source),
+        io.MultiType.Input("source", types=[io.Conditioning, io.String], tooltip=f"{source} A CONDITIONING, or a text with the clip connected."),
         image_input("The images to invert"),
         steps_input(steps, f"Steps of the inversion and of every reconstruction. {steps_tip}", least_steps),
         auto_scheduler("ComfyUI's schedulers, reversed."),
@@ -33,6 +33,7 @@ def inverter_inputs(
         *([] if negative is None else optional(io.Conditioning.Input("negative", tooltip=negative))),
         fit_input(),
         io.Vae.Input("vae", optional=True, tooltip=vae),
+        io.Clip.Input("clip", optional=True, tooltip="Needed for a text as source. P2P Attention Patch then takes the text from the inversion."),
     ]
 
 

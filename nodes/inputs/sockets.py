@@ -8,6 +8,7 @@ NoisyClassifier = io.Custom("NOISY_CLASSIFIER")  # guidance.classifier.LabeledCl
 Inversion = io.Custom("INVERSION")  # nodes.host.inversion.invert.Inversion
 IPAdapter = io.Custom("IP_ADAPTER")  # attention.ip_adapter.Adapter
 AttentionMaps = io.Custom("ATTENTION_MAPS")  # attention.maps.Maps
+P2POptions = io.Custom("P2P_OPTIONS")  # nodes.host.attention.prompt_to_prompt.Options
 PairFilter = io.Custom("PAIR_FILTER")  # nodes.host.training.pair_filter.PairFilter
 PairOptions = io.Custom("PAIR_OPTIONS")  # nodes.host.training.instruct_pairs.Recipe, without what InstructPix2Pix Pairs itself asks for
 PairChecker = io.Custom("PAIR_CHECKER")  # nodes.host.training.pair_filter.Checker: (before, after, prompts) -> a score of each candidate

@@ -16,14 +16,13 @@ from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Wind
 from controlled_diffusion.nodes.host.attention.local_blend import control_of
 from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from bench.multi_cfg import guider_of, shortest
 from bench.shapes import SHAPES, clock, fused, model_of
 from harness.memory import peak
 from host import tiny
+from host.editing import patch
 from measures.script import head, options_of, row, say
-from node_schema import defaults
 
 STEPS = {0.2: 0.4, 0.6: 0.4, 0.9: 0.2}  # percent of a step, and its share: both are edited, cross-attention is, nothing is
 SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"
@@ -85,10 +84,10 @@ def random_features(conditioning: list, name: str, seed: int) -> list:
 def ways(model, side: int, name: str) -> dict[str, Callable]:
     """What is compared: a function of sigmas for each."""
     clip, made = tiny.clip(dtype=torch.float32), {}
-    knobs = defaults(P2PAttentionPatch) | dict(source=SOURCE, width=8 * side, height=8 * side)
+    given = dict(source=SOURCE, latent={"samples": torch.zeros(1, 4, side, side)})
     cases = {"swap": dict(targets=SWAP), "insert words": dict(targets=INSERT), "swap, local blend": dict(targets=SWAP, blend_words="*")}
     for case, own in cases.items():
-        patched, positive, negative, _latent, _ = P2PAttentionPatch.execute(model, clip, **knobs | own).args
+        patched, positive, negative, _latent, _ = patch(model, clip, **given, **own)
         rest = random_features(positive, name, 0), random_features(negative, name, 1)
         made[case] = guider_of(patched, *rest)
         if case == "insert words":

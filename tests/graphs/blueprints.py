@@ -32,16 +32,14 @@ def edit_image_by_words(graph):
     keep = graph.take("how_much_to_keep", "FLOAT", "how much to keep", value=0.4)
     with graph.group("1 The image"):
         image = scaled(graph, image)
-    with graph.group("2 The words"):
-        source = encoded(graph, loaded["clip"], "what it shows, encoded", shown)
-    with graph.group("3 Remember the image"):
-        given = dict(model=loaded["model"], source=source, image=image, vae=loaded["vae"])
-        inversion = graph.add("DDIMInverter", steps=50, **given)["inversion"]
-    with graph.group("4 Change the words"):
-        texts = dict(source=shown, targets=wanted, negative="")
-        patch = graph.add("P2PAttentionPatch", model=loaded["model"], clip=loaded["clip"], cross_end=0.8, self_end=keep, joint_end=keep, **texts)
+    with graph.group("2 Remember the image"):
+        inversion = graph.add("DDIMInverter", steps=50, source=shown, image=image, **loaded)["inversion"]
+    with graph.group("3 Change the words"):
+        texts = dict(source="", targets=wanted, negative="")
+        given = dict(model=loaded["model"], clip=loaded["clip"], latent=inversion)
+        patch = graph.add("P2PAttentionPatch", self_end=keep, **given, **texts)
         blend = graph.add("P2PLocalBlend", title="only where the changed words look", model=patch["model"], words="*")
-    with graph.group("5 Edit"):
+    with graph.group("4 Edit"):
         given = dict(model=blend, positive=patch["positive"], negative=patch["negative"])
         latent = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)
         both = graph.add("VAEDecode", samples=latent, vae=loaded["vae"])

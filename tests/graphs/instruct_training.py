@@ -17,7 +17,7 @@ a large {other} square on a white background => a large striped {other} square o
 
 
 def pairs_of(graph, demo, prompt_pairs: str, folder: str, **widgets):
-    options = graph.add("PairOptions", min_cfg=3.0, max_cfg=6.0, steps=15)
+    options = graph.add("PairOptions", steps=15)
     usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1)
     return graph.add(
         "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,

@@ -9,14 +9,14 @@ def prompt_to_prompt(graph):
         "color), a word is inserted (a texture), and the setting changes (another background). All use the source's attention maps, so "
         "everything unnamed stays. The tables show where source and edits look at words: *yellow* where the source looks at *blue*.\n\n"
         "Try: another target line, or a word removed, and the same in **Attention Map Capture**, whose *prompt* holds the source and "
-        "every target, one per line; *self_end* 0, which frees shapes; *alpha* 0.5, which takes over less."
+        "every target, one per line; *self_end* 0, which frees shapes; **P2P Options** with *alpha* 0.5, which takes over less."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     source = "a red star on the left and a blue circle on the right on a white background"
     targets = source.replace("blue", "yellow"), source.replace("blue", "striped blue"), source.replace("white", "pink")
     with graph.group("2 Prompts"):
-        patch = patched(graph, model, source, *targets, self_end=0.6)
+        patch = patched(graph, model, one_image(graph), source, *targets)
     with graph.group("3 What they look at"):
         given = dict(model=patch["model"], clip=model["clip"], conditioning=patch["positive"])
         capture = graph.add("AttentionMapCapture", prompt="\n".join((source, *targets)), words="star, circle, blue, yellow", **given)
@@ -43,7 +43,9 @@ def prompt_to_prompt_weights(graph):
         weights, source = "\n".join(f"circle: {w}" for w in (-1, 0, 1, 2, 4)), "a red circle on a white background"
         degrees = (source.replace("red", f"red {word}") for word in ("barely", "slightly", "very", "super"))
         whole = dict(cross_end=1.0, self_end=0.0)
-        weighed, graded = patched(graph, model, source, word_weights=weights, **whole), patched(graph, model, source, *degrees, **whole)
+        latent = one_image(graph)
+        weighed = patched(graph, model, latent, source, word_weights=weights, **whole)
+        graded = patched(graph, model, latent, source, *degrees, **whole)
     with graph.group("3 Sample"):
         latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=1) for p in (weighed, graded)]
     with graph.group("4 Images"):
@@ -57,7 +59,7 @@ def prompt_to_prompt_style(graph):
         "the things move freely. At 1, in all layers and to the end, they stay and the style has no room. A third of it keeps the places "
         "and lets the style in. So do all maps of the coarse layers alone (*cross_layers* and *self_layers* `1/2`), which hold places "
         "while the fine layers hold texture; but they suppress the pink background.\n\nTry: *alpha* 0.5 or 0.8; other words for the "
-        "style; *cross_layers* `output`."
+        "style; *cross_layers* `output`. All three are inputs of **P2P Options**."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -66,7 +68,9 @@ def prompt_to_prompt_style(graph):
         source = "a red star on the left and a blue circle on the right on a white background"
         striped, dotted = (source.replace("red", f"{t} red").replace("blue", f"{t} blue") for t in ("striped", "dotted"))
         targets, whole = (dotted.replace("white", "black"), striped, dotted.replace("white", "pink")), dict(cross_end=1.0, self_end=1.0)
-        patches = [patched(graph, model, source, *targets, alpha=a, cross_layers=where, self_layers=where, **whole) for a, where in rows]
+        options = [graph.add("P2POptions", alpha=a, cross_layers=where, self_layers=where) for a, where in rows]
+        latent = one_image(graph)
+        patches = [patched(graph, model, latent, source, *targets, options=each, **whole) for each in options]
     with graph.group("3 Sample"):
         latents = [ksampler(graph, p["model"], p["positive"], p["negative"], p["latent"], seed=5) for p in patches]
     with graph.group("4 Images"):
@@ -90,9 +94,9 @@ def prompt_to_prompt_blend(graph):
     with graph.group("2 Prompts"):
         source = "a red circle on the left and a blue square on the right on a gray background"
         targets = source.replace("circle", "star"), source.replace("circle", "cross")
-        patch = patched(graph, model, source, *targets, cross_end=0.2, self_end=0.0)
+        patch = patched(graph, model, one_image(graph), source, *targets, cross_end=0.2, self_end=0.0)
     with graph.group("3 Blend"):
-        blend = graph.add("P2PLocalBlend", model=patch["model"], words="*", threshold=0.6, start_percent=0.1)
+        blend = graph.add("P2PLocalBlend", model=patch["model"], words="*")
     with graph.group("4 Sample"):
         rest = patch["positive"], patch["negative"], patch["latent"]
         plain, kept = (ksampler(graph, m["model"], *rest, seed=3) for m in (patch, blend))
@@ -106,8 +110,9 @@ def prompt_to_prompt_blend(graph):
 
 def prompt_to_prompt_real(graph):
     graph.note(
-        "# Prompt-to-Prompt on a real image\n\nA painted image is inverted under a prompt that describes it. In the reconstruction the "
-        "source row stays on the inversion's trajectory (*branches* `direct`), so it is the image again, and the edits use its attention.\n\n"
+        "# Prompt-to-Prompt on a real image\n\nA painted image is inverted under a text that describes it, which **P2P Attention Patch** takes "
+        "from the inversion. In the reconstruction the source row stays on the inversion's trajectory (*branches* `direct`), so it is the "
+        "image again, and the edits use its attention.\n\n"
         "Try: another target line; EDICT Inverter instead of DDIM Inverter with *branches* `source and edit`; *self_end* 0 for another "
         "shape."
     )
@@ -115,13 +120,13 @@ def prompt_to_prompt_real(graph):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Image"):
         image = two_squares(graph)
-    with graph.group("3 Prompts"):
-        changes = (("blue", "yellow"), ("blue", "striped blue"), ("white", "pink"))
-        patch = patched(graph, model, TWO_SQUARES, *(TWO_SQUARES.replace(*change) for change in changes), self_end=0.6)
-    with graph.group("4 Inversion"):
-        source = graph.add("CLIPTextEncode", title="source", clip=model["clip"], text=TWO_SQUARES)
-        given = dict(model=model["model"], source=source, image=image, vae=model["vae"])
+    with graph.group("3 Inversion"):
+        text = graph.add("PrimitiveStringMultiline", title="what the image shows", value=TWO_SQUARES)
+        given = dict(model=model["model"], clip=model["clip"], vae=model["vae"], source=text, image=image)
         inversion = graph.add("DDIMInverter", steps=20, scheduler="normal", **given)["inversion"]
+    with graph.group("4 Edits"):
+        changes = (("blue", "yellow"), ("blue", "striped blue"), ("white", "pink"))
+        patch = patched(graph, model, inversion, "", *(TWO_SQUARES.replace(*change) for change in changes))
     with graph.group("5 Reconstruct and edit"):
         given = dict(model=patch["model"], positive=patch["positive"], negative=patch["negative"])
         latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)
@@ -130,10 +135,14 @@ def prompt_to_prompt_real(graph):
         saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image, then the edits")
 
 
-def patched(graph, model, source: str, *targets: str, **widgets):
-    """The patch of the demo model, and its alignment to read."""
-    usual = dict(model=model["model"], clip=model["clip"], negative="", width=128, height=128)
-    patch = graph.add("P2PAttentionPatch", source=source, targets="\n".join(targets), **usual | widgets)
+def one_image(graph):
+    return graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+
+
+def patched(graph, model, latent, source: str, *targets: str, **inputs):
+    """The patch of the demo model for a latent or an inversion, and its alignment to read."""
+    usual = dict(model=model["model"], clip=model["clip"], latent=latent, source=source, targets="\n".join(targets), negative="")
+    patch = graph.add("P2PAttentionPatch", **usual | inputs)
     graph.add("PreviewAny", title="alignment", source=patch["alignment"])
     return patch
 

@@ -22,12 +22,11 @@ def edit_by_words(graph, model, megapixels: float, needs: str):
         shown = sentence(graph, "what the image shows", DRAWN)
         wanted = sentence(graph, "what it should show", DRAWN.replace("pink dress", "red dress"))
     with graph.group("4 Remember the image"):
-        source = graph.add("CLIPTextEncode", title="what the image shows, encoded", clip=loaded["CLIP"], text=shown)
-        given = dict(model=loaded["MODEL"], source=source, image=image, vae=loaded["VAE"])
-        inversion = graph.add("DDIMInverter", steps=50, scheduler="normal", **given)["inversion"]
+        given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], source=shown, image=image)
+        inversion = graph.add("DDIMInverter", steps=50, **given)["inversion"]
     with graph.group("5 Change the words"):
-        texts = dict(source=shown, targets=wanted, negative="")
-        patch = graph.add("P2PAttentionPatch", model=loaded["MODEL"], clip=loaded["CLIP"], cross_end=0.8, self_end=0.4, **texts)
+        texts = dict(source="", targets=wanted, negative="")
+        patch = graph.add("P2PAttentionPatch", model=loaded["MODEL"], clip=loaded["CLIP"], latent=inversion, **texts)
     with graph.group("6 Edit"):
         blend = graph.add("P2PLocalBlend", title="only where the changed words look", model=patch["model"], words="*")
         given = dict(model=blend, positive=patch["positive"], negative=patch["negative"])

@@ -19,7 +19,7 @@ OWN = {  # what single nodes need
     "ClassifierChannel": dict(labels="red"),
     "DiffEditSampler": dict(steps=4),
     "SDEditSampler": dict(strength=0.5),
-    "P2PAttentionPatch": dict(source="a red circle", targets="a blue circle", blend_words="circle", width=128, height=128),
+    "P2PAttentionPatch": dict(source="a red circle", targets="a blue circle"),
     "P2PLocalBlend": dict(words="circle"),
     "AttentionMapCapture": dict(prompt="a red circle", words="circle"),
     "AttentionMapView": dict(words="", mask_word="circle"),
@@ -125,6 +125,9 @@ class Sockets:
     def _pair_checker(self):
         return lambda before, after, pair: [1.0] * len(before)
 
+    def _p2p_options(self):
+        return run("P2POptions", **good("P2POptions", self))[0]
+
     def _pair_filter(self):
         return run("PairFilter", **good("PairFilter", self))[0]
 
@@ -178,8 +181,12 @@ class Sockets:
         return model, self.sampled(model, positive, self("CONDITIONING"))
 
     def _blended(self):
-        model, positive, negative, *_ = run("P2PAttentionPatch", **good("P2PAttentionPatch", self))
-        return model, self.sampled(model, positive, negative)
+        _, positive, negative, *_ = self("EDITED")
+        blended = run("P2PLocalBlend", **good("P2PLocalBlend", self))[0]
+        return blended, self.sampled(blended, positive, negative)
+
+    def _edited(self):
+        return run("P2PAttentionPatch", **good("P2PAttentionPatch", self))
 
     def _attention_maps(self):
         return run("AttentionMapView", **good("AttentionMapView", self))[2]
@@ -208,9 +215,9 @@ class Sockets:
             "LoadInversion": lambda: dict(name="demo_model.safetensors"),
             "CustomDiffusionMerge": lambda: dict(concepts=self("CONCEPTS")),
             "InstructPix2PixLoader": lambda: dict(name=self("INSTRUCTED")),
-            "P2PLocalBlend": lambda: dict(model=run("P2PAttentionPatch", **good("P2PAttentionPatch", self) | {"blend_words": ""})[0]),
+            "P2PLocalBlend": lambda: dict(model=self("EDITED")[0]),
             "AttentionMapCapture": lambda: dict(conditioning=None),
-            "P2PAttentionPatch": lambda: dict(latent=None),
+            "P2PAttentionPatch": lambda: dict(latent={"samples": torch.zeros(1, 4, 16, 16)}),
             "ImageGuidanceChannel": lambda: dict(text=None),
             "InversionReport": lambda: dict(inversion=None),
             "NoisyClassifierTrainer": lambda: dict(images=self.images),

@@ -7,21 +7,31 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from controlled_diffusion.nodes.attention_maps import AttentionMapView
 from controlled_diffusion.nodes.host.attention.hook import Control, controls_of
 from controlled_diffusion.nodes.host.attention.unet import unet_places
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PLocalBlend
+from controlled_diffusion.nodes.host.model_tag import family
+from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PLocalBlend, P2POptions
 from safetensors.torch import save_file
 
 from host import tiny, tiny_dits
 from node_schema import defaults
 
-ALL = dict(cross_end=1.0, self_end=1.0, joint_end=1.0, self_layers="all")
-OFF = dict(cross_end=0.0, self_end=0.0, joint_end=0.0)
+ALL = dict(cross_end=1.0, self_end=1.0, self_layers="all")
+OFF = dict(cross_end=0.0, self_end=0.0)
+BLEND = dict(blend_words="words", protect_words="protect_words", blend_threshold="threshold", blend_start="start_percent")
 
 
-def patch(model, clip, targets, source, images=1, **knobs):
-    """(model, positive, negative, latent, alignment) of P2P Attention Patch for a latent of 8 x 8, or of the DiT's size."""
-    size = dict(latent={"samples": tiny_dits.empty(clip.name, images)}) if isinstance(clip, tiny_dits.Clip) else dict(batch_size=images)
-    given = defaults(P2PAttentionPatch) | dict(width=64, height=64) | size | dict(source=source, targets=targets) | knobs
-    return P2PAttentionPatch.execute(model, clip, **given).args
+def patch(model, clip, targets, source, images=1, latent=None, **knobs):
+    """(model, positive, negative, latent, alignment) of P2P Attention Patch for a latent of 8 x 8, or of the DiT's size.
+
+    `knobs` of P2P Options, and of P2P Local Blend by the names in BLEND, go to these nodes.
+    """
+    options = {k: v for k, v in knobs.items() if k in defaults(P2POptions)}
+    blend = {BLEND[k]: v for k, v in knobs.items() if k in BLEND}
+    own = {k: v for k, v in knobs.items() if k not in options and k not in BLEND}
+    empty = tiny_dits.empty(clip.name, images) if isinstance(clip, tiny_dits.Clip) else torch.zeros(images, 4, 8, 8)
+    given = defaults(P2PAttentionPatch, family(model)) | dict(source=source, targets=targets, latent=latent or {"samples": empty}) | own
+    given["options"] = P2POptions.execute(**defaults(P2POptions) | options).args[0]
+    patched, *rest = P2PAttentionPatch.execute(model, clip, **given).args
+    return with_blend(patched, **dict(words="") | blend) if blend else patched, *rest
 
 
 def sample(model, positive, negative, latent, *_, cfg=4.0, sampler="euler", scheduler="normal", seed=7, steps=4, **more):
@@ -31,7 +41,7 @@ def sample(model, positive, negative, latent, *_, cfg=4.0, sampler="euler", sche
 
 
 def with_blend(model, **knobs):
-    return P2PLocalBlend.execute(model, **defaults(P2PLocalBlend) | knobs).args[0]
+    return P2PLocalBlend.execute(model, **defaults(P2PLocalBlend, family(model)) | knobs).args[0]
 
 
 def control_of(model, kind: type = Control):

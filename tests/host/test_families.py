@@ -16,7 +16,6 @@ from harness.good_inputs import Sockets, good, run
 from host import tiny, tiny_dits
 
 NODES = {node.GET_SCHEMA().node_id: node for module in MODULES for node in module.NODES}
-WAITING = {"P2PAttentionPatch"}  # nodes whose inputs are not on auto yet: take yours out
 FAMILIES = {"sd3": "sd3", "flux": "flux", "flux2": "flux", "qwen": "qwen", "wan": "wan", "lumina2": "flow", "hidream": "flow"}
 
 
@@ -26,12 +25,11 @@ def inputs_of(node_id: str) -> set[str]:
 
 @pytest.mark.parametrize("node_id", NODES)
 def test_auto_inputs_are_those_of_the_table(node_id):
-    if node_id not in WAITING:
-        assert inputs_of(node_id) == {name.partition(" | ")[0] for name in families.TABLE.get(node_id, {})}
+    assert inputs_of(node_id) == {name.partition(" | ")[0] for name in families.TABLE.get(node_id, {})}
 
 
 def test_the_table_names_nodes_that_exist():
-    assert families.TABLE.keys() <= NODES.keys() and families.TABLE.keys() >= WAITING
+    assert families.TABLE.keys() <= NODES.keys()
 
 
 @pytest.mark.parametrize("node_id", families.TABLE)
@@ -156,13 +154,13 @@ def test_options_of_another_node_are_filled_by_its_name(eps_model):
 
 
 @pytest.mark.parametrize("kind", ["MODEL", "FLOW"])
-@pytest.mark.parametrize("node_id", sorted(n for n in families.TABLE.keys() - WAITING if any(i.id == "model" for i in NODES[n].GET_SCHEMA().inputs)))
+@pytest.mark.parametrize("node_id", sorted(n for n in families.TABLE if any(i.id == "model" for i in NODES[n].GET_SCHEMA().inputs)))
 def test_a_fresh_node_runs_with_its_values_on_auto(node_id, kind, sockets):
     if node_id == "RFInverter" and kind == "MODEL":
         pytest.skip("it refuses eps models")
     schema = NODES[node_id].GET_SCHEMA()
     given = {i.id: i.default for i in auto.auto_inputs(schema.inputs)}
-    if node_id not in ("InstructPix2PixGuider", "InstructPix2PixPatch", "InstructionChannels"):  # these need an instruction model
+    if node_id not in ("InstructPix2PixGuider", "InstructPix2PixPatch", "InstructionChannels", "P2PLocalBlend"):  # these need another model
         given["model"] = sockets(kind)
     assert run(node_id, **good(node_id, sockets) | ({k: [v] for k, v in given.items()} if schema.is_input_list else given))
 

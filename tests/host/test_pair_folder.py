@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 
 import comfy.model_management
 import folder_paths
@@ -11,7 +12,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host.training.pair_folder import PairFolder
 from controlled_diffusion.nodes.instruct_pairs import InstructPix2PixPairs
-from controlled_diffusion.training.instruct_pix2pix import PromptPair
+from controlled_diffusion.training.instruct_pix2pix import PromptPair, Shard
 
 PAIR = PromptPair("a red cat", "a blue cat sitting there", "make it blue")
 
@@ -104,3 +105,34 @@ def test_cancel_stops_the_reading_of_a_long_list():
         for _ in range(1000):
             folder.read()
     assert time.monotonic() - started < 1.5
+
+
+def test_shards_share_out_all_prompt_pairs():
+    """By the pair itself, so that lists that differ do not draw one twice."""
+    pairs = [PromptPair(f"a {i}", f"b {i}", "-") for i in range(60)]
+    owners = [[n for n in (1, 2, 3) if pair in Shard(n, 3)] for pair in pairs]
+    assert all(len(found) == 1 for found in owners) and {n for found in owners for n in found} == {1, 2, 3}
+    with pytest.raises(ValueError, match="shard is 4 of 3; give a number from 1 to shards"):
+        Shard(4, 3)
+
+
+def test_shards_write_their_own_files_and_read_all():
+    one, two, whole = PairFolder("things", Shard(1, 2)), PairFolder("things", Shard(2, 2)), PairFolder("things")
+    for number in range(2):
+        for folder in (one, two, whole):
+            folder.add(torch.full((2, 8, 8, 3), 0.1 * number), replace(PAIR, instruction=f"{folder.shard.suffix} {number}"), {"seed": number})
+    two.finish(PAIR, 1, 1, {})
+    assert sorted(p.name for p in one.path.glob("after/*.png")) == sorted(f"0000{n}{s}.png" for n in (1, 2) for s in ("", "-1of2", "-2of2"))
+    told = sorted(f"{suffix} {n}" for suffix in ("", "-1of2", "-2of2") for n in range(2))
+    assert all(sorted(folder.read()[2]) == told and folder.done() == {PAIR: {}} for folder in (one, two, whole))
+    before = one.fingerprint()
+    two.add(torch.zeros(2, 8, 8, 3), PAIR, {"seed": 3})
+    assert one.fingerprint() != before and whole.removed() == ""
+    (one.path / "after" / "00001-2of2.png").unlink()
+    assert len(one.read()[2]) == 6 and whole.removed()
+
+
+def test_shards_need_a_folder_that_is_continued():
+    for way in ("number it", "refuse"):
+        with pytest.raises(ValueError, match=f"2 shards share one folder, but if_exists is '{way}'. Set it to 'continue'"):
+            PairFolder.choose("things", way, Shard(1, 2))

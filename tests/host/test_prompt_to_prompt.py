@@ -16,6 +16,8 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.attention.prompt_to_prompt import Rows
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
+from controlled_diffusion.nodes.ddim import DDIMInverter
+from controlled_diffusion.nodes.host.attention import hook
 from controlled_diffusion.nodes.host.attention.hook import ControlRun
 from controlled_diffusion.nodes.host.attention.unet import blend_places, unet_places
 from controlled_diffusion.nodes.host.conditionings import KEY, branches_of
@@ -339,12 +341,12 @@ def test_layers_for_masks(eps):
     assert {p.scale for p in unet_places(eps)} == {1, 2}
 
 
-def test_local_blend_node_equals_the_patchs(eps, clip):
+def test_the_last_local_blend_counts(eps, clip):
+    """And one without words is none."""
     plain, *rest = patch(eps, clip)
-    knobs = dict(blend_words="circle", protect_words="a", blend_threshold=0.8, blend_start=0.3)
     node = dict(words="circle", protect_words="a", threshold=0.8, start_percent=0.3)
     own = sample(with_blend(plain, **node), *rest)
-    assert torch.equal(own, drawn(eps, clip, **knobs)) and differ(own, drawn(eps, clip)) > 1e-3
+    assert differ(own, drawn(eps, clip)) > 1e-3
     other, *rest = patch(eps, clip, blend_words="blue", blend_threshold=0.5)
     assert torch.equal(sample(with_blend(other, **node), *rest), own)
     assert torch.equal(sample(with_blend(other, words=""), *rest), drawn(eps, clip))
@@ -417,7 +419,7 @@ def test_a_replay_needs_a_source_row_for_every_image(clip):
     inversion, _ = inverted(model, clip, images=2)
     patched, positive, negative, *_ = patch(model, clip)
     for branches in ("edit", "source and edit", "direct"):
-        with pytest.raises(ValueError, match=r"with an inversion.* as many images in batch_size as were inverted"):
+        with pytest.raises(ValueError, match=r"this inversion at the input 'latent'|with an inversion, connect that to its input 'latent'"):
             inversions.sample(patched, inversion, 4.0, branches, positive=positive, negative=negative)
     single, _ = inverted(model, clip)
     with pytest.raises(ValueError, match=r"positive has 2 rows, but 1 image was inverted; give 1\. Rows of P2P.*branches 'direct'"):
@@ -557,14 +559,17 @@ def test_masks_are_read_from_model_or_guider(eps, clip):
 
 
 @pytest.mark.parametrize("threshold, warning", [(0.0, "keeps almost nothing"), (1.0, "the edit equals the source"), (0.8, None)])
-def test_a_blend_of_all_or_nothing_is_logged(eps, clip, threshold, warning, caplog):
-    """Only P2P Blend Mask has a text output after the sampling, and few graphs have one."""
+def test_a_blend_of_all_or_nothing_is_told(eps, clip, threshold, warning, caplog, monkeypatch):
+    """In the log and on the node that samples, since few graphs have P2P Blend Mask."""
+    told = []
+    monkeypatch.setattr(hook, "say", told.append)
     patched, *rest = patch(eps, clip, f"{SWAP}\na red circle", blend_words="circle", blend_threshold=threshold)
     with caplog.at_level("WARNING"):
         sample(patched, *rest)
     logged = [r.message for r in caplog.records if r.levelname == "WARNING" and "P2P Attention Patch" in r.message]
     wanted = [f"edit {i}" for i in (1, 2)] if warning else []
     assert len(logged) == len(wanted) and all(edit in line and warning in line for edit, line in zip(wanted, logged))
+    assert told == (["\n".join(logged)] if warning else [])
 
 
 @pytest.mark.parametrize("knobs, message", [({}, "no local blend"), (dict(blend_words="*", blend_start=1.0), "did not act in any step")])
@@ -639,3 +644,21 @@ def test_a_finished_or_stopped_run_lets_go_of_conditionings(eps, clip, stopped, 
     edited, captured = runs
     assert not any(run.conds or run.parts.marked for run in runs)
     assert edited.blending.masks and not edited.active_edits and captured.sums.total
+
+
+def test_an_inversion_brings_prompt_and_images(clip):
+    """Of an inverter that got a text; a conditioning's text is not known."""
+    model = tiny.unet("eps", output_scale=0.05)
+    clean = {"samples": 5 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))}
+    given = dict(model=model, image=clean, steps=3, scheduler="karras", end_percent=0.0)
+    known, unknown = (DDIMInverter.execute(source=s, clip=clip, **given).args for s in (f" {SOURCE}", encoded(clip, SOURCE)))
+    assert known[0].text == SOURCE and torch.equal(known[0].trajectory.states[0][0], unknown[0].trajectory.states[0][0])
+    typed, found = (editing.patch(model, clip, SWAP, source, latent=start, **ALL) for source, start in ((SOURCE, unknown[0]), ("", known[0])))
+    assert typed[4] == found[4] and found[4].startswith(f"{SOURCE}  ->  {SWAP}") and control_of(found[0]).rows == Rows(2, 1)
+    assert torch.equal(found[3]["samples"], known[1]["samples"].repeat(2, 1, 1, 1))
+    made = [inversions.sample(p[0], known[0], 4.0, "direct", positive=p[1], negative=p[2]) for p in (typed, found)]
+    assert torch.equal(*made) and differ(made[0][2:], made[0][:2]) > 1e-3
+    with pytest.raises(ValueError, match="source is empty, and the inversion does not know its prompt"):
+        editing.patch(model, clip, SWAP, "", latent=unknown[0])
+    with pytest.raises(ValueError, match="source is a text, which the text encoder has to read"):
+        DDIMInverter.execute(source=SOURCE, **given)

@@ -19,11 +19,11 @@ from controlled_diffusion.inversion import quality
 from controlled_diffusion.inversion.method import Trajectory
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 
 from harness import memory
 from harness.demo_images import SCHEDULER, Studio
 from harness.host import PRIVATE
+from host import editing
 from host.sampling import Count
 from measures.diffedit import Change, caption, change, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
@@ -123,12 +123,12 @@ class Replays:
         """The edits by Prompt-to-Prompt, image by image, beside a source that is held on its path or not."""
         edits = []
         for i, wish in enumerate(changes):
-            texts = dict(source=caption(wish.before).text, targets=caption(wish.after).text, negative="")
+            texts = dict(source=caption(wish.before).text, targets=caption(wish.after).text)
             reshaped = wish.before.things[wish.thing].shape != wish.after.things[wish.thing].shape
-            knobs = defaults(P2PAttentionPatch) | texts | (FREE if reshaped else LAYOUT) | dict(width=128, height=128)
-            model, target, *_ = P2PAttentionPatch.execute(model=self.studio.model, clip=self.studio.clip, **knobs).args
+            one = alone(self.inversion, i)
+            model, target, *_ = editing.patch(self.studio.model, self.studio.clip, latent=one, **texts, **(FREE if reshaped else LAYOUT))
             beside = "direct" if branches == "direct" else "source and edit"
-            edits.append(self.latents(model, alone(self.inversion, i), cfg, beside, target)[1:])
+            edits.append(self.latents(model, one, cfg, beside, target)[1:])
         return self.studio.vae.decode(torch.cat(edits))
 
 

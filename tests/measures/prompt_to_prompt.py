@@ -18,15 +18,14 @@ import comfy.sample
 import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch
 from controlled_diffusion.training.demo import checker
 
 from demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
+from host import editing
 from measures.diffedit import caption, held_out
 from measures.script import head, options_of, percent, row, say
-from node_schema import defaults
 
 PATH = PRIVATE / "measures" / "prompt_to_prompt.json"
 FIRST = 1000  # number of the first scene; the settings below were chosen on those from 0
@@ -34,9 +33,10 @@ ROOM = 2  # pixels around things that count neither as thing nor as background
 GROWN = 1.05  # how much larger or smaller a noun's thing must become
 STYLE = dict(cross_end=0.8, self_end=0.6)
 LAYOUT = STYLE | dict(blend_words="*", blend_threshold=0.6, blend_start=0.1)
-TAKEN_OUT = dict(cross_end=0.5, self_end=0.4, blend_words="*")
-FREE = dict(cross_end=0.5, self_end=0.1, blend_words="*")
-PLACED = dict(cross_end=0.8, self_end=0.4, blend_words="*")
+LOOSE = dict(blend_words="*", blend_threshold=0.3, blend_start=0.2)
+TAKEN_OUT = dict(cross_end=0.5, self_end=0.4) | LOOSE
+FREE = dict(cross_end=0.5, self_end=0.1) | LOOSE
+PLACED = dict(cross_end=0.8, self_end=0.4) | LOOSE
 WEIGHED = dict(cross_end=1.0, self_end=0.0)
 WAYS = {
     "no patch": dict(cross_end=0.0, self_end=0.0),
@@ -125,10 +125,9 @@ GROUPS = {
 
 def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
     """The source's image, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
-    given = dict(source=source, targets="\n".join(e.target.text for e in edits), width=128, height=128)
-    given["word_weights"] = "\n".join(e.weights or "on: 1" for e in edits)
-    knobs = defaults(P2PAttentionPatch) | given | knobs
-    model, positive, negative, latent, _ = P2PAttentionPatch.execute(studio.model, studio.clip, **knobs).args
+    targets, weights = ("\n".join(lines) for lines in ([e.target.text for e in edits], [e.weights or "on: 1" for e in edits]))
+    given = dict(latent={"samples": torch.zeros(1, 4, 16, 16)}, word_weights=weights) | knobs
+    model, positive, negative, latent, _ = editing.patch(studio.model, studio.clip, targets, source, **given)
     noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
     settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
     return studio.images(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
@@ -245,10 +244,29 @@ def table(kept: Kept, count: int) -> str:
     return "\n".join(lines)
 
 
+@torch.inference_mode()
+def weights(studio: Studio, count: int) -> str:
+    """How much a weight of 4 changes the first thing, by the words that have it: RMS of its pixels, in [0, 1]."""
+    changes = []
+    for index in range(count):
+        scene = plain(held_out(FIRST + index, index % 2 == 1))
+        told, thing = caption(scene), scene.things[0]
+        lines = f"{thing.color}: 4", f"{thing.shape}: 4", f"{thing.color} {thing.shape}: 4"
+        before, *after = drawn(studio, index, told.text, [Edit(told, line) for line in lines], **WEIGHED) / 255
+        found = covered(named(checker.read((before * 255).astype(np.uint8)), thing))
+        changes += [[np.sqrt(np.square(image - before)[found].mean()) for image in after]] if found.any() else []
+    means = [f"{n:.3f}" for n in np.mean(changes, axis=0)]
+    return "\n".join((head(f"a weight of 4 on ({len(changes)} things)", "color", "noun", "both"), row("RMS of the thing's pixels", *means)))
+
+
 def main() -> None:
     only = dict(nargs="*", choices=list(GROUPS), default=list(GROUPS), help="some of the groups of operations")
     shown = dict(action="store_true", help="print what has been measured, and measure nothing")
-    options, kept = options_of(__doc__, count=(200, "edits of each operation"), only=only, table=shown), Kept()
+    weighed = (0, "measure word weights on so many scenes instead")
+    options, kept = options_of(__doc__, count=(200, "edits of each operation"), only=only, table=shown, weights=weighed), Kept()
+    if options.weights:
+        say(weights(Studio(), options.weights))
+        return
     if not options.table:
         studio = Studio()
         for index, group in product(range(options.count), options.only):

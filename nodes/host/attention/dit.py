@@ -123,12 +123,6 @@ def _module(model) -> str:
     return next((m for m in modules if m in FAMILIES), "") if modules[0] not in UNSUPPORTED else ""
 
 
-def is_joint(model) -> bool:
-    """Whether image and text share one attention."""
-    module = _module(model)
-    return bool(module) and not FAMILIES[module].cross
-
-
 def dit_of(model) -> Dit:
     """What is known of a DiT. Raises ValueError that names a network whose attention cannot be reached."""
     network, name = model.get_model_object("diffusion_model"), type(model.model).__name__

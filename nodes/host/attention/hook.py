@@ -22,6 +22,7 @@ from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block, Place
 from ..conditionings import KEY, features_of, has_mark
 from ..noise_levels import NoiseScale, run_noise_scale
+from ..progress import say
 from ..run_history import RunHistory
 from .dit import Dit, Override
 from .unet import SLOTS, BaseAttention, UnetCall, with_attention
@@ -102,7 +103,7 @@ class ControlRun:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know of a run that came to its end."""
+        """What the user should know after a run."""
         return []
 
     def end(self) -> None:
@@ -159,8 +160,15 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     finally:
         for run in runs:
             run.end()
-            for warning in run.warnings:
-                _log.warning("%s: %s", run.control.node, warning)
+        _warn([f"{run.control.node}: {warning}" for run in runs for warning in run.warnings])
+
+
+def _warn(warnings: list[str]) -> None:
+    """In the log, and on the node that samples."""
+    for warning in warnings:
+        _log.warning(warning)
+    if warnings:
+        say("\n".join(warnings))
 
 
 def _predict(executor, x, timestep, model_options={}, seed=None):

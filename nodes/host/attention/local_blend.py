@@ -43,7 +43,7 @@ def masks_of(control: PromptToPrompt, latent: dict) -> Masks:
         [control.history], latent, "Connect the latent that was sampled with this model, and the model or guider that sampled it."
     )
     if runs[0].blending is None:
-        raise ValueError("The run had no local blend. Name blend_words in P2P Attention Patch, or put P2P Local Blend behind it.")
+        raise ValueError("The run had no local blend. Put P2P Local Blend between P2P Attention Patch and the sampler.")
     masks = [mask for run in runs for mask in run.blending.masks]
     if not masks:
         raise ValueError(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import comfy.model_management
 import comfy.sample
 import torch
 
@@ -14,7 +13,7 @@ from ....attention.call import QKSharing, select_rows
 from ....attention.layers import Block, Place, chosen_places
 from ....attention.local_blend import Blending, LocalBlend, coverages, word_map
 from ....attention.prompt_edits import PromptEdits, Words
-from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings
+from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings, Window
 from ..conditionings import marked
 from ..latents import check_images, check_latent_channels
 from ..noise_levels import NoiseScale
@@ -82,14 +81,14 @@ class PromptToPromptRun(ControlRun):
         if len(x) != self.rows.total:
             raise ValueError(
                 f"{len(x)} images are sampled, but P2P Attention Patch made {self.rows.total} rows: {one} of the source, then {one} for each of "
-                f"{self.rows.targets} target(s). Connect its 'latent' to the sampler, or with an inversion choose branches 'direct' and as many "
-                "images in batch_size as were inverted."
+                f"{self.rows.targets} target(s). Connect its 'latent' to the sampler; with an inversion, connect that to its input 'latent' and "
+                "choose branches 'direct'."
             )
         if sigma >= self.scale.sigmas[0] * (1 - 1e-5) and not torch.equal(x, x[:one].repeat(len(x) // one, *blank)):
             raise ValueError(
                 "Source and targets start from different noise, so that their maps do not belong together. Connect the 'latent' of P2P "
                 "Attention Patch (its batch_index gives all the same noise) and a noise that heeds it, such as RandomNoise; with an inversion, "
-                "as many images in batch_size as were inverted."
+                "Inversion Sampler."
             )
 
     def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -203,14 +202,10 @@ class PromptToPromptRun(ControlRun):
                 self.blending.add(lambda columns, p=p: call.images(word_map(p, columns)[:, None])[:, 0], number)
 
 
-def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int, branches: int) -> tuple[dict, int]:
+def batch_latent(model, latent: dict, branches: int) -> tuple[dict, int]:
     """The LATENT with all rows, each branch with the noise of the source's, and how many images a branch has."""
-    if latent is None:
-        form = model.get_model_object("latent_format")
-        ratio, device = form.spacial_downscale_ratio, comfy.model_management.intermediate_device()
-        latent = {"samples": torch.zeros(images, form.latent_channels, size[0] // ratio, size[1] // ratio, device=device)}
     samples = latent["samples"]
-    check_images(samples, "latent", "connect Empty Latent Image, or nothing and set width and height")
+    check_images(samples, "latent", "connect Empty Latent Image, or an inversion")
     check_latent_channels(model, comfy.sample.fix_empty_latent_channels(model, samples))
     rows = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
     rows["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
@@ -221,19 +216,47 @@ def batch_latent(model, latent: dict | None, size: tuple[int, int], images: int,
 
 
 @dataclass(frozen=True)
+class Options:
+    """What P2P Options asks for."""
+
+    alpha: float = Settings.alpha
+    cross_start: float = Settings.cross.start
+    self_start: float = Settings.self.start
+    word_windows: str = ""
+    cross_layers: str = "all"
+    self_layers: str = "1/2"
+
+    def settings(self, cross_end: float, self_end: float) -> Settings:
+        """Raises ValueError where a window ends before it starts."""
+        cross, own = (_window(name, start, end) for name, start, end in (("cross", self.cross_start, cross_end), ("self", self.self_start, self_end)))
+        return Settings(cross, own, self.alpha)
+
+
+def _window(name: str, start: float, end: float) -> Window:
+    if start > end:
+        raise ValueError(
+            f"{name}_start is {start}, but {name}_end is {end}: a window cannot end before it starts. Give {name}_start at most {end}, or a "
+            f"larger {name}_end; where both are the same nothing is taken over."
+        )
+    return Window(start, end)
+
+
+@dataclass(frozen=True)
 class Task:
-    """What P2P Attention Patch is asked for. `latent(branches)` as `batch_latent`; layers and blend settings as the node's inputs."""
+    """What P2P Attention Patch is asked for. `latent` is the LATENT of the source's images."""
 
     source: str
     targets: Sequence[str]
+    latent: dict
+    options: Options
     operation: str
-    words: Words
-    settings: Settings
-    cross_layers: str
-    self_layers: str
-    threshold: float
-    blend_start: float
-    latent: Callable[[int], tuple[dict, int]]
+    word_weights: str
+    cross_end: float
+    self_end: float
+
+    @property
+    def settings(self) -> Settings:
+        return self.options.settings(self.cross_end, self.self_end)
 
     def prompts(self, model, clip) -> tuple[PromptEdits, list[list]]:
         """The aligned prompts, and the conditioning of each."""
@@ -245,21 +268,20 @@ class Task:
         known = {text: encoded(clip, text) for text in (self.source, *self.targets)}
         read = {text: prompt_of(clip, text, conditioning[0][0].shape[1]) for text, conditioning in known.items()}
         targets = [read[text] for text in self.targets or (self.source,)]
-        prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, self.words)
+        words = Words(self.word_weights, self.options.word_windows)
+        prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, words)
         return prompts, [known[p.text] for p in prompts.prompts]
 
-    def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], choose: Callable, places: Sequence, **blend) -> dict:
-        """The fields of the control that a UNet and a DiT have alike; `choose` reads names of `places`, `blend` is as of `LocalBlend`."""
-        shape = dict(threshold=self.threshold, start=self.blend_start, **blend)
+    def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], choose: Callable, places: Sequence) -> dict:
+        """The fields of the control that a UNet and a DiT have alike; `choose` reads names of `places`."""
         return dict(
             rows=Rows(images, len(prompts.alignments)),
             settings=self.settings,
             pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-            cross_layers=choose(self.cross_layers, places, "cross_layers"),
-            self_layers=choose(self.self_layers, places, "self_layers"),
+            cross_layers=choose(self.options.cross_layers, places, "cross_layers"),
+            self_layers=choose(self.options.self_layers, places, "self_layers"),
             prompts=prompts,
             times=tuple(times),
-            blend=prompts.blend(self.words.blend, self.words.protect, times, **shape),
         )
 
 
@@ -267,7 +289,7 @@ def prepare(model, clip, task: Task) -> tuple:
     """(patched model, positive, latent, alignment as text) of a UNet."""
     places = unet_places(model)
     prompts, conditionings = task.prompts(model, clip)
-    latent, images = task.latent(len(conditionings))
+    latent, images = batch_latent(model, task.latent, len(conditionings))
     positive, times = as_rows(conditionings, images)
     fields = task.fields(model, prompts, images, times, chosen_places, places)
     control = PromptToPrompt(edits=prompts.edits(task.settings, times), places=places, **fields)

@@ -20,7 +20,7 @@ from ..noise_levels import NoiseScale
 from ..prompts import as_filled_rows
 from .dit import Dit, TokenCall, dit_of
 from .hook import install
-from .prompt_to_prompt import PromptToPrompt, PromptToPromptRun, Task
+from .prompt_to_prompt import PromptToPrompt, PromptToPromptRun, Task, batch_latent
 
 BEST = {  # blocks whose maps are cleanest, by network and number of blocks (arXiv 2508.07519, section 3.3)
     ("modules.diffusionmodules.mmdit", 24): (4, 5, 7, 8, 9, 10),
@@ -28,7 +28,6 @@ BEST = {  # blocks whose maps are cleanest, by network and number of blocks (arX
     ("flux.model", 57): (11, 12, 14, 17, 18),
 }
 BLUR = 1.0  # of the maps, in tokens
-BLEND_END = 0.5  # of the sampling, for joint attention; a blend that starts later goes on to the end
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,9 @@ def prepare(model, clip, task: Task) -> tuple:
     dit = dit_of(model)
     prompts, conditionings = task.prompts(model, clip)
     _check_weights(dit, prompts)
-    latent, images = task.latent(len(conditionings))
+    latent, images = batch_latent(model, task.latent, len(conditionings))
     lengths, times = tuple(c[0][0].shape[1] for c in conditionings), (1,) * len(conditionings)
-    end = 1.0 if dit.cross or task.blend_start >= BLEND_END else BLEND_END
-    fields = task.fields(model, prompts, images, times, chosen_blocks, dit.places, end=end, spread=0, blur=BLUR)
+    fields = task.fields(model, prompts, images, times, chosen_blocks, dit.places)
     edits = tuple(edit.filled(max(lengths)) for edit in prompts.edits(task.settings, times))
     control = DitPromptToPrompt(edits=edits, dit=dit, lengths=lengths, **fields)
     positive = as_filled_rows(conditionings, images, dit.filled_in_front)

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ....inversion.method import Method
+from ..prompts import source_of
 from . import invert
 
 DRIFT = 2.0  # times the strength of noise at its level, above which the user is warned
@@ -48,11 +49,12 @@ def check_noise(model, inversion: invert.Inversion) -> None:
 
 
 def inverted(
-    method_for: Callable[[int], Method], model, source, image, steps, scheduler, end_percent, cfg, precision, negative=None, vae=None
+    method_for: Callable[[int], Method], model, source, image, steps, scheduler, end_percent, cfg, precision, negative=None, vae=None, clip=None
 ) -> io.NodeOutput:
     """The outputs of an exact inverter; `method_for(steps)` with as many steps as the scheduler makes."""
+    source, text = source_of(clip, source)
     sigmas = invert.levels(model, scheduler, steps, end_percent, source=source, negative=negative)
     method, dtype = method_for(len(sigmas) - 1), dtype_for(model, precision)
     inversion = invert.invert(model, vae, image, source, method, sigmas, negative=negative, cfg=cfg, precision=dtype)
     check_noise(model, inversion)
-    return io.NodeOutput(*invert.outputs(model, inversion))
+    return io.NodeOutput(*invert.outputs(model, inversion, text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import torch
@@ -27,7 +27,7 @@ class Inversion:
 
     `trajectory` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
     the negative CONDITIONING of the reconstruction (None: the user gives one), `cfg` the guidance scale at which sampling under `source`
-    gives the images back. `evaluations` counts rows of the network's batch for one image.
+    gives the images back. `evaluations` counts rows of the network's batch for one image. `text` is the source prompt where it is known.
     """
 
     method: Method
@@ -38,6 +38,7 @@ class Inversion:
     cfg: float = 1.0
     evaluations: int = 0
     seconds: float = 0.0
+    text: str = ""
 
     def __post_init__(self):
         """Every tensor in one layout, as files keep them: in another, kernels round otherwise."""
@@ -98,6 +99,8 @@ def noisy_latent(model, inversion: Inversion) -> dict:
     return {"samples": model.model.process_latent_out(start)}
 
 
-def outputs(model, inversion: Inversion) -> tuple:
-    """The outputs of every inverter: the inversion, its start as LATENT and as NOISE, and the sigmas of the reconstruction."""
+def outputs(model, inversion: Inversion, text: str = "") -> tuple:
+    """The outputs of every inverter: the inversion, with the text of its source, its start as LATENT and as NOISE, and the sigmas of the
+    reconstruction."""
+    inversion = replace(inversion, text=text or inversion.text)
     return inversion, noisy_latent(model, inversion), InvertedNoise(model, inversion), torch.FloatTensor(inversion.trajectory.sigmas)

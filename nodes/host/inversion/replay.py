@@ -30,7 +30,7 @@ def check_rows(target: list, images: int, branches: str) -> None:
     count = f"{rows} rows" if own == 1 or images == 1 else f"{rows} rows in {own} branches"
     raise ValueError(
         f"positive has {count}, but {images} {were} inverted; give {allowed}. Rows of P2P Attention Patch need branches 'direct' or "
-        "'source and edit', and with an inversion as many images in batch_size as were inverted."
+        "'source and edit', and this inversion at the input 'latent' of that node."
     )
 
 

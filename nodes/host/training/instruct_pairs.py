@@ -150,7 +150,7 @@ def make(sampler: PairSampler, choice: PairFilter, pairs: Sequence[PromptPair], 
     except UnknownPatch as reason:
         settings = {"unknown": str(reason)}
     _check_settings(settings, pairs, done, folder)
-    left = [p for p in pairs if p not in done]
+    left = [p for p in pairs if p not in done and p in folder.shard]
     progress, kept = ProgressBar({"Sampling candidates": len(left) * sampler.recipe.candidates}), 0
     try:
         for number, pair in enumerate(left, 1):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from ....errors import quoted
 from ....training.files import whole_file
-from ....training.instruct_pix2pix import PromptPair
+from ....training.instruct_pix2pix import PromptPair, Shard
 from .. import images
 from ..fingerprint import stamp
 from ..model_folder import check_name, check_portable, numbered
@@ -24,6 +25,7 @@ from ..model_folder import check_name, check_portable, numbered
 log = logging.getLogger(__name__)
 IF_EXISTS = ("continue", "number it", "refuse")
 LISTED, DONE = "metadata.jsonl", "progress.jsonl"
+_OF_SHARD = r"(-\d+of\d+)?"
 _TEXTS = {  # what a line of each holds as texts
     LISTED: ("original_image", "edited_image", "original_prompt", "edited_prompt", "edit_prompt"),
     DONE: (),
@@ -48,43 +50,55 @@ class PairFolder:
     """Pairs among ComfyUI's outputs: before/00001.png, after/00001.png with its instruction in after/00001.txt, and metadata.jsonl.
 
     So it is also what trainers of editors with reference latents read: `before` holds the control images, `after` the targets with
-    captions beside them. progress.jsonl says which prompt pairs are done. No image is overwritten.
+    captions beside them. progress.jsonl says which prompt pairs are done. No image is overwritten. Several servers may write into one
+    folder: the names of their files end with their shard, and all lists are read as one.
     """
 
-    def __init__(self, name: str):
-        self.name = check_name(name)
+    def __init__(self, name: str, shard: Shard = Shard()):
+        self.name, self.shard = check_name(name), shard
         self.path = Path(folder_paths.get_output_directory()) / "controlled_diffusion" / "pairs" / self.name
 
     @classmethod
-    def choose(cls, name: str, if_exists: str) -> PairFolder:
+    def choose(cls, name: str, if_exists: str, shard: Shard = Shard()) -> PairFolder:
         """The folder to write into: where one of this name exists it is continued, or another with a number is made, or ValueError raised."""
-        folder = cls(name)
+        folder = cls(name, shard)
+        if shard.count > 1 and if_exists != "continue":
+            raise ValueError(f"{shard.count} shards share one folder, but if_exists is {quoted(if_exists)}. Set it to 'continue', or shards to 1.")
         if if_exists == "continue" or not folder.path.exists():
             return folder
         if if_exists == "number it":
             return cls(numbered(name, lambda other: cls(other).path.exists()))
         raise ValueError(f"{quoted(name)} exists: {folder.path}. Choose another name, or set if_exists to 'continue' or 'number it'.")
 
-    def _text(self, file: str) -> str:
-        path = self.path / file
+    def _own(self, file: str) -> Path:
+        """The list that this shard writes."""
+        return (self.path / file).with_stem(f"{Path(file).stem}{self.shard.suffix}")
+
+    def _lists(self, file: str) -> list[Path]:
+        """The lists of all shards."""
+        stem = Path(file).stem
+        return sorted(p for p in self.path.glob(f"{stem}*.jsonl") if re.fullmatch(_OF_SHARD, p.stem.removeprefix(stem)))
+
+    def _text(self, path: Path) -> str:
         try:
             return path.read_text("utf-8") if path.is_file() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Repair it, or name another folder.") from error
 
     def _lines(self, file: str) -> list[dict]:
-        """The lines of a file; the user's Cancel stops it. Raises ValueError, with its number, for one that is not ours."""
+        """The lines of a list, of all shards; the user's Cancel stops it. Raises ValueError, with its number, for one that is not ours."""
         found = []
-        for number, text in enumerate(self._text(file).split("\n"), 1):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if text.strip():
-                found.append(_parsed(text, file, f"Line {number} of {self.path / file}"))
+        for path in self._lists(file):
+            for number, text in enumerate(self._text(path).split("\n"), 1):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                if text.strip():
+                    found.append(_parsed(text, file, f"Line {number} of {path}"))
         return found
 
     def _append(self, file: str, line: dict) -> None:
         """Writes the file anew with a line more, so that a run that breaks off leaves no half line."""
-        text = self._text(file)
-        with whole_file(self.path / file) as partial:
+        text = self._text(self._own(file))
+        with whole_file(self._own(file)) as partial:
             partial.write_text(f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{json.dumps(line)}\n", "utf-8")
 
     def done(self) -> dict[PromptPair, dict]:
@@ -99,8 +113,9 @@ class PairFolder:
         """Saves images (2, H, W, 3), before and after, with what is known of them. The line that lists them comes first: one whose images
         are not there does not count, so nothing is in the folder twice when a run breaks off in between."""
         named = [*self.path.glob("*/*.*"), *(Path(m["edited_image"]) for m in self._lines(LISTED))]
-        number = 1 + max((int(p.stem) for p in named if p.stem.isdecimal() and len(p.stem) < 10), default=0)
-        before, after = (f"{side}/{number:05d}.png" for side in ("before", "after"))
+        own = [p.stem.removesuffix(self.shard.suffix) for p in named if p.stem.endswith(self.shard.suffix)]
+        number = 1 + max((int(stem) for stem in own if stem.isdecimal() and len(stem) < 10), default=0)
+        before, after = (f"{side}/{number:05d}{self.shard.suffix}.png" for side in ("before", "after"))
         places = [self._file(file) for file in (before, after)]  # refused where a link leads outside
         captions = {"original_prompt": pair.before, "edited_prompt": pair.after, "edit_prompt": pair.instruction}
         self._append(LISTED, {"original_image": before, "edited_image": after, **captions, **facts})
@@ -133,7 +148,7 @@ class PairFolder:
     def fingerprint(self) -> str:
         """Changes when pairs are added or taken out."""
         there = sorted(f"{p.parent.name}/{p.name}" for p in self.path.glob("*/*.png"))
-        return f"{stamp(self.path / LISTED)} {hashlib.sha256(chr(10).join(there).encode()).hexdigest()[:12]}"
+        return f"{' '.join(map(stamp, self._lists(LISTED)))} {hashlib.sha256(chr(10).join(there).encode()).hexdigest()[:12]}"
 
     def seeds(self, pair: PromptPair) -> set[int]:
         """Which candidates of a prompt pair are kept already."""
