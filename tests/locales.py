@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from controlled_diffusion.nodes import MODULES
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
-NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+NUMBER = re.compile(r"(?:(?<![A-Za-z0-9.])-)?\d+(?:\.\d+)?(?:e-?\d+)?")
 QUOTED = re.compile(r"(?<!\w)'([^']+)'(?!\w)")
 # Ids such as blend_words and s_T, embedding:name, {caption} and {}, <concept>, %year%, paths such as models/ipadapter.
 FIXED = re.compile(r"[A-Za-z]\w*_\w+|embedding:\w+|\{\w*\}|<\w+>|%\w+%|\b[a-z]\w+(?:/\w+)+")
@@ -90,9 +90,9 @@ def changed(text: str, translation: str) -> list[str]:
     pairs = {
         "numbers": (Counter(NUMBER.findall(text)), Counter(NUMBER.findall(translation))),
         "quoted values": (Counter(QUOTED.findall(text)), Counter(QUOTED.findall(translation))),
-        "ids and placeholders": ({*FIXED.findall(text)}, {*FIXED.findall(translation)}),
+        "ids and placeholders": (Counter({*FIXED.findall(text)}), Counter({*FIXED.findall(translation)})),
     }
-    found = [f"{what} {[*before]} became {[*after]}" for what, (before, after) in pairs.items() if before != after]
+    found = [f"{what} {[*before.elements()]} became {[*after.elements()]}" for what, (before, after) in pairs.items() if before != after]
     if not FOREIGN.search(translation) or ENGLISH.search(QUOTED.sub("", translation)):
         found.append(f"not translated: {translation}")
     return found

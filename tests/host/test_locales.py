@@ -43,6 +43,7 @@ def test_comfyui_serves_the_translations(tmp_path, monkeypatch):
     ("place", "translation", "fault"),
     [
         ("N.inputs.a.tooltip", "常用：3–20。见 blend_words，'auto'。", "numbers"),
+        ("N.inputs.a.tooltip", "常用：-3–10。见 blend_words，'auto'。", "numbers"),
         ("N.inputs.a.tooltip", "常用：3–10。见 混合词，'auto'。", "ids and placeholders"),
         ("N.inputs.a.tooltip", "常用：3–10。见 blend_words，'自动'。", "quoted values"),
         ("N.inputs.a.tooltip", "Typical: 3–10. See blend_words, 'auto'.", "not translated"),
@@ -51,7 +52,7 @@ def test_comfyui_serves_the_translations(tmp_path, monkeypatch):
         ("N.inputs.a.tooltip", "", "missing"),
         ("N.inputs.b.tooltip", "多余", "left over"),
     ],
-    ids=["numbers", "ids", "quotes", "english", "half english", "markup", "missing", "left over"],
+    ids=["numbers", "sign", "ids", "quotes", "english", "half english", "markup", "missing", "left over"],
 )
 def test_what_a_translation_gets_wrong_is_found(place, translation, fault):
     true = {"N.inputs.a.tooltip": "常用：3–10。见 blend_words，'auto'。", "N.description": "常用：3–10。见 blend_words，'auto'。"}
