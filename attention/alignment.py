@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import torch
 
-from ..errors import check_choice
+from ..guidance.errors import check_choice
 from .prompt import Columns, Prompt, Word
 
 OPERATIONS = ("auto", "replace", "refine", "reweight only")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..errors import check_choice, quoted
+from ..guidance.errors import check_choice, quoted
 from .layers import Place, named, names_of
 from .word_lists import words_from
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 from .word_lists import words_from
 
 

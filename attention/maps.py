@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from ..errors import listed, quoted
+from ..guidance.errors import listed, quoted
 
 Columns = Sequence[int]
 Key = tuple[int, str]  # phase of the sampling, group of layers

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
-from ..errors import listed, quoted
+from ..guidance.errors import listed, quoted
 
 Token = Hashable
 Columns = tuple[int, ...]

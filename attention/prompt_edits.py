@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 from .alignment import FUNCTION_WORDS, Alignment, align
 from .local_blend import LocalBlend, Pair
 from .prompt import Columns, Prompt, unknown_word

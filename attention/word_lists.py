@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 
 
 def _items(text: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..errors import check_choice, listed, quoted
+from .errors import check_choice, listed, quoted
 from .schedules import NoiseScale
 
 EARLIEST_FLOW = 0.99  # flow: above this sigma, 1 / (1 - sigma) grows no further

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from ..errors import check_choice, quoted
 from .directions import NO_SHAPING, Shaping, projected
+from .errors import check_choice, quoted
 from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import check_choice
+from ..guidance.errors import check_choice
 from .fixed_point import ACCELERATIONS, distance, solve
 from .method import Derivative, Method, Show, State, Trajectory, rising
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 
 FORMAT, VERSION = "controlled_diffusion.inversion", 1
 _FRAME = ("format", "version")

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ..errors import listed, quoted
+from ..guidance.errors import listed, quoted
 
 State = tuple[torch.Tensor, ...]  # x (B, C, ...); exact methods have a second tensor of this shape
 Show = Callable[[torch.Tensor, torch.Tensor], None]  # (x, denoised), after every step

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ..errors import check_choice
+from ..guidance.errors import check_choice
 from .ddim import DDIM
 from .method import Derivative, Method, Show, State, Trajectory
 

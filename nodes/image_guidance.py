@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 from ..guidance.image_guidance import KINDS, ImageGradient
 from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae

@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 from .host.inversion import inversion_files as files
 from .host.inversion import invert as inverting
 from .inputs import sockets

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 from ..training.settings import Data
 from ..training.textual_inversion import KINDS, TEMPLATES, Word, own_templates
 from .host.training import textual_inversion as host

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import check_choice, quoted
+from ..guidance.errors import check_choice, quoted
 from .objectives import picks
 from .textual_inversion import names
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..errors import quoted
+from ..guidance.errors import quoted
 
 
 class NotWritten(OSError, ValueError):

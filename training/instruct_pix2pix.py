@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import check_choice, quoted
+from ..guidance.errors import check_choice, quoted
 from .channel_dropout import ChannelDropout, JointDropout, rate_for
 
 FIRST = "input_blocks.0.0.weight"  # of the convolution that takes the noisy latent, in UNets as Stable Diffusion names their weights

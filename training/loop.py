@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import listed, quoted
+from ..guidance.errors import listed, quoted
 from .files import save_atomically
 from .optimizers import MOMENTS, NUMBERS, rate_factor
 from .optimizers import optimizer as make_optimizer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import listed, quoted
+from ..guidance.errors import listed, quoted
 
 LOG_SNR = (-6.0, 6.0)  # from nearly pure noise to nearly clean
 

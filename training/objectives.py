@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import check_choice
+from ..guidance.errors import check_choice
 
 WEIGHTINGS = ("own", "min-snr", "clean")
 TIMESTEPS = ("uniform", "logit-normal", "shifted")

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ..errors import check_choice
+from ..guidance.errors import check_choice
 
 SCHEDULES = ("cosine", "linear", "constant")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..attention.prompt import is_mark
-from ..errors import check_choice, quoted
+from ..guidance.errors import check_choice, quoted
 
 TEMPLATES = {
     "object": (

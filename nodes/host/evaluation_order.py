@@ -14,7 +14,7 @@ import torch
 from comfy.hooks import EnumHookType, Hook
 from comfy.patcher_extension import WrappersMP
 
-from ...errors import quoted
+from ...guidance.errors import quoted
 
 KEY = "controlled_diffusion.evaluation_order"
 OWN = "controlled_diffusion"  # with which the keys of all wrappers of the pack begin

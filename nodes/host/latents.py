@@ -7,7 +7,7 @@ from collections.abc import Callable
 import comfy.utils
 import torch
 
-from ...errors import quoted
+from ...guidance.errors import quoted
 from . import gradients
 from .model_tag import ModelTag
 

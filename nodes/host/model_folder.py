@@ -12,7 +12,7 @@ import folder_paths
 import torch
 from safetensors import SafetensorError
 
-from ...errors import listed, quoted
+from ...guidance.errors import listed, quoted
 from ...training.files import disk_errors, save_atomically
 
 __all__ = ["ModelFolder", "disk_errors", "save_atomically"]  # the last two for those who write files of their own

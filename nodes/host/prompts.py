@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...attention.prompt import Prompt, common, joined, moved, read
-from ...errors import listed, quoted
+from ...guidance.errors import listed, quoted
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
 LAYOUTS = {  # names of the encoders in ComfyUI's tokens, and whose columns follow each other in the conditioning; some share theirs

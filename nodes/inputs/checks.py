@@ -10,7 +10,7 @@ from numbers import Integral, Real
 import torch
 from comfy_api.latest import io
 
-from ...errors import check_choice, quoted
+from ...guidance.errors import check_choice, quoted
 from ..host.progress import say
 from . import auto
 from .families import AUTO_NUMBER

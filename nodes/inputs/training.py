@@ -10,7 +10,7 @@ from operator import attrgetter
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...errors import quoted
+from ...guidance.errors import quoted
 from ...training.loop import progress
 from ...training.settings import Data, Settings, TrainingOptions, Validation
 from ...training.textual_inversion import NORMS, Word

@@ -23,7 +23,7 @@ LONG = "a" * 300  # characters: more than a file's name can have
 NAMES = ("name", "folder", "filename_prefix")  # widgets whose text names a file of an output node
 WRITTEN = ("embeddings", "loras", "diffusion_models")  # folders that trainers write into and the demo model does not need
 PATIENCE, ANSWER = 4.0, 2.0  # seconds until a case is canceled, and those within which it has to stop
-OF_PACK = [ROOT / room for room in ("errors.py", "guidance", "inversion", "attention", "training", "nodes")]
+OF_PACK = [ROOT / room for room in ("guidance", "inversion", "attention", "training", "nodes")]
 
 
 @dataclass(frozen=True)

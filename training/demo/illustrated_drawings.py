@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...errors import listed, quoted
+from ...guidance.errors import listed, quoted
 
 SHEET = Path(__file__).parents[2] / "tests" / "demo" / "illustrated" / "drawings.webp"
 CELL = 160  # pixels, the side of a drawing on the sheet

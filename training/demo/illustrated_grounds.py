@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...errors import check_choice
+from ...guidance.errors import check_choice
 
 SIZE = 192  # pixels, the side of an image
 FLOOR = {  # lowest and highest line on which a thing rests, as a share of the height; the sky has none

@@ -17,7 +17,7 @@ from ....attention.layers import Block, Place, chosen_blocks, chosen_places
 from ....attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ..conditionings import marked
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale

@@ -23,7 +23,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ..conditionings import origin
 from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ....errors import quoted
 from ....guidance.classifier import LabeledClassifier, NoisyClassifier, config_of
+from ....guidance.errors import quoted
 from ..model_folder import ModelFolder, load_tensors, save_atomically
 
 CLASSIFIERS = ModelFolder("noisy_classifiers", "classifier", own=True)

@@ -17,7 +17,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, term
 from ....guidance.record import Record, distinct
 from ....guidance.schedules import NoiseScale

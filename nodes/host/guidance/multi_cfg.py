@@ -8,7 +8,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....guidance.multi_cfg import Channel, Rules
 from ....guidance.record import Record
 from ....guidance.schedules import NoiseScale

@@ -8,7 +8,7 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....inversion import files
 from ....inversion.method import Trajectory, method_named
 from ..fingerprint import Weights

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....inversion import quality
 from ..images import LINE, as_image, image_grid, to_pil
 from ..latents import decoded, encoded_image

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from comfy.weight_adapter import adapter_maps
 from comfy.weight_adapter.lora import LoraDiff
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.instruct_pix2pix import Whole
 from ..model_folder import ModelFolder
 

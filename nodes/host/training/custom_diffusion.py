@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....attention.layers import Place
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.channel_dropout import ChannelDropout
 from ....training.dreambooth import Batches, Preservation, class_prompts, instance_prompts
 from ....training.loop import Loop

@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.instruct_pix2pix import FIRST, widened
 from ..gradients import differentiable_patcher, run_in_inference_mode
 from ..model_folder import ModelFolder, load_tensors

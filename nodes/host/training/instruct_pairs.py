@@ -14,7 +14,7 @@ import torch
 
 from ....attention.layers import Place
 from ....attention.prompt_to_prompt import Window
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....guidance.schedules import NoiseScale
 from ....training.instruct_pix2pix import Draw, PromptPair, draws
 from ..attention.hook import Control, ControlRun, install

@@ -16,7 +16,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.textual_inversion import Concept, Vocabulary, Word, names, start_rows, with_name
 from ..gradients import run_in_inference_mode
 from ..saved_tensors import map_tensors

@@ -15,7 +15,7 @@ import comfy.model_management
 import folder_paths
 import torch
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.files import whole_file
 from ....training.instruct_pix2pix import PromptPair, Shard
 from .. import images

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ..fingerprint import SAMPLES, Weights
 
 _BESIDE = ("model_options", "injections", "wrappers", "callbacks", "forced_hooks")  # where ComfyUI keeps what acts beside the weights

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ....errors import quoted
+from ....guidance.errors import quoted
 from ....training.channel_dropout import ChannelDropout
 from ....training.loop import Loop
 from ....training.objectives import picks
