@@ -26,12 +26,13 @@ from controlled_diffusion.nodes.host.training import memory
 from controlled_diffusion.nodes.inputs.checks import with_checks
 from controlled_diffusion.nodes.instruct_training import InstructPix2PixTrainer
 from controlled_diffusion.nodes.textual_inversion import TIEmbeddingTrainer
+from controlled_diffusion.nodes.training_options import ClassImages
 from controlled_diffusion.training.loop import Diverged, Loop
 from safetensors.torch import load_file
 
 from host import editing, tiny
 from host.sampling import ksampler
-from host.training import execute, images, output, stopping_at, watching
+from host.training import execute, images, option, output, stopping_at, watching
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 PAIR = dict(before=[images()], after=[images(seed=1)], instructions=["make it red", "remove it"])
@@ -385,15 +386,19 @@ LOST = torch.full((2, 64, 64, 3), torch.nan)
         *[(kind, "images") for kind in TRAINERS if kind != "instructions"],
         *[("instructions", side) for side in ("before", "after")],
         *[(kind, "masks") for kind in CONCEPTS[:3]],
-        *[(kind, "class_images") for kind in ("dreambooth", "custom diffusion")],
     ],
 )
 def test_images_that_hold_no_numbers_are_refused(kind, what, made, folders):
     node, _, given = TRAINERS[kind]
-    lost = LOST[..., 0] if what == "masks" else LOST
-    with pytest.raises(ValueError, match=f"'{what}' holds NaN"):
+    lost, socket = (LOST[..., 0], "dataset_options") if what == "masks" else (LOST, what)
+    with pytest.raises(ValueError, match=f"'{socket}' holds NaN"):
         execute(with_checks(node), **COMMON | given | {what: [lost]} | vars(made))
     assert not list(folders.rglob("*.safetensors"))
+
+
+def test_class_images_that_hold_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="'images' holds NaN"):
+        option(with_checks(ClassImages), images=[LOST], class_prompt="a cat")
 
 
 @every_trainer
