@@ -202,8 +202,8 @@ def test_filling_gets_no_attention():
     (lambda: Window(0.5, 0.2), "window runs from 0.5 to 0.2"),
     (lambda: Settings(alpha=1.5), "alpha is 1.5; give 0"),
     (lambda: LocalBlend((), (), threshold=2.0), "threshold is 2.0; give 0"),
-    (lambda: LocalBlend((), (), start=-1.0), r"runs from -1.0 to 1.0; give"),
-    (lambda: LocalBlend((), (), start=0.5, end=0.2), r"runs from 0.5 to 0.2; give"),
+    (lambda: LocalBlend((), (), start=-1.0), "start_percent is -1, but end_percent is 1"),
+    (lambda: LocalBlend((), (), start=0.5, end=0.2), "start_percent is 0.5, but end_percent is 0.2"),
     (lambda: LocalBlend((), (), spread=-1), "spread is -1 cells; give 0 or more"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(make, message):

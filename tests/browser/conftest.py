@@ -29,6 +29,7 @@ def frontend(server, **settings: str):
     if executable is None:
         pytest.skip("There is no Chromium here; install one (Debian: apt-get install chromium) or set CHROMIUM to its path.")
     small_models.offer(server.base)
+    server.object_info(anew=True)
     with opened_frontend(executable, server.url, settings) as page:
         page.baseline = set(page.take_errors())
         yield page

@@ -33,7 +33,8 @@ def edit_image_by_words(graph):
     with graph.group("1 The image"):
         image = scaled(graph, image)
     with graph.group("2 Remember the image"):
-        inversion = graph.add("DDIMInverter", steps=50, source=shown, image=image, **loaded)["inversion"]
+        told = graph.add("PrimitiveStringMultiline", title="what it shows", value=shown)  # the frontend sends no text of a blueprint to a socket
+        inversion = graph.add("DDIMInverter", steps=50, source=told[0], image=image, **loaded)["inversion"]
     with graph.group("3 Change the words"):
         texts = dict(source="", targets=wanted, negative="")
         given = dict(model=loaded["model"], clip=loaded["clip"], latent=inversion)

@@ -139,9 +139,9 @@ class Server:
         with ask(request, timeout=60) as answer:
             return answer.read()
 
-    def object_info(self) -> dict:
-        """Every node type that the server knows, with its inputs and outputs; asked for once."""
-        if self._object_info is None:
+    def object_info(self, anew: bool = False) -> dict:
+        """Every node type that the server knows, with its inputs and outputs; asked for once, and `anew` where files were added."""
+        if anew or self._object_info is None:
             self._object_info = json.loads(self.get("/object_info"))
         return self._object_info
 

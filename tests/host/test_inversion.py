@@ -104,7 +104,7 @@ def test_marked_rows_are_branches():
     together = sample(model, inversion, 1.0, "source and edit", positive=marked([[rows, {}]], "token", 3))
     assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     for wrong in ([[rows, {}]], marked([[rows, {}]], "token", 2), marked([[rows[:2], {}]], "token", 2)):
-        with pytest.raises(ValueError, match=r"but 2 images were inverted; .* as many images in batch_size"):
+        with pytest.raises(ValueError, match=r"but 2 images were inverted; .* this inversion at the input 'latent'"):
             sample(model, inversion, 1.0, "direct", positive=wrong)
     with pytest.raises(ValueError, match="need branches 'direct' or 'source and edit'"):
         sample(model, inversion, positive=marked([[rows, {}]], "token", 3))

@@ -83,7 +83,7 @@ def test_every_bit_of_an_inversion_is_kept(model):
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
     null = [[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))]
     made = dict(trajectory=replace(found.trajectory, states=doubled, extras=extras), source=[[SOURCE[0][0], {**SOURCE[0][1], **dressed}]])
-    costs = dict(cfg=7.5, model=replace(found.model, patched=3), evaluations=123, seconds=4.5)
+    costs = dict(cfg=7.5, model=replace(found.model, patched=3), evaluations=123, seconds=4.5, text="a cat")
     whole = replace(found, null=null, **made, **costs)
     assert all(getattr(whole, f.name) != f.default for f in fields(Inversion)), "a field that is at its default shows nothing"
     back = inversion_files.load(save(whole))
