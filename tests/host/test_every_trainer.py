@@ -266,7 +266,8 @@ def test_the_node_says_when_the_loss_did_not_fall(kind, stopped, made, caplog):
     knobs = COMMON | given | vars(made) | dict(steps=10, learning_rate=0.0)
     if stopped:
         with stopping_at(3, 10):
-            assert output(node, **knobs).ui is None, "a stopped training is not judged"
+            shown = output(node, **knobs).ui
+        assert shown is None, f"a stopped training is not judged: {shown.value}"
     with caplog.at_level("WARNING"):
         text = output(node, **knobs, if_exists="continue").ui.value
     assert re.match(r"The loss did not fall: (\S+) before, \1 after training \([+-]0.0%\), both on the same samples\. If images", text)

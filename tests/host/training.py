@@ -68,10 +68,13 @@ def check_deep_copy(model, weight):
 @contextmanager
 def watching(show):
     """Inside, `show(value, total, preview)` is called whenever ComfyUI's progress bars move; afterwards nothing is interrupted."""
+    rarest = getattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
+    comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = 0.0  # every move is shown, however fast
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: show(value, total, preview))
     try:
         yield
     finally:
+        comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = rarest
         comfy.utils.set_progress_bar_global_hook(None)
         comfy.model_management.interrupt_current_processing(False)
 
