@@ -19,7 +19,7 @@ Controlled Diffusion: try it out, or work on it. Everything that is missing is s
   python . demo --serve             start ComfyUI with the pack and print the address to open in a browser
   python . demo --help              the other options of the demo
   python . test                     run the quick tests (5 minutes on two cores)
-  python . test --all               run all tests (18 minutes on two cores)
+  python . test --all               run all tests (25 minutes on two cores)
   python . test [pytest arguments]  run the tests that they choose, for example: python . test tests/test_ddim.py -k round
   python . run SCRIPT [arguments]   run a script of this repository with ComfyUI importable,
                                     for example: python . run tests/demo/make_model.py --help
