@@ -11,7 +11,7 @@ from .widgets import AUTOS, AutoCombo
 
 
 def resolved(schema: io.Schema, given: dict) -> tuple[dict, str]:
-    """The inputs of a node with values in the place of auto, and a line that says which; "" without any.
+    """The inputs of a node with values instead of auto, and a line that says which; "" without any.
 
     Inputs of a node without a "model" stay as they are: whoever reads them calls `chosen`.
     """

@@ -28,9 +28,9 @@ def image():
 
 def given_for(node_id: str, sockets, image, **more) -> dict:
     given = good(node_id, sockets)
-    pictures = {k: image for k in ("image", "guide", "original") if k in given}
+    shown = {k: image for k in ("image", "guide", "original") if k in given}
     masks = {"mask": torch.ones(1, *SIZE)} if "mask" in given else {}
-    return given | pictures | masks | {"vae": sockets("VAE")} | more
+    return given | shown | masks | {"vae": sockets("VAE")} | more
 
 
 def output(node_id: str, name: str, made: tuple):
