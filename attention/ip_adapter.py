@@ -192,7 +192,6 @@ def _counts(widths: Sequence[int]) -> str:
     return ", ".join(f"{list(widths).count(w)} x {w}" for w in sorted(set(widths)))
 
 
-_WRAPPER = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # of networks that were trained on several GPUs, or compiled
 _IN_UNET = re.compile(r"unet\.(.+\.processor)\.(.+)")
 
 
@@ -207,13 +206,12 @@ def _published(weights: Weights) -> Weights:
     The reference training script leaves `image_proj_model`, `adapter_modules` and the whole `unet`, which holds the layers too; they may be
     there alone, as safetensors files hold shared tensors once.
     """
-    plain = {_WRAPPER.sub("", k): v for k, v in weights.items()}
-    found = {re.sub(r"^image_proj_model\.", "image_proj.", re.sub(r"^adapter_modules\.", "ip_adapter.", k)): v for k, v in plain.items()}
+    found = {re.sub(r"^image_proj_model\.", "image_proj.", re.sub(r"^adapter_modules\.", "ip_adapter.", k)): v for k, v in weights.items()}
     if any(k.startswith("ip_adapter.") for k in found):
         return found
-    inside = {k: match for k in plain if (match := _IN_UNET.fullmatch(k))}
+    inside = {k: match for k in weights if (match := _IN_UNET.fullmatch(k))}
     paths = sorted({match[1] for match in inside.values()}, key=_unet_order)
-    return found | {f"ip_adapter.{paths.index(match[1])}.{match[2]}": plain[k] for k, match in inside.items()}
+    return found | {f"ip_adapter.{paths.index(match[1])}.{match[2]}": weights[k] for k, match in inside.items()}
 
 
 def recognize(weights: Weights, name: str) -> Adapter:

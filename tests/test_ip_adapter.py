@@ -61,7 +61,7 @@ PATHS = [f"{block}.attentions.{i}.transformer_blocks.0.attn2.processor" for bloc
 SCRIPT = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules"}
 
 
-def in_training(weights, layers: bool = True, unet: bool = True, prefix: str = ""):
+def in_training(weights, layers: bool = True, unet: bool = True):
     """A file of the reference training script, with the layers by themselves, inside the UNet, or both."""
     parts = {p: {k.removeprefix(f"{p}."): v for k, v in weights.items() if k.startswith(p)} for p in SCRIPT}
     made = {f"image_proj_model.{k}": v for k, v in parts["image_proj"].items()} | {"unet.conv_in.weight": torch.ones(1)}
@@ -69,10 +69,10 @@ def in_training(weights, layers: bool = True, unet: bool = True, prefix: str = "
         for part in ("to_k_ip.weight", "to_v_ip.weight"):
             value = parts["ip_adapter"][f"{2 * number + 1}.{part}"]
             made |= ({f"adapter_modules.{2 * number + 1}.{part}": value} if layers else {}) | ({f"unet.{path}.{part}": value} if unet else {})
-    return {prefix + k: made[k] for k in sorted(made)}  # as safetensors orders them
+    return {k: made[k] for k in sorted(made)}  # as safetensors orders them
 
 
-@pytest.mark.parametrize("form", [{}, dict(unet=False), dict(layers=False), dict(prefix="module."), dict(layers=False, prefix="module._orig_mod.")])
+@pytest.mark.parametrize("form", [{}, dict(unet=False), dict(layers=False)])
 @pytest.mark.parametrize("kind", ["base", "plus", "full"])
 def test_files_of_the_training_script_are_read(kind, form):
     weights = published(kind, 48, 64, [8 * (i + 1) for i in range(len(PATHS))])

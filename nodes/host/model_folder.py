@@ -22,6 +22,7 @@ ENDINGS = (".safetensors", ".pt", ".bin")  # of files that could mean a name alr
 IF_EXISTS = ("number it", "refuse", "replace", "continue")
 LONGEST = 200  # characters of a name; with an ending and a number it fits into the 255 bytes that disks take
 _DAMAGES = (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)  # what a damaged file raises
+_WRAPPER = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # in names of networks that were trained on several GPUs, or compiled
 _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ def check_name(name: str) -> str:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file, on the CPU. Raises ValueError for a file that is cut, is something else, or holds NaN."""
+    """(tensors, metadata) of a safetensors file, on the CPU, by the names they had before a network was wrapped for its training. Raises ValueError for a file that is cut, is something else, or holds NaN."""
     try:
         tensors, about = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except _DAMAGES as error:
@@ -63,7 +64,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     lost = next((k for k, t in tensors.items() if not bool(torch.isfinite(t.float()).all())), None)
     if lost is not None:
         raise ValueError(f"{path} is damaged: {quoted(lost)} holds NaN or infinity. Copy or download it again, or train it anew.")
-    return tensors, about or {}
+    return {_WRAPPER.sub("", k): t for k, t in tensors.items()}, about or {}
 
 
 def numbered(name: str, taken: Callable[[str], object]) -> str:

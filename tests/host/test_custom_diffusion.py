@@ -1,15 +1,18 @@
 """Custom Diffusion on tiny UNets: what learns and what does not, its files, and concepts merged."""
 
+from pathlib import Path
+
 import nodes as host_nodes
 import pytest
 import torch
+from comfy.utils import unet_to_diffusers
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
 from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as host
 from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.settings import Data
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compare import assert_close
 from host import tiny
@@ -118,6 +121,31 @@ def test_merged_concepts_read_as_each_file_has_them(kind, vae, clip, folders):
     assert merge(model, clip, lines)[2] == "both_2.safetensors"
 
 
+PREFIXES = ("module.diffusion_model.", "_orig_mod.diffusion_model.", "lora_unet_", "unet.")
+
+
+def rename(file: Path, model, prefix: str) -> None:
+    """Gives the differences in a LoRA file the names that other tools write."""
+    diffusers = {ours.removesuffix(".weight"): theirs for theirs, ours in unet_to_diffusers(model.model.model_config.unet_config).items()}
+
+    def other(key: str) -> str:
+        layer = key.removeprefix("diffusion_model.").removesuffix(".diff")
+        theirs = diffusers[layer].removesuffix(".weight")
+        kinds = {"unet.": theirs.replace(".to_", ".processor.to_"), "lora_unet_": theirs.replace(".", "_")}
+        return f"{prefix}{kinds.get(prefix, layer)}.diff"
+
+    save_file({other(k) if k.endswith(".diff") else k: t for k, t in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_concepts_merge_alike_under_names_of_other_tools(prefix, eps_model, vae, clip, folders):
+    lines = "\n".join(two(eps_model, clip, vae))
+    wanted = merge(eps_model, clip, lines)[1]
+    rename(folders / "loras" / "rex.safetensors", eps_model, prefix)
+    found = merge(eps_model, clip, lines)[1]
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
 def test_a_prompt_with_both_words_says_of_each_concept_its_own(eps_model, vae, clip, folders):
     both = "embedding:kit cat beside embedding:rex cat"
     lines = "\n".join([*two(eps_model, clip, vae, vectors=2), f"rex = {both}", f"kit = {both}"])
@@ -140,11 +168,13 @@ def test_words_that_follow_a_new_one_stay_as_they_are(eps_model, vae, clip, fold
 def test_only_what_can_be_merged_is(eps_model, vae, clip, folders):
     line = train(eps_model, clip, vae)[-1]
     adapters.save("lora", {"diffusion_model.input_blocks.0.0.diff": torch.zeros(32, 4, 3, 3)}, {}, {})
+    adapters.save("flux", {"transformer.double_blocks.0.img_attn.proj.diff": torch.zeros(4, 4)}, {}, {})
     for text, message in (
         (line, "fewer than two concepts"),
         (f"{line}\nkit", "does not say 'name = prompt'"),
         (f"{line}\nkit = a cat", "There is no 'kit.safetensors' in the loras folder"),
         (f"{line}\nlora = a dog", "'lora' changes diffusion_model.input_blocks.0.0"),
+        (f"{line}\nflux = a dog", "'flux' has nothing for this model"),
         (f"{line}\n{line}", "fewer than two concepts"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import torch
 from controlled_diffusion.nodes.host import model_folder
 from controlled_diffusion.nodes.host.model_folder import ModelFolder
 from controlled_diffusion.nodes.host.training.embeddings import EmbeddingFolder
+from safetensors.torch import save_file
 
 KIND = "things"
 
@@ -24,6 +25,14 @@ def places(tmp_path, monkeypatch):
         (place / f"{name}.safetensors").touch()
     yield found
     folder_paths.set_output_directory(before)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_are_read_without_wrappers_of_a_training(wrapper, tmp_path):
+    """Those of networks that were trained on several GPUs, or compiled."""
+    tensors = {"unet.a.weight": torch.ones(1), "submodule.b": torch.zeros(1)}
+    save_file({f"{wrapper}{k.replace('unet.', f'unet.{wrapper}')}": t for k, t in tensors.items()}, tmp_path / "wrapped.safetensors")
+    assert model_folder.load_tensors(tmp_path / "wrapped.safetensors")[0] == tensors
 
 
 OWN, SHARED = ModelFolder(KIND, "thing", own=True, advice=" Make one."), ModelFolder(KIND, "thing")

@@ -148,14 +148,13 @@ def save(model, weights: dict[str, torch.Tensor], name: str, about: dict[str, st
 
 
 def _named(held: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
-    """A file's weights as ComfyUI's UNet names them: out of a whole checkpoint, from behind `module.`, or from diffusers' names."""
-    plain = {k.removeprefix("module."): w for k, w in held.items()}
+    """A file's weights as ComfyUI's UNet names them: out of a whole checkpoint, or from diffusers' names."""
     for prefix in (f"model.{PREFIX}", PREFIX):
-        inside = {k.removeprefix(prefix): w for k, w in plain.items() if k.startswith(prefix)}
+        inside = {k.removeprefix(prefix): w for k, w in held.items() if k.startswith(prefix)}
         if inside:
             return inside
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    return {names.get(k, k): w for k, w in plain.items()}
+    return {names.get(k, k): w for k, w in held.items()}
 
 
 def load(model, path: str, disable_dynamic: bool = False):
