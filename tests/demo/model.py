@@ -229,18 +229,27 @@ def noised(x0: torch.Tensor, levels: torch.Tensor, index: int) -> tuple[torch.Te
 
 
 def denoising_loss(eps: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
-    """Error of predicted noise (B, C, H, W). On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma)."""
+    """Error of predicted noise (B, C, H, W). On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
+    2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction."""
     snr = (alpha_bar / (1 - alpha_bar)).flatten()
     return ((eps - noise).square().flatten(1).mean(1) * snr.clamp(max=gamma).sqrt() / snr).mean()
 
 
+def eps_error(eps: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    return denoising_loss(eps, noise, alpha_bar)
+
+
+def v_error(v: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """Mean square error of a predicted velocity (arXiv 2202.00512, section 4)."""
+    return F.mse_loss(v, alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0)
+
+
 def train_denoiser(
     unet: torch.nn.Module, tower: torch.nn.Module, tokens: Tokens, latents: torch.Tensor, loop: Loop, *,
-    batch: int = 48, empty: float = 0.1, gamma: float = 5.0, noisy_share: float = 0.0,
+    batch: int = 48, empty: float = 0.1, noisy_share: float = 0.0, error: Callable[..., torch.Tensor] = eps_error,
 ) -> Iterator[Step]:  # fmt: skip
-    """eps-prediction. On the clean image the loss weighs sqrt(SNR), at most sqrt(gamma): between min-SNR (arXiv
-    2303.09556, section 3.4), under which this model was slow to learn where things go, and the loss of v-prediction.
-    `noisy_share` of each batch is drawn from the levels above NOISY alone, where places are decided."""
+    """`error(prediction, x0, noise, alpha_bar)` is the loss. `noisy_share` of each batch is drawn from the levels above NOISY alone,
+    where places are decided."""
 
     def prepare(index):
         rng = np.random.default_rng((SEEDS["denoiser"], index))
@@ -254,7 +263,7 @@ def train_denoiser(
         x0, ids, t = next(batches)
         noisy, noise, a = noised(x0, t, index)
         with torch.autocast("cpu", torch.bfloat16):
-            eps = unet(noisy, t.float(), encode_text(tower, ids)).float()
-        return denoising_loss(eps, noise, a, gamma)
+            prediction = unet(noisy, t.float(), encode_text(tower, ids)).float()
+        return error(prediction, x0, noise, a)
 
     return loop.run(loss_of)

@@ -32,6 +32,7 @@ from node_schema import defaults
 
 STEPS, CFG = 50, 7.5
 FOLDER = PRIVATE / "measures" / "inversion"
+SKIPS = (0.1, 0.2, 0.36, 0.5, 0.7)  # of the edit-friendly inversion
 EXACT_CFG = 3.0  # of the exact methods, up and down: that of EDICT's paper
 ROOM = 4  # pixels around the changed thing that do not count as off the target: half a cell of the latent
 
@@ -61,6 +62,10 @@ def exact(module: str, node: str) -> Way:
     return Way(module, node, {"cfg": EXACT_CFG, "scheduler": "karras"}, EXACT_CFG, EXACT_CFG, attention=False)
 
 
+def edit_friendly(**settings) -> Way:
+    return Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5} | settings, 3.5, attention=False)
+
+
 WAYS = {
     "ddim": Way("ddim", "DDIMInverter"),
     "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 5}, attention=False),
@@ -72,8 +77,8 @@ WAYS = {
     "edict": exact("edict", "EDICTInverter"),
     "bdia": exact("bdia", "BDIAInverter"),
     "o-belm": exact("belm", "BELMInverter"),
-    "edit-friendly": Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5}, 3.5, attention=False),
-}
+    "edit-friendly": edit_friendly(),
+} | {f"edit-friendly, {steps} steps, skip {skip:g}": edit_friendly(steps=steps, skip=skip) for steps in (20, 100) for skip in SKIPS}
 
 
 class Work:
