@@ -57,16 +57,18 @@ def test_refuse_says_which_size_fits(node_id, sockets, image):
     refused(r"is 58 x 67 pixels, but this VAE takes multiples of 8 .* to 56 x 64\.", run, node_id, **given)
 
 
-def test_padding_is_what_padding_by_hand_gives(sockets, image):
-    padded = torch.nn.functional.pad(image.movedim(-1, 1), (0, 6, 0, 5), mode="replicate").movedim(1, -1)
-    found = [run("DDIMInverter", **given_for("DDIMInverter", sockets, i)) for i in (image, padded)]
+BY_HAND = {
+    "pad": lambda planes: torch.nn.functional.pad(planes, (0, 6, 0, 5), mode="replicate"),
+    "scale": lambda planes: torch.nn.functional.interpolate(planes, NEAREST, mode="bicubic").clamp(0, 1),
+}
+
+
+@pytest.mark.parametrize(("how", "size"), [("pad", PADDED), ("scale", NEAREST)])
+def test_an_image_is_changed_as_by_hand(how, size, sockets, image):
+    changed = BY_HAND[how](image.movedim(-1, 1)).movedim(1, -1)
+    found = [run("DDIMInverter", **given_for("DDIMInverter", sockets, i, fit=how)) for i in (image, changed)]
     ours, by_hand = (output("DDIMInverter", "noisy_latent", made)["samples"] for made in found)
-    assert ours.shape[-2:] == (9, 8) and torch.equal(ours, by_hand)
-
-
-def test_scaling_gives_the_nearest_size(sockets, image):
-    made = run("SDEditSampler", **given_for("SDEditSampler", sockets, image, fit="scale"))
-    assert tuple(output("SDEditSampler", "image", made).shape[1:3]) == NEAREST
+    assert [8 * n for n in ours.shape[-2:]] == list(size) and torch.equal(ours, by_hand)
 
 
 def test_pixels_outside_the_mask_are_the_images_own(sockets, image):
