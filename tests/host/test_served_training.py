@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from harness.server import WorkflowError
+from harness.server import Server, WorkflowError
 
 PROMPT = "a red circle on a white background"
 
 
-@pytest.fixture
-def add(server):
+def adder(server: Server):
     """Adds a node to a prompt, with the defaults of its widgets; gives a link to its first output."""
 
     def adding(prompt: dict, class_type: str, **inputs) -> list:
@@ -31,6 +30,11 @@ def add(server):
     return adding
 
 
+@pytest.fixture
+def add(server):
+    return adder(server)
+
+
 def out(link: list, place: int) -> list:
     return [link[0], place]
 
@@ -44,10 +48,10 @@ def begun(add, prompt: dict) -> dict:
     return parts
 
 
-def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, negative=None) -> list:
+def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, negative=None, steps: int = 3) -> list:
     """Two images of a few steps."""
     size = add(prompt, "EmptyLatentImage", width=128, height=128, batch_size=2)
-    knobs = dict(seed=seed, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, latent_image=size)
+    knobs = dict(seed=seed, steps=steps, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, latent_image=size)
     latent = add(prompt, "KSampler", model=model or parts["model"], positive=positive, negative=negative or parts["negative"], **knobs)
     return add(prompt, "VAEDecode", samples=latent, vae=parts["vae"])
 
