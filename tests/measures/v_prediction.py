@@ -1,8 +1,8 @@
-"""Prompt-to-Prompt's local blend on a model that predicts velocities: `python . run tests/measures/v_prediction.py [--steps 120]`.
+"""Prompt-to-Prompt's local blend on a model that predicts velocities: `python . run tests/measures/v_prediction.py [--steps 96]`.
 
-The demo model is trained on to predict v instead of noise, in a quarter of an hour of one CPU core. Then colors of held-out scenes are swapped as on
-a real image: inverted, and edited beside the source that is held on its path. What should stay is all but the changed thing. The training
-and what is measured are kept in .host/measures, so that a run that was stopped goes on.
+The demo model is trained on to predict v instead of noise, in a quarter of an hour of one CPU core. Then colors of held-out scenes are
+swapped as on a real image: inverted, and edited beside the source that is held on its path. What should stay is all but the changed thing.
+The training and what is measured are kept in .host/measures, so that a run that was stopped goes on.
 """
 
 from dataclasses import replace
@@ -92,7 +92,7 @@ def right(studio: Studio, model, count: int) -> float:
 
 
 def main() -> None:
-    options = options_of(__doc__, steps=(120, "steps of the training"), count=(180, "edits"))
+    options = options_of(__doc__, steps=(96, "steps of the training"), count=(180, "edits"))
     model, studio, wishes = v_model(trained(options.steps)), Studio(), recolorings(options.count)
     say(f"{percent(right(studio, model, 32))} of 32 images show their prompt\n")
 
