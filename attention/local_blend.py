@@ -6,7 +6,6 @@ map, the target may differ from the source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +17,6 @@ from .prompt_to_prompt import Rows
 Pair = tuple[Columns, Columns]
 NEARLY_ALL = 0.9  # of the image
 FLAT = 0.05  # least range of a map that says where its words are, as a share of its largest value
-
-
-def word_map(p: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
-    """Of probabilities (B, heads, Nq, Nk) what falls on some columns, the mean of the heads: (B, Nq)."""
-    found = [p[..., c] for c in columns]  # an index of them would have to go to the GPU first
-    return torch.stack(found, -1).sum(-1).mean(1) if found else p.new_zeros(len(p), p.shape[2])
 
 
 def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -90,44 +83,51 @@ class Blending:
     blend: LocalBlend
     rows: Rows
     level: float | None = None
-    before: torch.Tensor | None = None  # (edited or protected, source or target, targets, images, h, w): of all earlier levels
+    before: torch.Tensor | None = None  # (rows, 2 * targets, h, w), for the words of `words`: of all earlier levels
     now: torch.Tensor | None = None
     masks: list[tuple[float, torch.Tensor]] = field(default_factory=list)  # (percent, mask) of every level that was blended
+    known: torch.Tensor | None = None  # the mask of the maps so far
+
+    def words(self, branch: int) -> list[Columns]:
+        """The words whose maps in the source (branch 0) or a target (1, 2, ...) count for each target: the edited of all, then the protected."""
+        pairs = [(n, pair) for words in (self.blend.edited, self.blend.protected) for n, pair in enumerate(words, 1)]
+        return [pair[branch > 0] if branch in (0, n) else () for n, pair in pairs]
 
     def on_level(self, level: float) -> None:
         """Before a prediction at a noise level."""
-        if level != self.level and self.now is not None:
-            self.before = self.now if self.before is None else self.before + self.now
-        self.level, self.now = level, None
+        if level != self.level:
+            self.before, self.now = self.sums, None
+        elif self.now is not None:
+            self.now, self.known = None, None
+        self.level = level
 
-    def add(self, map_of: Callable[[Columns], torch.Tensor], branch: int) -> None:
-        """Adds the maps of the source (branch 0) or of a target (1, 2, ...); `map_of` gives those (images, h, w) of columns."""
-        side, targets = (0, range(self.rows.targets)) if branch == 0 else (1, (branch - 1,))
-        for kind, words in enumerate((self.blend.edited, self.blend.protected)):
-            for target in targets:
-                if words[target][side]:
-                    maps = map_of(words[target][side])
-                    if self.now is None:
-                        self.now = maps.new_zeros(2, 2, self.rows.targets, *maps.shape)
-                    self.now[kind, side, target] += maps
+    def add(self, maps: torch.Tensor) -> None:
+        """Adds the maps (rows, 2 * targets, h, w) of one layer."""
+        self.now, self.known = maps if self.now is None else self.now + maps, None
 
     @property
     def sums(self) -> torch.Tensor | None:
         found = [s for s in (self.before, self.now) if s is not None]
-        return sum(found) if found else None
+        return sum(found[1:], found[0]) if found else None
 
     def mask(self, size: tuple[int, int]) -> torch.Tensor | None:
         """Where each row of a target may differ from its source: bool (targets * images, H, W); None while nothing is known."""
-        if self.sums is None:
-            return None
+        sums = self.sums
+        if self.known is None and sums is not None:
+            edited, protected = sums.unflatten(0, (-1, self.rows.images)).unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4, 5)
+            mask = self._places(edited, size, self.blend.spread)
+            for target, pair in enumerate(self.blend.edited):
+                if not any(pair):
+                    mask[target] = True
+            if any(any(pair) for pair in self.blend.protected):
+                mask &= ~self._places(protected, size, 0)
+            self.known = mask.flatten(0, 1)
+        return self.known
 
-        def places(maps: torch.Tensor, spread: int) -> torch.Tensor:
-            found = cut(maps.flatten(0, 2), size, self.blend.threshold, spread, self.blend.blur)
-            return found.unflatten(0, maps.shape[:3]).any(0)
-
-        edited, protected = self.sums
-        free = torch.tensor([not any(pair) for pair in self.blend.edited], device=edited.device).reshape(-1, 1, 1, 1)
-        return ((places(edited, self.blend.spread) | free) & ~places(protected, 0)).flatten(0, 1)
+    def _places(self, maps: torch.Tensor, size: tuple[int, int], spread: int) -> torch.Tensor:
+        """Where words are in any branch: bool (targets, images, H, W) of maps (branches, targets, images, h, w)."""
+        found = cut(maps.flatten(0, 2), size, self.blend.threshold, spread, self.blend.blur)
+        return found.unflatten(0, maps.shape[:3]).any(0)
 
     def note(self, percent: float, mask: torch.Tensor) -> None:
         """Keeps the mask of a noise level."""
@@ -137,6 +137,7 @@ class Blending:
 
     def end(self) -> None:
         """The run is over: masks are kept on the CPU, and maps for a further part of the same sampling."""
+        self.known = None
         self.before, self.now = (None if maps is None else maps.cpu() for maps in (self.before, self.now))
         self.masks = [(percent, mask.cpu()) for percent, mask in self.masks]
 

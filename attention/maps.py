@@ -1,7 +1,6 @@
 """Attention maps: where in the image the attention to a word is, as means over heads, layers and noise levels.
 
-A running sum is kept for each word, group of layers and phase of the sampling, at the layers' own resolution; the probabilities
-themselves exist for a few queries at a time. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
+A running sum is kept for each word, group of layers and phase of the sampling, at the layers' own resolution. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
 text keys (arXiv 2508.07519) where a model has no cross-attention.
 """
 
@@ -17,29 +16,26 @@ from ..guidance.errors import listed, quoted
 
 Columns = Sequence[int]
 Key = tuple[int, str]  # phase of the sampling, group of layers
-AT_ONCE = 2**26  # bytes of probabilities that exist at a time
 
 
-def shares(
-    q: torch.Tensor, k: torch.Tensor, columns: Sequence[Columns], scale: float | None = None, mask: torch.Tensor | None = None, at_once: int = AT_ONCE
-) -> torch.Tensor:  # fmt: skip
-    """How much of each query's attention falls on groups of keys, the mean of the heads: (B, groups, Nq), float32.
+class WordValues:
+    """Values by which attention itself gives maps: where they are 1 for the keys of a word, and else 0, it gathers the word's probabilities.
 
-    `q` (B, heads, Nq, D), `k` (B, heads or fewer, Nk, D); `mask` is added to the logits, or bool, (B or 1, heads or 1, Nq or 1, Nk).
+    They are made once for all steps and layers of a run.
     """
-    chosen = q.new_zeros(len(columns), k.shape[2], dtype=torch.float32)
-    for group, keys in enumerate(columns):
-        chosen[group, list(keys)] = 1
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).float().transpose(-1, -2)
-    step = max(1, at_once // (4 * len(q) * q.shape[1] * k.shape[-1]))
-    found = []
-    for start in range(0, q.shape[2], step):
-        logits = q[:, :, start : start + step].float() @ k * (scale or q.shape[-1] ** -0.5)
-        if mask is not None:
-            part = mask if mask.shape[-2] == 1 else mask[..., start : start + step, :]
-            logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
-        found.append(logits.softmax(-1).mean(1) @ chosen.T)
-    return torch.cat(found, 1).transpose(1, 2)
+
+    def __init__(self):
+        self.known: dict[tuple, torch.Tensor] = {}
+
+    def of(self, groups: Sequence[Columns], keys: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """(n, keys, width), of the device and type of `like`: column j of entry i is for the group i * width + j."""
+        key = tuple(groups), keys, width, like.device, like.dtype
+        if key not in self.known:
+            values = torch.zeros(-(-len(groups) // width), keys, width)
+            for number, columns in enumerate(groups):
+                values[number // width, list(columns), number % width] = 1
+            self.known[key] = values.to(like)
+        return self.known[key]
 
 
 @dataclass

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from .alignment import Alignment, stretched
-from .maps import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,6 @@ class Window:
         return self.start <= percent < self.end or percent >= self.end == 1.0 > self.start
 
 
-def probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
-    """Attention probabilities (B, heads, Nq, Nk), float32, of projected queries and keys (B, N, heads * dim)."""
-    q, k = (t.reshape(len(t), t.shape[1], heads, -1).transpose(1, 2).float() for t in (q, k))
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-
-
-def attended(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What probabilities (B, heads, Nq, Nk) gather from projected values (B, Nk, heads * dim): (B, Nq, heads * dim)."""
-    heads = p.shape[1]
-    out = p.to(v.dtype) @ v.reshape(len(v), v.shape[1], heads, -1).transpose(1, 2)
-    return out.transpose(1, 2).reshape(len(v), p.shape[2], -1)
-
-
 @dataclass(frozen=True)
 class Settings:
     """Which maps of the source are taken over, and when. `alpha` is their share, 1 for all; less lets the target's style through."""
@@ -77,69 +63,61 @@ class Settings:
             raise ValueError(f"alpha is {self.alpha}; give 0 (the target's own attention) to 1 (the source's).")
 
 
-@dataclass(frozen=True)
-class ActiveEdit:
-    """An edit of cross-attention at one time. All per column of the target; `strength` in [0, alpha] is how far the edit acts.
+def _column(sums: torch.Tensor, others: torch.Tensor) -> torch.Tensor | None:
+    """What probabilities P must gather (L, 1) for their part of a denominator P sums + Q others; None where sums are all the same.
 
-    `copies`: the source's probabilities are taken as they are. `conserves`: rows sum to 1 by themselves, before weights. `needs_own`:
-    the target's own probabilities are needed.
+    Rows of P and Q sum to 1, so that such a part is a number, which the other part can bring.
+    """
+    if torch.allclose(sums, sums[0]):
+        return None
+    return (sums + others[0] if torch.allclose(others, others[0]) else sums)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveEdit:
+    """An edit of cross-attention at one time. It is linear in the attention of source and target, and so needs no probabilities.
+
+    (P_s (mapped V) + P_t (own V)) / (P_s mapped_sum + P_t own_sum)
+
+    P_s and P_t are the probabilities of source and target, V the target's values (Lt, D): `mapped` (Ls, Lt), `own` (Lt, 1), sums (Ls, 1) and
+    (Lt, 1). None is 0, and the denominator 1 without both of its parts: it makes the edited probabilities sum to 1, but for the words' weights,
+    as in the paper. With neither `mapped` nor `own` it is no edit.
     """
 
-    mapper: torch.Tensor
-    own: torch.Tensor
-    weights: torch.Tensor
-    strength: torch.Tensor
-    copies: bool
-    conserves: bool
-    needs_own: bool
+    mapped: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+    mapped_sum: torch.Tensor | None = None
+    own_sum: torch.Tensor | None = None
+    length: int = 0  # of the target's text
+    copies: bool = False  # whether the source's probabilities are taken as they are
 
     @classmethod
-    def prepare(cls, edit: Edit, strength: torch.Tensor, device: torch.device) -> ActiveEdit:
-        mapper, own, weights = edit.mapper, edit.own, edit.weights
-        fully, evenly = bool((strength == 1).all()), bool((strength == strength[0]).all())
-        all_mapped = bool(torch.allclose(mapper.sum(1), torch.ones(len(mapper)))) and not own.any()
-        same = mapper.shape[0] == mapper.shape[1] and torch.equal(mapper, torch.eye(len(mapper)))
-        copies = same and fully and bool((weights == 1).all())
-        tensors = (t.to(device) for t in (mapper, own, weights, strength))
-        return cls(*tensors, copies, evenly and bool(all_mapped or own.all()), bool(own.any()) or not fully)
+    def prepare(cls, edit: Edit, strength: torch.Tensor, like: torch.Tensor) -> ActiveEdit:
+        """`strength` (Lt,) in [0, 1] is how far the edit acts on each column; the device and type are those of `like`."""
+        taken, kept, factors = edit.mapper * strength, 1 + strength * (edit.own - 1), 1 + strength * (edit.weights - 1)
+        sums = _column(taken.sum(1), kept), _column(kept, taken.sum(1))
+        mapped, own = taken * factors, (kept * factors)[:, None]
+        mapped, own = (mapped, own if own.any() else None) if mapped.any() else (None, own)
+        copies = own is None and mapped.shape[0] == mapped.shape[1] and torch.equal(mapped, torch.eye(len(mapped)))
+        moved = [t if t is None else t.to(like.device, like.dtype, non_blocking=True) for t in (mapped, own, *sums)]
+        return cls(*moved, len(strength), copies)
 
-    def __call__(self, source: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """The edited probabilities (..., Lt) from the source's (..., Ls) and, where it needs them, the target's own (..., Lt).
+    def terms(self, source: list[int], target: list[int], v: torch.Tensor) -> list[tuple[list[int], torch.Tensor]]:
+        """(rows of the source or the target, values (B, [heads,] L, D) for their attention), of which `combined` makes what the edit gives."""
+        products = (source, self.mapped, torch.matmul), (target, self.own, torch.mul)
+        sums = (source, self.mapped_sum), (target, self.own_sum)
+        made = [(rows, product(matrix, v)) for rows, matrix, product in products if matrix is not None]
+        return [*(made or [(target, v)]), *((rows, column.expand_as(v)) for rows, column in sums if column is not None)]
 
-        Rows sum to 1 but for the weights, which multiply their columns as in the paper's attention re-weighting.
-        """
-        p = source @ self.mapper
-        if self.needs_own:
-            p = self.strength * (p + self.own * target) + (1 - self.strength) * target
-        if not self.conserves:
-            p = p / p.sum(-1, keepdim=True)
-        return p * (1 + self.strength * (self.weights - 1))
+    def combined(self, gathered: list[torch.Tensor]) -> torch.Tensor:
+        """What the target's values give under the edit, from what attention gave for each of the terms."""
+        sums = [column for column in (self.mapped_sum, self.own_sum) if column is not None]
+        count = len(gathered) - len(sums)
+        out = sum(gathered[1:count], gathered[0])
+        return out / sum(gathered[count + 1 :], gathered[count]).clamp_min(torch.finfo(out.dtype).tiny) if sums else out
 
 
-def edited_attention(
-    source: tuple[torch.Tensor, torch.Tensor], target: tuple[torch.Tensor, torch.Tensor], v: torch.Tensor, edit: ActiveEdit,
-    scale: float | None = None, bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None), difference: bool = False,
-    at_once: int = AT_ONCE,
-) -> torch.Tensor:  # fmt: skip
-    """What a target's values (B, heads, Nk, D) give under an edit of probabilities: (B, heads, Nq, D).
-
-    `source` and `target` are queries and keys (B, heads, N, D), `bias` is added to the logits of each. `difference`: less what the target's
-    own probabilities give. Probabilities exist for a few queries at a time, `at_once` bytes of them.
-    """
-    step, out = max(1, at_once // (4 * v.shape[0] * v.shape[1] * v.shape[2])), []
-
-    def chunk(qk: tuple[torch.Tensor, torch.Tensor], added: torch.Tensor | None, start: int) -> torch.Tensor:
-        q, k = qk
-        logits = q[:, :, start : start + step].float() @ k.float().transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
-        if added is not None:
-            logits = logits + (added if added.shape[-2] == 1 else added[..., start : start + step, :])
-        return logits.softmax(-1)
-
-    for start in range(0, target[0].shape[2], step):
-        own = chunk(target, bias[1], start) if edit.needs_own or difference else None
-        p = edit(chunk(source, bias[0], start), own)
-        out.append((p - own if difference else p).to(v.dtype) @ v)
-    return torch.cat(out, 2)
+UNEDITED = ActiveEdit()
 
 
 @dataclass(frozen=True)
@@ -166,16 +144,20 @@ class Edit:
             factors[column] *= weight
         return cls(alignment.mapper(), alignment.own(), factors, settings, dict(windows))
 
+    def open(self, percent: float) -> tuple[bool, ...]:
+        """Whether the window of the edit, and those of columns, are open at a percent of the sampling."""
+        return percent in self.settings.cross, *(percent in window for window in self.windows.values())
+
     def acts(self, percent: float) -> bool:
         """Whether anything is edited at a percent of the sampling."""
-        return self.settings.alpha > 0 and (percent in self.settings.cross or any(percent in w for w in self.windows.values()))
+        return self.settings.alpha > 0 and any(self.open(percent))
 
-    def at_percent(self, percent: float, device: torch.device = torch.device("cpu")) -> ActiveEdit | None:
-        """The edit at a percent of the sampling; None where nothing is edited."""
+    def at_percent(self, percent: float, like: torch.Tensor = torch.zeros(())) -> ActiveEdit | None:
+        """The edit at a percent of the sampling, for values like these; None where nothing is edited."""
         strength = torch.full_like(self.own, self.settings.alpha if percent in self.settings.cross else 0.0)
         for column, window in self.windows.items():
             strength[column] = self.settings.alpha if percent in window else 0.0
-        return ActiveEdit.prepare(self, strength, device) if strength.any() else None
+        return ActiveEdit.prepare(self, strength, like) if strength.any() else None
 
     def repeated(self, source: int, target: int) -> Edit:
         """The same for conditionings that are repeated so many times."""
@@ -187,7 +169,9 @@ class Edit:
     def filled(self, length: int) -> Edit:
         """The same for conditionings that were filled up behind to one length; what fills them is hidden from attention."""
         source, target = self.mapper.shape
-        return self._padded(F.pad(self.mapper, (0, length - target, 0, length - source)))
+        mapper = F.pad(self.mapper, (0, length - target, 0, length - source))
+        mapper.diagonal()[source:] = 1  # so that every row hands its attention on
+        return self._padded(mapper)
 
     def extended(self, columns: int) -> Edit:
         """The same for conditionings with so many more columns, which keep their places."""

@@ -1,14 +1,20 @@
-"""Prompt-to-Prompt on probabilities: every operation by itself, windows, weights, and the local blend."""
+"""Prompt-to-Prompt against attention written out: every operation by itself, windows, weights, and the local blend."""
+
+from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from controlled_diffusion.attention.alignment import DEGREE_SHARE, align
-from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut, word_map
+from controlled_diffusion.attention.call import QKSharing
+from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut
+from controlled_diffusion.attention.maps import WordValues
 from controlled_diffusion.attention.prompt import read
 from controlled_diffusion.attention.prompt_edits import PromptEdits, Words
-from controlled_diffusion.attention.prompt_to_prompt import Edit, Rows, Settings, Window, attended, edited_attention, probabilities
+from controlled_diffusion.attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings, Window
 from torch.testing import assert_close
 
+import explicit
 from checks import draw, refused
 from pieces import PIECES
 
@@ -27,8 +33,14 @@ def edit(source: str, target: str, operation: str = "auto", settings: Settings =
     return Edit.from_alignment(align(read(source, PIECES), read(target, PIECES), operation), settings, **more)
 
 
+def applied(active: ActiveEdit, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The edited probabilities, which are what is gathered from a value of its own for each column."""
+    terms = active.terms([0], [1], torch.eye(active.length).expand(*source.shape[:2], -1, -1))
+    return active.combined([(source, target)[rows[0]] @ values for rows, values in terms])
+
+
 def edited(source: str, target: str, operation: str = "auto", percent: float = 0.5, **more) -> torch.Tensor:
-    return edit(source, target, operation, **more).at_percent(percent)(SOURCE, TARGET)
+    return applied(edit(source, target, operation, **more).at_percent(percent), SOURCE, TARGET)
 
 
 def sums_to_one(p):
@@ -37,7 +49,7 @@ def sums_to_one(p):
 
 def test_equal_prompts_copy_the_sources_maps():
     moment = edit("a red circle", "a red circle").at_percent(0.5)
-    assert moment.copies and torch.equal(moment(SOURCE, None), SOURCE)
+    assert moment.copies and torch.equal(applied(moment, SOURCE, TARGET), SOURCE)
 
 
 def test_a_weight_acts_on_top_of_every_operation():
@@ -130,7 +142,7 @@ def test_outside_the_window_there_is_no_edit():
 
 def test_a_word_may_have_a_window_of_its_own():
     moments = edit("a red circle", "a cat circle", settings=Settings(Window(0.0, 0.8), Window()), windows={2: Window(0.0, 0.3)})
-    early, late = (moments.at_percent(p)(SOURCE, TARGET) for p in (0.1, 0.5))
+    early, late = (applied(moments.at_percent(p), SOURCE, TARGET) for p in (0.1, 0.5))
     assert torch.equal(early, SOURCE)
     mixed = SOURCE.clone()
     mixed[..., 2] = TARGET[..., 2]
@@ -142,60 +154,130 @@ def test_a_word_may_have_a_window_of_its_own():
 def test_repeated_conditionings_give_the_same_output():
     """ComfyUI repeats a conditioning to the length of another: keys, values and maps are then there several times."""
     one, v = edit("a red circle", "a completely red big circle", weights={2: 2.0}), draw(1, LENGTH, HEADS * 4, seed=3)
-    p = one.repeated(2, 3).at_percent(0.5)(SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
-    assert_close(attended(p, v.repeat(1, 3, 1)), attended(one.at_percent(0.5)(SOURCE, TARGET), v))
+    p = explicit.edited(one.repeated(2, 3), 0.5, SOURCE.repeat(1, 1, 1, 2) / 2, TARGET.repeat(1, 1, 1, 3) / 3)
+    assert_close(explicit.attended(p, v.repeat(1, 3, 1)), explicit.attended(applied(one.at_percent(0.5), SOURCE, TARGET), v))
     wide = edit("a red circle", "a cat circle", windows={2: Window(0.0, 0.1)}).repeated(1, 2)
     assert sorted(wide.windows) == [2, 2 + LENGTH]
 
 
 def test_more_columns_behind_keep_their_places():
     wide, source, target = edit("a red circle", "a blue big circle").extended(3), maps(4, LENGTH + 3), maps(5, LENGTH + 3)
-    p = wide.at_percent(0.5)(source, target)
+    p = applied(wide.at_percent(0.5), source, target)
     total = 1 + target[..., 2:3]  # 'blue' is new, 'big' stands for 'red'
     assert_close(p[..., LENGTH:], source[..., LENGTH:] / total)
     sums_to_one(p)
 
 
-def test_probabilities_and_what_they_gather_are_attention():
-    q, k, v = (draw(2, n, HEADS * 4, seed=n) for n in (QUERIES, 7, 8))
-    v = v[:, :7]
-    split = [t.reshape(2, t.shape[1], HEADS, 4).transpose(1, 2) for t in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(2, QUERIES, -1)
-    p = probabilities(q, k, HEADS)
-    assert p.shape == (2, HEADS, QUERIES, 7) and p.dtype == torch.float32
-    sums_to_one(p)
-    assert_close(attended(p, v), expected)
-    assert attended(p, v.half()).dtype == torch.half
+class Call(QKSharing):
+    """An attention of torch, with keys that are hidden by a bias, under another node's attention where `chained`."""
+
+    kind = "cross"
+
+    def __init__(self, qkv: list[torch.Tensor], heads_first: bool = False, chained: bool = False, bias: torch.Tensor | None = None):
+        qkv = [explicit.split_heads(t, HEADS) if heads_first else t for t in qkv]
+        self.heads_first, self.bias, self.width = heads_first, bias, WIDTH
+        super().__init__(qkv, self.louder if chained else self.whole, not chained)
+
+    def whole(self, q, k, v):
+        return self.kernel(q, k, v, range(len(q)))
+
+    def louder(self, q, k, v):
+        return 1.5 * self.whole(q, k, v) + q.flatten(1).mean(1)[:, None, None]
+
+    def kernel(self, q, k, v, rows):
+        bias = None if self.bias is None else self.bias[list(rows)].to(q.dtype)
+        out = F.scaled_dot_product_attention(*(t if self.heads_first else explicit.split_heads(t, HEADS) for t in (q, k, v)), bias)
+        return out.transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("at_once", [1, 500, 2**26])
-@pytest.mark.parametrize("target", ["a red dog", "a very red cat sat"])
-def test_edited_attention_is_that_of_edited_probabilities(target, at_once):
-    moment = edit("a red cat", target, weights={2: 3.0}).at_percent(0.5)
-    q, k, v = ([draw(2, LENGTH, 12, seed=3 * i + j) for i in range(2)] for j in range(3))
-    wanted = attended(moment(*(probabilities(*qk, 3) for qk in zip(q, k))), v[1])
-    own = attended(probabilities(q[1], k[1], 3), v[1])
+WIDTH = 4
+CASES = [
+    dict(target="a blue circle"), dict(target="a completely circle"), dict(target="a red big circle"), dict(target="a circle"),
+    dict(target="circle a red"), dict(target="a very red circle"), dict(target="a blue big circle", operation="refine"),
+    dict(target="a red circle", weights={2: -1.0, 3: 0.0}), dict(target="a blue circle", operation="reweight only", weights={2: 3.0}),
+    dict(target="a very blue big circle", weights={2: 2.0}), dict(target="a blue circle", settings=Settings(Window(), Window(), 0.6)),
+    dict(target="a big circle", settings=Settings(Window(), Window(), 0.6)),
+    dict(target="a blue big circle", windows={2: Window(0.0, 0.3), 3: Window(0.0, 0.9)}),
+]  # fmt: skip
 
-    def heads(t):
-        return t.unflatten(-1, (3, -1)).transpose(1, 2)
 
-    given = [tuple(heads(t) for t in pair) for pair in zip(q, k)]
-    made = edited_attention(*given, heads(v[1]), moment, at_once=at_once)
-    assert_close(made.transpose(1, 2).flatten(2), wanted)
-    less = edited_attention(*given, heads(v[1]), moment, difference=True, at_once=at_once)
-    assert_close(less.transpose(1, 2).flatten(2), wanted - own, atol=1e-5, rtol=1e-4)
+def drawn(rows: int, keys: int = LENGTH) -> list[torch.Tensor]:
+    return [2 * draw(rows, n, HEADS * WIDTH, seed=i) for i, n in enumerate((QUERIES, keys, keys), 1)]
+
+
+def run(call: QKSharing, edits: dict[int, tuple[int, ActiveEdit]]) -> QKSharing:
+    call.edits = edits
+    call.run()
+    return call
+
+
+@pytest.mark.parametrize("heads_first, chained", product([False, True], repeat=2))
+@pytest.mark.parametrize("case", CASES)
+def test_edited_attention_is_that_of_edited_probabilities(case, heads_first, chained):
+    """Of the target alone; other rows and what another node's attention adds stay."""
+    made, qkv = edit("a red circle", **case), drawn(3)
+    p, own = explicit.probabilities(*qkv[:2], HEADS), Call(qkv, heads_first, chained)
+    own.run()
+    p[2] = explicit.edited(made, 0.5, p[1], p[2])
+    change = explicit.attended(p, qkv[2]) - explicit.attended(explicit.probabilities(*qkv[:2], HEADS), qkv[2])
+    call = run(Call(qkv, heads_first, chained), {2: (1, made.at_percent(0.5))})
+    assert torch.equal(call.result[:2], own.result[:2])
+    assert_close(call.result, own.result + change, atol=1e-5, rtol=1e-5)
+    words = [(1, 3), (2,), (), *((c,) for c in range(5))]  # more than a head is wide
+    maps = call.word_maps([([0, 1], words[:2]), ([2], words)], LENGTH, WordValues())
+    assert [tuple(m.shape) for m in maps] == [(2, 2, QUERIES), (1, len(words), QUERIES)]
+    for found, rows, groups in zip(maps, ([0, 1], [2]), (words[:2], words)):
+        wanted = torch.stack([p[rows][..., list(c)].sum(-1).mean(1) for c in groups], 1)
+        assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_every_target_and_image_has_an_edit_of_its_own():
+    qkv, active = drawn(6), [edit("a red circle", t).at_percent(0.5) for t in ("a red big circle", "a circle")]
+    whole = run(Call(qkv), {row: (row % 2, active[row // 2 - 1]) for row in range(2, 6)}).result
+    for row in range(2, 6):
+        alone = run(Call([t[[row % 2, row]] for t in qkv]), {1: (0, active[row // 2 - 1])}).result
+        assert_close(whole[row], alone[1])
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_is_near(case, dtype, near):
+    made, qkv = edit("a red circle", **case), drawn(2)
+    low = [t.to(dtype) for t in qkv]
+    p = explicit.probabilities(*(t.float() for t in low[:2]), HEADS)
+    p[1] = explicit.edited(made, 0.5, p[0], p[1])
+    call = run(Call(low), {1: (0, made.at_percent(0.5, low[2]))})
+    wanted = explicit.attended(p, low[2].float())
+    assert call.result.dtype == dtype
+    assert float((call.result.float() - wanted).abs().max() / wanted.abs().max()) < near
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_on_a_deleted_word_alone_is_finite(dtype):
+    """What is left for the other words is as good as nothing."""
+    q, k, v = drawn(2)
+    k[:, :3] = 0
+    k[:, 2], q[:] = 300.0, 1.0
+    call = run(Call([t.to(dtype) for t in (q, k, v)]), {1: (0, edit("a red circle", "a circle").at_percent(0.5, v.to(dtype)))})
+    assert call.result.isfinite().all()
+
+
+def test_weights_of_0_on_every_word_leave_nothing():
+    everything = dict.fromkeys(range(LENGTH), 0.0)
+    for operation in ("auto", "reweight only"):
+        active = edit("a red circle", "a blue circle", operation, weights=everything).at_percent(0.5)
+        assert not run(Call(drawn(2)), {1: (0, active)}).result[1].any()
 
 
 def test_filling_gets_no_attention():
     made = edit("a red cat", "a very red cat sat")
     length = len(made.own) + 4
-    bias = torch.zeros(1, 1, 1, length)
+    bias = torch.zeros(2, 1, 1, length)
     bias[..., len(made.own) :] = -torch.inf
-    q, k, v = (draw(2, 3, length, 4, seed=j) for j in range(3))
-    pair = (q[:1], k[:1]), (q[1:], k[1:])
-    filled = edited_attention(*pair, v[1:], made.filled(length).at_percent(0.5), bias=(bias, bias))
-    short = tuple((one[0], one[1][:, :, : len(made.own)]) for one in pair)
-    assert_close(filled, edited_attention(*short, v[1:, :, : len(made.own)], made.at_percent(0.5)))
+    qkv = drawn(2, length)
+    filled = run(Call(qkv, bias=bias), {1: (0, made.filled(length).at_percent(0.5))}).result
+    short = [qkv[0], *(t[:, : len(made.own)] for t in qkv[1:])]
+    assert_close(filled, run(Call(short), {1: (0, made.at_percent(0.5))}).result)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -213,13 +295,12 @@ def test_bad_settings_are_refused(make, message):
 SIZE = (4, 4)
 
 
-def spots(*places, length: int = 3, column: int = 1) -> torch.Tensor:
-    """Probabilities (1, heads, 16, length) of a word that is looked at from some cells only."""
-    p = torch.zeros(1, HEADS, 16, length)
-    p[..., 0] = 1
+def spots(*places, column: int = 1) -> torch.Tensor:
+    """Maps (3, 4, 4) of the tokens of a text, one of which is looked at from some cells only."""
+    maps = torch.zeros(3, 16)
     for place in places:
-        p[..., place, 0], p[..., place, column] = 0.1, 0.9
-    return p
+        maps[column, place] = 0.9
+    return maps.unflatten(-1, SIZE)
 
 
 NONE = ((), ())
@@ -233,17 +314,11 @@ def cells(mask) -> list[int]:
     return mask.flatten().nonzero().flatten().tolist()
 
 
-def seen(found: Blending, *maps: torch.Tensor, level: float = 1.0, first: int = 0) -> list[list[int]]:
-    """The cells of each target's mask after a level at which source and targets, from branch `first` on, looked at these places."""
+def seen(found: Blending, *maps: torch.Tensor, level: float = 1.0) -> list[list[int]]:
+    """The cells of each target's mask after a level at which source and targets looked at these places."""
     found.on_level(level)
-    for branch, p in enumerate(maps, first):
-        found.add(lambda columns, p=p: word_map(p, columns).unflatten(-1, SIZE), branch)
+    found.add(torch.stack([torch.stack([tokens[list(word)].sum(0) for word in found.words(n)]) for n, tokens in enumerate(maps)]))
     return [cells(m) for m in found.mask(SIZE)]
-
-
-def test_a_words_map_is_the_mean_of_the_heads():
-    p = maps(1)
-    assert_close(word_map(p, (1, 3)), p[..., [1, 3]].sum(-1).mean(1))
 
 
 def test_a_map_is_cut_at_a_share_of_its_own_maximum():
@@ -320,16 +395,14 @@ def test_every_target_has_a_mask_of_its_own_words():
 
 def test_protected_words_are_taken_out_without_spreading():
     found = blending(protected=(((2,), (2,)),))
-    seen(found, spots(0), spots(0))
-    found.now[1, 1, 0, 0, 0, 1] = 1.0
-    assert cells(found.mask(SIZE)) == [0, 4, 5]
+    assert seen(found, spots(0), spots(0) + spots(1, column=2)) == [[0, 4, 5]]
 
 
 def test_maps_are_summed_over_levels_and_a_level_counts_once():
     found = blending(threshold=0.4)
     for level, place in ((1.0, 0), (0.9, 0), (0.5, 5), (0.5, 5)):
-        seen(found, spots(place), level=level, first=1)
-    assert_close(found.sums[0, 1].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
+        seen(found, spots(), spots(place), level=level)
+    assert_close(found.sums[1, 0].flatten()[[0, 5]], torch.tensor([1.8, 0.9]))
 
 
 def test_a_blend_acts_from_its_start_up_to_its_end():

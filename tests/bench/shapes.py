@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -72,11 +71,6 @@ def clock() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
-
-
-def fused(attention, *args, **kwargs) -> torch.Tensor:
-    """torch's own attention, as `diffusers` has it and ComfyUI on a GPU."""
-    return host_attention.attention_pytorch(*args, **kwargs)
 
 
 def model_of(name: str, dtype: torch.dtype | None = None, **changed):

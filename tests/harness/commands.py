@@ -24,6 +24,7 @@ Controlled Diffusion: try it out, or work on it. Everything that is missing is s
   python . run SCRIPT [arguments]   run a script of this repository with ComfyUI importable,
                                     for example: python . run tests/demo/make_model.py --help
 
+COMFYUI_OPTIONS are options of ComfyUI's command line for a script, such as --use-pytorch-cross-attention.
 COMFYUI_PATH names another ComfyUI to use; COMFYUI_VERSION picks a pinned one (0.18.2, 0.27.0 or 0.30.0).
 """
 

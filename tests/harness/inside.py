@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     """Run a script of the repository with ComfyUI and the pack (as ``controlled_diffusion``) importable."""
     from harness import host
 
-    host.boot(host.PRIVATE / "scripts")
+    host.boot(host.PRIVATE / "scripts", *os.environ.get("COMFYUI_OPTIONS", "").split())
     host.load_pack()
     sys.argv = arguments
     script = Path(arguments[0]).resolve()

@@ -26,6 +26,7 @@ from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.host.run_history import RunHistory
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
+from torch.profiler import ProfilerActivity, profile
 
 from compare import assert_close
 from host import editing, inversions, tiny, tiny_dits, tiny_text
@@ -214,6 +215,20 @@ def test_an_attention_override_is_kept(eps, clip):
     assert torch.equal(drawn(patched, clip, SOURCE), drawn(eps, clip, SOURCE)) and seen
 
 
+def test_what_an_override_adds_stays_on_edited_rows(eps, clip):
+    """As a replacement's does that adds the same."""
+
+    def louder(function, q, k, *args, **kwargs):
+        out = function(q, k, *args, **kwargs)
+        return out if k.shape[1] == q.shape[1] else out + 0.7 * q.mean(1, keepdim=True)
+
+    patched, knobs = eps.clone(), dict(targets="a very blue big circle", cross_end=1.0, self_end=0.0)
+    patched.model_options["transformer_options"]["optimized_attention_override"] = louder
+    made = drawn(patched, clip, **knobs)
+    assert_close(made, drawn(with_replacements(eps), clip, **knobs), **CLOSE)
+    assert differ(made[1], drawn(eps, clip, **knobs)[1]) > 1e-3
+
+
 def with_lora(model):
     patched = model.clone()
     weights = model.model.state_dict()
@@ -277,6 +292,22 @@ def test_long_prompts_leave_the_source_unchanged(eps, clip):
         assert_close(made[0], reference, **CLOSE)
     assert torch.equal(*drawn(eps, clip, SOURCE, negative=LONG, **ALL))
     assert torch.equal(*drawn(eps, clip, LONG, source=LONG, **ALL))
+
+
+WAITS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero"}  # which a GPU has to finish for
+
+
+@pytest.mark.parametrize("knobs", [{}, dict(targets="a very blue big circle", word_weights="circle: 2", blend_words="*")])
+def test_no_layer_waits_for_a_gpu(eps, clip, knobs):
+    """Also where the host repeats the text."""
+
+    def waits(layers):
+        run = patch(eps, clip, negative=LONG, cross_layers=layers, **knobs)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            sample(*run)
+        return sum(event.name() in WAITS for event in seen.profiler.kineto_results.events())
+
+    assert waits("all") == waits("middle") > 0
 
 
 def test_a_long_negative_leaves_the_edit_unchanged(eps, clip):

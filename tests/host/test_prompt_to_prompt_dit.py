@@ -11,11 +11,12 @@ from controlled_diffusion.attention import local_blend
 from controlled_diffusion.attention.layers import Block
 from controlled_diffusion.attention.local_blend import Blending
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
-from controlled_diffusion.nodes.host.attention.dit import TokenCall
+from controlled_diffusion.nodes.host.attention.dit import TokenCall, additive
 from controlled_diffusion.nodes.host.attention.prompt_to_prompt_dit import map_blocks
 from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
+import explicit
 from compare import assert_close
 from host import editing, inversions, tiny_dits, tiny_text
 from host.editing import OFF, Keys, control_of, differ, last_run, masks_of, with_blend, with_fewer_tokens
@@ -228,7 +229,7 @@ def test_a_blend_uses_the_maps_of_its_words(name, text_model, monkeypatch):
             for side, words in enumerate(control.blend.edited[0]):
                 front = total - control.lengths[side] if name == "flux2" else 0
                 wanted[side] += p[side][:, [start + front + c for c in words]].sum(-1)
-    assert_close(sums[0][0, :, 0, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
+    assert_close(sums[0][:, 0].flatten(1), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_blends_of_joint_models_end_halfway_and_show_masks(flux, clip):
@@ -279,7 +280,7 @@ def test_cross_attention_of_a_dit_is_edited(text_model):
     control = control_of(patched)
     q, k, mask = spy.seen[1]  # behind the block's self-attention
     p = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
-    edited = control.edits[0].at_percent(0.0, p.device)(p[0], p[1])
+    edited = explicit.edited(control.edits[0], 0.0, p[0], p[1])
     assert_close(edited.sum(-1), torch.ones_like(edited[..., 0]))
     v, out = seen[0].unflatten(-1, (2, -1)).transpose(1, 2), seen[1]
     assert_close(out, torch.stack([p[0] @ v[0], edited @ v[1]]).transpose(1, 2).flatten(2), **CLOSE)
@@ -288,12 +289,19 @@ def test_cross_attention_of_a_dit_is_edited(text_model):
     assert_close(drawn(spy.model, clip, LONGER, **ALL), drawn(tiny_dits.dit("wan"), clip, LONGER, **ALL), **CLOSE)
 
 
-def test_a_swap_of_equal_length_needs_no_probabilities(text_model, monkeypatch):
+def test_a_swap_of_equal_length_takes_no_further_attention(text_model, monkeypatch):
     model, clip = pair("wan", text_model)
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
-    asked, real = [], TokenCall.set_edited_output
-    monkeypatch.setattr(TokenCall, "set_edited_output", lambda self, *a: asked.append(1) or real(self, *a))
+    asked, real = [], TokenCall.kernel
+    monkeypatch.setattr(TokenCall, "kernel", lambda self, *a: asked.append(1) or real(self, *a))
     swapped = drawn(model, clip, **ALL)
     assert not asked and differ(swapped[0], swapped[1]) > 1e-6
     drawn(model, clip, word_weights="blue: 2", **ALL)
     assert asked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masks_are_added_in_the_models_precision(dtype):
+    """As torch's attention takes no other mask."""
+    mask = additive(torch.tensor([[True, False]]), torch.zeros(1, dtype=dtype))
+    assert mask.dtype == dtype and mask.flatten().tolist() == [0.0, -math.inf]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ....attention.call import QKSharing
 from ....attention.layers import Block, Place, chosen_blocks, chosen_places
-from ....attention.maps import Columns, Maps, Sums, heat, mask_of, phase_of
+from ....attention.maps import Columns, Maps, Sums, WordValues, heat, mask_of, phase_of
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
 from ....guidance.errors import quoted
@@ -62,7 +62,7 @@ class CaptureRun(ControlRun):
     def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control, scale)
         self.places, self.dit, self.latent = control.places, control.dit, latent
-        self.sums, self.images = Sums(), 1
+        self.sums, self.images, self.word_values = Sums(), 1, WordValues()
 
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
@@ -83,15 +83,15 @@ class CaptureRun(ControlRun):
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         if call.size is not None and call.covers(self.latent):
             start = self.dit.text_start(self.control.length, tokens) if self.dit else 0
-            maps = [
-                call.shares([first + i for i in images], tokens, [[start + c for c in word] for word in words])
-                for images, words in self.control.images(self.images)
+            asked = [
+                ([first + i for i in images], [[start + c for c in word] for word in words]) for images, words in self.control.images(self.images)
             ]
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
-            self.sums.add(key, call.images(torch.cat(maps)))
+            self.sums.add(key, call.images(torch.cat(call.word_maps(asked, tokens, self.word_values))))
 
     def end(self) -> None:
         super().end()
+        self.word_values = WordValues()
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
 
 

@@ -16,8 +16,6 @@ import torch
 
 from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
-from ....attention.maps import shares
-from ....attention.prompt_to_prompt import ActiveEdit, edited_attention
 
 
 @dataclass(frozen=True)
@@ -143,76 +141,54 @@ def dit_of(model) -> Dit:
     return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
 
 
-def _four(mask: torch.Tensor) -> torch.Tensor:
-    """A mask as (B or 1, heads or 1, queries or 1, keys), added to the logits."""
+def additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A mask as (B or 1, heads or 1, queries or 1, keys), added to logits of the type of `like`."""
     mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+    return like.new_zeros(mask.shape).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
 class TokenCall(QKSharing):
     """One attention of a DiT in which the image takes part; the counterpart of `UnetCall`.
 
     `kind`: "joint" of image and text, in which only the image's queries and keys are shared, or "self" and "cross". `size` is the
-    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `ranges` are the tokens of image and text, `options` the attention's.
+    image's (frames, rows, columns) of a `latent` ([frames,] H, W); `ranges` are the tokens of image and text, `options` those of ComfyUI's
+    `function`.
     """
 
-    def __init__(self, kind: str, place: Block, latent: tuple, size: tuple, ranges: tuple[slice, slice], qkv: tuple, options: dict, *base):
+    def __init__(self, kind: str, place: Block, latent: tuple, size: tuple, ranges: tuple[slice, slice], qkv: tuple, options: dict, function, *base):
         super().__init__(qkv, *base)
-        self.kind, self.place, self.latent, self.size, self.options = kind, place, latent, size, options
+        self.kind, self.place, self.latent, self.size, self.options, self.function = kind, place, latent, size, options, function
         self.image, self.text = ranges
-
-    @property
-    def reshaped(self) -> bool:
-        return bool(self.options.get("skip_reshape"))
+        self.heads_first = bool(options.get("skip_reshape"))
+        self.width = self.q.shape[-1] if self.heads_first else self.q.shape[-1] // options["heads"]
 
     def shared(self, t: torch.Tensor) -> torch.Tensor:
         if self.kind != "joint":
             return super().shared(t)
-        axis, out = 2 if self.reshaped else 1, t.clone()
+        axis, out = 2 if self.heads_first else 1, t.clone()
         image = axis, self.image.start, self.image.stop - self.image.start
         out.narrow(*image).copy_(super().shared(t.narrow(*image)))
         return out
 
-    def columns(self, row: int, tokens: int) -> int:
-        """The keys of a text."""
-        return self.text.stop - self.text.start
+    def kernel(self, q, k, v, rows):
+        """Of joint attention, for the image's queries alone."""
+        options = dict(self.options)
+        if self.kind == "joint":
+            q = q[..., self.image, :]
+        if options.get("mask") is not None:
+            mask = additive(options["mask"], q)
+            mask = mask if len(mask) == 1 else select_rows(mask, rows)
+            options["mask"] = mask if self.kind != "joint" or mask.shape[-2] == 1 else mask[..., self.image, :]
+        return self.function(q, k, v, **options)
 
-    def heads_first(self, t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Rows of queries, keys or values as (rows, heads, N, dim)."""
-        width = self.q.shape[-1] if self.reshaped else self.q.shape[-1] // self.options["heads"]
-        return select_rows(t, rows) if self.reshaped else select_rows(t, rows).reshape(len(rows), t.shape[1], -1, width).transpose(1, 2)
-
-    def bias(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """What is added to the logits of the image's queries."""
-        mask = self.options.get("mask")
-        if mask is None:
-            return None
-        mask = _four(mask)
-        mask = mask if len(mask) == 1 else select_rows(mask, rows)
-        return mask if mask.shape[-2] == 1 else mask[..., self.image, :]
-
-    def shares(self, rows: Sequence[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows, groups, frames * h * w), float32: how much of the image's attention falls on groups of the text's tokens.
-
-        `tokens` of a row's text were counted before ComfyUI may have repeated it; the copies count too.
-        """
-        q, k = (self.heads_first(t, rows) for t in self.used)
+    def columns(self, words: Sequence[int], tokens: int) -> list[int]:
+        """The copies count too."""
         copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
-        keys = [[self.text.start + c + i * tokens for i in copies for c in group] for group in columns]
-        return shares(q[:, :, self.image], k, keys, self.options.get("scale"), self.bias(rows))
+        return [self.text.start + c + i * tokens for i in copies for c in words]
 
     def images(self, values: torch.Tensor) -> torch.Tensor:
         """Values (a, b, frames * h * w) of the image's tokens as (a, b, [frames,] h, w)."""
         return values.unflatten(-1, self.size if self.size[0] > 1 else self.size[1:])
-
-    def set_edited_output(self, source: Sequence[int], rows: Sequence[int], edit: ActiveEdit) -> None:
-        """Gives rows of cross-attention what their values make of probabilities edited from those of source rows."""
-        of_source, of_target = (tuple(self.heads_first(t, r) for t in self.used) for r in (source, rows))
-        change = edited_attention(of_source, of_target, self.heads_first(self.v, rows), edit, self.options.get("scale"),
-                                  (self.bias(source), self.bias(rows)), not self.plain)  # fmt: skip
-        if not self.options.get("skip_output_reshape"):
-            change = change.transpose(1, 2).flatten(2)
-        self.set_output(rows, change if self.plain else select_rows(self.out, rows) + change)
 
 
 _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
@@ -239,8 +215,8 @@ class Override:
         place = Block(self.count[kind], len(self.dit.places)) if kind else None
         bias = None if text is None else self._bias(keys, text, place, q)
         if bias is not None:
-            options["mask"] = bias if options.get("mask") is None else _four(options["mask"]) + bias
-            args, kwargs = (), {n: value for n, value in options.items() if n != "_inside_attn_wrapper" or n in kwargs}
+            options["mask"] = bias if options.get("mask") is None else additive(options["mask"], q) + bias
+            args, kwargs = (), options
 
         def base(q, k, v):
             return self.below(function, q, k, v, *args, **kwargs) if self.below else function(q, k, v, *args, **kwargs)
@@ -251,7 +227,7 @@ class Override:
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
-        return run_controls(TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, base, self.below is None), active)
+        return run_controls(TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, function, base, self.below is None), active)
 
     def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""

@@ -25,10 +25,9 @@ from ..noise_levels import NoiseScale, run_noise_scale
 from ..progress import say
 from ..run_history import RunHistory
 from .dit import Dit, Override
-from .unet import SLOTS, BaseAttention, UnetCall, with_attention
+from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
 
 _log = logging.getLogger(__name__)
-OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class ControlRun:
         self.parts, self.percent, self.conds, self.started = MarkedParts(), 0.0, {}, False
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
+        self.layers: dict[str, list[Place]] = {}
 
     def sampler(self, sampler, noise: torch.Tensor, sigmas: torch.Tensor, seed: int | None, device: torch.device):
         """The sampler to use instead of the user's."""
@@ -113,7 +113,7 @@ class ControlRun:
     def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
         self.parts, self.percent = MarkedParts.find(conds, self.conds, self.control.token), self.scale.percent(sigma)
-        self.reads = not any(x is before for before in self.evaluated)
+        self.reads, self.layers = not any(x is before for before in self.evaluated), {}
         if any(index >= 0 for index, _ in self.parts.marked):
             self.evaluated.append(x)
 
@@ -125,6 +125,12 @@ class ControlRun:
     def wants(self, kind: str, place: Place | Block) -> bool:
         """Whether it needs this layer now."""
         return False
+
+    def wanted(self, kind: str) -> list[Place]:
+        """The layers of a UNet that it needs now, found once for an evaluation."""
+        if kind not in self.layers:
+            self.layers[kind] = [place for place in self.places if self.wants(kind, place)]
+        return self.layers[kind]
 
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         """For a DiT: (rows of a part, text tokens) to add to the logits of its text, -inf to hide it; None for nothing.
@@ -200,24 +206,23 @@ def _network(executor, x, t, c_concat=None, c_crossattn=None, control=None, tran
     active = [(run, number * size, tokens) for run, parts in runs for number, tokens in parts]
     if any(run.dit for run, _, _ in active):
         return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs)
-    options = _unet_options(transformer_options, active, len(x))
+    options = _unet_options(transformer_options, active, len(x), 0 if c_crossattn is None else c_crossattn.shape[1])
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def _unet_options(options: dict, active: list, batch: int) -> dict:
+def _unet_options(options: dict, active: list, batch: int, text: int) -> dict:
     """The options with replacements of the attentions of a UNet that are wanted now."""
     for kind in SLOTS:
         wanted: dict[Place, list] = {}
         for run, first, tokens in active:
-            for place in run.places:
-                if run.wants(kind, place):
-                    wanted.setdefault(place, []).append((run, first, tokens))
-        options = with_attention(options, {p.key: partial(_attend, kind, p, acting, batch) for p, acting in wanted.items()}, kind)
+            for place in run.wanted(kind):
+                wanted.setdefault(place, []).append((run, first, tokens))
+        options = with_attention(options, {p.key: partial(_attend, kind, p, acting, batch, text) for p, acting in wanted.items()}, kind)
     return options
 
 
-def _attend(kind: str, place: Place, active: list, batch: int, base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
-    return run_controls(UnetCall(kind, place, (q, k, v), options, base, batch), active)
+def _attend(kind: str, place: Place, active: list, batch: int, text: int, base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
+    return run_controls(UnetCall(kind, place, (q, k, v), options, base, batch, text), active)
 
 
 def _dit(executor, inputs: tuple, options: dict, active: list, more: dict) -> torch.Tensor:

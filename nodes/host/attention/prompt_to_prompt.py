@@ -11,7 +11,8 @@ import torch
 
 from ....attention.call import QKSharing, select_rows
 from ....attention.layers import Block, Place, chosen_places
-from ....attention.local_blend import Blending, LocalBlend, coverages, word_map
+from ....attention.local_blend import Blending, LocalBlend, coverages
+from ....attention.maps import WordValues
 from ....attention.prompt_edits import PromptEdits, Words
 from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings, Window
 from ..conditionings import marked
@@ -21,7 +22,7 @@ from ..prompts import as_rows, encoded, prompt_of
 from ..run_history import RunHistory
 from .hook import Control, ControlRun, controls_of, install
 from .shared_noise import with_shared_noise
-from .unet import UnetCall, blend_places, unet_places
+from .unet import blend_places, unet_places
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class PromptToPromptRun(ControlRun):
         self.blending = Blending(control.blend, control.rows) if control.blend else None
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
         self.active_edits: dict[tuple, ActiveEdit | None] = {}
+        self.word_values = WordValues()
 
     def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
@@ -117,26 +119,21 @@ class PromptToPromptRun(ControlRun):
     def end(self) -> None:
         super().end()
         self.active_edits.clear()
+        self.word_values = WordValues()
         if self.blending is not None:
             self.blending.end()
 
-    def on_evaluate(self, conds, x, sigma):
-        before = self.percent
-        super().on_evaluate(conds, x, sigma)
-        if self.percent != before:
-            self.active_edits.clear()
-
-    def active_edit(self, number: int, columns: int, device: torch.device) -> ActiveEdit | None:
-        """The edit of a target now, for so many keys."""
-        key = number, columns, device
+    def active_edit(self, number: int, columns: int, like: torch.Tensor) -> ActiveEdit | None:
+        """The edit of a target now, for so many keys and values like these; made once for all steps with the same windows open."""
+        edit = self.control.edits[number]
+        key = number, edit.open(self.percent), columns, like.device, like.dtype
         if key not in self.active_edits:
-            edit = self.control.edits[number]
             more = columns - len(edit.own)
             if more < 0:
                 raise ValueError(
                     f"The positive has {columns} tokens, but P2P Attention Patch made {len(edit.own)}: a node between cut it. Remove that node."
                 )
-            self.active_edits[key] = (edit.extended(more) if more else edit).at_percent(self.percent, device)
+            self.active_edits[key] = (edit.extended(more) if more else edit).at_percent(self.percent, like)
         return self.active_edits[key]
 
     @property
@@ -156,50 +153,49 @@ class PromptToPromptRun(ControlRun):
         settings = self.control.settings
         return place.key in self.control.self_layers and settings.alpha > 0 and self.percent in settings.self
 
-    def wants(self, kind: str, place: Place) -> bool:
-        return self.shares_self(place) if kind == "self" else self.edits_cross(place) or self.needs_map(place)
-
-    def _edits(self, call: QKSharing, first: int, tokens: int) -> list[tuple[int, ActiveEdit]]:
-        """(number, edit) of the targets that are edited in this cross-attention now."""
-        if call.kind != "cross" or call.place.key not in self.control.cross_layers:
-            return []
-        columns = call.columns(first, tokens)
-        edits = [(n, self.active_edit(n, columns, call.q.device)) for n in range(self.rows.targets)]
-        return [(n, edit) for n, edit in edits if edit is not None]
-
-    def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
-        whole = range(self.rows.targets) if call.kind != "cross" else [n for n, edit in self._edits(call, first, tokens) if edit.copies]
-        for number in whole:
-            for own, source in zip(self.rows.target(number), self.rows.source):
-                call.source_row[first + own] = first + source
+    def wants(self, kind: str, place: Place | Block) -> bool:
+        if kind != "cross" and self.shares_self(place):
+            return True
+        return (kind != "self" and self.needs_map(place)) or (kind == "cross" and self.edits_cross(place))
 
     def branch(self, number: int, first: int) -> list[int]:
         """The rows of a branch of a part: 0 is the source, then the targets."""
         return [first + row for row in (self.rows.target(number - 1) if number else self.rows.source)]
 
-    def edit(self, call: UnetCall, first: int, tokens: int) -> None:
-        if call.kind == "self":
-            self._mix_self(call, first)
-            return
-        edits = [(n, edit) for n, edit in self._edits(call, first, tokens) if not edit.copies]
-        source = call.probabilities(self.branch(0, first), tokens) if edits else None
-        for number, edit in edits:
-            rows = self.branch(1 + number, first)
-            own = call.probabilities(rows, tokens) if edit.needs_own or not call.plain else None
-            call.set_probabilities(rows, edit(source, own), own, tokens)
+    def text_start(self, branch: int, tokens: int) -> int:
+        """Where the text of a branch begins among the tokens that the network gets."""
+        return 0
 
-    def _mix_self(self, call: QKSharing, first: int) -> None:
+    def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
+        cross = call.kind == "cross"
+        if not (self.edits_cross(call.place) if cross else self.shares_self(call.place)):
+            return
+        for number in range(self.rows.targets):
+            edit = self.active_edit(number, call.keys(tokens), call.v) if cross else None
+            for row, source in zip(self.branch(1 + number, first), self.branch(0, first)):
+                if not cross or (edit and edit.copies):
+                    call.source_row[row] = source
+                elif edit:
+                    call.edits[row] = source, edit
+
+    def edit(self, call: QKSharing, first: int, tokens: int) -> None:
         """Mixes what targets give with the source's queries and keys with what they give with their own."""
         alpha = self.control.settings.alpha
-        if alpha < 1:
+        if alpha < 1 and call.kind != "cross" and self.shares_self(call.place):
             rows = [row for n in range(self.rows.targets) for row in self.branch(1 + n, first)]
             call.set_output(rows, alpha * select_rows(call.out, rows) + (1 - alpha) * call.own_output(rows))
 
-    def on_attention(self, call: UnetCall, first: int, tokens: int) -> None:
-        if call.kind == "cross" and self.needs_map(call.place) and call.size is not None and call.covers(self.size):
-            for number in range(1 + self.rows.targets):
-                p = call.final_probabilities(self.branch(number, first), tokens)
-                self.blending.add(lambda columns, p=p: call.images(word_map(p, columns)[:, None])[:, 0], number)
+    def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
+        """Of a video, the largest of all frames counts."""
+        if call.kind == "self" or not self.needs_map(call.place) or call.size is None or not call.covers(self.size):
+            return
+        asked = []
+        for branch in range(1 + self.rows.targets):
+            start = self.text_start(branch, tokens)
+            words = [[start + column for column in columns] for columns in self.blending.words(branch)]
+            asked.append((self.branch(branch, first), words))
+        maps = call.images(torch.cat(call.word_maps(asked, tokens, self.word_values)))
+        self.blending.add(maps.amax(2) if maps.ndim == 5 else maps)
 
 
 def batch_latent(model, latent: dict, branches: int) -> tuple[dict, int]:

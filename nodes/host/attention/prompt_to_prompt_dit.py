@@ -8,7 +8,6 @@ of its own, it is edited as in a UNet. Words say where the local blend lets the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from ....attention.prompt_edits import PromptEdits
 from ..conditionings import marked
 from ..noise_levels import NoiseScale
 from ..prompts import as_filled_rows
-from .dit import Dit, TokenCall, dit_of
+from .dit import Dit, dit_of
 from .hook import install
 from .prompt_to_prompt import PromptToPrompt, PromptToPromptRun, Task, batch_latent
 
@@ -71,16 +70,14 @@ class DitPromptToPromptRun(PromptToPromptRun):
         weights = any(self._weights(1 + n) for n in range(self.rows.targets))
         return not self.reached or len(set(lengths)) > 1 or edits or weights or self.blend_needs_maps or shares
 
-    def wants(self, kind: str, place: Block) -> bool:
-        if kind in ("joint", "self") and self.shares_self(place):
-            return True
-        return (kind != "self" and self.needs_map(place)) or (kind == "cross" and self.edits_cross(place))
+    def text_start(self, branch: int, tokens: int) -> int:
+        return self.dit.text_start(self.control.lengths[branch], tokens)
 
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         bias, control = torch.zeros(self.rows.total, tokens), self.control
         weighs = place is not None and place.key in control.cross_layers
         for number, length in enumerate(control.lengths):
-            rows, start = self.branch(number, 0), self.dit.text_start(length, tokens)
+            rows, start = self.branch(number, 0), self.text_start(number, tokens)
             if not self.dit.filled_in_front:
                 bias[rows[0] : rows[-1] + 1, length : self.length] = -math.inf
             for column, weight in self._weights(number).items() if number and weighs else ():
@@ -93,35 +90,6 @@ class DitPromptToPromptRun(PromptToPromptRun):
             return {}
         edit, weights = self.control.edits[branch - 1], self.control.prompts.weights[branch - 1]
         return {c: w for c, w in weights.items() if self.percent in edit.windows.get(c, self.control.settings.cross)}
-
-    def share_qk(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "cross" or self.shares_self(call.place):
-            super().share_qk(call, first, tokens)
-
-    def edit(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind != "cross":
-            if self.shares_self(call.place):
-                self._mix_self(call, first)
-            return
-        for number, edit in self._edits(call, first, tokens):
-            if not edit.copies:
-                call.set_edited_output(self.branch(0, first), self.branch(1 + number, first), edit)
-
-    def on_attention(self, call: TokenCall, first: int, tokens: int) -> None:
-        if call.kind == "self" or not self.needs_map(call.place) or not call.covers(self.size):
-            return
-        for number, length in enumerate(self.control.lengths):
-            map_of = self._map_of(call, self.branch(number, first), tokens, self.dit.text_start(length, tokens))
-            self.blending.add(map_of, number)
-
-    def _map_of(self, call: TokenCall, rows: list[int], tokens: int, start: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
-        """The map (images, h, w) of columns of a text that begins at `start`; of a video, the largest of all frames."""
-
-        def map_of(columns: tuple[int, ...]) -> torch.Tensor:
-            shares = call.shares(rows, tokens, [[start + c for c in columns]])[:, 0]
-            return shares.unflatten(-1, call.size).amax(1)
-
-        return map_of
 
 
 def _check_weights(dit: Dit, prompts: PromptEdits) -> None:

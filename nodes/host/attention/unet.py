@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 
-from ....attention.call import QKSharing, select_rows
+from ....attention.call import QKSharing
 from ....attention.layers import Place
-from ....attention.local_blend import word_map
-from ....attention.prompt_to_prompt import attended, probabilities
 
+OVERRIDE = "optimized_attention_override"
 SLOTS = {"self": "attn1", "cross": "attn2"}  # what ComfyUI calls the two attentions of a transformer
 
 
@@ -99,48 +98,25 @@ def with_attention(options: dict, attends: Mapping[tuple, Callable], kind: str =
 
 
 class UnetCall(QKSharing):
-    """One attention of a UNet: queries, keys and values (B, N, heads * dim), and what it gives."""
+    """One attention of a UNet. `text`: how many keys the network was given."""
 
-    def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: BaseAttention, batch: int):
-        super().__init__(qkv, base, base.below is None)
-        self.kind, self.place, self.heads = kind, place, options["n_heads"]
+    def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: BaseAttention, batch: int, text: int):
+        super().__init__(qkv, base, base.below is None and OVERRIDE not in options)
+        self.kind, self.place, self.options, self.text = kind, place, options, text
         if len(self.q) != batch or len(self.k) != batch:
             raise ValueError(
                 f"The attention of {place} has {len(self.q)} entries for {batch} rows: another node, such as HyperTile, cuts it up. Remove that "
                 "node from the model."
             )
+        self.width = self.q.shape[-1] // options["n_heads"]
         self.size, self.latent = _size_of(options, place, self.q.shape[1]), tuple(options["original_shape"][2:])
-        self.edited: dict[int, torch.Tensor] = {}
 
-    def columns(self, row: int, tokens: int) -> int:
-        """How many keys a row's text of so many tokens has: all, but for the copies that ComfyUI makes of a text shorter than another's."""
-        key, length = self.k[row], self.k.shape[1]
-        copied = tokens and length > tokens and length % tokens == 0
-        return tokens if copied and torch.equal(key[:tokens], key[tokens : 2 * tokens]) else length
+    def kernel(self, q, k, v, rows):
+        return host_attention.optimized_attention(q, k, v, self.options["n_heads"], attn_precision=self.options["attn_precision"])
 
-    def probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
-        """(rows, heads, N, keys), float32: the attention probabilities of rows before edits."""
-        q, k = (select_rows(t, rows) for t in self.used)
-        return probabilities(q, k[:, : self.columns(rows[0], tokens)], self.heads)
-
-    def set_probabilities(self, rows: list[int], p: torch.Tensor, before: torch.Tensor | None, tokens: int) -> None:
-        """Edits the probabilities of rows; `before` are those they had. On another node's attention only their difference is added."""
-        v = select_rows(self.v, rows)[:, : self.columns(rows[0], tokens)]
-        if self.plain:
-            out = attended(p, v)
-        else:
-            out = select_rows(self.out, rows) + attended(p - (self.probabilities(rows, tokens) if before is None else before), v)
-        self.set_output(rows, out)
-        self.edited |= dict(zip(rows, p.split(1)))
-
-    def final_probabilities(self, rows: list[int], tokens: int) -> torch.Tensor:
-        """(rows, heads, N, keys), float32: the attention probabilities of rows after edits."""
-        return torch.cat([self.edited[r] if r in self.edited else self.probabilities([r], tokens) for r in rows])
-
-    def shares(self, rows: list[int], tokens: int, columns: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows, groups, N), float32: how much of the rows' attention falls on groups of the text's tokens, after edits."""
-        p = self.final_probabilities(rows, tokens)
-        return torch.stack([word_map(p, group) for group in columns], 1)
+    def keys(self, tokens: int) -> int:
+        """All, but for the copies that ComfyUI makes of a text shorter than another's."""
+        return tokens if self.k.shape[1] == self.text else self.k.shape[1]
 
     def images(self, values: torch.Tensor) -> torch.Tensor:
         """Values (a, b, N) of the image's tokens as (a, b, h, w), at the layer's usual size where other nodes shrink its image."""
