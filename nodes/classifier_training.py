@@ -61,7 +61,7 @@ class NoisyClassifierTrainer(io.ComfyNode):
         settings = inputs.settings(given, _NAME, host.Settings, _UNUSED["training_options"])
         data = inputs.option(given, "dataset_options", _NAME, _UNUSED["dataset_options"])
         images, labels = inputs.lists_of(lists, *_LISTS)
-        settings = replace(settings, flip=data.flip, augmentation=data.augmentation)
+        settings = replace(settings, flip=data.flip, augmentation=data.augmentation, fit=data.fit)
         made = host.learn(given["model"], given["vae"], images, labels, settings, given["name"], given["if_exists"])
         return io.NodeOutput(made.model, f"{made.name}.safetensors", made.curve, made.images)
 

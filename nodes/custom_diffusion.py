@@ -35,12 +35,12 @@ class CustomDiffusionTrainer(io.ComfyNode):
                 *inputs.options(*OPTIONS, word=f"{Word.placeholder}, from the mean of all words."),
                 widgets.text("name", "my-concept", name),
                 widgets.text("instance_prompt", f"a photo of a {Word.placeholder} dog", instance),
-                *inputs.course(300, "Typical: 200–600.", 4, "Of keys and values. Typical: 0.00001–0.0001."),
+                *inputs.course("Typical: 200–600.", 4, "Learning rate of keys and values. Typical: 0.00001–0.0001."),
                 widgets.text("validation_prompt", "", VALIDATION_PROMPT),
                 inputs.if_exists("a file"),
             ],
             outputs=[
-                *outputs("the concept"),
+                *outputs("the concept", "Its file in the loras folder."),
                 io.String.Output(display_name="concept", tooltip="Lines 'name = prompt' for Merge Concepts (Custom Diffusion)."),
             ],
         )  # fmt: skip
@@ -51,9 +51,9 @@ class CustomDiffusionTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        result, said = trained(lists, _NAME, host.KeysAndValues(), Subject(words=(Word(),), word_rate=AUTO_NUMBER))
+        result = trained(lists, _NAME, host.KeysAndValues(), Subject(words=(Word(),), word_rate=AUTO_NUMBER))
         sentences = result.sentences[: _SENTENCES * len(result.word.split())]
-        return shown(result, said, "\n".join(f"{result.name} = {text}" for text in sentences))
+        return shown(result, "\n".join(f"{result.name} = {text}" for text in sentences))
 
 
 class CustomDiffusionMerge(io.ComfyNode):

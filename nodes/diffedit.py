@@ -1,7 +1,6 @@
 """DiffEdit: a mask found from two prompts, and an edit that changes nothing outside it."""
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.diffedit import AUTO, RULES, Cut, probe_percents
 from ..inversion.ddim import DDIM
@@ -9,7 +8,7 @@ from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
 from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
 from .host.sampling import TwoPrompts
-from .inputs.fit import fit_input
+from .inputs.fit import fit_input, image_output
 from .inputs.widgets import (
     advanced,
     auto_cfg,
@@ -156,7 +155,7 @@ class DiffEditSampler(io.ComfyNode):
         edit = DiffEdit(model, vae, image, mask, soft)
         guider = TwoPrompts(model, source, positive, negative, cfg)
         samples = edit.run(guider, sdedit.sigmas(model, encode_ratio, "percent", "VP", steps, scheduler), rule, DDIM().encode)
-        shown = ExecutionBlocker("DiffEdit Sampler: connect a vae to get an image.") if vae is None else edit.task.image(samples)
+        shown = image_output("DiffEdit Sampler", vae, lambda: edit.task.image(samples))
         return io.NodeOutput(edit.task.latent(samples), shown)
 
 

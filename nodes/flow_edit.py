@@ -6,7 +6,7 @@ from .host import noise_levels
 from .host.conditionings import check_conditionings
 from .host.inversion.flow_edit import FlowEdit
 from .host.sampling import TwoPrompts
-from .inputs.fit import fit_input
+from .inputs.fit import fit_input, image_output
 from .inputs.widgets import (
     advanced,
     auto_cfg,
@@ -50,13 +50,16 @@ class FlowEditLatentSampler(io.ComfyNode):
                     share("n_min", 0.0, "Share of the steps, the last ones, that only sample the target: new style and texture. Typical: 0."),
                     whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
                 ),
-                fit_input(),
+                fit_input("image"),
                 *optional(
                     io.Mask.Input("mask", tooltip="1 = may change; elsewhere the image stays exact. Not connected: the latent's own mask."),
-                    io.Vae.Input("vae", tooltip="Needed for an IMAGE."),
+                    io.Vae.Input("vae", tooltip="Needed for an IMAGE, and for the image output."),
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The edit.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The edit."),
+                io.Image.Output(display_name="image", tooltip="The edit; outside the mask the image's exact pixels. Needs the vae."),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -66,7 +69,8 @@ class FlowEditLatentSampler(io.ComfyNode):
         check_conditionings(model, {"source": source, "positive": positive, "negative": negative})
         edit = FlowEdit(model, vae, image, mask, soft=False)
         guider = TwoPrompts(model, source, positive, negative, cfg)
-        return io.NodeOutput(edit.run(guider, noise_levels.levels(model, scheduler, steps, 0.0), source_cfg, **knobs))
+        samples = edit.run(guider, noise_levels.levels(model, scheduler, steps, 0.0), source_cfg, **knobs)
+        return io.NodeOutput(edit.task.latent(samples), image_output("FlowEdit Sampler", vae, lambda: edit.task.image(samples)))
 
 
 NODES = [FlowEditLatentSampler]

@@ -21,7 +21,7 @@ _USUAL = Recipe(cfg=(AUTO_NUMBER, AUTO_NUMBER))
 
 
 def _cosine(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return number(name, default, -1.0, 1.0, f"Least cosine of {tooltip} -1 = any.")
+    return number(name, default, -1.0, 1.0, f"Least likeness in CLIP (cosine) of {tooltip} -1 = any.")
 
 
 class InstructPix2PixPairs(io.ComfyNode):
@@ -75,7 +75,7 @@ class InstructPix2PixPairs(io.ComfyNode):
         filter=None, **drawing,
     ) -> io.NodeOutput:  # fmt: skip
         pairs, kept = pairs_from(prompt_pairs), PairFolder.choose(folder, if_exists, Shard(shard, shards))
-        recipe, line = _for_model(model, replace(options, size=(height, width), **drawing))
+        recipe = _for_model(model, replace(options, size=(height, width), **drawing))
         make(PairSampler(model, clip, vae, negative, recipe), pair_filter(filter), pairs, kept)
         *sides, instructions = kept.read(set(pairs), shown)
         before, after = map(list, sides)
@@ -87,13 +87,13 @@ class InstructPix2PixPairs(io.ComfyNode):
             )
         alike = [i for i, image in enumerate(before) if image.shape == before[-1].shape]
         images = (torch.cat([side[i] for i in alike]) for side in (before, after))
-        return auto.with_line(io.NodeOutput(*images, [instructions[i] for i in alike], kept.name), line)
+        return io.NodeOutput(*images, [instructions[i] for i in alike], kept.name)
 
 
-def _for_model(model, recipe: Recipe) -> tuple[Recipe, str]:
-    """The recipe with values for what is on auto, and a line that says which."""
-    found, line = auto.chosen(model, "PairOptions", dict(zip(("min_cfg", "max_cfg"), recipe.cfg)))
-    return replace(recipe, cfg=tuple(found.values())), line
+def _for_model(model, recipe: Recipe) -> Recipe:
+    """The recipe with values for what is on auto; the node says which."""
+    found = auto.chosen(model, "PairOptions", dict(zip(("min_cfg", "max_cfg"), recipe.cfg)))
+    return replace(recipe, cfg=tuple(found.values()))
 
 
 class PairOptions(io.ComfyNode):

@@ -15,8 +15,8 @@ _ALIASES = [
     "edit instruction", "kontext", "qwen image edit",
 ]  # fmt: skip
 _MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
-_TEXT_SCALE = "s_T, how strongly the instruction acts. 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
-_IMAGE_SCALE = "s_I, how closely the result keeps to the image. 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
+_TEXT_SCALE = "How strongly the instruction acts (s_T). 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
+_IMAGE_SCALE = "How closely the result keeps to the image (s_I). 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
 _PREVIOUS = "Channels to which these two are added."
 _UNCONDITIONAL = "The prompt without the image that the image is compared with. Not connected: the negative without its image."
 

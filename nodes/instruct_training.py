@@ -1,7 +1,5 @@
 """Training InstructPix2Pix: a model of your own that edits images by instructions."""
 
-from dataclasses import replace
-
 from comfy_api.latest import io
 
 from ..training.instruct_pix2pix import DROPOUT, DROPPED, WHAT
@@ -10,7 +8,7 @@ from .host.training import instruct_models
 from .host.training import instruct_pix2pix as host
 from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import training as inputs
-from .inputs.widgets import choice, schema, text, whole
+from .inputs.widgets import schema, text, whole
 
 _NAME, _LISTS = "Train Instruction Model (InstructPix2Pix)", ("before", "after", "instructions")
 _UNUSED = (
@@ -19,11 +17,23 @@ _UNUSED = (
 )  # of Dataset Options
 
 
+def _train_input() -> io.DynamicCombo.Input:
+    """What is trained, with the settings of a LoRA."""
+    train = "Beside the first convolution: a LoRA of attention or of every layer, or all weights (paper; 16 bytes each)."
+    rank = "Rank of the LoRA. More learns more in more memory; small layers get their largest. Typical: 8–64."
+
+    def settings(what: str) -> list:
+        return [] if what == "all weights" else [
+            whole("rank", host.Settings.rank, 1, 4096, rank),
+            inputs.number("alpha", host.Settings.alpha, 0.0, 4096.0, "The LoRA acts at alpha / rank. 0 = the rank, that is in full.", 0.5),
+        ]  # fmt: skip
+
+    return io.DynamicCombo.Input("train", options=[io.DynamicCombo.Option(what, settings(what)) for what in WHAT], tooltip=train)
+
+
 class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        train = "Beside the first convolution: a LoRA of attention or of every layer, or all weights (paper; 16 bytes each)."
-        rank = "Rank of the LoRA; not with 'all weights'. More learns more in more memory; small layers get their largest. Typical: 8–64."
         dropout = "How often image, instruction, and both are left out, each; the guider's two scales need it. Paper: 0.05. 0 = never."
         kind = (
             "'jointly': image alone, instruction alone and both are dropped at the rate dropout each (paper). 'independently': image and "
@@ -40,14 +50,12 @@ class InstructPix2PixTrainer(io.ComfyNode):
                 io.Image.Input("before", optional=True, tooltip="Images before the edit: a batch, or a list as folder loaders give it."),
                 io.Image.Input("after", optional=True, tooltip="The same images after it, in the same order and of the same sizes."),
                 *inputs.options("training_options", "dataset_options", "validation_options"),
-                choice("train", WHAT, train),
+                _train_input(),
                 text("name", "my-editor", "Name of its file in models/diffusion_models. 'editors/snow' goes into a subfolder."),
                 text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images and instructions."),
                 text("instructions", "", "What each edit does, such as 'make it blue': a list, or one a line.", multiline=True),
-                whole("rank", host.Settings.rank, 1, 4096, rank),
-                *inputs.course(2000, "Steps of the optimizer. Typical: 1000–20000.", 4,
-                    "Paper: 0.0001, for all weights. LoRAs: 0.0001–0.001."),
-                inputs.number("alpha", host.Settings.alpha, 0.0, 4096.0, "The LoRA acts at alpha / rank. 0 = the rank, that is in full.", 0.5),
+                *inputs.course("Typical: 1000–20000.", 4,
+                    "Learning rate. Paper: 0.0001, for all weights. LoRAs: 0.0001–0.001."),
                 inputs.number("dropout", DROPOUT, 0.0, 0.33, dropout),
                 inputs.choice("channel_dropout", DROPPED, kind),
                 inputs.clean_dropout("clean_image_dropout", "as dropout says", "the image is"),
@@ -70,21 +78,14 @@ class InstructPix2PixTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
-        given, said = inputs.with_autos(given, {"validation_options": ["cfg", "image_scale"]}, trainer="Train Instruction Model")
+        given = inputs.with_autos(given, {"validation_options": ["cfg", "image_scale"]}, trainer="Train Instruction Model")
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
-        flip = inputs.option(given, "dataset_options", _NAME, _UNUSED).flip
-        how = inputs.objective(given, _NAME), _settings(given), inputs.option(given, "validation_options", _NAME)
+        data = inputs.option(given, "dataset_options", _NAME, _UNUSED)
+        settings = inputs.settings(given | given["train"], _NAME, host.Settings)
+        how = inputs.objective(given, _NAME), settings, inputs.option(given, "validation_options", _NAME)
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))
-        made = host.learn(*(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, flip), *how, given["name"], given["if_exists"])
-        return inputs.trained(made, made.model, f"{made.name}.safetensors", said=said)
-
-
-def _settings(given: dict) -> host.Settings:
-    asked = inputs.settings(given, _NAME, host.Settings)
-    if asked.train == "all weights":
-        usual = replace(asked, rank=host.Settings.rank, alpha=host.Settings.alpha)
-        inputs.refuse(asked, usual, ("rank", "alpha"), "train is 'all weights', which cannot use {}{}. {}, or train a LoRA.")
-    return asked
+        made = host.learn(*(given[k] for k in ("model", "clip", "vae")), host.Data(*pairs, data.flip, data.fit), *how, given["name"], given["if_exists"])
+        return inputs.trained(made, made.model, f"{made.name}.safetensors")
 
 
 class InstructPix2PixLoader(io.ComfyNode):

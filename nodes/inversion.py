@@ -4,9 +4,10 @@ from comfy_api.latest import io
 
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
+from .host.progress import keep
 from .inputs import sockets
-from .inputs.auto import with_line
 from .inputs.families import AUTO_NUMBER
+from .inputs.fit import image_output
 from .inputs.widgets import FloatOrAuto, choice, optional, schema
 
 
@@ -30,20 +31,26 @@ class InversionSampler(io.ComfyNode):
                     io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
                     io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),
                     io.Mask.Input("mask", tooltip="1 = may change. Elsewhere the image stays on the inversion's path."),
+                    io.Vae.Input("vae", tooltip="Needed for the image output."),
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The edit; with two branches the source first, then the edit."),
+                io.Image.Output(display_name="image", tooltip="The same decoded, at the size of the image that was inverted. Needs the vae."),
+            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, inversion, cfg, branches, positive=None, negative=None, mask=None) -> io.NodeOutput:
-        line = f"cfg {inversion.cfg:g}, as the inversion was made" if cfg == AUTO_NUMBER else ""
-        cfg = inversion.cfg if cfg == AUTO_NUMBER else cfg
+    def execute(cls, model, inversion, cfg, branches, positive=None, negative=None, mask=None, vae=None) -> io.NodeOutput:
+        if cfg == AUTO_NUMBER:
+            cfg = inversion.cfg
+            keep(f"cfg {cfg:g}, as the inversion was made")
         positive = inversion.source if positive is None else positive
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
         replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion))
-        return with_line(io.NodeOutput({"samples": replay.run(model, positive, negative, cfg)}), line)
+        samples = replay.run(model, positive, negative, cfg)
+        return io.NodeOutput({"samples": samples}, image_output("Inversion Sampler", vae, lambda: inversion.decoded(vae, samples)))
 
 
 NODES = [InversionSampler]

@@ -45,7 +45,7 @@ class LoadInversion(io.ComfyNode):
             "Reads a file of Save Inversion, with all outputs of the inverter. It belongs to one model; others are refused.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of the inversion, in any precision; LoRA and patches may differ."),
-                choice("name", files.INVERSIONS.names(), "File in output/inversions ([output]) or models/inversions. R shows new ones."),
+                choice("name", files.INVERSIONS.names(), "File in output/inversions ([output]) or models/inversions. The key R lists new ones."),
             ],
             outputs=[
                 *inverter_outputs(),

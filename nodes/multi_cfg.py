@@ -59,7 +59,7 @@ _CONFLICT = "'sum': plain sum. 'project': lower priorities lose what opposes hig
 _NORM_CAP = "Largest RMS of the summed guidance, in latent units. Typical: 0.5–3. 0 = no cap."
 _RESCALE = "CFG-rescale phi: how far the contrast returns to that of the positive predictions. Typical: 0.7. 0 = off."
 _ETA = "Adaptive projected guidance: share kept of the part parallel to the prediction, which over-saturates. 1 = plain CFG. Paper: 0."
-_MOMENTUM = "Adaptive projected guidance: how much of the previous directions is added. Typical: -0.75–-0.25. 0 = off."
+_MOMENTUM = "Adaptive projected guidance: how much of the previous directions is added. Typical: -0.75 to -0.25. 0 = off."
 _NORM = "Adaptive projected guidance: largest length (L2) of a direction in latent units. Typical: 2.5–15 at 512 x 512. 0 = off."
 _ZERO_STAR = "CFG-zero-star: fits the null prediction to the conditioned one before they are compared. For flow models."
 _ZERO_INIT = "CFG-zero-star: up to this percent of the sampling nothing is evaluated or changed. Typical: 0.04, for flow models. 0 = off."

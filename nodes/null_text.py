@@ -32,7 +32,7 @@ class NullTextInverter(io.ComfyNode):
             "DDIM inversion, and then an optimized negative for every step, with which guidance reconstructs the image. Any sampler can "
             "use it: a plain KSampler gives the image back, and with another prompt an edit of it.",
             inverter_inputs(
-                auto_cfg("Guidance scale of the reconstruction; use the same there. Typical: 3–7.5. Not 1: nothing to optimize."),
+                auto_cfg("Guidance scale of the reconstruction; use the same there. Typical: 3–7.5. At 1 there is nothing to optimize: not allowed."),
                 choice("start", STARTS, "Where the embedding starts. 'source': at the source prompt's, close to the best; fastest. "
                     "'empty': at the negative's, which should be an empty prompt, as in the paper.", own.start),
                 choice("optimizer", OPTIMIZERS, _OPTIMIZER, own.optimizer),

@@ -2,15 +2,14 @@
 
 import comfy.samplers
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .inputs.fit import fit_input
+from .inputs.fit import fit_input, image_output
 from .inputs.widgets import advanced, auto_cfg, auto_scheduler, choice, image_input, number, schema, seed, steps_input, whole
 
-_STRENGTH = "The noise level t0. In percent: 0 returns the guide, 1 is pure noise. Typical: 0.3–0.6 (faithful to realistic)."
+_STRENGTH = "How much noise is added (t0): 0 returns the guide, 1 is pure noise, in percent. Typical: 0.3–0.6 (faithful to realistic)."
 _UNIT = "The unit of strength: a share of the noise process (0 to 1), a sigma, or a signal to noise ratio."
 _PROCESS = "VP: the model's own noise schedule. VE: variance exploding, equal ratios of sigma. Flow models always use their own."
 _REPEATS = "How often the result is noised and denoised again (K). Typical: 1, 2–3 for rough strokes."
@@ -63,7 +62,7 @@ class SDEditSampler(io.ComfyNode):
         task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)
         sigmas = sdedit.sigmas(model, strength, strength_unit, process, steps, scheduler)
         samples, start = task.sample(sigmas, positive, negative, repeats=repeats, **sampling)
-        image = ExecutionBlocker("SDEdit Sampler: connect a vae to get an image.") if vae is None else task.image(samples)
+        image = image_output("SDEdit Sampler", vae, lambda: task.image(samples))
         return io.NodeOutput(task.latent(samples), image, task.latent(start), sdedit.report(model, sigmas, process, repeats))
 
 

@@ -19,7 +19,7 @@ _DROPOUT = 0.1  # of captions, so that the word stands alone at times
 class TIEmbeddingTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        rate = "As published for SD1.5; encoders with larger word vectors get it in proportion. Typical: 0.0005–0.01."
+        rate = "Learning rate of the word, as for SD1.5; encoders with larger word vectors get it in proportion. Typical: 0.0005–0.01."
         own = "With templates 'own': one a line, {} is the word and {caption} the image's caption, as in '{caption} with {}'."
         return inputs.trainer_schema(
             "TIEmbeddingTrainer", _NAME, "training",
@@ -35,7 +35,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 widgets.text("name", "my-concept", "File in the embeddings folder, used as embedding:name. 'toys/bear' = in a subfolder."),
                 widgets.text("initial_words", Word.initial_words, "Start meaning of the word: 'cat', 'small toy'. Empty = the mean of all words."),
                 inputs.vectors(),
-                *inputs.course(1000, "Typical: 500–5000 for SD1.5; fewer at a higher learning_rate.", 4, rate),
+                *inputs.course("Typical: 500–5000 for SD1.5; fewer at a higher learning_rate.", 4, rate),
                 widgets.text("validation_prompt", "a photo of {}", "Prompt of the images shown during training; {} = the word."),
                 inputs.text("placeholder", Word.placeholder, "A made-up word for the concept in captions, templates and prompts."),
                 inputs.text("own_templates", "", own, multiline=True),
@@ -55,11 +55,11 @@ class TIEmbeddingTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
-        given, said = inputs.with_autos(inputs.first(lists), {"validation_options": ["cfg"]})
+        given = inputs.with_autos(inputs.first(lists), {"validation_options": ["cfg"]})
         word = Word(**{f.name: given[f.name] for f in fields(Word)})
         parts, how = [given[k] for k in ("model", "clip", "vae")], [read(given, _NAME) for read in (inputs.objective, inputs.settings, inputs.validation)]
         result = host.learn(*parts, _data(lists), word, _templates(given), *how, given["name"], given["if_exists"])
-        return inputs.trained(result, f"embedding:{result.name}", said=said)
+        return inputs.trained(result, f"embedding:{result.name}")
 
 
 def _data(lists: dict) -> Data:

@@ -15,6 +15,7 @@ from .host.training import dreambooth as host
 from .host.training.memory import CHECKPOINTING
 from .inputs import sockets
 from .inputs import training as inputs
+from .inputs.fit import training_fit
 from .inputs.widgets import auto_cfg, auto_number, choice, number, schema, switch, text, whole
 
 
@@ -28,7 +29,7 @@ class TrainingOptions(io.ComfyNode):
         own = settings.TrainingOptions
         average = "Save the average of the last 1 / (1 - average) steps. 0 = the last. -1 = auto: 0.99 for classifiers, else 0."
         warmup = "Steps over which the learning rate rises from 0. 0 = none. Typical: 0–100. -1 = auto: 50 for classifiers, else 10."
-        weighting = "Error: 'own' of the prediction, 'min-snr' limits low-noise timesteps to gamma, 'clean' of the denoised image (ComfyUI's)."
+        weighting = "How errors count: 'own' as the model predicts, 'min-snr' less where there is little noise, 'clean' of the denoised image, as ComfyUI's."
         timesteps = "Noise levels: 'uniform' as SD1.5, 'logit-normal' as SD3, 'shifted' to noise; 'auto': logit-normal for flow, else uniform."
         optimizer = "AdamW; Adafactor, same rates in less memory; or SGD with momentum, at 10–1000 times the rate."
         memory = "Run blocks again in the backward pass: same result, far less memory, a third slower. 'auto' = only if memory is short."
@@ -90,6 +91,7 @@ class DatasetOptions(io.ComfyNode):
                     "0.05–0.2."),
                 number("scale", change.scale, 0.0, 1.0, hints),
                 inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
+                training_fit(own.fit),
             ],
             outputs=_output(sockets.DatasetOptions, "dataset_options"),
         )  # fmt: skip
@@ -99,7 +101,7 @@ class DatasetOptions(io.ComfyNode):
         given = inputs.first(lists)
         captions, masks = map(tuple, inputs.lists_of(lists, "captions", "masks"))
         captions = captions if any(map(str.strip, captions)) else ()
-        kept = {k: given[k] for k in ("flip", "caption_dropout", "clean_caption_dropout")}
+        kept = {k: given[k] for k in ("flip", "caption_dropout", "clean_caption_dropout", "fit")}
         changes = Augmentation(**{f.name: given[f.name] for f in fields(Augmentation)})
         return io.NodeOutput(settings.Data(captions=captions, masks=masks, augmentation=changes, **kept))
 
@@ -146,7 +148,7 @@ class ClassImages(io.ComfyNode):
                 text("class_prompt", host.Class.prompt, prompt, multiline=True),
                 number("prior_weight", Preservation.weight, 0.0, 100.0, "Weight of class images. 0 = plain fine-tuning. Paper: 1.", 0.05),
                 whole("class_count", host.Class.count, 0, 100_000, count),
-                choice("ratio", RATIOS, "Instance to class images in a batch: 1:1, or 1:2 to keep the class harder."),
+                choice("ratio", RATIOS, "Images of the subject to class images in a batch; 1:2 keeps the class more strictly."),
                 whole("class_batch", host.Class.batch, 1, 1024, "Class images sampled at a time."),
             ],
             outputs=_output(sockets.ClassImages, "class_images"),

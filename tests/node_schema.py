@@ -5,22 +5,35 @@ from controlled_diffusion.nodes.inputs import auto, families
 from controlled_diffusion.nodes.inputs.fit import FitInput
 
 
-def defaults(node, family: str = "demo") -> dict:
-    """The value that `execute` gets of each widget of a new node: of options without a default the first, of one on auto that of a family."""
+def defaults(node, family: str = "demo", **chosen: str) -> dict:
+    """The value that `execute` gets of each widget of a new node: of options without a default the first, of one on auto that of a family.
+
+    `chosen` are other options of dynamic combos than the first.
+    """
     schema = node.GET_SCHEMA()
-    values = _values(schema.inputs)
+    values = _values(schema.inputs, chosen)
+    flat = values | {name: value[name] for name, value in values.items() if isinstance(value, dict)}
     for name in (i.id for i in auto.auto_inputs(schema.inputs)):
         holder = _holder(values, name)
         if name in holder:
-            holder[name] = families.setting(schema.node_id, name, family, values).value
+            holder[name] = families.setting(schema.node_id, name, family, flat).value
     return values
 
 
 def with_settings(node, **settings) -> dict:
-    """Defaults with other settings, each where the node has it: its own, or one of a dynamic combo's first option."""
-    values = defaults(node)
-    for name, value in settings.items():
-        _holder(values, name)[name] = value
+    """Defaults with other settings, each where the node has it: its own, or one of a dynamic combo's option, which a name alone chooses.
+
+    Those of options that are not chosen are left out.
+    """
+    inputs = node.GET_SCHEMA().inputs
+    combos = [i for i in inputs if isinstance(i, io.DynamicCombo.Input)]
+    inner = {own.id for each in combos for option in each.options for own in option.inputs} - {i.id for i in inputs}
+    named = {i.id: settings[i.id] for i in combos if isinstance(settings.get(i.id), str)}
+    values = defaults(node, **named)
+    for name in settings.keys() - named.keys():
+        holder = _holder(values, name)
+        if holder is not values or name not in inner:
+            holder[name] = settings[name]
     return values
 
 
@@ -29,8 +42,13 @@ def _holder(values: dict, name: str) -> dict:
     return next((v for v in values.values() if isinstance(v, dict) and name in v and name not in values), values)
 
 
-def _values(inputs) -> dict:
-    combos = {i.id: {i.id: i.options[0].key, **_values(i.options[0].inputs)} for i in inputs if isinstance(i, io.DynamicCombo.Input)}
+def _option(combo: io.DynamicCombo.Input, key: str | None) -> dict:
+    option = next((o for o in combo.options if o.key == key), combo.options[0])
+    return {combo.id: option.key, **_values(option.inputs, {})}
+
+
+def _values(inputs, chosen: dict) -> dict:
+    combos = {i.id: _option(i, chosen.get(i.id)) for i in inputs if isinstance(i, io.DynamicCombo.Input)}
     known = {i.id: (i.default, getattr(i, "options", None)) for i in inputs if hasattr(i, "default") and not isinstance(i, FitInput)}
     values = {k: options[0] if default is None else default for k, (default, options) in known.items() if default is not None or options}
     return values | combos

@@ -187,7 +187,7 @@ def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_
     assert not first.restore(tmp_path / "none.safetensors")
     begun = [s.loss for s in islice(first.run(loss_of(net)), 5)]
     first.save(tmp_path / "state.safetensors")
-    assert progress(tmp_path / "state.safetensors") == (5, False)
+    assert progress(tmp_path / "state.safetensors") == (5, 8, False)
     net = network()
     second = plain(net, **knobs)
     assert second.restore(tmp_path / "state.safetensors") and second.done == 5
@@ -195,7 +195,7 @@ def test_a_resumed_run_repeats_the_losses_bit_by_bit(optimizer, accumulate, tmp_
     assert same(net, whole)
     assert [s.loss for s in second.history] == losses and [s.index for s in second.history] == list(range(1, 9))
     second.save(tmp_path / "state.safetensors")
-    assert progress(tmp_path / "state.safetensors") == (8, True)
+    assert progress(tmp_path / "state.safetensors") == (8, 8, True)
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))

@@ -38,6 +38,7 @@ class Facts:
 
     about: dict[str, str]
     done: int
+    steps: int
     loss_scale: float
     continued: bool
     before: list[float]
@@ -53,7 +54,7 @@ class Facts:
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
         if not isinstance(about, dict) or done < 0 or not 0 < scale < math.inf or not all(map(math.isfinite, before)):
             raise _damaged(path, "what it says of its run makes no sense")
-        return cls(about, done, scale, facts.get("continued") == "1", before, shapes)
+        return cls(about, done, int(facts.get("steps", done)), scale, facts.get("continued") == "1", before, shapes)
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
@@ -196,7 +197,7 @@ class Loop:
         state |= {f"average/{k}": v for k, v in self.averages.items()}
         state |= {f"{name}/{k}": m for k, p in self.parameters.items() for name, m in self.algorithm.state.get(p, {}).items()}
         state["curve/losses"] = torch.tensor([[s.loss, s.learning_rate] for s in self.history], dtype=torch.float64).reshape(-1, 2)
-        facts = {"done": self.done, "loss_scale": self.loss_scale, "continued": int(self.continued), "before": json.dumps(self.before)}
+        facts = {"done": self.done, "steps": self.steps, "loss_scale": self.loss_scale, "continued": int(self.continued), "before": json.dumps(self.before)}
         save_atomically(state, path, {"about": json.dumps(self.about), **{k: str(v) for k, v in facts.items()}})
 
     def restore(self, path: Path) -> bool:
@@ -249,12 +250,12 @@ class Loop:
             )
 
 
-def progress(path: Path) -> tuple[int, bool]:
-    """(steps taken, whether the run was continued after a stop) of the training whose state is in a file; (0, False) without one."""
+def progress(path: Path) -> tuple[int, int, bool]:
+    """(steps taken, of how many, whether the run was continued after a stop) of the training whose state is in a file; (0, 0, False) without."""
     if not path.is_file():
-        return 0, False
+        return 0, 0, False
     facts = Facts.read(path)
-    return facts.done, facts.continued
+    return facts.done, facts.steps, facts.continued
 
 
 def saving(loop: Loop, steps: Iterator[Step], path: Path, every: float = 120, first: float = 10) -> Iterator[Step]:

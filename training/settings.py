@@ -15,7 +15,8 @@ from .channel_dropout import ChannelDropout
 class Data:
     """The training data: IMAGE batches, captions (one each, or one text of lines), MASK batches, and what is done to them.
 
-    A negative `caption_dropout` is the trainer's own.
+    A negative `caption_dropout` is the trainer's own. `fit`: what becomes of images whose sides the VAE cannot take, see
+    `nodes.host.latents.FITS`.
     """
 
     images: Sequence[torch.Tensor] = ()
@@ -25,6 +26,7 @@ class Data:
     caption_dropout: float = -1.0
     clean_caption_dropout: float = -1.0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    fit: str = "pad"
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.images)

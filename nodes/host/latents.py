@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import comfy.utils
 import torch
+import torch.nn.functional as F
 
 from ...guidance.errors import quoted
 from . import gradients
 from .model_tag import ModelTag
+
+FITS = PAD, SCALE, REFUSE = "pad", "scale", "refuse"  # what becomes of an IMAGE whose sides the VAE cannot take
+
+
+class Padding(NamedTuple):
+    """Of an IMAGE whose right and lower edges were repeated: its height and width in pixels before and after."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+    @property
+    def added(self) -> tuple[int, int, int, int]:
+        """As torch's `pad` takes it."""
+        (height, width), (to_height, to_width) = self
+        return 0, to_width - width, 0, to_height - height
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """The IMAGE with repeated edges."""
+        return F.pad(image.movedim(-1, 1), self.added, mode="replicate").movedim(1, -1)
+
+    def mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """A MASK over the padded image, 0 where that was added; one of its size stays."""
+        if mask.shape[-2:] == self.after:
+            return mask
+        planes = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+        if planes.shape[-2:] != self.before:
+            planes = F.interpolate(planes, self.before, mode="bilinear")
+        return F.pad(planes, self.added).reshape(*mask.shape[:-2], *self.after)
+
+    def cropped(self, image: torch.Tensor) -> torch.Tensor:
+        """An IMAGE or a MASK of the padded size at the size before."""
+        height, width = self.before
+        return image[:, :height, :width]
+
+
+def scaled(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """An IMAGE at another height and width."""
+    return comfy.utils.common_upscale(image.movedim(-1, 1), size[1], size[0], "bicubic", "disabled").clamp(0, 1).movedim(1, -1)
 
 
 def _pixels(vae, of: str) -> int | None:
@@ -40,6 +80,13 @@ def check_size(vae, image: torch.Tensor, name: str) -> None:
             f"{quoted(name)} is {width} x {height} pixels, but this VAE takes multiples of {cell} and would cut the rest off. Crop or scale it, for "
             f"example to {near}."
         )
+
+
+def round_trip(vae, image: torch.Tensor) -> torch.Tensor:
+    """An IMAGE encoded and decoded, padded meanwhile where its sides ask for it."""
+    size = tuple(image.shape[1:3])
+    padding = Padding(size, fitting_size(vae, size, True))
+    return padding.cropped(decoded(vae, vae.encode(padding.image(image[..., :3]))))
 
 
 def encoded_image(vae, image: torch.Tensor, name: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ _CONFIGS = {  # family: ComfyUI's configuration of it, from which those of its v
     "qwen": comfy.supported_models.QwenImage,
     "wan": comfy.supported_models.WAN21_T2V,
 }
+_CROSS = tuple(getattr(comfy.supported_models, name, ()) for name in ("LTXV", "Kandinsky5"))
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,4 @@ def family(model) -> str:
     config = getattr(model.model, "model_config", None)
     named = next((name for name, kind in _CONFIGS.items() if isinstance(config, kind)), None)
     flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-    return named or ("flow" if flow else "eps")
+    return named or ("eps" if not flow else "cross" if isinstance(config, _CROSS) else "flow")

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import comfy.utils
@@ -19,11 +21,47 @@ INTERVAL = 0.5  # seconds between two texts
 Preview = tuple[str, Image.Image, int]  # as ComfyUI's progress bar takes it: format, image, longer side
 
 
-def say(text: str) -> None:
-    """Writes a text on the running node. Without a server nobody reads it."""
-    server, context = getattr(PromptServer, "instance", None), get_executing_context()
-    if server is not None and context is not None:
-        server.send_progress_text(text, context.node_id, server.client_id)
+@dataclass
+class NodeText:
+    """What a node shows while it runs and after: ComfyUI keeps one text for it, so here lines that stay stand above the newest progress."""
+
+    lines: list[str] = field(default_factory=list)
+    progress: str = ""
+
+    def show(self) -> None:
+        """Without a server nobody reads it."""
+        server, context = getattr(PromptServer, "instance", None), get_executing_context()
+        if server is not None and context is not None:
+            server.send_progress_text("\n".join(filter(None, (*self.lines, self.progress))), context.node_id, server.client_id)
+
+
+_text: ContextVar[NodeText | None] = ContextVar("text of the running node", default=None)
+
+
+@contextmanager
+def node_text() -> Iterator[NodeText]:
+    """Inside, the running node has a text of its own, which `say` and `keep` add to."""
+    token = _text.set(NodeText())
+    try:
+        yield _text.get()
+    finally:
+        _text.reset(token)
+
+
+def say(progress: str) -> None:
+    """Writes on the running node, in the place of the last progress."""
+    text = _text.get() or NodeText()
+    text.progress = progress
+    text.show()
+
+
+def keep(*lines: str) -> None:
+    """Writes lines on the running node that stay; empty ones, and those that stand there already, are left out."""
+    text = _text.get() or NodeText()
+    new = [line for line in dict.fromkeys(lines) if line and line not in text.lines]
+    if new:
+        text.lines += new
+        text.show()
 
 
 def duration(seconds: float) -> str:

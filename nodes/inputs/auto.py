@@ -5,33 +5,35 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..host import model_tag
-from ..host.progress import say
+from ..host.progress import NodeText, keep
 from . import families
 from .widgets import AUTOS, AutoCombo
 
 
-def resolved(schema: io.Schema, given: dict) -> tuple[dict, str]:
-    """The inputs of a node with values instead of auto, and a line that says which; "" without any.
+def resolved(schema: io.Schema, given: dict) -> dict:
+    """The inputs of a node with values instead of auto, which the node says.
 
     Inputs of a node without a "model" stay as they are: whoever reads them calls `chosen`.
     """
     if not any(i.id == "model" for i in schema.inputs):
-        return given, ""
+        return given
     waiting = _waiting(schema.inputs, given)
     if not waiting:
-        return given, ""
+        return given
     model = given["model"][0] if schema.is_input_list else given["model"]
     family, flat = model_tag.family(model), _flat(schema.inputs, given, schema.is_input_list)
     found = {name: families.setting(schema.node_id, name, family, flat).value for name in waiting}
-    return _filled(schema.inputs, given, found, schema.is_input_list), line(family, found)
+    keep(line(family, found))
+    return _filled(schema.inputs, given, found, schema.is_input_list)
 
 
-def chosen(model, node_id: str, given: dict) -> tuple[dict, str]:
+def chosen(model, node_id: str, given: dict) -> dict:
     """The same for the values of a node `node_id` that has no model of its own, such as one of options: plain values, no lists."""
     family, rows = model_tag.family(model), families.TABLE.get(node_id, {})
     waiting = [name for name, value in given.items() if name in rows and value in (families.AUTO_NUMBER, families.AUTO_CHOICE)]
     found = {name: families.setting(node_id, name, family, given).value for name in waiting}
-    return {**given, **found}, line(family, found)
+    keep(line(family, found))
+    return {**given, **found}
 
 
 def line(family: str, found: dict) -> str:
@@ -39,13 +41,14 @@ def line(family: str, found: dict) -> str:
     return f"auto for {families.label(family)}: {values}" if found else ""
 
 
-def with_line(made: io.NodeOutput, said: str) -> io.NodeOutput:
-    """The outputs of a node, with a line above the text that it shows, also where its progress stood."""
-    if said:
-        shown = made.ui if isinstance(made.ui, dict) else made.ui.as_dict() if made.ui is not None else {}
-        text = "\n".join((said, *shown.get("text", ())))
-        made.ui = {**shown, **ui.PreviewText(text).as_dict()}
-        say(text)
+def with_text(made: io.NodeOutput, text: NodeText) -> io.NodeOutput:
+    """The outputs of a node whose own text comes after the lines that it kept, and above its progress if there is any text already."""
+    shown = made.ui if isinstance(made.ui, dict) else made.ui.as_dict() if made.ui is not None else {}
+    own = shown.get("text", ())
+    if text.lines:
+        made.ui = {**shown, **ui.PreviewText("\n".join((*text.lines, *own))).as_dict()}
+    if text.lines or text.progress:
+        keep(*own)
     return made
 
 
@@ -55,10 +58,11 @@ def auto_inputs(inputs) -> list[io.Input]:
     return [*(i for i in inputs if isinstance(i, AUTOS)), *inner]
 
 
-def _options(each: io.Input, given: dict) -> list[io.Input]:
-    """The inputs of the option of a dynamic combo that is chosen."""
+def _options(each: io.Input, given: dict) -> tuple[list[io.Input], dict]:
+    """The inputs of the option of a dynamic combo that is chosen, and their values."""
     value = given.get(each.id) if isinstance(each, io.DynamicCombo.Input) else None
-    return next((o.inputs for o in each.options if o.key == value.get(each.id)), []) if isinstance(value, dict) else []
+    value = value[0] if isinstance(value, list) else value
+    return next((o.inputs for o in each.options if o.key == value.get(each.id)), []) if isinstance(value, dict) else [], value
 
 
 def _is_auto(each: io.Input, value) -> bool:
@@ -72,7 +76,7 @@ def _waiting(inputs, given: dict) -> list[str]:
         value = given.get(each.id, each.default if isinstance(each, AUTOS) else None)
         if isinstance(each, AUTOS) and any(_is_auto(each, v) for v in (value if isinstance(value, list) else [value])):
             found.append(each.id)
-        found += _waiting(_options(each, given), given.get(each.id))
+        found += _waiting(*_options(each, given))
     return found
 
 
@@ -80,8 +84,11 @@ def _flat(inputs, given: dict, lists: bool) -> dict:
     """Plain values by name: the first of lists, and those of chosen options beside the others."""
     plain = {i.id: given[i.id][0] if lists and given.get(i.id) else given.get(i.id) for i in inputs}
     for each in inputs:
-        if own := _options(each, plain):
-            plain |= _flat(own, plain[each.id], False) | {each.id: plain[each.id][each.id]}
+        own, values = _options(each, plain)
+        if own:
+            plain |= _flat(own, values, False)
+        if isinstance(values, dict):
+            plain[each.id] = values.get(each.id)
     return plain
 
 
@@ -92,6 +99,7 @@ def _filled(inputs, given: dict, found: dict, lists: bool) -> dict:
             values = given.get(each.id, [each.default])
             put = [found[each.id] if _is_auto(each, v) else v for v in (values if isinstance(values, list) else [values])]
             made[each.id] = put if lists else put[0]
-        elif own := _options(each, given):
-            made[each.id] = _filled(own, given[each.id], found, lists)
+        elif options := _options(each, given)[0]:
+            filled = _filled(options, _options(each, given)[1], found, False)
+            made[each.id] = [filled] if lists else filled
     return made

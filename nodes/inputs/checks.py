@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ...guidance.errors import check_choice, quoted
-from ..host.progress import say
+from ..host.progress import keep, node_text
 from . import auto
 from .families import AUTO_NUMBER
 from .fit import cropped, fitted
@@ -37,14 +37,13 @@ def with_checks(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     def execute(cls, **inputs) -> io.NodeOutput:
         schema = node.GET_SCHEMA()
-        given, fit = fitted(schema, check(schema, inputs))
-        given, line = auto.resolved(schema, given)
-        told = "\n".join(filter(None, (line, fit and fit.line)))
-        if told:
-            say(told)
-        made = super(checked, cls).execute(**given)
-        _check_outputs(schema, made)
-        return auto.with_line(cropped(schema, made, fit), told)
+        with node_text() as text:
+            given, fit = fitted(schema, check(schema, inputs))
+            given = auto.resolved(schema, given)
+            keep(fit.line if fit else "")
+            made = super(checked, cls).execute(**given)
+            _check_outputs(schema, made)
+            return auto.with_text(cropped(schema, made, fit), text)
 
     checked = type(node.__name__, (node,), {"execute": classmethod(execute), "__module__": node.__module__, "__doc__": node.__doc__})
     return checked
@@ -52,6 +51,7 @@ def with_checks(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 def check(schema: io.Schema, given: dict) -> dict:
     """The inputs without optional sockets that got None. Refuses what the schema does not allow, tensors without values, and NaN."""
+    given = _plain_options(schema, given)
     sockets = {i.id for i in schema.inputs if i.optional and not isinstance(i, io.WidgetInput)}
     given = {k: v for k, v in given.items() if v is not None or k not in sockets}
     for each in schema.inputs:
@@ -61,6 +61,12 @@ def check(schema: io.Schema, given: dict) -> dict:
         for number, value in enumerate(values, 1):
             _check_input(each, value, each.id if len(values) == 1 else f"{each.id} {number}")
     return given
+
+
+def _plain_options(schema: io.Schema, given: dict) -> dict:
+    """Of a node that takes lists each dynamic combo as a list of one, with plain values: ComfyUI makes lists of them."""
+    combos = [i.id for i in schema.inputs if isinstance(i, io.DynamicCombo.Input) and isinstance(given.get(i.id), dict)]
+    return given | {name: [{k: v[0] for k, v in given[name].items() if v}] for name in combos} if schema.is_input_list else given
 
 
 def _check_input(each: io.Input, value, name: str) -> None:

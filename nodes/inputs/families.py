@@ -6,7 +6,7 @@ How to use it, in three steps:
    -1 or "auto", its tooltip ends by itself, and values between -1 and the real minimum are refused. Nothing changes in `execute`: the check
    at the door (checks.py) puts in the value for the node's "model" before it runs and shows "auto for SDXL: cfg 7, ..." on the node.
 2. Add its row below: `TABLE[node id][input]` gives each family's value and its source. A family without a row takes that of its parent,
-   "eps" or "flow", and both of these have one. Where the value depends on another input too (whole weights learn at another rate than a
+   up to "eps" or "flow", and both of these have one. Where the value depends on another input too (whole weights learn at another rate than a
    LoRA), add rows under `"input | other input = value"`; they come first. Inputs of a DynamicCombo's option are named without its prefix.
 3. `python . run tests/help_tables.py` writes the table into the node's help page; tests/host/test_families.py checks all of it.
 
@@ -43,7 +43,8 @@ FAMILIES = {
     "sd3": Family("SD3", "flow"),
     "flux": Family("Flux", "flow"),
     "qwen": Family("Qwen-Image", "flow"),
-    "wan": Family("Wan", "flow"),
+    "cross": Family("LTX-Video and Kandinsky 5", "flow"),
+    "wan": Family("Wan", "cross"),
 }
 
 _OURS = "measured on the demo model"
@@ -86,6 +87,8 @@ _IMAGE_SCALE = {
 }
 _WORD_RATE = {"eps": Value(0.005, "Textual Inversion's code"), "demo": Value(0.02, _OURS), "flow": Value(0.005, "as SD1.5: none is known")}
 
+_SD3_SHARE = "no published value: its share of SD3's, as plain cfg 5 or 4 has of 7"
+
 TABLE: dict[str, dict[str, dict[str, Value]]] = {
     "DDIMInverter": {"scheduler": _UNIFORM},
     "NullTextInverter": {"scheduler": _UNIFORM, "cfg": _EDIT_CFG},
@@ -104,26 +107,28 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         "scheduler": _UNIFORM,
         "steps": {
             "eps": Value(20, _OURS),
-            "flow": Value(50, "as SD3"),
+            "flow": Value(50, "no published value: as SD3"),
             "sd3": Value(50, "FlowEdit's SD3_exp.yaml"),
             "flux": Value(28, "FlowEdit's FLUX_exp.yaml"),
         },
         "n_max": {
             "eps": Value(0.65, _OURS),
-            "flow": Value(0.66, "as SD3"),
+            "flow": Value(0.66, "no published value: as SD3"),
             "sd3": Value(0.66, "FlowEdit's SD3_exp.yaml: 33 of 50"),
             "flux": Value(0.86, "FlowEdit's FLUX_exp.yaml: 24 of 28"),
         },
         "source_cfg": {
             "eps": Value(1.5, _OURS),
-            "flow": Value(3.5, "as SD3"),
+            "flow": Value(2.5, _SD3_SHARE),
             "sd3": Value(3.5, "FlowEdit's SD3_exp.yaml"),
+            "qwen": Value(2.0, _SD3_SHARE),
             "flux": Value(1.0, "FlowEdit: 1.5 in the conditioning"),
         },
         "cfg": {
             "eps": Value(7.5, _OURS),
-            "flow": Value(13.5, "as SD3"),
+            "flow": Value(9.5, _SD3_SHARE),
             "sd3": Value(13.5, "FlowEdit's SD3_exp.yaml"),
+            "qwen": Value(7.5, _SD3_SHARE),
             "flux": Value(1.0, "FlowEdit: 5.5 in the conditioning"),
         },
     },
@@ -136,7 +141,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "eps": Value(0.4, "Prompt-to-Prompt's notebooks"),
             "demo": Value(0.6, _OURS),
             "flow": Value(0.2, "joint attention, arXiv 2508.07519"),
-            "wan": Value(0.4, "as the notebooks: its text has cross-attention"),
+            "cross": Value(0.4, "as the notebooks, whose text has cross-attention too"),
         },
     },
     "P2PLocalBlend": {
@@ -153,7 +158,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         "end_percent": {
             "eps": Value(1.0, "Prompt-to-Prompt's notebooks"),
             "flow": Value(0.5, "joint attention, arXiv 2508.07519"),
-            "wan": Value(1.0, "as the notebooks: its text has cross-attention"),
+            "cross": Value(1.0, "as the notebooks, whose text has cross-attention too"),
         },
         "spread": {
             "eps": Value(1, "Prompt-to-Prompt's notebooks"),
@@ -176,8 +181,26 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
     },
     "ValidationOptions": {"cfg": _CFG, "cfg | trainer = Train Instruction Model": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},
     "NewWord": {"word_rate": _WORD_RATE | {"demo": Value(0.01, _OURS)}},
-    "TIEmbeddingTrainer": {"learning_rate": _WORD_RATE},
+    "TIEmbeddingTrainer": {
+        "steps": {
+            "eps": Value(3000, "diffusers' Textual Inversion guide, 4 images a step"),
+            "sdxl": Value(500, "diffusers' SDXL Textual Inversion guide, 4 images a step"),
+            "demo": Value(100, _OURS),
+            "flow": Value(3000, "as SD1.5: none is known"),
+        },
+        "learning_rate": _WORD_RATE,
+    },
     "DreamBoothTrainer": {
+        "steps": {
+            "eps": Value(500, "diffusers' DreamBooth LoRA guide"),
+            "sdxl": Value(500, "diffusers' SDXL LoRA guide, 4 images a step"),
+            "demo": Value(250, _OURS),
+            "flow": Value(500, "diffusers' LoRA guides, 4 images a step"),
+        },
+        "steps | train = all weights": {
+            "eps": Value(800, "diffusers' DreamBooth guide, with class images"),
+            "flow": Value(500, "diffusers' guides of SD3 and Flux, 4 images a step"),
+        },
         "learning_rate": {
             "eps": Value(0.0001, "diffusers' DreamBooth LoRA guide"),
             "demo": Value(0.004, _OURS),
@@ -188,6 +211,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         "learning_rate | train = all weights": {
             "eps": Value(0.000005, "diffusers' DreamBooth guide"),
             "flow": Value(0.000005, "as eps models: none is known"),
+            "sd3": Value(0.0001, "diffusers' SD3 guide"),
         },
         "rank": {
             "eps": Value(4, "diffusers' DreamBooth LoRA script"),
@@ -196,6 +220,11 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         },
     },
     "CustomDiffusionTrainer": {
+        "steps": {
+            "eps": Value(250, "reference code and diffusers' guide"),
+            "demo": Value(200, _OURS),
+            "flow": Value(250, "as eps models: none is known"),
+        },
         "learning_rate": {
             "eps": Value(0.00008, "reference code: 0.00001 x batch 4 x 2 GPUs"),
             "demo": Value(0.001, _OURS),
@@ -203,6 +232,15 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         },
     },
     "InstructPix2PixTrainer": {
+        "steps": {
+            "eps": Value(2000, "no published value for LoRAs"),
+            "demo": Value(60, _OURS),
+            "flow": Value(2000, "no published value"),
+        },
+        "steps | train = all weights": {
+            "eps": Value(15000, "diffusers' InstructPix2Pix guide, 16 pairs a step"),
+            "flow": Value(15000, "as eps models: none is known"),
+        },
         "learning_rate": {
             "eps": Value(0.0001, "arXiv 2211.09800"),
             "demo": Value(0.003, _OURS),
@@ -217,10 +255,16 @@ def setting(node_id: str, name: str, family: str, given: dict) -> Value:
     rows = TABLE[node_id]
     special = next((rows[key] for key in rows if key.startswith(f"{name} | ") and _holds(key, given)), {})
     for row in (special, rows[name]):
-        for each in (family, FAMILIES[family].parent):
-            if each in row:
-                return row[each]
+        found = next((row[each] for each in _line(family) if each in row), None)
+        if found is not None:
+            return found
     raise KeyError(f"{node_id}.{name} has no value for {family}")
+
+
+def _line(family: str) -> list[str]:
+    """A family and those above it."""
+    parent = FAMILIES[family].parent
+    return [family, *(_line(parent) if parent else ())]
 
 
 def _holds(key: str, given: dict) -> bool:
@@ -254,5 +298,5 @@ def _title(name: str) -> str:
 
 def _models(family: str, row: dict) -> str:
     """Who takes a value of a row: the family, and those that inherit it."""
-    heirs = [f.label for name, f in FAMILIES.items() if f.parent == family and name not in row]
+    heirs = [f.label for name, f in FAMILIES.items() if name != family and next((each for each in _line(name) if each in row), None) == family]
     return f"{FAMILIES[family].label}, so also {', '.join(heirs)}" if heirs else FAMILIES[family].label

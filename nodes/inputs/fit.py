@@ -5,49 +5,58 @@ A node says so by `fit_input` in its schema; the check at the door (checks.py) d
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import comfy.utils
 import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..host.latents import fitting_size
+from ..host.latents import FITS, PAD, REFUSE, SCALE, Padding, fitting_size, scaled
+from . import widgets
 
-PAD, SCALE, REFUSE = "pad", "scale", "refuse"
 _TOOLTIP = (
-    "An IMAGE whose sides the VAE cannot take: 'pad' repeats its edge pixels {}; 'scale' makes it the nearest size; 'refuse' stops with an "
-    "error that says which sizes fit."
+    "An IMAGE whose sides the VAE cannot take: 'pad' repeats its edge pixels {}; 'scale' makes it the nearest size; 'refuse' stops with an error "
+    "that says which sizes fit."
+)
+_TRAINED = (
+    "Images whose sides the VAE cannot take: 'pad' repeats their edge pixels, which are not trained; 'scale' makes them the nearest size; "
+    "'refuse' stops with an error that says which sizes fit."
 )
 
 
 class FitInput(io.Combo.Input):
-    """The choice; `shows` are the node's outputs at the image's size, which are cropped back."""
+    """The choice; `shows` are the node's outputs that are cropped back, or that know how to crop what is made of them: `cropped`, in words."""
 
-    def __init__(self, shows: tuple[str, ...]):
-        after = f"and crops the output{'s' if len(shows) > 1 else ''} {' and '.join(shows)}" if shows else "(crop the decoded result)"
-        super().__init__("fit", options=[PAD, SCALE, REFUSE], tooltip=_TOOLTIP.format(after), advanced=True)
-        self.shows = shows
-
-
-def fit_input(*shows: str) -> FitInput:
-    return FitInput(shows)
+    def __init__(self, shows: tuple[str, ...], cropped: str):
+        after = f"(with {cropped} cropped back)" if cropped else "(crop the decoded result)"
+        super().__init__("fit", options=[*FITS], tooltip=_TOOLTIP.format(after), advanced=True)
+        self.shows, self.cropped = shows, cropped
 
 
-class Fit(NamedTuple):
-    """What was done to the image: its height and width before and after, in pixels."""
+def fit_input(*shows: str, cropped: str = "") -> FitInput:
+    return FitInput(shows, cropped or " and ".join(shows))
+
+
+def training_fit(default: str) -> io.Combo.Input:
+    """The same choice for the images of a training, which `nodes.host.training.images` fits."""
+    return widgets.choice("fit", FITS, _TRAINED, default, advanced=True)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was done to the image."""
 
     how: str
-    before: tuple[int, int]
-    after: tuple[int, int]
-    shows: tuple[str, ...]
+    size: Padding
+    choice: FitInput
 
     @property
     def line(self) -> str:
-        before, after = (f"{width} x {height}" for height, width in (self.before, self.after))
+        before, after = (f"{width} x {height}" for height, width in self.size)
         if self.how == SCALE:
             return f"image scaled from {before} to {after} pixels"
-        told = f"{' and '.join(self.shows)} cropped back" if self.shows else f"crop what you decode to {before}"
+        told = f"{self.choice.cropped} cropped back" if self.choice.cropped else f"crop what you decode to {before}"
         return f"image padded from {before} to {after} pixels; {told}"
 
 
@@ -63,39 +72,28 @@ def fitted(schema: io.Schema, given: dict) -> tuple[dict, Fit | None]:
     if how == REFUSE or all(goals[name] == sizes[name] for name in goals):
         return given, None
     first = next(name for name in goals if goals[name] != sizes[name])
-    done = Fit(how, sizes[first], goals[first], choice.shows)
-    changed = {name: _changed(given[name], goal, how) for name, goal in goals.items()}
-    masks = {i.id: given[i.id] for i in schema.inputs if i.get_io_type() == "MASK" and torch.is_tensor(given.get(i.id)) and how == PAD}
-    return given | changed | {name: _padded_mask(mask, done) for name, mask in masks.items()}, done
+    done = Fit(how, Padding(sizes[first], goals[first]), choice)
+    if how == SCALE:
+        return given | {name: scaled(given[name], goal) for name, goal in goals.items()}, done
+    masks = [i.id for i in schema.inputs if i.get_io_type() == "MASK" and torch.is_tensor(given.get(i.id))]
+    padded = {name: Padding(sizes[name], goal).image(given[name]) for name, goal in goals.items()}
+    return given | padded | {name: done.size.mask(given[name]) for name in masks}, done
 
 
 def cropped(schema: io.Schema, made: io.NodeOutput, fit: Fit | None) -> io.NodeOutput:
-    """The outputs of a node, those that show the padded image at its own size again."""
+    """The outputs of a node, those that show the padded image at its own size again; an inversion knows its padding."""
     if fit is not None and fit.how == PAD:
         shown = zip(schema.outputs, made.args)
-        made.args = tuple(_cut(value, o.io_type, fit.before) if o.display_name in fit.shows else value for o, value in shown)
+        made.args = tuple(_cropped(value, o.io_type, fit.size) if o.display_name in fit.choice.shows else value for o, value in shown)
     return made
 
 
-def _changed(image: torch.Tensor, goal: tuple[int, int], how: str) -> torch.Tensor:
-    channels_first = image.movedim(-1, 1)
-    if how == PAD:
-        (height, width), (to_height, to_width) = image.shape[1:3], goal
-        return F.pad(channels_first, (0, to_width - width, 0, to_height - height), mode="replicate").movedim(1, -1)
-    return comfy.utils.common_upscale(channels_first, goal[1], goal[0], "bicubic", "disabled").clamp(0, 1).movedim(1, -1)
+def _cropped(value, kind: str, size: Padding):
+    if kind == "INVERSION":
+        return replace(value, padding=size)
+    return size.cropped(value) if torch.is_tensor(value) else value  # nothing was made
 
 
-def _padded_mask(mask: torch.Tensor, fit: Fit) -> torch.Tensor:
-    """A MASK over the padded image, 0 where that was added."""
-    planes = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    if planes.shape[-2:] != fit.before:
-        planes = F.interpolate(planes, fit.before, mode="bilinear")
-    (height, width), (to_height, to_width) = fit.before, fit.after
-    return F.pad(planes, (0, to_width - width, 0, to_height - height)).reshape(*mask.shape[:-2], to_height, to_width)
-
-
-def _cut(value, kind: str, size: tuple[int, int]):
-    height, width = size
-    if not torch.is_tensor(value):
-        return value  # nothing was made
-    return value[:, :height, :width] if kind == "IMAGE" else value[..., :height, :width]
+def image_output(node: str, vae, image: Callable[[], torch.Tensor]) -> torch.Tensor | ExecutionBlocker:
+    """The output image of a node that decodes where its vae is connected; otherwise nodes that take it do not run."""
+    return ExecutionBlocker(f"{node}: connect a vae to get an image.") if vae is None else image()

@@ -31,7 +31,7 @@ def inverter_inputs(
         number("end_percent", 0.0, 0.0, 0.99, "Percent of the sampling to invert to. 0 = pure noise, most freedom; 0.2–0.5 keeps layout."),
         *settings,
         *([] if negative is None else optional(io.Conditioning.Input("negative", tooltip=negative))),
-        fit_input(),
+        fit_input("inversion", cropped="Inversion Sampler's image"),
         io.Vae.Input("vae", optional=True, tooltip=vae),
         io.Clip.Input("clip", optional=True, tooltip="Needed for a text as source. P2P Attention Patch then takes the text from the inversion."),
     ]

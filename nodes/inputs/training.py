@@ -74,18 +74,17 @@ def option(given: dict, name: str, trainer: str, unused: Iterable[str] = ()):
     return found
 
 
-def with_autos(given: dict, names: dict[str, Iterable[str]], **more) -> tuple[dict, str]:
-    """The inputs of a trainer with values for what its option nodes leave on auto, `names` of them by socket, and a text that says which.
+def with_autos(given: dict, names: dict[str, Iterable[str]], **more) -> dict:
+    """The inputs of a trainer with values for what its option nodes leave on auto, `names` of them by socket; the node says which.
 
     `more` is what the conditions of the table ask for."""
-    found, lines = dict(given), []
+    found = dict(given)
     for socket, own in names.items():
         known = OPTIONS[socket]
         options = known.usual if given.get(socket) is None else given[socket]
-        values, line = auto.chosen(given["model"], known.node_id, {name: getattr(options, name) for name in own} | more)
+        values = auto.chosen(given["model"], known.node_id, {name: getattr(options, name) for name in own} | more)
         found[socket] = replace(options, **{name: values[name] for name in own})
-        lines.append(line)
-    return found, "\n".join(filter(None, lines))
+    return found
 
 
 def refuse(found, usual, names: Iterable[str], told: str) -> None:
@@ -112,10 +111,10 @@ def parts(clip: str = "Its text encoders. They are not changed.") -> list:
     return [io.Clip.Input("clip", tooltip=clip), io.Vae.Input("vae", tooltip="Its VAE. Each image is encoded once.")]
 
 
-def course(steps: int, steps_tip: str, batch: int, rate_tip: str) -> list:
+def course(steps_tip: str, batch: int, rate_tip: str) -> list:
     """Steps, batch size, learning rate and seed."""
     return [
-        widgets.whole("steps", steps, 1, 1_000_000, steps_tip),
+        widgets.auto_whole("steps", 1, 1_000_000, f"Steps of the optimizer. {steps_tip}"),
         widgets.whole("batch_size", batch, 1, 1024, "Images in each step. Typical: 1–16; 4 with enough memory."),
         widgets.auto_number("learning_rate", 0.0, 100.0, rate_tip, 0.000001, round=0.0000001),
         widgets.seed("Seed of noise, noise levels, start values, sentences and images. The same seed trains the same weights."),
@@ -139,7 +138,7 @@ def if_exists(saved: str) -> io.Combo.Input:
 
 def clean_dropout(name: str, noisy: str, what: str) -> io.Float.Input:
     """The rate of a dropout at low noise."""
-    tip = f"How often {what} dropped at low-noise timesteps. At pure noise: {noisy}; between: by SNR. -1 = the same everywhere."
+    tip = f"How often {what} dropped where there is little noise. At pure noise: {noisy}; it fades from one to the other. -1 = the same everywhere."
     return number(name, Data.clean_caption_dropout, -1.0, 1.0, tip)
 
 
@@ -151,12 +150,12 @@ def validation_images() -> io.Image.Output:
     return io.Image.Output(display_name="validation", tooltip="All validation images, the last at the end.")
 
 
-def trained(result: TrainResult, *outputs, more: tuple = (), said: str = "") -> io.NodeOutput:
-    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows what was
-    `said` before, whether the loss fell, and why images are missing."""
+def trained(result: TrainResult, *outputs, more: tuple = ()) -> io.NodeOutput:
+    """A trainer's outputs, with the loss curve and the validation images; without any, nodes that take them do not run. The node shows whether
+    the loss fell, and why images are missing."""
     blocker = ExecutionBlocker(f"Training: no validation image was made. {result.missed}".strip())
     shown = blocker if result.images is None else result.images
-    text = "\n".join(filter(None, (said, result.learned, result.missed)))
+    text = "\n".join(filter(None, (result.learned, result.missed)))
     return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(text) if text else None)
 
 
@@ -194,9 +193,10 @@ def unfinished(folder: ModelFolder, lists: dict) -> str:
     if if_exists != "continue" or not name or steps is None:
         return ""
     try:
-        done, continued = progress(folder.state(name))
+        done, planned, continued = progress(folder.state(name))
     except ValueError:  # a name that running the node refuses
         return ""
+    steps = planned if steps == AUTO_NUMBER else steps
     return f"{done} of {steps}" if continued or 0 < done < steps else ""
 
 

@@ -37,7 +37,7 @@ from harness.memory import peak
 from host import tiny
 from host.training import option, with_options
 from measures.script import head, options_of, row, say
-from node_schema import defaults
+from node_schema import with_settings
 
 RANK, PROJECTIONS = 8, ("to_q", "to_k", "to_v", "to_out.0")
 SUBJECT, CLASS, LEARNING_RATE = "a photo of a zz cat", "a photo of a cat", 1e-4
@@ -260,7 +260,7 @@ def node_steps(node, steps: int, **given) -> list[float]:
     comfy.utils.set_progress_bar_global_hook(moved)
     try:
         with torch.inference_mode():
-            node.execute(**{k: v if isinstance(v, list) else [v] for k, v in (defaults(node) | given | {"steps": steps + 2}).items()})
+            node.execute(**{k: v if isinstance(v, list) else [v] for k, v in with_settings(node, **given, steps=steps + 2).items()})
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
         comfy.model_management.unload_all_models()  # ComfyUI's trainer leaves its copy of the model there

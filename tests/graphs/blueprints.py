@@ -41,9 +41,8 @@ def edit_image_by_words(graph):
         patch = graph.add("P2PAttentionPatch", self_end=keep, **given, **texts)
         blend = graph.add("P2PLocalBlend", title="only where the changed words look", model=patch["model"], words="*")
     with graph.group("4 Edit"):
-        given = dict(model=blend, positive=patch["positive"], negative=patch["negative"])
-        latent = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)
-        both = graph.add("VAEDecode", samples=latent, vae=loaded["vae"])
+        given = dict(model=blend, positive=patch["positive"], negative=patch["negative"], vae=loaded["vae"])
+        both = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)["image"]
         edit = graph.add("ImageFromBatch", title="the second is the edit", image=both, batch_index=1, length=1)
         graph.show(graph.add("PreviewImage", images=edit))
     graph.give("image", edit[0])

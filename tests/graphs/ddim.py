@@ -25,7 +25,7 @@ def ddim_inversion(graph):
             "back with guidance": dict(inversion=plain, cfg=7.5, negative=negative),
             "edit in the mask": dict(inversion=plain, cfg=7.5, negative=negative, positive=target, mask=mask),
         }
-        latents = {title: graph.add("InversionSampler", title=title, model=model["model"], **way) for title, way in ways.items()}
+        latents = {title: graph.add("InversionSampler", title=title, model=model["model"], **way)["latent"] for title, way in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

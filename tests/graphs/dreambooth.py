@@ -49,7 +49,7 @@ def dreambooth(graph):
     with graph.group("4 Train"):
         trained = graph.add(
             "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="tee", instance_prompt="a <tee>",
-            steps=110, batch_size=2, learning_rate=0.005, layers="-out.2, -emb", **options,
+            steps=110, batch_size=2, learning_rate=0.005, **{"train.layers": "-out.2, -emb"}, **options,
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("5 Use it"):

@@ -19,7 +19,7 @@ def edit_friendly(graph):
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], inversion=found, branches="edit")
         ways = {"back": dict(cfg=1.0), "edit": dict(cfg=7.5, positive=target, negative=negative)}
-        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way)["latent"] for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

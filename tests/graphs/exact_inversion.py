@@ -19,8 +19,8 @@ def exact_inversion(graph):
         found = {name: graph.add(node, steps=20, scheduler="karras", cfg=3.0, **shared)["inversion"] for name, node in INVERTERS.items()}
     with graph.group("4 Reconstruct and edit"):
         way = dict(model=model["model"], cfg=3.0, branches="edit")
-        latents = {f"{name}, back": graph.add("InversionSampler", title=name, inversion=i, **way) for name, i in found.items()}
-        edit = graph.add("InversionSampler", title="EDICT, edit", inversion=found["EDICT"], positive=target, **way)
+        latents = {f"{name}, back": graph.add("InversionSampler", title=name, inversion=i, **way)["latent"] for name, i in found.items()}
+        edit = graph.add("InversionSampler", title="EDICT, edit", inversion=found["EDICT"], positive=target, **way)["latent"]
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in {"EDICT, edit": edit, **latents}.items():

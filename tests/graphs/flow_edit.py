@@ -1,6 +1,6 @@
 """FlowEdit."""
 
-from .parts import TWO_SQUARES, half, saved, square_prompts, two_squares
+from .parts import TWO_SQUARES, half, square_prompts, two_squares
 
 
 def flow_edit(graph):
@@ -20,11 +20,11 @@ def flow_edit(graph):
         shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
         knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=0.75)
         ways = {"edit": dict(model=flow), "edit in the mask": dict(model=flow, mask=mask), "edit, eps model": dict(model=model["model"])}
-        latents = {title: graph.add("FlowEditLatentSampler", title=title, **way, **shared, **knobs) for title, way in ways.items()}
+        edits = {title: graph.add("FlowEditLatentSampler", title=title, **way, **shared, **knobs)["image"] for title, way in ways.items()}
     with graph.group("4 Images"):
         graph.add("PreviewImage", title="image", images=image)
-        for title, latent in latents.items():
-            saved(graph, model["vae"], latent, "flow_edit", title)
+        for title, edit in edits.items():
+            graph.add("SaveImage", title=title, images=edit, filename_prefix="flow_edit")
 
 
 WORKFLOWS = [flow_edit]

@@ -21,7 +21,7 @@ def inversion_files(graph):
 
     def replayed(title: str, cfg: float, **prompts):
         way = dict(model=model["model"], inversion=found["inversion"], cfg=cfg, branches="edit")
-        return graph.add("InversionSampler", title=title, **way, **prompts)
+        return graph.add("InversionSampler", title=title, **way, **prompts)["latent"]
 
     with graph.group("3 Reconstruct and edit"):
         latents = {

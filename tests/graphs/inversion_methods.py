@@ -42,8 +42,8 @@ def compared(graph, methods: dict, question: str, about: str, name: str):
         for title, (node, _, cfg, branches) in methods.items():
             given = {} if node in BRING_THEIR_OWN else {"negative": negative}
             way = dict(inversion=found[title], cfg=cfg, branches=branches, positive=target)
-            latent = graph.add("InversionSampler", title=title, model=model["model"], **way, **given)
-            images[title] = graph.add("VAEDecode", title=title, samples=latent, vae=model["vae"])
+            parts = dict(model=model["model"], vae=model["vae"])
+            images[title] = graph.add("InversionSampler", title=title, **parts, **way, **given)["image"]
     with graph.group("5 Reports"):
         reports = [report(graph, image, found[title], both, title) for title, both in images.items()]
     with graph.group("6 The sheet"):

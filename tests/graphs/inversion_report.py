@@ -19,12 +19,10 @@ def inversion_report(graph):
         given = dict(model=model["model"], source=source, image=painted, vae=model["vae"])
         found = graph.add("DDIMInverter", steps=30, scheduler="normal", **given)
         kept = graph.add("SaveInversion", inversion=found["inversion"], filename_prefix="inversion_report")
-    shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative)
+    shared = dict(model=model["model"], inversion=kept["inversion"], cfg=7.5, negative=negative, vae=model["vae"])
     with graph.group("4 Reconstruct and edit"):
-        plain = graph.add("InversionSampler", title="plain", branches="edit", **shared)
-        direct = graph.add("InversionSampler", title="direct", branches="direct", positive=target, **shared)
-        back = graph.add("VAEDecode", samples=plain, vae=model["vae"])
-        both = graph.add("VAEDecode", samples=direct, vae=model["vae"])
+        back = graph.add("InversionSampler", title="plain", branches="edit", **shared)["image"]
+        both = graph.add("InversionSampler", title="direct", branches="direct", positive=target, **shared)["image"]
         parts = enumerate(("source", "edit"))
         first, second = (graph.add("ImageFromBatch", title=title, image=both, batch_index=i, length=1) for i, title in parts)
     with graph.group("5 Reports"):

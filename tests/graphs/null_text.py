@@ -33,8 +33,8 @@ def null_text(graph):
         edit = graph.add("SamplerCustomAdvanced", title="edit", **given)["output"]
     with graph.group("5 Negative-prompt"):
         way = dict(model=model["model"], inversion=quick["inversion"], cfg=CFG, branches="edit")
-        quick_back = graph.add("InversionSampler", title="source", **way)
-        quick_edit = graph.add("InversionSampler", title="target", positive=target, **way)
+        quick_back = graph.add("InversionSampler", title="source", **way)["latent"]
+        quick_edit = graph.add("InversionSampler", title="target", positive=target, **way)["latent"]
     with graph.group("6 Images"):
         graph.add("PreviewImage", title="image", images=image)
         graph.add("PreviewImage", title="loss curve", images=found["loss_curve"])

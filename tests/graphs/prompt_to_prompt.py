@@ -129,7 +129,7 @@ def prompt_to_prompt_real(graph):
         patch = patched(graph, model, inversion, "", *(TWO_SQUARES.replace(*change) for change in changes))
     with graph.group("5 Reconstruct and edit"):
         given = dict(model=patch["model"], positive=patch["positive"], negative=patch["negative"])
-        latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)
+        latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)["latent"]
     with graph.group("6 Images"):
         graph.add("PreviewImage", title="image", images=image)
         saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image, then the edits")

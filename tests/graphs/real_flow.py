@@ -29,8 +29,7 @@ def flux_parts(graph, model) -> dict:
 def edit_and_compare(graph, loaded, image, prompts: tuple, **knobs) -> None:
     with graph.group("4 Edit"):
         given = dict(zip(("source", "positive", "negative"), prompts)) | dict(image=image, vae=loaded["VAE"])
-        latent = graph.add("FlowEditLatentSampler", model=loaded["MODEL"], **given, seed=1, scheduler="simple", **knobs)
-        edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
+        edit = graph.add("FlowEditLatentSampler", model=loaded["MODEL"], **given, seed=1, scheduler="simple", **knobs)["image"]
     with graph.group("5 Result"):
         before_and_after(graph, image, edit, "flow_edit")
 
@@ -115,9 +114,8 @@ def edit_video(graph):
         source, target, negative = prompt_nodes(graph, {"clip": text}, **texts)
     with graph.group("4 Edit"):
         given = dict(model=model, source=source, positive=target, negative=negative, image=frames, vae=vae)
-        knobs = dict(seed=1, steps=30, n_max=0.67, source_cfg=3.0, cfg=8.0, scheduler="simple")
-        latent = graph.add("FlowEditLatentSampler", **given, **knobs)
-        edit = graph.add("VAEDecode", samples=latent, vae=vae)
+        knobs = dict(seed=1, steps=30, n_max=0.67, scheduler="simple")
+        edit = graph.add("FlowEditLatentSampler", **given, **knobs)["image"]
     with graph.group("5 Result"):
         made = graph.add("CreateVideo", images=edit, fps=video["fps"])
         graph.add("SaveVideo", title="the result", video=made, filename_prefix="edit_video")

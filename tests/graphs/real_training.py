@@ -35,7 +35,7 @@ def train_subject(graph):
         given = dict(model=loaded["MODEL"], clip=loaded["CLIP"], vae=loaded["VAE"], images=images, name="my-subject")
         texts = dict(instance_prompt="a photo of sks dog", validation_prompt="a photo of sks dog on a beach")
         others = graph.add("ClassImages", class_prompt="a photo of a dog", class_count=50)
-        trained = graph.add("DreamBoothTrainer", steps=800, rank=16, learning_rate=0.0001, class_images=others, **given, **texts)
+        trained = graph.add("DreamBoothTrainer", steps=800, learning_rate=0.0001, class_images=others, **{"train.rank": 16}, **given, **texts)
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         (prompt,) = prompt_nodes(graph, {"clip": loaded["CLIP"]}, prompt="a photo of sks dog in a red scarf on a snowy mountain")
@@ -118,7 +118,7 @@ def teach_instruction(graph):
         both = graph.add("BatchImagesNode", images=[pairs["before"], pairs["after"]])
         graph.add("PreviewImage", title="before, then after", images=both)
     with graph.group("4 Train"):
-        knobs = dict(train="every layer", rank=32, steps=2000, batch_size=8, learning_rate=0.0002)
+        knobs = {"train": "every layer", "train.rank": 32, "steps": 2000, "batch_size": 8, "learning_rate": 0.0002}
         trained = graph.add("InstructPix2PixTrainer", name="make-it-snow", folder=pairs["folder"], **given, **knobs)
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("5 Edit your image"):

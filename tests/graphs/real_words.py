@@ -29,9 +29,8 @@ def edit_by_words(graph, model, megapixels: float, needs: str):
         patch = graph.add("P2PAttentionPatch", model=loaded["MODEL"], clip=loaded["CLIP"], latent=inversion, **texts)
     with graph.group("6 Edit"):
         blend = graph.add("P2PLocalBlend", title="only where the changed words look", model=patch["model"], words="*")
-        given = dict(model=blend, positive=patch["positive"], negative=patch["negative"])
-        latent = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)
-        both = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
+        given = dict(model=blend, positive=patch["positive"], negative=patch["negative"], vae=loaded["VAE"])
+        both = graph.add("InversionSampler", inversion=inversion, cfg=7.5, branches="direct", **given)["image"]
         edit = graph.add("ImageFromBatch", title="the second is the edit", image=both, batch_index=1, length=1)
     with graph.group("7 Result"):
         before_and_after(graph, image, edit, "edit_by_words")

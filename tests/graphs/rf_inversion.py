@@ -25,7 +25,7 @@ def rf_inversion(graph):
         way = dict(model=model, inversion=found, branches="edit")
         edit = dict(cfg=7.5, negative=negative)
         ways = {"back": dict(cfg=1.0), "another color": dict(positive=recolored, **edit), "another shape": dict(positive=shape, **edit)}
-        latents = {title: graph.add("InversionSampler", title=title, **how, **way) for title, how in ways.items()}
+        latents = {title: graph.add("InversionSampler", title=title, **how, **way)["latent"] for title, how in ways.items()}
     with graph.group("5 Images"):
         graph.add("PreviewImage", title="image", images=image)
         for title, latent in latents.items():

@@ -58,7 +58,7 @@ def task_of(model, clip, vae, design=None, word=None, weight=1.0, data=None, **s
         return host.prepare(model, clip, vae, data or Data([images()]), subject, prior, design, objective, knobs, shown)
 
 
-WHOLE = dict(train="all weights", rank=adapters.Design.rank)
+WHOLE = dict(train="all weights")
 
 
 def sampled(model):

@@ -139,7 +139,7 @@ def test_strong_noise_is_warned_of_and_divergence_refused(caplog):
 def test_cfg_minus_one_is_as_the_inversion_was_made():
     model = smooth("eps")
     inversion = invert("edict", model, cfg=3.0, steps=4)[0]
-    made = InversionSampler.execute(model, inversion, -1.0, "edit")
+    made = with_checks(InversionSampler).execute(model=model, inversion=inversion, cfg=-1.0, branches="edit")
     assert torch.equal(made.args[0]["samples"], sample(model, inversion, 3.0))
     assert made.ui["text"] == ("cfg 3, as the inversion was made",)
     refused("^cfg is -0.5; give a finite number from 0 to 100, or -1 for auto.$", with_checks(InversionSampler).execute, model=model,

@@ -6,8 +6,8 @@ import comfy.supported_models
 import pytest
 from comfy_api.latest import io, ui
 from controlled_diffusion.nodes import MODULES
-from controlled_diffusion.nodes.host import model_tag
-from controlled_diffusion.nodes.inputs import auto, checks, families, widgets
+from controlled_diffusion.nodes.host import model_tag, progress
+from controlled_diffusion.nodes.inputs import auto, families, widgets
 from controlled_diffusion.nodes.inputs.checks import with_checks
 
 import help_tables
@@ -16,7 +16,7 @@ from harness.good_inputs import Sockets, good, run
 from host import tiny, tiny_dits
 
 NODES = {node.GET_SCHEMA().node_id: node for module in MODULES for node in module.NODES}
-FAMILIES = {"sd3": "sd3", "flux": "flux", "flux2": "flux", "qwen": "qwen", "wan": "wan", "lumina2": "flow", "hidream": "flow"}
+FAMILIES = {"sd3": "sd3", "flux": "flux", "flux2": "flux", "qwen": "qwen", "wan": "wan", "lumina2": "flow", "hidream": "flow", "ltxv": "cross", "kandinsky5": "cross"}
 
 
 def inputs_of(node_id: str) -> set[str]:
@@ -83,6 +83,9 @@ def test_the_demo_model_is_its_own_family(sockets):
     assert model_tag.family(sockets("FLOW")) == "demo"
 
 
+OWN_TEXT = io.NodeOutput(None, ui=ui.PreviewText("its own text"))
+
+
 class Listening(io.ComfyNode):
     """A node that gives what it gets."""
 
@@ -114,15 +117,14 @@ def test_values_are_put_in_and_said_above_the_nodes_own_text():
     assert line == "auto for SD3: learning_rate 0.0004, rank 16, validation_cfg 7" and own == "its own text"
 
 
-def test_the_choice_is_written_on_the_node_before_and_after_its_run(eps_model, monkeypatch):
-    """The frontend shows the text of an output on few nodes; that of the progress on all."""
+def test_the_choice_stays_above_the_progress_and_the_nodes_own_text(eps_model, monkeypatch):
+    """ComfyUI keeps one text for a node, and shows that of its progress on all nodes, the text of an output on few."""
     written = []
-    monkeypatch.setattr(auto, "say", written.append)
-    monkeypatch.setattr(checks, "say", written.append)
+    monkeypatch.setattr(progress.NodeText, "show", lambda text: written.append("\n".join((*text.lines, text.progress))))
+    monkeypatch.setattr(Listening, "execute", classmethod(lambda cls, **given: progress.say("1 of 2") or progress.say("2 of 2") or OWN_TEXT))
     listen(eps_model, train={"train": "a LoRA", "learning_rate": 0.5, "rank": 3})
-    assert written == ["auto for SD1.5: validation_cfg 7.5", "auto for SD1.5: validation_cfg 7.5\nits own text"]
-    listen(eps_model, train={"train": "a LoRA", "learning_rate": 0.5, "rank": 3}, validation_cfg=1.0)
-    assert len(written) == 2
+    line = "auto for SD1.5: validation_cfg 7.5"
+    assert written == [f"{line}\n", f"{line}\n1 of 2", f"{line}\n2 of 2", f"{line}\nits own text\n2 of 2"]
 
 
 def test_typed_values_stay_and_are_not_spoken_of(eps_model):
@@ -149,8 +151,9 @@ def test_values_between_auto_and_the_minimum_are_refused(eps_model):
 
 
 def test_options_of_another_node_are_filled_by_its_name(eps_model):
-    values, line = auto.chosen(eps_model, "SDEditSampler", {"cfg": -1, "scheduler": "auto", "strength": -1})
-    assert values == {"cfg": 7.5, "scheduler": "normal", "strength": -1} and line == "auto for SD1.5: cfg 7.5, scheduler normal"
+    with progress.node_text() as text:
+        values = auto.chosen(eps_model, "SDEditSampler", {"cfg": -1, "scheduler": "auto", "strength": -1})
+    assert values == {"cfg": 7.5, "scheduler": "normal", "strength": -1} and text.lines == ["auto for SD1.5: cfg 7.5, scheduler normal"]
 
 
 @pytest.mark.parametrize("kind", ["MODEL", "FLOW"])

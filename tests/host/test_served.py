@@ -83,14 +83,14 @@ def shortened(prompt: dict) -> dict:
 
 @pytest.mark.parametrize("path", [path for path in WORKFLOWS if not needs_download(path)], ids=lambda path: path.stem)
 def test_workflow_runs(server, path):
-    """All nodes that take long write on themselves, once that all steps are taken and in what time."""
+    """All nodes that take long write on themselves, at their end that all steps are taken and in what time."""
     prompt, ran, texts = shortened(to_prompt(path, server.object_info())), set(), {}
 
     def seen(kind, data):
         if kind == "executing" and data["node"]:
             ran.add(data["node"])
         elif kind == "text":
-            texts[data["node"]] = texts.get(data["node"], "") + data["text"] + "\n\n"
+            texts[data["node"]] = data["text"]
 
     entry, refused = server.execute(prompt, seen)
     raise_execution_error(entry)

@@ -57,9 +57,10 @@ def drawn(add, prompt: dict, parts: dict, positive, seed: int = 5, model=None, n
 
 
 WORD = dict(placeholder="<thing>", initial_words="red", validation_prompt="a {} circle", learning_rate=0.05)
-LORA = dict(instance_prompt="a zz circle", rank=2, learning_rate=0.01, class_images=dict(class_prompt="a circle", class_count=2))
+SMALL = {"train": "adapter", "train.rank": 2, "train.algorithm": "LoRA", "train.alpha": 0.0, "train.layers": ""}
+LORA = dict(instance_prompt="a zz circle", learning_rate=0.01, class_images=dict(class_prompt="a circle", class_count=2)) | SMALL
 CONCEPT = dict(instance_prompt="a <thing> circle", new_word=dict(placeholder="<thing>"), learning_rate=0.01)
-EDITOR = dict(instructions="turn it over\nturn it over", learning_rate=0.01, rank=2)
+EDITOR = dict(instructions="turn it over\nturn it over", learning_rate=0.01) | {"train": "attention", "train.rank": 2, "train.alpha": 0.0}
 TRAINERS = {
     **{"word": ("TIEmbeddingTrainer", WORD), "lora": ("DreamBoothTrainer", LORA), "concept": ("CustomDiffusionTrainer", CONCEPT)},
     "editor": ("InstructPix2PixTrainer", EDITOR),

@@ -7,11 +7,12 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
+from comfy_api.latest import io
 from controlled_diffusion.nodes import training_options
 from controlled_diffusion.nodes.host.training import run
 from controlled_diffusion.nodes.inputs.auto import auto_inputs
 
-from node_schema import defaults
+from node_schema import defaults, with_settings
 
 
 def images(count=2, size=64, seed=0):
@@ -33,7 +34,8 @@ def option(node, **given):
 
 def with_options(node, **given):
     """The inputs of a trainer's node: those that are an option node's go through it. Of Validation Options they begin with 'validation_'."""
-    found = {k: v for k, v in given.items() if k in ids(node)}
+    inner = [i.id for each in node.GET_SCHEMA().inputs if isinstance(each, io.DynamicCombo.Input) for o in each.options for i in o.inputs]
+    found = {k: v for k, v in given.items() if k in (*ids(node), *inner)}
     for each in OPTIONS:
         (socket,) = (o.display_name for o in each.GET_SCHEMA().outputs)
         prefix = "validation_" if socket == "validation_options" else ""
@@ -49,7 +51,7 @@ def as_lists(given):
 
 def output(node, **given):
     """The NodeOutput of a trainer's node, with its defaults; every input as the list that ComfyUI makes of it."""
-    return node.execute(**as_lists(defaults(node) | with_options(node, **given)))
+    return node.execute(**as_lists(with_settings(node, **with_options(node, **given))))
 
 
 def execute(node, **given):

@@ -22,7 +22,7 @@ from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block, Place
 from ..conditionings import KEY, features_of, has_mark
 from ..noise_levels import NoiseScale, run_noise_scale
-from ..progress import say
+from ..progress import keep
 from ..run_history import RunHistory
 from .dit import Dit, Override
 from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
@@ -173,8 +173,7 @@ def _warn(warnings: list[str]) -> None:
     """In the log, and on the node that samples."""
     for warning in warnings:
         _log.warning(warning)
-    if warnings:
-        say("\n".join(warnings))
+    keep(*warnings)
 
 
 def _predict(executor, x, timestep, model_options={}, seed=None):

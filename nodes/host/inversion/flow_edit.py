@@ -16,13 +16,13 @@ from ..sampling import TwoPrompts, run
 class FlowEdit(MaskedImage):
     """An image, the mask of what may change, and FlowEdit's edit of it."""
 
-    def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **knobs) -> dict:
-        """The edited LATENT; where the mask is 0, the original's bit for bit. `knobs` are those of `flow_edit`."""
+    def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **knobs) -> torch.Tensor:
+        """The edited latent; where the mask is 0, the original's bit for bit. `knobs` are those of `flow_edit`."""
         check_latent_channels(guider.model_patcher, self.latent)
         steps = len(sigmas) - 1
         n_max, _ = step_counts(steps, knobs["n_max"], knobs["n_min"])
         if n_max == 0:
-            return self.task.latent(self.latent)
+            return self.latent
 
         def loop(guider, derivative, clean, show):
             sampling = guider.inner_model.model_sampling
@@ -40,5 +40,4 @@ class FlowEdit(MaskedImage):
 
             return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **knobs)
 
-        edited = run(guider, self.latent.float(), sigmas[steps - n_max :], loop, {"Editing": n_max}).latent
-        return self.task.latent(self.keep_outside(edited))
+        return self.keep_outside(run(guider, self.latent.float(), sigmas[steps - n_max :], loop, {"Editing": n_max}).latent)

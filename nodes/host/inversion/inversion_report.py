@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ....guidance.errors import quoted
 from ....inversion import quality
 from ..images import LINE, as_image, image_grid, to_pil
-from ..latents import decoded, encoded_image
+from ..latents import round_trip
 from . import lpips
 from .invert import Inversion
 
@@ -102,7 +102,7 @@ class Report:
         whole = reference[..., :3].float().cpu().expand(count if len(reference) == 1 else -1, -1, -1, -1)
         columns, floor = [Shown("reference", whole)], None
         if vae is not None:
-            floor = matched("VAE round trip", decoded(vae, encoded_image(vae, reference, "reference")), reference)[0]
+            floor = matched("VAE round trip", round_trip(vae, reference), reference)[0]
             columns.append(measured("VAE round trip", floor.expand_as(whole), whole))
         for name, (shown, own) in pairs.items():
             columns.append(measured(name, shown, own))

@@ -15,7 +15,7 @@ import torch
 from ....inversion.method import Method, Trajectory
 from .. import noise_levels
 from ..conditionings import check_conditionings
-from ..latents import latent_of
+from ..latents import Padding, decoded, latent_of
 from ..model_tag import ModelTag
 from ..sampling import Guidance, run
 from ..saved_tensors import map_tensors
@@ -27,7 +27,8 @@ class Inversion:
 
     `trajectory` is in the model's own latent space, on the CPU. `source` is the CONDITIONING under which the images were inverted, `null`
     the negative CONDITIONING of the reconstruction (None: the user gives one), `cfg` the guidance scale at which sampling under `source`
-    gives the images back. `evaluations` counts rows of the network's batch for one image. `text` is the source prompt where it is known.
+    gives the images back. `evaluations` counts rows of the network's batch for one image. `text` is the source prompt where it is known, `padding` how
+    the images were padded if they were.
     """
 
     method: Method
@@ -39,9 +40,11 @@ class Inversion:
     evaluations: int = 0
     seconds: float = 0.0
     text: str = ""
+    padding: Padding | None = None
 
     def __post_init__(self):
         """Every tensor in one layout, as files keep them: in another, kernels round otherwise."""
+        object.__setattr__(self, "padding", self.padding and Padding(*self.padding))  # a file has plain pairs
         for name in ("source", "null"):
             object.__setattr__(self, name, map_tensors(getattr(self, name), torch.Tensor.contiguous))
         object.__setattr__(self, "trajectory", self.trajectory.map(torch.Tensor.contiguous))
@@ -49,6 +52,11 @@ class Inversion:
     @property
     def images(self) -> int:
         return self.trajectory.states[0][0].shape[0]
+
+    def decoded(self, vae, samples: torch.Tensor) -> torch.Tensor:
+        """The IMAGE of latent samples of these images, without what was padded."""
+        image = decoded(vae, samples)
+        return self.padding.cropped(image) if self.padding else image
 
 
 def to_cpu(trajectory: Trajectory) -> Trajectory:

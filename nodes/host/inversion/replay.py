@@ -123,7 +123,8 @@ def on_device(trajectory: Trajectory, device: torch.device) -> Trajectory:
 
 
 def mask_for(mask: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-    """A MASK (B or 1, H, W) at the size of the inverted latent: a cell that it touches may change."""
+    """A MASK (B or 1, H, W) of the image as it was given, at the size of the inverted latent: a cell that it touches may change."""
+    mask = inversion.padding.mask(mask) if inversion.padding else mask
     clean = inversion.trajectory.states[-1][0]
     found = cells(mask.reshape(-1, *mask.shape[-2:]).float(), *clean.shape[-2:])
     if len(found) not in (1, inversion.images):

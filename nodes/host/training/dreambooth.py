@@ -206,13 +206,13 @@ def prepare(
     rate = settings.learning_rate
     pace = subject.word_rate / FAMILIAR_SCALE / rate if rate else 1.0
     word = new_words.start(own_clip, subject.words, settings.seed, pace) if subject.words else None
-    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    images = images_of(vae, data, settings.seed)
     texts, count = tuple(tuple(images.with_hint(p, t) for t in own[p % images.originals]) for p in range(len(images))), len(images)
     if active:
         class_batches = prior.images or class_images.made(
             model, clip, vae, class_images.Order(class_texts, prior.count, prior.batch, validation), images.latents[0].shape[1:]
         )
-        others = images_of(vae, class_batches)
+        others = images_of(vae, Data(class_batches, fit=data.fit))
         latents = (*images.latents, *others.latents)
         images = replace(images, latents=latents, masks=all_or_none(latents, (*images.masks, *others.masks)))
         texts += tuple((class_texts[i % len(class_texts)],) for i in range(len(others)))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import torch
 
-from ....training.augmentation import Augmentation, Variant
+from ....training.augmentation import Variant
+from ....training.settings import Data
 from .. import gradients
-from ..latents import encoded_image
-from ..progress import ProgressBar
+from ..latents import PAD, REFUSE, SCALE, Padding, encoded_image, fitting_size, scaled
+from ..progress import ProgressBar, keep
 
 
 @dataclass(frozen=True)
@@ -63,28 +64,41 @@ def _small_mask(latent: torch.Tensor, mask: torch.Tensor | None, number: int) ->
     return small.cpu().reshape(1, 1, *[1] * (latent.ndim - 4), *latent.shape[-2:])
 
 
-def images_of(
-    vae, images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] = (), flip: bool = False,
-    augmentation: Augmentation = Augmentation(), seed: int = 0,
-) -> Images:  # fmt: skip
-    """Encodes IMAGE batches once; with `flip` each image also mirrored, after all others, and then the variants of all."""
-    given = _with_masks(images, masks)
-    shown = given + [Variant(v.image.flip(2), None if v.mask is None else v.mask.flip(-1)) for v in given if flip]
-    variants = [(shown[i % len(shown)], i) for i in range(augmentation.variants * len(shown))]
-    shown += [augmentation.variant(v.image, v.mask, number, seed) for v, number in variants]
-    latents = list(latents_of(vae, shown, len(shown)))
-    small = [_small_mask(z, v.mask, i) for i, (z, v) in enumerate(zip(latents, shown), 1)]
-    hints = tuple(v.hint for v in shown)
-    return Images(tuple(latents), all_or_none(latents, small), len(given), hints if any(hints) else ())
+def images_of(vae, data: Data, seed: int = 0) -> Images:
+    """Encodes the images once; with `flip` each image also mirrored, after all others, and then the variants of all."""
+    given = _with_masks(data.images, data.masks)
+    shown = given + [Variant(v.image.flip(2), None if v.mask is None else v.mask.flip(-1)) for v in given if data.flip]
+    variants = [(shown[i % len(shown)], i) for i in range(data.augmentation.variants * len(shown))]
+    shown += [data.augmentation.variant(v.image, v.mask, number, seed) for v, number in variants]
+    return encoded_variants(vae, shown, len(shown), data.fit, len(given), tuple(v.hint for v in shown))
 
 
-def latents_of(vae, shown: Iterable[Variant], count: int) -> Iterator[torch.Tensor]:
-    """The latents of so many, on the CPU; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
-    progress = ProgressBar({"Encoding images": count})
-    for variant in shown:
-        yield gradients.run_in_inference_mode(encoded_image, vae, variant.image, "images").float().cpu()
+def encoded_variants(vae, shown: Iterable[Variant], count: int, fit: str, originals: int, hints: tuple[str, ...] = ()) -> Images:
+    """So many images, encoded one by one; ComfyUI's progress bar shows how far it is, and its stop button stops it."""
+    progress, latents, masks, changed = ProgressBar({"Encoding images": count}), [], [], []
+    for number, given in enumerate(shown, 1):
+        variant = _fitted(vae, given, fit)
+        if variant is not given:
+            changed.append(" to ".join(f"{v.image.shape[2]} x {v.image.shape[1]}" for v in (given, variant)))
+        latents.append(gradients.run_in_inference_mode(encoded_image, vae, variant.image, "images").float().cpu())
+        masks.append(_small_mask(latents[-1], variant.mask, number))
         progress.advance()
         comfy.model_management.throw_exception_if_processing_interrupted()
+    if changed:
+        keep(f"fit '{fit}' changed {len(changed)} of {count} images, the first from {changed[0]} pixels")
+    return Images(tuple(latents), all_or_none(latents, masks), originals, hints if any(hints) else ())
+
+
+def _fitted(vae, variant: Variant, fit: str) -> Variant:
+    """An image with sides that the VAE can take; what was padded does not count."""
+    size = tuple(variant.image.shape[1:3])
+    goal = fitting_size(vae, size, fit == PAD)
+    if fit == REFUSE or goal == size:
+        return variant
+    if fit == SCALE:
+        return replace(variant, image=scaled(variant.image, goal))
+    padding, mask = Padding(size, goal), torch.ones_like(variant.image[..., 0]) if variant.mask is None else variant.mask
+    return replace(variant, image=padding.image(variant.image), mask=padding.mask(mask))
 
 
 def all_or_none(latents: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:

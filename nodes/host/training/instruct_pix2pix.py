@@ -26,7 +26,7 @@ from ..latents import decoded, finite_images
 from ..prompts import encoded
 from . import instruct_models, trainer
 from .denoiser import Objective, TrainDenoiser
-from .images import Images, images_of, latents_of
+from .images import Images, encoded_variants, images_of
 from .memory import check_numbers
 from .pair_folder import OnDisk
 from .trainer import TrainingRun, side_by_side
@@ -35,12 +35,14 @@ from .whole_weights import check_fine
 
 @dataclass(frozen=True)
 class Data:
-    """Training data: IMAGE batches before and after, an instruction each (or one text of lines), and whether to mirror all."""
+    """Training data: IMAGE batches before and after, an instruction each (or one text of lines), whether to mirror all, and `fit` as of
+    `training.settings.Data`."""
 
     before: Sequence[torch.Tensor]
     after: Sequence[torch.Tensor]
     instructions: Sequence[str]
     flip: bool = False
+    fit: str = settings.Data.fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,18 +153,18 @@ def learn(
         return task.result(name, loop, model=instruct_models.load(model, str(instruct_models.MODELS.place(name))))
 
 
-def _images(vae, images: Sequence[torch.Tensor], flip: bool) -> Images:
+def _images(vae, images: Sequence[torch.Tensor], data: Data) -> Images:
     """`images_of`; those of a folder are read one by one, so that their latents alone are held."""
     if not isinstance(images, OnDisk):
-        return images_of(vae, images, flip=flip)
-    count = len(images) * (1 + flip)
-    shown = (Variant(p.flip(2) if mirrored else p, None) for mirrored in (False, True)[: 1 + flip] for p in images)
-    return Images(tuple(latents_of(vae, shown, count)), (None,) * count, len(images))
+        return images_of(vae, settings.Data(images, flip=data.flip, fit=data.fit))
+    sides = (False, True)[: 1 + data.flip]
+    shown = (Variant(p.flip(2) if mirrored else p, None) for mirrored in sides for p in images)
+    return encoded_variants(vae, shown, len(images) * len(sides), data.fit, len(images))
 
 
 def examples_of(clip, vae, data: Data) -> tuple[Examples, Images]:
     """What is shown, and the images after: encoded once, and checked whether they belong together."""
-    before, after = (_images(vae, images, data.flip) for images in (data.before, data.after))
+    before, after = (_images(vae, images, data) for images in (data.before, data.after))
     if len(before) != len(after):
         raise ValueError(f"There are {before.originals} images before and {after.originals} after an edit; give as many of each, in pairs.")
     for number, (a, b) in enumerate(zip(before.latents, after.latents), 1):

@@ -1,7 +1,7 @@
 """Training a noisy classifier on images: latents of a model's own format, and a file that the loader reads."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
 import comfy.model_management
@@ -12,7 +12,7 @@ from ....training import settings
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop
 from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, held_out, initialize, targets_of
-from ....training.settings import Validation
+from ....training.settings import Data, Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
@@ -31,12 +31,13 @@ class Settings(settings.Settings):
     average: float = 0.99
     flip: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
+    fit: str = Data.fit
     warmup: int = 50
 
 
-def _latents(model, vae, images: Sequence[torch.Tensor], **changes) -> list[torch.Tensor]:
-    """Images and what `changes` make of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
-    return [model.get_model_object("latent_format").process_in(z) for z in images_of(vae, images, **changes).latents]
+def _latents(model, vae, data: Data, seed: int) -> list[torch.Tensor]:
+    """Images and what is made of them, each as the model sees it when clean, (1, C, h, w) of about unit variance, on the CPU."""
+    return [model.get_model_object("latent_format").process_in(z) for z in images_of(vae, data, seed).latents]
 
 
 def _of_one_size(latents: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -59,10 +60,11 @@ class _Sample:
 def _samples(model, vae, images: Sequence[torch.Tensor], targets: torch.Tensor, settings: Settings) -> tuple[_Sample, _Sample]:
     """What to train on, with changed copies, and what to test on, as it is, of single images; with nothing held out they are both."""
     own, judged = held_out(len(images), settings.held_out, settings.seed)
-    changes = dict(flip=settings.flip, augmentation=settings.augmentation, seed=settings.seed)
-    trained = _latents(model, vae, [images[i] for i in own], **changes)
+    plain, seed = Data(fit=settings.fit), settings.seed
+    changed = replace(plain, images=[images[i] for i in own], flip=settings.flip, augmentation=settings.augmentation)
+    trained = _latents(model, vae, changed, seed)
     unseen = len(own) < len(images)
-    both = _of_one_size(trained + (_latents(model, vae, [images[i] for i in judged]) if unseen else []))
+    both = _of_one_size(trained + (_latents(model, vae, replace(plain, images=[images[i] for i in judged]), seed) if unseen else []))
     shown = _Sample(both[: len(trained)], targets[own].repeat(len(trained) // len(own), 1))
     return shown, _Sample(both[len(trained) :] if unseen else both[: len(own)], targets[judged])
 

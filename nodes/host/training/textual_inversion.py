@@ -89,7 +89,7 @@ def prepare(
     prompts = Prompts(templates, word.placeholder, captions)
     model, clip = trainable(model, clip)
     new = new_words.start(clip, [word], settings.seed)
-    images = images_of(vae, data.images, data.masks, data.flip, data.augmentation, settings.seed)
+    images = images_of(vae, data, settings.seed)
     about = trainer.about(
         settings, objective, images, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
         encoders=", ".join(new.parameters),
