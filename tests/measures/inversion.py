@@ -149,11 +149,6 @@ def alone(inversion, i: int):
     return replace(inversion, trajectory=own, source=row(inversion.source), null=row(inversion.null))
 
 
-def both(source: list, target: list) -> list:
-    """One conditioning for two branches: the rows of the source, then those of the target."""
-    return [[torch.cat([source[0][0], target[0][0]]), {}]]
-
-
 def judged(made: torch.Tensor, floor: torch.Tensor, changes: list[Change]) -> list[tuple[bool, float]]:
     """Of every edit whether it succeeded, and how near the rest of the image is."""
     shown = (made * 255 + 0.5).clamp(0, 255).byte().numpy()
@@ -173,7 +168,7 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
     again = own if way.replay == inversion.cfg else replays.images(way.replay)
     replays.count.rows = 0
     with Work(count) as editing:
-        made = replays.images(way.edit, way.branches, both(source, target) if direct else target)
+        made = replays.images(way.edit, way.branches, target)
     if direct:
         again, made = made[:count], made[count:]
     cost = {"seconds": inverting.seconds, "evaluations": inversion.evaluations}
