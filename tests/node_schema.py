@@ -52,3 +52,20 @@ def _values(inputs, chosen: dict) -> dict:
     known = {i.id: (i.default, getattr(i, "options", None)) for i in inputs if hasattr(i, "default") and not isinstance(i, FitInput)}
     values = {k: options[0] if default is None else default for k, (default, options) in known.items() if default is not None or options}
     return values | combos
+
+
+def widgets(node) -> tuple[int, int]:
+    """(all widgets that the frontend draws for a node, those before advanced ones are opened)"""
+    inputs = node.GET_SCHEMA().inputs
+    return _drawn(inputs, True), _drawn(inputs, False)
+
+
+def _drawn(inputs, advanced: bool) -> int:
+    """A seed's control is a widget of its own, a dynamic combo has those of its largest choice."""
+    count = 0
+    for given in inputs:
+        if isinstance(given, io.DynamicCombo.Input):
+            count += 1 + max(_drawn(option.inputs, advanced) for option in given.options)
+        elif isinstance(given, io.WidgetInput) and not given.force_input and (advanced or not given.advanced):
+            count += 1 + bool(getattr(given, "control_after_generate", None))
+    return count

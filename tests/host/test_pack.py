@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
-from comfy_api.latest import io
 from controlled_diffusion.nodes import MODULES
 
 import help_tables
 from measures.workflows import links_to_rewire
+from node_schema import widgets
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [node for module in MODULES for node in module.NODES]
@@ -99,22 +99,10 @@ def test_every_input_and_output_has_a_tooltip(node):
     assert all(o.tooltip for o in schema(node).outputs)
 
 
-def drawn(inputs, advanced: bool = True) -> int:
-    """The widgets that the frontend draws for inputs: a seed's control is one of its own, a dynamic combo has those of its largest choice."""
-    count = 0
-    for given in inputs:
-        if isinstance(given, io.DynamicCombo.Input):
-            count += 1 + max(drawn(option.inputs, advanced) for option in given.options)
-        elif isinstance(given, io.WidgetInput) and not given.force_input and (advanced or not given.advanced):
-            count += 1 + bool(getattr(given, "control_after_generate", None))
-    return count
-
-
 @each_node
 def test_a_hand_can_set_its_widgets(node):
     """At most 16 in all, since the classic canvas draws advanced ones too, and 10 before those are opened."""
-    inputs = schema(node).inputs
-    count = drawn(inputs), drawn(inputs, False)
+    count = widgets(node)
     assert count[0] <= 16 and count[1] <= 10, count
 
 
