@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import comfy.model_management
 import torch
 
+from ....guidance.errors import quoted
 from ....training.augmentation import Variant
 from ....training.settings import Data
 from .. import gradients
@@ -85,7 +86,7 @@ def encoded_variants(vae, shown: Iterable[Variant], count: int, fit: str, origin
         progress.advance()
         comfy.model_management.throw_exception_if_processing_interrupted()
     if changed:
-        keep(f"fit '{fit}' changed {len(changed)} of {count} images, the first from {changed[0]} pixels")
+        keep(f"fit {quoted(fit)} changed {len(changed)} of {count} images, the first from {changed[0]} pixels")
     return Images(tuple(latents), all_or_none(latents, masks), originals, hints if any(hints) else ())
 
 
