@@ -19,8 +19,8 @@ _ALIASES = [
 ]  # fmt: skip
 _ROLES = {  # the weight that each starts with, and what is told of it
     "positive": (5.0, "Strength, as cfg. 0 = off (not evaluated). Typical: 3–10."),
-    "negative": (2.0, "Strength. 0 = off (not evaluated). Typical: 1–3. 1 below the positive's weight acts as KSampler's negative; at the "
-        "positive's weight and above, images burn."),
+    "negative": (2.0, "Strength, as cfg. 0 = off (not evaluated). Negative: typical 1–3; 1 below the positive's weight acts as KSampler's "
+        "negative, at the positive's weight and above images burn."),
 }  # fmt: skip
 _NULL = "What the conditioning is compared with. Not connected: the unconditional of the guider, or KSampler's negative."
 

@@ -14,11 +14,12 @@ from controlled_diffusion.nodes import MODULES
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
 NUMBER = re.compile(r"(?:(?<![A-Za-z0-9.])-)?\d+(?:\.\d+)?(?:e-?\d+)?")
-QUOTED = re.compile(r"(?<!\w)'([^']+)'(?!\w)")
+QUOTED = re.compile(r"(?<!\w)'([^']+)'(?!\w)", re.ASCII)  # also between letters that are not
 # Ids such as blend_words and s_T, embedding:name, {caption} and {}, <concept>, %year%, paths such as models/ipadapter.
-FIXED = re.compile(r"[A-Za-z]\w*_\w+|embedding:\w+|\{\w*\}|<\w+>|%\w+%|\b[a-z]\w+(?:/\w+)+")
+FIXED = re.compile(r"[A-Za-z]\w*_\w+|embedding:\w+|\{\w*\}|<\w+>|%\w+%|\b[a-z]\w+(?:/\w+)+", re.ASCII)
 FOREIGN = re.compile(r"[^\x00-\u024f\u2000-\u206f]")  # a letter that English texts do not have
 ENGLISH = re.compile(r"(?:\b[A-Za-z_]+[ ,]+){4}[A-Za-z_]+")  # five words in a row
+SENTENCE_END = re.compile(r"(?<=\.) (?=[^a-z])")
 MARKUP = re.compile(r"[@{}|%]")  # the frontend reads these as markup, in all texts but tooltips
 
 
@@ -32,10 +33,15 @@ def texts(schema: io.Schema) -> dict[str, str]:
     for name, each in inputs(schema.inputs):
         shown = (each.template.input if isinstance(each, io.Autogrow.Input) else each).tooltip
         before = found.get(f"inputs.{name}.tooltip", "")
-        found |= {f"inputs.{name}.name": each.id, f"inputs.{name}.tooltip": before if shown in before else f"{before} {shown}".strip()}
+        found |= {f"inputs.{name}.name": each.id, f"inputs.{name}.tooltip": both(before, shown)}
     for index, each in enumerate(schema.outputs):
         found |= {f"outputs.{index}.name": each.display_name, f"outputs.{index}.tooltip": each.tooltip}
     return found
+
+
+def both(before: str, shown: str) -> str:
+    """Two tooltips as one: each sentence once."""
+    return " ".join(dict.fromkeys(sentence for text in (before, shown) for sentence in SENTENCE_END.split(text) if sentence))
 
 
 def inputs(given, prefix: str = ""):
