@@ -12,7 +12,8 @@ from harness.workflow import to_prompt
 
 pytestmark = pytest.mark.browser
 PATHS = sorted((ROOT / "subgraphs").glob("*.json"))
-LIBRARY = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('subgraph').subgraphBlueprints"
+STORES = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s"
+LIBRARY = f"{STORES}.get('nodeDef').nodeDefs.filter(each => each.name.startsWith('SubgraphBlueprint.'))"
 INSIDE = "(() => { const node = app.graph._nodes.at(-1); app.canvas.openSubgraph(node.subgraph, node) })()"
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from browser.test_frontend import plain
 from harness.environment import ROOT
 from harness.workflow import DYNAMIC_COMBO, inputs_of
 
@@ -62,9 +63,9 @@ def test_every_option_of_a_dynamic_combo_brings_its_widgets(page, server, node_i
 
 
 def test_a_curve_as_the_frontend_draws_it_runs(page, server):
-    """It sends a plain dictionary of points, and never null."""
+    """It sends a dictionary of points, and never null."""
     values = sent(page, "GuidanceSchedule", shape="curve")
-    assert values["shape.curve"]["points"]
+    assert plain(values["shape.curve"])["points"]
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
     server.run({"1": {"class_type": "GuidanceSchedule", "inputs": values}, "2": shown})
 

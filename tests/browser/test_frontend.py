@@ -25,13 +25,13 @@ def saved_by(page) -> dict:
     return json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
 
 
+def plain(value):
+    """Since 1.58 the frontend writes the type of a curve beside its value, which the server takes off."""
+    return value["__value__"] if isinstance(value, dict) and "__type__" in value else value
+
+
 def without_titles(prompt: dict) -> dict:
-    """The frontend translates the titles that a node type has by itself; ours are those of the server. Since 1.58 it also writes the type of
-    a curve beside its value, which the server takes off."""
-
-    def plain(value):
-        return value["__value__"] if isinstance(value, dict) and "__type__" in value else value
-
+    """The frontend translates the titles that a node type has by itself; ours are those of the server."""
     return {
         number: {"class_type": node["class_type"], "inputs": {name: plain(value) for name, value in node["inputs"].items()}}
         for number, node in prompt.items()
