@@ -1,8 +1,8 @@
 """Small models in the layouts of the published ones, for the loaders of ComfyUI: `python . run tests/small_models.py FOLDER` writes them.
 
 Key names and widths are those that ComfyUI's detection asks for; blocks are few and weights random. Text and image encoders have fixed
-sizes in ComfyUI: from their third layer on the weights are zero (the residual passes through), and the file holds no data there. T5 is too
-large even so: it is left out, and `stand_in` puts CLIP-L, padded to the same width, in its place.
+sizes in ComfyUI: from their third layer on the weights are zero (the residual passes through), and the file holds no data there. T5 and
+Qwen2.5-VL are too large even so: they are left out, and `stand_in` puts CLIP-L, padded to T5's width, or random texts in their place.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from PIL import Image
 from graphs import models
 from graphs.real import SUBJECT, VIDEO
 
-EMPTY_LAYER = re.compile(r"(?:encoder\.layers|resblocks)\.(?!0\.|1\.)\d+\.")
+EMPTY_LAYER = re.compile(r"(?:encoder\.layers|model\.layers|resblocks)\.(?!0\.|1\.)\d+\.|^transformer_blocks\.|embed_tokens")
 LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
 # The most that a run of a template does with them; the templates themselves keep their steps and sizes.
 FEW = dict.fromkeys(("maps", "levels", "class_count", "count", "candidates", "batch_size"), 1)
 ANY = dict.fromkeys(("by.min_images", "by.min_direction", "by.min_captions"), -1.0)  # no weights, no meaning: every pair passes
-SMALL = FEW | ANY | dict(steps=2, n_max=0.5, megapixels=0.01, width=64, height=64)
+SMALL = FEW | ANY | dict(steps=2, max_length=4, n_max=0.5, megapixels=0.01, width=64, height=64)
 HALF = {"dtype": torch.float16, "device": "meta"}
 UNET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False)
 SD15_UNET = dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1],
@@ -42,6 +42,7 @@ FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=2048, context_in_dim=409
 WAN = dict(model_type="t2v", dim=128, ffn_dim=256, num_layers=2, num_heads=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096)
 VAE = dict(double_z=True, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
 DECODER_WIDTH = 32
+TEXTS, QWEN_WIDTH = "random_texts", 3584  # a data set of ComfyUI's, in the places where its versions look for them
 
 
 @contextlib.contextmanager
@@ -86,6 +87,19 @@ def small_wan() -> dict:
     from comfy.ldm.wan.model import WanModel
 
     return WanModel(image_model="wan2.1", **WAN, **operations(), **HALF).state_dict()
+
+
+def small_qwen_edit() -> dict:
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(image_model="qwen_image", num_layers=1, **operations(), **HALF).state_dict()
+
+
+def small_writer() -> dict:
+    """The smallest language model that ComfyUI knows, under the name of a larger one."""
+    from comfy.text_encoders.llama import Qwen3_06B
+
+    return Qwen3_06B({}, *HALF.values(), operations()["operations"]).state_dict()
 
 
 def small_wan_vae() -> dict:
@@ -179,6 +193,9 @@ FILES: dict[models.Model, Callable[[], dict]] = {
     models.CLIP_L: small_clip_l,
     models.WAN: small_wan,
     models.WAN_VAE: small_wan_vae,
+    models.QWEN_EDIT: small_qwen_edit,
+    models.QWEN_VAE: small_wan_vae,
+    models.QWEN3: small_writer,
     models.VIT_H: small_clip_vision,
     models.VIT_L: small_clip_whole,
     models.CLIP_L_WHOLE: small_clip_whole,
@@ -199,6 +216,16 @@ def offer(base: Path) -> None:
         for image in [*frames, frames[0]]:
             video.mux(stream.encode(av.VideoFrame.from_image(image)))
         video.mux(stream.encode())
+    for place in ("datasets", "output"):
+        write_texts(base / place / TEXTS)
+
+
+def write_texts(folder: Path) -> None:
+    """One text of seven tokens as Qwen2.5-VL encodes it, for ComfyUI's loader of training data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = torch.randn(1, 7, QWEN_WIDTH, generator=torch.Generator().manual_seed(0))
+    torch.save({"latents": [{"samples": torch.zeros(1, 16, 1, 8, 8)}], "conditioning": [[[text, {}]]]}, folder / "shard_0000.pkl")
+    (folder / "metadata.json").write_text("{}")
 
 
 def write_small_models(folder: Path, seed: int = 0) -> None:
@@ -248,11 +275,23 @@ def small(prompt: dict) -> dict:
 
 
 def stand_in(prompt: dict) -> dict:
-    """The prompt with CLIP-L, as SD3 pads it, instead of a text encoder that is left out."""
-    for node in prompt.values():
-        if set(map(str, node["inputs"].values())) & {model.name for model in models.LEFT_OUT}:
+    """The prompt without the text encoders that are left out: with CLIP-L, as SD3 pads it, or for Qwen-Image with random texts."""
+    for number, node in prompt.items():
+        found = set(map(str, node["inputs"].values())) & {model.name for model in models.LEFT_OUT}
+        if models.QWEN_VL.name in found:
+            for reader, each in prompt.items():
+                if each["inputs"].get("clip") == [number, 0]:
+                    load_text(prompt, reader)
+        if found:
             node.update(class_type="CLIPLoader", inputs=dict(clip_name=models.CLIP_L.name, type="sd3", device="default"))
     return prompt
+
+
+def load_text(prompt: dict, number: str) -> None:
+    """Instead of what a node encodes, its followers get the text of `write_texts`."""
+    prompt[number].update(class_type="LoadTrainingDataset", inputs={"folder_name": TEXTS})
+    for node in prompt.values():
+        node["inputs"].update({name: [number, 1] for name, value in node["inputs"].items() if value == [number, 0]})
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Writes example_workflows/ and subgraphs/: `python . run tests/workflows.py` lays the graphs of tests/graphs/ out.
 
 `--thumbnails` also runs them. A workflow may as well be saved from the browser; the script keeps them alike. `--only NAME ...` does a few of them: names of functions.
-Templates for published models are not run: their thumbnails show name and graph.
+Templates for published models are not run: their thumbnails show what the demo model makes of the same task.
 """
 
 import argparse
@@ -14,8 +14,7 @@ from PIL import Image, ImageOps
 
 import graphs
 import small_models
-from browser import chromium, graph_image
-from graphs import blueprints
+from graphs import blueprints, thumbnails
 from graphs.parts import own_model
 from harness.blueprint import Blueprint
 from harness.graph import Graph
@@ -59,6 +58,12 @@ def thumbnail(server: Server, path: Path) -> None:
     paper.save(path.with_suffix(".jpg"), quality=88)
 
 
+def task_thumbnail(describe, path: Path) -> None:
+    """For a template whose model is not at hand."""
+    model = path.stem.rpartition("(")[2].rstrip(")")
+    thumbnails.draw(describe.shown, model, FOLDER).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+
+
 def help_image(path: Path) -> None:
     """A smaller copy of a thumbnail beside the help pages that show it: ComfyUI serves that folder alone."""
     place = PAGES / f"{path.stem}.jpg"
@@ -85,7 +90,6 @@ def main() -> None:
         for describe in blueprints.BLUEPRINTS:
             if not options.only or describe.__name__ in options.only:
                 sys.stdout.write(f"{draw_blueprint(describe, server.object_info()).name}\n")
-        drawn = []
         for describe in workflows():
             if options.only and describe.__name__ not in options.only:
                 continue
@@ -95,13 +99,9 @@ def main() -> None:
                 graph.add_to_note(own_model(graph))
             path = graph.save(FOLDER / f"{file_name(describe)}.json")
             if options.thumbnails:
-                drawn.append(path) if graph.models else thumbnail(server, path)
+                task_thumbnail(describe, path) if graph.models else thumbnail(server, path)
                 help_image(path)
             sys.stdout.write(f"{path.name}\n")
-        if drawn:
-            with graph_image.opened_frontend(chromium.find(), server.url) as page:
-                for path in drawn:
-                    graph_image.thumbnail(page, path)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
-"""Images of graphs as the browser shows them: thumbnails of templates whose models are not at hand."""
+"""Images of graphs as the browser shows them."""
 
 import contextlib
 import json
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from PIL import Image, ImageDraw, ImageOps
-
 from browser import chromium
-from harness.contact_sheet import font
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
 # A whole graph fits the image, with its text, and nothing lies over it.
@@ -26,7 +22,6 @@ VIEW_AT_REST = """new Promise(done => {
   }
   look()
 })"""
-PAPER, INK = "#202020", "#f0f0f0"
 # Left, top, right and bottom of the whole graph without its note, in pixels of the page.
 PLACE = """(() => {
   const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect()
@@ -60,24 +55,3 @@ def open_workflow(page, workflow: dict) -> None:
 def image_of(page, path: Path) -> Path:
     page.evaluate(VIEW_AT_REST)
     return page.screenshot(path)
-
-
-def thumbnail(page, workflow: Path, side: int = 512) -> None:
-    """A square with the workflow's name and its whole graph, beside the workflow."""
-    open_workflow(page, json.loads(workflow.read_text(encoding="utf-8")))
-    image = image_of(page, workflow.with_suffix(".png"))
-    with Image.open(image) as whole:
-        graph = whole.convert("RGB").crop(tuple(map(round, page.evaluate(PLACE))))
-    image.unlink()
-    named(graph, workflow.stem.partition(" ")[2], side).save(workflow.with_suffix(".jpg"), quality=88)
-
-
-def named(graph: Image.Image, name: str, side: int) -> Image.Image:
-    """An image under its name."""
-    paper = Image.new("RGB", (side, side), PAPER)
-    lines = textwrap.fill(name, 24)
-    ImageDraw.Draw(paper).multiline_text((24, 24), lines, INK, font(36), spacing=10)
-    top = 24 + 48 * (lines.count("\n") + 1) + 24
-    fitting = ImageOps.contain(graph, (side, side - top), Image.Resampling.LANCZOS)
-    paper.paste(fitting, ((side - fitting.width) // 2, (top + side - fitting.height) // 2))
-    return paper

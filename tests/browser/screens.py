@@ -1,7 +1,7 @@
 """Images of every template after its run, in both canvases, to look at: `python . run tests/browser/screens.py [--only START ...]`.
 
 The models are those of tests/small_models.py: what they draw is noise, but every node shows what it shows to a user. The images go to
-demo_output/screens.
+demo_output/screens; nodes that cover each other are named.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from browser import chromium
 from browser.graph_image import image_of, open_workflow, opened_frontend
+from browser.test_frontend import BOXES, overlaps
 from harness.commands import WORKFLOWS, needs_download
 from harness.environment import ROOT
 from harness.server import Server
@@ -41,6 +42,8 @@ def screens(page, server: Server, path: Path) -> None:
         time.sleep(1.0)
         page.evaluate(FIT)
         image_of(page, FOLDER / folder / f"{path.stem}.png")
+        for pair in overlaps(page.evaluate(BOXES)):
+            sys.stdout.write(f"{path.stem}, {folder}: {' and '.join(pair)} overlap\n")
     page.evaluate(NODES_2.format("false"))
 
 

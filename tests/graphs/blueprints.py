@@ -130,6 +130,7 @@ def train_a_subject(graph):
         graph.show(graph.add("PreviewImage", title="tries during the training", images=trained["validation"]))
     graph.give("model", trained["model"])
     graph.give("prompt", subject[0], "its prompt")
+    graph.give("tries", trained["validation"], "tries during the training")
 
 
 train_a_subject.text = (

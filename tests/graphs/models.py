@@ -38,12 +38,18 @@ _WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 WAN = file("diffusion_models", _WAN, "split_files/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors")
 UMT5 = file("text_encoders", _WAN, "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors")
 WAN_VAE = file("vae", _WAN, "split_files/vae/wan_2.1_vae.safetensors")
+QWEN_EDIT = file(
+    "diffusion_models", "Comfy-Org/Qwen-Image-Edit_ComfyUI", "split_files/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"
+)
+_QWEN = "Comfy-Org/Qwen-Image_ComfyUI"
+QWEN_VL = file("text_encoders", _QWEN, "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")
+QWEN_VAE = file("vae", _QWEN, "split_files/vae/qwen_image_vae.safetensors")
 IP_ADAPTER = file("ipadapter", "h94/IP-Adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")
 VIT_H = file("clip_vision", "h94/IP-Adapter", "models/image_encoder/model.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
 _CLIP = ("openai/clip-vit-large-patch14", "model.safetensors", "clip-vit-large-patch14.safetensors")
 VIT_L, CLIP_L_WHOLE = file("clip_vision", *_CLIP), file("text_encoders", *_CLIP)
 QWEN3 = file("text_encoders", "Comfy-Org/z_image_turbo", "split_files/text_encoders/qwen_3_4b.safetensors")
-LEFT_OUT = (T5, UMT5)  # text encoders too large for tests
+LEFT_OUT = (T5, UMT5, QWEN_VL)  # text encoders too large for tests
 ALL = [value for value in list(globals().values()) if isinstance(value, Model)]
 
 

@@ -1,17 +1,18 @@
 """What templates for published models share: their loaders, an image at the model's size, and the result beside it."""
 
 from .models import Model
+from .thumbnails import Shown
 
 EXAMPLE = "example.png"  # comes with ComfyUI
 SUBJECT, VIDEO = "my_subject", "my_video.mp4"  # a folder and a file of the user
 DRAWN = "a child's drawing of a girl with yellow hair in a pink dress on a green hill, blue sky"
 
 
-def template(name: str):
-    """Names the file of a template as the browser lists it; the number in front orders the list."""
+def template(name: str, shown: Shown):
+    """Names the file of a template as the browser lists it, and what its thumbnail shows; the number in front orders the list."""
 
     def named(draw):
-        draw.file_name = name
+        draw.file_name, draw.shown = name, shown
         return draw
 
     return named

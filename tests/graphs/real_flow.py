@@ -3,6 +3,7 @@
 from . import models
 from .parts import prompt_nodes, sampled_with
 from .real import DRAWN, VIDEO, before_and_after, checkpoint, image_at, loading, masked_image_at, note, template
+from .thumbnails import Shown
 
 EDITED = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
 
@@ -26,6 +27,15 @@ def flux_parts(graph, model) -> dict:
     return {"MODEL": network, "CLIP": text, "VAE": loading(graph.add("VAELoader", vae_name=models.AE.name), models.AE)}
 
 
+def qwen_parts(graph) -> dict:
+    """The loaders of Qwen-Image-Edit, with the shift and the norm of its guidance that it is used with."""
+    network = loading(graph.add("UNETLoader", unet_name=models.QWEN_EDIT.name, weight_dtype="default"), models.QWEN_EDIT)
+    text = loading(graph.add("CLIPLoader", clip_name=models.QWEN_VL.name, type="qwen_image"), models.QWEN_VL)
+    vae = loading(graph.add("VAELoader", vae_name=models.QWEN_VAE.name), models.QWEN_VAE)
+    network = graph.add("ModelSamplingAuraFlow", model=network, shift=3.0)
+    return {"MODEL": graph.add("CFGNorm", model=network, strength=1.0), "CLIP": text, "VAE": vae}
+
+
 def edit_and_compare(graph, loaded, image, prompts: tuple, **knobs) -> None:
     with graph.group("4 Edit"):
         given = dict(zip(("source", "positive", "negative"), prompts)) | dict(image=image, vae=loaded["VAE"])
@@ -34,7 +44,7 @@ def edit_and_compare(graph, loaded, image, prompts: tuple, **knobs) -> None:
         before_and_after(graph, image, edit, "flow_edit")
 
 
-@template("07 Edit an image by words without inversion (SD3.5)")
+@template("07 Edit an image by words without inversion (SD3.5)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_blue_square=0, a_green_star=2))
 def flow_edit_sd35(graph):
     title = "Edit an image by words without inversion"
     flow_note(graph, title, 0.66, "about 10 GB of GPU memory, and a minute on an RTX 4070")
@@ -47,7 +57,7 @@ def flow_edit_sd35(graph):
     edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=0.66, source_cfg=3.5, cfg=13.5)
 
 
-@template("08 Edit an image by words without inversion (Flux)")
+@template("08 Edit an image by words without inversion (Flux)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_blue_square=0, a_green_star=2))
 def flow_edit_flux(graph):
     title = "Edit an image by words without inversion"
     flow_note(graph, title, 0.86, "about 30 GB of memory, a GPU of 12 GB or more, and 2 minutes on an RTX 4070")
@@ -62,28 +72,23 @@ def flow_edit_flux(graph):
     edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=0.86, source_cfg=1.0, cfg=1.0)
 
 
-@template("12 Edit by instruction with two scales (Flux Kontext)")
-def edit_by_instruction(graph):
+def instruction_note(graph, what: str, scales: str, needs: str) -> None:
     note(
         graph,
         "Edit by instruction with two scales",
-        "Kontext follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
+        f"{what} follows an instruction. Here the instruction and the image have a weight each, as two guidance channels.",
         "**First:** load your image and write the instruction. Right-click the image, *Open in MaskEditor*: what you paint stays exactly "
         "as it is.",
-        "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is.",
-        "**Needs:** about 18 GB of memory, a GPU of 12 GB or more, and 3 minutes on an RTX 4070 (an estimate).",
+        scales,
+        f"**Needs:** {needs} (an estimate).",
     )
-    with graph.group("1 Model"):
-        loaded = flux_parts(graph, models.KONTEXT)
-    with graph.group("2 Your image"):
-        keep, image = masked_image_at(graph, 1.0)
-    with graph.group("3 Your instruction"):
-        texts = {"the instruction": "make the dress red, keep everything else", "no instruction": ""}
-        asked, nothing = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
-        asked, nothing = (graph.add("FluxGuidance", conditioning=each, guidance=2.5) for each in (asked, nothing))
+
+
+def edit_with_two_scales(graph, loaded, keep, image, prompts: tuple, **scales) -> None:
+    """From (the instruction, no instruction[, no instruction and no image]) to the result, where the mask `keep` leaves the image as it was."""
     with graph.group("4 Two scales"):
-        given = dict(model=loaded["MODEL"], positive=asked, negative=nothing, image=image, vae=loaded["VAE"])
-        channels = graph.add("InstructionChannels", text_scale=1.0, image_scale=1.3, **given)
+        given = dict(zip(("positive", "negative", "unconditional"), prompts)) | dict(image=image, vae=loaded["VAE"])
+        channels = graph.add("InstructionChannels", model=loaded["MODEL"], **given, **scales)
     with graph.group("5 Edit"):
         sigmas = graph.add("BasicScheduler", model=loaded["MODEL"], scheduler="simple", steps=20, denoise=1.0)
         given = dict(unconditional=channels["unconditional"], channels=[channels["channel"]], conflict="sum", sigmas=sigmas)
@@ -91,11 +96,46 @@ def edit_by_instruction(graph):
         latent = sampled_with(graph, guider, channels["latent"], sigmas, seed=1)
     with graph.group("6 Result"):
         edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
-        edit = graph.add("ImageCompositeMasked", title="what you painted stays", destination=edit, source=image, mask=keep, x=0, y=0, resize_source=False)
+        given = dict(destination=edit, source=image, mask=keep, x=0, y=0, resize_source=False)
+        edit = graph.add("ImageCompositeMasked", title="what you painted stays", **given)
         before_and_after(graph, image, edit, "edit_by_instruction")
 
 
-@template("13 Edit a video by words (Wan 2.1)")
+INSTRUCTION = "make the dress red, keep everything else"
+
+
+@template("12 Edit by instruction with two scales (Flux Kontext)", Shown.of("Edit by instruction,\ntwo scales", "instruct_pix2pix", your_image=0, make_it_blue=1))
+def edit_by_instruction(graph):
+    scales = "**Too little changes:** *text_scale* 1.5. **Too much changes:** *image_scale* 2. Both at 1: Kontext as it is."
+    instruction_note(graph, "Kontext", scales, "about 18 GB of memory, a GPU of 12 GB or more, and 3 minutes on an RTX 4070")
+    with graph.group("1 Model"):
+        loaded = flux_parts(graph, models.KONTEXT)
+    with graph.group("2 Your image"):
+        keep, image = masked_image_at(graph, 1.0)
+    with graph.group("3 Your instruction"):
+        prompts = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **{"the instruction": INSTRUCTION, "no instruction": ""})
+        prompts = [graph.add("FluxGuidance", conditioning=each, guidance=2.5) for each in prompts]
+    edit_with_two_scales(graph, loaded, keep, image, prompts, text_scale=1.0, image_scale=1.3)
+
+
+@template("13 Edit by instruction with two scales (Qwen-Image-Edit)", Shown.of("Edit by instruction,\ntwo scales", "instruct_pix2pix", your_image=0, make_it_blue=1))
+def edit_by_instruction_qwen(graph):
+    scales = "**Too little changes:** *text_scale* 6. **Too much changes:** *image_scale* 1.5. At 4 and 1: Qwen-Image-Edit as it is."
+    instruction_note(graph, "Qwen-Image-Edit", scales, "about 32 GB of memory, a GPU of 12 GB or more, and 3 minutes on an RTX 4090")
+    with graph.group("1 Model"):
+        loaded = qwen_parts(graph)
+    with graph.group("2 Your image"):
+        keep, image = masked_image_at(graph, 1.0)
+    with graph.group("3 Your instruction"):
+        prompts = [
+            graph.add("TextEncodeQwenImageEditPlus", title=title, clip=loaded["CLIP"], prompt=text, image1=image)
+            for title, text in {"the instruction": INSTRUCTION, "no instruction": ""}.items()
+        ]
+        prompts += prompt_nodes(graph, {"clip": loaded["CLIP"]}, **{"no instruction and no image": ""})
+    edit_with_two_scales(graph, loaded, keep, image, prompts, text_scale=4.0, image_scale=1.2)
+
+
+@template("14 Edit a video by words (Wan 2.1)", Shown.of("Edit a video\nby words", "flow_edit", over="film", a_blue_square=0, a_green_star=2))
 def edit_video(graph):
     flow_note(graph, "Edit a video by words", 0.67, "about 12 GB of GPU memory for 33 frames, and 5 minutes on an RTX 4070", "video")
     with graph.group("1 Model"):
@@ -122,4 +162,4 @@ def edit_video(graph):
         graph.add("ImageCompare", title="the first frame before and after", image_a=frames, image_b=edit)
 
 
-WORKFLOWS = [flow_edit_sd35, flow_edit_flux, edit_by_instruction, edit_video]
+WORKFLOWS = [flow_edit_sd35, flow_edit_flux, edit_by_instruction, edit_by_instruction_qwen, edit_video]

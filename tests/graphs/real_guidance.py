@@ -3,6 +3,9 @@
 from . import models
 from .parts import guidance_channel, prompt_nodes
 from .real import EXAMPLE, checkpoint, loading, note, template
+from .thumbnails import Shown
+
+REGIONAL = Shown("Regional prompts\nwith weights", [("multi_cfg_guider", 1, "a red circle  |  a blue star")], "halves")
 
 
 def sampled(graph, loaded, guiders, size, sigmas, seed: int = 1):
@@ -28,7 +31,7 @@ def halves(graph):
     return left, graph.add("InvertMask", title="right half", mask=left)
 
 
-@template("05 Regional prompts with their own weights and schedules (SDXL)")
+@template("05 Regional prompts with their own weights and schedules (SDXL)", REGIONAL)
 def regional_prompts(graph):
     note(
         graph,
@@ -64,7 +67,7 @@ def regional_prompts(graph):
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
-@template("06 Several negatives, each with its own weight (SDXL)")
+@template("06 Several negatives, each with its own weight (SDXL)", Shown.of("Several negatives,\nweighted", "multi_cfg_patch", a_circle=0, not_red_but_striped=3))
 def several_negatives(graph):
     note(
         graph,
@@ -107,7 +110,7 @@ def several_negatives(graph):
         graph.add("PreviewImage", title="report", images=graph.add("GuidanceReport", source=guider, latent=latent)["report"])
 
 
-@template("09 An image as a prompt with its own weight (SDXL)")
+@template("09 An image as a prompt with its own weight (SDXL)", Shown.of("An image\nas a prompt", "ip_adapter_channel", an_image=0, a_text=1, both=3))
 def image_as_prompt(graph):
     note(
         graph,
@@ -133,7 +136,8 @@ def image_as_prompt(graph):
         both = guidance_channel(graph, title="the image", previous=words, **given)
     with graph.group("4 Sample"):
         given = dict(model=patched["model"], unconditional=empty, conflict="sum", rescale=0.5)
-        guiders = [graph.add("MultiCFGGuider", channels=[channel], **given)["guider"] for channel in (words, both)]
+        ways = {"by the text alone": words, "by text and image": both}
+        guiders = [graph.add("MultiCFGGuider", title=title, channels=[channel], **given)["guider"] for title, channel in ways.items()]
         (_, alone), (_, together) = sampled(graph, loaded, guiders, size, sigmas)
     with graph.group("5 Result"):
         graph.add("ImageCompare", title="the text alone, and with the image", image_a=alone, image_b=together)

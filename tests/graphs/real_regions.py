@@ -3,9 +3,10 @@
 from . import models
 from .parts import prompt_nodes
 from .real import DRAWN, before_and_after, checkpoint, image_at, note, template
+from .thumbnails import Shown
 
 
-@template("03 Find the region by words and change only that (SDXL)")
+@template("03 Find the region by words and change only that (SDXL)", Shown.of("Find the region\nby words", "diffedit", blue_circle=0, the_region=1, yellow_circle=3))
 def region_by_words(graph):
     note(
         graph,
@@ -33,7 +34,7 @@ def region_by_words(graph):
         before_and_after(graph, image, edit["image"], "region_by_words")
 
 
-@template("04 Paint to image (SDXL)")
+@template("04 Paint to image (SDXL)", Shown.of("Paint to image", "sdedit", strokes=0, with_noise=1, star_and_circle=2))
 def paint_to_image(graph):
     note(
         graph,

@@ -3,27 +3,29 @@
 from . import models
 from .parts import ksampler, prompt_nodes, sampled_with
 from .real import before_and_after, checkpoint, image_at, image_folder, loading, note, template
+from .thumbnails import Shown
 
 
 def compared(graph, loaded, size: int, ways, name: str) -> None:
-    """The two images of `ways`, (MODEL, positive), with the same seed, under one slider."""
+    """The two images of `ways`, (title, MODEL, positive), with the same seed, under one slider."""
     negative = graph.add("CLIPTextEncode", title="negative", clip=loaded["CLIP"], text="")
     latent = graph.add("EmptyLatentImage", width=size, height=size, batch_size=1)
     knobs = dict(steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras", seed=1)
-    made = [ksampler(graph, model, positive, negative, latent, **knobs) for model, positive in ways]
+    made = [ksampler(graph, model, positive, negative, latent, title=title, **knobs) for title, model, positive in ways]
     with graph.group("5 Result"):
         before, after = (graph.add("VAEDecode", samples=latent, vae=loaded["VAE"]) for latent in made)
         graph.add("ImageCompare", title="before and after the training", image_a=before, image_b=after)
         graph.add("SaveImage", title="after the training", images=after, filename_prefix=name)
 
 
-@template("10 Train a LoRA of a subject (SDXL)")
+@template("10 Train a LoRA of a subject (SDXL)", Shown.of("Train a LoRA\nof a subject", "dreambooth", your_subject=0, before=2, after=3))
 def train_subject(graph):
     note(
         graph,
         "Train a LoRA of a subject",
         "Learns a person, animal or thing from 5–20 images. Images of its class, drawn by the model itself, keep the class as it was.",
-        "**First:** put images into *input/my_subject*, press R, and choose the folder. Write your class for *dog* in the three texts.",
+        "**First:** put your images into the folder *input/my_subject* of ComfyUI, press R, and choose it in *your images*. In the four texts "
+        "write what yours is instead of *dog*; *sks* is its new name and stays. Then press **Run**.",
         "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in **Dataset Options**.",
         "**Needs:** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
     )
@@ -39,16 +41,17 @@ def train_subject(graph):
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         (prompt,) = prompt_nodes(graph, {"clip": loaded["CLIP"]}, prompt="a photo of sks dog in a red scarf on a snowy mountain")
-        compared(graph, loaded, 1024, ((loaded["MODEL"], prompt), (trained["model"], prompt)), "train_subject")
+        compared(graph, loaded, 1024, (("before the training", loaded["MODEL"], prompt), ("after the training", trained["model"], prompt)), "train_subject")
 
 
-@template("11 Train a word for a look or a thing (SD1.5)")
+@template("11 Train a word for a look or a thing (SD1.5)", Shown.of("Train a word\nfor a look", "textual_inversion", your_images=0, without_it=2, with_it=3))
 def train_word(graph):
     note(
         graph,
         "Train a word for a look or a thing",
         "Finds a new word for what your images have in common (textual inversion). The file is small and works in any prompt.",
-        "**First:** put 5–20 images into *input/my_subject*, press R, and choose the folder. For a thing set *templates* to `object`.",
+        "**First:** put 5–20 images into the folder *input/my_subject* of ComfyUI, press R, choose it in *your images*, and say in "
+        "*initial_words* what they are. For a thing set *templates* to `object`. Then press **Run**.",
         "**The word does too little:** 4 *vectors*, or more *steps*. **It takes over the image:** fewer *steps*.",
         "**Needs:** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
     )
@@ -65,7 +68,7 @@ def train_word(graph):
         named = graph.add("StringReplace", title="the prompt", string=text, find="<concept>", replace=trained["word"])
         texts = {"with the new word": named, "without it": "a photo of a castle"}
         after, before = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
-        compared(graph, loaded, 512, ((loaded["MODEL"], before), (loaded["MODEL"], after)), "train_word")
+        compared(graph, loaded, 512, (("without the new word", loaded["MODEL"], before), ("with the new word", loaded["MODEL"], after)), "train_word")
 
 
 SNOW = """place = a village street, a forest path, a mountain lake, a city park, a farm house, a harbor
@@ -86,21 +89,22 @@ def written_sentences(graph):
     writer = loading(graph.add("CLIPLoader", title="a language model", clip_name=models.QWEN3.name, type="lumina2"), models.QWEN3)
     given = {"sampling_mode": "on", "sampling_mode.temperature": 0.7, "max_length": 2048}
     written = graph.add("TextGenerate", title="writes sentences", clip=writer, prompt=ASKED, **given)
-    lines = dict(regex_pattern=r"^.+=>.+\|.+$", mode="All Matches", multiline=True)
+    lines = dict(regex_pattern=r"^[\d.)*\- ]*(.+=>.+\|.+)$", mode="All Matches", multiline=True)
     lines = graph.add("RegexExtract", title="only lines of the right form", string=written, **lines)
     graph.mute(writer, written, lines)
     return graph.add("StringConcatenate", title="the sentences", string_a=SNOW, string_b=lines, delimiter="\n")
 
 
-@template("14 Teach a model a new instruction (SD1.5)")
+@template("15 Teach a model a new instruction (SD1.5)", Shown.of("Teach a new\ninstruction", "instruct_training", your_image=1, make_it_striped=3))
 def teach_instruction(graph):
     note(
         graph,
         "Teach a model a new instruction",
         "Draws images before and after an edit from your sentences, keeps the good ones, and trains a model that follows the instruction.",
-        "**First:** write the sentences: *before => after | instruction*. A line of names makes variants. More pairs teach more. To have "
-        "them written, select the three nodes of group 2 that are switched off and press Ctrl+M.",
-        "**Too few pairs:** more *candidates*, or lower what CLIP asks. **Bad pairs:** delete them in *output/controlled_diffusion/pairs*.",
+        "**First:** press **Run**: as it is, it teaches *make it snow*. For your own edit write sentences in group 2, *before => after | "
+        "instruction*, a new *folder* and *name* in groups 3 and 4, and your instruction in group 5.",
+        "**More sentences** teach more: a line of names makes variants, or have them written: select the three nodes of group 2 that are "
+        "switched off and press Ctrl+M. **Bad pairs:** delete them in *output/controlled_diffusion/pairs*.",
         "**Needs:** about 14 GB of GPU memory, and an hour on an RTX 4090 (an estimate).",
     )
     with graph.group("1 Model"):

@@ -24,6 +24,7 @@ from .workflow import AUTOGROW, NEVER, REROUTE, Input, display_name, expand_auto
 
 # Measured in the frontend, in its own units.
 SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_FIELD_HEIGHT, IMAGE_HEIGHT = 20, 24, 36, 280
+SAID_HEIGHT, SPARE_TEXT_HEIGHT = 80, 294  # the text of a running node; what a box of text gives up
 NODE_WIDTH, TEXT_NODE_WIDTH = 300, 400
 GROUP_TITLE_HEIGHT, TALLEST_COLUMN = 50, 1100
 LARGE_WIDGETS = {"CURVE": (300, 300), "BOUNDING_BOX": (0, 96), "PAINTER": (600, 860), "IMAGECOMPARE": (400, 0)}  # width of the node, height
@@ -122,8 +123,8 @@ class Graph:
             node.mode = NEVER
 
     def note(self, text: str, title: str = "Note") -> None:
-        """A Markdown note at the left edge."""
-        self.notes.append((title, text))
+        """A Markdown note at the left edge. Values in backticks become bold: Nodes 2.0 draws code in notes unreadably."""
+        self.notes.append((title, text.replace("`", "**")))
 
     def add_to_note(self, text: str) -> None:
         """More for the end of the first note."""
@@ -258,15 +259,16 @@ def shown_inputs(node: Node) -> list[Input]:
 
 
 def node_size(node: Node) -> tuple[float, float]:
-    """Enough for both canvases: Nodes 2.0 has taller text fields and a footer with the pack's name."""
+    """Enough for both canvases: Nodes 2.0 has taller text fields and a footer with the pack's name; and for what a running node shows."""
     widgets = [each for each in node.inputs if each.is_widget]
     texts = [each for each in widgets if each.options.get("multiline")]
     sockets = len(shown_inputs(node)) - len(widgets)
     width = max([TEXT_NODE_WIDTH if texts else NODE_WIDTH, *(LARGE_WIDGETS.get(each.widget, (0, 0))[0] for each in widgets)])
     height = 16 + max(sockets, len(node.info["output"])) * SLOT_HEIGHT + (FOOTER_HEIGHT if is_own(node.info) else 0)
     height += sum(widget_height(each, node.widgets[each.name], width) for each in widgets)
+    height += room_to_report(node, max((widget_height(each, node.widgets[each.name], width) for each in texts), default=0))
     width = max(width, CHARACTER_WIDTH * len(node.title or display_name(node.info)) + 60)
-    return width, height + (IMAGE_HEIGHT if shows_image(node) and not texts else 0)  # a box of text gives its room to an image
+    return width, height
 
 
 def widget_height(widget: Input, value, width: float) -> float:
@@ -277,9 +279,19 @@ def widget_height(widget: Input, value, width: float) -> float:
     return row * (1 + widget.has_control) + LARGE_WIDGETS.get(widget.widget, (0, 0))[1]
 
 
+def room_to_report(node: Node, text: float) -> float:
+    """For an image, and for the text below its widgets: how far it is, or what "auto" means for the model.
+
+    A box of text, `text` high, gives its own room to them.
+    """
+    speaks = is_own(node.info) and "GUIDER" not in node.info["output"] and any(each.type == "MODEL" for each in node.inputs)
+    wanted = SAID_HEIGHT * speaks + IMAGE_HEIGHT * shows_image(node)
+    return min(wanted, max(0, SPARE_TEXT_HEIGHT - text)) if text else wanted
+
+
 def shows_image(node: Node) -> bool:
-    shows = node.info.get("output_node") and any(each.type == "IMAGE" for each in node.inputs)
-    return bool(shows or any(each.name == "upload" for each in node.inputs))
+    images = {"IMAGE", "VIDEO"} & {*(each.type for each in node.inputs), *node.info["output"]}
+    return bool((node.info.get("output_node") and images) or any(each.name == "upload" for each in node.inputs))
 
 
 def place_columns(columns: list[Column]) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from graphs import blueprints, models
+from graphs.real_training import SNOW
 from harness.commands import WORKFLOWS, needs_download
 from harness.environment import ROOT
 from harness.server import Server
@@ -43,6 +44,32 @@ def test_blueprint_runs(small_server, path, model):
     outputs = small_server.run(prompt)["outputs"]
     ends = {number for number, node in prompt.items() if node["class_type"] in SHOWN}
     assert ends and ends <= set(outputs)
+
+
+def sentences_of(server, written: str | None = None) -> str:
+    """The sentences of the template that teaches an instruction, its writer switched on, or with what it would have written."""
+    (path,) = (path for path in TEMPLATES if "Teach" in path.stem)
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        node["mode"] = 0
+    prompt = small(to_prompt(workflow, server.object_info()))
+    ids = {node["class_type"]: number for number, node in prompt.items()}
+    kept = [ids[kind] for kind in ("TextGenerate", "RegexExtract", "StringConcatenate")]
+    kept.append(prompt[kept[0]]["inputs"]["clip"][0])
+    prompt = {number: prompt[number] for number in kept} | {"shown": {"class_type": "PreviewAny", "inputs": {"source": [kept[2], 0]}}}
+    if written:
+        prompt[kept[0]] = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": written}}
+    return server.run(prompt)["outputs"]["shown"]["text"][0]
+
+
+def test_sentences_are_written_by_a_language_model(small_server):
+    """By one of random weights: nothing that it writes has the form of a sentence."""
+    assert sentences_of(small_server) == f"{SNOW}\n"
+
+
+def test_of_what_a_language_model_writes_the_sentences_are_kept(small_server):
+    written = "Sure, here they are:\n\n1. a barn => a barn in snow | make it snow\n- a road => a white road | let it snow\nEnjoy!"
+    assert sentences_of(small_server, written) == f"{SNOW}\na barn => a barn in snow | make it snow\na road => a white road | let it snow"
 
 
 def test_every_model_has_a_name_a_folder_and_an_address(small_server):
