@@ -1,4 +1,4 @@
-"""How long Cancel takes at large images on a CPU: `python . run tests/measures/cancel.py [--sides 512 1024 2048]`.
+"""How long Cancel takes at large images on a CPU: `python . run tests/measures/cancel.py [--sides 256 1024]`.
 
 ComfyUI looks for a Cancel at every operation of a network, so what cannot be stopped is one of them: at large sizes, one attention. Here it
 comes at the beginning of one, in plain sampling of two images, in Prompt-to-Prompt and in the drawing of a pair.
@@ -40,7 +40,7 @@ class Armed:
 
 
 def main() -> None:
-    options = options_of(__doc__, sides=dict(type=int, nargs="*", default=[512, 1024, 2048], help="pixels"))
+    options = options_of(__doc__, sides=dict(type=int, nargs="*", default=[256, 1024], help="pixels"))
     studio, texts = Studio(), ("a red circle", "a blue circle")
 
     def plain(model):

@@ -18,7 +18,7 @@ from host.test_two_servers import LINES, pairs
 from measures.script import head, options_of, row, say
 
 KINDS = ("image", "edit", "Prompt-to-Prompt", "word", "lora")
-ENDLESS, STEPS = 10_000, 200
+ENDLESS, STEPS = 1000, 200
 TARGET = "a blue circle on a white background"
 
 
