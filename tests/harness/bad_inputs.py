@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from .environment import ROOT
-from .good_inputs import Sockets, good, nodes, option_of, run
+from .good_inputs import Sockets, good, in_lists, nodes, option_of, run
 
 LONG = "a" * 300  # characters: more than a file's name can have
 NAMES = ("name", "folder", "filename_prefix")  # widgets whose text names a file of an output node
@@ -171,11 +171,17 @@ def cases(node_id: str, sockets: Sockets, thorough: bool = False) -> Iterator[tu
     for given in schema.inputs:
         more = ends(given) if thorough and given.get_io_type() in ("INT", "FLOAT") else ()
         for each in (*damages(given, sockets, schema.is_output_node), *more):
-            value = [each.value] if schema.is_input_list else each.value
+            value = wrapped(given, each.value) if schema.is_input_list else each.value
             yield given.id, each, whole | {given.id: value}
         if schema.is_input_list and not given.optional:
             yield given.id, Damage("empty list", []), whole | {given.id: []}
-        yield from ((f"{given.id}.{name}", each, whole | {given.id: v}) for name, each, v in inner(given, sockets))
+        for name, each, value in inner(given, sockets):
+            yield f"{given.id}.{name}", each, whole | {given.id: wrapped(given, value) if schema.is_input_list else value}
+
+
+def wrapped(given, value):
+    """A value as a node gets it that takes lists."""
+    return in_lists(value) if given.get_io_type() == "COMFY_DYNAMICCOMBO_V3" else [value]
 
 
 def inner(given, sockets: Sockets) -> Iterator[tuple[str, Damage, dict]]:

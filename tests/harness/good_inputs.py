@@ -256,4 +256,12 @@ def good(node_id: str, sockets: Sockets) -> dict:
     schema, of_node = nodes()[node_id].GET_SCHEMA(), OWN.get(node_id, {}) | sockets.special(node_id)
     found = {given.id: value_of(given, sockets, of_node) for given in schema.inputs}
     found = {k: v for k, v in found.items() if v is not None}
-    return {k: v if isinstance(v, list) and k != "conditioning" else [v] for k, v in found.items()} if schema.is_input_list else found
+    if not schema.is_input_list:
+        return found
+    combos = {i.id for i in schema.inputs if i.get_io_type() == "COMFY_DYNAMICCOMBO_V3"}
+    return {k: in_lists(v) if k in combos else v if isinstance(v, list) and k != "conditioning" else [v] for k, v in found.items()}
+
+
+def in_lists(value):
+    """The value of a dynamic combo as a node gets it that takes lists."""
+    return {k: [v] for k, v in value.items()} if isinstance(value, dict) else [value]
