@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 
 from .maps import Columns, WordValues
-from .prompt_to_prompt import UNEDITED, ActiveEdit
+from .prompt_to_prompt import UNEDITED, ActiveEdit, Term
 
 
 def select_rows(t: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -55,40 +55,68 @@ class QKSharing:
         """The keys of some of the text's tokens."""
         return words
 
-    def shared(self, t: torch.Tensor) -> torch.Tensor:
-        """Queries or keys, each row's those of its source row."""
-        return select_rows(t, self.source_row)
+    def shared(self, t: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Queries or keys, for each row those of another."""
+        return t if rows == list(range(len(t))) else select_rows(t, rows)
 
     def run(self) -> None:
-        """Evaluates the base with the shared queries and keys, and the edits."""
-        if self.source_row != list(range(len(self.source_row))):
-            self.used = self.shared(self.q), self.shared(self.k)
-        self.out = self.base(*self.used, self.v)
+        """Evaluates the base with the shared queries and keys, and the edits. ComfyUI's own attention gives at once the first term of each."""
+        self.used = tuple(self.shared(t, self.source_row) for t in (self.q, self.k))
+        asked, values, rest = list(self.source_row), {}, []
         for edit, rows in self._alike(self.edits):
-            v = select_rows(self.v, rows)[..., : edit.length, :]
-            edited = self.gather(rows, v)
-            if not self.plain:
-                edited = select_rows(self.out, rows) + (edited - self._attend(rows, v))
-            self.set_output(rows, edited)
+            terms = self._terms(edit, rows, self._values(edit, rows))
+            if self.plain or edit.copies:
+                first, v = terms.pop(0)
+                for row, of in zip(rows, first):
+                    asked[row] = of
+                values |= {} if edit.copies else dict(zip(rows, v.split(1)))
+            rest.append((edit, rows, terms))
+        qk = self.used if asked == self.source_row else [self.shared(t, asked) for t in (self.q, self.k)]
+        self.out = self.base(*qk, self._with_values(values))
+        for edit, rows, terms in rest:
+            self._finish(edit, rows, terms)
+
+    def _finish(self, edit: ActiveEdit, rows: list[int], terms: list[Term]) -> None:
+        """Sets the edited output, from the base's and the terms that are left."""
+        out = select_rows(self.out, rows)
+        if not (self.plain or edit.copies):
+            own = self._attend(rows, self._values(edit, rows))
+            self.set_output(rows, out + (edit.combined(self._answers(terms)) - own))
+        elif terms:
+            self.set_output(rows, edit.combined([out, *self._answers(terms)]))
+
+    def _values(self, edit: ActiveEdit, rows: list[int]) -> torch.Tensor:
+        return select_rows(self.v, rows)[..., : edit.length, :]
+
+    def _with_values(self, changed: dict[int, torch.Tensor]) -> torch.Tensor:
+        """All values, those of some rows changed: as often as ComfyUI repeats the text."""
+        if not changed:
+            return self.v
+        times = {row: self.v.shape[-2] // v.shape[-2] for row, v in changed.items()}
+        return torch.cat([torch.cat([changed[row]] * times[row], -2) if row in changed else v for row, v in enumerate(self.v.split(1))])
 
     def _alike(self, rows: Iterable[int]) -> list[tuple[ActiveEdit, list[int]]]:
         """Neighbors among rows that have the same edit."""
         return [(edit, list(same)) for edit, same in groupby(rows, lambda row: self.edits.get(row, (row, UNEDITED))[1])]
 
+    def _terms(self, edit: ActiveEdit, rows: list[int], v: torch.Tensor) -> list[Term]:
+        return edit.terms([self.edits.get(row, (row, edit))[0] for row in rows], rows, v)
+
     def _attend(self, rows: Sequence[int], v: torch.Tensor) -> torch.Tensor:
         q, k = (select_rows(t, rows) for t in self.used)
         return self.kernel(q, k[..., : v.shape[-2], :], v, rows)
 
+    def _answers(self, terms: Sequence[Term]) -> list[torch.Tensor]:
+        """What attention gives for terms, all in one call of the kernel."""
+        out = self._attend([row for rows, _ in terms for row in rows], _joined([v for _, v in terms]))
+        return list(out.split([len(rows) for rows, _ in terms]))
+
     def gather(self, rows: Sequence[int], v: torch.Tensor) -> torch.Tensor:
-        """What the attention of rows, after edits, gathers from values: one of each for a row, in one call of the kernel."""
-        parts, terms = self._alike(rows), []
-        for (edit, same), values in zip(parts, v.split([len(same) for _, same in parts])):
-            sources = [self.edits.get(row, (row, edit))[0] for row in same]
-            terms.append(edit.terms(sources, same, values))
-        asked = [term for of_edit in terms for term in of_edit]
-        out = self._attend([row for rows, _ in asked for row in rows], _joined([values for _, values in asked]))
-        found = iter(out.split([len(rows) for rows, _ in asked]))
-        return _joined([edit.combined([next(found) for _ in of_edit]) for (edit, _), of_edit in zip(parts, terms)])
+        """What the attention of rows, after edits, gathers from values: one of each for a row."""
+        parts = self._alike(rows)
+        terms = [self._terms(edit, same, own) for (edit, same), own in zip(parts, v.split([len(same) for _, same in parts]))]
+        answers = iter(self._answers([term for of_edit in terms for term in of_edit]))
+        return _joined([edit.combined([next(answers) for _ in of_edit]) for (edit, _), of_edit in zip(parts, terms)])
 
     def word_maps(self, asked: Sequence[tuple[Sequence[int], Sequence[Columns]]], tokens: int, values: WordValues) -> list[torch.Tensor]:
         """How much of the attention of rows, after edits, falls on groups of the text's tokens: (rows, groups, N), float32, of each (rows, groups).

@@ -63,6 +63,9 @@ class Settings:
             raise ValueError(f"alpha is {self.alpha}; give 0 (the target's own attention) to 1 (the source's).")
 
 
+Term = tuple[list[int], torch.Tensor]  # rows of the source or the target, and values for their attention
+
+
 def _column(sums: torch.Tensor, others: torch.Tensor) -> torch.Tensor | None:
     """What probabilities P must gather (L, 1) for their part of a denominator P sums + Q others; None where sums are all the same.
 
@@ -102,9 +105,11 @@ class ActiveEdit:
         moved = [t if t is None else t.to(like.device, like.dtype, non_blocking=True) for t in (mapped, own, *sums)]
         return cls(*moved, len(strength), copies)
 
-    def terms(self, source: list[int], target: list[int], v: torch.Tensor) -> list[tuple[list[int], torch.Tensor]]:
-        """(rows of the source or the target, values (B, [heads,] L, D) for their attention), of which `combined` makes what the edit gives."""
-        products = (source, self.mapped, torch.matmul), (target, self.own, torch.mul)
+    def terms(self, source: list[int], target: list[int], v: torch.Tensor) -> list[Term]:
+        """What attention must give for `combined` to make the edit of values (B, [heads,] L, D) of the target."""
+        if self.copies:
+            return [(source, v)]
+        products = (target, self.own, torch.mul), (source, self.mapped, torch.matmul)
         sums = (source, self.mapped_sum), (target, self.own_sum)
         made = [(rows, product(matrix, v)) for rows, matrix, product in products if matrix is not None]
         return [*(made or [(target, v)]), *((rows, column.expand_as(v)) for rows, column in sums if column is not None)]

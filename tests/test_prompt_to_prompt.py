@@ -214,15 +214,18 @@ def run(call: QKSharing, edits: dict[int, tuple[int, ActiveEdit]]) -> QKSharing:
 @pytest.mark.parametrize("heads_first, chained", product([False, True], repeat=2))
 @pytest.mark.parametrize("case", CASES)
 def test_edited_attention_is_that_of_edited_probabilities(case, heads_first, chained):
-    """Of the target alone; other rows and what another node's attention adds stay."""
+    """Of the target alone; other rows and what another node's attention adds stay. A copy is what it makes of the source's queries and keys."""
     made, qkv = edit("a red circle", **case), drawn(3)
     p, own = explicit.probabilities(*qkv[:2], HEADS), Call(qkv, heads_first, chained)
     own.run()
     p[2] = explicit.edited(made, 0.5, p[1], p[2])
     change = explicit.attended(p, qkv[2]) - explicit.attended(explicit.probabilities(*qkv[:2], HEADS), qkv[2])
-    call = run(Call(qkv, heads_first, chained), {2: (1, made.at_percent(0.5))})
+    active, wanted = made.at_percent(0.5), own.result + change
+    if active.copies:
+        wanted[2:] = run(Call([t[[0, 1, 1]] for t in qkv[:2]] + qkv[2:], heads_first, chained), {}).result[2:]
+    call = run(Call(qkv, heads_first, chained), {2: (1, active)})
     assert torch.equal(call.result[:2], own.result[:2])
-    assert_close(call.result, own.result + change, atol=1e-5, rtol=1e-5)
+    assert_close(call.result, wanted, atol=1e-5, rtol=1e-5)
     words = [(1, 3), (2,), (), *((c,) for c in range(5))]  # more than a head is wide
     maps = call.word_maps([([0, 1], words[:2]), ([2], words)], LENGTH, WordValues())
     assert [tuple(m.shape) for m in maps] == [(2, 2, QUERIES), (1, len(words), QUERIES)]

@@ -294,9 +294,10 @@ def test_a_swap_of_equal_length_takes_no_further_attention(text_model, monkeypat
     assert encoded(clip, SOURCE)[0][0].shape == encoded(clip, SWAP)[0][0].shape
     asked, real = [], TokenCall.kernel
     monkeypatch.setattr(TokenCall, "kernel", lambda self, *a: asked.append(1) or real(self, *a))
-    swapped = drawn(model, clip, **ALL)
-    assert not asked and differ(swapped[0], swapped[1]) > 1e-6
-    drawn(model, clip, word_weights="blue: 2", **ALL)
+    for knobs in ({}, dict(word_weights="blue: 2")):
+        swapped = drawn(model, clip, **knobs, **ALL)
+        assert not asked and differ(swapped[0], swapped[1]) > 1e-6
+    drawn(model, clip, LONGER, **ALL)
     assert asked
 
 

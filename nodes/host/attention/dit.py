@@ -162,12 +162,12 @@ class TokenCall(QKSharing):
         self.heads_first = bool(options.get("skip_reshape"))
         self.width = self.q.shape[-1] if self.heads_first else self.q.shape[-1] // options["heads"]
 
-    def shared(self, t: torch.Tensor) -> torch.Tensor:
-        if self.kind != "joint":
-            return super().shared(t)
+    def shared(self, t: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if self.kind != "joint" or rows == list(range(len(t))):
+            return super().shared(t, rows)
         axis, out = 2 if self.heads_first else 1, t.clone()
         image = axis, self.image.start, self.image.stop - self.image.start
-        out.narrow(*image).copy_(super().shared(t.narrow(*image)))
+        out.narrow(*image).copy_(super().shared(t.narrow(*image), rows))
         return out
 
     def kernel(self, q, k, v, rows):

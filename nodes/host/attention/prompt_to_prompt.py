@@ -173,10 +173,10 @@ class PromptToPromptRun(ControlRun):
         for number in range(self.rows.targets):
             edit = self.active_edit(number, call.keys(tokens), call.v) if cross else None
             for row, source in zip(self.branch(1 + number, first), self.branch(0, first)):
-                if not cross or (edit and edit.copies):
-                    call.source_row[row] = source
-                elif edit:
+                if edit:
                     call.edits[row] = source, edit
+                elif not cross:
+                    call.source_row[row] = source
 
     def edit(self, call: QKSharing, first: int, tokens: int) -> None:
         """Mixes what targets give with the source's queries and keys with what they give with their own."""
