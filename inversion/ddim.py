@@ -1,8 +1,10 @@
 """DDIM inversion: the deterministic sampler reversed (arXiv 2010.02502, section 4.3; as an inversion arXiv 2105.05233).
 
 A step up evaluates the network at the level it goes to, with the state it comes from; the step down evaluates it with a slightly different
-state, so the error is of the order of the step. Midpoint steps bring it to the square of the step (RF-Solver, arXiv 2411.04746, whose
-second-order formula is the explicit midpoint method), fixed-point iterations to nothing where they converge.
+state, so the error is of the order of the step. The slope of the step before leads nearly to that state, at no cost (a predictor-corrector
+method: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section III.1). Midpoint steps bring the error to the square of
+the step (RF-Solver, arXiv 2411.04746, whose second-order formula is the explicit midpoint method), fixed-point iterations to nothing where
+they converge.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class DDIM(Method):
     """Exact as the number of steps grows, or as the fixed-point iterations converge.
 
     `order` evaluations a step: 1 is DDIM (Euler), 2 midpoint. Up to `fixed_point_iterations` times as many again on the way up, until the
-    relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then holds the residual of every step.
+    relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then holds the residual of every step. With
+    `extrapolate` (order 1) a step up begins where the slope of the step before leads to.
     """
 
     name: ClassVar[str] = "ddim"
@@ -31,6 +34,7 @@ class DDIM(Method):
     fixed_point_iterations: int = 0
     acceleration: str = "anderson"
     tolerance: float = 1e-6
+    extrapolate: bool = False
 
     def __post_init__(self):
         if self.order not in (1, 2):
@@ -40,12 +44,15 @@ class DDIM(Method):
         check_choice("acceleration", self.acceleration, ACCELERATIONS)
         if not self.tolerance >= 0.0:
             raise ValueError(f"tolerance is {self.tolerance:g}; give 0 (all iterations) or more, usually 1e-6.")
+        if self.extrapolate and self.order != 1:
+            raise ValueError("extrapolate is for order 1; the midpoint is found otherwise. Switch it off, or set order to 1.")
 
     @torch.no_grad()
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         states, residuals = [x0], []
         for now, goal in rising(sigmas):
-            x, left = self._up(derivative, states[-1], now, goal)
+            expected = extrapolated(states, sigmas[::-1]) if self.extrapolate else None
+            x, left = self._up(derivative, states[-1], now, goal, expected)
             states.append(x)
             residuals += [] if left is None else [left]
             show(x, derivative.denoised)
@@ -62,14 +69,30 @@ class DDIM(Method):
             return (goal - now) * first
         return (goal - now) * derivative(x + (goal - now) / 2 * first, (now + goal) / 2)
 
-    def _up(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _up(
+        self, derivative: Derivative, x: torch.Tensor, now: float, goal: float, expected: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the state at `goal` from which a step down leads to x, its residual). The network is not evaluated at sigma 0.
 
-        Without fixed-point iterations it is the first guess, and the residual is None.
+        `expected` is about that state, if known. Without fixed-point iterations the first guess is taken, and the residual is None.
         """
-        first = derivative(x, goal, now) if self.order == 1 or now == 0.0 else None
-        start = x + self._move(derivative, x, now, goal, first)
+        if expected is not None:
+            start = x - self._move(derivative, expected, goal, now)
+        else:
+            first = derivative(x, goal, now) if self.order == 1 or now == 0.0 else None
+            start = x + self._move(derivative, x, now, goal, first)
         if not self.fixed_point_iterations:
             return start, None
         settings = self.fixed_point_iterations, self.acceleration, self.tolerance
         return solve(lambda y: x - self._move(derivative, y, goal, now), start, distance(start, x), *settings)
+
+
+def extrapolated(states: Sequence[torch.Tensor], up: Sequence[float]) -> torch.Tensor | None:
+    """The next state after those of the first of the rising sigmas `up`, with the slope of the last step; None at the start.
+
+    Going on with the change of the slope too is a little more exact in 50 steps, but less exact than nothing in 10.
+    """
+    if len(states) == 1:
+        return None
+    before, now, goal = up[len(states) - 2 : len(states) + 1]
+    return states[-1] + (goal - now) * (states[-1] - states[-2]) / (now - before)

@@ -50,25 +50,29 @@ def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch
 class NegativePrompt(Method):
     """DDIM for a reconstruction with the source as the negative.
 
-    `fixed_point_iterations` make the inversion exact, see `DDIM`. `interpolation` (0 to 1) moves the negative from the source towards the
+    `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`. `interpolation` (0 to 1) moves the negative from the source towards the
     empty prompt. `proximal` and `quantile` are those of `without_small`, which guidance goes through.
     """
 
     name: ClassVar[str] = "negative_prompt"
     fixed_point_iterations: int = 0
+    extrapolate: bool = True
     interpolation: float = 0.0
     proximal: str = "off"
     quantile: float = 0.7
 
     def __post_init__(self):
-        DDIM(fixed_point_iterations=self.fixed_point_iterations)
+        self._way()
         check_choice("proximal", self.proximal, PROXIMAL)
         for name in ("interpolation", "quantile"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 to 1.")
 
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
-        return DDIM(fixed_point_iterations=self.fixed_point_iterations).encode(derivative, x0, sigmas, show)
+        return self._way().encode(derivative, x0, sigmas, show)
+
+    def _way(self) -> DDIM:
+        return DDIM(fixed_point_iterations=self.fixed_point_iterations, extrapolate=self.extrapolate)
 
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         return DDIM().step(derivative, state, i, trajectory)

@@ -152,7 +152,7 @@ class NullText(Method):
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
     `learning_rate`. A step stops at `early_stop` times the paper's threshold. `smoothness` weighs the mean square of an embedding's change
-    from step to step, `l1` and `perceptual` the distances of the predicted image from the image.
+    from step to step, `extrapolate` makes better pivots for nothing (see `DDIM`), `l1` and `perceptual` the distances of the predicted image from the image.
     """
 
     name: ClassVar[str] = "null_text"
@@ -161,6 +161,7 @@ class NullText(Method):
     inner_steps: int = 3
     learning_rate: float = LEARNING_RATE
     early_stop: float = 0.2
+    extrapolate: bool = True
     smoothness: float = 0.0
     l1: float = 0.0
     perceptual: float = 0.0
@@ -183,7 +184,7 @@ class NullText(Method):
 
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         """The pivots alone; `optimize` finds the embeddings."""
-        return DDIM().encode(derivative, x0, sigmas, show)
+        return DDIM(extrapolate=self.extrapolate).encode(derivative, x0, sigmas, show)
 
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         return DDIM().step(derivative, state, i, trajectory)

@@ -6,7 +6,7 @@ from ..inversion.negative_prompt import PROXIMAL, NegativePrompt
 from .host.inversion import invert
 from .host.inversion.negative_prompt import as_null, between
 from .host.prompts import source_of
-from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
+from .inputs.inverter import extrapolate_input, fixed_point_input, inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, choice, schema, share
 
 
@@ -29,7 +29,10 @@ class NegativePromptInverter(io.ComfyNode):
                     "Typical: 0–0.3. 0 = the source, closest to the image; 1 = the empty prompt.", 0.05, round=0.001),
                 choice("proximal", PROXIMAL, "Makes edits in Inversion Sampler change less of the image: 'l0' drops the small differences "
                     "of target and negative, 'l1' also reduces the large ones. 'off': all differences.", own.proximal),
-                *advanced(share("quantile", own.quantile, "Share of small differences. Typical: 0.7. 0 = none.", 0.05, round=0.001)),
+                *advanced(
+                    share("quantile", own.quantile, "Share of small differences. Typical: 0.7. 0 = none.", 0.05, round=0.001),
+                    extrapolate_input(own.extrapolate),
+                ),
                 negative="An empty prompt; only needed for an interpolation above 0.",
             ),
             inverter_outputs(

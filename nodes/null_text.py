@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..inversion.null_text import OPTIMIZERS, STARTS, NullText
 from .host.inversion import invert, null_text
 from .host.prompts import source_of
-from .inputs.inverter import inverter_inputs, inverter_outputs
+from .inputs.inverter import extrapolate_input, inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, auto_cfg, choice, number, schema, switch, whole
 
 _OPTIMIZER = "'fast': steepest descent that finds its step lengths by itself. 'adam': the paper's, with learning_rate."
@@ -41,6 +41,7 @@ class NullTextInverter(io.ComfyNode):
                     "threshold. Typical: 0.05–1 (paper 1). Lower is more exact and slower. 0 = never.", 0.05, round=0.001),
                 *advanced(
                     number("learning_rate", own.learning_rate, 1e-5, 1.0, _LEARNING_RATE, 0.001, round=1e-5),
+                    extrapolate_input(own.extrapolate),
                     _weight("smoothness", _SMOOTHNESS, 0.001),
                     _weight("l1", "Weight (mu 1) of the mean absolute difference of the decoded prediction and the image; needs the vae. "
                         "Typical: 0.0001–0.01."),

@@ -7,6 +7,7 @@ from controlled_diffusion.inversion.fixed_point import anderson, distance, solve
 from controlled_diffusion.inversion.method import Derivative, replay
 from torch.testing import assert_close
 
+from checks import refused
 from denoisers import FAMILIES, apart, derivative, draw, levels, one, round_trip, silent
 
 ACCELERATIONS = ["picard", "anderson"]
@@ -50,6 +51,44 @@ def test_a_device_without_float64_takes_float32(options):
     plain, apples = (encode(DDIM(**options), way, x0) for x0 in (draw().float(), draw().float().as_subclass(Apples)))
     assert_close(apples.states[0][0].as_subclass(torch.Tensor), plain.states[0][0], atol=1e-5, rtol=1e-5)
     assert all(t.dtype == torch.float32 for t in apples.extras.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_extrapolation_is_more_exact_at_the_same_cost(family):
+    """Both errors fall with the step, that of extrapolated states from far below."""
+    plain, ahead = ([round_trip(DDIM(extrapolate=e), family, levels(family, n)) for n in (20, 40, 80)] for e in (False, True))
+    assert all(b < a / 2 for a, b in zip(plain, ahead)) and all(b < a / 1.9 for a, b in zip(ahead, ahead[1:]))
+    way = derivative(family)
+    encode(DDIM(extrapolate=True), way)
+    assert way.calls == STEPS
+
+
+def test_the_model_sees_the_extrapolated_state():
+    sigmas, way, seen = levels("flow", 4), derivative("flow"), []
+
+    def watched(x, at, level=None):
+        seen.append(x)
+        return way(x, at, level)
+
+    watched.denoised = None
+    states = [x for (x,) in encode(DDIM(extrapolate=True), watched, sigmas=sigmas).states[::-1]]
+    up = sigmas[::-1]
+    slopes = [(b - a) / (t - s) for a, b, s, t in zip(states, states[1:], up, up[1:])]
+    assert torch.equal(seen[0], states[0])
+    for i, slope in enumerate(slopes[:-1], 1):
+        assert_close(seen[i], states[i] + (up[i + 1] - up[i]) * slope)
+        assert_close(states[i + 1], states[i] + (up[i + 1] - up[i]) * way(seen[i], up[i + 1]))
+
+
+def test_iterations_from_extrapolated_states_are_fewer():
+    calls = []
+    for extrapolate in (False, True):
+        way = derivative("v")
+        residuals = encode(DDIM(1, 12, extrapolate=extrapolate), way, sigmas=levels("v", 40)).extras["residuals"]
+        assert bool((residuals <= 1e-6).all())
+        calls.append(way.calls)
+    assert calls[1] < calls[0]
+    refused("extrapolate is for order 1", DDIM, 2, extrapolate=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

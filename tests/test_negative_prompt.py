@@ -41,7 +41,8 @@ def test_quantile_zero_changes_nothing_and_one_leaves_nothing(kind):
 
 def test_it_is_ddim_with_or_without_fixed_point():
     sigmas = levels("eps", 8)
-    for mine, ddim in ((NegativePrompt(), DDIM()), (NegativePrompt(3), DDIM(fixed_point_iterations=3))):
+    pairs = (NegativePrompt(extrapolate=False), DDIM()), (NegativePrompt(3), DDIM(fixed_point_iterations=3, extrapolate=True))
+    for mine, ddim in pairs:
         a, b = (m.encode(derivative("eps"), draw(), sigmas, silent) for m in (mine, ddim))
         assert all(torch.equal(x[0], y[0]) for x, y in zip(a.states, b.states))
         assert torch.equal(replay(mine, derivative("eps"), a), replay(DDIM(), derivative("eps"), b))

@@ -42,6 +42,11 @@ def fixed_point_input(default: int, typical: str) -> io.Int.Input:
     return whole("fixed_point_iterations", default, 0, 100, tooltip)
 
 
+def extrapolate_input(default: bool) -> io.Boolean.Input:
+    tooltip = "On: a step of the inversion evaluates the model where the last one leads to; more exact at the same cost. Off: as in the paper."
+    return switch("extrapolate", default, tooltip)
+
+
 def exact_inputs(*settings, least_steps: int = 1) -> list:
     """All inputs of an exact inverter around its own settings."""
     cfg = (
