@@ -129,24 +129,31 @@ class Loop:
     def _gradient(self, loss_of: Callable[[int], torch.Tensor]) -> float:
         """Leaves the clipped mean gradient of this step's parts in the parameters; gives their mean loss."""
         while True:
-            loss = sum(self._part(loss_of(self.done * self.accumulate + part)) for part in range(self.accumulate)) / self.accumulate
+            losses = [self._part(loss_of(self.done * self.accumulate + part)) for part in range(self.accumulate)]
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             if self.loss_scale != 1.0:
                 torch._foreach_div_(gradients, self.loss_scale)
-            if math.isfinite(float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0))):
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+            loss = self._mean(losses)
+            if math.isfinite(float(norm)):
                 return loss
             if self.loss_scale <= 1.0:
                 raise self._diverged("gradient", math.nan)
             self.loss_scale /= 2
             self._forget_gradients()
 
-    def _part(self, loss: torch.Tensor) -> float:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._diverged("loss", value)
+    def _part(self, loss: torch.Tensor) -> torch.Tensor:
         factor = self.loss_scale / self.accumulate
         (loss if factor == 1.0 else loss * factor).backward()
-        return value
+        return loss.detach()
+
+    def _mean(self, losses: Sequence[torch.Tensor]) -> float:
+        """Read only when all is launched: a GPU would be idle from then until it has been."""
+        values = [float(loss) for loss in losses]
+        for value in values:
+            if not math.isfinite(value):
+                raise self._diverged("loss", value)
+        return sum(values) / self.accumulate
 
     def _diverged(self, what: str, value: float) -> Diverged:
         return Diverged(

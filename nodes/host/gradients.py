@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import comfy.ldm.modules.attention as host_attention
@@ -18,10 +19,12 @@ from .saved_tensors import map_tensors, mutations_allowed
 
 T = TypeVar("T")
 KEY = "controlled_diffusion.training"
+COMPILED = "torch.compile"  # the key of ComfyUI's wrapper
 BACKWARD = 4  # memory to ask for, in forward passes: what a backward pass needs is kept until then
 DIFFERENTIABLE_ATTENTION = {  # kernels of ComfyUI that autograd can follow; any other gives way to torch's own
     inspect.unwrap(getattr(host_attention, f"attention_{kind}")) for kind in ("basic", "sub_quad", "split", "xformers", "pytorch")
 }
+log = logging.getLogger(__name__)
 
 
 def without_history(tensor: torch.Tensor) -> bool:
@@ -64,13 +67,13 @@ def to_normal_tensors(module: torch.nn.Module, device: torch.device | None = Non
 
 
 @contextmanager
-def differentiable():
-    """Inside, autograd records as outside ComfyUI, its kernels without a derivative are not used, and networks may change in place what
-    autograd has saved, as many of them do."""
+def differentiable(copies: bool = True):
+    """Inside, autograd records as outside ComfyUI, and its kernels without a derivative are not used. With `copies` networks may change in
+    place what autograd has saved, as many of them do."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
-        with torch.inference_mode(False), torch.enable_grad(), mutations_allowed():
+        with torch.inference_mode(False), torch.enable_grad(), mutations_allowed() if copies else nullcontext():
             yield
     finally:
         comfy.model_management.in_training = before
@@ -166,6 +169,7 @@ def check_whole(patchers) -> None:
 def trainable(model, clip=None, what: str = "Training"):
     """A MODEL, and a CLIP if given, as `what` needs them: clones that do not load dynamically, the model bringing the CLIP along."""
     model = differentiable_patcher(model, "model").clone()
+    _run_uncompiled(model, what)
     if "multigpu_clones" in model.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
@@ -176,6 +180,19 @@ def trainable(model, clip=None, what: str = "Training"):
     own.cond_stage_model = own.patcher.model
     model.set_additional_models(KEY, [own.patcher])
     return model, own
+
+
+def _run_uncompiled(model, what: str) -> None:
+    """Takes ComfyUI's torch.compile off: a compiled network is run as it was once, with the adapters and hooks of an earlier run or none."""
+    parts = [name for name, part in (*model.model.named_modules(), *model.object_patches.items()) if hasattr(part, "_orig_mod")]
+    if parts:
+        raise ValueError(
+            f"{what} cannot use a network whose part {parts[0]} is compiled: changes to its layers would have no effect. Connect the model from "
+            "before the node that compiles it, or use ComfyUI's TorchCompileModel."
+        )
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
+        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)
+        log.warning("%s runs the network without torch.compile; the compiled model is not changed.", what)
 
 
 def _load_whole(executor, model, noise_shape, conds, model_options=None, **more):

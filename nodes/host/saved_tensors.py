@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import comfy.model_management
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef  # while one lives, no other storage can be equal to it
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
@@ -86,3 +90,26 @@ def mutations_allowed(weights: Callable[[], Iterable[torch.Tensor]] = loaded_wei
     has copied it, so that a new tensor of the same id, address and version gets the old copy, and with it a wrong gradient.
     """
     return torch.autograd.graph.saved_tensors_hooks(Copies(weights).save, SavedTensor.load)
+
+
+class CopyIfNeeded:
+    """Runs work that takes gradients, without copies as long as autograd does: copies take time.
+
+    Autograd notices what was changed in place and refuses its backward pass. The work then begins anew inside `mutations_allowed`, as does all
+    later work; what it has to say in the first attempt must not count. An error with another cause comes again.
+    """
+
+    def __init__(self):
+        self.copies = False
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        if not self.copies:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                log.info("Trying again with copies of what the backward pass needs: %s", error)
+                self.copies = True
+        with mutations_allowed():
+            return work()

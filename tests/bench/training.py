@@ -4,7 +4,8 @@ Textual inversion and DreamBooth-LoRA beside the same step written with the buil
 in turn; and ComfyUI's TrainLoraNode on the same layers. `encoded each step` is what the example scripts of `diffusers` do by default:
 the VAE and the text encoder run in every step; `latents kept` and `all kept` do what can be done once, once. Time is CPU time where there
 is no GPU, so that other work on the machine does not count; memory is what a training of a few steps needs beside the frozen weights, or
-with them on a GPU, where each way begins with nothing there.
+with them on a GPU, where each way begins with nothing there. `thin` has the layers of SD1.5 and next to no width, so that its time is that of
+Python; operations are what a step asks of torch, forward and backward, each a launch on a GPU.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.multi_cfg import shortest
 from bench.shapes import SD15, clock, fused, model_of
 from harness.memory import peak
+from harness.operations import Operations
 from host import tiny
 from host.training import option, with_options
 from measures.script import head, options_of, row, say
@@ -42,6 +44,7 @@ from node_schema import with_settings
 RANK, PROJECTIONS = 8, ("to_q", "to_k", "to_v", "to_out.0")
 SUBJECT, CLASS, LEARNING_RATE = "a photo of a zz cat", "a photo of a cat", 1e-4
 WORDS = 49408
+Read = Callable[[], float]  # what is counted up to now: seconds, or operations
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Shape:
 
 CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768)
 SHAPES = {
+    "thin": Shape(8, tiny.CLIP_CONFIG, (32, 64, 64, 64), 4, (32, 32, 32, 32), 1),
     "tiny": Shape(16, tiny.CLIP_CONFIG, (64, 128, 128, 128), 4, (32, 32, 32, 32), 1),
     "sd15": Shape(32, CLIP_L, (320, 640, 1280, 1280), 8, (128, 256, 512, 512), 2),
 }
@@ -115,7 +119,7 @@ class Pair:
 def text_of(shape: Shape, name: str):
     """A CLIP with random weights."""
     folder = folder_paths.get_folder_paths("embeddings")
-    if name == "tiny":
+    if name != "sd15":
         return tiny.clip(torch.float32, embedding_directory=folder)
     target = comfy.supported_models.SD15.clip_target(None)
     made = comfy.sd.CLIP(target, embedding_directory=folder, model_options={"dtype": torch.float32})
@@ -128,7 +132,7 @@ def pair_of(name: str, side: int | None = None) -> Pair:
     kinds = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
     encoder = AutoencoderKL(block_out_channels=shape.vae_widths, layers_per_block=shape.vae_depth, latent_channels=4, **kinds)
     tiny.fill(encoder, 2).requires_grad_(False)
-    config = {"params": {"ddconfig": tiny.VAE_CONFIG, "embed_dim": 4}} if name == "tiny" else None
+    config = {"params": {"ddconfig": tiny.VAE_CONFIG, "embed_dim": 4}} if name != "sd15" else None
     vae = comfy.sd.VAE(sd=dict(encoder.state_dict()), config=config, dtype=torch.float32)
     model = denoiser_of(name)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -137,8 +141,9 @@ def pair_of(name: str, side: int | None = None) -> Pair:
 
 def denoiser_of(name: str, disable_dynamic: bool = False):
     """A MODEL with random weights."""
-    if name == "tiny":
-        made = tiny.unet("eps", **SD15 | dict(model_channels=64, channel_mult=[1, 2, 2, 2], context_dim=tiny.CONTEXT))
+    if name != "sd15":
+        width = SHAPES[name].widths[0]
+        made = tiny.unet("eps", **SD15 | dict(model_channels=width, channel_mult=[1, 2, 2, 2], context_dim=tiny.CONTEXT))
     else:
         made = model_of("sd15", torch.float32)
         made.model.to(made.offload_device)
@@ -169,12 +174,12 @@ def alike(what: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         raise ValueError(f"The two {what} give results {apart:.1e} apart; they must be the same to be compared.")
 
 
-def timed(step: Callable[[], None], steps: int) -> list[float]:
-    """Seconds of each step, without those of a first and a last one."""
+def timed(step: Callable[[], None], steps: int, read: Read) -> list[float]:
+    """What each step takes, without a first and a last one."""
     times = []
     for _ in range(steps + 2):
         step()
-        times.append(clock())
+        times.append(read())
     return [b - a for a, b in zip(times, times[1:])][:-1]
 
 
@@ -186,7 +191,7 @@ def errors(pair: Pair, unet: torch.nn.Module, latents: torch.Tensor, features: t
     return torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="none")
 
 
-def their_word(pair: Pair, keep: bool, steps: int) -> list[float]:
+def their_word(pair: Pair, keep: bool, steps: int, read: Read = clock) -> list[float]:
     """Textual inversion: the whole table of tokens is learned, and all rows but the new one are put back after each step."""
     text, unet, eye = pair.text(), pair.unet(), pair.eye()
     text.resize_token_embeddings(WORDS + 1, mean_resizing=False)
@@ -205,7 +210,7 @@ def their_word(pair: Pair, keep: bool, steps: int) -> list[float]:
         with torch.no_grad():
             table[:WORDS] = before[:WORDS]
 
-    return timed(step, steps)
+    return timed(step, steps, read)
 
 
 class LowRank(torch.nn.Module):
@@ -230,7 +235,7 @@ def with_lora(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
     return [p for p in unet.parameters() if p.requires_grad]
 
 
-def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
+def their_subject(pair: Pair, keep: bool, steps: int, read: Read = clock) -> list[float]:
     """DreamBooth-LoRA: one image of the subject and one of its class."""
     text, unet, eye = pair.text(), pair.unet(), pair.eye()
     learned = with_lora(unet)
@@ -246,16 +251,16 @@ def their_subject(pair: Pair, keep: bool, steps: int) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return timed(step, steps)
+    return timed(step, steps, read)
 
 
-def node_steps(node, steps: int, **given) -> list[float]:
-    """Seconds of each step of a trainer node, from one movement of its progress bar to the next; two more are taken, and left out."""
+def node_steps(node, steps: int, read: Read, **given) -> list[float]:
+    """What each step of a trainer node takes, from one movement of its progress bar to the next; two more are taken, and left out."""
     times: list[float] = []
 
     def moved(done: int, total: int, *_, **__) -> None:
         if total == steps + 2:  # and not that of the images being encoded
-            times.append(clock())
+            times.append(read())
 
     comfy.utils.set_progress_bar_global_hook(moved)
     try:
@@ -268,29 +273,29 @@ def node_steps(node, steps: int, **given) -> list[float]:
     return [b - a for a, b in zip(times, times[1:])][:-1]
 
 
-def ours(pair: Pair, node, steps: int, **given) -> list[float]:
+def ours(pair: Pair, node, steps: int, read: Read, **given) -> list[float]:
     common = dict(model=pair.model, clip=pair.clip, vae=pair.vae, images=pair.images(), batch_size=1, if_exists="replace")
-    return node_steps(node, steps, **with_options(node, **common | dict(learning_rate=LEARNING_RATE, validation_count=0) | given))
+    return node_steps(node, steps, read, **with_options(node, **common | dict(learning_rate=LEARNING_RATE, validation_count=0) | given))
 
 
-def our_word(pair: Pair, steps: int) -> list[float]:
-    return ours(pair, TIEmbeddingTrainer, steps, name="bench", initial_words="cat")
+def our_word(pair: Pair, steps: int, read: Read = clock) -> list[float]:
+    return ours(pair, TIEmbeddingTrainer, steps, read, name="bench", initial_words="cat")
 
 
-def our_subject(pair: Pair, steps: int, **given) -> list[float]:
+def our_subject(pair: Pair, steps: int, read: Read = clock, **given) -> list[float]:
     classes = option(ClassImages, images=pair.images(1), class_prompt=CLASS)
-    return ours(pair, DreamBoothTrainer, steps, name="bench", rank=RANK, instance_prompt=SUBJECT, **dict(class_images=classes) | given)
+    return ours(pair, DreamBoothTrainer, steps, read, name="bench", rank=RANK, instance_prompt=SUBJECT, **dict(class_images=classes) | given)
 
 
 @torch.inference_mode()
-def host_lora(pair: Pair, steps: int, **given) -> list[float]:
+def host_lora(pair: Pair, steps: int, read: Read = clock, **given) -> list[float]:
     latent = {"samples": pair.vae.encode(pair.images())}
     positive = pair.clip.encode_from_tokens_scheduled(pair.clip.tokenize(SUBJECT))
     asked = dict(training_dtype="fp32", lora_dtype="fp32", gradient_checkpointing=False, existing_lora="[None]", rank=RANK)
-    return node_steps(TrainLoraNode, steps, model=pair.model, latents=latent, positive=[positive], **asked | given)
+    return node_steps(TrainLoraNode, steps, read, model=pair.model, latents=latent, positive=[positive], **asked | given)
 
 
-def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
+def ways(pair: Pair) -> dict[str, dict[str, Callable[..., list[float]]]]:
     """What is compared, by kind; the first of each is what the others are compared with."""
     plain = dict(class_images=NO_CLASS, layers="-out.2")
     return {
@@ -312,11 +317,17 @@ def ways(pair: Pair) -> dict[str, dict[str, Callable[[int], list[float]]]]:
     }
 
 
-def measured(runs: dict[str, Callable[[int], list[float]]], steps: int, repeats: int) -> dict[str, tuple[float, float]]:
-    """Of every way the seconds of a step, the best of all, and its peak memory in MB."""
-    memory = {case: peak(lambda run=run: run(1)) for case, run in runs.items()}
+def operations(run: Callable[..., list[float]]) -> float:
+    """How many a step takes."""
+    with Operations() as found:
+        return run(1, lambda: found.launched)[0]
+
+
+def measured(runs: dict[str, Callable[..., list[float]]], steps: int, repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Of every way the seconds of a step, the best of all, its operations, and its peak memory in MB."""
+    found = {case: (operations(run), peak(lambda run=run: run(1))) for case, run in runs.items()}
     best = shortest({case: lambda run=run: min(run(steps)) for case, run in runs.items()}, repeats)
-    return {case: (best[case], memory[case]) for case in runs}
+    return {case: (best[case], *found[case]) for case in runs}
 
 
 def main() -> None:
@@ -337,14 +348,15 @@ def main() -> None:
 def report(name: str, options: argparse.Namespace) -> None:
     pair = pair_of(name, options.side)
     check(pair)
-    say(head(f"{name}, latent {pair.shape.side} x {pair.shape.side}", "", "seconds a step", "ratio", "peak memory, MB", "ratio"))
+    say(head(f"{name}, latent {pair.shape.side} x {pair.shape.side}", "", "seconds a step", "ratio", "operations", "ratio", "peak memory, MB", "ratio"))
     for kind, runs in ways(pair).items():
         if options.only and options.only not in kind:
             continue
         found = measured(runs, options.steps, options.repeats)
-        first, least = next(iter(found.values()))
-        for case, (seconds, memory) in found.items():
-            say(row(kind, case, f"{seconds:.3f}", f"{seconds / first:.2f}", f"{memory:.0f}", f"{memory / least:.2f}"))
+        first = next(iter(found.values()))
+        for case, own in found.items():
+            cells = ((f"{value:.{digits}f}", f"{value / other:.2f}") for value, other, digits in zip(own, first, (3, 0, 0)))
+            say(row(kind, case, *(cell for pair in cells for cell in pair)))
 
 
 if __name__ == "__main__":

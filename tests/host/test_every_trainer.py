@@ -12,6 +12,7 @@ import folder_paths
 import latent_preview
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_lumina2 import RenormCFG
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
@@ -98,6 +99,27 @@ def test_inputs_are_unchanged(kind, family, made):
     assert not any(p.requires_grad or p.grad is not None for part in parts[:2] for p in part.parameters())
     assert not [m for part in parts for m in part.modules() if m._forward_pre_hooks or m._forward_hooks]
     assert torch.equal(sampled(), image)
+
+
+@pytest.mark.parametrize("kind", ["textual inversion", "dreambooth"])
+def test_a_compiled_model_trains_as_it_would_uncompiled(kind, made, caplog):
+    """Compiled, the second training would run the first one's adapters."""
+    compiled = made.model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    given = SimpleNamespace(**vars(made) | {"model": compiled})
+    with caplog.at_level("WARNING"):
+        for seed in (1, 2):
+            for name, models in (("plain", made), ("compiled", given)):
+                train(kind, models, name=f"{name}-{seed}", seed=seed, steps=2, prior_weight=0.0)
+            assert equal(file(kind, f"compiled-{seed}"), file(kind, f"plain-{seed}"))
+    assert "Training runs the network without torch.compile" in caplog.text and compiled.wrappers
+
+
+def test_a_network_with_compiled_parts_is_refused(made):
+    model = made.model.clone()
+    model.add_object_patch("diffusion_model.out", torch.compile(model.get_model_object("diffusion_model.out"), backend="eager"))
+    with pytest.raises(ValueError, match=r"diffusion_model\.out is compiled.*before the node"):
+        train("dreambooth", SimpleNamespace(**vars(made) | {"model": model}))
 
 
 WORD = dict(placeholder="<subject>", instance_prompt="a <subject>")

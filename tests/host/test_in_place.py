@@ -3,6 +3,7 @@
 import pytest
 import torch
 from controlled_diffusion.nodes.host import saved_tensors
+from controlled_diffusion.nodes.host.training import run, trainer
 
 from compare import assert_close
 from host import in_place, tiny_dits
@@ -36,6 +37,55 @@ def test_a_storage_is_copied_once_and_let_go_with_its_graph():
         assert torch.equal(third, before.t()) and third.stride() == x.t().stride()
         del saved
         assert not copies.copies
+
+
+@pytest.mark.parametrize("kind", in_place.TASKS)
+def test_the_denoiser_is_copied_only_where_it_writes_in_place(kind, clip, vae, monkeypatch):
+    """Copies ask torch for more operations than the step itself."""
+    for writes in (False, True):
+        attempt = saved_tensors.CopyIfNeeded()
+        monkeypatch.setattr(run, "CopyIfNeeded", lambda own=attempt: own)
+        in_place.gradients_of(in_place.task_through(kind, "scaled", writes, clip, vae), 1)
+        assert attempt.copies is writes
+
+
+def test_copies_begin_with_the_first_refusal_and_errors_are_raised():
+    def gradient(writes):
+        calls.append(1)
+        return torch.autograd.grad(in_place.chain(torch.ones(2, 8), weight, writes), weight)[0]
+
+    def broken():
+        raise RuntimeError("no room")
+
+    with torch.inference_mode(False), torch.enable_grad():
+        weight, attempt, calls, found = torch.nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8)), saved_tensors.CopyIfNeeded(), [], []
+        for writes, runs in ((False, 1), (True, 3), (True, 4), (False, 5)):
+            found.append(attempt(lambda writes=writes: gradient(writes)))
+            assert len(calls) == runs
+        assert all(torch.equal(f, found[0]) for f in found)
+    with pytest.raises(RuntimeError, match="no room"):
+        saved_tensors.CopyIfNeeded()(broken)
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_training_goes_on_where_a_patch_begins_to_write(first, clip, vae, tmp_path):
+    """Every step is taken once, and all is as with new tensors."""
+
+    def trained(writes):
+        calls = []
+
+        def patch(h, hsp, options):
+            calls.append(1)
+            t = torch.tanh(h)
+            return (t.mul_(1.1) if writes and torch.is_grad_enabled() and len(calls) > first else t * 1.1), hsp
+
+        task = in_place.TASKS["LoRA"](in_place.with_patch(in_place.tiny.unet("eps"), patch), clip, vae, steps=4, accumulate=2)
+        with torch.inference_mode(False), torch.no_grad():
+            loop = trainer.run(task, tmp_path / "state", lambda loop: "")
+        return [s.index for s in loop.history], [s.loss for s in loop.history], torch.cat([p.flatten() for p in loop.parameters.values()])
+
+    (steps, losses, weights), (_, other_losses, others) = trained(True), trained(False)
+    assert steps == [1, 2, 3, 4] and losses == other_losses and torch.equal(weights, others)
 
 
 @pytest.mark.parametrize("kind", in_place.TASKS)

@@ -17,12 +17,11 @@ from comfy.patcher_extension import WrappersMP
 
 from ....guidance.errors import quoted
 from ....training.instruct_pix2pix import FIRST, widened
-from ..gradients import differentiable_patcher, run_in_inference_mode
+from ..gradients import COMPILED, differentiable_patcher, run_in_inference_mode
 from ..model_folder import ModelFolder, load_tensors
 
 MODELS = ModelFolder("diffusion_models", "model")
 PREFIX = "diffusion_model."
-COMPILED = "torch.compile"  # the key of ComfyUI's wrapper
 log = logging.getLogger(__name__)
 MARKS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 KINDS = {comfy.model_base.BaseModel: comfy.model_base.SD15_instructpix2pix, comfy.model_base.SDXL: comfy.model_base.SDXL_instructpix2pix}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ....guidance.errors import quoted
 from ....training.textual_inversion import Concept, Vocabulary, Word, names, start_rows, with_name
 from ..gradients import run_in_inference_mode
-from ..saved_tensors import map_tensors
+from ..saved_tensors import map_tensors, mutations_allowed
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
 
@@ -171,14 +171,16 @@ class NewWord:
     def encode(self, text: str) -> list:
         """One part of that, [features, extras], with a graph to the vectors where one is recorded.
 
-        The encoders must be loaded: ComfyUI's own encoding loads them for each prompt, which could unload the denoiser.
+        The encoders must be loaded: ComfyUI's own encoding loads them for each prompt, which could unload the denoiser. They change in place
+        what autograd has saved.
         """
         stage, tokens = self.clip.cond_stage_model, self.trained_tokens(text)
         stage.reset_clip_options()
         if self.clip.layer_idx is not None:
             stage.set_clip_options({"layer": self.clip.layer_idx})
         stage.set_clip_options({"execution_device": self.clip.patcher.load_device})
-        features, pooled, *more = stage.encode_token_weights(tokens)
+        with mutations_allowed(lambda: [*stage.parameters(), *stage.buffers()]):
+            features, pooled, *more = stage.encode_token_weights(tokens)
         extras = {"pooled_output": pooled, **(more[0] if more else {})}
         self.clip.add_hooks_to_dict(extras)
         return [features, extras]

@@ -18,6 +18,7 @@ from .. import checkpointing, gradients
 from ..evaluation_order import AnyOrderSampler
 from ..gradients import KEY, check_whole
 from ..noise_levels import run_noise_scale
+from ..saved_tensors import CopyIfNeeded
 from .denoiser import TrainDenoiser
 
 Stopped = comfy.model_management.InterruptProcessingException
@@ -29,7 +30,7 @@ class TrainSampler(AnyOrderSampler):
     """Takes some steps of a training in one run of ComfyUI's sampling.
 
     `modules` are further networks that gradients pass through, `around` what steps are taken inside of; `blocks` gives those of the denoiser
-    that run again in the backward pass.
+    that run again in the backward pass. Where the network changes in place what autograd has saved, `attempt` calls `steps` once more.
     """
 
     apart = True
@@ -37,9 +38,10 @@ class TrainSampler(AnyOrderSampler):
     def __init__(
         self, steps: Callable[[TrainDenoiser], Iterator[Step]], modules: Sequence[torch.nn.Module] = (),
         show: Show = lambda step, denoised: None, around: Callable[[], AbstractContextManager] = nullcontext,
-        blocks: Blocks = lambda denoiser: (),
+        blocks: Blocks = lambda denoiser: (), attempt: CopyIfNeeded | None = None,
     ):  # fmt: skip
         self.steps, self.modules, self.show, self.around, self.blocks = steps, modules, show, around, blocks
+        self.attempt = CopyIfNeeded() if attempt is None else attempt
 
     def evaluate(self, guider, sigmas, extra_args, callback, latent_image, denoise_mask):
         check_whole([guider.model_patcher, *guider.model_patcher.get_additional_models_with_key(KEY)])
@@ -48,11 +50,14 @@ class TrainSampler(AnyOrderSampler):
         denoiser = TrainDenoiser(guider, extra_args["model_options"], run_noise_scale(guider))
         gradients.attend_with_derivative(denoiser.options["transformer_options"])
         texts = checkpointing.recomputed(checkpointing.coarse_blocks(self.modules))
-        with gradients.differentiable(), self.around(), texts, checkpointing.recomputed(self.blocks(denoiser)):
-            for step in self.steps(denoiser):
-                self.show(step, denoiser.latest)
-                comfy.model_management.throw_exception_if_processing_interrupted()
+        with gradients.differentiable(copies=False), self.around(), texts, checkpointing.recomputed(self.blocks(denoiser)):
+            self.attempt(lambda: self._take(denoiser))
         return latent_image
+
+    def _take(self, denoiser: TrainDenoiser) -> None:
+        for step in self.steps(denoiser):
+            self.show(step, denoiser.latest)
+            comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def run_sampler(model, conditioning: list, shape: Sequence[int], sampler: TrainSampler) -> None:

@@ -25,6 +25,7 @@ from ..gradients import half_precision_scale, run_in_inference_mode
 from ..images import as_image, line_chart, stacked, to_pil
 from ..latents import finite_images
 from ..progress import Preview, ProgressBar, latent_previews, preview_of
+from ..saved_tensors import CopyIfNeeded
 from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
@@ -145,13 +146,13 @@ class Task:
     def runner(self, loop: Loop, show: Show) -> Runner:
         """Takes steps inside ComfyUI's sampling, where all is loaded."""
         start, blocks = self.conditioning(self.validation.prompt), self.memory_plan(loop).blocks
-        preview = latent_previews(self.model)
+        preview, attempt = latent_previews(self.model), CopyIfNeeded()
 
         def shown(step: Step, denoised: torch.Tensor) -> None:
             show(step, lambda: preview(denoised))
 
         def take(steps: Steps) -> None:
-            sampler = TrainSampler(lambda denoiser: steps(lambda i: self.loss(denoiser, i)), self.modules, shown, self.around, blocks)
+            sampler = TrainSampler(lambda denoiser: steps(lambda i: self.loss(denoiser, i)), self.modules, shown, self.around, blocks, attempt)
             try:
                 run_sampler(self.model, start, self.shape, sampler)
             except torch.OutOfMemoryError:
@@ -246,6 +247,7 @@ class TrainingRun:
         found: list[float] = []
 
         def evaluate(loss: Callable[[int], torch.Tensor]) -> Iterator[Step]:
+            found.clear()  # of a first attempt
             for index in range(count):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with torch.no_grad():
@@ -278,7 +280,8 @@ class TrainingRun:
 
     def take(self, count: int) -> None:
         """Takes up to `count` more steps. Raises what stops it; the loop then stands at its last good step."""
-        self.runner(lambda loss: saving(self.loop, islice(self.loop.run(loss), count), self.state))
+        end = self.loop.done + count
+        self.runner(lambda loss: saving(self.loop, islice(self.loop.run(loss), end - self.loop.done), self.state))
 
     def _keep(self) -> str:
         with self.loop.averaged():

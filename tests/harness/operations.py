@@ -1,0 +1,36 @@
+"""Counts what a run asks of torch: operations, each a launch on a GPU, and values that Python waits for, each a stop until the GPU is idle."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# `resolve_neg` is how `tolist` shows, which reads without an operation of its own.
+WAITS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "resolve_neg", "masked_select", "_unique2"}
+NO_WORK = {"detach", "detach_", "lift", "lift_fresh", "resolve_conj"}
+MAYBE_NONE = {"to", "contiguous", "type_as"}  # nothing is done where the tensor is so already
+
+
+def _caller() -> str:
+    """Where an operation was called: the innermost place outside of torch."""
+    frame = sys._getframe(2)
+    while "/torch/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+class Operations(TorchDispatchMode):
+    """`launched` counts operations that are no views, `reads` tells of those whose value Python asks for, and where."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.reads = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, result = func.overloadpacket.__name__, func(*args, **kwargs or {})
+        if name in WAITS or (name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])):
+            self.reads.append(f"{name} in {_caller()}")
+        elif not (func.is_view or name in NO_WORK or (name in MAYBE_NONE and result is args[0])):
+            self.launched += 1
+        return result
