@@ -17,7 +17,8 @@ model = families(small)
 
 
 def invert(model, latent, **settings):
-    return inversions.invert("negative-prompt", model, latent, steps=STEPS, **settings)
+    """As in the paper, so that DDIM inverts alike."""
+    return inversions.invert("negative-prompt", model, latent, **dict(steps=STEPS, extrapolate=False) | settings)
 
 
 def ddim(model, latent):
@@ -35,6 +36,13 @@ def test_under_the_source_cfg_has_no_effect(model):
     assert torch.equal(once, guided) and torch.equal(negative[0][0], SOURCE[0][0])
     plain = ddim(model, latent)
     assert torch.equal(once, sample(model, plain, 1.0))
+
+
+def test_it_extrapolates_unless_told_otherwise():
+    model = small("flow")
+    found, off = inversions.invert("negative-prompt", model, image(), steps=STEPS)[0], invert(model, image())[0]
+    assert found.method.extrapolate and not off.method.extrapolate
+    assert not torch.equal(found.trajectory.states[0][0], off.trajectory.states[0][0])
 
 
 @pytest.mark.parametrize("proximal", ["off", "l0"])
