@@ -1,7 +1,8 @@
-"""FlowEdit: an edit without inversion, straight from image to image (arXiv 2412.08629, algorithm 1).
+"""Edits without inversion, straight from image to image: FlowEdit (arXiv 2412.08629, algorithm 1) and FlowAlign (arXiv 2505.23145).
 
-At each level source and edit get the same fresh noise, and the edit moves by the difference of their derivatives. The paper's is for flow
-models; with x0 + sigma n instead of (1 - sigma) x0 + sigma n the same lines serve eps and v models.
+At each level source and edit get the same fresh noise, and the edit moves by the difference of their derivatives. The papers' is for flow
+models; with x0 + sigma n instead of (1 - sigma) x0 + sigma n the same lines serve eps and v models. FlowAlign guides the edit away from the
+source prompt instead of a negative one, and draws its clean prediction a little toward the source's.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ def step_counts(steps: int, n_max: float, n_min: float) -> tuple[int, int]:
 @torch.no_grad()
 def flow_edit(
     source: Callable[[torch.Tensor, float], torch.Tensor], target: Derivative, x0: torch.Tensor, sigmas: Sequence[float], noised: Noised, *,
-    n_max: float, n_min: float = 0.0, n_avg: int = 1, seed: int = 0,
+    n_max: float, n_min: float = 0.0, n_avg: int = 1, zeta: float = 0.0, seed: int = 0,
     within: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda inside, outside: inside, show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:  # fmt: skip
     """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under two prompts, `noised(sigma, noise, x0)` noises x0.
 
     Of the steps along falling `sigmas` (the last 0) only the share `n_max` with least noise is made; the last share `n_min` is plain
-    sampling under the target. Every step averages `n_avg` noises. `within(inside, outside)` puts an edit into a mask. Raises ValueError for
-    shares that do not fit each other.
+    sampling under the target. Every step averages `n_avg` noises and adds `zeta` times the difference of the clean predictions, source minus
+    edit (FlowAlign's 0.01; 0 = FlowEdit). `within(inside, outside)` puts an edit into a mask. Raises ValueError for shares that do not fit
+    each other.
     """
     steps = len(sigmas) - 1
     n_max, n_min = step_counts(steps, n_max, n_min)
@@ -49,7 +51,8 @@ def flow_edit(
             z = noised(now, draw_like(x0, generator), x0)
             push -= source(z, now) / n_avg
             push += target(z + edit, now) / n_avg
-        edit = within(edit + (goal - now) * push, torch.zeros_like(edit))
+        apart = now * push - edit  # the source's clean prediction minus the edit's
+        edit = within(edit + (goal - now) * push + zeta * apart, torch.zeros_like(edit))
         show(x0 + edit, target.denoised)
     if n_min == 0:
         return x0 + edit

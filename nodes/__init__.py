@@ -25,6 +25,7 @@ from . import (
     inversion_files,
     inversion_report,
     ip_adapter,
+    keep_rest,
     multi_cfg,
     negative_prompt,
     null_text,
@@ -39,7 +40,7 @@ from .host.demo import offer_controlnet
 from .inputs.checks import with_checks
 
 MODULES = (
-    *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit),
+    *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit, keep_rest),
     *(ddim, inversion, null_text, negative_prompt, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
     *(flow_edit, inversion_report, inversion_files),
     *(prompt_to_prompt, attention_maps, ip_adapter),

@@ -55,6 +55,22 @@ def test_it_is_the_papers_algorithm(family, n_max, n_min, n_avg):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_zeta_draws_the_clean_predictions_together_as_flowalign_does(family):
+    """`z += ds (v_p - v_q) + zeta (D_q - D_p)` line by line, D = x - sigma v."""
+    source, target, zeta = derivative(family, 1.5, 0.0), derivative(family, 3.0, 1.0), 0.05
+    generator, x0, z, sigmas = torch.Generator().manual_seed(3), draw(), draw(), levels(family, STEPS)
+    for now, goal in zip(sigmas, sigmas[1:]):
+        q = (1 - now if family == "flow" else 1) * x0 + now * draw_like(x0, generator)
+        p = z + q - x0
+        v_q, v_p = source(q, now), target(p, now)
+        z = z + (goal - now) * (v_p - v_q) + zeta * ((q - now * v_q) - (p - now * v_p))
+    found = edit(family, n_max=1.0, zeta=zeta)
+    assert_close(found, z, atol=1e-5, rtol=1e-5)
+    assert apart(found, edit(family, n_max=1.0)) > 1e-2
+    assert torch.equal(edit(family, n_max=1.0, zeta=0.0), edit(family, n_max=1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n_max", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("n_avg", [1, 3])
 def test_the_same_prompt_and_cfg_give_the_image_back(family, n_max, n_avg):

@@ -111,11 +111,21 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "sd3": Value(50, "FlowEdit's SD3_exp.yaml"),
             "flux": Value(28, "FlowEdit's FLUX_exp.yaml"),
         },
+        "steps | method = FlowAlign": {
+            "eps": Value(20, _OURS),
+            "flow": Value(33, "no published value: as SD3"),
+            "sd3": Value(33, "FlowAlign's run_edit.py"),
+        },
         "n_max": {
             "eps": Value(0.65, _OURS),
             "flow": Value(0.66, "no published value: as SD3"),
             "sd3": Value(0.66, "FlowEdit's SD3_exp.yaml: 33 of 50"),
             "flux": Value(0.86, "FlowEdit's FLUX_exp.yaml: 24 of 28"),
+        },
+        "n_max | method = FlowAlign": {
+            "eps": Value(0.65, _OURS),
+            "flow": Value(1.0, "no published value: as SD3"),
+            "sd3": Value(1.0, "FlowAlign's run_edit.py"),
         },
         "source_cfg": {
             "eps": Value(1.5, _OURS),
@@ -130,6 +140,13 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "sd3": Value(13.5, "FlowEdit's SD3_exp.yaml"),
             "qwen": Value(7.5, _SD3_SHARE),
             "flux": Value(1.0, "FlowEdit: 5.5 in the conditioning"),
+        },
+        "cfg | method = FlowAlign": {
+            "eps": Value(5.0, _OURS),
+            "flow": Value(9.5, _SD3_SHARE),
+            "sd3": Value(13.5, "FlowAlign's run_edit.py"),
+            "qwen": Value(7.5, _SD3_SHARE),
+            "flux": Value(5.0, "no published value: around FlowEdit's 5.5"),
         },
     },
     "P2PAttentionPatch": {
@@ -298,5 +315,7 @@ def _title(name: str) -> str:
 
 def _models(family: str, row: dict) -> str:
     """Who takes a value of a row: the family, and those that inherit it."""
-    heirs = [f.label for name, f in FAMILIES.items() if name != family and next((each for each in _line(name) if each in row), None) == family]
+    heirs = [
+        f.label for name, f in FAMILIES.items() if name != family and next((each for each in _line(name) if each in row), None) == family
+    ]
     return f"{FAMILIES[family].label}, so also {', '.join(heirs)}" if heirs else FAMILIES[family].label

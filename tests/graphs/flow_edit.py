@@ -18,7 +18,7 @@ def flow_edit(graph):
         image, mask = two_squares(graph), half(graph, False)
     with graph.group("3 Edit"):
         shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
-        knobs = dict(steps=20, source_cfg=1.5, cfg=7.5, scheduler="normal", n_max=0.75)
+        knobs = {"steps": 20, "method.source_cfg": 1.5, "method.cfg": 7.5, "scheduler": "normal", "n_max": 0.75}
         ways = {"edit": dict(model=flow), "edit in the mask": dict(model=flow, mask=mask), "edit, eps model": dict(model=model["model"])}
         edits = {title: graph.add("FlowEditLatentSampler", title=title, **way, **shared, **knobs)["image"] for title, way in ways.items()}
     with graph.group("4 Images"):

@@ -77,4 +77,32 @@ def instruction_channels(graph):
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
-WORKFLOWS = [instruct_pix2pix, instruction_channels]
+def keep_rest(graph):
+    graph.note(
+        "# Keep the Rest\n\nAn instruction changes one thing, but the editor redraws the whole image. *DiffEdit Mask* finds the thing by words, "
+        "and *Keep the Rest* puts the source's own pixels back everywhere else, after it has moved the edit to its place and matched its "
+        "colors.\n\nTry: *colors* off, and *feather* 0."
+    )
+    with graph.group("1 Image"):
+        demo = graph.add("DemoModelLoader")
+        image = image_of(graph, demo, "a red circle on the left and a green star on the right on a white background", 4)
+    with graph.group("2 Edit by instruction"):
+        editor = graph.add(LOADER)
+        positive, negative = instruction_prompts(graph, editor, "make the circle blue")
+        given = dict(model=editor[0], positive=positive, negative=negative, image=image, vae=editor[2], image_scale=1.5)
+        patch = graph.add("InstructPix2PixPatch", **given)
+        made = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], cfg=3.0)
+        edit = graph.add("VAEDecode", samples=made, vae=editor[2])
+    with graph.group("3 Where it may change"):
+        words = "a red circle on the left and a green star on the right on a white background"
+        source, target = prompt_nodes(graph, demo, **{"there is": words, "there should be": words.replace("red", "blue")})
+        found = graph.add("DiffEditMask", model=demo["model"], source=source, target=target, image=image, seed=0, vae=demo["vae"])
+    with graph.group("4 Keep the rest"):
+        kept = graph.add("KeepRest", source=image, edit=edit, mask=found["mask"])
+        graph.add("PreviewImage", title="before", images=image)
+        graph.add("PreviewImage", title="the editor's own result", images=edit)
+        graph.add("SaveImage", title="only the circle changed", images=kept["image"], filename_prefix="keep_rest")
+        graph.add("ImageCompare", title="before and after", image_a=image, image_b=kept["image"])
+
+
+WORKFLOWS = [instruct_pix2pix, instruction_channels, keep_rest]

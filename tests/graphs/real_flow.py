@@ -8,6 +8,10 @@ from .thumbnails import Shown
 EDITED = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
 
 
+def flow_edit_cfg(source: float, target: float) -> dict:
+    return {"method.source_cfg": source, "method.cfg": target}
+
+
 def flow_note(graph, title: str, n_max: float, needs: str, what: str = "image") -> None:
     note(
         graph,
@@ -54,7 +58,7 @@ def flow_edit_sd35(graph):
         image = image_at(graph, 1.0)
     with graph.group("3 Your words"):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
-    edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=0.66, source_cfg=3.5, cfg=13.5)
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=50, n_max=0.66, **flow_edit_cfg(3.5, 13.5))
 
 
 @template("08 Edit an image by words without inversion (Flux)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_blue_square=0, a_green_star=2))
@@ -69,7 +73,7 @@ def flow_edit_flux(graph):
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **EDITED)
         source = graph.add("FluxGuidance", title="guidance of the source", conditioning=source, guidance=1.5)
         target = graph.add("FluxGuidance", title="guidance of the result", conditioning=target, guidance=5.5)
-    edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=0.86, source_cfg=1.0, cfg=1.0)
+    edit_and_compare(graph, loaded, image, (source, target, negative), steps=28, n_max=0.86, **flow_edit_cfg(1.0, 1.0))
 
 
 def instruction_note(graph, what: str, scales: str, needs: str) -> None:
@@ -96,8 +100,8 @@ def edit_with_two_scales(graph, loaded, keep, image, prompts: tuple, **scales) -
         latent = sampled_with(graph, guider, channels["latent"], sigmas, seed=1)
     with graph.group("6 Result"):
         edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
-        given = dict(destination=edit, source=image, mask=keep, x=0, y=0, resize_source=False)
-        edit = graph.add("ImageCompositeMasked", title="what you painted stays", **given)
+        changes = graph.add("InvertMask", mask=keep)
+        edit = graph.add("KeepRest", title="what you painted stays", source=image, edit=edit, mask=changes)["image"]
         before_and_after(graph, image, edit, "edit_by_instruction")
 
 

@@ -16,7 +16,7 @@ from controlled_diffusion.nodes.rf_inversion import RFInverter
 
 from host import tiny
 from host.sampling import cfg_guider, watched
-from measures.diffedit import defaults
+from node_schema import defaults, with_settings
 
 SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
 EDIT = dict(positive=TARGET, negative=EMPTY)
@@ -53,9 +53,10 @@ def invert(name: str, model, latent=None, source=SOURCE, **settings) -> tuple:
 
 def flow_edit(model, latent=None, source=SOURCE, positive=TARGET, negative=EMPTY, **settings) -> torch.Tensor:
     """FlowEdit with its defaults, but few steps."""
-    settings = defaults(FlowEditLatentSampler) | dict(steps=6, n_max=4 / 6, source_cfg=1.5, cfg=4.0, scheduler="normal") | settings
-    latent = image() if latent is None else latent
-    return FlowEditLatentSampler.execute(model, source, positive, negative, latent, **settings).args[0]["samples"]
+    given = dict(source=source, positive=positive, negative=negative, image=image() if latent is None else latent)
+    scales = {} if "method" in settings else dict(source_cfg=1.5, cfg=4.0)
+    settings = dict(steps=6, n_max=4 / 6, scheduler="normal") | scales | settings
+    return FlowEditLatentSampler.execute(model, **given, **with_settings(FlowEditLatentSampler, **settings)).args[0]["samples"]
 
 
 def sample(model, inversion, cfg=1.0, branches="edit", **inputs) -> torch.Tensor:

@@ -167,8 +167,8 @@ def test_a_fresh_node_runs_with_its_values_on_auto(node_id, kind, sockets):
     if trainer:
         del autos["steps"]  # hundreds
     given |= {k: [v] if trainer else v for k, v in autos.items() if k in given}
-    if "train" in given:
-        given["train"] = {k: [autos.get(k, v)] for k, (v,) in given["train"].items()}
+    for combo in (i.id for i in schema.inputs if isinstance(i, io.DynamicCombo.Input) and auto.auto_inputs([i])):
+        given[combo] = {k: [autos.get(k, v[0])] if trainer else autos.get(k, v) for k, v in given[combo].items()}
     if node_id not in ("InstructPix2PixGuider", "InstructPix2PixPatch", "InstructionChannels", "P2PLocalBlend"):  # these need another model
         given["model"] = [sockets(kind)] if trainer else sockets(kind)
     assert run(node_id, **given)

@@ -15,7 +15,7 @@ from host.inversions import EMPTY, SOURCE, TARGET, apart, image, interrupting
 from host.inversions import flow_edit as edit
 from host.sampling import Count, families, half_mask
 from host.video import tiny_video_model, video_conditioning
-from node_schema import defaults
+from node_schema import with_settings
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 STEPS = 6
@@ -66,6 +66,27 @@ def test_it_is_the_papers_algorithm_with_comfyuis_guidance(model, n_avg):
     found = edit(model, seed=9, n_avg=n_avg)
     assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert apart(found, given) > 1e-2
+
+
+def align(model, zeta=0.01, **settings):
+    method = {"method": "FlowAlign", "cfg": 4.0, "zeta": zeta}
+    return edit(model, negative=None, method=method, **settings)
+
+
+def test_flowalign_guides_away_from_the_source_in_three_evaluations(model):
+    """Without its pull it is FlowEdit with the source as negative and no guidance under the source."""
+    assert torch.equal(align(model, 0.0), edit(model, negative=SOURCE, source_cfg=1.0, cfg=4.0))
+    assert apart(align(model, 0.05), image()["samples"]) < apart(align(model, 0.0), image()["samples"])
+    assert apart(align(model, positive=SOURCE), image()["samples"]) < 1e-6
+    count = Count(model)
+    align(count.model, n_max=4 / STEPS)
+    assert count.rows == 4 * 3
+
+
+def test_a_negative_is_needed_only_where_it_acts(model):
+    assert torch.equal(edit(model, negative=None, source_cfg=1.0, cfg=1.0), edit(model, source_cfg=1.0, cfg=1.0))
+    with pytest.raises(ValueError, match="source_cfg is 1 and cfg 4, which needs a negative conditioning"):
+        edit(model, negative=None, source_cfg=1.0)
 
 
 @pytest.mark.parametrize("n_max", [0.0, 0.5, 1.0])
@@ -128,8 +149,9 @@ def test_an_image_is_encoded(vae):
 
 
 def test_the_latent_keeps_what_else_it_carries(model):
-    given, settings = {**image(), "noise_mask": half_mask(), "batch_index": [7]}, dict(steps=4, n_max=0.5, scheduler="normal")
-    result = FlowEditLatentSampler.execute(model, SOURCE, TARGET, EMPTY, given, **defaults(FlowEditLatentSampler) | settings).args[0]
+    given = {**image(), "noise_mask": half_mask(), "batch_index": [7]}
+    settings = with_settings(FlowEditLatentSampler, steps=4, n_max=0.5, scheduler="normal")
+    result = FlowEditLatentSampler.execute(model, SOURCE, TARGET, given, negative=EMPTY, **settings).args[0]
     assert result["batch_index"] == [7] and result["noise_mask"] is given["noise_mask"]
 
 

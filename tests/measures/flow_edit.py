@@ -1,4 +1,4 @@
-"""FlowEdit's settings on the demo model against plain image to image: `python . run tests/measures/flow_edit.py`.
+"""FlowEdit and FlowAlign on the demo model against plain image to image: `python . run tests/measures/flow_edit.py`.
 
 Held-out rendered scenes, each with a source and a target caption that differ in one thing (those of tests/measures/diffedit.py). An edit
 is right if the checker reads the target in the result; "the rest" is the PSNR of what lies off the changed thing, against the VAE's own
@@ -21,7 +21,9 @@ from node_schema import defaults
 
 SD3 = dict(steps=50, n_max=0.66, source_cfg=3.5, cfg=13.5)
 EPS = dict(steps=20, n_max=0.65, source_cfg=1.5, cfg=7.5)
+ALIGN = dict(steps=20, n_max=0.65, cfg=7.5, zeta=0.01)
 ROWS = [dict(denoise=0.7, cfg=4.0), EPS, EPS | dict(n_max=0.75), SD3, EPS | dict(flow=True)]
+ROWS += [ALIGN | more for more in ({}, dict(n_max=0.75), dict(zeta=0.0), dict(cfg=5.0), dict(cfg=10.0), dict(steps=33, n_max=1.0, cfg=13.5))]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Way:
     def name(self) -> str:
         if "denoise" in self.settings:
             return "image to image, " + ", ".join(f"{k} {v:g}" for k, v in self.settings.items())
-        kind = "FlowEdit, as a flow model" if self.settings.get("flow") else "FlowEdit"
+        kind = "FlowAlign" if "zeta" in self.settings else "FlowEdit, as a flow model" if self.settings.get("flow") else "FlowEdit"
         return f"{kind}: " + ", ".join(f"{k} {v:g}" for k, v in self.settings.items() if k != "flow")
 
     def made(self, studio: Studio, changes: list[Change], latents: torch.Tensor) -> torch.Tensor:
@@ -43,9 +45,12 @@ class Way:
             given = (STEPS, self.settings["cfg"], SAMPLER, SCHEDULER, target, studio.prompt(""), latents)
             noise, more = studio.noise(len(changes), 0), dict(denoise=self.settings["denoise"], disable_pbar=True, seed=0)
             return comfy.sample.sample(studio.model, noise, *given, **more)
-        knobs = defaults(FlowEditLatentSampler) | {"scheduler": SCHEDULER} | {k: v for k, v in self.settings.items() if k != "flow"}
+        own = {k: v for k, v in self.settings.items() if k in ("source_cfg", "cfg", "zeta")}
+        method = {"method": "FlowAlign" if "zeta" in own else "FlowEdit", **own}
+        rest = {k: v for k, v in self.settings.items() if k in ("steps", "n_max")}
+        knobs = defaults(FlowEditLatentSampler) | dict(scheduler=SCHEDULER, negative=studio.prompt(""), method=method) | rest
         model = ModelSamplingAsFlow.execute(studio.model).args[0] if self.settings.get("flow") else studio.model
-        return FlowEditLatentSampler.execute(model, source, target, studio.prompt(""), {"samples": latents}, **knobs).args[0]["samples"]
+        return FlowEditLatentSampler.execute(model, source, target, {"samples": latents}, **knobs).args[0]["samples"]
 
 
 @torch.inference_mode()
@@ -55,10 +60,11 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[tuple[bool
 
 
 def main() -> None:
-    options = options_of(__doc__, count=(24, "edits, a quarter of each kind"), batch=(24, "edits at a time"))
+    only = dict(nargs="*", metavar="WAY", help="ways whose names hold one of these texts")
+    options = options_of(__doc__, count=(24, "edits, a quarter of each kind"), batch=(24, "edits at a time"), only=only)
     studio, changes = Studio(), [change(i) for i in range(options.count)]
     say(head(f"{len(changes)} edits", "right", *KINDS, "the rest"))
-    for way in map(Way, ROWS):
+    for way in [w for w in map(Way, ROWS) if options.only is None or any(text in w.name for text in options.only)]:
         parts = range(0, len(changes), options.batch)
         found = [one for i in parts for one in measured(studio, way, changes[i : i + options.batch])]
         of_kinds = [percent(np.mean([right for (right, _), c in zip(found, changes) if c.kind == kind])) for kind in KINDS]

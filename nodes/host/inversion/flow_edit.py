@@ -1,4 +1,4 @@
-"""FlowEdit inside ComfyUI's sampling."""
+"""FlowEdit and FlowAlign inside ComfyUI's sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..sampling import TwoPrompts, run
 
 
 class FlowEdit(MaskedImage):
-    """An image, the mask of what may change, and FlowEdit's edit of it."""
+    """An image, the mask of what may change, and an edit of it without inversion."""
 
     def run(self, guider: TwoPrompts, sigmas: Sequence[float], source_cfg: float, **knobs) -> torch.Tensor:
         """The edited latent; where the mask is 0, the original's bit for bit. `knobs` are those of `flow_edit`."""

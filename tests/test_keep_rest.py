@@ -1,0 +1,157 @@
+"""An edit put into its source: registration, colors, and the source's own pixels everywhere else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from controlled_diffusion.guidance.keep_rest import COLORS, keep_rest, matched, spread
+from controlled_diffusion.guidance.registration import Motion, registered
+from torch.testing import assert_close
+
+SIZE = 192
+MASK = torch.zeros(1, SIZE, SIZE)
+MASK[:, 60:130, 50:120] = 1
+TINT = torch.tensor([[0.9, 0.08, 0.0], [0.03, 0.95, 0.02], [0.0, 0.1, 0.8]]), torch.tensor([0.04, -0.02, 0.05])
+
+
+def picture(seed: int = 0, size: int = SIZE) -> torch.Tensor:
+    """Blobs of many sizes, (1, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [F.interpolate(torch.rand(1, 3, n, n, generator=generator), (size, size), mode="bicubic") / n**0.3 for n in (4, 9, 23, 61)]
+    image = sum(parts)
+    return ((image - image.amin()) / (image.amax() - image.amin())) * 0.8 + 0.1
+
+
+def moved(image: torch.Tensor, scale, shift) -> tuple[torch.Tensor, Motion]:
+    """The image after a motion, and that motion."""
+    motion = Motion(torch.tensor([scale]), torch.tensor([shift]))
+    return Motion(1 / motion.scale, -motion.shift / motion.scale).undone(image), motion
+
+
+def tinted(image: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("ij,bjhw->bihw", TINT[0], image) + TINT[1][:, None, None]
+
+
+def repainted(image: torch.Tensor) -> torch.Tensor:
+    """The image with something else inside the mask."""
+    return torch.where(MASK[:, None] > 0, picture(9).flip(1), image)
+
+
+def error(found: Motion, true: Motion) -> float:
+    return float(Motion(found.scale - true.scale + 1, found.shift - true.shift).distance(SIZE, SIZE).max())
+
+
+@pytest.mark.parametrize("scale, shift", [
+    ((1.0, 1.0), (0.3, -0.4)), ((1.0, 1.0), (7.6, -7.6)), ((1.04, 1.04), (0.0, 0.0)), ((0.96, 1.03), (-5.0, 6.5)), ((1.02, 0.97), (7.6, 7.6)),
+])  # fmt: skip
+def test_shifts_and_scales_up_to_4_percent_are_found(scale, shift):
+    source = picture()
+    edit, motion = moved(source, scale, shift)
+    assert error(registered(source, tinted(repainted(edit)), 1 - MASK[:, None]), motion) < 0.1
+
+
+def test_every_image_of_a_batch_has_its_own_motion():
+    source = torch.cat([picture(1), picture(2)])
+    edits, motions = zip(moved(source[:1], (1.0, 1.0), (3.0, 0.0)), moved(source[1:], (0.98, 0.98), (0.0, -4.0)))
+    found = registered(source, torch.cat(edits), torch.ones(2, 1, SIZE, SIZE))
+    assert all(error(Motion(found.scale[i : i + 1], found.shift[i : i + 1]), motion) < 0.1 for i, motion in enumerate(motions))
+
+
+def test_outside_the_mask_the_source_stays_bit_for_bit():
+    source = picture()
+    edit, _ = moved(tinted(repainted(source)), (1.02, 1.0), (3.0, 2.0))
+    for feather in (0, 9):
+        for colors in COLORS:
+            kept = keep_rest(source, edit, MASK, feather, colors=colors)
+            outside = (kept.mask == 0)[:, None].expand_as(source)
+            assert torch.equal(kept.image[outside], source[outside]) and bool(outside[(MASK == 0)[:, None].expand_as(source)].all())
+            assert not torch.allclose(kept.image, source, atol=0.05)
+
+
+def test_an_edit_that_moved_and_changed_color_is_put_back_in_place():
+    """What the edit repainted comes out where it belongs and in its own colors, because the rest tells how the whole was changed."""
+    source = picture()
+    wanted = repainted(source)
+    edit, _ = moved(tinted(wanted), (1.03, 0.98), (4.0, -3.0))
+
+    def apart(**settings) -> float:
+        return float((keep_rest(source, edit, MASK, **settings).image - wanted).abs().mean((0, 1))[MASK[0] > 0].mean())
+
+    assert apart(colors="whole image") < 0.015
+    assert apart(align=False, colors="off") > 0.05
+    assert apart(colors="whole image") < 0.5 * apart(align=False, colors="whole image")
+    assert apart(colors="whole image") < 0.5 * apart(colors="off")
+
+
+def test_an_image_that_did_not_move_is_not_resampled():
+    source = picture()
+    edit = repainted(source)
+    kept = keep_rest(source, edit, MASK, colors="off")
+    assert torch.equal(kept.image, edit) and not kept.undone
+    noisy = (edit + 0.02 * torch.randn(edit.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    inside = (MASK > 0)[:, None].expand_as(noisy)
+    assert torch.equal(keep_rest(source, noisy, MASK, colors="off").image[inside], noisy[inside])
+
+
+@pytest.mark.parametrize("edit", [picture(5), torch.full((1, 3, SIZE, SIZE), 0.5)], ids=["another picture", "one color"])
+def test_an_unsure_motion_is_not_undone(edit):
+    kept = keep_rest(picture(), edit, MASK, colors="off")
+    inside = (MASK > 0)[:, None].expand_as(edit)
+    assert float(kept.likeness) < 0.6 and not kept.undone and torch.equal(kept.image[inside], edit[inside])
+
+
+def test_a_linear_change_of_color_is_undone():
+    """The optimal map between Gaussians is symmetric, so a symmetric change is undone exactly."""
+    source, symmetric = picture(), (TINT[0] + TINT[0].T) / 2
+    edit = torch.einsum("ij,bjhw->bihw", symmetric, source) + TINT[1][:, None, None]
+    assert_close(matched(edit, source, torch.ones(1, 1, SIZE, SIZE)), source, atol=0.02, rtol=0)
+    nothing = torch.zeros(1, 1, SIZE, SIZE)
+    assert torch.equal(matched(edit, source, nothing), edit)
+
+
+def test_a_field_is_kept_where_known_and_smooth_elsewhere():
+    ramp = torch.linspace(0, 1, SIZE).expand(1, 1, SIZE, SIZE)
+    found = spread(torch.where(MASK[:, None] > 0, torch.full_like(ramp, 9.0), ramp), 1 - MASK[:, None])
+    assert torch.equal(found[MASK[:, None] == 0], ramp[MASK[:, None] == 0])
+    assert float((found - ramp).abs().max()) < 0.12
+
+
+def test_at_the_edge_a_local_tint_leaves_no_seam():
+    """A glow that no single color map undoes: the step at the mask's border shrinks."""
+    source = picture()
+    glow = torch.linspace(-0.15, 0.15, SIZE)[:, None].expand(1, 3, SIZE, SIZE)
+
+    def seam(colors) -> float:
+        image = keep_rest(source, source + glow, MASK, align=False, colors=colors).image
+        return float((image - source).abs()[..., 60, 50:120].mean())
+
+    assert seam("at the edge") < 0.3 * seam("whole image")
+
+
+def test_colors_that_the_rest_does_not_have_stay_as_they_are():
+    """A thing on a white ground with a green one: nothing there says how blue changes."""
+    generator, source = torch.Generator().manual_seed(2), torch.full((1, 3, SIZE, SIZE), 0.95)
+    source[..., 20:50, 130:180] = torch.tensor([0.16, 0.62, 0.2])[:, None, None]
+    edit = source.clone()
+    edit[..., 60:130, 50:120] = torch.tensor([0.15, 0.35, 0.85])[:, None, None]
+    noisy = (edit * 0.98 + 0.005 + 0.01 * torch.randn(edit.shape, generator=generator)).clamp(0, 1)
+    for colors in COLORS:
+        found = keep_rest(source, noisy, MASK, colors=colors).image[..., 80:110, 70:100]
+        assert_close(found.mean((2, 3)), torch.tensor([[0.15, 0.35, 0.85]]), atol=0.03, rtol=0)
+
+
+def test_a_mask_that_is_too_small_lends_no_color_of_the_thing():
+    """The mask leaves a rim of the repainted square out: red before, blue after. The blue inside stays as the edit has it."""
+    source, edit = picture(), picture()
+    for image, color in ((source, (0.9, 0.1, 0.1)), (edit, (0.1, 0.2, 0.9))):
+        image[..., 60:130, 50:120] = torch.tensor(color)[:, None, None]
+    smaller = torch.zeros_like(MASK)
+    smaller[:, 63:127, 53:117] = 1
+    for colors in COLORS:
+        found = keep_rest(source, edit, smaller, colors=colors).image[..., 80:110, 70:100]
+        assert_close(found, edit[..., 80:110, 70:100], atol=0.03, rtol=0)
+
+
+def test_a_feather_fades_inside_the_mask():
+    kept = keep_rest(picture(), picture(5), MASK, 9)
+    assert float(kept.mask[0, 95, 85]) == 1 and float(kept.mask[0, 60, 85]) < 0.1
+    assert bool((kept.mask <= MASK).all())
