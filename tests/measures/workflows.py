@@ -7,13 +7,10 @@ user moves them to its loader.
 import json
 from pathlib import Path
 
-from controlled_diffusion.nodes import MODULES
-
 import small_models
 from browser import chromium, graph_image
 from harness.server import Server
 from measures.script import head, row, say
-from node_schema import widgets
 
 WORKFLOWS = Path(__file__).parents[2] / "example_workflows"
 TALLEST = """(() => {
@@ -43,6 +40,15 @@ def heights(page) -> tuple[float, float]:
     return tuple(page.evaluate(TALLEST))
 
 
+def widgets_of_nodes() -> dict:
+    """By display name. ComfyUI must be importable, which tests that only need `heights` do without."""
+    from controlled_diffusion.nodes import MODULES
+
+    from node_schema import widgets
+
+    return {node.GET_SCHEMA().display_name: widgets(node) for module in MODULES for node in module.NODES}
+
+
 def main() -> None:
     """What was counted before and what now; then every workflow, and the nodes with the most widgets."""
     rows = {}
@@ -54,7 +60,7 @@ def main() -> None:
                 graph_image.open_workflow(page, workflow)
                 page.evaluate(graph_image.VIEW_AT_REST)
                 rows[path.stem] = len(workflow["nodes"]), links_to_rewire(workflow), *map(round, heights(page))
-    counted = {node.GET_SCHEMA().display_name: widgets(node) for module in MODULES for node in module.NODES}
+    counted = widgets_of_nodes()
     nodes, links, tallest, text = zip(*rows.values())
     every, shown = zip(*counted.values())
     now = (len(rows), f"{sum(links) / len(links):.1f}, {max(links)}", max(nodes), max(tallest), max(text), max(every), max(shown))
