@@ -300,7 +300,8 @@ def decoupled(
     are given; the others stay bit for bit. `mask` (R, L, 1) scales the images' part.
     """
     seen = q if rows is None else q[rows]
-    image = sum(attention(seen, k, v) for k, v in terms) * weight
+    first, *more = (attention(seen, k, v) for k, v in terms)
+    image = sum(more, first) * weight
     if mask is not None:
         image = image * mask.to(image)
     return text + image.to(text) if rows is None else text.index_add(0, rows, image.to(text))

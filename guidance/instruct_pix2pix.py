@@ -33,6 +33,11 @@ class Scales:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; give a finite number, usually {usual}.")
 
+    @property
+    def vary(self) -> bool:
+        """Whether a scale depends on sigma."""
+        return self.text_schedule.varies or self.image_schedule.varies
+
     def at(self, sigma: float, scale: NoiseScale) -> tuple[float, float]:
         """(s_T, s_I) at `sigma`."""
         return self.text_scale * self.text_schedule(sigma, scale), self.image_scale * self.image_schedule(sigma, scale)

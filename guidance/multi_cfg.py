@@ -97,6 +97,10 @@ class Rules:
         """Whether terms are simply added to the prediction."""
         return self.conflict == "sum" and self.norm_cap == self.rescale == 0.0 and self.shaping.neutral
 
+    def vary(self, channel: Channel) -> bool:
+        """Whether the weight of a channel depends on sigma."""
+        return self.interval.varies or channel.schedule.varies or channel.interval.varies
+
     def strength(self, channel: Channel, sigma: float, scale: NoiseScale, weight: float | None = None) -> float:
         """The signed weight of a channel at `sigma`; `weight` replaces the channel's own."""
         strength = channel.strength(sigma, scale, weight)

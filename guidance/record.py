@@ -16,7 +16,6 @@ from .multi_cfg import GuidanceTerm
 class Entry:
     """One prediction: the weight of every term by name, their Gram matrix (n, n) in mean products, and what was evaluated."""
 
-    sigma: float
     weights: dict[str, float]
     gram: torch.Tensor
     evaluations: int
@@ -37,14 +36,14 @@ class Record:
 
     entries: list[Entry] = field(default_factory=list)
 
-    def note(self, sigma: float, terms: Sequence[GuidanceTerm], evaluations: int) -> None:
+    def note(self, terms: Sequence[GuidanceTerm], evaluations: int) -> None:
         """Adds a prediction with everything that guided it, each name once."""
         if terms:
             flat = torch.stack([t.delta.detach().flatten() for t in terms]).float()
             gram = flat @ flat.T / flat.shape[1]
         else:
             gram = torch.zeros(0, 0)
-        self.entries.append(Entry(sigma, {t.name: t.weight for t in terms}, gram, evaluations))
+        self.entries.append(Entry({t.name: t.weight for t in terms}, gram, evaluations))
 
     @property
     def names(self) -> list[str]:

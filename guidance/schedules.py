@@ -183,6 +183,11 @@ class Schedule:
                 f"got {self.start} to {self.end}. Swap or lower them."
             )
 
+    @property
+    def varies(self) -> bool:
+        """Whether the factor depends on sigma."""
+        return self.start > 0.0 or self.end < 1.0 or not isinstance(self.shape, Constant)
+
     def __call__(self, sigma: float, scale: NoiseScale) -> float:
         """Factor of a weight at `sigma`."""
         if (self.start > 0.0 and sigma > scale.sigma(self.start)) or (self.end < 1.0 and sigma < scale.sigma(self.end)):

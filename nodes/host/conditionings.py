@@ -6,7 +6,8 @@ import comfy.samplers
 import torch
 
 KEY = "controlled_diffusion.attention"
-BRANCHES = "controlled_diffusion.branches"
+RANGE = {"timestep_start", "timestep_end"}
+COSTLY = {"area", "mask", "gligen", "model_conds"}  # what ComfyUI prepares of a part, whose range does not depend on it
 
 
 def marked(conditioning: list, token: str, branches: int = 1) -> list:
@@ -72,7 +73,15 @@ def check_conditionings(model, named: dict[str, list]) -> None:
 
 def is_active(conditioning: list[dict] | None, x: torch.Tensor, timestep: torch.Tensor) -> bool:
     """Whether ComfyUI would evaluate any part of a conditioning at this sigma; it makes a zero image of none."""
-    return any("default" in c or comfy.samplers.get_area_and_mult(c, x, timestep) is not None for c in conditioning or ())
+    return any("default" in c or _in_range(c, x, timestep) for c in conditioning or ())
+
+
+def _in_range(given: dict, x: torch.Tensor, timestep: torch.Tensor) -> bool:
+    """Whether the timestep range of a part, if it has one, includes this sigma; ComfyUI decides."""
+    if not RANGE & given.keys():
+        return True
+    alone = {k: v for k, v in given.items() if k not in COSTLY}
+    return comfy.samplers.get_area_and_mult({**alone, "model_conds": {}}, x, timestep) is not None
 
 
 def active_parts(conditioning: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> int:

@@ -15,9 +15,11 @@ from comfy.hooks import EnumHookType, Hook
 from comfy.patcher_extension import WrappersMP
 
 from ...guidance.errors import quoted
+from .progress import keep
 
 KEY = "controlled_diffusion.evaluation_order"
 OWN = "controlled_diffusion"  # with which the keys of all wrappers of the pack begin
+COMPILED = "torch.compile"  # of the wrapper by which ComfyUI's `set_torch_compile_wrapper` puts a compiled network in place
 FUNCTION = "model_function_wrapper"
 KINDS = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # from the outside in
 
@@ -52,14 +54,25 @@ def in_any_order(model_options: dict) -> bool:
     return KEY in model_options
 
 
+def leave_uncompiled(wrappers: dict, what: str) -> None:
+    """Takes the network of TorchCompileModel, which keeps what it saw of options and hooks at its first call, out of the wrappers of a run or of
+    a MODEL, {type: {key: [wrapper]}}; `what` needs that."""
+    there = wrappers.get(WrappersMP.APPLY_MODEL, {})
+    if COMPILED in there:
+        wrappers[WrappersMP.APPLY_MODEL] = {key: found for key, found in there.items() if key != COMPILED}
+        text = f"{what} runs without torch.compile: a compiled network would not see what changes from step to step."
+        _log.warning(text)
+        keep(text)
+
+
 class Keyframes:
     """Gives hooks at every sigma the keyframe that a falling pass through `levels` has there, whatever was evaluated before.
 
     ComfyUI's `HookKeyframeGroup` only moves forward, so that each evaluation gets a clone of it that has gone through the levels above.
     """
 
-    def __init__(self, levels: Sequence[float]):
-        self.levels = sorted({float(level) for level in levels}, reverse=True)
+    def __init__(self, levels: torch.Tensor | Sequence[float]):
+        self.levels = sorted(set(torch.as_tensor(levels).tolist()), reverse=True)
         self.hooks: dict[int, tuple] = {}  # by id: (hook, its own keyframes, the strength that it was last applied with)
 
     def at(self, keyframes, sigma: float):

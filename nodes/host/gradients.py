@@ -15,6 +15,7 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .evaluation_order import leave_uncompiled
 from .saved_tensors import map_tensors, mutations_allowed
 
 T = TypeVar("T")
@@ -173,6 +174,7 @@ def trainable(model, clip=None, what: str = "Training"):
     if "multigpu_clones" in model.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
+    leave_uncompiled(model.wrappers, what)
     if clip is None:
         return model, None
     own = clip.clone()

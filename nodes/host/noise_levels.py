@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 
 import comfy.samplers
 import comfy.utils
@@ -30,6 +31,21 @@ def run_noise_scale(guider) -> NoiseScale:
     if KEY not in options:
         options[KEY] = noise_scale(guider.model_patcher)
     return options[KEY]
+
+
+class Level:
+    """The timestep (B,) of a prediction. Its `sigma`, the largest, is read where something depends on it: reading waits for the GPU."""
+
+    def __init__(self, timestep: torch.Tensor | None = None):
+        self.timestep = timestep
+
+    @cached_property
+    def sigma(self) -> float:
+        return float(self.timestep.max())
+
+    def at(self, timestep: torch.Tensor) -> Level:
+        """This one where it is of that very tensor."""
+        return self if timestep is self.timestep else Level(timestep)
 
 
 def scale_of(model_sampling, points: int = 501) -> NoiseScale:

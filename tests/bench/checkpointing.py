@@ -54,9 +54,9 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     model, channels = dict(choices=list(SHAPES), default="sd15"), dict(type=int, help="fewer than the UNet's own, for a quick look")
-    o = options_of(__doc__, model=model, size=(32, "side of the latents"), channels=channels, batch=1)
+    o = options_of(__doc__, arguments, model=model, size=(32, "side of the latents"), channels=channels, batch=1)
     with torch.inference_mode(False), torch.no_grad():
         found = measured(o)
     say(head(f"{o.model}, {o.batch} x {8 * o.size} x {8 * o.size} pixels", "peak", "told before", "seconds"))

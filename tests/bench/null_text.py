@@ -120,8 +120,8 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
         rows[name].found.append((nearness(back), evaluations, found.seconds))
 
 
-def main() -> None:
-    options, studio = options_of(__doc__, count=(5, "images")), Studio()
+def main(arguments: list[str] | None = None) -> None:
+    options, studio = options_of(__doc__, arguments, count=(5, "images")), Studio()
     comfy.model_management.load_models_gpu([studio.model])
     gradients.to_normal_tensors(studio.model.model)
     rows = {name: Row(name) for name in ("reference", *OURS)}

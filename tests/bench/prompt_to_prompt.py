@@ -20,8 +20,8 @@ from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from torch.profiler import ProfilerActivity, profile
 
 import explicit
-from bench.multi_cfg import guider_of, shortest
-from bench.shapes import SHAPES, clock, model_of
+from bench.cases import guider_of
+from bench.shapes import SHAPES, clock, model_of, shortest
 from harness.memory import peak
 from host import tiny
 from host.editing import patch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -64,6 +66,12 @@ SHAPES = {
     ),
 }
 
+TENTH = {  # of the width, with as many layers
+    "sd15": dict(model_channels=32),
+    "sdxl": dict(model_channels=64),
+    "flux": dict(hidden_size=288, axes_dim=[4, 4, 4]),
+}
+
 
 def clock() -> float:
     """CPU seconds, so that other work on the machine does not count, or those of the clock on a GPU."""
@@ -71,6 +79,17 @@ def clock() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
+
+
+def fused(attention, *args, **kwargs) -> torch.Tensor:
+    """torch's own attention, as `diffusers` has it and ComfyUI on a GPU."""
+    return host_attention.attention_pytorch(*args, **kwargs)
+
+
+def shortest(runs: dict[Hashable, Callable[[], float]], repeats: int) -> dict[Hashable, float]:
+    """Of every run the shortest time of `repeats`, taken in turn."""
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
+    return {name: min(times[name] for times in rounds) for name in runs}
 
 
 def model_of(name: str, dtype: torch.dtype | None = None, **changed):

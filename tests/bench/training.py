@@ -32,8 +32,7 @@ from controlled_diffusion.nodes.training_options import ClassImages
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bench.multi_cfg import shortest
-from bench.shapes import SD15, clock, fused, model_of
+from bench.shapes import SD15, clock, fused, model_of, shortest
 from harness.memory import peak
 from harness.operations import Operations
 from host import tiny
@@ -330,9 +329,9 @@ def measured(runs: dict[str, Callable[..., list[float]]], steps: int, repeats: i
     return {case: (best[case], *found[case]) for case in runs}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = options_of(
-        __doc__, model=dict(choices=list(SHAPES), nargs="*", default=list(SHAPES)), side=dict(type=int, help="of the latents, in cells"),
+        __doc__, arguments, model=dict(choices=list(SHAPES), nargs="*", default=list(SHAPES)), side=dict(type=int, help="of the latents, in cells"),
         steps=(2, "timed in one run"), repeats=(3, "each time is the best step of so many runs, taken in turn"),
         only=dict(help="the kinds whose name holds this"),
     )  # fmt: skip

@@ -224,7 +224,7 @@ def test_report_tells_weights_norms_cosines_evaluations(eps_model):
 
 def test_the_most_opposed_pair_is_named():
     record, delta = Record(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    record.note(1.0, [GuidanceTerm(sign * delta, name=name) for name, sign in (("a", 1), ("b", -1), ("c", 1))], 4)
+    record.note([GuidanceTerm(sign * delta, name=name) for name, sign in (("a", 1), ("b", -1), ("c", 1))], 4)
     assert "most opposed: a and b, mean cosine -1.000" in record.text() or "most opposed: b and c, mean cosine -1.000" in record.text()
 
 

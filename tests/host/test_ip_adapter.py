@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from adapters import SD15, SDXL, parted, published
 from compare import assert_close
 from host import editing, tiny_editors
-from host.sampling import Count, cfg_guider, dual_guider, half_mask, ksampler, latent, run
+from host.sampling import Count, cfg_guider, dual_guider, half_mask, ksampler, latent, run, with_options_seen
 from host.tiny import CONTEXT, UNET_CONFIG, conditioning, fill, unet
 
 EMPTY, CAT, DOG = (conditioning(i) for i in range(3))
@@ -459,16 +459,17 @@ def test_gradients_pass_through_the_patched_model(eps_model, vision):
     assert kept[0].abs().sum() > 0
 
 
-def test_keys_and_values_are_moved_once_and_fit_for_gradients(eps_model, vision):
-    """Where the model has another precision or device, they are copied in the middle of a run, in inference mode."""
-    prompt = ip_adapter.prompt_of(adapter_for(eps_model), vision, random_image())
-    run_of = ip_adapter.IPAdapterRun(noise_scale(eps_model), (8, 8), {})
-    like = torch.zeros(1, dtype=torch.float16)
-    moved = run_of.on_device("images", 0, prompt.images[0], like)
-    assert all(t.dtype == torch.float16 and not t.is_inference() for t in moved)
-    assert run_of.on_device("images", 0, prompt.images[0], like) is moved
-    assert not torch.equal(run_of.on_device("nothing", 0, prompt.nothing[0], like)[0], moved[0])
-    assert not any(t.is_inference() for pairs in (prompt.images, prompt.nothing) for pair in pairs for t in pair)
+def test_what_layers_need_again_is_made_once_fit_for_gradients(eps_model, vision):
+    """Keys, values and masks are made at the first step of a run, in inference mode."""
+    node, *_ = patched(eps_model, vision, mask=half_mask())
+    runs = []
+    run(guided(with_options_seen(node, lambda options: runs.append(options[next(k for k in options if str(k).startswith(ip_adapter.KEY))]))))
+    made = runs[0].made
+    kinds = {key[0] for key in made}
+    tensors = [t for value in made.values() for t in (value if isinstance(value, list) else [(value,)]) for t in t]
+    layers = len(ip_adapter.layers_of(eps_model))
+    assert kinds == {"terms", "rows", "mask"} and len([key for key in made if key[0] == "terms"]) == layers < len(runs) * layers
+    assert not any(t.is_inference() for t in tensors if t is not None)
 
 
 def channels(vision, model, weight: float = 1.0):

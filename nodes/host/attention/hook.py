@@ -21,7 +21,8 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block, Place
 from ..conditionings import KEY, features_of, has_mark
-from ..noise_levels import NoiseScale, run_noise_scale
+from ..evaluation_order import leave_uncompiled
+from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
 from .dit import Dit, Override
@@ -69,6 +70,7 @@ class ControlRun:
     def __init__(self, control: Control, scale: NoiseScale):
         self.control, self.scale = control, scale
         self.parts, self.percent, self.conds, self.started = MarkedParts(), 0.0, {}, False
+        self.level = Level()  # of the prediction that is made
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
         self.layers: dict[str, list[Place]] = {}
@@ -154,6 +156,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     guider, sample = executor.class_obj, executor
     options, device = guider.model_options["transformer_options"], guider.model_patcher.load_device
     scale, controls = run_noise_scale(guider), options[KEY]
+    leave_uncompiled(options["wrappers"], controls[0].node)
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in controls)
     for control, run in zip(controls, runs):
         for earlier in control.history.before(noise, latent_image, sigmas)[-1:]:
@@ -178,13 +181,13 @@ def _warn(warnings: list[str]) -> None:
 
 def _predict(executor, x, timestep, model_options={}, seed=None):
     """PREDICT_NOISE: what goes into a guided prediction, and what comes out."""
-    runs = model_options["transformer_options"][KEY]
+    runs, level = model_options["transformer_options"][KEY], Level(timestep)
     for run in runs:
-        run.conds, run.evaluated = executor.class_obj.conds, []
+        run.conds, run.evaluated, run.level = executor.class_obj.conds, [], level
         if not run.started:
-            run.start(run.conds, x, float(timestep.max()))
+            run.start(run.conds, x, level.sigma)
             run.started = True
-        x = run.before(x, float(timestep.max()))
+        x = run.before(x, level.sigma)
     denoised = executor(x, timestep, model_options, seed)
     for run in runs:
         denoised = run.after(denoised)
@@ -194,7 +197,7 @@ def _predict(executor, x, timestep, model_options={}, seed=None):
 def _evaluate(executor, model, conds, x_in, timestep, model_options):
     """CALC_COND_BATCH: the conditionings that are about to be evaluated."""
     for run in model_options["transformer_options"][KEY]:
-        run.on_evaluate(conds, x_in, float(timestep.max()))
+        run.on_evaluate(conds, x_in, run.level.at(timestep).sigma)
     return executor(model, conds, x_in, timestep, model_options)
 
 

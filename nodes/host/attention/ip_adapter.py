@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import comfy.clip_vision
 import comfy.model_management
@@ -25,10 +26,12 @@ from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, imag
 from ....attention.layers import Place
 from ....guidance.errors import quoted
 from ..conditionings import origin
+from ..evaluation_order import leave_uncompiled
 from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale
 from .unet import BaseAttention, cross_attentions, is_unet, with_attention
 
+T = TypeVar("T")
 KEY = "controlled_diffusion.ip_adapter"
 ADAPTERS = ModelFolder(
     "ipadapter", "adapter", own=True,
@@ -112,20 +115,22 @@ class Part:
 
 @dataclass
 class IPAdapterRun:
-    """One sampling run: its noise levels, the size of its latent, what its conditionings see, and keys and values on the device."""
+    """One sampling run: its noise levels, the size of its latent, what its conditionings see, and tensors that its layers need again.
+
+    `made` holds by what they depend on keys and values, rows and masks, on the device: each is made once.
+    """
 
     scale: NoiseScale
     size: tuple[int, int]
     parts: dict[uuid.UUID, Part]
-    moved: dict[tuple, Pair] = field(default_factory=dict)
+    made: dict[tuple, object] = field(default_factory=dict)
 
-    def on_device(self, role: str, layer: int, pair: Pair, like: torch.Tensor) -> Pair:
-        """A pair where a layer needs it, moved there once."""
-        key = (role, layer, like.device, like.dtype)
-        if key not in self.moved:
+    def once(self, key: tuple, make: Callable[[], T]) -> T:
+        """What `make` gives for a key, as ordinary tensors."""
+        if key not in self.made:
             with torch.inference_mode(False), torch.no_grad():
-                self.moved[key] = tuple(t.to(like.device, like.dtype) for t in pair)
-        return self.moved[key]
+                self.made[key] = make()
+        return self.made[key]
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,9 @@ class ImagePatch:
     def begin(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE: finds out what each of the run's conditionings sees."""
         run = IPAdapterRun(run_noise_scale(guider), tuple(noise.shape[-2:]), self._parts(guider.conds))
-        extra_args["model_options"].setdefault("transformer_options", {})[f"{KEY}/{self.token}"] = run
+        options = extra_args["model_options"]["transformer_options"]
+        options[f"{KEY}/{self.token}"] = run
+        leave_uncompiled(options["wrappers"], "IP-Adapter Patch")
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
     def _parts(self, conds: dict[str, list[dict]]) -> dict[uuid.UUID, Part]:
@@ -190,10 +197,10 @@ class ImagePatch:
 
     def _call(self, x: torch.Tensor, options: dict) -> AttentionCall | None:
         """What the images do in one call of the network; None where none acts."""
-        run, sigma = options[f"{KEY}/{self.token}"], float(options["sigmas"].max())
+        run, numbers = options[f"{KEY}/{self.token}"], zip(options["uuids"], options["cond_or_uncond"])
+        parts = tuple(run.parts.get(u) or Part(None if self.only_marked else index == 0) for u, index in numbers)
+        sigma = float(options["sigmas"].max()) if self.schedules else math.nan  # reading it waits for the GPU
         strength = self.weight * math.prod(schedule(sigma, run.scale) for schedule in self.schedules)
-        numbers = zip(options["uuids"], options["cond_or_uncond"])
-        parts = [run.parts.get(u) or Part(None if self.only_marked else index == 0) for u, index in numbers]
         if strength == 0.0 or all(part.image is None for part in parts):
             return None
         return AttentionCall(self, run, strength, parts, len(x) // len(parts))
@@ -206,7 +213,7 @@ class AttentionCall:
     patch: ImagePatch
     run: IPAdapterRun
     strength: float
-    parts: Sequence[Part]
+    parts: tuple[Part, ...]
     size: int
 
     def attend(self, layer: int, base: BaseAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
@@ -215,24 +222,24 @@ class AttentionCall:
         def attention(q, k, v):
             return optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
 
-        text = base(q, k, v)
-        mask = None if self.patch.mask is None else self._mask(*options["activations_shape"][-2:]).to(q.device)
-        strength = self.strength * self.patch.weights[layer]
-        return decoupled(text, q, self._terms(layer, q), strength, attention, self._rows(q.device), mask)
+        text, own = base(q, k, v), (self.parts, self.size, q.device)
+        terms = self.run.once(("terms", layer, *own, q.dtype), partial(self._terms, layer, q))
+        rows = self.run.once(("rows", *own), partial(self._rows, q.device))
+        mask = None
+        if self.patch.mask is not None:
+            height, width = options["activations_shape"][-2:]
+            mask = self.run.once(("mask", *own, q.dtype, height, width), lambda: self._mask(height, width).to(q))
+        return decoupled(text, q, terms, self.strength * self.patch.weights[layer], attention, rows, mask)
 
     def _terms(self, layer: int, q: torch.Tensor) -> list[Pair]:
-        prompt = self.patch.prompt
-        images, nothing = (
-            self.run.on_device(role, layer, pairs[layer], q) for role, pairs in (("images", prompt.images), ("nothing", prompt.nothing))
-        )
-        return prompt.terms(images, nothing, [part.image for part in self.parts if part.image is not None], self.size)
+        prompt, shown = self.patch.prompt, [part.image for part in self.parts if part.image is not None]
+        images, nothing = (tuple(t.to(q.device, q.dtype) for t in pairs[layer]) for pairs in (prompt.images, prompt.nothing))
+        return prompt.terms(images, nothing, shown, self.size)
 
-    def _rows(self, device) -> torch.Tensor | None:
+    def _rows(self, device: torch.device) -> torch.Tensor | None:
         """The batch's rows on which the images act; None where that is all."""
-        if all(part.image is not None for part in self.parts):
-            return None
-        rows = torch.arange(len(self.parts) * self.size, device=device).split(self.size)
-        return torch.cat([own for own, part in zip(rows, self.parts) if part.image is not None])
+        shown = [part.image is not None for part in self.parts for _ in range(self.size)]
+        return None if all(shown) else torch.tensor([row for row, acts in enumerate(shown) if acts], device=device)
 
     def _mask(self, height: int, width: int) -> torch.Tensor:
         """The mask (R, height * width, 1) of the rows on which the images act, each cut to its conditioning's area."""

@@ -7,6 +7,7 @@ and with no channel active ComfyUI's result is untouched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import is_active, same_conditioning
 from ..evaluation_order import in_any_order
-from ..noise_levels import run_noise_scale
+from ..noise_levels import Level, run_noise_scale
 
 KEY = "controlled_diffusion.multi_cfg"
 EVALUATION, POST_CFG = "sampler_calc_cond_batch_function", "sampler_post_cfg_function"
@@ -112,6 +113,8 @@ class GuidanceRun:
     primary: str = "positive"
     patches: list[ChannelGroup] = field(default_factory=list)  # the first is the outermost
     record: Record = field(default_factory=Record)
+    level: Level = field(default_factory=Level)  # of the prediction that is made
+    masks: dict[tuple, torch.Tensor] = field(default_factory=dict)  # of channels, at the size of what they act on
 
     @classmethod
     def of(cls, guider) -> GuidanceRun:
@@ -132,16 +135,25 @@ class GuidanceRun:
         """The names in the report so far."""
         return [self.primary, *(c.name for group in (self.own, *self.patches) for c in group.channels)]
 
+    def strength(self, rules: Rules, channel: Channel, level: Level, weight: float | None = None) -> float:
+        """The signed weight of a channel under rules; `weight` replaces the channel's own."""
+        return rules.strength(channel, level.sigma if rules.vary(channel) else math.nan, self.scale, weight)
+
+    def mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor:
+        """The mask of a channel as `like` needs it, made once."""
+        key = keys.name, like.shape, like.dtype, like.device
+        if key not in self.masks:
+            self.masks[key] = resize_mask(keys.channel.mask, like)
+        return self.masks[key]
+
     def predict(self, executor, x, timestep, model_options={}, seed=None):
         """PREDICT_NOISE: with the channels, unless the guider is `alone`; with a graph back to x where a gradient needs one."""
-        guider, sigma = executor.class_obj, float(timestep.max())
+        guider, before, self.level = executor.class_obj, self.level, Level(timestep)
         if getattr(guider, "alone", False):
             return executor(x, timestep, model_options, seed)
-        if self.scale.percent(sigma) < max(group.rules.zero_init_percent for group in self.groups):
+        if self._starts_late():
             return x.clone()
-        if in_any_order(guider.model_options) or (self.record.entries and sigma > self.record.entries[-1].sigma):
-            for group in self.groups:
-                group.running.clear()
+        self._forget(before, in_any_order(guider.model_options))
         step = GuidanceStep(self, guider.conds, x, timestep)
         if not step.through_denoiser:
             return step.predict(executor, model_options, seed)
@@ -149,6 +161,18 @@ class GuidanceRun:
         with gradients.differentiable():
             x, timestep = x.clone().detach().requires_grad_(True), gradients.clone_inference_tensors(timestep)
             return GuidanceStep(self, guider.conds, x, timestep).predict(executor, model_options, seed).detach()
+
+    def _starts_late(self) -> bool:
+        """Whether nothing is evaluated yet."""
+        start = max(group.rules.zero_init_percent for group in self.groups)
+        return start > 0.0 and self.scale.percent(self.level.sigma) < start
+
+    def _forget(self, before: Level, any_order: bool) -> None:
+        """Clears what momentum remembers where this prediction does not follow the one `before`."""
+        remembering = [group for group in self.groups if group.rules.shaping.apg_momentum]
+        if remembering and (any_order or (before.timestep is not None and self.level.sigma > before.sigma)):
+            for group in remembering:
+                group.running.clear()
 
 
 class GuidanceStep:
@@ -158,7 +182,7 @@ class GuidanceStep:
     """
 
     def __init__(self, run: GuidanceRun, conds: dict[str, list[dict]], x: torch.Tensor, timestep: torch.Tensor):
-        self.run, self.conds, self.x, self.timestep, self.sigma = run, conds, x, timestep, float(timestep.max())
+        self.run, self.conds, self.x, self.timestep = run, conds, x, timestep
         self.active = [(group, self._active(group)) for group in run.groups]
         self.denoised: dict[str, torch.Tensor] | None = None
         self.evaluations = 0
@@ -166,7 +190,7 @@ class GuidanceStep:
     def _active(self, group: ChannelGroup) -> list[tuple[ChannelKeys, float]]:
         if group.rests(self.x, self.timestep):
             return []
-        weighted = [(c, group.rules.strength(c.channel, self.sigma, self.run.scale)) for c in group.channels]
+        weighted = [(c, self.run.strength(group.rules, c.channel, self.run.level)) for c in group.channels]
         found = [(self._with_active_null(c), weight) for c, weight in weighted if weight != 0.0]
         return [(c, weight) for c, weight in found if c is not None]
 
@@ -241,7 +265,7 @@ class GuidanceStep:
             terms = [self._term(group, c, weight, prediction) for c, weight in active]
             prediction = self._combined(group, active, terms, prediction, cfg)
             noted += terms
-        self.run.record.note(self.sigma, noted, self.evaluations)
+        self.run.record.note(noted, self.evaluations)
         return prediction
 
     def _term(self, group: ChannelGroup, keys: ChannelKeys, weight: float, prediction: torch.Tensor) -> GuidanceTerm:
@@ -250,8 +274,8 @@ class GuidanceStep:
             direction = self._direction(group, keys.name, self.denoised[keys.key], self.denoised[keys.null], weight)
         else:
             with nullcontext() if self.through_denoiser else gradients.differentiable():
-                direction = channel.gradient(self.x, self.sigma, prediction, self.run.scale).to(prediction)
-        mask = None if channel.mask is None else resize_mask(channel.mask, prediction)
+                direction = channel.gradient(self.x, self.run.level.sigma, prediction, self.run.scale).to(prediction)
+        mask = None if channel.mask is None else self.run.mask(keys, prediction)
         return term(direction, weight, mask, channel.priority, keys.name)
 
     def _direction(self, group: ChannelGroup, name: str, prediction: torch.Tensor, null: torch.Tensor, weight: float) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Instruction-tuned models of ComfyUI: how the image enters them, and a guider with a scale for it and one for the text."""
 
+import math
+
 import comfy.model_base
 import comfy.samplers
 import node_helpers
@@ -9,7 +11,6 @@ from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, 
 from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
 from ..latents import check_latent_channels, samples_of
-from ..noise_levels import run_noise_scale
 from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
 
@@ -95,15 +96,16 @@ class InstructPix2Pix(MultiCFG):
 
     def without_image(self, x: torch.Tensor, timestep: torch.Tensor) -> bool:
         """Whether the prediction of the image alone counts 0 in the equation and both others are active."""
-        sigma = float(timestep.max())
-        _, image_scale = self.scales.at(sigma, run_noise_scale(self))
+        run = GuidanceRun.of(self)
+        sigma = run.level.at(timestep).sigma if self.scales.vary else math.nan
+        _, image_scale = self.scales.at(sigma, run.scale)
         active = all(is_active(self.conds[k], x, timestep) for k in (self.nothing, "negative", "positive"))
-        return active and coefficients(self.cfg_at(sigma), image_scale)["image"] == 0.0
+        return active and coefficients(self.cfg_at(timestep), image_scale)["image"] == 0.0
 
     def pair(self, x, timestep) -> tuple:
         if not self.without_image(x, timestep):
             return super().pair(x, timestep)
-        nothing, cfg = self.conds[self.nothing], self.cfg_at(float(timestep.max()))
+        nothing, cfg = self.conds[self.nothing], self.cfg_at(timestep)
         return (self.conds["positive"], nothing, cfg) if cfg != 0.0 else (nothing, nothing, 1.0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import comfy.sampler_helpers
 import comfy.samplers
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....guidance.errors import quoted
@@ -14,7 +15,6 @@ from ....guidance.record import Record
 from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import check_conditionings, is_active
-from ..noise_levels import run_noise_scale
 from ..run_history import RunHistory, run_of
 from .guidance_run import KEY, ChannelGroup, Conditionings, GuidanceRun
 
@@ -84,14 +84,15 @@ class MultiCFG(comfy.samplers.CFGGuider):
         positive, negative, cfg = self.pair(x, timestep)
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, model_options, seed)
 
-    def cfg_at(self, sigma: float) -> float:
-        """The primary channel's weight at `sigma`; `cfg` is its constant part."""
-        return self.rules.strength(self.primary, sigma, run_noise_scale(self), self.cfg) if self.primary else 0.0
+    def cfg_at(self, timestep: torch.Tensor) -> float:
+        """The primary channel's weight at a timestep; `cfg` is its constant part."""
+        run = GuidanceRun.of(self)
+        return run.strength(self.rules, self.primary, run.level.at(timestep), self.cfg) if self.primary else 0.0
 
     def pair(self, x, timestep) -> tuple:
         """(positive, negative, cfg) for ComfyUI's CFG; what is not active at this sigma is left out."""
         positive, negative = self.conds["positive"], self.conds["negative"]
-        cfg = self.cfg_at(float(timestep.max()))
+        cfg = self.cfg_at(timestep)
         if not is_active(negative, x, timestep):
             negative, cfg = None, 1.0
         elif cfg == 0.0 or not is_active(positive, x, timestep):

@@ -1,0 +1,97 @@
+"""What each patch of the pack costs beside none: `python . run tests/bench/overhead.py [--model sdxl] [--full] [--only attention]`.
+
+A network with the layers of SD1.5, SDXL or Flux and random weights, at a tenth of its width unless `--full`: then what is left is the work of
+Python. Every case runs in turn with what it is compared with; figures are medians, of CPU time on one thread where there is no GPU, so
+that other work on the machine does not count. A step's share is that of a longer run beyond one of two steps, the rest is the run's.
+Operations are launches on a GPU, waits are values that Python reads from there. Without a GPU set COMFYUI_OPTIONS=--use-pytorch-cross-attention
+for the attention that a GPU has.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from controlled_diffusion.nodes.host.noise_levels import NoiseScale, noise_scale
+
+from bench.cases import Case, Cases
+from bench.shapes import SHAPES, TENTH, clock, model_of
+from harness.memory import peak
+from harness.operations import Operations
+from measures.script import head, options_of, row, say
+
+KINDS = {"sd15": ("guidance", "gradients", "adapters", "attention", "inversions"), "flux": ("guidance",)}
+SHORT = 2  # steps of the shorter run
+
+
+def cases_of(o: argparse.Namespace) -> tuple[dict[str, Case], NoiseScale]:
+    """The cases of a model at its own or a tenth of its width, and its noise levels."""
+    model = model_of(o.model, o.dtype and getattr(torch, o.dtype), **({} if o.full else TENTH[o.model]))
+    cases = Cases(model, SHAPES[o.model], o.side or (SHAPES[o.model].side if o.full else 16), tuple(o.channels))
+    kinds = (k for k in KINDS.get(o.model, KINDS["sd15"]) if o.only is None or k in o.only)
+    return cases.of(tuple(kinds)), noise_scale(model)
+
+
+def seconds(run: Callable, sigmas: torch.Tensor) -> float:
+    start = clock()
+    run(sigmas)
+    return clock() - start
+
+
+def counted(run: Callable, sigmas: torch.Tensor) -> tuple[int, int]:
+    with Operations() as found:
+        run(sigmas)
+    return found.launched, len(found.reads)
+
+
+def split(short: float, long: float, steps: int) -> tuple[float, float]:
+    """(of a step, of the rest of a run), from runs of SHORT and of so many steps."""
+    step = (long - short) / (steps - SHORT)
+    return step, short - SHORT * step
+
+
+def told(name: str, case: Case, times: dict, counts: dict, memory: dict, steps: int) -> str:
+    """A line of the table."""
+    base, own = case.base or name, [split(*pair, steps) for pair in zip(*times[name])]
+    plain = [tuple(case.times * t for t in split(*pair, steps)) for pair in zip(*times[base])]
+    step, more, run = (statistics.median(values) for values in zip(*((a, a - b, c - d) for (a, c), (b, d) in zip(own, plain))))
+    ratio = statistics.median(a / b for (a, _), (b, _) in zip(own, plain))
+    launched, waits = (split(*pair, steps)[0] - case.times * split(*other, steps)[0] for pair, other in zip(counts[name], counts[base]))
+    added = (f"{1000 * more:+.1f}", f"{1000 * run:+.1f}", f"{launched:+.0f}", f"{waits:+.1f}") if case.base else ("", "", "", "")
+    return row(name, f"{1000 * step:.1f}", f"{ratio:.2f}", *added, f"{memory[name]:.0f}", f"{memory[name] / memory[base]:.2f}")
+
+
+@torch.inference_mode()
+def main(arguments: list[str] | None = None) -> None:
+    o = options_of(
+        __doc__, arguments, model=dict(choices=list(SHAPES), default="sd15"), full=dict(action="store_true", help="at its own width"),
+        dtype=dict(choices=["float32", "float16", "bfloat16"], help="default: half precision on a GPU"),
+        side=dict(type=int, help="of the latent, in cells; default: 16, or what the full model is made for"),
+        only=dict(nargs="*", metavar="KIND", help=f"some of {', '.join(KINDS['sd15'])}"),
+        channels=dict(type=int, nargs="*", default=[1, 2, 3]), steps=(8, "of the longer run"), repeats=(7, "rounds, taken in turn"),
+        start=(0.05, "percent of the first step"), end=(0.35, "percent of the last; all that edits attention acts until 0.4"),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    cases, scale = cases_of(o)
+    percents = [o.start + (o.end - o.start) * i / (o.steps - 1) for i in range(o.steps)]
+    short, long = (torch.tensor([*map(scale.sigma, chosen), 0.0]) for chosen in (percents[:SHORT], percents))
+    counts, memory = {}, {}
+    for name, case in cases.items():
+        case.run(short)
+        case.run(long)
+        memory[name] = peak(partial(case.run, short))
+        counts[name] = list(zip(counted(case.run, short), counted(case.run, long)))
+    rounds = [[(name, seconds(case.run, short), seconds(case.run, long)) for name, case in cases.items()] for _ in range(o.repeats)]
+    times = {name: ([], []) for name in cases}
+    for name, a, b in (found for each in rounds for found in each):
+        times[name][0].append(a)
+        times[name][1].append(b)
+    titles = "ms a step", "ratio", "added ms", "added ms a run", "operations", "waits", "peak memory, MB", "ratio"
+    say(head(f"{o.model}{'' if o.full else ', a tenth of its width'}", *titles))
+    for name, case in cases.items():
+        say(told(name, case, times, counts, memory, o.steps))
+
+
+if __name__ == "__main__":
+    main()
