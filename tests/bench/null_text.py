@@ -24,10 +24,12 @@ from measures.script import head, options_of, row, say
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
     "Null-Text Inverter": (NullTextInverter, {}),
-    "the same, early_stop 1": (NullTextInverter, {"early_stop": 1.0}),
-    "the same, inner_steps 10, early_stop 0.1": (NullTextInverter, {"inner_steps": 10, "early_stop": 0.1}),
+    "null-text, extrapolate off": (NullTextInverter, {"extrapolate": False}),
+    "null-text, extrapolate off, early_stop 1": (NullTextInverter, {"extrapolate": False, "early_stop": 1.0}),
     "Negative-Prompt Inverter": (NegativePromptInverter, {}),
-    "the same, fixed_point_iterations 3": (NegativePromptInverter, {"fixed_point_iterations": 3}),
+    "negative-prompt, extrapolate off": (NegativePromptInverter, {"extrapolate": False}),
+    "negative-prompt, extrapolate off, 3 fixed points": (NegativePromptInverter, {"extrapolate": False, "fixed_point_iterations": 3}),
+    "negative-prompt, 3 fixed points": (NegativePromptInverter, {"fixed_point_iterations": 3}),
 }
 
 
