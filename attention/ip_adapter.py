@@ -327,8 +327,8 @@ def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
         chosen = named(match[1], layers) if match else []
         if not chosen:
             raise ValueError(
-                f"layer_weights has {quoted(entry)}, which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with weights, such as "
-                f"'all:0, output:0.5', of: {names_of(layers)}"
+                f"layer_weights has {quoted(entry)}, which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with "
+                f"weights, such as 'all:0, output:0.5', of: {names_of(layers)}"
             )
         weights |= dict.fromkeys(chosen, float(match[2]))
     return list(weights.values())

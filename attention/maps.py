@@ -1,7 +1,7 @@
 """Attention maps: where in the image the attention to a word is, as means over heads, layers and noise levels.
 
-A running sum is kept for each word, group of layers and phase of the sampling, at the layers' own resolution. As in *What the DAAM* (arXiv 2210.04885), with joint attention's block of image queries and
-text keys (arXiv 2508.07519) where a model has no cross-attention.
+A running sum is kept for each word, group of layers and phase of the sampling, at the layers' own resolution. As in *What the DAAM* (arXiv
+2210.04885), with joint attention's block of image queries and text keys (arXiv 2508.07519) where a model has no cross-attention.
 """
 
 from __future__ import annotations

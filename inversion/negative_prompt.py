@@ -50,8 +50,9 @@ def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch
 class NegativePrompt(Method):
     """DDIM for a reconstruction with the source as the negative.
 
-    `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`. `interpolation` (0 to 1) moves the negative from the source towards the
-    empty prompt. `proximal` and `quantile` are those of `without_small`, which guidance goes through.
+    `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`. `interpolation` (0 to 1)
+    moves the negative from the source towards the empty prompt. `proximal` and `quantile` are those of `without_small`, which guidance goes
+    through.
     """
 
     name: ClassVar[str] = "negative_prompt"

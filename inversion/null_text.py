@@ -152,7 +152,8 @@ class NullText(Method):
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
     `learning_rate`. A step stops at `early_stop` times the paper's threshold. `smoothness` weighs the mean square of an embedding's change
-    from step to step, `extrapolate` makes better pivots for nothing (see `DDIM`), `l1` and `perceptual` the distances of the predicted image from the image.
+    from step to step, `l1` and `perceptual` the distances of the predicted image from the image. `extrapolate` makes better pivots for
+    nothing, see `DDIM`.
     """
 
     name: ClassVar[str] = "null_text"

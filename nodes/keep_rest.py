@@ -26,7 +26,8 @@ class KeepRest(io.ComfyNode):
             inputs=[
                 io.Image.Input("source", tooltip="The image before the edit."),
                 io.Image.Input("edit", tooltip="The image after it. Another size is scaled to the source's."),
-                io.Mask.Input("mask", tooltip="1 = what the edit may change: painted, or found by DiffEdit Mask. One for all images, or one each; scaled to the source."),
+                io.Mask.Input("mask", tooltip="1 = what the edit may change: painted, or found by DiffEdit Mask. One for all images, or one each; "
+                    "scaled to the source."),
                 switch("align", True, "Finds how the edit was shifted and stretched, and undoes it. Left as it is where the node is not sure."),
                 choice("colors", COLORS, _COLORS),
                 share("grow", 0.01, "Grows the mask by this share of the image's shorter side. Typical: 0–0.05."),

@@ -54,7 +54,10 @@ def check_name(name: str) -> str:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file, on the CPU, by the names they had before a network was wrapped for its training. Raises ValueError for a file that is cut, is something else, or holds NaN."""
+    """(tensors, metadata) of a safetensors file, on the CPU, by the names they had before a network was wrapped for its training.
+
+    Raises ValueError for a file that is cut, is something else, or holds NaN.
+    """
     try:
         tensors, about = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except _DAMAGES as error:

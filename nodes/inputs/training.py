@@ -50,7 +50,10 @@ OPTIONS = {
         "Dataset Options", sockets.DatasetOptions, Data(), "Captions, masks and changes of the images. Not connected: none."
     ),
     "validation_options": Option(
-        "Validation Options", sockets.ValidationOptions, Validation(cfg=AUTO_NUMBER, image_scale=AUTO_NUMBER), "How many validation images, when and how sampled. Not connected: its defaults."
+        "Validation Options",
+        sockets.ValidationOptions,
+        Validation(cfg=AUTO_NUMBER, image_scale=AUTO_NUMBER),
+        "How many validation images, when and how sampled. Not connected: its defaults.",
     ),
     "class_images": Option(
         "Class Images", sockets.ClassImages, NO_CLASS, "Keeps the class as it was (prior preservation). Not connected: plain fine-tuning."

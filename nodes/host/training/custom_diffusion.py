@@ -116,8 +116,8 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     own = [i for i in vectors if concept.says(tokens[i][0], part.key)]
     if concept and not own and concept.words(part.key):
         raise ValueError(
-            f"The line {quoted(f'{concept.name} = {prompt}')} names no word that {quoted(concept.name)} was trained with. Write embedding:{concept.name} where the "
-            "word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
+            f"The line {quoted(f'{concept.name} = {prompt}')} names no word that {quoted(concept.name)} was trained with. Write "
+            f"embedding:{concept.name} where the word belongs, or copy the embedding file that was saved beside it into the embeddings folder."
         )
     if own or vectors:
         return features[own or vectors]

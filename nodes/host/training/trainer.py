@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """The name that the file got, the loss curve (IMAGE) and validation images (IMAGE) or None, of a classifier the chart of its accuracy. Of
-    trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in a prompt, and the sentences of the subject's images
-    so written (those that name a new word, if there is one). `learned` says whether the loss fell and what may be wrong with it, `missed` which
+    trainers that give a model also the MODEL with the trained weights, or the classifier; of those of a subject their LoRA, what to write in
+    a prompt, and the sentences of the subject's images so written (those that name a new word, if there is one). `learned` says whether the loss fell and what may be wrong with it, `missed` which
     validation images could not be sampled, and why."""
 
     name: str
