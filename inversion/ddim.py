@@ -1,10 +1,9 @@
 """DDIM inversion: the deterministic sampler reversed (arXiv 2010.02502, section 4.3; as an inversion arXiv 2105.05233).
 
 A step up evaluates the network at the level it goes to, with the state it comes from; the step down evaluates it with a slightly different
-state, so the error is of the order of the step. The slope of the step before leads nearly to that state, at no cost (a predictor-corrector
-method: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section III.1). Midpoint steps bring the error to the square of
-the step (RF-Solver, arXiv 2411.04746, whose second-order formula is the explicit midpoint method), fixed-point iterations to nothing where
-they converge.
+state, so the error is of the order of the step. The slope of the step before leads nearly to that state, at no cost (Uni-Inv, arXiv 2504.13109;
+a predictor-corrector method). Midpoint steps bring the error to the square of the step (RF-Solver, arXiv 2411.04746, whose second-order
+formula is the explicit midpoint method), fixed-point iterations to nothing where they converge.
 """
 
 from __future__ import annotations

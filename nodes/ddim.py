@@ -6,7 +6,7 @@ from ..inversion.ddim import DDIM
 from ..inversion.fixed_point import ACCELERATIONS
 from .host.inversion import invert
 from .host.prompts import source_of
-from .inputs.inverter import fixed_point_input, inverter_inputs, inverter_outputs
+from .inputs.inverter import extrapolate_input, fixed_point_input, inverter_inputs, inverter_outputs
 from .inputs.widgets import advanced, choice, schema, share, whole
 
 _ACCELERATION = "How corrections proceed: 'picard' repeats the step; 'anderson' mixes the last iterates and mostly needs fewer."
@@ -21,7 +21,7 @@ class DDIMInverter(io.ComfyNode):
             [
                 "ddim inversion", "unsample", "unsampling", "real image editing", "invert image", "noise inversion", "fixed-point inversion", "aidi",
                 "effective real image editing with accelerated iterative diffusion inversion", "rf-solver",
-                "taming rectified flow for inversion and editing",
+                "taming rectified flow for inversion and editing", "uni-inv", "uniedit-flow",
             ],
             "Finds the noise from which an image comes: DDIM reversed, without guidance. One evaluation a step. Sampled without guidance, "
             "the noise nearly gives the image back; more steps are more exact, fixed-point iterations make it exact.",
@@ -31,6 +31,7 @@ class DDIMInverter(io.ComfyNode):
                 *advanced(
                     choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration),
                     share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9),
+                    extrapolate_input(DDIM.extrapolate),
                 ),
             ),
             inverter_outputs(),
