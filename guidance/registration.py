@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 COARSEST = 24  # pixels of the shorter side at which the search starts
+LEAST = 8  # pixels of the shorter side of an image whose motion can be found
 ITERATIONS = 12  # at each size
 DONE = 1e-3  # pixels that a step moves the border by
 LUMA = (0.299, 0.587, 0.114)
@@ -75,6 +76,8 @@ def registered(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -
     Right to about a tenth of a pixel for shifts and scales up to 4 % of the image. What changed although it has weight counts less the more
     it differs (Cauchy's weights). Where there is nothing to see, the answer is no motion.
     """
+    if min(source.shape[-2:]) < LEAST:
+        return Motion.none(len(source))
     levels = [(_luma(source), _luma(edit), weight)]
     while min(levels[-1][0].shape[-2:]) >= 2 * COARSEST:
         levels.append(tuple(F.avg_pool2d(x, 2) for x in levels[-1]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
@@ -83,13 +85,29 @@ def loaded_weights() -> list[torch.Tensor]:
     return [w for network in networks for w in (*network.parameters(), *network.buffers())]
 
 
+_measure: ContextVar[Callable[[torch.Tensor], None] | None] = ContextVar("who measures what autograd saves", default=None)
+
+
+@contextmanager
+def measured_by(measure: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Inside, `measure` sees all that autograd saves, which is let go; also where `mutations_allowed` is asked for."""
+    token = _measure.set(measure)
+    try:
+        with mutations_allowed():
+            yield
+    finally:
+        _measure.reset(token)
+
+
 def mutations_allowed(weights: Callable[[], Iterable[torch.Tensor]] = loaded_weights) -> torch.autograd.graph.saved_tensors_hooks:
     """Inside, networks may change in place what autograd has saved; gradients are those of the values that were saved.
 
     Not torch's `allow_mutation_on_saved_tensors`: in torch 2.13.0 it knows a saved tensor by (id, data pointer, version) and lets it go once it
     has copied it, so that a new tensor of the same id, address and version gets the old copy, and with it a wrong gradient.
     """
-    return torch.autograd.graph.saved_tensors_hooks(Copies(weights).save, SavedTensor.load)
+    measure = _measure.get()
+    pair = (Copies(weights).save, SavedTensor.load) if measure is None else (measure, lambda nothing: nothing)
+    return torch.autograd.graph.saved_tensors_hooks(*pair)
 
 
 class CopyIfNeeded:

@@ -25,7 +25,7 @@ def train_subject(graph):
         "Train a LoRA of a subject",
         "Learns a person, animal or thing from 5–20 images. Images of its class, drawn by the model itself, keep the class as it was.",
         "**First:** put your images into the folder *input/my_subject* of ComfyUI, press R, and choose it in *your images*. In the four texts "
-        "write what yours is instead of *dog*; *sks* is its new name and stays. Then press **Run**.",
+        "write what yours is instead of *dog*; *sks* is its new name and stays. Then press *Run*.",
         "**Not alike:** more *steps* or *rank* 32. **Only one pose or background:** fewer *steps*, or describe each image in **Dataset Options**.",
         "**Needs:** about 16 GB of GPU memory, and 25 minutes on an RTX 4090 (an estimate). *Load LoRA* reads the result.",
     )
@@ -51,7 +51,7 @@ def train_word(graph):
         "Train a word for a look or a thing",
         "Finds a new word for what your images have in common (textual inversion). The file is small and works in any prompt.",
         "**First:** put 5–20 images into the folder *input/my_subject* of ComfyUI, press R, choose it in *your images*, and say in "
-        "*initial_words* what they are. For a thing set *templates* to `object`. Then press **Run**.",
+        "*initial_words* what they are. For a thing set *templates* to `object`. Then press *Run*.",
         "**The word does too little:** 4 *vectors*, or more *steps*. **It takes over the image:** fewer *steps*.",
         "**Needs:** about 8 GB of GPU memory, and 20 minutes on an RTX 4070 (an estimate).",
     )
@@ -101,9 +101,9 @@ def teach_instruction(graph):
         graph,
         "Teach a model a new instruction",
         "Draws images before and after an edit from your sentences, keeps the good ones, and trains a model that follows the instruction.",
-        "**First:** press **Run**: as it is, it teaches *make it snow*. For your own edit write sentences in group 2, *before => after | "
+        "**First:** press *Run*: as it is, it teaches *make it snow*. For your own edit write sentences in group 2, *before => after | "
         "instruction*, a new *folder* and *name* in groups 3 and 4, and your instruction in group 5.",
-        "**More sentences** teach more: a line of names makes variants, or have them written: select the three nodes of group 2 that are "
+        "*More sentences* teach more: a line of names makes variants, or have them written: select the three nodes of group 2 that are "
         "switched off and press Ctrl+M. **Bad pairs:** delete them in *output/controlled_diffusion/pairs*.",
         "**Needs:** about 14 GB of GPU memory, and an hour on an RTX 4090 (an estimate).",
     )

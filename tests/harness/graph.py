@@ -123,8 +123,8 @@ class Graph:
             node.mode = NEVER
 
     def note(self, text: str, title: str = "Note") -> None:
-        """A Markdown note at the left edge. Values in backticks become bold: Nodes 2.0 draws code in notes unreadably."""
-        self.notes.append((title, text.replace("`", "**")))
+        """A Markdown note at the left edge. Values in backticks get quotes: Nodes 2.0 draws code in notes unreadably."""
+        self.notes.append((title, text.replace("`", "'")))
 
     def add_to_note(self, text: str) -> None:
         """More for the end of the first note."""

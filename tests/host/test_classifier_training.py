@@ -19,6 +19,7 @@ from controlled_diffusion.nodes.host.training import memory, trainer
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training.augmentation import Augmentation
 from controlled_diffusion.training.loop import Diverged, Loop
+from controlled_diffusion.training.settings import Data
 
 from compare import assert_close
 from demo import model as demo_model
@@ -119,7 +120,7 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
 
 def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
     model = demo.load()[0]
-    latents = host._latents(model, demo_vae, images(6).split(1))
+    latents = host._latents(model, demo_vae, Data(images(6).split(1)), 0)
     assert_close(latents := torch.cat(latents), model.model.process_latent_in(demo_vae.encode(images(6))), atol=1e-5, rtol=1e-5)
     assert 0.5 < latents.std() < 2
 
@@ -133,7 +134,7 @@ def test_changed_copies_keep_labels_and_are_not_held_out(demo_vae):
     assert plain.latents.shape[0] == 6 and torch.equal(judged.latents, same.latents) and torch.equal(judged.targets, same.targets)
     assert not (plain.targets.sum(0) * judged.targets.sum(0)).any()  # none is both
     assert shown.latents.shape[0] == shown.targets.shape[0] == 6 * 2 * 3 and torch.equal(shown.latents[:6], plain.latents)
-    mirrored = torch.cat(host._latents(model, demo_vae, [p.flip(2) for p in picked(plain, count)]))
+    mirrored = torch.cat(host._latents(model, demo_vae, Data([p.flip(2) for p in picked(plain, count)]), 0))
     assert_close(shown.latents[6:12], mirrored, atol=1e-5, rtol=1e-5)
     for rows in shown.targets.split(6):
         assert torch.equal(rows, plain.targets)
@@ -234,7 +235,7 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
     form = model.get_model_object("latent_format")
     made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").model
     assert made.latent_format == type(form).__name__ == "SDXL_Playground_2_5"
-    latents = torch.cat(host._latents(model, demo_vae, images(4).split(1)))
+    latents = torch.cat(host._latents(model, demo_vae, Data(images(4).split(1)), 0))
     assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
     channel = ClassifierChannel.execute(made, "a").args[0]
     check_guidance_channels(model, channel)

@@ -25,6 +25,7 @@ from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.inversion import inversion_files
 from controlled_diffusion.nodes.host.inversion import invert as inverting
 from controlled_diffusion.nodes.host.inversion.invert import Inversion
+from controlled_diffusion.nodes.host.latents import Padding
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.inversion_files import LoadInversion, SaveInversion
 from controlled_diffusion.training.demo import checker
@@ -83,7 +84,7 @@ def test_every_bit_of_an_inversion_is_kept(model):
     extras = {"maps": torch.randn(5, 2, 4, 8, 8).bfloat16()}
     null = [[e, {"start_percent": i / 5, "end_percent": (i + 1) / 5}] for i, e in enumerate(torch.randn(5, 1, 77, 64))]
     made = dict(trajectory=replace(found.trajectory, states=doubled, extras=extras), source=[[SOURCE[0][0], {**SOURCE[0][1], **dressed}]])
-    costs = dict(cfg=7.5, model=replace(found.model, patched=3), evaluations=123, seconds=4.5, text="a cat")
+    costs = dict(cfg=7.5, model=replace(found.model, patched=3), evaluations=123, seconds=4.5, text="a cat", padding=Padding((60, 64), (64, 64)))
     whole = replace(found, null=null, **made, **costs)
     assert all(getattr(whole, f.name) != f.default for f in fields(Inversion)), "a field that is at its default shows nothing"
     back = inversion_files.load(save(whole))

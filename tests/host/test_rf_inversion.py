@@ -85,6 +85,6 @@ def test_eps_and_v_models_are_refused(family):
 def test_an_eta_that_never_acts_is_warned_of(model, caplog):
     with caplog.at_level(logging.WARNING):
         invert(model, eta_end_percent=0.4)
-        assert not caplog.records
+        assert "never acts" not in caplog.text
         invert(model, eta_end_percent=0.4, end_percent=0.5)
     assert "eta 0.9 never acts: no step begins between eta_start_percent 0 and eta_end_percent 0.4" in caplog.text
