@@ -65,7 +65,7 @@ def _standard(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def likeness(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The correlation (B,) of the brightness of two images (B, 3, H, W) where the weight (B, 1, H, W) is; 1 = the same picture."""
+    """The correlation (B,) of the brightness of two images (B, 3, H, W) where the weight (B, 1, H, W) is; 1 = the same image."""
     a, b = (_standard(_luma(x), weight) for x in (source, edit))
     return (a * b * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
 

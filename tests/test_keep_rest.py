@@ -13,7 +13,7 @@ MASK[:, 60:130, 50:120] = 1
 TINT = torch.tensor([[0.9, 0.08, 0.0], [0.03, 0.95, 0.02], [0.0, 0.1, 0.8]]), torch.tensor([0.04, -0.02, 0.05])
 
 
-def picture(seed: int = 0, size: int = SIZE) -> torch.Tensor:
+def blobs(seed: int = 0, size: int = SIZE) -> torch.Tensor:
     """Blobs of many sizes, (1, 3, size, size)."""
     generator = torch.Generator().manual_seed(seed)
     parts = [F.interpolate(torch.rand(1, 3, n, n, generator=generator), (size, size), mode="bicubic") / n**0.3 for n in (4, 9, 23, 61)]
@@ -33,7 +33,7 @@ def tinted(image: torch.Tensor) -> torch.Tensor:
 
 def repainted(image: torch.Tensor) -> torch.Tensor:
     """The image with something else inside the mask."""
-    return torch.where(MASK[:, None] > 0, picture(9).flip(1), image)
+    return torch.where(MASK[:, None] > 0, blobs(9).flip(1), image)
 
 
 def error(found: Motion, true: Motion) -> float:
@@ -44,20 +44,20 @@ def error(found: Motion, true: Motion) -> float:
     ((1.0, 1.0), (0.3, -0.4)), ((1.0, 1.0), (7.6, -7.6)), ((1.04, 1.04), (0.0, 0.0)), ((0.96, 1.03), (-5.0, 6.5)), ((1.02, 0.97), (7.6, 7.6)),
 ])  # fmt: skip
 def test_shifts_and_scales_up_to_4_percent_are_found(scale, shift):
-    source = picture()
+    source = blobs()
     edit, motion = moved(source, scale, shift)
     assert error(registered(source, tinted(repainted(edit)), 1 - MASK[:, None]), motion) < 0.1
 
 
 def test_every_image_of_a_batch_has_its_own_motion():
-    source = torch.cat([picture(1), picture(2)])
+    source = torch.cat([blobs(1), blobs(2)])
     edits, motions = zip(moved(source[:1], (1.0, 1.0), (3.0, 0.0)), moved(source[1:], (0.98, 0.98), (0.0, -4.0)))
     found = registered(source, torch.cat(edits), torch.ones(2, 1, SIZE, SIZE))
     assert all(error(Motion(found.scale[i : i + 1], found.shift[i : i + 1]), motion) < 0.1 for i, motion in enumerate(motions))
 
 
 def test_outside_the_mask_the_source_stays_bit_for_bit():
-    source = picture()
+    source = blobs()
     edit, _ = moved(tinted(repainted(source)), (1.02, 1.0), (3.0, 2.0))
     for feather in (0, 9):
         for colors in COLORS:
@@ -69,7 +69,7 @@ def test_outside_the_mask_the_source_stays_bit_for_bit():
 
 def test_an_edit_that_moved_and_changed_color_is_put_back_in_place():
     """What the edit repainted comes out where it belongs and in its own colors, because the rest tells how the whole was changed."""
-    source = picture()
+    source = blobs()
     wanted = repainted(source)
     edit, _ = moved(tinted(wanted), (1.03, 0.98), (4.0, -3.0))
 
@@ -83,7 +83,7 @@ def test_an_edit_that_moved_and_changed_color_is_put_back_in_place():
 
 
 def test_an_image_that_did_not_move_is_not_resampled():
-    source = picture()
+    source = blobs()
     edit = repainted(source)
     kept = keep_rest(source, edit, MASK, colors="off")
     assert torch.equal(kept.image, edit) and not kept.undone
@@ -92,16 +92,16 @@ def test_an_image_that_did_not_move_is_not_resampled():
     assert torch.equal(keep_rest(source, noisy, MASK, colors="off").image[inside], noisy[inside])
 
 
-@pytest.mark.parametrize("edit", [picture(5), torch.full((1, 3, SIZE, SIZE), 0.5)], ids=["another picture", "one color"])
+@pytest.mark.parametrize("edit", [blobs(5), torch.full((1, 3, SIZE, SIZE), 0.5)], ids=["another image", "one color"])
 def test_an_unsure_motion_is_not_undone(edit):
-    kept = keep_rest(picture(), edit, MASK, colors="off")
+    kept = keep_rest(blobs(), edit, MASK, colors="off")
     inside = (MASK > 0)[:, None].expand_as(edit)
     assert float(kept.likeness) < 0.6 and not kept.undone and torch.equal(kept.image[inside], edit[inside])
 
 
 def test_a_linear_change_of_color_is_undone():
     """The optimal map between Gaussians is symmetric, so a symmetric change is undone exactly."""
-    source, symmetric = picture(), (TINT[0] + TINT[0].T) / 2
+    source, symmetric = blobs(), (TINT[0] + TINT[0].T) / 2
     edit = torch.einsum("ij,bjhw->bihw", symmetric, source) + TINT[1][:, None, None]
     assert_close(matched(edit, source, torch.ones(1, 1, SIZE, SIZE)), source, atol=0.02, rtol=0)
     nothing = torch.zeros(1, 1, SIZE, SIZE)
@@ -117,7 +117,7 @@ def test_a_field_is_kept_where_known_and_smooth_elsewhere():
 
 def test_at_the_edge_a_local_tint_leaves_no_seam():
     """A glow that no single color map undoes: the step at the mask's border shrinks."""
-    source = picture()
+    source = blobs()
     glow = torch.linspace(-0.15, 0.15, SIZE)[:, None].expand(1, 3, SIZE, SIZE)
 
     def seam(colors) -> float:
@@ -141,7 +141,7 @@ def test_colors_that_the_rest_does_not_have_stay_as_they_are():
 
 def test_a_mask_that_is_too_small_lends_no_color_of_the_thing():
     """The mask leaves a rim of the repainted square out: red before, blue after. The blue inside stays as the edit has it."""
-    source, edit = picture(), picture()
+    source, edit = blobs(), blobs()
     for image, color in ((source, (0.9, 0.1, 0.1)), (edit, (0.1, 0.2, 0.9))):
         image[..., 60:130, 50:120] = torch.tensor(color)[:, None, None]
     smaller = torch.zeros_like(MASK)
@@ -152,6 +152,6 @@ def test_a_mask_that_is_too_small_lends_no_color_of_the_thing():
 
 
 def test_a_feather_fades_inside_the_mask():
-    kept = keep_rest(picture(), picture(5), MASK, 9)
+    kept = keep_rest(blobs(), blobs(5), MASK, 9)
     assert float(kept.mask[0, 95, 85]) == 1 and float(kept.mask[0, 60, 85]) < 0.1
     assert bool((kept.mask <= MASK).all())

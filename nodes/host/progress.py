@@ -49,7 +49,7 @@ def node_text() -> Iterator[NodeText]:
 
 
 def say(progress: str) -> None:
-    """Writes on the running node, in the place of the last progress."""
+    """Writes on the running node, instead of the last progress."""
     text = _text.get() or NodeText()
     text.progress = progress
     text.show()

@@ -7,7 +7,7 @@ from controlled_diffusion.nodes.keep_rest import KeepRest
 
 from checks import refused
 from node_schema import defaults
-from test_keep_rest import MASK, SIZE, moved, picture, repainted, tinted
+from test_keep_rest import MASK, SIZE, blobs, moved, repainted, tinted
 
 NODE = with_checks(KeepRest)
 
@@ -19,8 +19,8 @@ def kept(source, edit, mask=MASK, **settings):
 
 
 def test_the_report_says_what_moved_and_what_was_put_back():
-    source = picture()
-    edits = [moved(tinted(repainted(source)), (1.0, 1.02), (3.0, -2.0))[0], source, picture(5)]
+    source = blobs()
+    edits = [moved(tinted(repainted(source)), (1.0, 1.02), (3.0, -2.0))[0], source, blobs(5)]
     image, mask, report = kept(source, torch.cat(edits))
     first, still, other = report.split("\n")
     assert first == "image 1: shifted by +3.0, -2.0 pixels, stretched by +0.0, +2.0 %; put back"
@@ -32,7 +32,7 @@ def test_the_report_says_what_moved_and_what_was_put_back():
 
 
 def test_grow_and_feather_are_shares_of_the_shorter_side():
-    source, edit = picture(), picture(5)
+    source, edit = blobs(), blobs(5)
     assert torch.equal(kept(source, edit, grow=0, feather=0)[1], MASK)
     grown = kept(source, edit, grow=0.05, feather=0)[1]
     assert float(grown[0, 51, 80]) == 1 and float(grown[0, 49, 80]) == 0
@@ -41,7 +41,7 @@ def test_grow_and_feather_are_shares_of_the_shorter_side():
 
 
 def test_an_edit_of_another_size_is_scaled_to_the_source():
-    source = picture()
+    source = blobs()
     edit = torch.nn.functional.interpolate(repainted(source), (240, 200), mode="bicubic")
     image, mask, _ = kept(source, edit, colors="off")
     assert image.shape == (1, SIZE, SIZE, 3)
@@ -50,7 +50,7 @@ def test_an_edit_of_another_size_is_scaled_to_the_source():
 
 def test_a_mask_of_another_size_is_scaled_to_the_source():
     """Load Image gives an empty one of 64 x 64 where nothing was painted."""
-    source, edit = picture(), picture(5)
+    source, edit = blobs(), blobs(5)
     assert torch.equal(kept(source, edit, torch.zeros(1, 64, 64))[0], source.movedim(1, -1))
     half = torch.zeros(1, 48, 96)
     half[..., 48:] = 1
@@ -58,14 +58,14 @@ def test_a_mask_of_another_size_is_scaled_to_the_source():
 
 
 def test_a_mask_that_leaves_nothing_out_gives_the_edit():
-    edit = picture(5)
-    image, _, report = kept(picture(), edit, torch.ones_like(MASK))
+    edit = blobs(5)
+    image, _, report = kept(blobs(), edit, torch.ones_like(MASK))
     assert torch.equal(image, edit.movedim(1, -1)) and "the mask leaves nothing out" in report
 
 
 @pytest.mark.parametrize("source, mask, message", [
-    (torch.cat([picture()] * 3), MASK, "edit holds 2 images, but there are 3; give 1, or 3"),
-    (picture(), torch.cat([MASK] * 3), "mask holds 3 images, but there are 2; give 1, or 2"),
+    (torch.cat([blobs()] * 3), MASK, "edit holds 2 images, but there are 3; give 1, or 3"),
+    (blobs(), torch.cat([MASK] * 3), "mask holds 3 images, but there are 2; give 1, or 2"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(source, mask, message):
-    refused(message, kept, source, torch.cat([picture(5)] * 2), mask)
+    refused(message, kept, source, torch.cat([blobs(5)] * 2), mask)
