@@ -1,4 +1,4 @@
-"""All tables of the measures page that come from a GPU, in under 8 minutes: `python . run tests/bench/gpu.py [--only TABLE ...] [--again]`.
+"""All tables of the measures page that come from a GPU, meant to take under 8 minutes: `python . run tests/bench/gpu.py [--only TABLE ...] [--again]`.
 
 Finished tables are kept in a file, so that a run that was stopped goes on with the next one; at the end all are printed. Without a GPU the
 same scripts run on small shapes: that shows that they work, and nothing about a GPU.
