@@ -38,9 +38,10 @@ def keep_rest(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor, feat
     """
     rest = 1 - (mask > 0).to(source)[:, None]
     motion = registered(source, edit, rest) if align else Motion.none(len(edit))
-    found = likeness(source, motion.undone(edit), rest * motion.seen(*edit.shape[-2:]))
+    back = motion.undone(edit)
+    found = likeness(source, back, rest * motion.seen(*edit.shape[-2:]))
     undone = (found >= SURE) & (motion.distance(*edit.shape[-2:]) > STILL)
-    edit = torch.where(undone[:, None, None, None], motion.where(undone).undone(edit), edit)
+    edit = torch.where(undone[:, None, None, None], back, edit)
     if colors != "off":
         rest = rest * kept_weight(source, matched(edit, source, rest), rest)
         edit = matched(edit, source, rest)

@@ -32,10 +32,6 @@ class Motion(NamedTuple):
         """How far the farthest pixel of an image moves, in pixels, (B,)."""
         return (self.shift.abs() + (self.scale - 1).abs() * self.scale.new_tensor([width, height]) / 2).amax(1)
 
-    def where(self, chosen: torch.Tensor) -> Motion:
-        """The same for the `chosen` (B,) images, and none for the others."""
-        return Motion(*(torch.where(chosen[:, None], own, still) for own, still in zip(self, self.none(len(chosen)))))
-
     def undone(self, image: torch.Tensor) -> torch.Tensor:
         """The edit (B, C, H, W) moved back onto its source; beyond its border its edge pixels."""
         height, width = image.shape[-2:]

@@ -53,7 +53,7 @@ class KeepRest(io.ComfyNode):
         source, edit, mask = (comfy.utils.repeat_to_batch_size(x, count) for x in (source, edit, mask.float()))
         grow, feather = (round(each * min(height, width)) for each in (grow, feather))
         made = [keep_rest(*each, feather, align, colors) for each in zip(source.split(1), edit.split(1), dilated(mask, grow).split(1))]
-        report = "\n".join(_line(i, kept) for i, kept in enumerate(made)) if align else ""
+        report = "\n".join(f"image {i + 1}: {_line(kept, align)}" for i, kept in enumerate(made))
         say(report)
         image, mask = torch.cat([kept.image for kept in made]).movedim(1, -1), torch.cat([kept.mask for kept in made])
         return io.NodeOutput(image, mask, report)
@@ -66,19 +66,23 @@ def _check(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor) -> None
             raise ValueError(f"{name} holds {len(images)} images, but there are {count}; give 1, or {count}.")
 
 
-def _line(index: int, kept: Kept) -> str:
+def _line(kept: Kept, align: bool) -> str:
     """What was found out about one image."""
     (across, down), (wide, high) = kept.motion.shift[0].tolist(), (100 * (kept.motion.scale[0] - 1)).tolist()
     alike = float(kept.likeness)
     if bool((kept.mask > 0).all()):
-        return f"image {index + 1}: the mask leaves nothing out, so everything comes from the edit as it is"
+        return "the mask leaves nothing out, so everything comes from the edit as it is"
+    if not bool((kept.mask > 0).any()):
+        return "nothing comes from the edit: the mask is empty, or narrower than the feather. Paint it larger, or lower feather"
+    if not align:
+        return "not aligned"
     if bool(kept.undone):
         told = "put back"
     elif alike < SURE:
         told = f"not put back: what the mask leaves out is too unlike then ({alike:.2f} of 1; at least {SURE:g})"
     else:
         told = "not moved"
-    return f"image {index + 1}: shifted by {across:+.1f}, {down:+.1f} pixels, stretched by {wide:+.1f}, {high:+.1f} %; {told}"
+    return f"shifted by {across:+.1f}, {down:+.1f} pixels, stretched by {wide:+.1f}, {high:+.1f} %; {told}"
 
 
 NODES = [KeepRest]

@@ -40,6 +40,16 @@ def test_grow_and_feather_are_shares_of_the_shorter_side():
     assert float(faded[0, 49, 80]) == 0 < float(faded[0, 54, 80]) < 1
 
 
+def test_a_mask_without_anything_left_is_told():
+    """A mask narrower than the feather, or an empty one, shows nothing of the edit."""
+    thin = torch.zeros_like(MASK)
+    thin[:, 80:84] = 1
+    for mask, settings in ((thin, dict(grow=0.0, feather=0.05)), (torch.zeros_like(MASK), dict(align=False))):
+        image, _, report = kept(blobs(), blobs(5), mask, **settings)
+        assert torch.equal(image, blobs().movedim(1, -1)) and "nothing comes from the edit" in report
+    assert kept(blobs(), blobs(5), align=False)[2] == "image 1: not aligned"
+
+
 def test_an_edit_of_another_size_is_scaled_to_the_source():
     source = blobs()
     edit = torch.nn.functional.interpolate(repainted(source), (240, 200), mode="bicubic")
