@@ -21,19 +21,22 @@ def defaults(node, family: str = "demo", **chosen: str) -> dict:
 
 
 def with_settings(node, **settings) -> dict:
-    """Defaults with other settings, each where the node has it: its own, or one of a dynamic combo's option, which a name alone chooses.
+    """Defaults with other settings, each where the node has it: its own, or one of a dynamic combo's option.
 
-    Those of options that are not chosen are left out.
+    An option is chosen by its name, or by a dictionary of it and of settings that come before all others. Settings of options that are not
+    chosen are left out.
     """
     inputs = node.GET_SCHEMA().inputs
     combos = [i for i in inputs if isinstance(i, io.DynamicCombo.Input)]
     inner = {own.id for each in combos for option in each.options for own in option.inputs} - {i.id for i in inputs}
-    named = {i.id: settings[i.id] for i in combos if isinstance(settings.get(i.id), str)}
-    values = defaults(node, **named)
+    named = {i.id: settings[i.id] for i in combos if i.id in settings}
+    values = defaults(node, **{name: given[name] if isinstance(given, dict) else given for name, given in named.items()})
     for name in settings.keys() - named.keys():
         holder = _holder(values, name)
         if holder is not values or name not in inner:
             holder[name] = settings[name]
+    for name, given in named.items():
+        values[name] |= given if isinstance(given, dict) else {}
     return values
 
 
