@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import comfy.samplers
 import torch
 from controlled_diffusion.attention.ip_adapter import image_prompt, recognize
+from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window
 from controlled_diffusion.guidance.directions import Shaping
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.record import Record
@@ -18,17 +20,20 @@ from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.edict import EDICTInverter
 from controlled_diffusion.nodes.host.attention import ip_adapter
+from controlled_diffusion.nodes.host.attention.local_blend import control_of
+from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 from controlled_diffusion.nodes.inversion import InversionSampler
 
+import explicit
 from adapters import published
 from bench.shapes import Shape
 from host import tiny
 from host.editing import patch
 from node_schema import defaults
 
-CFG, ONE_PROMPT = "ComfyUI's CFG", "ComfyUI, one prompt"
+CFG, TWO_IMAGES, ONE_PROMPT = "ComfyUI's CFG", "ComfyUI's CFG, 2 images", "ComfyUI, one prompt"
 SOURCE, SWAP, INSERT = "a red cat on a mat", "a blue cat on a mat", "a very fluffy red cat on a mat"
 ENCODED = {"base": (1024,), "plus": (257, 1280)}  # what the encoder gives of an image
 
@@ -59,6 +64,32 @@ def guider_of(model, positive: list, negative: list, cfg: float = 7.5) -> comfy.
     made.set_conds(positive, negative)
     made.set_cfg(cfg)
     return made
+
+
+@dataclass
+class Classic:
+    """Published Prompt-to-Prompt: all attentions explicit, all maps of up to 32 x 32 queries added up, edits in their place."""
+
+    edit: Edit
+    maps: dict[tuple, torch.Tensor] = field(default_factory=dict)
+
+    def install(self, model):
+        patched = model.clone()
+        for place in unet_places(model):
+            for kind, slot in SLOTS.items():
+                patched.set_model_patch_replace(partial(self.attend, (kind, *place.key)), slot, *place.key)
+        return patched
+
+    def attend(self, key: tuple, q, k, v, options: dict) -> torch.Tensor:
+        p, small = explicit.probabilities(q, k, options["n_heads"]), q.shape[1] <= 32**2
+        first = 2 * options["cond_or_uncond"].index(0)
+        if key[0] == "cross":
+            p[first + 1] = explicit.edited(self.edit, 0.5, p[first], p[first + 1])
+        elif small:
+            p[first + 1] = p[first]
+        if small:
+            self.maps[key] = self.maps.get(key, 0) + p[first : first + 2]
+        return explicit.attended(p, v)
 
 
 @dataclass(frozen=True)
@@ -147,13 +178,20 @@ class Cases:
         given = defaults(AttentionMapCapture) | dict(prompt=SOURCE, words="cat, mat")
         capturing, positive = AttentionMapCapture.execute(self.model, clip, **given).args
         yield "Attention Map Capture, 2 words", Case(self.sampled(guider_of(capturing, self._as_wide(positive, 1), self.text(0))), CFG)
-        yield "ComfyUI's CFG, 2 images", Case(self.cfg(self.model, 2))
+        yield TWO_IMAGES, Case(self.cfg(self.model, 2))
         edits = {"swap": dict(targets=SWAP), "insert words": dict(targets=INSERT), "insert words, local blend": dict(targets=INSERT, blend_words="*")}
         for name, own in edits.items():
             latent = {"samples": self.shape.latent(1, self.side)}
             patched, positive, *_ = patch(self.model, clip, source=SOURCE, latent=latent, **own)
             run = self.sampled(guider_of(patched, self._as_wide(positive, 1), self.text(0)), 2)
-            yield f"Prompt-to-Prompt, {name}", Case(run, "ComfyUI's CFG, 2 images")
+            yield f"Prompt-to-Prompt, {name}", Case(run, TWO_IMAGES)
+
+    def classic(self) -> Iterator[tuple[str, Case]]:
+        """The published way of Prompt-to-Prompt, with all windows open."""
+        patched = patch(self.model, tiny.clip(dtype=torch.float32), source=SOURCE, targets=INSERT, latent={"samples": self.shape.latent(1, self.side)})[0]
+        edit = Edit.from_alignment(control_of(patched).prompts.alignments[0], Settings(Window(0.0, 1.0), Window(0.0, 1.0)))
+        yield TWO_IMAGES, Case(self.cfg(self.model, 2))
+        yield "Prompt-to-Prompt, classic, insert words", Case(self.cfg(Classic(edit).install(self.model), 2), TWO_IMAGES)
 
     def _as_wide(self, conditioning: list, seed: int) -> list:
         """A conditioning with random features of the model's width; what else it holds stays."""

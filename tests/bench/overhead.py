@@ -21,7 +21,7 @@ from harness.memory import peak
 from harness.operations import Operations
 from measures.script import head, options_of, row, say
 
-KINDS = {"sd15": ("guidance", "gradients", "adapters", "attention", "inversions"), "flux": ("guidance",)}
+KINDS = {"sd15": ("guidance", "gradients", "adapters", "attention", "classic", "inversions"), "flux": ("guidance",)}
 SHORT = 2  # steps of the shorter run
 
 
