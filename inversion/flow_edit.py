@@ -36,8 +36,8 @@ def flow_edit(
 
     Of the steps along falling `sigmas` (the last 0) only the share `n_max` with least noise is made; the last share `n_min` is plain
     sampling under the target. Every step averages `n_avg` noises and adds `zeta` times the difference of the clean predictions, source minus
-    edit (FlowAlign's 0.01; 0 = FlowEdit). `within(inside, outside)` puts an edit into a mask. Raises ValueError for shares that do not fit
-    each other.
+    edit (FlowAlign's 0.01; 0 = FlowEdit). `within(inside, outside)` puts a step into a mask: `z += ds M (v_target - v_source)`, so
+    that a soft mask takes its share of every step once. Raises ValueError for shares that do not fit each other.
     """
     steps = len(sigmas) - 1
     n_max, n_min = step_counts(steps, n_max, n_min)
@@ -52,13 +52,14 @@ def flow_edit(
             push -= source(z, now) / n_avg
             push += target(z + edit, now) / n_avg
         apart = now * push - edit  # the source's clean prediction minus the edit's
-        edit = within(edit + (goal - now) * push + zeta * apart, torch.zeros_like(edit))
+        edit = within(edit + (goal - now) * push + zeta * apart, edit)
         show(x0 + edit, target.denoised)
     if n_min == 0:
         return x0 + edit
     noise = draw_like(x0, generator)
     x = noised(sigmas[-1 - n_min], noise, x0) + edit
     for now, goal in zip(sigmas[-1 - n_min :], sigmas[-n_min:]):
-        x = within(x + (goal - now) * target(x, now), noised(goal, noise, x0))
+        kept = (x - noised(now, noise, x0)) + noised(goal, noise, x0)  # with the edit as it was
+        x = within(x + (goal - now) * target(x, now), kept)
         show(x, target.denoised)
     return x

@@ -19,6 +19,7 @@ from .inputs.widgets import (
     schema,
     seed,
     share,
+    switch,
     whole,
 )
 
@@ -64,6 +65,7 @@ class FlowEditLatentSampler(io.ComfyNode):
                 *advanced(
                     share("n_min", 0.0, "Share of the steps, the last ones, that only sample the target: new style and texture. Typical: 0."),
                     whole("n_avg", 1, 1, 64, "Noises a step that are averaged; more are steadier and cost as many times more. Typical: 1–4."),
+                    switch("soft", False, "Off: all latent cells that the mask, cut at 0.5, touches may change. On: the mask is each step's share."),
                 ),
                 fit_input("image"),
                 *optional(
@@ -80,7 +82,7 @@ class FlowEditLatentSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, source, positive, image, method, steps, scheduler, negative=None, mask=None, vae=None, **knobs
+        cls, model, source, positive, image, method, steps, scheduler, soft, negative=None, mask=None, vae=None, **knobs
     ) -> io.NodeOutput:
         scales = {name: method[name] for name in ("source_cfg", "cfg", "zeta") if name in method}
         if method["method"] == _FLOW_ALIGN:
@@ -92,7 +94,7 @@ class FlowEditLatentSampler(io.ComfyNode):
             )
         given = {"source": source, "positive": positive, "negative": source if negative is None else negative}
         check_conditionings(model, given)
-        edit = FlowEdit(model, vae, image, mask, soft=False)
+        edit = FlowEdit(model, vae, image, mask, soft)
         guider = TwoPrompts(model, *given.values(), scales.pop("cfg"))
         samples = edit.run(guider, noise_levels.levels(model, scheduler, steps, 0.0), **scales, **knobs)
         return io.NodeOutput(edit.task.latent(samples), image_output("FlowEdit Sampler", vae, lambda: edit.task.image(samples)))

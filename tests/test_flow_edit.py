@@ -137,6 +137,25 @@ def test_off_the_mask_the_image_stays_bit_for_bit(n_min):
     assert apart(found[..., 4:], draw()[..., 4:]) > 1e-2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_min", [0.0, 0.3])
+def test_a_soft_mask_takes_its_share_of_every_step(family, n_min):
+    """`z += ds M (v_target - v_source)`; in the plain steps at the end the source's path is that of the noise."""
+    source, target, sigmas = derivative(family, 1.5, 0.0), derivative(family, 3.0, 1.0), levels(family, STEPS)
+    mask, generator, x0 = torch.linspace(0, 1, 8, dtype=torch.float64).expand(1, 1, 8, 8), torch.Generator().manual_seed(3), draw()
+    z, plain = x0.clone(), STEPS - round(n_min * STEPS)
+    for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
+        if i <= plain:
+            noise = draw_like(x0, generator)
+        q = noising(family)(now, noise, x0)
+        v_source = source(q, now) if i < plain else (q - noising(family)(goal, noise, x0)) / (now - goal)
+        z = z + (goal - now) * mask * (target(z + q - x0, now) - v_source)
+    within = dict(within=lambda inside, outside: mixed(inside, outside, mask))
+    assert_close(edit(family, n_max=1.0, n_min=n_min, **within), z, atol=1e-6, rtol=1e-6)
+    ones = dict(within=lambda inside, outside: mixed(inside, outside, torch.ones_like(mask)))
+    assert torch.equal(edit(family, n_max=1.0, n_min=n_min, **ones), edit(family, n_max=1.0, n_min=n_min))
+
+
 @pytest.mark.parametrize("steps, n_max, n_min, expected", [
     (50, 0.66, 0.0, (33, 0)), (28, 0.86, 0.0, (24, 0)), (20, 0.66, 0.1, (13, 2)), (20, 0.01, 0.01, (1, 1)), (20, 0.0, 0.0, (0, 0)),
 ])  # fmt: skip

@@ -139,6 +139,16 @@ def test_off_the_mask_the_image_stays_bit_for_bit(model, n_min):
     assert torch.equal(edit(model, {**given, "noise_mask": half_mask()}, n_min=n_min), found)
 
 
+def test_a_soft_mask_weighs_the_steps(model):
+    """Half of it edits, but less; without soft it counts as none where it is below one half."""
+    given, soft = image(), 0.4 * half_mask()
+    weak, full = edit(model, mask=soft, soft=True), edit(model, mask=half_mask())
+    assert torch.equal(weak[..., :4], given["samples"][..., :4]) and torch.equal(edit(model, mask=soft), given["samples"])
+    assert 1e-3 < apart(weak, given["samples"]) < apart(full, given["samples"])
+    assert torch.equal(edit(model, mask=half_mask(), soft=True), full)
+    assert torch.equal(edit(model, mask=torch.ones(1, 64, 64), soft=True), edit(model))
+
+
 def test_an_image_is_encoded(vae):
     model, image = tiny.unet("flow", output_scale=0.2), torch.rand(1, 72, 64, 3, generator=torch.Generator().manual_seed(0))
     found = edit(model, image, vae=vae)
