@@ -102,9 +102,7 @@ class PromptEdits:
         """The alignments and weights, readable."""
         blocks = []
         for alignment, weights in zip(self.alignments, self.weights):
-            target = alignment.target
-            weighted = [i for i, w in enumerate(target.words) if w.columns[0] in weights]
-            blocks.append("\n".join([alignment.text(), *(_weight_line(target, i, weights) for i in weighted)]))
+            blocks.append("\n".join(filter(None, (alignment.text(), weights_text(alignment.target, weights)))))
         return "\n\n".join(blocks)
 
 
@@ -120,6 +118,30 @@ def _with_things(prompt: Prompt, words: Iterable[int]) -> tuple[int, ...]:
         phrase = takewhile(lambda w: w.key not in FUNCTION_WORDS and w.text[0].isalnum(), behind)
         found |= dict.fromkeys(range(word + 1, word + 1 + len(list(phrase))))
     return tuple(found)
+
+
+def weights_of(prompt: Prompt, parts: Sequence[tuple[str, float]], listed: Sequence[tuple[str, float]]) -> dict[int, float]:
+    """Weights of columns that are not 1, from the parts of a prompt's text with their weights and from a list of words; of both, the product.
+
+    Raises ValueError for a listed word that is not in the prompt.
+    """
+    unknown = next((phrase for phrase, _ in listed if not prompt.find(phrase)), None)
+    if unknown is not None:
+        raise unknown_word(unknown, [prompt])
+    text, of_signs = "".join(part for part, _ in parts), [weight for part, weight in parts for _ in part]
+    found, end = dict.fromkeys(prompt.columns(range(len(prompt.words))), 1.0), 0
+    for word in prompt.words:
+        start = text.index(word.text, end)
+        end = start + len(word.text)
+        found |= dict.fromkeys(word.columns, of_signs[start])
+    for column, weight in _weights(prompt, listed).items():
+        found[column] *= weight
+    return {column: weight for column, weight in found.items() if weight != 1.0}
+
+
+def weights_text(prompt: Prompt, weights: dict[int, float]) -> str:
+    """The weights of words, a line for each."""
+    return "\n".join(_weight_line(prompt, i, weights) for i, word in enumerate(prompt.words) if word.columns[0] in weights)
 
 
 def _weight_line(prompt: Prompt, word: int, weights: dict[int, float]) -> str:

@@ -185,3 +185,25 @@ class Edit:
     def _padded(self, mapper: torch.Tensor) -> Edit:
         more = mapper.shape[1] - len(self.own)
         return replace(self, mapper=mapper, own=F.pad(self.own, (0, more)), weights=F.pad(self.weights, (0, more), value=1.0))
+
+
+@dataclass
+class ActiveEdits:
+    """The edits of a run as they are now, each made once for all steps with the same windows open. `node` made the prompts that they are of."""
+
+    edits: tuple[Edit, ...]
+    node: str
+    made: dict[tuple, ActiveEdit | None] = field(default_factory=dict)
+
+    def at(self, number: int, percent: float, columns: int, like: torch.Tensor) -> ActiveEdit | None:
+        """An edit at a percent of the sampling, for so many keys and values like these. Raises ValueError for fewer keys than its prompt has."""
+        edit = self.edits[number]
+        key = number, edit.open(percent), columns, like.device, like.dtype
+        if key not in self.made:
+            more = columns - len(edit.own)
+            if more < 0:
+                raise ValueError(
+                    f"The positive has {columns} tokens, but {self.node} made {len(edit.own)}: a node between cut it. Remove that node."
+                )
+            self.made[key] = (edit.extended(more) if more else edit).at_percent(percent, like)
+        return self.made[key]

@@ -113,6 +113,14 @@ def prompt_of(clip, text: str, length: int | None = None) -> Prompt:
     return moved(whole, -cut) if cut else whole
 
 
+def without_weights(clip, text: str) -> tuple[str, list[tuple[str, float]]]:
+    """A text without ComfyUI's syntax of weights, as the CLIP reads it, and its parts with their weights."""
+    parts = [(unescape_important(part), weight) for part, weight in token_weights(escape_important(text), 1.0)]
+    plain = "".join(part for part, _ in parts)
+    reads = any(ClipTokenizer(clip, name).weighted for names in _layout(list(clip.tokenize(""))) for name in names)
+    return plain.replace("(", "\\(").replace(")", "\\)") if reads else plain, parts
+
+
 def encoded(clip, text: str) -> list:
     """The CONDITIONING of a text, as CLIPTextEncode makes it. Refuses scheduled ones, which have several parts."""
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))

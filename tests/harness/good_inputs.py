@@ -20,6 +20,7 @@ OWN = {  # what single nodes need
     "DiffEditSampler": dict(steps=4),
     "SDEditSampler": dict(strength=0.5),
     "P2PAttentionPatch": dict(source="a red circle", targets="a blue circle"),
+    "WordWeights": dict(text="a red circle", word_weights="red: 2"),
     "P2PLocalBlend": dict(words="circle"),
     "AttentionMapCapture": dict(prompt="a red circle", words="circle"),
     "AttentionMapView": dict(words="", mask_word="circle"),

@@ -63,7 +63,7 @@ FOUND_BY = {
     "style transfer": {"IPAdapterPatch"},
     "mask from text": {"DiffEditMask", "AttentionMapView", "P2PBlendMask"},
     "merge lora": {"CustomDiffusionMerge"},
-    "word weight": {"P2PAttentionPatch"},
+    "word weight": {"P2PAttentionPatch", "WordWeights"},
     "sketch": {"SDEditSampler"},
     "apg": {"MultiCFGGuider", "MultiCFGPatch"},
     "cfg zero": {"MultiCFGGuider", "MultiCFGPatch"},

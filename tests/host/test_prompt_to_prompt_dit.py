@@ -186,7 +186,7 @@ def test_a_words_window_holds_for_its_weight(flux, clip):
     [
         (dict(self_start=0.3), "self_start is 0.3, but self_end is 0.2: .*Give self_start at most 0.2, or a larger self_end"),
         (dict(blend_words="circle", blend_start=0.6), "start_percent is 0.6, but end_percent is 0.5"),
-        (dict(word_weights="blue: -1"), "word_weights has -1, but in the joint attention of Flux"),
+        (dict(word_weights="blue: -1"), "A word has weight -1, but in the joint attention of Flux"),
         (dict(cross_layers="99"), r"cross_layers has '99', which names no block of this model"),
     ],
 )

@@ -8,7 +8,7 @@ blocks' inputs are left to ComfyUI.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import comfy.model_base
@@ -141,6 +141,16 @@ def dit_of(model) -> Dit:
     return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
 
 
+def check_joint_weights(dit: Dit, weights: Iterable[float]) -> None:
+    """Refuses weights of words that joint attention cannot have."""
+    low = next((w for w in weights if w < 0), None)
+    if low is not None and not dit.cross:
+        raise ValueError(
+            f"A word has weight {low:g}, but in the joint attention of {dit.name} a weight scales how much attention a word gets; give 0 (none) "
+            "or more, 1 is neutral."
+        )
+
+
 def additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A mask as (B or 1, heads or 1, queries or 1, keys), added to logits of the type of `like`."""
     mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
@@ -247,7 +257,8 @@ class Override:
         total = None
         for run, first, tokens in self.active:
             bias = run.attention_bias(tokens, place)
-            if bias is not None and tokens == self.text:
+            if bias is not None and tokens and self.text % tokens == 0:  # ComfyUI repeats a text shorter than another's
+                bias = bias.repeat(1, self.text // tokens)
                 total = like.new_zeros(self.batch, 1, 1, keys) if total is None else total
                 total[first : first + len(bias), 0, 0, text] += bias.to(total)
         return total

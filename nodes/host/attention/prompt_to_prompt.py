@@ -14,7 +14,7 @@ from ....attention.layers import Block, Place, chosen_places
 from ....attention.local_blend import Blending, LocalBlend, coverages
 from ....attention.maps import WordValues
 from ....attention.prompt_edits import PromptEdits, Words
-from ....attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings, Window
+from ....attention.prompt_to_prompt import ActiveEdits, Edit, Rows, Settings, Window
 from ..conditionings import marked
 from ..latents import check_images, check_latent_channels
 from ..noise_levels import NoiseScale
@@ -62,7 +62,7 @@ class PromptToPromptRun(ControlRun):
         self.rows, self.size, self.places = control.rows, size, control.places
         self.blending = Blending(control.blend, control.rows) if control.blend else None
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
-        self.active_edits: dict[tuple, ActiveEdit | None] = {}
+        self.active_edits = ActiveEdits(control.edits, control.node)
         self.word_values = WordValues()
 
     def layers_for_maps(self) -> frozenset:
@@ -118,23 +118,10 @@ class PromptToPromptRun(ControlRun):
 
     def end(self) -> None:
         super().end()
-        self.active_edits.clear()
+        self.active_edits.made.clear()
         self.word_values = WordValues()
         if self.blending is not None:
             self.blending.end()
-
-    def active_edit(self, number: int, columns: int, like: torch.Tensor) -> ActiveEdit | None:
-        """The edit of a target now, for so many keys and values like these; made once for all steps with the same windows open."""
-        edit = self.control.edits[number]
-        key = number, edit.open(self.percent), columns, like.device, like.dtype
-        if key not in self.active_edits:
-            more = columns - len(edit.own)
-            if more < 0:
-                raise ValueError(
-                    f"The positive has {columns} tokens, but P2P Attention Patch made {len(edit.own)}: a node between cut it. Remove that node."
-                )
-            self.active_edits[key] = (edit.extended(more) if more else edit).at_percent(self.percent, like)
-        return self.active_edits[key]
 
     @property
     def blend_needs_maps(self) -> bool:
@@ -171,7 +158,7 @@ class PromptToPromptRun(ControlRun):
         if not (self.edits_cross(call.place) if cross else self.shares_self(call.place)):
             return
         for number in range(self.rows.targets):
-            edit = self.active_edit(number, call.keys(tokens), call.v) if cross else None
+            edit = self.active_edits.at(number, self.percent, call.keys(tokens), call.v) if cross else None
             for row, source in zip(self.branch(1 + number, first), self.branch(0, first)):
                 if edit:
                     call.edits[row] = source, edit

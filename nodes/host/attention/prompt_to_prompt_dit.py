@@ -17,7 +17,7 @@ from ....attention.prompt_edits import PromptEdits
 from ..conditionings import marked
 from ..noise_levels import NoiseScale
 from ..prompts import as_filled_rows
-from .dit import Dit, dit_of
+from .dit import Dit, check_joint_weights, dit_of
 from .hook import install
 from .prompt_to_prompt import PromptToPrompt, PromptToPromptRun, Task, batch_latent
 
@@ -92,16 +92,6 @@ class DitPromptToPromptRun(PromptToPromptRun):
         return {c: w for c, w in weights.items() if self.percent in edit.windows.get(c, self.control.settings.cross)}
 
 
-def _check_weights(dit: Dit, prompts: PromptEdits) -> None:
-    """Refuses weights that joint attention cannot have."""
-    low = [w for weights in prompts.weights for w in weights.values() if w < 0]
-    if low and not dit.cross:
-        raise ValueError(
-            f"word_weights has {low[0]:g}, but in the joint attention of {dit.name} a weight scales how much attention a word gets; give 0 (none) "
-            "or more, 1 is neutral."
-        )
-
-
 def _explained(dit: Dit, prompts: PromptEdits) -> str:
     if dit.cross:
         return prompts.text()
@@ -112,7 +102,7 @@ def prepare(model, clip, task: Task) -> tuple:
     """The same as `prompt_to_prompt.prepare` for a DiT."""
     dit = dit_of(model)
     prompts, conditionings = task.prompts(model, clip)
-    _check_weights(dit, prompts)
+    check_joint_weights(dit, [w for weights in prompts.weights for w in weights.values()])
     latent, images = batch_latent(model, task.latent, len(conditionings))
     lengths, times = tuple(c[0][0].shape[1] for c in conditionings), (1,) * len(conditionings)
     fields = task.fields(model, prompts, images, times, chosen_blocks, dit.places)
