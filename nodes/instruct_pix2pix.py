@@ -18,6 +18,7 @@ _MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or with reference l
 _TEXT_SCALE = "How strongly the instruction acts (s_T). 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
 _IMAGE_SCALE = "How closely the result keeps to the image (s_I). 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
 _PREVIOUS = "Channels to which these two are added."
+_MASK = "1 = may change. The latent then holds the image and this mask, so that a sampler keeps the rest. Not connected: all may change."
 _UNCONDITIONAL = "The prompt without the image that the image is compared with. Not connected: the negative without its image."
 
 
@@ -41,6 +42,7 @@ def _inputs(*names: str) -> list:
         *optional(
             image_input("The image to edit", unconnected=" Not connected: the one that positive carries."),
             io.Vae.Input("vae", tooltip="Encodes the image if it is an IMAGE."),
+            io.Mask.Input("mask", tooltip=_MASK),
             io.Conditioning.Input("unconditional", tooltip=_UNCONDITIONAL),
         ),
         *(_schedule_input(name) for name in names),
@@ -48,14 +50,15 @@ def _inputs(*names: str) -> list:
 
 
 def _latent_output():
-    return io.Latent.Output(display_name="latent", tooltip="An empty latent of the image's size, to sample from noise.")
+    tooltip = "To sample from noise, of the image's size: empty, or with a mask the image with the mask set."
+    return io.Latent.Output(display_name="latent", tooltip=tooltip)
 
 
-def _prepared(model, positive, negative, image=None, vae=None, unconditional=None, **scales) -> tuple[Conditions, Scales, dict]:
-    """(conditions, scales, empty latent) of the shared inputs."""
+def _prepared(model, positive, negative, image=None, vae=None, mask=None, unconditional=None, **scales) -> tuple[Conditions, Scales, dict]:
+    """(conditions, scales, latent) of the shared inputs."""
     source = SourceImage(model, positive, image, vae)
     conditions = source.conditions(model, positive, negative, unconditional)
-    return conditions, Scales(**{k: v for k, v in scales.items() if v is not None}), source.empty_latent()
+    return conditions, Scales(**{k: v for k, v in scales.items() if v is not None}), source.latent(mask)
 
 
 class InstructPix2PixGuider(io.ComfyNode):

@@ -91,7 +91,8 @@ def instruction_note(graph, what: str, scales: str, needs: str) -> None:
 def edit_with_two_scales(graph, loaded, keep, image, prompts: tuple, **scales) -> None:
     """From (the instruction, no instruction[, no instruction and no image]) to the result, where the mask `keep` leaves the image as it was."""
     with graph.group("4 Two scales"):
-        given = dict(zip(("positive", "negative", "unconditional"), prompts)) | dict(image=image, vae=loaded["VAE"])
+        changes = graph.add("InvertMask", mask=keep)
+        given = dict(zip(("positive", "negative", "unconditional"), prompts)) | dict(image=image, vae=loaded["VAE"], mask=changes)
         channels = graph.add("InstructionChannels", model=loaded["MODEL"], **given, **scales)
     with graph.group("5 Edit"):
         sigmas = graph.add("BasicScheduler", model=loaded["MODEL"], scheduler="simple", steps=20, denoise=1.0)
@@ -100,7 +101,6 @@ def edit_with_two_scales(graph, loaded, keep, image, prompts: tuple, **scales) -
         latent = sampled_with(graph, guider, channels["latent"], sigmas, seed=1)
     with graph.group("6 Result"):
         edit = graph.add("VAEDecode", samples=latent, vae=loaded["VAE"])
-        changes = graph.add("InvertMask", mask=keep)
         edit = graph.add("KeepRest", title="what you painted stays", source=image, edit=edit, mask=changes)["image"]
         before_and_after(graph, image, edit, "edit_by_instruction")
 

@@ -40,12 +40,12 @@ def dual_guider(model, first, second, negative, *scales: float, nested: bool = F
     return guider
 
 
-def run(guider, empty: torch.Tensor | None = None, sampler: str = "euler", seed: int = 7, sigmas: torch.Tensor | None = None):
+def run(guider, empty: torch.Tensor | None = None, sampler: str = "euler", seed: int = 7, sigmas: torch.Tensor | None = None, noise_mask=None):
     """What a guider samples from noise; the latent."""
     empty = latent() if empty is None else empty
     sigmas = sigmas_of(guider.model_patcher) if sigmas is None else sigmas
     noise = comfy.sample.prepare_noise(empty, seed)
-    return guider.sample(noise, empty, comfy.samplers.sampler_object(sampler), sigmas, disable_pbar=True, seed=seed)
+    return guider.sample(noise, empty, comfy.samplers.sampler_object(sampler), sigmas, noise_mask, disable_pbar=True, seed=seed)
 
 
 def ksampler(model, positive, negative, cfg: float, empty: torch.Tensor | None = None, sampler: str = "euler", seed: int = 7):

@@ -324,7 +324,7 @@ def test_a_conditioning_that_is_off_at_a_level_is_refused(eps_model, act, which)
         *((act, dict(given=torch.rand(1, 64, 64, 3)), "is an IMAGE, which needs the vae") for act in (find, edit)),
         (find, dict(given={"samples": torch.zeros(1, 4, 64)}), "'image' is a latent of 1 x 4 x 64, but that of images or a video"),
         (edit, dict(encode_ratio=1.2), "strength is 1.2 percent; give 0"),
-        (edit, dict(mask=torch.ones(1, 64, 128)), "The mask is 128 x 64 but the latent 8 x 8, of another shape"),
+        (edit, dict(mask=torch.eye(128)[None, :64]), "The mask is 128 x 64 but the latent 8 x 8, of another shape"),
         (edit, dict(mask=torch.ones(3, 64, 64)), "mask holds 3 images"),
     ],
 )

@@ -8,7 +8,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
-from host.sampling import STEPS, Count, cfg_guider, dual_guider, ksampler, run, sigmas_of
+from host.sampling import STEPS, Count, cfg_guider, dual_guider, half_mask, ksampler, run, sigmas_of
 from host.tiny_editors import EDITORS, chroma, editor, image_for, instruction
 
 EMPTY, SNOW, BARE = (instruction(i) for i in range(3))
@@ -75,6 +75,20 @@ def test_an_image_that_the_encoder_put_in_is_taken(name):
     assert empty["samples"].shape == image["samples"].shape and not empty["samples"].any()
     theirs = dual_guider(model, positive, negative, BARE, 4.0, 1.5)
     assert_close(run(guider, empty["samples"]), run(theirs, empty["samples"]), **ROUNDING)
+
+
+@each_editor
+def test_a_mask_keeps_the_rest_of_the_image(name):
+    """Each image of a batch in its own mask; the same as ComfyUI's noise mask on the image's latent."""
+    model, image = editor(name), image_for(name, batch=2)
+    side = image["samples"].shape[-1]
+    mask = torch.cat([half_mask(8 * side), half_mask(8 * side).flip(-1)])
+    channels, nothing, _, masked = InstructionChannels.execute(model, SNOW, EMPTY, 4.0, 1.5, image, mask=mask).args
+    made = run(MultiCFG(model, nothing, channels), masked["samples"], noise_mask=masked["noise_mask"])
+    right = torch.arange(side) >= side // 2
+    for one, source, inside in zip(made, image["samples"], (right, ~right)):
+        assert_close(one[..., ~inside], source[..., ~inside], atol=1e-5, rtol=1e-5)
+        assert (one - source)[..., inside].abs().max() > 0.05
 
 
 def test_several_reference_images_stay_together():

@@ -1,17 +1,20 @@
 """InstructPix2Pix guidance on ComfyUI's own 8-channel UNet, beside ComfyUI's DualCFGGuider and CFG."""
 
+import comfy.sample
 import node_helpers
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler
+from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Constant, Ramp, Schedule
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
+from checks import refused
 from compare import assert_close
-from host.sampling import STEPS, Count, Hooks, cfg_guider, dual_guider, families, ksampler, latent, run, sigmas_of, watched
+from host.sampling import STEPS, Count, Hooks, cfg_guider, dual_guider, families, half_mask, ksampler, latent, run, sigmas_of, watched
 from host.tiny import conditioning
 from host.tiny_editors import instruct_pix2pix
 
@@ -256,6 +259,36 @@ def test_a_conditioning_out_of_its_range_pulls_to_no_zero_image(any_editor):
     sigmas = sigmas_of(any_editor)[:2]
     gone = InstructPix2PixGuider.execute(any_editor, late, EMPTY, 3.0, 3.0, IMAGE).args[0]
     assert_close(run(gone, sigmas=sigmas), run(ours(any_editor, 0.0, 3.0), sigmas=sigmas), **ROUNDING)
+
+
+def test_a_mask_shows_the_network_the_images_own_noise_outside(any_editor):
+    """At every step, in every row; and what is sampled is the image there. All three nodes give the same latent."""
+    seen = []
+    model = watched(any_editor, lambda args: seen.append(args["input"][..., :4]))
+    guider, masked, _ = InstructPix2PixGuider.execute(model, SNOW, EMPTY, 4.0, 1.5, IMAGE, mask=half_mask()).args
+    given = RandomNoise.execute(7).args[0], guider, KSamplerSelect.execute("euler").args[0], sigmas_of(model), masked
+    made = SamplerCustomAdvanced.execute(*given).args[0]["samples"]
+    assert_close(made[..., :4], IMAGE["samples"][..., :4], atol=1e-5, rtol=1e-5)
+    assert (made - IMAGE["samples"])[..., 4:].abs().max() > 0.1
+    clean, noise = model.model.process_latent_in(IMAGE["samples"]), comfy.sample.prepare_noise(IMAGE["samples"], 7)
+    sampling = model.get_model_object("model_sampling")
+    for sigma, rows in zip(sigmas_of(model), seen):
+        noised = sampling.noise_scaling(sigma[None], noise.clone(), clean)[..., :4]
+        assert len(rows) == 3 and all(torch.equal(row, noised[0]) for row in rows)
+    for node, scales in ((InstructPix2PixPatch, (1.5,)), (InstructionChannels, (4.0, 1.5))):
+        other = node.execute(any_editor, SNOW, EMPTY, *scales, IMAGE, mask=half_mask()).args[3]
+        assert other.keys() == masked.keys() and all(torch.equal(other[k], masked[k]) for k in masked)
+
+
+def test_a_mask_frees_every_cell_that_it_touches(editor):
+    """ComfyUI's own scaling of a mask to the latent would freeze a thing as thin as half a cell."""
+    thin = torch.zeros(2, 64, 64)
+    thin[0, 9, 9] = thin[1, :, 63] = 1
+    found = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 4.0, 1.5, image(2), mask=thin).args[1]["noise_mask"]
+    assert found.shape == (2, 1, 8, 8) and found[0].nonzero().tolist() == [[0, 1, 1]] and bool(found[1, 0, :, 7].all()) and found.sum() == 9
+    whole = InstructPix2PixGuider.execute(editor, SNOW, EMPTY, 4.0, 1.5, image(1, 12, 10), mask=torch.ones(1, 64, 64)).args[1]["noise_mask"]
+    assert whole.shape == (1, 1, 12, 10) and bool(whole.all())  # nothing was painted in Load Image, and the mask inverted
+    refused("The mask holds 3 images", InstructPix2PixGuider.execute, editor, SNOW, EMPTY, 4.0, 1.5, image(2), mask=torch.ones(3, 64, 64))
 
 
 def test_the_scales_are_drawn(editor):

@@ -11,6 +11,7 @@ from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, 
 from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
 from ..latents import check_latent_channels, samples_of
+from .diffedit import MaskedImage
 from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
 
@@ -49,7 +50,7 @@ class SourceImage:
     """The image to edit as a model takes it: from `image`, a LATENT or an IMAGE, or as `positive` carries it already."""
 
     def __init__(self, model, positive: list, image=None, vae=None):
-        self.key = image_key(model)
+        self.model, self.key = model, image_key(model)
         carried = next((values[self.key] for _, values in positive if values.get(self.key) is not None), None)
         if (image is None) == (carried is None):
             raise ValueError(
@@ -62,10 +63,16 @@ class SourceImage:
             carried = latent if self.key == CONCAT else [latent]
         self.value = carried
 
-    def empty_latent(self) -> dict:
-        """A LATENT of the image's size to sample from noise."""
-        latent = self.value if self.key == CONCAT else self.value[0]
-        return {"samples": torch.zeros_like(latent)}
+    def latent(self, mask: torch.Tensor | None = None) -> dict:
+        """A LATENT of the image's size to sample from noise: empty, or with a mask (1 = may change) the image and its noise mask.
+
+        ComfyUI then holds what the mask leaves out on the image, noised at every step and as the prediction, whatever samples.
+        """
+        samples = self.value if self.key == CONCAT else self.value[0]
+        if mask is None:
+            return {"samples": torch.zeros_like(samples)}
+        masked = MaskedImage(self.model, None, {"samples": samples}, mask, soft=False)
+        return {"samples": masked.latent, "noise_mask": masked.mask}
 
     def conditions(self, model, positive: list, negative: list, unconditional: list | None = None) -> Conditions:
         """Nothing, the image alone, and the image with the instruction."""

@@ -131,7 +131,7 @@ class Task(trainer.Task):
         image = SourceImage(model, [positive], {"samples": self.examples.before.latents[number]})
         guider = InstructPix2Pix(model, image.conditions(model, [positive], [negative]), Scales(v.cfg, v.image_scale))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), v.scheduler, v.steps)
-        empty = image.empty_latent()["samples"]
+        empty = image.latent()["samples"]
         noise = comfy.sample.prepare_noise(empty, self.settings.seed)
         sampler = comfy.samplers.sampler_object(v.sampler_name)
         return finite_images(self.vae, guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=self.settings.seed))
