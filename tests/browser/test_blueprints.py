@@ -6,7 +6,7 @@ import pytest
 
 from browser.graph_image import image_of, open_workflow
 from browser.test_frontend import BOXES, MISSING, SCREENS, frontends_prompt, new_errors, overlaps, without_titles
-from graphs import blueprints, models
+from graphs import blueprints
 from harness.environment import ROOT
 from harness.workflow import to_prompt
 
@@ -27,7 +27,7 @@ def either_page(request):
 def test_blueprint_opens(either_page, server, path, request):
     """On a graph, where the frontend makes the prompt that the other tests run; and its inside, where nothing overlaps."""
     page, folder = either_page, SCREENS / request.node.callspec.params["either_page"]
-    workflow = blueprints.tried(path, server.object_info(), models.SDXL)
+    workflow = blueprints.tried(path, server.object_info(), blueprints.models_of(path)[0])
     open_workflow(page, workflow)
     assert without_titles(frontends_prompt(page)) == without_titles(to_prompt(workflow, server.object_info()))
     image_of(page, folder / f"{path.stem}.png")

@@ -3,7 +3,11 @@
 from harness.blueprint import in_workflow
 from harness.graph import Graph
 
+from . import models
+from .instruct_pix2pix import LOADER
+from .parts import sampled_with
 from .real import EXAMPLE, SUBJECT, checkpoint
+from .real_flow import flux_parts
 
 TEXTS = ("a drawing of a girl in a pink dress", "a drawing of a girl in a red dress")  # written where a blueprint is tried
 SIZE = "megapixels (SD1.5: 0.25)"
@@ -85,6 +89,41 @@ change_only_this.text = (
 )
 
 
+def change_by_instruction(graph):
+    loaded, image = parts(graph), graph.take("image", "IMAGE")
+    wanted = graph.take("what_to_do", "STRING", "what to do", value="")
+    wider = graph.take("how_much_wider", "FLOAT", "widen the region by (share of the side)", value=0.02)
+    with graph.group("1 The image"):
+        image = scaled(graph, image)
+    with graph.group("2 The instruction"):
+        instruction, nothing = (encoded(graph, loaded["clip"], *each) for each in (("what to do, encoded", wanted), ("no instruction", "")))
+        given = dict(model=loaded["model"], positive=instruction, negative=nothing, image=image, vae=loaded["vae"])
+        shown = graph.add("InstructPix2PixPatch", title="with the image", image_scale=1.0, **given)
+    with graph.group("3 Find the region"):
+        given = dict(model=loaded["model"], source=shown["negative"], target=shown["positive"], image=image, vae=loaded["vae"])
+        found = graph.add("DiffEditMask", seed=0, dilate=wider, **given)
+        graph.show(graph.add("PreviewImage", title="the region", images=found["heat"]))
+    with graph.group("4 Change it"):
+        given = dict(model=loaded["model"], positive=shown["positive"], negative=shown["negative"], mask=found["mask"])
+        guider = graph.add("InstructPix2PixGuider", **given)
+        sigmas = graph.add("BasicScheduler", model=loaded["model"], scheduler="simple", steps=20, denoise=1.0)
+        edit = sampled_with(graph, guider["guider"], guider["latent"], sigmas, seed=1)
+        edit = graph.add("VAEDecode", samples=edit, vae=loaded["vae"])
+    with graph.group("5 Keep the rest"):
+        kept = graph.add("KeepRest", source=image, edit=edit, mask=found["mask"])
+        graph.show(graph.add("PreviewImage", title="the result", images=kept["image"]))
+    graph.give("image", kept["image"])
+    graph.give("mask", kept["mask"])
+
+
+change_by_instruction.text = (
+    "Change Only This by Instruction",
+    "Does what an instruction says, with an editor such as Flux Kontext, and changes only the region that it is about. Every "
+    "other pixel stays exactly as it was at the model's size. To paint the region yourself, open it and connect your mask instead.",
+    ["instruction edit", "kontext", "instruct pix2pix", "keep the rest", "change only this"],
+)
+
+
 def paint_to_image(graph):
     loaded, image = parts(graph), graph.take("image", "IMAGE", "painting")
     wanted = graph.take("what_it_should_be", "STRING", "what it should be", value="")
@@ -140,12 +179,23 @@ train_a_subject.text = (
 )
 
 
+def models_of(path) -> tuple:
+    """What a blueprint is tried on: checkpoints of each family, or Kontext and the demo model's editor (None)."""
+    return (models.KONTEXT, None) if "Instruction" in path.stem else (models.SDXL, models.SD15, models.SD35)
+
+
+def loaded_parts(graph, model) -> dict:
+    if model is None:
+        return dict(zip(("MODEL", "CLIP", "VAE"), graph.add(LOADER)))
+    return {name: node[0] for name, node in flux_parts(graph, model).items()} if model is models.KONTEXT else checkpoint(graph, model)
+
+
 def tried(path, object_info, model) -> dict:
-    """A workflow with a blueprint on a checkpoint and an image, or on a folder of images where it trains; texts are filled in."""
+    """A workflow with a blueprint on a model and an image, or on a folder of images where it trains; texts are filled in."""
     graph = Graph(path.stem, object_info)
-    loaded = checkpoint(graph, model)
+    loaded = loaded_parts(graph, model)
     image = graph.add("LoadImageDataSetFromFolder", folder=SUBJECT) if path.stem.startswith("Train") else graph.add("LoadImage", image=EXAMPLE)
     return in_workflow(path, graph, {**{kind: loaded[kind] for kind in ("MODEL", "CLIP", "VAE")}, "IMAGE": image[0]}, TEXTS)
 
 
-BLUEPRINTS = [edit_image_by_words, change_only_this, paint_to_image, train_a_subject]
+BLUEPRINTS = [edit_image_by_words, change_only_this, change_by_instruction, paint_to_image, train_a_subject]

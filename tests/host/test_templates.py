@@ -15,6 +15,7 @@ from small_models import offer, small, write_small_models
 pytestmark = pytest.mark.slow
 SHOWN = ("SaveImage", "SaveVideo", "PreviewImage", "ImageCompare")
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+TRIED = [(path, model) for path in BLUEPRINTS for model in blueprints.models_of(path)]
 TEMPLATES = sorted(path for path in WORKFLOWS.glob("*.json") if needs_download(path))
 
 
@@ -36,10 +37,9 @@ def test_template_runs(small_server, path):
     assert ends and ends <= set(outputs)
 
 
-@pytest.mark.parametrize("model", [models.SDXL, models.SD15, models.SD35], ids=["sdxl", "sd15", "flow"])
-@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path, model", TRIED, ids=lambda value: getattr(value, "stem", None) or getattr(value, "name", "demo").rpartition("/")[2])
 def test_blueprint_runs(small_server, path, model):
-    """On a checkpoint of each family, from its sockets to its previews."""
+    """On a model of each family, from its sockets to its previews."""
     prompt = small(to_prompt(blueprints.tried(path, small_server.object_info(), model), small_server.object_info()))
     outputs = small_server.run(prompt)["outputs"]
     ends = {number for number, node in prompt.items() if node["class_type"] in SHOWN}
