@@ -53,11 +53,13 @@ class Studio:
         return self.images(latents)
 
     @torch.inference_mode()
-    def draw_with(self, guider, count: int, seed: int = 0) -> np.ndarray:
-        """What SamplerCustomAdvanced makes with a guider."""
-        noise = self.noise(count, seed)
+    def sampled(self, guider, latent: dict, seed: int = 0) -> torch.Tensor:
+        """What SamplerCustomAdvanced makes with a guider from a LATENT."""
+        start = latent["samples"]
         sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), SCHEDULER, STEPS)
-        latents = guider.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.sampler_object(SAMPLER), sigmas, disable_pbar=True, seed=seed
-        )
-        return self.images(latents)
+        given = (self.noise(len(start), seed), start, comfy.samplers.sampler_object(SAMPLER), sigmas, latent.get("noise_mask"))
+        return guider.sample(*given, disable_pbar=True, seed=seed)
+
+    def draw_with(self, guider, count: int, seed: int = 0) -> np.ndarray:
+        """The same from noise: uint8 (B, 128, 128, 3)."""
+        return self.images(self.sampled(guider, {"samples": torch.zeros(count, 4, 16, 16)}, seed))

@@ -39,7 +39,7 @@ class Way:
         kind = "FlowAlign" if "zeta" in self.settings else "FlowEdit, as a flow model" if self.settings.get("flow") else "FlowEdit"
         return f"{kind}: " + ", ".join(f"{k} {v:g}" for k, v in self.settings.items() if k != "flow")
 
-    def made(self, studio: Studio, changes: list[Change], latents: torch.Tensor) -> torch.Tensor:
+    def made(self, studio: Studio, changes: list[Change], latents: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         source, target = prompts(studio, changes)
         if "denoise" in self.settings:
             given = (STEPS, self.settings["cfg"], SAMPLER, SCHEDULER, target, studio.prompt(""), latents)
@@ -50,7 +50,7 @@ class Way:
         rest = {k: v for k, v in self.settings.items() if k in ("steps", "n_max")}
         knobs = defaults(FlowEditLatentSampler) | dict(scheduler=SCHEDULER, negative=studio.prompt(""), method=method) | rest
         model = ModelSamplingAsFlow.execute(studio.model).args[0] if self.settings.get("flow") else studio.model
-        return FlowEditLatentSampler.execute(model, source, target, {"samples": latents}, **knobs).args[0]["samples"]
+        return FlowEditLatentSampler.execute(model, source, target, {"samples": latents}, mask=mask, **knobs).args[0]["samples"]
 
 
 @torch.inference_mode()
