@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from .host.training import adapters, instruct_models
+from .host.training import adapters, instruct_models, slider
 from .host.training import dreambooth as host
 from .host.training.trainer import TrainResult
 from .host.training.whole_weights import WholeWeights
@@ -47,6 +47,26 @@ def trained(lists: dict, trainer: str, design, word: host.Subject | None = None)
     )
 
 
+def trained_slider(lists: dict, design) -> TrainResult:
+    """What the inputs of the node ask for where Concept Slider is connected."""
+    given = inputs.first(lists)
+    for name in ("class_images", "new_word"):
+        if given.get(name) is not None:
+            raise ValueError(f"A slider cannot use {inputs.OPTIONS[name].node}. Disconnect it, or Concept Slider.")
+    if getattr(design, "algorithm", "") != adapters.ALGORITHMS[0]:
+        raise ValueError("A slider is a LoRA, whose strength moves it. Set train to 'adapter' and algorithm to 'LoRA'.")
+    from_pairs = given["concept_slider"].learn == slider.LEARN[1]
+    on_auto = {"validation_options": ["cfg"]} | ({} if from_pairs else {"concept_slider": ["guidance", "resolution"]})
+    given = inputs.with_autos(given, on_auto)
+    data = inputs.data(lists, _NAME, () if from_pairs else ["captions", "caption_dropout", "clean_caption_dropout"])
+    if from_pairs and data.images:
+        raise ValueError("Images are connected, but Concept Slider learns from pairs of its own. Disconnect them.")
+    return slider.learn(
+        *(given[k] for k in ("model", "clip", "vae")), data, given["instance_prompt"], given["concept_slider"], design,
+        inputs.objective(given, _NAME), inputs.settings(given, _NAME), inputs.validation(given, _NAME), given["name"], given["if_exists"],
+    )  # fmt: skip
+
+
 def shown(result: TrainResult, *more) -> io.NodeOutput:
     return inputs.trained(result, result.model, result.lora, f"{result.name}.safetensors", result.word, more=more)
 
@@ -74,14 +94,16 @@ class DreamBoothTrainer(io.ComfyNode):
         instance = "What the images show: a rare word, or the placeholder of a new one, and the class. An image's caption replaces it."
         return inputs.trainer_schema(
             "DreamBoothTrainer", _NAME, "training",
-            ["dreambooth", "train lora", "prior preservation", "subject", "person or face", "personalization", "LoHa", "LoKr", "OFT"],
+            ["dreambooth", "train lora", "prior preservation", "subject", "person or face", "personalization", "LoHa", "LoKr", "OFT",
+             "concept sliders"],
             "Teaches the model a subject it has never seen from a few images, as a LoRA. With Class Images its class stays as it was (prior "
-            "preservation); with New Word a word for the subject is trained jointly.",
+            "preservation); with New Word a word for the subject is trained jointly. With Concept Slider it trains a slider instead.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to train: eps, v or flow. It is not changed; LoRAs on it act during training."),
                 *inputs.parts(),
-                io.Image.Input("images", tooltip="3–20 images of the subject: a batch, or a list of any sizes as folder loaders give it."),
-                *inputs.options(*OPTIONS),
+                io.Image.Input("images", optional=True, tooltip="3–20 images of the subject: a batch, or a list of any sizes as folder loaders "
+                    "give it. A slider needs none."),
+                *inputs.options(*OPTIONS, "concept_slider"),
                 _train_input(),
                 widgets.text("name", "my-subject", name),
                 widgets.text("instance_prompt", "a photo of sks dog", instance),
@@ -100,7 +122,7 @@ class DreamBoothTrainer(io.ComfyNode):
     def execute(cls, train, **lists) -> io.NodeOutput:
         what, shape = train[0]["train"], {k: v for k, v in train[0].items() if k != "train"}
         design = WholeWeights() if what == _TRAIN[1] else adapters.Design(**shape)
-        return shown(trained(lists, _NAME, design))
+        return shown(trained_slider(lists, design) if lists.get("concept_slider") else trained(lists, _NAME, design))
 
 
 NODES = [DreamBoothTrainer]

@@ -12,11 +12,13 @@ from ..training.objectives import TIMESTEPS, WEIGHTINGS
 from ..training.optimizers import OPTIMIZERS, SCHEDULES
 from ..training.textual_inversion import Word
 from .host.training import dreambooth as host
+from .host.training import slider
 from .host.training.memory import CHECKPOINTING
+from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import sockets
 from .inputs import training as inputs
 from .inputs.fit import training_fit
-from .inputs.widgets import auto_cfg, auto_number, choice, number, schema, switch, text, whole
+from .inputs.widgets import auto_cfg, auto_number, auto_whole, choice, number, schema, switch, text, whole
 
 
 def _output(socket, name: str) -> list:
@@ -200,4 +202,55 @@ def _words(word: Word) -> tuple[Word, ...]:
     return tuple(replace(word, placeholder=p, initial_words=start) for p, start in zip(placeholders, starts))
 
 
-NODES = [TrainingOptions, DatasetOptions, ValidationOptions, ClassImages, NewWord]
+def _learn_input() -> io.DynamicCombo.Input:
+    """What a slider is trained from, with the settings of each."""
+    learn = "'prompts': what a positive and a negative prompt say. 'image pairs': images before and after."
+    preserve = "What the slider must not change, as 'man' and 'woman', one a line. It goes before the three prompts, or where they have {}."
+    prompts = [
+        text("positive", "a very old person", "What the instance prompt comes to at strength 1."),
+        text("negative", "a very young person", "What it comes to at strength -1."),
+        text("preserve", "", preserve, multiline=True),
+        auto_number("guidance", 0.01, 100.0, "Eta: how far strength 1 goes. Paper: 4.", 0.1),
+        whole("count", slider.Slider.count, 1, 100_000, "Images of the instance prompt that the model samples itself, if the trainer has none. Kept "
+            "on disk for the next run. Typical: 20–100."),
+        auto_whole("resolution", 16, 4096, "Width and height of these images."),
+    ]  # fmt: skip
+    pairs = [text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images.")]
+    options = [io.DynamicCombo.Option(*each) for each in zip(slider.LEARN, (prompts, pairs))]
+    return io.DynamicCombo.Input("learn", options=options, tooltip=learn)
+
+
+class ConceptSlider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "ConceptSlider", "Concept Slider", "training",
+            ["concept sliders", "slider lora", "attribute slider", "LECO", "train slider"],
+            "Makes Train LoRA (DreamBooth) train a slider: a LoRA whose strength turns an attribute up and, below 0, down. From two prompts, with "
+            "no images, or from pairs of images.",
+            is_input_list=True,
+            inputs=[
+                _learn_input(),
+                io.Image.Input("before", optional=True, tooltip="With 'image pairs': what strength -1 shows."),
+                io.Image.Input("after", optional=True, tooltip="With 'image pairs': what strength 1 shows, in the same order and sizes."),
+            ],
+            outputs=[sockets.ConceptSlider.Output(display_name="concept_slider", tooltip="For Train LoRA (DreamBooth).")],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, learn, **lists):
+        name = (learn.get("folder") or [""])[0].strip()
+        return PairFolder(name).fingerprint() if name else ""
+
+    @classmethod
+    def execute(cls, learn, **lists) -> io.NodeOutput:
+        given, ends = learn[0], inputs.lists_of(lists, "before", "after")
+        if given["learn"] == slider.LEARN[1]:
+            before, after, _ = training_pairs(given["folder"], *ends, [])
+            return io.NodeOutput(slider.Slider(slider.LEARN[1], before=before, after=after))
+        if any(ends):
+            raise ValueError("Images before and after are connected, but learn is 'prompts'. Set it to 'image pairs', or disconnect them.")
+        return io.NodeOutput(slider.Slider(**given | {"preserve": tuple(given["preserve"].splitlines())}))
+
+
+NODES = [TrainingOptions, DatasetOptions, ValidationOptions, ClassImages, NewWord, ConceptSlider]

@@ -87,6 +87,17 @@ _IMAGE_SCALE = {
 }
 _WORD_RATE = {"eps": Value(0.005, "Textual Inversion's code"), "demo": Value(0.02, _OURS), "flow": Value(0.005, "as SD1.5: none is known")}
 
+_SLIDER_STEPS = {
+    "eps": Value(1000, "reference code of Concept Sliders"),
+    "demo": Value(40, _OURS),
+    "flow": Value(1000, "as eps models: none is known"),
+}
+_SLIDER_RATE = {
+    "eps": Value(0.00005, "reference code: 0.0002 at alpha 1, rank 4"),
+    "demo": Value(0.002, _OURS),
+    "flow": Value(0.00005, "as eps models: none is known"),
+}
+
 _SD3_SHARE = "no published value: its share of SD3's, as plain cfg 5 or 4 has of 7"
 
 TABLE: dict[str, dict[str, dict[str, Value]]] = {
@@ -197,6 +208,21 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         },
     },
     "ValidationOptions": {"cfg": _CFG, "cfg | trainer = Train Instruction Model": _TEXT_SCALE, "image_scale": _IMAGE_SCALE},
+    "ConceptSlider": {
+        "guidance": {
+            "eps": Value(4.0, "reference code of Concept Sliders"),
+            "demo": Value(1.0, _OURS),
+            "flow": Value(4.0, "as eps models: none is known"),
+        },
+        "resolution": {
+            "eps": Value(512, "trained at 512 x 512"),
+            "sd2": Value(768, "trained at 768 x 768"),
+            "sdxl": Value(1024, "trained at 1024 x 1024"),
+            "demo": Value(128, "trained at 128 x 128"),
+            "flow": Value(1024, "most image models are trained at 1024 x 1024"),
+            "cross": Value(512, "around the size of video models"),
+        },
+    },
     "NewWord": {"word_rate": _WORD_RATE | {"demo": Value(0.01, _OURS)}},
     "TIEmbeddingTrainer": {
         "steps": {
@@ -218,6 +244,8 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "eps": Value(800, "diffusers' DreamBooth guide, with class images"),
             "flow": Value(500, "diffusers' guides of SD3 and Flux, 4 images a step"),
         },
+        "steps | concept_slider = prompts": _SLIDER_STEPS,
+        "steps | concept_slider = image pairs": _SLIDER_STEPS,
         "learning_rate": {
             "eps": Value(0.0001, "diffusers' DreamBooth LoRA guide"),
             "demo": Value(0.004, _OURS),
@@ -230,6 +258,8 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "flow": Value(0.000005, "as eps models: none is known"),
             "sd3": Value(0.0001, "diffusers' SD3 guide"),
         },
+        "learning_rate | concept_slider = prompts": _SLIDER_RATE,
+        "learning_rate | concept_slider = image pairs": _SLIDER_RATE,
         "rank": {
             "eps": Value(4, "diffusers' DreamBooth LoRA script"),
             "demo": Value(8, _OURS),

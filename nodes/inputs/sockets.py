@@ -18,3 +18,4 @@ DatasetOptions = io.Custom("DATASET_OPTIONS")  # training.settings.Data, without
 ValidationOptions = io.Custom("VALIDATION_OPTIONS")  # training.settings.Validation, without a prompt
 ClassImages = io.Custom("CLASS_IMAGES")  # nodes.host.training.dreambooth.Class
 NewWord = io.Custom("NEW_WORD")  # nodes.host.training.dreambooth.Subject, without a prompt
+ConceptSlider = io.Custom("CONCEPT_SLIDER")  # nodes.host.training.slider.Slider

@@ -59,6 +59,9 @@ OPTIONS = {
         "Class Images", sockets.ClassImages, NO_CLASS, "Keeps the class as it was (prior preservation). Not connected: plain fine-tuning."
     ),
     "new_word": Option("New Word", sockets.NewWord, Subject(), "A new word that is trained jointly. Not connected: "),
+    "concept_slider": Option(
+        "Concept Slider", sockets.ConceptSlider, None, "Trains a slider instead of a subject: a LoRA whose strength moves images between two ends."
+    ),
 }
 AUTOMATIC = ("warmup", "average")  # of Training Options: the trainer's own where negative
 
@@ -181,9 +184,9 @@ def validation(given: dict, trainer: str) -> Validation:
     return replace(option(given, "validation_options", trainer, ["image_scale"]), prompt=prompt)
 
 
-def data(lists: dict, trainer: str) -> Data:
+def data(lists: dict, trainer: str, unused: Iterable[str] = ()) -> Data:
     """The training data: a list of images, and what Dataset Options say of them."""
-    return replace(option(first(lists), "dataset_options", trainer), images=lists_of(lists, "images")[0])
+    return replace(option(first(lists), "dataset_options", trainer, unused), images=lists_of(lists, "images")[0])
 
 
 def unfinished(folder: ModelFolder, lists: dict) -> str:

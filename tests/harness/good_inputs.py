@@ -160,6 +160,9 @@ class Sockets:
     def _new_word(self):
         return self._option("NewWord")
 
+    def _concept_slider(self):
+        return self._option("ConceptSlider", before=[], after=[])
+
     def _inversion(self):
         return run("DDIMInverter", **good("DDIMInverter", self))[0]
 
@@ -222,6 +225,8 @@ class Sockets:
             "ImageGuidanceChannel": lambda: dict(text=None),
             "InversionReport": lambda: dict(inversion=None),
             "NoisyClassifierTrainer": lambda: dict(images=self.images),
+            "DreamBoothTrainer": lambda: dict(concept_slider=None),
+            "ConceptSlider": lambda: dict(before=None, after=None),
             "InstructPix2PixTrainer": lambda: dict(before=self.images, after=self.images),
         }.get(node_id, dict)()
 

@@ -46,6 +46,7 @@ class Adapters:
         named = {f"{layer}.{name}": p for layer, part in layers.items() for name, p in part.named_parameters()}
         self.fixed = {k: p.requires_grad_(False) for k, p in named.items() if k.endswith(".alpha")}
         self.parameters = {k: p.requires_grad_(True) for k, p in named.items() if k not in self.fixed}
+        self.alphas = {k: float(p) for k, p in self.fixed.items()}
 
     def put_on(self, model) -> None:
         """Lets them act on a MODEL; only through that patcher."""
@@ -59,6 +60,11 @@ class Adapters:
             layer, _, kind = weight.rpartition(".")
             functions = getattr(model.model.get_submodule(layer), f"{kind}_function", [])
             functions[:] = [f for f in functions if f is not part]
+
+    def act_at(self, strength: float) -> None:
+        """Lets LoRAs act at a strength, as ComfyUI's loader does. Their file is to be written at 1."""
+        for name, alpha in self.alphas.items():
+            self.fixed[name].fill_(alpha * strength)
 
     @contextmanager
     def as_forward_hooks(self, model) -> Iterator[None]:

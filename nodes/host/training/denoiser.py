@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.utils
@@ -15,6 +15,7 @@ from ..noise_levels import is_flow
 from .images import Images
 
 STACKED = ("pooled_output", "concat_latent_image")  # what conditionings of one batch may each have a row of
+Target = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]  # of noisy latents (B, ...) at sigmas (B,), the samples of a batch
 
 
 @dataclass(frozen=True)
@@ -86,32 +87,40 @@ class TrainDenoiser:
         """Their log-SNR (count,), on the CPU."""
         return torch.tensor([self.scale.log_snr(sigma) for sigma in self.sigmas(objective, seed, first, count)])
 
-    def errors(self, images: Images, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int):
-        """The losses (B,) of images, the numbers first, first + 1, ... of the training's samples, under a conditioning each."""
+    def errors(
+        self, images: Images, chosen: Sequence[int], rows: Sequence[list], objective: Objective, seed: int, first: int,
+        target: Target | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The losses (B,) of images, the numbers first, first + 1, ... of the training's samples, under a conditioning each.
+
+        `target` gives what is to be predicted instead of the images.
+        """
         parts = {}
         for row, image in enumerate(chosen):
             parts.setdefault(images.latents[image].shape, []).append(row)
         sigmas = self.sigmas(objective, seed, first, len(chosen))
 
         def errors(part: list[int]) -> torch.Tensor:
-            return self._errors(images, chosen, part, [rows[i] for i in part], objective, [sigmas[i] for i in part], seed, first)
+            return self._errors(images, chosen, part, [rows[i] for i in part], objective, [sigmas[i] for i in part], seed, first, target)
 
         return _in_order([errors(part) for part in parts.values()], list(parts.values()))
 
-    def _errors(self, images, chosen, part, rows, objective, sigmas, seed, first) -> torch.Tensor:
+    def _errors(self, images, chosen, part, rows, objective, sigmas, seed, first, target) -> torch.Tensor:
         """Weighted errors of samples of one size."""
         model = self.guider.inner_model
         sampling, device = model.model_sampling, self.guider.model_patcher.load_device
         sigma = torch.tensor(sigmas, device=device)
         x0 = model.process_latent_in(torch.cat([images.latents[chosen[i]] for i in part]).to(device))
         noise = torch.cat([_noise(seed, first + i, images.latents[chosen[i]].shape) for i in part]).to(device)
-        denoised = self.denoised(sampling.noise_scaling(sigma, noise, x0.clone(), False), sigma, rows)
+        x = sampling.noise_scaling(sigma, noise, x0.clone(), False)
+        goal = x0 if target is None else target(x, sigma, part)
+        denoised = self.denoised(x, sigma, rows)
         self.latest = denoised[:1].detach()
         gain = sampling.calculate_denoised(sigma, torch.ones_like(x0), torch.zeros_like(x0)).flatten(1)[:, 0]
         masks = [images.masks[chosen[i]] for i in part]
         mask = None if masks[0] is None else torch.cat(masks).to(device)
         log_snr = torch.tensor([self.scale.log_snr(s) for s in sigmas], device=device)
-        return loss_weight(objective.weighting, gain, log_snr, objective.gamma) * squared_error(denoised, x0, mask)
+        return loss_weight(objective.weighting, gain, log_snr, objective.gamma) * squared_error(denoised, goal, mask)
 
 
 def _noise(seed: int, number: int, shape: torch.Size) -> torch.Tensor:

@@ -167,8 +167,8 @@ class Task:
 
         return take
 
-    def loop(self) -> Loop:
-        own = dict(loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about)
+    def loop(self, **own) -> Loop:
+        own |= dict(loss_scale=half_precision_scale(self.model), after_step=self.after_step, about=self.about)
         return loop_of(self.parameters, self.settings, learning_rate=self.learning_rate, **own)
 
     def look(self, training: "TrainingRun") -> None:

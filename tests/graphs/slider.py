@@ -1,0 +1,42 @@
+"""A slider trained from two prompts."""
+
+from .parts import ksampler, saved
+
+PRESERVE = """red circle on a white background
+blue star on a pink background
+green square on the left on a gray background
+yellow cross at the top on a black background
+purple triangle on the right on a white background
+orange star at the bottom on a gray background"""
+
+
+def slider(graph):
+    graph.note(
+        "# Concept slider\n\nA LoRA whose strength is the size of things: it is trained from *a large ...* and *a small ...* alone, with no images. The model "
+        "samples its own images of *a ...* to train on. What stands in *preserve* takes turns in place of `{}`, so that colors, shapes, "
+        "places and backgrounds stay as they are.\n\nThe same seeds at strengths -2 to 2. Try: other prompts, as *a striped {}* and *a plain {}*; "
+        "another prompt below; **Load LoRA** with the saved file."
+    )
+    with graph.group("1 Model"):
+        model = graph.add("DemoModelLoader")
+    with graph.group("2 The two ends"):
+        ends = {"learn.positive": "a large {}", "learn.negative": "a small {}", "learn.preserve": PRESERVE, "learn.count": 12}
+        asked = graph.add("ConceptSlider", learn="prompts", **ends)
+        look = graph.add("ValidationOptions", count=0, steps=10)
+    with graph.group("3 Train"):
+        trained = graph.add(
+            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, concept_slider=asked, validation_options=look,
+            name="size-slider", instance_prompt="a {}", steps=40, batch_size=2, **{"train.rank": 4},
+        )  # fmt: skip
+        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
+    with graph.group("4 Use it"):
+        text = "a red star in the center on a white background"
+        positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=text)
+        negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        for strength in (-2.0, -1.0, 1.0, 2.0):
+            used = graph.add("LoraModelLoader", title=f"strength {strength:g}", model=model["model"], lora=trained["lora"], strength_model=strength)
+            saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "slider", f"strength {strength:g}")
+
+
+WORKFLOWS = [slider]
