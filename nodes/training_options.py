@@ -211,8 +211,8 @@ def _learn_input() -> io.DynamicCombo.Input:
         text("negative", "a very young person", "What it comes to at strength -1."),
         text("preserve", "", preserve, multiline=True),
         auto_number("guidance", 0.01, 100.0, "Eta: how far strength 1 goes. Paper: 4.", 0.1),
-        whole("count", slider.Slider.count, 1, 100_000, "Images of the instance prompt that the model samples itself, if the trainer has none. Kept "
-            "on disk for the next run. Typical: 20–100."),
+        whole("count", slider.Slider.count, 1, 100_000, "Images of the three prompts that the model samples itself, if the trainer has none. Kept on "
+            "disk for the next run. Typical: 24–100."),
         auto_whole("resolution", 16, 4096, "Width and height of these images."),
     ]  # fmt: skip
     pairs = [text("folder", "", "Name of the folder of InstructPix2Pix Pairs. Empty = the connected images.")]

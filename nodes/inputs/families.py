@@ -89,12 +89,12 @@ _WORD_RATE = {"eps": Value(0.005, "Textual Inversion's code"), "demo": Value(0.0
 
 _SLIDER_STEPS = {
     "eps": Value(1000, "reference code of Concept Sliders"),
-    "demo": Value(40, _OURS),
+    "demo": Value(80, _OURS),
     "flow": Value(1000, "as eps models: none is known"),
 }
 _SLIDER_RATE = {
     "eps": Value(0.00005, "reference code: 0.0002 at alpha 1, rank 4"),
-    "demo": Value(0.002, _OURS),
+    "demo": Value(0.004, _OURS),
     "flow": Value(0.00005, "as eps models: none is known"),
 }
 

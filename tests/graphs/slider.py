@@ -20,15 +20,14 @@ def slider(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 The two ends"):
-        ends = {"learn.positive": "a large {}", "learn.negative": "a small {}", "learn.preserve": PRESERVE, "learn.count": 12}
+        ends = {"learn.positive": "a large {}", "learn.negative": "a small {}", "learn.preserve": PRESERVE, "learn.count": 18}
         asked = graph.add("ConceptSlider", learn="prompts", **ends)
         look = graph.add("ValidationOptions", count=0, steps=10)
     with graph.group("3 Train"):
         trained = graph.add(
             "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, concept_slider=asked, validation_options=look,
-            name="size-slider", instance_prompt="a {}", steps=40, batch_size=2, **{"train.rank": 4},
+            name="size-slider", instance_prompt="a {}", steps=40, batch_size=2, learning_rate=0.002, **{"train.rank": 4},
         )  # fmt: skip
-        graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         text = "a red star in the center on a white background"
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=text)

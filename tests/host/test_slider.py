@@ -16,7 +16,7 @@ from controlled_diffusion.training.settings import Data, Settings, Validation
 from safetensors.torch import load_file
 
 from compare import assert_close
-from host import tiny
+from host import tiny, tiny_text, video
 from host.sampling import ksampler
 from host.training import derivatives, execute, images, inside, option, stir, stopping_at
 
@@ -77,6 +77,22 @@ def test_both_strengths_start_eta_apart(any_model, vae, clip):
     assert_close(swapped, plain, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "flux", "video"])
+def test_models_with_other_conditionings_and_latents_train(family, vae, clip, folders, monkeypatch):
+    """From images that the model samples itself; of a video model those of one frame."""
+    if family == "video":
+        monkeypatch.setitem(video.WAN_CONFIG, "text_dim", tiny.CONTEXT)
+        model, vae = video.tiny_video_model(), video.tiny_video_vae()
+    else:
+        model, vae = tiny_text.denoiser(family), tiny_text.vae(family)
+        clip = tiny_text.clip(family, clip.tokenizer.clip_l.embedding_directory)
+    task = task_of(model, clip, vae, data=Data())
+    plain = losses(task)
+    assert len(task.images) == 2 and task.images.latents[0].ndim == (5 if family == "video" else 4)
+    assert_close(plain[0], plain[1], rtol=1e-3, atol=0)
+    assert plain[0] > 0
+
+
 def test_the_target_is_of_the_untrained_model(eps_model, vae, clip):
     """However far the slider is: at strength 1 and -1 the predictions that it is trained towards stay."""
     task, seen = task_of(eps_model, clip, vae), []
@@ -120,17 +136,17 @@ def test_validation_images_show_three_strengths(eps_model, vae, clip):
     assert shown.shape == (3, 64, 64, 3) and not torch.equal(shown[0], shown[2])
 
 
-def test_each_sample_has_the_attribute_of_its_image(eps_model, vae, clip, folders):
-    task, found = task_of(eps_model, clip, vae, asked(preserve="red\nblue", count=3), Data()), []
+def test_sampled_images_keep_their_attribute(eps_model, vae, clip, folders):
+    task, found = task_of(eps_model, clip, vae, asked(preserve="red\nblue", count=5), Data()), []
     assert task.texts[0] == ("red a cat", "red a large cat", "red a small cat") and task.validation.prompt == "red a cat"
-    assert len(task.images) == len(list(folders.rglob("class_images/*/*.png"))) == 3
+    assert len(task.images) == len(list(folders.rglob("class_images/*/*.png"))) == 5
 
     def note(images, chosen, rows, *more):
         found.append([text for row in rows for text, own in task.rows.items() if own is row])
         return torch.zeros(len(rows))
 
-    task.errors(SimpleNamespace(errors=note), [2, 1, 0], 0, 1.0)
-    assert found == [["red a cat", "blue a cat", "red a cat"]]
+    task.errors(SimpleNamespace(errors=note), [0, 2, 3, 4], 0, 1.0)
+    assert found == [["red a cat", "red a cat", "blue a cat", "blue a cat"]]
 
 
 def test_image_pairs_are_trained_with_the_same_noise(eps_model, vae, clip):

@@ -1,4 +1,4 @@
-"""Sliders on the demo model: `python . run tests/measures/slider.py [--sliders size color] [--count 32]` (resumable).
+"""Sliders on the demo model: `python . run tests/measures/slider.py [--sliders size color] [--count 16]` (resumable).
 
 A slider is trained from a pair of prompts: "small" and "large", or, of purple things, "blue" and "red". Prompts of held-out scenes of one
 thing are then sampled at strengths from -2 to 2, each with the same seeds. The table has the mean radius of the thing in pixels and how much
@@ -106,8 +106,8 @@ def lines(slider: str, found: list[dict]) -> list[str]:
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return script.options_of(
-        __doc__, arguments, sliders=dict(nargs="*", choices=list(SLIDERS), default=list(SLIDERS)), count=32, steps=40, batch=2, images=30, rate=0.002,
-        average=0.0, rank=4, layers="attn", guidance=1.0, sampling_steps=10, timesteps="uniform", low=0.0, weighting="own",
+        __doc__, arguments, sliders=dict(nargs="*", choices=list(SLIDERS), default=list(SLIDERS)), count=16, steps=80, batch=2, images=48, rate=0.004,
+        average=0.0, rank=8, layers="attn2", guidance=1.0, sampling_steps=10, timesteps="uniform", low=0.0, weighting="own",
         name=("slider", "another one starts anew"),
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ class Slider:
     negative: str = ""
     preserve: tuple[str, ...] = ()
     guidance: float = 4.0
-    count: int = 32
+    count: int = 48
     resolution: int = 512
     before: Sequence[torch.Tensor] = ()
     after: Sequence[torch.Tensor] = ()
@@ -86,14 +86,14 @@ class Task(dreambooth.Task):
 
 @dataclass(kw_only=True)
 class PromptTask(Task):
-    """From a pair of prompts. Image i is one of set i where the model sampled them; given images take the sets by turns."""
+    """From a pair of prompts. Of images that the model sampled each three are those of a set; given ones take the sets by turns."""
 
     texts: tuple[PromptSet, ...]
     eta: float
     given: bool
 
     def errors(self, denoiser, chosen, first, strength):
-        turns = picks(self.settings.seed + 2, first, len(chosen), len(self.texts)) if self.given else chosen
+        turns = picks(self.settings.seed + 2, first, len(chosen), len(self.texts)) if self.given else [i // 3 for i in chosen]
         asked = [self.texts[i % len(self.texts)] for i in turns]
 
         def goal(x: torch.Tensor, sigma: torch.Tensor, part: Sequence[int]) -> torch.Tensor:
@@ -161,9 +161,12 @@ def prepare(
 
 
 def _sampled(model, clip, vae, slider: Slider, sets: Sequence[PromptSet], validation: Validation) -> list[torch.Tensor]:
-    """Images of the neutral prompts, which the model samples by turns and which stay on disk for the next run."""
+    """Images of each prompt of each set, which the model samples by turns and which stay on disk for the next run.
+
+    Those of both ends are there because samples come close to them while the slider acts.
+    """
     blank = images_of(vae, Data([torch.zeros(1, slider.resolution, slider.resolution, 3)], fit="scale")).latents[0]
-    order = class_images.Order(tuple(prompts.neutral for prompts in sets), slider.count, BATCH, validation)
+    order = class_images.Order(tuple(text for prompts in sets for text in prompts), slider.count, BATCH, validation)
     return class_images.made(model, clip, vae, order, blank.shape[1:])
 
 
