@@ -35,6 +35,7 @@ class QKSharing:
     latent: tuple[int, ...] = ()  # ([frames,] H, W) of what the network is called for
     heads_first = False
     width: int
+    more: tuple[torch.Tensor, ...] = ()  # keys and values of a second text
 
     def __init__(self, qkv: tuple[torch.Tensor, ...], base: Callable, plain: bool):
         (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
@@ -145,6 +146,15 @@ class QKSharing:
     def set_output(self, rows: list[int], out: torch.Tensor) -> None:
         self.changed |= dict(zip(rows, out.to(self.out.dtype).split(1)))
 
+    def output(self, rows: Sequence[int]) -> torch.Tensor:
+        """What attention gives for rows so far."""
+        return torch.cat([self.changed.get(row, self.out[row : row + 1]) for row in rows])
+
+    def second_output(self, rows: Sequence[int]) -> torch.Tensor:
+        """What the queries of rows, shared as they are, give with the keys and values of the second text in the place of the first."""
+        k, v = (select_rows(t, rows) for t in self.more)
+        return self.kernel(select_rows(self.used[0], rows), k, v, rows)
+
     def covers(self, latent: tuple[int, ...]) -> bool:
         """Whether it is an attention of the whole latent ([frames,] H, W), and not of an area of it or of some frames."""
         return self.latent[-len(latent) :] == latent
@@ -153,7 +163,7 @@ class QKSharing:
     def result(self) -> torch.Tensor:
         if not self.changed:
             return self.out
-        return torch.cat([self.changed.get(row, self.out[row : row + 1]) for row in range(len(self.out))])
+        return self.output(range(len(self.out)))
 
 
 def run_controls(call: QKSharing, active: list) -> torch.Tensor:
@@ -163,6 +173,8 @@ def run_controls(call: QKSharing, active: list) -> torch.Tensor:
     call.run()
     for run, first, tokens in active:
         run.edit(call, first, tokens)
+    for run, first, tokens in active:
+        run.guide(call, first, tokens)
     for run, first, tokens in active:
         run.on_attention(call, first, tokens)
     return call.result

@@ -25,6 +25,11 @@ def has_mark(given: dict, listed: list[dict], token: str) -> bool:
     return token in dict(origin(given, listed).get(KEY, ()))
 
 
+def is_positive(name: str, given: dict) -> bool:
+    """Whether a conditioning of a run's list of this name is a positive one."""
+    return not ("negative" in name or given.get("prompt_type") == "negative")
+
+
 def features_of(given: dict):
     return given.get("model_conds", {}).get("c_crossattn")
 

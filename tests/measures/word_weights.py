@@ -16,6 +16,7 @@ from measures.prompt_to_prompt import FIRST, covered, plain
 from measures.script import head, kept, options_of, percent, row, say
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+PIXELS = 32  # that an area may fall by, of 16384
 
 
 @torch.inference_mode()
@@ -44,7 +45,7 @@ def main() -> None:
         found = kept(f"word_weights_{cfg:g}", options.count, lambda first, n, cfg=cfg: [areas(studio, first + i, cfg) for i in range(n)], 1)
         for kind, name in (("shape", "noun"), ("color", "color")):
             area = np.array([each[kind] for each in found])
-            rising = percent((np.diff(area, axis=1) >= -0.02 * 128 * 128 / 10).mean())
+            rising = percent((np.diff(area, axis=1) >= -PIXELS).mean())
             lines.append(row(f"{cfg:g}", name, *(f"{a:.0f}" for a in area.mean(0)), rising))
     say("\n".join(lines))
 

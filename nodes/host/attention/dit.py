@@ -16,6 +16,7 @@ import torch
 
 from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
+from .second_text import Parted
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,10 @@ class TokenCall(QKSharing):
 
     `kind`: "joint" of image and text, in which only the image's queries and keys are shared, or "self" and "cross". `size` is the
     image's (frames, rows, columns) of a `latent` ([frames,] H, W); `ranges` are the tokens of image and text, `options` those of ComfyUI's
-    `function`.
+    `function`, `parted` holds a second text.
     """
+
+    parted: Parted
 
     def __init__(self, kind: str, place: Block, latent: tuple, size: tuple, ranges: tuple[slice, slice], qkv: tuple, options: dict, function, *base):
         super().__init__(qkv, *base)
@@ -191,6 +194,9 @@ class TokenCall(QKSharing):
             options["mask"] = mask if self.kind != "joint" or mask.shape[-2] == 1 else mask[..., self.image, :]
         return self.function(q, k, v, **options)
 
+    def second_output(self, rows: Sequence[int]) -> torch.Tensor:
+        return self.parted.second_output(self, self.function, rows)
+
     def columns(self, words: Sequence[int], tokens: int) -> list[int]:
         """The copies count too."""
         copies = range(max(1, (self.text.stop - self.text.start) // max(tokens, 1)))
@@ -205,10 +211,13 @@ _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_r
 
 
 class Override:
-    """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act."""
+    """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act.
 
-    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None):
-        self.dit, self.active, self.batch, self.below = dit, active, batch, below
+    `more` tokens of a second text come behind the `text`.
+    """
+
+    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, more: int = 0):
+        self.dit, self.active, self.batch, self.below, self.more = dit, active, batch, below, more
         self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
         self.index: dict[str, int | None] = {}
 
@@ -222,10 +231,21 @@ class Override:
         queries, keys = q.shape[axis], k.shape[axis]
         kind, ranges = self._recognized(queries, keys) if len(q) == self.batch else (None, None)
         text = self._text_keys(kind, ranges, queries, keys) if len(q) == self.batch else None
-        place = Block(self.count[kind], len(self.dit.places)) if kind else None
+        if not self.more or text is None:
+            return self._attend(function, kind, ranges, text, (q, k, v), (args, kwargs), options)
+        parted = Parted((q, k, v), axis, slice(text.stop - self.more, text.stop), kind == "cross", options)
+        ranges = ranges and tuple(parted.moved(r) for r in ranges)
+        out = self._attend(function, kind, ranges, parted.moved(text), parted.first, ((), parted.options), parted.options, parted)
+        if kind is None:
+            parted.alone(function)
+        return out if kind == "cross" else parted.joined(out)
+
+    def _attend(self, function, kind, ranges, text: slice | None, qkv: tuple, given: tuple, options: dict, parted: Parted | None = None):
+        (q, k, v), (args, kwargs) = qkv, given
+        keys, place = k.shape[2 if options.get("skip_reshape") else 1], Block(self.count[kind], len(self.dit.places)) if kind else None
         bias = None if text is None else self._bias(keys, text, place, q)
         if bias is not None:
-            options["mask"] = bias if options.get("mask") is None else additive(options["mask"], q) + bias
+            options = {**options, "mask": bias if options.get("mask") is None else additive(options["mask"], q) + bias}
             args, kwargs = (), options
 
         def base(q, k, v):
@@ -237,7 +257,9 @@ class Override:
         active = [a for a in self.active if a[0].wants(kind, place)]
         if not active:
             return base(q, k, v)
-        return run_controls(TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, function, base, self.below is None), active)
+        call = TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, function, base, self.below is None)
+        call.parted = parted
+        return run_controls(call, active)
 
     def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""
@@ -249,8 +271,9 @@ class Override:
         """The text's keys in an attention; None where it has none."""
         if kind in ("joint", "cross"):
             return ranges[1]
-        alone = kind is None and queries == keys and keys in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
-        return slice(0, self.text) if alone else None
+        whole = self.text + self.more
+        alone = kind is None and queries == keys and keys in (whole, self.dit.filled(whole)) and keys != math.prod(self.size)
+        return slice(0, whole) if alone else None
 
     def _bias(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
         """(rows, 1, 1, keys) to add to the logits; None for nothing."""
@@ -265,13 +288,13 @@ class Override:
 
     def _recognized(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
         """(kind, token ranges) of an attention of so many queries and keys; None for one that is left to ComfyUI."""
-        image = math.prod(self.size)
+        image, text = math.prod(self.size), self.text + self.more
         if not self.dit.cross:
-            ranges = self.dit.token_ranges(queries, image, self.text) if queries == keys else None
+            ranges = self.dit.token_ranges(queries, image, text) if queries == keys else None
             return ("joint", ranges) if ranges else (None, None)
-        if queries != image or keys not in (image, self.text):
+        if queries != image or keys not in (image, text):
             return None, None
-        turn = self.count["self"] > self.count["cross"] if image == self.text else keys == self.text  # self comes first in a block
+        turn = self.count["self"] > self.count["cross"] if image == text else keys == text  # self comes first in a block
         return ("cross" if turn else "self"), (slice(0, image), slice(0, keys))
 
     def check(self) -> None:

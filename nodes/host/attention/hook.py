@@ -26,6 +26,7 @@ from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
 from .dit import Dit, Override
+from .second_text import with_longer_mask, with_more_text, with_second_places, without_more_text
 from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,11 @@ class ControlRun:
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
         self.layers: dict[str, list[Place]] = {}
+
+    @property
+    def conditionings(self) -> dict[str, list]:
+        """Converted conditionings that join those of the run, so that ComfyUI prepares them too."""
+        return {}
 
     def sampler(self, sampler, noise: torch.Tensor, sigmas: torch.Tensor, seed: int | None, device: torch.device):
         """The sampler to use instead of the user's."""
@@ -134,6 +140,14 @@ class ControlRun:
             self.layers[kind] = [place for place in self.places if self.wants(kind, place)]
         return self.layers[kind]
 
+    @property
+    def more_text(self) -> torch.Tensor | None:
+        """(rows or 1, tokens, width) of a second text that goes through the network behind the first; None for none now.
+
+        Attention keeps the two apart: what it gives for the first is as without the second. One control at a time may have one.
+        """
+        return None
+
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         """For a DiT: (rows of a part, text tokens) to add to the logits of its text, -inf to hide it; None for nothing.
 
@@ -147,6 +161,9 @@ class ControlRun:
     def edit(self, call: QKSharing, first: int, tokens: int) -> None:
         """May change what attention gives for rows of that part."""
 
+    def guide(self, call: QKSharing, first: int, tokens: int) -> None:
+        """May change what attention gives for rows of that part after all edits."""
+
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         """May read the final attention of that part."""
 
@@ -158,6 +175,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     scale, controls = run_noise_scale(guider), options[KEY]
     leave_uncompiled(options["wrappers"], controls[0].node)
     runs = options[KEY] = tuple(control.begin(scale, noise) for control in controls)
+    guider.conds |= {name: listed for run in runs for name, listed in run.conditionings.items()}
     for control, run in zip(controls, runs):
         for earlier in control.history.before(noise, latent_image, sigmas)[-1:]:
             run.follow(earlier, device)
@@ -206,35 +224,44 @@ def _network(executor, x, t, c_concat=None, c_crossattn=None, control=None, tran
     size = len(x) // len(transformer_options["uuids"])
     runs = [(run, run.parts.in_call(transformer_options)) for run in transformer_options[KEY]]
     active = [(run, number * size, tokens) for run, parts in runs for number, tokens in parts]
+    more = next((text for run, _, _ in active if (text := run.more_text) is not None), None)
     if any(run.dit for run, _, _ in active):
-        return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs)
-    options = _unet_options(transformer_options, active, len(x), 0 if c_crossattn is None else c_crossattn.shape[1])
+        return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs, more)
+    tokens = 0 if c_crossattn is None else c_crossattn.shape[1]
+    c_crossattn, count = (c_crossattn, 0) if more is None else (with_more_text(c_crossattn, more), more.shape[1])
+    options = _unet_options(transformer_options, active, len(x), tokens, count)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def _unet_options(options: dict, active: list, batch: int, text: int) -> dict:
+def _unet_options(options: dict, active: list, batch: int, text: int, more: int) -> dict:
     """The options with replacements of the attentions of a UNet that are wanted now."""
     for kind in SLOTS:
         wanted: dict[Place, list] = {}
         for run, first, tokens in active:
             for place in run.wanted(kind):
                 wanted.setdefault(place, []).append((run, first, tokens))
-        options = with_attention(options, {p.key: partial(_attend, kind, p, acting, batch, text) for p, acting in wanted.items()}, kind)
+        options = with_attention(options, {p.key: partial(_attend, kind, p, acting, batch, text, more) for p, acting in wanted.items()}, kind)
     return options
 
 
-def _attend(kind: str, place: Place, active: list, batch: int, text: int, base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
-    return run_controls(UnetCall(kind, place, (q, k, v), options, base, batch, text), active)
+def _attend(kind: str, place: Place, active: list, batch: int, text: int, more: int, base: BaseAttention, q, k, v, options: dict) -> torch.Tensor:
+    k, v, second = without_more_text(k, v, text, more) if more and kind == "cross" else (k, v, ())
+    call = UnetCall(kind, place, (q, k, v), options, base, batch, text)
+    call.more = second
+    return run_controls(call, active)
 
 
-def _dit(executor, inputs: tuple, options: dict, active: list, more: dict) -> torch.Tensor:
+def _dit(executor, inputs: tuple, options: dict, active: list, kwargs: dict, more: torch.Tensor | None) -> torch.Tensor:
     """One call of a DiT, with ComfyUI's override of its attentions where a control acts."""
-    x, text = inputs[0], inputs[3]
+    x, t, c_concat, text, control = inputs
     acting = [a for a in active if a[0].acts]
     if not acting:
-        return executor(*inputs, options, **more)
-    override = Override(acting[0][0].dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE))
-    out = executor(*inputs, {**options, OVERRIDE: override}, **more)
+        return executor(*inputs, options, **kwargs)
+    override = Override(acting[0][0].dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE), 0 if more is None else more.shape[1])
+    if more is not None:
+        options, kwargs = with_second_places(options, text.shape[1], more.shape[1]), with_longer_mask(kwargs, text, more)
+        text = with_more_text(text, more)
+    out = executor(x, t, c_concat, text, control, {**options, OVERRIDE: override}, **kwargs)
     override.check()
     for run, *_ in acting:
         run.reached = True

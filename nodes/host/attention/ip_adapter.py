@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
 from ....guidance.errors import quoted
-from ..conditionings import origin
+from ..conditionings import is_positive, origin
 from ..evaluation_order import leave_uncompiled
 from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale
@@ -184,7 +184,7 @@ class ImagePatch:
     def _sees(self, name: str, given: dict) -> bool | None:
         if self.only_marked:
             return dict(given.get(KEY, ())).get(self.token)
-        return not ("negative" in name or given.get("prompt_type") == "negative")
+        return is_positive(name, given)
 
     def predict(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
         """DIFFUSION_MODEL: one call of the network, with the replacements where the images act."""

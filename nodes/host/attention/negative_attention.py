@@ -1,0 +1,159 @@
+"""Normalized Attention Guidance inside ComfyUI's sampling: a negative prompt in the attention of the positive, also at cfg 1.
+
+The negative's tokens go through the network behind the positive's, in the same call (second_text.py). The image's own computations
+are made once; only attention to the text is made twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import comfy.model_base
+import comfy.sampler_helpers
+import torch
+
+from ....attention.call import QKSharing
+from ....attention.ip_adapter import mask_tokens
+from ....attention.layers import Block, Place
+from ....attention.negative_attention import Strength
+from ..conditionings import KEY, check_conditionings, features_of, is_positive, marked
+from ..noise_levels import NoiseScale
+from .dit import Dit, dit_of
+from .hook import Control, ControlRun, controls_of, install
+from .unet import is_unet, unet_places
+
+JOINT = ("flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "mage_flow.model", "krea2.model", "cogvideo.model")
+BY_LENGTH = getattr(comfy.model_base, "LongCatImage", ())  # the image's places depend on the number of the text's tokens
+SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3 or Qwen-Image"
+
+
+@dataclass(frozen=True)
+class NegativeAttention(Control):
+    """The control. `schedules` (sigma, noise axis) -> factor multiply the guiding part of the scale; `mask` (M, H, W) in [0, 1] says where.
+
+    `only_marked`: acts on conditionings with the mark alone; otherwise on all positive ones of a run.
+    """
+
+    node: ClassVar = "Negative Attention"
+    negative: list
+    strength: Strength
+    schedules: tuple[Callable[[float, NoiseScale], float], ...] = ()
+    mask: torch.Tensor | None = None
+    only_marked: bool = False
+    places: tuple[Place, ...] = ()  # of a UNet
+    dit: Dit | None = None
+
+    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> NegativeAttentionRun:
+        return NegativeAttentionRun(self, scale, noise)
+
+
+class NegativeAttentionRun(ControlRun):
+    """Negative Attention during one run. `images` of the batch, of a latent ([frames,] H, W)."""
+
+    control: NegativeAttention
+
+    def __init__(self, control: NegativeAttention, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale)
+        self.places, self.dit, self.images, self.size = control.places, control.dit, len(noise), tuple(noise.shape[2:])
+        self.strength = control.strength
+        self.name, self.text, self.masks = f"{KEY} negative {control.token}", None, {}
+        if control.mask is not None and self.images % len(control.mask):
+            raise ValueError(f"The mask holds {len(control.mask)} images but {self.images} are sampled; give one mask, or one for each image.")
+
+    @cached_property
+    def conditionings(self) -> dict[str, list]:
+        return {self.name: comfy.sampler_helpers.convert_cond(self.control.negative)}
+
+    def start(self, conds, x, sigma):
+        self.text = features_of(conds[self.name][0]).cond
+        if not self.control.only_marked:
+            for name, listed in conds.items():
+                for given in listed:
+                    if name != self.name and is_positive(name, given):
+                        given[KEY] = (*given.get(KEY, ()), (self.control.token, 1))
+        super().start(conds, x, sigma)
+
+    def end(self) -> None:
+        super().end()
+        self.text, self.masks = None, {}
+
+    def on_evaluate(self, conds, x, sigma):
+        super().on_evaluate(conds, x, sigma)
+        self.strength = self.control.strength.times(math.prod(schedule(sigma, self.scale) for schedule in self.control.schedules))
+
+    @property
+    def more_text(self) -> torch.Tensor | None:
+        return None if self.strength.neutral else self.text
+
+    @property
+    def acts(self) -> bool:
+        return not self.reached or not self.strength.neutral
+
+    def wants(self, kind: str, place: Place | Block) -> bool:
+        return kind != "self" and not self.strength.neutral
+
+    def guide(self, call: QKSharing, first: int, tokens: int) -> None:
+        rows = range(first, first + self.images)
+        whole, negative = call.output(rows), call.second_output(rows)
+        text, positive = whole.split([whole.shape[1] - negative.shape[1], negative.shape[1]], 1)
+        guided = self.strength.guided(positive, negative)
+        if self.control.mask is not None:
+            guided = positive + self._mask(call, positive) * (guided - positive)
+        call.set_output(list(rows), torch.cat([text, guided], 1))
+
+    def _mask(self, call: QKSharing, like: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, 1): the mask at the size of a layer; 0 on the tokens of reference images."""
+        if call.size is None or not call.covers(self.size):
+            raise ValueError(
+                "The mask of Negative Attention cannot act on a conditioning with an area, or beside nodes that change the number of the image's tokens. "
+                "Remove the mask, or the area."
+            )
+        key = (call.size, like.shape[1], like.dtype)
+        if key not in self.masks:
+            *frames, height, width = call.size
+            mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)
+            self.masks[key] = torch.nn.functional.pad(mask, (0, 0, 0, like.shape[1] - mask.shape[1])).to(like)
+        return self.masks[key]
+
+
+def _network(model) -> dict:
+    """The places of a UNet, or what is known of a DiT. Raises ValueError that names a network in which two texts cannot be kept apart."""
+    if is_unet(model):
+        return dict(places=unet_places(model))
+    dit = dit_of(model)
+    if not (dit.cross or dit.module in JOINT) or isinstance(model.model, BY_LENGTH):
+        raise ValueError(
+            f"{dit.name} mixes its text before attention, or places the image by the length of the text, so that Negative Attention cannot keep a second text "
+            f"apart. Use {SUPPORTED}; or sample with a negative at cfg above 1."
+        )
+    return dict(dit=dit)
+
+
+def _check(model, negative: list) -> None:
+    if controls_of(model, NegativeAttention):
+        raise ValueError(
+            "The model already comes from Negative Attention, and two of them are not kept apart. Write all of the negative into one prompt, or connect "
+            "the model from before the other node."
+        )
+    check_conditionings(model, {"The negative": negative})
+    if len(negative) != 1:
+        raise ValueError(f"The negative has {len(negative)} parts, but one text is needed. Connect it as CLIP Text Encode gives it, or use Conditioning (Concat).")
+    limits = {"area", "mask", "hooks", "start_percent", "end_percent", "timestep_start"} & negative[0][1].keys()
+    if limits:
+        raise ValueError(
+            f"The negative has {', '.join(sorted(limits))}, but only its text counts here. Connect it as CLIP Text Encode gives it, and use the inputs mask, "
+            "start_percent and end_percent of this node."
+        )
+
+
+def prepare(model, negative: list, strength: Strength, conditioning: list | None, **settings) -> tuple:
+    """(patched model, conditioning with the mark or None); `settings` are fields of `NegativeAttention`."""
+    _check(model, negative)
+    control = NegativeAttention(negative=negative, strength=strength, only_marked=conditioning is not None, **settings, **_network(model))
+    if strength.neutral:
+        return model, conditioning
+    return install(model, control), None if conditioning is None else marked(conditioning, control.token)
