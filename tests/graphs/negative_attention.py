@@ -7,7 +7,7 @@ def negative_attention(graph):
     graph.note(
         "# A negative prompt at cfg 1\n\nThe prompt leaves the color open. **Negative Attention** keeps *orange* out of the same seeds, with one "
         "evaluation of the model a step; the negative of a sampler does nothing at cfg 1. It is made for turbo and lightning models.\n\n"
-        "Try: *scale* 3 or 11; *alpha* 0.25; another color; a mask."
+        "Try: *scale* 2 or 11; *alpha* 0.5; another color; a mask."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
@@ -16,7 +16,7 @@ def negative_attention(graph):
         )
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     with graph.group("2 Negative"):
-        patched = graph.add("NegativeAttention", model=model["model"], negative=negative, scale=8.0, tau=2.5, alpha=0.5)["model"]
+        patched = graph.add("NegativeAttention", model=model["model"], negative=negative)["model"]
     with graph.group("3 Sample"):
         latents = [ksampler(graph, m, text, empty, size, seed=1, cfg=1.0) for m in (model["model"], patched)]
     with graph.group("4 Images"):
