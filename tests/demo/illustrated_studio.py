@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 import comfy.sample
+import comfy.sd
 import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
@@ -21,9 +22,10 @@ LABEL = 40  # pixels below each image of a sheet
 
 def load(path: Path) -> tuple:
     """MODEL, CLIP and VAE of a weights file."""
-    unet, clip, vae = demo._read_weights(path)
-    model = demo._patcher(unet, demo.DemoModel({**recipe.UNET_CONFIG}), False, (load, (path,)))
-    return model, demo._text(clip, str(path)), demo._autoencoder(vae, str(path))
+    unet, text, autoencoder = demo._read_weights(path)
+    config = demo.DemoModel({**recipe.UNET_CONFIG})
+    clip = comfy.sd.CLIP(config.clip_target(), state_dict=text)
+    return demo._patcher(unet, config, False), clip, comfy.sd.VAE(sd=autoencoder)
 
 
 class Studio(demo_images.Studio):
