@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef  # while one lives, 
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_END = object()
 
 
 def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
@@ -110,24 +111,52 @@ def mutations_allowed(weights: Callable[[], Iterable[torch.Tensor]] = loaded_wei
     return torch.autograd.graph.saved_tensors_hooks(*pair)
 
 
-class CopyIfNeeded:
-    """Runs work that takes gradients, without copies as long as autograd does: copies take time.
+def _no_circle(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    return tensor if tensor.is_leaf else tensor.detach(), tensor._version
 
-    Autograd notices what was changed in place and refuses its backward pass. The work then begins anew inside `mutations_allowed`, as does all
-    later work; what it has to say in the first attempt must not count. An error with another cause comes again.
+
+def _as_saved(saved: tuple[torch.Tensor, int]) -> torch.Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the backward pass needs was changed in place")
+    return tensor
+
+
+def mutations_refused() -> torch.autograd.graph.saved_tensors_hooks:
+    """Inside, a backward pass refuses tensors that were changed in place after they were saved, as it does anyway.
+
+    Without this a refusal keeps the whole graph and its models forever: a tensor that is changed in place by what was made of it, as in
+    `x += f(x)`, is held by its own history, and only a backward pass that succeeds lets go of it.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(_no_circle, _as_saved)
+
+
+class CopyIfNeeded:
+    """Takes steps that need gradients, without copies as long as nothing that autograd saved is changed in place: copies take time.
+
+    The first step finds that out. Where it or a later one is refused, `steps` is asked anew, inside `mutations_allowed`, as are all that follow;
+    what it did before it was refused must not count. An error with another cause comes again.
     """
 
     def __init__(self):
-        self.copies = False
+        self.around: Callable[[], AbstractContextManager] = mutations_refused
 
-    def __call__(self, work: Callable[[], T]) -> T:
-        if not self.copies:
+    def __call__(self, steps: Callable[[], Iterator[T]]) -> Iterator[T]:
+        taken = steps()
+        while True:
             try:
-                return work()
+                with self.around():
+                    step = next(taken, _END)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                if self.around is mutations_allowed:
+                    raise
                 log.info("Trying again with copies of what the backward pass needs: %s", error)
-                self.copies = True
-        with mutations_allowed():
-            return work()
+                self.around, taken = mutations_allowed, steps()
+                continue
+            if step is _END:
+                return
+            if self.around is mutations_refused:
+                self.around = nullcontext
+            yield step

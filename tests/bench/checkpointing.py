@@ -48,7 +48,7 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
             needed, begin = peak(partial(step, blocks)), clock()
             step(blocks)
             found[name] = (needed, need / 1e6, clock() - begin, derivatives[0])
-        return iter(())
+        yield from ()
 
     run.run_sampler(model, [row], x.shape, run.TrainSampler(steps))
     return found

@@ -144,7 +144,7 @@ def gradients_of_family(name: str, count: int, around=nullcontext, blocks=lambda
                 loss = denoiser.denoised(x, torch.tensor([denoiser.scale.sigma(0.4)]), [[text, extras]]).square().mean()
                 own = torch.autograd.grad(loss, [text, *learned.parameters.values()], allow_unused=True)
             found.append(torch.cat([g.flatten() for g in own if g is not None]))
-        return iter(())
+        yield from ()
 
     with torch.inference_mode(False), torch.no_grad():
         run.run_sampler(model, [[features, extras]], empty.shape, run.TrainSampler(steps, blocks=blocks))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes.host import saved_tensors
 from controlled_diffusion.nodes.host.training import run, trainer
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from compare import assert_close
 from host import in_place, tiny_dits
@@ -46,25 +47,38 @@ def test_the_denoiser_is_copied_only_where_it_writes_in_place(kind, clip, vae, m
         attempt = saved_tensors.CopyIfNeeded()
         monkeypatch.setattr(run, "CopyIfNeeded", lambda own=attempt: own)
         in_place.gradients_of(in_place.task_through(kind, "scaled", writes, clip, vae), 1)
-        assert attempt.copies is writes
+        assert (attempt.around is saved_tensors.mutations_allowed) is writes
 
 
 def test_copies_begin_with_the_first_refusal_and_errors_are_raised():
     def gradient(writes):
         calls.append(1)
-        return torch.autograd.grad(in_place.chain(torch.ones(2, 8), weight, writes), weight)[0]
+        yield torch.autograd.grad(in_place.chain(torch.ones(2, 8), weight, writes), weight)[0]
 
     def broken():
         raise RuntimeError("no room")
+        yield
 
     with torch.inference_mode(False), torch.enable_grad():
         weight, attempt, calls, found = torch.nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8)), saved_tensors.CopyIfNeeded(), [], []
         for writes, runs in ((False, 1), (True, 3), (True, 4), (False, 5)):
-            found.append(attempt(lambda writes=writes: gradient(writes)))
+            found += attempt(lambda writes=writes: gradient(writes))
             assert len(calls) == runs
-        assert all(torch.equal(f, found[0]) for f in found)
+        assert len(found) == 4 and all(torch.equal(f, found[0]) for f in found)
     with pytest.raises(RuntimeError, match="no room"):
-        saved_tensors.CopyIfNeeded()(broken)
+        list(saved_tensors.CopyIfNeeded()(broken))
+
+
+@pytest.mark.parametrize("around", [saved_tensors.mutations_refused, saved_tensors.mutations_allowed])
+def test_a_refused_pass_is_let_go(around):
+    """torch itself keeps the graph of `x += f(x)` forever where its backward pass is refused or never comes."""
+    with torch.inference_mode(False), torch.enable_grad(), around():
+        weight = torch.nn.Parameter(torch.ones(8, 8))
+        x = torch.ones(2, 8) @ weight
+        x += (x * weight.sum()).tanh()
+        kept = StorageWeakRef(x.untyped_storage())
+        del x
+    assert kept.expired()
 
 
 @pytest.mark.parametrize("first", [0, 5])

@@ -97,7 +97,7 @@ def inside(task, question, around=None):
 
     def steps(denoiser):
         found.append(question(denoiser))
-        return iter(())
+        yield from ()
 
     with torch.inference_mode(False), torch.no_grad():
         sampler = run.TrainSampler(steps, task.modules, around=around or task.around)

@@ -30,7 +30,7 @@ class TrainSampler(AnyOrderSampler):
     """Takes some steps of a training in one run of ComfyUI's sampling.
 
     `modules` are further networks that gradients pass through, `around` what steps are taken inside of; `blocks` gives those of the denoiser
-    that run again in the backward pass. Where the network changes in place what autograd has saved, `attempt` calls `steps` once more.
+    that run again in the backward pass. Where the network changes in place what autograd has saved, `attempt` asks for `steps` once more.
     """
 
     apart = True
@@ -51,13 +51,10 @@ class TrainSampler(AnyOrderSampler):
         gradients.attend_with_derivative(denoiser.options["transformer_options"])
         texts = checkpointing.recomputed(checkpointing.coarse_blocks(self.modules))
         with gradients.differentiable(copies=False), self.around(), texts, checkpointing.recomputed(self.blocks(denoiser)):
-            self.attempt(lambda: self._take(denoiser))
+            for step in self.attempt(lambda: self.steps(denoiser)):
+                self.show(step, denoiser.latest)
+                comfy.model_management.throw_exception_if_processing_interrupted()
         return latent_image
-
-    def _take(self, denoiser: TrainDenoiser) -> None:
-        for step in self.steps(denoiser):
-            self.show(step, denoiser.latest)
-            comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def run_sampler(model, conditioning: list, shape: Sequence[int], sampler: TrainSampler) -> None:

@@ -247,7 +247,6 @@ class TrainingRun:
         found: list[float] = []
 
         def evaluate(loss: Callable[[int], torch.Tensor]) -> Iterator[Step]:
-            found.clear()  # of a first attempt
             for index in range(count):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with torch.no_grad():
