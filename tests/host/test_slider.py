@@ -6,7 +6,7 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
-from controlled_diffusion.nodes.host.training import adapters
+from controlled_diffusion.nodes.host.training import adapters, memory
 from controlled_diffusion.nodes.host.training import slider as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
 from controlled_diffusion.nodes.inputs import families
@@ -137,16 +137,16 @@ def test_validation_images_show_three_strengths(eps_model, vae, clip):
 
 
 def test_sampled_images_keep_their_attribute(eps_model, vae, clip, folders):
-    task, found = task_of(eps_model, clip, vae, asked(preserve="red\nblue", count=5), Data()), []
+    task, found = task_of(eps_model, clip, vae, asked(preserve="red\nblue", count=5), Data(flip=True)), []
     assert task.texts[0] == ("red a cat", "red a large cat", "red a small cat") and task.validation.prompt == "red a cat"
-    assert len(task.images) == len(list(folders.rglob("class_images/*/*.png"))) == 5
+    assert len(task.images) == 10 and len(list(folders.rglob("class_images/*/*.png"))) == 5
 
     def note(images, chosen, rows, *more):
         found.append([text for row in rows for text, own in task.rows.items() if own is row])
         return torch.zeros(len(rows))
 
-    task.errors(SimpleNamespace(errors=note), [0, 2, 3, 4], 0, 1.0)
-    assert found == [["red a cat", "red a cat", "blue a cat", "blue a cat"]]
+    task.errors(SimpleNamespace(errors=note), [2, 4, 7, 9], 0, 1.0)  # the last two are mirrored ones
+    assert found == [["red a cat", "blue a cat"] * 2]
 
 
 def test_image_pairs_are_trained_with_the_same_noise(eps_model, vae, clip):
@@ -175,6 +175,13 @@ def test_what_a_slider_cannot_use_is_named(slider, knobs, message, eps_model, va
     with pytest.raises(ValueError, match=message):
         train(eps_model, clip, vae, asked(**slider), **knobs)
     assert not list(folders.rglob("*.safetensors"))
+
+
+def test_missing_memory_is_told_in_batches_of_the_user(eps_model, vae, clip, monkeypatch):
+    """A step is of two parts, which are no setting."""
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 2**10)
+    with pytest.raises(ValueError, match="set batch_size to 1 and accumulate to 2 "):
+        train(eps_model, clip, vae, batch_size=2)
 
 
 def test_images_of_pairs_need_their_mode():

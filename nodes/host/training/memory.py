@@ -94,14 +94,15 @@ def estimate(measure: Callable[[int], PassMemory], batch: int) -> tuple[PassMemo
 class MemoryPlan:
     """Finds out before the first step whether a training fits into memory, and which blocks run again in its backward pass.
 
-    `shape` is that of its largest batch of latents, with `size` images in its batch_size; `rows(count)` gives the conditionings of one,
-    `place` a noise level. `modules` are further networks that gradients pass through.
+    `shape` is that of its largest batch of latents, with `size` images in its batch_size and `accumulate` batches in a step; `rows(count)`
+    gives the conditionings of one, `place` a noise level. `modules` are further networks that gradients pass through.
     """
 
     checkpointing: str
     loop: Loop
     shape: torch.Size
     size: int
+    accumulate: int
     rows: Callable[[int], list]
     place: float
     modules: Sequence[torch.nn.Module] = ()
@@ -152,7 +153,7 @@ class MemoryPlan:
         if not recompute and known and whole.recomputed < 0.9 * whole.plain:
             ways.append(f"set checkpointing to 'on' (about {_gb(whole.recomputed + learning)})")
         if self.size > 1:
-            ways.append(f"set batch_size to 1 and accumulate to {self.size * self.loop.accumulate} (about {_gb(less + learning)})")
+            ways.append(f"set batch_size to 1 and accumulate to {self.size * self.accumulate} (about {_gb(less + learning)})")
         ways.append("take smaller images, train fewer layers or at a lower rank, or close what else uses the memory")
         return (
             f"This training needs about {_gb(now + learning)} of memory beside the model, and {_gb(free)} are free: {_gb(now)} for the backward "

@@ -93,14 +93,14 @@ class PromptTask(Task):
     given: bool
 
     def errors(self, denoiser, chosen, first, strength):
-        turns = picks(self.settings.seed + 2, first, len(chosen), len(self.texts)) if self.given else [i // 3 for i in chosen]
+        turns = picks(self.settings.seed + 2, first, len(chosen), len(self.texts)) if self.given else [i % self.images.originals // 3 for i in chosen]
         asked = [self.texts[i % len(self.texts)] for i in turns]
 
         def goal(x: torch.Tensor, sigma: torch.Tensor, part: Sequence[int]) -> torch.Tensor:
-            every = [self.rows[text] for texts in zip(*(asked[i] for i in part)) for text in texts]
+            every = zip(*(asked[i] for i in part))
             self.adapters.act_at(0.0)
-            with torch.no_grad():
-                found = denoiser.denoised(torch.cat([x] * 3), sigma.repeat(3), every).chunk(3)
+            with torch.no_grad():  # one after the other: no more memory than the pass that is trained
+                found = [denoiser.denoised(x, sigma, [self.rows[text] for text in texts]) for texts in every]
             self.adapters.act_at(strength)
             return target(*found, strength * self.eta)
 

@@ -141,7 +141,7 @@ class Task:
     def memory_plan(self, loop: Loop) -> MemoryPlan:
         s, largest = self.settings, max((z.shape for z in self.images.latents), key=torch.Size.numel)
         shape, middle = torch.Size([self.shape[0], *largest[1:]]), self.objective.levels.places(torch.tensor([0.5]))
-        return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, self.usual_rows, float(middle), self.modules)
+        return MemoryPlan(s.checkpointing, loop, shape, s.batch_size, s.accumulate, self.usual_rows, float(middle), self.modules)
 
     def runner(self, loop: Loop, show: Show) -> Runner:
         """Takes steps inside ComfyUI's sampling, where all is loaded."""
