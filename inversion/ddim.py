@@ -61,6 +61,15 @@ class DDIM(Method):
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         return (state[0] + self._move(derivative, state[0], *trajectory.sigmas[i : i + 2]),)
 
+    def evaluated(self, trajectory: Trajectory, i: int) -> tuple[torch.Tensor, float]:
+        if self.order != 1:
+            raise ValueError("align is on, but the inversion is of order 2. Switch it off, or set order to 1 in DDIM Inverter.")
+        if self.fixed_point_iterations:
+            return trajectory.states[i][0], trajectory.sigmas[i]
+        states, up = [x for (x,) in trajectory.states[:i:-1]], trajectory.sigmas[::-1]
+        expected = extrapolated(states, up) if self.extrapolate else None
+        return (states[-1], trajectory.sigmas[i + 1]) if expected is None else (expected, trajectory.sigmas[i])
+
     def _move(self, derivative: Derivative, x: torch.Tensor, now: float, goal: float, first: torch.Tensor | None = None) -> torch.Tensor:
         """What a step adds to x; `first` is the derivative at its start, evaluated here unless given."""
         first = derivative(x, now) if first is None else first

@@ -92,8 +92,15 @@ class Method(Protocol):
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         """The state at `trajectory.sigmas[i + 1]` from the one at `trajectory.sigmas[i]`."""
 
-    def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """How guidance in the reconstruction changes the difference (B, ...) of its predictions before scaling it; None: not at all."""
+    def evaluated(self, trajectory: Trajectory, i: int) -> tuple[torch.Tensor, float]:
+        """Where the inversion took the derivative of step i: (a state, the sigma that it is of). Raises ValueError if not known."""
+        raise ValueError(
+            f"align is on, but an inversion by {quoted(self.name)} cannot be aligned. Switch it off, or invert with DDIM Inverter (order 1) or "
+            "Negative-Prompt Inverter."
+        )
+
+    def direction(self, cfg: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """How guidance at `cfg` in the reconstruction changes the difference (B, ...) of its predictions before scaling it; None: not at all."""
         return None
 
 
@@ -111,17 +118,26 @@ def rising(sigmas: Sequence[float]) -> list[tuple[float, float]]:
     return list(zip(up, up[1:]))
 
 
+def aligned(method: Method, derivative: Derivative, trajectory: Trajectory, i: int) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """The derivative of step i at a state moved as far as the inversion's own evaluation was from its path (arXiv 2605.02417)."""
+    point, level = method.evaluated(trajectory, i)
+    shift = point - trajectory.states[i][0]
+    return lambda x, sigma: derivative(x + shift, sigma, level)
+
+
 @torch.no_grad()
 def replay(
-    method: Method, derivative: Derivative, trajectory: Trajectory, *,
+    method: Method, derivative: Derivative, trajectory: Trajectory, *, align: bool = False,
     between: Callable[[State, int], State] = lambda state, level: state, show: Show = lambda x, denoised: None,
 ) -> torch.Tensor:  # fmt: skip
     """The latent at the last sigma of a trajectory, sampled from its first state with this derivative, under whatever prompt it has.
 
-    `between(state, level)` may change the state at `trajectory.sigmas[level]`.
+    `between(state, level)` may change the state at `trajectory.sigmas[level]`. With `align` the derivative is `aligned`: under the source, as
+    it was inverted, the image then comes back exactly.
     """
     state = trajectory.states[0]
     for i in range(trajectory.steps):
-        state = between(method.step(derivative, state, i, trajectory), i + 1)
+        here = aligned(method, derivative, trajectory, i) if align else derivative
+        state = between(method.step(here, state, i, trajectory), i + 1)
         show(state[0], state[0] if derivative.denoised is None else derivative.denoised)
     return state[0]

@@ -1,7 +1,8 @@
-"""Negative-prompt inversion (arXiv 2305.16807) and proximal guidance (arXiv 2306.05414, algorithms 1 and 2).
+"""Negative-prompt inversion (arXiv 2305.16807), proximal guidance (arXiv 2306.05414, algorithms 1 and 2) and Uni-Edit (arXiv 2504.13109).
 
 With the source prompt as the negative, guidance adds nothing under the source prompt, whatever its scale: DDIM inversion comes back as
-without guidance. Under another prompt guidance follows the difference of the two prompts; proximal guidance removes its small values.
+without guidance. Under another prompt guidance follows the difference of the two prompts; proximal guidance removes its small values,
+Uni-Edit raises it where it is large.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..guidance.errors import check_choice
 from .ddim import DDIM
 from .method import Derivative, Method, Show, State, Trajectory
 
-PROXIMAL = ("off", "l0", "l1")
+PLAIN, L0, L1, UNI_EDIT = GUIDANCE = ("plain", "proximal l0", "proximal l1", "Uni-Edit")
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
@@ -34,16 +35,29 @@ def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 def without_small(difference: torch.Tensor, kind: str, quantile: float) -> torch.Tensor:
     """A difference (B, ...) without its small values: those up to this quantile of each sample's absolute values.
 
-    "l0" keeps the others as they are, "l1" brings them closer to 0 by as much. At quantile 0 it is unchanged, at 1 all is 0.
+    "proximal l0" keeps the others as they are, "proximal l1" brings them closer to 0 by as much. At quantile 0 it is unchanged, at 1 all
+    is 0.
     """
-    if kind == "off" or quantile == 0.0:
+    if quantile == 0.0:
         return difference
     size = difference.abs().flatten(1)
     rank = max(1, round(quantile * size.shape[1]))
     least = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (difference.ndim - 1))
-    if kind == "l0":
+    if kind == L0:
         return torch.where(difference.abs() > least, difference, 0.0)
     return difference.sign() * (difference.abs() - least).clamp(min=0)
+
+
+def by_region(difference: torch.Tensor, cfg: float) -> torch.Tensor:
+    """A difference g (B, C, ...), target minus source, which guidance at `cfg` makes Uni-Edit's step: m g + cfg (1 + m) g.
+
+    m is the mean of |g| over channels, from 0 to 1 in each sample. At cfg 0 it is unchanged.
+    """
+    size = difference.abs().mean(1, keepdim=True)
+    rest = tuple(range(1, size.ndim))
+    low, high = size.amin(rest, keepdim=True), size.amax(rest, keepdim=True)
+    m = (size - low) / (high - low).clamp(min=torch.finfo(size.dtype).tiny)
+    return difference * (1 + m + m / cfg) if cfg else difference
 
 
 @dataclass(frozen=True)
@@ -51,20 +65,20 @@ class NegativePrompt(Method):
     """DDIM for a reconstruction with the source as the negative.
 
     `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`. `interpolation` (0 to 1)
-    moves the negative from the source towards the empty prompt. `proximal` and `quantile` are those of `without_small`, which guidance goes
-    through.
+    moves the negative from the source towards the empty prompt. `guidance` is how an edit follows the difference of target and negative:
+    "plain", by `without_small` with this `quantile`, or by `by_region`.
     """
 
     name: ClassVar[str] = "negative_prompt"
     fixed_point_iterations: int = 0
     extrapolate: bool = True
     interpolation: float = 0.0
-    proximal: str = "off"
+    guidance: str = PLAIN
     quantile: float = 0.7
 
     def __post_init__(self):
         self._way()
-        check_choice("proximal", self.proximal, PROXIMAL)
+        check_choice("guidance", self.guidance, GUIDANCE)
         for name in ("interpolation", "quantile"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 to 1.")
@@ -78,5 +92,10 @@ class NegativePrompt(Method):
     def step(self, derivative: Derivative, state: State, i: int, trajectory: Trajectory) -> State:
         return DDIM().step(derivative, state, i, trajectory)
 
-    def direction(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        return None if self.proximal == "off" else lambda difference: without_small(difference, self.proximal, self.quantile)
+    def evaluated(self, trajectory: Trajectory, i: int) -> tuple[torch.Tensor, float]:
+        return self._way().evaluated(trajectory, i)
+
+    def direction(self, cfg: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        if self.guidance == UNI_EDIT:
+            return lambda difference: by_region(difference, cfg)
+        return None if self.guidance == PLAIN else lambda difference: without_small(difference, self.guidance, self.quantile)

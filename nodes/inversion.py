@@ -8,7 +8,12 @@ from .host.progress import keep
 from .inputs import sockets
 from .inputs.families import AUTO_NUMBER
 from .inputs.fit import image_output
-from .inputs.widgets import FloatOrAuto, choice, optional, schema
+from .inputs.widgets import FloatOrAuto, advanced, choice, optional, schema, switch
+
+_ALIGN = (
+    "On: a step evaluates the model as far off its state as the inversion did; keeps more of the image at the same cost. Off: at its state. "
+    "For DDIM Inverter (order 1) and Negative-Prompt Inverter."
+)
 
 
 class InversionSampler(io.ComfyNode):
@@ -16,7 +21,8 @@ class InversionSampler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "InversionSampler", "Inversion Sampler", "inversion",
-            ["replay inversion", "real image editing", "direct inversion", "pnp inversion", "reconstruct"],
+            ["replay inversion", "real image editing", "direct inversion", "pnp inversion", "direct alignment", "directedit",
+             "reconstruct"],
             "Samples from an inversion, with the steps and the method by which it was made. With another prompt, the image is edited; with "
             "none, it is reconstructed.",
             inputs=[
@@ -27,6 +33,7 @@ class InversionSampler(io.ComfyNode):
                     "inversion)."),
                 FloatOrAuto("cfg", 0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale. Typical for edits: 3–7.5. 1 = off. "
                     "-1 = as the inversion was made, which gives the image back."),
+                *advanced(switch("align", False, _ALIGN)),
                 *optional(
                     io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
                     io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),
@@ -41,14 +48,14 @@ class InversionSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, inversion, cfg, branches, positive=None, negative=None, mask=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model, inversion, cfg, branches, align=False, positive=None, negative=None, mask=None, vae=None) -> io.NodeOutput:
         if cfg == AUTO_NUMBER:
             cfg = inversion.cfg
             keep(f"cfg {cfg:g}, as the inversion was made")
         positive = inversion.source if positive is None else positive
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
-        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion))
+        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align)
         samples = replay.run(model, positive, negative, cfg)
         return io.NodeOutput({"samples": samples}, image_output("Inversion Sampler", vae, lambda: inversion.decoded(vae, samples)))
 

@@ -11,7 +11,7 @@ from controlled_diffusion.inversion.rf_inversion import RFInversion
 from torch.testing import assert_close
 
 from checks import refused
-from denoisers import Gaussian, Seen, apart, derivative, draw, one, silent, vp
+from denoisers import FAMILIES, Gaussian, Seen, apart, derivative, draw, levels, one, silent, vp
 
 
 def grid(steps: int, top: float = 10.0) -> tuple[float, ...]:
@@ -76,6 +76,37 @@ def test_ddim_is_exact_where_the_derivative_is_constant():
     assert_close(replay(DDIM(), way, trajectory), draw(1, 4, 8, 8), atol=1e-5, rtol=1e-5)
 
 
+ALIGNABLE = [DDIM(), DDIM(extrapolate=True), DDIM(fixed_point_iterations=9), NegativePrompt(), NegativePrompt(extrapolate=False)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ALIGNABLE)
+def test_aligned_the_image_comes_back_exactly(method, family):
+    way, sigmas = derivative(family), levels(family, 6)
+    trajectory = method.encode(way, draw(), sigmas, silent)
+    assert apart(replay(method, way, trajectory, align=True), draw()) < 1e-5
+    assert apart(replay(method, way, trajectory), draw()) > 1e-3 or getattr(method, "fixed_point_iterations", 0)
+
+
+@pytest.mark.parametrize("method, message", [(OBELM(), "an inversion by 'o-belm' cannot"), (DDIM(order=2), "inversion is of order 2")])
+def test_what_cannot_be_aligned_is_refused(method, message):
+    trajectory = method.encode(derivative("eps"), draw(), grid(4), silent)
+    refused(message, replay, method, derivative("eps"), trajectory, align=True)
+
+
+def test_aligned_an_edit_is_evaluated_beside_the_inversion():
+    """Off its path by as much as its own state, with the input scale of the path's level there."""
+    trajectory, x, reached = DDIM().encode(Gaussian(vp), draw(), grid(4), silent), draw(seed=1), []
+
+    def between(state, level):
+        reached.append(state[0])
+        return (x,)
+
+    replay(DDIM(), Gaussian(vp), trajectory, align=True, between=between)
+    (now, goal), (before,), (after,) = grid(4)[1:3], *trajectory.states[1:3]
+    assert_close(reached[1], x + (goal - now) * Gaussian(vp)(x + after - before, now, goal))
+
+
 def test_ddim_evaluates_once_a_step_and_never_at_sigma_zero():
     way = Seen()
     replay(DDIM(), way, DDIM().encode(way, draw(), grid(5), silent))
@@ -90,7 +121,7 @@ BAD = [
     (DDIM, dict(tolerance=-1.0), "tolerance is -1; give 0"),
     (NegativePrompt, dict(interpolation=1.5), "interpolation is 1.5; give 0 to 1"),
     (NegativePrompt, dict(quantile=-0.1), "quantile is -0.1; give 0 to 1"),
-    (NegativePrompt, dict(proximal="l2"), "proximal is 'l2'; choose one of off, l0, l1"),
+    (NegativePrompt, dict(guidance="l2"), "guidance is 'l2'; choose one of plain, proximal l0, proximal l1, Uni-Edit"),
     (NegativePrompt, dict(fixed_point_iterations=-1), "fixed_point_iterations is -1; give 0"),
     (NullText, dict(start="noise"), "start is 'noise'; choose one of source, empty"),
     (NullText, dict(optimizer="sgd"), "optimizer is 'sgd'; choose one of fast, adam"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.inversion.method import replay
-from controlled_diffusion.inversion.negative_prompt import NegativePrompt, slerp, without_small
+from controlled_diffusion.inversion.negative_prompt import L0, L1, NegativePrompt, by_region, slerp, without_small
 from torch.testing import assert_close
 
 from denoisers import derivative, draw, levels, silent
@@ -27,16 +27,33 @@ def test_slerp_between_equals_changes_nothing():
 
 def test_small_differences_are_left_out():
     difference = torch.tensor([[-5.0, 1.0, 2.0, -3.0, 4.0], [50.0, 10.0, 20.0, 30.0, -40.0]])
-    assert without_small(difference, "l0", 0.6).tolist() == [[-5, 0, 0, 0, 4], [50, 0, 0, 0, -40]]
-    assert without_small(difference, "l1", 0.6).tolist() == [[-2, 0, 0, 0, 1], [20, 0, 0, 0, -10]]
+    assert without_small(difference, L0, 0.6).tolist() == [[-5, 0, 0, 0, 4], [50, 0, 0, 0, -40]]
+    assert without_small(difference, L1, 0.6).tolist() == [[-2, 0, 0, 0, 1], [20, 0, 0, 0, -10]]
 
 
-@pytest.mark.parametrize("kind", ["l0", "l1"])
+@pytest.mark.parametrize("kind", [L0, L1])
 def test_quantile_zero_changes_nothing_and_one_leaves_nothing(kind):
     difference = draw(2, 4, 8, 8)
-    assert torch.equal(without_small(difference, kind, 0.0), difference) and torch.equal(without_small(difference, "off", 0.5), difference)
+    assert torch.equal(without_small(difference, kind, 0.0), difference) and NegativePrompt().direction(5.0) is None
     assert not without_small(difference, kind, 1.0).any()
     assert float((without_small(difference, kind, 0.7) != 0).double().mean()) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 4, 3, 8, 8)])
+def test_uni_edit_is_the_papers_velocity(shape):
+    """m v_T + (1 - m) v_S + w (1 + m) (v_T - v_S), with m of each sample from 0 to 1."""
+    source, target, w = draw(*shape), draw(*shape, seed=1), 5.0
+    guided = source + w * NegativePrompt(guidance="Uni-Edit").direction(w)(target - source)
+    for made, one, other in zip(guided, source, target):
+        size = (other - one).abs().mean(0)
+        m = (size - size.min()) / (size.max() - size.min())
+        assert_close(made, m * other + (1 - m) * one + w * (1 + m) * (other - one))
+
+
+def test_uni_edit_is_plain_where_all_differs_alike():
+    same = torch.ones(1, 4, 8, 8)
+    assert torch.equal(by_region(same, 5.0), same) and torch.equal(by_region(draw(), 0.0), draw())
+    assert not by_region(0 * same, 5.0).any()
 
 
 def test_it_is_ddim_with_or_without_fixed_point():

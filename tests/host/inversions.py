@@ -16,7 +16,7 @@ from controlled_diffusion.nodes.rf_inversion import RFInverter
 
 from host import tiny
 from host.sampling import cfg_guider, watched
-from node_schema import defaults, with_settings
+from node_schema import with_settings
 
 SOURCE, TARGET, EMPTY = (tiny.conditioning(i) for i in (1, 2, 3))
 EDIT = dict(positive=TARGET, negative=EMPTY)
@@ -45,7 +45,8 @@ def image(batch: int = 1, channels: int = 4) -> dict:
 def invert(name: str, model, latent=None, source=SOURCE, **settings) -> tuple:
     """The outputs of an inverter with its defaults, but few steps; the first is the inversion. Where cfg needs a negative, it is EMPTY."""
     node = INVERTERS[name]
-    settings = defaults(node) | dict(steps=6, scheduler="normal") | ({"skip": 0} if name == "edit-friendly" else {}) | settings
+    few = dict(steps=6, scheduler="normal") | ({"skip": 0} if name == "edit-friendly" else {})
+    settings = with_settings(node, **few | settings)
     if name not in ("null-text", "negative-prompt") and settings.get("cfg", 1.0) != 1.0:
         settings.setdefault("negative", EMPTY)
     return node.execute(model=model, source=source, image=image() if latent is None else latent, **settings).args

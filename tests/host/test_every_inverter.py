@@ -21,7 +21,7 @@ SETTINGS = {
     "ddim midpoint": dict(fixed_point_iterations=3, order=2, steps=4),
     "edit-friendly": dict(cfg=3.5, steps=4),
     "null-text": dict(cfg=5.0, inner_steps=1, early_stop=0.0, steps=3),
-    "negative-prompt": dict(proximal="l0", steps=4),
+    "negative-prompt": dict(guidance="Uni-Edit", steps=4),
 }
 CASES = [
     *((name, family) for name in ("ddim", "ddim fixed point", "ddim midpoint", "edit-friendly") for family in ("eps", "v", "flow")),

@@ -14,6 +14,7 @@ from compare import assert_close
 from host import tiny, tiny_text
 from host.inversions import EDIT, EMPTY, SOURCE, TARGET, apart, euler, image, invert, sample, smooth
 from host.sampling import Count, families, watched
+from host.video import tiny_video_model, video_conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 model = families(smooth)
@@ -147,6 +148,32 @@ def test_the_direct_source_is_the_pivot_at_every_step():
     inversion = ddim(model, image())[0]
     sample(watched(model, lambda args: seen.append(args["input"][:1].clone())), inversion, 1.0, "direct", positive=TARGET)
     assert len(seen) == 8 and all(torch.equal(x, state[0]) for x, state in zip(seen, inversion.trajectory.states))
+
+
+def test_aligned_the_image_comes_back_and_edits_are_alike(model):
+    count, latent = Count(model), image(2)["samples"]
+    inversion = ddim(count.model, {"samples": latent})[0]
+    assert apart(sample(model, inversion, align=True), latent) < apart(sample(model, inversion), latent) / 20
+    before, edit = count.rows, sample(count.model, inversion, 4.0, align=True, **EDIT)
+    assert count.rows - before == 2 * 16 and apart(edit, sample(model, inversion, 4.0, **EDIT)) > 1e-4
+    assert_close(sample(model, inversion, 4.0, "direct", align=True, **EDIT), torch.cat([latent, edit]), atol=1e-3, rtol=1e-3)
+
+
+def test_an_inversion_that_cannot_be_aligned_is_refused_at_once():
+    count = Count(smooth("eps"))
+    inversion = invert("bdia", count.model, steps=2)[0]
+    before = count.rows
+    with pytest.raises(ValueError, match="an inversion by 'bdia' cannot be aligned"):
+        sample(count.model, inversion, align=True)
+    assert count.rows == before
+
+
+def test_video_latents_are_aligned_and_edited_by_region():
+    model, latent = tiny_video_model(), torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    source, target = (video_conditioning(i) for i in (1, 2))
+    inversion = invert("negative-prompt", model, {"samples": latent}, source, steps=2, guidance="Uni-Edit")[0]
+    assert apart(sample(model, inversion, 5.0, align=True), latent) < 1e-4
+    assert apart(sample(model, inversion, 5.0, align=True, positive=target), latent) > 1e-3
 
 
 OPTIONS = [*(dict(fixed_point_iterations=10, acceleration=a) for a in ("picard", "anderson")), dict(fixed_point_iterations=10, order=2)]

@@ -45,11 +45,11 @@ def test_it_extrapolates_unless_told_otherwise():
     assert not torch.equal(found.trajectory.states[0][0], off.trajectory.states[0][0])
 
 
-@pytest.mark.parametrize("proximal", ["off", "l0"])
-def test_under_the_source_a_step_costs_one_evaluation(proximal):
+@pytest.mark.parametrize("guidance", ["plain", "Uni-Edit"])
+def test_under_the_source_a_step_costs_one_evaluation(guidance):
     model, rows = small("eps"), []
     model.model.diffusion_model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    inversion = invert(model, image(), proximal=proximal)[0]
+    inversion = invert(model, image(), guidance=guidance)[0]
     assert sum(rows) == inversion.evaluations == STEPS
     sample(model, inversion, 7.5)
     assert sum(rows) == 2 * STEPS
@@ -82,15 +82,29 @@ def test_interpolation_leads_to_the_empty_prompt():
     assert not torch.equal(half.null[0][1]["pooled_output"], SOURCE[0][1]["pooled_output"])
 
 
+def test_uni_edit_fuses_and_corrects_by_region(model):
+    """A single step is that of the paper: both prompts' own steps, fused and corrected by where they differ."""
+    latent, w = image(2), 5.0
+    source, target = (sample(model, invert(model, latent, steps=1)[0], 1.0, positive=prompt) for prompt in (SOURCE, TARGET))
+    g = target - source
+    size = g.abs().mean(1, keepdim=True)
+    low, high = (pick(size, (1, 2, 3), keepdim=True) for pick in (torch.amin, torch.amax))
+    m = (size - low) / (high - low)
+    made = sample(model, invert(model, latent, steps=1, guidance="Uni-Edit")[0], w, positive=TARGET)
+    assert_close(made, m * target + (1 - m) * source + w * (1 + m) * g, atol=1e-3, rtol=1e-3)
+    assert apart(made, sample(model, invert(model, latent, steps=1)[0], w, positive=TARGET)) > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["l0", "l1"])
 def test_proximal_guidance_is_between_none_and_all(kind):
     model, latent = small("v" if kind == "l0" else "flow"), image()
 
-    def edited(quantile, cfg=CFG, proximal=kind):
-        return sample(model, invert(model, latent, proximal=proximal, quantile=quantile)[0], cfg, positive=TARGET)
+    def edited(quantile, cfg=CFG, **more):
+        given = dict(guidance=f"proximal {kind}", quantile=quantile) | more
+        return sample(model, invert(model, latent, **given)[0], cfg, positive=TARGET)
 
     every, back = edited(0.0), sample(model, invert(model, latent)[0])
-    assert torch.equal(every, edited(0.5, proximal="off"))
+    assert torch.equal(every, edited(0.5, guidance="plain"))
     assert_close(edited(1.0, 3.0), edited(1.0, 9.0))
     assert_close(edited(1.0), back, atol=1e-4, rtol=1e-4)
     assert 0 < apart(edited(0.7), back) < apart(every, back)

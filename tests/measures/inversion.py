@@ -28,12 +28,13 @@ from host.sampling import Count
 from measures.diffedit import Change, caption, change, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
 from measures.script import head, options_of, percent, row, say
-from node_schema import defaults
+from node_schema import with_settings
 
 STEPS, CFG = 50, 7.5
 FOLDER = PRIVATE / "measures" / "inversion"
 SKIPS = (0.1, 0.2, 0.36, 0.5, 0.7)  # of the edit-friendly inversion
 EXACT_CFG = 3.0  # of the exact methods, up and down: that of EDICT's paper
+DELAYED = {"steps": 15, "end_percent": 0.4}  # of Uni-Edit's public code
 ROOM = 4  # pixels around the changed thing that do not count as off the target: half a cell of the latent
 
 
@@ -48,11 +49,12 @@ class Way:
     edit: float = CFG
     branches: str = "edit"
     attention: bool = True
+    align: bool = False
 
     def invert(self, studio: Studio, source: list, latents: torch.Tensor):
         inverter = getattr(importlib.import_module(f"controlled_diffusion.nodes.{self.module}"), self.node)
         names = {i.id for i in inverter.GET_SCHEMA().inputs}
-        knobs = defaults(inverter) | {"steps": STEPS, "scheduler": SCHEDULER} | self.settings
+        knobs = with_settings(inverter, **{"steps": STEPS, "scheduler": SCHEDULER} | self.settings)
         given = {"negative": studio.prompt("")} if "negative" in names else {}
         return inverter.execute(model=studio.model, source=source, image={"samples": latents}, **given, **knobs).args[0]
 
@@ -71,9 +73,12 @@ WAYS = {
     "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 5}, attention=False),
     "negative-prompt": Way("negative_prompt", "NegativePromptInverter"),
     "negative-prompt, fixed point": Way("negative_prompt", "NegativePromptInverter", {"fixed_point_iterations": 3}),
+    "negative-prompt, from 40 %": Way("negative_prompt", "NegativePromptInverter", DELAYED, attention=False),
+    "Uni-Edit": Way("negative_prompt", "NegativePromptInverter", DELAYED | {"guidance": "Uni-Edit"}, 5.0, 5.0, attention=False),
     "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty", "inner_steps": 10}),
     "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
     "direct": Way("ddim", "DDIMInverter", branches="direct"),
+    "direct, aligned": Way("ddim", "DDIMInverter", branches="direct", align=True),
     "edict": exact("edict", "EDICTInverter"),
     "bdia": exact("bdia", "BDIAInverter"),
     "o-belm": exact("belm", "BELMInverter"),
@@ -114,12 +119,13 @@ def psnr(made: torch.Tensor, floor: torch.Tensor) -> list[float]:
 class Replays:
     """Walks an inversion back, and counts what that takes."""
 
-    def __init__(self, studio: Studio, inversion):
-        self.studio, self.inversion, self.count = studio, inversion, Count(studio.model)
+    def __init__(self, studio: Studio, inversion, align: bool):
+        self.studio, self.inversion, self.align, self.count = studio, inversion, align, Count(studio.model)
 
     def latents(self, model, inversion, cfg: float, branches: str, target: list | None) -> torch.Tensor:
         negative = self.studio.prompt("") if inversion.null is None else None
-        return InversionSampler.execute(model, inversion, cfg, branches, positive=target, negative=negative).args[0]["samples"]
+        given = dict(positive=target, negative=negative, align=self.align)
+        return InversionSampler.execute(model, inversion, cfg, branches, **given).args[0]["samples"]
 
     def images(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
         return self.studio.vae.decode(self.latents(self.count.model, self.inversion, cfg, branches, target))
@@ -163,7 +169,7 @@ def measured(studio: Studio, way: Way, changes: list[Change]) -> list[dict]:
     floor, count, direct = studio.vae.decode(latents), len(changes), way.branches != "edit"
     with Work(count) as inverting:
         inversion = way.invert(studio, source, latents)
-    replays = Replays(studio, inversion)
+    replays = Replays(studio, inversion, way.align)
     own = replays.images(inversion.cfg)
     again = own if way.replay == inversion.cfg else replays.images(way.replay)
     replays.count.rows = 0

@@ -61,7 +61,7 @@ def differences(source: list, target: list) -> list[str]:
 
 @dataclass(frozen=True)
 class Replay:
-    """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change.
+    """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change. `align` as of `replay`.
 
     Two branches are one batch where their conditionings allow it, so that attention control can read the source; otherwise each is
     predicted separately. The conditioning of Prompt-to-Prompt brings its branches along.
@@ -70,20 +70,23 @@ class Replay:
     inversion: Inversion
     branches: str = "edit"
     mask: torch.Tensor | None = None
+    align: bool = False
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
         """The latent (as a VAE takes it): the edit, or the source's rows and then the edits'."""
         inversion = self.inversion
         inversion.model.check(model)
         check_rows(positive, inversion.images, self.branches)
+        if self.align:
+            inversion.method.evaluated(inversion.trajectory, 0)
         count, positive, source = self._branches(positive)
-        guider = Guidance(model, positive, negative, cfg, inversion.method.direction(), source)
+        guider = Guidance(model, positive, negative, cfg, inversion.method.direction(cfg), source)
         trajectory = inversion.trajectory.branches(1 if source else count)
         clean = model.model.process_latent_out(trajectory.states[-1][0].float())
 
         def loop(guider, derivative, latent, show):
             here = on_device(inversion.trajectory.branches(count), latent.device)
-            return replay(inversion.method, derivative, here, between=self._between(here, count), show=show)
+            return replay(inversion.method, derivative, here, align=self.align, between=self._between(here, count), show=show)
 
         return run(guider, clean, trajectory.sigmas, loop, {"Sampling": trajectory.steps}).latent
 
