@@ -6,7 +6,8 @@ from ..guidance.diffedit import AUTO, RULES, Cut, probe_percents
 from ..inversion.ddim import DDIM
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
-from .host.guidance.diffedit import DiffEdit, MaskSettings, MaskTarget
+from .host.guidance.diffedit import Comparison, DiffEdit, MaskSettings, MaskTarget
+from .host.inversion.flow_edit import EditPath
 from .host.sampling import TwoPrompts
 from .inputs.fit import fit_input, image_output
 from .inputs.widgets import (
@@ -31,14 +32,18 @@ def _radius(name: str, tooltip: str, low: float = 0.0):
     return number(name, getattr(Cut, name), low, 0.5, f"{tooltip} As a share of the image's shorter side. 0 = off.", 0.005)
 
 
-_OURS, _PAPER = "DiffEdit", "DiffEdit (paper)"
-_METHOD = "'DiffEdit': several noise levels, the mask follows the image's edges. 'DiffEdit (paper)': one level; too large for small things."
-_MAPS = "Noises at each level (n); more give a steadier mask. Typical: 4–10."
+_OURS, _PATH, _PAPER = "DiffEdit", "FlowEdit path", "DiffEdit (paper)"
+_METHOD = (
+    "'DiffEdit': several noise levels, the mask follows the image's edges. 'FlowEdit path': where a short edit moves the image; the closest masks. "
+    "'DiffEdit (paper)': one level; too large for small things."
+)
+_MAPS = "Noises at each level or step (n); more give a steadier mask. Typical: 4–10."
+_PATH_STEPS = "Steps of the edit; a quarter of a usual sampling is enough. Typical: 5–10."
 _LEVELS = "Noise levels to compare at, spread evenly from start_percent to end_percent; 1 takes the middle. Typical: 1–5."
 _START = "Percent of the sampling of the noisiest level; 0 is pure noise. Typical: 0.3–0.5."
 _END = "Percent of the sampling of the level with least noise; 1 is the clean image. Typical: 0.5–0.7."
 _THRESHOLD = "Share of the heat where to cut; lower gives larger masks. Typical: 0.25–0.5. -1 = Otsu's method chooses for each image."
-_REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level. No effect without the vae."
+_REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level, two for a path. No effect without the vae."
 _CLAMP = "How many times the mean heat counts as 1. 3 in the paper; higher gives smaller masks."
 _ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–1. Paper: 0.5."
 _RULE = "Outside the mask. 'trajectory': every level of the encoding (paper). 'clean mix': the image as the prediction, needs one level."
@@ -54,22 +59,30 @@ def _method_input():
         number("threshold", Cut.threshold, AUTO, 1.0, _THRESHOLD),
         switch("refine", True, _REFINE, advanced=True),
     ]
+    path = [
+        whole("steps", EditPath.steps, 1, 100, _PATH_STEPS),
+        whole("maps", EditPath.maps, 1, 100, _MAPS),
+        number("threshold", Cut.threshold, AUTO, 1.0, _THRESHOLD),
+        switch("refine", True, _REFINE, advanced=True),
+    ]
     paper = [
         whole("maps", 10, 1, 100, _MAPS),
         share("percent", 0.5, "Percent of the sampling to compare at. Paper: 0.5."),
         number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
         number("threshold", 0.5, AUTO, 1.0, _THRESHOLD.replace("Typical: 0.25–0.5.", "Paper: 0.5.")),
     ]
-    options = [io.DynamicCombo.Option(_OURS, ours), io.DynamicCombo.Option(_PAPER, paper)]
+    options = [io.DynamicCombo.Option(*each) for each in ((_OURS, ours), (_PATH, path), (_PAPER, paper))]
     return io.DynamicCombo.Input("method", options=options, tooltip=_METHOD)
 
 
-def _settings(method: dict, seed: int) -> tuple[MaskSettings, dict]:
+def _settings(method: dict, seed: int) -> tuple[Comparison, dict]:
     """(how to compare the prompts, how to normalize and cut the heat) of a method's inputs."""
     cut = {"threshold": method["threshold"]}
     if method["method"] == _PAPER:
         cut |= {"normalization": "mean", "clamp_ratio": method["clamp_ratio"]}
         return MaskSettings([method["percent"]], method["maps"], seed, refine=False), cut
+    if method["method"] == _PATH:
+        return EditPath(method["steps"], method["maps"], seed, method["refine"]), cut
     percents = probe_percents(method["start_percent"], method["end_percent"], method["levels"])
     return MaskSettings(percents, method["maps"], seed, method["refine"]), cut
 
@@ -78,13 +91,13 @@ class DiffEditMask(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            "DiffEditMask", "DiffEdit Mask", "guidance", [*_ALIASES, "mask from text"],
-            "Finds where an image has to change so that another prompt fits it: noises the image, asks the model under both prompts, and "
-            "masks where the answers differ. For DiffEdit Sampler, or for any KSampler with the latent.",
+            "DiffEditMask", "DiffEdit Mask", "guidance", [*_ALIASES, "mask from text", "edit mask", "instruction mask", "relevance map"],
+            "Finds where an image has to change so that another prompt or an instruction fits it: noises the image, asks the model under both, "
+            "and masks where the answers differ. For DiffEdit Sampler and FlowEdit Sampler, or for any KSampler with the latent.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model: eps, v or flow."),
-                io.Conditioning.Input("source", tooltip="What the image shows now."),
-                io.Conditioning.Input("target", tooltip="What it should show. The same words as the source but for the edit work best."),
+                io.Conditioning.Input("source", tooltip="What the image shows now. Of an instruction model: the image and no text."),
+                io.Conditioning.Input("target", tooltip="What it should show, with little changed in the source's words. Or the image and an instruction."),
                 image_input("The image to edit"),
                 _method_input(),
                 seed("Seed of all noises of the maps."),

@@ -28,12 +28,12 @@ def untouched(model_options: dict) -> bool:
 class StrictCFGGuider(comfy.samplers.CFGGuider):
     """ComfyUI's CFG that refuses sigmas at which a conditioning is not active; ComfyUI would take zeros as its prediction.
 
-    `evaluations` counts rows of the network's batch for one image, `advice` tells the user what else to change, `positive_name` what the
+    `evaluations` counts rows of the network's batch for one image, of which the batch holds so many `copies`; `advice` tells the user what else to change, `positive_name` what the
     positive is. While it is `alone`, channels of Multi CFG Patch stay out.
     """
 
     advice, positive_name, alone = "move end_percent into it", "positive", False
-    evaluations = 0
+    evaluations, copies = 0, 1
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args) -> torch.Tensor:
         """The prediction at `sigma` (B,)."""
@@ -45,7 +45,7 @@ class StrictCFGGuider(comfy.samplers.CFGGuider):
                     f"The {name} conditioning is not active at sigma {float(sigma.max()):.4g}: its timestep range excludes it. Widen the "
                     f"range, or {self.advice}."
                 )
-            self.evaluations += active
+            self.evaluations += active * self.copies
         return self(x, sigma, **extra_args)
 
     def mix(self, x: torch.Tensor, sigma: torch.Tensor, predictions: list[torch.Tensor], model_options: dict, **extra_args) -> torch.Tensor:

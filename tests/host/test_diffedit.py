@@ -9,9 +9,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from controlled_diffusion.guidance.diffedit import AUTO
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
-from controlled_diffusion.nodes.host import noise_levels, sampling
+from controlled_diffusion.nodes.host import noise_levels, progress, sampling
 from controlled_diffusion.nodes.host.guidance import diffedit, sdedit
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
+from controlled_diffusion.nodes.host.inversion.flow_edit import EditPath
 
 from compare import assert_close
 from host import inversions, tiny
@@ -30,11 +31,13 @@ def image(batch=1, seed=5, size=8):
 
 
 PAPER = dict(method="DiffEdit (paper)", maps=3, percent=0.5, clamp_ratio=3.0, threshold=0.3)
+PATH = "FlowEdit path"
+each_method = pytest.mark.parametrize("method", ["DiffEdit", PATH])
 
 
 def find(model, given=None, source=CAT, target=DOG, vae=None, **knobs):
     """(mask, heat, latent) of DiffEditMask with its defaults, small."""
-    settings = with_settings(DiffEditMask, **dict(seed=3, maps=3, levels=2, close=0, threshold=0.75) | knobs)
+    settings = with_settings(DiffEditMask, **dict(seed=3, maps=3, levels=2, steps=4, close=0, threshold=0.75) | knobs)
     return DiffEditMask.execute(model, source, target, image() if given is None else given, vae=vae, **settings).args
 
 
@@ -54,19 +57,21 @@ def test_the_mask_has_the_images_size_and_the_latent_carries_it(model):
     assert torch.equal(latent["samples"], given["samples"]) and torch.equal(latent["noise_mask"][:, 0], mask)
 
 
-def test_equal_prompts_give_an_empty_mask_unevaluated(model):
-    counted = Count(model)
-    mask, heat, latent = find(counted.model, source=CAT, target=conditioning(1))
+@each_method
+def test_equal_prompts_give_an_empty_mask_unevaluated(eps_model, method):
+    counted = Count(eps_model)
+    mask, heat, latent = find(counted.model, source=CAT, target=conditioning(1), method=method)
     assert not mask.any() and torch.isfinite(heat).all() and not latent["noise_mask"].any()
     assert counted.rows == 0
 
 
-def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model):
+@each_method
+def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model, method):
     both = image(2)
     both["samples"][1] *= 3
-    first = find(model, {"samples": both["samples"][:1]})[0]
-    second = find(model, {"samples": both["samples"][1:], "batch_index": [1]})[0]
-    together = find(model, {**both, "batch_index": [0, 1]})[0]
+    first = find(model, {"samples": both["samples"][:1]}, method=method)[0]
+    second = find(model, {"samples": both["samples"][1:], "batch_index": [1]}, method=method)[0]
+    together = find(model, {**both, "batch_index": [0, 1]}, method=method)[0]
     assert (together[:1] != first).float().mean() < 0.01 and (together[1:] != second).float().mean() < 0.01
 
 
@@ -92,6 +97,18 @@ def test_every_map_has_its_own_noise_shared_by_both_prompts(model):
     assert_close(together.std(1), torch.ones(6), atol=0.15, rtol=0)
 
 
+def test_the_heat_of_the_path_is_how_far_flowedit_moves(model):
+    """Between the first and the last quarter of the steps; both prompts see the same noises, fresh at every step."""
+    seen = []
+    guider = sampling.TwoPrompts(watched(model, lambda args: seen.append(args["input"])), CAT, DOG, CAT, 1.0)
+    heat = diffedit.MaskTarget(model, None, image()).heat(guider, EditPath(4, maps=2, seed=3))
+    edits = [target - source for source, target in zip(seen[::2], seen[1::2])]
+    assert not edits[0].any() and all(torch.allclose(a, b, atol=1e-5) for a, b in edits), "both noises have one edit"
+    expected = (edits[3] - edits[1])[:1].abs().mean(1)
+    assert_close(diffedit.diffedit.resized(expected, 64, 64), heat, atol=1e-4, rtol=1e-3)
+    assert (seen[0][0] - seen[0][1]).abs().max() > 0.1, "the noises differ"
+
+
 def test_maps_of_other_seeds_differ_and_converge(eps_model):
     def apart(maps):
         guiders = (sampling.TwoPrompts(eps_model, CAT, DOG, CAT, 1.0) for _ in range(2))
@@ -101,18 +118,21 @@ def test_maps_of_other_seeds_differ_and_converge(eps_model):
 
     few, many = apart(1), apart(32)
     assert many > 0 and many < 0.45 * few
-    assert not set(diffedit._seeds(0, 100)) & set(diffedit._seeds(1, 100)), "neighboring seeds share a map"
+    assert not set(diffedit.seeds_of(0, 100)) & set(diffedit.seeds_of(1, 100)), "neighboring seeds share a map"
 
 
-def test_evaluations_are_counted(model, monkeypatch):
+@pytest.mark.parametrize("method, levels", [("DiffEdit", 2), (PATH, 4)])
+def test_evaluations_are_counted(model, monkeypatch, method, levels):
     """They are batched, and go one by one where memory is short. The same seed gives the same mask, and leaves the model unchanged."""
-    before, plain, counted = model.model_options.copy(), find(model)[0], Count(model)
-    assert torch.equal(find(model)[0], plain) and model.model_options == before
-    find(counted.model, maps=5, levels=3)
-    assert (counted.rows, counted.calls) == (5 * 3 * 2, 3 * 2)
+    before, told, plain = model.model_options.copy(), [], find(model, method=method)[0]
+    assert torch.equal(find(model, method=method)[0], plain) and model.model_options == before
+    counted = Count(model)
+    monkeypatch.setattr(progress, "say", told.append)
+    find(counted.model, maps=5, method=method)
+    assert (counted.rows, counted.calls) == (5 * levels * 2, levels * 2) and f"\n{5 * levels * 2} evaluations and " in told[-1]
     counted = Count(model)
     monkeypatch.setattr(type(counted.model), "get_free_memory", lambda self, device: 1.0)
-    assert (plain != find(counted.model)[0]).float().mean() < 0.01 and counted.calls == 3 * 2 * 2
+    assert (plain != find(counted.model, method=method)[0]).float().mean() < 0.01 and counted.calls == 3 * levels * 2
 
 
 def test_other_nodes_guidance_acts_on_the_probe(model):
@@ -157,6 +177,8 @@ def test_every_knob_of_the_mask_changes_it(eps_model, vae):
     )  # fmt: skip
     for name, value in knobs.items():
         assert not torch.equal(find(eps_model, vae=vae, **{name: value})[0], usual), name
+    for knobs in (dict(steps=5), dict(maps=4), dict(refine=False), dict(threshold=0.9)):
+        assert not torch.equal(find(eps_model, vae=vae, method=PATH, **knobs)[0], find(eps_model, vae=vae, method=PATH)[0]), knobs
     three, six = (find(eps_model, vae=vae, method=PAPER | dict(clamp_ratio=c))[0] for c in (3.0, 6.0))
     assert not torch.equal(three, six)
 
@@ -176,14 +198,15 @@ def masked(model, latent, *settings):
     return comfy.sample.sample(model, noise, *settings, latent["samples"], noise_mask=latent["noise_mask"], **more)
 
 
-def test_a_video_gets_one_mask_for_all_its_frames():
+@each_method
+def test_a_video_gets_one_mask_for_all_its_frames(method):
     model = tiny_video_model()
     given = {"samples": torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     one, two, none = (video_conditioning(i) for i in (1, 2, 0))
-    mask, _, latent = find(model, given, source=one, target=two)
+    mask, _, latent = find(model, given, source=one, target=two, method=method)
     assert mask.shape == (2, 64, 64) and latent["noise_mask"].shape == (2, 1, 1, 64, 64)
     framed = {**given, "noise_mask": torch.ones(2, 1, 3, 8, 8)}  # as ComfyUI's video nodes set it
-    assert torch.equal(find(model, framed, source=one, target=two)[0], mask)
+    assert torch.equal(find(model, framed, source=one, target=two, method=method)[0], mask)
     after = masked(model, latent, 2, 1.0, "euler", "simple", two, none)
     kept = comfy.sampler_helpers.prepare_mask(latent["noise_mask"], given["samples"].shape, "cpu") == 0
     assert kept.any() and not kept.all()
@@ -298,7 +321,7 @@ def test_video_latents_are_edited_under_one_mask_each():
     assert not torch.allclose(result[0, ..., 4:], given["samples"][0, ..., 4:], atol=1e-3)
 
 
-@pytest.mark.parametrize("act", [find, edit])
+@pytest.mark.parametrize("act", [find, partial(find, method=PATH), edit], ids=["mask", "path", "sampler"])
 def test_it_stops_within_a_step_when_the_user_cancels(eps_model, act):
     model, calls = inversions.interrupting(eps_model)
     with pytest.raises(comfy.model_management.InterruptProcessingException):

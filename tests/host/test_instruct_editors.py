@@ -3,13 +3,18 @@
 import node_helpers
 import pytest
 import torch
+from comfy.model_base import IP2P
 from comfy_extras.nodes_edit_model import ReferenceLatent
+from controlled_diffusion.nodes.host.guidance.diffedit import MaskSettings, MaskTarget
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.nodes.host.inversion.flow_edit import EditPath
+from controlled_diffusion.nodes.host.sampling import TwoPrompts
 from controlled_diffusion.nodes.instruct_pix2pix import InstructionChannels, InstructPix2PixGuider, InstructPix2PixPatch
 
 from compare import assert_close
+from host import tiny
 from host.sampling import STEPS, Count, cfg_guider, dual_guider, half_mask, ksampler, run, sigmas_of
-from host.tiny_editors import EDITORS, chroma, editor, image_for, instruction
+from host.tiny_editors import EDITORS, chroma, editor, image_for, instruct_pix2pix, instruction
 
 EMPTY, SNOW, BARE = (instruction(i) for i in range(3))
 ROUNDING = dict(atol=1e-4, rtol=1e-4)
@@ -104,6 +109,31 @@ def test_the_reference_may_have_another_size_than_the_result():
     model, image = editor("flux"), {"samples": torch.randn(1, 16, 12, 10, generator=torch.Generator().manual_seed(1))}
     empty, sigmas = torch.zeros(1, 16, 8, 8), sigmas_of(model)
     assert_close(run(ours(model, image), empty, sigmas=sigmas), run(host_dual(model, image), empty, sigmas=sigmas), **ROUNDING)
+
+
+def heat(model, latent, texts, settings):
+    """What DiffEdit Mask sees of an instruction: the image with one text against the image with another."""
+    image = latent["samples"]
+    values = {"concat_latent_image": image} if isinstance(model.model, IP2P) else {"reference_latents": [image]}
+    source, target = (node_helpers.conditioning_set_values(text, values) for text in texts)
+    return MaskTarget(model, None, latent).heat(TwoPrompts(model, source, target, source, 1.0), settings)
+
+
+@pytest.mark.parametrize("settings", [MaskSettings([0.2], 3, 1, False), EditPath(2, 3, 1, False)], ids=["levels", "path"])
+@pytest.mark.parametrize("name", [*EDITORS, "instruct_pix2pix"])
+def test_the_mask_of_an_instruction_sees_each_its_own_image(name, settings):
+    """Several noises of several images are evaluated together, each with its image."""
+    if name in EDITORS:
+        model, both, texts = editor(name), image_for(name, batch=2)["samples"], (EMPTY, SNOW)
+    else:
+        both = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        model, texts = instruct_pix2pix(), (tiny.conditioning(0), tiny.conditioning(1))
+    together = heat(model, {"samples": both, "batch_index": [0, 1]}, texts, settings)
+    for i in (0, 1):
+        alone = heat(model, {"samples": both[i : i + 1], "batch_index": [i]}, texts, settings)
+        assert alone.any() and torch.allclose(alone[0], together[i], atol=1e-3 * float(alone.max()), rtol=1e-3)
+    assert not torch.allclose(*together, rtol=0.05)
+    assert not heat(model, {"samples": both}, (texts[0], texts[0]), settings).any()
 
 
 def test_models_and_latents_that_do_not_fit_are_refused():

@@ -1,29 +1,44 @@
-"""Masks and edits of DiffEdit on the demo model: `python . run tests/measures/diffedit.py`.
+"""Masks and edits of DiffEdit on the demo model: `python . run tests/measures/diffedit.py [--only TEXT ...]`.
 
 Rendered scenes that the model was never trained on, each with a source and a target caption that differ in one thing: its
 color, its shape, its texture, or the color or shape of one thing of two. A mask is measured by its overlap (IoU)
-with the thing in both scenes; an edit succeeds if the checker reads the target's things in the result.
+with the thing in both scenes; an edit succeeds if the checker reads the target's things in the result. Instructions are those of
+tests/measures/instruct_pix2pix.py: the demo instruction model with the instruction against the same image with an empty one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import comfy.sample
 import comfy.samplers
+import node_helpers
 import numpy as np
 import torch
 from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
+from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import checker
 
 from demo import model as demo_model
+from demo.instruct import KINDS as INSTRUCTION_KINDS
+from demo.instruct import Edit
 from demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from measures.instruct_pix2pix import edits as instructions
 from measures.script import head, options_of, row, say
 from node_schema import defaults, with_settings
 
 KINDS = ("color", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
-PAPER = dict(method="DiffEdit (paper)", maps=10, percent=0.5, clamp_ratio=3.0, threshold=0.5)
+METHODS = {
+    "DiffEdit Mask": dict(method="DiffEdit"),
+    "FlowEdit path": dict(method="FlowEdit path"),
+    "the paper's settings": dict(method="DiffEdit (paper)"),
+}
+INSTRUCTIONS = {
+    "as for prompts": dict(method="DiffEdit"),
+    "more noise": dict(method="DiffEdit", start_percent=0.1, end_percent=0.3, threshold=0.4),
+}
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,22 @@ def sampled_difference(studio: Studio, changes: list[Change]) -> torch.Tensor:
     return diffedit.Cut(threshold=0.3).mask(apart, apart.shape[-2] / latents.shape[-2])[0] > 0.5
 
 
-def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
-    truth = torch.from_numpy(np.stack([c.truth for c in changes]))
+def instruction_masks(studio: Studio, model, edits: list[Edit], **settings) -> list[float]:
+    """The overlap of each edit's mask with its thing before and after."""
+    before = demo_model.as_images([render(e.before) for e in edits]).movedim(1, -1)
+    image = {"concat_latent_image": studio.vae.encode(before)}
+    source, target = (node_helpers.conditioning_set_values(studio.prompt(*texts), image) for texts in ([""], [e.text for e in edits]))
+    found = DiffEditMask.execute(model, source, target, before, vae=studio.vae, **with_settings(DiffEditMask, **settings)).args[0]
+    things = [thing_masks(e.before)[e.which] | (e.kind != "remove" and thing_masks(e.after)[e.which]) for e in edits]
+    return iou(found > 0.5, torch.from_numpy(np.stack(things)))
+
+
+def iou(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
     return ((found & truth).sum((1, 2)) / (found | truth).sum((1, 2)).clamp(min=1)).tolist()
+
+
+def overlap(found: torch.Tensor, changes: list[Change]) -> list[float]:
+    return iou(found, torch.from_numpy(np.stack([c.truth for c in changes])))
 
 
 def succeeded(image: np.ndarray, wish: Change) -> bool:
@@ -130,22 +158,49 @@ def in_batches(function, studio: Studio, changes: list[Change], size: int = 40, 
     return [v for i in range(0, len(changes), size) for v in function(studio, changes[i : i + size], **settings)]
 
 
-def main() -> None:
-    studio, changes = Studio(), [change(i) for i in range(options_of(__doc__, count=(200, "edits, a quarter of each kind")).count)]
+def line(name: str, values: list, given: list, kinds: tuple[str, ...]) -> str:
+    """The means of all and of each kind."""
+    of_kinds = [[v for v, each in zip(values, given) if each.kind == kind] for kind in kinds]
+    return row(name, *(f"{np.mean(part):.3f}" for part in (values, *of_kinds)))
+
+
+def measure(studio: Studio, changes: list[Change], wanted: Callable[[str], bool]) -> None:
     say(head(f"{len(changes)} edits", "all", *KINDS))
+    for name, settings in METHODS.items():
+        if wanted(name):
+            found = torch.stack(in_batches(masks, studio, changes, **settings))
+            say(line(f"mask IoU, {name}", overlap(found, changes), changes, KINDS))
+    if wanted("pixels"):
+        found = torch.stack(in_batches(sampled_difference, studio, changes))
+        say(line("mask IoU, pixels of two samples", overlap(found, changes), changes, KINDS))
+    rules = [*filter(wanted, diffedit.RULES)]
+    found, parts = in_batches(masks, studio, changes if rules else []), range(0, len(changes), 40)
+    for rule in rules:
+        done = [edits(studio, changes[i : i + 40], torch.stack(found[i : i + 40]), rule=rule, encode_ratio=0.8) for i in parts]
+        say(line(f"edit success, {rule}", [v for part, _ in done for v in part], changes, KINDS))
+        say(line(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part], changes, KINDS))
 
-    def told(name, values):
-        of_kinds = [[v for v, c in zip(values, changes) if c.kind == kind] for kind in KINDS]
-        say(row(name, *(f"{np.mean(part):.3f}" for part in (values, *of_kinds))))
 
-    found = torch.stack(in_batches(masks, studio, changes))
-    told("mask IoU, DiffEdit Mask", overlap(found, changes))
-    told("mask IoU, the paper's settings", overlap(torch.stack(in_batches(masks, studio, changes, method=PAPER)), changes))
-    told("mask IoU, pixels of two samples", overlap(torch.stack(in_batches(sampled_difference, studio, changes)), changes))
-    for rule in diffedit.RULES:
-        done = [edits(studio, changes[i : i + 40], found[i : i + 40], rule=rule, encode_ratio=0.8) for i in range(0, len(changes), 40)]
-        told(f"edit success, {rule}", [v for part, _ in done for v in part])
-        told(f"exactly unchanged off the mask, {rule}", [v for _, part in done for v in part])
+@torch.inference_mode()
+def measure_instructions(studio: Studio, count: int) -> None:
+    model, asked = demo.load_instruct(), [e for kind in INSTRUCTION_KINDS for e in instructions(count // 3, kind)]
+    say(head(f"{len(asked)} instructions", "all", *INSTRUCTION_KINDS))
+    for name, settings in INSTRUCTIONS.items():
+        found = [v for i in range(0, len(asked), 24) for v in instruction_masks(studio, model, asked[i : i + 24], **settings)]
+        say(line(f"mask IoU, {name}", found, asked, INSTRUCTION_KINDS))
+
+
+def main() -> None:
+    only = dict(nargs="*", metavar="TEXT", help="rows whose names hold one of these, or 'instructions'")
+    options = options_of(__doc__, count=(200, "edits, a quarter of each kind"), instructions=(72, "a third of each kind"), only=only)
+
+    def wanted(name: str) -> bool:
+        return options.only is None or any(text in name for text in options.only)
+
+    studio = Studio()
+    measure(studio, [change(i) for i in range(options.count)], wanted)
+    if wanted("instructions"):
+        measure_instructions(studio, options.instructions)
 
 
 if __name__ == "__main__":

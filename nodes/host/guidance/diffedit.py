@@ -5,9 +5,10 @@ Both run as loops of `sampling.run`, so loading, conditionings, hooks, wrappers,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import comfy.sample
 import torch
@@ -20,12 +21,12 @@ from ..sampling import TwoPrompts, run
 from . import sdedit
 
 
-def _seeds(seed: int, count: int) -> list[int]:
+def seeds_of(seed: int, count: int) -> list[int]:
     """Seeds of independent noises."""
     return torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _group(guider: TwoPrompts, latent: torch.Tensor, maps: int) -> int:
+def group_of(guider: TwoPrompts, latent: torch.Tensor, maps: int) -> int:
     """How many of so many maps fit one evaluation, by ComfyUI's own estimate."""
     free = guider.model_patcher.get_free_memory(latent.device)
     rows, rest = latent.shape[0] * (1 if guider.cfg == 1.0 else 2), latent.shape[1:]
@@ -34,23 +35,53 @@ def _group(guider: TwoPrompts, latent: torch.Tensor, maps: int) -> int:
 
 
 def _predictions(guider: TwoPrompts, x: torch.Tensor, sigma: torch.Tensor, extra_args: dict, maps: int) -> torch.Tensor:
-    """(2, maps, B, ...): under source and target. Each map counts as evaluations of its own."""
-    rows, before = sigma * x.new_ones([x.shape[0]]), guider.evaluations
+    """(2, maps, B, ...): under source and target."""
+    rows, guider.copies = sigma * x.new_ones([x.shape[0]]), maps
     with guider.under_source(guider.cfg):
         source = guider.denoised(x, rows, **extra_args)
-    found = torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
-    guider.evaluations += (maps - 1) * (guider.evaluations - before)
-    return found
+    return torch.stack([source, guider.denoised(x, rows, **extra_args)]).unflatten(1, (maps, -1))
+
+
+class Comparison(Protocol):
+    """How two prompts are compared on an image, and whether their latents are decoded to refine the mask."""
+
+    refine: bool
+
+    def compared(self, target: MaskTarget, guider: TwoPrompts) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """The heat (B, h, w) of the latent's cells, and pairs of latents (2, B, ...) to decode, in the model's own space."""
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How two prompts are compared: at which percents of the sampling, under how many noises each, and whether decoded too."""
+    """DiffEdit's comparison: at which percents of the sampling, under how many noises each, and whether decoded too."""
 
     percents: list[float]
     maps: int = 8
     seed: int = 0
     refine: bool = True
+
+    def compared(self, target: MaskTarget, guider: TwoPrompts) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        scale = noise_scale(target.model)
+        sigmas, noises = [scale.sigma(p) for p in self.percents], self.maps * len(self.percents)
+        loop = partial(self._levels, target, torch.FloatTensor(sigmas))
+        levels, means = zip(*run(guider, target.latent, sigmas, loop, {"Comparing the prompts": noises}, seed=self.seed, apart=True).result)
+        return diffedit.heat(levels), means
+
+    def _levels(self, target: MaskTarget, sigmas: torch.Tensor, guider: TwoPrompts, derivative, latent: torch.Tensor, show) -> list:
+        """For each sigma the differences (maps, B, ...), and the mean predictions (2, B, ...) under source and target.
+
+        Maps are evaluated together, as many as fit the memory; each has its own noise at every level.
+        """
+        seeds, group, found = seeds_of(self.seed, len(sigmas) * self.maps), group_of(guider, latent, self.maps), []
+        for level, sigma in enumerate(sigmas.to(latent.device)):
+            own, parts = seeds[level * self.maps : (level + 1) * self.maps], []
+            for chosen in (own[i : i + group] for i in range(0, self.maps, group)):
+                x = target.noised(guider, latent, sigma, chosen)
+                parts.append(_predictions(guider, x, sigma, derivative.extra_args, len(chosen)))
+                show(x[: len(latent)], parts[-1][1, 0], len(chosen))
+            seen = torch.cat(parts, 1)
+            found.append((seen[1] - seen[0], seen.mean(1)))
+        return found
 
 
 def _task(model, vae, image, mask: torch.Tensor | None) -> sdedit.Task:
@@ -75,44 +106,25 @@ class MaskTarget:
         """Pixels of a cell of the latent."""
         return self.size[0] / self.latent.shape[-2]
 
-    def heat(self, guider: TwoPrompts, settings: MaskSettings) -> torch.Tensor:
+    def heat(self, guider: TwoPrompts, settings: Comparison) -> torch.Tensor:
         """The heat map (B, H, W) of what the guider's two prompts disagree about; nothing is evaluated where they are the same."""
         if guider.agree():
             return self.latent.new_zeros([self.latent.shape[0], *self.size])
-        scale = noise_scale(self.model)
-        sigmas, noises = [scale.sigma(p) for p in settings.percents], settings.maps * len(settings.percents)
-        loop = partial(self._compared, settings, torch.FloatTensor(sigmas))
-        levels, means = zip(*run(guider, self.latent, sigmas, loop, {"Comparing the prompts": noises}, seed=settings.seed, apart=True).result)
-        found = diffedit.resized(diffedit.heat(levels).to(self.latent), *self.size)
-        return diffedit.sharpened(found, self._pixels(means)) if settings.refine and self.vae is not None else found
+        found, pairs = settings.compared(self, guider)
+        found = diffedit.resized(found.to(self.latent), *self.size)
+        return diffedit.sharpened(found, self._pixels(pairs)) if settings.refine and self.vae is not None else found
 
-    def _noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    def noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
         """Copies of the latent at `sigma`, map by map, each with the noise of its seed."""
         like, index = torch.zeros_like(latent, device="cpu"), self.task.template.get("batch_index")
         drawn = torch.cat([comfy.sample.prepare_noise(like, s, index) for s in seeds]).to(latent)
         copies = latent.repeat(len(seeds), *[1] * (latent.ndim - 1))
         return guider.inner_model.model_sampling.noise_scaling(sigma, drawn, copies)
 
-    def _compared(self, settings: MaskSettings, sigmas: torch.Tensor, guider: TwoPrompts, derivative, latent: torch.Tensor, show) -> list:
-        """For each sigma the differences (maps, B, ...), and the mean predictions (2, B, ...) under source and target.
-
-        Maps are evaluated together, as many as fit the memory; each has its own noise at every level.
-        """
-        seeds, group, found = _seeds(settings.seed, len(sigmas) * settings.maps), _group(guider, latent, settings.maps), []
-        for level, sigma in enumerate(sigmas.to(latent.device)):
-            own, parts = seeds[level * settings.maps : (level + 1) * settings.maps], []
-            for chosen in (own[i : i + group] for i in range(0, settings.maps, group)):
-                x = self._noised(guider, latent, sigma, chosen)
-                parts.append(_predictions(guider, x, sigma, derivative.extra_args, len(chosen)))
-                show(x[: len(latent)], parts[-1][1, 0], len(chosen))
-            seen = torch.cat(parts, 1)
-            found.append((seen[1] - seen[0], seen.mean(1)))
-        return found
-
-    def _pixels(self, means: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The mean difference (B, H, W) of the decoded mean predictions."""
+    def _pixels(self, pairs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean difference (B, H, W) of decoded pairs of latents (2, B, ...), in the model's own space."""
         out = self.model.model.process_latent_out
-        seen = [[decoded(self.vae, out(side).to(self.latent)) for side in pair] for pair in means]
+        seen = [[decoded(self.vae, out(side).to(self.latent)) for side in pair] for pair in pairs]
         apart = torch.stack([(target - source).abs().mean(-1) for source, target in seen]).mean(0)
         return apart.reshape(len(self.latent), -1, *apart.shape[-2:]).amax(1).to(self.latent)  # of all frames of a video the largest
 
