@@ -11,8 +11,8 @@ from .inputs.fit import image_output
 from .inputs.widgets import FloatOrAuto, advanced, choice, optional, schema, switch
 
 _ALIGN = (
-    "On: a step evaluates the model as far off its state as the inversion did; keeps more of the image at the same cost. Off: at its state. "
-    "For DDIM Inverter (order 1) and Negative-Prompt Inverter."
+    "On: a step evaluates the model as far off its state as the inversion did; at cfg 1 the source then comes back exactly, and the cost is "
+    "the same. Off: at its state. For DDIM Inverter (order 1) and Negative-Prompt Inverter."
 )
 
 
