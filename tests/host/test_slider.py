@@ -184,6 +184,11 @@ def test_missing_memory_is_told_in_batches_of_the_user(eps_model, vae, clip, mon
         train(eps_model, clip, vae, batch_size=2)
 
 
+def test_only_a_slider_needs_no_images(eps_model, vae, clip):
+    with pytest.raises(ValueError, match="There are no images of the subject"):
+        train(eps_model, clip, vae, concept_slider=[], new_word=option(NewWord), instance_prompt="a <concept>")
+
+
 def test_images_of_pairs_need_their_mode():
     with pytest.raises(ValueError, match="connected, but learn is 'prompts'"):
         asked(before=[images()])

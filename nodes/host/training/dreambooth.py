@@ -192,7 +192,9 @@ def prepare(
 ) -> Task:
     """Checks everything that the user gave, encodes images and sentences, and samples class images that are missing."""
     trainer.check_model(model)
-    captions = captions_for(data.captions, len(data)) if len(data) else ()
+    if not len(data):
+        raise ValueError("There are no images of the subject. Connect an IMAGE batch, or a node that loads a folder of images.")
+    captions = captions_for(data.captions, len(data))
     own = [wordings(text) for text in instance_prompts(subject.prompt, captions, len(data))]
     validation = _checked(clip, subject, validation, [text for choices in own for text in choices])
     active = prior.preservation.weight > 0
