@@ -23,6 +23,7 @@ from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
+from controlled_diffusion.nodes.negative_attention import NegativeAttention
 from controlled_diffusion.training.demo.config import VISION_CONFIG
 from node_helpers import conditioning_set_values as with_values
 from safetensors.torch import save_file
@@ -372,6 +373,18 @@ def test_a_mask_is_cut_to_the_area_of_a_conditioning(eps_model, vision):
 def test_masks_and_layers_that_do_not_fit_are_refused(eps_model, vision, given, message):
     with pytest.raises(ValueError, match=message):
         patched(eps_model, vision, **given)
+
+
+def test_it_adds_to_negative_attention_in_any_order(eps_model, vision):
+    """The image's part is added to the guided text's."""
+
+    def with_negative(model):
+        return NegativeAttention.execute(model, EMPTY, 5.0, 2.5, 0.5, 0.0, 1.0).args[0]
+
+    seen, negative = patched(eps_model, vision)[0], with_negative(eps_model)
+    first, second = predictions(with_negative(seen)), predictions(patched(negative, vision)[0])
+    assert all(torch.equal(*both) for both in zip(first, second))
+    assert not any(torch.allclose(first[0], predictions(model)[0], atol=1e-3) for model in (seen, negative))
 
 
 def halved(q, k, v, options):

@@ -68,8 +68,8 @@ def test_it_acts_on_dits_as_prompt_to_prompt_does(name, text_model):
 
 
 def test_weights_hold_where_comfyui_repeats_the_text(text_model):
-    """Beside a negative of twice as many tokens; Prompt-to-Prompt's weights too."""
-    model, clip = tiny_dits.dit("flux"), tiny_dits.Clip(text_model, "flux")
+    """Beside a negative of twice as many tokens, in one batch."""
+    model, clip = tiny_dits.dit("cogvideo"), tiny_dits.Clip(text_model, "cogvideo")
     features, extras = encoded(clip, TEXT)[0]
     negative = [[features.repeat(1, 2, 1).flip(1), extras]]
     made, plain = (drawn(*weighed(model, clip, TEXT, w)[:2], clip, 1.5, negative, steps=1) for w in ("red: 5", ""))
