@@ -107,7 +107,7 @@ def with_inversion(task: Task, masks: torch.Tensor, name: str, attention: bool =
     inverted = way.invert(task.studio, source, task.latents)
 
     def made(studio, model):
-        replays = inversion.Replays(studio, inverted)
+        replays = inversion.Replays(studio, inverted, way.align)
         if attention:
             return replays.with_attention(way.edit, way.branches, task.changes)
         return task.decoded(replays.latents(model, inverted, way.edit, way.branches, target)[-len(task.changes) :])
@@ -146,6 +146,8 @@ METHODS = {
     "FlowEdit, in the mask": Method(partial(with_flow_edit, settings=flow_edit.EPS, inside=True)),
     "FlowAlign, in the mask": Method(partial(with_flow_edit, settings=flow_edit.ALIGN, inside=True)),
     "direct inversion": Method(partial(with_inversion, name="direct")),
+    "direct inversion, aligned": Method(partial(with_inversion, name="direct, aligned")),
+    "Uni-Edit": Method(partial(with_inversion, name="Uni-Edit")),
     "DiffEdit, trajectory": Method(partial(with_diffedit, rule="trajectory")),
     "DiffEdit, clean mix": Method(partial(with_diffedit, rule="clean mix")),
     "null-text inversion and Prompt-to-Prompt": Method(partial(with_inversion, name="null-text, source start", attention=True)),
