@@ -1,5 +1,6 @@
 """Loads the pack as ``controlled_diffusion``; keeps its root off sys.path, where its ``nodes`` folder would hide ComfyUI's."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ from harness.host import load_pack  # noqa: E402
 torch.set_num_threads(1)
 load_pack()
 exact()
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what is there now stays: Python need not look through it a hundred times
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Boots the real ComfyUI once for the tests in this folder, and hands them tiny models made of its own classes."""
 
+import gc
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +27,16 @@ def inference_mode():
     """What the executor does around every node: the whole test runs in torch's inference mode."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_its_model():
+    """ComfyUI collects garbage at every loading while it knows of a network whose patcher is gone."""
+    import comfy.model_management
+
+    yield
+    gc.collect()
+    assert [type(m.real_model()).__name__ for m in comfy.model_management.current_loaded_models if m.is_dead()] == []
 
 
 @pytest.fixture
