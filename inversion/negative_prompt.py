@@ -64,14 +64,15 @@ def by_region(difference: torch.Tensor, cfg: float) -> torch.Tensor:
 class NegativePrompt(Method):
     """DDIM for a reconstruction with the source as the negative.
 
-    `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`. `interpolation` (0 to 1)
+    `fixed_point_iterations` make the inversion exact, `extrapolate` makes it more exact for nothing, see `DDIM`; edits then keep less of the
+    image. `interpolation` (0 to 1)
     moves the negative from the source towards the empty prompt. `guidance` is how an edit follows the difference of target and negative:
     "plain", by `without_small` with this `quantile`, or by `by_region`.
     """
 
     name: ClassVar[str] = "negative_prompt"
     fixed_point_iterations: int = 0
-    extrapolate: bool = True
+    extrapolate: bool = False
     interpolation: float = 0.0
     guidance: str = PLAIN
     quantile: float = 0.7

@@ -76,7 +76,7 @@ def test_ddim_is_exact_where_the_derivative_is_constant():
     assert_close(replay(DDIM(), way, trajectory), draw(1, 4, 8, 8), atol=1e-5, rtol=1e-5)
 
 
-ALIGNABLE = [DDIM(), DDIM(extrapolate=True), DDIM(fixed_point_iterations=9), NegativePrompt(), NegativePrompt(extrapolate=False)]
+ALIGNABLE = [DDIM(), DDIM(extrapolate=True), DDIM(fixed_point_iterations=9), NegativePrompt(), NegativePrompt(extrapolate=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -58,7 +58,7 @@ def test_uni_edit_is_plain_where_all_differs_alike():
 
 def test_it_is_ddim_with_or_without_fixed_point():
     sigmas = levels("eps", 8)
-    pairs = (NegativePrompt(extrapolate=False), DDIM()), (NegativePrompt(3), DDIM(fixed_point_iterations=3, extrapolate=True))
+    pairs = (NegativePrompt(), DDIM()), (NegativePrompt(3, extrapolate=True), DDIM(fixed_point_iterations=3, extrapolate=True))
     for mine, ddim in pairs:
         a, b = (m.encode(derivative("eps"), draw(), sigmas, silent) for m in (mine, ddim))
         assert all(torch.equal(x[0], y[0]) for x, y in zip(a.states, b.states))

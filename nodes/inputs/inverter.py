@@ -43,7 +43,7 @@ def fixed_point_input(default: int, typical: str) -> io.Int.Input:
 
 
 def extrapolate_input(default: bool) -> io.Boolean.Input:
-    tooltip = "On: a step of the inversion evaluates the model where the last one leads to; more exact at the same cost. Off: as in the paper."
+    tooltip = "On: a step of the inversion evaluates the model where the last one leads to; more exact at the same cost; edits may keep less. Off: as in the paper."
     return switch("extrapolate", default, tooltip)
 
 

@@ -27,9 +27,9 @@ OURS = {  # nodes and the settings that differ from their defaults
     "null-text, extrapolate off": (NullTextInverter, {"extrapolate": False}),
     "null-text, extrapolate off, early_stop 1": (NullTextInverter, {"extrapolate": False, "early_stop": 1.0}),
     "Negative-Prompt Inverter": (NegativePromptInverter, {}),
-    "negative-prompt, extrapolate off": (NegativePromptInverter, {"extrapolate": False}),
-    "negative-prompt, extrapolate off, 3 fixed points": (NegativePromptInverter, {"extrapolate": False, "fixed_point_iterations": 3}),
+    "negative-prompt, extrapolate": (NegativePromptInverter, {"extrapolate": True}),
     "negative-prompt, 3 fixed points": (NegativePromptInverter, {"fixed_point_iterations": 3}),
+    "negative-prompt, extrapolate, 3 fixed points": (NegativePromptInverter, {"extrapolate": True, "fixed_point_iterations": 3}),
 }
 
 

@@ -8,10 +8,10 @@ STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 def null_text(graph):
     graph.note(
         "# Negative-Prompt Inverter and Null-Text Inverter\n\nBoth invert a painted image so that it comes back at cfg 7.5, where plain DDIM "
-        "inversion and an empty negative fail; another prompt edits it. Begin with *Negative-Prompt Inverter* and 3 fixed-point iterations: it "
-        "optimizes nothing and is the more exact. *Null-Text Inverter* gives a *negative* that differs for each step, for a standard KSampler; "
+        "inversion and an empty negative fail; another prompt edits it. Begin with *Negative-Prompt Inverter*: it optimizes nothing. Here 3 "
+        "fixed-point iterations make it almost exact; with 0 an edit keeps more. *Null-Text Inverter* gives a *negative* that differs for each step, for a standard KSampler; "
         "SamplerCustomAdvanced takes the noise and the sigmas, which is right for flow models too.\n\nTry *a yellow square* in the target; "
-        "*fixed_point_iterations* 0; null-text with *start* `empty` and an empty prompt as its negative."
+        "*fixed_point_iterations* 0, null-text with *start* `empty` and an empty prompt as its negative."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")

@@ -72,6 +72,7 @@ WAYS = {
     "ddim": Way("ddim", "DDIMInverter"),
     "ddim, fixed point": Way("ddim", "DDIMInverter", {"fixed_point_iterations": 5}, attention=False),
     "negative-prompt": Way("negative_prompt", "NegativePromptInverter"),
+    "negative-prompt, extrapolate": Way("negative_prompt", "NegativePromptInverter", {"extrapolate": True}),
     "negative-prompt, fixed point": Way("negative_prompt", "NegativePromptInverter", {"fixed_point_iterations": 3}),
     "negative-prompt, from 40 %": Way("negative_prompt", "NegativePromptInverter", DELAYED, attention=False),
     "Uni-Edit": Way("negative_prompt", "NegativePromptInverter", DELAYED | {"guidance": "Uni-Edit"}, 5.0, 5.0, attention=False),
