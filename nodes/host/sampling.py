@@ -28,8 +28,8 @@ def untouched(model_options: dict) -> bool:
 class StrictCFGGuider(comfy.samplers.CFGGuider):
     """ComfyUI's CFG that refuses sigmas at which a conditioning is not active; ComfyUI would take zeros as its prediction.
 
-    `evaluations` counts rows of the network's batch for one image, of which the batch holds so many `copies`; `advice` tells the user what else to change, `positive_name` what the
-    positive is. While it is `alone`, channels of Multi CFG Patch stay out.
+    `evaluations` counts rows of the network's batch for one image, of which the batch holds so many `copies`; `advice` tells the user what
+    else to change, `positive_name` what the positive is. While it is `alone`, channels of Multi CFG Patch stay out.
     """
 
     advice, positive_name, alone = "move end_percent into it", "positive", False
