@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -70,10 +71,6 @@ class DemoInstruct(DemoModel):
         return comfy.model_base.SD15_instructpix2pix(self, device=device)
 
 
-def new_config() -> DemoModel:
-    return DemoModel({**config.UNET_CONFIG})
-
-
 def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     """State dicts of denoiser, text tower and autoencoder; the first also holds "preview_colors"."""
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
@@ -89,7 +86,8 @@ def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     return unet | {"preview_colors": weights["preview_colors"]}, clip, vae
 
 
-def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+def _patcher(weights: dict, kind: type[DemoModel], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+    config = kind(comfy.model_detection.detect_unet_config(weights, ""))
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     *factors, bias = weights.pop("preview_colors").float().tolist()
     config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors, bias
@@ -98,8 +96,8 @@ def _patcher(weights: dict, config: DemoModel, disable_dynamic: bool) -> comfy.m
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
     model = config.get_model({}, "", device=offload_device)
     model.diffusion_model.load_state_dict(weights)
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    return kind(model, load_device=load_device, offload_device=offload_device)
+    patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    return patcher(model, load_device=load_device, offload_device=offload_device)
 
 
 def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -107,7 +105,7 @@ def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = Fal
     base = _read_weights(WEIGHTS)[0]
     weights = packing.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
-    patcher = _patcher(weights, DemoInstruct({**config.UNET_CONFIG, "in_channels": 2 * config.UNET_CONFIG["in_channels"]}), disable_dynamic)
+    patcher = _patcher(weights, DemoInstruct, disable_dynamic)
     patcher.cached_patcher_init = (load_instruct, (path,))  # how ComfyUI loads it once more when a node asks for a deep copy
     return patcher
 
@@ -116,8 +114,8 @@ def load(path: Path | str = WEIGHTS, disable_dynamic: bool = False) -> tuple:
     """MODEL, CLIP, VAE of the demo model; ComfyUI knows how to load each of them once more."""
     unet, text, autoencoder = _read_weights(Path(path))
     folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
-    model, vae = _patcher(unet, new_config(), disable_dynamic), comfy.sd.VAE(sd=autoencoder)
-    clip = comfy.sd.CLIP(new_config().clip_target(), embedding_directory=folders, state_dict=text, **how)
+    model, vae = _patcher(unet, DemoModel, disable_dynamic), comfy.sd.VAE(sd=autoencoder)
+    clip = comfy.sd.CLIP(model.model.model_config.clip_target(), embedding_directory=folders, state_dict=text, **how)
     for i, patcher in enumerate((model, clip.patcher, vae.patcher)):
         patcher.cached_patcher_init = (_part, (str(path), i))
     return model, clip, vae

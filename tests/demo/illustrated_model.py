@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe_of
 from demo import illustrated_studio as studio
+from demo import make_model
 from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
 from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
@@ -97,14 +98,10 @@ def new_vocabulary() -> recipe_of.Vocabulary:
 
 def new_denoiser(device: str, ids: list[int]):
     """UNet and text tower with their seeded start values; the tower's token table has the rows `ids` alone."""
-    supported = demo.DemoModel({**recipe_of.UNET_CONFIG})
-    supported.set_inference_dtype(torch.float32, None)
-    unet = supported.get_model({}, "", device="cpu").diffusion_model
-    tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
-    demo_model.initialize_denoiser(unet, tower)
+    unet, tower = make_model.new_denoiser(recipe_of.UNET_CONFIG)
     table = tower.embeddings.token_embedding
     table.weight = torch.nn.Parameter(table.weight.detach()[ids].clone())
-    return unet.to(device, memory_format=torch.channels_last), tower.to(device)
+    return unet.to(device), tower.to(device)
 
 
 def statistics(latents: torch.Tensor) -> tuple[float, float]:

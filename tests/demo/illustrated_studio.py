@@ -20,20 +20,12 @@ HELD_OUT = recipe.SEEDS["held out"]
 LABEL = 40  # pixels below each image of a sheet
 
 
-def load(path: Path) -> tuple:
-    """MODEL, CLIP and VAE of a weights file."""
-    unet, text, autoencoder = demo._read_weights(path)
-    config = demo.DemoModel({**recipe.UNET_CONFIG})
-    clip = comfy.sd.CLIP(config.clip_target(), state_dict=text)
-    return demo._patcher(unet, config, False), clip, comfy.sd.VAE(sd=autoencoder)
-
-
 class Studio(demo_images.Studio):
     """The model of a weights file with short ways to prompt, sample and decode."""
 
     def __init__(self, path: Path):
         with torch.inference_mode():
-            self.model, self.clip, self.vae = load(path)
+            self.model, self.clip, self.vae = demo.load(path)
 
     def noise(self, count: int, seed: int) -> torch.Tensor:
         """Noise (count, 4, 24, 24) of seeds seed, seed + 1, ..., so that an image does not depend on its batch."""

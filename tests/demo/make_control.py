@@ -11,6 +11,7 @@ import torch
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
+from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.loop import Loop, save_atomically, saving
 
 from demo import control as demo_control
@@ -23,8 +24,8 @@ TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors
 
 def new_branch(unet) -> torch.nn.Module:
     """ComfyUI's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
-    config = {k: v for k, v in demo.new_config().unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
-    branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **config)
+    sizes = {k: v for k, v in config.UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **sizes)
     noisy_classifier.initialize(branch, demo_control.SEED)
     for name, p in branch.named_parameters():
         if name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14.")):

@@ -124,10 +124,11 @@ class Denoiser(torch.nn.Module):
         return self.unet(x, levels, context=context, transformer_options=OVERRIDE)
 
 
-def new_denoiser():
-    config = demo.new_config()
-    config.set_inference_dtype(torch.float32, None)
-    unet = config.get_model({}, "", device="cpu").diffusion_model
+def new_denoiser(unet_config: dict = config.UNET_CONFIG) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """UNet and text tower with their seeded start values."""
+    supported = demo.DemoModel({**unet_config})
+    supported.set_inference_dtype(torch.float32, None)
+    unet = supported.get_model({}, "", device="cpu").diffusion_model
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
     demo_model.initialize_denoiser(unet, tower)
     return unet.to(memory_format=torch.channels_last), tower
