@@ -23,7 +23,8 @@ from host.sampling import Count, cfg_guider, run
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 UNETS = ("eps", "v", "flow")
-DITS = ("flux", "flux2", "chroma", "sd3", "qwen", "wan", "wan_i2v", "cosmos2", "ltxv", "kandinsky5", "mage", "krea2", "cogvideo")
+JOINT = ("flux", "flux2", "chroma", "sd3", "qwen", "zimage", "lumina2", "mage")
+DITS = (*JOINT, "krea2", "cogvideo", "wan", "wan_i2v", "cosmos2", "ltxv", "kandinsky5")
 FAMILIES = (*UNETS, *tiny_dits.there({name: tiny_dits.DITS[name] for name in DITS}))
 REFUSED = tiny_dits.there({name: f for name, f in tiny_dits.ALL.items() if name not in DITS and name != "wan_vace"})
 TEXT, OTHER, EMPTY = tiny.conditioning(1), tiny.conditioning(2), torch.zeros(1, 4, 8, 8)
@@ -45,7 +46,8 @@ def made(name: str):
     """(model, positive, negative, latent) of a family."""
     if name in UNETS:
         return smooth(name), tiny.conditioning(1), tiny.conditioning(2), torch.zeros(1, 4, 8, 8)
-    return tiny_dits.dit(name), tiny_dits.text(name, 1), tiny_dits.text(name, 2), tiny_dits.empty(name)
+    tokens = 32 if name == "zimage" else 7  # which fills a text up to 32, a negative not
+    return tiny_dits.dit(name), *(tiny_dits.text(name, seed, tokens) for seed in (1, 2)), tiny_dits.empty(name)
 
 
 def patched(model, negative, conditioning=None, mask=None, schedule=None, **knobs):
@@ -65,6 +67,29 @@ def test_two_texts_in_one_network_are_kept_apart(name):
     for second, knobs in ((positive, {}), (other, dict(alpha=1e-9))):
         assert_close(drawn(patched(model, second, **knobs)[0], positive, negative, empty), plain, atol=2e-4, rtol=2e-4)
     assert differ(drawn(patched(model, other)[0], positive, negative, empty), plain) > 1e-5
+
+
+@pytest.mark.parametrize("tokens", [(7, 11), (7, 40), (33, 31), (31, 1)])
+def test_texts_that_are_filled_up_are_kept_apart(tokens):
+    """Z-Image fills texts and images up, and places the image behind the text."""
+    model, (positive, other) = tiny_dits.dit("zimage"), (tiny_dits.text("zimage", n, count) for n, count in enumerate(tokens))
+    for shape in ((1, 16, 8, 8), (1, 16, 16, 8)):
+        given = positive, other, torch.zeros(shape)
+        assert_close(drawn(patched(model, other, alpha=1e-9)[0], *given), drawn(model, *given), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "extras, shape, message",
+    [
+        ({"reference_latents": [torch.zeros(1, 16, 8, 8)]}, (16, 8), "has reference latents, but where"),
+        ({}, (16, 16), "as many tokens as the image, 64"),
+    ],
+)
+def test_where_z_image_cannot_place_the_texts_it_is_refused(extras, shape, message):
+    positive, negative = tiny_dits.text("zimage", 1), tiny_dits.text("zimage", 2)
+    positive[0][1] |= extras
+    with pytest.raises(ValueError, match=message):
+        drawn(patched(tiny_dits.dit("zimage"), negative)[0], positive, negative, torch.zeros(1, 16, *shape))
 
 
 def guided(positive, negative, scale=5.0, tau=2.5, alpha=0.5):
@@ -91,7 +116,7 @@ def test_each_layer_of_a_unet_is_the_published_formula(name):
     assert_close(own, drawn(oracle, positive, negative, empty), atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("name", tiny_dits.there({n: tiny_dits.DITS[n] for n in ("flux", "flux2", "chroma", "sd3", "qwen", "mage", "wan")}))
+@pytest.mark.parametrize("name", tiny_dits.there({n: tiny_dits.DITS[n] for n in (*JOINT, "wan")}))
 def test_a_dit_is_the_published_second_stream(name):
     """As the published code: positive and negative are two rows, and the image's part of both is the guided one."""
     model, positive, negative, empty = made(name)
@@ -101,7 +126,7 @@ def test_a_dit_is_the_published_second_stream(name):
 
     def attend(function, q, k, v, *args, **kwargs):
         out, axis = function(q, k, v, *args, **kwargs), 2 if kwargs.get("skip_reshape") else 1
-        image = math.prod(dit.grid(empty.shape))
+        image = dit.filled(math.prod(dit.grid(empty.shape)))
         if k.shape[axis] == tokens if dit.cross else k.shape[axis] > image:
             start = out.shape[1] - image
             out[:, start:] = guided(out[:1, start:], out[1:, start:])

@@ -8,7 +8,7 @@ blocks' inputs are left to ComfyUI.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import comfy.model_base
@@ -16,7 +16,7 @@ import torch
 
 from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
-from .second_text import Parted
+from .second_text import Parted, Rotary, SecondText
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Dit:
     places: tuple[Block, ...]
     module: str = ""  # of the network under comfy.ldm
     filled_in_front: bool = False  # the model fills short texts up, before their first token
+    rotary: Rotary | None = None  # where the image's places come behind the text's
 
     def text_start(self, length: int, tokens: int) -> int:
         """Where a text of some length begins among the tokens that the network gets."""
@@ -104,6 +105,19 @@ class Dit:
     def filled(self, tokens: int) -> int:
         """How many tokens the network makes of so many."""
         return -(-tokens // self.layout.multiple) * self.layout.multiple
+
+    def check(self, conditions: Mapping, image: int, texts: int) -> None:
+        """Refuses a call of the network in which the places of the text are not known: an image of so many tokens, and both texts of so many."""
+        if self.rotary and conditions.get("ref_latents"):
+            raise ValueError(
+                f"The conditioning has reference latents, but where {self.name} has the prompt beside them is not known here. Remove the reference "
+                "latents, or this model's attention nodes."
+            )
+        if self.rotary and texts and self.filled(texts) == self.filled(image):
+            raise ValueError(
+                f"Prompt and negative have as many tokens as the image, {self.filled(image)}, and cannot be told apart from it in {self.name}. Use "
+                "another size of the image, or another negative."
+            )
 
     def token_ranges(self, tokens: int, image: int, text: int) -> tuple[slice, slice] | None:
         """Where the image's and the text's tokens are in a joint attention of so many; None where it does not hold both."""
@@ -138,8 +152,9 @@ def dit_of(model) -> Dit:
         layout = replace(layout, beside=True)
     total = sum(len(getattr(network, blocks)) for blocks in layout.blocks)
     patch = (1, layout.patch, layout.patch) if layout.patch else _patch(network)
-    in_front = isinstance(model.model, FLUX2)
-    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front)
+    in_front, embedder = isinstance(model.model, FLUX2), getattr(network, "rope_embedder", None)
+    rotary = Rotary(embedder.axes_dim[0], embedder.theta) if module == "lumina.model" else None
+    return Dit(name, layout, patch, tuple(Block(i, total) for i in range(total)), module, in_front, rotary)
 
 
 def check_joint_weights(dit: Dit, weights: Iterable[float]) -> None:
@@ -213,11 +228,11 @@ _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_r
 class Override:
     """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act.
 
-    `more` tokens of a second text come behind the `text`.
+    A second text of `seen` tokens comes behind the `text`, filled up.
     """
 
-    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, more: int = 0):
-        self.dit, self.active, self.batch, self.below, self.more = dit, active, batch, below, more
+    def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, seen: int = 0):
+        self.dit, self.active, self.batch, self.below, self.seen, self.more = dit, active, batch, below, seen, dit.filled(seen)
         self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
         self.index: dict[str, int | None] = {}
 
@@ -231,11 +246,15 @@ class Override:
         queries, keys = q.shape[axis], k.shape[axis]
         kind, ranges = self._recognized(queries, keys) if len(q) == self.batch else (None, None)
         text = self._text_keys(kind, ranges, queries, keys) if len(q) == self.batch else None
+        if self.more and text is None and self.dit.rotary and queries == self.dit.filled(math.prod(self.size)):  # the image alone
+            filling = queries - math.prod(self.size)
+            q, k = (self.dit.rotary.ends_moved(t, 0, 0, filling, self.more) for t in (q, k))
         if not self.more or text is None:
             return self._attend(function, kind, ranges, text, (q, k, v), (args, kwargs), options)
-        parted = Parted((q, k, v), axis, slice(text.stop - self.more, text.stop), kind == "cross", options)
-        ranges = ranges and tuple(parted.moved(r) for r in ranges)
-        out = self._attend(function, kind, ranges, parted.moved(text), parted.first, ((), parted.options), parted.options, parted)
+        second = self._second(kind, ranges, text, keys)
+        parted = Parted((q, k, v), axis, second, kind == "cross", options)
+        ranges = ranges and tuple(second.moved(r) for r in ranges)
+        out = self._attend(function, kind, ranges, second.moved(text), parted.first, ((), parted.options), parted.options, parted)
         if kind is None:
             parted.alone(function)
         return out if kind == "cross" else parted.joined(out)
@@ -260,6 +279,13 @@ class Override:
         call = TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, function, base, self.below is None)
         call.parted = parted
         return run_controls(call, active)
+
+    def _second(self, kind: str | None, ranges, text: slice, keys: int) -> SecondText:
+        place, rotary = slice(text.stop - self.more, text.stop), self.dit.rotary
+        if kind != "joint":
+            return SecondText(place, self.seen, rotary=rotary)
+        image, _ = ranges
+        return SecondText(place, self.seen, image.start, keys - image.stop if rotary else 0, rotary)
 
     def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""

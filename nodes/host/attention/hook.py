@@ -9,6 +9,7 @@ untouched.
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
 from .dit import Dit, Override
-from .second_text import with_longer_mask, with_more_text, with_second_places, without_more_text
+from .second_text import filled_up, with_longer_mask, with_more_text, with_second_places, without_more_text
 from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
 
 _log = logging.getLogger(__name__)
@@ -257,8 +258,12 @@ def _dit(executor, inputs: tuple, options: dict, active: list, kwargs: dict, mor
     acting = [a for a in active if a[0].acts]
     if not acting:
         return executor(*inputs, options, **kwargs)
-    override = Override(acting[0][0].dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE), 0 if more is None else more.shape[1])
+    dit = acting[0][0].dit
+    override = Override(dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE), 0 if more is None else more.shape[1])
+    texts = 0 if more is None else text.shape[1] + dit.filled(more.shape[1])
+    dit.check(kwargs, math.prod(override.size), texts)
     if more is not None:
+        more = filled_up(more, texts - text.shape[1])
         options, kwargs = with_second_places(options, text.shape[1], more.shape[1]), with_longer_mask(kwargs, text, more)
         text = with_more_text(text, more)
     out = executor(x, t, c_concat, text, control, {**options, OVERRIDE: override}, **kwargs)

@@ -26,9 +26,12 @@ from .dit import Dit, dit_of
 from .hook import Control, ControlRun, controls_of, install
 from .unet import is_unet, unet_places
 
-JOINT = ("flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "mage_flow.model", "krea2.model", "cogvideo.model")
+JOINT = (
+    "flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "lumina.model", "mage_flow.model", "krea2.model",
+    "cogvideo.model",
+)  # fmt: skip
 BY_LENGTH = getattr(comfy.model_base, "LongCatImage", ())  # the image's places depend on the number of the text's tokens
-SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3 or Qwen-Image"
+SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image or Lumina 2"
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ def _network(model) -> dict:
     dit = dit_of(model)
     if not (dit.cross or dit.module in JOINT) or isinstance(model.model, BY_LENGTH):
         raise ValueError(
-            f"{dit.name} mixes its text before attention, or places the image by the length of the text, so that Negative Attention cannot keep a second text "
-            f"apart. Use {SUPPORTED}; or sample with a negative at cfg above 1."
+            f"{dit.name} mixes its text before attention, has more of it in every block, or places the image by its length, so that Negative Attention "
+            f"cannot keep a second text apart. Use {SUPPORTED}; or sample with a negative at cfg above 1."
         )
     return dict(dit=dit)
 

@@ -7,12 +7,18 @@ see without the second text; the second is kept there for controls, and where te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import comfy.utils
 import torch
 
 from ....attention.call import QKSharing, select_rows
+
+
+def filled_up(more: torch.Tensor, tokens: int) -> torch.Tensor:
+    """A text (rows, n, C) with its last token repeated, up to so many tokens."""
+    return torch.cat([more, more[:, -1:].expand(-1, tokens - more.shape[1], -1)], 1)
 
 
 def with_more_text(text: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
@@ -65,27 +71,98 @@ def _rest(t: torch.Tensor, axis: int, start: int) -> torch.Tensor:
     return t.narrow(axis, start, t.shape[axis] - start)
 
 
-class Parted:
-    """An attention of a DiT whose keys hold a second text at `place` of `axis`: `first` are its queries, keys and values without it.
+@dataclass(frozen=True)
+class Rotary:
+    """The axis of a rotary embedding on which a text's tokens have the places 1, 2, ... and all of the image the next place behind them.
 
-    `keys_only`: the queries are the image's alone. Else the first text comes before the second and the image behind it, and the second text's own
-    queries see the second text and the image. `options` are those of ComfyUI's attention.
+    The first `channels` of a head turn, in pairs of neighbors, at powers of 1 / `theta`.
     """
 
-    def __init__(self, qkv: tuple[torch.Tensor, ...], axis: int, place: slice, keys_only: bool, options: dict):
-        self.axis, self.place, self.count, self.keys_only, self.given = axis, place, place.stop - place.start, keys_only, options
-        self.second = tuple(t.narrow(axis, place.start, self.count) for t in qkv[keys_only:])
-        self.first = (*qkv[:keys_only], *(self._without(t, axis) for t in qkv[keys_only:]))
-        self.queries, self.rows = qkv[0].shape[axis], {}
-        self.options = self._masked(self._without)
+    channels: int
+    theta: float
 
-    def _without(self, t: torch.Tensor, axis: int) -> torch.Tensor:
+    def moved(self, t: torch.Tensor, places: int) -> torch.Tensor:
+        """Queries or keys (B, heads, N, width) as if their tokens were so many places further."""
+        if not places or not t.shape[-2]:
+            return t
+        rates = self.theta ** (torch.arange(0, self.channels, 2, device=t.device, dtype=torch.float32) / -self.channels)
+        own, rest = t.split([self.channels, t.shape[-1] - self.channels], -1)
+        pairs = torch.view_as_complex(own.float().unflatten(-1, (-1, 2)).contiguous())
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(rates), places * rates))
+        return torch.cat([turned.flatten(-2).to(t), rest], -1)
+
+    def ends_moved(self, t: torch.Tensor, head: int, places: int, tail: int, tail_places: int) -> torch.Tensor:
+        """The same for `head` tokens at the beginning and `tail` tokens at the end, with places of their own."""
+        if not ((head and places) or (tail and tail_places)):
+            return t
+        first, middle, last = t.split([head, t.shape[-2] - head - tail, tail], -2)
+        return torch.cat([self.moved(first, places), middle, self.moved(last, tail_places)], -2)
+
+
+@dataclass(frozen=True)
+class SecondText:
+    """Where a second text is among the keys of an attention: at `place`. `seen` of its tokens count, the others fill it up.
+
+    The image begins at `image`, and its last `filling` tokens fill it up; None where texts are alone. With a `rotary` the first text's
+    tokens are moved to where they would be without the second, and the second's to where they would be without the first.
+    """
+
+    place: slice
+    seen: int
+    image: int | None = None
+    filling: int = 0
+    rotary: Rotary | None = None
+
+    @property
+    def count(self) -> int:
+        return self.place.stop - self.place.start
+
+    def own(self, t: torch.Tensor, axis: int) -> torch.Tensor:
+        return t.narrow(axis, self.place.start, self.seen)
+
+    def without(self, t: torch.Tensor, axis: int) -> torch.Tensor:
         """A tensor without the second text."""
         return torch.cat([t.narrow(axis, 0, self.place.start), _rest(t, axis, self.place.stop)], axis)
 
+    def with_image(self, own: torch.Tensor, first: torch.Tensor, axis: int) -> torch.Tensor:
+        """What the second text sees: its `own`, and the image of a tensor without it."""
+        return torch.cat([own, _rest(first, axis, self.image - self.count)], axis)
+
+    def moved(self, tokens: slice) -> slice:
+        """Where tokens are without the second text."""
+        return slice(*(n - self.count if n >= self.place.stop else n for n in (tokens.start, tokens.stop)))
+
+    def first_placed(self, t: torch.Tensor) -> torch.Tensor:
+        """Queries or keys without the second text, from where the network placed them."""
+        return t if self.rotary is None else self.rotary.ends_moved(t, self.place.start, self.count, self.filling, self.count)
+
+    def own_placed(self, t: torch.Tensor) -> torch.Tensor:
+        """Queries or keys of the second text, from where the network placed them, and of the image, from where it is for the first."""
+        if self.rotary is None:
+            return t
+        behind = self.image - self.seen
+        return self.rotary.ends_moved(t, self.seen, behind - self.place.start, self.filling, behind - self.count)
+
+
+class Parted:
+    """An attention of a DiT whose keys hold a second text: `first` are its queries, keys and values without it.
+
+    `keys_only`: the queries are the image's alone. Else the second text's own queries see the second text and the image. `options` are
+    those of ComfyUI's attention.
+    """
+
+    def __init__(self, qkv: tuple[torch.Tensor, ...], axis: int, second: SecondText, keys_only: bool, options: dict):
+        self.axis, self.second, self.keys_only, self.given = axis, second, keys_only, options
+        self.own = tuple(second.own(t, axis) for t in qkv[keys_only:])
+        *qk, v = (*qkv[:keys_only], *(second.without(t, axis) for t in qkv[keys_only:]))
+        self.first = (*map(second.first_placed, qk), v)
+        self.queries, self.rows = qkv[0].shape[axis], {}
+        self.options = self._masked(second.without)
+
     def _of_second(self, t: torch.Tensor, axis: int) -> torch.Tensor:
         """What the second text sees, in tensors that are not parted yet."""
-        return t.narrow(axis, self.place.start, self.count) if self.keys_only else _rest(t, axis, self.place.start)
+        own = self.second.own(t, axis)
+        return own if self.keys_only or self.second.image is None else self.second.with_image(own, self.second.without(t, axis), axis)
 
     def _masked(self, part: Callable) -> dict:
         """The options with the part of the mask for keys, and for queries where it has some of its own."""
@@ -95,35 +172,32 @@ class Parted:
         mask = part(mask, -1)
         return {**self.given, "mask": part(mask, -2) if not self.keys_only and mask.ndim > 1 and mask.shape[-2] == self.queries else mask}
 
-    def moved(self, tokens: slice) -> slice:
-        """Where tokens are without the second text."""
-        return slice(*(n - self.count if n >= self.place.stop else n for n in (tokens.start, tokens.stop)))
-
     def second_output(self, call: QKSharing, function: Callable, rows: Sequence[int]) -> torch.Tensor:
         """(rows, image tokens, C): what the image's queries give with the second text; keeps what the second text's own give."""
-        second = [select_rows(t, rows) for t in self.second]
+        own = [select_rows(t, rows) for t in self.own]
         image = [select_rows(t, rows) for t in (*call.used, call.v)]
-        if self.keys_only:
-            qkv = image[0], *second
-        else:
-            qkv = [torch.cat([one, _rest(t, self.axis, self.place.start)], self.axis) for one, t in zip(second, image)]
         options = self._masked(self._of_second)
         mask = options.get("mask")
         if mask is not None and mask.ndim > 2 and len(mask) > 1:
             options = {**options, "mask": select_rows(mask, rows)}
-        out = function(*qkv, **options)
         if self.keys_only:
-            return out
-        self.rows |= dict(zip(rows, out[:, : self.count].split(1)))
-        return out[:, self.count :]
+            return function(image[0], *own, **options)
+        *qk, v = (self.second.with_image(one, t, self.axis) for one, t in zip(own, image))
+        out = function(*map(self.second.own_placed, qk), v, **options)
+        self._keep(rows, out[:, : self.second.seen])
+        return out[:, self.second.seen :]
+
+    def _keep(self, rows: Sequence[int], out: torch.Tensor) -> None:
+        filled = torch.nn.functional.pad(out, (0, 0, 0, self.second.count - self.second.seen))
+        self.rows |= dict(zip(rows, filled.split(1)))
 
     def joined(self, out: torch.Tensor) -> torch.Tensor:
         """The output with that of the second text at its place; zeros in rows where nothing asked for it."""
-        nothing = out.new_zeros(1, self.count, *out.shape[2:])
+        nothing, start = out.new_zeros(1, self.second.count, *out.shape[2:]), self.second.place.start
         second = torch.cat([self.rows.get(row, nothing) for row in range(len(out))])
-        return torch.cat([out[:, : self.place.start], second, out[:, self.place.start :]], 1)
+        return torch.cat([out[:, :start], second, out[:, start:]], 1)
 
     def alone(self, function: Callable) -> None:
         """The second text's attention to itself, where texts have one."""
-        options = self._masked(self._of_second)
-        self.rows = dict(enumerate(function(*self.second, **options).split(1)))
+        out = function(*self.own, **self._masked(self._of_second))
+        self._keep(range(len(out)), out)
