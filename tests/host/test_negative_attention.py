@@ -23,7 +23,7 @@ from host.sampling import Count, cfg_guider, run
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 UNETS = ("eps", "v", "flow")
-JOINT = ("flux", "flux2", "chroma", "sd3", "qwen", "zimage", "lumina2", "mage")
+JOINT = ("flux", "flux2", "chroma", "sd3", "qwen", "zimage", "lumina2", "hunyuan_video", "hunyuan_image", "aura", "mage")
 DITS = (*JOINT, "krea2", "cogvideo", "wan", "wan_i2v", "cosmos2", "ltxv", "kandinsky5")
 FAMILIES = (*UNETS, *tiny_dits.there({name: tiny_dits.DITS[name] for name in DITS}))
 REFUSED = tiny_dits.there({name: f for name, f in tiny_dits.ALL.items() if name not in DITS and name != "wan_vace"})

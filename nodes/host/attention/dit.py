@@ -16,6 +16,7 @@ import torch
 
 from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
+from .block_text import EMBEDDERS
 from .second_text import Parted, Rotary, SecondText
 
 
@@ -106,14 +107,19 @@ class Dit:
         """How many tokens the network makes of so many."""
         return -(-tokens // self.layout.multiple) * self.layout.multiple
 
-    def check(self, conditions: Mapping, image: int, texts: int) -> None:
-        """Refuses a call of the network in which the places of the text are not known: an image of so many tokens, and both texts of so many."""
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a second text comes in at the first block, right before the image, and not behind the first text."""
+        return self.module in EMBEDDERS
+
+    def check(self, conditions: Mapping, image: int, text: int, more: int) -> None:
+        """Refuses a call of the network in which the places of the text are not known, given numbers of tokens."""
         if self.rotary and conditions.get("ref_latents"):
             raise ValueError(
                 f"The conditioning has reference latents, but where {self.name} has the prompt beside them is not known here. Remove the reference "
                 "latents, or this model's attention nodes."
             )
-        if self.rotary and texts and self.filled(texts) == self.filled(image):
+        if self.rotary and more and self.filled(text) + more == self.filled(image):
             raise ValueError(
                 f"Prompt and negative have as many tokens as the image, {self.filled(image)}, and cannot be told apart from it in {self.name}. Use "
                 "another size of the image, or another negative."
@@ -228,11 +234,13 @@ _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_r
 class Override:
     """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act.
 
-    A second text of `seen` tokens comes behind the `text`, filled up.
+    A second text of `seen` tokens comes behind the `text`, filled up, or before the image with what goes before a text.
     """
 
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, seen: int = 0):
-        self.dit, self.active, self.batch, self.below, self.seen, self.more = dit, active, batch, below, seen, dit.filled(seen)
+        self.dit, self.active, self.batch, self.below = dit, active, batch, below
+        self.seen = seen + dit.layout.before if seen and dit.in_blocks else seen
+        self.more = dit.filled(self.seen)
         self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
         self.index: dict[str, int | None] = {}
 
@@ -249,12 +257,10 @@ class Override:
         if self.more and text is None and self.dit.rotary and queries == self.dit.filled(math.prod(self.size)):  # the image alone
             filling = queries - math.prod(self.size)
             q, k = (self.dit.rotary.ends_moved(t, 0, 0, filling, self.more) for t in (q, k))
-        if not self.more or text is None:
+        if not self.more or text is None or (kind is None and self.dit.in_blocks):
             return self._attend(function, kind, ranges, text, (q, k, v), (args, kwargs), options)
-        second = self._second(kind, ranges, text, keys)
-        parted = Parted((q, k, v), axis, second, kind == "cross", options)
-        ranges = ranges and tuple(second.moved(r) for r in ranges)
-        out = self._attend(function, kind, ranges, second.moved(text), parted.first, ((), parted.options), parted.options, parted)
+        parted = Parted((q, k, v), axis, self._second(kind, ranges, text, keys), kind == "cross", options)
+        out = self._attend(function, kind, ranges, text, parted.first, ((), parted.options), parted.options, parted)
         if kind is None:
             parted.alone(function)
         return out if kind == "cross" else parted.joined(out)
@@ -281,11 +287,12 @@ class Override:
         return run_controls(call, active)
 
     def _second(self, kind: str | None, ranges, text: slice, keys: int) -> SecondText:
-        place, rotary = slice(text.stop - self.more, text.stop), self.dit.rotary
+        start, rotary = ranges[0].start if self.dit.in_blocks else text.stop, self.dit.rotary
+        place = slice(start, start + self.more)
         if kind != "joint":
             return SecondText(place, self.seen, rotary=rotary)
-        image, _ = ranges
-        return SecondText(place, self.seen, image.start, keys - image.stop if rotary else 0, rotary)
+        image = ranges[0]
+        return SecondText(place, self.seen, image.start + self.more, keys - self.more - image.stop if rotary else 0, rotary)
 
     def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""
@@ -294,12 +301,12 @@ class Override:
         return self.dit.cross and index is not None and index == before
 
     def _text_keys(self, kind: str | None, ranges, queries: int, keys: int) -> slice | None:
-        """The text's keys in an attention; None where it has none."""
+        """The text's keys in an attention, without a second text; None where it has none."""
         if kind in ("joint", "cross"):
             return ranges[1]
-        whole = self.text + self.more
-        alone = kind is None and queries == keys and keys in (whole, self.dit.filled(whole)) and keys != math.prod(self.size)
-        return slice(0, whole) if alone else None
+        own = keys if self.dit.in_blocks else keys - self.more
+        alone = kind is None and queries == keys and own in (self.text, self.dit.filled(self.text)) and keys != math.prod(self.size)
+        return slice(0, self.text) if alone else None
 
     def _bias(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
         """(rows, 1, 1, keys) to add to the logits; None for nothing."""
@@ -313,15 +320,15 @@ class Override:
         return total
 
     def _recognized(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:
-        """(kind, token ranges) of an attention of so many queries and keys; None for one that is left to ComfyUI."""
-        image, text = math.prod(self.size), self.text + self.more
+        """(kind, token ranges without a second text) of an attention of so many queries and keys; None for one that is left to ComfyUI."""
+        image, texts = math.prod(self.size), self.text + self.more
         if not self.dit.cross:
-            ranges = self.dit.token_ranges(queries, image, text) if queries == keys else None
+            ranges = self.dit.token_ranges(queries - self.more, image, self.text) if queries == keys else None
             return ("joint", ranges) if ranges else (None, None)
-        if queries != image or keys not in (image, text):
+        if queries != image or keys not in (image, texts):
             return None, None
-        turn = self.count["self"] > self.count["cross"] if image == text else keys == text  # self comes first in a block
-        return ("cross" if turn else "self"), (slice(0, image), slice(0, keys))
+        turn = self.count["self"] > self.count["cross"] if image == texts else keys == texts  # self comes first in a block
+        return ("cross", (slice(0, image), slice(0, self.text))) if turn else ("self", (slice(0, image), slice(0, keys)))
 
     def check(self) -> None:
         """Raises ValueError where no attention was recognized so far; later in a run caches of other nodes leave blocks out."""

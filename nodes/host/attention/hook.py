@@ -26,8 +26,9 @@ from ..evaluation_order import leave_uncompiled
 from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
+from .block_text import BlockText
 from .dit import Dit, Override
-from .second_text import filled_up, with_longer_mask, with_more_text, with_second_places, without_more_text
+from .second_text import filled_up, with_more_text, with_second_text, without_more_text
 from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
 
 _log = logging.getLogger(__name__)
@@ -260,12 +261,11 @@ def _dit(executor, inputs: tuple, options: dict, active: list, kwargs: dict, mor
         return executor(*inputs, options, **kwargs)
     dit = acting[0][0].dit
     override = Override(dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE), 0 if more is None else more.shape[1])
-    texts = 0 if more is None else text.shape[1] + dit.filled(more.shape[1])
-    dit.check(kwargs, math.prod(override.size), texts)
-    if more is not None:
-        more = filled_up(more, texts - text.shape[1])
-        options, kwargs = with_second_places(options, text.shape[1], more.shape[1]), with_longer_mask(kwargs, text, more)
-        text = with_more_text(text, more)
+    dit.check(kwargs, math.prod(override.size), text.shape[1], override.more)
+    if more is not None and dit.in_blocks:
+        options = BlockText(dit.module, more, len(dit.places)).options(options)
+    elif more is not None:
+        text, options, kwargs = with_second_text(text, filled_up(more, override.more), options, kwargs)
     out = executor(x, t, c_concat, text, control, {**options, OVERRIDE: override}, **kwargs)
     override.check()
     for run, *_ in acting:

@@ -27,11 +27,11 @@ from .hook import Control, ControlRun, controls_of, install
 from .unet import is_unet, unet_places
 
 JOINT = (
-    "flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "lumina.model", "mage_flow.model", "krea2.model",
-    "cogvideo.model",
+    "flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "lumina.model", "hunyuan_video.model", "aura.mmdit",
+    "mage_flow.model", "krea2.model", "cogvideo.model",
 )  # fmt: skip
 BY_LENGTH = getattr(comfy.model_base, "LongCatImage", ())  # the image's places depend on the number of the text's tokens
-SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image or Lumina 2"
+SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, HunyuanVideo, HunyuanImage or AuraFlow"
 
 
 @dataclass(frozen=True)

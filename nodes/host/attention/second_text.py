@@ -21,6 +21,12 @@ def filled_up(more: torch.Tensor, tokens: int) -> torch.Tensor:
     return torch.cat([more, more[:, -1:].expand(-1, tokens - more.shape[1], -1)], 1)
 
 
+def with_second_text(text: torch.Tensor, more: torch.Tensor, options: dict, kwargs: dict) -> tuple[torch.Tensor, dict, dict]:
+    """The text (B, L, C) with more (rows, n, C) behind it, and the options and arguments that the network takes both with."""
+    options, kwargs = with_second_places(options, text.shape[1], more.shape[1]), with_longer_mask(kwargs, text, more)
+    return with_more_text(text, more), options, kwargs
+
+
 def with_more_text(text: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
     """What the network gets: the text (B, L, C) and behind it more (rows, n, C), whose rows are repeated as often as needed."""
     return torch.cat([text, comfy.utils.repeat_to_batch_size(more.to(text), len(text))], 1)
@@ -127,10 +133,6 @@ class SecondText:
     def with_image(self, own: torch.Tensor, first: torch.Tensor, axis: int) -> torch.Tensor:
         """What the second text sees: its `own`, and the image of a tensor without it."""
         return torch.cat([own, _rest(first, axis, self.image - self.count)], axis)
-
-    def moved(self, tokens: slice) -> slice:
-        """Where tokens are without the second text."""
-        return slice(*(n - self.count if n >= self.place.stop else n for n in (tokens.start, tokens.stop)))
 
     def first_placed(self, t: torch.Tensor) -> torch.Tensor:
         """Queries or keys without the second text, from where the network placed them."""
