@@ -34,6 +34,7 @@ class QKSharing:
 
     latent: tuple[int, ...] = ()  # ([frames,] H, W) of what the network is called for
     heads_first = False
+    image = slice(0, None)  # which queries are the image's
     width: int
     more: tuple[torch.Tensor, ...] = ()  # keys and values of a second text
 

@@ -22,8 +22,8 @@ class NegativeAttention(io.ComfyNode):
             "A negative prompt inside the attention (Normalized Attention Guidance). It acts at cfg 1 too, as distilled and turbo models need it, "
             "and costs less than a negative in the sampler. Use it alone or beside cfg.",
             inputs=[
-                io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or Flux, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, Wan, "
-                    "Cosmos-Predict2, LTX-Video or Kandinsky 5."),
+                io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or Flux, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, AuraFlow, "
+                    "HunyuanImage, HunyuanVideo, Wan, Cosmos-Predict2, LTX-Video or Kandinsky 5."),
                 io.Conditioning.Input("negative", tooltip="What should not be there, from CLIP Text Encode."),
                 number("scale", _OWN.scale, 0.0, 30.0, "How far from the negative (phi). Typical: 3–11. 1 = off.", 0.1),
                 number("tau", _OWN.tau, 1.0, 10.0, "Limit: a token's attention grows at most by this factor. Typical: 1.5–2.5."),

@@ -2,8 +2,11 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
+import comfy.model_base
 import comfy.sample
+import comfy.supported_models
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -20,6 +23,7 @@ from compare import assert_close
 from host import editing, tiny, tiny_dits, tiny_text
 from host.editing import differ, sample
 from host.sampling import Count, cfg_guider, run
+from host.tiny_editors import of_config
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 UNETS = ("eps", "v", "flow")
@@ -76,6 +80,33 @@ def test_texts_that_are_filled_up_are_kept_apart(tokens):
     for shape in ((1, 16, 8, 8), (1, 16, 16, 8)):
         given = positive, other, torch.zeros(shape)
         assert_close(drawn(patched(model, other, alpha=1e-9)[0], *given), drawn(model, *given), atol=2e-4, rtol=2e-4)
+
+
+HUNYUAN_15 = dict(use_cond_type_embedding=True, vision_in_dim=16, byt5=True, in_channels=65, out_channels=32, vec_in_dim=None)
+GLYPHS = {"conditioning_byt5small": torch.linspace(-1, 1, 3 * 1472).reshape(1, 3, 1472)}
+SEEN = {"clip_vision_output": SimpleNamespace(last_hidden_state=torch.linspace(-1, 1, 5 * 16).reshape(1, 5, 16))}
+MASK = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0]])}
+
+
+@pytest.mark.parametrize(
+    "name, model, changed, latent, extras",
+    [
+        ("HunyuanVideo", "HunyuanVideo", {}, (16, 2, 8, 8), MASK | {"ref_latent": torch.linspace(-1, 1, 16 * 64).reshape(1, 16, 1, 8, 8)}),
+        ("HunyuanImage21", "HunyuanImage21", dict(byt5=True), (64, 4, 4), GLYPHS),
+        ("HunyuanVideo15", "HunyuanVideo15", HUNYUAN_15, (32, 2, 8, 8), GLYPHS | SEEN),
+    ],
+)
+def test_hunyuan_models_may_see_other_tokens(name, model, changed, latent, extras):
+    """Masks of the text, a reference frame, glyphs before or behind the text, and an image before it: all as without the negative."""
+    network = (tiny_dits.HUNYUAN_IMAGE if len(latent) == 3 else tiny_dits.HUNYUAN_VIDEO) | changed
+    model = of_config(type(name, (getattr(comfy.supported_models, name),), {"unet_extra_config": {}}), network, getattr(comfy.model_base, model), 0)
+    positive, negative, empty = tiny_dits.text("hunyuan_video", 1), tiny_dits.text("hunyuan_video", 2, 11), torch.zeros(1, *latent)
+    plain = drawn(model, positive, negative, empty)
+    positive[0][1] |= extras
+    seen, given = drawn(model, positive, negative, empty), (positive, negative, empty)
+    assert differ(seen, plain) > 1e-6
+    assert_close(drawn(patched(model, negative, alpha=1e-9)[0], *given), seen, atol=2e-4, rtol=2e-4)
+    assert differ(drawn(patched(model, negative)[0], *given), seen) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -165,7 +196,7 @@ def test_off_is_bit_for_bit_the_plain_model(name):
     assert differ(drawn(late, positive, negative, empty, steps=12), drawn(model, positive, negative, empty, steps=12)) > 1e-7
 
 
-@pytest.mark.parametrize("name", ["eps", "sd3", "wan"])
+@pytest.mark.parametrize("name", ["eps", "sd3", "wan", "hunyuan_video"])
 def test_a_mask_says_where(name):
     """Of a video in every frame."""
     model, positive, negative, empty = made(name)
@@ -175,6 +206,19 @@ def test_a_mask_says_where(name):
     for mask, same in ((nowhere, plain), (everywhere, whole)):
         assert_close(drawn(patched(model, negative, mask=mask)[0], positive, negative, empty), same, atol=2e-4, rtol=2e-4)
     assert differ(left, plain) > 1e-5 and differ(left, whole) > 1e-5
+
+
+def test_a_mask_does_not_act_on_a_reference_frame():
+    """Which comes before the video's own: what the first block gives differs where the mask is, on the left of both frames."""
+    (model, positive, negative, empty), given = made("hunyuan_video"), []
+    positive[0][1]["ref_latent"] = torch.linspace(-1, 1, 16 * 64).reshape(1, 16, 1, 8, 8)
+    mask, spy = torch.zeros(1, 64, 64), model.clone()
+    mask[..., :32] = 1
+    spy.set_model_patch_replace(lambda args, extra: given.append(extra["original_block"](args)) or given[-1], "dit", "double_block", 0)
+    for each in (spy, patched(spy, negative, mask=mask)[0]):
+        drawn(each, positive, negative, empty, steps=1)
+    reference, *frames = ((given[1]["img"] - given[0]["img"]).abs().amax(-1)[0] > 1e-5).reshape(3, 4, 4)
+    assert not reference.any() and all(frame[:, :2].all() and not frame[:, 3].any() for frame in frames)
 
 
 def test_a_mask_for_each_image(eps_model):

@@ -16,7 +16,7 @@ import torch
 
 from ....attention.call import QKSharing, run_controls, select_rows
 from ....attention.layers import Block
-from .block_text import EMBEDDERS
+from .block_text import EMBEDDERS, BlockText
 from .second_text import Parted, Rotary, SecondText
 
 
@@ -109,7 +109,7 @@ class Dit:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether a second text comes in at the first block, right before the image, and not behind the first text."""
+        """Whether a second text comes in at the first block, at the end of all texts, and not behind the first text."""
         return self.module in EMBEDDERS
 
     def check(self, conditions: Mapping, image: int, text: int, more: int) -> None:
@@ -234,8 +234,10 @@ _POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_r
 class Override:
     """ComfyUI's attention override during one call of the network. `active` has (run, first row, text tokens) of all that act.
 
-    A second text of `seen` tokens comes behind the `text`, filled up, or before the image with what goes before a text.
+    A second text of `seen` tokens comes behind the `text`, filled up; or, of a `block_text`, at the end of all texts, with what goes before one.
     """
+
+    block_text: BlockText
 
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, seen: int = 0):
         self.dit, self.active, self.batch, self.below = dit, active, batch, below
@@ -287,12 +289,13 @@ class Override:
         return run_controls(call, active)
 
     def _second(self, kind: str | None, ranges, text: slice, keys: int) -> SecondText:
-        start, rotary = ranges[0].start if self.dit.in_blocks else text.stop, self.dit.rotary
+        start, rotary = self.block_text.start if self.dit.in_blocks else text.stop, self.dit.rotary
         place = slice(start, start + self.more)
         if kind != "joint":
             return SecondText(place, self.seen, rotary=rotary)
         image = ranges[0]
-        return SecondText(place, self.seen, image.start + self.more, keys - self.more - image.stop if rotary else 0, rotary)
+        begins = place.stop if self.dit.in_blocks else image.start + self.more  # a reference frame may come first
+        return SecondText(place, self.seen, begins, keys - self.more - image.stop if rotary else 0, rotary)
 
     def _is_repeated(self, kind: str, options: dict) -> bool:
         """Whether a block's attention comes a second time: then it is one of a branch beside the blocks, as Wan VACE has."""

@@ -263,7 +263,8 @@ def _dit(executor, inputs: tuple, options: dict, active: list, kwargs: dict, mor
     override = Override(dit, acting, len(x), x.shape, text.shape[1], options.get(OVERRIDE), 0 if more is None else more.shape[1])
     dit.check(kwargs, math.prod(override.size), text.shape[1], override.more)
     if more is not None and dit.in_blocks:
-        options = BlockText(dit.module, more, len(dit.places)).options(options)
+        override.block_text = BlockText(dit.module, more, len(dit.places))
+        options = override.block_text.options(options)
     elif more is not None:
         text, options, kwargs = with_second_text(text, filled_up(more, override.more), options, kwargs)
     out = executor(x, t, c_concat, text, control, {**options, OVERRIDE: override}, **kwargs)

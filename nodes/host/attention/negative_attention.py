@@ -105,11 +105,11 @@ class NegativeAttentionRun(ControlRun):
         text, positive = whole.split([whole.shape[1] - negative.shape[1], negative.shape[1]], 1)
         guided = self.strength.guided(positive, negative)
         if self.control.mask is not None:
-            guided = positive + self._mask(call, positive) * (guided - positive)
+            guided = positive + self._mask(call, positive, call.image.start - text.shape[1]) * (guided - positive)
         call.set_output(list(rows), torch.cat([text, guided], 1))
 
-    def _mask(self, call: QKSharing, like: torch.Tensor) -> torch.Tensor:
-        """(images, tokens, 1): the mask at the size of a layer; 0 on the tokens of reference images."""
+    def _mask(self, call: QKSharing, like: torch.Tensor, before: int) -> torch.Tensor:
+        """(images, tokens, 1): the mask at the size of a layer; 0 on those of reference images, some `before`, and of filling."""
         if call.size is None or not call.covers(self.size):
             raise ValueError(
                 "The mask of Negative Attention cannot act on a conditioning with an area, or beside nodes that change the number of the image's tokens. "
@@ -119,7 +119,7 @@ class NegativeAttentionRun(ControlRun):
         if key not in self.masks:
             *frames, height, width = call.size
             mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)
-            self.masks[key] = torch.nn.functional.pad(mask, (0, 0, 0, like.shape[1] - mask.shape[1])).to(like)
+            self.masks[key] = torch.nn.functional.pad(mask, (0, 0, before, like.shape[1] - mask.shape[1] - before)).to(like)
         return self.masks[key]
 
 
