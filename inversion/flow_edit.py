@@ -35,9 +35,10 @@ def flow_edit(
     """The edited latent of x0 (B, C, ...). `source` and `target` are derivatives under two prompts, `noised(sigma, noise, x0)` noises x0.
 
     Of the steps along falling `sigmas` (the last 0) only the share `n_max` with least noise is made; the last share `n_min` is plain
-    sampling under the target. Every step averages `n_avg` noises and adds `zeta` times the difference of the clean predictions, source minus
-    edit (FlowAlign's 0.01; 0 = FlowEdit). `within(inside, outside)` puts a step into a mask: `z += ds M (v_target - v_source)`, so
-    that a soft mask takes its share of every step once. Raises ValueError for shares that do not fit each other.
+    sampling under the target. Every step averages `n_avg` noises, given to the derivatives as one batch (n_avg * B, ...), noise by noise,
+    and adds `zeta` times the difference of the clean predictions, source minus edit (FlowAlign's 0.01; 0 = FlowEdit).
+    `within(inside, outside)` puts a step into a mask: `z += ds M (v_target - v_source)`, so that a soft mask takes its share of every step
+    once. Raises ValueError for shares that do not fit each other.
     """
     steps = len(sigmas) - 1
     n_max, n_min = step_counts(steps, n_max, n_min)
@@ -46,14 +47,12 @@ def flow_edit(
     generator, edit = torch.Generator().manual_seed(seed), torch.zeros_like(x0)
     for i in range(steps - n_max, steps - n_min):
         now, goal = sigmas[i : i + 2]
-        push = torch.zeros_like(x0)
-        for _ in range(n_avg):
-            z = noised(now, draw_like(x0, generator), x0)
-            push -= source(z, now) / n_avg
-            push += target(z + edit, now) / n_avg
+        z = torch.stack([noised(now, draw_like(x0, generator), x0) for _ in range(n_avg)])
+        before, after = (side(x.flatten(0, 1), now).unflatten(0, z.shape[:2]) for side, x in ((source, z), (target, z + edit)))
+        push = (after - before).mean(0)
         apart = now * push - edit  # the source's clean prediction minus the edit's
         edit = within(edit + (goal - now) * push + zeta * apart, edit)
-        show(x0 + edit, target.denoised)
+        show(x0 + edit, target.denoised[: len(x0)])
     if n_min == 0:
         return x0 + edit
     noise = draw_like(x0, generator)

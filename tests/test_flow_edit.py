@@ -82,7 +82,7 @@ def test_evaluations_and_steps_are_counted():
     assert torch.equal(edit("flow", source, target, n_max=0), draw())
     assert source.calls == target.calls == 0
     edit("flow", source, target, n_max=0.8, n_min=0.3, n_avg=2, show=lambda x, denoised: seen.append(denoised.shape))
-    assert (source.calls, target.calls) == (5 * 2, 5 * 2 + 3)
+    assert (source.calls, target.calls) == (5, 5 + 3), "the noises of a step are one batch"
     assert seen == [(2, 4, 8, 8)] * 8
 
 
@@ -102,7 +102,7 @@ def test_averaging_noises_steadies_the_edit():
 class Watch:
     """A derivative that keeps what it is asked."""
 
-    denoised = None
+    denoised = draw()
 
     def __init__(self):
         self.inner, self.seen = derivative("flow"), []
@@ -117,7 +117,7 @@ def test_every_step_has_fresh_noise_and_both_prompts_share_it():
     edit("flow", source, target, n_avg=2)
     for (a, _), (b, _) in zip(source.seen, target.seen):
         assert_close(a, b)  # equal prompts: the edit stays nothing, so both see the same
-    noises = [(a - (1 - at) * draw()) / at for a, at in source.seen]
+    noises = [(x - (1 - at) * draw()) / at for a, at in source.seen for x in a.split(2)]
     assert len(noises) == 14
     assert all(abs(float((n * m).mean())) < 0.3 for i, n in enumerate(noises) for m in noises[:i])
 

@@ -102,6 +102,16 @@ def test_evaluations_are_counted(model, source_cfg, cfg, rows):
     assert count.rows == 4 * 2 * rows
 
 
+def test_noises_are_batched_as_far_as_memory_allows(model, monkeypatch):
+    count, settings = Count(model), dict(n_max=4 / STEPS, n_avg=3, seed=9)
+    together = edit(count.model, **settings)
+    assert count.calls == 4 * 2
+    count = Count(model)
+    monkeypatch.setattr(type(count.model), "get_free_memory", lambda self, device: 1.0)
+    assert_close(edit(count.model, **settings), together, atol=1e-3, rtol=1e-3)
+    assert count.calls > 4 * 2 * 2
+
+
 def test_the_last_steps_are_plain_sampling_of_the_target(model):
     """With nothing but such steps it is ComfyUI's image to image from that noise."""
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)[-5:]

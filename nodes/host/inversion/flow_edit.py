@@ -16,12 +16,33 @@ from ..noise_levels import levels
 from ..sampling import TwoPrompts, run
 
 
-def _under_source(guider: TwoPrompts, derivative, cfg: float) -> Callable[[torch.Tensor, float], torch.Tensor]:
+class Copies:
+    """A derivative of several noised copies of a batch, (copies * B, ...), evaluated as many together as fit the memory."""
+
+    def __init__(self, derivative: Callable[[torch.Tensor, float], torch.Tensor], guider: TwoPrompts, batch: int, group: int):
+        self.derivative, self.guider, self.batch, self.group = derivative, guider, batch, group
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.cat([self._of(part, sigma) for part in x.split(self.group * self.batch)])
+
+    @property
+    def denoised(self) -> torch.Tensor:
+        return self.derivative.denoised
+
+    def _of(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        self.guider.copies = len(x) // self.batch
+        return self.derivative(x, sigma)
+
+
+def _sides(guider: TwoPrompts, derivative, source_cfg: float, latent: torch.Tensor, copies: int) -> list[Copies]:
+    """The derivatives under source and target of that many noised copies of a latent."""
+
     def source(x, sigma):
-        with guider.under_source(cfg):
+        with guider.under_source(source_cfg):
             return derivative(x, sigma)
 
-    return source
+    group = group_of(guider, latent, copies)
+    return [Copies(each, guider, len(latent), group) for each in (source, derivative)]
 
 
 class FlowEdit(MaskedImage):
@@ -45,28 +66,10 @@ class FlowEdit(MaskedImage):
             def within(inside, outside):
                 return mixed(inside, outside, mask)
 
-            source = _under_source(guider, derivative, source_cfg)
-            return flow_edit(source, derivative, clean, sigmas, noised, within=within, show=show, **knobs)
+            source, target = _sides(guider, derivative, source_cfg, clean, knobs["n_avg"])
+            return flow_edit(source, target, clean, sigmas, noised, within=within, show=show, **knobs)
 
         return self.keep_outside(run(guider, self.latent.float(), sigmas[steps - n_max :], loop, {"Editing": n_max}).latent)
-
-
-class Averaged:
-    """The mean derivative of several maps, x (maps, B, ...) -> (B, ...); `group` of them are evaluated together."""
-
-    def __init__(self, derivative: Callable[[torch.Tensor, float], torch.Tensor], guider: TwoPrompts, group: int):
-        self.derivative, self.guider, self.group = derivative, guider, group
-
-    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return torch.cat([self._of(maps, sigma) for maps in x.split(self.group)]).mean(0)
-
-    @property
-    def denoised(self) -> torch.Tensor:
-        return self.derivative.denoised
-
-    def _of(self, maps: torch.Tensor, sigma: float) -> torch.Tensor:
-        self.guider.copies = len(maps)
-        return self.derivative(maps.flatten(0, 1), sigma).unflatten(0, maps.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,15 @@ class EditPath:
 
     def _states(self, target: MaskTarget, sigmas: Sequence[float], guider: TwoPrompts, derivative, latent: torch.Tensor, show) -> list:
         """The states (B, ...) from the image to the edit."""
-        seeds, group, states = seeds_of(self.seed, self.steps * self.maps), group_of(guider, latent, self.maps), [latent]
+        seeds, states = seeds_of(self.seed, self.steps * self.maps), [latent]
 
         def noised(sigma, noise, x0):
-            own = [seeds.pop() for _ in range(self.maps)]
-            return target.noised(guider, x0, torch.tensor(sigma).to(x0), own).unflatten(0, (self.maps, -1))
+            return target.noised(guider, x0, torch.tensor(sigma).to(x0), [seeds.pop()])
 
         def keep(x, denoised):
             states.append(x)
-            show(x, denoised[: len(x)])
+            show(x, denoised)
 
-        source, edited = (Averaged(each, guider, group) for each in (_under_source(guider, derivative, guider.cfg), derivative))
-        flow_edit(source, edited, latent, sigmas, noised, n_max=1.0, show=keep)
+        source, edited = _sides(guider, derivative, guider.cfg, latent, self.maps)
+        flow_edit(source, edited, latent, sigmas, noised, n_max=1.0, n_avg=self.maps, show=keep)
         return states
