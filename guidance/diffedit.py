@@ -171,19 +171,21 @@ def sample_diffedit(
 
     `trajectory[i]` is the encoding at `sigmas[i]`; its last is the image. The rule of the paper (Algorithm 1)
     puts the encoding of the level AFTER the step off the mask. `clean mix` puts the image into the predicted clean
-    image off the mask and takes the step from there, which needs no encoding but the first. `show(x, denoised)` sees every step.
+    image off the mask and takes the step from there, which needs no encoding but the first. Where the mask is gray, what differs from that
+    path stays, and the step adds its share once. `show(x, denoised)` sees every step.
     """
     if len(trajectory) != len(sigmas):
         raise ValueError(f"The encoding has {len(trajectory)} states for {len(sigmas)} sigmas; encode along the same sigmas.")
-    x, clean = trajectory[0], trajectory[-1]
+    x, path, clean = trajectory[0], trajectory[0], trajectory[-1]
     for i, (now, goal) in enumerate(zip(sigmas, sigmas[1:])):
-        denoised = model(x, now * x.new_ones([len(x)]), **extra_args)
+        denoised, changed = model(x, now * x.new_ones([len(x)]), **extra_args), x - path
         if rule == "clean mix":
-            denoised = mixed(denoised, clean, mask)
+            denoised = mixed(denoised, clean + changed, mask)
         show(x, denoised)
-        x = x + (goal - now) * (x - denoised) / now
+        x, path = (each + (goal - now) * (each - aim) / now for each, aim in ((x, denoised), (path, clean)))
         if rule == "trajectory":
-            x = mixed(x, trajectory[i + 1], mask)
+            path = trajectory[i + 1]
+            x = mixed(x, path + changed, mask)
     return torch.where(mask <= 0, clean, x)
 
 

@@ -192,13 +192,14 @@ def test_clean_mix_keeps_the_noise_of_the_first_encoding():
 
 
 @pytest.mark.parametrize("rule", diffedit.RULES)
-def test_a_soft_mask_lies_between_and_keeps_its_zeros(rule):
-    x0, sigmas = draw(1, 4, 8, 8).double(), falling()
-    states = encoded(wild, x0, sigmas)
-    soft, hard = (edited(states, sigmas, share * half(), lambda x, s: wild(x, s) + 1, rule=rule) for share in (0.5, 1))
-    assert torch.equal(soft[..., :4], x0[..., :4])
-    change, whole = ((x - x0)[..., 4:].abs().mean() for x in (soft, hard))
-    assert 0.02 < change < 0.9 * whole
+def test_a_gray_mask_takes_its_share_of_every_step_once(rule):
+    """Under a model that always predicts the same, what is left to change shrinks by 1 - mask * (the step's share of the noise)."""
+    x0, target, sigmas, soft = draw(1, 4, 8, 8).double(), draw(1, 4, 8, 8, seed=1).double(), falling(), 0.5 * half()
+    states = [x0 + sigma * draw(1, 4, 8, 8, seed=2).double() for sigma in sigmas]
+    left = torch.stack([1 - soft * (now - goal) / now for now, goal in zip(sigmas, sigmas[1:])]).prod(0)
+    found = edited(states, sigmas, soft, lambda x, sigma: target, rule=rule)
+    assert_close(found, x0 + (1 - left) * (target - x0))
+    assert torch.equal(found[..., :4], x0[..., :4])
 
 
 def test_the_callback_sees_every_step_of_both_ways():

@@ -302,6 +302,8 @@ def test_pixels_off_the_mask_are_the_images_own(model, vae):
     given = given[:, :64]
     (latent, image), (sharp, clear) = (edit(model, given, m, vae=vae) for m in (0.3 + 0.5 * half_mask(), half_mask()))
     assert torch.equal(latent, sharp) and torch.equal(image, clear) and torch.equal(image[:, :, :32], given[:, :, :32])
+    latent, image = edit(model, given, 0.5 * half_mask(), vae=vae, soft=True)
+    assert_close(image[:, :, 32:], 0.5 * (given + vae.decode(latent))[:, :, 32:])
 
 
 def test_channels_of_multi_cfg_patch_act_in_the_denoising_alone():

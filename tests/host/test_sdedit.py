@@ -99,6 +99,14 @@ def test_pixels_outside_the_mask_are_the_images_own(model, vae):
     assert torch.equal(edit(model, before, vae=vae, strength=0.0)[1], before)
 
 
+def test_a_gray_mask_blends_once(model, vae):
+    """ComfyUI's sampling blends the latent by it; the pixels do not do so again."""
+    before = torch.rand(1, 64, 64, 3)
+    latent, image, _, _ = edit(model, before, vae=vae, mask=0.5 * half_mask())
+    assert_close(image[:, :, 48:], vae.decode(latent)[:, :, 48:])
+    assert torch.equal(image[:, :, :32], before[:, :, :32])
+
+
 def test_an_image_that_the_vae_would_cut_is_refused(eps_model, vae):
     odd = torch.rand(1, 71, 67, 3)
     for name, knobs in (("guide", dict(image=odd)), ("original", dict(image=torch.rand(1, 64, 64, 3), original=odd))):

@@ -178,6 +178,7 @@ class MaskedImage:
             _check_mask_fits(found, self.latent)
             within = diffedit.cells(found, *self.latent.shape[-2:], soft)
             self.mask = self.mask * within.reshape(len(within), *[1] * (self.latent.ndim - 3), *within.shape[-2:]).to(self.mask)
+            self.task.mask = torch.ones_like(self.mask)  # a gray mask is each step's share here, and no blend of the result
 
     def keep_outside(self, result: torch.Tensor) -> torch.Tensor:
         """An edit's result, with the original bit for bit where the mask is 0."""

@@ -136,7 +136,10 @@ class Task:
         return self.model.model.process_latent_out(model_sampling.noise_scaling(levels[:1], noise.clone(), clean, at_top))
 
     def image(self, samples: torch.Tensor) -> torch.Tensor:
-        """The decoded result; where the mask is 0, the pixels of the original itself. A guide that was not touched stays."""
+        """The decoded result; where the mask is 0, the pixels of the original itself. A guide that was not touched stays.
+
+        ComfyUI's sampling has blended a gray mask into the latent, so that the pixels take only what that left: `mask / mask of the latent`.
+        """
         if samples is self.guide and self.guide_image is not None and self.mask is None:
             return self.guide_image
         image = decoded(self.vae, samples)
@@ -145,5 +148,7 @@ class Task:
         original = decoded(self.vae, self.original) if self.original_image is None else self.original_image
         original = comfy.utils.repeat_to_batch_size(original[..., :3].to(image), image.shape[0])
         mask = self.mask_image if self.mask_image.ndim == 4 else self.mask_image[:, None]
-        mask = _over_images(mask, image, len(samples))
+        done = self.mask[:, 0] if self.mask.ndim == 5 else self.mask[:, :1]
+        mask, done = (_over_images(each, image, len(samples)) for each in (mask, done))
+        mask = (mask / done.clamp(min=1e-6)).clamp(max=1)
         return torch.where(mask > 0, image * mask + original * (1 - mask), original)
