@@ -149,7 +149,9 @@ class QKSharing:
 
     def output(self, rows: Sequence[int]) -> torch.Tensor:
         """What attention gives for rows so far."""
-        return torch.cat([self.changed.get(row, self.out[row : row + 1]) for row in rows])
+        if not self.changed:
+            return select_rows(self.out, rows)
+        return _joined([self.changed.get(row, self.out[row : row + 1]) for row in rows])
 
     def second_output(self, rows: Sequence[int]) -> torch.Tensor:
         """What the queries of rows, shared as they are, give with the keys and values of the second text in the place of the first."""

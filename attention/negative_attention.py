@@ -28,7 +28,7 @@ class Strength:
 
         g = scale z+ - (scale - 1) z-, shortened to |g|_1 <= tau |z+|_1 for each token, and alpha g + (1 - alpha) z+ (section 3.2).
         """
-        guided = positive * self.scale - negative * (self.scale - 1.0)
-        own, new = (t.norm(p=1, dim=-1, keepdim=True, dtype=torch.float32) for t in (positive, guided))
-        guided = guided * (self.tau * own / new.clamp_min(1e-6)).clamp_max(1.0).to(guided)
-        return guided * self.alpha + positive * (1.0 - self.alpha)
+        guided = torch.lerp(negative, positive, self.scale)
+        own, new = (torch.linalg.vector_norm(t, 1, -1, keepdim=True, dtype=torch.float32) for t in (positive, guided))
+        shortened = guided * (own / new.clamp_min_(1e-6)).mul_(self.tau).clamp_max_(1.0).to(guided)
+        return torch.lerp(positive, shortened, self.alpha)

@@ -242,7 +242,7 @@ class Override:
     def __init__(self, dit: Dit, active: list, batch: int, shape: Sequence[int], text: int, below: Callable | None, seen: int = 0):
         self.dit, self.active, self.batch, self.below = dit, active, batch, below
         self.seen = seen + dit.layout.before if seen and dit.in_blocks else seen
-        self.more = dit.filled(self.seen)
+        self.more, self.rotary = dit.filled(self.seen), dit.rotary and replace(dit.rotary, turns={})
         self.latent, self.size, self.text, self.count = tuple(shape[2:]), dit.grid(shape), text, {"joint": 0, "self": 0, "cross": 0}
         self.index: dict[str, int | None] = {}
 
@@ -256,9 +256,9 @@ class Override:
         queries, keys = q.shape[axis], k.shape[axis]
         kind, ranges = self._recognized(queries, keys) if len(q) == self.batch else (None, None)
         text = self._text_keys(kind, ranges, queries, keys) if len(q) == self.batch else None
-        if self.more and text is None and self.dit.rotary and queries == self.dit.filled(math.prod(self.size)):  # the image alone
+        if self.more and text is None and self.rotary and queries == self.dit.filled(math.prod(self.size)):  # the image alone
             filling = queries - math.prod(self.size)
-            q, k = (self.dit.rotary.ends_moved(t, 0, 0, filling, self.more) for t in (q, k))
+            q, k = (self.rotary.ends_moved(t, 0, 0, filling, self.more) for t in (q, k))
         if not self.more or text is None or (kind is None and self.dit.in_blocks):
             return self._attend(function, kind, ranges, text, (q, k, v), (args, kwargs), options)
         parted = Parted((q, k, v), axis, self._second(kind, ranges, text, keys), kind == "cross", options)
@@ -289,7 +289,7 @@ class Override:
         return run_controls(call, active)
 
     def _second(self, kind: str | None, ranges, text: slice, keys: int) -> SecondText:
-        start, rotary = self.block_text.start if self.dit.in_blocks else text.stop, self.dit.rotary
+        start, rotary = self.block_text.start if self.dit.in_blocks else text.stop, self.rotary
         place = slice(start, start + self.more)
         if kind != "joint":
             return SecondText(place, self.seen, rotary=rotary)

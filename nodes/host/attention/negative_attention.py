@@ -106,7 +106,7 @@ class NegativeAttentionRun(ControlRun):
         guided = self.strength.guided(positive, negative)
         if self.control.mask is not None:
             guided = positive + self._mask(call, positive, call.image.start - text.shape[1]) * (guided - positive)
-        call.set_output(list(rows), torch.cat([text, guided], 1))
+        call.set_output(list(rows), torch.cat([text, guided], 1) if text.shape[1] else guided)
 
     def _mask(self, call: QKSharing, like: torch.Tensor, before: int) -> torch.Tensor:
         """(images, tokens, 1): the mask at the size of a layer; 0 on those of reference images, some `before`, and of filling."""

@@ -7,7 +7,7 @@ see without the second text; the second is kept there for controls, and where te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import comfy.utils
@@ -81,20 +81,27 @@ def _rest(t: torch.Tensor, axis: int, start: int) -> torch.Tensor:
 class Rotary:
     """The axis of a rotary embedding on which a text's tokens have the places 1, 2, ... and all of the image the next place behind them.
 
-    The first `channels` of a head turn, in pairs of neighbors, at powers of 1 / `theta`.
+    The first `channels` of a head turn, in pairs of neighbors, at powers of 1 / `theta`. `turns` keeps the turns by places, during one call.
     """
 
     channels: int
     theta: float
+    turns: dict[int, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def turn(self, places: int, device: torch.device) -> torch.Tensor:
+        """(channels / 2), complex."""
+        if places not in self.turns:
+            rates = self.theta ** (torch.arange(0, self.channels, 2, device=device, dtype=torch.float32) / -self.channels)
+            self.turns[places] = torch.polar(torch.ones_like(rates), places * rates)
+        return self.turns[places]
 
     def moved(self, t: torch.Tensor, places: int) -> torch.Tensor:
         """Queries or keys (B, heads, N, width) as if their tokens were so many places further."""
         if not places or not t.shape[-2]:
             return t
-        rates = self.theta ** (torch.arange(0, self.channels, 2, device=t.device, dtype=torch.float32) / -self.channels)
         own, rest = t.split([self.channels, t.shape[-1] - self.channels], -1)
         pairs = torch.view_as_complex(own.float().unflatten(-1, (-1, 2)).contiguous())
-        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(rates), places * rates))
+        turned = torch.view_as_real(pairs * self.turn(places, t.device))
         return torch.cat([turned.flatten(-2).to(t), rest], -1)
 
     def ends_moved(self, t: torch.Tensor, head: int, places: int, tail: int, tail_places: int) -> torch.Tensor:
@@ -155,7 +162,7 @@ class Parted:
 
     def __init__(self, qkv: tuple[torch.Tensor, ...], axis: int, second: SecondText, keys_only: bool, options: dict):
         self.axis, self.second, self.keys_only, self.given = axis, second, keys_only, options
-        self.own = tuple(second.own(t, axis) for t in qkv[keys_only:])
+        self.given_qkv, self.own = qkv, tuple(second.own(t, axis) for t in qkv[keys_only:])
         *qk, v = (*qkv[:keys_only], *(second.without(t, axis) for t in qkv[keys_only:]))
         self.first = (*map(second.first_placed, qk), v)
         self.queries, self.rows = qkv[0].shape[axis], {}
@@ -176,28 +183,35 @@ class Parted:
 
     def second_output(self, call: QKSharing, function: Callable, rows: Sequence[int]) -> torch.Tensor:
         """(rows, image tokens, C): what the image's queries give with the second text; keeps what the second text's own give."""
-        own = [select_rows(t, rows) for t in self.own]
-        image = [select_rows(t, rows) for t in (*call.used, call.v)]
         options = self._masked(self._of_second)
         mask = options.get("mask")
         if mask is not None and mask.ndim > 2 and len(mask) > 1:
             options = {**options, "mask": select_rows(mask, rows)}
         if self.keys_only:
-            return function(image[0], *own, **options)
-        *qk, v = (self.second.with_image(one, t, self.axis) for one, t in zip(own, image))
+            return function(select_rows(call.used[0], rows), *(select_rows(t, rows) for t in self.own), **options)
+        *qk, v = self._with_image(call, rows)
         out = function(*map(self.second.own_placed, qk), v, **options)
         self._keep(rows, out[:, : self.second.seen])
         return out[:, self.second.seen :]
 
+    def _with_image(self, call: QKSharing, rows: Sequence[int]) -> list[torch.Tensor]:
+        """Queries, keys and values of the second text and of the image, without a copy where the network has them side by side."""
+        image, second = (*call.used, call.v), self.second
+        if call.used[0] is call.q and second.rotary is None and second.image == second.place.stop:
+            return [select_rows(_rest(t, self.axis, second.place.start), rows) for t in self.given_qkv]
+        own = [select_rows(t, rows) for t in self.own]
+        return [second.with_image(one, select_rows(t, rows), self.axis) for one, t in zip(own, image)]
+
     def _keep(self, rows: Sequence[int], out: torch.Tensor) -> None:
-        filled = torch.nn.functional.pad(out, (0, 0, 0, self.second.count - self.second.seen))
-        self.rows |= dict(zip(rows, filled.split(1)))
+        filling = self.second.count - self.second.seen
+        self.rows |= dict(zip(rows, (torch.nn.functional.pad(out, (0, 0, 0, filling)) if filling else out).split(1)))
 
     def joined(self, out: torch.Tensor) -> torch.Tensor:
         """The output with that of the second text at its place; zeros in rows where nothing asked for it."""
-        nothing, start = out.new_zeros(1, self.second.count, *out.shape[2:]), self.second.place.start
-        second = torch.cat([self.rows.get(row, nothing) for row in range(len(out))])
-        return torch.cat([out[:, :start], second, out[:, start:]], 1)
+        start, every = self.second.place.start, range(len(out))
+        nothing = out.new_zeros(1, self.second.count, *out.shape[2:]) if len(self.rows) < len(out) else None
+        rows = [self.rows.get(row, nothing) for row in every]
+        return torch.cat([out[:, :start], rows[0] if len(rows) == 1 else torch.cat(rows), out[:, start:]], 1)
 
     def alone(self, function: Callable) -> None:
         """The second text's attention to itself, where texts have one."""
