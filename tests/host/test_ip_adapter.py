@@ -24,6 +24,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader, IPAdapterPatch
 from controlled_diffusion.nodes.negative_attention import NegativeAttention
+from controlled_diffusion.nodes.word_weights import WordWeights
 from controlled_diffusion.training.demo.config import VISION_CONFIG
 from node_helpers import conditioning_set_values as with_values
 from safetensors.torch import save_file
@@ -385,6 +386,16 @@ def test_it_adds_to_negative_attention_in_any_order(eps_model, vision):
     first, second = predictions(with_negative(seen)), predictions(patched(negative, vision)[0])
     assert all(torch.equal(*both) for both in zip(first, second))
     assert not any(torch.allclose(first[0], predictions(model)[0], atol=1e-3) for model in (seen, negative))
+
+
+def test_it_composes_with_word_weights_in_either_order(eps_model, vision, clip):
+    def weighed(model):
+        return WordWeights.execute(model, clip, "a red circle", "red: 3", 0.0, 1.0, "all").args[:2]
+
+    seen, (alone, text) = patched(eps_model, vision)[0], weighed(eps_model)
+    first, second = predictions(*weighed(seen)), predictions(patched(alone, vision)[0], text)
+    assert all(torch.equal(*both) for both in zip(first, second))
+    assert not any(torch.allclose(first[0], predictions(model, text)[0], atol=1e-3) for model in (seen, alone))
 
 
 def halved(q, k, v, options):

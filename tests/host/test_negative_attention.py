@@ -243,6 +243,8 @@ def test_it_works_with_multi_cfg_and_word_weights(clip):
     model = smooth()
     weighed, text, _ = WordWeights.execute(model, clip, "a red circle", "red: 3", 0.0, 1.0, "all").args
     both, alone = patched(weighed, OTHER)[0], patched(model, OTHER)[0]
+    after, given, _ = WordWeights.execute(alone, clip, "a red circle", "red: 3", 0.0, 1.0, "all").args
+    assert torch.equal(drawn(both, text, OTHER, EMPTY), drawn(after, given, OTHER, EMPTY))
     assert differ(drawn(both, text, OTHER, EMPTY), drawn(alone, encoded(clip, "a red circle"), OTHER, EMPTY)) > 1e-5
     guider = MultiCFG(both, OTHER, [Channel(text, 3.0)])
     assert_close(run(guider), run(cfg_guider(both, text, OTHER, 3.0)), atol=1e-4, rtol=1e-4)

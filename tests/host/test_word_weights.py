@@ -83,6 +83,13 @@ def test_weights_act_inside_their_window_only(clip):
     assert torch.equal(never, drawn(model, encoded(clip, TEXT), clip))
 
 
+def test_prompt_to_prompt_behind_it_says_what_is_missing(clip):
+    """It encodes its own prompts, and has weights of its own for them."""
+    both = editing.patch(weighed(tiny.unet("eps"), clip, TEXT, "red: 3")[0], clip, "", TEXT, **REWEIGHT)
+    with pytest.raises(ValueError, match="The model comes from Word Weights, but none of the conditionings"):
+        sample(*both, cfg=1.0, steps=1)
+
+
 def test_weights_of_two_prompts_are_kept_apart(clip):
     """Two nodes on one model, such as for two channels: each prompt has its own weights."""
     model = tiny.unet("eps", output_scale=0.2)

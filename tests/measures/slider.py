@@ -1,6 +1,7 @@
-"""Sliders on the demo model: `python . run tests/measures/slider.py [--sliders size color] [--count 16]` (resumable).
+"""Sliders on the demo model: `python . run tests/measures/slider.py [--sliders size color] [--learn prompts] [--count 16]` (resumable).
 
-A slider is trained from a pair of prompts: "small" and "large", or, of purple things, "blue" and "red". Prompts of held-out scenes of one
+A slider is trained from a pair of prompts: "small" and "large", or, of purple things, "blue" and "red"; or from pairs of the world's own images that
+differ in nothing else. Prompts of held-out scenes of one
 thing are then sampled at strengths from -2 to 2, each with the same seeds. The table has the mean radius of the thing in pixels and how much
 more red than blue it is, in how many images the slider's own number rises at every step of the strength, and how alike (PSNR) to strength 0
 all is that lies off the thing.
@@ -25,16 +26,17 @@ from measures.script import head, kept, row, say
 from measures.textual_inversion import HELD_OUT, single
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+PAIRS = 77  # seed of the pairs of images
 EDGE = 4  # pixels around a thing that its own edge is blurred over
 GROUNDS = [f"on a {ground} background" for ground in world.BACKGROUNDS]
 PLACES = ("", " on the left", " on the right", " at the top", " at the bottom", " in the center")
-COLORS, SHAPES = tuple(world.COLORS), world.SHAPES
+COLORS, SHAPES, SIZES = tuple(world.COLORS), world.SHAPES, ("", "large ", "small ")
 
 
 def attributes(color: bool) -> tuple[str, ...]:
-    """What the slider must not change: shapes with places and backgrounds, and colors."""
+    """What the slider must not change: shapes with places and backgrounds, and colors or sizes."""
     made = [f"{SHAPES[i % 5]}{PLACES[i % 6]} {GROUNDS[i % 4]}" for i in range(30)]
-    return tuple(f"{COLORS[(i // 5) % 6]} {text}" if color else text for i, text in enumerate(made))
+    return tuple((f"{COLORS[(i // 5) % 6]} " if color else SIZES[(i // 5) % 3]) + text for i, text in enumerate(made))
 
 
 SLIDERS = {  # neutral, positive, negative prompt, what to preserve
@@ -51,15 +53,34 @@ def prompt_of(index: int, slider: str) -> str:
     return f"a {thing.color} {thing.shape}{PLACES[int(rng.integers(6))]} on a {scene.background} background".replace("a orange", "an orange")
 
 
+def drawn_pair(index: int, slider: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images of both ends, and a caption that says neither."""
+    scene = single(index, PAIRS)
+    thing = scene.things[0]
+    thing = replace(thing, x=min(max(thing.x, 38), 90), y=min(max(thing.y, 38), 90))
+    ends = [dict(size="small", radius=19), dict(size="large", radius=33)] if slider == "size" else [dict(color="blue"), dict(color="red")]
+    before, after = (world.render(replace(scene, things=(replace(thing, **end),))) for end in ends)
+    color = thing.color if slider == "size" else "purple"
+    return before, after, f"a {color} {thing.shape} on a {scene.background} background".replace("a orange", "an orange")
+
+
+def asked_of(slider: str, o: argparse.Namespace) -> tuple[host.Slider, Data]:
+    if o.learn == "prompts":
+        return host.Slider("prompts", *SLIDERS[slider][1:], o.guidance, o.images, 128), Data()
+    before, after, captions = zip(*(drawn_pair(i, slider) for i in range(o.images)))
+    ends = [[torch.from_numpy(np.stack(images)).float() / 255] for images in (before, after)]
+    return host.Slider(o.learn, before=ends[0], after=ends[1]), Data(captions=captions)
+
+
 def learn(studio: Studio, slider: str, name: str, o: argparse.Namespace):
-    neutral, positive, negative, preserve = SLIDERS[slider]
-    asked = host.Slider("prompts", positive, negative, preserve, o.guidance, o.images, 128)
+    neutral = SLIDERS[slider][0]
+    asked, data = asked_of(slider, o)
     settings = Settings(o.steps, o.batch, o.rate, seed=0, warmup=10, average=o.average)
     look = Validation(neutral.replace("{}", "red circle"), count=0, steps=o.sampling_steps, cfg=CFG)
     design = adapters.Design(rank=o.rank, layers=o.layers)
     objective = Objective(Levels(o.timesteps, low=o.low), o.weighting)
     with torch.inference_mode(False), torch.no_grad():
-        task = host.prepare(studio.model, studio.clip, studio.vae, Data(), neutral, asked, design, objective, settings, look)
+        task = host.prepare(studio.model, studio.clip, studio.vae, data, neutral, asked, design, objective, settings, look)
         return host.dreambooth.finish(task, studio.model, name, resume=True)
 
 
@@ -108,7 +129,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return script.options_of(
         __doc__, arguments, sliders=dict(nargs="*", choices=list(SLIDERS), default=list(SLIDERS)), count=16, steps=80, batch=2, images=48, rate=0.004,
         average=0.0, rank=8, layers="attn2", guidance=1.0, sampling_steps=10, timesteps="uniform", low=0.0, weighting="own",
-        name=("slider", "another one starts anew"),
+        name=("slider", "another one starts anew"), learn=dict(choices=host.LEARN, default=host.LEARN[0]),
     )  # fmt: skip
 
 
@@ -116,7 +137,7 @@ def main() -> None:
     o, studio = options_of(), Studio()
     say(head("slider", "strength", "radius", "red - blue", "same shape", "dB off the thing", "a tenth below"))
     for slider in o.sliders:
-        name = f"{o.name}-{slider}"
+        name = f"{o.name}-{o.learn.replace(' ', '-')}-{slider}"
         made = learn(studio, slider, name, o)
         say("\n".join(lines(slider, kept(name, o.count, judged(studio, slider, made.lora)))))
 
