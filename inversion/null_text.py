@@ -152,8 +152,8 @@ class NullText(Method):
     `start` "source": each step begins at the source prompt's embedding, near which the optimum lies; "empty": at the step before's, the
     first at the empty prompt's, as in the paper. `optimizer` "fast" chooses its step lengths by itself, "adam" is the paper's with
     `learning_rate`. A step stops at `early_stop` times the paper's threshold. `smoothness` weighs the mean square of an embedding's change
-    from step to step, `l1` and `perceptual` the distances of the predicted image from the image. `extrapolate` makes better pivots for
-    nothing, see `DDIM`.
+    from step to step, `l1` and `perceptual` the distances of the predicted image from the image. `extrapolate` makes more
+    exact pivots, from which fewer gradients lead to a closer image; edits then keep less of the target's words, see `DDIM`.
     """
 
     name: ClassVar[str] = "null_text"
@@ -162,7 +162,7 @@ class NullText(Method):
     inner_steps: int = 3
     learning_rate: float = LEARNING_RATE
     early_stop: float = 0.2
-    extrapolate: bool = True
+    extrapolate: bool = False
     smoothness: float = 0.0
     l1: float = 0.0
     perceptual: float = 0.0

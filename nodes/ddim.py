@@ -31,7 +31,7 @@ class DDIMInverter(io.ComfyNode):
                 *advanced(
                     choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration),
                     share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9),
-                    extrapolate_input(DDIM.extrapolate),
+                    extrapolate_input(),
                 ),
             ),
             inverter_outputs(),

@@ -43,7 +43,7 @@ class NegativePromptInverter(io.ComfyNode):
                 share("interpolation", own.interpolation, "Moves the negative from the source to the connected negative, an empty prompt. "
                     "Typical: 0–0.3. 0 = the source, closest to the image; 1 = the empty prompt.", 0.05, round=0.001),
                 _guidance_input(),
-                *advanced(extrapolate_input(own.extrapolate)),
+                *advanced(extrapolate_input()),
                 negative="An empty prompt; only needed for an interpolation above 0.",
             ),
             inverter_outputs(

@@ -41,7 +41,7 @@ class NullTextInverter(io.ComfyNode):
                     "threshold. Typical: 0.05–1 (paper 1). Lower is more exact and slower. 0 = never.", 0.05, round=0.001),
                 *advanced(
                     number("learning_rate", own.learning_rate, 1e-5, 1.0, _LEARNING_RATE, 0.001, round=1e-5),
-                    extrapolate_input(own.extrapolate),
+                    extrapolate_input(),
                     _weight("smoothness", _SMOOTHNESS, 0.001),
                     _weight("l1", "Weight (mu 1) of the mean absolute difference of the decoded prediction and the image; needs the vae. "
                         "Typical: 0.0001–0.01."),

@@ -51,7 +51,7 @@ def scale_of(family):
 def pivots(family, steps=STEPS, batch=2):
     model = MODELS[family]
     way = Derivative(lambda x, sigma: model(x, sigma, field(SOURCE[: len(x)])), scale_of(family))
-    return NullText(extrapolate=False).encode(way, draw(batch, 4, 8, 8).float(), levels(family, steps), silent)
+    return NullText().encode(way, draw(batch, 4, 8, 8).float(), levels(family, steps), silent)
 
 
 def optimized(family, method, trajectory=None, predictor=None, image_loss=None):

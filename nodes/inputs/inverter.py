@@ -42,9 +42,9 @@ def fixed_point_input(default: int, typical: str) -> io.Int.Input:
     return whole("fixed_point_iterations", default, 0, 100, tooltip)
 
 
-def extrapolate_input(default: bool) -> io.Boolean.Input:
+def extrapolate_input() -> io.Boolean.Input:
     tooltip = "On: a step of the inversion evaluates the model where the last one leads to; more exact at the same cost; edits may keep less. Off: as in the paper."
-    return switch("extrapolate", default, tooltip)
+    return switch("extrapolate", False, tooltip)
 
 
 def exact_inputs(*settings, least_steps: int = 1) -> list:

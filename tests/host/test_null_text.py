@@ -60,7 +60,7 @@ def test_the_reconstruction_improves_and_no_loss_grows(model, settings):
 
 def test_without_inner_steps_it_is_ddim_inversion(model):
     latent = image()
-    found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY, extrapolate=False)[0]
+    found = invert(model, latent, inner_steps=0, start="empty", negative=EMPTY)[0]
     ddim = inversions.invert("ddim", model, latent, steps=STEPS)[0]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(found.trajectory.states, ddim.trajectory.states))
     assert torch.equal(sample(model, found), sample(model, ddim, negative=EMPTY))

@@ -78,7 +78,7 @@ WAYS = {
     "Uni-Edit": Way("negative_prompt", "NegativePromptInverter", DELAYED | {"guidance": "Uni-Edit"}, 5.0, 5.0, attention=False),
     "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty", "inner_steps": 10}),
     "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
-    "null-text, source start, extrapolate off": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source", "extrapolate": False}),
+    "null-text, extrapolate": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source", "extrapolate": True}),
     "direct": Way("ddim", "DDIMInverter", branches="direct"),
     "direct, aligned": Way("ddim", "DDIMInverter", branches="direct", align=True),
     "edict": exact("edict", "EDICTInverter"),
