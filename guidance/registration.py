@@ -11,10 +11,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .diffedit import dilated
+
 COARSEST = 24  # pixels of the shorter side at which the search starts
 LEAST = 8  # pixels of the shorter side of an image whose motion can be found
 ITERATIONS = 12  # at each size
 DONE = 1e-3  # pixels that a step moves the border by
+BLEED = 2  # pixels next to what has no weight that interpolation mixes with it
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -69,14 +72,15 @@ def likeness(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> 
 def registered(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> Motion:
     """The motion of each image of an edit against its source, both (B, 3, H, W), by what lies where the weight (B, 1, H, W) is.
 
-    Right to about a tenth of a pixel for shifts and scales up to 4 % of the image. What changed although it has weight counts less the more
-    it differs (Cauchy's weights). Where there is nothing to see, the answer is no motion.
+    Right to about a tenth of a pixel for shifts and scales up to 4 % of the image, wherever something with weight can be seen. What changed
+    although it has weight counts less the more it differs (Cauchy's weights). Where there is nothing to see, the answer is no motion.
     """
     if min(source.shape[-2:]) < LEAST:
         return Motion.none(len(source))
     levels = [(_luma(source), _luma(edit), weight)]
     while min(levels[-1][0].shape[-2:]) >= 2 * COARSEST:
         levels.append(tuple(F.avg_pool2d(x, 2) for x in levels[-1]))
+    levels[0] = (*levels[0][:2], dilated(weight[:, 0], -BLEED)[:, None])
     motion = Motion.none(len(source))
     for a, b, own in reversed(levels):
         motion = Motion(motion.scale, motion.shift * (1 if a is levels[-1][0] else 2))
@@ -98,7 +102,8 @@ def _step(motion: Motion, source: torch.Tensor, edit: torch.Tensor, weight: torc
     across, down = _centered(width) / (width / 2), _centered(height)[:, None] / (height / 2)
     slopes = torch.stack([x, y, x * across, y * down], -1)[:, 0].flatten(1, 2)
     left, weight = (target - moved).flatten(1), weight.flatten(1)
-    usual = 1.5 * (left.abs() * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-6)
+    steep = weight * torch.hypot(x, y).flatten(1)  # a plain ground says nothing of how far the things on it usually differ
+    usual = 1.5 * (left.abs() * steep).sum(1, keepdim=True) / steep.sum(1, keepdim=True).clamp(min=1e-6)
     weighted = slopes * (weight / (1 + (left / usual.clamp(min=1e-6)) ** 2))[..., None]
     matrix, goal = weighted.mT @ slopes, weighted.mT @ left[..., None]
     ridge = 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-6)

@@ -1,11 +1,15 @@
 """An edit put into its source: registration, colors, and the source's own pixels everywhere else."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from controlled_diffusion.guidance.diffedit import dilated
 from controlled_diffusion.guidance.keep_rest import COLORS, keep_rest, matched, spread
 from controlled_diffusion.guidance.registration import Motion, registered
 from torch.testing import assert_close
+
+from demo import world
 
 SIZE = 192
 MASK = torch.zeros(1, SIZE, SIZE)
@@ -40,13 +44,43 @@ def error(found: Motion, true: Motion) -> float:
     return float(Motion(found.scale - true.scale + 1, found.shift - true.shift).distance(SIZE, SIZE).max())
 
 
-@pytest.mark.parametrize("scale, shift", [
-    ((1.0, 1.0), (0.3, -0.4)), ((1.0, 1.0), (7.6, -7.6)), ((1.04, 1.04), (0.0, 0.0)), ((0.96, 1.03), (-5.0, 6.5)), ((1.02, 0.97), (7.6, 7.6)),
-])  # fmt: skip
-def test_shifts_and_scales_up_to_4_percent_are_found(scale, shift):
-    source = blobs()
-    edit, motion = moved(source, scale, shift)
+MOTIONS = [
+    ((1.0, 1.0), (0.0016, -0.002)), ((1.0, 1.0), (0.04, -0.04)), ((1.04, 1.04), (0.0, 0.0)), ((0.96, 1.03), (-0.025, 0.03)),
+    ((1.02, 0.97), (0.04, 0.04)),
+]  # fmt: skip  # scales, and shifts as shares of the side
+
+
+def leaves(seed: int = 0) -> torch.Tensor:
+    """Dead leaves, as photos are: things of all sizes that cover each other, with sharp edges; (1, 3, SIZE, SIZE)."""
+    generator, fine = torch.Generator().manual_seed(seed), 2 * SIZE
+    image, places = torch.full((3, fine, fine), 0.5), torch.arange(fine)
+    for x, y, share, *color in torch.rand(300, 6, generator=generator).tolist():
+        radius = min(fine / 4, 6 / (1 - share) ** 0.5)
+        within = (places - x * fine) ** 2 + (places[:, None] - y * fine) ** 2 < radius**2
+        image = torch.where(within, torch.tensor(color)[:, None, None], image)
+    return F.avg_pool2d(image[None], 2)
+
+
+@pytest.mark.parametrize("source", [blobs(), leaves()], ids=["blobs", "leaves"])
+@pytest.mark.parametrize("scale, shift", MOTIONS)
+def test_shifts_and_scales_up_to_4_percent_are_found(source, scale, shift):
+    edit, motion = moved(source, scale, tuple(SIZE * share for share in shift))
     assert error(registered(source, tinted(repainted(edit)), 1 - MASK[:, None]), motion) < 0.1
+
+
+@pytest.mark.parametrize("number", [1, 4, 6])
+@pytest.mark.parametrize("scale, shift", MOTIONS)
+def test_the_motion_of_one_thing_on_a_plain_ground_is_found(number, scale, shift):
+    """A scene of the demo world: one thing is repainted, the other shows the motion where it is."""
+    scene = world.random_scene(np.random.default_rng(number), 1.0)
+    source, size = torch.from_numpy(world.render(scene)).float().movedim(-1, 0)[None] / 255, 128
+    mask, other = (torch.from_numpy(thing)[None].float() for thing in world.thing_masks(scene))
+    mask = dilated(mask, 4)
+    edit, motion = moved(torch.where(mask[:, None] > 0, 1 - source, source), scale, tuple(size * share for share in shift))
+    found, still = (registered(source, x, 1 - mask[:, None]) for x in (tinted(edit), torch.where(mask[:, None] > 0, 1 - source, source)))
+    assert float(still.distance(size, size)) < 0.01
+    places = torch.stack(torch.meshgrid([torch.arange(size) - (size - 1) / 2] * 2, indexing="xy"), -1)[other[0] > 0]
+    assert float(((found.scale - motion.scale) * places + found.shift - motion.shift).abs().max()) < 0.1
 
 
 def test_every_image_of_a_batch_has_its_own_motion():
@@ -82,8 +116,8 @@ def test_an_edit_that_moved_and_changed_color_is_put_back_in_place():
     assert apart(colors="whole image") < 0.5 * apart(colors="off")
 
 
-def test_an_image_that_did_not_move_is_not_resampled():
-    source = blobs()
+@pytest.mark.parametrize("source", [blobs(), leaves()], ids=["blobs", "leaves"])
+def test_an_image_that_did_not_move_is_not_resampled(source):
     edit = repainted(source)
     kept = keep_rest(source, edit, MASK, colors="off")
     assert torch.equal(kept.image, edit) and not kept.undone
