@@ -100,13 +100,15 @@ def _patcher(weights: dict, kind: type[DemoModel], disable_dynamic: bool) -> com
     return patcher(model, load_device=load_device, offload_device=offload_device)
 
 
-def load_instruct(path: str = str(INSTRUCT_WEIGHTS), disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The instruction model's denoiser; its text tower and autoencoder are the demo model's."""
-    base = _read_weights(WEIGHTS)[0]
+def load_instruct(
+    path: str = str(INSTRUCT_WEIGHTS), base_path: str = str(WEIGHTS), disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The instruction model's denoiser; its text tower and autoencoder are the demo model's, whose weights are at `base_path`."""
+    base = _read_weights(Path(base_path))[0]
     weights = packing.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
     patcher = _patcher(weights, DemoInstruct, disable_dynamic)
-    patcher.cached_patcher_init = (load_instruct, (path,))  # how ComfyUI loads it once more when a node asks for a deep copy
+    patcher.cached_patcher_init = (load_instruct, (path, base_path))  # how ComfyUI loads it once more when a node asks for a deep copy
     return patcher
 
 
@@ -140,16 +142,17 @@ class PairChecker:
 DEMO_ENCODER = SHIPPED / "clip_vision" / "demo_model.safetensors"
 
 
-def new_demo_encoder() -> comfy.clip_vision.ClipVisionModel:
+def new_demo_encoder(vision_config: dict = config.VISION_CONFIG) -> comfy.clip_vision.ClipVisionModel:
     """ComfyUI's CLIP Vision class at the demo model's size, without weights; older versions take its config from a file alone."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
-        file.write_text(json.dumps(config.VISION_CONFIG), encoding="utf-8")
+        file.write_text(json.dumps(vision_config), encoding="utf-8")
         return comfy.clip_vision.ClipVisionModel(str(file))
 
 
 def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
     """The demo model's image encoder, which ComfyUI's own loader would not know by its size."""
-    encoder = new_demo_encoder()
-    encoder.load_sd(packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True)))
+    weights = packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True))
+    encoder = new_demo_encoder(config.vision_config(weights))
+    encoder.load_sd(weights)
     return encoder

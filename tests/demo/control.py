@@ -1,4 +1,4 @@
-"""A small ControlNet for the demo model: silhouettes of the things, in the low-rank form that shares the denoiser's weights.
+"""A small ControlNet for a demo model: silhouettes of the things, in the low-rank form that shares the denoiser's weights.
 
 The control branch (arXiv 2302.05543) is a copy of the denoiser's encoder. Its hint block and its zero convolutions are
 trained whole, the copied weights by a low-rank difference (ComfyUI's Control-LoRA format).
@@ -13,15 +13,15 @@ import torch
 from controlled_diffusion.training.loop import Loop, Step
 
 from demo import model as demo_model
-from demo import world
+from demo.any_world import World, in_one
 
 RANK, SEED = 16, 70
 WHOLE = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 
 
-def silhouettes(scene: world.Scene) -> np.ndarray:
-    """The hint of a scene: its things in white on black, uint8 (128, 128, 3)."""
-    white = np.logical_or.reduce(world.thing_masks(scene))
+def silhouettes(world: World, scene) -> np.ndarray:
+    """The hint of a scene: its things in white on black, uint8 (size, size, 3)."""
+    white = in_one(world.masks(scene), world.size)
     return np.repeat((white * 255).astype(np.uint8)[..., None], 3, 2)
 
 
@@ -53,17 +53,18 @@ def whole_weights(weights: dict[str, torch.Tensor], parts: dict[str, torch.Tenso
 
 
 def train_control(
-    predict: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, loop: Loop, *, batch: int, empty: float = 0.3
+    world: World, predict: Callable, encode_text: Callable, tokens: demo_model.Tokens, latents: torch.Tensor, loop: Loop, *,
+    batch: int, empty: float = 0.3,
 ) -> Iterator[Step]:  # fmt: skip
-    """`predict(noisy, levels, context, hints) -> eps` is the denoiser under the control branch, `encode_text(ids) -> context`."""
+    """`latents` (N, C, h, w) are those of the world's first scenes; `predict(noisy, levels, context, hints) -> eps` is the denoiser under the control branch, `encode_text(ids) -> context`."""
 
     def prepare(index):
         rng = np.random.default_rng((SEED, index))
         picks = rng.integers(len(latents), size=batch)
-        scenes = [demo_model.scene(int(i)) for i in picks]
-        texts = [world.random_caption(s, rng).text if rng.random() >= empty else "" for s in scenes]
+        scenes = [world.scene(int(i)) for i in picks]
+        texts = [world.caption(s, rng).text if rng.random() >= empty else "" for s in scenes]
         levels = (np.arange(batch) + rng.random(batch)) / batch * 1000
-        hints = demo_model.as_images([silhouettes(s) for s in scenes])
+        hints = demo_model.as_images([silhouettes(world, s) for s in scenes])
         return latents[picks].float(), torch.stack([tokens(t) for t in texts]), hints, torch.from_numpy(levels).long()
 
     batches = demo_model.prefetch(prepare, loop.done, loop.steps)

@@ -26,6 +26,7 @@ from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
 from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
 from demo.muon import MuonLoop
+from harness.demo_images import Studio
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 SAVE_EVERY = 240  # seconds
@@ -208,7 +209,7 @@ def status(options) -> None:
 def sheet(options) -> None:
     """Held-out prompts and what the model draws."""
     captions = [caption.text for caption in studio.held_out(options.count)]
-    images = studio.Studio(weights_file(options)).draw(captions, seed=studio.NOISE_SEED)
+    images = Studio(weights_file(options), recipe_of.LATENT).draw(captions, seed=studio.NOISE_SEED)
     studio.draw_sheet(images, captions, options.output or options.state / "sheet.png")
 
 
@@ -232,7 +233,7 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
 
 def measure(options) -> None:
     """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
-    captions, artist, images = studio.held_out(options.count), studio.Studio(weights_file(options)), []
+    captions, artist, images = studio.held_out(options.count), Studio(weights_file(options), recipe_of.LATENT), []
     for first in range(0, options.count, 32):
         images.extend(artist.draw([caption.text for caption in captions[first : first + 32]], seed=studio.NOISE_SEED + first))
     verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(), images), captions)]

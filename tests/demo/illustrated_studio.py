@@ -1,36 +1,19 @@
-"""Samples the illustrated demo model through ComfyUI's own KSampler, for sheets and measurements."""
+"""Held-out captions and sheets of the illustrated demo model."""
 
 import textwrap
 from pathlib import Path
 
-import comfy.sample
-import comfy.sd
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo.illustrated_captions import Caption, random_caption
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import illustrated_recipe as recipe
 from demo import model as demo_model
-from harness import demo_images
 
 NOISE_SEED = 7_000_000
 HELD_OUT = recipe.SEEDS["held out"]
 LABEL = 40  # pixels below each image of a sheet
-
-
-class Studio(demo_images.Studio):
-    """The model of a weights file with short ways to prompt, sample and decode."""
-
-    def __init__(self, path: Path):
-        with torch.inference_mode():
-            self.model, self.clip, self.vae = demo.load(path)
-
-    def noise(self, count: int, seed: int) -> torch.Tensor:
-        """Noise (count, 4, 24, 24) of seeds seed, seed + 1, ..., so that an image does not depend on its batch."""
-        empty = torch.zeros(1, 4, recipe.LATENT, recipe.LATENT)
-        return torch.cat([comfy.sample.prepare_noise(empty, seed + i) for i in range(count)])
 
 
 def held_out(count: int) -> list[Caption]:

@@ -1,6 +1,7 @@
-"""Makes the demo model's noisy classifier: `python . run tests/demo/make_classifier.py` (resumable; about 10 minutes on 2 cores).
+"""Makes a demo model's noisy classifier: `python . run tests/demo/make_classifier.py [--world illustrated]` (resumable).
 
-It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository.
+It learns from the same scenes as the demo model, in the latents of the autoencoder that lies in the repository; about 10 minutes of 2 cores.
+tests/measures/classifier.py measures how it guides.
 """
 
 import numpy as np
@@ -12,21 +13,18 @@ from controlled_diffusion.training.loop import saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, batch_loss, noised
 
 from demo import model as demo_model
-from demo.make_model import STATE, begin, say, scene_latents, shipped, shown
+from demo.any_world import World
+from demo.make_model import base_model, begin, say, scene_latents, shown
 from demo.muon import MuonLoop
-from demo.world import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene
 
-STEPS, RATE, BATCH, SEED = 3000, 1e-3, 64, 60
-LABELS = (*COLORS, *SHAPES, *TEXTURES[1:], *(f"{b} background" for b in BACKGROUNDS))
-HELD_OUT = 1000  # the last scenes are never trained on
+SEED = 60
+HELD_OUT = 0.05  # of the scenes, the last ones, are never trained on
 
 
-def present(scene: Scene) -> list[float]:
-    """Which labels a scene shows, 0 or 1 each."""
-    seen = {f"{scene.background} background"}
-    for thing in scene.things:
-        seen |= {thing.color, thing.shape, thing.texture}
-    return [float(label in seen) for label in LABELS]
+def targets_of(world: World, count: int) -> torch.Tensor:
+    """Which labels the first scenes show, 0 or 1 each, (N, labels)."""
+    seen = [world.present(world.scene(i)) for i in range(count)]
+    return torch.tensor([[float(label in words) for label in world.all_labels] for words in seen])
 
 
 @torch.no_grad()
@@ -41,29 +39,28 @@ def accuracy(network, latents, targets) -> list[tuple[float, float]]:
     return rows
 
 
-def main() -> None:
-    begin(__doc__)
-    recipe, autoencoder = demo_model.RECIPE, shipped()[0]
-    latents = scene_latents(autoencoder, recipe)
+def make(world: World) -> None:
+    """Trains it, goes on where it stopped, and writes its file."""
+    plan, latents = world.plans["classifier"], scene_latents(base_model(world)[0], world)
     latents = (latents - latents.mean()) / latents.std()
-    targets = torch.tensor([present(demo_model.scene(i)) for i in range(len(latents))])
-    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(LABELS)), SEED)
+    targets = targets_of(world, len(latents))
+    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(world.all_labels)), SEED)
     loop = MuonLoop(
-        demo_model.trainable(network), steps=STEPS, learning_rate=RATE, warmup=100, average=0.998,
+        demo_model.trainable(network), steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.998,
         matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)],
     )  # fmt: skip
-    path = STATE / "classifier.safetensors"
+    path = world.state / "classifier.safetensors"
     loop.restore(path)
-    trained = slice(0, len(latents) - HELD_OUT), slice(len(latents) - HELD_OUT, None)
-    own = latents[trained[0]], targets[trained[0]]
-    shown(saving(loop, loop.run(lambda index: batch_loss(network, *own, index, batch=BATCH, seed=SEED)), path))
+    learned = len(latents) - int(HELD_OUT * len(latents))
+    own = latents[:learned], targets[:learned]
+    shown(saving(loop, loop.run(lambda index: batch_loss(network, *own, index, batch=plan.batch, seed=SEED)), path))
     with loop.averaged():
-        for level, share in accuracy(network, latents[trained[1]], targets[trained[1]]):
+        for level, share in accuracy(network, latents[learned:], targets[learned:]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
-        target = classifier.CLASSIFIERS.shipped / "demo_model.safetensors"
-        classifier.save(LabeledClassifier(network, LABELS, "DemoLatent"), target)
+        target = world.files.classifier
+        classifier.save(LabeledClassifier(network, world.all_labels, "DemoLatent"), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    make(begin(__doc__)[0])

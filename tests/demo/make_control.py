@@ -1,31 +1,29 @@
-"""Makes the demo model's ControlNet: `python . run tests/demo/make_control.py` (resumable; about 15 minutes on 2 cores).
+"""Makes a demo model's ControlNet: `python . run tests/demo/make_control.py [--world illustrated]` (resumable).
 
-It learns silhouettes on the denoiser that lies in the repository; train it anew after that changes. The file is in ComfyUI's
-Control-LoRA format, which the stock Load ControlNet Model node reads.
+It learns silhouettes on the denoiser that lies in the repository (about 15 minutes of 2 cores); train it anew after that changes. The file is
+in ComfyUI's Control-LoRA format, which the stock Load ControlNet Model node reads. tests/measures/controlnet.py measures it.
 """
 
 from functools import partial
 
 import comfy.cldm.cldm
 import torch
-from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
-from controlled_diffusion.training.loop import Loop, save_atomically, saving
+from controlled_diffusion.training.loop import Loop, saving
 
 from demo import control as demo_control
 from demo import model as demo_model
-from demo.make_model import OVERRIDE, STATE, begin, new_tokens, say, scene_latents, shipped, shown
-
-STEPS, RATE, BATCH = 700, 1.5e-3, 24
-TARGET = demo.WEIGHTS.parent / "controlnet" / "demo_model_silhouette.safetensors"
+from demo.any_world import World
+from demo.make_model import OVERRIDE, base_model, begin, new_tokens, scene_latents, shown, written
 
 
-def new_branch(unet) -> torch.nn.Module:
+def new_branch(unet, unet_config: dict) -> torch.nn.Module:
     """ComfyUI's ControlNet beside a denoiser: its encoder copied, hint block and zero convolutions at their start."""
-    sizes = {k: v for k, v in config.UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
-    branch = comfy.cldm.cldm.ControlNet(hint_channels=3, device="cpu", dtype=torch.float32, **sizes)
+    sizes = {k: v for k, v in unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
+    sizes |= dict(num_head_channels=config.HEAD_CHANNELS, hint_channels=3)
+    branch = comfy.cldm.cldm.ControlNet(device="cpu", dtype=torch.float32, **sizes)
     noisy_classifier.initialize(branch, demo_control.SEED)
     for name, p in branch.named_parameters():
         if name.startswith(("zero_convs.", "middle_block_out.", "input_hint_block.14.")):
@@ -34,15 +32,16 @@ def new_branch(unet) -> torch.nn.Module:
     return branch.requires_grad_(False)
 
 
-def main() -> None:
-    begin(__doc__)
-    autoencoder, unet, tower = shipped()
-    latents = scene_latents(autoencoder, demo_model.RECIPE)
+def make(world: World) -> None:
+    """Trains it, goes on where it stopped, and writes its file."""
+    (autoencoder, unet, tower), plan = base_model(world), world.plans["control"]
+    latents = scene_latents(autoencoder, world)
     latents = (latents - latents.mean()) / latents.std()
     unet.requires_grad_(False)
-    branch = new_branch(unet)
+    branch = world.network(new_branch(unet, world.unet_config))
     weights = {k: v.detach() for k, v in branch.state_dict().items()}
     parts = demo_control.trainable_parts(weights)
+    world.network(unet)
 
     def predict(noisy, levels, context, hints):
         given = dict(hint=hints, timesteps=levels, context=context, transformer_options=OVERRIDE)
@@ -50,17 +49,16 @@ def main() -> None:
         control = {k: control[k] for k in ("output", "middle")}
         return unet(noisy, levels, context=context, control=control, transformer_options=OVERRIDE)
 
-    loop = Loop(parts, steps=STEPS, learning_rate=RATE, warmup=50, average=0.99)
-    path = STATE / "controlnet.safetensors"
+    loop = Loop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=50, average=0.99)
+    path = world.state / "controlnet.safetensors"
     loop.restore(path)
     with mutations_allowed(lambda: [*unet.parameters(), *weights.values()]):  # ComfyUI's denoiser adds the control in place
         encode_text = torch.no_grad()(partial(demo_model.encode_text, tower))
-        shown(saving(loop, demo_control.train_control(predict, encode_text, new_tokens(), latents, loop, batch=BATCH), path))
-    TARGET.parent.mkdir(exist_ok=True)
+        steps = demo_control.train_control(world, predict, encode_text, new_tokens(), latents, loop, batch=plan.batch)
+        shown(saving(loop, steps, path))
     with loop.averaged():
-        save_atomically({k: p.half() for k, p in parts.items()} | {"lora_controlnet": torch.zeros(1)}, TARGET)
-    say(f"wrote {TARGET.name}: {TARGET.stat().st_size / 1e6:.2f} MB")
+        written({k: p.half() for k, p in parts.items()} | {"lora_controlnet": torch.zeros(1)}, world.files.controlnet)
 
 
 if __name__ == "__main__":
-    main()
+    make(begin(__doc__)[0])

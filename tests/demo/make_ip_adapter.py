@@ -1,54 +1,72 @@
-"""Makes the demo model's image encoder and its IP-Adapter: `python . run tests/demo/make_ip_adapter.py` (resumable).
+"""Makes a demo model's image encoder and its IP-Adapter: `python . run tests/demo/make_ip_adapter.py [--world illustrated]` (resumable).
 
 About a quarter of an hour of one core. The adapter learns on the denoiser that lies in the repository; train it anew after that changes.
+tests/measures/ip_adapter.py measures it.
 """
 
 from functools import partial
-from pathlib import Path
 
 import comfy.clip_model
 import comfy.ops
 import torch
 from controlled_diffusion.attention.ip_adapter import decoupled
 from controlled_diffusion.nodes.host.attention import ip_adapter
-from controlled_diffusion.nodes.host.demo import DEMO_ENCODER
 from controlled_diffusion.nodes.host.saved_tensors import mutations_allowed
 from controlled_diffusion.training import noisy_classifier
-from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.packing import restored
-from controlled_diffusion.training.loop import save_atomically, saving
+from controlled_diffusion.training.loop import saving
 
 from demo import ip_adapter as recipe
 from demo import model as demo_model
-from demo import world
-from demo.make_model import OVERRIDE, STATE, as_denoised, begin, load_average, made_once, new_tokens, parameters_of, say, shipped, shown
+from demo.any_world import World
+from demo.make_model import (
+    OVERRIDE,
+    as_denoised,
+    base_model,
+    begin,
+    load_average,
+    made_once,
+    new_tokens,
+    parameters_of,
+    say,
+    shown,
+    written,
+)
 from demo.muon import MuonLoop
 from demo.packing import quantized
 
-ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 2600, 1e-3, 32
-STEPS, RATE, BATCH = 400, 8e-4, 24
-SCENES = 6000
-ADAPTER, ENCODER = ip_adapter.ADAPTERS.shipped / "demo_model.safetensors", DEMO_ENCODER
-SIZE = config.VISION_CONFIG["image_size"]
 
-
-def pixels_of(images: torch.Tensor) -> torch.Tensor:
+def pixels_of(world: World, images: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1] as ComfyUI hands them to its image encoder."""
-    return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=SIZE)
+    return comfy.clip_model.clip_preprocess(images.movedim(1, -1), size=world.vision_config["image_size"])
 
 
-def scene_data(autoencoder, path: Path, count: int) -> dict[str, torch.Tensor]:
-    """Latents (N, 4, 16, 16) and encoder pixels (N, 3, 64, 64) of the first scenes, made once, in half precision."""
+def images_of(world: World, numbers, seed: int = recipe.SEED) -> torch.Tensor:
+    """Scenes of one thing, (N, 3, H, W) in [0, 1]."""
+    return demo_model.as_images([world.image(world.single(i, seed)) for i in numbers])
+
+
+def encoder_pixels(world: World) -> torch.Tensor:
+    """What the encoder sees of the scenes of one thing, (N, 3, H, W), made once, in half precision."""
 
     def make(numbers: range) -> dict[str, torch.Tensor]:
-        images = demo_model.as_images([world.render(recipe.scene(i)) for i in numbers])
-        return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images), "pixels": pixels_of(images)}
+        return {"pixels": pixels_of(world, images_of(world, numbers))}
 
-    return made_once(path, count, 50, make)
+    return made_once(world.state / "ip_adapter_pixels.safetensors", world.singles, 50, make)["pixels"]
 
 
-def new_encoder() -> torch.nn.Module:
-    made = comfy.clip_model.CLIPVisionModelProjection(config.VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
+def target_latents(autoencoder, world: World) -> torch.Tensor:
+    """Latents (N, 4, h, w) of the scenes of one thing that the adapter learns to draw, encoded once."""
+
+    def make(numbers: range) -> dict[str, torch.Tensor]:
+        return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images_of(world, numbers))}
+
+    latents = made_once(world.state / "ip_adapter_latents.safetensors", world.targets, 50, make)["latents"]
+    return as_denoised(latents, world.weights)
+
+
+def new_encoder(world: World) -> torch.nn.Module:
+    made = comfy.clip_model.CLIPVisionModelProjection(world.vision_config, torch.float32, "cpu", comfy.ops.disable_weight_init)
     return noisy_classifier.initialize(made, recipe.SEED)
 
 
@@ -57,30 +75,30 @@ def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
     return encoder(pixel_values=pixels, intermediate_output=-2)[2]
 
 
-def naming_share(encoder, heads, seed: int = recipe.SEED + 1000, count: int = 200) -> dict[str, float]:
+def naming_share(world: World, encoder, heads, seed: int = recipe.SEED + 1000) -> dict[str, float]:
     """How often the encoder names each fact of held-out scenes right."""
-    scenes = [recipe.scene(i, seed) for i in range(count)]
+    count = min(200, world.singles)
     with torch.no_grad():
-        embeds = embedded(encoder, pixels_of(demo_model.as_images([world.render(s) for s in scenes])))
-    truth = recipe.labels(scenes)
-    return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(recipe.NAMED)}
+        embeds = embedded(encoder, pixels_of(world, images_of(world, range(count), seed)))
+    truth = recipe.labels(world, [world.single(i, seed) for i in range(count)])
+    return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(world.facts)}
 
 
-def train_encoder(data: dict, state: Path, steps: int) -> torch.nn.Module:
+def train_encoder(world: World, pixels: torch.Tensor) -> torch.nn.Module:
     """The trained encoder; trains it first where its state is not complete."""
-    encoder, heads = new_encoder(), recipe.new_heads()
+    encoder, heads, plan = new_encoder(world), recipe.new_heads(world), world.plans["encoder"]
     parameters, readings = parameters_of(vision=encoder), {f"head.{k}": v for k, v in heads.items()}
-    matrices = demo_model.matrices_of(parameters)
-    loop = MuonLoop(parameters | readings, steps=steps, learning_rate=ENCODER_RATE, warmup=100, average=0.99, matrices=matrices)
+    matrices, state = demo_model.matrices_of(parameters), world.state / "ip_adapter_encoder.safetensors"
+    loop = MuonLoop(parameters | readings, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
-    say(f"encoder: {loop.done} of {steps} steps done")
-    truth = recipe.labels([recipe.scene(i) for i in range(len(data["pixels"]))])
+    say(f"encoder: {loop.done} of {plan.steps} steps done")
+    truth = recipe.labels(world, [world.single(i, recipe.SEED) for i in range(len(pixels))])
     with mutations_allowed(encoder.parameters):  # ComfyUI's network adds in place
-        run = recipe.train_encoder(partial(embedded, encoder), heads, data["pixels"], truth, loop, batch=ENCODER_BATCH)
+        run = recipe.train_encoder(partial(embedded, encoder), heads, pixels, truth, loop, batch=plan.batch)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
     encoder.load_state_dict(restored(quantized(encoder.state_dict())))  # as the file will have it
-    shares = naming_share(encoder, {k: v.detach() for k, v in heads.items()})
+    shares = naming_share(world, encoder, {k: v.detach() for k, v in heads.items()})
     say("  named right on held-out scenes: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
     return encoder.requires_grad_(False)
 
@@ -96,45 +114,33 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
     return unet(noisy, levels, context=context, transformer_options={**OVERRIDE, "patches_replace": patches})
 
 
-def train_adapter(unet, tower, latents: torch.Tensor, features: torch.Tensor, state: Path, steps: int) -> dict[str, torch.Tensor]:
+def train_adapter(world: World, unet, tower, latents: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """The trained adapter's tensors; trains it first where its state is not complete."""
-    tokens, encode_text = new_tokens(), torch.no_grad()(partial(demo_model.encode_text, tower))
+    tokens, encode_text, plan = new_tokens(), torch.no_grad()(partial(demo_model.encode_text, tower)), world.plans["adapter"]
     layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
-    words = recipe.told([recipe.scene(i) for i in range(len(features))], tokens, encode_text)
+    words = recipe.told(world, [world.single(i, recipe.SEED) for i in range(len(features))], tokens, encode_text)
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
-    loop = MuonLoop(parts, steps=steps, learning_rate=RATE, warmup=100, average=0.99, matrices=[k for k, p in parts.items() if p.ndim == 2])
+    matrices, state = [k for k, p in parts.items() if p.ndim == 2], world.state / "ip_adapter.safetensors"
+    loop = MuonLoop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
-    say(f"adapter: {loop.done} of {steps} steps done")
-    draw = recipe.Batches(latents, features, tokens, BATCH)
-    shown(saving(loop, recipe.train_adapter(partial(seeing, unet, list(layers)), encode_text, parts, draw, loop), state))
+    say(f"adapter: {loop.done} of {plan.steps} steps done")
+    draw, predict = recipe.Batches(world, latents, features, tokens, plan.batch), partial(seeing, world.network(unet), list(layers))
+    shown(saving(loop, recipe.train_adapter(predict, encode_text, parts, draw, loop), state))
     with loop.averaged():
         return {k: p.detach().half() for k, p in parts.items()}
 
 
-def written(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(tensors, path)
-    say(f"wrote {path.name} in {path.parent.name}: {path.stat().st_size / 1e6:.2f} MB")
-
-
-def make() -> None:
+def make(world: World) -> None:
     """Encoder and adapter, each trained on from where it stopped, and their files."""
-    STATE.mkdir(parents=True, exist_ok=True)
-    autoencoder, unet, tower = shipped()
-    data = scene_data(autoencoder, STATE / "ip_adapter_scenes.safetensors", SCENES)
-    encoder = train_encoder(data, STATE / "ip_adapter_encoder.safetensors", ENCODER_STEPS)
+    autoencoder, unet, tower = base_model(world)
+    pixels = encoder_pixels(world)
+    encoder = train_encoder(world, pixels)
     with torch.no_grad():
-        features = torch.cat([embedded(encoder, part.float()) for part in data["pixels"].split(200)])
-    latents = as_denoised(data["latents"])
-    made = train_adapter(unet.requires_grad_(False), tower, latents, features, STATE / "ip_adapter.safetensors", STEPS)
-    written(quantized(encoder.state_dict()), ENCODER)
-    written(made, ADAPTER)
-
-
-def main() -> None:
-    begin(__doc__)
-    make()
+        features = torch.cat([embedded(encoder, part.float()) for part in pixels.split(200)])
+    made = train_adapter(world, unet.requires_grad_(False), tower, target_latents(autoencoder, world), features)
+    written(quantized(encoder.state_dict()), world.files.encoder)
+    written(made, world.files.adapter)
 
 
 if __name__ == "__main__":
-    main()
+    make(begin(__doc__)[0])

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.taesd.taesd
@@ -24,12 +25,14 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from demo import model as demo_model
-from demo import world
+from demo import world, worlds
+from demo.any_world import World
 from demo.muon import MuonLoop
+from demo.shapes_world import SHAPES
 from harness import demo_images
 from measures.script import head, percent, row
 
-STATE = Path(__file__).parents[2] / ".host" / "demo_model"
+STATE = SHAPES.state
 TABLE = demo.WEIGHTS.with_suffix(".md")
 GOALS = {"color": 97, "shape": 92, "background": 97, "position": 95, "bound (two things)": 80}
 HELD_OUT, NOISE_SEED = 1234, 5678000
@@ -94,19 +97,20 @@ def made_once(path: Path, count: int, chunk: int, make: Callable[[range], dict[s
     return {k: v[:count] for k, v in done.items()}
 
 
-def scene_latents(autoencoder, recipe) -> torch.Tensor:
+def scene_latents(autoencoder, world: World = SHAPES) -> torch.Tensor:
     """Latents of the training scenes, encoded once."""
 
     def make(numbers: range) -> dict[str, torch.Tensor]:
-        images = demo_model.as_images([world.render(demo_model.scene(i)) for i in numbers])
+        images = demo_model.as_images([world.image(world.scene(i)) for i in numbers])
         return {"latents": demo_model.encoded(autoencoder.taesd_encoder, images)}
 
-    return made_once(STATE / "latents.safetensors", recipe.scenes, 100, make)["latents"].float()
+    return made_once(world.state / "latents.safetensors", world.scenes, 100, make)["latents"].float()
 
 
-def as_denoised(raw: torch.Tensor) -> torch.Tensor:
-    """Latents of the autoencoder as the denoiser that lies in the repository takes them."""
-    scale, shift = (load_file(demo.WEIGHTS)[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
+def as_denoised(raw: torch.Tensor, weights: Path | None = None) -> torch.Tensor:
+    """Latents of the autoencoder as the denoiser of a file takes them, or the one that lies in the repository."""
+    stored = load_file(weights or demo.WEIGHTS)
+    scale, shift = (stored[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
     return (raw.float() / scale + shift) * demo.LATENT_SCALE
 
 
@@ -139,16 +143,16 @@ def new_tokens() -> demo_model.Tokens:
     return demo_model.Tokens(lambda word: tokenizer(word)["input_ids"][1:-1])
 
 
-def begin(description: str, **choices: list[str]) -> argparse.Namespace:
-    """Reads a script's arguments: one for each of `choices`, and the number of threads."""
-    parser = argparse.ArgumentParser(description=description)
+def begin(description: str, **choices: list[str]) -> tuple[World, argparse.Namespace]:
+    """The world and the arguments that a script is given: one for each of `choices`, and the number of threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, options in choices.items():
         parser.add_argument(name, choices=options)
+    worlds.add_options(parser)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    STATE.mkdir(parents=True, exist_ok=True)
-    return given
+    return worlds.chosen(given), given
 
 
 def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: int, rate: float, batch: int, noisy_share: float = 0.0):
@@ -162,9 +166,9 @@ def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: in
     load_average(state, unet=unet, text=tower)
 
 
-def shipped():
-    """Autoencoder, denoiser and text tower as they lie in the repository."""
-    weights, autoencoder, (unet, tower) = load_file(demo.WEIGHTS), new_autoencoder(), new_denoiser()
+def shipped(path: Path | None = None, unet_config: dict = config.UNET_CONFIG):
+    """Autoencoder, denoiser and text tower of a file, or as they lie in the repository."""
+    weights, autoencoder, (unet, tower) = load_file(path or demo.WEIGHTS), new_autoencoder(), new_denoiser(unet_config)
 
     def part(prefix):
         return {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
@@ -175,6 +179,18 @@ def shipped():
     tower.embeddings.token_embedding.weight.data[ids.long()] = rows.float()
     autoencoder.load_state_dict(part("first_stage_model."))
     return autoencoder.requires_grad_(False), unet, tower
+
+
+def base_model(world: World):
+    """Autoencoder, denoiser and text tower of a world, for adapters to learn on."""
+    world.state.mkdir(parents=True, exist_ok=True)
+    return shipped(world.weights, world.unet_config)
+
+
+def written(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(tensors, path)
+    say(f"wrote {path.name} in {path.parent.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def scene_images(count: int, seed: int = config.SEEDS["scenes"]) -> torch.Tensor:
@@ -207,7 +223,7 @@ def train(options) -> None:
     STATE.mkdir(parents=True, exist_ok=True)
     recipe, (unet, tower) = demo_model.RECIPE, new_denoiser()
     autoencoder = train_autoencoder(recipe)
-    latents = scene_latents(autoencoder, recipe)
+    latents = scene_latents(autoencoder, replace(SHAPES, state=STATE, scenes=recipe.scenes))
     steps, rate = recipe.denoiser_steps, recipe.denoiser_rate
     train_denoiser(unet, tower, latents, STATE / "denoiser.safetensors", steps=steps, rate=rate, batch=recipe.batch)
     export(autoencoder, latents, unet, tower)
@@ -217,7 +233,7 @@ def refine(options) -> None:
     """Trains the denoiser and the text tower that lie in the repository further."""
     STATE.mkdir(parents=True, exist_ok=True)
     recipe, (autoencoder, unet, tower) = demo_model.RECIPE, shipped()
-    latents = scene_latents(autoencoder, recipe)
+    latents = scene_latents(autoencoder, replace(SHAPES, state=STATE, scenes=recipe.scenes))
     steps, rate, share = recipe.refine_steps, recipe.refine_rate, recipe.refine_noisy_share
     state = STATE / "refined.safetensors"
     train_denoiser(unet, tower, latents, state, steps=steps, rate=rate, batch=recipe.batch, noisy_share=share)

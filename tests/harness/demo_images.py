@@ -1,5 +1,7 @@
 """Images of the demo model through ComfyUI's own sampling, many at a time, for measurements."""
 
+from pathlib import Path
+
 import comfy.sample
 import comfy.samplers
 import numpy as np
@@ -9,13 +11,14 @@ STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
 
 
 class Studio:
-    """The demo model with short ways to prompt, sample and decode."""
+    """The demo model, or that of a file, with short ways to prompt, sample and decode; `side` is that of its latents."""
 
-    def __init__(self):
+    def __init__(self, path: Path | None = None, side: int = 16):
         from controlled_diffusion.nodes.host import demo
 
+        self.side = side
         with torch.inference_mode():
-            self.model, self.clip, self.vae = demo.load()
+            self.model, self.clip, self.vae = demo.load(path or demo.WEIGHTS)
 
     @torch.inference_mode()
     def prompt(self, *texts: str) -> list:
@@ -25,12 +28,12 @@ class Studio:
 
     def noise(self, count: int, seed: int) -> torch.Tensor:
         """Noise of seeds seed, seed + 1, ..., so that an image does not depend on its batch."""
-        empty = torch.zeros(1, 4, 16, 16)
+        empty = torch.zeros(1, 4, self.side, self.side)
         return torch.cat([comfy.sample.prepare_noise(empty, seed + i) for i in range(count)])
 
     @torch.inference_mode()
     def images(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 (B, 128, 128, 3)."""
+        """uint8 (B, H, W, 3)."""
         return (self.vae.decode(latents) * 255 + 0.5).clamp(0, 255).byte().numpy()
 
     @torch.inference_mode()
@@ -61,5 +64,5 @@ class Studio:
         return guider.sample(*given, disable_pbar=True, seed=seed)
 
     def draw_with(self, guider, count: int, seed: int = 0) -> np.ndarray:
-        """The same from noise: uint8 (B, 128, 128, 3)."""
-        return self.images(self.sampled(guider, {"samples": torch.zeros(count, 4, 16, 16)}, seed))
+        """The same from noise: uint8 (B, H, W, 3)."""
+        return self.images(self.sampled(guider, {"samples": torch.zeros(count, 4, self.side, self.side)}, seed))

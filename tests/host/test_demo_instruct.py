@@ -32,7 +32,7 @@ def test_a_deep_copy_owns_its_weights():
     check_deep_copy(demo.load_instruct(), lambda network: network.input_blocks[0][0].weight)
 
 
-@pytest.mark.parametrize("kind", measure.demo_instruct.KINDS)
+@pytest.mark.parametrize("kind", measure.SHAPES.kinds)
 def test_it_follows_the_instruction_and_leaves_the_rest(editor, kind):
     asked = measure.edits(4, kind)
     found = measure.judged(editor, asked)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from demo.shapes_world import SHAPES
 from harness.demo_images import Studio
 from measures import classifier, controlnet, diffedit, image_guidance, ip_adapter, multi_cfg, sdedit
 
@@ -42,18 +43,19 @@ def test_more_strength_is_less_faithful(studio):
 
 
 def test_a_classifier_draws_its_labels_without_a_prompt(studio):
-    labels = ("red", "blue", "square", "cross")
-    chance, guided = (classifier.success(studio, labels, scale, 2)[0] for scale in (0.0, 64.0))
+    labels, bench = {"color": ("red", "blue"), "shape": ("square", "cross")}, classifier.Bench(SHAPES, studio)
+    chance, guided = (np.mean([*bench.success(labels, scale, 2)[0].values()]) for scale in (0.0, 64.0))
     assert guided >= 0.85 and guided > chance + 0.4
 
 
 def test_a_structure_channel_holds_the_silhouette_alone(studio):
-    overlap, color = controlnet.trade_off(studio, 4, 1.0)
-    assert overlap >= 0.8 and color >= 0.95 and overlap > controlnet.trade_off(studio, 4, 0.0)[0] + 0.3
+    bench = controlnet.Bench(SHAPES, studio)
+    overlap, color = bench.trade_off(4, 1.0)
+    assert overlap >= 0.8 and color >= 0.95 and overlap > bench.trade_off(4, 0.0)[0] + 0.3
 
 
 def test_a_structure_of_higher_priority_wins_over_text(studio):
-    added, projected = (controlnet.conflict(studio, 2, rule) for rule in ("sum", "project"))
+    added, projected = (controlnet.Bench(SHAPES, studio).conflict(2, rule) for rule in ("sum", "project"))
     assert projected > added + 0.5
 
 
@@ -63,8 +65,8 @@ def test_a_reference_image_lends_its_layout_without_a_prompt(studio):
 
 
 def test_an_ip_adapter_image_lends_color_and_shape(studio):
-    bench, both = ip_adapter.Bench(studio), ip_adapter.FACTS.index("color and shape")
-    without, shown = (ip_adapter.shares(bench.patched, weight, 4)[both] for weight in (0.0, 1.0))
+    bench = ip_adapter.Bench(SHAPES, studio)
+    without, shown = (bench.shares(bench.patched, weight, 4)["color and shape"] for weight in (0.0, 1.0))
     assert shown >= 0.7 and without <= 0.2
 
 

@@ -21,11 +21,12 @@ from controlled_diffusion.nodes.inversion_files import SaveInversion
 from controlled_diffusion.nodes.null_text import NullTextInverter
 
 from compare import assert_close
+from demo.shapes_world import SHAPES
 from harness.demo_images import SCHEDULER, Studio
 from host import inversions, tiny, tiny_text
 from host.inversions import EMPTY, SOURCE, apart, euler, image, interrupting, on_positives, smooth
 from host.sampling import Count, families
-from measures.controlnet import CONTROLNET, controlled
+from measures.controlnet import controlled
 from measures.inversion import change, images, prompts
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -364,10 +365,10 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
     hints, empty = torch.zeros(1, 128, 128, 3), studio.prompt("")
     hints[:, 32:96, 32:96] = 1
     if old_node:
-        control = comfy.controlnet.load_controlnet(str(CONTROLNET))
+        control = comfy.controlnet.load_controlnet(str(SHAPES.files.controlnet))
         source = nodes.ControlNetApply().apply_controlnet(source, control, hints, 1.0)[0]
     else:
-        source = controlled(source, hints, empty)
+        source = controlled(SHAPES.files.controlnet, source, hints, empty)
     settings = dict(cfg=4.0, scheduler=SCHEDULER, start=start, negative=empty, inner_steps=1)
     found = invert(studio.model, {"samples": latent}, source, **settings)[0]
     first, last = losses(found)

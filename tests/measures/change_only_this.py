@@ -19,7 +19,7 @@ from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance.instruct_pix2pix import InstructPix2Pix, SourceImage
 from controlled_diffusion.nodes.keep_rest import KeepRest
 
-from demo import instruct as demo_instruct
+from demo.shapes_world import SHAPES
 from harness.demo_images import Studio
 from host.sampling import Count
 from measures import diffedit, flow_edit, inversion, masked_edits
@@ -72,7 +72,7 @@ def instruction(change: Change) -> str:
     if old.texture != new.texture:
         return f"make the {old.color} {old.shape} {new.texture}"
     rng = np.random.default_rng(3)
-    return demo_instruct.instruction(rng, change.before, change.after, change.thing, "color" if old.color != new.color else "shape")
+    return SHAPES.instruction(rng, change.before, change.after, change.thing, "color" if old.color != new.color else "shape")
 
 
 def by_words(task: Task) -> tuple[torch.Tensor, float]:

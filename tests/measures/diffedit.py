@@ -20,8 +20,8 @@ from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import checker
 
 from demo import model as demo_model
-from demo.instruct import KINDS as INSTRUCTION_KINDS
-from demo.instruct import Edit
+from demo import shapes_world
+from demo.any_world import Edit
 from demo.world import COLORS, PAIR_PLACES, SHAPES, TEXTURES, Caption, Claim, Scene, render, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from measures.instruct_pix2pix import edits as instructions
@@ -183,11 +183,11 @@ def measure(studio: Studio, changes: list[Change], wanted: Callable[[str], bool]
 
 @torch.inference_mode()
 def measure_instructions(studio: Studio, count: int) -> None:
-    model, asked = demo.load_instruct(), [e for kind in INSTRUCTION_KINDS for e in instructions(count // 3, kind)]
-    say(head(f"{len(asked)} instructions", "all", *INSTRUCTION_KINDS))
+    model, asked = demo.load_instruct(), [e for kind in shapes_world.SHAPES.kinds for e in instructions(count // 3, kind)]
+    say(head(f"{len(asked)} instructions", "all", *shapes_world.SHAPES.kinds))
     for name, settings in INSTRUCTIONS.items():
         found = [v for i in range(0, len(asked), 24) for v in instruction_masks(studio, model, asked[i : i + 24], **settings)]
-        say(line(f"mask IoU, {name}", found, asked, INSTRUCTION_KINDS))
+        say(line(f"mask IoU, {name}", found, asked, shapes_world.SHAPES.kinds))
 
 
 def main() -> None:

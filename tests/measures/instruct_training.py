@@ -17,6 +17,8 @@ from controlled_diffusion.training.demo import checker
 
 from demo import instruct as demo_instruct
 from demo import world
+from demo.any_world import Edit, changed
+from demo.shapes_world import SHAPES, name_of
 from harness.demo_images import Studio
 from host.training import execute
 from measures.instruct_pix2pix import HELD_OUT, IMAGE, TEXT, Editor, edits, judged, untouched
@@ -25,7 +27,7 @@ from measures.script import head, options_of, row, say
 LESSON = 51
 
 
-def texture_edits(count: int, seed: int) -> list[demo_instruct.Edit]:
+def texture_edits(count: int, seed: int) -> list[Edit]:
     """A plain thing, of one or two in a scene, that becomes striped or dotted."""
     rng, found = np.random.default_rng((seed, 5)), []
     while len(found) < count:
@@ -33,16 +35,16 @@ def texture_edits(count: int, seed: int) -> list[demo_instruct.Edit]:
         which = int(rng.integers(len(scene.things)))
         thing, texture = scene.things[which], ("striped", "dotted")[len(found) % 2]
         if thing.texture == "plain":
-            after = demo_instruct.changed(scene, which, replace(thing, texture=texture))
-            text = f"make {demo_instruct._name(rng, scene, which)} {texture}"
-            found.append(demo_instruct.Edit("texture", text, scene, after, which))
+            after = changed(scene, which, replace(thing, texture=texture))
+            text = f"make {name_of(rng, scene, which)} {texture}"
+            found.append(Edit("texture", text, scene, after, which))
     return found
 
 
 def lesson(pairs: int) -> dict[str, list]:
     """Images before and after, IMAGE batches of one, and the instructions: half of the new edits, half of the old ones."""
     rng = np.random.default_rng((demo_instruct.SEED, 2))
-    old = [demo_instruct.edit(rng, i)[0] for i in range(pairs // 2)]
+    old = [demo_instruct.edit(SHAPES, rng, i)[0] for i in range(pairs // 2)]
     told = [*texture_edits(pairs - len(old), LESSON), *old]
 
     def drawn(scene: world.Scene) -> torch.Tensor:
@@ -60,7 +62,7 @@ def learned(studio: Studio, o: argparse.Namespace) -> str:
     return folder_paths.get_full_path_or_raise("diffusion_models", made[1])
 
 
-def as_told(image: np.ndarray, edit: demo_instruct.Edit) -> bool:
+def as_told(image: np.ndarray, edit: Edit) -> bool:
     """Whether the image shows just the things of the scene after the edit, with their textures."""
     seen = sorted((t.color, t.shape, t.texture) for t in checker.read(image).things)
     return seen == sorted((t.color, t.shape, t.texture) for t in edit.after.things)
@@ -74,7 +76,7 @@ def table(editors: dict[str, Editor], count: int) -> None:
         success, kept = (np.mean([f(p, e) for p, e in zip(images, new)]) for f in (as_told, untouched))
         cells.append(f"{100 * success:.1f} %, {kept:.1f} dB")
     say(row("a texture", count, *cells))
-    for kind in demo_instruct.KINDS:
+    for kind in SHAPES.kinds:
         old = edits(count // 4, kind)
         say(row(kind, len(old), *(f"{judged(e, old).cell()} dB" for e in editors.values())))
 

@@ -7,9 +7,17 @@ from collections.abc import Callable
 from harness.environment import PRIVATE
 
 
-def options_of(about: str, arguments: list[str] | None = None, /, **offered) -> argparse.Namespace:
-    """What the command line asks for. Each option is given as its default, as (default, help) or as keywords of argparse."""
+def options_of(
+    about: str,
+    arguments: list[str] | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    /,
+    **offered,
+) -> argparse.Namespace:
+    """What the command line asks for. Each option is given as its default, as (default, help) or as keywords of argparse; `add_options` may
+    add more."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     for name, given in offered.items():
         default, told = given if isinstance(given, tuple) else (given, None)
         keywords = given if isinstance(given, dict) else dict(default=default, type=type(default), help=told)

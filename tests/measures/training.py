@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from demo import instruct as demo_instruct
+from demo.shapes_world import SHAPES
 from harness.demo_images import Studio
 from measures import custom_diffusion, instruct_pix2pix, noisy_classifier, personalization, textual_inversion
 from measures.script import head, options_of, percent, row, say
@@ -64,7 +64,7 @@ def classifiers(studio: Studio, count: list[str]) -> Iterator[str]:
 
 def edits(studio: Studio, count: list[str]) -> Iterator[str]:
     editor = instruct_pix2pix.Editor()
-    for kind in demo_instruct.KINDS:
+    for kind in SHAPES.kinds:
         found = instruct_pix2pix.judged(editor, instruct_pix2pix.edits(int(count[-1]), kind))
         yield share(f"instruction: {kind}", found.success.tolist(), EDIT_GOAL)
         yield f"| instruction: {kind}, untouched parts | {len(found.kept)} | {found.kept.mean():.1f} dB | {KEPT_GOAL} dB |"

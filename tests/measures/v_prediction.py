@@ -19,6 +19,7 @@ from controlled_diffusion.training.loop import saving
 from demo import model as demo_model
 from demo.make_model import STATE, Denoiser, as_denoised, held_out, new_tokens, parameters_of, scene_latents, shipped, shown
 from demo.muon import MuonLoop
+from demo.shapes_world import SHAPES
 from harness.demo_images import CFG, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
 from host import editing
@@ -44,7 +45,7 @@ def trained(steps: int) -> dict[str, torch.Tensor]:
     """The demo model's UNet after so many steps of v-prediction; its text tower stays."""
     autoencoder, unet, tower = shipped()
     STATE.mkdir(parents=True, exist_ok=True)
-    latents = as_denoised(scene_latents(autoencoder, replace(demo_model.RECIPE, scenes=SCENES)))
+    latents = as_denoised(scene_latents(autoencoder, replace(SHAPES, scenes=SCENES)))
     tower.requires_grad_(False)
     parameters = parameters_of(unet=unet)
     loop = MuonLoop(parameters, steps=steps, learning_rate=RATE, warmup=30, average=0.98, matrices=demo_model.matrices_of(parameters))

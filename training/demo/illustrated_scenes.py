@@ -48,7 +48,7 @@ def one_of(rng: Rng, items, weights=None):
     return list(items)[int(rng.choice(len(items), p=weights))]
 
 
-def _bottom(rng: Rng, ground: str, name: str, span: float) -> float:
+def resting(rng: Rng, ground: str, name: str, span: float) -> float:
     """Where a thing stands. Small ones may stand farther away; those that fly are above the floor."""
     if FLOOR[ground] is None:
         return float(rng.uniform(span + 6, SIZE - 6))
@@ -65,7 +65,7 @@ def _thing(rng: Rng, ground: str, style: str, place: str, spans: dict, places: d
     x = SIZE * float(rng.uniform(*places[place]))
     kind = "fluent 3d" if style == "3d" else one_of(rng, CARTOONS)
     turn, flip = float(rng.uniform(-7, 7)), bool(rng.random() < 0.5)
-    return Thing(name, kind, color, size, place, x, _bottom(rng, ground, name, span), span, turn, flip)
+    return Thing(name, kind, color, size, place, x, resting(rng, ground, name, span), span, turn, flip)
 
 
 def random_scene(rng: Rng, pair_share: float = 0.35) -> Scene:

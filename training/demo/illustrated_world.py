@@ -69,19 +69,35 @@ def _light(scene: Scene, colors: np.ndarray) -> np.ndarray:
     return colors * np.asarray((0.78, 0.8, 0.92), np.float32) if scene.ground == "night" else colors
 
 
+def _masks(layers: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Where each of the layers, float (192, 192, 4), is not covered by a later one."""
+    masks: list[np.ndarray] = []
+    for layer in layers:
+        own = layer[..., 3] / 255 >= 0.5
+        masks = [mask & ~own for mask in masks] + [own]
+    return tuple(masks)
+
+
+def _layers(scene: Scene, sprite_of: Callable[[Thing], Image.Image] = sprite) -> list[np.ndarray]:
+    return [np.asarray(_layer(thing, sprite_of(thing)), np.float32) for thing in scene.things]
+
+
+def thing_masks(scene: Scene) -> tuple[np.ndarray, ...]:
+    """One bool mask (192, 192) a thing, as `paint` gives them, without painting."""
+    return _masks(_layers(scene))
+
+
 def paint(scene: Scene, sprite_of: Callable[[Thing], Image.Image] = sprite) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The image of a scene, uint8 (192, 192, 3), and one bool mask (192, 192) a thing; `sprite_of` may give other sprites."""
-    rng = np.random.default_rng(scene.seed)
-    image, masks = paint_ground(scene.ground, rng), []
-    for thing in scene.things:
-        layer = np.asarray(_layer(thing, sprite_of(thing)), np.float32)
+    rng, layers = np.random.default_rng(scene.seed), _layers(scene, sprite_of)
+    image = paint_ground(scene.ground, rng)
+    for thing, layer in zip(scene.things, layers):
         share = layer[..., 3:] / 255
-        masks = [mask & (share[..., 0] < 0.5) for mask in masks] + [share[..., 0] >= 0.5]
-        image = image * (1 - _shadow(scene, thing, masks[-1]))
+        image = image * (1 - _shadow(scene, thing, share[..., 0] >= 0.5))
         image = image + share * (_light(scene, layer[..., :3]) - image)
     if scene.style in FILTERS:
         image = FILTERS[scene.style](image, rng)
-    return (image + 0.5).clip(0, 255).astype(np.uint8), tuple(masks)
+    return (image + 0.5).clip(0, 255).astype(np.uint8), _masks(layers)
 
 
 def scene(rng: Rng) -> tuple[np.ndarray, Caption, Truth]:
