@@ -2,7 +2,8 @@
 
 Key names and widths are those that ComfyUI's detection asks for; blocks are few and weights random. Text and image encoders have fixed
 sizes in ComfyUI: from their third layer on the weights are zero (the residual passes through), and the file holds no data there. T5 and
-Qwen2.5-VL are too large even so: they are left out, and `stand_in` puts CLIP-L, padded to T5's width, or random texts in their place.
+Qwen2.5-VL are too large even so: they are left out, and `stand_in` puts CLIP-L, padded to T5's width, or random texts in their place. So are
+Z-Image and Qwen-Image, in whose place comes Flux.
 """
 
 import argparse
@@ -275,10 +276,13 @@ def small(prompt: dict) -> dict:
 
 
 def stand_in(prompt: dict) -> dict:
-    """The prompt without the text encoders that are left out: with CLIP-L, as SD3 pads it, or for Qwen-Image with random texts."""
+    """The prompt without the text encoders that are left out: with CLIP-L, as SD3 pads it, or for Qwen-Image-Edit with random texts; and with Flux for other networks."""
+    used = {str(value) for node in prompt.values() for value in node["inputs"].values()}
+    as_flux = dict(unet_name=models.FLUX.name, vae_name=models.AE.name) if used & {models.Z_IMAGE.name, models.QWEN.name} else {}
     for number, node in prompt.items():
-        found = set(map(str, node["inputs"].values())) & {model.name for model in models.LEFT_OUT}
-        if models.QWEN_VL.name in found:
+        node["inputs"].update({name: value for name, value in as_flux.items() if node["inputs"].get(name)})
+        found = set(map(str, node["inputs"].values())) & {model.name for model in (*models.LEFT_OUT, *(as_flux and [models.QWEN3]))}
+        if models.QWEN_VL.name in found and not as_flux:
             for reader, each in prompt.items():
                 if each["inputs"].get("clip") == [number, 0]:
                     load_text(prompt, reader)

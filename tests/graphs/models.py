@@ -43,12 +43,15 @@ QWEN_EDIT = file(
 )
 _QWEN = "Comfy-Org/Qwen-Image_ComfyUI"
 QWEN_VL = file("text_encoders", _QWEN, "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")
+QWEN = file("diffusion_models", _QWEN, "split_files/diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
 QWEN_VAE = file("vae", _QWEN, "split_files/vae/qwen_image_vae.safetensors")
 IP_ADAPTER = file("ipadapter", "h94/IP-Adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")
 VIT_H = file("clip_vision", "h94/IP-Adapter", "models/image_encoder/model.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
 _CLIP = ("openai/clip-vit-large-patch14", "model.safetensors", "clip-vit-large-patch14.safetensors")
 VIT_L, CLIP_L_WHOLE = file("clip_vision", *_CLIP), file("text_encoders", *_CLIP)
-QWEN3 = file("text_encoders", "Comfy-Org/z_image_turbo", "split_files/text_encoders/qwen_3_4b.safetensors")
+_Z_IMAGE = "Comfy-Org/z_image_turbo"
+Z_IMAGE = file("diffusion_models", _Z_IMAGE, "split_files/diffusion_models/z_image_turbo_bf16.safetensors")
+QWEN3 = file("text_encoders", _Z_IMAGE, "split_files/text_encoders/qwen_3_4b.safetensors")
 LEFT_OUT = (T5, UMT5, QWEN_VL)  # text encoders too large for tests
 ALL = [value for value in list(globals().values()) if isinstance(value, Model)]
 
