@@ -153,6 +153,12 @@ class QKSharing:
             return select_rows(self.out, rows)
         return _joined([self.changed.get(row, self.out[row : row + 1]) for row in rows])
 
+    def features(self, rows: Sequence[int]) -> torch.Tensor:
+        """What attention gives for the image's tokens of rows, (rows, N, heads * width)."""
+        out = self.output(rows)
+        out = out.transpose(1, 2).flatten(2) if out.ndim == 4 else out
+        return out[:, self.image]
+
     def second_output(self, rows: Sequence[int]) -> torch.Tensor:
         """What the queries of rows, shared as they are, give with the keys and values of the second text in the place of the first."""
         k, v = (select_rows(t, rows) for t in self.more)

@@ -36,7 +36,7 @@ class Channel:
     """One condition that the guidance pulls towards, or pushes away from (`negative`).
 
     `conditioning` and `null` are ComfyUI's values; a null of None means the guider's unconditional. A channel with a
-    `gradient` has neither. `mask` is (B or 1, H, W) in [0, 1], any size.
+    `gradient` has neither. `mask` is (B or 1, H, W) in [0, 1], any size; `region` names one that becomes known while sampling, "" = none.
     """
 
     conditioning: object
@@ -49,6 +49,7 @@ class Channel:
     priority: int = 0
     name: str = ""
     gradient: GradientTerm | None = None
+    region: str = ""
 
     def __post_init__(self):
         if not math.isfinite(self.weight):
@@ -63,6 +64,10 @@ class Channel:
                 f"The mask of channel {quoted(self.name)} has the shape {tuple(self.mask.shape)} and values outside 0 to 1 or "
                 "none at all; give a mask of 0 (off) to 1 (on)."
             )
+
+    @property
+    def everywhere(self) -> bool:
+        return self.mask is None and not self.region
 
     def strength(self, sigma: float, scale: NoiseScale, weight: float | None = None) -> float:
         """The signed weight at `sigma`, schedule and interval included; `weight` replaces the channel's own."""

@@ -36,6 +36,7 @@ from . import (
     sdedit,
     textual_inversion,
     training_options,
+    word_regions,
     word_weights,
 )
 from .host.demo import offer_controlnet
@@ -45,7 +46,7 @@ MODULES = (
     *(demo, schedules, multi_cfg, classifier, image_guidance, instruct_pix2pix, sdedit, diffedit, keep_rest),
     *(ddim, inversion, null_text, negative_prompt, edict, bdia, belm, edit_friendly, as_flow, rf_inversion),
     *(flow_edit, inversion_report, inversion_files),
-    *(prompt_to_prompt, word_weights, attention_maps, ip_adapter, negative_attention),
+    *(prompt_to_prompt, word_weights, attention_maps, word_regions, ip_adapter, negative_attention),
     *(textual_inversion, classifier_training, dreambooth, custom_diffusion),
     *(instruct_pairs, instruct_training, training_options),
 )

@@ -11,7 +11,7 @@ from .host.guidance.guidance_report import report_image, weights_image
 from .host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper, record_of
 from .inputs import sockets
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range, weights_sigmas
-from .inputs.widgets import advanced, choice, number, schema, switch
+from .inputs.widgets import advanced, choice, number, schema, switch, text
 
 _ALIASES = [
     "composable diffusion", "multi condition cfg", "AND NOT prompts", "negative weight", "several negative prompts", "dual cfg", "perp neg",
@@ -43,6 +43,8 @@ class GuidanceChannel(io.ComfyNode):
                     "from it. Each has its own weight."),
                 *percent_range("the channel"),
                 *channel_identity(),
+                *advanced(text("region", Channel.region, "A phrase of Word Regions on the model: the channel acts where the model draws it, from when that is "
+                    "known. Empty: everywhere.")),
                 io.Conditioning.Input("null", optional=True, tooltip=_NULL),
                 *channel_extras(),
             ],
@@ -50,9 +52,9 @@ class GuidanceChannel(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, role, name="", **settings) -> io.NodeOutput:
+    def execute(cls, role, name="", region="", **settings) -> io.NodeOutput:
         kind = role["role"]
-        return added_channel(negative=kind == "negative", weight=role["weight"], name=name or kind, **settings)
+        return added_channel(negative=kind == "negative", weight=role["weight"], name=name or kind, region=region.strip(), **settings)
 
 
 _CONFLICT = "'sum': plain sum. 'project': lower priorities lose what opposes higher ones. 'perpendicular': all along those (Perp-Neg)."

@@ -49,6 +49,28 @@ class AnyOrderSampler(comfy.samplers.Sampler):
             keyframes.restore()
 
 
+class Restarting(comfy.samplers.Sampler):
+    """Runs the first `steps` of a sampler, and then the whole of it: two plain passes, of which the second knows nothing of the first."""
+
+    def __init__(self, sampler, steps: int):
+        self.sampler, self.steps = sampler, steps
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        given = (noise, latent_image, denoise_mask)
+        self.sampler.sample(model_wrap, sigmas[: self.steps + 1], dict(extra_args), None, *given, True)
+        _begin_anew(model_wrap, extra_args["model_options"])
+        return self.sampler.sample(model_wrap, sigmas, extra_args, callback, *given, disable_pbar)
+
+
+def _begin_anew(guider, model_options: dict) -> None:
+    """Between two passes of one run: hooks go back to their first keyframe, and what other nodes remember of the first pass is forgotten."""
+    for hook in _hooks(guider.conds.values()):
+        hook.initialize_timesteps(guider.inner_model)
+    _clear_hook_weights(guider.inner_model, model_options)
+    for holder in filter(_remembers, _values(model_options["transformer_options"])):
+        holder.reset()
+
+
 def in_any_order(model_options: dict) -> bool:
     """Whether a run with these options is of an `AnyOrderSampler`."""
     return KEY in model_options
@@ -98,9 +120,13 @@ class Keyframes:
         hooks = {id(hook): hook for hook in _hooks(conds) if not hook.hook_keyframe.is_empty()}
         changed = [self.move(hook, float(timestep[0])) for hook in hooks.values()]
         if any(changed):
-            for patcher in (model.current_patcher, *model_options.get("multigpu_clones", {}).values()):
-                patcher.clear_cached_hook_weights()
+            _clear_hook_weights(model, model_options)
         return executor(model, conds, x_in, timestep, model_options)
+
+
+def _clear_hook_weights(model, model_options: dict) -> None:
+    for patcher in (model.current_patcher, *model_options.get("multigpu_clones", {}).values()):
+        patcher.clear_cached_hook_weights()
 
 
 def _hooks(conds: Sequence[list[dict] | None]) -> Iterator[Hook]:

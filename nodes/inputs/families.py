@@ -193,6 +193,18 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "flow": Value(0, "maps are smoothed instead, arXiv 2508.07519"),
         },
     },
+    "WordRegions": {
+        "anchors": {
+            "eps": Value(0.1, "FreeFuse, arXiv 2510.23515"),
+            "demo": Value(0.05, _OURS),
+            "flow": Value(0.1, "FreeFuse, arXiv 2510.23515"),
+        },
+        "spread": {
+            "eps": Value(0, "FreeFuse, arXiv 2510.23515"),
+            "demo": Value(2, _OURS),
+            "flow": Value(0, "FreeFuse, arXiv 2510.23515"),
+        },
+    },
     "PairOptions": {
         "min_cfg": {
             "eps": Value(7.5, "arXiv 2211.09800"),

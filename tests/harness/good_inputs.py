@@ -26,6 +26,7 @@ OWN = {  # what single nodes need
     "AttentionMapView": dict(words="", mask_word="circle"),
     "ClassImages": dict(class_prompt="a circle"),
     "NewWord": dict(initial_words="red"),
+    "WordRegions": dict(prompt="a red circle", phrases="circle"),
     "ValidationOptions": dict(count=0),
     "NoisyClassifierTrainer": dict(labels=["red", "blue"], held_out=0.0),
     "DreamBoothTrainer": dict(instance_prompt="a <concept> circle"),
@@ -189,6 +190,10 @@ class Sockets:
         blended = run("P2PLocalBlend", **good("P2PLocalBlend", self))[0]
         return blended, self.sampled(blended, positive, negative)
 
+    def _regional(self):
+        model, positive, negative = run("WordRegions", **good("WordRegions", self))
+        return model, self.sampled(model, positive, negative)
+
     def _edited(self):
         return run("P2PAttentionPatch", **good("P2PAttentionPatch", self))
 
@@ -210,9 +215,9 @@ class Sockets:
             return dict(model=self("EDITOR"))
         if node_id in ("RFInverter", "FlowEditLatentSampler"):
             return dict(model=self("FLOW"))
-        if node_id in ("GuidanceReport", "AttentionMapView", "P2PBlendMask"):
-            kind = {"GuidanceReport": "GUIDED", "AttentionMapView": "CAPTURED", "P2PBlendMask": "BLENDED"}[node_id]
-            return dict(zip(("source", "latent"), self(kind)))
+        runs = {"GuidanceReport": "GUIDED", "AttentionMapView": "CAPTURED", "P2PBlendMask": "BLENDED", "WordRegionsView": "REGIONAL"}
+        if node_id in runs:
+            return dict(zip(("source", "latent"), self(runs[node_id])))
         return {
             "InversionSampler": lambda: dict(cfg=2.0),
             "GuidanceSchedule": lambda: dict(shape=dict(shape="curve", height=1.0, axis="percent", curve=self("CURVE"))),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -68,6 +68,7 @@ class ControlRun:
 
     places: tuple[Place, ...] = ()
     dit: Dit | None = None  # instead of a UNet's places
+    regions: Mapping[str, torch.Tensor | None] = {}  # masks (B, 1, [frames,] h, w) by name that channels may act in; None while not known
     reached = False  # whether an attention of the DiT came through its hook in this run
 
     def __init__(self, control: Control, scale: NoiseScale):

@@ -18,11 +18,12 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ....guidance.errors import quoted
+from ....guidance.errors import listed, quoted
 from ....guidance.multi_cfg import Channel, GuidanceTerm, Rules, combine, term
 from ....guidance.record import Record, distinct
 from ....guidance.schedules import NoiseScale
 from .. import gradients
+from ..conditionings import KEY as CONTROLS
 from ..conditionings import is_active, same_conditioning
 from ..evaluation_order import in_any_order
 from ..noise_levels import Level, run_noise_scale
@@ -115,6 +116,7 @@ class GuidanceRun:
     record: Record = field(default_factory=Record)
     level: Level = field(default_factory=Level)  # of the prediction that is made
     masks: dict[tuple, torch.Tensor] = field(default_factory=dict)  # of channels, at the size of what they act on
+    regions: dict[str, torch.Tensor | None] = field(default_factory=dict)  # what other nodes have found so far, by name; None while not known
 
     @classmethod
     def of(cls, guider) -> GuidanceRun:
@@ -139,16 +141,34 @@ class GuidanceRun:
         """The signed weight of a channel under rules; `weight` replaces the channel's own."""
         return rules.strength(channel, level.sigma if rules.vary(channel) else math.nan, self.scale, weight)
 
-    def mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor:
-        """The mask of a channel as `like` needs it, made once."""
+    def mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor | None:
+        """The mask of a channel as `like` needs it, and its region; None where it acts everywhere."""
+        region = self.region(keys.channel)
+        own = None if keys.channel.mask is None else self._own_mask(keys, like)
+        return own if region is None else region.to(like) if own is None else own * region.to(like)
+
+    def _own_mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor:
+        """Made once."""
         key = keys.name, like.shape, like.dtype, like.device
         if key not in self.masks:
             self.masks[key] = resize_mask(keys.channel.mask, like)
         return self.masks[key]
 
+    def region(self, channel: Channel) -> torch.Tensor | None:
+        """(B, 1, [frames,] h, w); None where it has none, or where it is not known yet. Raises ValueError for a name that nobody finds."""
+        if channel.region and channel.region not in self.regions:
+            known = f"there are: {listed(self.regions)}" if self.regions else "the model does not come from Word Regions"
+            raise ValueError(
+                f"Channel {quoted(channel.name)} acts in the region {quoted(channel.region)}, but {known}. Write one of the phrases of Word Regions, and "
+                "connect its model."
+            )
+        return self.regions[channel.region] if channel.region else None
+
     def predict(self, executor, x, timestep, model_options={}, seed=None):
         """PREDICT_NOISE: with the channels, unless the guider is `alone`; with a graph back to x where a gradient needs one."""
         guider, before, self.level = executor.class_obj, self.level, Level(timestep)
+        runs = guider.model_options.get("transformer_options", {}).get(CONTROLS, ())
+        self.regions = {name: mask for run in runs for name, mask in run.regions.items()}
         if getattr(guider, "alone", False):
             return executor(x, timestep, model_options, seed)
         if self._starts_late():
@@ -190,7 +210,8 @@ class GuidanceStep:
     def _active(self, group: ChannelGroup) -> list[tuple[ChannelKeys, float]]:
         if group.rests(self.x, self.timestep):
             return []
-        weighted = [(c, self.run.strength(group.rules, c.channel, self.run.level)) for c in group.channels]
+        known = [c for c in group.channels if not c.channel.region or self.run.region(c.channel) is not None]
+        weighted = [(c, self.run.strength(group.rules, c.channel, self.run.level)) for c in known]
         found = [(self._with_active_null(c), weight) for c, weight in weighted if weight != 0.0]
         return [(c, weight) for c, weight in found if c is not None]
 
@@ -275,8 +296,7 @@ class GuidanceStep:
         else:
             with nullcontext() if self.through_denoiser else gradients.differentiable():
                 direction = channel.gradient(self.x, self.run.level.sigma, prediction, self.run.scale).to(prediction)
-        mask = None if channel.mask is None else self.run.mask(keys, prediction)
-        return term(direction, weight, mask, channel.priority, keys.name)
+        return term(direction, weight, self.run.mask(keys, prediction), channel.priority, keys.name)
 
     def _direction(self, group: ChannelGroup, name: str, prediction: torch.Tensor, null: torch.Tensor, weight: float) -> torch.Tensor:
         """The shaped difference of two predictions."""

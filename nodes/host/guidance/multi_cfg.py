@@ -58,7 +58,7 @@ class MultiCFG(comfy.samplers.CFGGuider):
         super().__init__(_with_gradient_models(model, channels))
         check_conditionings(model, {"The unconditional": unconditional})
         check_guidance_channels(model, channels)
-        plain = (i for i, c in enumerate(channels) if not c.negative and c.mask is None and c.null is None and c.gradient is None)
+        plain = (i for i, c in enumerate(channels) if not c.negative and c.null is None and c.gradient is None and c.everywhere)
         first = next(plain, None)
         self.primary = None if first is None else channels[first]
         self.set_conds(self.primary.conditioning if self.primary else unconditional, unconditional)

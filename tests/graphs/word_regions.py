@@ -1,0 +1,33 @@
+"""Regions by words."""
+
+from .parts import ksampler, prompt_nodes
+
+
+def word_regions(graph):
+    graph.note(
+        "# A prompt for each thing, without a mask\n\nThe prompt names two things. **Word Regions** finds where the model draws them, and from then on each has a "
+        "prompt of its own there. **Word Regions View** shows the regions. For a LoRA of its own put *Create Hook LoRA* and *Set CLIP Hooks* before the region's "
+        "*CLIP Text Encode*.\n\nTry: other colors; *sampling* `restart`; *find_percent* 0.3; no regions connected."
+    )
+    text = "a blue circle on the left and a red star on the right on a white background"
+    with graph.group("1 Model and prompts"):
+        model = graph.add("DemoModelLoader")
+        first, second, negative = prompt_nodes(
+            graph, model,
+            **{"the circle": "a green striped circle on the left on a white background", "the star": "an orange star on the right on a white background"},
+            negative="",
+        )  # fmt: skip
+        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    with graph.group("2 Regions"):
+        given = dict(clip=model["clip"], prompt=text, phrases="blue circle\nred star", find_percent=0.1, regions=[first, second])
+        found = graph.add("WordRegions", model=model["model"], **given)
+    with graph.group("3 Sample"):
+        latent = ksampler(graph, found["model"], found["positive"], negative, size, seed=3)
+        images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        graph.add("SaveImage", title="images", images=images, filename_prefix="word_regions")
+    with graph.group("4 Regions that were found"):
+        view = graph.add("WordRegionsView", source=found["model"], latent=latent, image=images)
+        graph.add("SaveImage", title="regions", images=view["table"], filename_prefix="word_regions_found")
+
+
+WORKFLOWS = [word_regions]
