@@ -113,6 +113,30 @@ def closed(mask: torch.Tensor, radius: int) -> torch.Tensor:
     return dilated(dilated(around, radius), -radius)[..., radius:-radius, radius:-radius]
 
 
+def _reached(outside: torch.Tensor, walls: torch.Tensor) -> torch.Tensor:
+    """`outside` (B, H, W) spread along each row, up to the next wall."""
+    runs = walls.long().cumsum(-1)
+    found = outside.new_zeros([*outside.shape[:-1], outside.shape[-1] + 1])
+    return found.scatter_reduce(-1, runs, outside, "amax").gather(-1, runs) * (1 - walls)
+
+
+def _filled(mask: torch.Tensor) -> torch.Tensor:
+    """A mask of 0 and 1, with all that it encloses."""
+    walls = F.pad(mask, (1,) * 4)
+    before, outside = None, F.pad(torch.zeros_like(mask), (1,) * 4, value=1.0)
+    while before is None or not torch.equal(before, outside):
+        before, outside = outside, _reached(_reached(outside, walls).mT, walls.mT).mT
+    return 1 - outside[..., 1:-1, 1:-1]
+
+
+def filled(mask: torch.Tensor, levels: int = 8) -> torch.Tensor:
+    """A mask (B, H, W) without holes, whatever their size; holes of a gray one are filled up to the highest of `levels` that encloses them."""
+    if bool(((mask == 0) | (mask == 1)).all()):
+        return _filled(mask)
+    steps = torch.arange(1, levels + 1) / levels
+    return torch.stack([mask, *(at * _filled((mask >= at).to(mask)) for at in steps.tolist())]).amax(0)
+
+
 def blurred(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """A mask (B, H, W) under a Gaussian of standard deviation `radius` / 2, cut off at `radius` pixels."""
     if radius == 0:
@@ -193,7 +217,8 @@ def sample_diffedit(
 class Cut:
     """How a mask is made of a heat map. Radii are shares of the image's shorter side, so that they mean the same at every size.
 
-    `close` -1 is 1.5 cells of the latent, as wide as gaps between cells of heat are; nothing with the paper's normalization.
+    `close` -1 is 1.5 cells of the latent, as wide as gaps between cells of heat are, and then holes of any size: where a new shape covers the
+    old one, their common middle has no heat. Nothing with the paper's normalization.
     """
 
     normalization: str = NORMALIZATIONS[0]
@@ -221,7 +246,12 @@ class Cut:
     def mask(self, found: torch.Tensor, cell: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(mask, heat in [0, 1]) of a heat map (B, H, W) in pixels, of a latent with cells of `cell` pixels."""
         shown = normalized(found, self.normalization, self.clamp_ratio)
-        mask = cut(shown, self.threshold, self.soft)
-        for change, name in ((closed, "close"), (opened, "open"), (dilated, "dilate"), (blurred, "blur")):
-            mask = change(mask, self.radius(name, mask.shape[-2:], cell))
-        return mask, shown
+        mask = closed(cut(shown, self.threshold, self.soft), self.radius("close", shown.shape[-2:], cell))
+        if self.close < 0 and self.normalization != "mean":
+            mask = filled(mask)
+        return self.grown(opened(mask, self.radius("open", mask.shape[-2:], cell)), cell), shown
+
+    def grown(self, mask: torch.Tensor, cell: float) -> torch.Tensor:
+        """A mask (B, H, W) after `dilate` and `blur`."""
+        mask = dilated(mask, self.radius("dilate", mask.shape[-2:], cell))
+        return blurred(mask, self.radius("blur", mask.shape[-2:], cell))

@@ -34,8 +34,8 @@ def _radius(name: str, tooltip: str, low: float = 0.0):
 
 _OURS, _PATH, _PAPER = "DiffEdit", "FlowEdit path", "DiffEdit (paper)"
 _METHOD = (
-    "'DiffEdit': several noise levels, the mask follows the image's edges. 'FlowEdit path': where a short edit moves the image; the closest masks. "
-    "'DiffEdit (paper)': one level; too large for small things."
+    "'FlowEdit path': where a short edit moves the image; the closest masks of two prompts. 'DiffEdit': differences at several noise levels; "
+    "for instructions, at 0.1 to 0.3. 'DiffEdit (paper)': one level; too large for small things."
 )
 _MAPS = "Noises at each level or step (n); more give a steadier mask. Typical: 4–10."
 _PATH_STEPS = "Steps of the edit; a quarter of a usual sampling is enough. Typical: 5–10."
@@ -45,6 +45,7 @@ _END = "Percent of the sampling of the level with least noise; 1 is the clean im
 _THRESHOLD = "Share of the heat where to cut; lower gives larger masks. Typical: 0.25–0.5. -1 = Otsu's method chooses for each image."
 _REFINE = "Also compares the decoded predictions, for a mask with the image's edges. Two decodings a level, two for a path. No effect without the vae."
 _CLAMP = "How many times the mean heat counts as 1. 3 in the paper; higher gives smaller masks."
+_PAINTED = "A mask of yours. Where it is not empty it is the mask, after dilate and blur, and nothing is compared."
 _ENCODE = "Percent of the noise process up to which to encode; higher changes more. 0 returns the image. Typical: 0.5–1. Paper: 0.5."
 _RULE = "Outside the mask. 'trajectory': every level of the encoding (paper). 'clean mix': the image as the prediction, needs one level."
 
@@ -71,7 +72,7 @@ def _method_input():
         number("clamp_ratio", Cut.clamp_ratio, 0.01, 100.0, _CLAMP, 0.1),
         number("threshold", 0.5, AUTO, 1.0, _THRESHOLD.replace("Typical: 0.25–0.5.", "Paper: 0.5.")),
     ]
-    options = [io.DynamicCombo.Option(*each) for each in ((_OURS, ours), (_PATH, path), (_PAPER, paper))]
+    options = [io.DynamicCombo.Option(*each) for each in ((_PATH, path), (_OURS, ours), (_PAPER, paper))]
     return io.DynamicCombo.Input("method", options=options, tooltip=_METHOD)
 
 
@@ -103,13 +104,14 @@ class DiffEditMask(io.ComfyNode):
                 seed("Seed of all noises of the maps."),
                 _radius("dilate", "Grows the mask by this much, or shrinks it where negative. Typical: 0–0.05.", low=-0.5),
                 *advanced(
-                    _radius("close", "Fills gaps and holes narrower than about twice this. Typical: 0.01–0.1. -1 = 1.5 latent cells.", AUTO),
+                    _radius("close", "Fills gaps and holes narrower than about twice this. Typical: 0.01–0.1. -1 = 1.5 latent cells, and every hole.", AUTO),
                     _radius("open", "Then removes specks narrower than about twice this. Typical: 0–0.03."),
                     _radius("blur", "Blurs the mask's edge over this much. Typical: 0–0.05."),
                     switch("soft", Cut.soft, "Off: 0 or 1. On: rises from 0 at half the threshold to 1 at 1.5 times it."),
                 ),
                 fit_input("mask", "heat"),
                 io.Vae.Input("vae", optional=True, tooltip="Needed for an IMAGE, for refine, and to show the heat over the image."),
+                io.Mask.Input("painted", optional=True, tooltip=_PAINTED),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="1 = differs, at the size of the image; one for each image or video."),
@@ -119,12 +121,15 @@ class DiffEditMask(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, source, target, image, method, seed, vae=None, **shaping) -> io.NodeOutput:
+    def execute(cls, model, source, target, image, method, seed, vae=None, painted=None, **shaping) -> io.NodeOutput:
         check_conditionings(model, {"source": source, "target": target})
         settings, cut = _settings(method, seed)
-        task = MaskTarget(model, vae, image)
-        found = task.heat(TwoPrompts(model, source, target, source, 1.0), settings)
-        mask, heat = Cut(**cut, **shaping).mask(found, task.cell)
+        task, cut = MaskTarget(model, vae, image, painted), Cut(**cut, **shaping)
+        if task.is_painted:
+            heat = task.painted(cut.soft)
+            mask = cut.grown(heat, task.cell)
+        else:
+            mask, heat = cut.mask(task.heat(TwoPrompts(model, source, target, source, 1.0), settings), task.cell)
         return io.NodeOutput(mask, task.shown(mask, heat), task.latent_with(mask))
 
 

@@ -131,6 +131,20 @@ def test_open_removes_specks_and_close_fills_holes():
         assert torch.equal(change(draw(2, 16, 16).abs(), 0), draw(2, 16, 16).abs())
 
 
+def test_holes_are_filled_and_bays_are_not():
+    """A square ring with a speck in it, the same with a gap, and the part of it that the border leaves open."""
+    ring, inside = torch.zeros(2, 1, 40, 40)
+    ring[:, 4:30, 4:30], ring[:, 6:28, 6:28], ring[:, 15, 15], inside[:, 4:30, 4:30] = 1, 0, 1, 1
+    open_ring, bay = ring.clone(), ring[:, 6:, :]
+    open_ring[:, 4:6, 10] = 0
+    assert torch.equal(diffedit.filled(ring), inside) and torch.equal(diffedit.filled(open_ring), open_ring)
+    assert torch.equal(diffedit.filled(bay), bay)
+    assert torch.equal(diffedit.filled(torch.cat([ring, open_ring])), torch.cat([inside, open_ring]))
+    assert_close(diffedit.filled(0.5 * ring), 0.5 * inside)
+    left_open = diffedit.Cut(close=0.0).mask(ring, 1)[0]
+    assert torch.equal(left_open, ring) and torch.equal(diffedit.Cut().mask(ring, 1)[0], inside)
+
+
 def test_blur_keeps_the_middle_and_crosses_one_half_at_the_edge():
     mask = torch.zeros(1, 40, 40, dtype=torch.float64)
     mask[..., 20:] = 1

@@ -7,10 +7,11 @@ from . import models
 from .instruct_pix2pix import LOADER
 from .parts import sampled_with
 from .real import EXAMPLE, SUBJECT, checkpoint
-from .real_flow import flux_parts
+from .real_flow import OF_INSTRUCTIONS, flux_parts
 
 TEXTS = ("a drawing of a girl in a pink dress", "a drawing of a girl in a red dress")  # written where a blueprint is tried
 SIZE = "megapixels (SD1.5: 0.25)"
+PAINTED = "your mask, instead of finding one"
 
 
 def parts(graph):
@@ -73,7 +74,8 @@ def change_only_this(graph):
     given = dict(model=loaded["model"], source=source, image=image, vae=loaded["vae"])
     with graph.group("3 Find the region"):
         wider = graph.take("how_much_wider", "FLOAT", "widen the region by (share of the side)", value=0.01)
-        found = graph.add("DiffEditMask", target=target, seed=0, dilate=wider, **given)
+        painted = graph.take("mask", "MASK", PAINTED, required=False)
+        found = graph.add("DiffEditMask", target=target, seed=0, dilate=wider, painted=painted, **given)
         graph.show(graph.add("PreviewImage", title="the region", images=found["heat"]))
     with graph.group("4 Change it"):
         edit = graph.add("DiffEditSampler", positive=target, negative=nothing, mask=found["mask"], steps=50, encode_ratio=0.8, **given)
@@ -84,7 +86,8 @@ def change_only_this(graph):
 
 change_only_this.text = (
     "Change Only This",
-    "Finds by words the region that has to change, and changes only that. Every other pixel stays exactly as it was at the model's size.",
+    "Finds by words the region that has to change, or takes your mask, and changes only that. Every other pixel stays exactly as it was at the "
+    "model's size.",
     ["mask by words", "mask from text", "replace object", "inpaint by text", "diffedit"],
 )
 
@@ -101,7 +104,8 @@ def change_by_instruction(graph):
         shown = graph.add("InstructPix2PixPatch", title="with the image", image_scale=1.0, **given)
     with graph.group("3 Find the region"):
         given = dict(model=loaded["model"], source=shown["negative"], target=shown["positive"], image=image, vae=loaded["vae"])
-        found = graph.add("DiffEditMask", seed=0, dilate=wider, **given)
+        painted = graph.take("mask", "MASK", PAINTED, required=False)
+        found = graph.add("DiffEditMask", seed=0, dilate=wider, painted=painted, **OF_INSTRUCTIONS, **given)
         graph.show(graph.add("PreviewImage", title="the region", images=found["heat"]))
     with graph.group("4 Change it"):
         given = dict(model=loaded["model"], positive=shown["positive"], negative=shown["negative"], mask=found["mask"])
@@ -119,7 +123,7 @@ def change_by_instruction(graph):
 change_by_instruction.text = (
     "Change Only This by Instruction",
     "Does what an instruction says, with an editor such as Flux Kontext, and changes only the region that it is about. Every "
-    "other pixel stays exactly as it was at the model's size. To paint the region yourself, open it and connect your mask instead.",
+    "other pixel stays exactly as it was at the model's size. To choose the region yourself, connect a mask.",
     ["instruction edit", "kontext", "instruct pix2pix", "keep the rest", "change only this"],
 )
 

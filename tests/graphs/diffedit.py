@@ -17,7 +17,7 @@ def diffedit_start(graph, before: str, after: str, dilate: float):
         image = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("3 Mask"):
         given = dict(model=model["model"], source=source, image=image, vae=model["vae"])
-        found = graph.add("DiffEditMask", target=target, seed=0, dilate=dilate, **given)
+        found = graph.add("DiffEditMask", method="DiffEdit", target=target, seed=0, dilate=dilate, **given)
         return given | dict(negative=negative), target, found
 
 

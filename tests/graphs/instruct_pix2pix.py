@@ -96,7 +96,8 @@ def keep_rest(graph):
     with graph.group("3 Where it may change"):
         words = "a red circle on the left and a green star on the right on a white background"
         source, target = prompt_nodes(graph, demo, **{"there is": words, "there should be": words.replace("red", "blue")})
-        found = graph.add("DiffEditMask", model=demo["model"], source=source, target=target, image=image, seed=0, vae=demo["vae"])
+        given = dict(model=demo["model"], source=source, target=target, image=image, vae=demo["vae"])
+        found = graph.add("DiffEditMask", method="DiffEdit", seed=0, **given)
     with graph.group("4 Keep the rest"):
         kept = graph.add("KeepRest", source=image, edit=edit, mask=found["mask"])
         graph.add("PreviewImage", title="before", images=image)

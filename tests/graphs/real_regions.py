@@ -2,7 +2,7 @@
 
 from . import models
 from .parts import prompt_nodes
-from .real import DRAWN, before_and_after, checkpoint, image_at, note, template
+from .real import DRAWN, before_and_after, checkpoint, image_at, masked_image_at, note, template
 from .thumbnails import Shown
 
 
@@ -12,20 +12,21 @@ def region_by_words(graph):
         graph,
         "Find the region by words and change only that",
         "Compares what the two prompts predict, masks where they differ, and changes only the mask. Every other pixel stays (DiffEdit).",
-        "**First:** load your image, describe it, and write the same with one thing changed.",
+        "**First:** load your image, describe it, and write the same with one thing changed. To choose the region yourself, right-click the "
+        "image, *Open in MaskEditor*, and paint what may change.",
         "**The mask is too small:** lower *threshold* or raise *dilate*. **The old thing shows through:** *encode_ratio* 1.",
         "**Needs:** about 10 GB of GPU memory, and a minute on an RTX 4070 (an estimate).",
     )
     with graph.group("1 Model"):
         loaded = checkpoint(graph, models.SDXL)
     with graph.group("2 Your image"):
-        image = image_at(graph, 1.0)
+        painted, image = masked_image_at(graph, 1.0)
     with graph.group("3 Your words"):
         texts = {"what the image shows": DRAWN, "what it should show": DRAWN.replace("pink dress", "red dress"), "negative": ""}
         source, target, negative = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **texts)
     given = dict(model=loaded["MODEL"], source=source, image=image, vae=loaded["VAE"])
     with graph.group("4 Find the region"):
-        found = graph.add("DiffEditMask", target=target, seed=0, dilate=0.01, **given)
+        found = graph.add("DiffEditMask", target=target, seed=0, dilate=0.01, painted=painted, **given)
         graph.add("PreviewImage", title="heat and mask", images=found["heat"])
     with graph.group("5 Change it"):
         given |= dict(negative=negative, mask=found["mask"])

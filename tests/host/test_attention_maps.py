@@ -406,7 +406,7 @@ def edited(model, source, positive, latent=None):
 
 def compared(model, source, target):
     """DiffEdit Mask's latent."""
-    given = dict(model=model, source=source, target=target, image=inversions.image(), maps=1)
+    given = dict(model=model, source=source, target=target, image=inversions.image(), method="DiffEdit", maps=1)
     return DiffEditMask.execute(**with_settings(DiffEditMask, **given)).args[2]["samples"]
 
 

@@ -15,7 +15,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 from controlled_diffusion.nodes.host.inversion.flow_edit import EditPath
 
 from compare import assert_close
-from host import inversions, tiny
+from host import inversions, tiny, tiny_dits
 from host.sampling import Count, families, half_mask, watched
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
@@ -36,8 +36,8 @@ each_method = pytest.mark.parametrize("method", ["DiffEdit", PATH])
 
 
 def find(model, given=None, source=CAT, target=DOG, vae=None, **knobs):
-    """(mask, heat, latent) of DiffEditMask with its defaults, small."""
-    settings = with_settings(DiffEditMask, **dict(seed=3, maps=3, levels=2, steps=4, close=0, threshold=0.75) | knobs)
+    """(mask, heat, latent) of DiffEditMask, small."""
+    settings = with_settings(DiffEditMask, **dict(method="DiffEdit", seed=3, maps=3, levels=2, steps=4, close=0, threshold=0.75) | knobs)
     return DiffEditMask.execute(model, source, target, image() if given is None else given, vae=vae, **settings).args
 
 
@@ -73,6 +73,19 @@ def test_the_mask_of_a_sample_does_not_depend_on_its_batch(model, method):
     second = find(model, {"samples": both["samples"][1:], "batch_index": [1]}, method=method)[0]
     together = find(model, {**both, "batch_index": [0, 1]}, method=method)[0]
     assert (together[:1] != first).float().mean() < 0.01 and (together[1:] != second).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("family", tiny_dits.there(dict.fromkeys(("flux", "sd3", "qwen", "wan", "hunyuan_video"), tiny_dits.DITS["flux"])))
+def test_masks_are_found_and_edited_in_on_every_family(family):
+    """Wan's and Hunyuan's latents have a time axis; the mask is one for all frames."""
+    model, (source, target) = tiny_dits.dit(family), (tiny_dits.text(family, i) for i in (1, 2))
+    given = {"samples": torch.randn(tiny_dits.empty(family).shape, generator=torch.Generator().manual_seed(0))}
+    for method in ("DiffEdit", PATH):
+        mask = find(model, given, source, target, method=method)[0]
+        assert mask.ndim == 3 and len(mask) == 1 and mask.any()
+    found = inversions.flow_edit(model, given, source, target, None, source_cfg=1.0, cfg=1.0, mask=inversions.half_mask())
+    kept, half = (given["samples"], found), given["samples"].shape[-1] // 2
+    assert torch.equal(*(x[..., half:] for x in kept)) and not torch.allclose(*(x[..., :half] for x in kept), atol=1e-5)
 
 
 def noises_of(model, **knobs):
@@ -190,6 +203,20 @@ def test_the_papers_method_is_one_level_against_the_mean(eps_model):
     guider = sampling.TwoPrompts(eps_model, CAT, DOG, CAT, 1.0)
     heat = diffedit.MaskTarget(eps_model, None, image()).heat(guider, diffedit.MaskSettings([0.5], 3, 3, False))
     assert counted.rows == 3 * 2 and torch.equal(mask > 0, heat > 0.9 * heat.mean((1, 2), keepdim=True))
+
+
+def test_a_painted_mask_is_the_mask_and_an_empty_one_is_none(eps_model, vae):
+    """Load Image gives one of 64 x 64 zeros where nothing was painted."""
+    given, count, ring = torch.rand(1, 96, 64, 3), Count(eps_model), torch.zeros(1, 96, 64)
+    ring[:, 8:56, 8:56], ring[:, 16:48, 16:48] = 0.9, 0
+    mask, _, latent = find(count.model, given, vae=vae, painted=ring, close=AUTO)
+    assert torch.equal(mask, ring.ceil()) and torch.equal(latent["noise_mask"][:, 0], mask) and count.calls == 0
+    assert find(count.model, given, vae=vae, painted=ring, dilate=0.05)[0].sum() > mask.sum()
+    assert_close(find(count.model, given, vae=vae, painted=ring, soft=True)[0], ring)
+    nothing = find(count.model, given, vae=vae, painted=torch.zeros(1, 64, 64))[0]
+    assert torch.equal(nothing, find(eps_model, given, vae=vae)[0]) and count.calls > 0
+    with pytest.raises(ValueError, match="The mask is 64 x 64 but the latent 8 x 12, of another shape"):
+        find(eps_model, given, vae=vae, painted=torch.eye(64)[None])
 
 
 def masked(model, latent, *settings):

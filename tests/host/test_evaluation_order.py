@@ -49,7 +49,7 @@ def states(inversion) -> list[torch.Tensor]:
 
 
 def mask_of(model, source=SOURCE, target=TARGET, negative=EMPTY) -> torch.Tensor:
-    settings = with_settings(DiffEditMask, maps=2, levels=2, threshold=0.5)
+    settings = with_settings(DiffEditMask, method="DiffEdit", maps=2, levels=2, threshold=0.5)
     return DiffEditMask.execute(model, source, target, image(), **settings).args[1]
 
 

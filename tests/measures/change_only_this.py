@@ -26,7 +26,7 @@ from measures import diffedit, flow_edit, inversion, masked_edits
 from measures.diffedit import KINDS, Change, overlap, succeeded
 from measures.instruct_pix2pix import IMAGE, TEXT
 from measures.script import head, kept, options_of, percent, row, say
-from node_schema import defaults
+from node_schema import defaults, with_settings
 
 FOLDER = "change_only_this"
 REST = dict(grow=0.06)  # of Keep the Rest: a cell of the demo model's latent, by which a masked edit may leave its mask
@@ -85,7 +85,8 @@ def by_instruction(task: Task) -> tuple[torch.Tensor, float]:
 
     def masks(studio, model):
         given = task.source(model).conditions(model, task.positive, task.negative)
-        return DiffEditMask.execute(model, given.image, given.edit, task.before, vae=studio.vae, **defaults(DiffEditMask)).args[0]
+        settings = with_settings(DiffEditMask, **diffedit.INSTRUCTIONS["more noise"])
+        return DiffEditMask.execute(model, given.image, given.edit, task.before, vae=studio.vae, **settings).args[0]
 
     return task.counted(masks, task.editor)
 

@@ -31,8 +31,8 @@ from node_schema import defaults, with_settings
 KINDS = ("color", "shape", "texture", "one of two")
 WHERE = {"left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom", "": ""}
 METHODS = {
-    "DiffEdit Mask": dict(method="DiffEdit"),
     "FlowEdit path": dict(method="FlowEdit path"),
+    "DiffEdit's levels": dict(method="DiffEdit"),
     "the paper's settings": dict(method="DiffEdit (paper)"),
 }
 INSTRUCTIONS = {

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 import comfy.sample
+import comfy.utils
 import torch
 
 from ....guidance import diffedit
@@ -91,10 +92,11 @@ def _task(model, vae, image, mask: torch.Tensor | None) -> sdedit.Task:
 
 
 class MaskTarget:
-    """An image, as LATENT or IMAGE, that two prompts are compared on."""
+    """An image, as LATENT or IMAGE, that two prompts are compared on; or the mask that a user painted on it, which needs no comparison."""
 
-    def __init__(self, model, vae, image):
-        self.task = _task(model, vae, image, None)
+    def __init__(self, model, vae, image, painted: torch.Tensor | None = None):
+        self.is_painted = painted is not None and bool(painted.any())
+        self.task = _task(model, vae, image, painted if self.is_painted else None)
         self.model, self.vae, self.image = model, vae, self.task.guide_image
         self.latent = self.task.original.float()
         self.size = tuple(int(n * pixels_of(model, vae)) for n in self.latent.shape[-2:])
@@ -113,6 +115,14 @@ class MaskTarget:
         found, pairs = settings.compared(self, guider)
         found = diffedit.resized(found.to(self.latent), *self.size)
         return diffedit.sharpened(found, self._pixels(pairs)) if settings.refine and self.vae is not None else found
+
+    def painted(self, soft: bool) -> torch.Tensor:
+        """The painted mask (B, H, W), of all frames of a video the largest; cut at 0.5 unless it is soft."""
+        mask = self.task.mask_image
+        _check_mask_fits(mask, self.latent)
+        mask = torch.nn.functional.interpolate(mask.reshape(len(mask), -1, *mask.shape[-2:]), self.size, mode="bilinear").amax(1)
+        mask = comfy.utils.repeat_to_batch_size(mask, len(self.latent))
+        return mask if soft else (mask > 0.5).float()
 
     def noised(self, guider: TwoPrompts, latent: torch.Tensor, sigma: torch.Tensor, seeds: list[int]) -> torch.Tensor:
         """Copies of the latent at `sigma`, map by map, each with the noise of its seed."""
