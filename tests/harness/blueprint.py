@@ -191,7 +191,7 @@ def in_workflow(path: Path, graph: Graph, sources: Mapping[str, Output], texts: 
     node["widgets_values"] = [next(left) if value == "" else value for value in node["widgets_values"]]
     nodes = {each["id"]: each for each in workflow["nodes"]}
     for slot, socket in enumerate(node["inputs"]):
-        if "widget" not in socket:
+        if "widget" not in socket and (socket["type"] in sources or "shape" not in socket):  # one with a shape may stay open
             origin = sources[socket["type"]]
             socket["link"] = workflow["last_link_id"] = workflow["last_link_id"] + 1
             workflow["links"].append([socket["link"], origin.node.id, origin.slot, node["id"], slot, socket["type"]])
