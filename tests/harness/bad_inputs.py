@@ -158,7 +158,7 @@ def damages(given, sockets: Sockets, writes: bool = False) -> Iterator[Damage]:
     elif kind == "COMFY_DYNAMICCOMBO_V3":
         yield Damage("unknown", {given.id: "no such choice"})
     elif kind == "COMFY_AUTOGROW_V3":
-        yield Damage("empty", {})
+        yield Damage("empty", {}, given.template.min > 0)
         yield Damage("None in it", {f"{given.template.prefix}0": None})
     for single in kind.split(","):
         if single in OF_SOCKET:

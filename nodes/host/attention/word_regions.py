@@ -191,6 +191,9 @@ class Task:
                 f"region_{last} is connected, but there are {len(phrases)} phrase(s): {listed(phrases) or 'none'}. Write a phrase of the prompt for each region, "
                 "one a line, in their order; the first is that of region_0."
             )
+        empty = next((i for i, conditioning in self.conditionings.items() if not conditioning), None)
+        if empty is not None:
+            raise ValueError(f"region_{empty} is a conditioning without any part. Connect the region's prompt as CLIP Text Encode gives it, or nothing.")
         check_conditionings(model, {f"The conditioning of {quoted(phrases[i])}": c for i, c in self.conditionings.items()})
 
 
