@@ -301,10 +301,10 @@ def decoupled(
     """
     seen = q if rows is None else q[rows]
     first, *more = (attention(seen, k, v) for k, v in terms)
-    image = sum(more, first) * weight
+    image = sum(more, first).to(text)
     if mask is not None:
         image = image * mask.to(image)
-    return text + image.to(text) if rows is None else text.index_add(0, rows, image.to(text))
+    return text.add(image, alpha=weight) if rows is None else text.index_add(0, rows, image, alpha=weight)
 
 
 def mask_tokens(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..guidance.errors import quoted
 from .word_lists import words_from
@@ -19,7 +20,7 @@ class Place:
     index: int
     scale: int
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, int, int]:
         return self.block, self.number, self.index
 

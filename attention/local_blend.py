@@ -149,8 +149,9 @@ class Blending:
     def blended(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Latents (rows, C, [frames,] H, W) with the source's instead of the targets' off the mask."""
         source, targets = x[: self.rows.images], x[self.rows.images :]
-        mask = mask.reshape(len(mask), *[1] * (x.ndim - 3), *mask.shape[-2:])
-        return torch.cat([source, torch.where(mask, targets, source.repeat(self.rows.targets, *[1] * (x.ndim - 1)))])
+        mask = mask.reshape(self.rows.targets, -1, *[1] * (x.ndim - 3), *mask.shape[-2:])
+        mixed = torch.where(mask, targets.unflatten(0, (self.rows.targets, -1)), source)
+        return torch.cat([source, mixed.flatten(0, 1)])
 
 
 def coverages(mask: torch.Tensor, blend: LocalBlend, rows: Rows) -> list[tuple[str, str]]:

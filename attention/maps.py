@@ -18,24 +18,34 @@ Columns = Sequence[int]
 Key = tuple[int, str]  # phase of the sampling, group of layers
 
 
-class WordValues:
-    """Values by which attention itself gives maps: where they are 1 for the keys of a word, and else 0, it gathers the word's probabilities.
+class MapValues:
+    """Values by which attention itself gives maps: where a column of them is 1 for the keys of a word, and else 0, it gathers the word's
+    probabilities. As many columns go into a row's values as a head is wide, the others into further copies of the row."""
 
-    They are made once for all steps and layers of a run.
-    """
+    def __init__(self, width: int):
+        self.width, self.columns = width, {}
 
-    def __init__(self):
-        self.known: dict[tuple, torch.Tensor] = {}
+    def add(self, rows: Sequence[int], columns: torch.Tensor) -> tuple[tuple[int, ...], slice]:
+        """Where `read` gives what rows gather with columns (keys, n)."""
+        there = self.columns.setdefault(tuple(rows), [])
+        start = sum(c.shape[1] for c in there)
+        there.append(columns)
+        return tuple(rows), slice(start, start + columns.shape[1])
 
-    def of(self, groups: Sequence[Columns], keys: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """(n, keys, width), of the device and type of `like`: column j of entry i is for the group i * width + j."""
-        key = tuple(groups), keys, width, like.device, like.dtype
-        if key not in self.known:
-            values = torch.zeros(-(-len(groups) // width), keys, width)
-            for number, columns in enumerate(groups):
-                values[number // width, list(columns), number % width] = 1
-            self.known[key] = values.to(like)
-        return self.known[key]
+    def values(self) -> tuple[list[int], torch.Tensor]:
+        """(rows, values (len(rows), keys, width)), where a row comes as often as it needs."""
+        rows, values = [], []
+        for key, columns in self.columns.items():
+            for part in torch.cat(columns, 1).split(self.width, 1):
+                rows += key
+                values += [F.pad(part, (0, self.width - part.shape[1]))] * len(key)
+        return rows, torch.stack(values)
+
+    def read(self, out: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
+        """What attention gave for `values`, (len(rows), N, heads, width), by rows: (rows, N, heads, columns)."""
+        sizes = [len(rows) * -(-sum(c.shape[1] for c in columns) // self.width) for rows, columns in self.columns.items()]
+        parts = (part.unflatten(0, (-1, len(rows))) for rows, part in zip(self.columns, out.split(sizes)))
+        return {rows: part.permute(1, 2, 3, 0, 4).flatten(-2) for rows, part in zip(self.columns, parts)}
 
 
 @dataclass

@@ -8,12 +8,16 @@ network is called. The source's rows are never changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from .alignment import Alignment, stretched
+from .run_cache import RunCache
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,11 @@ class Settings:
             raise ValueError(f"alpha is {self.alpha}; give 0 (the target's own attention) to 1 (the source's).")
 
 
-Term = tuple[list[int], torch.Tensor]  # rows of the source or the target, and values for their attention
+class Term(NamedTuple):
+    """What the attention of the source or the target must gather: `of(values)` of the target."""
+
+    from_source: bool
+    of: Callable[[torch.Tensor], torch.Tensor]
 
 
 def _column(sums: torch.Tensor, others: torch.Tensor) -> torch.Tensor | None:
@@ -93,6 +101,7 @@ class ActiveEdit:
     own_sum: torch.Tensor | None = None
     length: int = 0  # of the target's text
     copies: bool = False  # whether the source's probabilities are taken as they are
+    may_vanish: bool = False  # whether the denominator may be 0
 
     @classmethod
     def prepare(cls, edit: Edit, strength: torch.Tensor, like: torch.Tensor) -> ActiveEdit:
@@ -102,24 +111,28 @@ class ActiveEdit:
         mapped, own = taken * factors, (kept * factors)[:, None]
         mapped, own = (mapped, own if own.any() else None) if mapped.any() else (None, own)
         copies = own is None and mapped.shape[0] == mapped.shape[1] and torch.equal(mapped, torch.eye(len(mapped)))
+        may_vanish = sum(float(column.min()) for column in sums if column is not None) < 1e-2
         moved = [t if t is None else t.to(like.device, like.dtype, non_blocking=True) for t in (mapped, own, *sums)]
-        return cls(*moved, len(strength), copies)
+        return cls(*moved, len(strength), copies, may_vanish)
 
-    def terms(self, source: list[int], target: list[int], v: torch.Tensor) -> list[Term]:
-        """What attention must give for `combined` to make the edit of values (B, [heads,] L, D) of the target."""
+    @cached_property
+    def terms(self) -> list[Term]:
+        """What attention must give for `combined` to make the edit. Values are (..., L, D), or columns (L, 1) of all alike."""
         if self.copies:
-            return [(source, v)]
-        products = (target, self.own, torch.mul), (source, self.mapped, torch.matmul)
-        sums = (source, self.mapped_sum), (target, self.own_sum)
-        made = [(rows, product(matrix, v)) for rows, matrix, product in products if matrix is not None]
-        return [*(made or [(target, v)]), *((rows, column.expand_as(v)) for rows, column in sums if column is not None)]
+            return [Term(True, lambda v: v)]
+        products = (False, torch.mul, self.own), (True, torch.matmul, self.mapped)
+        made = [Term(from_source, partial(product, matrix)) for from_source, product, matrix in products if matrix is not None]
+        sums = (True, self.mapped_sum), (False, self.own_sum)
+        columns = [Term(from_source, lambda v, column=column: column) for from_source, column in sums if column is not None]
+        return [*(made or [Term(False, lambda v: v)]), *columns]
 
     def combined(self, gathered: list[torch.Tensor]) -> torch.Tensor:
         """What the target's values give under the edit, from what attention gave for each of the terms."""
-        sums = [column for column in (self.mapped_sum, self.own_sum) if column is not None]
-        count = len(gathered) - len(sums)
-        out = sum(gathered[1:count], gathered[0])
-        return out / sum(gathered[count + 1 :], gathered[count]).clamp_min(torch.finfo(out.dtype).tiny) if sums else out
+        count = len(gathered) - sum(column is not None for column in (self.mapped_sum, self.own_sum))
+        out, total = (sum(parts[1:], parts[0]) if parts else None for parts in (gathered[:count], gathered[count:]))
+        if total is None:
+            return out
+        return out / (total.clamp_min(torch.finfo(out.dtype).tiny) if self.may_vanish else total)
 
 
 UNEDITED = ActiveEdit()
@@ -187,23 +200,22 @@ class Edit:
         return replace(self, mapper=mapper, own=F.pad(self.own, (0, more)), weights=F.pad(self.weights, (0, more), value=1.0))
 
 
-@dataclass
+@dataclass(frozen=True)
 class ActiveEdits:
     """The edits of a run as they are now, each made once for all steps with the same windows open. `node` made the prompts that they are of."""
 
     edits: tuple[Edit, ...]
     node: str
-    made: dict[tuple, ActiveEdit | None] = field(default_factory=dict)
+    cache: RunCache
 
     def at(self, number: int, percent: float, columns: int, like: torch.Tensor) -> ActiveEdit | None:
         """An edit at a percent of the sampling, for so many keys and values like these. Raises ValueError for fewer keys than its prompt has."""
         edit = self.edits[number]
-        key = number, edit.open(percent), columns, like.device, like.dtype
-        if key not in self.made:
-            more = columns - len(edit.own)
-            if more < 0:
-                raise ValueError(
-                    f"The positive has {columns} tokens, but {self.node} made {len(edit.own)}: a node between cut it. Remove that node."
-                )
-            self.made[key] = (edit.extended(more) if more else edit).at_percent(percent, like)
-        return self.made[key]
+        key = "edit", number, edit.open(percent), columns, like.device, like.dtype
+        return self.cache.get(key, lambda: self._of_length(edit, columns).at_percent(percent, like))
+
+    def _of_length(self, edit: Edit, columns: int) -> Edit:
+        more = columns - len(edit.own)
+        if more < 0:
+            raise ValueError(f"The positive has {columns} tokens, but {self.node} made {len(edit.own)}: a node between cut it. Remove that node.")
+        return edit.extended(more) if more else edit

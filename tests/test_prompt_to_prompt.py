@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from controlled_diffusion.attention.alignment import DEGREE_SHARE, align
 from controlled_diffusion.attention.call import QKSharing
 from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut
-from controlled_diffusion.attention.maps import WordValues
 from controlled_diffusion.attention.prompt import read
 from controlled_diffusion.attention.prompt_edits import PromptEdits, Words
-from controlled_diffusion.attention.prompt_to_prompt import ActiveEdit, Edit, Rows, Settings, Window
+from controlled_diffusion.attention.prompt_to_prompt import ActiveEdit, ActiveEdits, Edit, Rows, Settings, Window
+from controlled_diffusion.attention.row_plan import RowSelection
+from controlled_diffusion.attention.run_cache import RunCache
 from torch.testing import assert_close
 
 import explicit
@@ -35,8 +36,8 @@ def edit(source: str, target: str, operation: str = "auto", settings: Settings =
 
 def applied(active: ActiveEdit, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The edited probabilities, which are what is gathered from a value of its own for each column."""
-    terms = active.terms([0], [1], torch.eye(active.length).expand(*source.shape[:2], -1, -1))
-    return active.combined([(source, target)[rows[0]] @ values for rows, values in terms])
+    each = torch.eye(active.length).expand(*source.shape[:2], -1, -1)
+    return active.combined([(source if term.from_source else target) @ term.of(each) for term in active.terms])
 
 
 def edited(source: str, target: str, operation: str = "auto", percent: float = 0.5, **more) -> torch.Tensor:
@@ -177,15 +178,16 @@ class Call(QKSharing):
         qkv = [explicit.split_heads(t, HEADS) if heads_first else t for t in qkv]
         self.heads_first, self.bias, self.width = heads_first, bias, WIDTH
         super().__init__(qkv, self.louder if chained else self.whole, not chained)
+        self.cache = RunCache()
 
     def whole(self, q, k, v):
-        return self.kernel(q, k, v, range(len(q)))
+        return self.kernel(q, k, v, RowSelection(range(len(q))))
 
     def louder(self, q, k, v):
         return 1.5 * self.whole(q, k, v) + q.flatten(1).mean(1)[:, None, None]
 
     def kernel(self, q, k, v, rows):
-        bias = None if self.bias is None else self.bias[list(rows)].to(q.dtype)
+        bias = None if self.bias is None else self.bias[rows.rows].to(q.dtype)
         out = F.scaled_dot_product_attention(*(t if self.heads_first else explicit.split_heads(t, HEADS) for t in (q, k, v)), bias)
         return out.transpose(1, 2).flatten(2)
 
@@ -220,25 +222,23 @@ def test_edited_attention_is_that_of_edited_probabilities(case, heads_first, cha
     own.run()
     p[2] = explicit.edited(made, 0.5, p[1], p[2])
     change = explicit.attended(p, qkv[2]) - explicit.attended(explicit.probabilities(*qkv[:2], HEADS), qkv[2])
-    active, wanted = made.at_percent(0.5), own.result + change
+    active, wanted = made.at_percent(0.5), own.out + change
     if active.copies:
-        wanted[2:] = run(Call([t[[0, 1, 1]] for t in qkv[:2]] + qkv[2:], heads_first, chained), {}).result[2:]
+        wanted[2:] = run(Call([t[[0, 1, 1]] for t in qkv[:2]] + qkv[2:], heads_first, chained), {}).out[2:]
     call = run(Call(qkv, heads_first, chained), {2: (1, active)})
-    assert torch.equal(call.result[:2], own.result[:2])
-    assert_close(call.result, wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(call.out[:2], own.out[:2])
+    assert_close(call.out, wanted, atol=1e-5, rtol=1e-5)
     words = [(1, 3), (2,), (), *((c,) for c in range(5))]  # more than a head is wide
-    maps = call.word_maps([([0, 1], words[:2]), ([2], words)], LENGTH, WordValues())
-    assert [tuple(m.shape) for m in maps] == [(2, 2, QUERIES), (1, len(words), QUERIES)]
-    for found, rows, groups in zip(maps, ([0, 1], [2]), (words[:2], words)):
-        wanted = torch.stack([p[rows][..., list(c)].sum(-1).mean(1) for c in groups], 1)
-        assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for asked in ([([0, 1], words[:2])], [([2], words)], [([1], words[1:]), ([0, 2], words[:-1])]):
+        wanted = torch.cat([torch.stack([p[rows][..., list(c)].sum(-1).mean(1) for c in groups], 1) for rows, groups in asked])
+        assert_close(call.word_maps(asked, LENGTH), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_every_target_and_image_has_an_edit_of_its_own():
     qkv, active = drawn(6), [edit("a red circle", t).at_percent(0.5) for t in ("a red big circle", "a circle")]
-    whole = run(Call(qkv), {row: (row % 2, active[row // 2 - 1]) for row in range(2, 6)}).result
+    whole = run(Call(qkv), {row: (row % 2, active[row // 2 - 1]) for row in range(2, 6)}).out
     for row in range(2, 6):
-        alone = run(Call([t[[row % 2, row]] for t in qkv]), {1: (0, active[row // 2 - 1])}).result
+        alone = run(Call([t[[row % 2, row]] for t in qkv]), {1: (0, active[row // 2 - 1])}).out
         assert_close(whole[row], alone[1])
 
 
@@ -251,8 +251,8 @@ def test_half_precision_is_near(case, dtype, near):
     p[1] = explicit.edited(made, 0.5, p[0], p[1])
     call = run(Call(low), {1: (0, made.at_percent(0.5, low[2]))})
     wanted = explicit.attended(p, low[2].float())
-    assert call.result.dtype == dtype
-    assert float((call.result.float() - wanted).abs().max() / wanted.abs().max()) < near
+    assert call.out.dtype == dtype
+    assert float((call.out.float() - wanted).abs().max() / wanted.abs().max()) < near
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -262,14 +262,27 @@ def test_attention_on_a_deleted_word_alone_is_finite(dtype):
     k[:, :3] = 0
     k[:, 2], q[:] = 300.0, 1.0
     call = run(Call([t.to(dtype) for t in (q, k, v)]), {1: (0, edit("a red circle", "a circle").at_percent(0.5, v.to(dtype)))})
-    assert call.result.isfinite().all()
+    assert call.out.isfinite().all()
 
 
 def test_weights_of_0_on_every_word_leave_nothing():
     everything = dict.fromkeys(range(LENGTH), 0.0)
     for operation in ("auto", "reweight only"):
         active = edit("a red circle", "a blue circle", operation, weights=everything).at_percent(0.5)
-        assert not run(Call(drawn(2)), {1: (0, active)}).result[1].any()
+        assert not run(Call(drawn(2)), {1: (0, active)}).out[1].any()
+
+
+def test_edits_made_in_inference_mode_serve_gradients():
+    """The output is not changed in place where autograd needs it."""
+    q, k, v = drawn(2)
+    calls = [Call([q.requires_grad_(), k, v]) for _ in range(2)]
+    calls[1].cache = calls[0].cache
+    edits = ActiveEdits((edit("a red circle", "a red big circle"),), "", calls[0].cache)
+    with torch.inference_mode():
+        plain = run(calls[0], {1: (0, edits.at(0, 0.5, LENGTH, v))}).out
+    found = run(calls[1], {1: (0, edits.at(0, 0.5, LENGTH, v))}).out
+    found[1].square().sum().backward()
+    assert torch.equal(found.detach(), plain) and q.grad.abs().flatten(1).amax(1).all()
 
 
 def test_filling_gets_no_attention():
@@ -278,9 +291,9 @@ def test_filling_gets_no_attention():
     bias = torch.zeros(2, 1, 1, length)
     bias[..., len(made.own) :] = -torch.inf
     qkv = drawn(2, length)
-    filled = run(Call(qkv, bias=bias), {1: (0, made.filled(length).at_percent(0.5))}).result
+    filled = run(Call(qkv, bias=bias), {1: (0, made.filled(length).at_percent(0.5))}).out
     short = [qkv[0], *(t[:, : len(made.own)] for t in qkv[1:])]
-    assert_close(filled, run(Call(short), {1: (0, made.at_percent(0.5))}).result)
+    assert_close(filled, run(Call(short), {1: (0, made.at_percent(0.5))}).out)
 
 
 @pytest.mark.parametrize("make, message", [

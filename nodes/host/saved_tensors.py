@@ -31,7 +31,12 @@ class _Copy:
     """The copy of a storage as it was at one of its versions."""
 
     def __init__(self, storage: torch.UntypedStorage):
-        self.storage = storage.clone()
+        self.storage, self.typed = storage.clone(), {}
+
+    def view(self, dtype: torch.dtype, offset: int, size: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
+        if dtype not in self.typed:
+            self.typed[dtype] = torch.empty(0, dtype=dtype, device=self.storage.device).set_(self.storage)
+        return self.typed[dtype].as_strided(size, stride, offset)
 
 
 class SavedTensor(NamedTuple):
@@ -43,9 +48,7 @@ class SavedTensor(NamedTuple):
     layout: tuple = ()
 
     def load(self) -> torch.Tensor:
-        if self.copy is None:
-            return self.tensor
-        return torch.empty(0, dtype=self.dtype, device=self.copy.storage.device).set_(self.copy.storage, *self.layout)
+        return self.tensor if self.copy is None else self.copy.view(self.dtype, *self.layout)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

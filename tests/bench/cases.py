@@ -8,6 +8,7 @@ from functools import partial
 
 import comfy.samplers
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from controlled_diffusion.attention.ip_adapter import image_prompt, recognize
 from controlled_diffusion.attention.prompt_to_prompt import Edit, Settings, Window
 from controlled_diffusion.guidance.directions import Shaping
@@ -25,6 +26,8 @@ from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.nodes.negative_attention import NegativeAttention
+from controlled_diffusion.nodes.word_weights import WordWeights
 
 import explicit
 from adapters import published
@@ -90,6 +93,41 @@ class Classic:
         if small:
             self.maps[key] = self.maps.get(key, 0) + p[first : first + 2]
         return explicit.attended(p, v)
+
+
+@dataclass
+class Least:
+    """The operations that words inserted into a prompt need, for one image with all windows open, and no Python besides."""
+
+    edit: Edit
+    known: dict[int, tuple] = field(default_factory=dict)  # by the width of values: the edit, their factors, and what gathers the denominator
+
+    def install(self, model, self_layers: frozenset):
+        patched = model.clone()
+        for place in unet_places(model):
+            patched.set_model_attn2_replace(self.cross, *place.key)
+            if place.key in self_layers:
+                patched.set_model_attn1_replace(self.self, *place.key)
+        return patched
+
+    def cross(self, q, k, v, options: dict) -> torch.Tensor:
+        first, heads = 2 * options["cond_or_uncond"].index(0), options["n_heads"]
+        if v.shape[-1] not in self.known:
+            edit, factors = self.edit.at_percent(0.5, v), v.new_ones(len(v), v.shape[1], 1)
+            factors[first + 1] = edit.own
+            self.known[v.shape[-1]] = edit.mapped, factors, edit.own_sum.expand(1, *v.shape[1:])
+        mapper, factors, sums = self.known[v.shape[-1]]
+        both = slice(first, first + 2)
+        gathered = torch.cat([mapper @ v[first + 1 : first + 2], sums])
+        mapped, total = optimized_attention(q[both], k[both], gathered, heads).split(1)
+        out = optimized_attention(q, k, v * factors, heads)
+        out[first + 1 : first + 2].add_(mapped).div_(total)
+        return out
+
+    def self(self, q, k, v, options: dict) -> torch.Tensor:
+        last = 2 * options["cond_or_uncond"].index(0) + 1
+        q, k = (torch.cat([t[:last], t[last - 1 : last], t[last + 1 :]]) for t in (q, k))
+        return optimized_attention(q, k, v, options["n_heads"])
 
 
 @dataclass(frozen=True)
@@ -185,13 +223,19 @@ class Cases:
             patched, positive, *_ = patch(self.model, clip, source=SOURCE, latent=latent, **own)
             run = self.sampled(guider_of(patched, self._as_wide(positive, 1), self.text(0)), 2)
             yield f"Prompt-to-Prompt, {name}", Case(run, TWO_IMAGES)
+        weighing, positive, _ = WordWeights.execute(self.model, clip, **defaults(WordWeights) | dict(text=f"{SOURCE}, (cat:1.5)")).args
+        yield "Word Weights", Case(self.sampled(guider_of(weighing, self._as_wide(positive, 1), self.text(0))), CFG)
+        refusing = NegativeAttention.execute(self.model, self.text(2), **defaults(NegativeAttention)).args[0]
+        yield "Negative Attention", Case(self.cfg(refusing), CFG)
 
     def classic(self) -> Iterator[tuple[str, Case]]:
-        """The published way of Prompt-to-Prompt, with all windows open."""
+        """The published way of Prompt-to-Prompt, with all windows open; and the least that our own way may cost."""
         patched = patch(self.model, tiny.clip(dtype=torch.float32), source=SOURCE, targets=INSERT, latent={"samples": self.shape.latent(1, self.side)})[0]
         edit = Edit.from_alignment(control_of(patched).prompts.alignments[0], Settings(Window(0.0, 1.0), Window(0.0, 1.0)))
         yield TWO_IMAGES, Case(self.cfg(self.model, 2))
         yield "Prompt-to-Prompt, classic, insert words", Case(self.cfg(Classic(edit).install(self.model), 2), TWO_IMAGES)
+        least = Least(edit).install(self.model, control_of(patched).self_layers)
+        yield "Prompt-to-Prompt, insert words, fewest operations", Case(self.cfg(least, 2), TWO_IMAGES)
 
     def _as_wide(self, conditioning: list, seed: int) -> list:
         """A conditioning with random features of the model's width; what else it holds stays."""

@@ -20,6 +20,7 @@ from controlled_diffusion.nodes.null_text import NullTextInverter
 from harness.demo_images import SCHEDULER, Studio
 from measures.inversion import CFG, STEPS, Change, edits, images, prompts
 from measures.script import head, options_of, row, say
+from node_schema import defaults
 
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
@@ -41,7 +42,7 @@ class Reference:
 
     def eps(self, z: torch.Tensor, sigma: float, context: torch.Tensor) -> torch.Tensor:
         self.evaluations += len(context)
-        x, level = z * (1 + sigma**2) ** 0.5, torch.full([len(context)], sigma)
+        x, level = z * (1 + sigma**2) ** 0.5, torch.full([len(context)], sigma, device=z.device)
         x = x.expand(len(context), -1, -1, -1)
         return (x - self.network.apply_model(x, level, c_crossattn=context, transformer_options={})) / sigma
 
@@ -97,7 +98,8 @@ def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torc
     """(the image's latent as the reference gives it back, evaluations, seconds)."""
     sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
     with gradients.differentiable():
-        clean, source, empty = (t.clone() for t in (studio.model.model.process_latent_in(latent), source[0][0], empty))
+        given = studio.model.model.process_latent_in(latent), source[0][0], empty
+        clean, source, empty = (t.to(studio.model.load_device, copy=True) for t in given)
         began = time.perf_counter()
         back = paper.way_back(clean, sigmas, source, empty)
         return studio.model.model.process_latent_out(back), paper.evaluations, time.perf_counter() - began
@@ -116,7 +118,7 @@ def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
     for name, (node, settings) in OURS.items():
         own = {"cfg": CFG} if node is NullTextInverter else {}
         given = dict(model=studio.model, source=source, image={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
-        found = node.execute(**given | own | settings).args[0]
+        found = node.execute(**defaults(node) | given | own | settings).args[0]
         back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
         evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
         rows[name].found.append((nearness(back), evaluations, found.seconds))

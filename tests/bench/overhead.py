@@ -3,8 +3,9 @@
 A network with the layers of SD1.5, SDXL or Flux and random weights, at a tenth of its width unless `--full`: then what is left is the work of
 Python. Every case runs in turn with what it is compared with; figures are medians, of CPU time on one thread where there is no GPU, so
 that other work on the machine does not count. A step's share is that of a longer run beyond one of two steps, the rest is the run's.
-Operations are launches on a GPU, waits are values that Python reads from there. Without a GPU set COMFYUI_OPTIONS=--use-pytorch-cross-attention
-for the attention that a GPU has.
+Operations are launches on a GPU, waits are values that Python reads from there, calls are those of Python's and built-in functions: all three
+are the same on a busy machine. A case that fails leaves the others. Without a GPU set COMFYUI_OPTIONS=--use-pytorch-cross-attention for the
+attention that a GPU has.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from controlled_diffusion.nodes.host.noise_levels import NoiseScale, noise_scale
 from bench.cases import Case, Cases
 from bench.shapes import SHAPES, TENTH, clock, model_of
 from harness.memory import peak
-from harness.operations import Operations
+from harness.operations import Operations, calls
 from measures.script import head, options_of, row, say
 
 KINDS = {"sd15": ("guidance", "gradients", "adapters", "attention", "classic", "inversions"), "flux": ("guidance",)}
@@ -39,10 +40,11 @@ def seconds(run: Callable, sigmas: torch.Tensor) -> float:
     return clock() - start
 
 
-def counted(run: Callable, sigmas: torch.Tensor) -> tuple[int, int]:
+def counted(run: Callable, sigmas: torch.Tensor) -> tuple[int, int, int]:
+    """(operations, waits, calls of functions) of a run."""
     with Operations() as found:
         run(sigmas)
-    return found.launched, len(found.reads)
+    return found.launched, len(found.reads), calls(partial(run, sigmas))
 
 
 def split(short: float, long: float, steps: int) -> tuple[float, float]:
@@ -51,14 +53,21 @@ def split(short: float, long: float, steps: int) -> tuple[float, float]:
     return step, short - SHORT * step
 
 
+def first_look(case: Case, short: torch.Tensor, long: torch.Tensor) -> tuple[float, list[tuple]]:
+    """(peak memory, counts of both runs) of a case, which then is warm."""
+    case.run(short)
+    case.run(long)
+    return peak(partial(case.run, short)), list(zip(counted(case.run, short), counted(case.run, long)))
+
+
 def told(name: str, case: Case, times: dict, counts: dict, memory: dict, steps: int) -> str:
     """A line of the table."""
     base, own = case.base or name, [split(*pair, steps) for pair in zip(*times[name])]
     plain = [tuple(case.times * t for t in split(*pair, steps)) for pair in zip(*times[base])]
     step, more, run = (statistics.median(values) for values in zip(*((a, a - b, c - d) for (a, c), (b, d) in zip(own, plain))))
     ratio = statistics.median(a / b for (a, _), (b, _) in zip(own, plain))
-    launched, waits = (split(*pair, steps)[0] - case.times * split(*other, steps)[0] for pair, other in zip(counts[name], counts[base]))
-    added = (f"{1000 * more:+.1f}", f"{1000 * run:+.1f}", f"{launched:+.0f}", f"{waits:+.1f}") if case.base else ("", "", "", "")
+    launched, waits, called = (split(*pair, steps)[0] - case.times * split(*other, steps)[0] for pair, other in zip(counts[name], counts[base]))
+    added = (f"{1000 * more:+.1f}", f"{1000 * run:+.1f}", f"{launched:+.0f}", f"{waits:+.1f}", f"{called:+.0f}") if case.base else [""] * 5
     return row(name, f"{1000 * step:.1f}", f"{ratio:.2f}", *added, f"{memory[name]:.0f}", f"{memory[name] / memory[base]:.2f}")
 
 
@@ -77,17 +86,18 @@ def main(arguments: list[str] | None = None) -> None:
     percents = [o.start + (o.end - o.start) * i / (o.steps - 1) for i in range(o.steps)]
     short, long = (torch.tensor([*map(scale.sigma, chosen), 0.0]) for chosen in (percents[:SHORT], percents))
     counts, memory = {}, {}
-    for name, case in cases.items():
-        case.run(short)
-        case.run(long)
-        memory[name] = peak(partial(case.run, short))
-        counts[name] = list(zip(counted(case.run, short), counted(case.run, long)))
+    for name, case in list(cases.items()):
+        try:
+            memory[name], counts[name] = first_look(case, short, long)
+        except Exception as error:  # the others are worth their figures
+            say(f"{name}: failed, {type(error).__name__}: {str(error).splitlines()[0]}")
+            cases = {other: own for other, own in cases.items() if name not in (other, own.base)}
     rounds = [[(name, seconds(case.run, short), seconds(case.run, long)) for name, case in cases.items()] for _ in range(o.repeats)]
     times = {name: ([], []) for name in cases}
     for name, a, b in (found for each in rounds for found in each):
         times[name][0].append(a)
         times[name][1].append(b)
-    titles = "ms a step", "ratio", "added ms", "added ms a run", "operations", "waits", "peak memory, MB", "ratio"
+    titles = "ms a step", "ratio", "added ms", "added ms a run", "operations", "waits", "calls", "peak memory, MB", "ratio"
     say(head(f"{o.model}{'' if o.full else ', a tenth of its width'}", *titles))
     for name, case in cases.items():
         say(told(name, case, times, counts, memory, o.steps))

@@ -1,6 +1,9 @@
-"""Counts what a run asks of torch: operations, each a launch on a GPU, and values that Python waits for, each a stop until the GPU is idle."""
+"""Counts what a run asks of torch: operations, each a launch on a GPU, and values that Python waits for, each a stop until the GPU is idle. And how
+many functions it calls."""
 
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # `resolve_neg` is how `tolist` shows, which reads without an operation of its own.
 WAITS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "resolve_neg", "masked_select", "_unique2"}
-NO_WORK = {"detach", "detach_", "lift", "lift_fresh", "resolve_conj"}
+NO_WORK = {"detach", "detach_", "lift", "lift_fresh", "resolve_conj", "empty", "empty_like", "empty_strided", "new_empty", "set_"}
 MAYBE_NONE = {"to", "contiguous", "type_as"}  # nothing is done where the tensor is so already
 
 
@@ -21,16 +24,37 @@ def _caller() -> str:
 
 
 class Operations(TorchDispatchMode):
-    """`launched` counts operations that are no views, `reads` tells of those whose value Python asks for, and where."""
+    """`names` counts operations that are no views, `reads` tells of those whose value Python asks for, and where."""
 
     def __init__(self):
         super().__init__()
-        self.launched, self.reads = 0, []
+        self.names, self.reads = Counter(), []
+
+    @property
+    def launched(self) -> int:
+        return self.names.total()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, result = func.overloadpacket.__name__, func(*args, **kwargs or {})
         if name in WAITS or (name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])):
             self.reads.append(f"{name} in {_caller()}")
         elif not (func.is_view or name in NO_WORK or (name in MAYBE_NONE and result is args[0])):
-            self.launched += 1
+            self.names[name] += 1
         return result
+
+
+def calls(run: Callable[[], object]) -> int:
+    """How many functions a run calls, Python's and built-in ones: its work in Python, whatever else the machine does."""
+    count = 0
+
+    def seen(frame, event: str, argument) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count

@@ -488,7 +488,7 @@ def test_what_layers_need_again_is_made_once_fit_for_gradients(eps_model, vision
     node, *_ = patched(eps_model, vision, mask=half_mask())
     runs = []
     run(guided(with_options_seen(node, lambda options: runs.append(options[next(k for k in options if str(k).startswith(ip_adapter.KEY))]))))
-    made = runs[0].made
+    made = runs[0].cache.known
     kinds = {key[0] for key in made}
     tensors = [t for value in made.values() for t in (value if isinstance(value, list) else [(value,)]) for t in t]
     layers = len(ip_adapter.layers_of(eps_model))

@@ -674,7 +674,7 @@ def test_a_finished_or_stopped_run_lets_go_of_conditionings(eps, clip, stopped, 
         sample(patched, positive, *rest, callback=stop)
     edited, captured = runs
     assert not any(run.conds or run.parts.marked for run in runs)
-    assert edited.blending.masks and not edited.active_edits.made and captured.sums.total
+    assert edited.blending.masks and not edited.cache.known and captured.sums.total
 
 
 def test_an_inversion_brings_prompt_and_images(clip):

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import comfy.model_base
 import torch
 
-from ....attention.call import QKSharing, run_controls, select_rows
+from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block
+from ....attention.row_plan import RowSelection
 from .block_text import EMBEDDERS, BlockText
 from .second_text import Parted, Rotary, SecondText
 
@@ -196,8 +197,8 @@ class TokenCall(QKSharing):
         self.heads_first = bool(options.get("skip_reshape"))
         self.width = self.q.shape[-1] if self.heads_first else self.q.shape[-1] // options["heads"]
 
-    def shared(self, t: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        if self.kind != "joint" or rows == list(range(len(t))):
+    def shared(self, t: torch.Tensor, rows: RowSelection) -> torch.Tensor:
+        if self.kind != "joint":
             return super().shared(t, rows)
         axis, out = 2 if self.heads_first else 1, t.clone()
         image = axis, self.image.start, self.image.stop - self.image.start
@@ -211,11 +212,11 @@ class TokenCall(QKSharing):
             q = q[..., self.image, :]
         if options.get("mask") is not None:
             mask = additive(options["mask"], q)
-            mask = mask if len(mask) == 1 else select_rows(mask, rows)
+            mask = mask if len(mask) == 1 else rows.of(mask)
             options["mask"] = mask if self.kind != "joint" or mask.shape[-2] == 1 else mask[..., self.image, :]
         return self.function(q, k, v, **options)
 
-    def second_output(self, rows: Sequence[int]) -> torch.Tensor:
+    def second_output(self, rows: RowSelection) -> torch.Tensor:
         return self.parted.second_output(self, self.function, rows)
 
     def columns(self, words: Sequence[int], tokens: int) -> list[int]:
@@ -313,13 +314,17 @@ class Override:
 
     def _bias(self, keys: int, text: slice, place: Block | None, like: torch.Tensor) -> torch.Tensor | None:
         """(rows, 1, 1, keys) to add to the logits; None for nothing."""
-        total = None
-        for run, first, tokens in self.active:
-            bias = run.attention_bias(tokens, place)
-            if bias is not None and tokens and self.text % tokens == 0:  # ComfyUI repeats a text shorter than another's
-                bias = bias.repeat(1, self.text // tokens)
-                total = like.new_zeros(self.batch, 1, 1, keys) if total is None else total
-                total[first : first + len(bias), 0, 0, text] += bias.to(total)
+        found = [(first, tokens, run.attention_bias(tokens, place)) for run, first, tokens in self.active]
+        biases = [(first, bias) for first, tokens, bias in found if bias is not None and tokens and self.text % tokens == 0]
+        if not biases:
+            return None
+        key = "bias", keys, text.start, text.stop, self.batch, like.device, like.dtype, *((first, id(bias)) for first, bias in biases)
+        return self.active[0][0].cache.get(key, lambda: self._placed(biases, like.new_zeros(self.batch, 1, 1, keys), text))
+
+    def _placed(self, biases: list[tuple[int, torch.Tensor]], total: torch.Tensor, text: slice) -> torch.Tensor:
+        """The sum of biases of the text's tokens; ComfyUI repeats a text shorter than another's."""
+        for first, bias in biases:
+            total[first : first + len(bias), 0, 0, text] += bias.repeat(1, self.text // bias.shape[1]).to(total)
         return total
 
     def _recognized(self, queries: int, keys: int) -> tuple[str | None, tuple[slice, slice] | None]:

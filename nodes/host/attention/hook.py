@@ -21,6 +21,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block, Place
+from ....attention.run_cache import RunCache
 from ..conditionings import KEY, features_of, has_mark
 from ..evaluation_order import leave_uncompiled
 from ..noise_levels import Level, NoiseScale, run_noise_scale
@@ -78,6 +79,7 @@ class ControlRun:
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
         self.layers: dict[str, list[Place]] = {}
+        self.cache = RunCache()  # of what its layers and steps have alike
 
     @property
     def conditionings(self) -> dict[str, list]:
@@ -120,6 +122,7 @@ class ControlRun:
     def end(self) -> None:
         """The run is over, if only by an error: lets go of what it held for the network."""
         self.conds, self.parts, self.evaluated = {}, MarkedParts(), []
+        self.cache.known.clear()
 
     def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
@@ -154,7 +157,8 @@ class ControlRun:
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         """For a DiT: (rows of a part, text tokens) to add to the logits of its text, -inf to hide it; None for nothing.
 
-        Without a `place` it is an attention that is left to ComfyUI otherwise, in which the text attends to itself.
+        Without a `place` it is an attention that is left to ComfyUI otherwise, in which the text attends to itself. The same one, kept in `cache`,
+        as long as nothing changes.
         """
         return None
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import comfy.clip_vision
 import comfy.model_management
@@ -24,6 +23,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....attention.ip_adapter import Adapter, ImagePrompt, Pair, decoupled, image_prompt, layer_weights, mask_tokens, recognize
 from ....attention.layers import Place
+from ....attention.run_cache import RunCache
 from ....guidance.errors import quoted
 from ..conditionings import is_positive, origin
 from ..evaluation_order import leave_uncompiled
@@ -31,7 +31,6 @@ from ..model_folder import ModelFolder, load_tensors
 from ..noise_levels import NoiseScale, run_noise_scale
 from .unet import BaseAttention, cross_attentions, is_unet, with_attention
 
-T = TypeVar("T")
 KEY = "controlled_diffusion.ip_adapter"
 ADAPTERS = ModelFolder(
     "ipadapter", "adapter", own=True,
@@ -113,24 +112,17 @@ class Part:
     area: tuple[int, ...] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class IPAdapterRun:
     """One sampling run: its noise levels, the size of its latent, what its conditionings see, and tensors that its layers need again.
 
-    `made` holds by what they depend on keys and values, rows and masks, on the device: each is made once.
+    `cache` holds by what they depend on keys and values, rows and masks, on the device.
     """
 
     scale: NoiseScale
     size: tuple[int, int]
     parts: dict[uuid.UUID, Part]
-    made: dict[tuple, object] = field(default_factory=dict)
-
-    def once(self, key: tuple, make: Callable[[], T]) -> T:
-        """What `make` gives for a key, as ordinary tensors."""
-        if key not in self.made:
-            with torch.inference_mode(False), torch.no_grad():
-                self.made[key] = make()
-        return self.made[key]
+    cache: RunCache = field(default_factory=RunCache)
 
 
 @dataclass(frozen=True)
@@ -223,12 +215,12 @@ class AttentionCall:
             return optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
 
         text, own = base(q, k, v), (self.parts, self.size, q.device)
-        terms = self.run.once(("terms", layer, *own, q.dtype), partial(self._terms, layer, q))
-        rows = self.run.once(("rows", *own), partial(self._rows, q.device))
+        terms = self.run.cache.get(("terms", layer, *own, q.dtype), partial(self._terms, layer, q))
+        rows = self.run.cache.get(("rows", *own), partial(self._rows, q.device))
         mask = None
         if self.patch.mask is not None:
             height, width = options["activations_shape"][-2:]
-            mask = self.run.once(("mask", *own, q.dtype, height, width), lambda: self._mask(height, width).to(q))
+            mask = self.run.cache.get(("mask", *own, q.dtype, height, width), lambda: self._mask(height, width).to(q))
         return decoupled(text, q, terms, self.strength * self.patch.weights[layer], attention, rows, mask)
 
     def _terms(self, layer: int, q: torch.Tensor) -> list[Pair]:

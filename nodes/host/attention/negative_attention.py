@@ -20,6 +20,7 @@ from ....attention.call import QKSharing
 from ....attention.ip_adapter import mask_tokens
 from ....attention.layers import Block, Place
 from ....attention.negative_attention import Strength
+from ....attention.row_plan import RowSelection
 from ..conditionings import KEY, check_conditionings, features_of, is_positive, marked
 from ..noise_levels import NoiseScale
 from .dit import Dit, dit_of
@@ -100,13 +101,13 @@ class NegativeAttentionRun(ControlRun):
         return kind != "self" and not self.strength.neutral
 
     def guide(self, call: QKSharing, first: int, tokens: int) -> None:
-        rows = range(first, first + self.images)
-        whole, negative = call.output(rows), call.second_output(rows)
+        rows = RowSelection(range(first, first + self.images))
+        whole, negative = rows.of(call.out), call.second_output(rows)
         text, positive = whole.split([whole.shape[1] - negative.shape[1], negative.shape[1]], 1)
         guided = self.strength.guided(positive, negative)
         if self.control.mask is not None:
             guided = positive + self._mask(call, positive, call.image.start - text.shape[1]) * (guided - positive)
-        call.set_output(list(rows), torch.cat([text, guided], 1) if text.shape[1] else guided)
+        call.set_output(rows, torch.cat([text, guided], 1) if text.shape[1] else guided)
 
     def _mask(self, call: QKSharing, like: torch.Tensor, before: int) -> torch.Tensor:
         """(images, tokens, 1): the mask at the size of a layer; 0 on those of reference images, some `before`, and of filling."""

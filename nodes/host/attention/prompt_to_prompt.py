@@ -9,12 +9,12 @@ from typing import ClassVar
 import comfy.sample
 import torch
 
-from ....attention.call import QKSharing, select_rows
+from ....attention.call import QKSharing
 from ....attention.layers import Block, Place, chosen_places
 from ....attention.local_blend import Blending, LocalBlend, coverages
-from ....attention.maps import WordValues
 from ....attention.prompt_edits import PromptEdits, Words
-from ....attention.prompt_to_prompt import ActiveEdits, Edit, Rows, Settings, Window
+from ....attention.prompt_to_prompt import ActiveEdit, ActiveEdits, Edit, Rows, Settings, Window
+from ....attention.row_plan import RowSelection
 from ..conditionings import marked
 from ..latents import check_images, check_latent_channels
 from ..noise_levels import NoiseScale
@@ -62,8 +62,8 @@ class PromptToPromptRun(ControlRun):
         self.rows, self.size, self.places = control.rows, size, control.places
         self.blending = Blending(control.blend, control.rows) if control.blend else None
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
-        self.active_edits = ActiveEdits(control.edits, control.node)
-        self.word_values = WordValues()
+        self.active_edits = ActiveEdits(control.edits, control.node, self.cache)
+        self.edits_now = self.shares_now = self.maps_now = False
 
     def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
@@ -118,27 +118,28 @@ class PromptToPromptRun(ControlRun):
 
     def end(self) -> None:
         super().end()
-        self.active_edits.made.clear()
-        self.word_values = WordValues()
         if self.blending is not None:
             self.blending.end()
 
-    @property
-    def blend_needs_maps(self) -> bool:
-        return self.blending is not None and self.reads and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
+    def on_evaluate(self, conds, x, sigma):
+        super().on_evaluate(conds, x, sigma)
+        settings = self.control.settings
+        self.edited_rows: dict[tuple, dict] = {}  # by what their edits depend on besides the noise level
+        self.edits_now = any(edit.acts(self.percent) for edit in self.control.edits)
+        self.shares_now = settings.alpha > 0 and self.percent in settings.self
+        self.maps_now = self.blending is not None and self.reads and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
 
     def needs_map(self, place: Place | Block) -> bool:
         """Whether the layer's maps make masks now."""
-        return self.blend_needs_maps and place.key in self.map_layers
+        return self.maps_now and place.key in self.map_layers
 
     def edits_cross(self, place: Place | Block) -> bool:
         """Whether a cross-attention is edited now."""
-        return place.key in self.control.cross_layers and any(edit.acts(self.percent) for edit in self.control.edits)
+        return self.edits_now and place.key in self.control.cross_layers
 
     def shares_self(self, place: Place | Block) -> bool:
         """Whether targets use the source's queries and keys in a self-attention, or for the image in a joint one, now."""
-        settings = self.control.settings
-        return place.key in self.control.self_layers and settings.alpha > 0 and self.percent in settings.self
+        return self.shares_now and place.key in self.control.self_layers
 
     def wants(self, kind: str, place: Place | Block) -> bool:
         if kind != "cross" and self.shares_self(place):
@@ -154,35 +155,46 @@ class PromptToPromptRun(ControlRun):
         return 0
 
     def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
-        cross = call.kind == "cross"
-        if not (self.edits_cross(call.place) if cross else self.shares_self(call.place)):
-            return
-        for number in range(self.rows.targets):
-            edit = self.active_edits.at(number, self.percent, call.keys(tokens), call.v) if cross else None
-            for row, source in zip(self.branch(1 + number, first), self.branch(0, first)):
-                if edit:
-                    call.edits[row] = source, edit
-                elif not cross:
-                    call.source_row[row] = source
+        if call.kind != "cross":
+            if self.shares_self(call.place):
+                for number in range(1, 1 + self.rows.targets):
+                    start = self.branch(number, first)[0]
+                    call.source_row[start : start + self.rows.images] = self.branch(0, first)
+        elif self.edits_cross(call.place):
+            key = first, call.keys(tokens), call.v.device, call.v.dtype
+            if key not in self.edited_rows:
+                self.edited_rows[key] = self._edited(call, first, key[1])
+            call.edits |= self.edited_rows[key]
+
+    def _edited(self, call: QKSharing, first: int, keys: int) -> dict[int, tuple[int, ActiveEdit]]:
+        """Each row of a part that is edited now, the row of its source, and how it is edited."""
+        active = [(n, self.active_edits.at(n, self.percent, keys, call.v)) for n in range(self.rows.targets)]
+        return {
+            row: (source, edit)
+            for number, edit in active
+            if edit
+            for row, source in zip(self.branch(1 + number, first), self.branch(0, first))
+        }
 
     def edit(self, call: QKSharing, first: int, tokens: int) -> None:
         """Mixes what targets give with the source's queries and keys with what they give with their own."""
         alpha = self.control.settings.alpha
         if alpha < 1 and call.kind != "cross" and self.shares_self(call.place):
-            rows = [row for n in range(self.rows.targets) for row in self.branch(1 + n, first)]
-            call.set_output(rows, alpha * select_rows(call.out, rows) + (1 - alpha) * call.own_output(rows))
+            rows = RowSelection(row for n in range(self.rows.targets) for row in self.branch(1 + n, first))
+            call.set_output(rows, alpha * rows.of(call.out) + (1 - alpha) * call.own_output(rows))
 
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         """Of a video, the largest of all frames counts."""
         if call.kind == "self" or not self.needs_map(call.place) or call.size is None or not call.covers(self.size):
             return
-        asked = []
-        for branch in range(1 + self.rows.targets):
-            start = self.text_start(branch, tokens)
-            words = [[start + column for column in columns] for columns in self.blending.words(branch)]
-            asked.append((self.branch(branch, first), words))
-        maps = call.images(torch.cat(call.word_maps(asked, tokens, self.word_values)))
+        asked = self.cache.get(("words", first, tokens), lambda: [self._words(branch, first, tokens) for branch in range(1 + self.rows.targets)])
+        maps = call.images(call.word_maps(asked, tokens))
         self.blending.add(maps.amax(2) if maps.ndim == 5 else maps)
+
+    def _words(self, branch: int, first: int, tokens: int) -> tuple[list[int], list[list[int]]]:
+        """The rows of a branch of a part, and the tokens of the words whose maps make masks."""
+        start = self.text_start(branch, tokens)
+        return self.branch(branch, first), [[start + column for column in columns] for columns in self.blending.words(branch)]
 
 
 def batch_latent(model, latent: dict, branches: int) -> tuple[dict, int]:

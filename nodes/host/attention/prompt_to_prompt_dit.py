@@ -57,30 +57,35 @@ class DitPromptToPromptRun(PromptToPromptRun):
 
     def __init__(self, control: DitPromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
         super().__init__(control, scale, size)
-        self.dit, self.length = control.dit, max(control.lengths)
+        self.dit, self.length, self.weights_now = control.dit, max(control.lengths), ()
 
     def layers_for_maps(self) -> frozenset[int]:
         return map_blocks(self.control.dit)
 
+    def on_evaluate(self, conds, x, sigma):
+        super().on_evaluate(conds, x, sigma)
+        self.weights_now = tuple(tuple(self._weights(1 + n).items()) for n in range(self.rows.targets))
+
     @property
     def acts(self) -> bool:
-        settings, lengths = self.control.settings, self.control.lengths
-        shares = settings.alpha > 0 and self.percent in settings.self
-        edits = self.dit.cross and any(edit.acts(self.percent) for edit in self.control.edits)
-        weights = any(self._weights(1 + n) for n in range(self.rows.targets))
-        return not self.reached or len(set(lengths)) > 1 or edits or weights or self.blend_needs_maps or shares
+        now = self.shares_now or self.maps_now or (self.dit.cross and self.edits_now) or any(self.weights_now)
+        return now or not self.reached or len(set(self.control.lengths)) > 1
 
     def text_start(self, branch: int, tokens: int) -> int:
         return self.dit.text_start(self.control.lengths[branch], tokens)
 
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
-        bias, control = torch.zeros(self.rows.total, tokens), self.control
-        weighs = place is not None and place.key in control.cross_layers
-        for number, length in enumerate(control.lengths):
+        weights = self.weights_now if place is not None and place.key in self.control.cross_layers else ()
+        return self.cache.get(("bias", tokens, weights), lambda: self._bias(tokens, ((), *weights)))
+
+    def _bias(self, tokens: int, weights: tuple) -> torch.Tensor | None:
+        """What hides the filling of shorter texts, and weighs words: (column, weight) of each text."""
+        bias = torch.zeros(self.rows.total, tokens)
+        for number, length in enumerate(self.control.lengths):
             rows, start = self.branch(number, 0), self.text_start(number, tokens)
             if not self.dit.filled_in_front:
                 bias[rows[0] : rows[-1] + 1, length : self.length] = -math.inf
-            for column, weight in self._weights(number).items() if number and weighs else ():
+            for column, weight in weights[number] if number < len(weights) else ():
                 bias[rows[0] : rows[-1] + 1, start + column] += math.log(weight) if weight else -math.inf
         return bias if bias.any() else None
 

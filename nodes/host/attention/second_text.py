@@ -6,14 +6,15 @@ see without the second text; the second is kept there for controls, and where te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import comfy.utils
 import torch
 
-from ....attention.call import QKSharing, select_rows
+from ....attention.call import QKSharing
+from ....attention.row_plan import RowSelection
 
 
 def filled_up(more: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -181,30 +182,30 @@ class Parted:
         mask = part(mask, -1)
         return {**self.given, "mask": part(mask, -2) if not self.keys_only and mask.ndim > 1 and mask.shape[-2] == self.queries else mask}
 
-    def second_output(self, call: QKSharing, function: Callable, rows: Sequence[int]) -> torch.Tensor:
+    def second_output(self, call: QKSharing, function: Callable, rows: RowSelection) -> torch.Tensor:
         """(rows, image tokens, C): what the image's queries give with the second text; keeps what the second text's own give."""
         options = self._masked(self._of_second)
         mask = options.get("mask")
         if mask is not None and mask.ndim > 2 and len(mask) > 1:
-            options = {**options, "mask": select_rows(mask, rows)}
+            options = {**options, "mask": rows.of(mask)}
         if self.keys_only:
-            return function(select_rows(call.used[0], rows), *(select_rows(t, rows) for t in self.own), **options)
+            return function(rows.of(call.used[0]), *map(rows.of, self.own), **options)
         *qk, v = self._with_image(call, rows)
         out = function(*map(self.second.own_placed, qk), v, **options)
         self._keep(rows, out[:, : self.second.seen])
         return out[:, self.second.seen :]
 
-    def _with_image(self, call: QKSharing, rows: Sequence[int]) -> list[torch.Tensor]:
+    def _with_image(self, call: QKSharing, rows: RowSelection) -> list[torch.Tensor]:
         """Queries, keys and values of the second text and of the image, without a copy where the network has them side by side."""
         image, second = (*call.used, call.v), self.second
         if call.used[0] is call.q and second.rotary is None and second.image == second.place.stop:
-            return [select_rows(_rest(t, self.axis, second.place.start), rows) for t in self.given_qkv]
-        own = [select_rows(t, rows) for t in self.own]
-        return [second.with_image(one, select_rows(t, rows), self.axis) for one, t in zip(own, image)]
+            return [rows.of(_rest(t, self.axis, second.place.start)) for t in self.given_qkv]
+        own = [rows.of(t) for t in self.own]
+        return [second.with_image(one, rows.of(t), self.axis) for one, t in zip(own, image)]
 
-    def _keep(self, rows: Sequence[int], out: torch.Tensor) -> None:
+    def _keep(self, rows: RowSelection, out: torch.Tensor) -> None:
         filling = self.second.count - self.second.seen
-        self.rows |= dict(zip(rows, (torch.nn.functional.pad(out, (0, 0, 0, filling)) if filling else out).split(1)))
+        self.rows |= dict(zip(rows.rows, (torch.nn.functional.pad(out, (0, 0, 0, filling)) if filling else out).split(1)))
 
     def joined(self, out: torch.Tensor) -> torch.Tensor:
         """The output with that of the second text at its place; zeros in rows where nothing asked for it."""

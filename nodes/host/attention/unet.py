@@ -103,7 +103,7 @@ class UnetCall(QKSharing):
     def __init__(self, kind: str, place: Place, qkv: tuple[torch.Tensor, ...], options: dict, base: BaseAttention, batch: int, text: int):
         super().__init__(qkv, base, base.below is None and OVERRIDE not in options)
         self.kind, self.place, self.options, self.text = kind, place, options, text
-        if len(self.q) != batch or len(self.k) != batch:
+        if not self.q.shape[0] == self.k.shape[0] == batch:
             raise ValueError(
                 f"The attention of {place} has {len(self.q)} entries for {batch} rows: another node, such as HyperTile, cuts it up. Remove that "
                 "node from the model."

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ....attention.call import QKSharing
 from ....attention.layers import chosen_blocks, chosen_places
+from ....attention.row_plan import RowSelection
 from ....attention.word_regions import described, filled, likeness, regions
 from ....guidance.errors import listed, quoted
 from ..conditionings import check_conditionings, marked
@@ -111,7 +112,7 @@ class WordRegionsRun(WordReadingRun):
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         maps = self.maps(call, first, tokens)
         if maps is not None:
-            rows = range(first, first + self.images)
+            rows = RowSelection(range(first, first + self.images))
             found = call.images(likeness(maps, call.features(rows), self.control.finding.anchors, self.control.finding.rest))
             size = self.found.shape[2:] if torch.is_tensor(self.found) else found.shape[2:]
             self.found = self.found + F.interpolate(found, size, mode="trilinear" if found.ndim == 5 else "bilinear")

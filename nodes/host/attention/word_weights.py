@@ -45,11 +45,7 @@ class WordWeightsRun(ControlRun):
     def __init__(self, control: WordWeights, scale: NoiseScale, images: int):
         super().__init__(control, scale)
         self.places, self.dit, self.images = control.places, control.dit, images
-        self.edits = ActiveEdits((control.edit,), control.node)
-
-    def end(self) -> None:
-        super().end()
-        self.edits.made.clear()
+        self.edits = ActiveEdits((control.edit,), control.node, self.cache)
 
     @property
     def acts(self) -> bool:
@@ -68,6 +64,9 @@ class WordWeightsRun(ControlRun):
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         if self.dit.cross or place is None or not self.acts_on(place):
             return None
+        return self.cache.get(("bias", tokens), lambda: self._bias(tokens))
+
+    def _bias(self, tokens: int) -> torch.Tensor:
         bias, start = torch.zeros(self.images, tokens), self.dit.text_start(len(self.control.edit.own), tokens)
         for column, weight in self.control.weights.items():
             bias[:, start + column] = math.log(weight) if weight else -math.inf

@@ -11,7 +11,7 @@ import torch
 
 from ....attention.call import QKSharing
 from ....attention.layers import Block, Place
-from ....attention.maps import Columns, WordValues
+from ....attention.maps import Columns
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
 from ....guidance.errors import quoted
@@ -49,15 +49,11 @@ class WordReadingRun(ControlRun):
     def __init__(self, control: WordReading, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control, scale)
         self.places, self.dit, self.latent = control.places, control.dit, latent
-        self.images, self.word_values = 1, WordValues()
+        self.images = 1
 
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
         self.images = len(x)
-
-    def end(self) -> None:
-        super().end()
-        self.word_values = WordValues()
 
     @property
     def reading_now(self) -> bool:
@@ -75,9 +71,13 @@ class WordReadingRun(ControlRun):
         """(images, words, N): how much the image's tokens of a layer attend to each word; None where it is not the whole image."""
         if call.size is None or not call.covers(self.latent):
             return None
+        return call.word_maps(self.cache.get(("words", first, tokens), lambda: self._words(first, tokens)), tokens)
+
+    def _words(self, first: int, tokens: int) -> list[tuple[list[int], list[list[int]]]]:
+        """The rows of the images of a part, and the tokens of their words."""
         start = self.dit.text_start(self.control.length, tokens) if self.dit else 0
-        asked = [([first + i for i in images], [[start + c for c in word] for word in words]) for images, words in self.control.images(self.images)]
-        return torch.cat(call.word_maps(asked, tokens, self.word_values))
+        found = self.control.images(self.images)
+        return [([first + i for i in images], [[start + c for c in word] for word in words]) for images, words in found]
 
 
 def words_of(prompts: Sequence[Prompt], text: str) -> tuple[dict[str, Columns], ...]:
