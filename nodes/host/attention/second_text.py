@@ -6,7 +6,7 @@ see without the second text; the second is kept there for controls, and where te
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -192,7 +192,7 @@ class Parted:
             return function(rows.of(call.used[0]), *map(rows.of, self.own), **options)
         *qk, v = self._with_image(call, rows)
         out = function(*map(self.second.own_placed, qk), v, **options)
-        self._keep(rows, out[:, : self.second.seen])
+        self._keep(rows.rows, out[:, : self.second.seen])
         return out[:, self.second.seen :]
 
     def _with_image(self, call: QKSharing, rows: RowSelection) -> list[torch.Tensor]:
@@ -203,9 +203,9 @@ class Parted:
         own = [rows.of(t) for t in self.own]
         return [second.with_image(one, rows.of(t), self.axis) for one, t in zip(own, image)]
 
-    def _keep(self, rows: RowSelection, out: torch.Tensor) -> None:
+    def _keep(self, rows: Sequence[int], out: torch.Tensor) -> None:
         filling = self.second.count - self.second.seen
-        self.rows |= dict(zip(rows.rows, (torch.nn.functional.pad(out, (0, 0, 0, filling)) if filling else out).split(1)))
+        self.rows |= dict(zip(rows, (torch.nn.functional.pad(out, (0, 0, 0, filling)) if filling else out).split(1)))
 
     def joined(self, out: torch.Tensor) -> torch.Tensor:
         """The output with that of the second text at its place; zeros in rows where nothing asked for it."""
