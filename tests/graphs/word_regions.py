@@ -7,7 +7,7 @@ def word_regions(graph):
     graph.note(
         "# A prompt for each thing, without a mask\n\nThe prompt names two things. **Word Regions** finds where the model draws them, and from then on each has a "
         "prompt of its own there. **Word Regions View** shows the regions. For a LoRA of its own put *Create Hook LoRA* and *Set CLIP Hooks* before the region's "
-        "*CLIP Text Encode*.\n\nTry: other colors; *sampling* `restart`; *find_percent* 0.3; no regions connected."
+        "*CLIP Text Encode*.\n\nTry: other colors; *sampling* `restart`; *find_percent* 0.1; no regions connected."
     )
     text = "a blue circle on the left and a red star on the right on a white background"
     with graph.group("1 Model and prompts"):
@@ -19,10 +19,10 @@ def word_regions(graph):
         )  # fmt: skip
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     with graph.group("2 Regions"):
-        given = dict(clip=model["clip"], prompt=text, phrases="blue circle\nred star", find_percent=0.1, regions=[first, second])
+        given = dict(clip=model["clip"], prompt=text, phrases="blue circle\nred star", regions=[first, second])
         found = graph.add("WordRegions", model=model["model"], **given)
     with graph.group("3 Sample"):
-        latent = ksampler(graph, found["model"], found["positive"], negative, size, seed=3)
+        latent = ksampler(graph, found["model"], found["positive"], negative, size, seed=6)
         images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
         graph.add("SaveImage", title="images", images=images, filename_prefix="word_regions")
     with graph.group("4 Regions that were found"):
