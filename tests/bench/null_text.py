@@ -25,8 +25,9 @@ from node_schema import defaults
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
     "Null-Text Inverter": (NullTextInverter, {}),
-    "null-text, extrapolate off": (NullTextInverter, {"extrapolate": False}),
-    "null-text, extrapolate off, early_stop 1": (NullTextInverter, {"extrapolate": False, "early_stop": 1.0}),
+    "null-text, early_stop 0.7": (NullTextInverter, {"early_stop": 0.7}),
+    "null-text, early_stop 1": (NullTextInverter, {"early_stop": 1.0}),
+    "null-text, extrapolate": (NullTextInverter, {"extrapolate": True}),
     "Negative-Prompt Inverter": (NegativePromptInverter, {}),
     "negative-prompt, extrapolate": (NegativePromptInverter, {"extrapolate": True}),
     "negative-prompt, 3 fixed points": (NegativePromptInverter, {"fixed_point_iterations": 3}),
