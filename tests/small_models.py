@@ -41,6 +41,8 @@ MMDIT = dict(input_size=None, patch_size=2, in_channels=16, out_channels=16, dep
 FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=2048, context_in_dim=4096, hidden_size=256, mlp_ratio=4.0, num_heads=2, depth=1,
             depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True)  # fmt: skip
 WAN = dict(model_type="t2v", dim=128, ffn_dim=256, num_layers=2, num_heads=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096)
+HUNYUAN = FLUX | dict(vec_in_dim=768, context_in_dim=768, theta=256, patch_size=[1, 2, 2], byt5=False, meanflow=False, vision_in_dim=None,
+                      use_cond_type_embedding=False, meanflow_sum=False)  # fmt: skip  # its text as wide as CLIP-L's, in the place of Llama's
 VAE = dict(double_z=True, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
 DECODER_WIDTH = 32
 TEXTS, QWEN_WIDTH = "random_texts", 3584  # a data set of ComfyUI's, in the places where its versions look for them
@@ -88,6 +90,12 @@ def small_wan() -> dict:
     from comfy.ldm.wan.model import WanModel
 
     return WanModel(image_model="wan2.1", **WAN, **operations(), **HALF).state_dict()
+
+
+def small_hunyuan_video() -> dict:
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    return HunyuanVideo(image_model="hunyuan_video", **HUNYUAN, **operations(), **HALF).state_dict()
 
 
 def small_qwen_edit() -> dict:
@@ -194,6 +202,7 @@ FILES: dict[models.Model, Callable[[], dict]] = {
     models.CLIP_L: small_clip_l,
     models.WAN: small_wan,
     models.WAN_VAE: small_wan_vae,
+    models.HUNYUAN_VIDEO: small_hunyuan_video,
     models.QWEN_EDIT: small_qwen_edit,
     models.QWEN_VAE: small_wan_vae,
     models.QWEN3: small_writer,

@@ -38,6 +38,9 @@ _WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 WAN = file("diffusion_models", _WAN, "split_files/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors")
 UMT5 = file("text_encoders", _WAN, "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors")
 WAN_VAE = file("vae", _WAN, "split_files/vae/wan_2.1_vae.safetensors")
+HUNYUAN_VIDEO = file(
+    "diffusion_models", "Comfy-Org/HunyuanVideo_repackaged", "split_files/diffusion_models/hunyuan_video_t2v_720p_bf16.safetensors"
+)
 QWEN_EDIT = file(
     "diffusion_models", "Comfy-Org/Qwen-Image-Edit_ComfyUI", "split_files/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"
 )

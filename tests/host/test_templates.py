@@ -46,6 +46,23 @@ def test_blueprint_runs(small_server, path, model):
     assert ends and ends <= set(outputs)
 
 
+def test_hunyuan_video_is_edited_in_a_mask(small_server):
+    """The template for Wan with HunyuanVideo's network, whose result then goes through Keep the Rest; as in its real workflow CLIP-L gives the vector."""
+    (path,) = (path for path in TEMPLATES if "Wan" in path.stem)
+    prompt = small(to_prompt(path, small_server.object_info()))
+    ids = {node["class_type"]: number for number, node in prompt.items()}
+    prompt[ids["UNETLoader"]]["inputs"]["unet_name"] = models.HUNYUAN_VIDEO.name
+    prompt[ids["CLIPLoader"]]["inputs"]["type"] = "stable_diffusion"
+    edited, compared = prompt[ids["FlowEditLatentSampler"]]["inputs"], prompt[ids["ImageCompare"]]["inputs"]
+    rest = dict(align=True, colors="at the edge", grow=0.01, feather=0.01)
+    given = dict(source=edited["image"], edit=compared["image_b"], mask=edited["mask"])
+    prompt["rest"] = {"class_type": "KeepRest", "inputs": given | rest}
+    compared["image_b"] = ["rest", 0]
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": ["rest", 2]}}
+    outputs = small_server.run(prompt)["outputs"]
+    assert len(outputs["report"]["text"][0].splitlines()) == 5 and ids["SaveVideo"] in outputs and ids["ImageCompare"] in outputs
+
+
 def sentences_of(server, written: str | None = None) -> str:
     """The sentences of the template that teaches an instruction, its writer switched on, or with what it would have written."""
     (path,) = (path for path in TEMPLATES if "Teach" in path.stem)
