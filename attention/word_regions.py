@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 OVERLAP = 0.01  # of the image, above which it is worth a word
+ABSENT = -2.0  # less than any cosine
 
 
 def _resembling(scores: torch.Tensor, features: torch.Tensor, share: float) -> torch.Tensor:
@@ -25,11 +26,13 @@ def likeness(maps: torch.Tensor, features: torch.Tensor, anchors: float, rest: f
     """How much the places of one layer resemble the anchors of each phrase, and then of the rest: cosines (B, C + 1, N).
 
     `maps` (B, C, N): how much places attend to the phrases; `features` (B, N, D): what attention gives there. `anchors` and `rest` are the
-    shares of all places that are anchors of a phrase and of the rest; where `rest` is 0 there is none: (B, C, N).
+    shares of all places that are anchors of a phrase and of the rest; where `rest` is 0 there is none: (B, C, N). A phrase that no place attends
+    to, as of an image whose prompt lacks it, gets ABSENT.
     """
     shares = maps / maps.mean(-1, keepdim=True).clamp_min(1e-12)
     features = F.normalize(features.float(), dim=-1)
     found = [_resembling((maps.shape[1] + 1) * shares - shares.sum(1, keepdim=True), features, anchors)]
+    found[0] = found[0].masked_fill(maps.amax(-1, keepdim=True) == 0, ABSENT)
     found += [_resembling(-shares.amax(1, keepdim=True), features, rest)] if rest else []
     return torch.cat(found, 1)
 
@@ -52,9 +55,9 @@ def _widened(masks: torch.Tensor, by: int) -> torch.Tensor:
     return flat.reshape(masks.shape)
 
 
-def filled(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masks (B, C, ...), empty ones replaced by the whole image, and which were empty, bool (B, C)."""
-    empty = masks.flatten(2).amax(-1) == 0
+def filled(masks: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The masks (B, C, ...), empty ones replaced by the whole image, and which were empty, bool (B, C); of the phrases that are `asked` for, (B, C)."""
+    empty = (masks.flatten(2).amax(-1) == 0) & asked
     return torch.where(empty.view(*empty.shape, *[1] * (masks.ndim - 2)), 1.0, masks), empty
 
 

@@ -50,6 +50,14 @@ def test_a_spread_widens_into_the_rest_alone():
     assert shared[0].tolist() == [1, 1, 0.5, 0.5, 0, 0, 0, 0] and shared[1].tolist() == [0, 0, 0.5, 0.5, 1, 1, 1, 1]
 
 
+def test_a_phrase_that_no_place_attends_to_gets_nothing():
+    maps, features, masks = scene(0.2)
+    for rest in (0.0, 0.5):
+        found = regions(likeness(torch.stack([maps[:, 0], torch.zeros_like(maps[:, 0]), maps[:, 1]], 1), features, 4 / 48, rest).unflatten(-1, SIZE), 3, SIZE)
+        assert not found[:, 1].any() and all((found[0, n] * m).sum() == m.sum() for n, m in zip((0, 2), masks))
+    assert not filled(found, torch.tensor([[True, False, True]]))[0][:, 1].any(), "the whole image is for phrases of its prompt alone"
+
+
 def test_regions_of_a_video_have_its_frames():
     maps, features, masks = scene()
     found = likeness(maps, features, 4 / 48, 0.5).unflatten(-1, SIZE)[:, :, None].expand(-1, -1, 3, -1, -1)
@@ -60,7 +68,7 @@ def test_regions_of_a_video_have_its_frames():
 def test_an_empty_region_is_the_whole_image_and_said():
     masks = torch.zeros(2, 2, 4, 4)
     masks[:, 0, :2], masks[1, 1, 1:] = 1, 1
-    whole, empty = filled(masks)
+    whole, empty = filled(masks, torch.ones(2, 2, dtype=torch.bool))
     assert empty.tolist() == [[False, True], [False, False]] and bool((whole[0, 1] == 1).all()) and torch.equal(whole[1], masks[1])
     lines = described(("her", "him"), whole, empty)
     assert lines[0] == "image 1: her 50 %, him has no place: its region is the whole image"

@@ -62,11 +62,21 @@ class Restarting(comfy.samplers.Sampler):
         return self.sampler.sample(model_wrap, sigmas, extra_args, callback, *given, disable_pbar)
 
 
+class RunState:
+    """What a node of the pack keeps in the options of a run. Subclasses that show the whole run forget the first pass of `Restarting`."""
+
+    def begin_anew(self) -> None:
+        """Between two passes of one run."""
+
+
 def _begin_anew(guider, model_options: dict) -> None:
-    """Between two passes of one run: hooks go back to their first keyframe, and what other nodes remember of the first pass is forgotten."""
+    """Between two passes of one run: hooks go back to their first keyframe, and what nodes remember of the first pass is forgotten."""
     for hook in _hooks(guider.conds.values()):
         hook.initialize_timesteps(guider.inner_model)
     _clear_hook_weights(guider.inner_model, model_options)
+    for value in _values(model_options):
+        if isinstance(value, RunState):
+            value.begin_anew()
     for holder in filter(_remembers, _values(model_options["transformer_options"])):
         holder.reset()
 

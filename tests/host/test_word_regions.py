@@ -7,8 +7,10 @@ import pytest
 import torch
 from comfy_extras.nodes_hooks import ConditioningSetDefaultAndCombine
 from controlled_diffusion.guidance.multi_cfg import Channel
+from controlled_diffusion.nodes.host.attention import attention_maps
+from controlled_diffusion.nodes.host.attention.prompt_to_prompt import PromptToPrompt
 from controlled_diffusion.nodes.host.attention.word_regions import WordRegions as Control
-from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, record_of
 from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.multi_cfg import GuidanceChannel
 from controlled_diffusion.nodes.word_regions import WordRegions, WordRegionsView
@@ -203,6 +205,43 @@ def test_a_restart_costs_the_first_steps_alone(family):
         drawn(patched, positive, encoded(clip, ""), empty)
         counts.append(count.rows)
     assert counts[1] - counts[0] == 3 * 2 * 2, "three steps of positive and negative of two images"
+
+
+@pytest.mark.parametrize("sampling", ["restart", "go on"])
+@eps
+def test_reports_show_the_pass_that_made_the_image(family, sampling):
+    """Without regions both ways sample alike, and so do maps, blend masks, weights and counts of nodes before and behind."""
+    model, clip, empty = family
+    shown = {}
+    for way in (sampling, None):
+        captured, positive = attention_maps.prepare(model, clip, PROMPT, PHRASES, "all", (0.0, 1.0), 1, None)
+        if way:
+            captured, positive, _ = regional(captured, clip, conditioning=positive, sampling=way)
+        guider = MultiCFG(captured, encoded(clip, ""), [Channel(positive, 4.0), Channel(encoded(clip, "a dog"), 3.0, name="dog")])
+        made = run(guider, empty)
+        shown[way] = attention_maps.maps_of(captured, {"samples": made}).mean(PHRASES.splitlines()), record_of(guider, {"samples": made}).text()
+    assert torch.equal(shown[sampling][0], shown[None][0]) and shown[sampling][1] == shown[None][1]
+
+
+@pytest.mark.parametrize("family", ["eps", "flux"], indirect=True)
+def test_prompt_to_prompt_has_the_regions_of_each_row(family):
+    """Found alone they change neither rows nor blend masks. A phrase that a row's prompt lacks has no region there."""
+    model, clip, empty = family
+    target, phrases = "a red circle and a blue square", "red circle\nblue star\nblue square"
+    patched, rows, negative, latent, _ = editing.patch(model, clip, target, PROMPT, latent={"samples": empty[:1]}, blend_words="star", blend_start=0.0)
+    plain = editing.sample(patched, rows, negative, latent, scheduler="simple")
+    blends = editing.last_run(patched, PromptToPrompt).blending.masks
+    given = dict(prompt=f"{PROMPT}\n{target}", conditioning=rows, phrases=phrases)
+    found, positive, _ = regional(patched, clip, **given)
+    made = editing.sample(found, positive, negative, latent, scheduler="simple")
+    assert torch.equal(made, plain)
+    assert [(p, m.tolist()) for p, m in blends] == [(p, m.tolist()) for p, m in editing.last_run(found, PromptToPrompt).blending.masks]
+    masks = last_run(found, Control).masks
+    assert masks.flatten(2).any(-1).tolist() == [[True, True, False], [True, False, True]]
+    found, positive, _ = regional(patched, clip, None, None, encoded(clip, "a dog"), **given)
+    made = editing.sample(found, positive, negative, latent, scheduler="simple")
+    assert_close(made[:1], plain[:1], atol=1e-4, rtol=1e-4)
+    assert editing.differ(made[1], plain[1]) > 1e-4
 
 
 @eps

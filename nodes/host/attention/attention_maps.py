@@ -45,6 +45,9 @@ class CaptureRun(WordReadingRun):
         super().__init__(control, scale, latent)
         self.sums = Sums()
 
+    def begin_anew(self) -> None:
+        self.sums = Sums()
+
     @property
     def reading_now(self) -> bool:
         start, end = self.control.window

@@ -23,7 +23,7 @@ from ....attention.call import QKSharing, run_controls
 from ....attention.layers import Block, Place
 from ....attention.run_cache import RunCache
 from ..conditionings import KEY, features_of, has_mark
-from ..evaluation_order import leave_uncompiled
+from ..evaluation_order import RunState, leave_uncompiled
 from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
@@ -64,7 +64,7 @@ def _text_tokens(given: dict) -> int:
     return features.cond.shape[1] if features is not None else 0
 
 
-class ControlRun:
+class ControlRun(RunState):
     """A control during one sampling run. Subclasses change what they need."""
 
     places: tuple[Place, ...] = ()

@@ -60,10 +60,17 @@ class PromptToPromptRun(ControlRun):
     def __init__(self, control: PromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
         super().__init__(control, scale)
         self.rows, self.size, self.places = control.rows, size, control.places
-        self.blending = Blending(control.blend, control.rows) if control.blend else None
+        self.blending = self.earlier = None
+        self.begin_anew()
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
         self.active_edits = ActiveEdits(control.edits, control.node, self.cache)
         self.edits_now = self.shares_now = self.maps_now = False
+
+    def begin_anew(self) -> None:
+        if self.control.blend:
+            self.blending = Blending(self.control.blend, self.rows)
+            if self.earlier is not None:
+                self.blending.follow(*self.earlier)
 
     def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
@@ -75,7 +82,8 @@ class PromptToPromptRun(ControlRun):
 
     def follow(self, earlier, device):
         if self.blending is not None:
-            self.blending.follow(earlier.blending, device)
+            self.earlier = earlier.blending, device
+            self.blending.follow(*self.earlier)
 
     def start(self, conds, x, sigma):
         super().start(conds, x, sigma)
@@ -118,6 +126,7 @@ class PromptToPromptRun(ControlRun):
 
     def end(self) -> None:
         super().end()
+        self.earlier = None
         if self.blending is not None:
             self.blending.end()
 

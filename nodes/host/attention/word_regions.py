@@ -137,7 +137,8 @@ class WordRegionsRun(WordReadingRun):
             masks = masks * (1 - mask[:, None].to(masks))
         for number, mask in given.items():
             masks[:, number] = mask.to(masks)
-        self.masks, self.empty = filled(masks)
+        asked = [[bool(columns) for columns in phrases] for rows, phrases in self.control.images(len(masks)) for _ in rows]
+        self.masks, self.empty = filled(masks, torch.tensor(asked, device=masks.device))
 
     def _given(self) -> dict[int, torch.Tensor]:
         """Masks (B or 1, [frames,] H, W) of a conditioning's own, by the number of its phrase."""

@@ -25,7 +25,7 @@ from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import KEY as CONTROLS
 from ..conditionings import is_active, same_conditioning
-from ..evaluation_order import in_any_order
+from ..evaluation_order import RunState, in_any_order
 from ..noise_levels import Level, run_noise_scale
 
 KEY = "controlled_diffusion.multi_cfg"
@@ -103,7 +103,7 @@ class ChannelGroup:
 
 
 @dataclass
-class GuidanceRun:
+class GuidanceRun(RunState):
     """The guidance of one sampling, kept in the options of the run: the guider's `own` channels, then those of each patch.
 
     `primary` names the guider's positive. A guider that runs ComfyUI's CFG with channels of its own has `begin_guidance`.
@@ -126,6 +126,9 @@ class GuidanceRun:
             run = options[KEY] = getattr(guider, "begin_guidance", cls)(run_noise_scale(guider))
             add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run.predict, options, is_model_options=True)
         return options[KEY]
+
+    def begin_anew(self) -> None:
+        self.record.entries.clear()
 
     @property
     def groups(self) -> list[ChannelGroup]:
