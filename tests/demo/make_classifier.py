@@ -14,7 +14,7 @@ from controlled_diffusion.training.noisy_classifier import LOG_SNR, batch_loss, 
 
 from demo import model as demo_model
 from demo.any_world import World
-from demo.make_model import base_model, begin, say, scene_latents, shown
+from demo.make_model import base_model, begin, learned_on, say, scene_latents, shown
 from demo.muon import MuonLoop
 
 SEED = 60
@@ -41,13 +41,14 @@ def accuracy(network, latents, targets) -> list[tuple[float, float]]:
 
 def make(world: World) -> None:
     """Trains it, goes on where it stopped, and writes its file."""
-    plan, latents = world.plans["classifier"], scene_latents(base_model(world)[0], world)
+    plan, autoencoder = world.plans["classifier"], base_model(world)[0]
+    latents = scene_latents(autoencoder, world)
     latents = (latents - latents.mean()) / latents.std()
     targets = targets_of(world, len(latents))
     network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(world.all_labels)), SEED)
     loop = MuonLoop(
         demo_model.trainable(network), steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.998,
-        matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)],
+        matrices=[k for k, p in network.named_parameters() if p.ndim in (2, 4)], about=learned_on(encoder=autoencoder.taesd_encoder),
     )  # fmt: skip
     path = world.state / "classifier.safetensors"
     loop.restore(path)

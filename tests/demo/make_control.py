@@ -16,7 +16,7 @@ from controlled_diffusion.training.loop import Loop, saving
 from demo import control as demo_control
 from demo import model as demo_model
 from demo.any_world import World
-from demo.make_model import OVERRIDE, base_model, begin, new_tokens, scene_latents, shown, written
+from demo.make_model import OVERRIDE, base_model, begin, learned_on, new_tokens, scene_latents, shown, written
 
 
 def new_branch(unet, unet_config: dict) -> torch.nn.Module:
@@ -49,7 +49,8 @@ def make(world: World) -> None:
         control = {k: control[k] for k in ("output", "middle")}
         return unet(noisy, levels, context=context, control=control, transformer_options=OVERRIDE)
 
-    loop = Loop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=50, average=0.99)
+    about = learned_on(encoder=autoencoder.taesd_encoder, denoiser=unet, text=tower)
+    loop = Loop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=50, average=0.99, about=about)
     path = world.state / "controlnet.safetensors"
     loop.restore(path)
     with mutations_allowed(lambda: [*unet.parameters(), *weights.values()]):  # ComfyUI's denoiser adds the control in place

@@ -18,7 +18,19 @@ from safetensors.torch import load_file
 from demo import instruct as demo_instruct
 from demo import model as demo_model
 from demo.any_world import World
-from demo.make_model import Denoiser, as_denoised, base_model, begin, load_average, made_once, new_tokens, parameters_of, shown, written
+from demo.make_model import (
+    Denoiser,
+    as_denoised,
+    base_model,
+    begin,
+    learned_on,
+    load_average,
+    made_once,
+    new_tokens,
+    parameters_of,
+    shown,
+    written,
+)
 from demo.muon import MuonLoop
 from demo.packing import packed
 
@@ -37,6 +49,7 @@ def make(world: World, stage: str) -> None:
     """Trains it, goes on where it stopped, and writes its file."""
     (autoencoder, unet, tower), plan = base_model(world), world.plans[stage]
     latents = as_denoised(family_latents(autoencoder, world), world.weights)
+    about = learned_on(encoder=autoencoder.taesd_encoder, denoiser=unet, text=tower)
     base, first = {k: v.clone() for k, v in unet.state_dict().items()}, unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(widened(first.weight.detach(), 8))
     if stage == "refine":
@@ -44,7 +57,7 @@ def make(world: World, stage: str) -> None:
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
     matrices = demo_model.matrices_of(parameters)
-    loop = MuonLoop(parameters, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
+    loop = MuonLoop(parameters, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices, about=about)
     path = world.state / f"instruct_{stage}.safetensors"
     loop.restore(path)
 

@@ -24,6 +24,7 @@ from demo.make_model import (
     as_denoised,
     base_model,
     begin,
+    learned_on,
     load_average,
     made_once,
     new_tokens,
@@ -114,14 +115,14 @@ def seeing(unet, names: list, noisy, levels, context, pairs) -> torch.Tensor:
     return unet(noisy, levels, context=context, transformer_options={**OVERRIDE, "patches_replace": patches})
 
 
-def train_adapter(world: World, unet, tower, latents: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+def train_adapter(world: World, unet, tower, about: dict, latents: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """The trained adapter's tensors; trains it first where its state is not complete."""
     tokens, encode_text, plan = new_tokens(), torch.no_grad()(partial(demo_model.encode_text, tower)), world.plans["adapter"]
     layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
     words = recipe.told(world, [world.single(i, recipe.SEED) for i in range(len(features))], tokens, encode_text)
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
     matrices, state = [k for k, p in parts.items() if p.ndim == 2], world.state / "ip_adapter.safetensors"
-    loop = MuonLoop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
+    loop = MuonLoop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices, about=about)
     loop.restore(state)
     say(f"adapter: {loop.done} of {plan.steps} steps done")
     draw, predict = recipe.Batches(world, latents, features, tokens, plan.batch), partial(seeing, world.network(unet), list(layers))
@@ -137,7 +138,8 @@ def make(world: World) -> None:
     encoder = train_encoder(world, pixels)
     with torch.no_grad():
         features = torch.cat([embedded(encoder, part.float()) for part in pixels.split(200)])
-    made = train_adapter(world, unet.requires_grad_(False), tower, target_latents(autoencoder, world), features)
+    about = learned_on(encoder=autoencoder.taesd_encoder, denoiser=unet, text=tower, vision=encoder)
+    made = train_adapter(world, unet.requires_grad_(False), tower, about, target_latents(autoencoder, world), features)
     written(quantized(encoder.state_dict()), world.files.encoder)
     written(made, world.files.adapter)
 

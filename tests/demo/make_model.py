@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.training.trainer import digest
 from controlled_diffusion.training.demo import checker, config
 from controlled_diffusion.training.loop import save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +37,7 @@ STATE = SHAPES.state
 TABLE = demo.WEIGHTS.with_suffix(".md")
 GOALS = {"color": 97, "shape": 92, "background": 97, "position": 95, "bound (two things)": 80}
 HELD_OUT, NOISE_SEED = 1234, 5678000
+SAME = 0.02  # relative distance of what is made twice, in half precision and perhaps on another device
 
 
 def say(text: str) -> None:
@@ -86,8 +88,12 @@ def train_autoencoder(recipe) -> torch.nn.Module:
 
 
 def made_once(path: Path, count: int, chunk: int, make: Callable[[range], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """What `make` gives for `count` items, so many at a time, in half precision; kept in a file from which it goes on after a stop."""
+    """What `make` gives for `count` items, so many at a time, in half precision; kept in a file from which it goes on after a stop. Raises
+    ValueError where the file's first item is another than would be made now."""
     done = load_file(path) if path.exists() else {}
+    for k, first in make(range(1)).items() if done else ():
+        if (first - done[k][: len(first)].float()).norm() > SAME * first.norm():
+            raise ValueError(f"{path} was made by other weights or of other scenes. Remove it, or give the ones it was made with.")
     for first in range(len(next(iter(done.values()), ())), count, chunk):
         new = make(range(first, min(first + chunk, count)))
         done = {k: torch.cat([*([done[k]] if done else []), v.half()]) for k, v in new.items()}
@@ -185,6 +191,11 @@ def base_model(world: World):
     """Autoencoder, denoiser and text tower of a world, for adapters to learn on."""
     world.state.mkdir(parents=True, exist_ok=True)
     return shipped(world.weights, world.unet_config)
+
+
+def learned_on(**parts: torch.nn.Module) -> dict[str, str]:
+    """What a state says of the frozen networks that its training learns on, so that it is not continued on others."""
+    return {name: digest([*part.state_dict().values()]) for name, part in parts.items()}
 
 
 def written(tensors: dict[str, torch.Tensor], path: Path) -> None:

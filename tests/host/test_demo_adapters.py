@@ -11,7 +11,7 @@ from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.guidance.classifier import read
 from controlled_diffusion.nodes.ip_adapter import IPAdapterPatch
 from controlled_diffusion.training.demo import config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from demo import instruct, make_classifier, make_control, make_instruct, make_ip_adapter
 from demo.any_world import Files
@@ -35,6 +35,18 @@ def test_controlnet(world):
     assert isinstance(control, comfy.controlnet.ControlLora)
     weights = load_file(world.files.controlnet)
     assert any(weights[k].abs().max() > 0 for k in weights if k.endswith(".up")), "it moves"
+
+
+def test_states_know_what_they_were_trained_on(tmp_path):
+    """A UNet or an autoencoder that was trained further: half an adapter of each would fit neither."""
+    plans = {"control": replace(SHAPES.plans["control"], steps=1, batch=1)}
+    world = replace(SHAPES, plans=plans, state=tmp_path, files=Files("trial", tmp_path), scenes=1)
+    make_control.make(world)
+    for part, told in (("model.diffusion_model.out.2.", "denoiser was"), ("first_stage_model.taesd_encoder.", "made by other weights")):
+        weights = load_file(SHAPES.weights)
+        save_file({k: w * 0.5 if k.startswith(part) else w for k, w in weights.items()}, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=told):
+            make_control.make(replace(world, weights=tmp_path / "other.safetensors"))
 
 
 def test_classifier(world):

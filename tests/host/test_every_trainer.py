@@ -8,6 +8,7 @@ import weakref
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
 import latent_preview
 import pytest
@@ -186,6 +187,17 @@ def test_a_continued_training_repeats_the_losses(kind, made, monkeypatch):
     for steps in (2, 4):
         train(kind, made, name="parts", steps=steps, average=0.9, if_exists="number it" if steps == 2 else "continue")
     assert [s.loss for s in seen] == whole and len(whole) == 4
+
+
+@of_concepts
+def test_a_state_of_other_weights_is_not_continued(kind, made):
+    """Trained weights that belong half to one model and half to another would fit neither."""
+    train(kind, made, steps=1, prior_weight=0.0)
+    patched, other_layer = comfy.sd.load_lora_for_models(made.model, None, tiny.lora(made.model), 1.0, 0.0)[0], made.clip.clone()
+    other_layer.clip_layer(-2)
+    for name, other in (("model", tiny.unet("eps", seed=9, output_scale=0.3)), ("model", patched), ("clip", other_layer)):
+        with pytest.raises(ValueError, match=rf"state of another training: .*\b{name} was \w+, now \w+"):
+            train(kind, SimpleNamespace(**vars(made) | {name: other}), steps=2, prior_weight=0.0, if_exists="continue")
 
 
 @of_concepts

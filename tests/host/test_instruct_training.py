@@ -258,12 +258,10 @@ def test_the_loader_reads_files_of_other_tools(eps_model, folders):
         assert all(torch.equal(again[k], w) for k, w in weights.items()), name
 
 
-def test_a_training_of_another_seed_or_model_is_not_continued(eps_model, clip, vae, folders):
+def test_a_training_of_another_seed_is_not_continued(eps_model, clip, vae, folders):
     train(eps_model, clip, vae, name="parts", steps=2)
     with pytest.raises(ValueError, match="state of another training: seed was 4, now 5"):
         train(eps_model, clip, vae, name="parts", steps=6, seed=5, if_exists="continue")
-    with pytest.raises(ValueError, match=r"state of another training: model was \w+, now \w+\."):
-        train(tiny.unet("eps", seed=9), clip, vae, name="parts", steps=6, if_exists="continue")
 
 
 def test_an_instruction_model_is_trained_further(clip, vae):

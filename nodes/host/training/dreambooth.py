@@ -220,7 +220,7 @@ def prepare(
         texts += tuple((class_texts[i % len(class_texts)],) for i in range(len(others)))
     batches = Batches(settings.batch_size, settings.seed, count, len(images) - count, prior.preservation.ratio)
     about = trainer.about(
-        settings, objective, images, design=asdict(design), texts=texts, prior=asdict(prior.preservation) if active else "none",
+        settings, objective, images, model, clip, design=asdict(design), texts=texts, prior=asdict(prior.preservation) if active else "none",
         words=[asdict(word) for word in subject.words], dropout=data.dropout,
     )  # fmt: skip
     task = Task(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from ....training.instruct_pix2pix import DROPOUT, added_weights, dropout_of
 from ....training.loop import Loop
 from ....training.objectives import picks
 from ....training.textual_inversion import captions_for
-from ..fingerprint import Weights
 from ..gradients import run_in_inference_mode, trainable
 from ..guidance.instruct_pix2pix import CONCAT, InstructPix2Pix, SourceImage
 from ..latents import decoded, finite_images
@@ -192,8 +190,7 @@ def prepare(model, clip, vae, data: Data, objective: Objective, settings: Settin
     added = added_weights(shapes, *asked, settings.seed, own.load_device)
     for name, module in added.items():
         own.add_weight_wrapper(instruct_models.PREFIX + name, module)
-    base = hashlib.sha256(repr(Weights.of(own)).encode()).hexdigest()[:12]
-    about = trainer.about(settings, objective, after, what=asked, dropout=dropout, shown=examples.digest(), model=base)
+    about = trainer.about(settings, objective, after, model, clip, what=asked, dropout=dropout, shown=examples.digest())
     return Task(
         model=own, vae=vae, images=after, objective=objective, settings=settings, validation=validation, about=about, examples=examples,
         added=added,

@@ -54,6 +54,25 @@ def _sampling(model) -> list:
     return [kinds, [float(sampling.percent_to_sigma(p)) for p in (0.1, 0.5, 0.9)], type(form).__name__]
 
 
+def _short(patcher, prefix: str, *more) -> str:
+    weights, parts = Weights.of(patcher, prefix), [patcher.patches, getattr(patcher, "model_options", {}), patcher.object_patches]
+    return hashlib.sha256(json.dumps([weights.layout, weights.signs, [_told(part) for part in parts], more]).encode()).hexdigest()[:12]
+
+
+def _told(value) -> object:
+    """A value for JSON; of what cannot be compared, what it is."""
+    try:
+        return content(value, "it")
+    except UnknownPatch as reason:
+        return str(reason)
+
+
+def base_keys(model, clip) -> dict[str, str]:
+    """Short names for the MODEL and the CLIP that something is trained on, each by its weights and patches; of patches that cannot be
+    compared only which kind they are counts."""
+    return {"model": _short(model, "diffusion_model."), "clip": _short(clip.patcher, "", clip.layer_idx)}
+
+
 def key_of(model, clip, vae, *settings) -> str:
     """A short name for what makes the images of these models: weights, patches, and `settings`. Raises UnknownPatch."""
     if not hasattr(vae, "patcher"):

@@ -149,7 +149,7 @@ def prepare(
         images = images_of(vae, data, settings.seed)
         count = len(images)
         validation = replace(validation, prompt=texts[0].neutral) if validation.prompt == prompt else validation
-    about = trainer.about(settings, objective, images, design=asdict(design), texts=texts, dropout=data.dropout, slider=own)
+    about = trainer.about(settings, objective, images, model, clip, design=asdict(design), texts=texts, dropout=data.dropout, slider=own)
     task = kind(
         model=running, vae=vae, images=images, objective=objective, settings=settings, validation=validation, about=about, clip=clip,
         adapters=layers, texts=texts, batches=Batches(settings.batch_size, settings.seed, count), preservation=Preservation(0.0),

@@ -87,15 +87,15 @@ def prepare(
     shown = check_validation(validation, word.placeholder)
     captions = captions_for(data.captions, len(data)) if len(data) else ()
     prompts = Prompts(templates, word.placeholder, captions)
-    model, clip = trainable(model, clip)
-    new = new_words.start(clip, [word], settings.seed)
+    running, own_clip = trainable(model, clip)
+    new = new_words.start(own_clip, [word], settings.seed)
     images = images_of(vae, data, settings.seed)
     about = trainer.about(
-        settings, objective, images, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
+        settings, objective, images, model, clip, word=asdict(word), prompts=asdict(prompts), dropout=data.dropout,
         encoders=", ".join(new.parameters),
     )  # fmt: skip
     return Task(
-        model=model, vae=vae, images=images, objective=objective, settings=settings, validation=shown, about=about, word=new,
+        model=running, vae=vae, images=images, objective=objective, settings=settings, validation=shown, about=about, word=new,
         prompts=prompts, dropout=data.dropout,
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ from .denoiser import Objective, TrainDenoiser
 from .images import Images
 from .memory import MemoryPlan
 from .new_words import NewWord
+from .patch_key import base_keys
 from .run import Stopped, TrainSampler, run_sampler
 
 Steps = Callable[[Callable[[int], torch.Tensor]], Iterator[Step]]  # of a loss by the index of its batch
@@ -332,12 +333,12 @@ def digest(tensors: Sequence[torch.Tensor]) -> str:
     return found.hexdigest()[:12]
 
 
-def about(settings: Settings, objective: Objective, images: Images, **more) -> dict[str, str]:
-    """What must be the same for a training to be continued."""
+def about(settings: Settings, objective: Objective, images: Images, model, clip, **more) -> dict[str, str]:
+    """What must be the same for a training to be continued; `model` and `clip` as they were given."""
     asked = {**asdict(settings), **asdict(objective)}
     fixed = {k: str(asked[k]) for k in ("batch_size", "seed", "optimizer", "accumulate", "weighting", "levels")}
     shown = digest([*images.latents, *(m for m in images.masks if m is not None)])
-    return {**fixed, **{k: str(v) for k, v in more.items()}, "images": shown}
+    return {**fixed, **{k: str(v) for k, v in more.items()}, "images": shown, **base_keys(model, clip)}
 
 
 def loss_curve(loop: Loop) -> torch.Tensor:
