@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import check_choice, listed, quoted
+from .latent_space import LatentSpace
 from .schedules import NoiseScale
 
 EARLIEST_FLOW = 0.99  # flow: above this sigma, 1 / (1 - sigma) grows no further
@@ -97,12 +98,12 @@ def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
 class LabeledClassifier:
     """A trained classifier. `kind` "independent": each label is present or not; "exclusive": exactly one holds.
 
-    `latent_format` names ComfyUI's latent format that it was trained on.
+    `latent_format` are the latents that it was trained on.
     """
 
     network: torch.nn.Module
     labels: tuple[str, ...]
-    latent_format: str
+    latent_format: LatentSpace
     kind: str = "independent"
 
     def __post_init__(self):
@@ -149,7 +150,7 @@ class ClassifierGradient:
     through_denoiser = False
 
     @property
-    def latent_format(self) -> str:
+    def latent_format(self) -> LatentSpace:
         return self.classifier.latent_format
 
     def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:

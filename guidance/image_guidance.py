@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .classifier import as_images, gradient_of, towards
+from .latent_space import LatentSpace
 from .schedules import NoiseScale
 
 LAYOUT_CELLS = 8
@@ -63,7 +64,7 @@ class ImageGradient:
 
     loss: Callable[[torch.Tensor], torch.Tensor]
     through_denoiser: bool = False
-    latent_format: str = ""
+    latent_format: LatentSpace | None = None
     models: tuple = ()
     batch: int = 0
 

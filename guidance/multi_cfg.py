@@ -16,6 +16,7 @@ import torch
 
 from .directions import NO_SHAPING, Shaping, projected
 from .errors import check_choice, quoted
+from .latent_space import LatentSpace
 from .schedules import ALWAYS, CfgPlusPlus, NoiseScale, Schedule
 
 CONFLICTS = ("sum", "project", "perpendicular")
@@ -25,7 +26,7 @@ class GradientTerm(Protocol):
     """What a channel adds that is no difference of two predictions, such as the gradient of a classifier."""
 
     through_denoiser: bool  # whether `denoised` must come with its graph back to x
-    latent_format: str  # ComfyUI's latent format that it was made for; "" = any
+    latent_format: LatentSpace | None  # the latents that it was made for; None = any
 
     def __call__(self, x: torch.Tensor, sigma: float, denoised: torch.Tensor, scale: NoiseScale) -> torch.Tensor:
         """The change of the denoised prediction at weight 1, of the shape of the noisy latent x (B, C, ...)."""

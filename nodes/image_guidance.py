@@ -56,7 +56,7 @@ class ImageGuidanceChannel(io.ComfyNode):
         else:
             _need(image is not None, f"Kind {quoted(kind)} needs a reference image: connect one.")
             loss = image_guidance.matches(decode, image_guidance.nearest_size(image), kind)
-        gradient = ImageGradient(loss, through_denoiser, type(model.model.latent_format).__name__, tuple(models), batch_size)
+        gradient = ImageGradient(loss, through_denoiser, latents.latent_space(model), tuple(models), batch_size)
         return added_channel(conditioning=None, gradient=gradient, name=name or kind, **shared)
 
 

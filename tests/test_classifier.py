@@ -4,6 +4,7 @@ import pytest
 import torch
 from controlled_diffusion.guidance import classifier as guidance
 from controlled_diffusion.guidance.classifier import ClassifierGradient, LabeledClassifier, NoisyClassifier, unit_variance
+from controlled_diffusion.guidance.latent_space import LatentSpace
 from controlled_diffusion.guidance.schedules import NoiseScale
 from torch.testing import assert_close
 
@@ -11,7 +12,7 @@ from checks import draw, refused
 
 VP = NoiseScale(tuple(14.6 * (0.03 / 14.6) ** (i / 100) for i in range(101)))
 FLOW = NoiseScale(tuple(1 - 0.999 * i / 100 for i in range(101)), True)
-LABELS = ("red", "blue", "circle")
+LABELS, SPACE = ("red", "blue", "circle"), LatentSpace("SD15", (0.0,) * 4 + (0.18,) * 4)
 
 
 def gaussian(x, sigma, flow, y, spread=0.3):
@@ -58,7 +59,7 @@ def test_data_of_unit_variance_keeps_it(flow):
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    return LabeledClassifier(NoisyClassifier(4, len(LABELS), widths=(8, 16)).eval(), LABELS, "SD15")
+    return LabeledClassifier(NoisyClassifier(4, len(LABELS), widths=(8, 16)).eval(), LABELS, SPACE)
 
 
 def test_labels_are_read_by_name_with_weights(classifier):
@@ -75,7 +76,7 @@ def test_independent_labels_are_logistic_exclusive_softmax(classifier):
     logits = torch.tensor([[0.3, -1.0, 2.0]])
     p = logits.sigmoid()
     assert_close(classifier.log_probability(logits, {0: 1.0, 2: -0.5}), p[:, 0].log() + 0.5 * (1 - p[:, 2]).log())
-    exclusive, p = LabeledClassifier(classifier.network, LABELS, "SD15", "exclusive"), logits.softmax(1)
+    exclusive, p = LabeledClassifier(classifier.network, LABELS, SPACE, "exclusive"), logits.softmax(1)
     assert_close(exclusive.log_probability(logits, {0: 2.0, 2: -1.0}), 2 * p[:, 0].log() + (1 - p[:, 2]).log())
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ...guidance.errors import quoted
+from ...guidance.latent_space import LatentSpace
 from . import gradients
 from .model_tag import ModelTag
 
@@ -143,6 +144,15 @@ def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
         return vae.process_output((image if image.ndim == 4 else image[:, :, 0]).clone())
 
     return decode
+
+
+def latent_space(model) -> LatentSpace:
+    """The latents that a MODEL takes."""
+    form = model.get_model_object("latent_format")
+    probe = torch.zeros(1, form.latent_channels, *[5, 4, 4][-form.latent_dimensions :])
+    levels = [form.process_in(probe + value).movedim(1, 0).flatten(1).mean(1).tolist() for value in (0.0, 1.0)]
+    colors = torch.tensor(form.latent_rgb_factors or ()).flatten().tolist()
+    return LatentSpace(type(form).__name__, (*levels[0], *levels[1]), tuple(colors))
 
 
 def check_latent_channels(model, samples: torch.Tensor) -> None:

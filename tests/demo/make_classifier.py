@@ -7,7 +7,9 @@ tests/measures/classifier.py measures how it guides.
 import numpy as np
 import torch
 from controlled_diffusion.guidance.classifier import LabeledClassifier, NoisyClassifier
+from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier
+from controlled_diffusion.nodes.host.latents import latent_space
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.loop import saving
 from controlled_diffusion.training.noisy_classifier import LOG_SNR, batch_loss, noised
@@ -59,7 +61,7 @@ def make(world: World) -> None:
         for level, share in accuracy(network, latents[learned:], targets[learned:]):
             say(f"  log-SNR {level:+.0f}: {100 * share:.1f} % of labels right on held-out scenes")
         target = world.files.classifier
-        classifier.save(LabeledClassifier(network, world.all_labels, "DemoLatent"), target)
+        classifier.save(LabeledClassifier(network, world.all_labels, latent_space(demo.load(world.weights)[0])), target)
         say(f"wrote {target.name}: {target.stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,16 +1,23 @@
 """Classifier channels inside ComfyUI's sampling, and the classifier's file."""
 
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
 from controlled_diffusion.guidance.classifier import ClassifierGradient, LabeledClassifier, NoisyClassifier
+from controlled_diffusion.guidance.latent_space import LatentSpace
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
+from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
-from safetensors.torch import save_file
+from controlled_diffusion.nodes.host.latents import latent_space
+from safetensors.torch import load_file, save_file
 
 from compare import assert_close
+from host import tiny
 from host.sampling import STEPS, Count, cfg_guider, half_mask, ksampler, latent, run
 from host.tiny import conditioning
 from host.video import tiny_video_model, video_conditioning
@@ -33,9 +40,14 @@ class Counted(torch.nn.Module):
         return self.inner(x, log_snr)
 
 
-def labeled(latent_format: str = "SD15", channels: int = 4) -> LabeledClassifier:
+@cache
+def space(model=tiny.unet) -> LatentSpace:
+    return latent_space(model())
+
+
+def labeled(latent_format: LatentSpace | None = None, channels: int = 4) -> LabeledClassifier:
     with torch.inference_mode(False):
-        return LabeledClassifier(Counted(channels), LABELS, latent_format)
+        return LabeledClassifier(Counted(channels), LABELS, latent_format or space())
 
 
 def toward_red(weight: float, classifier=None, **kwargs) -> Channel:
@@ -97,24 +109,36 @@ def test_a_batch_and_its_parts_are_guided_alike(eps_model):
 
 def test_video_latents_are_guided():
     model = tiny_video_model()
-    channel = toward_red(20.0, labeled("Wan21", 16))
+    channel = toward_red(20.0, labeled(latent_space(model), 16))
     guided = run(MultiCFG(model, video_conditioning(0), [channel]), torch.zeros(1, 16, 2, 8, 8))
     assert torch.isfinite(guided).all() and guided.ndim == 5
 
 
 def test_a_classifier_of_another_latent_format_is_refused(eps_model):
-    channels = [toward_red(1.0, labeled("SDXL"))]
-    for use in (lambda: MultiCFG(eps_model, EMPTY, channels), lambda: MultiCFGWrapper(channels).install(eps_model)):
-        with pytest.raises(ValueError, match=r"format SDXL.* has SD15"):
-            use()
+    own = space()
+    others = {"has SD15\\.": replace(own, name="SDXL", levels=tuple(0.7 * v for v in own.levels)), "has SD15 of another VAE": replace(own, colors=own.colors[::-1])}
+    for told, other in others.items():
+        channels = [toward_red(1.0, labeled(other))]
+        for use in (lambda c=channels: MultiCFG(eps_model, EMPTY, c), lambda c=channels: MultiCFGWrapper(c).install(eps_model)):
+            with pytest.raises(ValueError, match=f"format {other.name}.* {told}"):
+                use()
+    MultiCFG(eps_model, EMPTY, [toward_red(1.0, labeled(replace(own, name="the same under another name")))])
+
+
+def test_the_latents_of_two_demo_models_differ(tmp_path):
+    """Both have SD1.5's format at the same scale; their autoencoders are their own."""
+    weights = load_file(demo.WEIGHTS)
+    save_file(weights | {"preview_colors": weights["preview_colors"].flip(1)}, tmp_path / "other.safetensors")
+    one, again, other = (latent_space(demo.load(path)[0]) for path in (demo.WEIGHTS, demo.WEIGHTS, tmp_path / "other.safetensors"))
+    assert one.same(again) and not one.same(other) and one.name == other.name
 
 
 def test_a_classifier_comes_back_from_its_file(tmp_path):
     network = NoisyClassifier(4, 2, widths=(8, 16))
     path = tmp_path / "c.safetensors"
-    classifier.save(LabeledClassifier(network, LABELS, "SD15", "exclusive"), path)
+    classifier.save(LabeledClassifier(network, LABELS, space(), "exclusive"), path)
     found = classifier.read(path)
-    assert (found.labels, found.latent_format, found.kind) == (LABELS, "SD15", "exclusive")
+    assert (found.labels, found.latent_format, found.kind) == (LABELS, space(), "exclusive")
     for key, value in found.network.state_dict().items():
         assert torch.equal(value, network.state_dict()[key].half().float()) and not value.is_inference()
 
@@ -133,6 +157,6 @@ def test_names_outside_the_folders_are_refused(name):
 
 def test_the_shipped_classifier_loads_and_lists_its_labels():
     classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
-    assert classifier.latent_format == "DemoLatent" and {"red", "circle"} <= set(labels.split("\n"))
+    assert classifier.latent_format.same(latent_space(demo.load()[0])) and {"red", "circle"} <= set(labels.split("\n"))
     assert (CLASSIFIERS.shipped / "demo_model.safetensors").stat().st_size <= 2e6
     assert not any(p.requires_grad for p in classifier.network.parameters())

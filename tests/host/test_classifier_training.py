@@ -15,6 +15,7 @@ from controlled_diffusion.nodes.classifier_training import NoisyClassifierTraine
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier as files
 from controlled_diffusion.nodes.host.guidance.multi_cfg import check_guidance_channels
+from controlled_diffusion.nodes.host.latents import latent_space
 from controlled_diffusion.nodes.host.training import memory, trainer
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training.augmentation import Augmentation
@@ -108,7 +109,7 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
     loaded, labels = NoisyClassifierLoader.execute(name).args
     assert name == "mine.safetensors" and (folders / "models" / "noisy_classifiers" / name).exists()
     assert set(labels.split("\n")) == {s.background for s in scenes()} | {s.things[0].color for s in scenes()}
-    assert loaded.latent_format == "SD15" and loaded.kind == "independent" and curve.ndim == chart.ndim == 4
+    assert loaded.latent_format.same(latent_space(eps_model)) and loaded.kind == "independent" and curve.ndim == chart.ndim == 4
     before = NoisyClassifierLoader.fingerprint_inputs(name)
     assert before == NoisyClassifierLoader.fingerprint_inputs(name)
     os.utime(folders / "models" / "noisy_classifiers" / name, (1, 1))
@@ -234,7 +235,7 @@ def test_it_learns_the_format_that_another_node_gives_the_model(demo_vae):
     model = ModelSamplingContinuousEDM().patch(tiny_text.denoiser("sdxl"), "edm_playground_v2.5", 80.0, 0.002)[0]
     form = model.get_model_object("latent_format")
     made = host.learn(model, demo_vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").model
-    assert made.latent_format == type(form).__name__ == "SDXL_Playground_2_5"
+    assert made.latent_format.name == type(form).__name__ == "SDXL_Playground_2_5"
     latents = torch.cat(host._latents(model, demo_vae, Data(images(4).split(1)), 0))
     assert_close(latents, form.process_in(demo_vae.encode(images(4))).float(), atol=1e-5, rtol=1e-5)
     channel = ClassifierChannel.execute(made, "a").args[0]
@@ -250,7 +251,7 @@ def test_it_learns_in_latents_of_many_channels_and_of_videos(kind, demo_vae, fol
     made = host.learn(model, vae, [images(4)], ["a", "b", "a", "b"], settings(), "mine", "refuse").model
     channels = model.model.latent_format.latent_channels
     assert made.network(torch.zeros(2, channels, 8, 8), torch.zeros(2)).shape == (2, 2) and channels >= 16
-    assert files.load("mine.safetensors").latent_format == type(model.model.latent_format).__name__
+    assert files.load("mine.safetensors").latent_format.same(latent_space(model))
 
 
 @pytest.mark.parametrize("knobs", [dict(optimizer="adafactor"), dict(schedule="constant"), dict(accumulate=2), dict(warmup=0, schedule="linear")])  # fmt: skip

@@ -78,6 +78,7 @@ CLAIMS = {
     "numbers as labels": lambda m: m | {"labels": json.dumps(list(range(len(json.loads(m["labels"])))))},
     "unknown kind": lambda m: m | {"kind": '"sometimes"'},
     "number as format": lambda m: m | {"latent_format": "7"},
+    "texts as levels": lambda m: m | {"latent_format": json.dumps({"name": "a", "levels": ["a"], "colors": []})},
     "list as network": lambda m: m | {"network": "[1]"},
     "other setting": lambda m: m | {"network": json.dumps(json.loads(m["network"]) | {"depth": 3})},
     "huge widths": lambda m: m | {"network": json.dumps(json.loads(m["network"]) | {"widths": [20_000] * 3})},

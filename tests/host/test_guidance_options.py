@@ -162,7 +162,7 @@ def test_an_interval_that_holds_no_step_is_the_conditional_model(any_model, rule
 class Ones:
     """A gradient term that is seen wherever it acts."""
 
-    through_denoiser, latent_format = False, ""
+    through_denoiser, latent_format = False, None
 
     def __call__(self, x, sigma, denoised, scale):
         return torch.ones_like(denoised)

@@ -15,6 +15,7 @@ from ....guidance.record import Record
 from ....guidance.schedules import NoiseScale
 from .. import gradients
 from ..conditionings import check_conditionings, is_active
+from ..latents import latent_space
 from ..run_history import RunHistory, run_of
 from .guidance_run import KEY, ChannelGroup, Conditionings, GuidanceRun
 
@@ -23,12 +24,13 @@ def check_guidance_channels(model, channels: Sequence[Channel]) -> None:
     """Refuses channels that were made for another model."""
     nulls = {f"The null of channel {quoted(c.name)}": c.null for c in channels if c.null is not None}
     check_conditionings(model, {f"Channel {quoted(c.name)}": c.conditioning for c in channels if c.gradient is None} | nulls)
-    own = type(model.get_model_object("latent_format")).__name__
+    own = latent_space(model)
     for channel in channels:
-        wanted = channel.gradient.latent_format if channel.gradient else ""
-        if wanted not in ("", own):
+        wanted = channel.gradient.latent_format if channel.gradient else None
+        if wanted is not None and not wanted.same(own):
+            name = own.name if own.name != wanted.name else f"{own.name} of another VAE"
             raise ValueError(
-                f"Channel {quoted(channel.name)} was made for latents of the format {wanted}, but {type(model.model).__name__} has {own}. "
+                f"Channel {quoted(channel.name)} was made for latents of the format {wanted.name}, but {type(model.model).__name__} has {name}. "
                 "Use one that was trained on this model's latents."
             )
 

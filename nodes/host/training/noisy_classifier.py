@@ -16,6 +16,7 @@ from ....training.settings import Data, Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
 from ..images import as_image, line_chart
+from ..latents import latent_space
 from . import trainer
 from .images import images_of, split_images
 from .memory import GB, PassMemory, estimate, free_after_unloading, pass_memory
@@ -118,7 +119,7 @@ def prepare(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], s
     with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
         network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
     network = initialize(network, settings.seed % 2**63).to(comfy.model_management.get_torch_device())
-    made = LabeledClassifier(network, known, type(model.get_model_object("latent_format")).__name__, settings.kind)
+    made = LabeledClassifier(network, known, latent_space(model), settings.kind)
     seen = len(judged.targets)
     return Task(made, settings, shown, judged, f"{seen} {'images held out' if seen < len(separate) else 'the training images'}")
 
