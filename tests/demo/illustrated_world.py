@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from controlled_diffusion.training.demo import illustrated_world as world
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS, PLACE_WORDS, STYLE_WORDS, Caption, random_caption
-from controlled_diffusion.training.demo.illustrated_drawings import COLORABLE, COLORS, THINGS
+from controlled_diffusion.training.demo.illustrated_drawings import COLORABLE, COLORS, OTHER_POSE, THINGS
 from controlled_diffusion.training.demo.illustrated_grounds import FLOOR, GROUNDS, SIZE
 from controlled_diffusion.training.demo.illustrated_scenes import (
     CARTOONS,
@@ -19,6 +19,7 @@ from controlled_diffusion.training.demo.illustrated_scenes import (
     STYLES,
     Scene,
     Thing,
+    drawn_by,
     one_of,
     random_scene,
     resting,
@@ -51,10 +52,11 @@ def colored(scene: Scene, thing: Thing) -> str:
 
 
 def renamed(rng: Rng, thing: Thing, name: str) -> Thing:
-    """Another thing at the same place, of the same size, drawn by the same set."""
+    """Another thing at the same place, of the same size, drawn by the same set where that has its pose."""
     lift = sum(LIFT) / 2 * ((name in FLYING) - (thing.name in FLYING))
     color = one_of(rng, COLORS) if name in COLORABLE else None
-    return replace(thing, name=name, color=color, bottom=max(thing.bottom - lift, min(thing.span + 4, thing.bottom)))
+    kind = drawn_by(rng, "cartoon", name) if thing.drawing == OTHER_POSE.get(name) else thing.drawing
+    return replace(thing, name=name, drawing=kind, color=color, bottom=max(thing.bottom - lift, min(thing.span + 4, thing.bottom)))
 
 
 def stands(thing: Thing, ground: str) -> bool:
@@ -67,8 +69,7 @@ def restyled(rng: Rng, scene: Scene, style: str) -> Scene:
     """The scene in another style: the same drawings but for "3d", which has its own."""
     if "3d" not in (scene.style, style):
         return replace(scene, style=style)
-    kind = "fluent 3d" if style == "3d" else one_of(rng, CARTOONS)
-    return replace(scene, style=style, things=tuple(replace(thing, drawing=kind) for thing in scene.things))
+    return replace(scene, style=style, things=tuple(replace(thing, drawing=drawn_by(rng, style, thing.name)) for thing in scene.things))
 
 
 def name_of(rng: Rng, scene: Scene, which: int) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .illustrated_drawings import COLORABLE, COLORS, THINGS
+from .illustrated_drawings import COLORABLE, COLORS, OTHER_POSE, THINGS
 from .illustrated_grounds import FLOOR, GROUNDS, SIZE, Rng
 
 STYLES = {"cartoon": 0.46, "3d": 0.18, "watercolor": 0.13, "pixel art": 0.11, "pencil drawing": 0.12}
-SPANS = {"small": (70, 82), "normal": (96, 112), "large": (132, 148)}  # longest side of one thing, pixels
-PAIR_SPANS = {"small": (58, 66), "normal": (76, 86)}
+SPANS = {"small": (80, 92), "normal": (106, 118), "large": (136, 148)}  # longest side of one thing, pixels
+PAIR_SPANS = {"small": (66, 74), "normal": (84, 92)}
 PLACES = {"left": (0.28, 0.33), "middle": (0.47, 0.53), "right": (0.67, 0.72)}  # center of a thing as a share of the width
 PAIR_PLACES = {"left": (0.24, 0.28), "right": (0.72, 0.76)}
 FLYING = ("airplane", "balloon")
@@ -19,7 +19,8 @@ CARTOONS = ("noto", "twemoji", "fluent flat")
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing. `x` and `bottom` (its lowest pixel) and `span` (its longest side before the turn) are in pixels, `turn` in degrees."""
+    """One thing. `x` and `bottom` (its lowest pixel) and `span` (its longest side before the turn) are in pixels, `turn` in degrees;
+    `flip` mirrors what may be mirrored."""
 
     name: str
     drawing: str  # one of illustrated_drawings.SETS
@@ -48,6 +49,11 @@ def one_of(rng: Rng, items, weights=None):
     return list(items)[int(rng.choice(len(items), p=weights))]
 
 
+def drawn_by(rng: Rng, style: str, name: str) -> str:
+    """The set that draws a thing in a style."""
+    return "fluent 3d" if style == "3d" else one_of(rng, [kind for kind in CARTOONS if kind != OTHER_POSE.get(name)])
+
+
 def resting(rng: Rng, ground: str, name: str, span: float) -> float:
     """Where a thing stands. Small ones may stand farther away; those that fly are above the floor."""
     if FLOOR[ground] is None:
@@ -63,9 +69,8 @@ def _thing(rng: Rng, ground: str, style: str, place: str, spans: dict, places: d
     span = float(rng.uniform(*spans[size]))
     color = one_of(rng, COLORS) if name in COLORABLE else None
     x = SIZE * float(rng.uniform(*places[place]))
-    kind = "fluent 3d" if style == "3d" else one_of(rng, CARTOONS)
     turn, flip = float(rng.uniform(-7, 7)), bool(rng.random() < 0.5)
-    return Thing(name, kind, color, size, place, x, resting(rng, ground, name, span), span, turn, flip)
+    return Thing(name, drawn_by(rng, style, name), color, size, place, x, resting(rng, ground, name, span), span, turn, flip)
 
 
 def random_scene(rng: Rng, pair_share: float = 0.35) -> Scene:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .illustrated_captions import Caption, random_caption
-from .illustrated_drawings import drawing, recolored
+from .illustrated_drawings import ONE_WAY, drawing, recolored
 from .illustrated_grounds import FLOOR, SIZE, Rng, paint_ground
 from .illustrated_scenes import FLYING, Scene, Thing, random_scene
 from .illustrated_styles import FILTERS
@@ -38,7 +38,7 @@ def _layer(thing: Thing, image: Image.Image) -> Image.Image:
     """A sprite by itself at the place of its thing, RGBA (192, 192)."""
     scale = thing.span / max(image.size)
     image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.LANCZOS)
-    if thing.flip:
+    if thing.flip and thing.name not in ONE_WAY:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = image.rotate(thing.turn, Image.Resampling.BICUBIC, expand=True)
     image = image.crop(image.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
