@@ -164,7 +164,7 @@ class Illustrated(World):
         scene, grounds = self._first(rng)
         which = int(rng.integers(len(scene.things)))
         thing, taken = scene.things[which], [t.name for t in scene.things]
-        recolor = scene.style != UNCOLORED and rng.random() < 0.5
+        recolor = scene.style != UNCOLORED and rng.random() < 0.7
         second = renamed(rng, thing, other(rng, COLORABLE if recolor else THINGS, *taken))
         if recolor:
             third = replace(second, color=other(rng, COLORS, second.color))
