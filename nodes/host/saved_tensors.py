@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
@@ -137,8 +137,8 @@ def mutations_refused() -> torch.autograd.graph.saved_tensors_hooks:
 class CopyIfNeeded:
     """Takes steps that need gradients, without copies as long as nothing that autograd saved is changed in place: copies take time.
 
-    The first step finds that out. Where it or a later one is refused, `steps` is asked anew, inside `mutations_allowed`, as are all that follow;
-    what it did before it was refused must not count. An error with another cause comes again.
+    Where a step is refused, `steps` is asked anew, inside `mutations_allowed`, as are all that follow; what it did before it was refused must
+    not count. Any step can be the first that writes: a patch may act at some noise levels alone. An error with another cause comes again.
     """
 
     def __init__(self):
@@ -160,6 +160,4 @@ class CopyIfNeeded:
                 continue
             if step is _END:
                 return
-            if self.around is mutations_refused:
-                self.around = nullcontext
             yield step

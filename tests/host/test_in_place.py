@@ -81,6 +81,22 @@ def test_a_refused_pass_is_let_go(around):
     assert kept.expired()
 
 
+def test_no_graph_is_kept_where_a_later_step_begins_to_write():
+    kept = []
+
+    def step(writes):
+        x = torch.ones(2, 8) @ weight
+        kept.append(StorageWeakRef(x.untyped_storage()))
+        change = (x * weight.sum()).tanh()
+        yield torch.autograd.grad((x.add_(change) if writes else x + change).sum(), weight)[0]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        weight, attempt = torch.nn.Parameter(torch.ones(8, 8)), saved_tensors.CopyIfNeeded()
+        for writes in (False, False, True):
+            list(attempt(lambda writes=writes: step(writes)))
+    assert attempt.around is saved_tensors.mutations_allowed and len(kept) == 4 and all(ref.expired() for ref in kept)
+
+
 @pytest.mark.parametrize("first", [0, 5])
 def test_a_training_goes_on_where_a_patch_begins_to_write(first, clip, vae, tmp_path):
     """Every step is taken once, and all is as with new tensors."""
