@@ -7,7 +7,7 @@ from ..inversion.fixed_point import ACCELERATIONS
 from .host.inversion import invert
 from .host.prompts import source_of
 from .inputs.inverter import extrapolate_input, fixed_point_input, inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, choice, schema, share, whole
+from .inputs.widgets import advanced, choice, only_with, schema, share, whole
 
 _ACCELERATION = "How corrections proceed: 'picard' repeats the step; 'anderson' mixes the last iterates and mostly needs fewer."
 _TOLERANCE = "Relative residual at which corrections of a step stop; the best of them counts. Typical: 1e-6–1e-4. 0 = never."
@@ -29,8 +29,8 @@ class DDIMInverter(io.ComfyNode):
                 whole("order", DDIM.order, 1, 2, "Evaluations a step, both ways. 1: DDIM (Euler). 2: midpoint (RF-Solver), more exact."),
                 fixed_point_input(DDIM.fixed_point_iterations, "Typical: 3–10. 0 = off."),
                 *advanced(
-                    choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration),
-                    share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9),
+                    only_with(choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration), "fixed_point_iterations"),
+                    only_with(share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9), "fixed_point_iterations"),
                     extrapolate_input(),
                 ),
             ),

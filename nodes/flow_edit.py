@@ -15,6 +15,7 @@ from .inputs.widgets import (
     auto_whole,
     image_input,
     number,
+    only_with,
     optional,
     schema,
     seed,
@@ -69,7 +70,8 @@ class FlowEditLatentSampler(io.ComfyNode):
                 ),
                 fit_input("image"),
                 *optional(
-                    io.Conditioning.Input("negative", tooltip="FlowEdit's, where a cfg is not 1; usually an empty prompt."),
+                    only_with(io.Conditioning.Input("negative", tooltip="FlowEdit's, where a cfg is not 1; usually an empty prompt."),
+                        "method", _FLOW_EDIT),
                     io.Mask.Input("mask", tooltip="1 = may change; elsewhere the image stays exact. Not connected: the latent's own mask."),
                     io.Vae.Input("vae", tooltip="Needed for an IMAGE, and for the image output."),
                 ),

@@ -8,7 +8,7 @@ from .host import latents
 from .host.gradients import differentiable_clip_vision, differentiable_vae
 from .host.guidance import image_guidance
 from .inputs.channel import added_channel, channel_extras, channel_identity, channel_output, percent_range
-from .inputs.widgets import advanced, choice, number, schema, switch, whole
+from .inputs.widgets import advanced, choice, number, only_with, schema, switch, whole
 
 CLIP_KIND = "clip"
 _KIND = "'color': mean and spread of colors. 'brightness': coarse light and dark. 'layout': colors in 8 x 8 cells. 'clip': CLIP vision."
@@ -36,8 +36,9 @@ class ImageGuidanceChannel(io.ComfyNode):
                     whole("batch_size", 1, 0, 4096, "Images, or frames of videos, decoded at a time; 0 = all. 1 needs least memory."),
                 ),
                 io.Image.Input("image", optional=True, tooltip="The reference image, of any size."),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."),
-                io.Conditioning.Input("text", optional=True, tooltip="For kind 'clip', no image: a text of clip_vision's text tower."),
+                only_with(io.ClipVision.Input("clip_vision", optional=True, tooltip="For kind 'clip': the vision tower."), "kind", CLIP_KIND),
+                only_with(io.Conditioning.Input("text", optional=True, tooltip="For kind 'clip', no image: a text of clip_vision's text tower."),
+                    "kind", CLIP_KIND),
                 *channel_extras(),
             ],
             outputs=[channel_output()],

@@ -53,6 +53,8 @@ class InversionSampler(io.ComfyNode):
             cfg = inversion.cfg
             keep(f"cfg {cfg:g}, as the inversion was made")
         positive = inversion.source if positive is None else positive
+        if negative is not None and inversion.null is not None:
+            keep("the connected negative is used instead of the inversion's own")
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
         replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align)

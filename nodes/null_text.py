@@ -6,7 +6,7 @@ from ..inversion.null_text import OPTIMIZERS, STARTS, NullText
 from .host.inversion import invert, null_text
 from .host.prompts import source_of
 from .inputs.inverter import extrapolate_input, inverter_inputs, inverter_outputs
-from .inputs.widgets import advanced, auto_cfg, choice, number, schema, switch, whole
+from .inputs.widgets import advanced, auto_cfg, choice, number, only_with, schema, switch, whole
 
 _OPTIMIZER = "'fast': steepest descent that finds its step lengths by itself. 'adam': the paper's, with learning_rate."
 _INNER_STEPS = "Most gradients a step, each the work of two evaluations. Typical: 3; with start 'empty' or adam 10. 0 = off."
@@ -40,7 +40,7 @@ class NullTextInverter(io.ComfyNode):
                 number("early_stop", own.early_stop, 0.0, 100.0, "Stop a step when its loss is below this multiple of the paper's "
                     "threshold. Typical: 0.05–1 (paper 1). Lower is more exact and slower. 0 = never.", 0.05, round=0.001),
                 *advanced(
-                    number("learning_rate", own.learning_rate, 1e-5, 1.0, _LEARNING_RATE, 0.001, round=1e-5),
+                    only_with(number("learning_rate", own.learning_rate, 1e-5, 1.0, _LEARNING_RATE, 0.001, round=1e-5), "optimizer", "adam"),
                     extrapolate_input(),
                     _weight("smoothness", _SMOOTHNESS, 0.001),
                     _weight("l1", "Weight (mu 1) of the mean absolute difference of the decoded prediction and the image; needs the vae. "

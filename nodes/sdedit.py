@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..guidance.sdedit import PROCESSES, UNITS
 from .host.conditionings import check_conditionings
 from .host.guidance import sdedit
+from .host.progress import keep
 from .inputs.fit import fit_input, image_output
 from .inputs.widgets import advanced, auto_cfg, auto_scheduler, choice, image_input, number, schema, seed, steps_input, whole
 
@@ -60,6 +61,7 @@ class SDEditSampler(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         check_conditionings(model, {"positive": positive, "negative": negative})
         task = sdedit.Task(model, vae, guide, guide if original is None else original, mask)
+        keep("original is not used: there is no mask" if original is not None and task.mask is None else "")
         sigmas = sdedit.sigmas(model, strength, strength_unit, process, steps, scheduler)
         samples, start = task.sample(sigmas, positive, negative, repeats=repeats, **sampling)
         image = image_output("SDEdit Sampler", vae, lambda: task.image(samples))

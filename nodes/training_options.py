@@ -18,7 +18,7 @@ from .host.training.pair_folder import PairFolder, training_pairs
 from .inputs import sockets
 from .inputs import training as inputs
 from .inputs.fit import training_fit
-from .inputs.widgets import auto_cfg, auto_number, auto_whole, choice, number, schema, switch, text, whole
+from .inputs.widgets import auto_cfg, auto_number, auto_whole, choice, number, only_with, schema, switch, text, whole
 
 
 def _output(socket, name: str) -> list:
@@ -49,7 +49,8 @@ class TrainingOptions(io.ComfyNode):
                 choice("checkpointing", CHECKPOINTING, memory, own.checkpointing),
                 choice("timesteps", ("auto", *TIMESTEPS), timesteps, own.timesteps),
                 choice("weighting", WEIGHTINGS, weighting, own.weighting),
-                inputs.number("gamma", own.gamma, 0.01, 1000.0, "With 'min-snr': SNR at which the weight stops growing. Paper: 5.", 0.1),
+                only_with(inputs.number("gamma", own.gamma, 0.01, 1000.0, "With 'min-snr': SNR at which the weight stops growing. Paper: 5.",
+                    0.1), "weighting", "min-snr"),
                 inputs.number("start_percent", own.start_percent, 0.0, 0.99, "Train on noise levels from this percent of the sampling on. 0 = "
                     "from pure noise."),
                 inputs.number("end_percent", own.end_percent, 0.01, 1.0, "Train on noise levels up to this percent of the sampling. 1 = to the "
@@ -88,10 +89,12 @@ class DatasetOptions(io.ComfyNode):
                 number("caption_dropout", own.caption_dropout, -1.0, 0.99, dropout),
                 whole("variants", change.variants, 0, 1000, "Changed copies of each image to train on too, encoded once. 0 = none. Typical: "
                     "4–30."),
-                number("crop", change.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
-                number("jitter", change.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: "
-                    "0.05–0.2."),
-                number("scale", change.scale, 0.0, 1.0, hints),
+                *(only_with(each, "variants") for each in (
+                    number("crop", change.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
+                    number("jitter", change.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: "
+                        "0.05–0.2."),
+                    number("scale", change.scale, 0.0, 1.0, hints),
+                )),
                 inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
                 training_fit(own.fit),
             ],

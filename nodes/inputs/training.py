@@ -20,6 +20,7 @@ from ..host.training.dreambooth import NO_CLASS, Subject
 from ..host.training.trainer import TrainResult
 from . import auto, sockets, widgets
 from .families import AUTO_NUMBER
+from .widgets import only_with
 
 number = partial(widgets.number, round=0.0001, advanced=True)
 whole, choice, switch, text = (partial(w, advanced=True) for w in (widgets.whole, widgets.choice, widgets.switch, widgets.text))
@@ -134,7 +135,8 @@ def vectors() -> io.Int.Input:
 def norms() -> list:
     return [
         choice("norm", NORMS, "Length of the word's vectors: 'limit' at most norm_limit words; 'keep' as at the start; 'free' any."),
-        number("norm_limit", Word.norm_limit, 0.01, 100.0, "With norm 'limit': 1 = as long as a typical word. Typical: 1–3.", 0.1),
+        only_with(number("norm_limit", Word.norm_limit, 0.01, 100.0, "With norm 'limit': 1 = as long as a typical word. Typical: 1–3.", 0.1),
+            "norm", NORMS[0]),
     ]
 
 

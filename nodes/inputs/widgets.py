@@ -112,6 +112,12 @@ def seed(tooltip: str) -> io.Int.Input:
     return whole("seed", 0, 0, 0xFFFFFFFFFFFFFFFF, tooltip, control_after_generate=True)
 
 
+def only_with(given: io.Input, mode: str, *values) -> io.Input:
+    """The input, which acts only where the input `mode` is one of the values, or, without any, is not 0; the check at the door says so."""
+    given.only_with = mode, values
+    return given
+
+
 def advanced(*inputs: io.WidgetInput) -> list:
     """The inputs, hidden until the user opens the advanced ones."""
     for given in inputs:
