@@ -17,30 +17,33 @@ from .registration import Motion, likeness, registered
 COLORS = ("at the edge", "whole image", "off")
 SURE = 0.6  # correlation outside the mask from which a motion is believed
 STILL = 0.1  # pixels up to which an image has not moved
+UNSURE = 0.1  # standard error in pixels, at what the edit changed, up to which a motion is believed
 UNSEEN = 1e-3  # variance of colors up to which a direction counts as not seen, and stays as it is
 
 
 class Kept(NamedTuple):
-    """The image and its mask (0 = the source's pixels, bit for bit); how the edit had moved, whether that is undone, and how alike both are
-    outside the mask then."""
+    """The image and its mask (0 = the source's pixels, bit for bit); how the edit had moved, whether that is undone, how alike both are
+    outside the mask then, and the motion's standard error inside it, in pixels."""
 
     image: torch.Tensor
     mask: torch.Tensor
     motion: Motion
     undone: torch.Tensor
     likeness: torch.Tensor
+    error: torch.Tensor
 
 
 def keep_rest(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor, feather: int = 0, align: bool = True, colors: str = COLORS[0]) -> Kept:
     """The edit (B, 3, H, W) inside the mask (B, H, W; 1 = may change), the source elsewhere.
 
-    The edit fades out over `feather` pixels inside the mask. A motion whose outcome is not alike enough (`SURE`) is not undone.
+    The edit fades out over `feather` pixels inside the mask. A motion that is not sure (`UNSURE`), or whose outcome is not alike
+    enough (`SURE`), is not undone.
     """
     rest = 1 - (mask > 0).to(source)[:, None]
-    motion = registered(source, edit, rest) if align else Motion.none(len(edit))
+    motion, error = registered(source, edit, rest) if align else (Motion.none(len(edit)), torch.zeros(len(edit)))
     back = motion.undone(edit)
     found = likeness(source, back, rest * motion.seen(*edit.shape[-2:]))
-    undone = (found >= SURE) & (motion.distance(*edit.shape[-2:]) > STILL)
+    undone = (found >= SURE) & (error <= UNSURE) & (motion.distance(*edit.shape[-2:]) > STILL)
     edit = torch.where(undone[:, None, None, None], back, edit)
     if colors != "off":
         rest = rest * kept_weight(source, matched(edit, source, rest), rest)
@@ -48,7 +51,7 @@ def keep_rest(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor, feat
     if colors == "at the edge":
         edit = edit + spread(source - edit, rest)
     inside = torch.minimum(blurred(dilated(mask, -feather), feather), mask) if feather else mask
-    return Kept(mixed(edit.clamp(0, 1), source, inside[:, None]), inside, motion, undone, found)
+    return Kept(mixed(edit.clamp(0, 1), source, inside[:, None]), inside, motion, undone, found, error)
 
 
 def kept_weight(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance.diffedit import dilated
-from ..guidance.keep_rest import COLORS, SURE, Kept, keep_rest
+from ..guidance.keep_rest import COLORS, STILL, SURE, UNSURE, Kept, keep_rest
 from .host.progress import say
 from .inputs.widgets import choice, schema, share, switch
 
@@ -69,7 +69,7 @@ def _check(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor) -> None
 def _line(kept: Kept, align: bool) -> str:
     """What was found out about one image."""
     (across, down), (wide, high) = kept.motion.shift[0].tolist(), (100 * (kept.motion.scale[0] - 1)).tolist()
-    alike = float(kept.likeness)
+    alike, error = float(kept.likeness), float(kept.error)
     if bool((kept.mask > 0).all()):
         return "the mask leaves nothing out, so everything comes from the edit as it is"
     if not bool((kept.mask > 0).any()):
@@ -78,10 +78,12 @@ def _line(kept: Kept, align: bool) -> str:
         return "not aligned"
     if bool(kept.undone):
         told = "put back"
+    elif float(kept.motion.distance(*kept.image.shape[-2:])) <= STILL:
+        told = "not moved"
     elif alike < SURE:
         told = f"not put back: what the mask leaves out is too unlike then ({alike:.2f} of 1; at least {SURE:g})"
     else:
-        told = "not moved"
+        told = f"not put back: the mask leaves too little to be sure (to about {error:.1f} pixels; at most {UNSURE:g})"
     return f"shifted by {across:+.1f}, {down:+.1f} pixels, stretched by {wide:+.1f}, {high:+.1f} %; {told}"
 
 
