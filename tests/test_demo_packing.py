@@ -23,6 +23,12 @@ def test_every_weight_comes_back_to_half_a_step_of_its_channel():
     assert torch.allclose(restored(quantized(fine))["w"], fine["w"], rtol=0.01, atol=0)
 
 
+def test_weights_without_a_scale_stay_as_they_are():
+    stored = quantized({"a.weight": draw(3, 3)}) | {"b.bias": draw(3, seed=1).half(), "ids": torch.arange(3)}
+    found = restored(stored)
+    assert set(found) == {"a.weight", "b.bias", "ids"} and all(found[k] is stored[k] for k in ("b.bias", "ids"))
+
+
 def test_the_instruction_model_is_stored_as_differences():
     """8 bits of the weights themselves would be far coarser than of what training changed."""
     base = {"input_blocks.0.0.weight": draw(4, 2, 3, 3), "out.bias": draw(4, seed=1)}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from controlled_diffusion.training.demo.illustrated_captions import random_caption
+from controlled_diffusion.training.demo.illustrated_captions import Caption, Claim, random_caption
 
+from demo import illustrated_model
 from demo import illustrated_recipe as recipe
 from demo import model as demo_model
 from demo.muon import MuonLoop
@@ -115,3 +116,12 @@ def test_growth_ends_with_the_training():
     for planned in recipe.RECIPES.values():
         assert planned.growth[-1][1] == planned.denoiser_steps and list(planned.growth) == sorted(planned.growth)
         assert planned.growth[0][0] >= planned.easy_scenes
+
+
+def test_things_alone_are_counted_worst_first():
+    def one(*names):
+        return Caption("", tuple(Claim(name) for name in names))
+
+    captions = [one("cat"), one("dog"), one("cat"), one("cat", "dog"), Caption("")]
+    verdicts = [{"thing": True}, {"thing": False}, {"thing": False}, {"both things": True}, {"ground": True}]
+    assert illustrated_model.by_thing(captions, verdicts) == ["dog 0 of 1", "cat 1 of 2"]

@@ -73,7 +73,7 @@ class DemoInstruct(DemoModel):
 
 def _read_weights(path: Path) -> tuple[dict, dict, dict]:
     """State dicts of denoiser, text tower and autoencoder; the first also holds "preview_colors"."""
-    weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+    weights = packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True))
     unet, clip, vae = (
         comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
         for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")

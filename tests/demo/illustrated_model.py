@@ -1,7 +1,7 @@
 """Trains the illustrated demo model: `python . run tests/demo/illustrated_model.py train --state DIR`.
 
 `train` goes through VAE, latents, UNet and decoder; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how
-far it is, `sheet` draws held-out prompts, `export` writes the weights as one 16-bit file, `measure` has the reader judge what the model
+far it is, `sheet` draws held-out prompts, `export` writes the weights as one file, `measure` has the reader judge what the model
 draws. The recipe is tests/demo/illustrated_recipe.py.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training.demo.illustrated_captions import Caption
 from controlled_diffusion.training.loop import Loop, progress, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -26,6 +27,7 @@ from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
 from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
 from demo.muon import MuonLoop
+from demo.packing import quantized
 from harness.demo_images import Studio
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
@@ -160,7 +162,8 @@ def current(options):
 
 
 def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, torch.Tensor]:
-    """All weights in 16 bit under the names of the demo model's file; of the token table only the rows that captions use."""
+    """All weights under the names of the demo model's file: matrices of UNet and text tower in 8 bits, all else in 16; of the token table only
+    the rows that captions use."""
     mean, deviation = statistics(latents)
     unit = (latents[:200].float() - mean) / deviation
     text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
@@ -173,7 +176,9 @@ def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, tor
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
         "preview_colors": demo_model.preview_colors(unit, recipe_of.images(len(unit))),
     }
-    return {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": torch.tensor(new_vocabulary().ids, dtype=torch.int32)}
+    matrices = {k: v for k, v in weights.items() if v.ndim > 1 and k.startswith(("model.", "cond_stage_model."))}
+    small = {k: v.half() for k, v in weights.items() if k not in matrices} | quantized(matrices)
+    return small | {"cond_stage_model.token_ids": torch.tensor(new_vocabulary().ids, dtype=torch.int32)}
 
 
 def write_weights(options, path: Path) -> Path:
@@ -231,6 +236,15 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
     return "\n".join([*head, *rows, ""])
 
 
+def by_thing(captions: list[Caption], verdicts: list[dict[str, bool]]) -> list[str]:
+    """How often each thing was right in the images of it alone, the worst first."""
+    alone: dict[str, list[bool]] = {}
+    for caption, verdict in zip(captions, verdicts):
+        if "thing" in verdict:
+            alone.setdefault(caption.claims[0].name, []).append(verdict["thing"])
+    return [f"{name} {sum(right)} of {len(right)}" for name, right in sorted(alone.items(), key=lambda item: sum(item[1]) / len(item[1]))]
+
+
 def measure(options) -> None:
     """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
     captions, artist, images = studio.held_out(options.count), Studio(weights_file(options), recipe_of.LATENT), []
@@ -242,6 +256,7 @@ def measure(options) -> None:
         scores.update(fact for fact, holds in verdict.items() if holds)
         asked.update(verdict)
     say(table(scores, asked, options.count))
+    say("things alone: " + ", ".join(by_thing(captions, verdicts)))
     if options.output:
         wrong = tuple(i for i, verdict in enumerate(verdicts) if not all(verdict.values()))
         studio.draw_sheet(images, [caption.text for caption in captions], options.output, wrong=wrong)

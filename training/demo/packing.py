@@ -26,5 +26,6 @@ def spread(scale: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
 
 
 def restored(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights in float32, each right to half a step."""
-    return {k: v.float() * spread(stored[f"{k}{SCALE}"], v) for k, v in stored.items() if not k.endswith(SCALE)}
+    """The weights in float32, each right to half a step; those without a scale as they are stored."""
+    scaled = {k: v.float() * spread(stored[f"{k}{SCALE}"], v) for k, v in stored.items() if f"{k}{SCALE}" in stored}
+    return {k: v for k, v in stored.items() if not k.endswith(SCALE)} | scaled
