@@ -91,7 +91,9 @@ class QKSharing:
         out, v = rows.target.of(self.out), self._values(rows)
         made = torch.cat([of(v).expand_as(v) for of in rows.terms]) if len(rows.terms) > 1 else rows.terms[0](v).expand_as(v)
         answers = self._attend(rows.asked, made).split(v.shape[0])
-        if rows.begun:
+        if rows.begun and self._in_place and len(rows.target.spans) == 1:
+            rows.edit.combined([out, *answers], over=out)
+        elif rows.begun:
             self.set_output(rows.target, rows.edit.combined([out, *answers]))
         else:
             self.set_output(rows.target, out + (rows.edit.combined(answers[:-1]) - answers[-1]))
@@ -135,10 +137,15 @@ class QKSharing:
 
     def set_output(self, rows: RowSelection, out: torch.Tensor) -> None:
         """Changes what attention gives for rows: in place where that is ComfyUI's own and nothing else needs it."""
-        if not (self._changed or (self.plain and not self.out.requires_grad)):
+        if not (self._changed or self._in_place):
             self.out = self.out.clone()
         self._changed = True
         rows.put(self.out, out)
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether what attention gave may be changed in place: it is ComfyUI's own, and nothing else needs it."""
+        return self.plain and not self.out.requires_grad
 
     def features(self, rows: RowSelection) -> torch.Tensor:
         """What attention gives for the image's tokens of rows, (rows, N, heads * width)."""

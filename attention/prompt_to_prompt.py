@@ -126,13 +126,20 @@ class ActiveEdit:
         columns = [Term(from_source, lambda v, column=column: column) for from_source, column in sums if column is not None]
         return [*(made or [Term(False, lambda v: v)]), *columns]
 
-    def combined(self, gathered: list[torch.Tensor]) -> torch.Tensor:
-        """What the target's values give under the edit, from what attention gave for each of the terms."""
-        count = len(gathered) - sum(column is not None for column in (self.mapped_sum, self.own_sum))
-        out, total = (sum(parts[1:], parts[0]) if parts else None for parts in (gathered[:count], gathered[count:]))
-        if total is None:
+    @cached_property
+    def _sums(self) -> int:
+        """How many terms are parts of the denominator, which are the last."""
+        return sum(column is not None for column in (self.mapped_sum, self.own_sum))
+
+    def combined(self, gathered: list[torch.Tensor], over: torch.Tensor | None = None) -> torch.Tensor:
+        """What the target's values give under the edit, from what attention gave for each of the terms; written over one of them or not."""
+        (out, *more), totals = gathered[: len(gathered) - self._sums], gathered[len(gathered) - self._sums :]
+        for term in more:
+            out = torch.add(out, term, out=over)
+        if not totals:
             return out
-        return out / (total.clamp_min(torch.finfo(out.dtype).tiny) if self.may_vanish else total)
+        total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
+        return torch.div(out, total.clamp_min(torch.finfo(out.dtype).tiny) if self.may_vanish else total, out=over)
 
 
 UNEDITED = ActiveEdit()

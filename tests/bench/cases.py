@@ -27,6 +27,7 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCF
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
 from controlled_diffusion.nodes.inversion import InversionSampler
 from controlled_diffusion.nodes.negative_attention import NegativeAttention
+from controlled_diffusion.nodes.word_regions import WordRegions
 from controlled_diffusion.nodes.word_weights import WordWeights
 
 import explicit
@@ -227,6 +228,13 @@ class Cases:
         yield "Word Weights", Case(self.sampled(guider_of(weighing, self._as_wide(positive, 1), self.text(0))), CFG)
         refusing = NegativeAttention.execute(self.model, self.text(2), **defaults(NegativeAttention)).args[0]
         yield "Negative Attention", Case(self.cfg(refusing), CFG)
+        given = defaults(WordRegions) | dict(prompt=SOURCE, phrases="red cat\nmat", anchors=0.1, spread=0)
+        finding, positive, _ = WordRegions.execute(self.model, clip, **given).args
+        wide = self._as_wide(positive, 1)
+        yield "Word Regions", Case(self.sampled(guider_of(finding, wide, self.text(0))), CFG)
+        channels = Channel(wide, 2.0), Channel(self.text(2), 2.0, region="red cat")
+        yield "3 rows", self.rows(3)
+        yield "Word Regions, a channel", Case(self.sampled(MultiCFG(finding, self.text(0), channels)), "3 rows")
 
     def classic(self) -> Iterator[tuple[str, Case]]:
         """The published way of Prompt-to-Prompt, with all windows open; and the least that our own way may cost."""

@@ -1,15 +1,14 @@
 """What each patch of the pack costs beside none: `python . run tests/bench/overhead.py [--model sdxl] [--full] [--only attention]`.
 
-A network with the layers of SD1.5, SDXL or Flux and random weights, at a tenth of its width unless `--full`: then what is left is the work of
-Python. Every case runs in turn with what it is compared with; figures are medians, of CPU time on one thread where there is no GPU, so
-that other work on the machine does not count. A step's share is that of a longer run beyond one of two steps, the rest is the run's.
-Operations are launches on a GPU, waits are values that Python reads from there, calls are those of Python's and built-in functions: all three
-are the same on a busy machine. A case that fails leaves the others. Without a GPU set COMFYUI_OPTIONS=--use-pytorch-cross-attention for the
-attention that a GPU has.
+A network with the layers of SD1.5, SDXL or Flux and random weights, at a tenth of its width and with one head on a latent of 4 cells unless
+`--full`: then an operation costs about what launching it costs, and what is left is the work of Python. All cases run in turn; of every case the
+shortest run counts, in CPU time on one thread where there is no GPU, so that other work on the machine counts little. A step's share is that of a
+longer run beyond one of two steps, the rest is the run's. Operations are launches on a GPU, waits are values that Python reads from there, calls
+are those of Python's and built-in functions: all three are the same on a busy machine. A case that fails leaves the others. Without a GPU set
+COMFYUI_OPTIONS=--use-pytorch-cross-attention for the attention that a GPU has.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -17,7 +16,7 @@ import torch
 from controlled_diffusion.nodes.host.noise_levels import NoiseScale, noise_scale
 
 from bench.cases import Case, Cases
-from bench.shapes import SHAPES, TENTH, clock, model_of
+from bench.shapes import SHAPES, TENTH, clock, model_of, shortest
 from harness.memory import peak
 from harness.operations import Operations, calls
 from measures.script import head, options_of, row, say
@@ -29,7 +28,7 @@ SHORT = 2  # steps of the shorter run
 def cases_of(o: argparse.Namespace) -> tuple[dict[str, Case], NoiseScale]:
     """The cases of a model at its own or a tenth of its width, and its noise levels."""
     model = model_of(o.model, o.dtype and getattr(torch, o.dtype), **({} if o.full else TENTH[o.model]))
-    cases = Cases(model, SHAPES[o.model], o.side or (SHAPES[o.model].side if o.full else 16), tuple(o.channels))
+    cases = Cases(model, SHAPES[o.model], o.side or (SHAPES[o.model].side if o.full else 4), tuple(o.channels))
     kinds = (k for k in KINDS.get(o.model, KINDS["sd15"]) if o.only is None or k in o.only)
     return cases.of(tuple(kinds)), noise_scale(model)
 
@@ -62,13 +61,12 @@ def first_look(case: Case, short: torch.Tensor, long: torch.Tensor) -> tuple[flo
 
 def told(name: str, case: Case, times: dict, counts: dict, memory: dict, steps: int) -> str:
     """A line of the table."""
-    base, own = case.base or name, [split(*pair, steps) for pair in zip(*times[name])]
-    plain = [tuple(case.times * t for t in split(*pair, steps)) for pair in zip(*times[base])]
-    step, more, run = (statistics.median(values) for values in zip(*((a, a - b, c - d) for (a, c), (b, d) in zip(own, plain))))
-    ratio = statistics.median(a / b for (a, _), (b, _) in zip(own, plain))
+    base = case.base or name
+    (step, run), (plain, rest) = (split(times[n, SHORT], times[n, steps], steps) for n in (name, base))
+    more, once = 1000 * (step - case.times * plain), 1000 * (run - case.times * rest)
     launched, waits, called = (split(*pair, steps)[0] - case.times * split(*other, steps)[0] for pair, other in zip(counts[name], counts[base]))
-    added = (f"{1000 * more:+.1f}", f"{1000 * run:+.1f}", f"{launched:+.0f}", f"{waits:+.1f}", f"{called:+.0f}") if case.base else [""] * 5
-    return row(name, f"{1000 * step:.1f}", f"{ratio:.2f}", *added, f"{memory[name]:.0f}", f"{memory[name] / memory[base]:.2f}")
+    added = (f"{more:+.1f}", f"{once:+.1f}", f"{launched:+.0f}", f"{waits:+.1f}", f"{called:+.0f}") if case.base else [""] * 5
+    return row(name, f"{1000 * step:.1f}", f"{step / case.times / plain:.2f}", *added, f"{memory[name]:.0f}", f"{memory[name] / memory[base]:.2f}")
 
 
 @torch.inference_mode()
@@ -76,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     o = options_of(
         __doc__, arguments, model=dict(choices=list(SHAPES), default="sd15"), full=dict(action="store_true", help="at its own width"),
         dtype=dict(choices=["float32", "float16", "bfloat16"], help="default: half precision on a GPU"),
-        side=dict(type=int, help="of the latent, in cells; default: 16, or what the full model is made for"),
+        side=dict(type=int, help="of the latent, in cells; default: 4, or what the full model is made for"),
         only=dict(nargs="*", metavar="KIND", help=f"some of {', '.join(KINDS['sd15'])}"),
         channels=dict(type=int, nargs="*", default=[1, 2, 3]), steps=(8, "of the longer run"), repeats=(7, "rounds, taken in turn"),
         start=(0.05, "percent of the first step"), end=(0.35, "percent of the last; all that edits attention acts until 0.4"),
@@ -92,11 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
         except Exception as error:  # the others are worth their figures
             say(f"{name}: failed, {type(error).__name__}: {str(error).splitlines()[0]}")
             cases = {other: own for other, own in cases.items() if name not in (other, own.base)}
-    rounds = [[(name, seconds(case.run, short), seconds(case.run, long)) for name, case in cases.items()] for _ in range(o.repeats)]
-    times = {name: ([], []) for name in cases}
-    for name, a, b in (found for each in rounds for found in each):
-        times[name][0].append(a)
-        times[name][1].append(b)
+    runs = {(name, len(sigmas) - 1): partial(seconds, case.run, sigmas) for name, case in cases.items() for sigmas in (short, long)}
+    times = shortest(runs, o.repeats)
     titles = "ms a step", "ratio", "added ms", "added ms a run", "operations", "waits", "calls", "peak memory, MB", "ratio"
     say(head(f"{o.model}{'' if o.full else ', a tenth of its width'}", *titles))
     for name, case in cases.items():

@@ -67,8 +67,8 @@ SHAPES = {
 }
 
 TENTH = {  # of the width, with as many layers
-    "sd15": dict(model_channels=32),
-    "sdxl": dict(model_channels=64),
+    "sd15": dict(model_channels=32, num_heads=1),
+    "sdxl": dict(model_channels=64, num_heads=1, num_head_channels=-1),
     "flux": dict(hidden_size=288, axes_dim=[4, 4, 4]),
 }
 
@@ -96,6 +96,7 @@ def model_of(name: str, dtype: torch.dtype | None = None, **changed):
     """A MODEL on ComfyUI's device; `dtype` is half precision on a GPU unless given, `changed` overrides the configuration."""
     shape, device = SHAPES[name], comfy.model_management.get_torch_device()
     settings = shape.family(shape.config | changed)
+    settings.unet_config |= changed
     settings.set_inference_dtype(dtype or (shape.on_gpu if device.type == "cuda" else shape.on_cpu), None)
     model = shape.network(settings, device=device)
     for p in model.parameters():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 # `resolve_neg` is how `tolist` shows, which reads without an operation of its own.
 WAITS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "resolve_neg", "masked_select", "_unique2"}
@@ -41,6 +42,41 @@ class Operations(TorchDispatchMode):
         elif not (func.is_view or name in NO_WORK or (name in MAYBE_NONE and result is args[0])):
             self.names[name] += 1
         return result
+
+
+class LayersWithoutValues(TorchDispatchMode):
+    """A network of a MODEL whose tensors have shapes and no values (torch's meta device), so that reading one there, or copying it to the CPU,
+    is an error of torch. Outside of the network all have values, those that came out of it are 0."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.network, self.inside = model.get_model_object("diffusion_model"), False
+
+    def __enter__(self):
+        self.network.to("meta")
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args, kwargs = (args, kwargs or {}) if self.inside else tree_map_only(torch.Tensor, self._with_values, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _with_values(t: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(t, device="cpu") if t.is_meta else t
+
+    @staticmethod
+    def _without(value):
+        return value.to("meta") if torch.is_tensor(value) else value
+
+    def evaluate(self, executor, *args, **kwargs) -> torch.Tensor:
+        """A wrapper around the network (DIFFUSION_MODEL). The options, of which other wrappers read the noise level, keep their values."""
+        args, kwargs = [self._without(a) for a in args], {name: self._without(a) for name, a in kwargs.items()}
+        self.inside = True
+        try:
+            out = executor(*args, **kwargs)
+        finally:
+            self.inside = False
+        return self._with_values(out)
 
 
 def calls(run: Callable[[], object]) -> int:

@@ -78,6 +78,7 @@ WAYS = {
     "Uni-Edit": Way("negative_prompt", "NegativePromptInverter", DELAYED | {"guidance": "Uni-Edit"}, 5.0, 5.0, attention=False),
     "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty", "inner_steps": 10}),
     "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
+    "null-text, early_stop 0.8": Way("null_text", "NullTextInverter", {"cfg": CFG, "early_stop": 0.8}),
     "null-text, extrapolate": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source", "extrapolate": True}),
     "direct": Way("ddim", "DDIMInverter", branches="direct"),
     "direct, aligned": Way("ddim", "DDIMInverter", branches="direct", align=True),

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import comfy.clip_vision
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import SpatialVideoTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 
@@ -99,7 +99,7 @@ def layers_of(model) -> dict[Place, torch.nn.Module]:
             f"{name} ({type(network).__name__}) has no cross-attention of the UNet kind (attn2), for which IP-Adapters are made. Use an SD1.5 or "
             "SDXL model; models such as Flux Kontext, Flux.2 and Qwen-Image-Edit take reference images themselves."
         )
-    if any(isinstance(m, SpatialVideoTransformer) for m in network.modules()):
+    if any(isinstance(m, host_attention.SpatialVideoTransformer) for m in network.modules()):
         raise ValueError(f"{name} is a video model whose layers over time would see the image too. Use an SD1.5 or SDXL model.")
     return found
 
@@ -212,7 +212,7 @@ class AttentionCall:
         """The attention of a layer: the text's, by `base`, plus the images'."""
 
         def attention(q, k, v):
-            return optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
+            return host_attention.optimized_attention(q, k, v, options["n_heads"], attn_precision=options["attn_precision"])
 
         text, own = base(q, k, v), (self.parts, self.size, q.device)
         terms = self.run.cache.get(("terms", layer, *own, q.dtype), partial(self._terms, layer, q))
