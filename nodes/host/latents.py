@@ -13,6 +13,7 @@ from ...guidance.errors import quoted
 from ...guidance.latent_space import LatentSpace
 from . import gradients
 from .model_tag import ModelTag
+from .progress import keep
 
 FITS = PAD, SCALE, REFUSE = "pad", "scale", "refuse"  # what becomes of an IMAGE whose sides the VAE cannot take
 
@@ -166,7 +167,9 @@ def check_latent_channels(model, samples: torch.Tensor) -> None:
 
 
 def latent_of(model, vae, image) -> torch.Tensor:
-    """The latent samples, float32, of a LATENT or an IMAGE."""
+    """The latent samples, float32, of a LATENT or an IMAGE; the node says that a noise mask is left out."""
+    if isinstance(image, dict) and image.get("noise_mask") is not None:
+        keep("the latent's noise mask is not used: connect the mask to the node that samples")
     samples = samples_of(vae, image, "image")
     check_images(samples, "image")
     found = comfy.sample.fix_empty_latent_channels(model, samples.float())

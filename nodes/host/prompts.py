@@ -121,9 +121,9 @@ def without_weights(clip, text: str) -> tuple[str, list[tuple[str, float]]]:
     return plain.replace("(", "\\(").replace(")", "\\)") if reads else plain, parts
 
 
-def encoded(clip, text: str) -> list:
-    """The CONDITIONING of a text, as CLIPTextEncode makes it. Refuses scheduled ones, which have several parts."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def encoded(clip, text: str, tokens: dict | None = None) -> list:
+    """The CONDITIONING of a text, as CLIPTextEncode makes it, or of its tokens. Refuses scheduled ones, which have several parts."""
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text) if tokens is None else tokens)
     if len(conditioning) != 1:
         raise ValueError(
             f"The CLIP gives {len(conditioning)} conditionings for {quoted(text)}, for parts of the sampling. Remove hooks and schedules from the CLIP."

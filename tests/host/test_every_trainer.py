@@ -7,6 +7,7 @@ import re
 import weakref
 from types import SimpleNamespace
 
+import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import folder_paths
@@ -198,6 +199,18 @@ def test_a_state_of_other_weights_is_not_continued(kind, made):
     for name, other in (("model", tiny.unet("eps", seed=9, output_scale=0.3)), ("model", patched), ("clip", other_layer)):
         with pytest.raises(ValueError, match=rf"state of another training: .*\b{name} was \w+, now \w+"):
             train(kind, SimpleNamespace(**vars(made) | {name: other}), steps=2, prior_weight=0.0, if_exists="continue")
+
+
+@of_concepts
+def test_a_clip_of_several_texts_is_refused(kind, made):
+    """One that changes in the middle of the sampling: each image is trained under one text."""
+    hooks, keys, clip = comfy.hooks.HookGroup(), comfy.hooks.HookKeyframeGroup(), made.clip.clone()
+    keys.add(comfy.hooks.HookKeyframe(strength=0.5, start_percent=0.5))
+    hooks.add(comfy.hooks.WeightHook())
+    hooks.set_keyframes_on_hooks(keys)
+    clip.patcher.forced_hooks, clip.use_clip_schedule = hooks, True
+    with pytest.raises(ValueError, match=r"The CLIP gives 2 conditionings for .*Remove hooks and schedules"):
+        train(kind, SimpleNamespace(**vars(made) | {"clip": clip}), steps=1, prior_weight=0.0)
 
 
 @of_concepts

@@ -186,6 +186,9 @@ def test_a_dynamic_clip_vision_model_is_copied_whole(eps_model, vae, vision):
         ("layout", dict(image=None), "needs a reference image"),
         ("clip", dict(image=None, clip_vision="vision"), "needs an image or a text"),
         ("clip", dict(image=None, clip_vision="vision", text=CAT), "embeddings of width 24, the text has one of width 64"),
+        ("clip", dict(image=None, clip_vision="vision", text=CAT + CAT), "'text' holds several prompts"),
+        ("layout", dict(image=torch.rand(2, 8, 8, 3)), "'image' holds 2 images, but one guides all"),
+        ("clip", dict(image=torch.rand(2, 8, 8, 3), clip_vision="vision"), "'image' holds 2 images, but one guides all"),
     ],
 )
 def test_what_is_missing_is_named(eps_model, vae, vision, kind, given, message):

@@ -14,10 +14,17 @@ from .. import gradients
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
+def the_only(reference: torch.Tensor) -> torch.Tensor:
+    """A reference IMAGE. Raises ValueError where it holds several, of which one would count."""
+    if len(reference) != 1:
+        raise ValueError(f"'image' holds {len(reference)} images, but one guides all. Choose one, as Image From Batch does, or add a channel for each.")
+    return reference[..., :3]
+
+
 def matches(decode: Loss, image: torch.Tensor, kind: str) -> Loss:
     """Distance in color, brightness or layout from an IMAGE (1, H, W, 3)."""
     with torch.inference_mode(False):
-        reference = image[:1, ..., :3].movedim(-1, 1).float().clone()
+        reference = the_only(image).movedim(-1, 1).float().clone()
     return lambda latents: DISTANCES[kind](decode(latents), reference.to(latents.device))
 
 
@@ -39,8 +46,10 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
     """The embedding of an IMAGE, or of a CONDITIONING whose text tower shares the space."""
     if image is not None:
         comfy.model_management.load_model_gpu(clip_vision.patcher)
-        found = embedding(clip_vision, image[:1, ..., :3].movedim(-1, 1).to(clip_vision.load_device))
+        found = embedding(clip_vision, the_only(image).movedim(-1, 1).to(clip_vision.load_device))
     else:
+        if len(text) != 1 or len(text[0][0]) != 1:
+            raise ValueError("'text' holds several prompts, but one guides all. Connect it as CLIP Text Encode gives it, or add a channel for each.")
         found = text[0][1].get("pooled_output")
         width = getattr(getattr(clip_vision.model, "visual_projection", None), "out_features", None)
         if found is None or found.shape[-1] != width:
@@ -50,7 +59,7 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
                 f"{own}. Use the text encoder that belongs to the vision model, or give an image."
             )
     with torch.inference_mode(False):
-        return found[:1].float().clone()
+        return found.float().clone()
 
 
 def nearest_size(image: torch.Tensor, largest: int = 512) -> torch.Tensor:

@@ -11,6 +11,7 @@ from ....guidance.instruct_pix2pix import Conditions, Scales, around_the_image, 
 from ....guidance.schedules import NoiseScale
 from ..conditionings import check_conditionings, is_active
 from ..latents import check_latent_channels, samples_of
+from ..progress import keep
 from .diffedit import MaskedImage
 from .guidance_run import GuidanceRun
 from .multi_cfg import MultiCFG, MultiCFGWrapper
@@ -36,6 +37,8 @@ def image_key(model) -> str:
 
 def _latent(model, image, vae) -> torch.Tensor:
     """The latent (B, C, ...) of a LATENT or an IMAGE, unscaled as the VAE gives it."""
+    if isinstance(image, dict) and image.get("noise_mask") is not None:
+        keep("the latent's noise mask is not used: connect it as the mask of this node")
     samples = samples_of(vae, image, "image")
     check_latent_channels(model, samples)
     return samples

@@ -20,6 +20,7 @@ from ....training.custom_diffusion import directions, merged, own_rows, without_
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
 from ..model_folder import load_tensors
+from ..prompts import encoded
 from . import adapters, new_words
 
 KEY = "controlled_diffusion.custom_diffusion"
@@ -109,7 +110,7 @@ def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor
     where the prompt names none of them.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
-    features = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)[0][0][0].double().cpu()
+    features = encoded(clip, prompt)[0][0][0].double().cpu()
     part = new_words.encoders(clip)[0]
     tokens = [token for chunk in part.tokenizer.tokenize_with_weights(prompt) for token in chunk]
     vectors = [i for i, (token, *_) in enumerate(tokens) if torch.is_tensor(token)] if concept else []

@@ -19,6 +19,7 @@ from ....training.settings import Data, Settings, Validation
 from ....training.textual_inversion import FAMILIAR_SCALE, Word, captions_for, check_placeholder, names, one_of, with_name, wordings
 from .. import gradients
 from ..gradients import trainable
+from ..prompts import encoded
 from . import adapters, class_images, new_words, trainer
 from .denoiser import Objective, TrainDenoiser
 from .embeddings import EMBEDDINGS
@@ -118,7 +119,7 @@ class Task(trainer.Task):
     def conditioning(self, text: str) -> list:
         if self.word is not None:
             return self.word.conditioning(text)
-        return gradients.run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.clip.tokenize(text), show_pbar=False)
+        return gradients.run_in_inference_mode(encoded, self.clip, text)
 
 
 def embeddings_of(name: str, placeholders: Sequence[str]) -> list[str]:

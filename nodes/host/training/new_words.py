@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from ....guidance.errors import quoted
 from ....training.textual_inversion import Concept, Vocabulary, Word, names, start_rows, with_name
 from ..gradients import run_in_inference_mode
+from ..prompts import encoded
 from ..saved_tensors import map_tensors, mutations_allowed
 
 MARK, MARKED_NAME = 7777.25, "controlled_diffusion_new_word"
@@ -166,7 +167,7 @@ class NewWord:
 
     def conditioning(self, text: str) -> list:
         """The CONDITIONING of a prompt, as ComfyUI encodes it."""
-        return run_in_inference_mode(self.clip.encode_from_tokens_scheduled, self.trained_tokens(text), show_pbar=False)
+        return run_in_inference_mode(encoded, self.clip, text, self.trained_tokens(text))
 
     def encode(self, text: str) -> list:
         """One part of that, [features, extras], with a graph to the vectors where one is recorded.
