@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
@@ -20,12 +19,10 @@ from .saved_tensors import map_tensors, mutations_allowed
 
 T = TypeVar("T")
 KEY = "controlled_diffusion.training"
-COMPILED = "torch.compile"  # the key of ComfyUI's wrapper
 BACKWARD = 4  # memory to ask for, in forward passes: what a backward pass needs is kept until then
 DIFFERENTIABLE_ATTENTION = {  # kernels of ComfyUI that autograd can follow; any other gives way to torch's own
     inspect.unwrap(getattr(host_attention, f"attention_{kind}")) for kind in ("basic", "sub_quad", "split", "xformers", "pytorch")
 }
-log = logging.getLogger(__name__)
 
 
 def without_history(tensor: torch.Tensor) -> bool:
@@ -170,7 +167,7 @@ def check_whole(patchers) -> None:
 def trainable(model, clip=None, what: str = "Training"):
     """A MODEL, and a CLIP if given, as `what` needs them: clones that do not load dynamically, the model bringing the CLIP along."""
     model = differentiable_patcher(model, "model").clone()
-    _run_uncompiled(model, what)
+    _check_uncompiled(model, what)
     if "multigpu_clones" in model.model_options:
         raise ValueError(f"{what} runs on one GPU. Take MultiGPU CFG Split away.")
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_whole)
@@ -184,17 +181,14 @@ def trainable(model, clip=None, what: str = "Training"):
     return model, own
 
 
-def _run_uncompiled(model, what: str) -> None:
-    """Takes ComfyUI's torch.compile off: a compiled network is run as it was once, with the adapters and hooks of an earlier run or none."""
+def _check_uncompiled(model, what: str) -> None:
+    """Refuses a network of which another node has compiled a part in its place: ComfyUI's own node can be left out of a run."""
     parts = [name for name, part in (*model.model.named_modules(), *model.object_patches.items()) if hasattr(part, "_orig_mod")]
     if parts:
         raise ValueError(
             f"{what} cannot use a network whose part {parts[0]} is compiled: changes to its layers would have no effect. Connect the model from "
             "before the node that compiles it, or use ComfyUI's TorchCompileModel."
         )
-    if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
-        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)
-        log.warning("%s runs the network without torch.compile; the compiled model is not changed.", what)
 
 
 def _load_whole(executor, model, noise_shape, conds, model_options=None, **more):

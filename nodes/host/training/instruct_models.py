@@ -17,7 +17,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ....guidance.errors import quoted
 from ....training.instruct_pix2pix import FIRST, widened
-from ..gradients import COMPILED, differentiable_patcher, run_in_inference_mode
+from ..evaluation_order import COMPILED
+from ..gradients import differentiable_patcher, run_in_inference_mode
 from ..model_folder import ModelFolder, load_tensors
 
 MODELS = ModelFolder("diffusion_models", "model")
