@@ -27,7 +27,7 @@ from controlled_diffusion.training.demo.illustrated_scenes import (
 
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe
-from demo.any_world import ROOT, Files, Plan, Rng, World, changed, other
+from demo.any_world import PLANS, ROOT, Files, Plan, Rng, World, changed, other
 from demo.fast_norm import use_fast_norm
 
 UNCOLORED = "pencil drawing"
@@ -248,9 +248,7 @@ ILLUSTRATED = Illustrated(
         num_attention_heads=6, num_hidden_layers=4, hidden_act="gelu", projection_dim=96,
     ),
     plans={
-        "control": Plan(700, 1.5e-3, 24),
-        "classifier": Plan(3000, 1e-3, 64),
-        "encoder": Plan(2600, 1e-3, 32),
+        **PLANS,
         "adapter": Plan(700, 8e-4, 24),
         "train": Plan(1800, 1.2e-3, 24, dict(noisy_share=0.4, pair_share=0.5, focus=2.0)),
         "refine": Plan(800, 1.2e-3, 24, dict(noisy_share=0.7, pair_share=0.75, focus=4.0)),

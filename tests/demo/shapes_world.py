@@ -10,7 +10,7 @@ from controlled_diffusion.training.demo import checker, config
 
 from demo import model as demo_model
 from demo import world
-from demo.any_world import ROOT, Files, Plan, Rng, World, changed, other
+from demo.any_world import PLANS, ROOT, Files, Plan, Rng, World, changed, other
 
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 WHERE = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
@@ -138,9 +138,7 @@ SHAPES = Shapes(
     unet_config=config.UNET_CONFIG,
     vision_config=config.VISION_CONFIG,
     plans={
-        "control": Plan(700, 1.5e-3, 24),
-        "classifier": Plan(3000, 1e-3, 64),
-        "encoder": Plan(2600, 1e-3, 32),
+        **PLANS,
         "adapter": Plan(400, 8e-4, 24),
         "train": Plan(1600, 6e-4, 24, dict(noisy_share=0.0, pair_share=0.5, focus=0.0)),
         "refine": Plan(1150, 1.5e-3, 24, dict(noisy_share=0.7, pair_share=0.75, focus=4.0)),
