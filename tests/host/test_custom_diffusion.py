@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy.utils import unet_to_diffusers
 from controlled_diffusion.nodes.custom_diffusion import CustomDiffusionMerge, CustomDiffusionTrainer
+from controlled_diffusion.nodes.host.progress import node_text
 from controlled_diffusion.nodes.host.training import adapters
 from controlled_diffusion.nodes.host.training import custom_diffusion as host
 from controlled_diffusion.nodes.host.training.embeddings import EMBEDDINGS
@@ -118,7 +119,11 @@ def test_merged_concepts_read_as_each_file_has_them(kind, vae, clip, folders):
     loaded, _ = host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)
     if kind == "eps":
         assert torch.equal(sampled(loaded), sampled(patched))
-    assert merge(model, clip, lines)[2] == "both_2.safetensors"
+    with node_text() as text:
+        assert merge(model, clip, lines)[2] == "both_2.safetensors" and not text.lines
+        if kind == "eps":
+            merge(tiny.unet("eps", seed=9), clip, lines)
+            assert text.lines == [f"'{name}' was trained on another model, or with other LoRAs on it" for name in ("rex", "kit")]
 
 
 PREFIXES = ("module.diffusion_model.", "_orig_mod.diffusion_model.", "lora_unet_", "unet.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +20,10 @@ from ....training.custom_diffusion import directions, merged, own_rows, without_
 from ..attention.unet import BaseAttention, unet_places, with_attention
 from ..fingerprint import unpatched
 from ..model_folder import load_tensors
+from ..progress import keep
 from ..prompts import encoded
 from . import adapters, new_words
+from .patch_key import base_keys
 
 KEY = "controlled_diffusion.custom_diffusion"
 ENDS = ("attn2.to_k", "attn2.to_v")
@@ -64,11 +66,12 @@ def _network(places: tuple[Place, ...], executor, x, timesteps=None, context=Non
 
 @dataclass(frozen=True)
 class Concept:
-    """A trained concept: the LoRA file's tensors, and prompts that use its word."""
+    """A trained concept: the LoRA file's tensors, prompts that use its word, and what the file says of itself."""
 
     name: str
     prompts: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
+    about: dict[str, str] = field(default_factory=dict)
 
     def words(self, encoder: str) -> list[torch.Tensor]:
         """The words that come with the file, (vectors, dim) each."""
@@ -91,16 +94,16 @@ def concepts_of(text: str) -> list[Concept]:
         prompts.setdefault(name.removesuffix(".safetensors"), []).append(prompt)
     if len(prompts) < 2:
         raise ValueError("There are fewer than two concepts to merge. Write one a line, as 'my-cat = a embedding:my-cat cat'.")
-    return [Concept(name, tuple(own), _file(name)) for name, own in prompts.items()]
+    return [Concept(name, tuple(own), *_file(name)) for name, own in prompts.items()]
 
 
-def _file(name: str) -> dict[str, torch.Tensor]:
+def _file(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     path = folder_paths.get_full_path("loras", f"{name}.safetensors")
     if path is None:
         raise ValueError(
             f"There is no {quoted(name + '.safetensors')} in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
         )
-    return load_tensors(Path(path))[0]
+    return load_tensors(Path(path))
 
 
 def _features(clip, prompt: str, concept: Concept | None = None) -> torch.Tensor:
@@ -132,7 +135,9 @@ def _weight(model, key: str) -> torch.Tensor:
 
 def merge(model, clip, concepts: Sequence[Concept], regular: Sequence[str]) -> dict[str, torch.Tensor]:
     """A LoRA file of whole differences with which each concept's words get the keys and values that its own file gives them."""
-    layers = layers_of(model)
+    layers, base = layers_of(model), base_keys(model, clip)
+    for c in concepts:
+        keep(*(f"{quoted(c.name)} was trained on another {k}, or with other LoRAs on it" for k, key in base.items() if c.about.get(k, key) != key))
     features = own_rows([torch.cat([_features(clip, prompt, c) for prompt in c.prompts]) for c in concepts])
     rows = torch.cat(features)
     along = directions(rows, torch.cat([_features(clip, text) for text in regular]))
