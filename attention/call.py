@@ -32,6 +32,7 @@ class QKSharing:
     def __init__(self, qkv: tuple[torch.Tensor, ...], base: Callable, plain: bool):
         (self.q, self.k, self.v), self.base, self.plain = qkv, base, plain
         self.source_row = list(range(self.q.shape[0]))  # for each row, the row whose queries and keys it uses
+        self.value_row = list(self.source_row)  # and the row whose values
         self.edits: dict[int, tuple[int, ActiveEdit]] = {}  # of rows: the source's row and how they are made from both
         self.used, self.out, self._own, self._changed = (self.q, self.k), None, None, False
 
@@ -48,13 +49,15 @@ class QKSharing:
         return words
 
     def shared(self, t: torch.Tensor, rows: RowSelection) -> torch.Tensor:
-        """Queries or keys, for each row those of another."""
+        """Queries, keys or values, for each row those of another."""
         return rows.of(t)
 
     def run(self) -> None:
         """Evaluates the base with the shared queries and keys, and the edits. ComfyUI's own attention gives at once the first term of each."""
         key = "rows", tuple(self.source_row), tuple(self.edits.items()), self.plain
         plan = self.cache.get(key, lambda: RowPlan.of(self.source_row, self.edits, self.plain))
+        if self.value_row != list(range(len(self.value_row))):
+            self.v = self.shared(self.v, self.cache.get(("values", tuple(self.value_row)), lambda: RowSelection(self.value_row)))
         if plan.shared is not None:
             self.used = self.shared(self.q, plan.shared), self.shared(self.k, plan.shared)
         q, k = self.used if plan.first is None else (self.shared(self.q, plan.first), self.shared(self.k, plan.first))

@@ -8,11 +8,15 @@ from .host.progress import keep
 from .inputs import sockets
 from .inputs.families import AUTO_NUMBER
 from .inputs.fit import image_output
-from .inputs.widgets import FloatOrAuto, advanced, choice, optional, schema, switch
+from .inputs.widgets import FloatOrAuto, advanced, choice, optional, schema, share, switch
 
 _ALIGN = (
     "On: a step evaluates the model as far off its state as the inversion did; at cfg 1 the source then comes back exactly, and the cost is "
     "the same. Off: at its state. For DDIM Inverter (order 1) and Negative-Prompt Inverter."
+)
+_VALUES = (
+    "Percent of the sampling up to which the edit gathers the source's values in self-attention, or the image's in joint attention: keeps more of the "
+    "image at the same cost. Needs two branches. 0 = off. Paper: 0.3, with align."
 )
 
 
@@ -22,7 +26,7 @@ class InversionSampler(io.ComfyNode):
         return schema(
             "InversionSampler", "Inversion Sampler", "inversion",
             ["replay inversion", "real image editing", "direct inversion", "pnp inversion", "direct alignment", "directedit",
-             "reconstruct"],
+             "value sharing", "reconstruct"],
             "Samples from an inversion, with the steps and the method by which it was made. With another prompt, the image is edited; with "
             "none, it is reconstructed.",
             inputs=[
@@ -33,7 +37,7 @@ class InversionSampler(io.ComfyNode):
                     "inversion)."),
                 FloatOrAuto("cfg", 0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale. Typical for edits: 3–7.5. 1 = off. "
                     "-1 = as the inversion was made, which gives the image back."),
-                *advanced(switch("align", False, _ALIGN)),
+                *advanced(switch("align", False, _ALIGN), share("value_end", 0.0, _VALUES)),
                 *optional(
                     io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
                     io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),
@@ -48,7 +52,7 @@ class InversionSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, inversion, cfg, branches, align=False, positive=None, negative=None, mask=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model, inversion, cfg, branches, align=False, value_end=0.0, positive=None, negative=None, mask=None, vae=None) -> io.NodeOutput:
         if cfg == AUTO_NUMBER:
             cfg = inversion.cfg
             keep(f"cfg {cfg:g}, as the inversion was made")
@@ -57,7 +61,7 @@ class InversionSampler(io.ComfyNode):
             keep("the connected negative is used instead of the inversion's own")
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
-        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align)
+        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align, value_end)
         samples = replay.run(model, positive, negative, cfg)
         return io.NodeOutput({"samples": samples}, image_output("Inversion Sampler", vae, lambda: inversion.decoded(vae, samples)))
 

@@ -11,6 +11,7 @@ import torch
 
 from ....guidance.diffedit import cells, mixed
 from ....inversion.method import Trajectory, replay
+from ..attention.shared_values import with_shared_values
 from ..conditionings import KEY as MARK
 from ..conditionings import branches_of, same_value
 from ..sampling import Guidance, run
@@ -61,7 +62,8 @@ def differences(source: list, target: list) -> list[str]:
 
 @dataclass(frozen=True)
 class Replay:
-    """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change. `align` as of `replay`.
+    """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change. `align` as of `replay`. Up to
+    percent `value_end` of the sampling the edit uses the source's values (`with_shared_values`).
 
     Two branches are one batch where their conditionings allow it, so that attention control can read the source; otherwise each is
     predicted separately. The conditioning of Prompt-to-Prompt brings its branches along.
@@ -71,6 +73,7 @@ class Replay:
     branches: str = "edit"
     mask: torch.Tensor | None = None
     align: bool = False
+    value_end: float = 0.0
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
         """The latent (as a VAE takes it): the edit, or the source's rows and then the edits'."""
@@ -80,6 +83,8 @@ class Replay:
         if self.align:
             inversion.method.evaluated(inversion.trajectory, 0)
         count, positive, source = self._branches(positive)
+        if self.value_end:
+            model, positive = self._with_values(model, positive, count, source)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction(cfg), source)
         trajectory = inversion.trajectory.branches(1 if source else count)
         clean = model.model.process_latent_out(trajectory.states[-1][0].float())
@@ -102,6 +107,15 @@ class Replay:
         names = ", ".join(apart)
         _log.info("Source and target differ in %s: each is predicted separately, attention control cannot read the source.", names)
         return 2, positive, source
+
+    def _with_values(self, model, positive: list, count: int, source: list | None) -> tuple:
+        """(model, positive) of branches in one batch, all with the values of the first. Raises ValueError where there is no such batch."""
+        unbatched = f"source and target differ in {', '.join(differences(source, positive))}, and each is predicted separately" if source else ""
+        if unbatched or count == 1:
+            why = unbatched or "branches is 'edit', which has no source beside the edit"
+            then = "give both prompts as rows of P2P Attention Patch" if unbatched else "choose branches 'direct'"
+            raise ValueError(f"value_end is {self.value_end:g}, but {why}. Set value_end to 0, or {then}.")
+        return with_shared_values(model, positive, self.inversion.images, count, self.value_end)
 
     def _between(self, trajectory: Trajectory, count: int) -> Callable:
         """Keeps the source's rows, and what is outside the mask, on the inversion's own path."""
