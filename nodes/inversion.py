@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .host.attention.shared_values import with_shared_values
 from .host.conditionings import check_conditionings
 from .host.inversion.replay import BRANCHES, Replay, mask_for
 from .host.progress import keep
@@ -61,7 +62,7 @@ class InversionSampler(io.ComfyNode):
             keep("the connected negative is used instead of the inversion's own")
         negative = inversion.null if negative is None else negative
         check_conditionings(model, {"positive": positive} | ({} if negative is None else {"negative": negative}))
-        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align, value_end)
+        replay = Replay(inversion, branches, None if mask is None else mask_for(mask, inversion), align, value_end, with_shared_values)
         samples = replay.run(model, positive, negative, cfg)
         return io.NodeOutput({"samples": samples}, image_output("Inversion Sampler", vae, lambda: inversion.decoded(vae, samples)))
 

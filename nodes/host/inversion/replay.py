@@ -11,7 +11,6 @@ import torch
 
 from ....guidance.diffedit import cells, mixed
 from ....inversion.method import Trajectory, replay
-from ..attention.shared_values import with_shared_values
 from ..conditionings import KEY as MARK
 from ..conditionings import branches_of, same_value
 from ..sampling import Guidance, run
@@ -63,7 +62,7 @@ def differences(source: list, target: list) -> list[str]:
 @dataclass(frozen=True)
 class Replay:
     """How an inversion is sampled again. `mask` (B or 1, 1, ..., h, w) at the latent's size: 1 = may change. `align` as of `replay`. Up to
-    percent `value_end` of the sampling the edit uses the source's values (`with_shared_values`).
+    percent `value_end` of the sampling the edit uses the source's values (`share` is `with_shared_values`).
 
     Two branches are one batch where their conditionings allow it, so that attention control can read the source; otherwise each is
     predicted separately. The conditioning of Prompt-to-Prompt brings its branches along.
@@ -74,6 +73,7 @@ class Replay:
     mask: torch.Tensor | None = None
     align: bool = False
     value_end: float = 0.0
+    share: Callable | None = None
 
     def run(self, model, positive, negative, cfg: float) -> torch.Tensor:
         """The latent (as a VAE takes it): the edit, or the source's rows and then the edits'."""
@@ -115,7 +115,7 @@ class Replay:
             why = unbatched or "branches is 'edit', which has no source beside the edit"
             then = "give both prompts as rows of P2P Attention Patch" if unbatched else "choose branches 'direct'"
             raise ValueError(f"value_end is {self.value_end:g}, but {why}. Set value_end to 0, or {then}.")
-        return with_shared_values(model, positive, self.inversion.images, count, self.value_end)
+        return self.share(model, positive, self.inversion.images, count, self.value_end)
 
     def _between(self, trajectory: Trajectory, count: int) -> Callable:
         """Keeps the source's rows, and what is outside the mask, on the inversion's own path."""
