@@ -161,7 +161,7 @@ class NullText(Method):
     optimizer: str = "fast"
     inner_steps: int = 3
     learning_rate: float = LEARNING_RATE
-    early_stop: float = 0.2
+    early_stop: float = 0.8
     extrapolate: bool = False
     smoothness: float = 0.0
     l1: float = 0.0

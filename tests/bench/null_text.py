@@ -1,6 +1,6 @@
-"""Null-text inversion beside the paper's schedule: `python . run tests/bench/null_text.py [--count 5]`.
+"""Null-text inversion beside the paper's schedule: `python . run tests/bench/null_text.py [--count 5] [--steps 50]`.
 
-The same network inverts the same rendered images, one at a time and in turn, with 50 steps at cfg 7.5. The reference follows the paper's
+The same network inverts the same rendered images, one at a time and in turn, at cfg 7.5. The reference follows the paper's
 code in plain torch: start at the empty prompt, go on from step to step, up to 10 Adam iterations, its stop rule after each of them. PSNR is
 that of the way back to the VAE's own round trip; evaluations count a forward pass as 1 and a backward pass as 2. The table is printed after
 every image.
@@ -25,7 +25,7 @@ from node_schema import defaults
 INNER = 10
 OURS = {  # nodes and the settings that differ from their defaults
     "Null-Text Inverter": (NullTextInverter, {}),
-    "null-text, early_stop 0.7": (NullTextInverter, {"early_stop": 0.7}),
+    "null-text, early_stop 0.2": (NullTextInverter, {"early_stop": 0.2}),
     "null-text, early_stop 1": (NullTextInverter, {"early_stop": 1.0}),
     "null-text, extrapolate": (NullTextInverter, {"extrapolate": True}),
     "Negative-Prompt Inverter": (NegativePromptInverter, {}),
@@ -95,9 +95,9 @@ class Row:
         return row(self.name, f"{db:.1f}", f"{db - more:+.1f}", f"{min(self.found)[0]:.1f}", *costs)
 
 
-def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, int, float]:
+def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torch.Tensor, steps: int) -> tuple[torch.Tensor, int, float]:
     """(the image's latent as the reference gives it back, evaluations, seconds)."""
-    sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, STEPS, 0.0), Reference(studio)
+    sigmas, paper = noise_levels.levels(studio.model, SCHEDULER, steps, 0.0), Reference(studio)
     with gradients.differentiable():
         given = studio.model.model.process_latent_in(latent), source[0][0], empty
         clean, source, empty = (t.to(studio.model.load_device, copy=True) for t in given)
@@ -107,32 +107,32 @@ def reference_of(studio: Studio, source: list, latent: torch.Tensor, empty: torc
 
 
 @torch.inference_mode()
-def measure(studio: Studio, wish: Change, rows: dict[str, Row]) -> None:
+def measure(studio: Studio, wish: Change, rows: dict[str, Row], steps: int) -> None:
     source, latent = prompts(studio, [wish])[0], studio.vae.encode(images([wish]))
     floor, empty = studio.vae.decode(latent), studio.prompt("")[0][0]
 
     def nearness(back: torch.Tensor) -> float:
         return float(quality.psnr(studio.vae.decode(back), floor)[0])
 
-    back, evaluations, seconds = reference_of(studio, source, latent, empty)
+    back, evaluations, seconds = reference_of(studio, source, latent, empty, steps)
     rows["reference"].found.append((nearness(back), evaluations, seconds))
     for name, (node, settings) in OURS.items():
         own = {"cfg": CFG} if node is NullTextInverter else {}
-        given = dict(model=studio.model, source=source, image={"samples": latent}, steps=STEPS, scheduler=SCHEDULER, end_percent=0.0)
+        given = dict(model=studio.model, source=source, image={"samples": latent}, steps=steps, scheduler=SCHEDULER, end_percent=0.0)
         found = node.execute(**defaults(node) | given | own | settings).args[0]
         back = InversionSampler.execute(studio.model, found, CFG, "edit").args[0]["samples"]
-        evaluations = found.evaluations + (STEPS if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
+        evaluations = found.evaluations + (steps if node is NegativePromptInverter else 0)  # the way back, which null-text has walked
         rows[name].found.append((nearness(back), evaluations, found.seconds))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options, studio = options_of(__doc__, arguments, count=(5, "images")), Studio()
+    options, studio = options_of(__doc__, arguments, count=(5, "images"), steps=STEPS), Studio()
     comfy.model_management.load_models_gpu([studio.model])
     gradients.to_normal_tensors(studio.model.model)
     rows = {name: Row(name) for name in ("reference", *OURS)}
     for i, wish in enumerate(edits(options.count), 1):
-        measure(studio, wish, rows)
-        titles = head(f"{i} images, 50 steps, cfg 7.5", "PSNR, dB", "", "worst", "evaluations", "", "seconds", "")
+        measure(studio, wish, rows, options.steps)
+        titles = head(f"{i} images, {options.steps} steps, cfg {CFG}", "PSNR, dB", "", "worst", "evaluations", "", "seconds", "")
         say("\n".join([titles, *(each.told(rows["reference"]) for each in rows.values()), ""]))
 
 

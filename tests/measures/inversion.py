@@ -64,6 +64,10 @@ def exact(module: str, node: str) -> Way:
     return Way(module, node, {"cfg": EXACT_CFG, "scheduler": "karras"}, EXACT_CFG, EXACT_CFG, attention=False)
 
 
+def null_text(**settings) -> Way:
+    return Way("null_text", "NullTextInverter", {"cfg": CFG} | settings)
+
+
 def edit_friendly(**settings) -> Way:
     return Way("edit_friendly", "EditFriendlyInverter", {"cfg": 3.5} | settings, 3.5, attention=False)
 
@@ -76,10 +80,10 @@ WAYS = {
     "negative-prompt, fixed point": Way("negative_prompt", "NegativePromptInverter", {"fixed_point_iterations": 3}),
     "negative-prompt, from 40 %": Way("negative_prompt", "NegativePromptInverter", DELAYED, attention=False),
     "Uni-Edit": Way("negative_prompt", "NegativePromptInverter", DELAYED | {"guidance": "Uni-Edit"}, 5.0, 5.0, attention=False),
-    "null-text, empty start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "empty", "inner_steps": 10}),
-    "null-text, source start": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source"}),
-    "null-text, early_stop 0.8": Way("null_text", "NullTextInverter", {"cfg": CFG, "early_stop": 0.8}),
-    "null-text, extrapolate": Way("null_text", "NullTextInverter", {"cfg": CFG, "start": "source", "extrapolate": True}),
+    "null-text, empty start": null_text(start="empty", inner_steps=10, early_stop=0.2),
+    "null-text, source start": null_text(),
+    "null-text, early_stop 0.2": null_text(early_stop=0.2),
+    "null-text, extrapolate": null_text(early_stop=0.2, extrapolate=True),
     "direct": Way("ddim", "DDIMInverter", branches="direct"),
     "direct, aligned": Way("ddim", "DDIMInverter", branches="direct", align=True),
     "edict": exact("edict", "EDICTInverter"),
