@@ -1,4 +1,4 @@
-"""Memory of a training step with and without checkpointing: `python . run tests/bench/checkpointing.py [--model sd15] [--size 32]`.
+"""Memory of a training step with and without checkpointing: `python . run tests/bench/checkpointing.py [--model sd15] [--size 32] [--narrow]`.
 
 A model of the shape of SD1.5, SDXL or Flux with random weights, a LoRA on its attention, one loss and its gradients. The peak is the
 allocator's own above the start; beside it stands what a trainer told before. The gradients of both ways are compared.
@@ -14,7 +14,7 @@ from controlled_diffusion.nodes.host.training import adapters, run
 from controlled_diffusion.nodes.host.training.memory import MemoryPlan
 from controlled_diffusion.training.loop import Loop
 
-from bench.shapes import SHAPES, clock, model_of
+from bench.shapes import NARROW, SHAPES, clock, model_of
 from harness.memory import peak
 from measures.script import head, options_of, row, say
 
@@ -22,7 +22,7 @@ from measures.script import head, options_of, row, say
 def measured(o: argparse.Namespace) -> dict[str, tuple]:
     """(peak MB, told MB, seconds, gradients) of both ways."""
     gpu, shape = torch.cuda.is_available(), SHAPES[o.model]
-    made = model_of(o.model, torch.bfloat16 if gpu else torch.float32, **({"model_channels": o.channels} if o.channels else {}))
+    made = model_of(o.model, torch.bfloat16 if gpu else torch.float32, **(NARROW[o.model] if o.narrow else {}))
     model, _ = trainable(made)
     learned, draw = adapters.Design(rank=8).adapters(model, 1), torch.Generator().manual_seed(1)
     for p in learned.parameters.values():
@@ -55,8 +55,8 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    model, channels = dict(choices=list(SHAPES), default="sd15"), dict(type=int, help="fewer than the UNet's own, for a quick look")
-    o = options_of(__doc__, arguments, model=model, size=(32, "side of the latents"), channels=channels, batch=1)
+    model, narrow = dict(choices=list(SHAPES), default="sd15"), dict(action="store_true", help="for a quick look")
+    o = options_of(__doc__, arguments, model=model, size=(32, "side of the latents"), narrow=narrow, batch=1)
     with torch.inference_mode(False), torch.no_grad():
         found = measured(o)
     say(head(f"{o.model}, {o.batch} x {8 * o.size} x {8 * o.size} pixels", "peak", "told before", "seconds"))

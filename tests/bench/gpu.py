@@ -32,9 +32,9 @@ TABLES = {  # a script of this folder with its options: on a GPU, and without on
     "training": ("training --model sd15 --side 64 --steps 8 --repeats 2", "training --model tiny --steps 1 --repeats 1"),
     "flux": ("overhead --model flux --full --steps 4 --repeats 2 --channels 1 3", f"overhead {QUICK} --model flux"),
     "sd15, bfloat16": ("overhead --full --dtype bfloat16 --repeats 3 --only attention", f"overhead {QUICK} --dtype bfloat16 --only adapters"),
-    "checkpointing, sdxl": ("checkpointing --model sdxl --size 128", "checkpointing --size 8 --channels 32"),
-    "checkpointing, flux": ("checkpointing --model flux --size 64", ""),
-    "null-text": ("null_text --count 1", ""),
+    "checkpointing, sdxl": ("checkpointing --model sdxl --size 128", "checkpointing --model sdxl --size 8 --narrow"),
+    "checkpointing, flux": ("checkpointing --model flux --size 64", "checkpointing --model flux --size 8 --narrow"),
+    "null-text": ("null_text --count 1", "null_text --count 1 --steps 4"),
 }
 
 

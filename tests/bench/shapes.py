@@ -66,10 +66,10 @@ SHAPES = {
     ),
 }
 
-TENTH = {  # of the width, with as many layers
+NARROW = {  # with as many layers
     "sd15": dict(model_channels=32, num_heads=1),
     "sdxl": dict(model_channels=64, num_heads=1, num_head_channels=-1),
-    "flux": dict(hidden_size=288, axes_dim=[4, 4, 4]),
+    "flux": dict(hidden_size=48, num_heads=4, axes_dim=[4, 4, 4]),
 }
 
 
