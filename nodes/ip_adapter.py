@@ -4,7 +4,6 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..attention.ip_adapter import COMBINATIONS
-from ..guidance.schedules import Schedule
 from .host import demo
 from .host.attention import ip_adapter
 from .host.fingerprint import stamp
@@ -83,8 +82,7 @@ class IPAdapterPatch(io.ComfyNode):
         image=None, mask=None, schedule=None, conditioning=None,
     ) -> io.NodeOutput:  # fmt: skip
         prompt = ip_adapter.prompt_of(adapter, clip_vision, image, combine, crop == "center")
-        interval = Schedule(start=start_percent, end=end_percent)
-        settings = dict(weight=weight, schedules=(schedule, interval) if schedule else (interval,), mask=mask)
+        settings = dict(weight=weight, schedules=channel.schedules_of(schedule, start_percent, end_percent), mask=mask)
         patch = ip_adapter.patch_for(model, adapter, prompt, layer_weights, only_marked=conditioning is not None, **settings)
         if conditioning is None:
             silent = ExecutionBlocker("IP-Adapter Patch: connect a conditioning to get one that sees the image.")

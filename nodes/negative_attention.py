@@ -4,7 +4,6 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..attention.negative_attention import Strength
-from ..guidance.schedules import Schedule
 from .host.attention import negative_attention
 from .inputs import channel, sockets
 from .inputs.widgets import number, schema, share
@@ -46,8 +45,7 @@ class NegativeAttention(io.ComfyNode):
     def execute(
         cls, model, negative, scale, tau, alpha, start_percent, end_percent, mask=None, schedule=None, conditioning=None
     ) -> io.NodeOutput:
-        interval = Schedule(start=start_percent, end=end_percent)
-        settings = dict(schedules=(schedule, interval) if schedule else (interval,), mask=mask)
+        settings = dict(schedules=channel.schedules_of(schedule, start_percent, end_percent), mask=mask)
         patched, given = negative_attention.prepare(model, negative, Strength(scale, tau, alpha), conditioning, **settings)
         silent = ExecutionBlocker("Negative Attention: connect a conditioning to get one that the negative acts on.")
         return io.NodeOutput(patched, silent if given is None else given)

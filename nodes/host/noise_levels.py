@@ -34,18 +34,25 @@ def run_noise_scale(guider) -> NoiseScale:
 
 
 class Level:
-    """The timestep (B,) of a prediction. Its `sigma`, the largest, is read where something depends on it: reading waits for the GPU."""
+    """The timestep (B,) of a prediction. Its `sigma`, the largest, is read where something depends on it: reading waits for the GPU.
 
-    def __init__(self, timestep: torch.Tensor | None = None):
-        self.timestep = timestep
+    `percent` is that of the sampling by the noise axis of its model.
+    """
+
+    def __init__(self, timestep: torch.Tensor | None = None, scale: NoiseScale | None = None):
+        self.timestep, self.scale = timestep, scale
 
     @cached_property
     def sigma(self) -> float:
         return float(self.timestep.max())
 
+    @cached_property
+    def percent(self) -> float:
+        return self.scale.percent(self.sigma)
+
     def at(self, timestep: torch.Tensor) -> Level:
         """This one where it is of that very tensor."""
-        return self if timestep is self.timestep else Level(timestep)
+        return self if timestep is self.timestep else Level(timestep, self.scale)
 
 
 def scale_of(model_sampling, points: int = 501) -> NoiseScale:

@@ -17,6 +17,11 @@ def percent_range(what: str) -> list[io.Float.Input]:
     return [number("start_percent", Schedule.start, 0.0, 1.0, start, 0.001), number("end_percent", Schedule.end, 0.0, 1.0, end, 0.001)]
 
 
+def schedules_of(schedule: Schedule | None, start_percent: float, end_percent: float) -> tuple[Schedule, ...]:
+    """A schedule and that part of the sampling, where they change anything."""
+    return tuple(s for s in (schedule, Schedule(start=start_percent, end=end_percent)) if s not in (None, ALWAYS))
+
+
 def channel_identity(default: str = "its role") -> list:
     """The inputs priority and name of a channel; `default` is its name where none is given."""
     priority = "With conflict 'project' or 'perpendicular' lower priorities give way to higher ones. Equal ones do not affect each other."

@@ -13,6 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.guidance.schedules import Schedule
 from controlled_diffusion.nodes.host.attention.dit import dit_of
+from controlled_diffusion.nodes.host.attention.negative_attention import NegativeAttention as Control
 from controlled_diffusion.nodes.host.attention.unet import cross_attentions
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from controlled_diffusion.nodes.host.prompts import encoded
@@ -228,6 +229,13 @@ def test_a_mask_for_each_image(eps_model):
     assert_close(own, torch.cat([plain[:1], whole[1:]]), atol=2e-3, rtol=2e-3)
     with pytest.raises(ValueError, match="The mask holds 2 images but 3 are sampled"):
         drawn(patched(eps_model, OTHER, mask=masks)[0], TEXT, OTHER, torch.zeros(3, 4, 8, 8))
+
+
+def test_only_a_schedule_is_asked_for_the_noise_level(eps_model):
+    """Which a GPU waits for; see test_overhead."""
+    halved = Schedule(end=0.5)
+    for knobs, schedules in (({}, ()), (dict(end_percent=0.5), (halved,)), (dict(schedule=halved), (halved,))):
+        assert editing.control_of(patched(eps_model, OTHER, **knobs)[0], Control).schedules == schedules
 
 
 def test_only_positives_are_guided(eps_model):

@@ -74,12 +74,17 @@ class ControlRun(RunState):
 
     def __init__(self, control: Control, scale: NoiseScale):
         self.control, self.scale = control, scale
-        self.parts, self.percent, self.conds, self.started = MarkedParts(), 0.0, {}, False
-        self.level = Level()  # of the prediction that is made
+        self.parts, self.conds, self.started = MarkedParts(), {}, False
+        self.level = self.evaluated_level = Level()  # of the prediction that is made, and of what is evaluated for it
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
         self.layers: dict[str, list[Place]] = {}
         self.cache = RunCache()  # of what its layers and steps have alike
+
+    @property
+    def percent(self) -> float:
+        """Of the sampling, of what is evaluated; read where something depends on it, as of a `Level`."""
+        return self.evaluated_level.percent
 
     @property
     def conditionings(self) -> dict[str, list]:
@@ -101,12 +106,12 @@ class ControlRun(RunState):
             "the sampler's positive (through ControlNet and the like if you want), or use the model from before the node."
         )
 
-    def start(self, conds: dict[str, list[dict]], x: torch.Tensor, sigma: float) -> None:
+    def start(self, conds: dict[str, list[dict]], x: torch.Tensor) -> None:
         """Before the first prediction of a run: refuses one in which no conditioning bears the mark."""
         if not any(has_mark(c, listed, self.control.token) for listed in conds.values() for c in listed):
             raise ValueError(self.missing)
 
-    def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    def before(self, x: torch.Tensor) -> torch.Tensor:
         """The latent that the prediction is made for."""
         return x
 
@@ -124,9 +129,9 @@ class ControlRun(RunState):
         self.conds, self.parts, self.evaluated = {}, MarkedParts(), []
         self.cache.known.clear()
 
-    def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, sigma: float) -> None:
+    def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, level: Level) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
-        self.parts, self.percent = MarkedParts.find(conds, self.conds, self.control.token), self.scale.percent(sigma)
+        self.parts, self.evaluated_level = MarkedParts.find(conds, self.conds, self.control.token), level
         self.reads, self.layers = not any(x is before for before in self.evaluated), {}
         if any(index >= 0 for index, _ in self.parts.marked):
             self.evaluated.append(x)
@@ -206,13 +211,14 @@ def _warn(warnings: list[str]) -> None:
 
 def _predict(executor, x, timestep, model_options={}, seed=None):
     """PREDICT_NOISE: what goes into a guided prediction, and what comes out."""
-    runs, level = model_options["transformer_options"][KEY], Level(timestep)
+    runs = model_options["transformer_options"][KEY]
+    level = Level(timestep, runs[0].scale)
     for run in runs:
         run.conds, run.evaluated, run.level = executor.class_obj.conds, [], level
         if not run.started:
-            run.start(run.conds, x, level.sigma)
+            run.start(run.conds, x)
             run.started = True
-        x = run.before(x, level.sigma)
+        x = run.before(x)
     denoised = executor(x, timestep, model_options, seed)
     for run in runs:
         denoised = run.after(denoised)
@@ -222,7 +228,7 @@ def _predict(executor, x, timestep, model_options={}, seed=None):
 def _evaluate(executor, model, conds, x_in, timestep, model_options):
     """CALC_COND_BATCH: the conditionings that are about to be evaluated."""
     for run in model_options["transformer_options"][KEY]:
-        run.on_evaluate(conds, x_in, run.level.at(timestep).sigma)
+        run.on_evaluate(conds, x_in, run.level.at(timestep))
     return executor(model, conds, x_in, timestep, model_options)
 
 

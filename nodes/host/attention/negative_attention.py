@@ -72,22 +72,23 @@ class NegativeAttentionRun(ControlRun):
     def conditionings(self) -> dict[str, list]:
         return {self.name: comfy.sampler_helpers.convert_cond(self.control.negative)}
 
-    def start(self, conds, x, sigma):
+    def start(self, conds, x):
         self.text = features_of(conds[self.name][0]).cond
         if not self.control.only_marked:
             for name, listed in conds.items():
                 for given in listed:
                     if name != self.name and is_positive(name, given):
                         given[KEY] = (*given.get(KEY, ()), (self.control.token, 1))
-        super().start(conds, x, sigma)
+        super().start(conds, x)
 
     def end(self) -> None:
         super().end()
         self.text, self.masks = None, {}
 
-    def on_evaluate(self, conds, x, sigma):
-        super().on_evaluate(conds, x, sigma)
-        self.strength = self.control.strength.times(math.prod(schedule(sigma, self.scale) for schedule in self.control.schedules))
+    def on_evaluate(self, conds, x, level):
+        super().on_evaluate(conds, x, level)
+        if self.control.schedules:  # reading sigma waits for the GPU
+            self.strength = self.control.strength.times(math.prod(schedule(level.sigma, self.scale) for schedule in self.control.schedules))
 
     @property
     def more_text(self) -> torch.Tensor | None:

@@ -85,8 +85,8 @@ class PromptToPromptRun(ControlRun):
             self.earlier = earlier.blending, device
             self.blending.follow(*self.earlier)
 
-    def start(self, conds, x, sigma):
-        super().start(conds, x, sigma)
+    def start(self, conds, x):
+        super().start(conds, x)
         one, blank = self.rows.images, [1] * (x.ndim - 1)
         if len(x) != self.rows.total:
             raise ValueError(
@@ -94,18 +94,18 @@ class PromptToPromptRun(ControlRun):
                 f"{self.rows.targets} target(s). Connect its 'latent' to the sampler; with an inversion, connect that to its input 'latent' and "
                 "choose branches 'direct'."
             )
-        if sigma >= self.scale.sigmas[0] * (1 - 1e-5) and not torch.equal(x, x[:one].repeat(len(x) // one, *blank)):
+        if self.level.sigma >= self.scale.sigmas[0] * (1 - 1e-5) and not torch.equal(x, x[:one].repeat(len(x) // one, *blank)):
             raise ValueError(
                 "Source and targets start from different noise, so that their maps do not belong together. Connect the 'latent' of P2P "
                 "Attention Patch (its batch_index gives all the same noise) and a noise that heeds it, such as RandomNoise; with an inversion, "
                 "Inversion Sampler."
             )
 
-    def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    def before(self, x: torch.Tensor) -> torch.Tensor:
         if self.blending is None:
             return x
-        mask = self.blending.mask(self.size) if self.blending.blend.acts(self.scale.percent(sigma)) else None
-        self.blending.on_level(sigma)
+        mask = self.blending.mask(self.size) if self.blending.blend.acts(self.level.percent) else None
+        self.blending.on_level(self.level.sigma)
         return x if mask is None else self.blending.blended(x, mask)
 
     def after(self, denoised: torch.Tensor) -> torch.Tensor:
@@ -130,8 +130,8 @@ class PromptToPromptRun(ControlRun):
         if self.blending is not None:
             self.blending.end()
 
-    def on_evaluate(self, conds, x, sigma):
-        super().on_evaluate(conds, x, sigma)
+    def on_evaluate(self, conds, x, level):
+        super().on_evaluate(conds, x, level)
         settings = self.control.settings
         self.edited_rows: dict[tuple, dict] = {}  # by what their edits depend on besides the noise level
         self.edits_now = any(edit.acts(self.percent) for edit in self.control.edits)

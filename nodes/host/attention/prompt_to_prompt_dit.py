@@ -62,8 +62,8 @@ class DitPromptToPromptRun(PromptToPromptRun):
     def layers_for_maps(self) -> frozenset[int]:
         return map_blocks(self.control.dit)
 
-    def on_evaluate(self, conds, x, sigma):
-        super().on_evaluate(conds, x, sigma)
+    def on_evaluate(self, conds, x, level):
+        super().on_evaluate(conds, x, level)
         self.weights_now = tuple(tuple(self._weights(1 + n).items()) for n in range(self.rows.targets))
 
     @property

@@ -89,8 +89,8 @@ class WordRegionsRun(WordReadingRun):
         if earlier.masks is not None:
             self.masks, self.empty = earlier.masks.to(device), earlier.empty
 
-    def start(self, conds, x, sigma):
-        super().start(conds, x, sigma)
+    def start(self, conds, x):
+        super().start(conds, x)
         for own in conds.values():
             self.waiting += [(own, given) for given in own if self._number(given) not in (None, REST)]
             own[:] = [given for given in own if self._number(given) in (None, REST)]
@@ -101,8 +101,8 @@ class WordRegionsRun(WordReadingRun):
         token, number = given.get(REGION, (None, None))
         return number if token == self.control.token else None
 
-    def before(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        self.finds, self.found = self.masks is None and self.due(sigma), 0
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        self.finds, self.found = self.masks is None and self.due(self.level.sigma), 0
         return x
 
     @property

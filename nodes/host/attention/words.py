@@ -51,8 +51,8 @@ class WordReadingRun(ControlRun):
         self.places, self.dit, self.latent = control.places, control.dit, latent
         self.images = 1
 
-    def start(self, conds, x, sigma):
-        super().start(conds, x, sigma)
+    def start(self, conds, x):
+        super().start(conds, x)
         self.images = len(x)
 
     @property

@@ -169,7 +169,7 @@ class GuidanceRun(RunState):
 
     def predict(self, executor, x, timestep, model_options={}, seed=None):
         """PREDICT_NOISE: with the channels, unless the guider is `alone`; with a graph back to x where a gradient needs one."""
-        guider, before, self.level = executor.class_obj, self.level, Level(timestep)
+        guider, before, self.level = executor.class_obj, self.level, Level(timestep, self.scale)
         runs = guider.model_options.get("transformer_options", {}).get(CONTROLS, ())
         self.regions = {name: mask for run in runs for name, mask in run.regions.items()}
         if getattr(guider, "alone", False):
@@ -188,7 +188,7 @@ class GuidanceRun(RunState):
     def _starts_late(self) -> bool:
         """Whether nothing is evaluated yet."""
         start = max(group.rules.zero_init_percent for group in self.groups)
-        return start > 0.0 and self.scale.percent(self.level.sigma) < start
+        return start > 0.0 and self.level.percent < start
 
     def _forget(self, before: Level, any_order: bool) -> None:
         """Clears what momentum remembers where this prediction does not follow the one `before`."""
