@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 OVERLAP = 0.01  # of the image, above which it is worth a word
 ABSENT = -2.0  # less than any cosine
+ATTENTION = 0.3  # how much the attention itself counts beside the cosine, which things that look alike share; measured on the demo model
 
 
 def _resembling(scores: torch.Tensor, features: torch.Tensor, share: float) -> torch.Tensor:
@@ -25,6 +26,8 @@ def _resembling(scores: torch.Tensor, features: torch.Tensor, share: float) -> t
 def likeness(maps: torch.Tensor, features: torch.Tensor, anchors: float, rest: float) -> torch.Tensor:
     """How much the places of one layer resemble the anchors of each phrase, and then of the rest: cosines (B, C + 1, N).
 
+    Those of phrases are raised where a place attends to the phrase more than to the others, and lowered where less.
+
     `maps` (B, C, N): how much places attend to the phrases; `features` (B, N, D): what attention gives there. `anchors` and `rest` are the
     shares of all places that are anchors of a phrase and of the rest; where `rest` is 0 there is none: (B, C, N). A phrase that no place attends
     to, as of an image whose prompt lacks it, gets ABSENT.
@@ -32,7 +35,9 @@ def likeness(maps: torch.Tensor, features: torch.Tensor, anchors: float, rest: f
     shares = maps / maps.mean(-1, keepdim=True).clamp_min(1e-12)
     features = F.normalize(features.float(), dim=-1)
     found = [_resembling((maps.shape[1] + 1) * shares - shares.sum(1, keepdim=True), features, anchors)]
-    found[0] = found[0].masked_fill(maps.amax(-1, keepdim=True) == 0, ABSENT)
+    present = maps.amax(-1, keepdim=True) > 0
+    own = shares / shares.sum(1, keepdim=True).clamp_min(1e-12) - 1 / present.sum(1, keepdim=True).clamp_min(1)
+    found[0] = torch.where(present, found[0] + ATTENTION * own, ABSENT)
     found += [_resembling(-shares.amax(1, keepdim=True), features, rest)] if rest else []
     return torch.cat(found, 1)
 
@@ -40,19 +45,27 @@ def likeness(maps: torch.Tensor, features: torch.Tensor, anchors: float, rest: f
 def regions(resemblance: torch.Tensor, phrases: int, size: Sequence[int], spread: int = 0) -> torch.Tensor:
     """Masks (B, phrases, [frames,] H, W) in [0, 1] of cosines (B, phrases or one more, [frames,] h, w): who is first at a place has it.
 
-    Each is then widened by `spread` of these places into the rest; what several claim there is shared.
+    Among phrases a place counts with its neighbors. Each is then widened by `spread` of these places into the rest, to the nearest phrase; what several claim
+    at once is shared.
     """
-    owned = F.one_hot(resemblance.argmax(1), resemblance.shape[1]).movedim(-1, 1)[:, :phrases].float()
-    if spread:
-        claims = _widened(owned, spread) * (1 - owned.sum(1, keepdim=True))
+    own, rest = resemblance[:, :phrases], resemblance[:, phrases:]
+    owned = F.one_hot(_smoothed(own).argmax(1), phrases).movedim(-1, 1).float()
+    if rest.shape[1]:
+        owned = owned * (own.amax(1, keepdim=True) > rest)
+    for _ in range(spread):
+        claims = _widened(owned) * (1 - owned.sum(1, keepdim=True))
         owned = owned + claims / claims.sum(1, keepdim=True).clamp_min(1)
     return F.interpolate(owned, tuple(size), mode="trilinear" if owned.ndim == 5 else "bilinear")
 
 
-def _widened(masks: torch.Tensor, by: int) -> torch.Tensor:
-    """Masks (B, C, [frames,] h, w) with so many more cells on each side."""
-    flat = F.max_pool2d(masks.flatten(0, -3)[:, None], 2 * by + 1, 1, by)
-    return flat.reshape(masks.shape)
+def _smoothed(values: torch.Tensor) -> torch.Tensor:
+    """Values (B, C, [frames,] h, w), each the mean of it and its neighbors."""
+    return F.avg_pool2d(values.flatten(0, -3)[:, None], 3, 1, 1, count_include_pad=False).reshape(values.shape)
+
+
+def _widened(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (B, C, [frames,] h, w) with one more cell on each side."""
+    return F.max_pool2d(masks.flatten(0, -3)[:, None], 3, 1, 1).reshape(masks.shape)
 
 
 def filled(masks: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from graphs import models
-from graphs.real import SUBJECT, VIDEO
+from graphs.real import HER, HIM, SUBJECT, VIDEO
 
 EMPTY_LAYER = re.compile(r"(?:encoder\.layers|model\.layers|resblocks)\.(?!0\.|1\.)\d+\.|^transformer_blocks\.|embed_tokens")
 LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
@@ -148,6 +148,13 @@ def small_ip_adapter() -> dict:
     return {name: torch.empty(shape, **HALF) for name, shape in made.items()}
 
 
+def small_lora() -> dict:
+    """For a layer of `small_sdxl` and one of `small_flux`."""
+    layers = {"middle_block.1.transformer_blocks.0.attn2.to_k": (320, 2048), "double_blocks.0.img_attn.proj": (256, 256)}
+    shapes = {f"{layer}.{side}": shape for layer, (out, width) in layers.items() for side, shape in (("lora_up", (out, 4)), ("lora_down", (4, width)))}
+    return {f"diffusion_model.{name}.weight": torch.empty(shape, **HALF) for name, shape in shapes.items()}
+
+
 def operations() -> dict:
     import comfy.ops
 
@@ -214,8 +221,11 @@ FILES: dict[models.Model, Callable[[], dict]] = {
 
 
 def offer(base: Path) -> None:
-    """The names of all models in ComfyUI's loaders, and in its folder of inputs what templates load: four images and a short video."""
+    """The names of all models and LoRAs in ComfyUI's loaders, and in its folder of inputs what templates load: four images and a short video."""
     models.offer(base / "models")
+    for name in (HER, HIM):
+        (base / "models" / "loras").mkdir(exist_ok=True)
+        (base / "models" / "loras" / name).touch()
     folder = base / "input" / SUBJECT
     folder.mkdir(parents=True, exist_ok=True)
     frames = [Image.new("RGB", (64, 64), (60 * number, 90, 200)) for number in range(4)]
@@ -243,6 +253,8 @@ def write_small_models(folder: Path, seed: int = 0) -> None:
     models.offer(folder)
     for model, shapes in FILES.items():
         write(folder / model.directory / model.name, shapes(), seed)
+    for name in (HER, HIM):
+        write(folder / "loras" / name, small_lora(), seed)
 
 
 def write(path: Path, shapes: Mapping[str, torch.Tensor], seed: int) -> None:

@@ -26,6 +26,13 @@ def test_whole_things_are_found_from_their_anchors():
         assert torch.equal(found[0], masks)
 
 
+def test_things_that_look_alike_are_told_apart_by_attention():
+    maps, features, masks = scene(0.2)
+    features[..., 1] = features[..., 2] = features[..., 1:3].sum(-1)
+    found = regions(likeness(maps + 0.1 * masks.flatten(1), features, 4 / 48, 0.5).unflatten(-1, SIZE), 2, SIZE)
+    assert torch.equal(found[0], masks)
+
+
 def test_competition_keeps_anchors_apart():
     """A word that looks at both things, at the other's even more, still gets its own."""
     maps, features, masks = scene()
@@ -41,13 +48,21 @@ def test_without_a_rest_the_phrases_divide_the_image():
     assert_close(regions(found, 2, SIZE).sum(1), torch.ones(1, *SIZE))
 
 
-def test_a_spread_widens_into_the_rest_alone():
-    found = torch.zeros(1, 3, 1, 8)
-    found[0, 2], found[0, 0, 0, :2], found[0, 1, 0, 4:6] = 0.5, 1.0, 1.0
-    wide = regions(found, 2, (1, 8), 1)[0, :, 0]
-    assert wide[0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0] and wide[1].tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
-    shared = regions(found, 2, (1, 8), 2)[0, :, 0]
-    assert shared[0].tolist() == [1, 1, 0.5, 0.5, 0, 0, 0, 0] and shared[1].tolist() == [0, 0, 0.5, 0.5, 1, 1, 1, 1]
+def test_a_spread_widens_into_the_rest_to_the_nearest():
+    found = torch.zeros(1, 3, 1, 9)
+    found[0, 2], found[0, 0, 0, :2], found[0, 1, 0, 5:7] = 0.4, 1.0, 1.0
+    for spread, first, second in (
+        (0, [1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0, 0]),
+        (1, [1, 1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0]),
+        (2, [1, 1, 1, 0.5, 0, 0, 0, 0, 0], [0, 0, 0, 0.5, 1, 1, 1, 1, 1]),
+    ):
+        assert regions(found, 2, (1, 9), spread)[0, :, 0].tolist() == [first, second]
+
+
+def test_a_place_counts_with_its_neighbors():
+    found = torch.zeros(1, 2, 5, 5)
+    found[0, 0], found[0, 1, 2, 2] = 0.5, 1.0
+    assert regions(found, 2, (5, 5))[0, 0].all(), "one place among others of another phrase"
 
 
 def test_a_phrase_that_no_place_attends_to_gets_nothing():

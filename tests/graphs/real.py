@@ -5,6 +5,7 @@ from .thumbnails import Shown
 
 EXAMPLE = "example.png"  # comes with ComfyUI
 SUBJECT, VIDEO = "my_subject", "my_video.mp4"  # a folder and a file of the user
+HER, HIM = "my_woman.safetensors", "my_man.safetensors"  # and LoRAs
 DRAWN = "a child's drawing of a girl with yellow hair in a pink dress on a green hill, blue sky"
 
 

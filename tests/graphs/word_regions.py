@@ -6,7 +6,7 @@ from .parts import ksampler, prompt_nodes
 def word_regions(graph):
     graph.note(
         "# A prompt for each thing, without a mask\n\nThe prompt names two things. **Word Regions** finds where the model draws them, and from then on each has a "
-        "prompt of its own there. **Word Regions View** shows the regions. For a LoRA of its own put *Create Hook LoRA* and *Set CLIP Hooks* before the region's "
+        "prompt of its own there: the same image, with its own thing changed. **Word Regions View** shows the regions. For a LoRA of its own put *Create Hook LoRA* and *Set CLIP Hooks* before the region's "
         "*CLIP Text Encode*.\n\nTry: other colors; *sampling* `restart`; *find_percent* 0.1; no regions connected."
     )
     text = "a blue circle on the left and a red star on the right on a white background"
@@ -14,7 +14,7 @@ def word_regions(graph):
         model = graph.add("DemoModelLoader")
         first, second, negative = prompt_nodes(
             graph, model,
-            **{"the circle": "a green striped circle on the left on a white background", "the star": "an orange star on the right on a white background"},
+            **{"the circle": text.replace("blue", "green"), "the star": text.replace("a red", "an orange")},
             negative="",
         )  # fmt: skip
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)

@@ -2,7 +2,7 @@
 
 DreamBooth learns two shapes that the demo model never saw, a LoRA and a word each, apart and without class images, as most LoRAs are. Then
 prompts ask for both in one image, in any order, colors and backgrounds. Both LoRAs on the model are the plain use; Word Regions finds where
-each phrase is drawn and gives it its LoRA there. The checker says how often each thing has its own shape, and how well regions fit things.
+each phrase is drawn, by a prompt in words that the model knows, and gives it its LoRA and its word there. The checker says how often each thing has its own shape, and how well regions fit things.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Scene:
 def learn(studio: Studio, shape: str, o: argparse.Namespace) -> TrainResult:
     word = f"<{shape}>"
     subject = host.Subject(f"a {word}", (Word(word, SHAPES[shape], 1),), 0.01)
-    return taught(studio, f"word-regions-{shape}-{o.steps}", lesson(shape, word), subject, adapters.Design("LoRA", 16, layers="-out.2, -emb"), o.prior, o)
+    return taught(studio, f"word-regions-{shape}-{o.prior:g}-{o.steps}", lesson(shape, word), subject, adapters.Design("LoRA", 16, layers="-out.2, -emb"), o.prior, o)
 
 
 class Concepts:
@@ -80,13 +80,16 @@ def hooked(conditioning: list, hooks) -> list:
 @torch.inference_mode()
 def drawn(studio: Studio, concepts: Concepts, scene: Scene, seed: int, way: argparse.Namespace | None) -> tuple[np.ndarray, torch.Tensor | None]:
     """(images, masks (images, phrases, H, W)) of `SEEDS` seeds, by both LoRAs on the model or by Word Regions."""
-    prompt, negative = scene.prompt(concepts.words), studio.prompt("")
-    model, positive = concepts.both, studio.prompt(prompt)
+    negative = studio.prompt("")
+    model, positive = concepts.both, studio.prompt(scene.prompt(concepts.words))
     if way is not None:
         finding = word_regions.Finding(way.sampling == "restart", way.percent, "", way.anchors, way.rest, way.spread)
-        own = [prompt if way.text == "whole" else f"a {phrase} on a {scene.background} background" for phrase in scene.phrases(concepts.words)]
-        given = {i: hooked(studio.prompt(text), concepts.hooks[shape]) for i, (text, (_, shape)) in enumerate(zip(own, scene.things))}
-        task = word_regions.Task(prompt, "\n".join(scene.phrases(concepts.words)), finding, given, None, negative if way.negative else None)
+        whole = [scene.prompt(SHAPES | {shape: concepts.words[shape]}) for _, shape in scene.things]
+        alone = [f"a {phrase} on a {scene.background} background" for phrase in scene.phrases(concepts.words)]
+        texts = whole if way.text == "whole" else alone
+        given = {i: hooked(studio.prompt(text), concepts.hooks[shape]) for i, (text, (_, shape)) in enumerate(zip(texts, scene.things))}
+        phrases = "\n".join(scene.phrases(SHAPES))
+        task = word_regions.Task(scene.prompt(SHAPES), phrases, finding, given, None, negative if way.negative else None)
         model, positive, other = word_regions.prepare(studio.model, studio.clip, task)
         negative = other or negative
     noise = studio.noise(SEEDS, seed)
