@@ -74,6 +74,23 @@ def test_two_texts_in_one_network_are_kept_apart(name):
     assert differ(drawn(patched(model, other)[0], positive, negative, empty), plain) > 1e-5
 
 
+def test_every_image_has_its_own_negative_and_mask():
+    """Rows of the negative's text, and of the mask, are those of the batch."""
+    model, seeds = smooth(), (3, 4)
+    single = [tiny.conditioning(seed) for seed in seeds]
+    rows = [[torch.cat([c[0][0] for c in single]), single[0][0][1]]]
+    noise, masks = (torch.rand(2, *size, generator=torch.Generator().manual_seed(5)) for size in ((4, 8, 8), (8, 8)))
+
+    def made(negative, mask, latent):
+        given = (4, 3.0, "euler", "simple", TEXT, OTHER, torch.zeros_like(latent))
+        return comfy.sample.sample(patched(model, negative, mask=mask)[0], latent, *given, disable_pbar=True, seed=1)
+
+    both = made(rows, masks, noise)
+    alone = [made(c, masks[i : i + 1], noise[i : i + 1]) for i, c in enumerate(single)]
+    assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    assert differ(made(single[0], masks, noise), both) > 1e-4
+
+
 @pytest.mark.parametrize("tokens", [(7, 11), (7, 40), (33, 31), (31, 1)])
 def test_texts_that_are_filled_up_are_kept_apart(tokens):
     """Z-Image fills texts and images up, and places the image behind the text."""
