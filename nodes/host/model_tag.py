@@ -46,12 +46,13 @@ class ModelTag:
         return f"{self.family} ({self.latent_format}, {self.prediction})"
 
     def check(self, model) -> None:
-        """Refuses a model of another kind or with other weights; another precision and LoRA are accepted."""
+        """Refuses a model with other weights, or that predicts something else with them; another precision and LoRA are accepted."""
         own, advice = ModelTag.of(model), "Connect the model of the inversion, or invert again with this one."
+        if self.prediction == own.prediction and self.weights.same(own.weights):
+            return
         if own.kind != self.kind:
             raise ValueError(f"The inversion was made with {self.kind}, but the model is {own.kind}. {advice}")
-        if not self.weights.same(own.weights):
-            raise ValueError(f"The inversion was made with another {self.kind}: the weights of this model are not the same. {advice}")
+        raise ValueError(f"The inversion was made with another {self.kind}: the weights of this model are not the same. {advice}")
 
 
 def check_flow(model, what: str, instead: str) -> None:

@@ -111,3 +111,11 @@ def test_the_weights_are_only_looked_at():
 def test_another_model_of_the_same_kind_is_refused():
     with pytest.raises(ValueError, match=r"another BaseModel \(SD15, eps\): the weights of this model are not the same\. Connect"):
         ModelTag.of(tiny.unet("eps")).check(tiny.unet("eps", seed=3))
+
+
+def test_weights_and_prediction_tell_models_not_names_of_classes():
+    """Which may change with ComfyUI's version."""
+    model, tag = tiny.unet("eps"), ModelTag.of(tiny.unet("eps"))
+    replace(tag, family="SD15", latent_format="Another").check(model)
+    with pytest.raises(ValueError, match=r"made with BaseModel \(SD15, eps\), but the model is BaseModel \(SD15, v\)"):
+        tag.check(tiny.unet("v"))
