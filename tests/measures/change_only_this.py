@@ -8,8 +8,8 @@ every method that has been measured. The instruction model knows colors and shap
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -34,11 +34,12 @@ REST = dict(grow=0.06)  # of Keep the Rest: a cell of the demo model's latent, b
 
 @dataclass
 class Task:
-    """A batch of edits with what methods make of it: the images before, float (B, 128, 128, 3), and their latents."""
+    """A batch of edits with what methods make of it: the images before, float (B, 128, 128, 3), their latents, and inversions that methods share."""
 
     studio: Studio
     editor: object
     changes: list[Change]
+    inversions: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.before = diffedit.images(self.changes)
@@ -49,6 +50,13 @@ class Task:
         count, studio = Count(model or self.studio.model), copy.copy(self.studio)
         studio.model = count.model
         return make(studio, count.model), count.rows / len(self.changes)
+
+    def inverted(self, way: inversion.Way, source: list):
+        """The inversion of a way, made once for all that invert alike."""
+        key = way.node, repr(way.settings)
+        if key not in self.inversions:
+            self.inversions[key] = way.invert(self.studio, source, self.latents)
+        return self.inversions[key]
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
         return self.studio.vae.decode(latents)
@@ -103,15 +111,17 @@ def with_diffedit(task: Task, masks: torch.Tensor, rule: str) -> tuple[torch.Ten
     return task.counted(lambda studio, model: task.decoded(made(studio, model)))
 
 
-def with_inversion(task: Task, masks: torch.Tensor, name: str, attention: bool = False) -> tuple[torch.Tensor, float]:
+def with_inversion(task: Task, masks: torch.Tensor, name: str, attention: bool = False, value_end: float = 0.0) -> tuple[torch.Tensor, float]:
+    """A source is sampled beside the edit only where the edit reads it; without, a direct edit is the same."""
     way, (source, target) = inversion.WAYS[name], diffedit.prompts(task.studio, task.changes)
-    inverted = way.invert(task.studio, source, task.latents)
+    inverted = task.inverted(way, source)
 
     def made(studio, model):
         replays = inversion.Replays(studio, inverted, way.align)
         if attention:
             return replays.with_attention(way.edit, way.branches, task.changes)
-        return task.decoded(replays.latents(model, inverted, way.edit, way.branches, target)[-len(task.changes) :])
+        more = dict(branches="direct", value_end=value_end) if value_end else dict(branches="edit")
+        return task.decoded(replays.latents(model, inverted, way.edit, target=target, **more)[-len(task.changes) :])
 
     images, evaluations = task.counted(made)
     return images, inverted.evaluations + evaluations
@@ -148,6 +158,7 @@ METHODS = {
     "FlowAlign, in the mask": Method(partial(with_flow_edit, settings=flow_edit.ALIGN, inside=True)),
     "direct inversion": Method(partial(with_inversion, name="direct")),
     "direct inversion, aligned": Method(partial(with_inversion, name="direct, aligned")),
+    "direct inversion, aligned, values shared": Method(partial(with_inversion, name="direct, aligned", value_end=0.5)),
     "Uni-Edit": Method(partial(with_inversion, name="Uni-Edit")),
     "DiffEdit, trajectory": Method(partial(with_diffedit, rule="trajectory")),
     "DiffEdit, clean mix": Method(partial(with_diffedit, rule="clean mix")),
@@ -172,8 +183,9 @@ class Lab:
         self.studio = Studio()
         with torch.inference_mode():
             self.editor = demo.load_instruct()
+        self.task = cache(self._task)  # one for all methods, so that images are encoded and inverted once
 
-    def task(self, first: int, number: int) -> Task:
+    def _task(self, first: int, number: int) -> Task:
         return Task(self.studio, self.editor, [diffedit.change(i) for i in range(first, first + number)])
 
     def masks(self, method: Method, count: int) -> list[dict]:

@@ -129,9 +129,9 @@ class Replays:
     def __init__(self, studio: Studio, inversion, align: bool):
         self.studio, self.inversion, self.align, self.count = studio, inversion, align, Count(studio.model)
 
-    def latents(self, model, inversion, cfg: float, branches: str, target: list | None) -> torch.Tensor:
+    def latents(self, model, inversion, cfg: float, branches: str, target: list | None, **more) -> torch.Tensor:
         negative = self.studio.prompt("") if inversion.null is None else None
-        given = dict(positive=target, negative=negative, align=self.align)
+        given = dict(positive=target, negative=negative, align=self.align, **more)
         return InversionSampler.execute(model, inversion, cfg, branches, **given).args[0]["samples"]
 
     def images(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
