@@ -33,7 +33,7 @@ def measured(o: argparse.Namespace) -> dict[str, tuple]:
     loop = Loop(learned.parameters, steps=1, learning_rate=0.001)
 
     def steps(denoiser):
-        plan = MemoryPlan("off", loop, x.shape, o.batch, lambda count: [row] * count, 0.5)
+        plan = MemoryPlan("off", loop, x.shape, o.batch, 1, lambda count: [row] * count, 0.5)
         told = plan.measured(denoiser, checkpointing.blocks_of(model.model))[1]
         start = torch.randn(x.shape, generator=draw).to(model.load_device)
 

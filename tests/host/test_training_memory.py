@@ -10,6 +10,7 @@ from controlled_diffusion.nodes.host.training import adapters, memory, run, trai
 from controlled_diffusion.nodes.host.training import dreambooth as host
 from controlled_diffusion.training import settings
 
+from bench import checkpointing as benchmark
 from compare import assert_close
 from harness.memory import peak
 from host import tiny, tiny_dits, tiny_text
@@ -205,3 +206,8 @@ def test_a_stop_inside_of_a_block_leaves_autograd_as_it_was():
             block(x * 2)
         (x * x * 3).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 6.0))
+
+
+def test_the_benchmark_of_checkpointing_runs(capsys):
+    benchmark.main(["--narrow", "--size", "8"])
+    assert "largest relative difference of a gradient: 0.0e+00" in capsys.readouterr().out
