@@ -37,6 +37,7 @@ from harness.demo_images import Studio
 from host import tiny
 from host.inversions import EMPTY, SOURCE, TARGET, image
 from host.inversions import sample as reconstruct
+from node_schema import defaults
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -190,7 +191,7 @@ def checked(monkeypatch, name: str):
     """What ComfyUI says to a prompt with Load Inversion before it runs: (is it valid, errors of the node)."""
     for node in (LoadInversion, DemoModelLoader, InversionSampler, nodes.SaveLatent):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.__name__, node)
-    replayed = {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit", "align": False}
+    replayed = defaults(InversionSampler) | {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit"}
     prompt = {
         "1": {"class_type": "DemoModelLoader", "inputs": {}},
         "2": {"class_type": "LoadInversion", "inputs": {"model": ["1", 0], "name": name}},
