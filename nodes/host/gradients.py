@@ -182,7 +182,7 @@ def trainable(model, clip=None, what: str = "Training"):
 
 
 def _check_uncompiled(model, what: str) -> None:
-    """Refuses a network of which another node has compiled a part in its place: ComfyUI's own node can be left out of a run."""
+    """Refuses a network that another node has compiled in part, in its place: ComfyUI's own node can be left out of a run."""
     parts = [name for name, part in (*model.model.named_modules(), *model.object_patches.items()) if hasattr(part, "_orig_mod")]
     if parts:
         raise ValueError(

@@ -69,7 +69,7 @@ class LayersWithoutValues(TorchDispatchMode):
         return value.to("meta") if torch.is_tensor(value) else value
 
     def evaluate(self, executor, *args, **kwargs) -> torch.Tensor:
-        """A wrapper around the network (DIFFUSION_MODEL). The options, of which other wrappers read the noise level, keep their values."""
+        """A wrapper around the network (DIFFUSION_MODEL). The options keep their values: other wrappers read the noise level there."""
         args, kwargs = [self._without(a) for a in args], {name: self._without(a) for name, a in kwargs.items()}
         self.inside = True
         try:

@@ -15,7 +15,7 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def the_only(reference: torch.Tensor) -> torch.Tensor:
-    """A reference IMAGE. Raises ValueError where it holds several, of which one would count."""
+    """A reference IMAGE. Raises ValueError where it holds several: only one would count."""
     if len(reference) != 1:
         raise ValueError(f"'image' holds {len(reference)} images, but one guides all. Choose one, as Image From Batch does, or add a channel for each.")
     return reference[..., :3]
