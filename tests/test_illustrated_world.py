@@ -184,3 +184,16 @@ def test_licenses_are_complete():
 
 def test_sheet_is_small():
     assert illustrated_drawings.SHEET.stat().st_size < 4 * 2**20
+
+
+@pytest.mark.parametrize("name, mirrored", [("cow", False), ("airplane", False), ("car", True)])
+def test_only_what_may_be_mirrored_is(name, mirrored):
+    thing = illustrated_scenes.Thing(name, "noto", None, "normal", "middle", 96.0, 160.0, 110.0)
+    one, other = (illustrated_world.paint(illustrated_scenes.Scene("white", "cartoon", (replace(thing, flip=f),)))[0] for f in (False, True))
+    assert np.array_equal(one, other) != mirrored
+
+
+def test_drawings_in_another_pose_are_left_out():
+    rng = np.random.default_rng(0)
+    drawn = {name: {illustrated_scenes.drawn_by(rng, "cartoon", name) for _ in range(40)} for name in ("dog", "cat")}
+    assert drawn == {"dog": {"twemoji", "fluent flat"}, "cat": set(illustrated_scenes.CARTOONS)}
