@@ -58,6 +58,14 @@ def test_the_round_trip_is_exact(method, model, cfg):
     check_round_trip(method, model, 7, cfg, end_percent=0.3)
 
 
+def test_networks_in_bfloat16_give_the_image_back(pair):
+    """The states keep their own precision. Their noise is another than in float32: what the network rounds grows on the way up."""
+    method, model = pair
+    model.model.diffusion_model.to(torch.bfloat16).dtype = torch.bfloat16
+    found = invert(method, model, steps=10, cfg=3.0)[0]
+    assert found.trajectory.states[0][0].dtype == torch.float64 and lost(model, found) < 1e-10
+
+
 # Any two values of method, family, steps and cfg meet in one of these.
 MANY = [
     *[("edict", "eps", 20, 3.0), ("edict", "v", 50, 1.0), ("edict", "flow", 100, 1.0)],
