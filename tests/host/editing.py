@@ -4,11 +4,15 @@ import comfy.sample
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from controlled_diffusion.attention.negative_attention import Strength
 from controlled_diffusion.nodes.attention_maps import AttentionMapView
 from controlled_diffusion.nodes.host.attention.hook import Control, controls_of
+from controlled_diffusion.nodes.host.attention.negative_attention import prepare
 from controlled_diffusion.nodes.host.attention.unet import unet_places
 from controlled_diffusion.nodes.host.model_tag import family
+from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.prompt_to_prompt import P2PAttentionPatch, P2PLocalBlend, P2POptions
+from controlled_diffusion.nodes.word_weights import WordWeights
 from safetensors.torch import save_file
 
 from host import tiny, tiny_dits
@@ -16,6 +20,10 @@ from node_schema import defaults
 
 ALL = dict(cross_end=1.0, self_end=1.0, self_layers="all")
 OFF = dict(cross_end=0.0, self_end=0.0)
+ON_MARKED = {  # (model, conditioning) of nodes that act on the rows of their own conditioning, of a model and a CLIP
+    "weights": lambda model, clip: WordWeights.execute(model, clip, "a red circle", "red: 3", 0.0, 1.0, "all").args[:2],
+    "negative": lambda model, clip: prepare(model, encoded(clip, "green"), Strength(), encoded(clip, "a red circle")),
+}
 BLEND = dict(blend_words="words", protect_words="protect_words", blend_threshold="threshold", blend_start="start_percent")
 
 

@@ -410,6 +410,13 @@ def compared(model, source, target):
     return DiffEditMask.execute(**with_settings(DiffEditMask, **given)).args[2]["samples"]
 
 
+def test_noises_of_a_step_are_one_image(eps, clip):
+    """Their mean counts, where a node predicts several of an image together."""
+    patched, captured = capture(eps, clip)
+    latent = inversions.flow_edit(patched, source=inversions.SOURCE, positive=captured, n_avg=3, n_max=1 / 6)
+    assert len(view(patched, latent)[2].mean()) == 1
+
+
 def test_maps_of_an_inversion_are_shown(eps, clip):
     """By the latent that the inverter gives out."""
     patched, positive = capture(eps, clip)

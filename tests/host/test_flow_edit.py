@@ -8,9 +8,11 @@ import nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.flow_edit import FlowEditLatentSampler
+from controlled_diffusion.nodes.host.prompts import encoded
 
 from compare import assert_close
 from host import inversions, tiny
+from host.editing import ON_MARKED
 from host.inversions import EMPTY, SOURCE, TARGET, apart, image, interrupting
 from host.inversions import flow_edit as edit
 from host.sampling import Count, families, half_mask
@@ -110,6 +112,16 @@ def test_noises_are_batched_as_far_as_memory_allows(model, monkeypatch):
     monkeypatch.setattr(type(count.model), "get_free_memory", lambda self, device: 1.0)
     assert_close(edit(count.model, **settings), together, atol=1e-3, rtol=1e-3)
     assert count.calls > 4 * 2 * 2
+
+
+@pytest.mark.parametrize("name", ON_MARKED)
+def test_attention_nodes_act_on_all_noises_of_a_step(clip, monkeypatch, name):
+    """Whether they are predicted together or one by one."""
+    model, positive = ON_MARKED[name](tiny.unet("eps", output_scale=0.2, **tiny.ONE_LEVEL), clip)
+    settings = dict(source=encoded(clip, "a blue circle"), positive=positive, source_cfg=1.0, cfg=1.0, n_max=2 / STEPS, n_avg=3)
+    together = edit(model, **settings)
+    monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 1.0)
+    assert_close(edit(model, **settings), together, atol=1e-4, rtol=1e-4)
 
 
 def test_the_last_steps_are_plain_sampling_of_the_target(model):

@@ -9,9 +9,11 @@ import torch
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.conditionings import marked
+from controlled_diffusion.nodes.host.prompts import encoded
 
 from compare import assert_close
 from host import tiny, tiny_text
+from host.editing import ON_MARKED
 from host.inversions import EDIT, EMPTY, SOURCE, TARGET, apart, euler, image, invert, sample, smooth
 from host.sampling import Count, families, watched
 from host.video import tiny_video_model, video_conditioning
@@ -86,6 +88,17 @@ def test_each_branch_keeps_what_belongs_to_its_own_conditioning(what):
     assert_close(sample(model, inversion, 1.0, "direct", positive=target), torch.cat([latent["samples"], alone[2:]]), atol=1e-4, rtol=1e-4)
     plain = node_helpers.conditioning_set_values(source, {k: v for k, v in target[0][1].items() if k != "pooled_output"})
     assert what in ("parts", "tokens") or apart(sample(model, inversion, positive=plain), alone[:2]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ON_MARKED)
+def test_attention_nodes_on_the_target_leave_the_source_alone(clip, name):
+    model, source = smooth("eps"), encoded(clip, "a blue circle")
+    inversion = ddim(model, image(), 2, source=source)[0]
+    patched, target = ON_MARKED[name](model, clip)
+    alone = torch.cat([sample(model, inversion), sample(patched, inversion, positive=target)])
+    assert_close(sample(patched, inversion, 1.0, "source and edit", positive=target), alone, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="source and target differ in what attention nodes do, and each is predicted separately"):
+        sample(patched, inversion, 1.0, "direct", positive=target, value_end=0.5)
 
 
 def test_every_image_may_have_a_target_of_its_own():

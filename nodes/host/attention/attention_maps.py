@@ -33,17 +33,17 @@ class Capture(WordReading):
     phases: int = 1
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> CaptureRun:
-        return CaptureRun(self, scale, tuple(noise.shape[2:]))
+        return CaptureRun(self, scale, tuple(noise.shape[2:]), noise.shape[0])
 
 
 class CaptureRun(WordReadingRun):
-    """Capture during one run of a latent ([frames,] H, W)."""
+    """Capture during one run of a `batch` of latents ([frames,] H, W). Of nodes that predict several copies of it at once the mean counts."""
 
     control: Capture
 
-    def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...]):
+    def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...], batch: int):
         super().__init__(control, scale, latent)
-        self.sums = Sums()
+        self.sums, self.batch = Sums(), batch
 
     def begin_anew(self) -> None:
         self.sums = Sums()
@@ -57,7 +57,8 @@ class CaptureRun(WordReadingRun):
         maps = self.maps(call, first, tokens)
         if maps is not None:
             key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
-            self.sums.add(key, call.images(maps))
+            own = maps if self.images % self.batch else maps.unflatten(0, (-1, self.batch)).mean(0)
+            self.sums.add(key, call.images(own))
 
     def end(self) -> None:
         super().end()

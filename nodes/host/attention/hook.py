@@ -78,6 +78,7 @@ class ControlRun(RunState):
         self.level = self.evaluated_level = Level()  # of the prediction that is made, and of what is evaluated for it
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
+        self.images = 1  # of the batch that is evaluated: of nodes that predict several copies at once, all of them
         self.layers: dict[str, list[Place]] = {}
         self.cache = RunCache()  # of what its layers and steps have alike
 
@@ -132,7 +133,7 @@ class ControlRun(RunState):
     def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, level: Level) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
         self.parts, self.evaluated_level = MarkedParts.find(conds, self.conds, self.control.token), level
-        self.reads, self.layers = not any(x is before for before in self.evaluated), {}
+        self.reads, self.layers, self.images = not any(x is before for before in self.evaluated), {}, len(x)
         if any(index >= 0 for index, _ in self.parts.marked):
             self.evaluated.append(x)
 

@@ -56,17 +56,17 @@ class NegativeAttention(Control):
 
 
 class NegativeAttentionRun(ControlRun):
-    """Negative Attention during one run. `images` of the batch, of a latent ([frames,] H, W)."""
+    """Negative Attention during one run of a latent ([frames,] H, W)."""
 
     control: NegativeAttention
 
     def __init__(self, control: NegativeAttention, scale: NoiseScale, noise: torch.Tensor):
         super().__init__(control, scale)
-        self.places, self.dit, self.images, self.size = control.places, control.dit, len(noise), tuple(noise.shape[2:])
+        self.places, self.dit, self.size = control.places, control.dit, tuple(noise.shape[2:])
         self.strength = control.strength
         self.name, self.text, self.masks = f"{KEY} negative {control.token}", None, {}
-        if control.mask is not None and self.images % len(control.mask):
-            raise ValueError(f"The mask holds {len(control.mask)} images but {self.images} are sampled; give one mask, or one for each image.")
+        if control.mask is not None and len(noise) % len(control.mask):
+            raise ValueError(f"The mask holds {len(control.mask)} images but {len(noise)} are sampled; give one mask, or one for each image.")
 
     @cached_property
     def conditionings(self) -> dict[str, list]:
@@ -117,7 +117,7 @@ class NegativeAttentionRun(ControlRun):
                 "The mask of Negative Attention cannot act on a conditioning with an area, or beside nodes that change the number of the image's tokens. "
                 "Remove the mask, or the area."
             )
-        key = (call.size, like.shape[1], like.dtype)
+        key = (call.size, like.shape[1], like.dtype, self.images)
         if key not in self.masks:
             *frames, height, width = call.size
             mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)

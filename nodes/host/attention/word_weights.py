@@ -34,7 +34,7 @@ class WordWeights(Control):
     dit: Dit | None = None
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> WordWeightsRun:
-        return WordWeightsRun(self, scale, len(noise))
+        return WordWeightsRun(self, scale)
 
 
 class WordWeightsRun(ControlRun):
@@ -42,9 +42,9 @@ class WordWeightsRun(ControlRun):
 
     control: WordWeights
 
-    def __init__(self, control: WordWeights, scale: NoiseScale, images: int):
+    def __init__(self, control: WordWeights, scale: NoiseScale):
         super().__init__(control, scale)
-        self.places, self.dit, self.images = control.places, control.dit, images
+        self.places, self.dit = control.places, control.dit
         self.edits = ActiveEdits((control.edit,), control.node, self.cache)
 
     @property
@@ -64,7 +64,7 @@ class WordWeightsRun(ControlRun):
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
         if self.dit.cross or place is None or not self.acts_on(place):
             return None
-        return self.cache.get(("bias", tokens), lambda: self._bias(tokens))
+        return self.cache.get(("bias", tokens, self.images), lambda: self._bias(tokens))
 
     def _bias(self, tokens: int) -> torch.Tensor:
         bias, start = torch.zeros(self.images, tokens), self.dit.text_start(len(self.control.edit.own), tokens)

@@ -49,11 +49,6 @@ class WordReadingRun(ControlRun):
     def __init__(self, control: WordReading, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control, scale)
         self.places, self.dit, self.latent = control.places, control.dit, latent
-        self.images = 1
-
-    def start(self, conds, x):
-        super().start(conds, x)
-        self.images = len(x)
 
     @property
     def reading_now(self) -> bool:
@@ -71,7 +66,7 @@ class WordReadingRun(ControlRun):
         """(images, words, N): how much the image's tokens of a layer attend to each word; None where it is not the whole image."""
         if call.size is None or not call.covers(self.latent):
             return None
-        return call.word_maps(self.cache.get(("words", first, tokens), lambda: self._words(first, tokens)), tokens)
+        return call.word_maps(self.cache.get(("words", first, tokens, self.images), lambda: self._words(first, tokens)), tokens)
 
     def _words(self, first: int, tokens: int) -> list[tuple[list[int], list[list[int]]]]:
         """The rows of the images of a part, and the tokens of their words."""

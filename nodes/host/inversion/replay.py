@@ -11,12 +11,12 @@ import torch
 
 from ....guidance.diffedit import cells, mixed
 from ....inversion.method import Trajectory, replay
-from ..conditionings import KEY as MARK
-from ..conditionings import branches_of, same_value
+from ..conditionings import KEY, branches_of, same_value
 from ..sampling import Guidance, run
 from .invert import Inversion
 
 BRANCHES = ("edit", "source and edit", "direct")
+_NAMES = {KEY: "what attention nodes do"}  # of values that have none for people
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def differences(source: list, target: list) -> list[str]:
         return ["number of parts"]
     ((a, a_extra),), ((b, b_extra),) = source, target
     lengths = [] if _are_rows(a, b) else ["number of tokens"]
-    pairs = {k: (a_extra.get(k), b_extra.get(k)) for k in (a_extra | b_extra).keys() - {MARK}}
-    return lengths + sorted(k for k, (s, t) in pairs.items() if not _are_rows(s, t) and not same_value(s, t))
+    pairs = {k: (a_extra.get(k), b_extra.get(k)) for k in a_extra | b_extra}
+    return lengths + sorted(_NAMES.get(k, k) for k, (s, t) in pairs.items() if not _are_rows(s, t) and not same_value(s, t))
 
 
 @dataclass(frozen=True)
