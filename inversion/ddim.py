@@ -25,7 +25,7 @@ class DDIM(Method):
 
     `order` evaluations a step: 1 is DDIM (Euler), 2 midpoint. Up to `fixed_point_iterations` times as many again on the way up, until the
     relative residual is at most `tolerance`; the trajectory's extra "residuals" (N, B) then holds the residual of every step. With
-    `extrapolate` (order 1) a step up begins where the slope of the step before leads to.
+    `extrapolate` a step up of order 1 begins where the slope of the step before leads to.
     """
 
     name: ClassVar[str] = "ddim"
@@ -43,14 +43,12 @@ class DDIM(Method):
         check_choice("acceleration", self.acceleration, ACCELERATIONS)
         if not self.tolerance >= 0.0:
             raise ValueError(f"tolerance is {self.tolerance:g}; give 0 (all iterations) or more, usually 1e-6.")
-        if self.extrapolate and self.order != 1:
-            raise ValueError("extrapolate is for order 1; the midpoint is found otherwise. Switch it off, or set order to 1.")
 
     @torch.no_grad()
     def encode(self, derivative: Derivative, x0: torch.Tensor, sigmas: Sequence[float], show: Show) -> Trajectory:
         states, residuals = [x0], []
         for now, goal in rising(sigmas):
-            expected = extrapolated(states, sigmas[::-1]) if self.extrapolate else None
+            expected = extrapolated(states, sigmas[::-1]) if self.extrapolate and self.order == 1 else None
             x, left = self._up(derivative, states[-1], now, goal, expected)
             states.append(x)
             residuals += [] if left is None else [left]

@@ -12,10 +12,8 @@ from .inputs import training as inputs
 from .inputs.widgets import choice, number, seed, text, whole
 
 _NAME, _LISTS = "Train Noisy Classifier", ("images", "labels")
-_UNUSED = {
-    "training_options": ("checkpointing", "timesteps", "weighting", "gamma", "start_percent", "end_percent"),
-    "dataset_options": ("captions", "masks", "caption_dropout", "clean_caption_dropout", "augmentation.scale"),
-}
+_TRAINING = ("timesteps", "weighting", "start_percent", "end_percent")  # what it cannot use of Training Options
+_DATASET = ("captions", "masks", "caption_dropout", "clean_caption_dropout", "augmentation.scale")
 _HELD_OUT = "Share of the images that it is tested on and never learns from. Typical: 0.1–0.2. 0 = none."
 
 
@@ -58,8 +56,8 @@ class NoisyClassifierTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
-        settings = inputs.settings(given, _NAME, host.Settings, _UNUSED["training_options"])
-        data = inputs.option(given, "dataset_options", _NAME, _UNUSED["dataset_options"])
+        settings = inputs.settings(given, _NAME, host.Settings, _TRAINING, ["checkpointing"])
+        data = inputs.option(given, "dataset_options", _NAME, _DATASET)
         images, labels = inputs.lists_of(lists, *_LISTS)
         settings = replace(settings, flip=data.flip, augmentation=data.augmentation, fit=data.fit)
         made = host.learn(given["model"], given["vae"], images, labels, settings, given["name"], given["if_exists"])

@@ -31,7 +31,7 @@ class DDIMInverter(io.ComfyNode):
                 *advanced(
                     only_with(choice("acceleration", ACCELERATIONS, _ACCELERATION, DDIM.acceleration), "fixed_point_iterations"),
                     only_with(share("tolerance", DDIM.tolerance, _TOLERANCE, 1e-7, round=1e-9), "fixed_point_iterations"),
-                    extrapolate_input(),
+                    only_with(extrapolate_input(), "order", 1),
                 ),
             ),
             inverter_outputs(),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from .host.progress import keep
 from .host.training import adapters, instruct_models, slider
 from .host.training import dreambooth as host
 from .host.training.trainer import TrainResult
@@ -50,15 +51,15 @@ def trained(lists: dict, trainer: str, design, word: host.Subject | None = None)
 def trained_slider(lists: dict, design) -> TrainResult:
     """What the inputs of the node ask for where Concept Slider is connected."""
     given = inputs.first(lists)
-    for name in ("class_images", "new_word"):
-        if given.get(name) is not None:
-            raise ValueError(f"A slider cannot use {inputs.OPTIONS[name].node}. Disconnect it, or Concept Slider.")
+    if given.get("new_word") is not None:
+        raise ValueError("A slider cannot use New Word. Disconnect it, or Concept Slider.")
+    keep("class_images is not used by a slider" if given.get("class_images") is not None else "")
     if getattr(design, "algorithm", "") != adapters.ALGORITHMS[0]:
         raise ValueError("A slider is a LoRA, whose strength moves it. Set train to 'adapter' and algorithm to 'LoRA'.")
     from_pairs = given["concept_slider"].learn == slider.LEARN[1]
     on_auto = {"validation_options": ["cfg"]} | ({} if from_pairs else {"concept_slider": ["guidance", "resolution"]})
     given = inputs.with_autos(given, on_auto)
-    data = inputs.data(lists, _NAME, () if from_pairs else ["captions", "caption_dropout", "clean_caption_dropout"])
+    data = inputs.data(lists, _NAME, *((), ()) if from_pairs else (["captions"], ["caption_dropout", "clean_caption_dropout"]))
     if from_pairs and data.images:
         raise ValueError("Images are connected, but Concept Slider learns from pairs of its own. Disconnect them.")
     return slider.learn(

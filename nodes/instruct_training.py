@@ -11,7 +11,7 @@ from .inputs import training as inputs
 from .inputs.widgets import schema, text, whole
 
 _NAME, _LISTS = "Train Instruction Model (InstructPix2Pix)", ("before", "after", "instructions")
-_UNUSED = (
+_REFUSED = (
     *("captions", "masks", "caption_dropout", "clean_caption_dropout"),
     *("augmentation.variants", "augmentation.crop", "augmentation.jitter", "augmentation.scale"),
 )  # of Dataset Options
@@ -80,7 +80,7 @@ class InstructPix2PixTrainer(io.ComfyNode):
         given = inputs.first({k: v for k, v in lists.items() if k not in _LISTS})
         given = inputs.with_autos(given, {"validation_options": ["cfg", "image_scale"]}, trainer="Train Instruction Model")
         connected = {k: [v for v in lists.get(k) or () if v is not None and not (isinstance(v, str) and not v.strip())] for k in _LISTS}
-        data = inputs.option(given, "dataset_options", _NAME, _UNUSED)
+        data = inputs.option(given, "dataset_options", _NAME, _REFUSED)
         settings = inputs.settings(given | given["train"], _NAME, host.Settings)
         how = inputs.objective(given, _NAME), settings, inputs.option(given, "validation_options", _NAME)
         pairs = training_pairs(given["folder"], *(connected[k] for k in _LISTS))

@@ -9,7 +9,7 @@ from .host.progress import keep
 from .inputs import sockets
 from .inputs.families import AUTO_NUMBER
 from .inputs.fit import image_output
-from .inputs.widgets import FloatOrAuto, advanced, choice, optional, schema, share, switch
+from .inputs.widgets import FloatOrAuto, advanced, choice, only_with, optional, schema, share, switch
 
 _ALIGN = (
     "On: a step evaluates the model as far off its state as the inversion did; at cfg 1 the source then comes back exactly, and the cost is "
@@ -38,7 +38,7 @@ class InversionSampler(io.ComfyNode):
                     "inversion)."),
                 FloatOrAuto("cfg", 0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale. Typical for edits: 3–7.5. 1 = off. "
                     "-1 = as the inversion was made, which gives the image back."),
-                *advanced(switch("align", False, _ALIGN), share("value_end", 0.0, _VALUES)),
+                *advanced(switch("align", False, _ALIGN), only_with(share("value_end", 0.0, _VALUES), "branches", *BRANCHES[1:])),
                 *optional(
                     io.Conditioning.Input("positive", tooltip="The edit's prompt: one for all, or one a row. Not connected: the source."),
                     io.Conditioning.Input("negative", tooltip="Needed where cfg is not 1, but not with null-text and negative-prompt."),

@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 
 from comfy_api.latest import io
 
-from ..guidance.errors import quoted
 from ..training.settings import Data
 from ..training.textual_inversion import KINDS, TEMPLATES, Word, own_templates
+from .host.progress import keep
 from .host.training import textual_inversion as host
 from .host.training.embeddings import EMBEDDINGS
 from .inputs import training as inputs
@@ -38,7 +38,7 @@ class TIEmbeddingTrainer(io.ComfyNode):
                 *inputs.course("Typical: 500–5000 for SD1.5; fewer at a higher learning_rate.", 4, rate),
                 widgets.text("validation_prompt", "a photo of {}", "Prompt of the images shown during training; {} = the word."),
                 inputs.text("placeholder", Word.placeholder, "A made-up word for the concept in captions, templates and prompts."),
-                inputs.text("own_templates", "", own, multiline=True),
+                widgets.only_with(inputs.text("own_templates", "", own, multiline=True), "templates", "own"),
                 *inputs.norms(),
                 inputs.if_exists("an embedding"),
             ],
@@ -66,16 +66,14 @@ def _data(lists: dict) -> Data:
     """The training data; without captions none can be left out."""
     data = inputs.data(lists, _NAME)
     if not data.captions:
-        told = "{} of Dataset Options leaves captions out{}, but there are no captions. {} there, or connect captions."
-        inputs.refuse(data, Data(), ("caption_dropout", "clean_caption_dropout"), told)
+        for name, *_ in inputs.changed(data, Data(), ("caption_dropout", "clean_caption_dropout")):
+            keep(f"{name} of Dataset Options is not used where there are no captions")
     return data if data.caption_dropout >= 0 else replace(data, caption_dropout=_DROPOUT)
 
 
 def _templates(given: dict) -> tuple[str, ...]:
-    kind, own = given["templates"], given["own_templates"]
-    if kind != "own" and own.strip():
-        raise ValueError(f"own_templates are given, but templates is {quoted(kind)}, which has its own. Choose 'own', or leave own_templates empty.")
-    return own_templates(own, given["placeholder"]) if kind == "own" else TEMPLATES[kind]
+    kind = given["templates"]
+    return own_templates(given["own_templates"], given["placeholder"]) if kind == "own" else TEMPLATES[kind]
 
 
 NODES = [TIEmbeddingTrainer]

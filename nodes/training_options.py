@@ -89,12 +89,10 @@ class DatasetOptions(io.ComfyNode):
                 number("caption_dropout", own.caption_dropout, -1.0, 0.99, dropout),
                 whole("variants", change.variants, 0, 1000, "Changed copies of each image to train on too, encoded once. 0 = none. Typical: "
                     "4–30."),
-                *(only_with(each, "variants") for each in (
-                    number("crop", change.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
-                    number("jitter", change.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: "
-                        "0.05–0.2."),
-                    number("scale", change.scale, 0.0, 1.0, hints),
-                )),
+                number("crop", change.crop, 0.0, 0.9, "With variants: largest share of each side to cut off. 0 = none. Typical: 0.1–0.3."),
+                number("jitter", change.jitter, 0.0, 1.0, "With variants: change of brightness, contrast and saturation. 0 = none. Typical: "
+                    "0.05–0.2."),
+                number("scale", change.scale, 0.0, 1.0, hints),
                 inputs.clean_dropout("clean_caption_dropout", "caption_dropout", "a caption is"),
                 training_fit(own.fit),
             ],

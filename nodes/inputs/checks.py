@@ -10,7 +10,7 @@ from numbers import Integral, Real
 import torch
 from comfy_api.latest import io
 
-from ...guidance.errors import check_choice, listed, quoted
+from ...guidance.errors import check_choice, quoted
 from ..host.progress import keep, node_text
 from . import auto
 from .families import AUTO_NUMBER
@@ -60,24 +60,23 @@ def check(schema: io.Schema, given: dict) -> dict:
             raise ValueError(f"{quoted(each.id)} is an empty list. Connect a node that gives at least one.")
         for number, value in enumerate(values, 1):
             _check_input(each, value, each.id if len(values) == 1 else f"{each.id} {number}")
-    _check_used(schema, given)
+    _say_unused(schema, given)
     return given
 
 
-def _check_used(schema: io.Schema, given: dict) -> None:
-    """Refuses a widget that was set although the mode makes no use of it; the node says so of a socket."""
+def _say_unused(schema: io.Schema, given: dict) -> None:
+    """The node says which input was set or connected although the mode makes no use of it, as a switch of the mode leaves it behind."""
     told = {k: v[0] if schema.is_input_list and v else v for k, v in given.items()}
     for each in (i for i in schema.inputs if hasattr(i, "only_with") and i.id in told):
         mode, wanted = each.only_with
-        now, value = told[mode][mode] if isinstance(told[mode], dict) else told[mode], told[each.id]
-        if now in wanted if wanted else now:
-            continue
-        if not isinstance(each, io.WidgetInput):
+        now = told[mode][mode] if isinstance(told[mode], dict) else told[mode]
+        used = now in wanted if wanted else now
+        if not used and not (isinstance(each, io.WidgetInput) and told[each.id] == _default(each)):
             keep(f"{each.id} is not used where {mode} is {_shown(now)}")
-        elif value != (usual := each.options[0] if each.default is None else each.default):
-            instead = f"one of {listed(wanted)}" if len(wanted) > 1 else _shown(wanted[0]) if wanted else "more than 0"
-            raise ValueError(f"{each.id} is {_shown(value)}, which does nothing where {mode} is {_shown(now)}. Set {mode} to {instead}, or {each.id} to "
-                f"{_shown(usual)}.")
+
+
+def _default(widget: io.WidgetInput):
+    return widget.options[0] if widget.default is None else widget.default
 
 
 def _plain_options(schema: io.Schema, given: dict) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from operator import attrgetter
@@ -15,6 +15,7 @@ from ...training.loop import progress
 from ...training.settings import Data, Settings, TrainingOptions, Validation
 from ...training.textual_inversion import NORMS, Word
 from ..host.model_folder import IF_EXISTS, ModelFolder
+from ..host.progress import keep
 from ..host.training.denoiser import Objective, levels
 from ..host.training.dreambooth import NO_CLASS, Subject
 from ..host.training.trainer import TrainResult
@@ -73,11 +74,16 @@ def options(*names: str, word: str = "none.") -> list:
     return [o.socket.Input(n, optional=True, tooltip=o.tooltip + (word if n == "new_word" else "")) for n, o in found]
 
 
-def option(given: dict, name: str, trainer: str, unused: Iterable[str] = ()):
-    """The value at the socket of an option node. Raises ValueError on one of its settings that the trainer cannot use."""
+def option(given: dict, name: str, trainer: str, refused: Iterable[str] = (), unused: Iterable[str] = ()):
+    """The value at the socket of an option node. Raises ValueError on a setting that asks for other weights than the trainer can make; of one
+    that they do not depend on, the node says that it is not used."""
     known = OPTIONS[name]
     found = known.usual if given.get(name) is None else given[name]
-    refuse(found, known.usual, unused, f"{trainer} cannot use {{}} of {known.node}{{}}. {{}} there.")
+    for each, value, usual in changed(found, known.usual, refused):
+        is_list = isinstance(value, (list, tuple))
+        shown, advice = ("", "Leave them empty") if is_list else (f", which is {_shown(value)}", f"Set it to {_shown(usual)}")
+        raise ValueError(f"{trainer} cannot use {each} of {known.node}{shown}. {advice} there.")
+    keep(*(f"{each} of {known.node} is not used by {trainer}" for each, *_ in changed(found, known.usual, unused)))
     return found
 
 
@@ -94,15 +100,12 @@ def with_autos(given: dict, names: dict[str, Iterable[str]], **more) -> dict:
     return found
 
 
-def refuse(found, usual, names: Iterable[str], told: str) -> None:
-    """Raises ValueError on the first setting that is not as usual and would be ignored. `told` has places for its name, for its value and for
-    what to do."""
+def changed(found, usual, names: Iterable[str]) -> Iterator[tuple]:
+    """(name, value, usual value) of each of these settings that is not as usual."""
     for path in names:
         value, default = attrgetter(path)(found), attrgetter(path)(usual)
         if value != default:
-            name, listed = path.rpartition(".")[2], isinstance(value, (list, tuple))
-            shown, advice = ("", "Leave them empty") if listed else (f", which is {_shown(value)}", f"Set it to {_shown(default)}")
-            raise ValueError(told.format(name, shown, advice))
+            yield path.rpartition(".")[2], value, default
 
 
 def _shown(value) -> str:
@@ -167,9 +170,9 @@ def trained(result: TrainResult, *outputs, more: tuple = ()) -> io.NodeOutput:
     return io.NodeOutput(*outputs, result.curve, shown, *more, ui=ui.PreviewText(text) if text else None)
 
 
-def settings(given: dict, trainer: str, kind: type[Settings] = Settings, unused: Iterable[str] = ()) -> Settings:
+def settings(given: dict, trainer: str, kind: type[Settings] = Settings, refused: Iterable[str] = (), unused: Iterable[str] = ()) -> Settings:
     """What a trainer's own inputs and Training Options say."""
-    asked = vars(option(given, "training_options", trainer, unused))
+    asked = vars(option(given, "training_options", trainer, refused, unused))
     shared = {k: v for k, v in asked.items() if hasattr(Settings, k) and not (k in AUTOMATIC and v < 0)}
     return kind(**shared, **{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
@@ -183,12 +186,12 @@ def objective(given: dict, trainer: str) -> Objective:
 def validation(given: dict, trainer: str) -> Validation:
     """Validation images of the trainer's prompt."""
     prompt = given["validation_prompt"] or given.get("instance_prompt", "")
-    return replace(option(given, "validation_options", trainer, ["image_scale"]), prompt=prompt)
+    return replace(option(given, "validation_options", trainer, unused=["image_scale"]), prompt=prompt)
 
 
-def data(lists: dict, trainer: str, unused: Iterable[str] = ()) -> Data:
+def data(lists: dict, trainer: str, refused: Iterable[str] = (), unused: Iterable[str] = ()) -> Data:
     """The training data: a list of images, and what Dataset Options say of them."""
-    return replace(option(first(lists), "dataset_options", trainer, unused), images=lists_of(lists, "images")[0])
+    return replace(option(first(lists), "dataset_options", trainer, refused, unused), images=lists_of(lists, "images")[0])
 
 
 def unfinished(folder: ModelFolder, lists: dict) -> str:

@@ -113,7 +113,7 @@ def seed(tooltip: str) -> io.Int.Input:
 
 
 def only_with(given: io.Input, mode: str, *values) -> io.Input:
-    """The input, which acts only where the input `mode` is one of the values, or, without any, is not 0; the check at the door says so."""
+    """The input, which acts only where the input `mode` is one of the values, or, without any, is not 0; elsewhere the node says so."""
     given.only_with = mode, values
     return given
 

@@ -65,9 +65,10 @@ def test_a_dits_image_has_the_sources_values(name):
     assert apart(found[1:], plain[1:]) > 1e-4 and torch.equal(found[:1], plain[:1])
 
 
-def test_without_a_source_in_the_batch_it_is_refused():
+def test_without_a_source_in_the_batch_it_is_not_done():
     model = smooth("eps")
     inversion = inverted(model, image(), SOURCE)
-    refused("value_end is 0.3, but branches is 'edit', which has no source", sample, model, inversion, 1.0, value_end=0.3, positive=TARGET)
+    alone, asked = (sample(model, inversion, 1.0, value_end=end, positive=TARGET) for end in (0.0, 0.3))
+    assert torch.equal(alone, asked)
     longer = [[torch.cat([TARGET[0][0]] * 2, 1), TARGET[0][1]]]
     refused("differ in number of tokens, and each is predicted separately", sample, model, inversion, value_end=0.3, positive=longer, **ON)

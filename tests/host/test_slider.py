@@ -6,6 +6,7 @@ import nodes as host_nodes
 import pytest
 import torch
 from controlled_diffusion.nodes.dreambooth import DreamBoothTrainer
+from controlled_diffusion.nodes.host import progress
 from controlled_diffusion.nodes.host.training import adapters, memory
 from controlled_diffusion.nodes.host.training import slider as host
 from controlled_diffusion.nodes.host.training.denoiser import Objective
@@ -132,8 +133,12 @@ def test_a_stop_keeps_the_slider_at_strength_1(eps_model, vae, clip, folders):
 
 
 def test_validation_images_show_three_strengths(eps_model, vae, clip):
-    shown = train(eps_model, clip, vae, validation_count=1)[5]
+    """Class images and a dropout of captions, as a subject's training leaves them, are not used, and the node says so."""
+    with progress.node_text() as text:
+        shown = train(eps_model, clip, vae, validation_count=1, class_images=option(ClassImages), caption_dropout=0.1)[5]
     assert shown.shape == (3, 64, 64, 3) and not torch.equal(shown[0], shown[2])
+    said = ["class_images is not used by a slider", "caption_dropout of Dataset Options is not used by Train LoRA (DreamBooth)"]
+    assert [line for line in text.lines if "not used" in line] == said
 
 
 def test_sampled_images_keep_their_attribute(eps_model, vae, clip, folders):
@@ -159,7 +164,6 @@ def test_image_pairs_are_trained_with_the_same_noise(eps_model, vae, clip):
 @pytest.mark.parametrize(
     ("slider", "knobs", "message"),
     [
-        (dict(), dict(class_images=option(ClassImages)), "cannot use Class Images. Disconnect it"),
         (dict(), dict(new_word=option(NewWord)), "cannot use New Word"),
         (dict(), dict(train="all weights"), "Set train to 'adapter' and algorithm to 'LoRA'"),
         (dict(), dict(algorithm="LoHa"), "Set train to 'adapter' and algorithm to 'LoRA'"),

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from controlled_diffusion.nodes import training_options
+from controlled_diffusion.nodes import textual_inversion, training_options
 from controlled_diffusion.nodes.host import progress
+from controlled_diffusion.nodes.inputs import training as inputs
 from controlled_diffusion.nodes.inputs.training import OPTIONS
 from controlled_diffusion.training.textual_inversion import Word
 
 from host import test_every_trainer
 from host.test_every_trainer import COMMON, TRAINERS, equal, file, train
-from host.training import execute, ids, option
+from host.training import execute, ids, images, option
 
 pytestmark = pytest.mark.usefixtures("inference_mode", "folders")
 made = test_every_trainer.made
@@ -57,6 +58,22 @@ def test_a_trainer_says_what_option_nodes_leave_to_it(kind, knobs, said, made, f
     assert "\n".join(text.lines) == said
 
 
+def test_settings_that_leave_the_weights_as_they_are_are_said():
+    """Options are shared by trainers, and captions are taken off and put back."""
+    given = {k: option(NODES[k], **v) for k, v in (("training_options", {"checkpointing": "on"}), ("validation_options", {"image_scale": 2.0}))}
+    dropping = option(NODES["dataset_options"], caption_dropout=0.2, clean_caption_dropout=0.1)
+    with progress.node_text() as text:
+        inputs.option(given, "training_options", "Train X", unused=["checkpointing"])
+        inputs.validation(given | {"validation_prompt": "a"}, "Train X")
+        textual_inversion._data(dict(images=[images()], dataset_options=[dropping]))
+    assert text.lines == [
+        "checkpointing of Training Options is not used by Train X",
+        "image_scale of Validation Options is not used by Train X",
+        "caption_dropout of Dataset Options is not used where there are no captions",
+        "clean_caption_dropout of Dataset Options is not used where there are no captions",
+    ]
+
+
 @pytest.mark.parametrize(
     ("kind", "knobs", "message"),
     [
@@ -67,10 +84,6 @@ def test_a_trainer_says_what_option_nodes_leave_to_it(kind, knobs, said, made, f
         ("classifier", dict(start_percent=0.5), "cannot use start_percent of Training Options, which is 0.5"),
         ("instructions", dict(caption_dropout=0.1), r"^Train Instruction Model .* cannot use caption_dropout of Dataset Options, which is 0.1"),
         ("instructions", dict(variants=2, crop=0.2), "cannot use variants of Dataset Options, which is 2"),
-        ("dreambooth", dict(validation_image_scale=2.0), "cannot use image_scale of Validation Options, which is 2.0. Set it to -1 there"),
-        ("textual inversion", dict(caption_dropout=0.2), "leaves captions out, which is 0.2, but there are no captions. Set it to -1.0 there"),
-        ("textual inversion", dict(clean_caption_dropout=0.2), "clean_caption_dropout of Dataset Options leaves captions out"),
-        ("textual inversion", dict(own_templates="a {}"), "templates is 'object', which has its own. Choose 'own'"),
         ("dreambooth", dict(crop=0.2), "crop, jitter and scale change variants of the images, but variants is 0"),
         ("dreambooth", dict(start_percent=0.6, end_percent=0.5), r"start_percent is 0\.6 and end_percent 0\.5"),
     ],

@@ -83,7 +83,7 @@ class Replay:
         if self.align:
             inversion.method.evaluated(inversion.trajectory, 0)
         count, positive, source = self._branches(positive)
-        if self.value_end:
+        if self.value_end and count > 1:
             model, positive = self._with_values(model, positive, count, source)
         guider = Guidance(model, positive, negative, cfg, inversion.method.direction(cfg), source)
         trajectory = inversion.trajectory.branches(1 if source else count)
@@ -110,11 +110,11 @@ class Replay:
 
     def _with_values(self, model, positive: list, count: int, source: list | None) -> tuple:
         """(model, positive) of branches in one batch, all with the values of the first. Raises ValueError where there is no such batch."""
-        unbatched = f"source and target differ in {', '.join(differences(source, positive))}, and each is predicted separately" if source else ""
-        if unbatched or count == 1:
-            why = unbatched or "branches is 'edit', which has no source beside the edit"
-            then = "give both prompts as rows of P2P Attention Patch" if unbatched else "choose branches 'direct'"
-            raise ValueError(f"value_end is {self.value_end:g}, but {why}. Set value_end to 0, or {then}.")
+        if source:
+            raise ValueError(
+                f"value_end is {self.value_end:g}, but source and target differ in {', '.join(differences(source, positive))}, and each is predicted "
+                "separately. Set value_end to 0, or give both prompts as rows of P2P Attention Patch."
+            )
         return self.share(model, positive, self.inversion.images, count, self.value_end)
 
     def _between(self, trajectory: Trajectory, count: int) -> Callable:
