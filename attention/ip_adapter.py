@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..guidance.errors import check_choice, quoted
-from .layers import Place, named, names_of
+from .layers import Place, names_of
 from .word_lists import words_from
 
 COMBINATIONS = ("concat", "add", "average", "batch")
@@ -324,7 +324,7 @@ def layer_weights(text: str, layers: Sequence[Place]) -> list[float]:
     weights = dict.fromkeys(layers, 1.0)
     for entry in words_from(text):
         match = _ENTRY.fullmatch(entry.replace(" ", ""))
-        chosen = named(match[1], layers) if match else []
+        chosen = Place.named(match[1], layers) if match else []
         if not chosen:
             raise ValueError(
                 f"layer_weights has {quoted(entry)}, which is {'no layer of this model' if match else 'no NAME:WEIGHT'}. Write names with "

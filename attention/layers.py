@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,17 @@ class Place:
     def __str__(self) -> str:
         return f"{self.block} {self.number}"
 
+    @staticmethod
+    def named(name: str, places: Sequence[Place]) -> list[Place]:
+        """The places that a name means; none where it is no name, or names none of them."""
+        read = _NAME.fullmatch(name.replace(" ", ""))
+        return [p for p in places if read and _is_named(p, read)]
+
+    @staticmethod
+    def no_match(places: Sequence[Place]) -> str:
+        """What an error says of a name that means none of them."""
+        return f"names no layer of this model. Write names between commas, of: {names_of(places)}"
+
 
 _NAME = re.compile(r"(all|input|middle|output)(?:(\d+)(?:-(\d+))?)?(?:\.(\d+))?|1/(\d+)")
 
@@ -44,12 +55,6 @@ def _is_named(place: Place, name: re.Match) -> bool:
     return block in ("all", place.block) and within and index in (None, str(place.index))
 
 
-def named(name: str, places: Sequence[Place]) -> list[Place]:
-    """The places that a name means; none where it is no name, or names none of them."""
-    read = _NAME.fullmatch(name.replace(" ", ""))
-    return [p for p in places if read and _is_named(p, read)]
-
-
 def names_of(places: Iterable[Place]) -> str:
     """What an error may offer: the names that there are, and how to write them."""
     known = ", ".join(dict.fromkeys(f"{p.block}{p.number} (1/{p.scale})" for p in places))
@@ -57,26 +62,6 @@ def names_of(places: Iterable[Place]) -> str:
         f"all, input, middle, output, {known}; 1/2 is all layers of at most half the latent's side, output3-5 several blocks, input1.0 the first "
         "transformer of a block."
     )
-
-
-def _keys(text: str, chosen: Callable[[str], list], what: str, no_match: str) -> frozenset:
-    """The keys of what the entries of a text choose. Raises ValueError with the first that chooses nothing."""
-    keys = set()
-    for entry in words_from(text):
-        found = {place.key for place in chosen(entry)}
-        if not found:
-            raise ValueError(f"{what} has {quoted(entry)}, which {no_match}")
-        keys |= found
-    return frozenset(keys)
-
-
-def chosen_places(text: str, places: Sequence[Place], what: str) -> frozenset[tuple[str, int, int]]:
-    """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's.
-
-    Empty: none. Raises ValueError with the entry that names no layer of the model.
-    """
-    no_match = f"names no layer of this model. Write names between commas, of: {names_of(places)}"
-    return _keys(text, lambda name: named(name, places), what, no_match)
 
 
 @dataclass(frozen=True)
@@ -97,28 +82,40 @@ class Block:
     def __str__(self) -> str:
         return f"block {self.number}"
 
+    @staticmethod
+    def named(name: str, blocks: Sequence[Block]) -> list[Block]:
+        """The blocks that a name means; layers by size, `1/2`, are all, which have one size."""
+        match = _BLOCKS.fullmatch(name.replace(" ", ""))
+        if not match:
+            return []
+        third, first, last = match.groups()
+        if third:
+            return [b for b in blocks if third[:2] == "1/" or third in ("all", b.group)]
+        return [b for b in blocks if int(first) <= b.number <= int(last or first)]
+
+    @staticmethod
+    def no_match(blocks: Sequence[Block]) -> str:
+        """What an error says of a name that means none of them."""
+        return (
+            f"names no block of this model. Write between commas: all, early, middle, late (thirds of its {len(blocks)} blocks), or numbers from "
+            f"0 to {len(blocks) - 1}, such as 12 or 8-15."
+        )
+
 
 GROUPS = ("early", "middle", "late")  # thirds of a DiT's blocks
 _BLOCKS = re.compile(r"(all|early|middle|late|1/\d+)|(\d+)(?:-(\d+))?")
 
 
-def _named_blocks(name: str, blocks: Sequence[Block]) -> list[Block]:
-    match = _BLOCKS.fullmatch(name.replace(" ", ""))
-    if not match:
-        return []
-    third, first, last = match.groups()
-    if third:
-        return [b for b in blocks if third[:2] == "1/" or third in ("all", b.group)]
-    return [b for b in blocks if int(first) <= b.number <= int(last or first)]
+def chosen(text: str, places: Sequence[Place] | Sequence[Block], what: str) -> frozenset:
+    """The keys of layers from a text such as `middle, output3-5`, or `1/2` for all whose side is at most half the latent's; of blocks of a DiT
+    `middle, 30-37`.
 
-
-def chosen_blocks(text: str, places: Sequence[Block], what: str) -> frozenset[int]:
-    """The numbers of a DiT's blocks from a text such as `middle, 30-37`; layers by size, `1/2`, are all, which have one size.
-
-    Raises ValueError with the entry that names none.
+    Empty: none. Raises ValueError with the first entry that names none.
     """
-    no_match = (
-        f"names no block of this model. Write between commas: all, early, middle, late (thirds of its {len(places)} blocks), or numbers from 0 "
-        f"to {len(places) - 1}, such as 12 or 8-15."
-    )
-    return _keys(text, lambda name: _named_blocks(name, places), what, no_match)
+    kind, keys = type(places[0]), set()
+    for entry in words_from(text):
+        found = {place.key for place in kind.named(entry, places)}
+        if not found:
+            raise ValueError(f"{what} has {quoted(entry)}, which {kind.no_match(places)}")
+        keys |= found
+    return frozenset(keys)

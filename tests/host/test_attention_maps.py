@@ -9,12 +9,12 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from controlled_diffusion.attention.layers import Block, chosen_blocks
+from controlled_diffusion.attention.layers import Block, chosen
 from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.diffedit import DiffEditMask
 from controlled_diffusion.nodes.host.attention.attention_maps import Capture
 from controlled_diffusion.nodes.host.attention.dit import Dit, Layout, dit_of
-from controlled_diffusion.nodes.host.attention.hook import Control, ControlRun, install
+from controlled_diffusion.nodes.host.attention.hook import Control, ControlRun, install, network_of
 from controlled_diffusion.nodes.host.attention.unet import unet_places
 from controlled_diffusion.nodes.host.conditionings import KEY, marked
 from controlled_diffusion.nodes.host.noise_levels import noise_scale
@@ -328,21 +328,25 @@ def test_token_ranges_are_where_text_and_image_change(name):
 
 def test_blocks_beside_a_models_own_are_not_counted():
     class Asked(ControlRun):
-        """A control that needs no layer, and notes which it was asked for."""
+        """A control that needs every layer, and notes which it got."""
 
-        def wants(self, kind, place):
-            self.asked.append((kind, place.number))
+        def wanted(self, kind):
+            return self.all_layers
+
+        def share_qk(self, call, first, tokens):
+            self.got.append((call.kind, call.place.number))
 
     @dataclass(frozen=True)
     class Fixed(Control):
         def begin(self, scale, noise):
             return run
 
-    model, control = tiny_dits.dit("wan_vace"), Fixed()
+    model = tiny_dits.dit("wan_vace")
+    control = Fixed(**network_of(model))
     run = Asked(control, noise_scale(model))
-    run.dit, run.asked = dit_of(model), []
+    run.got = []
     draw(install(model, control), "wan_vace", marked(tiny_dits.text("wan_vace", 1), control.token), 1)
-    assert run.asked == [(kind, block) for block in range(4) for kind in ("self", "cross")]
+    assert run.got == [(kind, block) for block in range(4) for kind in ("self", "cross")]
 
 
 def test_token_ranges_of_every_order():
@@ -393,10 +397,10 @@ def test_words_of_a_dit_are_found(kind):
 
 def test_blocks_are_chosen_by_thirds_and_numbers():
     places = [Block(i, 9) for i in range(9)]
-    assert chosen_blocks("middle, 8", places, "layers") == {3, 4, 5, 8} and chosen_blocks("0-1", places, "layers") == {0, 1}
-    assert len(chosen_blocks("all", places, "layers")) == 9
+    assert chosen("middle, 8", places, "layers") == {3, 4, 5, 8} and chosen("0-1", places, "layers") == {0, 1}
+    assert len(chosen("all", places, "layers")) == 9
     with pytest.raises(ValueError, match=r"layers has '12', which names no block of this model.*numbers from 0 to 8"):
-        chosen_blocks("12", places, "layers")
+        chosen("12", places, "layers")
 
 
 def edited(model, source, positive, latent=None):

@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ....attention.call import QKSharing
-from ....attention.layers import chosen_blocks, chosen_places
+from ....attention.layers import chosen
 from ....attention.maps import Maps, Sums, heat, mask_of, phase_of
 from ....attention.word_lists import words_from
 from ..conditionings import marked
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale
 from ..run_history import run_of
-from .dit import dit_of
-from .hook import controls_of, install
-from .unet import is_unet, unet_places
+from .hook import controls_of, install, network_of
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 
@@ -72,17 +70,13 @@ def prepare(model, clip, text: str, words: str, layers: str, window: tuple[float
     """
     if not 0.0 <= window[0] < window[1] <= 1.0:
         raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
-    dit = None if is_unet(model) else dit_of(model)
-    prompts, conditioning = read_prompts(clip, text, conditioning, dit)
-    if dit is None:
-        places = unet_places(model)
-        chosen = dict(layers=chosen_places(layers, places, "layers"), places=places)
-    else:
-        chosen = dict(layers=chosen_blocks(layers, dit.places, "layers"), dit=dit)
-    if not chosen["layers"]:
+    network = network_of(model)
+    prompts, conditioning = read_prompts(clip, text, conditioning, network["dit"])
+    keys = chosen(layers, network["places"], "layers")
+    if not keys:
         raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")
     pixels, length = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8), conditioning[0][0].shape[1]
-    control = Capture(words_of(prompts, words), window=window, phases=phases, scale=pixels, length=length, **chosen)
+    control = Capture(words_of(prompts, words), keys, window=window, phases=phases, scale=pixels, length=length, **network)
     return install(model, control), marked(conditioning, control.token)
 
 

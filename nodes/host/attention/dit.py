@@ -282,7 +282,7 @@ class Override:
         if kind is None or self._is_repeated(kind, options):
             return base(q, k, v)
         self.count[kind] += 1
-        active = [a for a in self.active if a[0].wants(kind, place)]
+        active = [a for a in self.active if place.key in a[0].wanted(kind)]
         if not active:
             return base(q, k, v)
         call = TokenCall(kind, place, self.latent, self.size, ranges, (q, k, v), options, function, base, self.below is None)

@@ -28,10 +28,11 @@ from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
 from ..run_history import RunHistory
 from .block_text import BlockText
-from .dit import Dit, Override
+from .dit import Dit, Override, dit_of
 from .second_text import filled_up, with_more_text, with_second_text, without_more_text
-from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, with_attention
+from .unet import OVERRIDE, SLOTS, BaseAttention, UnetCall, is_unet, unet_places, with_attention
 
+NONE = frozenset()
 _log = logging.getLogger(__name__)
 
 
@@ -67,19 +68,17 @@ def _text_tokens(given: dict) -> int:
 class ControlRun(RunState):
     """A control during one sampling run. Subclasses change what they need."""
 
-    places: tuple[Place, ...] = ()
-    dit: Dit | None = None  # instead of a UNet's places
     regions: Mapping[str, torch.Tensor | None] = {}  # masks (B, 1, [frames,] h, w) by name that channels may act in; None while not known
     reached = False  # whether an attention of the DiT came through its hook in this run
 
     def __init__(self, control: Control, scale: NoiseScale):
-        self.control, self.scale = control, scale
+        self.control, self.scale, self.dit = control, scale, control.dit
+        self.all_layers = frozenset(place.key for place in control.places)
         self.parts, self.conds, self.started = MarkedParts(), {}, False
         self.level = self.evaluated_level = Level()  # of the prediction that is made, and of what is evaluated for it
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
         self.reads = True  # whether what is evaluated now counts for maps
         self.images = 1  # of the batch that is evaluated: of nodes that predict several copies at once, all of them
-        self.layers: dict[str, list[Place]] = {}
         self.cache = RunCache()  # of what its layers and steps have alike
 
     @property
@@ -133,7 +132,7 @@ class ControlRun(RunState):
     def on_evaluate(self, conds: Sequence[list[dict] | None], x: torch.Tensor, level: Level) -> None:
         """Before ComfyUI evaluates these conditionings. What other nodes evaluate besides, such as a perturbed guess, is not read."""
         self.parts, self.evaluated_level = MarkedParts.find(conds, self.conds, self.control.token), level
-        self.reads, self.layers, self.images = not any(x is before for before in self.evaluated), {}, len(x)
+        self.reads, self.images = not any(x is before for before in self.evaluated), len(x)
         if any(index >= 0 for index, _ in self.parts.marked):
             self.evaluated.append(x)
 
@@ -142,15 +141,9 @@ class ControlRun(RunState):
         """Whether it needs any layer of a DiT now. Always until one is reached, so that an unreachable network shows at once."""
         return True
 
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        """Whether it needs this layer now."""
-        return False
-
-    def wanted(self, kind: str) -> list[Place]:
-        """The layers of a UNet that it needs now, found once for an evaluation."""
-        if kind not in self.layers:
-            self.layers[kind] = [place for place in self.places if self.wants(kind, place)]
-        return self.layers[kind]
+    def wanted(self, kind: str) -> frozenset:
+        """The keys of the layers that it needs now."""
+        return NONE
 
     @property
     def more_text(self) -> torch.Tensor | None:
@@ -252,7 +245,8 @@ def _unet_options(options: dict, active: list, batch: int, text: int, more: int)
     for kind in SLOTS:
         wanted: dict[Place, list] = {}
         for run, first, tokens in active:
-            for place in run.wanted(kind):
+            keys = run.wanted(kind)
+            for place in (place for place in run.control.places if place.key in keys):
                 wanted.setdefault(place, []).append((run, first, tokens))
         options = with_attention(options, {p.key: partial(_attend, kind, p, acting, batch, text, more) for p, acting in wanted.items()}, kind)
     return options
@@ -305,15 +299,23 @@ def controls_of(source, kind: type) -> list:
 class Control:
     """What is installed on a model: `begin` makes its run. `token` marks conditionings, `history` keeps the runs by what they sampled.
 
-    `node` is the display name of the node that does it.
+    `node` is the display name of the node that does it; `places` are the model's attentions, `dit` is what is known of a DiT.
     """
 
     node: ClassVar = ""
+    places: tuple[Place, ...] | tuple[Block, ...] = field(default=(), kw_only=True)
+    dit: Dit | None = field(default=None, kw_only=True)
     token: str = field(default_factory=lambda: uuid.uuid4().hex, kw_only=True)
     history: RunHistory = field(default_factory=RunHistory, kw_only=True, compare=False)
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> ControlRun:
         raise NotImplementedError
+
+
+def network_of(model) -> dict:
+    """The fields `places` and `dit` of a control for a MODEL. Raises ValueError that names a network whose attention cannot be reached."""
+    dit = None if is_unet(model) else dit_of(model)
+    return dict(places=unet_places(model) if dit is None else dit.places, dit=dit)
 
 
 def install(model, control: Control):

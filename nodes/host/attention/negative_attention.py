@@ -18,14 +18,11 @@ import torch
 
 from ....attention.call import QKSharing
 from ....attention.ip_adapter import mask_tokens
-from ....attention.layers import Block, Place
 from ....attention.negative_attention import Strength
 from ....attention.row_plan import RowSelection
 from ..conditionings import KEY, check_conditionings, features_of, is_positive, marked
 from ..noise_levels import NoiseScale
-from .dit import Dit, dit_of
-from .hook import Control, ControlRun, controls_of, install
-from .unet import is_unet, unet_places
+from .hook import NONE, Control, ControlRun, controls_of, install, network_of
 
 JOINT = (
     "flux.model", "chroma.model", "modules.diffusionmodules.mmdit", "qwen_image.model", "lumina.model", "hunyuan_video.model", "aura.mmdit",
@@ -48,8 +45,6 @@ class NegativeAttention(Control):
     schedules: tuple[Callable[[float, NoiseScale], float], ...] = ()
     mask: torch.Tensor | None = None
     only_marked: bool = False
-    places: tuple[Place, ...] = ()  # of a UNet
-    dit: Dit | None = None
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> NegativeAttentionRun:
         return NegativeAttentionRun(self, scale, noise)
@@ -62,9 +57,8 @@ class NegativeAttentionRun(ControlRun):
 
     def __init__(self, control: NegativeAttention, scale: NoiseScale, noise: torch.Tensor):
         super().__init__(control, scale)
-        self.places, self.dit, self.size = control.places, control.dit, tuple(noise.shape[2:])
-        self.strength = control.strength
-        self.name, self.text, self.masks = f"{KEY} negative {control.token}", None, {}
+        self.size, self.strength = tuple(noise.shape[2:]), control.strength
+        self.name, self.text = f"{KEY} negative {control.token}", None
         if control.mask is not None and len(noise) % len(control.mask):
             raise ValueError(f"The mask holds {len(control.mask)} images but {len(noise)} are sampled; give one mask, or one for each image.")
 
@@ -83,7 +77,7 @@ class NegativeAttentionRun(ControlRun):
 
     def end(self) -> None:
         super().end()
-        self.text, self.masks = None, {}
+        self.text = None
 
     def on_evaluate(self, conds, x, level):
         super().on_evaluate(conds, x, level)
@@ -98,8 +92,8 @@ class NegativeAttentionRun(ControlRun):
     def acts(self) -> bool:
         return not self.reached or not self.strength.neutral
 
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "self" and not self.strength.neutral
+    def wanted(self, kind: str) -> frozenset:
+        return NONE if kind == "self" or self.strength.neutral else self.all_layers
 
     def guide(self, call: QKSharing, first: int, tokens: int) -> None:
         rows = RowSelection(range(first, first + self.images))
@@ -117,25 +111,25 @@ class NegativeAttentionRun(ControlRun):
                 "The mask of Negative Attention cannot act on a conditioning with an area, or beside nodes that change the number of the image's tokens. "
                 "Remove the mask, or the area."
             )
-        key = (call.size, like.shape[1], like.dtype, self.images)
-        if key not in self.masks:
-            *frames, height, width = call.size
-            mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)
-            self.masks[key] = torch.nn.functional.pad(mask, (0, 0, before, like.shape[1] - mask.shape[1] - before)).to(like)
-        return self.masks[key]
+        key = "mask", call.size, self.images, like.shape[1], like.device, like.dtype
+        return self.cache.get(key, lambda: self._placed(call.size, like, before))
+
+    def _placed(self, size: tuple[int, ...], like: torch.Tensor, before: int) -> torch.Tensor:
+        *frames, height, width = size
+        mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)
+        return torch.nn.functional.pad(mask, (0, 0, before, like.shape[1] - mask.shape[1] - before)).to(like)
 
 
 def _network(model) -> dict:
-    """The places of a UNet, or what is known of a DiT. Raises ValueError that names a network in which two texts cannot be kept apart."""
-    if is_unet(model):
-        return dict(places=unet_places(model))
-    dit = dit_of(model)
-    if not (dit.cross or dit.module in JOINT) or isinstance(model.model, BY_LENGTH):
+    """`network_of` a MODEL. Raises ValueError that names a network in which two texts cannot be kept apart."""
+    network = network_of(model)
+    dit = network["dit"]
+    if dit and (not (dit.cross or dit.module in JOINT) or isinstance(model.model, BY_LENGTH)):
         raise ValueError(
             f"{dit.name} mixes its text before attention, has more of it in every block, or places the image by its length, so that Negative Attention "
             f"cannot keep a second text apart. Use {SUPPORTED}; or sample with a negative at cfg above 1."
         )
-    return dict(dit=dit)
+    return network
 
 
 def _check(model, negative: list) -> None:

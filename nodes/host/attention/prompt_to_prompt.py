@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import comfy.sample
 import torch
 
 from ....attention.call import QKSharing
-from ....attention.layers import Block, Place, chosen_places
+from ....attention.layers import chosen
 from ....attention.local_blend import Blending, LocalBlend, coverages
 from ....attention.prompt_edits import PromptEdits, Words
 from ....attention.prompt_to_prompt import ActiveEdit, ActiveEdits, Edit, Rows, Settings, Window
@@ -20,7 +20,7 @@ from ..latents import check_images, check_latent_channels
 from ..noise_levels import NoiseScale
 from ..prompts import as_rows, encoded, prompt_of
 from ..run_history import RunHistory
-from .hook import Control, ControlRun, controls_of, install
+from .hook import NONE, Control, ControlRun, controls_of, install
 from .shared_noise import with_shared_noise
 from .unet import blend_places, unet_places
 
@@ -42,7 +42,6 @@ class PromptToPrompt(Control):
     prompts: PromptEdits
     times: tuple[int, ...]
     blend: LocalBlend | None = None
-    places: tuple[Place, ...] = ()  # of a UNet
 
     def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
         """The same with another local blend; `shape` as of `LocalBlend`."""
@@ -59,12 +58,12 @@ class PromptToPromptRun(ControlRun):
 
     def __init__(self, control: PromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
         super().__init__(control, scale)
-        self.rows, self.size, self.places = control.rows, size, control.places
+        self.rows, self.size = control.rows, size
         self.blending = self.earlier = None
         self.begin_anew()
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
         self.active_edits = ActiveEdits(control.edits, control.node, self.cache)
-        self.edits_now = self.shares_now = self.maps_now = False
+        self.edited = self.shared = self.mapped = NONE
 
     def begin_anew(self) -> None:
         if self.control.blend:
@@ -74,7 +73,7 @@ class PromptToPromptRun(ControlRun):
 
     def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
-        return frozenset(p.key for p in blend_places(self.places, self.size))
+        return frozenset(p.key for p in blend_places(self.control.places, self.size))
 
     def sampler(self, sampler, noise, sigmas, seed, device):
         first = noise[: self.rows.images].to(device, torch.float32)
@@ -131,29 +130,18 @@ class PromptToPromptRun(ControlRun):
             self.blending.end()
 
     def on_evaluate(self, conds, x, level):
+        """Finds the keys of the layers that it needs now: those whose cross-attention is `edited`, those in which targets use the source's
+        queries and keys, of the image in a joint attention, `shared`, and those whose maps make masks, `mapped`."""
         super().on_evaluate(conds, x, level)
-        settings = self.control.settings
+        control, blend = self.control, self.control.blend
         self.edited_rows: dict[tuple, dict] = {}  # by what their edits depend on besides the noise level
-        self.edits_now = any(edit.acts(self.percent) for edit in self.control.edits)
-        self.shares_now = settings.alpha > 0 and self.percent in settings.self
-        self.maps_now = self.blending is not None and self.reads and (self.percent < self.blending.blend.end or self.blending.blend.end == 1.0)
+        self.edited = control.cross_layers if any(edit.acts(self.percent) for edit in control.edits) else NONE
+        self.shared = control.self_layers if control.settings.alpha > 0 and self.percent in control.settings.self else NONE
+        self.mapped = self.map_layers if blend and self.reads and (self.percent < blend.end or blend.end == 1.0) else NONE
 
-    def needs_map(self, place: Place | Block) -> bool:
-        """Whether the layer's maps make masks now."""
-        return self.maps_now and place.key in self.map_layers
-
-    def edits_cross(self, place: Place | Block) -> bool:
-        """Whether a cross-attention is edited now."""
-        return self.edits_now and place.key in self.control.cross_layers
-
-    def shares_self(self, place: Place | Block) -> bool:
-        """Whether targets use the source's queries and keys in a self-attention, or for the image in a joint one, now."""
-        return self.shares_now and place.key in self.control.self_layers
-
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        if kind != "cross" and self.shares_self(place):
-            return True
-        return (kind != "self" and self.needs_map(place)) or (kind == "cross" and self.edits_cross(place))
+    def wanted(self, kind: str) -> frozenset:
+        changed = self.edited if kind == "cross" else self.shared
+        return changed if kind == "self" else changed | self.mapped
 
     def branch(self, number: int, first: int) -> list[int]:
         """The rows of a branch of a part: 0 is the source, then the targets."""
@@ -165,11 +153,9 @@ class PromptToPromptRun(ControlRun):
 
     def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
         if call.kind != "cross":
-            if self.shares_self(call.place):
-                for number in range(1, 1 + self.rows.targets):
-                    start = self.branch(number, first)[0]
-                    call.source_row[start : start + self.rows.images] = self.branch(0, first)
-        elif self.edits_cross(call.place):
+            if call.place.key in self.shared:
+                call.source_row[first : first + self.rows.total] = self.branch(0, first) * (1 + self.rows.targets)
+        elif call.place.key in self.edited:
             key = first, call.keys(tokens), call.v.device, call.v.dtype
             if key not in self.edited_rows:
                 self.edited_rows[key] = self._edited(call, first, key[1])
@@ -188,13 +174,13 @@ class PromptToPromptRun(ControlRun):
     def edit(self, call: QKSharing, first: int, tokens: int) -> None:
         """Mixes what targets give with the source's queries and keys with what they give with their own."""
         alpha = self.control.settings.alpha
-        if alpha < 1 and call.kind != "cross" and self.shares_self(call.place):
+        if alpha < 1 and call.kind != "cross" and call.place.key in self.shared:
             rows = RowSelection(row for n in range(self.rows.targets) for row in self.branch(1 + n, first))
             call.set_output(rows, alpha * rows.of(call.out) + (1 - alpha) * call.own_output(rows))
 
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         """Of a video, the largest of all frames counts."""
-        if call.kind == "self" or not self.needs_map(call.place) or call.size is None or not call.covers(self.size):
+        if call.kind == "self" or call.place.key not in self.mapped or call.size is None or not call.covers(self.size):
             return
         asked = self.cache.get(("words", first, tokens), lambda: [self._words(branch, first, tokens) for branch in range(1 + self.rows.targets)])
         maps = call.images(call.word_maps(asked, tokens))
@@ -276,14 +262,15 @@ class Task:
         prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, words)
         return prompts, [known[p.text] for p in prompts.prompts]
 
-    def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], choose: Callable, places: Sequence) -> dict:
-        """The fields of the control that a UNet and a DiT have alike; `choose` reads names of `places`."""
+    def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], places: Sequence) -> dict:
+        """The fields of the control that a UNet and a DiT have alike."""
         return dict(
+            places=places,
             rows=Rows(images, len(prompts.alignments)),
             settings=self.settings,
             pixels=model.get_model_object("latent_format").spacial_downscale_ratio,
-            cross_layers=choose(self.options.cross_layers, places, "cross_layers"),
-            self_layers=choose(self.options.self_layers, places, "self_layers"),
+            cross_layers=chosen(self.options.cross_layers, places, "cross_layers"),
+            self_layers=chosen(self.options.self_layers, places, "self_layers"),
             prompts=prompts,
             times=tuple(times),
         )
@@ -295,6 +282,5 @@ def prepare(model, clip, task: Task) -> tuple:
     prompts, conditionings = task.prompts(model, clip)
     latent, images = batch_latent(model, task.latent, len(conditionings))
     positive, times = as_rows(conditionings, images)
-    fields = task.fields(model, prompts, images, times, chosen_places, places)
-    control = PromptToPrompt(edits=prompts.edits(task.settings, times), places=places, **fields)
+    control = PromptToPrompt(edits=prompts.edits(task.settings, times), **task.fields(model, prompts, images, times, places))
     return install(model, control), marked(positive, control.token, len(conditionings)), latent, prompts.text()

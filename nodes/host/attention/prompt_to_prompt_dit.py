@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ....attention.layers import Block, chosen_blocks
+from ....attention.layers import Block
 from ....attention.prompt_edits import PromptEdits
 from ..conditionings import marked
 from ..noise_levels import NoiseScale
@@ -33,7 +33,6 @@ BLUR = 1.0  # of the maps, in tokens
 class DitPromptToPrompt(PromptToPrompt):
     """The control for a DiT; `lengths` of the texts of the source and the targets, before they were filled up."""
 
-    dit: Dit | None = None
     lengths: tuple[int, ...] = ()
 
     def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
@@ -57,7 +56,7 @@ class DitPromptToPromptRun(PromptToPromptRun):
 
     def __init__(self, control: DitPromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
         super().__init__(control, scale, size)
-        self.dit, self.length, self.weights_now = control.dit, max(control.lengths), ()
+        self.length, self.weights_now = max(control.lengths), ()
 
     def layers_for_maps(self) -> frozenset[int]:
         return map_blocks(self.control.dit)
@@ -68,8 +67,8 @@ class DitPromptToPromptRun(PromptToPromptRun):
 
     @property
     def acts(self) -> bool:
-        now = self.shares_now or self.maps_now or (self.dit.cross and self.edits_now) or any(self.weights_now)
-        return now or not self.reached or len(set(self.control.lengths)) > 1
+        now = self.shared or self.mapped or (self.dit.cross and self.edited) or any(self.weights_now)
+        return bool(now) or not self.reached or len(set(self.control.lengths)) > 1
 
     def text_start(self, branch: int, tokens: int) -> int:
         return self.dit.text_start(self.control.lengths[branch], tokens)
@@ -110,7 +109,7 @@ def prepare(model, clip, task: Task) -> tuple:
     check_joint_weights(dit, [w for weights in prompts.weights for w in weights.values()])
     latent, images = batch_latent(model, task.latent, len(conditionings))
     lengths, times = tuple(c[0][0].shape[1] for c in conditionings), (1,) * len(conditionings)
-    fields = task.fields(model, prompts, images, times, chosen_blocks, dit.places)
+    fields = task.fields(model, prompts, images, times, dit.places)
     edits = tuple(edit.filled(max(lengths)) for edit in prompts.edits(task.settings, times))
     control = DitPromptToPrompt(edits=edits, dit=dit, lengths=lengths, **fields)
     positive = as_filled_rows(conditionings, images, dit.filled_in_front)

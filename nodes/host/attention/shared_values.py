@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ....attention.layers import Block, Place
 from ....attention.prompt_to_prompt import Rows, Window
 from ..conditionings import marked
-from .dit import Dit, dit_of
-from .hook import Control, ControlRun, install
-from .unet import is_unet, unet_places
+from .hook import NONE, Control, ControlRun, install, network_of
 
 
 @dataclass(frozen=True)
@@ -19,8 +16,6 @@ class SharedValues(Control):
     node = "Inversion Sampler"
     rows: Rows
     window: Window
-    places: tuple[Place, ...] = ()  # of a UNet
-    dit: Dit | None = None
 
     def begin(self, scale, noise):
         return SharedValuesRun(self, scale)
@@ -31,16 +26,12 @@ class SharedValuesRun(ControlRun):
 
     control: SharedValues
 
-    def __init__(self, control, scale):
-        super().__init__(control, scale)
-        self.places, self.dit = control.places, control.dit
-
     @property
     def acts(self) -> bool:
         return not self.reached or self.percent in self.control.window
 
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "cross" and self.percent in self.control.window
+    def wanted(self, kind: str) -> frozenset:
+        return self.all_layers if kind != "cross" and self.percent in self.control.window else NONE
 
     def share_qk(self, call, first: int, tokens: int) -> None:
         rows = self.control.rows
@@ -49,6 +40,5 @@ class SharedValuesRun(ControlRun):
 
 def with_shared_values(model, positive: list, images: int, branches: int, end: float) -> tuple:
     """(model, positive) under which the rows of all branches but the first use its values up to a percent of the sampling."""
-    network = dict(places=unet_places(model)) if is_unet(model) else dict(dit=dit_of(model))
-    control = SharedValues(rows=Rows(images, branches - 1), window=Window(0.0, end), **network)
+    control = SharedValues(Rows(images, branches - 1), Window(0.0, end), **network_of(model))
     return install(model, control), marked(positive, control.token, branches)

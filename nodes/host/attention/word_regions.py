@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ....attention.call import QKSharing
-from ....attention.layers import chosen_blocks, chosen_places
+from ....attention.layers import chosen
 from ....attention.row_plan import RowSelection
 from ....attention.word_regions import described, filled, likeness, regions
 from ....guidance.errors import listed, quoted
@@ -23,9 +23,8 @@ from ..evaluation_order import AnyOrderSampler, Restarting
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale
 from ..run_history import run_of
-from .dit import dit_of
-from .hook import controls_of, install
-from .unet import blend_places, is_unet, unet_places
+from .hook import controls_of, install, network_of
+from .unet import blend_places
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 REGION = "controlled_diffusion.word_region"  # of conditionings: (token of the control, number of the phrase or REST)
@@ -201,30 +200,27 @@ class Task:
 
 def prepare(model, clip, task: Task) -> tuple:
     """(patched model, positive, negative or None). Without phrases the model itself."""
-    dit = None if is_unet(model) else dit_of(model)
-    prompts, whole = read_prompts(clip, task.prompt, task.conditioning, dit)
+    network = network_of(model)
+    prompts, whole = read_prompts(clip, task.prompt, task.conditioning, network["dit"])
     words = words_of(prompts, task.phrases) if task.phrases.strip() else ({},)
     task.check(model, tuple(words[0]))
     if not words[0]:
         return model, whole, task.negative
     pixels = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
-    layers = _layers(model, dit, task.finding.layers)
-    control = WordRegions(words, finding=task.finding, scale=pixels, length=whole[0][0].shape[1], **layers)
+    layers = _layers(**network, text=task.finding.layers.strip())
+    control = WordRegions(words, layers, finding=task.finding, scale=pixels, length=whole[0][0].shape[1], **network)
     positive = marked(_numbered(whole, control, REST), control.token)
     for number, conditioning in task.conditionings.items():
         positive = positive + _numbered(conditioning, control, number)
     return install(model, control), positive, task.negative and _negatives(task, control)
 
 
-def _layers(model, dit, text: str) -> dict:
-    """The layers to read: those of a text, or of UNets the coarse ones of the output side and of DiTs the middle third."""
-    if dit is not None:
-        return dict(dit=dit, layers=chosen_blocks(text.strip() or "middle", dit.places, "layers"))
-    places = unet_places(model)
-    if text.strip():
-        return dict(places=places, layers=chosen_places(text, places, "layers"))
+def _layers(places, dit, text: str) -> frozenset:
+    """The keys of the layers to read: those of a text, or of UNets the coarse ones of the output side and of DiTs the middle third."""
+    if text or dit:
+        return chosen(text or "middle", places, "layers")
     output = [p for p in places if p.block == "output"]
-    return dict(places=places, layers=frozenset(p.key for p in blend_places(output or places, (16, 16))))
+    return frozenset(p.key for p in blend_places(output or places, (16, 16)))
 
 
 def _numbered(conditioning: list, control: WordRegions, number: int) -> list:

@@ -10,16 +10,15 @@ import torch
 
 from ....attention.alignment import align
 from ....attention.call import QKSharing
-from ....attention.layers import Block, Place, chosen_blocks, chosen_places
+from ....attention.layers import Block, chosen
 from ....attention.prompt_edits import weights_of, weights_text
 from ....attention.prompt_to_prompt import ActiveEdits, Edit, Settings, Window
 from ....attention.word_lists import weights_from
 from ..conditionings import marked
 from ..noise_levels import NoiseScale
 from ..prompts import encoded, prompt_of, without_weights
-from .dit import Dit, check_joint_weights, dit_of
-from .hook import Control, ControlRun, install
-from .unet import is_unet, unet_places
+from .dit import check_joint_weights
+from .hook import NONE, Control, ControlRun, install, network_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class WordWeights(Control):
     edit: Edit
     weights: dict[int, float]
     layers: frozenset
-    places: tuple[Place, ...] = ()  # of a UNet
-    dit: Dit | None = None
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> WordWeightsRun:
         return WordWeightsRun(self, scale)
@@ -44,25 +41,26 @@ class WordWeightsRun(ControlRun):
 
     def __init__(self, control: WordWeights, scale: NoiseScale):
         super().__init__(control, scale)
-        self.places, self.dit = control.places, control.dit
         self.edits = ActiveEdits((control.edit,), control.node, self.cache)
 
     @property
     def acts(self) -> bool:
         return not self.reached or self.control.edit.acts(self.percent)
 
-    def acts_on(self, place: Place | Block) -> bool:
-        return place.key in self.control.layers and self.control.edit.acts(self.percent)
+    @property
+    def weighted(self) -> frozenset:
+        """The keys of the layers in which words have weights now."""
+        return self.control.layers if self.control.edit.acts(self.percent) else NONE
 
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind == "cross" and self.acts_on(place)
+    def wanted(self, kind: str) -> frozenset:
+        return self.weighted if kind == "cross" else NONE
 
     def share_qk(self, call: QKSharing, first: int, tokens: int) -> None:
         edit = self.edits.at(0, self.percent, call.keys(tokens), call.v)
         call.edits |= {row: (row, edit) for row in range(first, first + self.images)}
 
     def attention_bias(self, tokens: int, place: Block | None) -> torch.Tensor | None:
-        if self.dit.cross or place is None or not self.acts_on(place):
+        if self.dit.cross or place is None or place.key not in self.weighted:
             return None
         return self.cache.get(("bias", tokens, self.images), lambda: self._bias(tokens))
 
@@ -79,21 +77,12 @@ def prepare(model, clip, text: str, word_weights: str, window: Window, layers: s
     positive = encoded(clip, plain)
     prompt = prompt_of(clip, plain, positive[0][0].shape[1])
     weights = weights_of(prompt, parts, [pair for line in weights_from(word_weights) for pair in line])
-    fields = _unet_fields(model, layers) if is_unet(model) else _dit_fields(model, layers)
-    if "dit" in fields:
-        check_joint_weights(fields["dit"], weights.values())
+    network = network_of(model)
+    keys = chosen(layers, network["places"], "layers")
+    if network["dit"]:
+        check_joint_weights(network["dit"], weights.values())
     if not weights or window.start == window.end:
         return model, positive, "No word has a weight but 1: nothing changes."
     edit = Edit.from_alignment(align(prompt, prompt, "reweight only"), Settings(window), weights)
-    control = WordWeights(edit=edit, weights=weights, **fields)
+    control = WordWeights(edit, weights, keys, **network)
     return install(model, control), marked(positive, control.token), f"{plain}\n{weights_text(prompt, weights)}"
-
-
-def _unet_fields(model, layers: str) -> dict:
-    places = unet_places(model)
-    return dict(places=places, layers=chosen_places(layers, places, "layers"))
-
-
-def _dit_fields(model, layers: str) -> dict:
-    dit = dit_of(model)
-    return dict(dit=dit, layers=chosen_blocks(layers, dit.places, "layers"))

@@ -10,7 +10,6 @@ from operator import itemgetter
 import torch
 
 from ....attention.call import QKSharing
-from ....attention.layers import Block, Place
 from ....attention.maps import Columns
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
@@ -18,7 +17,7 @@ from ....guidance.errors import quoted
 from ..noise_levels import NoiseScale
 from ..prompts import encoded, prompt_of
 from .dit import Dit
-from .hook import Control, ControlRun
+from .hook import NONE, Control, ControlRun
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class WordReading(Control):
 
     words: tuple[dict[str, Columns], ...]
     layers: frozenset
-    places: tuple[Place, ...] = ()
-    dit: Dit | None = None
     scale: int = 8  # pixels of a latent's cell
     length: int = 77  # columns of the conditioning
 
@@ -48,7 +45,7 @@ class WordReadingRun(ControlRun):
 
     def __init__(self, control: WordReading, scale: NoiseScale, latent: tuple[int, ...]):
         super().__init__(control, scale)
-        self.places, self.dit, self.latent = control.places, control.dit, latent
+        self.latent = latent
 
     @property
     def reading_now(self) -> bool:
@@ -59,8 +56,8 @@ class WordReadingRun(ControlRun):
     def acts(self) -> bool:
         return not self.reached or self.reading_now
 
-    def wants(self, kind: str, place: Place | Block) -> bool:
-        return kind != "self" and place.key in self.control.layers and self.reading_now and self.reads
+    def wanted(self, kind: str) -> frozenset:
+        return self.control.layers if kind != "self" and self.reading_now and self.reads else NONE
 
     def maps(self, call: QKSharing, first: int, tokens: int) -> torch.Tensor | None:
         """(images, words, N): how much the image's tokens of a layer attend to each word; None where it is not the whole image."""

@@ -12,12 +12,11 @@ import comfy.model_management
 import comfy.sample
 import torch
 
-from ....attention.layers import Place
 from ....attention.prompt_to_prompt import Window
 from ....guidance.errors import quoted
 from ....guidance.schedules import NoiseScale
 from ....training.instruct_pix2pix import Draw, PromptPair, draws
-from ..attention.hook import Control, ControlRun, install
+from ..attention.hook import NONE, Control, ControlRun, install
 from ..attention.shared_noise import with_shared_noise
 from ..attention.unet import UnetCall, unet_places
 from ..conditionings import marked
@@ -55,7 +54,6 @@ class Sharing(Control):
     That is Prompt-to-Prompt as InstructPix2Pix's pairs are made with it: queries and keys alone, with the prompt and without.
     """
 
-    places: tuple[Place, ...]
     window: Window
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> SharedRun:
@@ -67,15 +65,11 @@ class SharedRun(ControlRun):
 
     missing = "The conditionings of a pair lost their mark: another node replaced them."
 
-    def __init__(self, control: Sharing, scale: NoiseScale):
-        super().__init__(control, scale)
-        self.window, self.places = control.window, control.places
-
     def sampler(self, sampler, noise, sigmas, seed, device):
         return with_shared_noise(sampler, noise[:1].to(device, torch.float32), 2, sigmas, seed)
 
-    def wants(self, kind: str, place: Place) -> bool:
-        return kind == "self" and self.percent in self.window
+    def wanted(self, kind: str) -> frozenset:
+        return self.all_layers if kind == "self" and self.percent in self.control.window else NONE
 
     def share_qk(self, call: UnetCall, first: int, tokens: int) -> None:
         call.source_row[first + 1] = first
@@ -111,7 +105,7 @@ class PairSampler:
     def draw(self, pair: PromptPair, how: Draw) -> torch.Tensor:
         """Images (2, H, W, 3), before and after: the same noises, and while the window is open the same self-attention, with the prompt
         and without."""
-        r, control = self.recipe, Sharing(self.places, Window(0.0, how.share))
+        r, control = self.recipe, Sharing(Window(0.0, how.share), places=self.places)
         model = install(self.model, control)
         positive, negative = (marked(c, control.token) for c in (self.positive(pair), self.negative))
         form = model.get_model_object("latent_format")
