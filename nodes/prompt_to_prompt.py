@@ -154,8 +154,7 @@ class P2PBlendMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, latent, percent, image=None) -> io.NodeOutput:
-        control = local_blend.control_of(source)
-        masks = local_blend.masks_of(control, latent)
+        control, masks = local_blend.masks_of(source, latent)
         table, told = local_blend.over_time(masks, image, control), local_blend.coverage(control, masks)
         return io.NodeOutput(local_blend.mask_at(masks, percent, control.pixels), table, latent, told, ui=ui.PreviewText(told))
 

@@ -21,7 +21,6 @@ from controlled_diffusion.nodes.belm import BELMInverter
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.edict import EDICTInverter
 from controlled_diffusion.nodes.host.attention import ip_adapter
-from controlled_diffusion.nodes.host.attention.local_blend import control_of
 from controlled_diffusion.nodes.host.attention.unet import SLOTS, unet_places
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.image_guidance import ImageGuidanceChannel
@@ -34,7 +33,7 @@ import explicit
 from adapters import published
 from bench.shapes import Shape
 from host import tiny
-from host.editing import patch
+from host.editing import control_of, patch
 from node_schema import defaults
 
 CFG, TWO_IMAGES, ONE_PROMPT = "ComfyUI's CFG", "ComfyUI's CFG, 2 images", "ComfyUI, one prompt"

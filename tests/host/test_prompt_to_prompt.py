@@ -397,7 +397,7 @@ def test_a_blend_may_end_early_and_goes_with_deep_shrink(eps, clip):
 def test_second_patches_and_blends_without_one_are_refused(eps, clip):
     with pytest.raises(ValueError, match="already comes from a P2P Attention Patch"):
         patch(patch(eps, clip, **ALL)[0], clip, SOURCE, **ALL)
-    with pytest.raises(ValueError, match=r"ModelPatcher.* does not come from a P2P Attention Patch"):
+    with pytest.raises(ValueError, match=r"ModelPatcher.* does not come from P2P Attention Patch"):
         with_blend(eps)
 
 

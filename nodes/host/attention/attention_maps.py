@@ -17,8 +17,7 @@ from ....attention.word_lists import words_from
 from ..conditionings import marked
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale
-from ..run_history import run_of
-from .hook import controls_of, install, network_of
+from .hook import install, network_of, runs_of
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 
@@ -87,14 +86,7 @@ def maps_of(source, latent: dict) -> Maps:
     """
     if isinstance(source, Maps):
         return source
-    controls = controls_of(source, Capture)
-    if not controls:
-        raise ValueError(
-            f"{type(source).__name__} does not come from Attention Map Capture. Connect the model of that node, or the guider over it, and the "
-            "latent that was sampled with it."
-        )
-    next_step = "Connect the latent that was sampled with Attention Map Capture, and the model or guider that sampled it."
-    runs: Sequence[CaptureRun] = run_of([control.history for control in controls], latent, next_step)
+    runs: Sequence[CaptureRun] = runs_of(source, Capture, latent)
     sums = Sums.joined(run.sums for run in runs)
     if not sums.total:
         raise ValueError(

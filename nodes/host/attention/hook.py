@@ -26,7 +26,7 @@ from ..conditionings import KEY, features_of, has_mark
 from ..evaluation_order import RunState, leave_uncompiled
 from ..noise_levels import Level, NoiseScale, run_noise_scale
 from ..progress import keep
-from ..run_history import RunHistory
+from ..run_history import RunHistory, run_of
 from .block_text import BlockText
 from .dit import Dit, Override, dit_of
 from .second_text import filled_up, with_more_text, with_second_text, without_more_text
@@ -293,6 +293,20 @@ def controls_of(source, kind: type) -> list:
     patcher = getattr(source, "model_patcher", source)
     controls = getattr(patcher, "model_options", {}).get("transformer_options", {}).get(KEY, ())
     return [control for control in reversed(controls) if isinstance(control, kind)]
+
+
+def installed(source, kind: type[Control]) -> list:
+    """The same. Raises ValueError where there is none."""
+    controls = controls_of(source, kind)
+    if not controls:
+        raise ValueError(f"{type(source).__name__} does not come from {kind.node}. Connect the model of that node, or a guider over it.")
+    return controls
+
+
+def runs_of(source, kind: type[Control], latent: dict) -> tuple:
+    """The runs of such controls that made a LATENT. Raises ValueError where none is known."""
+    next_step = f"Connect the latent that was sampled with {kind.node}, and the model or guider that sampled it."
+    return run_of([control.history for control in installed(source, kind)], latent, next_step)
 
 
 @dataclass(frozen=True)

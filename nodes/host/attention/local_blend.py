@@ -10,38 +10,25 @@ from ....attention.local_blend import coverages
 from ....attention.prompt_to_prompt import Rows
 from ..conditionings import KEY
 from ..images import as_image, fitted, image_grid, resized, to_pil
-from ..run_history import run_of
-from .hook import controls_of
+from .hook import installed, runs_of
 from .prompt_to_prompt import PromptToPrompt
 
 TILE, SHOWN, DIMMED = 160, 6, 0.25  # pixels of a mask's longer side, masks of a row, brightness off the mask
 Masks = list[tuple[float, torch.Tensor]]  # (percent, masks of all edited images)
 
 
-def control_of(source) -> PromptToPrompt:
-    """The Prompt-to-Prompt of a model, or of a guider over it."""
-    controls = controls_of(source, PromptToPrompt)
-    if not controls:
-        raise ValueError(
-            f"{type(source).__name__} does not come from a P2P Attention Patch. Connect its 'model' output, or a guider over it."
-        )
-    return controls[0]
-
-
 def with_blend(model, words: str, protect: str, **shape):
     """The model of a Prompt-to-Prompt with a local blend of these words instead of its own; none without words."""
-    control = control_of(model)
+    control = installed(model, PromptToPrompt)[0]
     patched = model.clone()
     options = patched.model_options["transformer_options"]
     options[KEY] = tuple(c.blended(words, protect, **shape) if c is control else c for c in options[KEY])
     return patched
 
 
-def masks_of(control: PromptToPrompt, latent: dict) -> Masks:
-    """The masks of the runs that made a LATENT. Raises ValueError where no known run did, or where they had no masks."""
-    runs = run_of(
-        [control.history], latent, "Connect the latent that was sampled with this model, and the model or guider that sampled it."
-    )
+def masks_of(source, latent: dict) -> tuple[PromptToPrompt, Masks]:
+    """The Prompt-to-Prompt of a model, or of a guider over it, that made a LATENT, and its masks. Raises ValueError where there are none."""
+    runs = runs_of(source, PromptToPrompt, latent)
     if runs[0].blending is None:
         raise ValueError("The run had no local blend. Put P2P Local Blend between P2P Attention Patch and the sampler.")
     masks = [mask for run in runs for mask in run.blending.masks]
@@ -50,7 +37,7 @@ def masks_of(control: PromptToPrompt, latent: dict) -> Masks:
             "The blend did not act in any step of the run: its start is after the last one, or the positive acts in an area alone. Lower its "
             "start or begin the sampling earlier; use a mask instead of an area."
         )
-    return masks
+    return runs[-1].control, masks
 
 
 def coverage(control: PromptToPrompt, masks: Masks) -> str:

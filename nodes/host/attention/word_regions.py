@@ -22,8 +22,7 @@ from ..conditionings import check_conditionings, marked
 from ..evaluation_order import AnyOrderSampler, Restarting
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import NoiseScale
-from ..run_history import run_of
-from .hook import controls_of, install, network_of
+from .hook import install, network_of, runs_of
 from .unet import blend_places
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
@@ -239,11 +238,7 @@ def _negatives(task: Task, control: WordRegions) -> list:
 
 def run_with(source, latent: dict) -> WordRegionsRun:
     """The run of Word Regions that made a LATENT; `source` is the model, or a guider over it. Raises ValueError where none is known."""
-    controls = controls_of(source, WordRegions)
-    if not controls:
-        raise ValueError(f"{type(source).__name__} does not come from Word Regions. Connect the model of that node, or the guider over it.")
-    next_step = "Connect the latent that was sampled with Word Regions, and the model or guider that sampled it."
-    run = run_of([control.history for control in controls], latent, next_step)[-1]
+    run = runs_of(source, WordRegions, latent)[-1]
     if run.masks is None:
         raise ValueError(f"No region was found in the run: no step was at or after {run.control.finding.percent:.0%} of the sampling. Lower find_percent.")
     return run
