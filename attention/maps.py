@@ -116,7 +116,7 @@ class Maps:
 
 def phase_of(percent: float, start: float, end: float, phases: int) -> int:
     """Which of so many equal parts of start..end a percent of the sampling falls into."""
-    return min(int((percent - start) / max(end - start, 1e-9) * phases), phases - 1)
+    return min(int((percent - start) / max(end - start, 1e-9) * phases + 1e-6), phases - 1)
 
 
 def heat(maps: torch.Tensor) -> torch.Tensor:

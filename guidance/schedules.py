@@ -43,6 +43,10 @@ class NoiseScale:
         a, b = math.log(self.sigmas[high - 1]), math.log(self.sigmas[high])
         return (high - 1 + (math.log(sigma) - a) / (b - a)) / (len(self.sigmas) - 1)
 
+    def range_percent(self, sigma: float) -> float:
+        """`percent` as ranges of the sampling read it, to four decimals: a step on the edge of a range is there, however its sigma was rounded."""
+        return round(self.percent(sigma), 4)
+
     def log_snr(self, sigma: float) -> float:
         """log of signal power over noise power: -2 log sigma, or 2 log((1 - sigma) / sigma) for flow models."""
         sigma = min(max(sigma, 1e-6), 1 - 1e-6 if self.flow else math.inf)
@@ -190,9 +194,9 @@ class Schedule:
 
     def __call__(self, sigma: float, scale: NoiseScale) -> float:
         """Factor of a weight at `sigma`."""
-        if (self.start > 0.0 and sigma > scale.sigma(self.start)) or (self.end < 1.0 and sigma < scale.sigma(self.end)):
-            return 0.0
-        return self.shape(sigma, Span(scale, self.start, self.end))
+        whole = self.start == 0.0 and self.end == 1.0
+        inside = whole or self.start <= scale.range_percent(sigma) <= self.end
+        return self.shape(sigma, Span(scale, self.start, self.end)) if inside else 0.0
 
 
 ALWAYS = Schedule()

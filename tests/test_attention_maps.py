@@ -44,6 +44,7 @@ def test_missing_maps_are_named(asked, message):
 def test_phases_are_equal_parts_of_the_range():
     assert [phase_of(p, 0.2, 0.6, 4) for p in (0.2, 0.29, 0.31, 0.59, 0.6)] == [0, 0, 1, 3, 3]
     assert phase_of(1.0, 0.0, 1.0, 1) == 0
+    assert [phase_of((1 + i) / 10, 0.1, 0.9, 8) for i in range(8)] == list(range(8))  # of steps on their edges
 
 
 def test_heat_runs_from_0_to_1_and_is_0_for_flat_maps():

@@ -73,6 +73,16 @@ def test_an_interval_is_zero_outside_and_untouched_inside(scale):
     assert [Schedule()(s, scale) for s in (1e9, 20.0, 1.0, 1e-6, 0.0)] == [1.0] * 5
 
 
+@SCALES
+def test_a_step_on_the_edge_of_an_interval_is_inside(scale):
+    """However its sigma was rounded."""
+    for edge in (i / 20 for i in range(1, 20)):
+        for sigma in (scale.sigma(edge) * (1 + off) for off in (-3e-7, 0.0, 3e-7)):
+            inside = [Schedule(start=edge), Schedule(end=edge), Schedule(start=edge - 0.001, end=edge + 0.001)]
+            outside = [Schedule(start=edge + 0.001), Schedule(end=edge - 0.001)]
+            assert [s(sigma, scale) for s in (*inside, *outside)] == [1, 1, 1, 0, 0]
+
+
 def test_schedules_are_continuous_between_the_steps_of_a_sampler():
     schedule = Schedule(Ramp(5.0, 1.0, cosine=True))
     sigmas = [EPS.sigma(i / 10000) for i in range(10001)]

@@ -36,7 +36,7 @@ def run_noise_scale(guider) -> NoiseScale:
 class Level:
     """The timestep (B,) of a prediction. Its `sigma`, the largest, is read where something depends on it: reading waits for the GPU.
 
-    `percent` is that of the sampling by the noise axis of its model.
+    `percent` is that of the sampling by the noise axis of its model, as ranges read it.
     """
 
     def __init__(self, timestep: torch.Tensor | None = None, scale: NoiseScale | None = None):
@@ -48,7 +48,7 @@ class Level:
 
     @cached_property
     def percent(self) -> float:
-        return self.scale.percent(self.sigma)
+        return self.scale.range_percent(self.sigma)
 
     def at(self, timestep: torch.Tensor) -> Level:
         """This one where it is of that very tensor."""

@@ -2,15 +2,16 @@ import pytest
 import torch
 from comfy_extras import nodes_mahiro, nodes_pag, nodes_tcfg
 from comfy_extras.nodes_model_advanced import RescaleCFG
+from controlled_diffusion.attention.prompt_to_prompt import Window
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes import schedules
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
-from controlled_diffusion.nodes.host.noise_levels import noise_scale, scale_of
+from controlled_diffusion.nodes.host.noise_levels import Level, noise_scale, scale_of
 from controlled_diffusion.nodes.schedules import GuidanceSchedule
 
 from compare import assert_close
 from host import tiny
-from host.sampling import cfg_guider, run
+from host.sampling import cfg_guider, run, sigmas_of
 from host.tiny import conditioning
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -26,6 +27,16 @@ def test_every_shape_is_made_from_its_own_widgets(any_model, shape):
     made = GuidanceSchedule.execute({"shape": shape, **knobs}, 0.0, 1.0).args[0]
     scale = noise_scale(any_model)
     assert all(0 <= made(scale.sigma(p / 10), scale) <= 10.001 for p in range(11))
+
+
+@pytest.mark.parametrize("family, scheduler", [("eps", "sgm_uniform"), ("flow", "simple")])
+def test_steps_on_the_edge_of_a_window_are_in_what_begins_there(family, scheduler):
+    """And in no window that ends there, as ComfyUI's schedulers round their sigmas."""
+    model = tiny.unet(family)
+    scale, sigmas = noise_scale(model), sigmas_of(model, 20, scheduler)
+    for number in range(1, 20):
+        percent = Level(sigmas[number : number + 1], scale).percent
+        assert percent in Window(number / 20, 1.0) and percent not in Window(0.0, number / 20)
 
 
 def made_of(curve):

@@ -21,7 +21,7 @@ def weights_image(model, channels: Sequence[Channel], sigmas: torch.Tensor | Non
         marks = [(i, float(s)) for i, s in enumerate(sigmas[:-1])]
 
     def strength(channel: Channel, sigma: float) -> float:
-        return 0.0 if scale.percent(sigma) < rules.zero_init_percent else rules.strength(channel, sigma, scale)
+        return 0.0 if scale.range_percent(sigma) < rules.zero_init_percent else rules.strength(channel, sigma, scale)
 
     lines = {f"{i} {c.name}": [(x, strength(c, s)) for x, s in marks] for i, c in enumerate(channels, 1)}
     return as_image(line_chart(lines, "guidance weight", "percent of the sampling" if sigmas is None else "step"))
