@@ -228,6 +228,12 @@ def test_split_calls_give_the_same(eps_model, vision):
     assert_close(found, (alone(eps_model, vision, CAT, True), alone(eps_model, vision, TEXT_OF_78, False)), **CLOSE)
 
 
+def test_split_calls_read_the_noise_level_once(eps_model, vision):
+    seen = []
+    predictions(patched(eps_model, vision, schedule=lambda sigma, scale: seen.append(sigma) or 0.5)[0], negative=TEXT_OF_78)
+    assert len(seen) == 1
+
+
 def test_a_new_conditioning_goes_by_its_index(eps_model, vision):
     """Another node may ask for predictions of its own; of these the first is taken for the positive, as in ComfyUI's CFG."""
     seen = []

@@ -28,7 +28,7 @@ from ....guidance.errors import quoted
 from ..conditionings import is_positive, origin
 from ..evaluation_order import leave_uncompiled
 from ..model_folder import ModelFolder, load_tensors
-from ..noise_levels import NoiseScale, run_noise_scale
+from ..noise_levels import Level, NoiseScale, run_noise_scale
 from .unet import BaseAttention, cross_attentions, is_unet, with_attention
 
 KEY = "controlled_diffusion.ip_adapter"
@@ -112,17 +112,19 @@ class Part:
     area: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class IPAdapterRun:
     """One sampling run: its noise levels, the size of its latent, what its conditionings see, and tensors that its layers need again.
 
-    `cache` holds by what they depend on keys and values, rows and masks, on the device.
+    `cache` holds by what they depend on keys and values, rows and masks, on the device. `strength` is that of schedules at a `level`.
     """
 
     scale: NoiseScale
     size: tuple[int, int]
     parts: dict[uuid.UUID, Part]
     cache: RunCache = field(default_factory=RunCache)
+    level: Level = field(default_factory=Level)
+    strength: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,17 @@ class ImagePatch:
         """What the images do in one call of the network; None where none acts."""
         run, numbers = options[f"{KEY}/{self.token}"], zip(options["uuids"], options["cond_or_uncond"])
         parts = tuple(run.parts.get(u) or Part(None if self.only_marked else index == 0) for u, index in numbers)
-        sigma = float(options["sigmas"].max()) if self.schedules else math.nan  # reading it waits for the GPU
-        strength = self.weight * math.prod(schedule(sigma, run.scale) for schedule in self.schedules)
+        strength = self._strength(run, options["sigmas"]) if self.schedules else self.weight
         if strength == 0.0 or all(part.image is None for part in parts):
             return None
         return AttentionCall(self, run, strength, parts, len(x) // len(parts))
+
+    def _strength(self, run: IPAdapterRun, timestep: torch.Tensor) -> float:
+        """Found once for all calls of a prediction, which have the same timestep: reading it waits for the GPU."""
+        level = run.level.at(timestep)
+        if level is not run.level:
+            run.level, run.strength = level, self.weight * math.prod(schedule(level.sigma, run.scale) for schedule in self.schedules)
+        return run.strength
 
 
 @dataclass(frozen=True)
