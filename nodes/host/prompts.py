@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import cached_property
+from itertools import chain
 
 import comfy.model_management
 import torch
@@ -13,6 +14,7 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...attention.prompt import Prompt, common, joined, moved, read
 from ...guidance.errors import listed, quoted
+from .conditionings import same_value
 
 COLUMNLESS = frozenset({"l", "g", "h", "byt5"})  # beside the text encoder of a DiT: what they give has no columns, or has its own
 LAYOUTS = {  # names of the encoders in ComfyUI's tokens, and whose columns follow each other in the conditioning; some share theirs
@@ -183,14 +185,21 @@ def _mask_of_rows(masks: Sequence[torch.Tensor | None], lengths: Sequence[int], 
 
 
 def _rows(features: Sequence[torch.Tensor], extras: Sequence[dict], repeats: int) -> list:
-    """One CONDITIONING of texts of one length. Extras that are alike become rows too, else the first's stand."""
+    """One CONDITIONING of texts of one length. Extras of one shape become rows too. Raises ValueError where others differ."""
 
     def rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat([t.expand(repeats, *t.shape[1:]) for t in tensors])
 
-    values = {}
-    for name, first in extras[0].items():
-        given = [e.get(name) for e in extras]
-        alike = all(torch.is_tensor(v) and v.shape == first.shape for v in given) if torch.is_tensor(first) and first.ndim > 1 else False
-        values[name] = rows(given) if alike else first
-    return [[rows(features), values]]
+    def together(name: str):
+        first, *others = given = [e.get(name) for e in extras]
+        if all(torch.is_tensor(v) and v.ndim > 1 and v.shape == given[0].shape for v in given):
+            return rows(given)
+        if not all(same_value(first, other) for other in others):
+            raise ValueError(
+                f"The prompts differ in {quoted(name)}, which cannot be in one batch: it is there where text is in quotation marks (HunyuanImage, "
+                "HunyuanVideo 1.5), or grows with a very long prompt (HiDream). Put text of the same length in quotation marks into all prompts or "
+                "into none, or shorten the longest."
+            )
+        return first
+
+    return [[rows(features), {name: together(name) for name in dict.fromkeys(chain(*extras))}]]

@@ -11,6 +11,7 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.sampler_helpers import prepare_mask
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from controlled_diffusion.attention.prompt_to_prompt import Rows
@@ -19,6 +20,7 @@ from controlled_diffusion.nodes.attention_maps import AttentionMapCapture
 from controlled_diffusion.nodes.ddim import DDIMInverter
 from controlled_diffusion.nodes.host.attention import hook
 from controlled_diffusion.nodes.host.attention.hook import ControlRun
+from controlled_diffusion.nodes.host.attention.prompt_to_prompt import batch_latent
 from controlled_diffusion.nodes.host.attention.unet import blend_places, unet_places
 from controlled_diffusion.nodes.host.conditionings import KEY, branches_of
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
@@ -693,3 +695,21 @@ def test_an_inversion_brings_prompt_and_images(clip):
         editing.patch(model, clip, SWAP, "", latent=unknown[0])
     with pytest.raises(ValueError, match="source is a text, which the text encoder has to read"):
         DDIMInverter.execute(source=SOURCE, **given)
+
+
+@pytest.mark.parametrize(
+    "samples, mask",
+    [
+        ((1, 4, 8, 8), (2, 64, 64)),
+        ((3, 4, 8, 8), (2, 1, 64, 64)),
+        ((2, 4, 8, 8), (64, 64)),
+        ((1, 16, 3, 8, 8), (3, 64, 64)),
+        ((2, 16, 3, 8, 8), (2, 1, 3, 8, 8)),
+    ],
+    ids=["more masks than images", "fewer", "one", "frames", "videos"],
+)
+def test_every_branch_has_the_noise_mask_of_the_source(samples, mask):
+    given = {"samples": torch.zeros(samples), "noise_mask": torch.rand(mask, generator=torch.Generator().manual_seed(0))}
+    model = tiny.unet("eps", **tiny.ONE_LEVEL) if len(samples) == 4 else tiny_dits.dit("wan")
+    own, found = (prepare_mask(x["noise_mask"], x["samples"].shape, "cpu") for x in (given, batch_latent(model, given, 3)[0]))
+    assert_close(found, torch.cat([own] * 3))

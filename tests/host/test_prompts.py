@@ -28,6 +28,15 @@ def words(tokenizer, text, length=None):
     return [(w.text, w.columns) for w in prompt_of(tokens(tokenizer), text, length).words]
 
 
+def test_what_differs_between_prompts_and_has_no_rows_is_refused():
+    """Such as the glyphs of text in quotation marks, which only some have."""
+    plain, glyphs = [[torch.rand(1, 4, 2), {}]], [[torch.rand(1, 4, 2), {"conditioning_byt5small": torch.rand(1, 3, 2)}]]
+    for pair in ([plain, glyphs], [glyphs, plain], [glyphs, [[glyphs[0][0], {"conditioning_byt5small": torch.rand(1, 5, 2)}]]]):
+        with pytest.raises(ValueError, match="The prompts differ in 'conditioning_byt5small', which cannot be in one batch"):
+            as_filled_rows(pair, 1, False)
+    assert as_filled_rows([glyphs, glyphs], 2, False)[0][1]["conditioning_byt5small"].shape == (4, 3, 2)
+
+
 def test_words_of_clip(clip):
     found = prompt_of(clip, "Don't stop... a (siamese:1.3) cat \\(x\\) ninetyninepercent")
     tokenizer = ClipTokenizer(clip, "l")

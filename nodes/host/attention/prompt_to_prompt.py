@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import comfy.sample
+import comfy.utils
 import torch
 
 from ....attention.call import QKSharing
@@ -199,10 +200,18 @@ def batch_latent(model, latent: dict, branches: int) -> tuple[dict, int]:
     check_latent_channels(model, comfy.sample.fix_empty_latent_channels(model, samples))
     rows = {**latent, "samples": samples.repeat(branches, *[1] * (samples.ndim - 1))}
     rows["batch_index"] = list(latent.get("batch_index") or range(len(samples))) * branches
-    mask = latent.get("noise_mask")
-    if mask is not None and len(mask) > 1:
-        rows["noise_mask"] = mask.repeat(branches, *[1] * (mask.ndim - 1))
+    if latent.get("noise_mask") is not None:
+        rows["noise_mask"] = _of_rows(latent["noise_mask"], samples, branches)
     return rows, len(samples)
+
+
+def _of_rows(mask: torch.Tensor, samples: torch.Tensor, branches: int) -> torch.Tensor:
+    """A noise mask for all rows, each branch with that of the source's images as ComfyUI deals masks out; for a video, masks of less than five
+    dimensions are those of its frames, the same in every row."""
+    if samples.ndim == 5 and mask.ndim < 5:
+        return mask
+    masks = mask if samples.ndim == 5 else mask.reshape(-1, 1, *mask.shape[-2:])
+    return mask if len(masks) == 1 else comfy.utils.repeat_to_batch_size(masks, len(samples)).repeat(branches, *[1] * (masks.ndim - 1))
 
 
 @dataclass(frozen=True)
