@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...training.files import whole_file
 
@@ -36,11 +37,17 @@ def read(path: Path) -> torch.Tensor:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{path} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Scale it down.")
-            return as_image(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return as_image(_as_shown(image))
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} cannot be read as {', '.join(FORMATS)}: {error}. Take it out of the folder, or save it again in one of these formats."
         ) from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    """An image of a file as viewers show it: turned as its camera was held, and 16-bit gray in the 8 bits that are left of it."""
+    image = ImageOps.exif_transpose(image)
+    return image.convert("F").point(lambda value: value / 257) if image.mode.startswith("I") else image
 
 
 def write(images: dict[Path, torch.Tensor]) -> None:

@@ -139,9 +139,8 @@ def decoder(model, vae) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         gradients.to_normal_tensors(network, latents.device)
-        latents = model.model.process_latent_out(latents).to(vae.vae_dtype)
-        frames = latents if vae.latent_dim == 2 else latents.unsqueeze(2)
-        image = network.decode(frames).float()
+        frames = latents if vae.latent_dim == 2 else latents.unsqueeze(2)  # before the latent format, whose levels may have a frame too
+        image = network.decode(model.model.process_latent_out(frames).to(vae.vae_dtype)).float()
         return vae.process_output((image if image.ndim == 4 else image[:, :, 0]).clone())
 
     return decode

@@ -21,6 +21,7 @@ from host import tiny
 from host.sampling import STEPS, Count, cfg_guider, ksampler, run
 from host.tiny import conditioning, fill
 from host.tiny import unet as tiny_unet
+from host.video import tiny_video_model, tiny_video_vae
 
 EMPTY, CAT = conditioning(0), conditioning(1)
 VISION = dict(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, patch_size=16, projection_dim=24,
@@ -88,6 +89,13 @@ def test_dynamic_models_are_loaded_whole_for_gradients(eps_model, vae):
 def test_the_image_comes_nearer_to_the_reference(any_model, vae, kind, through):
     before, after = losses(any_model, channel(any_model, vae, 0.5, kind, through))
     assert after < before and decoder(any_model, vae)(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
+
+
+def test_images_of_a_video_vae_are_decoded_as_it_decodes_them():
+    """Qwen-Image and Wan have another level for each channel of their latents."""
+    model, vae, z = tiny_video_model(), tiny_video_vae(), torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = vae.decode(model.model.process_latent_out(z[:, :, None]))
+    assert_close(decoder(model, vae)(z), expected[:, 0].movedim(-1, 1).float(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_vae_that_was_loaded_in_a_node_has_gradients(eps_model):

@@ -4,7 +4,7 @@ import torch
 from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.guidance.schedules import Ramp, Schedule
 from controlled_diffusion.nodes.host.guidance.guidance_report import weights_image
-from controlled_diffusion.nodes.host.images import image_grid, line_chart
+from controlled_diffusion.nodes.host.images import image_grid, line_chart, read
 from PIL import Image
 
 from host.sampling import sigmas_of
@@ -41,6 +41,17 @@ def test_lines_of_one_point_and_equal_lines_are_seen():
     assert pixels(BLUE, one=[(0, 1.0)], two=[(0, 0.5), (2, 0.5)])[:, :200].sum() > 20
     line = [(0, 0.0), (1, 1.0)]
     assert all(pixels(color, one=line, two=line)[100:300, 100:600].sum() > 100 for color in (BLUE, RED))
+
+
+def test_files_are_read_as_viewers_show_them(tmp_path):
+    """Photos as their camera was held, and 16-bit gray without a white image."""
+    turned, gray = tmp_path / "turned.jpg", tmp_path / "gray.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8)).save(turned, exif=exif)
+    assert read(turned).shape == (1, 16, 8, 3)
+    Image.fromarray(np.full((2, 2), 257 * 100, np.uint16)).save(gray)
+    assert torch.equal(read(gray), torch.full((1, 2, 2, 3), 100 / 255))
 
 
 def test_a_grid_shows_images_names_and_captions_in_their_places():
