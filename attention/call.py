@@ -54,10 +54,10 @@ class QKSharing:
 
     def run(self) -> None:
         """Evaluates the base with the shared queries and keys, and the edits. ComfyUI's own attention gives at once the first term of each."""
-        key = "rows", tuple(self.source_row), tuple(self.edits.items()), self.plain
-        plan = self.cache.get(key, lambda: RowPlan.of(self.source_row, self.edits, self.plain))
-        if self.value_row != list(range(len(self.value_row))):
-            self.v = self.shared(self.v, self.cache.get(("values", tuple(self.value_row)), lambda: RowSelection(self.value_row)))
+        key = "rows", tuple(self.source_row), tuple(self.value_row), tuple(self.edits.items()), self.plain
+        plan = self.cache.get(key, lambda: RowPlan.of(self.source_row, self.value_row, self.edits, self.plain))
+        if plan.values is not None:
+            self.v = self.shared(self.v, plan.values)
         if plan.shared is not None:
             self.used = self.shared(self.q, plan.shared), self.shared(self.k, plan.shared)
         q, k = self.used if plan.first is None else (self.shared(self.q, plan.first), self.shared(self.k, plan.first))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .prompt import Columns
-from .prompt_to_prompt import Rows
+from .prompt_to_prompt import Rows, Window
 
 Pair = tuple[Columns, Columns]
 NEARLY_ALL = 0.9  # of the image
@@ -69,7 +69,7 @@ class LocalBlend:
             raise ValueError(f"The blend's spread is {self.spread} cells; give 0 or more, 1 in the paper.")
 
     def acts(self, percent: float) -> bool:
-        return self.start <= percent < self.end or percent >= self.end == 1.0
+        return percent in Window(self.start, self.end)
 
     @property
     def empty(self) -> bool:

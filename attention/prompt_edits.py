@@ -17,25 +17,18 @@ REACH = 3  # words behind a changed one that may describe the same thing
 
 
 @dataclass(frozen=True)
-class Words:
-    """The node's texts about words: weights and windows."""
-
-    weights: str = ""
-    windows: str = ""
-
-
-@dataclass(frozen=True)
 class PromptEdits:
-    """A source prompt and its targets, aligned. Two targets may be one text with different weights."""
+    """A source prompt and its targets, aligned. Two targets may be one text with different weights. `windows` is the node's text of them."""
 
     alignments: tuple[Alignment, ...]
     weights: tuple[dict[int, float], ...]  # of columns, for each target
     weighted: tuple[tuple[int, ...], ...]  # words of each target that have a weight
-    words: Words
+    windows: str = ""
 
     @classmethod
-    def from_prompts(cls, source: Prompt, targets: Sequence[Prompt], operation: str, words: Words) -> PromptEdits:
-        lines = weights_from(words.weights) or [[]]
+    def from_prompts(cls, source: Prompt, targets: Sequence[Prompt], operation: str, weights: str, windows: str = "") -> PromptEdits:
+        """`weights` and `windows` as the node's texts of words have them."""
+        lines = weights_from(weights) or [[]]
         if len(targets) == 1:
             targets = list(targets) * len(lines)
         if len(lines) not in (1, len(targets)):
@@ -47,9 +40,9 @@ class PromptEdits:
         for words_of_line in {w for line in lines for w, _ in line}:
             if not any(t.find(words_of_line) for t in targets):
                 raise unknown_word(words_of_line, targets)
-        weights = tuple(_weights(target, line) for target, line in zip(targets, lines))
+        of_columns = tuple(_weights(target, line) for target, line in zip(targets, lines))
         weighted = tuple(tuple(i for w, _ in line for i in _indices(target, w)) for target, line in zip(targets, lines))
-        return cls(tuple(align(source, t, operation) for t in targets), weights, weighted, words)
+        return cls(tuple(align(source, t, operation) for t in targets), of_columns, weighted, windows)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -57,7 +50,7 @@ class PromptEdits:
 
     def edits(self, settings: Settings, times: Sequence[int]) -> tuple[Edit, ...]:
         """The edits of all targets; `times` is how often the source's and the targets' conditionings are repeated."""
-        windows, edits = windows_from(self.words.windows), []
+        windows, edits = windows_from(self.windows), []
         for phrase, _ in windows:
             if not any(a.target.find(phrase) for a in self.alignments):
                 raise unknown_word(phrase, self.prompts[1:])

@@ -61,23 +61,25 @@ def alike(edits: Mapping[int, tuple[int, ActiveEdit]], rows: Iterable[int]) -> l
 
 @dataclass(frozen=True, eq=False)
 class RowPlan:
-    """Rows whose queries and keys are `shared` by others, those that the attention underneath gets (None: the same), and the edited."""
+    """Rows whose queries and keys, and whose `values`, others use, rows that the attention underneath gets (None: the same), and the edited."""
 
     shared: RowSelection | None
+    values: RowSelection | None
     first: RowSelection | None
     edited: Sequence[EditedRows]
     scaled: Sequence[EditedRows]  # whose first term is of their own values, each times a factor
     mapped: Sequence[EditedRows]  # whose first term is of other values
 
     @classmethod
-    def of(cls, source_row: list[int], edits: Mapping[int, tuple[int, ActiveEdit]], plain: bool) -> RowPlan:
+    def of(cls, source_row: list[int], value_row: list[int], edits: Mapping[int, tuple[int, ActiveEdit]], plain: bool) -> RowPlan:
         edited = [EditedRows.of(*same, plain) for same in alike(edits, edits)]
         first, changed = list(source_row), [rows for rows in edited if rows.begun]
         for rows in changed:
             asked = rows.source if rows.edit.terms[0].from_source else rows.target
             for row, of in zip(rows.target.rows, asked.rows):
                 first[row] = of
-        shared = None if source_row == list(range(len(source_row))) else RowSelection(source_row)
+        own = list(range(len(source_row)))
+        shared, values = (None if rows == own else RowSelection(rows) for rows in (source_row, value_row))
         scaled = [rows for rows in changed if rows.edit.own is not None]
         mapped = [rows for rows in changed if rows.edit.own is None and not rows.edit.copies]
-        return cls(shared, None if first == source_row else RowSelection(first), edited, scaled, mapped)
+        return cls(shared, values, None if first == source_row else RowSelection(first), edited, scaled, mapped)

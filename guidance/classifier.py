@@ -88,9 +88,9 @@ def config_of(shapes: dict[str, Sequence[int]]) -> dict:
     return dict(channels=channels, labels=labels, widths=widths, level=level)
 
 
-def level_features(log_snr: torch.Tensor, count: int = 8) -> torch.Tensor:
-    """Smooth features of log-SNR (B,) -> (B, 2 * count)."""
-    angles = log_snr[:, None] / 20 * math.pi * torch.arange(1, count + 1, device=log_snr.device)
+def level_features(log_snr: torch.Tensor) -> torch.Tensor:
+    """Smooth features of log-SNR (B,) -> (B, 16)."""
+    angles = log_snr[:, None] / 20 * math.pi * torch.arange(1, 9, device=log_snr.device)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 

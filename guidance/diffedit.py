@@ -16,6 +16,7 @@ import torch.nn.functional as F
 NORMALIZATIONS = ("peak", "mean")
 RULES = ("trajectory", "clean mix")
 AUTO = -1.0
+BINS = 256  # of the histogram for Otsu's threshold
 PEAK = 0.99  # the quantile that stands for the largest value, so that one hot pixel does not decide
 
 
@@ -62,13 +63,13 @@ def normalized(found: torch.Tensor, normalization: str = "peak", clamp_ratio: fl
     return torch.where(top > 0, found / torch.where(top > 0, top, 1), 0).clamp(0, 1)
 
 
-def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
+def otsu(values: torch.Tensor) -> torch.Tensor:
     """Otsu's threshold of values (B, h, w) in [0, 1]: it parts them into the two most distinct groups. (B, 1, 1)."""
-    edges = torch.arange(1, bins + 1, device=values.device) / bins
+    edges = torch.arange(1, BINS + 1, device=values.device) / BINS
     found = []
     for sample in values:
-        counts = torch.histc(sample, bins, 0, 1)
-        below, mass = counts.cumsum(0), (counts * (edges - 0.5 / bins)).cumsum(0)
+        counts = torch.histc(sample, BINS, 0, 1)
+        below, mass = counts.cumsum(0), (counts * (edges - 0.5 / BINS)).cumsum(0)
         above = below[-1] - below
         apart = mass / below.clamp(min=1) - (mass[-1] - mass) / above.clamp(min=1)
         distinct = below * above * apart**2

@@ -16,6 +16,7 @@ from .schedules import NoiseScale
 
 UNITS = ("percent", "sigma", "snr")
 PROCESSES = ("VP", "VE")
+FINEST = 1000  # steps of a grid
 
 
 def start_sigma(strength: float, unit: str, scale: NoiseScale, process: str = "VP") -> float:
@@ -49,12 +50,12 @@ def _below(grid: list[float], start: float) -> list[float]:
     return [s for s in grid if s < start * (1 - 1e-4)]
 
 
-def sigmas_from(start: float, steps: int, grid: Callable[[int], list[float]], finest: int = 1000) -> list[float]:
+def sigmas_from(start: float, steps: int, grid: Callable[[int], list[float]]) -> list[float]:
     """`start`, then the part below it of the coarsest grid that gives `steps` steps; fewer where the finest has fewer.
 
     `grid(n)` are the falling sigmas of a scheduler at n steps, the last one 0.
     """
-    low, high = 1, max(finest, steps)
+    low, high = 1, max(FINEST, steps)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if len(_below(grid(middle), start)) >= steps else (middle + 1, high)

@@ -123,16 +123,16 @@ class Secant:
 class Adam:
     """Adam as in the paper; `rate` is that of this step."""
 
-    def __init__(self, null: torch.Tensor, rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8):
-        self.rate, self.betas, self.epsilon, self.count = rate, betas, epsilon, 0
+    def __init__(self, null: torch.Tensor, rate: float):
+        self.rate, self.count = rate, 0
         self.mean, self.square = torch.zeros_like(null), torch.zeros_like(null)
 
     def __call__(self, null: torch.Tensor, gradient: torch.Tensor, loss: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         self.count += 1
-        (a, b), n = self.betas, self.count
+        a, b, n = 0.9, 0.999, self.count
         self.mean[rows] = a * self.mean[rows] + (1 - a) * gradient
         self.square[rows] = b * self.square[rows] + (1 - b) * gradient.square()
-        return null - self.rate * self.mean[rows] / (1 - a**n) / ((self.square[rows] / (1 - b**n)).sqrt() + self.epsilon)
+        return null - self.rate * self.mean[rows] / (1 - a**n) / ((self.square[rows] / (1 - b**n)).sqrt() + 1e-8)
 
 
 def threshold(i: int, steps: int) -> float:

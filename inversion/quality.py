@@ -58,13 +58,13 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return similar.mean((1, 2, 3)).view(a.shape[0], -1).mean(1)
 
 
-def edges_apart(a: torch.Tensor, b: torch.Tensor, scales: int = 4) -> torch.Tensor:
-    """Mean absolute difference of the edges of images (B, C, H, W) at several scales, each half of the one before; (B,), with a graph.
+def edges_apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of the edges of images (B, C, H, W) at four scales, each half of the one before; (B,), with a graph.
 
     Edges are the differences of neighboring pixels. What is compared is where things end and how fine they are, not their color.
     """
     error, found = a - b, []
-    for _ in range(scales):
+    for _ in range(4):
         found += [error.diff(dim=d).abs().flatten(1).mean(1) for d in (-1, -2) if error.shape[d] > 1]
         if min(error.shape[-2:]) < 4:
             break

@@ -43,8 +43,7 @@ class AttentionMapCapture(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, prompt, words, layers, start_percent, end_percent, phases, conditioning=None) -> io.NodeOutput:
-        window = (start_percent, end_percent)
-        return io.NodeOutput(*attention_maps.prepare(model, clip, prompt, words, layers, window, phases, conditioning))
+        return io.NodeOutput(*attention_maps.prepare(model, clip, prompt, words, layers, start_percent, end_percent, phases, conditioning))
 
 
 class AttentionMapView(io.ComfyNode):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from controlled_diffusion.training.channel_dropout import ChannelDropout, JointDropout, draws, dropped, rate_for
+from controlled_diffusion.training.channel_dropout import ChannelDropout, JointDropout, draws, rate_for
 from torch.testing import assert_close
 
 from checks import refused
@@ -58,19 +58,8 @@ def test_joint_dropout_has_three_cases_of_equal_share():
     assert_close(shares, {(True, True): 0.85, (True, False): 0.05, (False, True): 0.05, (False, False): 0.05}, atol=1e-3, rtol=0)
 
 
-def test_a_dropped_channel_is_its_null():
-    text, image = torch.randn(3, 5, 4, requires_grad=True), torch.randn(3, 2, 6, 6)
-    keep = torch.tensor([[True, True], [False, True], [True, False]])
-    new_text, new_image = dropped([text, image], [torch.full((1, 5, 4), 7.0), torch.zeros(1)], keep)
-    assert torch.equal(new_text[[0, 2]], text[[0, 2]]) and (new_text[1] == 7).all()
-    assert torch.equal(new_image[:2], image[:2]) and (new_image[2] == 0).all()
-    new_text.sum().backward()
-    assert_close(text.grad, torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1).expand_as(text))
-
-
 def test_bad_rates_and_counts_are_refused():
     refused(r"at the rate 1.5; give 0 \(never\) to 1", ChannelDropout, (0.1, 1.5))
     refused("2 rates at pure noise but 1 at clean", ChannelDropout, (0.1, 0.2), clean=(0.3,))
     refused("rate is 2 for 1 channels", rate_for, 2, 1)
-    refused("2 channels, 1 nulls and masks for 2", dropped, [torch.zeros(1)] * 2, [torch.zeros(1)], torch.ones(1, 2, dtype=torch.bool))
     refused(r"a share of 0\.5; give 0 to 1/3", JointDropout, 0.5)

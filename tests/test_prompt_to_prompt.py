@@ -9,7 +9,7 @@ from controlled_diffusion.attention.alignment import DEGREE_SHARE, align
 from controlled_diffusion.attention.call import QKSharing
 from controlled_diffusion.attention.local_blend import Blending, LocalBlend, blurred, cut
 from controlled_diffusion.attention.prompt import read
-from controlled_diffusion.attention.prompt_edits import PromptEdits, Words
+from controlled_diffusion.attention.prompt_edits import PromptEdits
 from controlled_diffusion.attention.prompt_to_prompt import ActiveEdit, ActiveEdits, Edit, Rows, Settings, Window
 from controlled_diffusion.attention.row_plan import RowSelection
 from controlled_diffusion.attention.run_cache import RunCache
@@ -365,16 +365,16 @@ def test_a_flat_map_covers_nothing_and_hides_no_other():
     ("a red circle", "a red circle", "red: 4", (["red", "circle"], ["red", "circle"])),
 ])  # fmt: skip
 def test_a_star_is_what_changes_with_the_things_it_describes(source, target, weights, words):
-    edits = PromptEdits.from_prompts(read(source, PIECES), [read(target, PIECES)], "auto", Words(weights))
+    edits = PromptEdits.from_prompts(read(source, PIECES), [read(target, PIECES)], "auto", weights)
     (found,) = edits.blend("*", "", (1, 1)).edited
     for prompt, columns, named in zip(edits.prompts, found, words):
         assert [w.text for w in prompt.words if set(w.columns) & set(columns)] == named
 
 
 def test_the_text_says_what_a_weight_leaves_to_other_words():
-    edits = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", Words("red: 4"))
+    edits = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", "red: 4")
     assert "x 4 red: the words behind it carry its meaning too; if little changes, weight 'red circle'" in edits.text()
-    whole = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", Words("red circle: 4"))
+    whole = PromptEdits.from_prompts(read("a red circle", PIECES), [read("a red circle", PIECES)], "auto", "red circle: 4")
     assert whole.text().endswith("x 4 red\n  x 4 circle")
 
 

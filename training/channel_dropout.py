@@ -6,7 +6,6 @@ them in training: every channel is replaced by its own null with a rate of its o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +77,3 @@ class JointDropout:
 def draws(seed: int, first: int, count: int, channels: int) -> torch.Tensor:
     """Uniform numbers (count, channels) of samples first .. first + count - 1 of a training: the same in whatever batch a sample is."""
     return torch.from_numpy(np.stack([np.random.default_rng((seed, number, 2)).random(channels) for number in range(first, first + count)]))
-
-
-def dropped(values: Sequence[torch.Tensor], nulls: Sequence[torch.Tensor], keep: torch.Tensor) -> list[torch.Tensor]:
-    """Channels (B, ...) with the null of each, broadcastable, in the rows where `keep` (B, K) is False."""
-    if not len(values) == len(nulls) == keep.shape[1]:
-        raise ValueError(f"There are {len(values)} channels, {len(nulls)} nulls and masks for {keep.shape[1]}; give one of each.")
-    return [torch.where(keep[:, k].view(-1, *[1] * (v.ndim - 1)), v, null.to(v)) for k, (v, null) in enumerate(zip(values, nulls))]

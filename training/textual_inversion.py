@@ -34,6 +34,7 @@ TEMPLATES = {
 }  # fmt: skip
 KINDS = (*TEMPLATES, "own")
 NORMS = ("limit", "keep", "free")
+APART = 0.05  # of its size, by which a vector that starts at the same word as another is moved
 FAMILIAR_SCALE = 0.4 / math.sqrt(768)  # RMS of SD1.5's word vectors, of norm about 0.4: what published learning rates are made for
 
 
@@ -151,11 +152,11 @@ def captions_for(given: Sequence[str], images: int, what: str = "captions") -> t
     return tuple(given)
 
 
-def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, apart: float = 0.05) -> torch.Tensor:
+def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator) -> torch.Tensor:
     """Start values (vectors, dim) from the vectors (m, dim) of the initial words.
 
     As many vectors as words: the words. Fewer: means of neighboring words. More: the words over and over; from the second round on with
-    noise of `apart` times their size, since equal vectors would stay equal.
+    noise of `APART` times their size, since equal vectors would stay equal.
     """
     if vectors < 1:
         raise ValueError(f"The concept has {vectors} vectors; give 1 or more. Typical: 1–8.")
@@ -163,7 +164,7 @@ def start_rows(words: torch.Tensor, vectors: int, generator: torch.Generator, ap
     if vectors <= len(words):
         return torch.stack([part.mean(0) for part in words.tensor_split(vectors)])
     rows = words[torch.arange(vectors) % len(words)]
-    noise = torch.randn(rows.shape, generator=generator).to(rows) * rows.square().mean(1, keepdim=True).sqrt() * apart
+    noise = torch.randn(rows.shape, generator=generator).to(rows) * rows.square().mean(1, keepdim=True).sqrt() * APART
     noise[: len(words)] = 0
     return rows + noise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property
 
 import comfy.samplers
@@ -55,9 +56,9 @@ class Level:
         return self if timestep is self.timestep else Level(timestep, self.scale)
 
 
-def scale_of(model_sampling, points: int = 501) -> NoiseScale:
+def scale_of(model_sampling) -> NoiseScale:
     """The noise axis from ComfyUI's own percent_to_sigma."""
-    percents = [i / (points - 1) for i in range(1, points - 1)]
+    percents = [i / 500 for i in range(1, 500)]
     model_sampling = copy.deepcopy(model_sampling).cpu()  # the same to the last digit wherever the model is, and no waiting for a GPU
     if type(model_sampling).percent_to_sigma is comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma:
         inner = model_sampling.sigma(torch.tensor([(1.0 - p) * 999.0 for p in percents])).tolist()
@@ -70,14 +71,16 @@ def scale_of(model_sampling, points: int = 501) -> NoiseScale:
     return NoiseScale(tuple(falling), is_flow(model_sampling))
 
 
+def grid_of(model, scheduler: str) -> Callable[[int], list[float]]:
+    """The falling sigmas of a scheduler, to 0, by the number of steps."""
+    sampling = model.get_model_object("model_sampling")
+    return lambda steps: comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist()
+
+
 def levels(model, scheduler: str, steps: int, end_percent: float) -> tuple[float, ...]:
     """Falling sigmas to 0: those of KSampler, or of `steps` steps from a later percent of the sampling."""
-    sampling = model.get_model_object("model_sampling")
-
-    def grid(n: int) -> list[float]:
-        return comfy.samplers.calculate_sigmas(sampling, scheduler, n).tolist()
-
-    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(scale_of(sampling).sigma(end_percent), steps, grid))
+    grid = grid_of(model, scheduler)
+    return tuple(grid(steps) if end_percent == 0.0 else sigmas_from(noise_scale(model).sigma(end_percent), steps, grid))
 
 
 def skip_steps(sigmas: tuple[float, ...], skip: float) -> tuple[float, ...]:

@@ -75,8 +75,8 @@ def auto_scheduler(tooltip: str = "ComfyUI's schedulers.", **more) -> AutoCombo:
     return auto_choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip, **more)
 
 
-def cfg_input(default: float, tooltip: str, name: str = "cfg", **more) -> io.Float.Input:
-    return number(name, default, 0.0, 100.0, tooltip, 0.1, round=0.01, **more)
+def cfg_input(default: float, tooltip: str) -> io.Float.Input:
+    return number("cfg", default, 0.0, 100.0, tooltip, 0.1, round=0.01)
 
 
 def image_input(what: str, name: str = "image", unconnected: str = "", **more) -> io.MultiType.Input:
@@ -86,10 +86,6 @@ def image_input(what: str, name: str = "image", unconnected: str = "", **more) -
 
 def steps_input(default: int, tooltip: str, low: int = 1) -> io.Int.Input:
     return whole("steps", default, low, 1000, tooltip)
-
-
-def scheduler_input(tooltip: str = "ComfyUI's schedulers.") -> io.Combo.Input:
-    return choice("scheduler", comfy.samplers.KSampler.SCHEDULERS, tooltip)
 
 
 def whole(name: str, default: int, low: int, high: int, tooltip: str, **more) -> io.Int.Input:

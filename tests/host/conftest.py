@@ -68,6 +68,15 @@ def clip():
     return tiny.clip(dtype=torch.float32)
 
 
+@pytest.fixture(scope="session")
+def text_model():
+    """Flux's tiny random text encoder, shared by all tests: do not change it."""
+    from host import tiny_text
+
+    with torch.inference_mode():
+        return tiny_text.clip("flux")
+
+
 TRAINED = ("embeddings", "loras", "diffusion_models", "noisy_classifiers")
 
 

@@ -135,21 +135,10 @@ def test_the_last_steps_are_plain_sampling_of_the_target(model):
     assert count.rows == 3 * 4 + 1 * 2
 
 
-def test_more_steps_and_more_guidance_change_more(model):
-    original = image()["samples"]
-    assert apart(edit(model, n_max=2 / STEPS), original) < apart(edit(model, n_max=5 / STEPS), original)
-    assert apart(edit(model, cfg=2.0), original) < apart(edit(model, cfg=8.0), original)
-
-
 def test_a_batch_is_its_images(model):
     given = image(2)
     alone = [edit(model, {"samples": x[None]}) for x in given["samples"]]
     assert_close(edit(model, given), torch.cat(alone), atol=1e-3, rtol=1e-3)
-
-
-def test_seeds_differ_and_repeat_and_the_model_is_as_before(model):
-    first, again, other = (edit(model, seed=s) for s in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("n_min", [0.0, 2 / STEPS])

@@ -21,7 +21,7 @@ from controlled_diffusion.nodes.negative_attention import NegativeAttention
 from controlled_diffusion.nodes.word_weights import WordWeights
 
 from compare import assert_close
-from host import editing, tiny, tiny_dits, tiny_text
+from host import editing, tiny, tiny_dits
 from host.editing import differ, sample
 from host.sampling import Count, cfg_guider, run
 from host.tiny_editors import of_config
@@ -35,12 +35,6 @@ REFUSED = tiny_dits.there({name: f for name, f in tiny_dits.ALL.items() if name 
 TEXT, OTHER, EMPTY = tiny.conditioning(1), tiny.conditioning(2), torch.zeros(1, 4, 8, 8)
 LOOSE = dict(atol=1e-3, rtol=1e-3)
 STRONG = dict(scale=5.0, tau=2.5, alpha=0.5, start_percent=0.0, end_percent=1.0)
-
-
-@pytest.fixture(scope="module")
-def text_model():
-    with torch.inference_mode():
-        return tiny_text.clip("flux")
 
 
 def smooth(name: str = "eps"):

@@ -18,7 +18,7 @@ from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
 
 import explicit
 from compare import assert_close
-from host import editing, inversions, tiny_dits, tiny_text
+from host import editing, inversions, tiny_dits
 from host.editing import OFF, Keys, control_of, differ, last_run, masks_of, with_blend, with_fewer_tokens
 from host.sampling import with_options_seen
 
@@ -28,12 +28,6 @@ SOURCE, SWAP, LONGER = "red circle", "blue circle", "a very shiny blue circle on
 ALL = editing.ALL | dict(self_layers="1/2")
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 sample = partial(editing.sample, cfg=1.0, scheduler="simple", steps=3)
-
-
-@pytest.fixture(scope="module")
-def text_model():
-    with torch.inference_mode():
-        return tiny_text.clip("flux")
 
 
 @pytest.fixture

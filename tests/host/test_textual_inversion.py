@@ -286,20 +286,6 @@ def test_continuing_with_other_data_is_refused_by_what_differs(eps_model, vae, c
         train(eps_model, clip, vae, batch_size=3, if_exists="continue")
 
 
-def test_existing_files_are_numbered_refused_or_replaced(eps_model, vae, folders, clip):
-    (folders / "embeddings" / "deep").mkdir()
-    save_file({"clip_l": torch.zeros(1, 4)}, folders / "embeddings" / "deep" / "thing.safetensors")
-    assert train(eps_model, clip, vae)[0] == "embedding:thing_2" and train(eps_model, clip, vae)[0] == "embedding:thing_3"
-    with pytest.raises(ValueError, match=r"'thing_2' exists: .*thing_2.safetensors"):
-        train(eps_model, clip, vae, name="thing_2", if_exists="refuse")
-    first = saved("thing_2")["clip_l"]
-    assert train(eps_model, clip, vae, name="thing_2", if_exists="replace", seed=9)[0] == "embedding:thing_2"
-    assert not torch.equal(saved("thing_2")["clip_l"], first)
-    with pytest.raises(ValueError, match="There is no state of its training"):
-        train(eps_model, clip, vae, if_exists="continue")
-    assert load_file(folders / "embeddings" / "deep" / "thing.safetensors")["clip_l"].shape == (1, 4)
-
-
 def test_a_word_is_replaced_where_prompts_find_it(eps_model, vae, folders, clip):
     """The host takes the first file of a name in any subfolder, so that there must not be a second."""
     (folders / "embeddings" / "deep").mkdir()

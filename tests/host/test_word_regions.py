@@ -16,7 +16,7 @@ from controlled_diffusion.nodes.multi_cfg import GuidanceChannel
 from controlled_diffusion.nodes.word_regions import WordRegions, WordRegionsView
 
 from compare import assert_close
-from host import editing, tiny, tiny_dits, tiny_text
+from host import editing, tiny, tiny_dits
 from host.editing import control_of, last_run
 from host.sampling import Count, run
 from node_schema import defaults
@@ -27,19 +27,13 @@ UNETS, DITS = ("eps", "v", "flow"), ("flux", "qwen", "zimage", "wan")
 FAMILIES = (*UNETS, *tiny_dits.there({name: tiny_dits.DITS[name] for name in DITS}))
 
 
-@pytest.fixture(scope="module")
-def flux_clip():
-    with torch.inference_mode():
-        return tiny_text.clip("flux")
-
-
 @pytest.fixture
-def family(request, clip, flux_clip):
+def family(request, clip, text_model):
     """(model, clip, empty latent of two images) of a family."""
     name = request.param
     if name in UNETS:
         return tiny.unet(name, output_scale=0.2), clip, torch.zeros(2, 4, 8, 8)
-    return tiny_dits.dit(name), tiny_dits.Clip(flux_clip, name), tiny_dits.empty(name, 2)
+    return tiny_dits.dit(name), tiny_dits.Clip(text_model, name), tiny_dits.empty(name, 2)
 
 
 every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True)

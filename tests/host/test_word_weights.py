@@ -6,7 +6,7 @@ from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.word_weights import WordWeights
 
 from compare import assert_close
-from host import editing, tiny, tiny_dits, tiny_text
+from host import editing, tiny, tiny_dits
 from host.editing import differ, sample
 from host.sampling import families
 
@@ -15,12 +15,6 @@ TEXT = "a red circle"
 REWEIGHT = dict(operation="reweight only", cross_end=1.0, self_end=0.0)
 FAMILIES = tiny_dits.there({name: tiny_dits.DITS[name] for name in ("flux", "sd3", "qwen", "zimage", "wan", "hidream")})
 model = families(lambda family: tiny.unet(family, output_scale=0.2))
-
-
-@pytest.fixture(scope="module")
-def text_model():
-    with torch.inference_mode():
-        return tiny_text.clip("flux")
 
 
 def weighed(model, clip, text=TEXT, word_weights="", start=0.0, end=1.0, layers="all"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from ....attention.call import QKSharing
 from ....attention.layers import chosen
 from ....attention.maps import Maps, Sums, heat, mask_of, phase_of
+from ....attention.prompt_to_prompt import Window
 from ....attention.word_lists import words_from
 from ..conditionings import marked
 from ..images import as_image, fitted, image_grid, resized, to_pil
@@ -26,7 +27,7 @@ class Capture(WordReading):
     """The control: the part of the sampling, in equal phases."""
 
     node: ClassVar = "Attention Map Capture"
-    window: tuple[float, float] = (0.0, 1.0)
+    window: Window = field(default_factory=Window)
     phases: int = 1
 
     def begin(self, scale: NoiseScale, noise: torch.Tensor) -> CaptureRun:
@@ -47,13 +48,13 @@ class CaptureRun(WordReadingRun):
 
     @property
     def reading_now(self) -> bool:
-        start, end = self.control.window
-        return start <= self.percent < end or self.percent >= end == 1.0
+        return self.percent in self.control.window
 
     def on_attention(self, call: QKSharing, first: int, tokens: int) -> None:
         maps = self.maps(call, first, tokens)
         if maps is not None:
-            key = phase_of(self.percent, *self.control.window, self.control.phases), call.place.group
+            window = self.control.window
+            key = phase_of(self.percent, window.start, window.end, self.control.phases), call.place.group
             own = maps if self.images % self.batch else maps.unflatten(0, (-1, self.batch)).mean(0)
             self.sums.add(key, call.images(own))
 
@@ -62,20 +63,20 @@ class CaptureRun(WordReadingRun):
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
 
 
-def prepare(model, clip, text: str, words: str, layers: str, window: tuple[float, float], phases: int, conditioning: list | None) -> tuple:
+def prepare(model, clip, text: str, words: str, layers: str, start: float, end: float, phases: int, conditioning: list | None) -> tuple:
     """(model that captures, positive). `conditioning`: made from the same prompt by other nodes, instead of a plain encoding.
 
     Where it has rows of several prompts, `text` has a line for each.
     """
-    if not 0.0 <= window[0] < window[1] <= 1.0:
-        raise ValueError(f"The part of the sampling runs from {window[0]} to {window[1]}; give 0 <= start_percent < end_percent <= 1.")
+    if not 0.0 <= start < end <= 1.0:
+        raise ValueError(f"The part of the sampling runs from {start} to {end}; give 0 <= start_percent < end_percent <= 1.")
     network = network_of(model)
     prompts, conditioning = read_prompts(clip, text, conditioning, network["dit"])
     keys = chosen(layers, network["places"], "layers")
     if not keys:
         raise ValueError("layers is empty, so that nothing would be captured. Write 'all', or names of layers between commas.")
     pixels, length = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8), conditioning[0][0].shape[1]
-    control = Capture(words_of(prompts, words), keys, window=window, phases=phases, scale=pixels, length=length, **network)
+    control = Capture(words_of(prompts, words), keys, window=Window(start, end), phases=phases, scale=pixels, length=length, **network)
     return install(model, control), marked(conditioning, control.token)
 
 
@@ -94,7 +95,7 @@ def maps_of(source, latent: dict) -> Maps:
             "windows cut the video. Widen the range; use a mask instead of an area, and no windows."
         )
     control, size = runs[-1].control, runs[-1].latent[-2:]
-    start, step = control.window[0], (control.window[1] - control.window[0]) / control.phases
+    start, step = control.window.start, (control.window.end - control.window.start) / control.phases
     phases = tuple((start + i * step, start + (i + 1) * step) for i in range(control.phases))
     return Maps(tuple(control.words[0]), sums, phases, tuple(n * control.scale for n in size))
 

@@ -13,7 +13,7 @@ import torch
 from ....attention.call import QKSharing
 from ....attention.layers import chosen
 from ....attention.local_blend import Blending, LocalBlend, coverages
-from ....attention.prompt_edits import PromptEdits, Words
+from ....attention.prompt_edits import PromptEdits
 from ....attention.prompt_to_prompt import ActiveEdit, ActiveEdits, Edit, Rows, Settings, Window
 from ....attention.row_plan import RowSelection
 from ..conditionings import marked
@@ -267,8 +267,7 @@ class Task:
         known = {text: encoded(clip, text) for text in (self.source, *self.targets)}
         read = {text: prompt_of(clip, text, conditioning[0][0].shape[1]) for text, conditioning in known.items()}
         targets = [read[text] for text in self.targets or (self.source,)]
-        words = Words(self.word_weights, self.options.word_windows)
-        prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, words)
+        prompts = PromptEdits.from_prompts(read[self.source], targets, self.operation, self.word_weights, self.options.word_windows)
         return prompts, [known[p.text] for p in prompts.prompts]
 
     def fields(self, model, prompts: PromptEdits, images: int, times: Sequence[int], places: Sequence) -> dict:

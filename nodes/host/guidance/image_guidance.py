@@ -12,6 +12,7 @@ from ....guidance.image_guidance import DISTANCES, embedding_distance
 from .. import gradients
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
+LARGEST = 512  # pixels of a reference's longer side
 
 
 def the_only(reference: torch.Tensor) -> torch.Tensor:
@@ -62,9 +63,9 @@ def wanted_embedding(clip_vision, image: torch.Tensor | None, text) -> torch.Ten
         return found.float().clone()
 
 
-def nearest_size(image: torch.Tensor, largest: int = 512) -> torch.Tensor:
-    """An IMAGE no larger than needed: its longer side at most `largest`."""
-    share = largest / max(image.shape[1:3])
+def nearest_size(image: torch.Tensor) -> torch.Tensor:
+    """An IMAGE no larger than needed."""
+    share = LARGEST / max(image.shape[1:3])
     if share >= 1:
         return image
     height, width = (max(8, round(n * share)) for n in image.shape[1:3])

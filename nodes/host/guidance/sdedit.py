@@ -11,20 +11,19 @@ import torch
 
 from ....guidance.sdedit import frozen, geometric_sigmas, sigmas_from, start_sigma
 from ..latents import check_latent_channels, decoded, samples_of
-from ..noise_levels import noise_scale
+from ..noise_levels import grid_of, noise_scale
 from ..progress import Progress
 
 
 def sigmas(model, strength: float, unit: str, process: str, steps: int, scheduler: str) -> torch.Tensor:
     """The sigmas from a strength down to 0; empty where the strength is 0."""
-    model_sampling = model.get_model_object("model_sampling")
     scale = noise_scale(model)
     start = start_sigma(strength, unit, scale, process)
     if start == 0.0:
         return torch.FloatTensor([])
     if process == "VE" and not scale.flow:
         return torch.FloatTensor(geometric_sigmas(start, steps, scale.sigmas[-1]))
-    return torch.FloatTensor(sigmas_from(start, steps, lambda n: comfy.samplers.calculate_sigmas(model_sampling, scheduler, n).tolist()))
+    return torch.FloatTensor(sigmas_from(start, steps, grid_of(model, scheduler)))
 
 
 def report(model, levels: torch.Tensor, process: str, repeats: int) -> str:

@@ -30,7 +30,7 @@ class Delta(Whole):
     def move_to(self, device: torch.device) -> int:
         """For ComfyUI, which moves adapters with their weight; gives the number of bytes."""
         self.to(device)
-        return self.diff.numel() * self.diff.element_size()
+        return self.diff.nbytes
 
 
 class Adapters:

@@ -17,7 +17,7 @@ from ....training.loop import Loop
 from ....training.optimizers import NUMBERS
 from ..checkpointing import blocks_of, recomputable
 from ..gradients import KEY
-from ..saved_tensors import measured_by
+from ..saved_tensors import map_tensors, measured_by
 from .denoiser import TrainDenoiser
 
 CHECKPOINTING = ("auto", "on", "off")
@@ -71,13 +71,9 @@ def pass_memory(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]
 
 
 def _bytes(value) -> int:
-    if torch.is_tensor(value):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        value = value.values()
-    elif type(value) not in (list, tuple):
-        return 0
-    return sum(_bytes(v) for v in value)
+    sizes = []
+    map_tensors(value, lambda t: sizes.append(t.nbytes))
+    return sum(sizes)
 
 
 def estimate(measure: Callable[[int], PassMemory], batch: int) -> tuple[PassMemory, PassMemory]:
