@@ -82,6 +82,10 @@ class CustomDiffusionMerge(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, concepts, **given):
+        return host.stamps(concepts or "")  # of a text that is linked the node before knows
+
+    @classmethod
     def execute(cls, model, clip, concepts, name, regular_prompts, if_exists) -> io.NodeOutput:
         found = host.concepts_of(concepts)
         regular = [line.strip() for line in regular_prompts.splitlines() if line.strip()] or REGULAR

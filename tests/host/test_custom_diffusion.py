@@ -1,5 +1,6 @@
 """Custom Diffusion on tiny UNets: what learns and what does not, its files, and concepts merged."""
 
+import os
 from pathlib import Path
 
 import nodes as host_nodes
@@ -119,6 +120,10 @@ def test_merged_concepts_read_as_each_file_has_them(kind, vae, clip, folders):
     loaded, _ = host_nodes.LoraLoader().load_lora(model, clip, name, 1.0, 1.0)
     if kind == "eps":
         assert torch.equal(sampled(loaded), sampled(patched))
+    before = CustomDiffusionMerge.fingerprint_inputs(lines)
+    assert before == CustomDiffusionMerge.fingerprint_inputs(lines) and not CustomDiffusionMerge.fingerprint_inputs(None)
+    os.utime(host._path("kit"), (1, 1))
+    assert CustomDiffusionMerge.fingerprint_inputs(lines) != before
     with node_text() as text:
         assert merge(model, clip, lines)[2] == "both_2.safetensors" and not text.lines
         if kind == "eps":

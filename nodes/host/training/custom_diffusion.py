@@ -18,7 +18,7 @@ from ....attention.layers import Place
 from ....guidance.errors import quoted
 from ....training.custom_diffusion import directions, merged, own_rows, without_start
 from ..attention.unet import BaseAttention, unet_places, with_attention
-from ..fingerprint import unpatched
+from ..fingerprint import stamp, unpatched
 from ..model_folder import load_tensors
 from ..progress import keep
 from ..prompts import encoded
@@ -97,8 +97,18 @@ def concepts_of(text: str) -> list[Concept]:
     return [Concept(name, tuple(own), *_file(name)) for name, own in prompts.items()]
 
 
+def stamps(text: str) -> list[str]:
+    """Changes when a file of `concepts_of` does, such as when its concept is trained anew."""
+    paths = (_path(line.partition("=")[0].strip()) for line in text.splitlines())
+    return [stamp(Path(path)) for path in paths if path]
+
+
+def _path(name: str) -> str | None:
+    return folder_paths.get_full_path("loras", f"{name.removesuffix('.safetensors')}.safetensors")
+
+
 def _file(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    path = folder_paths.get_full_path("loras", f"{name}.safetensors")
+    path = _path(name)
     if path is None:
         raise ValueError(
             f"There is no {quoted(name + '.safetensors')} in the loras folder. Train it with Train Keys and Values (Custom Diffusion), or correct the name."
