@@ -87,6 +87,13 @@ def trained(model, vae, given, labels, asked):
         return task, trainer.run(task, files.CLASSIFIERS.state("trained"), lambda loop: "nowhere")
 
 
+def test_other_labels_on_the_same_images_are_another_training(eps_model, demo_vae):
+    given = [["a", "b", "a", "b"], ["a", "a", "b", "b"]]
+    with torch.inference_mode(False), torch.no_grad():
+        one, other = (host.prepare(eps_model, demo_vae, [images(4)], labels, settings()).loop().about for labels in given)
+    assert [k for k in one if one[k] != other[k]] == ["labels of each image"]
+
+
 def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
     """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
     made = tiny.as_on_a_gpu(demo.load()[2])

@@ -248,6 +248,11 @@ def test_auto_levels_are_those_of_the_models_kind(eps_model, flow_model):
     assert levels(flow_model, "uniform", low=0.2).low == 0.2
 
 
+def test_another_gamma_is_another_training(eps_model, vae, clip):
+    one, other = (task_of(eps_model, clip, vae, objective=Objective(Levels(), "min-snr", gamma)).about for gamma in (3.0, 5.0))
+    assert [k for k in one if one[k] != other[k]] == ["gamma"]
+
+
 def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):
     seen, watched = [], eps_model.clone()
     watched.set_model_unet_function_wrapper(lambda f, a: seen.append(float(a["timestep"][0])) or f(a["input"], a["timestep"], **a["c"]))

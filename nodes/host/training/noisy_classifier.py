@@ -85,7 +85,8 @@ class Task:
     def loop(self) -> Loop:
         s, free = self.settings, ("steps", "learning_rate", "schedule", "warmup", "checkpointing")
         fixed = {k: str(v) for k, v in asdict(s).items() if k not in free}
-        about = {**fixed, "labels": ", ".join(self.classifier.labels), "images": trainer.digest([self.shown.latents])}
+        shown = {name: trainer.digest([getattr(self.shown, name)]) for name in ("latents", "targets")}
+        about = {**fixed, "labels": ", ".join(self.classifier.labels), "images": shown["latents"], "labels of each image": shown["targets"]}
         return trainer.loop_of(dict(self.classifier.network.named_parameters()), s, warmup=min(s.warmup, s.steps // 10), about=about)
 
     def runner(self, loop: Loop, show: trainer.Show) -> trainer.Runner:

@@ -336,7 +336,7 @@ def digest(tensors: Sequence[torch.Tensor]) -> str:
 def about(settings: Settings, objective: Objective, images: Images, model, clip, **more) -> dict[str, str]:
     """What must be the same for a training to be continued; `model` and `clip` as they were given."""
     asked = {**asdict(settings), **asdict(objective)}
-    fixed = {k: str(asked[k]) for k in ("batch_size", "seed", "optimizer", "accumulate", "weighting", "levels")}
+    fixed = {k: str(asked[k]) for k in ("batch_size", "seed", "optimizer", "accumulate", "weighting", "gamma", "levels")}
     shown = digest([*images.latents, *(m for m in images.masks if m is not None)])
     return {**fixed, **{k: str(v) for k, v in more.items()}, "images": shown, **base_keys(model, clip)}
 
