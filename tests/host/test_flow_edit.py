@@ -7,7 +7,9 @@ import comfy.samplers
 import nodes
 import pytest
 import torch
+from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.flow_edit import FlowEditLatentSampler
+from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 from controlled_diffusion.nodes.host.prompts import encoded
 
 from compare import assert_close
@@ -112,6 +114,14 @@ def test_noises_are_batched_as_far_as_memory_allows(model, monkeypatch):
     monkeypatch.setattr(type(count.model), "get_free_memory", lambda self, device: 1.0)
     assert_close(edit(count.model, **settings), together, atol=1e-3, rtol=1e-3)
     assert count.calls > 4 * 2 * 2
+
+
+def test_a_channels_masks_fit_all_noises_of_a_step(monkeypatch):
+    masks = torch.stack([half_mask()[0], 1 - half_mask()[0]])
+    model = MultiCFGWrapper([Channel(tiny.conditioning(5), 2.0, mask=masks)]).install(inversions.smooth("eps"))
+    together = edit(model, image(2), n_max=2 / STEPS, n_avg=2)
+    monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 1.0)
+    assert_close(edit(model, image(2), n_max=2 / STEPS, n_avg=2), together, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ON_MARKED)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -82,10 +83,10 @@ def resize_mask(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     if x.ndim not in (4, 5):
         raise ValueError(f"A channel's mask needs an image or a video, but the latent has the shape {tuple(x.shape)}; remove the mask.")
-    if mask.shape[0] not in (1, x.shape[0]):
+    if x.shape[0] % mask.shape[0]:  # nodes may predict several copies of a batch at once
         raise ValueError(f"The channel's mask holds {mask.shape[0]} images but {x.shape[0]} are sampled; give one mask, or one each.")
     resized = torch.nn.functional.interpolate(mask.to(x), x.shape[-2:], mode="bilinear")
-    return resized.view(-1, 1, *[1] * (x.ndim - 4), *x.shape[-2:])
+    return comfy.utils.repeat_to_batch_size(resized, x.shape[0]).view(-1, 1, *[1] * (x.ndim - 4), *x.shape[-2:])
 
 
 @dataclass
