@@ -7,6 +7,7 @@ from whatever the edit was not to change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,24 +40,38 @@ class Motion(NamedTuple):
         """How far the farthest pixel of an image moves, in pixels, (B,)."""
         return (self.shift.abs() + (self.scale - 1).abs() * self.scale.new_tensor([width, height]) / 2).amax(1)
 
+    def _lines(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The edit's x (B, 1, W) and y (B, H, 1) of the source's columns and rows."""
+        x, y = (s * at + t for at, s, t in zip(_centered(height, width), *(each.T[..., None, None] for each in self)))
+        return x, y
+
     def undone(self, image: torch.Tensor) -> torch.Tensor:
         """The edit (B, C, H, W) moved back onto its source; beyond its border its edge pixels."""
         height, width = image.shape[-2:]
-        x, y = (s[:, None] * _centered(n).to(image) + t[:, None] for n, s, t in zip((width, height), self.scale.T, self.shift.T))
-        grid = [(x / (width / 2))[:, None].expand(-1, height, -1), (y / (height / 2))[:, :, None].expand(-1, -1, width)]
-        return F.grid_sample(image, torch.stack(grid, -1), "bicubic", "border", align_corners=False)
+        x, y = self._lines(height, width)
+        grid = torch.stack(torch.broadcast_tensors(x / (width / 2), y / (height / 2)), -1)
+        return F.grid_sample(image, grid, "bicubic", "border", align_corners=False)
 
     def seen(self, height: int, width: int) -> torch.Tensor:
         """1 where a pixel of the source lies inside the edit, else 0: (B, 1, H, W)."""
-        x, y = ((s[:, None] * _centered(n) + t[:, None]).abs() <= n / 2 - 1 for n, s, t in zip((width, height), self.scale.T, self.shift.T))
-        return (y[:, :, None] & x[:, None])[:, None].float()
+        x, y = self._lines(height, width)
+        return ((x.abs() <= width / 2 - 1) & (y.abs() <= height / 2 - 1))[:, None].float()
 
 
-def _centered(size: int) -> torch.Tensor:
-    return torch.arange(size) - (size - 1) / 2
+def _centered(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (W,) and y (H, 1) of an image's pixels, counted from its center."""
+    x, y = (torch.arange(n) - (n - 1) / 2 for n in (width, height))
+    return x, y[:, None]
 
 
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _growth(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far pixels move in x (W,) and in y (H, 1) where the border moves by one."""
+    x, y = _centered(height, width)
+    return x / (width / 2), y / (height / 2)
+
+
+def mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The mean (B, C, 1, 1) of an image (B, C, H, W) where the weight (B, 1, H, W) is."""
     return (values * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
 
 
@@ -65,8 +80,8 @@ def recolored(edit: torch.Tensor, source: torch.Tensor, weight: torch.Tensor) ->
 
     So that brightness and tint play no part, and that things are seen whose brightness is that of their ground.
     """
-    mean, goal = _mean(edit, weight), _mean(source, weight)
-    apart, wanted = (edit - mean).flatten(2), (source - goal).flatten(2)
+    goal = mean(source, weight)
+    apart, wanted = (edit - mean(edit, weight)).flatten(2), (source - goal).flatten(2)
     light = weight.flatten(2) / weight.flatten(2).sum(2, keepdim=True).clamp(min=1e-6)
     own, both = (apart * light) @ apart.mT, (wanted * light) @ apart.mT
     ridge = 1e-3 * own.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-6)
@@ -76,17 +91,9 @@ def recolored(edit: torch.Tensor, source: torch.Tensor, weight: torch.Tensor) ->
 
 def likeness(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The correlation (B,) of the colors of two images (B, C, H, W) where the weight (B, 1, H, W) is, recolored; 1 = the same image."""
-    a, b = (x - _mean(x, weight) for x in (source, recolored(edit, source, weight)))
+    a, b = (x - mean(x, weight) for x in (source, recolored(edit, source, weight)))
     both, one, other = ((x * y * weight).sum((1, 2, 3)) for x, y in ((a, b), (a, a), (b, b)))
     return both / (one * other).sqrt().clamp(min=1e-6)
-
-
-def _halves(source: torch.Tensor, edit: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Both at half the size, again and again; the smallest first."""
-    levels = [(source, edit)]
-    while min(levels[0][0].shape[-2:]) >= 2 * COARSEST:
-        levels.insert(0, tuple(F.avg_pool2d(x, 2) for x in levels[0]))
-    return levels
 
 
 def registered(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> tuple[Motion, torch.Tensor]:
@@ -100,66 +107,68 @@ def registered(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -
     motion, short = Motion.none(len(source)), min(source.shape[-2:])
     if short < LEAST:
         return motion, torch.full([len(source)], torch.inf)
-    levels, left = _halves(source, edit), REACH * short
-    for number, (a, b) in enumerate(levels):
-        cell = 2 ** (len(levels) - 1 - number)
-        own = dilated(weight[:, 0], -round(left + (cell if cell > 1 else BLEED)))[:, None]
-        own = -F.max_pool2d(-own, cell)
-        motion = Motion(motion.scale, motion.shift * (2 if number else 1))
-        half = motion.scale.new_tensor([a.shape[-1] / 2, a.shape[-2] / 2])
-        for _ in range(ITERATIONS):
-            step = _Step.of(motion, a, b, own)
-            change = step.change.clamp(-REACH * short / cell, REACH * short / cell)
-            motion = Motion(motion.scale + change[:, 2:] / half, motion.shift + change[:, :2])
-            if change.abs().max() < DONE:
-                break
-        left = cell / 2
-    return motion, _farthest(step.covariance(), weight)
+    reach = off = REACH * short
+    for cell, *images in _halves(source, edit):
+        own = -F.max_pool2d(-dilated(weight[:, 0], -round(off + max(cell, BLEED)))[:, None], cell)
+        found, covariance = _refined(Motion(motion.scale, motion.shift / cell), *images, own, reach / cell)
+        motion, off = Motion(found.scale, found.shift * cell), cell / 2
+    return motion, _farthest(covariance, weight)
 
 
-class _Step(NamedTuple):
-    """One step of Gauss-Newton. In (shift x, shift y, growth x, growth y), in pixels, growth at the border: what to add to a motion (B, 4), the
-    inverse (B, 4, 4) of its information, and the pull (B, 4, H, W) of every pixel."""
-
-    change: torch.Tensor
-    inverse: torch.Tensor
-    pull: torch.Tensor
-
-    @classmethod
-    def of(cls, motion: Motion, source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> _Step:
-        height, width = source.shape[-2:]
-        weight = weight * motion.seen(height, width)
-        moved = recolored(motion.undone(edit), source, weight)
-        x, y = (torch.gradient((source + moved) / 2, dim=side)[0] for side in (3, 2))
-        left, steep = source - moved, (x**2 + y**2).sum(1, keepdim=True).sqrt()
-        weight = weight / (1 + (left.norm(dim=1, keepdim=True) / _usual(left, weight, steep)) ** 2)
-        across, down = _centered(width) / (width / 2), _centered(height)[:, None] / (height / 2)
-        slopes = torch.stack([x, y, x * across, y * down], 1)  # (B, 4, 3, H, W)
-        pull, flat = (slopes * (weight * left)[:, None]).sum(2), slopes.flatten(2)
-        matrix = (slopes * weight[:, None]).flatten(2) @ flat.mT
-        ridge = 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-6)
-        inverse = torch.linalg.inv(matrix + ridge[:, None, None] * torch.eye(4))
-        return cls((inverse @ pull.sum((2, 3))[..., None])[..., 0], inverse, pull)
-
-    def covariance(self) -> torch.Tensor:
-        """(B, 4, 4) of the motion, by how differently places pull at it (White 1980), each of them as a whole."""
-        places = F.avg_pool2d(self.pull, ALIKE, ceil_mode=True, divisor_override=1).flatten(2)
-        return self.inverse @ (places @ places.mT) @ self.inverse + NOISE**2 * self.inverse
+def _halves(source: torch.Tensor, edit: torch.Tensor, cell: int = 1) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(pixels of the whole image in one, source, edit): both at half the size, again and again; the smallest first."""
+    if min(source.shape[-2:]) >= 2 * COARSEST:
+        yield from _halves(F.avg_pool2d(source, 2), F.avg_pool2d(edit, 2), 2 * cell)
+    yield cell, source, edit
 
 
-def _usual(left: torch.Tensor, weight: torch.Tensor, steep: torch.Tensor) -> torch.Tensor:
-    """How far two images may differ at each pixel (B, 1, H, W) and still show the same."""
-    weight = weight * steep  # a plain ground says nothing of how far the things on it usually differ
-    usual = (left.norm(dim=1, keepdim=True) * weight).sum((1, 2, 3), keepdim=True) / weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
-    return (1.5 * usual + JUMP * steep).clamp(min=1e-6)
+def _refined(motion: Motion, source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor, most: float) -> tuple[Motion, torch.Tensor]:
+    """A motion and its covariance (see `_step`) after the steps of one size, each of at most so many of its pixels."""
+    half = motion.scale.new_tensor([source.shape[-1] / 2, source.shape[-2] / 2])
+    for _ in range(ITERATIONS):
+        change, covariance = _step(motion, source, edit, weight)
+        change = change.clamp(-most, most)
+        motion = Motion(motion.scale + change[:, 2:] / half, motion.shift + change[:, :2])
+        if change.abs().max() < DONE:
+            break
+    return motion, covariance
+
+
+def _step(motion: Motion, source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of Gauss-Newton: what to add to a motion (B, 4), and the motion's covariance (B, 4, 4). Both in (shift x, shift y, growth x,
+    growth y), in pixels, growth at the border.
+
+    The covariance is by how differently places pull at the motion (White 1980), each of them as a whole.
+    """
+    height, width = source.shape[-2:]
+    weight = weight * motion.seen(height, width)
+    moved = recolored(motion.undone(edit), source, weight)
+    x, y = (torch.gradient((source + moved) / 2, dim=side)[0] for side in (3, 2))
+    residual = source - moved
+    weight = _believed(residual, weight, (x**2 + y**2).sum(1, keepdim=True).sqrt())
+    across, down = _growth(height, width)
+    slopes = torch.stack([x, y, x * across, y * down], 1)  # (B, 4, 3, H, W)
+    information = (slopes * weight[:, None]).flatten(2) @ slopes.flatten(2).mT
+    ridge = 1e-6 * information.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-6)
+    inverse = torch.linalg.inv(information + ridge[:, None, None] * torch.eye(4))
+    pull = (slopes * (weight * residual)[:, None]).sum(2)
+    places = F.avg_pool2d(pull, ALIKE, ceil_mode=True, divisor_override=1).flatten(2)
+    covariance = inverse @ (places @ places.mT) @ inverse + NOISE**2 * inverse
+    return (inverse @ pull.sum((2, 3))[..., None])[..., 0], covariance
+
+
+def _believed(residual: torch.Tensor, weight: torch.Tensor, steep: torch.Tensor) -> torch.Tensor:
+    """The weight (B, 1, H, W), less the more two images differ than is usual where they are steep: a plain ground says nothing of how far the
+    things on it usually differ."""
+    apart = residual.norm(dim=1, keepdim=True)
+    usual = 1.5 * mean(apart, weight * steep) + JUMP * steep
+    return weight / (1 + (apart / usual.clamp(min=1e-6)) ** 2)
 
 
 def _farthest(covariance: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The largest standard error (B,) of a motion at what has no weight; of an image with weight everywhere, at any pixel."""
-    height, width = weight.shape[-2:]
-    across, down = _centered(width) / (width / 2), _centered(height)[:, None] / (height / 2)
-    parts = ((covariance[:, i, i], covariance[:, i, i + 2], covariance[:, i + 2, i + 2]) for i in (0, 1))
-    x, y = (a[:, None, None] + 2 * b[:, None, None] * at + c[:, None, None] * at**2 for (a, b, c), at in zip(parts, (across, down)))
-    used = weight[:, 0] == 0
-    used = used | ~used.any(2).any(1)[:, None, None]
-    return ((x + y) * used).amax((1, 2)).sqrt()
+    own, both = (covariance.diagonal(offset, 1, 2)[..., None, None] for offset in (0, 2))
+    x, y = (own[:, i] + 2 * both[:, i] * at + own[:, i + 2] * at**2 for i, at in enumerate(_growth(*weight.shape[-2:])))
+    asked = weight[:, 0] == 0
+    asked = asked | ~asked.any(2).any(1)[:, None, None]
+    return ((x + y) * asked).amax((1, 2)).sqrt()
