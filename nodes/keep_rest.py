@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance.diffedit import dilated
-from ..guidance.keep_rest import COLORS, STILL, SURE, UNSURE, Kept, keep_rest
+from ..guidance.keep_rest import COLORS, CUT, STILL, SURE, UNSURE, Kept, keep_rest
 from .host.progress import say
 from .inputs.widgets import choice, schema, share, switch
 
@@ -36,7 +36,8 @@ class KeepRest(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The source with the edit in it."),
                 io.Mask.Output(display_name="mask", tooltip="What comes from the edit; where it is 0, the source's exact pixels."),
-                io.String.Output(display_name="report", tooltip="How far each image had moved, and whether that was undone."),
+                io.String.Output(display_name="report", tooltip="How far each image had moved, whether that was undone, and how much of the edit "
+                    "the mask cuts off."),
             ],
         )  # fmt: skip
 
@@ -75,7 +76,7 @@ def _line(kept: Kept, align: bool) -> str:
     if not bool((kept.mask > 0).any()):
         return "nothing comes from the edit: the mask is empty, or narrower than the feather. Paint it larger, or lower feather"
     if not align:
-        return "not aligned"
+        return f"not aligned{_cut(kept)}"
     if bool(kept.undone):
         told = "put back"
     elif float(kept.motion.distance(*kept.image.shape[-2:])) <= STILL:
@@ -84,7 +85,15 @@ def _line(kept: Kept, align: bool) -> str:
         told = f"not put back: what the mask leaves out is too unlike then ({alike:.2f} of 1; at least {SURE:g})"
     else:
         told = f"not put back: the mask leaves too little to be sure (to about {error:.1f} pixels; at most {UNSURE:g})"
-    return f"shifted by {across:+.1f}, {down:+.1f} pixels, stretched by {wide:+.1f}, {high:+.1f} %; {told}"
+    return f"shifted by {across:+.1f}, {down:+.1f} pixels, stretched by {wide:+.1f}, {high:+.1f} %; {told}{_cut(kept)}"
+
+
+def _cut(kept: Kept) -> str:
+    """A warning where a good part of the edit lies outside the mask."""
+    share = float(kept.outside)
+    if share < CUT:
+        return ""
+    return f"; {100 * share:.0f} % of what changed lies outside the mask and is cut off. To keep it, paint the mask larger or raise grow"
 
 
 NODES = [KeepRest]

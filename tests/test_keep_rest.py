@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from controlled_diffusion.guidance.diffedit import dilated
-from controlled_diffusion.guidance.keep_rest import COLORS, UNSURE, keep_rest, matched, spread
+from controlled_diffusion.guidance.keep_rest import COLORS, CUT, UNSURE, keep_rest, matched, spread
 from controlled_diffusion.guidance.registration import Motion, registered
 from torch.testing import assert_close
 
@@ -204,6 +204,25 @@ def test_a_mask_that_is_too_small_lends_no_color_of_the_thing():
     for colors in COLORS:
         found = keep_rest(source, edit, smaller, colors=colors).image[..., 80:110, 70:100]
         assert_close(found, edit[..., 80:110, 70:100], atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("source", [blobs(), leaves()], ids=["blobs", "leaves"])
+def test_a_change_outside_the_mask_is_measured(source):
+    """Half of a repainted square, moved too; not grain, lost detail, tint, another light, nor an edit that changed nothing."""
+    generator, half = torch.Generator().manual_seed(3), MASK.clone()
+    half[..., 85:] = 0
+
+    def worn(image):
+        """What a VAE and an editor make of all of an image."""
+        soft = F.avg_pool2d(F.pad(image, (1,) * 4, mode="replicate"), 3, 1)
+        light = torch.linspace(-0.02, 0.02, SIZE)[:, None]
+        return tinted((image + soft) / 2 + 0.02 * torch.randn(image.shape, generator=generator) + light)
+
+    edit = worn(repainted(source))
+    assert abs(float(keep_rest(source, moved(edit, (1.01, 1.0), (2.0, -1.0))[0], half).outside) - 0.5) < 0.1
+    assert abs(float(keep_rest(source, edit, half, align=False, colors="off").outside) - 0.5) < 0.1
+    assert float(keep_rest(source, edit, MASK, 20).outside) < CUT / 3
+    assert float(keep_rest(source, worn(source), MASK, align=False).outside) < CUT / 2
 
 
 def test_a_feather_fades_inside_the_mask():

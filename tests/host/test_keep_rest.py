@@ -47,7 +47,16 @@ def test_a_mask_without_anything_left_is_told():
     for mask, settings in ((thin, dict(grow=0.0, feather=0.05)), (torch.zeros_like(MASK), dict(align=False))):
         image, _, report = kept(blobs(), blobs(5), mask, **settings)
         assert torch.equal(image, blobs().movedim(1, -1)) and "nothing comes from the edit" in report
-    assert kept(blobs(), blobs(5), align=False)[2] == "image 1: not aligned"
+    assert kept(blobs(), repainted(blobs()), align=False)[2] == "image 1: not aligned"
+
+
+def test_an_edit_outside_of_the_mask_is_told():
+    source, half = blobs(), MASK.clone()
+    half[..., 85:] = 0
+    told = "; 56 % of what changed lies outside the mask and is cut off. To keep it, paint the mask larger or raise grow"
+    assert kept(source, repainted(source), half, align=False, grow=0.0)[2] == f"image 1: not aligned{told}"
+    assert kept(source, repainted(source), half, grow=0.0)[2].endswith(told)
+    assert kept(source, repainted(source), half, grow=0.2, align=False)[2] == "image 1: not aligned"
 
 
 def test_an_edit_of_another_size_is_scaled_to_the_source():
