@@ -61,8 +61,8 @@ class QKSharing:
         if plan.shared is not None:
             self.used = self.shared(self.q, plan.shared), self.shared(self.k, plan.shared)
         q, k = self.used if plan.first is None else (self.shared(self.q, plan.first), self.shared(self.k, plan.first))
-        self.out = self.base(q, k, self._first_values(plan) if plan.edited else self.v)
-        for rows in plan.edited:
+        self.out = self.base(q, k, self._first_values(plan) if plan.scaled or plan.mapped else self.v)
+        for rows in plan.unfinished:
             self._finish(rows)
 
     def _first_values(self, plan: RowPlan) -> torch.Tensor:
@@ -89,8 +89,6 @@ class QKSharing:
 
     def _finish(self, rows: EditedRows) -> None:
         """Sets the edited output, from the base's and the terms that are left."""
-        if rows.asked is None:
-            return
         out, v = rows.target.of(self.out), self._values(rows)
         made = torch.cat([of(v).expand_as(v) for of in rows.terms]) if len(rows.terms) > 1 else rows.terms[0](v).expand_as(v)
         answers = self._attend(rows.asked, made).split(v.shape[0])

@@ -66,7 +66,7 @@ class RowPlan:
     shared: RowSelection | None
     values: RowSelection | None
     first: RowSelection | None
-    edited: Sequence[EditedRows]
+    unfinished: Sequence[EditedRows]  # which have terms left
     scaled: Sequence[EditedRows]  # whose first term is of their own values, each times a factor
     mapped: Sequence[EditedRows]  # whose first term is of other values
 
@@ -82,4 +82,4 @@ class RowPlan:
         shared, values = (None if rows == own else RowSelection(rows) for rows in (source_row, value_row))
         scaled = [rows for rows in changed if rows.edit.own is not None]
         mapped = [rows for rows in changed if rows.edit.own is None and not rows.edit.copies]
-        return cls(shared, values, None if first == source_row else RowSelection(first), edited, scaled, mapped)
+        return cls(shared, values, None if first == source_row else RowSelection(first), [rows for rows in edited if rows.terms], scaled, mapped)

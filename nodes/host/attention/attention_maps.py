@@ -55,8 +55,8 @@ class CaptureRun(WordReadingRun):
         if maps is not None:
             window = self.control.window
             key = phase_of(self.percent, window.start, window.end, self.control.phases), call.place.group
-            own = maps if self.images % self.batch else maps.unflatten(0, (-1, self.batch)).mean(0)
-            self.sums.add(key, call.images(own))
+            copies, over = divmod(self.images, self.batch)
+            self.sums.add(key, call.images(maps if copies == 1 or over else maps.unflatten(0, (copies, -1)).mean(0)))
 
     def end(self) -> None:
         super().end()

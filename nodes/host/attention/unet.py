@@ -109,7 +109,16 @@ class UnetCall(QKSharing):
                 "node from the model."
             )
         self.width = self.q.shape[-1] // options["n_heads"]
-        self.size, self.latent = _size_of(options, place, self.q.shape[1]), tuple(options["original_shape"][2:])
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        return tuple(self.options["original_shape"][2:])
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the layer's image; None where other nodes changed the number of its tokens."""
+        shape = self.options.get("activations_shape") or [math.ceil(n / self.place.scale) for n in self.options["original_shape"]]
+        return tuple(shape[-2:]) if shape[-2] * shape[-1] == self.q.shape[1] else None
 
     def kernel(self, q, k, v, rows):
         return host_attention.optimized_attention(q, k, v, self.options["n_heads"], attn_precision=self.options["attn_precision"])
@@ -123,9 +132,3 @@ class UnetCall(QKSharing):
         usual = tuple(math.ceil(n / self.place.scale) for n in self.latent)
         image = values.unflatten(-1, self.size)
         return image if self.size == usual else F.interpolate(image, usual, mode="bilinear")
-
-
-def _size_of(options: dict, place: Place, tokens: int) -> tuple[int, int] | None:
-    """Height and width of a layer's image; None where other nodes changed the number of its tokens."""
-    shape = options.get("activations_shape") or [math.ceil(n / place.scale) for n in options["original_shape"]]
-    return tuple(shape[-2:]) if shape[-2] * shape[-1] == tokens else None
