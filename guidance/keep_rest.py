@@ -1,8 +1,4 @@
-"""Puts an edit into its source so that nothing else changes: moved onto it, with its colors, the source's own pixels outside the mask.
-
-Colors are matched by what lies outside the mask: either one linear map of mean and covariance (the optimal transport of Gaussians; Pitie
-and Kokaram 2007), or that and a smooth field of what is still different, drawn from the border into the mask.
-"""
+"""Puts an edit into its source so that nothing else changes: moved onto it, with its colors, the source's own pixels outside the mask."""
 
 from __future__ import annotations
 
@@ -11,8 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .colors import kept_weight, likeness, matched, spread
 from .diffedit import blurred, dilated, mixed
-from .registration import Motion, likeness, mean, registered
+from .registration import Motion, registered
 
 COLORS = ("at the edge", "whole image", "off")
 SURE = 0.6  # correlation outside the mask from which a motion is believed
@@ -22,7 +19,6 @@ CUT = 0.15  # share of a change from which what lies outside the mask is missed;
 CELLS = 64  # along the shorter side, each with one change
 VISIBLE = 8 / 255  # change of a cell's color from which it can be seen
 LEAST = 3e-4  # energy that an edit has at least: about a three-hundredth of the image changed by 0.3
-UNSEEN = 1e-3  # variance of colors up to which a direction counts as not seen, and stays as it is
 
 
 class Kept(NamedTuple):
@@ -62,15 +58,6 @@ def keep_rest(source: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor, feat
     return Kept(mixed(edit.clamp(0, 1), source, inside[:, None]), inside, motion, undone, found, error, outside)
 
 
-def kept_weight(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """How far each pixel (B, 1, H, W) shows the same in both: less the more it differs from what is usual where the weight is.
-
-    What the edit changed outside the mask, such as the rim of a thing, must not lend its colors.
-    """
-    apart = (source - edit).abs().mean(1, keepdim=True)
-    return 1 / (1 + (apart / (1.5 * mean(apart, weight)).clamp(min=1e-3)) ** 2) ** 2
-
-
 def share_outside(change: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
     """The share (B,) of the energy of a change (B, 3, H, W) that lies outside a mask; both sides of the mask (B, 1, H, W).
 
@@ -90,38 +77,3 @@ def _cells(change: torch.Tensor, weight: torch.Tensor, cell: int) -> tuple[torch
     area = F.avg_pool2d(weight, cell, ceil_mode=True)
     color = F.avg_pool2d(change * weight, cell, ceil_mode=True) / area.clamp(min=1e-6)
     return area, color.square().mean(1, keepdim=True).sqrt()
-
-
-def _statistics(image: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean (B, C, 1), covariance (B, C, C)) of an image where the weight is."""
-    values, weight = image.flatten(2), weight.flatten(2)
-    total = weight.sum(2, keepdim=True).clamp(min=1e-6)
-    mean = (values * weight).sum(2, keepdim=True) / total
-    apart = values - mean
-    return mean, (apart * weight) @ apart.mT / total + UNSEEN * torch.eye(image.shape[1]).to(image)
-
-
-def _root(matrix: torch.Tensor, power: float) -> torch.Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag_embed(values.clamp(min=1e-9) ** power) @ vectors.mT
-
-
-def matched(edit: torch.Tensor, source: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The edit (B, C, H, W) with the source's mean and covariance of colors where the weight (B, 1, H, W) is; the map holds everywhere."""
-    (mean, own), (goal, wanted) = _statistics(edit, weight), _statistics(source, weight)
-    root, back = _root(own, 0.5), _root(own, -0.5)
-    change = back @ _root(root @ wanted @ root, 0.5) @ back
-    seen = weight.flatten(1).sum(1) > 0
-    made = (change @ (edit.flatten(2) - mean) + goal).view_as(edit)
-    return torch.where(seen[:, None, None, None], made, edit)
-
-
-def spread(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Values (B, C, H, W) where the weight (B, 1, H, W) is 1, and elsewhere the smooth field that they lead to: pull and push on a pyramid."""
-    if min(values.shape[-2:]) < 2:
-        total = weight.sum((2, 3), keepdim=True)
-        return ((values * weight).sum((2, 3), keepdim=True) / total.clamp(min=1e-6)).expand_as(values)
-    own = F.avg_pool2d(weight, 2, ceil_mode=True)
-    below = F.avg_pool2d(values * weight, 2, ceil_mode=True) / own.clamp(min=1e-6)
-    coarse = F.interpolate(spread(below, own.clamp(max=0.5) * 2), values.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.lerp(coarse, values, weight)

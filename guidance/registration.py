@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .colors import mean, recolored
 from .diffedit import dilated
 
 COARSEST = 24  # pixels of the shorter side at which the search starts
@@ -42,8 +43,9 @@ class Motion(NamedTuple):
 
     def _lines(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The edit's x (B, 1, W) and y (B, H, 1) of the source's columns and rows."""
-        x, y = (s * at + t for at, s, t in zip(_centered(height, width), *(each.T[..., None, None] for each in self)))
-        return x, y
+        (across, down), (wide, high) = self.shift.T[..., None, None], self.scale.T[..., None, None]
+        x, y = _centered(height, width)
+        return wide * x + across, high * y + down
 
     def undone(self, image: torch.Tensor) -> torch.Tensor:
         """The edit (B, C, H, W) moved back onto its source; beyond its border its edge pixels."""
@@ -68,32 +70,6 @@ def _growth(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """How far pixels move in x (W,) and in y (H, 1) where the border moves by one."""
     x, y = _centered(height, width)
     return x / (width / 2), y / (height / 2)
-
-
-def mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The mean (B, C, 1, 1) of an image (B, C, H, W) where the weight (B, 1, H, W) is."""
-    return (values * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
-
-
-def recolored(edit: torch.Tensor, source: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """An edit (B, C, H, W) under the linear map of its colors that brings it closest to the source where the weight (B, 1, H, W) is.
-
-    So that brightness and tint play no part, and that things are seen whose brightness is that of their ground.
-    """
-    goal = mean(source, weight)
-    apart, wanted = (edit - mean(edit, weight)).flatten(2), (source - goal).flatten(2)
-    light = weight.flatten(2) / weight.flatten(2).sum(2, keepdim=True).clamp(min=1e-6)
-    own, both = (apart * light) @ apart.mT, (wanted * light) @ apart.mT
-    ridge = 1e-3 * own.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-6)
-    change = torch.linalg.solve(own + ridge[:, None, None] * torch.eye(edit.shape[1]).to(edit), both, left=False)
-    return (change @ apart).view_as(edit) + goal
-
-
-def likeness(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The correlation (B,) of the colors of two images (B, C, H, W) where the weight (B, 1, H, W) is, recolored; 1 = the same image."""
-    a, b = (x - mean(x, weight) for x in (source, recolored(edit, source, weight)))
-    both, one, other = ((x * y * weight).sum((1, 2, 3)) for x, y in ((a, b), (a, a), (b, b)))
-    return both / (one * other).sqrt().clamp(min=1e-6)
 
 
 def registered(source: torch.Tensor, edit: torch.Tensor, weight: torch.Tensor) -> tuple[Motion, torch.Tensor]:

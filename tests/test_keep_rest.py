@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from controlled_diffusion.guidance.colors import matched, spread
 from controlled_diffusion.guidance.diffedit import dilated
-from controlled_diffusion.guidance.keep_rest import COLORS, CUT, UNSURE, keep_rest, matched, spread
+from controlled_diffusion.guidance.keep_rest import COLORS, CUT, UNSURE, keep_rest
 from controlled_diffusion.guidance.registration import Motion, registered
 from torch.testing import assert_close
 
