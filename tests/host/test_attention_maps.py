@@ -17,7 +17,6 @@ from controlled_diffusion.nodes.host.attention.dit import Dit, Layout, dit_of
 from controlled_diffusion.nodes.host.attention.hook import Control, ControlRun, install, network_of
 from controlled_diffusion.nodes.host.attention.unet import unet_places
 from controlled_diffusion.nodes.host.conditionings import KEY, marked
-from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import as_rows, encoded, prompt_of
 
 from compare import assert_close
@@ -330,6 +329,10 @@ def test_blocks_beside_a_models_own_are_not_counted():
     class Asked(ControlRun):
         """A control that needs every layer, and notes which it got."""
 
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.got = []
+
         def wanted(self, kind):
             return self.all_layers
 
@@ -338,15 +341,13 @@ def test_blocks_beside_a_models_own_are_not_counted():
 
     @dataclass(frozen=True)
     class Fixed(Control):
-        def begin(self, scale, noise):
-            return run
+        run = Asked
 
     model = tiny_dits.dit("wan_vace")
     control = Fixed(**network_of(model))
-    run = Asked(control, noise_scale(model))
-    run.got = []
-    draw(install(model, control), "wan_vace", marked(tiny_dits.text("wan_vace", 1), control.token), 1)
-    assert run.got == [(kind, block) for block in range(4) for kind in ("self", "cross")]
+    patched = install(model, control)
+    draw(patched, "wan_vace", marked(tiny_dits.text("wan_vace", 1), control.token), 1)
+    assert last_run(patched).got == [(kind, block) for block in range(4) for kind in ("self", "cross")]
 
 
 def test_token_ranges_of_every_order():

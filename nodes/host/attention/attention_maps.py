@@ -22,26 +22,14 @@ from .hook import install, network_of, runs_of
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 
-@dataclass(frozen=True)
-class Capture(WordReading):
-    """The control: the part of the sampling, in equal phases."""
-
-    node: ClassVar = "Attention Map Capture"
-    window: Window = field(default_factory=Window)
-    phases: int = 1
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> CaptureRun:
-        return CaptureRun(self, scale, tuple(noise.shape[2:]), noise.shape[0])
-
-
 class CaptureRun(WordReadingRun):
-    """Capture during one run of a `batch` of latents ([frames,] H, W). Of nodes that predict several copies of it at once the mean counts."""
+    """Capture during one run. Of nodes that predict several copies of its batch at once the mean counts."""
 
     control: Capture
 
-    def __init__(self, control: Capture, scale: NoiseScale, latent: tuple[int, ...], batch: int):
-        super().__init__(control, scale, latent)
-        self.sums, self.batch = Sums(), batch
+    def __init__(self, control: Capture, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale, noise)
+        self.sums = Sums()
 
     def begin_anew(self) -> None:
         self.sums = Sums()
@@ -61,6 +49,16 @@ class CaptureRun(WordReadingRun):
     def end(self) -> None:
         super().end()
         self.sums.total = {key: total.cpu() for key, total in self.sums.total.items()}
+
+
+@dataclass(frozen=True)
+class Capture(WordReading):
+    """The control: the part of the sampling, in equal phases."""
+
+    node: ClassVar = "Attention Map Capture"
+    run: ClassVar = CaptureRun
+    window: Window = field(default_factory=Window)
+    phases: int = 1
 
 
 def prepare(model, clip, text: str, words: str, layers: str, start: float, end: float, phases: int, conditioning: list | None) -> tuple:

@@ -71,9 +71,10 @@ class ControlRun(RunState):
     regions: Mapping[str, torch.Tensor | None] = {}  # masks (B, 1, [frames,] h, w) by name that channels may act in; None while not known
     reached = False  # whether an attention of the DiT came through its hook in this run
 
-    def __init__(self, control: Control, scale: NoiseScale):
+    def __init__(self, control: Control, scale: NoiseScale, noise: torch.Tensor):
         self.control, self.scale, self.dit = control, scale, control.dit
         self.all_layers = frozenset(place.key for place in control.places)
+        self.batch, self.latent = len(noise), tuple(noise.shape[2:])  # images, and their [frames,] H, W
         self.parts, self.conds, self.started = MarkedParts(), {}, False
         self.level = self.evaluated_level = Level()  # of the prediction that is made, and of what is evaluated for it
         self.evaluated: list[torch.Tensor] = []  # what marked conditionings were evaluated for in this prediction
@@ -138,8 +139,8 @@ class ControlRun(RunState):
 
     @property
     def acts(self) -> bool:
-        """Whether it needs any layer of a DiT now. Always until one is reached, so that an unreachable network shows at once."""
-        return True
+        """Whether it needs the attention of a DiT now."""
+        return any(map(self.wanted, ("self", "cross", "joint")))
 
     def wanted(self, kind: str) -> frozenset:
         """The keys of the layers that it needs now."""
@@ -180,7 +181,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     options, device = guider.model_options["transformer_options"], guider.model_patcher.load_device
     scale, controls = run_noise_scale(guider), options[KEY]
     leave_uncompiled(options["wrappers"], controls[0].node)
-    runs = options[KEY] = tuple(control.begin(scale, noise) for control in controls)
+    runs = options[KEY] = tuple(control.run(control, scale, noise) for control in controls)
     guider.conds |= {name: listed for run in runs for name, listed in run.conditionings.items()}
     for control, run in zip(controls, runs):
         for earlier in control.history.before(noise, latent_image, sigmas)[-1:]:
@@ -262,7 +263,7 @@ def _attend(kind: str, place: Place, active: list, batch: int, text: int, more: 
 def _dit(executor, inputs: tuple, options: dict, active: list, kwargs: dict, more: torch.Tensor | None) -> torch.Tensor:
     """One call of a DiT, with ComfyUI's override of its attentions where a control acts."""
     x, t, c_concat, text, control = inputs
-    acting = [a for a in active if a[0].acts]
+    acting = [a for a in active if a[0].acts or not a[0].reached]  # so that an unreachable network shows at once
     if not acting:
         return executor(*inputs, options, **kwargs)
     dit = acting[0][0].dit
@@ -311,19 +312,17 @@ def runs_of(source, kind: type[Control], latent: dict) -> tuple:
 
 @dataclass(frozen=True)
 class Control:
-    """What is installed on a model: `begin` makes its run. `token` marks conditionings, `history` keeps the runs by what they sampled.
+    """What is installed on a model, and during each sampling its `run`. `token` marks conditionings, `history` keeps the runs by what they sampled.
 
     `node` is the display name of the node that does it; `places` are the model's attentions, `dit` is what is known of a DiT.
     """
 
     node: ClassVar = ""
+    run: ClassVar[type[ControlRun]] = ControlRun
     places: tuple[Place, ...] | tuple[Block, ...] = field(default=(), kw_only=True)
     dit: Dit | None = field(default=None, kw_only=True)
     token: str = field(default_factory=lambda: uuid.uuid4().hex, kw_only=True)
     history: RunHistory = field(default_factory=RunHistory, kw_only=True, compare=False)
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> ControlRun:
-        raise NotImplementedError
 
 
 def network_of(model) -> dict:

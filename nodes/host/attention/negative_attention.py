@@ -32,33 +32,14 @@ BY_LENGTH = getattr(comfy.model_base, "LongCatImage", ())  # the image's places 
 SUPPORTED = "a UNet (SD1.5, SD2, SDXL), Wan, Cosmos-Predict2, LTX-Video, Kandinsky 5, Flux, Flux.2, Chroma, SD3, Qwen-Image, Z-Image, Lumina 2, HunyuanVideo, HunyuanImage or AuraFlow"
 
 
-@dataclass(frozen=True)
-class NegativeAttention(Control):
-    """The control. `schedules` (sigma, noise axis) -> factor multiply the guiding part of the scale; `mask` (M, H, W) in [0, 1] says where.
-
-    `only_marked`: acts on conditionings with the mark alone; otherwise on all positive ones of a run.
-    """
-
-    node: ClassVar = "Negative Attention"
-    negative: list
-    strength: Strength
-    schedules: tuple[Callable[[float, NoiseScale], float], ...] = ()
-    mask: torch.Tensor | None = None
-    only_marked: bool = False
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> NegativeAttentionRun:
-        return NegativeAttentionRun(self, scale, noise)
-
-
 class NegativeAttentionRun(ControlRun):
-    """Negative Attention during one run of a latent ([frames,] H, W)."""
+    """Negative Attention during one run."""
 
     control: NegativeAttention
 
     def __init__(self, control: NegativeAttention, scale: NoiseScale, noise: torch.Tensor):
-        super().__init__(control, scale)
-        self.size, self.strength = tuple(noise.shape[2:]), control.strength
-        self.name, self.text = f"{KEY} negative {control.token}", None
+        super().__init__(control, scale, noise)
+        self.strength, self.text, self.name = control.strength, None, f"{KEY} negative {control.token}"
         if control.mask is not None and len(noise) % len(control.mask):
             raise ValueError(f"The mask holds {len(control.mask)} images but {len(noise)} are sampled; give one mask, or one for each image.")
 
@@ -88,10 +69,6 @@ class NegativeAttentionRun(ControlRun):
     def more_text(self) -> torch.Tensor | None:
         return None if self.strength.neutral else self.text
 
-    @property
-    def acts(self) -> bool:
-        return not self.reached or not self.strength.neutral
-
     def wanted(self, kind: str) -> frozenset:
         return NONE if kind == "self" or self.strength.neutral else self.all_layers
 
@@ -106,7 +83,7 @@ class NegativeAttentionRun(ControlRun):
 
     def _mask(self, call: QKSharing, like: torch.Tensor, before: int) -> torch.Tensor:
         """(images, tokens, 1): the mask at the size of a layer; 0 on those of reference images, some `before`, and of filling."""
-        if call.size is None or not call.covers(self.size):
+        if call.size is None or not call.covers(self.latent):
             raise ValueError(
                 "The mask of Negative Attention cannot act on a conditioning with an area, or beside nodes that change the number of the image's tokens. "
                 "Remove the mask, or the area."
@@ -118,6 +95,22 @@ class NegativeAttentionRun(ControlRun):
         *frames, height, width = size
         mask = mask_tokens(self.control.mask, height, width).repeat(self.images // len(self.control.mask), math.prod(frames), 1)
         return torch.nn.functional.pad(mask, (0, 0, before, like.shape[1] - mask.shape[1] - before)).to(like)
+
+
+@dataclass(frozen=True)
+class NegativeAttention(Control):
+    """The control. `schedules` (sigma, noise axis) -> factor multiply the guiding part of the scale; `mask` (M, H, W) in [0, 1] says where.
+
+    `only_marked`: acts on conditionings with the mark alone; otherwise on all positive ones of a run.
+    """
+
+    node: ClassVar = "Negative Attention"
+    run: ClassVar = NegativeAttentionRun
+    negative: list
+    strength: Strength
+    schedules: tuple[Callable[[float, NoiseScale], float], ...] = ()
+    mask: torch.Tensor | None = None
+    only_marked: bool = False
 
 
 def _network(model) -> dict:

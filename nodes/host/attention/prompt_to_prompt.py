@@ -26,40 +26,14 @@ from .shared_noise import with_shared_noise
 from .unet import blend_places, unet_places
 
 
-@dataclass(frozen=True)
-class PromptToPrompt(Control):
-    """The control: `edits` of the targets on the chosen layers (keys of places), with a local blend or none.
-
-    `rows` says how many branches there are. `times` is how often the conditionings of the source and the targets are repeated.
-    """
-
-    node: ClassVar = "P2P Attention Patch"
-    rows: Rows
-    edits: tuple[Edit, ...]
-    settings: Settings
-    pixels: int  # of a cell of the latent
-    cross_layers: frozenset
-    self_layers: frozenset
-    prompts: PromptEdits
-    times: tuple[int, ...]
-    blend: LocalBlend | None = None
-
-    def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
-        """The same with another local blend; `shape` as of `LocalBlend`."""
-        return replace(self, blend=self.prompts.blend(words, protect, self.times, **shape), history=RunHistory())
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> PromptToPromptRun:
-        return PromptToPromptRun(self, scale, tuple(noise.shape[-2:]))
-
-
 class PromptToPromptRun(ControlRun):
     """Prompt-to-Prompt during one run."""
 
     control: PromptToPrompt
 
-    def __init__(self, control: PromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
-        super().__init__(control, scale)
-        self.rows, self.size = control.rows, size
+    def __init__(self, control: PromptToPrompt, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale, noise)
+        self.rows, self.size = control.rows, self.latent[-2:]
         self.blending = self.earlier = None
         self.begin_anew()
         self.map_layers = self.layers_for_maps() if control.blend else frozenset()
@@ -191,6 +165,30 @@ class PromptToPromptRun(ControlRun):
         """The rows of a branch of a part, and the tokens of the words whose maps make masks."""
         start = self.text_start(branch, tokens)
         return self.branch(branch, first), [[start + column for column in columns] for columns in self.blending.words(branch)]
+
+
+@dataclass(frozen=True)
+class PromptToPrompt(Control):
+    """The control: `edits` of the targets on the chosen layers (keys of places), with a local blend or none.
+
+    `rows` says how many branches there are. `times` is how often the conditionings of the source and the targets are repeated.
+    """
+
+    node: ClassVar = "P2P Attention Patch"
+    run: ClassVar = PromptToPromptRun
+    rows: Rows
+    edits: tuple[Edit, ...]
+    settings: Settings
+    pixels: int  # of a cell of the latent
+    cross_layers: frozenset
+    self_layers: frozenset
+    prompts: PromptEdits
+    times: tuple[int, ...]
+    blend: LocalBlend | None = None
+
+    def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
+        """The same with another local blend; `shape` as of `LocalBlend`."""
+        return replace(self, blend=self.prompts.blend(words, protect, self.times, **shape), history=RunHistory())
 
 
 def batch_latent(model, latent: dict, branches: int) -> tuple[dict, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,33 +30,13 @@ BEST = {  # blocks whose maps are cleanest, by network and number of blocks (arX
 BLUR = 1.0  # of the maps, in tokens
 
 
-@dataclass(frozen=True)
-class DitPromptToPrompt(PromptToPrompt):
-    """The control for a DiT; `lengths` of the texts of the source and the targets, before they were filled up."""
-
-    lengths: tuple[int, ...] = ()
-
-    def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
-        return super().blended(words, protect, **{"blur": BLUR, **shape})
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> DitPromptToPromptRun:
-        return DitPromptToPromptRun(self, scale, tuple(noise.shape[-2:]))
-
-
-def map_blocks(dit: Dit) -> frozenset[int]:
-    """The blocks for masks: those that were measured, else five in the middle."""
-    total = len(dit.places)
-    known = BEST.get((dit.module, total))
-    return frozenset(known or range(max(total // 2 - 2, 0), min(total // 2 + 3, total)))
-
-
 class DitPromptToPromptRun(PromptToPromptRun):
     """Prompt-to-Prompt on a DiT during one run."""
 
     control: DitPromptToPrompt
 
-    def __init__(self, control: DitPromptToPrompt, scale: NoiseScale, size: tuple[int, int]):
-        super().__init__(control, scale, size)
+    def __init__(self, control: DitPromptToPrompt, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale, noise)
         self.length, self.weights_now = max(control.lengths), ()
 
     def layers_for_maps(self) -> frozenset[int]:
@@ -67,8 +48,7 @@ class DitPromptToPromptRun(PromptToPromptRun):
 
     @property
     def acts(self) -> bool:
-        now = self.shared or self.mapped or (self.dit.cross and self.edited) or any(self.weights_now)
-        return bool(now) or not self.reached or len(set(self.control.lengths)) > 1
+        return bool(self.shared or self.mapped or (self.dit.cross and self.edited)) or any(self.weights_now) or len(set(self.control.lengths)) > 1
 
     def text_start(self, branch: int, tokens: int) -> int:
         return self.dit.text_start(self.control.lengths[branch], tokens)
@@ -94,6 +74,24 @@ class DitPromptToPromptRun(PromptToPromptRun):
             return {}
         edit, weights = self.control.edits[branch - 1], self.control.prompts.weights[branch - 1]
         return {c: w for c, w in weights.items() if self.percent in edit.windows.get(c, self.control.settings.cross)}
+
+
+@dataclass(frozen=True)
+class DitPromptToPrompt(PromptToPrompt):
+    """The control for a DiT; `lengths` of the texts of the source and the targets, before they were filled up."""
+
+    run: ClassVar = DitPromptToPromptRun
+    lengths: tuple[int, ...] = ()
+
+    def blended(self, words: str, protect: str, **shape) -> PromptToPrompt:
+        return super().blended(words, protect, **{"blur": BLUR, **shape})
+
+
+def map_blocks(dit: Dit) -> frozenset[int]:
+    """The blocks for masks: those that were measured, else five in the middle."""
+    total = len(dit.places)
+    known = BEST.get((dit.module, total))
+    return frozenset(known or range(max(total // 2 - 2, 0), min(total // 2 + 3, total)))
 
 
 def _explained(dit: Dit, prompts: PromptEdits) -> str:

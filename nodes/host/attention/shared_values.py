@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ....attention.prompt_to_prompt import Rows, Window
 from ..conditionings import marked
 from .hook import NONE, Control, ControlRun, install, network_of
-
-
-@dataclass(frozen=True)
-class SharedValues(Control):
-    """The control: rows of targets gather the source's values in self-attention, or the image's in joint attention, while `window` is open."""
-
-    node = "Inversion Sampler"
-    rows: Rows
-    window: Window
-
-    def begin(self, scale, noise):
-        return SharedValuesRun(self, scale)
 
 
 class SharedValuesRun(ControlRun):
@@ -26,16 +15,22 @@ class SharedValuesRun(ControlRun):
 
     control: SharedValues
 
-    @property
-    def acts(self) -> bool:
-        return not self.reached or self.percent in self.control.window
-
     def wanted(self, kind: str) -> frozenset:
         return self.all_layers if kind != "cross" and self.percent in self.control.window else NONE
 
     def share_qk(self, call, first: int, tokens: int) -> None:
         rows = self.control.rows
         call.value_row[first : first + rows.total] = [first + row for row in rows.source] * (1 + rows.targets)
+
+
+@dataclass(frozen=True)
+class SharedValues(Control):
+    """The control: rows of targets gather the source's values in self-attention, or the image's in joint attention, while `window` is open."""
+
+    node: ClassVar = "Inversion Sampler"
+    run: ClassVar = SharedValuesRun
+    rows: Rows
+    window: Window
 
 
 def with_shared_values(model, positive: list, images: int, branches: int, end: float) -> tuple:

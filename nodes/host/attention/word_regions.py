@@ -48,28 +48,13 @@ class Finding:
     spread: int = 0
 
 
-@dataclass(frozen=True)
-class WordRegions(WordReading):
-    """The control."""
-
-    node: ClassVar = "Word Regions"
-    finding: Finding = Finding()
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        return tuple(self.words[0])
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> WordRegionsRun:
-        return WordRegionsRun(self, scale, tuple(noise.shape[2:]))
-
-
 class WordRegionsRun(WordReadingRun):
     """Word Regions during one run. `masks` (images, phrases, [frames,] H, W) once they are known."""
 
     control: WordRegions
 
-    def __init__(self, control: WordRegions, scale: NoiseScale, latent: tuple[int, ...]):
-        super().__init__(control, scale, latent)
+    def __init__(self, control: WordRegions, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale, noise)
         self.masks: torch.Tensor | None = None
         self.empty: torch.Tensor | None = None
         self.waiting: list[tuple[list[dict], dict]] = []  # (list of the run, conditioning of a region)
@@ -171,6 +156,19 @@ class WordRegionsRun(WordReadingRun):
         self.waiting, self.found = [], 0
         if self.masks is not None:
             self.masks, self.empty = self.masks.cpu(), self.empty.cpu()
+
+
+@dataclass(frozen=True)
+class WordRegions(WordReading):
+    """The control."""
+
+    node: ClassVar = "Word Regions"
+    run: ClassVar = WordRegionsRun
+    finding: Finding = Finding()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return tuple(self.words[0])
 
 
 @dataclass(frozen=True)

@@ -21,31 +21,18 @@ from .dit import check_joint_weights
 from .hook import NONE, Control, ControlRun, install, network_of
 
 
-@dataclass(frozen=True)
-class WordWeights(Control):
-    """The control: an `edit` in which every word attends for itself, so that weights alone act, on the chosen layers (keys of places)."""
-
-    node: ClassVar = "Word Weights"
-    edit: Edit
-    weights: dict[int, float]
-    layers: frozenset
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> WordWeightsRun:
-        return WordWeightsRun(self, scale)
-
-
 class WordWeightsRun(ControlRun):
     """Word weights during one run. Prompt-to-Prompt's edit of each row from the row itself."""
 
     control: WordWeights
 
-    def __init__(self, control: WordWeights, scale: NoiseScale):
-        super().__init__(control, scale)
+    def __init__(self, control: WordWeights, scale: NoiseScale, noise: torch.Tensor):
+        super().__init__(control, scale, noise)
         self.edits = ActiveEdits((control.edit,), control.node, self.cache)
 
     @property
     def acts(self) -> bool:
-        return not self.reached or self.control.edit.acts(self.percent)
+        return bool(self.weighted)
 
     @property
     def weighted(self) -> frozenset:
@@ -69,6 +56,17 @@ class WordWeightsRun(ControlRun):
         for column, weight in self.control.weights.items():
             bias[:, start + column] = math.log(weight) if weight else -math.inf
         return bias
+
+
+@dataclass(frozen=True)
+class WordWeights(Control):
+    """The control: an `edit` in which every word attends for itself, so that weights alone act, on the chosen layers (keys of places)."""
+
+    node: ClassVar = "Word Weights"
+    run: ClassVar = WordWeightsRun
+    edit: Edit
+    weights: dict[int, float]
+    layers: frozenset
 
 
 def prepare(model, clip, text: str, word_weights: str, window: Window, layers: str) -> tuple:

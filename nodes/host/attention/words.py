@@ -14,7 +14,6 @@ from ....attention.maps import Columns
 from ....attention.prompt import Prompt, moved, unknown_word
 from ....attention.word_lists import words_from
 from ....guidance.errors import quoted
-from ..noise_levels import NoiseScale
 from ..prompts import encoded, prompt_of
 from .dit import Dit
 from .hook import NONE, Control, ControlRun
@@ -39,22 +38,14 @@ class WordReading(Control):
 
 
 class WordReadingRun(ControlRun):
-    """The same during one run of a latent ([frames,] H, W). Subclasses say when it `reading_now` is."""
+    """The same during one run. Subclasses say when it `reading_now` is."""
 
     control: WordReading
-
-    def __init__(self, control: WordReading, scale: NoiseScale, latent: tuple[int, ...]):
-        super().__init__(control, scale)
-        self.latent = latent
 
     @property
     def reading_now(self) -> bool:
         """Whether the words are read in this prediction."""
         raise NotImplementedError
-
-    @property
-    def acts(self) -> bool:
-        return not self.reached or self.reading_now
 
     def wanted(self, kind: str) -> frozenset:
         return self.control.layers if kind != "self" and self.reading_now and self.reads else NONE

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
+from typing import ClassVar
 
 import comfy.model_management
 import comfy.sample
@@ -14,7 +15,6 @@ import torch
 
 from ....attention.prompt_to_prompt import Window
 from ....guidance.errors import quoted
-from ....guidance.schedules import NoiseScale
 from ....training.instruct_pix2pix import Draw, PromptPair, draws
 from ..attention.hook import NONE, Control, ControlRun, install
 from ..attention.shared_noise import with_shared_noise
@@ -47,19 +47,6 @@ class Recipe:
     scheduler: str = "normal"
 
 
-@dataclass(frozen=True)
-class Sharing(Control):
-    """A control by which the second of two rows looks, in self-attention, where the first does, while the window is open.
-
-    That is Prompt-to-Prompt as InstructPix2Pix's pairs are made with it: queries and keys alone, with the prompt and without.
-    """
-
-    window: Window
-
-    def begin(self, scale: NoiseScale, noise: torch.Tensor) -> SharedRun:
-        return SharedRun(self, scale)
-
-
 class SharedRun(ControlRun):
     """Sharing during one run."""
 
@@ -73,6 +60,17 @@ class SharedRun(ControlRun):
 
     def share_qk(self, call: UnetCall, first: int, tokens: int) -> None:
         call.source_row[first + 1] = first
+
+
+@dataclass(frozen=True)
+class Sharing(Control):
+    """A control by which the second of two rows looks, in self-attention, where the first does, while the window is open.
+
+    That is Prompt-to-Prompt as InstructPix2Pix's pairs are made with it: queries and keys alone, with the prompt and without.
+    """
+
+    run: ClassVar = SharedRun
+    window: Window
 
 
 def _of_both(clip, pair: PromptPair) -> list:
