@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from controlled_diffusion.guidance.multi_cfg import Channel
-from controlled_diffusion.guidance.schedules import Schedule
+from controlled_diffusion.guidance.schedules import Constant, Schedule
 from controlled_diffusion.nodes.host.attention.dit import dit_of
 from controlled_diffusion.nodes.host.attention.negative_attention import NegativeAttention as Control
 from controlled_diffusion.nodes.host.attention.unet import cross_attentions
@@ -201,7 +201,7 @@ def test_off_is_bit_for_bit_the_plain_model(name):
     model, positive, negative, empty = made(name)
     plain = drawn(model, positive, negative, empty)
     assert patched(model, negative, scale=1.0)[0] is model and patched(model, negative, alpha=0.0)[0] is model
-    never = patched(model, negative, schedule=Schedule(start=1.0))[0]
+    never = patched(model, negative, schedule=Schedule(Constant(0.0)))[0]
     late = patched(model, negative, start_percent=0.9)[0]
     assert torch.equal(drawn(never, positive, negative, empty), plain)
     assert torch.equal(drawn(late, positive, negative, empty, steps=1), drawn(model, positive, negative, empty, steps=1))
