@@ -42,7 +42,7 @@ class Shaping:
             delta = delta + self.apg_momentum * running
         kept = delta
         if self.apg_norm > 0:
-            delta = delta * (self.apg_norm / _norm(delta).clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
+            delta = delta * (self.apg_norm / _dot(delta, delta).sqrt().clamp(min=1e-12)).clamp(max=1.0).to(delta.dtype)
         return (projected(delta, prediction, self.apg_eta) if self.apg_eta != 1.0 else delta), kept
 
     def direction(
@@ -66,10 +66,6 @@ NO_SHAPING = Shaping()
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner product of each sample, in double precision, shaped to broadcast."""
     return (a.double() * b.double()).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
-
-
-def _norm(a: torch.Tensor) -> torch.Tensor:
-    return _dot(a, a).sqrt()
 
 
 def projected(delta: torch.Tensor, along: torch.Tensor, eta: float = 0.0, only_opposing: bool = False) -> torch.Tensor:

@@ -15,15 +15,13 @@ _ALIASES = [
     "edit instruction", "kontext", "qwen image edit",
 ]  # fmt: skip
 _MODEL = "An instruction model: InstructPix2Pix, CosXL Edit, or with reference latents (Flux Kontext, Flux.2, Qwen-Image-Edit, OmniGen2)."
-_TEXT_SCALE = "How strongly the instruction acts (s_T). 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4)."
-_IMAGE_SCALE = "How closely the result keeps to the image (s_I). 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2."
+_SCALES = {
+    "text": "How strongly the instruction acts (s_T). 1 = no guidance, 0 = no instruction. Typical: 5–10 (models made for low cfg: 1–4).",
+    "image": "How closely the result keeps to the image (s_I). 1 = plain cfg (neutral), 0 = not at all. Typical: 1–2.",
+}
 _PREVIOUS = "Channels to which these two are added."
 _MASK = "1 = may change. The latent then holds the image and this mask, so that a sampler keeps the rest. Not connected: all may change."
 _UNCONDITIONAL = "The prompt without the image that the image is compared with. Not connected: the negative without its image."
-
-
-def _scale_input(name: str):
-    return auto_cfg(_TEXT_SCALE if name == "text_scale" else _IMAGE_SCALE, name)
 
 
 def _schedule_input(name: str):
@@ -37,7 +35,7 @@ def _inputs(*names: str) -> list:
         io.Model.Input("model", tooltip=_MODEL),
         io.Conditioning.Input("positive", tooltip="The instruction, such as 'make it snow'."),
         io.Conditioning.Input("negative", tooltip="What the instruction is compared with, usually an empty prompt; it gets the image too."),
-        *(_scale_input(f"{name}_scale") for name in names),
+        *(auto_cfg(_SCALES[name], f"{name}_scale") for name in names),
         fit_input(),
         *optional(
             image_input("The image to edit", unconnected=" Not connected: the one that positive carries."),

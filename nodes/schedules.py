@@ -45,10 +45,6 @@ def _curve_inputs():
     ]
 
 
-def _run_inputs():
-    return [io.Sigmas.Input("sigmas", optional=True, tooltip=_SIGMAS)]
-
-
 _ALPHA = "Factor = (SNR / SNR at the reference) ^ alpha. 0 changes nothing; above 0 guides detail, below 0 layout. Typical: -0.5–0.5."
 _BETA = "Factor = (sigma / sigma at the reference) ^ -beta. 0 changes nothing. Typical: -1–1."
 _SHAPES = {
@@ -58,7 +54,7 @@ _SHAPES = {
     "snr power": (SnrPower, lambda: _power_inputs("alpha", _ALPHA)),
     "sigma power": (SigmaPower, lambda: _power_inputs("beta", _BETA)),
     "curve": (Curve, _curve_inputs),
-    "cfg++": (CfgPlusPlus, _run_inputs),
+    "cfg++": (CfgPlusPlus, lambda: [io.Sigmas.Input("sigmas", optional=True, tooltip=_SIGMAS)]),
 }
 
 

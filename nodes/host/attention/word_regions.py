@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from node_helpers import conditioning_set_values as with_values
 
 from ....attention.call import QKSharing
 from ....attention.layers import chosen
@@ -206,9 +207,9 @@ def prepare(model, clip, task: Task) -> tuple:
     pixels = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
     layers = _layers(**network, text=task.finding.layers.strip())
     control = WordRegions(words, layers, finding=task.finding, scale=pixels, length=whole[0][0].shape[1], **network)
-    positive = marked(_numbered(whole, control, REST), control.token)
+    positive = marked(with_values(whole, {REGION: (control.token, REST)}), control.token)
     for number, conditioning in task.conditionings.items():
-        positive = positive + _numbered(conditioning, control, number)
+        positive = positive + with_values(conditioning, {REGION: (control.token, number)})
     return install(model, control), positive, task.negative and _negatives(task, control)
 
 
@@ -220,17 +221,13 @@ def _layers(places, dit, text: str) -> frozenset:
     return frozenset(p.key for p in blend_places(output or places, (16, 16)))
 
 
-def _numbered(conditioning: list, control: WordRegions, number: int) -> list:
-    return [[features, {**values, REGION: (control.token, number)}] for features, values in conditioning]
-
-
 def _negatives(task: Task, control: WordRegions) -> list:
     """The negative, and where a region's conditioning carries hooks such as a LoRA the same with them in its region."""
-    made = _numbered(task.negative, control, REST)
+    made = with_values(task.negative, {REGION: (control.token, REST)})
     for number, conditioning in task.conditionings.items():
         hooks = next((values["hooks"] for _, values in conditioning if values.get("hooks") is not None), None)
         if hooks is not None:
-            made += [[features, {**values, "hooks": hooks}] for features, values in _numbered(task.negative, control, number)]
+            made += with_values(task.negative, {"hooks": hooks, REGION: (control.token, number)})
     return made
 
 
