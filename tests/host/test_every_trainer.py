@@ -356,7 +356,7 @@ def test_renorm_cfg_fails_validation_and_not_the_training(made):
 
 
 def captured(model, clip):
-    return attention_maps.prepare(model, clip, "a cat", "cat", "all", (0.0, 1.0), 1, None)[0]
+    return attention_maps.prepare(model, clip, "a cat", "cat", "all", 0.0, 1.0, 1, None)[0]
 
 
 def edited(model, clip):

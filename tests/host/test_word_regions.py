@@ -208,7 +208,7 @@ def test_reports_show_the_pass_that_made_the_image(family, sampling):
     model, clip, empty = family
     shown = {}
     for way in (sampling, None):
-        captured, positive = attention_maps.prepare(model, clip, PROMPT, PHRASES, "all", (0.0, 1.0), 1, None)
+        captured, positive = attention_maps.prepare(model, clip, PROMPT, PHRASES, "all", 0.0, 1.0, 1, None)
         if way:
             captured, positive, _ = regional(captured, clip, conditioning=positive, sampling=way)
         guider = MultiCFG(captured, encoded(clip, ""), [Channel(positive, 4.0), Channel(encoded(clip, "a dog"), 3.0, name="dog")])

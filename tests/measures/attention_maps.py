@@ -40,7 +40,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 @torch.inference_mode()
 def captured(studio: Studio, prompt: str, words: list[str], seed: int):
     """(maps, images) of one prompt."""
-    model, positive = attention_maps.prepare(studio.model, studio.clip, prompt, ", ".join(words), "all", (0.0, 1.0), 1, None)
+    model, positive = attention_maps.prepare(studio.model, studio.clip, prompt, ", ".join(words), "all", 0.0, 1.0, 1, None)
     noise = studio.noise(BATCH, seed)
     settings = (model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, studio.prompt(""), torch.zeros_like(noise))
     latent = comfy.sample.sample(*settings, disable_pbar=True, seed=seed)
