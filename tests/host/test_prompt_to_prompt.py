@@ -28,6 +28,7 @@ from controlled_diffusion.nodes.host.noise_levels import noise_scale
 from controlled_diffusion.nodes.host.prompts import encoded
 from controlled_diffusion.nodes.host.run_history import RunHistory
 from controlled_diffusion.nodes.prompt_to_prompt import P2PBlendMask
+from node_helpers import conditioning_set_values
 from torch.profiler import ProfilerActivity, profile
 
 from compare import assert_close
@@ -35,6 +36,7 @@ from host import editing, inversions, tiny, tiny_dits, tiny_text
 from host.editing import ALL, OFF, clip_with_word, control_of, differ, masks_of, sample, shrunk, with_blend
 from host.sampling import cfg_guider, families, sigmas_of, watched, with_options_seen
 from host.test_structure_channels import DEEP, control_net
+from host.tiny_editors import instruct_pix2pix
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SOURCE, SWAP, LONG = "a red circle", "a blue circle", "a red circle, " * 30
@@ -713,3 +715,14 @@ def test_every_branch_has_the_noise_mask_of_the_source(samples, mask):
     model = tiny.unet("eps", **tiny.ONE_LEVEL) if len(samples) == 4 else tiny_dits.dit("wan")
     own, found = (prepare_mask(x["noise_mask"], x["samples"].shape, "cpu") for x in (given, batch_latent(model, given, 3)[0]))
     assert_close(found, torch.cat([own] * 3))
+
+
+def test_every_branch_is_shown_all_images_in_their_order(clip):
+    """Beside the noise, as models for inpainting and instructions take them."""
+    seen, images = [], torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = watched(instruct_pix2pix(), lambda args: seen.append(args["c"]["c_concat"]))
+    patched, *conditionings, latent, _ = patch(model, clip, images=2)
+    shown = [conditioning_set_values(c, {"concat_latent_image": images}) for c in conditionings]
+    sample(patched, *shown, latent, steps=1)
+    assert_close(torch.cat(seen), torch.cat([images] * 4))
+    assert all(torch.equal(c[0][1]["concat_latent_image"], images) for c in shown)

@@ -92,6 +92,9 @@ class ControlRun(RunState):
         """Converted conditionings that join those of the run, so that ComfyUI prepares them too."""
         return {}
 
+    def prepare(self, conds: dict[str, list[dict]]) -> None:
+        """May change the conditionings of a run before ComfyUI prepares them."""
+
     def sampler(self, sampler, noise: torch.Tensor, sigmas: torch.Tensor, seed: int | None, device: torch.device):
         """The sampler to use instead of the user's."""
         return sampler
@@ -184,6 +187,7 @@ def _begin(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, ca
     runs = options[KEY] = tuple(control.run(control, scale, noise) for control in controls)
     guider.conds |= {name: listed for run in runs for name, listed in run.conditionings.items()}
     for control, run in zip(controls, runs):
+        run.prepare(guider.conds)
         for earlier in control.history.before(noise, latent_image, sigmas)[-1:]:
             run.follow(earlier, device)
         sample = partial(control.history.sample, run, guider.model_patcher, sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 import comfy.sample
@@ -24,6 +25,8 @@ from ..run_history import RunHistory
 from .hook import NONE, Control, ControlRun, controls_of, install
 from .shared_noise import with_shared_noise
 from .unet import blend_places, unet_places
+
+SHOWN = ("concat_latent_image", "concat_mask")  # of conditionings for inpainting and instruction models
 
 
 class PromptToPromptRun(ControlRun):
@@ -49,6 +52,13 @@ class PromptToPromptRun(ControlRun):
     def layers_for_maps(self) -> frozenset:
         """The keys of the layers whose maps make masks."""
         return frozenset(p.key for p in blend_places(self.control.places, self.size))
+
+    def prepare(self, conds):
+        """Of images that the network is shown beside the noise, one for each of the source's, every branch gets all in their order; ComfyUI
+        would give each image to neighboring rows."""
+        for given in chain(*conds.values()):
+            shown = {k: given[k] for k in SHOWN if torch.is_tensor(given.get(k)) and 1 < len(given[k]) == self.rows.images}
+            given |= {k: t.repeat(1 + self.rows.targets, *[1] * (t.ndim - 1)) for k, t in shown.items()}
 
     def sampler(self, sampler, noise, sigmas, seed, device):
         first = noise[: self.rows.images].to(device, torch.float32)
