@@ -115,16 +115,19 @@ def test_going_on_keeps_the_first_steps(family):
     assert same == {"go on": [True, True, True, False], "restart": [False] * 4}
 
 
+@pytest.mark.parametrize("span", [None, (0.3, 1.0)])
 @eps
-def test_a_region_has_its_lora_and_the_negative_too(family):
+def test_a_region_has_its_lora_and_the_negative_too(family, span):
+    """The negative in the same part of the sampling as the region's conditioning."""
     model, clip, empty = family
     hooks = comfy.hooks.create_hook_lora(tiny.lora(model), 1.0, 0.0)
-    region = comfy.hooks.set_hooks_for_conditioning(encoded(clip, "a dog"), hooks)
+    region = comfy.hooks.set_timesteps_for_conditioning(comfy.hooks.set_hooks_for_conditioning(encoded(clip, "a dog"), hooks), span)
     patched, positive, negative = regional(model, clip, region, negative=encoded(clip, ""))
     made = drawn(patched, positive, negative, empty)
     mask = last_run(patched, Control).masks[:, 0]
     sides = (encoded(clip, "a dog"), encoded(clip, PROMPT)), (encoded(clip, ""), encoded(clip, ""))
     by_hand = [with_mask(comfy.hooks.set_hooks_for_conditioning(own, hooks), mask) for own, _ in sides]
+    by_hand = [comfy.hooks.set_timesteps_for_conditioning(own, span) for own in by_hand]
     lists = [with_default(own, whole) for own, (_, whole) in zip(by_hand, sides)]
     assert_close(made, drawn(model, *lists, empty), atol=1e-5, rtol=1e-5)
     patched, positive, _ = regional(model, clip, region)

@@ -29,6 +29,7 @@ from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 REGION = "controlled_diffusion.word_region"  # of conditionings: (token of the control, number of the phrase or REST)
 REST = -1
+SHARED = ("hooks", "start_percent", "end_percent")  # what a region's negative has of its conditioning
 NEAR = 0.002  # percent of the sampling by which a step may be early
 COLORS = torch.tensor([(230, 80, 60), (60, 130, 230), (90, 190, 90), (235, 180, 50), (170, 90, 210), (60, 190, 200), (230, 130, 180), (140, 110, 80)]) / 255
 TILE = 192  # pixels of a mask's longer side
@@ -222,13 +223,22 @@ def _layers(places, dit, text: str) -> frozenset:
 
 
 def _negatives(task: Task, control: WordRegions) -> list:
-    """The negative, and where a region's conditioning carries hooks such as a LoRA the same with them in its region."""
+    """The negative, and where a region's conditioning carries hooks such as a LoRA the same with them, in its region and part of the sampling."""
     made = with_values(task.negative, {REGION: (control.token, REST)})
     for number, conditioning in task.conditionings.items():
-        hooks = next((values["hooks"] for _, values in conditioning if values.get("hooks") is not None), None)
-        if hooks is not None:
-            made += with_values(task.negative, {"hooks": hooks, REGION: (control.token, number)})
+        for shared in _shared(conditioning):
+            made += with_values(task.negative, {**shared, REGION: (control.token, number)})
     return made
+
+
+def _shared(conditioning: list) -> list[dict]:
+    """What the parts of a region's conditioning that carry hooks share with its negative, each once."""
+    found = []
+    for _, values in conditioning:
+        shared = {name: values[name] for name in SHARED if name in values}
+        if values.get("hooks") is not None and shared not in found:
+            found.append(shared)
+    return found
 
 
 def run_with(source, latent: dict) -> WordRegionsRun:
