@@ -254,7 +254,7 @@ def measure(options) -> None:
     scores, asked = Counter(), Counter()
     for verdict in verdicts:
         scores.update(fact for fact, holds in verdict.items() if holds)
-        asked.update(verdict)
+        asked.update(verdict.keys())
     say(table(scores, asked, options.count))
     say("things alone: " + ", ".join(by_thing(captions, verdicts)))
     if options.output:
