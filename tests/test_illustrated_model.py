@@ -5,8 +5,8 @@ import pytest
 import torch
 from controlled_diffusion.training.demo.illustrated_captions import Caption, Claim, random_caption
 
-from demo import illustrated_model
 from demo import illustrated_recipe as recipe
+from demo import illustrated_studio as studio
 from demo import model as demo_model
 from demo.muon import MuonLoop
 
@@ -124,4 +124,4 @@ def test_things_alone_are_counted_worst_first():
 
     captions = [one("cat"), one("dog"), one("cat"), one("cat", "dog"), Caption("")]
     verdicts = [{"thing": True}, {"thing": False}, {"thing": False}, {"both things": True}, {"ground": True}]
-    assert illustrated_model.by_thing(captions, verdicts) == ["dog 0 of 1", "cat 1 of 2"]
+    assert studio.by_thing(captions, verdicts) == ["dog 0 of 1", "cat 1 of 2"]

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
-from controlled_diffusion.training.demo.illustrated_captions import Caption
 from controlled_diffusion.training.loop import Loop, progress, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -236,15 +235,6 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
     return "\n".join([*head, *rows, ""])
 
 
-def by_thing(captions: list[Caption], verdicts: list[dict[str, bool]]) -> list[str]:
-    """How often each thing was right in the images of it alone, the worst first."""
-    alone: dict[str, list[bool]] = {}
-    for caption, verdict in zip(captions, verdicts):
-        if "thing" in verdict:
-            alone.setdefault(caption.claims[0].name, []).append(verdict["thing"])
-    return [f"{name} {sum(right)} of {len(right)}" for name, right in sorted(alone.items(), key=lambda item: sum(item[1]) / len(item[1]))]
-
-
 def measure(options) -> None:
     """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
     captions, artist, images = studio.held_out(options.count), Studio(weights_file(options), recipe_of.LATENT), []
@@ -256,7 +246,7 @@ def measure(options) -> None:
         scores.update(fact for fact, holds in verdict.items() if holds)
         asked.update(verdict.keys())
     say(table(scores, asked, options.count))
-    say("things alone: " + ", ".join(by_thing(captions, verdicts)))
+    say("things alone: " + ", ".join(studio.by_thing(captions, verdicts)))
     if options.output:
         wrong = tuple(i for i, verdict in enumerate(verdicts) if not all(verdict.values()))
         studio.draw_sheet(images, [caption.text for caption in captions], options.output, wrong=wrong)

@@ -21,6 +21,15 @@ def held_out(count: int) -> list[Caption]:
     return [random_caption(recipe.scene(i, HELD_OUT), np.random.default_rng((HELD_OUT, i, 1))) for i in range(count)]
 
 
+def by_thing(captions: list[Caption], verdicts: list[dict[str, bool]]) -> list[str]:
+    """How often each thing was right in the images of it alone, the worst first."""
+    alone: dict[str, list[bool]] = {}
+    for caption, verdict in zip(captions, verdicts):
+        if "thing" in verdict:
+            alone.setdefault(caption.claims[0].name, []).append(verdict["thing"])
+    return [f"{name} {sum(right)} of {len(right)}" for name, right in sorted(alone.items(), key=lambda item: sum(item[1]) / len(item[1]))]
+
+
 @torch.inference_mode()
 def reconstruct(autoencoder, count: int, batch: int = 8) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """PSNR in dB of `count` held-out scenes through encoder and decoder; their images and reconstructions, (N, 3, 192, 192) in [0, 1]."""
