@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Reader(nn.Module):
-    """Images (B, 3, 192, 192) in [0, 1] to logits: cells (B, 30, 48, 48), colors (B, 7, 48, 48), ground (B, 10) and style (B, 5)."""
+    """Images (B, 3, 192, 192) in [0, 1] to logits: cells (B, 27, 48, 48), colors (B, 7, 48, 48), ground (B, 10) and style (B, 4)."""
 
     def __init__(self, widths: tuple[int, ...] = (48, 96, 144, 192)):
         super().__init__()
@@ -226,7 +226,7 @@ def _place(mask: np.ndarray) -> str:
 
 
 def _seen(region: np.ndarray, cells: np.ndarray, colors: np.ndarray) -> Seen:
-    """What a region of cells, bool (48, 48), shows; `cells` (30, 48, 48) and `colors` (7, 48, 48) are probabilities."""
+    """What a region of cells, bool (48, 48), shows; `cells` (27, 48, 48) and `colors` (7, 48, 48) are probabilities."""
     of_classes = cells[1:, region].mean(1)
     best = int(of_classes.argmax())
     name = THINGS[best] if best < len(THINGS) and of_classes[best] > SURE else "unknown"

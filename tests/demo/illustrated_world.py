@@ -34,7 +34,7 @@ UNCOLORED = "pencil drawing"
 LIFT = (18, 40)  # pixels by which what flies is above its floor
 ALIKE = 4  # singles in a row with the same look, two and two on the same ground
 STYLE_NOUNS = {
-    "cartoon": "a cartoon", "3d": "a 3d render", "watercolor": "a watercolor", "pixel art": "pixel art", "pencil drawing": "a pencil drawing",
+    "cartoon": "a cartoon", "3d": "a 3d render", "watercolor": "a watercolor", "pencil drawing": "a pencil drawing",
 }  # fmt: skip
 
 

@@ -23,10 +23,9 @@ STYLE_WORDS = {  # before and after the rest of the caption
     "cartoon": ("a cartoon of", "cartoon style"),
     "3d": ("a 3d render of", "3d render"),
     "watercolor": ("a watercolor of", "watercolor"),
-    "pixel art": ("pixel art of", "pixel art"),
     "pencil drawing": ("a pencil drawing of", "pencil drawing"),
 }
-STYLE_NAMED = {"cartoon": 0.3, "3d": 0.95, "watercolor": 0.98, "pixel art": 0.98, "pencil drawing": 0.98}
+STYLE_NAMED = {"cartoon": 0.3, "3d": 0.95, "watercolor": 0.98, "pencil drawing": 0.98}
 PLACE_WORDS = {
     "left": ("on the left", "at the left"),
     "middle": ("in the middle", "in the center"),

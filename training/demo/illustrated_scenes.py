@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .illustrated_drawings import COLORABLE, COLORS, OTHER_POSE, THINGS
 from .illustrated_grounds import FLOOR, GROUNDS, SIZE, Rng
 
-STYLES = {"cartoon": 0.46, "3d": 0.18, "watercolor": 0.13, "pixel art": 0.11, "pencil drawing": 0.12}
+STYLES = {"cartoon": 0.5, "3d": 0.2, "watercolor": 0.15, "pencil drawing": 0.15}
 SPANS = {"small": (80, 92), "normal": (106, 118), "large": (136, 148)}  # longest side of one thing, pixels
 PAIR_SPANS = {"small": (66, 74), "normal": (84, 92)}
 PLACES = {"left": (0.28, 0.33), "middle": (0.47, 0.53), "right": (0.67, 0.72)}  # center of a thing as a share of the width

@@ -1,4 +1,4 @@
-"""Turns a painted scene of the illustrated world into a watercolor, pixel art or a pencil drawing."""
+"""Turns a painted scene of the illustrated world into a watercolor or a pencil drawing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from PIL import Image, ImageFilter
 
 from .illustrated_grounds import SIZE, Rng, smooth_noise
 
-PIXEL = 4  # side of a block of pixel art; divides the 8 pixels of a latent
 _PAPER = np.asarray((250, 248, 242), np.float32)
 
 
@@ -30,13 +29,6 @@ def watercolor(image: np.ndarray, rng: Rng) -> np.ndarray:
     return _PAPER + share * (np.asarray(soft, np.float32) - _PAPER)
 
 
-def pixel_art(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Square blocks of few colors."""
-    blocks = np.asarray(_as_image(image).reduce(PIXEL), np.float32)
-    blocks = np.round((1.15 * (blocks - 128) + 128) / 32) * 32
-    return blocks.repeat(PIXEL, 0).repeat(PIXEL, 1)
-
-
 def pencil_drawing(image: np.ndarray, rng: Rng) -> np.ndarray:
     """Gray outlines wherever colors change, and soft shading, on paper."""
     colors = _as_image(image).filter(ImageFilter.MedianFilter(3))
@@ -48,4 +40,4 @@ def pencil_drawing(image: np.ndarray, rng: Rng) -> np.ndarray:
     return _PAPER * (lines * shade)[..., None]
 
 
-FILTERS = {"watercolor": watercolor, "pixel art": pixel_art, "pencil drawing": pencil_drawing}
+FILTERS = {"watercolor": watercolor, "pencil drawing": pencil_drawing}
