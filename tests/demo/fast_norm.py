@@ -1,8 +1,13 @@
-"""Group normalization that trains about five times as fast as torch's in bfloat16 on a CPU, where that takes a fifth of a step."""
+"""Group normalization that trains several times as fast as torch's in bfloat16 on a CPU, where that takes a fifth of a step."""
 
 from functools import partial
 
 import torch
+
+
+def _summed(pixels: torch.Tensor, height: int) -> torch.Tensor:
+    """Sums (B, C), float32, over the pixels (B, H * W, C) of each channel: by rows in the dtype of the pixels, which takes no copy of them."""
+    return pixels.unflatten(1, (height, -1)).sum(2).sum(1, dtype=torch.float32)
 
 
 def _per_channel(of_groups: torch.Tensor, width: int) -> torch.Tensor:
@@ -11,15 +16,14 @@ def _per_channel(of_groups: torch.Tensor, width: int) -> torch.Tensor:
 
 
 class GroupNorm(torch.autograd.Function):
-    """torch.nn.functional.group_norm of (B, C, H, W) in channels_last; statistics in float32, elementwise steps in the dtype of the input."""
+    """torch.nn.functional.group_norm of (B, C, H, W) in channels_last; statistics of rows in the dtype of the input, all else of them in float32."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups: int, eps: float):
         batch, channels, height, width = x.shape
         share, pixels = channels // groups, x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         count = height * width * share
-        total = pixels.sum(1, dtype=torch.float32).view(batch, groups, -1).sum(2)
-        squares = torch.linalg.vector_norm(pixels, dim=1, dtype=torch.float32).square().view(batch, groups, -1).sum(2)
+        total, squares = (_summed(part, height).view(batch, groups, -1).sum(2) for part in (pixels, pixels * pixels))
         mean = total / count
         scale = ((squares / count - mean * mean).clamp(min=0) + eps).rsqrt()
         mean, scale = _per_channel(mean, share), _per_channel(scale, share)
@@ -36,8 +40,8 @@ class GroupNorm(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         share, dtype = channels // ctx.groups, pixels.dtype
         out = gradient.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        of_bias = out.sum(1, dtype=torch.float32)
-        of_weight = ((out * pixels).sum(1, dtype=torch.float32) - mean * of_bias) * scale
+        of_bias = _summed(out, height)
+        of_weight = (_summed(out * pixels, height) - mean * of_bias) * scale
         shift, slope = (_mean_of_groups(part * weight, ctx.groups, height * width * share, share) for part in (of_bias, of_weight))
         first, second = scale * weight, -scale * scale * slope
         third = -scale * shift - mean * second

@@ -49,8 +49,8 @@ class Recipe:
     autoencoder_scenes: int = 4  # a step, two crops of each
     easy_scenes: int = 2000
     easy_steps: int = 600
-    growth: tuple[tuple[int, int], ...] = ((2000, 600), (5000, 1800), (10_000, 4000), (20_000, 17_000))
-    denoiser_steps: int = 17_000
+    growth: tuple[tuple[int, int], ...] = ((2000, 600), (5000, 1800), (10_000, 4000), (20_000, 15_000))
+    denoiser_steps: int = 15_000
     denoiser_rate: float = 1.3e-3
     batch: int = 32
     decoder_steps: int = 3000  # of the decoder alone, at the end
