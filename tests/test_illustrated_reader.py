@@ -88,7 +88,7 @@ def test_perfect_maps_read_true():
 def test_network_shapes():
     cells, colors, ground, style = reader.new_reader()(torch.rand(2, 3, 192, 192))
     assert cells.shape == (2, reader.UNKNOWN + 1, 48, 48) and colors.shape == (2, 7, 48, 48)
-    assert ground.shape == (2, 10) and style.shape == (2, 5)
+    assert ground.shape == (2, 10) and style.shape == (2, len(reader.STYLES))
 
 
 @needs_weights
