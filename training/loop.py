@@ -219,7 +219,7 @@ class Loop:
             self.continued = facts.continued or self.done < self.steps
             self._fill({k: file.get_tensor(f"weight/{k}") for k in self.parameters})
             source = "average/" if any(n.startswith("average/") for n in file.keys()) else "weight/"
-            self.averages = {k: file.get_tensor(source + k).to(self.parameters[k].device) for k in self.averages}
+            self.averages = {k: file.get_tensor(source + k).to(self.parameters[k]) for k in self.averages}
             curve = enumerate(file.get_tensor("curve/losses").tolist(), 1)
             self.history = [Step(i, self.steps, loss, rate) for i, (loss, rate) in curve]
             for name, key in (n.split("/", 1) for n in file.keys() if not n.startswith(("weight/", "average/", "curve/"))):
