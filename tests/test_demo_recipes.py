@@ -213,3 +213,62 @@ def test_words_for_a_look_are_as_many_for_every_scene(world):
     scenes = [world.single(i, ip_adapter.SEED) for i in range(60)]
     found = ip_adapter.told(world, scenes, tokens(), lambda ids: ids[..., None].float())
     assert found.shape == (60, sum(world.slots), 1) and (found != tokens().end).all() and (found != tokens().start).all()
+
+
+@WORLDS
+def test_patches_show_thing_or_ground_by_the_majority_of_their_pixels(world):
+    side, size = world.vision_config["image_size"], world.vision_config["patch_size"]
+    masks = torch.zeros(2, 1, side, side)
+    masks[0, 0, :size, : 2 * size] = 1  # the first two patches
+    masks[0, 0, size : 2 * size, : size // 2 + 1] = 1  # most of one more
+    masks[1, 0, :size, : size // 2 - 1] = 1  # too little of one
+    truth = ip_adapter.labels(world, [world.single(i, ip_adapter.SEED) for i in (0, 4)])
+    row, facts = side // size, list(world.facts)
+    for fact, classes in ip_adapter.patch_truth(world, masks, truth).items():
+        own, absent = truth[:, facts.index(fact), None], len(world.facts[fact])
+        on = torch.zeros(2, row**2, dtype=torch.bool)
+        on[0, [0, 1, row]] = True
+        assert (classes == torch.where(on if fact in world.on_thing else ~on, own, absent)).all()
+    assert set(world.on_thing) | set(world.on_ground) < set(facts)
+
+
+@WORLDS
+def test_patch_loss_is_small_where_every_patch_says_what_it_shows(world):
+    heads = {k: v.detach() for k, v in ip_adapter.new_patch_heads(world).items()}
+    truth = {k: torch.randint(len(v), (2, 9), generator=torch.Generator().manual_seed(1)) for k, v in heads.items()}
+    (fact, head), *_ = heads.items()
+    tokens = 100 * torch.nn.functional.normalize(head, dim=1)[truth[fact]]
+    right = ip_adapter.patch_loss(tokens, heads, {fact: truth[fact]})
+    wrong = ip_adapter.patch_loss(tokens, heads, {fact: (truth[fact] + 1) % len(head)})
+    assert right < 0.1 and wrong > 10 and ip_adapter.patch_loss(0 * tokens, heads, truth) > 1
+
+
+def test_masks_move_with_the_images_of_a_batch():
+    """A network that reads the thing's mask out of the image itself has no loss left, so masks are mirrored and moved alike."""
+    side, size = (ILLUSTRATED.vision_config[k] for k in ("image_size", "patch_size"))
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(rng.random((6, 1, side, side)) < 0.5).float().cumsum(-1).gt(side / 4).float()
+    truth = ip_adapter.labels(ILLUSTRATED, [ILLUSTRATED.single(i, ip_adapter.SEED) for i in range(6)])
+    truth[:] = truth[:1]  # one look, so that a patch says all by being covered or not
+    answers = [ip_adapter.patch_truth(ILLUSTRATED, torch.full((1, 1, size, size), v), truth[:1]) for v in (0.0, 1.0)]
+    heads = {k: torch.zeros_like(v) for k, v in ip_adapter.new_patch_heads(ILLUSTRATED).items()}
+    for fact, head in heads.items():
+        for covered, answer in enumerate(answers):
+            head[int(answer[fact]), covered] = 100
+    nothing = torch.nn.Parameter(torch.zeros(1))
+    loop = Loop({"a": nothing}, steps=3, learning_rate=1.0)
+
+    def see(pixels):
+        covered = torch.nn.functional.avg_pool2d(pixels[:, :1], size).flatten(1) >= 0.5
+        return nothing.expand(len(pixels), 1), torch.nn.functional.one_hot(covered.long(), head.shape[1]).float() + 0 * nothing
+
+    whole = {k: torch.zeros(len(v), 1) for k, v in ILLUSTRATED.facts.items()}
+    even = ip_adapter.naming_loss(torch.zeros(6, 1), whole, truth)
+    patches = ip_adapter.Patches(masks, heads, 1.0)
+    run = ip_adapter.train_encoder(ILLUSTRATED, see, whole, masks.expand(-1, 3, -1, -1), truth, loop, batch=6, patches=patches)
+    assert all(abs(step.loss - even) < 1e-3 for step in run)
+
+
+def test_only_the_illustrated_encoder_learns_patches():
+    """The shapes' encoder stays as its file has it."""
+    assert [bool(world.plans["encoder"].settings.get("patches")) for world in (SHAPES, ILLUSTRATED)] == [False, True]

@@ -109,6 +109,8 @@ class World(ABC):
     state: Path  # folder of the resumable states
     labels: dict[str, tuple[str, ...]]  # of the noisy classifier, by fact
     facts: dict[str, tuple[str, ...]]  # what the image encoder learns to tell
+    on_thing: tuple[str, ...]  # those of `facts` that a patch of a thing shows
+    on_ground: tuple[str, ...]  # and those that any other patch shows
     slots: tuple[int, ...]  # how many tokens of each part of `spoken` the adapter begins with
     kinds: tuple[str, ...]  # of edits
     variants: int

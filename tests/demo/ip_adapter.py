@@ -1,7 +1,7 @@
 """An IP-Adapter of a demo model, and the small image encoder through which it sees (arXiv 2308.06721).
 
-The encoder is ComfyUI's CLIP Vision network at a small size. It learns to name the one thing of a scene; then it is frozen, as
-the denoiser is, and the adapter learns to draw that thing. The reference shows it in another scene, which is the same only in what the
+The encoder is ComfyUI's CLIP Vision network at a small size. It learns to name the one thing of a scene, and in some worlds also what
+each patch shows; then it is frozen, as the denoiser is, and the adapter learns to draw that thing. The reference shows it in another scene, which is the same only in what the
 image has to carry beside the caption (`carried` of the world). So the image carries the look of the thing, and the text keeps the rest.
 """
 
@@ -27,11 +27,20 @@ def labels(world: World, scenes: Sequence) -> torch.Tensor:
     return torch.tensor([[options.index(fact) for fact, options in zip(world.facts_of(s), world.facts.values())] for s in scenes])
 
 
+def _heads(sizes: dict[str, int], width: int, seed: int) -> dict[str, torch.nn.Parameter]:
+    draw = torch.Generator().manual_seed(seed)
+    return {k: torch.nn.Parameter(torch.randn(n, width, generator=draw) / width**0.5) for k, n in sizes.items()}
+
+
 def new_heads(world: World) -> dict[str, torch.nn.Parameter]:
     """One linear reading of the embedding for each fact; only used in training."""
-    width = world.vision_config["projection_dim"]
-    draw = torch.Generator().manual_seed(SEED)
-    return {k: torch.nn.Parameter(torch.randn(len(v), width, generator=draw) / width**0.5) for k, v in world.facts.items()}
+    return _heads({k: len(v) for k, v in world.facts.items()}, world.vision_config["projection_dim"], SEED)
+
+
+def new_patch_heads(world: World) -> dict[str, torch.nn.Parameter]:
+    """The same of a patch's token, for each fact that a patch shows; the last class is a patch that does not show it."""
+    sizes = {k: len(world.facts[k]) + 1 for k in (*world.on_thing, *world.on_ground)}
+    return _heads(sizes, world.vision_config["hidden_size"], SEED + 1)
 
 
 def naming_loss(embeds: torch.Tensor, heads: dict[str, torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
@@ -39,20 +48,55 @@ def naming_loss(embeds: torch.Tensor, heads: dict[str, torch.Tensor], truth: tor
     return sum(F.cross_entropy(embeds @ head.T, truth[:, i]) for i, head in enumerate(heads.values())) / len(heads)
 
 
+@dataclass(frozen=True)
+class Patches:
+    """What the encoder learns of each patch: where the thing of an image is, (N, 1, h, w) as shares of a pixel, the heads of
+    `new_patch_heads`, and the weight of their loss beside that of the whole image."""
+
+    masks: torch.Tensor
+    heads: dict[str, torch.Tensor]
+    weight: float
+
+
+def patch_truth(world: World, masks: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The class of each patch, by the majority of its pixels: `masks` (B, 1, h, w), `truth` (B, facts) to int (B, patches) a fact."""
+    covered = F.avg_pool2d(masks, world.vision_config["patch_size"]).flatten(1) >= 0.5
+    found = {}
+    for i, (fact, options) in enumerate(world.facts.items()):
+        if fact in world.on_thing or fact in world.on_ground:
+            found[fact] = torch.where(covered == (fact in world.on_thing), truth[:, i, None], len(options))
+    return found
+
+
+def patch_loss(tokens: torch.Tensor, heads: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy over facts and patches; `tokens` (B, patches, W)."""
+    return sum(F.cross_entropy((tokens @ heads[k].T).flatten(0, 1), classes.flatten()) for k, classes in truth.items()) / len(truth)
+
+
 def train_encoder(
-    embed: Callable, heads: dict[str, torch.Tensor], images: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int
+    world: World, see: Callable, heads: dict[str, torch.Tensor], images: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int,
+    patches: Patches | None = None,
 ) -> Iterator[Step]:
-    """`embed(pixels) -> (B, F)`; `images` (N, 3, h, w) as the encoder takes them, mirrored at random (every look is symmetric) and moved
-    by up to `SHIFT` pixels, a batch as one."""
+    """`see(pixels) -> embeddings (B, F), tokens of patches (B, patches, W)`; `images` (N, 3, h, w) as the encoder takes them, mirrored at
+    random (every look is symmetric) and moved by up to `SHIFT` pixels, a batch as one."""
 
     def loss_of(index):
         rng = np.random.default_rng((SEED, index))
         picks = torch.from_numpy(rng.integers(len(images), size=batch))
         mirrored = torch.from_numpy(rng.random(batch) < 0.5).view(-1, 1, 1, 1)
-        seen = images[picks].float().roll(tuple(rng.integers(-SHIFT, SHIFT + 1, size=2).tolist()), (-2, -1))
-        return naming_loss(embed(torch.where(mirrored, seen.flip(-1), seen)), heads, truth[picks])
+        shift = tuple(rng.integers(-SHIFT, SHIFT + 1, size=2).tolist())
 
-    return loop.run(loss_of)
+        def moved(maps):
+            maps = maps[picks].float().roll(shift, (-2, -1))
+            return torch.where(mirrored, maps.flip(-1), maps)
+
+        embeds, tokens = see(moved(images))
+        loss = naming_loss(embeds, heads, truth[picks])
+        if patches is None:
+            return loss
+        return loss + patches.weight * patch_loss(tokens, patches.heads, patch_truth(world, moved(patches.masks), truth[picks]))
+
+    return loop.run(loss_of)  # fmt: skip
 
 
 def told(world: World, scenes: Sequence, tokens: demo_model.Tokens, encode_text: Callable) -> torch.Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 
 import comfy.clip_model
 import comfy.ops
+import numpy as np
 import torch
 from controlled_diffusion.attention.ip_adapter import decoupled
 from controlled_diffusion.nodes.host.attention import ip_adapter
@@ -18,7 +19,7 @@ from controlled_diffusion.training.loop import saving
 
 from demo import ip_adapter as recipe
 from demo import model as demo_model
-from demo.any_world import World
+from demo.any_world import World, in_one
 from demo.make_model import (
     OVERRIDE,
     as_denoised,
@@ -56,6 +57,17 @@ def encoder_pixels(world: World) -> torch.Tensor:
     return made_once(world.state / "ip_adapter_pixels.safetensors", world.singles, 50, make)["pixels"]
 
 
+def encoder_masks(world: World) -> torch.Tensor:
+    """Where the thing is in what `encoder_pixels` shows, (N, 1, H, W) as shares of a pixel, made once."""
+    side = world.vision_config["image_size"]
+
+    def make(numbers: range) -> dict[str, torch.Tensor]:
+        masks = np.stack([in_one(world.masks(world.single(i, recipe.SEED)), world.size) for i in numbers])
+        return {"masks": torch.nn.functional.interpolate(torch.from_numpy(masks)[:, None].float(), side, mode="area")}
+
+    return made_once(world.state / "ip_adapter_masks.safetensors", world.singles, 50, make)["masks"]
+
+
 def target_latents(autoencoder, world: World) -> torch.Tensor:
     """Latents (N, 4, h, w) of the scenes of one thing that the adapter learns to draw, encoded once."""
 
@@ -71,9 +83,15 @@ def new_encoder(world: World) -> torch.nn.Module:
     return noisy_classifier.initialize(made, recipe.SEED)
 
 
+def seen(encoder, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The embeddings (N, F) of ComfyUI's network, and its last tokens of patches (N, patches, W)."""
+    tokens, _, embeds, _ = encoder(pixel_values=pixels, intermediate_output=-2)
+    return embeds, tokens[:, 1:]
+
+
 def embedded(encoder, pixels: torch.Tensor) -> torch.Tensor:
-    """The embeddings (N, F) of ComfyUI's network."""
-    return encoder(pixel_values=pixels, intermediate_output=-2)[2]
+    """The embeddings alone."""
+    return seen(encoder, pixels)[0]
 
 
 def naming_share(world: World, encoder, heads, seed: int = recipe.SEED + 1000) -> dict[str, float]:
@@ -89,13 +107,17 @@ def train_encoder(world: World, pixels: torch.Tensor) -> torch.nn.Module:
     """The trained encoder; trains it first where its state is not complete."""
     encoder, heads, plan = new_encoder(world), recipe.new_heads(world), world.plans["encoder"]
     parameters, readings = parameters_of(vision=encoder), {f"head.{k}": v for k, v in heads.items()}
+    patches = None
+    if weight := plan.settings.get("patches"):
+        patches = recipe.Patches(encoder_masks(world), recipe.new_patch_heads(world), weight)
+        readings |= {f"patch_head.{k}": v for k, v in patches.heads.items()}
     matrices, state = demo_model.matrices_of(parameters), world.state / "ip_adapter_encoder.safetensors"
     loop = MuonLoop(parameters | readings, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
     say(f"encoder: {loop.done} of {plan.steps} steps done")
     truth = recipe.labels(world, [world.single(i, recipe.SEED) for i in range(len(pixels))])
     with mutations_allowed(encoder.parameters):  # ComfyUI's network adds in place
-        run = recipe.train_encoder(partial(embedded, encoder), heads, pixels, truth, loop, batch=plan.batch)
+        run = recipe.train_encoder(world, partial(seen, encoder), heads, pixels, truth, loop, batch=plan.batch, patches=patches)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
     encoder.load_state_dict(restored(quantized(encoder.state_dict())))  # as the file will have it

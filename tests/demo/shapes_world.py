@@ -153,6 +153,8 @@ SHAPES = Shapes(
         "background": tuple(f"{b} background" for b in world.BACKGROUNDS),
     },
     facts={**LOOKS, "background": tuple(world.BACKGROUNDS), "size": tuple(world.RADII)},
+    on_thing=("shape", "color"),
+    on_ground=("background",),
     slots=(3,),
     kinds=("color", "shape", "remove"),
     variants=4,
