@@ -1,10 +1,16 @@
-"""The demo model: a tiny text-to-image model that ships with the pack, so that every workflow runs with no download."""
+"""The demo models: tiny text-to-image models that ship with the pack, so that every workflow runs with no download."""
 
 from comfy_api.latest import io
 
 from .host import demo
 from .inputs.sockets import PairChecker
-from .inputs.widgets import schema
+from .inputs.widgets import choice, schema
+
+
+def _world(*parts: str) -> io.Combo.Input:
+    """The choice among the worlds whose files of these parts are there."""
+    return choice("world", demo.worlds(*parts), "What its images show: 'illustrated' is drawn things on ten grounds, 192 x 192; 'shapes' is "
+        "colored shapes on plain grounds, 128 x 128. A world without its files in the pack is not listed.")  # fmt: skip
 
 
 class DemoModelLoader(io.ComfyNode):
@@ -12,8 +18,9 @@ class DemoModelLoader(io.ComfyNode):
     def define_schema(cls):
         return schema(
             "DemoModelLoader", "Load Demo Model", "demo", ["example model", "tiny model", "test checkpoint", "toy model"],
-            "A tiny trained text-to-image model of colored shapes, for images of 128 x 128. It runs on a laptop without a GPU in seconds. "
-            "To use a model of your own, put its checkpoint loader in this node's place.",
+            "A tiny trained text-to-image model of a small world. It runs on a laptop without a GPU in seconds. To use a model of your own, "
+            "put its checkpoint loader in this node's place.",
+            inputs=[_world("model")],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The denoiser: SD1.5's UNet at a small size."),
                 io.Clip.Output(display_name="clip", tooltip="Its text tower, with SD1's tokenizer."),
@@ -22,8 +29,8 @@ class DemoModelLoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*demo.load())
+    def execute(cls, world) -> io.NodeOutput:
+        return io.NodeOutput(*demo.load(demo.file_of(world, "model")))
 
 
 class DemoInstructModelLoader(io.ComfyNode):
@@ -32,8 +39,9 @@ class DemoInstructModelLoader(io.ComfyNode):
         return schema(
             "DemoInstructModelLoader", "Load Demo Instruction Model", "demo",
             ["instruct pix2pix demo", "instruction editing", "tiny editor", "example model"],
-            "The demo model, trained to edit an image by instructions: 'make the circle blue', 'turn it into a star', 'remove the square'. "
-            "An InstructPix2Pix model of a few MB that runs on a laptop without a GPU in seconds.",
+            "The demo model, trained to edit an image by instructions such as 'make it blue' or 'remove it'. An InstructPix2Pix model of a few "
+            "MB that runs on a laptop without a GPU in seconds.",
+            inputs=[_world("model", "instruct")],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The denoiser, with the image as extra input channels."),
                 io.Clip.Output(display_name="clip", tooltip="The demo model's text tower."),
@@ -42,9 +50,26 @@ class DemoInstructModelLoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        _, clip, vae = demo.load()
-        return io.NodeOutput(demo.load_instruct(), clip, vae)
+    def execute(cls, world) -> io.NodeOutput:
+        own, base = (demo.file_of(world, part) for part in ("instruct", "model"))
+        _, clip, vae = demo.load(base)
+        return io.NodeOutput(demo.load_instruct(own, base), clip, vae)
+
+
+class DemoImageEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "DemoImageEncoderLoader", "Load Demo Image Encoder", "demo", ["demo clip vision", "tiny image encoder", "example model"],
+            "The image encoder of the demo model's IP-Adapter: a CLIP Vision network of less than 1 MB that knows the demo's world. To use a "
+            "model of your own, replace this node by Load CLIP Vision.",
+            inputs=[_world("encoder")],
+            outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, world) -> io.NodeOutput:
+        return io.NodeOutput(demo.demo_encoder(demo.file_of(world, "encoder")))
 
 
 class DemoCheckerLoader(io.ComfyNode):
@@ -62,4 +87,4 @@ class DemoCheckerLoader(io.ComfyNode):
         return io.NodeOutput(demo.PairChecker())
 
 
-NODES = [DemoModelLoader, DemoInstructModelLoader, DemoCheckerLoader]
+NODES = [DemoModelLoader, DemoInstructModelLoader, DemoImageEncoderLoader, DemoCheckerLoader]

@@ -4,7 +4,6 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..attention.ip_adapter import COMBINATIONS
-from .host import demo
 from .host.attention import ip_adapter
 from .host.fingerprint import stamp
 from .inputs import channel, sockets
@@ -90,19 +89,4 @@ class IPAdapterPatch(io.ComfyNode):
         return io.NodeOutput(patch.install(model), patch.marked(conditioning, True), patch.marked(conditioning, False))
 
 
-class DemoImageEncoderLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            "DemoImageEncoderLoader", "Load Demo Image Encoder", "demo", ["demo clip vision", "tiny image encoder", "example model"],
-            "The image encoder of the demo model's IP-Adapter: a CLIP Vision network of 0.2 MB that knows the demo's colored shapes. To "
-            "use a model of your own, replace this node by Load CLIP Vision.",
-            outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(demo.demo_encoder())
-
-
-NODES = [IPAdapterLoader, IPAdapterPatch, DemoImageEncoderLoader]
+NODES = [IPAdapterLoader, IPAdapterPatch]

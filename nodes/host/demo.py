@@ -1,4 +1,4 @@
-"""The demo model as MODEL, CLIP and VAE, built from ComfyUI's classes and one weights file."""
+"""The demo models as MODEL, CLIP and VAE, built from ComfyUI's classes and one weights file each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,31 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...guidance.errors import listed, quoted
 from ...training.demo import checker, config, packing
+from ...training.demo.files import FILES
 from .model_folder import SHIPPED
 
-WEIGHTS = SHIPPED / "demo_model.safetensors"
-INSTRUCT_WEIGHTS = SHIPPED / "diffusion_models" / "demo_model_instruct.safetensors"
 VOCABULARY, LATENT_SCALE = 49408, 0.18215
 
 
+def worlds(*parts: str) -> list[str]:
+    """The worlds whose files of these parts, names in `Files`, are all there, the default first; all worlds where none has them."""
+    return [world for world, files in FILES.items() if all(getattr(files, part).is_file() for part in parts)] or list(FILES)
+
+
+def file_of(world: str, part: str) -> Path:
+    """The weights of a part of a world's model. Raises ValueError where there are none."""
+    path = getattr(FILES[world], part)
+    if not path.is_file():
+        others = [name for name in worlds(part) if getattr(FILES[name], part).is_file()]
+        advice = f"Choose another world ({listed(others)}), or install" if others else "Install"
+        raise ValueError(f"A file of the demo world {quoted(world)} is missing: {path}. {advice} the pack again.")
+    return path
+
+
 def offer_controlnet() -> None:
-    """Lists the demo model's own ControlNet in ComfyUI's Load ControlNet Model."""
+    """Lists the demo models' own ControlNets in ComfyUI's Load ControlNet Model."""
     folder_paths.add_model_folder_path("controlnet", str(SHIPPED / "controlnet"))
 
 
@@ -100,20 +115,18 @@ def _patcher(weights: dict, kind: type[DemoModel], disable_dynamic: bool) -> com
     return patcher(model, load_device=load_device, offload_device=offload_device)
 
 
-def load_instruct(
-    path: str = str(INSTRUCT_WEIGHTS), base_path: str = str(WEIGHTS), disable_dynamic: bool = False
-) -> comfy.model_patcher.ModelPatcher:
+def load_instruct(path: Path | str, base_path: Path | str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The instruction model's denoiser; its text tower and autoencoder are the demo model's, whose weights are at `base_path`."""
     base = _read_weights(Path(base_path))[0]
-    weights = packing.unpacked(comfy.utils.load_torch_file(path, safe_load=True), base)
+    weights = packing.unpacked(comfy.utils.load_torch_file(str(path), safe_load=True), base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
     patcher = _patcher(weights, DemoInstruct, disable_dynamic)
-    patcher.cached_patcher_init = (load_instruct, (path, base_path))  # how ComfyUI loads it once more when a node asks for a deep copy
+    patcher.cached_patcher_init = (load_instruct, (str(path), str(base_path)))  # how ComfyUI loads it once more when a node asks for a deep copy
     return patcher
 
 
-def load(path: Path | str = WEIGHTS, disable_dynamic: bool = False) -> tuple:
-    """MODEL, CLIP, VAE of the demo model; ComfyUI knows how to load each of them once more."""
+def load(path: Path | str, disable_dynamic: bool = False) -> tuple:
+    """MODEL, CLIP, VAE of a demo model; ComfyUI knows how to load each of them once more."""
     unet, text, autoencoder = _read_weights(Path(path))
     folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
     model, vae = _patcher(unet, DemoModel, disable_dynamic), comfy.sd.VAE(sd=autoencoder)
@@ -139,9 +152,6 @@ class PairChecker:
         return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
 
 
-DEMO_ENCODER = SHIPPED / "clip_vision" / "demo_model.safetensors"
-
-
 def new_demo_encoder(vision_config: dict = config.VISION_CONFIG) -> comfy.clip_vision.ClipVisionModel:
     """ComfyUI's CLIP Vision class at the demo model's size, without weights; older versions take its config from a file alone."""
     with tempfile.TemporaryDirectory() as folder:
@@ -150,8 +160,8 @@ def new_demo_encoder(vision_config: dict = config.VISION_CONFIG) -> comfy.clip_v
         return comfy.clip_vision.ClipVisionModel(str(file))
 
 
-def demo_encoder(path: Path = DEMO_ENCODER) -> comfy.clip_vision.ClipVisionModel:
-    """The demo model's image encoder, which ComfyUI's own loader would not know by its size."""
+def demo_encoder(path: Path) -> comfy.clip_vision.ClipVisionModel:
+    """A demo model's image encoder, which ComfyUI's own loader would not know by its size."""
     weights = packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True))
     encoder = new_demo_encoder(config.vision_config(weights))
     encoder.load_sd(weights)

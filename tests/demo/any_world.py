@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from controlled_diffusion.training.demo.files import Files
 
 ROOT = Path(__file__).parents[2]
 Rng = np.random.Generator
@@ -29,41 +30,6 @@ class Plan:
 
 
 PLANS = {"control": Plan(700, 1.5e-3, 24), "classifier": Plan(3000, 1e-3, 64), "encoder": Plan(2600, 1e-3, 32)}  # alike in all worlds
-
-
-@dataclass(frozen=True)
-class Files:
-    """The weights of a world's models, in the pack or another folder of the same layout."""
-
-    name: str
-    folder: Path = ROOT / "nodes" / "weights"
-
-    def _in(self, folder: str, ending: str = "") -> Path:
-        return self.folder / folder / f"{self.name}{ending}.safetensors"
-
-    @property
-    def model(self) -> Path:
-        return self._in("")
-
-    @property
-    def controlnet(self) -> Path:
-        return self._in("controlnet", "_silhouette")
-
-    @property
-    def classifier(self) -> Path:
-        return self._in("noisy_classifiers")
-
-    @property
-    def encoder(self) -> Path:
-        return self._in("clip_vision")
-
-    @property
-    def adapter(self) -> Path:
-        return self._in("ipadapter")
-
-    @property
-    def instruct(self) -> Path:
-        return self._in("diffusion_models", "_instruct")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from controlled_diffusion.training.demo import illustrated_world as world
+from controlled_diffusion.training.demo.files import FILES
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS, PLACE_WORDS, STYLE_WORDS, Caption, random_caption
 from controlled_diffusion.training.demo.illustrated_drawings import COLORABLE, COLORS, OTHER_POSE, THINGS
 from controlled_diffusion.training.demo.illustrated_grounds import FLOOR, GROUNDS, SIZE
@@ -27,7 +28,7 @@ from controlled_diffusion.training.demo.illustrated_scenes import (
 
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe
-from demo.any_world import PLANS, ROOT, Files, Plan, Rng, World, changed, other
+from demo.any_world import PLANS, ROOT, Plan, Rng, World, changed, other
 from demo.fast_norm import use_fast_norm
 
 UNCOLORED = "pencil drawing"
@@ -255,8 +256,8 @@ ILLUSTRATED = Illustrated(
         "train": Plan(6000, 1.2e-3, 24, dict(noisy_share=0.4, pair_share=0.5, focus=2.0)),
         "refine": Plan(800, 1.2e-3, 24, dict(noisy_share=0.7, pair_share=0.75, focus=4.0)),
     },
-    files=Files("illustrated_model"),
-    weights=Files("illustrated_model").model,
+    files=FILES["illustrated"],
+    weights=FILES["illustrated"].model,
     state=ROOT / ".host" / "illustrated_model",
     labels={
         "thing": THINGS,

@@ -12,13 +12,14 @@ from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.inversion import inversion_files
 from controlled_diffusion.nodes.host.inversion import invert as inverting
 
+from demo.shapes_world import SHAPES
 from demo.world import Scene, Thing, render
 from harness.demo_images import SCHEDULER, Studio
 
 STEPS = 20
 CAPTION = "a red circle on the left and a blue star on the right on a white background"
 SCENE = Scene("white", (Thing("circle", "red", x=33, y=64, radius=25), Thing("star", "blue", x=95, y=64, radius=25)), "horizontal")
-TARGET = inversion_files.INVERSIONS.shipped / "demo_model.safetensors"
+TARGET = SHAPES.files.inversion
 
 
 @torch.inference_mode()

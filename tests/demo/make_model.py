@@ -20,6 +20,7 @@ from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.training.trainer import digest
 from controlled_diffusion.training.demo import checker, config
+from controlled_diffusion.training.demo.packing import restored
 from controlled_diffusion.training.loop import save_atomically, saving
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
@@ -33,8 +34,8 @@ from demo.shapes_world import SHAPES
 from harness import demo_images
 from measures.script import head, percent, row
 
-STATE = SHAPES.state
-TABLE = demo.WEIGHTS.with_suffix(".md")
+STATE, WEIGHTS = SHAPES.state, SHAPES.files.model
+TABLE = WEIGHTS.with_suffix(".md")
 GOALS = {"color": 97, "shape": 92, "background": 97, "position": 95, "bound (two things)": 80}
 HELD_OUT, NOISE_SEED = 1234, 5678000
 SAME = 0.02  # relative distance of what is made twice, in half precision and perhaps on another device
@@ -115,7 +116,7 @@ def scene_latents(autoencoder, world: World = SHAPES) -> torch.Tensor:
 
 def as_denoised(raw: torch.Tensor, weights: Path | None = None) -> torch.Tensor:
     """Latents of the autoencoder as the denoiser of a file takes them, or the one that lies in the repository."""
-    stored = load_file(weights or demo.WEIGHTS)
+    stored = load_file(weights or WEIGHTS)
     scale, shift = (stored[f"first_stage_model.vae_{name}"].float() for name in ("scale", "shift"))
     return (raw.float() / scale + shift) * demo.LATENT_SCALE
 
@@ -174,7 +175,7 @@ def train_denoiser(unet, tower, latents: torch.Tensor, state: Path, *, steps: in
 
 def shipped(path: Path | None = None, unet_config: dict = config.UNET_CONFIG):
     """Autoencoder, denoiser and text tower of a file, or as they lie in the repository."""
-    weights, autoencoder, (unet, tower) = load_file(path or demo.WEIGHTS), new_autoencoder(), new_denoiser(unet_config)
+    weights, autoencoder, (unet, tower) = restored(load_file(path or WEIGHTS)), new_autoencoder(), new_denoiser(unet_config)
 
     def part(prefix):
         return {k.removeprefix(prefix): v.float() for k, v in weights.items() if k.startswith(prefix)}
@@ -224,9 +225,9 @@ def export(autoencoder, latents: torch.Tensor, unet, tower) -> None:
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
     }
     weights = {k: v.half() for k, v in weights.items()} | {"cond_stage_model.token_ids": ids.int()}
-    demo.WEIGHTS.parent.mkdir(exist_ok=True)
-    save_atomically(weights, demo.WEIGHTS)
-    say(f"wrote {demo.WEIGHTS.name}: {demo.WEIGHTS.stat().st_size / 1e6:.2f} MB, {len(ids)} token rows")
+    WEIGHTS.parent.mkdir(exist_ok=True)
+    save_atomically(weights, WEIGHTS)
+    say(f"wrote {WEIGHTS.name}: {WEIGHTS.stat().st_size / 1e6:.2f} MB, {len(ids)} token rows")
 
 
 def train(options) -> None:
@@ -299,7 +300,7 @@ def score(captions, images) -> dict[str, tuple[int, int]]:
 def table(scores: dict, quality: np.ndarray, count: int) -> str:
     goals = {name: f"{GOALS[name]} %" if name in GOALS else "" for name in scores}
     rows = [row(name, right, asked, percent(right / asked, 1), goals[name]) for name, (right, asked) in scores.items()]
-    size = sum(p.stat().st_size for p in demo.WEIGHTS.parent.glob("*.safetensors")) / 1e6
+    size = WEIGHTS.stat().st_size / 1e6
     told = f"PSNR mean {quality.mean():.1f} dB, lowest {quality.min():.1f} dB (goal 30 dB). "
     return f"""# The demo model, measured
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 from controlled_diffusion.training.demo import checker, config
+from controlled_diffusion.training.demo.files import FILES
 
 from demo import model as demo_model
 from demo import world
-from demo.any_world import PLANS, ROOT, Files, Plan, Rng, World, changed, other
+from demo.any_world import PLANS, ROOT, Plan, Rng, World, changed, other
 
 LOOKS = {"shape": world.SHAPES, "color": tuple(world.COLORS), "texture": world.TEXTURES}
 WHERE = dict(left="on the left", right="on the right", top="at the top", bottom="at the bottom", center="in the center")
@@ -143,8 +144,8 @@ SHAPES = Shapes(
         "train": Plan(1600, 6e-4, 24, dict(noisy_share=0.0, pair_share=0.5, focus=0.0)),
         "refine": Plan(1150, 1.5e-3, 24, dict(noisy_share=0.7, pair_share=0.75, focus=4.0)),
     },
-    files=Files("demo_model"),
-    weights=Files("demo_model").model,
+    files=FILES["shapes"],
+    weights=FILES["shapes"].model,
     state=ROOT / ".host" / "demo_model",
     labels={
         "color": tuple(world.COLORS),

@@ -15,7 +15,7 @@ def classifier_guidance(graph):
         size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Labels"):
-        classifier = graph.add("NoisyClassifierLoader", classifier_name="demo_model.safetensors")
+        classifier = graph.add("NoisyClassifierLoader", classifier_name="shapes_model.safetensors")
         blue = dict(classifier=classifier["classifier"], labels="blue", start_percent=0.0)
         off, on = (graph.add("ClassifierChannel", title=t, weight=w, **blue) for t, w in (("switched off", 0.0), ("blue", 12.0)))
     with graph.group("3 Sample"):

@@ -11,7 +11,7 @@ def inversion_files(graph):
     )
     with graph.group("1 Model and inversion"):
         model = graph.add("DemoModelLoader")
-        found = graph.add("LoadInversion", model=model["model"], name="demo_model.safetensors")
+        found = graph.add("LoadInversion", model=model["model"], name="shapes_model.safetensors")
     with graph.group("2 Prompts"):
         texts = {
             "another color": "a yellow circle on the left and a blue star on the right on a white background",

@@ -12,7 +12,7 @@ def reference_and_adapter(graph, model, text: str, empty):
         size = graph.add("EmptyLatentImage", title="one image", width=128, height=128, batch_size=1)
         reference = graph.add("VAEDecode", samples=ksampler(graph, model["model"], prompt, empty, size, seed=5), vae=model["vae"])
     with graph.group("3 Adapter"):
-        adapter = graph.add("IPAdapterLoader", adapter_name="demo_model.safetensors")
+        adapter = graph.add("IPAdapterLoader", adapter_name="shapes_model.safetensors")
         encoder = graph.add("DemoImageEncoderLoader")
     return adapter, encoder, reference
 

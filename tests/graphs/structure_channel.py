@@ -18,7 +18,7 @@ def structure_channel(graph):
         black = graph.add("EmptyImage", title="black", width=128, height=128, batch_size=1, color=0)
         white = (255, 255, 255)
         silhouette = stroke(graph, stroke(graph, black, white, 80, 20, 20, 52), white, 64, 36, 52, 20)
-        control = graph.add("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
+        control = graph.add("ControlNetLoader", control_net_name="shapes_model_silhouette.safetensors")
         whole = dict(strength=1.0, start_percent=0.0, end_percent=1.0)
         controlled = graph.add("ControlNetApplyAdvanced", positive=text, negative=empty, control_net=control, image=silhouette, **whole)
     with graph.group("3 Channels"):

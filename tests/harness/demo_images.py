@@ -11,14 +11,15 @@ STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
 
 
 class Studio:
-    """The demo model, or that of a file, with short ways to prompt, sample and decode; `side` is that of its latents."""
+    """The demo model of shapes, or that of a file, with short ways to prompt, sample and decode; `side` is that of its latents."""
 
     def __init__(self, path: Path | None = None, side: int = 16):
         from controlled_diffusion.nodes.host import demo
+        from controlled_diffusion.training.demo.files import FILES
 
         self.side = side
         with torch.inference_mode():
-            self.model, self.clip, self.vae = demo.load(path or demo.WEIGHTS)
+            self.model, self.clip, self.vae = demo.load(path or FILES["shapes"].model)
 
     @torch.inference_mode()
     def prompt(self, *texts: str) -> list:

@@ -76,7 +76,7 @@ class Sockets:
         return self("DEMO")
 
     def _demo(self):
-        return run("DemoModelLoader")
+        return run("DemoModelLoader", world="shapes")
 
     def _model(self):
         return self.demo[0]
@@ -91,7 +91,7 @@ class Sockets:
         return run("ModelSamplingAsFlow", model=self("MODEL"))[0]
 
     def _editor(self):
-        return run("DemoInstructModelLoader")[0]
+        return run("DemoInstructModelLoader", world="shapes")[0]
 
     def _image(self):
         return self.images[:1]
@@ -113,16 +113,16 @@ class Sockets:
         return SimpleNamespace(interp=lambda x: x)
 
     def _clip_vision(self):
-        return run("DemoImageEncoderLoader")[0]
+        return run("DemoImageEncoderLoader", world="shapes")[0]
 
     def _clip_vision_output(self):
         return self("CLIP_VISION").encode_image(self("IMAGE"))
 
     def _ip_adapter(self):
-        return run("IPAdapterLoader", adapter_name="demo_model.safetensors")[0]
+        return run("IPAdapterLoader", adapter_name="shapes_model.safetensors")[0]
 
     def _noisy_classifier(self):
-        return run("NoisyClassifierLoader", classifier_name="demo_model.safetensors")[0]
+        return run("NoisyClassifierLoader", classifier_name="shapes_model.safetensors")[0]
 
     def _pair_checker(self):
         return lambda before, after, pair: [1.0] * len(before)
@@ -221,7 +221,7 @@ class Sockets:
         return {
             "InversionSampler": lambda: dict(cfg=2.0),
             "GuidanceSchedule": lambda: dict(shape=dict(shape="curve", height=1.0, axis="percent", curve=self("CURVE"))),
-            "LoadInversion": lambda: dict(name="demo_model.safetensors"),
+            "LoadInversion": lambda: dict(name="shapes_model.safetensors"),
             "CustomDiffusionMerge": lambda: dict(concepts=self("CONCEPTS")),
             "InstructPix2PixLoader": lambda: dict(name=self("INSTRUCTED")),
             "P2PLocalBlend": lambda: dict(model=self("EDITED")[0]),

@@ -11,9 +11,9 @@ from controlled_diffusion.guidance.multi_cfg import Channel, Rules
 from controlled_diffusion.nodes.classifier import ClassifierChannel, NoisyClassifierLoader
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.guidance import classifier
-from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG, MultiCFGWrapper
 from controlled_diffusion.nodes.host.latents import latent_space
+from controlled_diffusion.training.demo.files import FILES
 from safetensors.torch import load_file, save_file
 
 from compare import assert_close
@@ -127,9 +127,9 @@ def test_a_classifier_of_another_latent_format_is_refused(eps_model):
 
 def test_the_latents_of_two_demo_models_differ(tmp_path):
     """Both have SD1.5's format at the same scale; their autoencoders are their own."""
-    weights = load_file(demo.WEIGHTS)
+    weights = load_file(shipped := FILES["shapes"].model)
     save_file(weights | {"preview_colors": weights["preview_colors"].flip(1)}, tmp_path / "other.safetensors")
-    one, again, other = (latent_space(demo.load(path)[0]) for path in (demo.WEIGHTS, demo.WEIGHTS, tmp_path / "other.safetensors"))
+    one, again, other = (latent_space(demo.load(path)[0]) for path in (shipped, shipped, tmp_path / "other.safetensors"))
     assert one.same(again) and not one.same(other) and one.name == other.name
 
 
@@ -156,7 +156,7 @@ def test_names_outside_the_folders_are_refused(name):
 
 
 def test_the_shipped_classifier_loads_and_lists_its_labels():
-    classifier, labels = NoisyClassifierLoader.execute("demo_model.safetensors").args
-    assert classifier.latent_format.same(latent_space(demo.load()[0])) and {"red", "circle"} <= set(labels.split("\n"))
-    assert (CLASSIFIERS.shipped / "demo_model.safetensors").stat().st_size <= 2e6
+    classifier, labels = NoisyClassifierLoader.execute("shapes_model.safetensors").args
+    assert classifier.latent_format.same(latent_space(demo.load(FILES["shapes"].model)[0])) and {"red", "circle"} <= set(labels.split("\n"))
+    assert FILES["shapes"].classifier.stat().st_size <= 2e6
     assert not any(p.requires_grad for p in classifier.network.parameters())

@@ -19,6 +19,7 @@ from controlled_diffusion.nodes.host.latents import latent_space
 from controlled_diffusion.nodes.host.training import memory, trainer
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training.augmentation import Augmentation
+from controlled_diffusion.training.demo.files import FILES
 from controlled_diffusion.training.loop import Diverged, Loop
 from controlled_diffusion.training.settings import Data
 
@@ -49,7 +50,7 @@ def folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def demo_vae():
-    return demo.load()[2]
+    return demo.load(FILES["shapes"].model)[2]
 
 
 def scenes(count=COUNT):
@@ -96,7 +97,7 @@ def test_other_labels_on_the_same_images_are_another_training(eps_model, demo_va
 
 def test_a_vae_that_loading_moves_is_trained_with(folders, eps_model):
     """On a GPU the host gives weights that a node made in inference mode new data, in the mode that it is called in."""
-    made = tiny.as_on_a_gpu(demo.load()[2])
+    made = tiny.as_on_a_gpu(demo.load(FILES["shapes"].model)[2])
     for number in range(2):
         assert train(eps_model, made, name=f"mine{number}", steps=2)[1] == f"mine{number}.safetensors"
 
@@ -127,14 +128,14 @@ def test_the_file_is_what_the_loader_and_the_channel_take(eps_model, demo_vae, f
 
 
 def test_it_learns_in_the_latents_that_the_model_sees(demo_vae):
-    model = demo.load()[0]
+    model = demo.load(FILES["shapes"].model)[0]
     latents = host._latents(model, demo_vae, Data(images(6).split(1)), 0)
     assert_close(latents := torch.cat(latents), model.model.process_latent_in(demo_vae.encode(images(6))), atol=1e-5, rtol=1e-5)
     assert 0.5 < latents.std() < 2
 
 
 def test_changed_copies_keep_labels_and_are_not_held_out(demo_vae):
-    model, count = demo.load()[0], 8
+    model, count = demo.load(FILES["shapes"].model)[0], 8
     changed = dict(flip=True, augmentation=Augmentation(variants=2, crop=0.2))
     targets = torch.eye(count)
     plain, judged = host._samples(model, demo_vae, images(count).split(1), targets, settings(held_out=0.25))
@@ -220,7 +221,7 @@ def test_a_batch_too_large_is_refused_with_one_that_fits(eps_model, demo_vae, fo
 
 
 def test_the_packs_own_classifier_is_never_written_over(eps_model, demo_vae):
-    assert train(eps_model, demo_vae, name="demo_model")[1] == "demo_model_2.safetensors"
+    assert train(eps_model, demo_vae, name="shapes_model")[1] == "shapes_model_2.safetensors"
 
 
 def test_a_classifier_is_replaced_where_the_loader_finds_it(eps_model, demo_vae, folders):

@@ -12,6 +12,7 @@ from controlled_diffusion.nodes.host.guidance import classifier
 from controlled_diffusion.nodes.host.model_folder import ModelFolder
 from controlled_diffusion.nodes.host.training import custom_diffusion, instruct_models
 from controlled_diffusion.nodes.ip_adapter import IPAdapterLoader
+from controlled_diffusion.training.demo.files import FILES
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,8 +20,8 @@ from checks import refused
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 SHIPPED = {  # file, how it is read
-    "classifier": (model_folder.SHIPPED / "noisy_classifiers" / "demo_model.safetensors", classifier.read),
-    "adapter": (model_folder.SHIPPED / "ipadapter" / "demo_model.safetensors", lambda path: ip_adapter.recognize(*_named(path))),
+    "classifier": (FILES["shapes"].classifier, classifier.read),
+    "adapter": (FILES["shapes"].adapter, lambda path: ip_adapter.recognize(*_named(path))),
 }
 
 

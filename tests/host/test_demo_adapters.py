@@ -11,10 +11,10 @@ from controlled_diffusion.nodes.host.attention import ip_adapter
 from controlled_diffusion.nodes.host.guidance.classifier import read
 from controlled_diffusion.nodes.ip_adapter import IPAdapterPatch
 from controlled_diffusion.training.demo import config
+from controlled_diffusion.training.demo.files import Files
 from safetensors.torch import load_file, save_file
 
 from demo import instruct, make_classifier, make_control, make_instruct, make_ip_adapter
-from demo.any_world import Files
 from demo.illustrated_world import ILLUSTRATED
 from demo.shapes_world import SHAPES
 

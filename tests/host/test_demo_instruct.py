@@ -5,6 +5,7 @@ import pytest
 import torch
 from controlled_diffusion.nodes.demo import DemoInstructModelLoader
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training.demo.files import FILES
 
 from host.training import check_deep_copy
 from measures import instruct_pix2pix as measure
@@ -18,10 +19,10 @@ def editor():
 
 
 def test_it_is_comfyuis_model_with_the_demo_text_tower_and_vae():
-    model, clip, vae = DemoInstructModelLoader.execute().args
+    model, clip, vae = DemoInstructModelLoader.execute("shapes").args
     assert isinstance(model.model, comfy.model_base.SD15_instructpix2pix)
     assert model.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 8
-    plain, other_clip, other_vae = demo.load()
+    plain, other_clip, other_vae = demo.load(FILES["shapes"].model)
     assert model.model.latent_format.latent_rgb_factors == plain.model.latent_format.latent_rgb_factors
     assert torch.equal(*(c.encode_from_tokens(c.tokenize("make it blue")) for c in (clip, other_clip)))
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -29,7 +30,7 @@ def test_it_is_comfyuis_model_with_the_demo_text_tower_and_vae():
 
 
 def test_a_deep_copy_owns_its_weights():
-    check_deep_copy(demo.load_instruct(), lambda network: network.input_blocks[0][0].weight)
+    check_deep_copy(demo.load_instruct(FILES["shapes"].instruct, FILES["shapes"].model), lambda network: network.input_blocks[0][0].weight)
 
 
 @pytest.mark.parametrize("kind", measure.SHAPES.kinds)

@@ -1,5 +1,7 @@
 """The demo model is ComfyUI's own: everything stock works on it, and what training saw is what the host computes."""
 
+from dataclasses import replace
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_management
@@ -12,14 +14,20 @@ import numpy as np
 import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer
+from controlled_diffusion.nodes.demo import DemoModelLoader
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.model_folder import SHIPPED
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
+from controlled_diffusion.training.demo.files import FILES
+from safetensors.torch import load_file, save_file
 
+from checks import refused
 from compare import assert_close
+from demo import make_model, world
 from demo import model as demo_model
-from demo import world
+from demo.packing import quantized
 from host.training import check_deep_copy
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -28,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 @pytest.fixture(scope="module")
 def loaded():
     with torch.inference_mode():
-        return demo.load()
+        return demo.load(FILES["shapes"].model)
 
 
 @pytest.fixture
@@ -46,10 +54,38 @@ def sample(model, clip, text="a red circle on a white background", steps=4):
 
 
 def test_the_weights_are_small_and_safetensors_only():
-    files = [f for f in demo.WEIGHTS.parent.rglob("*") if f.is_file()]
-    assert {f.suffix for f in files} <= {".safetensors", ".md"}
-    own, others = (sum(f.stat().st_size for f in files if (f.parent == demo.WEIGHTS.parent) == top) for top in (True, False))
-    assert own <= 16e6 and own + others <= 24e6
+    files = [f for f in SHIPPED.rglob("*") if f.is_file()]
+    assert {f.suffix for f in files} <= {".safetensors", ".md"} and sum(f.stat().st_size for f in files) <= 40e6
+    for shipped in FILES.values():
+        own = {f: f.stat().st_size for f in files if f.name.startswith(shipped.name)}
+        assert own.get(shipped.model, 0) <= 16e6 and sum(own.values()) <= 24e6
+
+
+@pytest.mark.parametrize("there", [["shapes"], ["illustrated"], ["illustrated", "shapes"]], ids="+".join)
+def test_worlds_with_files_are_offered(there, monkeypatch, tmp_path):
+    elsewhere = {name: replace(files, folder=tmp_path) for name, files in FILES.items()}
+    monkeypatch.setattr(demo, "FILES", elsewhere)
+    for name in there:
+        elsewhere[name].model.touch()
+    (offered,) = DemoModelLoader.define_schema().inputs
+    assert list(offered.options) == there, "the first is the default"
+    for missing in FILES.keys() - there:
+        refused(f"'{missing}' is missing: .*{FILES[missing].name}.*Choose another world .{there[0]}", DemoModelLoader.execute, missing)
+
+
+def test_a_pack_without_weights_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "FILES", {name: replace(files, folder=tmp_path) for name, files in FILES.items()})
+    (offered,) = DemoModelLoader.define_schema().inputs
+    refused("'illustrated' is missing: .* Install the pack again", DemoModelLoader.execute, offered.options[0])
+
+
+def test_training_reads_weights_in_8_bits(tmp_path):
+    stored, path = load_file(FILES["shapes"].model), tmp_path / "small.safetensors"
+    matrices = {k: v for k, v in stored.items() if v.ndim > 1 and k.startswith(("model.", "cond_stage_model.clip_l"))}
+    save_file({k: v for k, v in stored.items() if k not in matrices} | quantized(matrices), path)
+    for part, exact in zip(make_model.shipped(path), make_model.shipped()):
+        for name, weight in exact.state_dict().items():
+            assert (part.state_dict()[name] - weight).abs().max() <= weight.abs().max() / 250, name
 
 
 def test_tokens_of_training_are_the_tokens_of_the_host():

@@ -24,27 +24,27 @@ def said(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(script, "STATE", elsewhere / "state")
         patched.setattr(script, "say", found.append)
-        patched.setattr(demo, "WEIGHTS", elsewhere / "weights" / "demo_model.safetensors")
+        patched.setattr(script, "WEIGHTS", elsewhere / "weights" / "shapes_model.safetensors")
         patched.setattr(demo_model, "RECIPE", FEW)
         script.train(OPTIONS)
         yield found
 
 
 def test_it_trains_saves_and_goes_on_where_it_stopped(said):
-    first = load_file(demo.WEIGHTS)
+    first = load_file(script.WEIGHTS)
     assert "autoencoder: 0 of 2 steps done" in said
-    _, clip, vae = demo.load(demo.WEIGHTS)
+    _, clip, vae = demo.load(script.WEIGHTS)
     assert torch.isfinite(vae.decode(torch.zeros(1, 4, 16, 16))).all()
     assert clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0].shape == (1, 77, config.CONTEXT)
     script.train(OPTIONS)
     assert "denoiser: 2 of 2 steps done" in said
-    assert_close(load_file(demo.WEIGHTS), first, atol=1e-3, rtol=1e-3)
+    assert_close(load_file(script.WEIGHTS), first, atol=1e-3, rtol=1e-3)
 
 
 def test_it_refines_what_lies_in_the_repository(said):
-    before = demo.load(demo.WEIGHTS)[0].model.diffusion_model.state_dict()
+    before = demo.load(script.WEIGHTS)[0].model.diffusion_model.state_dict()
     script.refine(OPTIONS)
-    after = demo.load(demo.WEIGHTS)[0].model.diffusion_model.state_dict()
+    after = demo.load(script.WEIGHTS)[0].model.diffusion_model.state_dict()
     changed = [k for k, v in after.items() if not torch.equal(v, before[k])]
     assert changed and all(torch.isfinite(v).all() for v in after.values())
 

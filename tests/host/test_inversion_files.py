@@ -193,7 +193,7 @@ def checked(monkeypatch, name: str):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, node.__name__, node)
     replayed = defaults(InversionSampler) | {"model": ["1", 0], "inversion": ["2", 0], "cfg": 1.0, "branches": "edit"}
     prompt = {
-        "1": {"class_type": "DemoModelLoader", "inputs": {}},
+        "1": {"class_type": "DemoModelLoader", "inputs": {"world": "shapes"}},
         "2": {"class_type": "LoadInversion", "inputs": {"model": ["1", 0], "name": name}},
         "3": {"class_type": "InversionSampler", "inputs": replayed},
         "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}},
@@ -264,7 +264,7 @@ def test_files_of_another_version_are_refused(model, output, change, message):
 def test_the_packs_own_inversion_fits_the_demo_model():
     """If this fails after the demo model was trained anew: `python . run tests/demo/make_inversion.py`."""
     studio = Studio()
-    inversion, *_, source, _, latent = LoadInversion.execute(studio.model, "demo_model.safetensors").args
+    inversion, *_, source, _, latent = LoadInversion.execute(studio.model, "shapes_model.safetensors").args
     caption = Caption(make_inversion.CAPTION, (Claim("circle", "red"), Claim("star", "blue")), "white")
     rendered = torch.from_numpy(render(make_inversion.SCENE))[None].float() / 255
     assert len(source) == 1  # its features were made on another processor

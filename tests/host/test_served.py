@@ -140,7 +140,7 @@ def test_null_text_reconstructs_under_lora_and_controlnet(server):
     prompt["lora"] = node("LoraLoaderModelOnly", model=[loader, 0], lora_name="any.safetensors", strength_model=1.0)
     source, image = inverter["source"], inverter["image"]
     relinked(prompt, source, ["controlled", 0])
-    prompt["control"] = node("ControlNetLoader", control_net_name="demo_model_silhouette.safetensors")
+    prompt["control"] = node("ControlNetLoader", control_net_name="shapes_model_silhouette.safetensors")
     prompt["controlled"] = node(
         "ControlNetApplyAdvanced", positive=source, negative=source, control_net=["control", 0], image=image, strength=0.5,
         start_percent=0.0, end_percent=1.0,
@@ -203,7 +203,7 @@ def test_exact_inversions_are_exact_under_keyframes_and_a_cache(server):
 def captured(seeds: dict[str, int], threshold: float) -> dict:
     """Samplers of these seeds on one model with Attention Map Capture, one after the other, each with its own view."""
     prompt = {
-        "model": node("DemoModelLoader"),
+        "model": node("DemoModelLoader", world="shapes"),
         "capture": node(
             "AttentionMapCapture", model=["model", 0], clip=["model", 1], prompt="a red circle on a white background", words="circle",
             layers="all", start_percent=0.0, end_percent=1.0, phases=1,

@@ -41,7 +41,7 @@ def out(link: list, place: int) -> list:
 
 def begun(add, prompt: dict) -> dict:
     """The demo model, and two images that it has drawn: what is trained was sampled with before."""
-    model = add(prompt, "DemoModelLoader")
+    model = add(prompt, "DemoModelLoader", world="shapes")
     parts = {"model": model, "clip": out(model, 1), "vae": out(model, 2)}
     parts["negative"] = add(prompt, "CLIPTextEncode", clip=parts["clip"], text="")
     parts["images"] = drawn(add, prompt, parts, add(prompt, "CLIPTextEncode", clip=parts["clip"], text=PROMPT), seed=3)

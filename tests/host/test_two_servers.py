@@ -17,7 +17,7 @@ def pairs(shard: int) -> dict:
     own |= dict(seed=1, shown=0, shard=shard, shards=2, options=["2", 0], filter=["3", 0])
     drawing = dict(steps=2, sampler_name="euler", scheduler="normal", min_cfg=3.0, max_cfg=4.0, min_share=0.1, max_share=0.9)
     return {
-        "1": {"class_type": "DemoModelLoader", "inputs": {}},
+        "1": {"class_type": "DemoModelLoader", "inputs": {"world": "shapes"}},
         "2": {"class_type": "PairOptions", "inputs": drawing},
         "3": {"class_type": "PairFilter", "inputs": {"by": "changed area", "by.min_changed": 0.0, "by.max_changed": 1.0}},
         "4": {"class_type": "InstructPix2PixPairs", "inputs": dict(model=["1", 0], clip=["1", 1], vae=["1", 2], **own)},

@@ -182,7 +182,7 @@ class Lab:
     def __init__(self):
         self.studio = Studio()
         with torch.inference_mode():
-            self.editor = demo.load_instruct()
+            self.editor = demo.load_instruct(SHAPES.files.instruct, SHAPES.files.model)
         self.task = cache(self._task)  # one for all methods, so that images are encoded and inverted once
 
     def _task(self, first: int, number: int) -> Task:

@@ -18,6 +18,7 @@ from controlled_diffusion.guidance import diffedit
 from controlled_diffusion.nodes.diffedit import DiffEditMask, DiffEditSampler
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.files import FILES
 
 from demo import model as demo_model
 from demo import shapes_world
@@ -183,7 +184,8 @@ def measure(studio: Studio, changes: list[Change], wanted: Callable[[str], bool]
 
 @torch.inference_mode()
 def measure_instructions(studio: Studio, count: int) -> None:
-    model, asked = demo.load_instruct(), [e for kind in shapes_world.SHAPES.kinds for e in instructions(count // 3, kind)]
+    model = demo.load_instruct(FILES["shapes"].instruct, FILES["shapes"].model)
+    asked = [e for kind in shapes_world.SHAPES.kinds for e in instructions(count // 3, kind)]
     say(head(f"{len(asked)} instructions", "all", *shapes_world.SHAPES.kinds))
     for name, settings in INSTRUCTIONS.items():
         found = [v for i in range(0, len(asked), 24) for v in instruction_masks(studio, model, asked[i : i + 24], **settings)]

@@ -56,7 +56,8 @@ def lesson(pairs: int) -> dict[str, list]:
 @torch.inference_mode()
 def learned(studio: Studio, o: argparse.Namespace) -> str:
     """Trains, or goes on training; gives the path of the file."""
-    parts = dict(model=demo.load_instruct(), clip=studio.clip, vae=studio.vae, name=o.name, if_exists="continue")
+    model = demo.load_instruct(SHAPES.files.instruct, SHAPES.files.model)
+    parts = dict(model=model, clip=studio.clip, vae=studio.vae, name=o.name, if_exists="continue")
     how = dict(train=o.train, rank=o.rank, steps=o.steps, batch_size=o.batch, learning_rate=o.rate, timesteps=o.timesteps, average=0.98)
     made = execute(InstructPix2PixTrainer, **parts, **how, **lesson(o.pairs), warmup=20, validation_count=0)
     return folder_paths.get_full_path_or_raise("diffusion_models", made[1])

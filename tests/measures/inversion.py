@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from controlled_diffusion.inversion import quality
 from controlled_diffusion.inversion.method import Trajectory
-from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.inversion import InversionSampler
+from controlled_diffusion.training.demo.files import FILES
 
 from harness import memory
 from harness.demo_images import SCHEDULER, Studio
@@ -200,7 +200,7 @@ class Kept:
 
     def __init__(self, name: str):
         self.path = FOLDER / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-        weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
+        weights = hashlib.sha256(FILES["shapes"].model.read_bytes()).hexdigest()
         self.about = {"way": asdict(WAYS[name]), "steps": STEPS, "scheduler": SCHEDULER, "weights": weights}
         held = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.images: list[dict] = held["images"] if held.get("about") == self.about else []

@@ -9,12 +9,13 @@ import math
 
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host.guidance.classifier import CLASSIFIERS, read
+from controlled_diffusion.nodes.host.guidance.classifier import read
 from controlled_diffusion.nodes.host.training import noisy_classifier as host
 from controlled_diffusion.training.noisy_classifier import noised
 
 from demo import model as demo_model
 from demo import world
+from demo.shapes_world import SHAPES
 from harness.demo_images import Studio
 from measures import script
 from measures.script import head, percent, row, say
@@ -77,7 +78,7 @@ def main() -> None:
     scenes = held_out(options.count)
     latents = latents_of(studio, scenes)
     say(head(f"{len(scenes)} held-out images, right at sigma", *(f"{s:g}" for s in SIGMAS)))
-    shipped = read(CLASSIFIERS.shipped / "demo_model.safetensors")
+    shipped = read(SHAPES.files.classifier)
     for name, classifier in (("the demo model's", shipped), ("trained by the node", learned(studio, options))):
         columns = [shares(classifier, latents, scenes, sigma) for sigma in SIGMAS]
         for fact, names in FACTS.items():

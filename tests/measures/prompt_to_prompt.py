@@ -17,8 +17,8 @@ from itertools import product
 import comfy.sample
 import numpy as np
 import torch
-from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.training.demo import checker
+from controlled_diffusion.training.demo.files import FILES
 
 from demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
@@ -199,7 +199,7 @@ class Kept:
     """What was measured of each group so far, in a file; a group begins anew when the model or its settings are others."""
 
     def __init__(self):
-        weights = hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest()
+        weights = hashlib.sha256(FILES["shapes"].model.read_bytes()).hexdigest()
         shared = {"first": FIRST, "ways": WAYS, "steps": STEPS, "sampler": SAMPLER, "weights": weights}
         held = json.loads(PATH.read_text()) if PATH.exists() else {}
         self.about = {

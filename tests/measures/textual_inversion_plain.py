@@ -13,6 +13,7 @@ import comfy.sample
 import numpy as np
 import torch
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training.demo.files import FILES
 
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from measures import script
@@ -42,7 +43,7 @@ class Plain:
 
     def __init__(self, studio: Studio, o: argparse.Namespace):
         self.studio, self.features = studio, o.what == "features"
-        model, clip, self.vae = demo.load()  # once more, as tensors that autograd may use
+        model, clip, self.vae = demo.load(FILES["shapes"].model)  # once more, as tensors that autograd may use
         self.unet = model.model.diffusion_model.float().eval().requires_grad_(False)
         self.text = clip.cond_stage_model.clip_l.transformer.float().eval().requires_grad_(False)
         self.tokenizer = clip.tokenizer.clip_l.tokenizer

@@ -57,7 +57,7 @@ def trained(steps: int) -> dict[str, torch.Tensor]:
 
 def v_model(weights: dict[str, torch.Tensor]):
     """The MODEL of these weights, by ComfyUI's own node for v-prediction."""
-    model = demo.load()[0]
+    model = demo.load(SHAPES.files.model)[0]
     model.model.diffusion_model.load_state_dict(weights)
     return ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
 
