@@ -17,6 +17,11 @@ WORLDS = {world.name: world for world in (SHAPES, ILLUSTRATED)}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which world, and other places of its files than usual."""
     parser.add_argument("--world", choices=list(WORLDS), default=SHAPES.name)
+    add_places(parser)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Other places of a world's files than usual."""
     parser.add_argument("--weights", type=Path, help="weights of the demo model, if not those in nodes/weights")
     parser.add_argument("--state", type=Path, help="folder of the resumable state, if not .host/WORLD")
     parser.add_argument("--files", type=Path, help="folder for the adapters' files, if not nodes/weights")
@@ -24,7 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen(options: argparse.Namespace) -> World:
     """The world that the options say."""
-    world = WORLDS[options.world]
+    return placed(WORLDS[options.world], options)
+
+
+def placed(world: World, options: argparse.Namespace) -> World:
+    """A world with its files where the options say."""
     files = replace(world.files, folder=options.files or world.files.folder)
     return replace(world, weights=options.weights or world.weights, state=options.state or world.state, files=files)
 

@@ -111,15 +111,18 @@ def with_diffedit(task: Task, masks: torch.Tensor, rule: str) -> tuple[torch.Ten
     return task.counted(lambda studio, model: task.decoded(made(studio, model)))
 
 
-def with_inversion(task: Task, masks: torch.Tensor, name: str, attention: bool = False, value_end: float = 0.0) -> tuple[torch.Tensor, float]:
-    """A source is sampled beside the edit only where the edit reads it; without, a direct edit is the same."""
+def with_inversion(
+    task: Task, masks: torch.Tensor, name: str, attention: Callable[[Change], dict] | None = None, value_end: float = 0.0
+) -> tuple[torch.Tensor, float]:
+    """A source is sampled beside the edit only where the edit reads it; without, a direct edit is the same. `attention` gives the settings of
+    Prompt-to-Prompt, which then edits too."""
     way, (source, target) = inversion.WAYS[name], diffedit.prompts(task.studio, task.changes)
     inverted = task.inverted(way, source)
 
     def made(studio, model):
         replays = inversion.Replays(studio, inverted, way.align)
         if attention:
-            return replays.with_attention(way.edit, way.branches, task.changes)
+            return replays.with_attention(way.edit, way.branches, task.changes, attention)
         more = dict(branches="direct", value_end=value_end) if value_end else dict(branches="edit")
         return task.decoded(replays.latents(model, inverted, way.edit, target=target, **more)[-len(task.changes) :])
 
@@ -162,7 +165,7 @@ METHODS = {
     "Uni-Edit": Method(partial(with_inversion, name="Uni-Edit")),
     "DiffEdit, trajectory": Method(partial(with_diffedit, rule="trajectory")),
     "DiffEdit, clean mix": Method(partial(with_diffedit, rule="clean mix")),
-    "null-text inversion and Prompt-to-Prompt": Method(partial(with_inversion, name="null-text, source start", attention=True)),
+    "null-text inversion and Prompt-to-Prompt": Method(partial(with_inversion, name="null-text, source start", attention=inversion.attention_settings)),
     "instruction model": Method(with_instruction, by_instruction),
     "instruction model, in the mask": Method(partial(with_instruction, inside=True), by_instruction),
 }

@@ -56,6 +56,16 @@ class Change:
         """Where the thing is, before or after: bool (128, 128)."""
         return thing_masks(self.before)[self.thing] | thing_masks(self.after)[self.thing]
 
+    @property
+    def image(self) -> np.ndarray:
+        """The scene before, uint8 (128, 128, 3)."""
+        return render(self.before)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Captions of both scenes."""
+        return caption(self.before).text, caption(self.after).text
+
 
 def caption(scene: Scene) -> Caption:
     places = ("",) if len(scene.things) == 1 else PAIR_PLACES[scene.layout]
@@ -89,12 +99,12 @@ def change(index: int) -> Change:
 
 
 def images(changes: list[Change]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([render(c.before) for c in changes])).float() / 255
+    return torch.from_numpy(np.stack([c.image for c in changes])).float() / 255
 
 
 def prompts(studio: Studio, changes: list[Change]) -> tuple[list, list]:
     """(source, target) conditionings, a row for each edit."""
-    return tuple(studio.prompt(*(caption(getattr(c, side)).text for c in changes)) for side in ("before", "after"))
+    return tuple(studio.prompt(*texts) for texts in zip(*(c.texts for c in changes)))
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from harness.demo_images import SCHEDULER, Studio
 from harness.host import PRIVATE
 from host import editing
 from host.sampling import Count
-from measures.diffedit import Change, caption, change, images, prompts, succeeded
+from measures.diffedit import Change, change, images, prompts, succeeded
 from measures.prompt_to_prompt import FREE, LAYOUT
 from measures.script import head, options_of, percent, row, say
 from node_schema import with_settings
@@ -123,6 +124,12 @@ def psnr(made: torch.Tensor, floor: torch.Tensor) -> list[float]:
     return quality.psnr(made, floor).clamp(max=120).tolist()
 
 
+def attention_settings(wish: Change) -> dict:
+    """Those of Prompt-to-Prompt for an edit."""
+    reshaped = wish.before.things[wish.thing].shape != wish.after.things[wish.thing].shape
+    return FREE if reshaped else LAYOUT
+
+
 class Replays:
     """Walks an inversion back, and counts what that takes."""
 
@@ -137,14 +144,14 @@ class Replays:
     def images(self, cfg: float, branches: str = "edit", target: list | None = None) -> torch.Tensor:
         return self.studio.vae.decode(self.latents(self.count.model, self.inversion, cfg, branches, target))
 
-    def with_attention(self, cfg: float, branches: str, changes: list[Change]) -> torch.Tensor:
+    def with_attention(
+        self, cfg: float, branches: str, changes: list[Change], settings: Callable[[Change], dict] = attention_settings
+    ) -> torch.Tensor:
         """The edits by Prompt-to-Prompt, image by image, beside a source that is held on its path or not."""
         edits = []
         for i, wish in enumerate(changes):
-            texts = dict(source=caption(wish.before).text, targets=caption(wish.after).text)
-            reshaped = wish.before.things[wish.thing].shape != wish.after.things[wish.thing].shape
-            one = alone(self.inversion, i)
-            model, target, *_ = editing.patch(self.studio.model, self.studio.clip, latent=one, **texts, **(FREE if reshaped else LAYOUT))
+            texts, one = dict(zip(("source", "targets"), wish.texts)), alone(self.inversion, i)
+            model, target, *_ = editing.patch(self.studio.model, self.studio.clip, latent=one, **texts, **settings(wish))
             beside = "direct" if branches == "direct" else "source and edit"
             edits.append(self.latents(model, one, cfg, beside, target)[1:])
         return self.studio.vae.decode(torch.cat(edits))

@@ -20,6 +20,7 @@ import torch
 from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo.files import FILES
 
+from demo.any_world import in_one
 from demo.world import BACKGROUNDS, COLORS, PAIR_PLACES, SHAPES, Caption, Claim, Scene, Thing, thing_masks
 from harness.demo_images import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from harness.host import PRIVATE
@@ -124,17 +125,19 @@ GROUPS = {
 
 
 def drawn(studio: Studio, seed: int, source: str, edits: list[Edit], **knobs) -> np.ndarray:
-    """The source's image, then one for each edit, from the same noise: uint8 (1 + edits, 128, 128, 3)."""
-    targets, weights = ("\n".join(lines) for lines in ([e.target.text for e in edits], [e.weights or "on: 1" for e in edits]))
-    given = dict(latent={"samples": torch.zeros(1, 4, 16, 16)}, word_weights=weights) | knobs
+    """The source's image, then one for each edit, from the same noise: uint8 (1 + edits, H, W, 3)."""
+    targets = "\n".join(e.target.text for e in edits)
+    weights = "\n".join(e.weights or "on: 1" for e in edits) if any(e.weights for e in edits) else ""
+    given = dict(latent={"samples": torch.zeros(1, 4, studio.side, studio.side)}, word_weights=weights) | knobs
     model, positive, negative, latent, _ = editing.patch(studio.model, studio.clip, targets, source, **given)
     noise = comfy.sample.prepare_noise(latent["samples"], seed, latent["batch_index"])
     settings = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"])
     return studio.images(comfy.sample.sample(model, noise, *settings, disable_pbar=True, seed=seed))
 
 
-def covered(things) -> np.ndarray:
-    return np.any([np.zeros((128, 128), bool), *(t.mask for t in things)], axis=0)
+def covered(things, size: int = 128) -> np.ndarray:
+    """Where any of the things is, bool (size, size)."""
+    return in_one([t.mask for t in things], size)
 
 
 def named(reading: checker.Reading, thing: Thing | Claim) -> list[checker.Seen]:
