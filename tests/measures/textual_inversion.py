@@ -66,13 +66,19 @@ def lesson(extra: str, count: int = IMAGES) -> tuple[torch.Tensor, list[str]]:
 
 
 def learn(studio: Studio, extra: str, name: str, options: argparse.Namespace) -> str:
-    """Learns the word, or goes on learning it; what to write in a prompt."""
+    """Learns the word of an extra, or goes on learning it; what to write in a prompt."""
     images, captions = lesson(extra)
-    word = Word(f"<{extra}>", options.words, options.vectors, options.norm, options.norm_limit)
+    captions = [placed(text, f"<{extra}>") for text in captions] if options.place == "adjective" else captions
+    return taught(studio, f"<{extra}>", (images, captions), name, options)
+
+
+def taught(studio: Studio, placeholder: str, shown: tuple[torch.Tensor, list[str]], name: str, options: argparse.Namespace) -> str:
+    """Learns a word from images and their captions, or goes on learning it; what to write in a prompt."""
+    images, captions = shown
+    word = Word(placeholder, options.words, options.vectors, options.norm, options.norm_limit)
     settings = Settings(options.steps, options.batch, options.rate, seed=0, warmup=5)
     objective = Objective(Levels(options.timesteps), options.weighting)
     with torch.inference_mode(False), torch.no_grad():
-        captions = [placed(text, word.placeholder) for text in captions] if options.place == "adjective" else captions
         task = host.prepare(
             studio.model, studio.clip, studio.vae, Data([images], captions, caption_dropout=options.dropout), word, ("{caption} {}",),
             objective, settings, Validation(word.placeholder, count=0),
