@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -100,25 +100,38 @@ def coarse_blocks(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def recomputed(blocks: Iterable[torch.nn.Module]):
-    """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""
-    running: list[_Recomputed] = []
+def passes(blocks: Iterable[torch.nn.Module], begin: Callable, end: Callable = lambda made: None) -> Iterator[list]:
+    """Inside, each pass through a block begins with `begin(block, (args, kwargs))` and ends with `end` of what that gave. Gives the list of what
+    the passes that are running gave, the innermost last."""
+    running: list = []
 
     def before(block, args, kwargs):
-        if torch.is_grad_enabled():
-            running.append(_Recomputed(block, (args, kwargs)))
-            running[-1].hooks.__enter__()
+        running.append(begin(block, (args, kwargs)))
 
     def after(block, args, output):
-        if running and running[-1].block is block:
-            running.pop().end()
+        end(running.pop())
 
     handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
     handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
     try:
-        yield
+        yield running
     finally:
         while running:  # a stop by the user inside of a block passes hooks by
-            running.pop().end()
+            end(running.pop())
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def recomputed(blocks: Iterable[torch.nn.Module]):
+    """Inside, blocks keep nothing for the backward pass but their inputs, and run again in it: less memory, the same gradients, more time."""
+
+    def begin(block: torch.nn.Module, given: tuple) -> _Recomputed | None:
+        if not torch.is_grad_enabled():
+            return None
+        made = _Recomputed(block, given)
+        made.hooks.__enter__()
+        return made
+
+    with passes(blocks, begin, lambda made: made and made.end()):
+        yield

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ....training.loop import Loop
 from ....training.optimizers import NUMBERS
-from ..checkpointing import blocks_of, recomputable
+from ..checkpointing import blocks_of, passes, recomputable
 from ..gradients import KEY
 from ..saved_tensors import map_tensors, measured_by
 from .denoiser import TrainDenoiser
@@ -39,7 +39,6 @@ def pass_memory(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]
     """Inside, what autograd saves is measured and let go, without the tensors `known`: a pass takes no more memory than one without
     gradients. Gives what was found so far."""
     fixed, seen, saved = {StorageWeakRef(t.untyped_storage()) for t in known}, set(), Counter()
-    running: list[int] = []
 
     def measure(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -48,26 +47,17 @@ def pass_memory(blocks: Iterable[torch.nn.Module], known: Iterable[torch.Tensor]
             seen.add(own)
             saved[running[-1] if running else "outside"] += storage.nbytes()
 
-    def before(block, args, kwargs):
-        running.append(id(block))
-        saved["inputs"] += _bytes((args, kwargs))
-
-    def after(block, args, output):
-        running.pop()
+    def begin(block: torch.nn.Module, given: tuple) -> int:
+        saved["inputs"] += _bytes(given)
+        return id(block)
 
     def found() -> PassMemory:
         parts = [size for name, size in saved.items() if name not in ("outside", "inputs")]
         largest = max(parts, default=0)
         return PassMemory(saved["outside"] + sum(parts) + largest, saved["outside"] + saved["inputs"] + 2 * largest)
 
-    handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
-    handles += [b.register_forward_hook(after, always_call=True) for b in blocks]
-    try:
-        with measured_by(measure):
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    with passes(blocks, begin) as running, measured_by(measure):
+        yield found
 
 
 def _bytes(value) -> int:
