@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ...guidance.errors import quoted
 from ...guidance.latent_space import LatentSpace
 from . import gradients
-from .model_tag import ModelTag
+from .model_tag import kind_of
 from .progress import keep
 
 FITS = PAD, SCALE, REFUSE = "pad", "scale", "refuse"  # what becomes of an IMAGE whose sides the VAE cannot take
@@ -160,7 +160,7 @@ def check_latent_channels(model, samples: torch.Tensor) -> None:
     wanted = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != wanted:
         raise ValueError(
-            f"The latent has {samples.shape[1]} channels, but {ModelTag.of(model).kind} takes {wanted}: another model's VAE made it. Encode the "
+            f"The latent has {samples.shape[1]} channels, but {kind_of(model)} takes {wanted}: another model's VAE made it. Encode the "
             "image with the VAE of this model."
         )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import comfy.model_sampling
 import comfy.supported_models
-import comfy.utils
+import torch
 
 from .demo import DemoModel
 from .fingerprint import Weights
@@ -23,33 +26,86 @@ _CONFIGS = {  # family: ComfyUI's configuration of it, from which those of its v
 _CROSS = tuple(getattr(comfy.supported_models, name, ()) for name in ("LTXV", "Kandinsky5"))
 
 
+_KINDS = {  # prediction: ComfyUI's class of it; subclasses first
+    "flow": comfy.model_sampling.CONST,
+    "x0": comfy.model_sampling.X0,
+    "v": comfy.model_sampling.V_PREDICTION,
+    "eps": comfy.model_sampling.EPS,
+}
+
+
+def _prediction(model) -> str:
+    sampling = model.get_model_object("model_sampling")
+    return next((name for name, kind in _KINDS.items() if isinstance(sampling, kind)), "another prediction")
+
+
+def kind_of(model) -> str:
+    """A MODEL's class, latent format and prediction, for people."""
+    return _kind(*_names(model))
+
+
+def _names(model) -> tuple[str, str, str]:
+    return type(model.model).__name__, type(model.model.latent_format).__name__, _prediction(model)
+
+
+def _kind(family: str, latent_format: str, prediction: str) -> str:
+    return f"{family} ({latent_format}, {prediction})"
+
+
+def _readings(sampling, sigmas: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    """How a network is asked at each sigma and its answer is read: (sigma, timestep, scale of its input, shares of the answer and of x in the
+    denoised latent). Two schedules for which these are alike are one there: a flow model's shift only chooses other sigmas."""
+    one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    found = []
+    for sigma in sigmas:
+        at = torch.tensor([sigma])
+        parts = sampling.timestep(at), sampling.calculate_input(at, one), *(sampling.calculate_denoised(at, a, b) for a, b in ((one, none), (none, one)))
+        found.append((float(sigma), *(float(part) for part in parts)))
+    return tuple(found)
+
+
+def _alike(own: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Up to rounding; between two counted timesteps it decides which of them is nearer."""
+    slack = 1.0 if own[1].is_integer() and other[1].is_integer() else 0.0
+    return abs(own[1] - other[1]) <= max(slack, 1e-4 * abs(own[1])) and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in zip(own[2:], other[2:]))
+
+
 @dataclass(frozen=True)
 class ModelTag:
-    """Which model an inversion belongs to. `patched` weights carried a LoRA when it was made; a later one may carry others."""
+    """Which model an inversion belongs to. `patched` weights carried a LoRA when it was made; a later one may carry others. `readings` of its noise
+    schedule at the inversion's sigmas, as of `_readings`."""
 
     family: str
     latent_format: str
     prediction: str
     weights: Weights = field(repr=False)
     patched: int = field(default=0, compare=False)
+    readings: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
-    def of(cls, model) -> ModelTag:
-        sampling = model.get_model_object("model_sampling")
-        kinds = {"flow": comfy.model_sampling.CONST, "v": comfy.model_sampling.V_PREDICTION, "eps": comfy.model_sampling.EPS}
-        prediction = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), "another prediction")
-        kind = type(model.model).__name__, type(model.model.latent_format).__name__, prediction
-        return cls(*kind, Weights.of(model), len(model.patches))
+    def of(cls, model, sigmas: Sequence[float]) -> ModelTag:
+        """That of a MODEL which was evaluated at these sigmas."""
+        readings = _readings(model.get_model_object("model_sampling"), [sigma for sigma in sigmas if sigma > 0])
+        return cls(*_names(model), Weights.of(model), len(model.patches), readings)
 
     @property
     def kind(self) -> str:
-        return f"{self.family} ({self.latent_format}, {self.prediction})"
+        return _kind(self.family, self.latent_format, self.prediction)
 
     def check(self, model) -> None:
-        """Refuses a model with other weights, or that predicts something else with them; another precision and LoRA are accepted."""
-        own, advice = ModelTag.of(model), "Connect the model of the inversion, or invert again with this one."
+        """Refuses a model with other weights, that predicts something else with them, or that asks for other timesteps at the inversion's sigmas;
+        another precision and LoRA are accepted."""
+        own, advice = ModelTag.of(model, [sigma for sigma, *_ in self.readings]), "Connect the model of the inversion, or invert again with this one."
         if self.prediction == own.prediction and self.weights.same(own.weights):
-            return
+            apart = next(((a, b) for a, b in zip(self.readings, own.readings) if not _alike(a, b)), None)
+            if apart is None:
+                return
+            (sigma, timestep, scale, *_), (_, own_timestep, own_scale, *_) = apart
+            raise ValueError(
+                f"The inversion was made with {self.kind} under another noise schedule: at its sigma {sigma:.4g} the network got timestep {timestep:.6g} and "
+                f"its input times {scale:.4g}, from this model it would get {own_timestep:.6g} and {own_scale:.4g}. Use the same ModelSampling nodes for "
+                "both, or invert again with this model."
+            )
         if own.kind != self.kind:
             raise ValueError(f"The inversion was made with {self.kind}, but the model is {own.kind}. {advice}")
         raise ValueError(f"The inversion was made with another {self.kind}: the weights of this model are not the same. {advice}")
@@ -57,10 +113,10 @@ class ModelTag:
 
 def check_flow(model, what: str, instead: str) -> None:
     """Refuses models that are no flow models."""
-    tag = ModelTag.of(model)
-    if tag.prediction != "flow":
-        convertible = ", or make it one with Model Sampling as Flow" if tag.prediction in ("eps", "v") else ""
-        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {tag.kind}. Use {instead} with it{convertible}.")
+    prediction = _prediction(model)
+    if prediction != "flow":
+        convertible = ", or make it one with Model Sampling as Flow" if prediction in ("eps", "v") else ""
+        raise ValueError(f"{what} needs a flow model (SD3, Flux, ...), but the model is {kind_of(model)}. Use {instead} with it{convertible}.")
 
 
 def family(model) -> str:

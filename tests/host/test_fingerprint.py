@@ -16,6 +16,7 @@ from controlled_diffusion.nodes.host.model_tag import ModelTag
 from host import tiny
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
+SIGMAS = (14.0, 1.0, 0.0)
 KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
 
 
@@ -95,8 +96,8 @@ def test_a_lora_that_is_baked_in_changes_nothing_and_is_counted():
     comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
     assert not torch.equal(model.model.state_dict()[KEY], weight), "the LoRA is not baked in: nothing is tested"
     assert Weights.of(patched) == before == Weights.of(model)
-    assert ModelTag.of(patched).patched == 1 and ModelTag.of(model).patched == 0
-    ModelTag.of(patched).check(model)
+    assert ModelTag.of(patched, SIGMAS).patched == 1 and ModelTag.of(model, SIGMAS).patched == 0
+    ModelTag.of(patched, SIGMAS).check(model)
     patched.detach()
     assert Weights.of(model) == before
 
@@ -110,12 +111,12 @@ def test_the_weights_are_only_looked_at():
 
 def test_another_model_of_the_same_kind_is_refused():
     with pytest.raises(ValueError, match=r"another BaseModel \(SD15, eps\): the weights of this model are not the same\. Connect"):
-        ModelTag.of(tiny.unet("eps")).check(tiny.unet("eps", seed=3))
+        ModelTag.of(tiny.unet("eps"), SIGMAS).check(tiny.unet("eps", seed=3))
 
 
 def test_weights_and_prediction_tell_models_not_names_of_classes():
     """Which may change with ComfyUI's version."""
-    model, tag = tiny.unet("eps"), ModelTag.of(tiny.unet("eps"))
+    model, tag = tiny.unet("eps"), ModelTag.of(tiny.unet("eps"), SIGMAS)
     replace(tag, family="SD15", latent_format="Another").check(model)
     with pytest.raises(ValueError, match=r"made with BaseModel \(SD15, eps\), but the model is BaseModel \(SD15, v\)"):
         tag.check(tiny.unet("v"))

@@ -6,6 +6,7 @@ import node_helpers
 import nodes
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from controlled_diffusion.inversion.ddim import DDIM
 from controlled_diffusion.nodes.host import noise_levels
 from controlled_diffusion.nodes.host.conditionings import marked
@@ -141,6 +142,18 @@ def test_what_does_not_fit_the_inversion_is_refused(model):
     late = [[SOURCE[0][0], {**SOURCE[0][1], "start_percent": 0.5, "end_percent": 1.0}]]
     with pytest.raises(ValueError, match="positive conditioning is not active at sigma"):
         ddim(model, image(), source=late)
+
+
+def test_another_noise_schedule_is_refused_where_it_asks_for_other_timesteps():
+    """A shift only chooses other sigmas; those of an inversion are its own."""
+    plain, zero = smooth("v"), ModelSamplingDiscrete().patch(smooth("v"), "v_prediction", zsnr=True)[0]
+    for one, other in ((plain, zero), (zero, plain)):
+        with pytest.raises(ValueError, match=r"made with BaseModel \(SD15, v\) under another noise schedule: at its sigma .* got timestep \d+ and its input"):
+            sample(other, ddim(one, image())[0])
+    flow, shifted = smooth("flow"), ModelSamplingSD3().patch(smooth("flow"), 3.0)[0]
+    inversion = ddim(flow, image())[0]
+    assert torch.equal(sample(shifted, inversion), sample(flow, inversion))
+    assert ddim(shifted, image())[0].trajectory.sigmas != inversion.trajectory.sigmas
 
 
 def test_an_image_is_encoded(vae):

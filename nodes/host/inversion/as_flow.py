@@ -9,7 +9,7 @@ from __future__ import annotations
 import comfy.model_sampling
 import torch
 
-from ..model_tag import ModelTag
+from ..model_tag import kind_of
 
 
 class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
@@ -73,7 +73,7 @@ class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
 
 def as_flow(model):
     """A clone of a MODEL that is a flow model. Raises ValueError for models that are one, or that predict neither eps nor v."""
-    base, kind = model.get_model_object("model_sampling"), ModelTag.of(model).kind
+    base, kind = model.get_model_object("model_sampling"), kind_of(model)
     if isinstance(base, comfy.model_sampling.CONST):
         raise ValueError(f"The model is {kind}: a flow model as it is. Leave this node out.")
     if not isinstance(base, comfy.model_sampling.EPS) or isinstance(base, comfy.model_sampling.X0):

@@ -81,7 +81,7 @@ def invert(
 
     trajectory = run(guider, latent_of(model, vae, image), sigmas, loop, {"Inverting": len(sigmas) - 1}).result
     cost = dict(evaluations=guider.evaluations, seconds=time.perf_counter() - began)
-    return Inversion(method, trajectory, source, ModelTag.of(model), null=negative, cfg=cfg, **cost)
+    return Inversion(method, trajectory, source, ModelTag.of(model, sigmas), null=negative, cfg=cfg, **cost)
 
 
 class InvertedNoise:

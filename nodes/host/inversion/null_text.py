@@ -249,7 +249,7 @@ def invert(
     trajectory = to_cpu(run(Guidance(own, source, start, cfg), latent, sigmas, loop, phases).result)
     trajectory, null = replace(trajectory, extras=loop.extras()), scheduled(start, loop.embeddings(), trajectory.sigmas)
     cost = dict(evaluations=round(loop.evaluations), seconds=time.perf_counter() - began)
-    return Inversion(method, trajectory, source, ModelTag.of(model), null=null, cfg=cfg, **cost)
+    return Inversion(method, trajectory, source, ModelTag.of(model, sigmas), null=null, cfg=cfg, **cost)
 
 
 def loss_curve(inversion: Inversion) -> torch.Tensor:
