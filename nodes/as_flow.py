@@ -14,7 +14,7 @@ class ModelSamplingAsFlow(io.ComfyNode):
             ["rectified flow", "eps to flow", "v to flow", "model sampling sd3", "convert to flow matching", "const"],
             "Makes an eps or v model (SD1.5, SD2, SDXL) a flow model, exactly: the same network at the same noise levels, with states (1 - "
             "s) image + s noise. Then nodes for flow models, such as RF Inverter, work with it.",
-            inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model is refused: it does not need this.")],
+            inputs=[io.Model.Input("model", tooltip="An eps or v model. A flow model comes back as it is.")],
             outputs=[io.Model.Output(display_name="model", tooltip="The flow model. Its sigmas end below 1; get them from a scheduler.")],
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
+from controlled_diffusion.nodes.host import progress
 from controlled_diffusion.nodes.host.noise_levels import scale_of
 
 from compare import assert_close
@@ -141,10 +142,14 @@ def test_other_model_sampling_nodes_before_it_count():
     assert torch.isfinite(run(guider(flow))).all()
 
 
-def test_models_that_predict_neither_eps_nor_v_are_refused(base):
+def test_flow_models_come_back_as_they_are_and_the_node_says_so(base):
     for model in (tiny.unet("flow"), as_flow(base)):
-        with pytest.raises(ValueError, match=r"BaseModel \(SD15, flow\): a flow model as it is\. Leave this node out"):
-            as_flow(model)
+        with progress.node_text() as text:
+            assert as_flow(model) is model
+        assert text.lines == ["nothing changed: BaseModel (SD15, flow) is a flow model already"]
+
+
+def test_models_that_predict_neither_eps_nor_v_are_refused(base):
     for kind in ("x0", "img_to_img"):
         with pytest.raises(ValueError, match="only models that predict eps or v can become flow models"):
             as_flow(ModelSamplingDiscrete().patch(base, kind, zsnr=False)[0])

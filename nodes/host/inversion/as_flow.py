@@ -10,6 +10,8 @@ import comfy.model_sampling
 import torch
 
 from ..model_tag import kind_of
+from ..noise_levels import is_flow
+from ..progress import keep
 
 
 class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
@@ -72,10 +74,12 @@ class AsFlow(comfy.model_sampling.CONST, torch.nn.Module):
 
 
 def as_flow(model):
-    """A clone of a MODEL that is a flow model. Raises ValueError for models that are one, or that predict neither eps nor v."""
+    """A clone of a MODEL that is a flow model; a flow model as it is, of which the node says so. Raises ValueError for models that predict
+    neither eps nor v."""
     base, kind = model.get_model_object("model_sampling"), kind_of(model)
-    if isinstance(base, comfy.model_sampling.CONST):
-        raise ValueError(f"The model is {kind}: a flow model as it is. Leave this node out.")
+    if is_flow(base):
+        keep(f"nothing changed: {kind} is a flow model already")
+        return model
     if not isinstance(base, comfy.model_sampling.EPS) or isinstance(base, comfy.model_sampling.X0):
         raise ValueError(f"The model is {kind}, but only models that predict eps or v can become flow models. Connect one of these.")
     patched = model.clone()
