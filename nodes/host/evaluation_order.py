@@ -71,12 +71,12 @@ class RunState:
 
 def _begin_anew(guider, model_options: dict) -> None:
     """Between two passes of one run: hooks go back to their first keyframe, and what nodes remember of the first pass is forgotten."""
-    for hook in _hooks(guider.conds.values()):
-        hook.initialize_timesteps(guider.inner_model)
-    _clear_hook_weights(guider.inner_model, model_options)
     for value in _values(model_options):
         if isinstance(value, RunState):
             value.begin_anew()
+    for hook in _hooks(guider.conds.values()):
+        hook.initialize_timesteps(guider.inner_model)
+    _clear_hook_weights(guider.inner_model, model_options)
     for holder in filter(_remembers, _values(model_options["transformer_options"])):
         holder.reset()
 

@@ -415,11 +415,18 @@ def compared(model, source, target):
     return DiffEditMask.execute(**with_settings(DiffEditMask, **given)).args[2]["samples"]
 
 
-def test_noises_of_a_step_are_one_image(eps, clip):
-    """Their mean counts, where a node predicts several of an image together."""
+def test_noises_of_a_step_are_one_image(eps, clip, monkeypatch):
+    """Their mean counts, where a node predicts several of an image; as many together as memory allows."""
     patched, captured = capture(eps, clip)
-    latent = inversions.flow_edit(patched, source=inversions.SOURCE, positive=captured, n_avg=3, n_max=1 / 6)
-    assert len(view(patched, latent)[2].mean()) == 1
+
+    def found():
+        latent = inversions.flow_edit(patched, source=inversions.SOURCE, positive=captured, n_avg=3, n_max=2 / 6, n_min=1 / 6)
+        return view(patched, latent)[2].mean()
+
+    together = found()
+    assert len(together) == 1
+    monkeypatch.setattr(type(patched), "get_free_memory", lambda self, device: 1.0)
+    assert_close(found(), together, atol=1e-5, rtol=1e-4)
 
 
 def test_maps_of_an_inversion_are_shown(eps, clip):

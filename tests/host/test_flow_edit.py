@@ -9,15 +9,17 @@ import pytest
 import torch
 from controlled_diffusion.guidance.multi_cfg import Channel
 from controlled_diffusion.nodes.flow_edit import FlowEditLatentSampler
+from controlled_diffusion.nodes.host.attention.word_regions import WordRegions
 from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFGWrapper
 from controlled_diffusion.nodes.host.prompts import encoded
 
 from compare import assert_close
 from host import inversions, tiny
-from host.editing import ON_MARKED
+from host.editing import ON_MARKED, last_run
 from host.inversions import EMPTY, SOURCE, TARGET, apart, image, interrupting
 from host.inversions import flow_edit as edit
 from host.sampling import Count, families, half_mask
+from host.test_word_regions import regional
 from host.video import tiny_video_model, video_conditioning
 from node_schema import with_settings
 
@@ -132,6 +134,28 @@ def test_attention_nodes_act_on_all_noises_of_a_step(clip, monkeypatch, name):
     together = edit(model, **settings)
     monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 1.0)
     assert_close(edit(model, **settings), together, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", ["restart", "go on"])
+def test_all_noises_of_a_step_share_the_regions_of_words(clip, monkeypatch, sampling):
+    """They are found under the target alone, at the first level, and act from the next on; an image has those that it has alone."""
+    model = tiny.unet("eps", output_scale=0.2, **tiny.ONE_LEVEL)
+
+    def edited(given):
+        found, positive, _ = regional(model, clip, encoded(clip, "a dog"), encoded(clip, "the cat"), find_percent=0.0, sampling=sampling)
+        channel = Channel(tiny.conditioning(5), 2.0, region="blue star")
+        settings = dict(source=encoded(clip, "a blue circle"), positive=positive, source_cfg=1.0, cfg=1.0, n_max=2 / STEPS, n_avg=3)
+        return edit(MultiCFGWrapper([channel]).install(found), given, **settings), last_run(found, WordRegions).masks
+
+    together, masks = edited(image(2))
+    assert masks.shape == (2, 2, 8, 8) and apart(masks[0], masks[1]) > 1e-2
+    alone, mask = edited({"samples": image(2)["samples"][1:]})
+    assert_close(mask, masks[1:], atol=1e-4, rtol=1e-4)
+    assert_close(alone, together[1:], atol=1e-3, rtol=1e-3)
+    monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: 1.0)
+    one_by_one, masks_of_them = edited(image(2))
+    assert_close(masks_of_them, masks, atol=1e-4, rtol=1e-4)
+    assert_close(one_by_one, together, atol=1e-3, rtol=1e-3)
 
 
 def test_the_last_steps_are_plain_sampling_of_the_target(model):

@@ -43,8 +43,7 @@ class CaptureRun(WordReadingRun):
         if maps is not None:
             window = self.control.window
             key = phase_of(self.percent, window.start, window.end, self.control.phases), call.place.group
-            copies, over = divmod(self.images, self.batch)
-            self.sums.add(key, call.images(maps if copies == 1 or over else maps.unflatten(0, (copies, -1)).mean(0)))
+            self.sums.add(key, *self.summed(call.images(maps)))
 
     def end(self) -> None:
         super().end()

@@ -68,7 +68,6 @@ def _text_tokens(given: dict) -> int:
 class ControlRun(RunState):
     """A control during one sampling run. Subclasses change what they need."""
 
-    regions: Mapping[str, torch.Tensor | None] = {}  # masks (B, 1, [frames,] h, w) by name that channels may act in; None while not known
     reached = False  # whether an attention of the DiT came through its hook in this run
 
     def __init__(self, control: Control, scale: NoiseScale, noise: torch.Tensor):
@@ -122,6 +121,10 @@ class ControlRun(RunState):
     def after(self, denoised: torch.Tensor) -> torch.Tensor:
         """The prediction that the sampler gets."""
         return denoised
+
+    def regions_at(self, level: Level) -> Mapping[str, torch.Tensor | None]:
+        """Masks (B, 1, [frames,] h, w) by name that channels may act in, in a prediction at a level; None while not known."""
+        return {}
 
     @property
     def warnings(self) -> list[str]:

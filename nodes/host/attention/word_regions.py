@@ -22,7 +22,7 @@ from ....guidance.errors import listed, quoted
 from ..conditionings import check_conditionings, marked
 from ..evaluation_order import AnyOrderSampler, Restarting
 from ..images import as_image, fitted, image_grid, resized, to_pil
-from ..noise_levels import NoiseScale
+from ..noise_levels import Level, NoiseScale
 from .hook import install, network_of, runs_of
 from .unet import blend_places
 from .words import WordReading, WordReadingRun, read_prompts, words_of
@@ -61,6 +61,8 @@ class WordRegionsRun(WordReadingRun):
         self.empty: torch.Tensor | None = None
         self.waiting: list[tuple[list[dict], dict]] = []  # (list of the run, conditioning of a region)
         self.finds, self.found = False, 0
+        self.read_at: float | None = None  # the sigma at which attention was read
+        self.late = False  # whether the regions are known only after the last prediction
 
     def due(self, sigma: float) -> bool:
         return self.scale.percent(sigma) >= self.control.finding.percent - NEAR
@@ -87,7 +89,8 @@ class WordRegionsRun(WordReadingRun):
         return number if token == self.control.token else None
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
-        self.finds, self.found = self.masks is None and self.due(self.level.sigma), 0
+        self.settle(self.level)
+        self.finds = self.masks is None and self.due(self.level.sigma)
         return x
 
     @property
@@ -99,23 +102,31 @@ class WordRegionsRun(WordReadingRun):
         if maps is not None:
             rows = RowSelection(range(first, first + self.images))
             found = call.images(likeness(maps, call.features(rows), self.control.finding.anchors, self.control.finding.rest))
+            found, _ = self.summed(found)
             size = self.found.shape[2:] if torch.is_tensor(self.found) else found.shape[2:]
             self.found = self.found + F.interpolate(found, size, mode="trilinear" if found.ndim == 5 else "bilinear")
 
     def after(self, denoised: torch.Tensor) -> torch.Tensor:
-        if self.finds:
-            self.finds = False
-            self._find()
-            self.steer()
-        return denoised
-
-    def _find(self) -> None:
-        """Raises ValueError where nothing could be read."""
-        if not torch.is_tensor(self.found):
+        """Raises ValueError where the prompt was evaluated, but nothing could be read."""
+        finds, self.finds = self.finds and bool(self.evaluated), False
+        if finds and not torch.is_tensor(self.found):
             raise ValueError(
                 "Word Regions could not read the attention of its prompt: the positive acts in an area alone, context windows cut the video, or a cache of "
                 "another node gave the prediction. Use no area, windows or cache on it."
             )
+        self.read_at = self.level.sigma if finds else self.read_at
+        return denoised
+
+    def settle(self, level: Level | None = None) -> None:
+        """The regions are known, and act, once another level is predicted, or another pass begins: nodes may read one level in several parts."""
+        if self.read_at is not None and self.masks is None and (level is None or level.sigma != self.read_at):
+            self._find()
+            self.steer()
+
+    def begin_anew(self) -> None:
+        self.settle()
+
+    def _find(self) -> None:
         found = self.found if len(self.latent) == self.found.ndim - 2 else self.found[:, :, None].expand(-1, -1, *self.latent[:1], -1, -1)
         masks, given = regions(found, len(self.control.phrases), self.latent, self.control.finding.spread), self._given()
         for mask in given.values():
@@ -139,8 +150,8 @@ class WordRegionsRun(WordReadingRun):
                     given["default"] = True
         self.waiting = []
 
-    @property
-    def regions(self) -> dict[str, torch.Tensor | None]:
+    def regions_at(self, level: Level) -> dict[str, torch.Tensor | None]:
+        self.settle(level)
         return {p: None if self.masks is None else self.masks[:, i : i + 1] for i, p in enumerate(self.control.phrases)}
 
     @property
@@ -151,9 +162,12 @@ class WordRegionsRun(WordReadingRun):
     def warnings(self) -> list[str]:
         if self.masks is None and self.started:
             return [f"no step was at or after {self.control.finding.percent:.0%} of the sampling: no region was found, and none acted"]
-        return [] if self.masks is None else [line for line, empty in zip(self.lines, self.empty) if empty.any()]
+        late = ["the regions were found in the last prediction of this run: none acted in it"] if self.late else []
+        return late if self.masks is None else late + [line for line, empty in zip(self.lines, self.empty) if empty.any()]
 
     def end(self) -> None:
+        self.late = self.read_at is not None and self.masks is None and bool(self.waiting)
+        self.settle()
         super().end()
         self.waiting, self.found = [], 0
         if self.masks is not None:

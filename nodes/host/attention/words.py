@@ -56,6 +56,11 @@ class WordReadingRun(ControlRun):
             return None
         return call.word_maps(self.cache.get(("words", first, tokens, self.images), lambda: self._words(first, tokens)), tokens)
 
+    def summed(self, values: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Values (images, ...) of what is evaluated, summed over the copies of the batch that nodes may predict at once, and how many these are."""
+        copies, over = divmod(self.images, self.batch)
+        return (values, 1) if copies == 1 or over else (values.unflatten(0, (copies, -1)).sum(0), copies)
+
     def _words(self, first: int, tokens: int) -> list[tuple[list[int], list[list[int]]]]:
         """The rows of the images of a part, and the tokens of their words."""
         start = self.dit.text_start(self.control.length, tokens) if self.dit else 0

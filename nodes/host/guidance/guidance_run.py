@@ -147,9 +147,14 @@ class GuidanceRun(RunState):
 
     def mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor | None:
         """The mask of a channel as `like` needs it, and its region; None where it acts everywhere."""
-        region = self.region(keys.channel)
+        region = self._region_over(keys.channel, like)
         own = None if keys.channel.mask is None else self._own_mask(keys, like)
-        return own if region is None else region.to(like) if own is None else own * region.to(like)
+        return own if region is None else region if own is None else own * region
+
+    def _region_over(self, channel: Channel, like: torch.Tensor) -> torch.Tensor | None:
+        """Its region, for each of the copies of a batch that nodes may predict at once."""
+        region = self.region(channel)
+        return None if region is None else comfy.utils.repeat_to_batch_size(region.to(like), len(like))
 
     def _own_mask(self, keys: ChannelKeys, like: torch.Tensor) -> torch.Tensor:
         """Made once."""
@@ -172,7 +177,7 @@ class GuidanceRun(RunState):
         """PREDICT_NOISE: with the channels, unless the guider is `alone`; with a graph back to x where a gradient needs one."""
         guider, before, self.level = executor.class_obj, self.level, Level(timestep, self.scale)
         runs = guider.model_options.get("transformer_options", {}).get(CONTROLS, ())
-        self.regions = {name: mask for run in runs for name, mask in run.regions.items()}
+        self.regions = {name: mask for run in runs for name, mask in run.regions_at(self.level).items()}
         if getattr(guider, "alone", False):
             return executor(x, timestep, model_options, seed)
         if self._starts_late():
