@@ -10,6 +10,7 @@ import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from controlled_diffusion.nodes.host import gradients
 from controlled_diffusion.nodes.host.model_folder import check_name
 from controlled_diffusion.nodes.host.training import denoiser as training_denoiser
@@ -251,6 +252,12 @@ def test_auto_levels_are_those_of_the_models_kind(eps_model, flow_model):
 def test_another_gamma_is_another_training(eps_model, vae, clip):
     one, other = (task_of(eps_model, clip, vae, objective=Objective(Levels(), "min-snr", gamma)).about for gamma in (3.0, 5.0))
     assert [k for k in one if one[k] != other[k]] == ["gamma"]
+
+
+def test_another_noise_schedule_is_another_training(eps_model, vae, clip):
+    schedules = [ModelSamplingDiscrete().patch(eps_model, "eps", zsnr=zsnr)[0] for zsnr in (False, True)]
+    one, other = (task_of(model, clip, vae).about for model in schedules)
+    assert [k for k in one if one[k] != other[k]] == ["model"]
 
 
 def test_noise_levels_keep_to_the_percents_asked_for(eps_model, vae, clip):

@@ -51,7 +51,7 @@ def _patcher(patcher, prefix: str) -> list:
 def _sampling(model) -> list:
     sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
     kinds = [c.__name__ for c in type(sampling).__mro__]
-    return [kinds, [float(sampling.percent_to_sigma(p)) for p in (0.1, 0.5, 0.9)], type(form).__name__]
+    return [kinds, [f"{float(sampling.percent_to_sigma(p)):.5g}" for p in (0.1, 0.5, 0.9)], type(form).__name__]
 
 
 def _short(patcher, prefix: str, *more) -> str:
@@ -68,9 +68,9 @@ def _told(value) -> object:
 
 
 def base_keys(model, clip) -> dict[str, str]:
-    """Short names for the MODEL and the CLIP that something is trained on, each by its weights and patches; of patches that cannot be
-    compared only which kind they are counts."""
-    return {"model": _short(model, "diffusion_model."), "clip": _short(clip.patcher, "", clip.layer_idx)}
+    """Short names for the MODEL and the CLIP that something is trained on, each by its weights and patches, the MODEL also by its noise schedule;
+    of patches that cannot be compared only which kind they are counts."""
+    return {"model": _short(model, "diffusion_model.", _sampling(model)), "clip": _short(clip.patcher, "", clip.layer_idx)}
 
 
 def key_of(model, clip, vae, *settings) -> str:
