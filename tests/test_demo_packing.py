@@ -8,7 +8,7 @@ from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.demo.packing import restored
 from safetensors.torch import load_file
 
-from checks import draw
+from checks import draw, refused
 from demo.muon import MuonLoop
 from demo.packing import keep_thin, packed, quantized
 
@@ -58,3 +58,14 @@ def test_training_goes_on_from_a_thin_state(tmp_path):
     assert other.averages["w"].dtype == torch.float32
     list(other.run(lambda index: own.square().sum()))
     assert other.done == 20 and own.norm() < weight.norm()
+
+
+def test_differences_know_the_denoiser_that_they_are_from():
+    """By its tensors as stored; the other parts of the file may change."""
+    base = quantized({f"{packing.DENOISER}out.bias": draw(4), "first_stage_model.bias": draw(4, seed=1)})
+    about = {packing.BASE: packing.name_of(base)}
+    packing.check_base(about, base | {"first_stage_model.bias": torch.zeros(4)}, "instruct", "model")
+    other = quantized({f"{packing.DENOISER}out.bias": draw(4, seed=2)})
+    names = packing.name_of(base), packing.name_of(other)
+    refused("'instruct' .* the denoiser {}, but that of 'model' is {}".format(*names), packing.check_base, about, other, "instruct", "model")
+    refused("denoiser that it does not name", packing.check_base, {}, base, "instruct", "model")

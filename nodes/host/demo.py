@@ -22,7 +22,7 @@ import torch
 from ...guidance.errors import listed, quoted
 from ...training.demo import checker, config, packing
 from ...training.demo.files import FILES
-from .model_folder import SHIPPED
+from .model_folder import SHIPPED, load_tensors
 
 VOCABULARY, LATENT_SCALE = 49408, 0.18215
 
@@ -86,12 +86,12 @@ class DemoInstruct(DemoModel):
         return comfy.model_base.SD15_instructpix2pix(self, device=device)
 
 
-def _read_weights(path: Path) -> tuple[dict, dict, dict]:
-    """State dicts of denoiser, text tower and autoencoder; the first also holds "preview_colors"."""
-    weights = packing.restored(comfy.utils.load_torch_file(str(path), safe_load=True))
+def _weights_of(stored: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
+    """State dicts of denoiser, text tower and autoencoder of a stored model; the first also holds "preview_colors"."""
+    weights = packing.restored(stored)
     unet, clip, vae = (
         comfy.utils.state_dict_prefix_replace(dict(weights), {prefix: ""}, filter_keys=True)
-        for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
+        for prefix in (packing.DENOISER, "cond_stage_model.", "first_stage_model.")
     )
     rows, ids = clip.pop("token_rows"), clip.pop("token_ids")
     table = config.start_tokens(VOCABULARY, rows.shape[1])  # (49408, width): rows that training never saw keep their seeded start values
@@ -117,8 +117,10 @@ def _patcher(weights: dict, kind: type[DemoModel], disable_dynamic: bool) -> com
 
 def load_instruct(path: Path | str, base_path: Path | str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The instruction model's denoiser; its text tower and autoencoder are the demo model's, whose weights are at `base_path`."""
-    base = _read_weights(Path(base_path))[0]
-    weights = packing.unpacked(comfy.utils.load_torch_file(str(path), safe_load=True), base)
+    (differences, about), (stored, _) = load_tensors(Path(path)), load_tensors(Path(base_path))
+    packing.check_base(about, stored, Path(path).name, Path(base_path).name)
+    base = _weights_of(stored)[0]
+    weights = packing.unpacked(differences, base)
     weights = {k: v.half() for k, v in weights.items()} | {"preview_colors": base["preview_colors"]}
     patcher = _patcher(weights, DemoInstruct, disable_dynamic)
     patcher.cached_patcher_init = (load_instruct, (str(path), str(base_path)))  # how ComfyUI loads it once more when a node asks for a deep copy
@@ -127,7 +129,7 @@ def load_instruct(path: Path | str, base_path: Path | str, disable_dynamic: bool
 
 def load(path: Path | str, disable_dynamic: bool = False) -> tuple:
     """MODEL, CLIP, VAE of a demo model; ComfyUI knows how to load each of them once more."""
-    unet, text, autoencoder = _read_weights(Path(path))
+    unet, text, autoencoder = _weights_of(load_tensors(Path(path))[0])
     folders, how = folder_paths.get_folder_paths("embeddings"), {"disable_dynamic": True} if disable_dynamic else {}
     model, vae = _patcher(unet, DemoModel, disable_dynamic), comfy.sd.VAE(sd=autoencoder)
     clip = comfy.sd.CLIP(model.model.model_config.clip_target(), embedding_directory=folders, state_dict=text, **how)

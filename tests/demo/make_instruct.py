@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.nodes.host.model_folder import load_tensors
 from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.instruct_pix2pix import widened
 from controlled_diffusion.training.loop import saving
@@ -47,13 +48,15 @@ def family_latents(autoencoder, world: World) -> torch.Tensor:
 
 def make(world: World, stage: str) -> None:
     """Trains it, goes on where it stopped, and writes its file."""
-    (autoencoder, unet, tower), plan = base_model(world), world.plans[stage]
+    (autoencoder, unet, tower), plan, stored = base_model(world), world.plans[stage], load_file(world.weights)
     latents = as_denoised(family_latents(autoencoder, world), world.weights)
     about = learned_on(encoder=autoencoder.taesd_encoder, denoiser=unet, text=tower)
     base, first = {k: v.clone() for k, v in unet.state_dict().items()}, unet.input_blocks[0][0]
     first.weight = torch.nn.Parameter(widened(first.weight.detach(), 8))
     if stage == "refine":
-        unet.load_state_dict(packing.unpacked(load_file(world.files.instruct), base))
+        tensors, metadata = load_tensors(world.files.instruct)
+        packing.check_base(metadata, stored, world.files.instruct.name, world.weights.name)
+        unet.load_state_dict(packing.unpacked(tensors, base))
     unet.to(memory_format=torch.channels_last)
     parameters = parameters_of(unet=unet)
     matrices = demo_model.matrices_of(parameters)
@@ -65,7 +68,7 @@ def make(world: World, stage: str) -> None:
     given = (world, denoiser, encode_text, new_tokens(), latents, 1 / demo.LATENT_SCALE, loop)
     shown(saving(loop, demo_instruct.train_instruct(*given, batch=plan.batch, **plan.settings), path))
     load_average(path, unet=unet)
-    written(packed(unet.state_dict(), base), world.files.instruct)
+    written(packed(unet.state_dict(), base), world.files.instruct, {packing.BASE: packing.name_of(stored)})
 
 
 if __name__ == "__main__":

@@ -199,9 +199,9 @@ def learned_on(**parts: torch.nn.Module) -> dict[str, str]:
     return {name: digest([*part.state_dict().values()]) for name, part in parts.items()}
 
 
-def written(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def written(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(tensors, path)
+    save_atomically(tensors, path, about)
     say(f"wrote {path.name} in {path.parent.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from controlled_diffusion.nodes.demo import DemoInstructModelLoader
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.demo.files import FILES
+from safetensors.torch import load_file, save_file
 
 from host.training import check_deep_copy
 from measures import instruct_pix2pix as measure
@@ -27,6 +29,14 @@ def test_it_is_comfyuis_model_with_the_demo_text_tower_and_vae():
     assert torch.equal(*(c.encode_from_tokens(c.tokenize("make it blue")) for c in (clip, other_clip)))
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(vae.decode(latent), other_vae.decode(latent))
+
+
+def test_another_base_is_refused(tmp_path):
+    stored, other = load_file(FILES["shapes"].model), tmp_path / "other.safetensors"
+    name = next(k for k in stored if k.startswith(packing.DENOISER) and stored[k].ndim > 1)
+    save_file(stored | {name: -stored[name]}, other)
+    with pytest.raises(ValueError, match=r"instruct\.safetensors' holds differences from the denoiser \w+, but that of 'other\.safetensors' is \w+\. Give"):
+        demo.load_instruct(FILES["shapes"].instruct, other)
 
 
 def test_a_deep_copy_owns_its_weights():
