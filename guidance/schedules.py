@@ -47,6 +47,10 @@ class NoiseScale:
         """`percent` as ranges of the sampling read it, to four decimals: a step on the edge of a range is there, however its sigma was rounded."""
         return round(self.percent(sigma), 4)
 
+    def range_sigmas(self, start: float, end: float) -> tuple[float, float]:
+        """The largest and the smallest sigma whose `range_percent` is from `start` to `end`."""
+        return self.sigma(start - 5e-5), self.sigma(end + 5e-5)
+
     def log_snr(self, sigma: float) -> float:
         """log of signal power over noise power: -2 log sigma, or 2 log((1 - sigma) / sigma) for flow models."""
         sigma = min(max(sigma, 1e-6), 1 - 1e-6 if self.flow else math.inf)

@@ -68,8 +68,7 @@ def _method(model, start_percent: float, end_percent: float, settings: dict) -> 
             f"eta_start_percent is {start_percent:g} and eta_end_percent {end_percent:g}; give the start the smaller one, usually 0 and "
             "0.2 to 0.4."
         )
-    scale = noise_levels.noise_scale(model)
-    start, end = scale.sigma(start_percent), scale.sigma(end_percent)
+    start, end = noise_levels.noise_scale(model).range_sigmas(start_percent, end_percent)
     noise = noise_levels.noise_deviation(model.get_model_object("model_sampling"))
     return RFInversion(start_sigma=start, end_sigma=end, noise_scale=noise, **settings)
 

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from controlled_diffusion.nodes.as_flow import ModelSamplingAsFlow
 from controlled_diffusion.nodes.host import noise_levels
 
 from compare import assert_close
@@ -52,6 +53,17 @@ def test_longer_and_stronger_pulls_keep_more_of_the_image(model):
     assert change(eta=0.9) < change(eta=0.4)
     assert change(eta_end_percent=0.8) < change(eta_end_percent=0.8, decay=2.0)
     assert change(eta_start_percent=0.4, eta_end_percent=0.8) > change(eta_end_percent=0.8)
+
+
+@pytest.mark.parametrize(("kind", "scheduler", "steps", "edge"), [("eps", "simple", 20, 0.05), ("flow", "normal", 27, 0.73)])
+def test_a_step_on_the_edge_of_the_percents_is_within(kind, scheduler, steps, edge):
+    """As in the ranges of other nodes, however its sigma is rounded."""
+    model = ModelSamplingAsFlow.execute(tiny.unet(kind)).args[0]
+    sigmas, scale = noise_levels.levels(model, scheduler, steps, 0.0), noise_levels.noise_scale(model)
+    settings = dict(steps=steps, scheduler=scheduler, eta_end_percent=edge)
+    found = inversions.invert("rf-inversion", model, **settings)[0]
+    on = [found.method.pull(i, found.trajectory) > 0 for i in range(steps)]
+    assert on == [scale.range_percent(sigma) <= edge for sigma in sigmas[:-1]] and edge in map(scale.range_percent, sigmas)
 
 
 def test_the_percents_are_those_of_the_sampling(model):
