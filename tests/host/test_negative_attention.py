@@ -83,6 +83,8 @@ def test_every_image_has_its_own_negative_and_mask():
     alone = [made(c, masks[i : i + 1], noise[i : i + 1]) for i, c in enumerate(single)]
     assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
     assert differ(made(single[0], masks, noise), both) > 1e-4
+    with pytest.raises(ValueError, match="The negative holds 2 texts but 3 images are sampled"):
+        made(rows, None, torch.rand(3, 4, 8, 8))
 
 
 @pytest.mark.parametrize("tokens", [(7, 11), (7, 40), (33, 31), (31, 1)])

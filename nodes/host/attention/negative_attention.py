@@ -42,6 +42,9 @@ class NegativeAttentionRun(ControlRun):
         self.strength, self.text, self.name = control.strength, None, f"{KEY} negative {control.token}"
         if control.mask is not None and len(noise) % len(control.mask):
             raise ValueError(f"The mask holds {len(control.mask)} images but {len(noise)} are sampled; give one mask, or one for each image.")
+        texts = len(control.negative[0][0])
+        if len(noise) % texts:
+            raise ValueError(f"The negative holds {texts} texts but {len(noise)} images are sampled; give one text, or one for each image.")
 
     @cached_property
     def conditionings(self) -> dict[str, list]:
