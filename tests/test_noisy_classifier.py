@@ -2,7 +2,16 @@ import pytest
 import torch
 from controlled_diffusion.guidance.classifier import NoisyClassifier
 from controlled_diffusion.training.loop import Loop
-from controlled_diffusion.training.noisy_classifier import accuracy, batch_loss, held_out, initialize, targets_of
+from controlled_diffusion.training.noisy_classifier import (
+    accuracy,
+    batch_loss,
+    begin_at_shares,
+    classification_loss,
+    held_out,
+    initialize,
+    shares_as_logits,
+    targets_of,
+)
 from torch.testing import assert_close
 
 from checks import refused
@@ -25,6 +34,44 @@ def test_it_learns_labels_and_knows_less_in_noise(kind):
     rows = accuracy(network, latents, targets, kind, 5)
     assert [level for level, _ in rows] == [-6.0, -3.0, 0.0, 3.0, 6.0]
     assert rows[-1][1] > 0.97 and rows[0][1] < rows[-1][1]
+
+
+def test_rare_labels_weigh_as_much_as_others():
+    """Where nothing is told apart; and there the loss has its minimum, so that the logits are those of p(label)."""
+    targets = (torch.arange(1000)[:, None] < torch.tensor([5, 50, 500, 950])).float()
+    known = shares_as_logits(targets, "independent")
+    assert_close(known.sigmoid(), targets.mean(0), atol=1e-3, rtol=0.0)
+    logits = known.repeat(1000, 1).requires_grad_(True)
+    classification_loss(logits, targets, "independent", known).backward()
+    present, absent = (logits.grad * targets).sum(0), (logits.grad * (1 - targets)).sum(0)
+    assert_close(present, torch.full((4,), -1 / 16), rtol=0.1, atol=0.0)
+    assert_close(present + absent, torch.zeros(4), rtol=0.0, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["independent", "exclusive"])
+def test_a_classifier_begins_at_the_shares_of_its_labels(kind):
+    targets = torch.eye(4)[torch.arange(40) % 10 // 3]
+    network = begin_at_shares(initialize(NoisyClassifier(4, 4, widths=(8, 16)), 0), targets, kind)
+    torch.nn.init.zeros_(network.head[-1].weight)
+    logits = network(torch.randn(2, 4, 6, 6), torch.zeros(2))
+    share = logits.sigmoid() if kind == "independent" else logits.softmax(1)
+    assert_close(share[0], torch.tensor([0.3, 0.3, 0.3, 0.1]), atol=0.01, rtol=0.0)
+    never = begin_at_shares(network, torch.zeros(40, 4), kind)(torch.randn(2, 4, 6, 6), torch.zeros(2))
+    assert never.isfinite().all()
+
+
+def test_labels_that_few_images_have_are_learned():
+    draw = torch.Generator().manual_seed(0)
+    has = (torch.rand(600, 24, generator=draw) < 0.04).float()
+    looks, noise = (torch.randn(count, 4, 6, 6, generator=draw) for count in (24, 600))
+    latents = (noise + torch.einsum("nl,lchw->nchw", has, looks)) / 1.4
+    network = begin_at_shares(initialize(NoisyClassifier(4, 24, widths=(8, 16)), 0), has, "independent")
+    loop = Loop(dict(network.named_parameters()), steps=100, learning_rate=5e-3, warmup=5, average=0.0)
+    list(loop.run(lambda index: batch_loss(network, latents, has, index, batch=64)))
+    with torch.no_grad():
+        said = torch.nn.functional.logsigmoid(network(latents, torch.full((600,), 6.0)))
+    known = torch.nn.functional.logsigmoid(shares_as_logits(has, "independent"))
+    assert float(((said - known) * has).sum() / has.sum()) > 2.0
 
 
 class Says(torch.nn.Module):

@@ -20,10 +20,28 @@ def noised(x0: torch.Tensor, log_snr: torch.Tensor, noise: torch.Tensor) -> torc
     return signal * x0 + (1 - signal.square()).sqrt() * noise
 
 
-def classification_loss(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.Tensor:
-    """Cross entropy of `targets` (B, labels) in [0, 1]: of every label by itself, or of one distribution over all."""
+def shares_as_logits(targets: torch.Tensor, kind: str) -> torch.Tensor:
+    """The logits (labels,) that say of every image only how frequent each label is among targets (N, labels); finite where none has it."""
+    share = (targets.sum(0) + 0.5) / (len(targets) + 1)
+    return share.logit() if kind == "independent" else share.log()
+
+
+def begin_at_shares(network: torch.nn.Module, targets: torch.Tensor, kind: str) -> torch.nn.Module:
+    """Lets a NoisyClassifier's head begin there (arXiv 1708.02002, section 3.3); else its first steps go into that."""
+    network.head[-1].bias.data.copy_(shares_as_logits(targets, kind))
+    return network
+
+
+def classification_loss(logits: torch.Tensor, targets: torch.Tensor, kind: str, known: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of `targets` (B, labels) in [0, 1]: of every label by itself, or of one distribution over all. `known` (labels,) are the
+    logits of `shares_as_logits`.
+
+    An "independent" label is weighed by the inverse of its variance, so that rare ones count as much as others; the logits remain those of
+    p(label | image).
+    """
     if kind == "independent":
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        share = known.sigmoid()
+        return F.binary_cross_entropy_with_logits(logits, targets, 0.25 / (share * (1 - share)))
     return F.cross_entropy(logits, targets)
 
 
@@ -49,9 +67,9 @@ def batch_loss(
     """The loss of batch `index` of latents (N, C, H, W) of unit variance and targets (N, labels), wherever the network is; log-SNRs are spread
     evenly over each batch."""
     picks, log_snr, noise = _draw(seed, index, batch, len(latents), latents.shape[1:])
-    device = next(network.parameters()).device
-    x0, wanted, noise, log_snr = (t.to(device) for t in (latents[picks], targets[picks], noise, log_snr))
-    return classification_loss(network(noised(x0, log_snr, noise), log_snr), wanted, kind)
+    device, known = next(network.parameters()).device, shares_as_logits(targets, kind)
+    x0, wanted, known, noise, log_snr = (t.to(device) for t in (latents[picks], targets[picks], known, noise, log_snr))
+    return classification_loss(network(noised(x0, log_snr, noise), log_snr).float(), wanted, kind, known)
 
 
 def targets_of(given: Sequence[str], kind: str) -> tuple[tuple[str, ...], torch.Tensor]:

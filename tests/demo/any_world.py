@@ -29,7 +29,7 @@ class Plan:
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
-PLANS = {"control": Plan(700, 1.5e-3, 24), "classifier": Plan(3000, 1e-3, 64), "encoder": Plan(2600, 1e-3, 32)}  # alike in all worlds
+PLANS = {"control": Plan(700, 1.5e-3, 24), "classifier": Plan(3000, 4e-3, 64), "encoder": Plan(2600, 1e-3, 32)}  # alike in all worlds
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_states_know_what_they_were_trained_on(tmp_path):
 
 def test_classifier(world):
     make_classifier.make(world)
+    assert make_classifier.average_precision(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 0.0])) == pytest.approx((1 + 2 / 3) / 2)
     found = read(world.files.classifier)
     assert found.labels == world.all_labels and len(set(found.labels)) == len(found.labels)
     assert found.network(torch.zeros(1, 4, world.latent, world.latent), torch.zeros(1)).shape == (1, len(found.labels))

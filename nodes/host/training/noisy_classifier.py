@@ -11,7 +11,7 @@ from ....guidance.classifier import LabeledClassifier, NoisyClassifier, as_image
 from ....training import settings
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop
-from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, held_out, initialize, targets_of
+from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, begin_at_shares, held_out, initialize, targets_of
 from ....training.settings import Data, Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
@@ -119,7 +119,8 @@ def prepare(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], s
     shown, judged = _samples(model, vae, separate, targets, settings)
     with torch.random.fork_rng(devices=[]):  # whose layers draw start values of their own
         network = NoisyClassifier(shown.latents.shape[1], len(known), SIZES[settings.size])
-    network = initialize(network, settings.seed % 2**63).to(comfy.model_management.get_torch_device())
+    network = begin_at_shares(initialize(network, settings.seed % 2**63), shown.targets, settings.kind)
+    network = network.to(comfy.model_management.get_torch_device())
     made = LabeledClassifier(network, known, latent_space(model), settings.kind)
     seen = len(judged.targets)
     return Task(made, settings, shown, judged, f"{seen} {'images held out' if seen < len(separate) else 'the training images'}")
