@@ -76,13 +76,13 @@ def scheduled(start: list, embeddings: Sequence[torch.Tensor], sigmas: Sequence[
 
 
 def _of_rows(part: dict, rows: torch.Tensor, images: int) -> dict:
-    """A conditioning's part for some of the images."""
+    """A conditioning's part for some of the images; ComfyUI repeats its rows over all of them."""
     if len(rows) == images:
         return part
 
     def chosen(cond):
-        mine = torch.is_tensor(cond.cond) and cond.cond.ndim > 1 and len(cond.cond) == images
-        return type(cond)(cond.cond[rows.to(cond.cond.device)]) if mine else cond
+        mine = torch.is_tensor(cond.cond) and cond.cond.ndim > 1 and len(cond.cond) > 1
+        return type(cond)(cond.cond[(rows % len(cond.cond)).to(cond.cond.device)]) if mine else cond
 
     return {**part, "model_conds": {k: chosen(c) for k, c in part["model_conds"].items()}}
 
