@@ -1,36 +1,34 @@
-"""Regions by words: a prompt and a LoRA for each phrase of a prompt, where the model draws it."""
+"""Regions by words: a LoRA and words, or a prompt, for each phrase of a prompt, where the model draws it."""
 
 from comfy_api.latest import io, ui
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from .host.attention import word_regions
-from .inputs.widgets import advanced, auto_number, auto_whole, choice, schema, share, text
+from .inputs.widgets import advanced, auto_number, auto_whole, schema, share, text
 
 _ALIASES = [
     "regional prompt", "regional lora", "lora per character", "two characters", "two loras", "freefuse", "auto mask", "attention couple",
     "region from words", "multi subject lora",
 ]  # fmt: skip
-_SAMPLING = ("go on", "restart")
 
 
 class WordRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        region = io.Conditioning.Input("region", tooltip="What acts in the region of the first phrase, then of the second, ...: its own prompt, with a "
-            "LoRA of its own by Create Hook LoRA and Set CLIP Hooks. One with a mask (Conditioning (Set Mask)) keeps it as its region.")  # fmt: skip
+        region = io.MultiType.Input("region", types=[io.Conditioning, io.Hooks], tooltip="What acts in the region of the first phrase, then of the second, "
+            "...: a LoRA (HOOKS of Create Hook LoRA), or a prompt of its own. A prompt with a mask (Conditioning (Set Mask)) keeps it as its region.")  # fmt: skip
         return schema(
             "WordRegions", "Word Regions", "attention", _ALIASES,
-            "Finds where the model draws each phrase of the prompt, in the first steps of the sampling. From then on each phrase has a prompt and LoRAs "
-            "of its own there, without a mask drawn. Word Regions View shows the regions.",
+            "Finds where the model draws each phrase of the prompt. There each has a LoRA, words or a prompt of its own, without a mask drawn. LoRAs cost no "
+            "more evaluations. Word Regions View shows the regions.",
             inputs=[
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
-                io.Clip.Input("clip", tooltip="The text encoder of the model, without LoRA."),
-                choice("sampling", _SAMPLING, "When the regions are known: 'go on' costs no more steps and keeps the layout so far; 'restart' begins the "
-                    "sampling again with the regions, whose LoRAs and prompts may then move things."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model. The text encoder's part of a LoRA acts by Load LoRA on it (strength_model 0)."),
                 text("prompt", "", "The prompt of the whole image, which names all phrases.", multiline=True, dynamic_prompts=True),
-                text("phrases", "", "Words or phrases of the prompt, one a line: those with a region of their own. 'man#2' is the second man. Empty = off.",
-                    multiline=True),
-                share("find_percent", 0.2, "Percent of the sampling at which the regions are found. Typical: 0.15–0.3. Later: finer regions."),
+                text("phrases", "", "Words or phrases of the prompt, one a line: those with a region of their own. 'man#2' is the second man, 'embedding:name' a learned word. "
+                    "Empty = off.", multiline=True),
+                share("find_percent", 0.45, "Percent of the sampling at which the regions are found. Typical: 0.2–0.5. Later: finer regions."),
+                share("start_percent", 0.15, "Percent of the sampling from which the regions act. Typical: 0.1–0.3. Below find_percent the sampling begins again "
+                    "when the regions are known. As find_percent: no step twice, but things keep their outline."),
                 *advanced(
                     text("layers", "", "Layers that are read. UNet: output, middle, output3-5, 1/2. DiT: early, middle, late, or blocks, 8-15. Several between "
                         "commas. Empty: the coarse ones of a UNet's output, the middle third of a DiT."),
@@ -42,26 +40,21 @@ class WordRegions(io.ComfyNode):
                 ),
                 io.Conditioning.Input("conditioning", optional=True, tooltip="The same prompt from other nodes (ControlNet, FluxGuidance). Not connected: the "
                     "prompt encoded plainly."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative, so that it gets the LoRAs of the regions too. Not connected: connect "
-                    "yours to the sampler; LoRAs then act at up to cfg times their strength."),
                 io.Autogrow.Input("regions", optional=True, template=io.Autogrow.TemplatePrefix(region, prefix="region_", min=0, max=8)),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler or guider, and for Word Regions View."),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt and those of the regions."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative, with the LoRAs of the regions."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model, clip, sampling, prompt, phrases, find_percent, layers, anchors, spread, rest, conditioning=None, negative=None, regions=None
+        cls, model, clip, prompt, phrases, find_percent, start_percent, layers, anchors, spread, rest, conditioning=None, regions=None
     ) -> io.NodeOutput:
         given = {int(key.rsplit("_", 1)[1]): value for key, value in (regions or {}).items() if value is not None}
-        finding = word_regions.Finding(sampling == "restart", find_percent, layers, anchors, rest, spread)
-        task = word_regions.Task(prompt, phrases, finding, given, conditioning, negative)
-        patched, positive, other = word_regions.prepare(model, clip, task)
-        return io.NodeOutput(patched, positive, ExecutionBlocker("Word Regions: connect a negative to get it here.") if other is None else other)
+        finding = word_regions.Finding(find_percent, start_percent, layers, anchors, rest, spread)
+        return io.NodeOutput(*word_regions.prepare(model, clip, word_regions.Task(prompt, phrases, finding, given, conditioning)))
 
 
 class WordRegionsView(io.ComfyNode):

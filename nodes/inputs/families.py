@@ -201,7 +201,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
         },
         "spread": {
             "eps": Value(0, "FreeFuse, arXiv 2510.23515"),
-            "demo": Value(2, _OURS),
+            "demo": Value(3, _OURS),
             "flow": Value(0, "FreeFuse, arXiv 2510.23515"),
         },
     },

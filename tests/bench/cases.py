@@ -228,7 +228,7 @@ class Cases:
         refusing = NegativeAttention.execute(self.model, self.text(2), **defaults(NegativeAttention)).args[0]
         yield "Negative Attention", Case(self.cfg(refusing), CFG)
         given = defaults(WordRegions) | dict(prompt=SOURCE, phrases="red cat\nmat", anchors=0.1, spread=0)
-        finding, positive, _ = WordRegions.execute(self.model, clip, **given).args
+        finding, positive = WordRegions.execute(self.model, clip, **given).args
         wide = self._as_wide(positive, 1)
         yield "Word Regions", Case(self.sampled(guider_of(finding, wide, self.text(0))), CFG)
         channels = Channel(wide, 2.0), Channel(self.text(2), 2.0, region="red cat")

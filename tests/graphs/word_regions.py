@@ -6,8 +6,8 @@ from .parts import ksampler, prompt_nodes
 def word_regions(graph):
     graph.note(
         "# A prompt for each thing, without a mask\n\nThe prompt names two things. **Word Regions** finds where the model draws them, and from then on each has a "
-        "prompt of its own there: the same image, with its own thing changed. **Word Regions View** shows the regions. For a LoRA of its own put *Create Hook LoRA* and *Set CLIP Hooks* before the region's "
-        "*CLIP Text Encode*.\n\nTry: other colors; *sampling* `restart`; *find_percent* 0.1; no regions connected."
+        "prompt of its own there: the same image, with its own thing changed. **Word Regions View** shows the regions. A LoRA of its own: *Create Hook LoRA* into *region_0*."
+        "\n\nTry: other colors; *start_percent* 0.45; *find_percent* 0.2; no regions connected."
     )
     text = "a blue circle on the left and a red star on the right on a white background"
     with graph.group("1 Model and prompts"):

@@ -191,8 +191,8 @@ class Sockets:
         return blended, self.sampled(blended, positive, negative)
 
     def _regional(self):
-        model, positive, negative = run("WordRegions", **good("WordRegions", self))
-        return model, self.sampled(model, positive, negative)
+        model, positive = run("WordRegions", **good("WordRegions", self))
+        return model, self.sampled(model, positive, self("CONDITIONING"))
 
     def _edited(self):
         return run("P2PAttentionPatch", **good("P2PAttentionPatch", self))
@@ -254,7 +254,7 @@ def value_of(given, sockets: Sockets, of_node: dict):
         return of_node[given.id]
     kind = given.get_io_type()
     if kind == "COMFY_AUTOGROW_V3":
-        return {f"{given.template.prefix}0": sockets(given.template.input.get_io_type())}
+        return {f"{given.template.prefix}0": sockets(given.template.input.get_io_type().split(",")[0])}
     if kind == "COMFY_DYNAMICCOMBO_V3":
         return option_of(given, given.options[0], sockets, of_node)
     if hasattr(given, "default"):

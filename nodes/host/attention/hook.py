@@ -12,6 +12,7 @@ import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -63,6 +64,19 @@ class MarkedParts:
 def _text_tokens(given: dict) -> int:
     features = features_of(given)
     return features.cond.shape[1] if features is not None else 0
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """One call of the network: the BaseModel, its latents (rows, C, [frames,] H, W), the tokens of its text and of a second one, the first rows and
+    the text tokens of the parts that bear the control's mark, and its other inputs."""
+
+    model: torch.nn.Module
+    x: torch.Tensor
+    text: int
+    more: int
+    parts: Sequence[tuple[int, int]]
+    conditions: Mapping
 
 
 class ControlRun(RunState):
@@ -130,6 +144,10 @@ class ControlRun(RunState):
     def warnings(self) -> list[str]:
         """What the user should know after a run."""
         return []
+
+    def around(self, call: NetworkCall) -> AbstractContextManager:
+        """Around each call of the network, whatever conditionings are in it."""
+        return nullcontext()
 
     def end(self) -> None:
         """The run is over, if only by an error: lets go of what it held for the network."""
@@ -236,16 +254,18 @@ def _evaluate(executor, model, conds, x_in, timestep, model_options):
 
 def _network(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL: one call of the network, with replacements on the layers that are wanted now."""
-    size = len(x) // len(transformer_options["uuids"])
-    runs = [(run, run.parts.in_call(transformer_options)) for run in transformer_options[KEY]]
-    active = [(run, number * size, tokens) for run, parts in runs for number, tokens in parts]
+    size, tokens = len(x) // len(transformer_options["uuids"]), 0 if c_crossattn is None else c_crossattn.shape[1]
+    runs = [(run, [(n * size, text) for n, text in run.parts.in_call(transformer_options)]) for run in transformer_options[KEY]]
+    active = [(run, first, text) for run, parts in runs for first, text in parts]
     more = next((text for run, _, _ in active if (text := run.more_text) is not None), None)
-    if any(run.dit for run, _, _ in active):
-        return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs, more)
-    tokens = 0 if c_crossattn is None else c_crossattn.shape[1]
-    c_crossattn, count = (c_crossattn, 0) if more is None else (with_more_text(c_crossattn, more), more.shape[1])
-    options = _unet_options(transformer_options, active, len(x), tokens, count)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    with ExitStack() as stack:
+        for run, parts in runs:
+            stack.enter_context(run.around(NetworkCall(executor.class_obj, x, tokens, 0 if more is None else more.shape[1], parts, kwargs)))
+        if any(run.dit for run, _, _ in active):
+            return _dit(executor, (x, t, c_concat, c_crossattn, control), transformer_options, active, kwargs, more)
+        c_crossattn, count = (c_crossattn, 0) if more is None else (with_more_text(c_crossattn, more), more.shape[1])
+        options = _unet_options(transformer_options, active, len(x), tokens, count)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def _unet_options(options: dict, active: list, batch: int, text: int, more: int) -> dict:

@@ -7,11 +7,13 @@ whole prompt becomes ComfyUI's default conditioning, which has what is left.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from comfy.hooks import EnumHookType, HookGroup
 from node_helpers import conditioning_set_values as with_values
 
 from ....attention.call import QKSharing
@@ -20,16 +22,17 @@ from ....attention.row_plan import RowSelection
 from ....attention.word_regions import described, filled, likeness, regions
 from ....guidance.errors import listed, quoted
 from ..conditionings import check_conditionings, marked
-from ..evaluation_order import AnyOrderSampler, Restarting
+from ..evaluation_order import AnyOrderSampler, Keyframes, Restarting
 from ..images import as_image, fitted, image_grid, resized, to_pil
 from ..noise_levels import Level, NoiseScale
+from . import region_loras
 from .hook import install, network_of, runs_of
+from .region_loras import CallMasks, RegionLora, loras_of
 from .unet import blend_places
 from .words import WordReading, WordReadingRun, read_prompts, words_of
 
 REGION = "controlled_diffusion.word_region"  # of conditionings: (token of the control, number of the phrase or REST)
 REST = -1
-SHARED = ("hooks", "start_percent", "end_percent")  # what a region's negative has of its conditioning
 NEAR = 0.002  # percent of the sampling by which a step may be early
 COLORS = torch.tensor([(230, 80, 60), (60, 130, 230), (90, 190, 90), (235, 180, 50), (170, 90, 210), (60, 190, 200), (230, 130, 180), (140, 110, 80)]) / 255
 TILE = 192  # pixels of a mask's longer side
@@ -37,17 +40,22 @@ TILE = 192  # pixels of a mask's longer side
 
 @dataclass(frozen=True)
 class Finding:
-    """How regions are found: at the first prediction from `percent` of the sampling on, after which the run begins again with `restart`.
+    """How regions are found: at the first prediction from `percent` of the sampling on. They act from `start` of it: the run begins again for that
+    where this is earlier.
 
     `layers` as a text; `anchors` and `rest` as of `likeness`, `spread` as of `regions`.
     """
 
-    restart: bool = False
-    percent: float = 0.2
+    percent: float = 0.45
+    start: float = 0.15
     layers: str = ""
     anchors: float = 0.1
     rest: float = 0.5
     spread: int = 0
+
+    @property
+    def restarts(self) -> bool:
+        return self.start < self.percent - NEAR
 
 
 class WordRegionsRun(WordReadingRun):
@@ -63,14 +71,25 @@ class WordRegionsRun(WordReadingRun):
         self.finds, self.found = False, 0
         self.read_at: float | None = None  # the sigma at which attention was read
         self.late = False  # whether the regions are known only after the last prediction
+        self.searches = False  # in a first pass, which only finds the regions
+        self.keyframes, self.layers = Keyframes(()), {}  # and of the LoRAs' layers, whether they have tokens
 
-    def due(self, sigma: float) -> bool:
-        return self.scale.percent(sigma) >= self.control.finding.percent - NEAR
+    def due(self, sigma: float, percent: float) -> bool:
+        return self.scale.percent(sigma) >= percent - NEAR
+
+    def acts_at(self, sigma: float) -> bool:
+        """Whether regions are known and act."""
+        return self.masks is not None and not self.searches and self.due(sigma, self.control.finding.start)
 
     def sampler(self, sampler, noise, sigmas, seed, device):
-        steps = next((i + 1 for i, sigma in enumerate(sigmas[:-1].tolist()) if self.due(sigma)), 0)
-        restarts = self.control.finding.restart and self.masks is None and steps and not isinstance(sampler, AnyOrderSampler)
-        return Restarting(sampler, steps) if restarts else sampler
+        finding, self.keyframes = self.control.finding, Keyframes(sigmas)
+        steps = next((i + 1 for i, sigma in enumerate(sigmas[:-1].tolist()) if self.due(sigma, finding.percent)), 0)
+        self.searches = bool(finding.restarts and self.masks is None and steps and not isinstance(sampler, AnyOrderSampler))
+        return Restarting(sampler, steps) if self.searches else sampler
+
+    def begin_anew(self):
+        self.settle()
+        self.searches = False
 
     def follow(self, earlier, device):
         if earlier.masks is not None:
@@ -81,8 +100,6 @@ class WordRegionsRun(WordReadingRun):
         for own in conds.values():
             self.waiting += [(own, given) for given in own if self._number(given) not in (None, REST)]
             own[:] = [given for given in own if self._number(given) in (None, REST)]
-        if self.masks is not None:
-            self.steer()
 
     def _number(self, given: dict) -> int | None:
         token, number = given.get(REGION, (None, None))
@@ -90,8 +107,33 @@ class WordRegionsRun(WordReadingRun):
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         self.settle(self.level)
-        self.finds = self.masks is None and self.due(self.level.sigma)
+        self.finds = self.masks is None and self.due(self.level.sigma, self.control.finding.percent)
+        if self.waiting and self.acts_at(self.level.sigma):
+            self.steer()
         return x
+
+    def around(self, call):
+        if not self.control.loras or not self.acts_at(self.evaluated_level.sigma):
+            return nullcontext()
+        region_loras.check(self.dit, call, self.latent)
+        acting = [self._acting(lora, call, self.evaluated_level.sigma) for lora in self.control.loras]
+        return region_loras.acting(call.model, acting, self.layers)
+
+    def _acting(self, lora: RegionLora, call, sigma: float) -> tuple:
+        """What `region_loras.acting` wants of one."""
+        device = call.x.device
+        parts = self.cache.get(("LoRA", lora, device), lambda: [part.on(device) for part in lora.parts])
+        key = "masks", lora.number, len(call.x), call.text, tuple(call.parts), device
+        masks = self.cache.get(key, lambda: self._call_masks(lora.number, call))
+        return parts, lora.strength(call.model, sigma, self.keyframes), masks
+
+    def _call_masks(self, number: int, call) -> CallMasks:
+        image, text = self.masks[:, number].to(call.x.device), call.x.new_zeros(len(call.x), call.text)
+        for first, tokens in call.parts:
+            for rows, words in self._words(first, tokens):
+                columns = [c + copy * tokens for copy in range(call.text // tokens) for c in words[number]]
+                text[torch.tensor(rows)[:, None], columns] = 1
+        return CallMasks(self.dit, image.repeat(len(call.x) // len(image), *[1] * (image.ndim - 1)), text)
 
     @property
     def reading_now(self) -> bool:
@@ -121,10 +163,6 @@ class WordRegionsRun(WordReadingRun):
         """The regions are known, and act, once another level is predicted, or another pass begins: nodes may read one level in several parts."""
         if self.read_at is not None and self.masks is None and (level is None or level.sigma != self.read_at):
             self._find()
-            self.steer()
-
-    def begin_anew(self) -> None:
-        self.settle()
 
     def _find(self) -> None:
         found = self.found if len(self.latent) == self.found.ndim - 2 else self.found[:, :, None].expand(-1, -1, *self.latent[:1], -1, -1)
@@ -152,7 +190,7 @@ class WordRegionsRun(WordReadingRun):
 
     def regions_at(self, level: Level) -> dict[str, torch.Tensor | None]:
         self.settle(level)
-        return {p: None if self.masks is None else self.masks[:, i : i + 1] for i, p in enumerate(self.control.phrases)}
+        return {p: None if not self.acts_at(level.sigma) else self.masks[:, i : i + 1] for i, p in enumerate(self.control.phrases)}
 
     @property
     def lines(self) -> list[str]:
@@ -162,11 +200,13 @@ class WordRegionsRun(WordReadingRun):
     def warnings(self) -> list[str]:
         if self.masks is None and self.started:
             return [f"no step was at or after {self.control.finding.percent:.0%} of the sampling: no region was found, and none acted"]
-        late = ["the regions were found in the last prediction of this run: none acted in it"] if self.late else []
-        return late if self.masks is None else late + [line for line, empty in zip(self.lines, self.empty) if empty.any()]
+        others = sum(not found for found in self.layers.values())
+        told = ["the regions were found in the last prediction of this run: none acted in it"] if self.late else []
+        told += [f"{others} of {len(self.layers)} layers of the LoRAs have no tokens, as that of the timestep, and did not act in regions"] if others else []
+        return told + ([] if self.masks is None else [line for line, empty in zip(self.lines, self.empty) if empty.any()])
 
     def end(self) -> None:
-        self.late = self.read_at is not None and self.masks is None and bool(self.waiting)
+        self.late = self.read_at is not None and self.masks is None and bool(self.waiting or self.control.loras)
         self.settle()
         super().end()
         self.waiting, self.found = [], 0
@@ -181,6 +221,7 @@ class WordRegions(WordReading):
     node: ClassVar = "Word Regions"
     run: ClassVar = WordRegionsRun
     finding: Finding = Finding()
+    loras: tuple[RegionLora, ...] = ()
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -189,43 +230,54 @@ class WordRegions(WordReading):
 
 @dataclass(frozen=True)
 class Task:
-    """What Word Regions is asked for: `conditionings` of phrases by their number, and `conditioning` of the whole prompt from other nodes."""
+    """What Word Regions is asked for: in `regions`, by the number of a phrase, a CONDITIONING or the HOOKS of a LoRA; `conditioning` of the whole
+    prompt from other nodes."""
 
     prompt: str
     phrases: str
     finding: Finding
-    conditionings: Mapping[int, list]
+    regions: Mapping[int, list | HookGroup]
     conditioning: list | None = None
-    negative: list | None = None
 
     def check(self, model, phrases: Sequence[str]) -> None:
-        last = max(self.conditionings, default=-1)
+        last = max(self.regions, default=-1)
         if last >= len(phrases):
             raise ValueError(
                 f"region_{last} is connected, but there are {len(phrases)} phrase(s): {listed(phrases) or 'none'}. Write a phrase of the prompt for each region, "
                 "one a line, in their order; the first is that of region_0."
             )
-        empty = next((i for i, conditioning in self.conditionings.items() if not conditioning), None)
+        empty = next((i for i, given in self.regions.items() if not len(given)), None)
         if empty is not None:
-            raise ValueError(f"region_{empty} is a conditioning without any part. Connect the region's prompt as CLIP Text Encode gives it, or nothing.")
-        check_conditionings(model, {f"The conditioning of {quoted(phrases[i])}": c for i, c in self.conditionings.items()})
+            raise ValueError(f"region_{empty} has nothing in it. Connect the region's prompt as CLIP Text Encode gives it, a LoRA as Create Hook LoRA, or nothing.")
+        prompts = {i: given for i, given in self.regions.items() if not isinstance(given, HookGroup)}
+        for number, conditioning in prompts.items():
+            hooks = [values["hooks"] for _, values in conditioning if values.get("hooks") is not None]
+            if any(group.get_type(EnumHookType.Weight) for group in hooks):
+                raise ValueError(
+                    f"The conditioning of region_{number} carries a LoRA, which would cost a pass of its own. Connect the HOOKS of Create Hook LoRA to "
+                    f"region_{number} instead, and write its trigger word in the prompt, as part of the phrase."
+                )
+        check_conditionings(model, {f"The conditioning of {quoted(phrases[i])}": c for i, c in prompts.items()})
 
 
 def prepare(model, clip, task: Task) -> tuple:
-    """(patched model, positive, negative or None). Without phrases the model itself."""
+    """(patched model, positive). Without phrases the model itself."""
     network = network_of(model)
     prompts, whole = read_prompts(clip, task.prompt, task.conditioning, network["dit"])
     words = words_of(prompts, task.phrases) if task.phrases.strip() else ({},)
-    task.check(model, tuple(words[0]))
-    if not words[0]:
-        return model, whole, task.negative
+    names = tuple(words[0])
+    task.check(model, names)
+    if not names:
+        return model, whole
     pixels = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
     layers = _layers(**network, text=task.finding.layers.strip())
-    control = WordRegions(words, layers, finding=task.finding, scale=pixels, length=whole[0][0].shape[1], **network)
+    loras = [lora for i, given in task.regions.items() if isinstance(given, HookGroup) for lora in loras_of(model, clip, given, i, names[i])]
+    knobs = dict(finding=task.finding, scale=pixels, length=whole[0][0].shape[1], loras=tuple(loras))
+    control = WordRegions(words, layers, **knobs, **network)
     positive = marked(with_values(whole, {REGION: (control.token, REST)}), control.token)
-    for number, conditioning in task.conditionings.items():
-        positive = positive + with_values(conditioning, {REGION: (control.token, number)})
-    return install(model, control), positive, task.negative and _negatives(task, control)
+    for number, given in task.regions.items():
+        positive = positive + ([] if isinstance(given, HookGroup) else with_values(given, {REGION: (control.token, number)}))
+    return install(model, control), positive
 
 
 def _layers(places, dit, text: str) -> frozenset:
@@ -234,25 +286,6 @@ def _layers(places, dit, text: str) -> frozenset:
         return chosen(text or "middle", places, "layers")
     output = [p for p in places if p.block == "output"]
     return frozenset(p.key for p in blend_places(output or places, (16, 16)))
-
-
-def _negatives(task: Task, control: WordRegions) -> list:
-    """The negative, and where a region's conditioning carries hooks such as a LoRA the same with them, in its region and part of the sampling."""
-    made = with_values(task.negative, {REGION: (control.token, REST)})
-    for number, conditioning in task.conditionings.items():
-        for shared in _shared(conditioning):
-            made += with_values(task.negative, {**shared, REGION: (control.token, number)})
-    return made
-
-
-def _shared(conditioning: list) -> list[dict]:
-    """What the parts of a region's conditioning that carry hooks share with its negative, each once."""
-    found = []
-    for _, values in conditioning:
-        shared = {name: values[name] for name in SHARED if name in values}
-        if values.get("hooks") is not None and shared not in found:
-            found.append(shared)
-    return found
 
 
 def run_with(source, latent: dict) -> WordRegionsRun:
