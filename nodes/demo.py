@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..training.demo.images import KINDS, VARIED
 from .host import demo
 from .inputs.sockets import PairChecker
-from .inputs.widgets import choice, schema
+from .inputs.widgets import choice, only_with, schema, seed, whole
 
 
 def _world(*parts: str) -> io.Combo.Input:
@@ -87,4 +88,29 @@ class DemoCheckerLoader(io.ComfyNode):
         return io.NodeOutput(demo.PairChecker())
 
 
-NODES = [DemoModelLoader, DemoInstructModelLoader, DemoImageEncoderLoader, DemoCheckerLoader]
+class DemoImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "DemoImages", "Load Demo Images", "demo", ["training images", "example images", "sample dataset", "test images"],
+            "Images to train on or to edit, with captions and masks, without any file: scenes of the illustrated demo world, something that no "
+            "demo model has seen, a new drawing style, or two painted squares.",
+            inputs=[
+                choice("show", KINDS, "'scenes' of the illustrated world; 'a whale' or 'a rocket', in several drawings, and 'an outlined style', "
+                    "which no demo model has seen; 'two squares' of the world of shapes. Two squares are 128 x 128, all others 192 x 192."),
+                only_with(whole("count", 4, 1, 64, "How many images. Typical: 1 to edit, 4–12 to train on."), "show", *VARIED),
+                only_with(seed("Other seeds give other images."), "show", *VARIED),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The images."),
+                io.String.Output(display_name="captions", tooltip="What each image shows, one a line: for captions of Dataset Options."),
+                io.Mask.Output(display_name="masks", tooltip="Where the things are: for masks of Dataset Options, or to edit only there."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, show, count, seed) -> io.NodeOutput:
+        return io.NodeOutput(*demo.images_of(show, count, seed))
+
+
+NODES = [DemoModelLoader, DemoInstructModelLoader, DemoImageEncoderLoader, DemoCheckerLoader, DemoImages]

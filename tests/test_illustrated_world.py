@@ -165,6 +165,10 @@ def test_every_used_drawing_exists():
             assert max(illustrated_drawings.drawing(thing, name).size) == illustrated_drawings.CELL
 
 
+def test_outlined_things_are_those_that_streamline_has():
+    assert {*illustrated_drawings.OUTLINED} == {thing for thing in illustrated_drawings.THINGS if has_drawing(thing, "streamline")}
+
+
 def has_drawing(thing: str, name: str) -> bool:
     try:
         return bool(illustrated_drawings.drawing(thing, name))

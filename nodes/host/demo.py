@@ -17,10 +17,11 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import folder_paths
+import numpy as np
 import torch
 
 from ...guidance.errors import listed, quoted
-from ...training.demo import checker, config, packing
+from ...training.demo import checker, config, images, packing
 from ...training.demo.files import FILES
 from .model_folder import SHIPPED, load_tensors
 
@@ -142,6 +143,12 @@ def _part(path: str, number: int, disable_dynamic: bool = False) -> comfy.model_
     """A part as ComfyUI loads it once more; it takes the autoencoder's network out of its patcher where it wants another kind."""
     found = load(path, disable_dynamic)[number]
     return getattr(found, "patcher", found)
+
+
+def images_of(kind: str, count: int, seed: int) -> tuple[torch.Tensor, str, torch.Tensor]:
+    """(IMAGE (N, H, W, 3), captions, one a line, MASK (N, H, W)) of `training.demo.images`."""
+    pixels, captions, masks = zip(*images.images_of(kind, count, seed))
+    return torch.from_numpy(np.stack(pixels)).float() / 255, "\n".join(captions), torch.from_numpy(np.stack(masks)).float()
 
 
 class PairChecker:

@@ -1,11 +1,16 @@
 """What several example workflows share."""
 
+from controlled_diffusion.training.demo.images import TWO_SQUARES
+
 from harness.workflow import display_name
+
+__all__ = ["TWO_SQUARES"]  # for the graphs that start from `two_squares`
 
 REPLACED = {  # what belongs to the demo model, and what to do with your own
     "DemoModelLoader": "replace {} with **Load Checkpoint** and move its links, three at most",
     "DemoInstructModelLoader": "replace {} with a loader of an InstructPix2Pix model and move its links, three at most",
     "DemoImageEncoderLoader": "replace {} with **Load CLIP Vision**",
+    "DemoImages": "replace {} with **Load Image**, at the image size of your model",
     "IPAdapterLoader": "choose an IP-Adapter for your model in {}",
     "NoisyClassifierLoader": "choose a classifier trained for your model in {}",
     "ControlNetLoader": "choose a ControlNet for your model in {}",
@@ -71,12 +76,9 @@ def moonlit(graph, images):
     return images
 
 
-TWO_SQUARES = "a red square on the left and a blue square on the right on a white background"
-
-
 def two_squares(graph):
     """A painted image, not a generated one: what `TWO_SQUARES` says."""
-    return stroke(graph, stroke(graph, sheet(graph), (214, 40, 40), 11, 42, 44, 44), (48, 92, 214), 73, 42, 44, 44)
+    return graph.add("DemoImages", show="two squares", count=1)["images"]
 
 
 def square_prompts(graph, model, target: str):

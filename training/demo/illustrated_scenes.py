@@ -64,13 +64,13 @@ def resting(rng: Rng, ground: str, name: str, span: float) -> float:
     return max(floor - lift, min(span + 4, floor))
 
 
-def _thing(rng: Rng, ground: str, style: str, place: str, spans: dict, places: dict) -> Thing:
-    name, size = one_of(rng, THINGS), one_of(rng, spans)
+def _thing(rng: Rng, ground: str, style: str, place: str, spans: dict, places: dict, name: str = "", drawing: str = "") -> Thing:
+    name, size = name or one_of(rng, THINGS), one_of(rng, spans)
     span = float(rng.uniform(*spans[size]))
     color = one_of(rng, COLORS) if name in COLORABLE else None
     x = SIZE * float(rng.uniform(*places[place]))
     turn, flip = float(rng.uniform(-7, 7)), bool(rng.random() < 0.5)
-    return Thing(name, drawn_by(rng, style, name), color, size, place, x, resting(rng, ground, name, span), span, turn, flip)
+    return Thing(name, drawing or drawn_by(rng, style, name), color, size, place, x, resting(rng, ground, name, span), span, turn, flip)
 
 
 def random_scene(rng: Rng, pair_share: float = 0.35) -> Scene:
@@ -83,3 +83,9 @@ def random_scene(rng: Rng, pair_share: float = 0.35) -> Scene:
     while second.name == first.name:
         second = _thing(rng, ground, style, "right", PAIR_SPANS, PAIR_PLACES)
     return Scene(ground, style, (first, second), seed)
+
+
+def scene_of(rng: Rng, ground: str, name: str, drawing: str) -> Scene:
+    """A scene of one thing by one of SETS, as it is drawn; also of what `random_scene` never shows."""
+    seed, place = int(rng.integers(2**31)), one_of(rng, PLACES)
+    return Scene(ground, "cartoon", (_thing(rng, ground, "cartoon", place, SPANS, PLACES, name, drawing),), seed)

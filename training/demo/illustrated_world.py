@@ -1,7 +1,7 @@
 """The illustrated demo world: drawn things on painted grounds, with a caption and exact ground truth for each scene.
 
 `scene(rng)` gives an image, a caption and the truth. Its steps are `illustrated_scenes.random_scene`, `paint` and
-`illustrated_captions.random_caption`. The drawings are openly licensed: tests/demo/illustrated/LICENSES.md.
+`illustrated_captions.random_caption`. The drawings are openly licensed: training/demo/drawings/LICENSES.md.
 """
 
 from __future__ import annotations
