@@ -8,9 +8,9 @@ from .inputs.sockets import PairChecker
 from .inputs.widgets import choice, only_with, schema, seed, whole
 
 
-def _world(*parts: str) -> io.Combo.Input:
-    """The choice among the worlds whose files of these parts are there."""
-    return choice("world", demo.worlds(*parts), "What its images show: 'illustrated' is drawn things on ten grounds, 192 x 192; 'shapes' is "
+def _world(worlds: list[str]) -> io.Combo.Input:
+    """The choice among worlds whose files are there."""
+    return choice("world", worlds, "What its images show: 'illustrated' is drawn things on ten grounds, 192 x 192; 'shapes' is "
         "colored shapes on plain grounds, 128 x 128. A world without its files in the pack is not listed.")  # fmt: skip
 
 
@@ -21,7 +21,7 @@ class DemoModelLoader(io.ComfyNode):
             "DemoModelLoader", "Load Demo Model", "demo", ["example model", "tiny model", "test checkpoint", "toy model"],
             "A tiny trained text-to-image model of a small world. It runs on a laptop without a GPU in seconds. To use a model of your own, "
             "put its checkpoint loader in this node's place.",
-            inputs=[_world("model")],
+            inputs=[_world(demo.worlds("model"))],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The denoiser: SD1.5's UNet at a small size."),
                 io.Clip.Output(display_name="clip", tooltip="Its text tower, with SD1's tokenizer."),
@@ -42,7 +42,7 @@ class DemoInstructModelLoader(io.ComfyNode):
             ["instruct pix2pix demo", "instruction editing", "tiny editor", "example model"],
             "The demo model, trained to edit an image by instructions such as 'make it blue' or 'remove it'. An InstructPix2Pix model of a few "
             "MB that runs on a laptop without a GPU in seconds.",
-            inputs=[_world("model", "instruct")],
+            inputs=[_world(demo.worlds("model", "instruct"))],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The denoiser, with the image as extra input channels."),
                 io.Clip.Output(display_name="clip", tooltip="The demo model's text tower."),
@@ -64,7 +64,7 @@ class DemoImageEncoderLoader(io.ComfyNode):
             "DemoImageEncoderLoader", "Load Demo Image Encoder", "demo", ["demo clip vision", "tiny image encoder", "example model"],
             "The image encoder of the demo model's IP-Adapter: a CLIP Vision network of less than 1 MB that knows the demo's world. To use a "
             "model of your own, replace this node by Load CLIP Vision.",
-            inputs=[_world("encoder")],
+            inputs=[_world(demo.worlds("encoder"))],
             outputs=[io.ClipVision.Output(display_name="clip_vision", tooltip="For IP-Adapter Patch with the demo model's adapter.")],
         )  # fmt: skip
 
@@ -80,12 +80,13 @@ class DemoCheckerLoader(io.ComfyNode):
             "DemoCheckerLoader", "Load Demo Checker", "demo", ["pair filter", "pair checker", "dataset filter"],
             "Reads images of the demo model back into words, and keeps the pairs in which both images are what their prompts say: the "
             "checker of InstructPix2Pix Pairs where there is no CLIP.",
+            inputs=[_world(demo.checked_worlds())],
             outputs=[PairChecker.Output(display_name="checker", tooltip="For InstructPix2Pix Pairs.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(demo.PairChecker())
+    def execute(cls, world) -> io.NodeOutput:
+        return io.NodeOutput(demo.load_checker(world))
 
 
 class DemoImages(io.ComfyNode):

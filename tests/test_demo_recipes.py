@@ -6,9 +6,10 @@ import torch
 from controlled_diffusion.training.demo import illustrated_world as painting
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS
 from controlled_diffusion.training.demo.illustrated_drawings import THINGS
+from controlled_diffusion.training.demo.illustrated_reader import Reading, Seen
 from controlled_diffusion.training.loop import Loop
 
-from demo import control, illustrated_reader, instruct, ip_adapter
+from demo import control, instruct, ip_adapter
 from demo import model as demo_model
 from demo import world as shapes
 from demo.illustrated_world import ALIKE, ILLUSTRATED, color_of, stands
@@ -154,8 +155,8 @@ def test_a_removal_that_leaves_the_thing_does_not_match():
     """The reader's claims say nothing of a scene without things, so their number counts too."""
     _, scenes = next(f for f in (ILLUSTRATED.family(i, 80) for i in range(50)) if len(f[1][0].things) == 1)
     thing, gone = scenes[0].things[0], scenes[3]
-    seen = illustrated_reader.Seen(thing.name, "red", thing.place, np.zeros((192, 192), bool), 1.0)
-    readings = [illustrated_reader.Reading(gone.ground, gone.style, things) for things in ((), (seen,))]
+    seen = Seen(thing.name, "red", thing.place, np.zeros((192, 192), bool), 1.0)
+    readings = [Reading(gone.ground, gone.style, things) for things in ((), (seen,))]
     assert [ILLUSTRATED.matches(reading, gone) for reading in readings] == [True, False]
 
 

@@ -150,6 +150,14 @@ def test_recolored_thing_has_its_color(thing):
             assert max(near, key=near.get) == color
 
 
+def test_sentences_are_read_back():
+    for _, caption in captioned(3000, seed=7):
+        found = illustrated_captions.caption_of(caption.text)
+        claims = found.claims if all(claim.place for claim in found.claims) else found.claims[:: found.claims[0].name == caption.claims[0].name or -1]
+        assert replace(found, claims=claims) == caption, "two things without a place may be named in either order"
+    assert illustrated_captions.caption_of("a photo of a zebra") == illustrated_captions.Caption("a photo of a zebra")
+
+
 def test_unknown_drawing_is_an_error():
     with pytest.raises(ValueError, match="Things: cat"):
         illustrated_drawings.drawing("dragon", "noto")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.latent_formats
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 
 from ...guidance.errors import listed, quoted
-from ...training.demo import checker, config, images, packing
+from ...training.demo import checker, config, illustrated_reader, images, packing
 from ...training.demo.files import FILES
 from .model_folder import SHIPPED, load_tensors
 
@@ -151,14 +154,33 @@ def images_of(kind: str, count: int, seed: int) -> tuple[torch.Tensor, str, torc
     return torch.from_numpy(np.stack(pixels)).float() / 255, "\n".join(captions), torch.from_numpy(np.stack(masks)).float()
 
 
+Scores = Callable[..., list[float]]  # of images before and after an edit, uint8 (H, W, 3) each, and the two sentences told of them
+CHECKERS: dict[str, tuple[str, Callable[[Path], Scores]]] = {  # what part of a world's files says how its images are read
+    "illustrated": ("reader", lambda path: partial(illustrated_reader.pair_scores, illustrated_reader.load(path))),
+    "shapes": ("model", lambda path: checker.pair_scores),
+}
+
+
+@dataclass(frozen=True)
 class PairChecker:
     """A PAIR_CHECKER: how good each pair of IMAGE batches (N, H, W, 3) is, 0 where an image is not what its prompt says."""
 
-    settings_key = "demo world"
+    scores: Scores
+    settings_key: str
 
     def __call__(self, before: torch.Tensor, after: torch.Tensor, pair) -> list[float]:
-        both = zip(*((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after)))
-        return [checker.pair_score(one, other, pair.before, pair.after) for one, other in both]
+        sides = ((side[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for side in (before, after))
+        return self.scores(*sides, pair.before, pair.after)
+
+
+def checked_worlds() -> list[str]:
+    """The worlds whose images can be read, the default first."""
+    return [world for world, (part, _) in CHECKERS.items() if getattr(FILES[world], part).is_file()] or list(CHECKERS)
+
+
+def load_checker(world: str) -> PairChecker:
+    part, load_scores = CHECKERS[world]
+    return PairChecker(load_scores(file_of(world, part)), f"demo world: {world}")
 
 
 def new_demo_encoder(vision_config: dict = config.VISION_CONFIG) -> comfy.clip_vision.ClipVisionModel:

@@ -239,7 +239,7 @@ def table(scores: Counter, asked: Counter, count: int) -> str:
         "# The illustrated demo model, measured",
         "",
         f"`python . run tests/demo/illustrated_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,",
-        "normal, cfg 4, fixed seeds; read by `tests/demo/illustrated_reader.py`.",
+        "normal, cfg 4, fixed seeds; read by `training/demo/illustrated_reader.py`.",
         "",
         "| claim | correct | of | share | goal, % |",
         "|---|---|---|---|---|",
@@ -252,7 +252,7 @@ def measure(options) -> None:
     captions, artist, images = studio.held_out(options.count), Studio(weights_file(options), recipe_of.LATENT), []
     for first in range(0, options.count, 32):
         images.extend(artist.draw([caption.text for caption in captions[first : first + 32]], seed=studio.NOISE_SEED + first))
-    verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(), images), captions)]
+    verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(reader.WEIGHTS), images), captions)]
     scores, asked = Counter(), Counter()
     for verdict in verdicts:
         scores.update(fact for fact, holds in verdict.items() if holds)

@@ -1,100 +1,34 @@
-"""Reads an image of the illustrated world back into things, masks, colors, ground and style, to measure edits and models.
+"""Trains and measures the reader of the illustrated world, whose network is training/demo/illustrated_reader.py.
 
-A small network trained on clean scenes only: `python . run tests/demo/illustrated_reader.py train --state DIR`, then `measure`. Some things of
-its training scenes are scrambled (tiles shuffled, blurred, two halves of different things, things that the world does not hold) and must be
-read as unknown, so that color and rough shape are not enough.
+On clean scenes only: `python . run tests/demo/illustrated_reader.py train --state DIR`, then `measure`. Some things of its training scenes
+are scrambled (tiles shuffled, blurred, two halves of different things, things that the world does not hold) and must be read as unknown, so
+that color and rough shape are not enough.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlled_diffusion.training.demo import checker
 from controlled_diffusion.training.demo import illustrated_world as world
-from controlled_diffusion.training.demo.illustrated_captions import Caption
+from controlled_diffusion.training.demo.files import FILES
+from controlled_diffusion.training.demo.illustrated_captions import Caption, Claim
 from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THINGS, UNSEEN, drawing
 from controlled_diffusion.training.demo.illustrated_grounds import GROUNDS, SIZE
-from controlled_diffusion.training.demo.illustrated_scenes import CARTOONS, OFF_CENTER, STYLES, Scene, one_of, random_scene
+from controlled_diffusion.training.demo.illustrated_reader import CELL, UNKNOWN, Reader, judge, load, read
+from controlled_diffusion.training.demo.illustrated_scenes import CARTOONS, STYLES, Scene, one_of, random_scene
 from controlled_diffusion.training.loop import save_atomically, saving
 from PIL import Image, ImageFilter
-from safetensors.torch import load_file
-from torch import nn
 
 from demo import model as demo_model
 from demo.illustrated_recipe import made_ahead, workers
 from demo.muon import MuonLoop
+from demo.packing import quantized
 
-WEIGHTS = Path(__file__).parent / "illustrated" / "reader.safetensors"
-CELL = 4  # pixels of the image to one cell of the map of things
-NOTHING, UNKNOWN = 0, len(THINGS) + 1  # classes of a cell; things are between them
-SMALLEST = 16  # cells; anything below is a speck
-SURE = 0.5  # probability below which a thing is unknown
+WEIGHTS = FILES["illustrated"].reader
 SEEDS = {"train": 210, "clean": 220, "scrambled": 230}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One thing found in an image. `name` is "unknown" where its shape is not that of a thing of the world."""
-
-    name: str
-    color: str
-    place: str
-    mask: np.ndarray  # bool (192, 192)
-    probability: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """All that is seen in an image; things largest first."""
-
-    ground: str
-    style: str
-    things: tuple[Seen, ...]
-
-
-# --- network ----------------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """A residual block of two 3 x 3 convolutions."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm, self.next_norm = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
-        self.conv, self.next_conv = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x):
-        return x + self.next_conv(F.silu(self.next_norm(self.conv(F.silu(self.norm(x))))))
-
-
-class Reader(nn.Module):
-    """Images (B, 3, 192, 192) in [0, 1] to logits: cells (B, 27, 48, 48), colors (B, 7, 48, 48), ground (B, 10) and style (B, 4)."""
-
-    def __init__(self, widths: tuple[int, ...] = (48, 96, 144, 192)):
-        super().__init__()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(CELL), nn.Conv2d(3 * CELL**2, widths[0], 3, padding=1))
-        self.stages = nn.ModuleList(nn.Sequential(*(Block(w) for _ in range(2 if i else 1))) for i, w in enumerate(widths))
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
-        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:]))
-        self.merge = nn.ModuleList(Block(w) for w in widths[:-1])
-        self.cells, self.colors = nn.Conv2d(widths[0], UNKNOWN + 1, 1), nn.Conv2d(widths[0], len(COLORS), 1)
-        self.ground, self.style = nn.Linear(sum(widths), len(GROUNDS)), nn.Linear(sum(widths), len(STYLES))
-
-    def forward(self, images):
-        x, kept = self.stem(2 * images - 1), []
-        for stage, down in zip(self.stages, [*self.down, nn.Identity()]):
-            x = stage(x)
-            kept.append(x)
-            x = down(x)
-        pooled = torch.cat([part.mean((2, 3)) for part in kept], 1)
-        for up, merge, skip in zip(reversed(self.up), reversed(self.merge), reversed(kept[:-1])):
-            x = merge(skip + F.interpolate(up(x), scale_factor=2.0))
-        return self.cells(x), self.colors(x), self.ground(pooled), self.style(pooled)
 
 
 def new_reader() -> Reader:
@@ -104,13 +38,6 @@ def new_reader() -> Reader:
         if "next_conv.weight" in name or name.split(".")[0] in ("cells", "colors", "ground", "style"):
             p.data.zero_()
     return reader.to(memory_format=torch.channels_last)
-
-
-def load(path: Path = WEIGHTS) -> Reader:
-    """The trained reader."""
-    reader = new_reader()
-    reader.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return reader.requires_grad_(False).eval()
 
 
 # --- scenes with scrambled things -------------------------------------------------------------------------------
@@ -200,6 +127,13 @@ def reader_loss(reader: Reader, batch: tuple[np.ndarray, ...], device: str = "cp
     return loss + F.cross_entropy(of_colors, colors, ignore_index=-1, reduction="sum") / (colors >= 0).sum().clamp(min=1)
 
 
+def stored(reader: Reader) -> dict[str, torch.Tensor]:
+    """The weights as they are shipped: matrices in 8 bits, all else in 16."""
+    weights = reader.state_dict()
+    matrices = {k: v for k, v in weights.items() if v.ndim > 1}
+    return {k: v.half() for k, v in weights.items() if k not in matrices} | quantized(matrices)
+
+
 def train(options) -> None:
     """Trains the reader, goes on where it stopped, and writes its weights."""
     from demo.make_model import say, shown
@@ -214,62 +148,8 @@ def train(options) -> None:
     batches = made_ahead(batch_of, loop.done, loop.steps, workers(options.device))
     shown(saving(loop, loop.run(lambda index: reader_loss(reader, next(batches), options.device)), state, 240))
     with loop.averaged():
-        save_atomically({k: v.half() for k, v in reader.state_dict().items()}, options.output)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
-def _place(mask: np.ndarray) -> str:
-    offset = np.flatnonzero(mask.any(0)).mean() - SIZE / 2
-    return "middle" if abs(offset) < OFF_CENTER else "left" if offset < 0 else "right"
-
-
-def _seen(region: np.ndarray, cells: np.ndarray, colors: np.ndarray) -> Seen:
-    """What a region of cells, bool (48, 48), shows; `cells` (27, 48, 48) and `colors` (7, 48, 48) are probabilities."""
-    of_classes = cells[1:, region].mean(1)
-    best = int(of_classes.argmax())
-    name = THINGS[best] if best < len(THINGS) and of_classes[best] > SURE else "unknown"
-    mask = region.repeat(CELL, 0).repeat(CELL, 1)
-    return Seen(name, list(COLORS)[int(colors[:, region].mean(1).argmax())], _place(mask), mask, float(of_classes[best]))
-
-
-def _regions(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Regions of one thing each: connected cells, divided where two classes hold a third of them each."""
-    winner = 1 + cells[1:].argmax(0)
-    for blob in checker._components(cells[NOTHING] < 0.5):
-        votes = np.bincount(winner[blob], minlength=UNKNOWN + 1)
-        strong = [c for c in votes.argsort()[::-1] if votes[c] > max(SMALLEST, votes.sum() / 3)]
-        parts = [blob & (winner == c) for c in strong] if len(strong) > 1 else [blob]
-        yield from (part for part in parts if part.sum() >= SMALLEST)
-
-
-@torch.inference_mode()
-def read(reader: Reader, images: list[np.ndarray]) -> list[Reading]:
-    """Reads images, uint8 (192, 192, 3) each."""
-    outputs = [torch.cat(part) for part in zip(*(reader(chunk) for chunk in demo_model.as_images(list(images)).split(16)))]
-    cells, colors = (output.softmax(1).numpy() for output in outputs[:2])
-    grounds, styles = (output.argmax(1).tolist() for output in outputs[2:])
-    found = [[_seen(region, c, k) for region in _regions(c)] for c, k in zip(cells, colors)]
-    return [
-        Reading(GROUNDS[g], list(STYLES)[s], tuple(sorted(things, key=lambda seen: -int(seen.mask.sum()))))
-        for g, s, things in zip(grounds, styles, found)
-    ]
-
-
-def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
-    """Which claims of a caption hold: `thing` (one) or `both things`, `color`, `place`, `ground` and `style` (only those named), and `count`."""
-    by_name = {seen.name: seen for seen in reversed(reading.things)}
-    found = [by_name.get(claim.name) for claim in caption.claims]
-    verdict = {"count": len(reading.things) == len(caption.claims)} if caption.claims else {}
-    if caption.claims:
-        verdict["thing" if len(found) == 1 else "both things"] = all(found)
-    for fact in ("color", "place"):
-        asked = [(getattr(claim, fact), seen) for claim, seen in zip(caption.claims, found) if getattr(claim, fact)]
-        if asked:
-            verdict[fact] = all(seen is not None and getattr(seen, fact) == value for value, seen in asked)
-    verdict |= {fact: getattr(reading, fact) == getattr(caption, fact) for fact in ("ground", "style") if getattr(caption, fact)}
-    return verdict
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(stored(reader), options.output)
 
 
 # --- accuracy on clean and on scrambled scenes ------------------------------------------------------------------
@@ -277,8 +157,6 @@ def judge(reading: Reading, caption: Caption) -> dict[str, bool]:
 
 def truth_of(scene: Scene) -> Caption:
     """Everything there is to say about a scene."""
-    from controlled_diffusion.training.demo.illustrated_captions import Claim
-
     colored = scene.style != "pencil drawing"
     claims = tuple(Claim(thing.name, thing.color if colored else None, None, thing.place) for thing in scene.things)
     return Caption("", claims, scene.ground, scene.style)

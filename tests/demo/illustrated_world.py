@@ -13,6 +13,7 @@ from controlled_diffusion.training.demo.files import FILES
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS, PLACE_WORDS, STYLE_WORDS, Caption, random_caption
 from controlled_diffusion.training.demo.illustrated_drawings import COLORABLE, COLORS, OTHER_POSE, THINGS
 from controlled_diffusion.training.demo.illustrated_grounds import FLOOR, GROUNDS, SIZE
+from controlled_diffusion.training.demo.illustrated_reader import Reading
 from controlled_diffusion.training.demo.illustrated_scenes import (
     CARTOONS,
     FLYING,
@@ -89,7 +90,7 @@ def to_ground(rng: Rng, after: Scene) -> str:
 
 @lru_cache(1)
 def trained_reader() -> reader.Reader:
-    return reader.load()
+    return reader.load(reader.WEIGHTS)
 
 
 class Illustrated(World):
@@ -194,10 +195,10 @@ class Illustrated(World):
             return f"{one_of(rng, ('make', 'turn', 'paint'))} {name} {new.color}"
         return one_of(rng, ("make {} {}", "turn {} into {}", "replace {} with {}")).format(name, with_article(new.name))
 
-    def read(self, images: Sequence[np.ndarray]) -> list[reader.Reading]:
+    def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
         return reader.read(trained_reader(), list(images))
 
-    def described(self, reading: reader.Reading, alone: bool = False) -> dict[str, str]:
+    def described(self, reading: Reading, alone: bool = False) -> dict[str, str]:
         found = {"ground": reading.ground, "style": reading.style, "count": str(len(reading.things))}
         if not reading.things or (alone and len(reading.things) > 1):
             return found
@@ -205,11 +206,11 @@ class Illustrated(World):
         color = {"color": thing.color} if thing.name in COLORABLE and reading.style != UNCOLORED else {}
         return found | {"thing": thing.name, "place": thing.place} | color
 
-    def shows(self, reading: reader.Reading, label: str) -> bool:
+    def shows(self, reading: Reading, label: str) -> bool:
         colors = {thing.color for thing in reading.things if thing.name in COLORABLE}
         return label in {GROUND_WORDS[reading.ground][0], reading.style, *(thing.name for thing in reading.things), *colors}
 
-    def matches(self, reading: reader.Reading, scene: Scene) -> bool:
+    def matches(self, reading: Reading, scene: Scene) -> bool:
         return len(reading.things) == len(scene.things) and all(reader.judge(reading, reader.truth_of(scene)).values())
 
     def is_plain(self, scene: Scene) -> bool:

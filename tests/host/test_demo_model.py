@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer
-from controlled_diffusion.nodes.demo import DemoModelLoader
+from controlled_diffusion.nodes.demo import DemoCheckerLoader, DemoModelLoader
 from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.model_folder import SHIPPED
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
 from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
 from controlled_diffusion.training.demo.files import FILES
+from controlled_diffusion.training.instruct_pix2pix import PromptPair
+from controlled_diffusion.training.loop import save_atomically
 from safetensors.torch import load_file, save_file
 
 from checks import refused
 from compare import assert_close
-from demo import make_model, world
+from demo import illustrated_reader, make_model, world
 from demo import model as demo_model
 from demo.packing import quantized
 from host.training import check_deep_copy
@@ -77,6 +79,19 @@ def test_a_pack_without_weights_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "FILES", {name: replace(files, folder=tmp_path) for name, files in FILES.items()})
     (offered,) = DemoModelLoader.define_schema().inputs
     refused("'illustrated' is missing: .* Install the pack again", DemoModelLoader.execute, offered.options[0])
+
+
+def test_the_illustrated_checker_reads_with_its_network(monkeypatch, tmp_path):
+    """An untrained one here, which reads nothing as it is told; images of another size are scaled."""
+    files = replace(FILES["illustrated"], folder=tmp_path)
+    files.reader.parent.mkdir()
+    save_atomically(illustrated_reader.stored(illustrated_reader.new_reader()), files.reader)
+    monkeypatch.setattr(demo, "FILES", {**FILES, "illustrated": files})
+    (offered,) = DemoCheckerLoader.define_schema().inputs
+    assert list(offered.options) == ["illustrated", "shapes"]
+    checker, images = DemoCheckerLoader.execute("illustrated").args[0], torch.rand(2, 128, 128, 3)
+    assert checker(images, images, PromptPair("a cat", "a dog", "make it a dog")) == [0.0, 0.0]
+    assert checker.settings_key != DemoCheckerLoader.execute("shapes").args[0].settings_key
 
 
 def test_training_reads_weights_in_8_bits(tmp_path):

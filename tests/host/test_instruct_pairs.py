@@ -397,7 +397,7 @@ def test_the_demo_checker_keeps_pairs_that_are_what_they_say():
     shown = [drawn(p) for p in (blue, striped, square, red)]
     after = torch.stack([*shown, drawn(blue, ground="pink"), drawn(blue, other), drawn(replace(blue, x=80))])
     before = drawn(red).expand_as(after)
-    checker = DemoCheckerLoader.execute().args[0]
+    checker = DemoCheckerLoader.execute("shapes").args[0]
     assert pair_filter(checker).key  # so that a folder is continued
     scores = checker(before, after, PromptPair("a red circle on a white background", "a blue circle on a white background", "make it blue"))
     assert [s > 0 for s in scores] == [True, False, False, False, False, False, True] and scores[0] > scores[6]

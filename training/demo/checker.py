@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -223,5 +224,15 @@ def pair_score(before: np.ndarray, after: np.ndarray, told_before: str, told_aft
         caption = caption_of(text)
         if not caption.claims or not all(judge(read(image), caption).values()):
             return 0.0
+    return kept(before, after)
+
+
+def kept(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of the pixels that stay as they are, above 0; images uint8 (H, W, 3)."""
     changed = np.abs(before.astype(int) - after).max(-1) > CHANGED
     return max(1.0 - float(changed.mean()), 1e-3)
+
+
+def pair_scores(before: Sequence[np.ndarray], after: Sequence[np.ndarray], *told: str) -> list[float]:
+    """The `pair_score` of each pair of images, told alike."""
+    return [pair_score(one, other, *told) for one, other in zip(before, after)]

@@ -41,6 +41,11 @@ class Files:
         return self._in("diffusion_models", "_instruct")
 
     @property
+    def reader(self) -> Path:
+        """What reads images of a world that cannot be read without a network."""
+        return self._in("readers")
+
+    @property
     def inversion(self) -> Path:
         return self._in("inversions")
 

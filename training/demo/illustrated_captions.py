@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
+from .illustrated_drawings import COLORS, THINGS
 from .illustrated_grounds import Rng
 from .illustrated_scenes import Scene, Thing, one_of
 
@@ -96,3 +98,32 @@ def random_caption(scene: Scene, rng: Rng) -> Caption:
         return Caption(text, claims, ground)
     before, after = STYLE_WORDS[scene.style]
     return Caption(f"{before} {text}" if rng.random() < 0.5 else f"{text}, {after}", claims, ground, scene.style)
+
+
+def _words(*several: str) -> str:
+    """A pattern of any of the phrases, the longest that fits."""
+    return "|".join(map(re.escape, sorted(several, key=len, reverse=True)))
+
+
+_SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words if word}
+_NOUN = re.compile(rf"\b(?:an?|the) (?:({_words(*_SIZES)}) )?(?:({_words(*COLORS)}) )?({_words(*THINGS)})\b")
+_RELATION = {"to the left of": ("left", "right"), "to the right of": ("right", "left")}
+
+
+def _named(text: str, words: dict[str, tuple[str, ...]]) -> str | None:
+    """The first key one of whose phrases is in a text."""
+    return next((key for key, phrases in words.items() if re.search(rf"\b(?:{_words(*phrases)})\b", text)), None)
+
+
+def caption_of(text: str) -> Caption:
+    """What a sentence in the words of the world says: all that `random_caption` can claim. Things are in the order of their places, or else of
+    the words."""
+    nouns = list(_NOUN.finditer(text))
+    after = [text[noun.end() : following.start()] for noun, following in zip(nouns, nouns[1:])] + [text[noun.end() :] for noun in nouns[-1:]]
+    places = [_named(words, PLACE_WORDS) for words in after]
+    if len(nouns) == 2 and after[0].strip() in _RELATION:
+        places = _RELATION[after[0].strip()]
+    claims = [Claim(name, color, _SIZES.get(size), place) for (size, color, name), place in zip((n.groups() for n in nouns), places)]
+    if all(places):
+        claims.sort(key=lambda claim: list(PLACE_WORDS).index(claim.place))
+    return Caption(text, tuple(claims), _named(text, GROUND_WORDS), _named(text, STYLE_WORDS))
