@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-Runs = Sequence[tuple[slice, str]]
-
 
 def pooled(masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Masks (B, [frames,] H, W) as means over the cells of a grid ([frames,] h, w): (B, [frames,] h, w)."""

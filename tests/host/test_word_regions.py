@@ -340,6 +340,19 @@ def test_a_lora_of_other_names_acts_on_its_part_of_a_layer(family):
     assert effect > 1e-4 and editing.differ(made, plain) < 1e-3 * effect
 
 
+@pytest.mark.parametrize("algorithm", ["LoHa", "LoKr"])
+@eps
+def test_full_masks_are_the_plain_adapter(family, algorithm):
+    model, clip, empty = family
+    made = adapters.Design(algorithm, 2).adapters(model, 0).tensors()
+    lora = {k: v if v.ndim < 2 else 0.3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, (k, v) in enumerate(made.items())}
+    positive, negative = encoded(clip, PROMPT), encoded(clip, "a dog")
+    plain = drawn(adapters.patched(model, lora), positive, negative, empty)
+    effect = editing.differ(plain, drawn(model, positive, negative, empty))
+    made = drawn(everywhere(model, clip, lora, 1.0, 1.0, {}), positive, negative, empty)
+    assert effect > 1e-3 and editing.differ(made, plain) < 1e-3 * effect
+
+
 @eps
 def test_two_loras_that_share_the_image_are_one(family):
     model, clip, empty = family
@@ -446,6 +459,7 @@ WRONG = {
     "diff": (lambda lora: {f"{KEY}.diff": torch.zeros(64, 64)}, "holds whole weights or their differences"),
     "set": (lambda lora: lora | {"diffusion_model.out.2.set_weight": torch.zeros(4, 32, 3, 3)}, "holds whole weights or their differences"),
     "glora": (lambda lora: {f"{KEY}.{n}.weight": torch.zeros(64, 2) if n[1] == "2" else torch.zeros(2, 64) for n in ("a1", "a2", "b1", "b2")}, "is GLoRA"),
+    "oft": (lambda lora: {f"{KEY}.oft_blocks": torch.zeros(8, 8, 8)}, "is OFT"),
     "shape": (lambda lora: {f"{KEY}.lora_up.weight": torch.zeros(320, 2), f"{KEY}.lora_down.weight": torch.zeros(2, 768)}, "does not fit diffusion_model.mid"),
     "keys": (lambda lora: {"transformer.blocks.7.attn.to_q.lora_A.weight": torch.zeros(2, 8)}, r"does not fit the model \(BaseModel\)"),
 }

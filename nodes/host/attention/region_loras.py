@@ -16,7 +16,7 @@ import comfy.lora
 import comfy.lora_convert
 import torch
 from comfy.hooks import EnumHookType, WeightHook
-from comfy.weight_adapter import BypassForwardHook, GLoRAAdapter, WeightAdapterBase
+from comfy.weight_adapter import BypassForwardHook, WeightAdapterBase
 
 from ....attention.run_cache import RunCache
 from ....attention.token_masks import grid_of, in_slots, pooled
@@ -26,7 +26,8 @@ from .dit import Dit
 
 TEXT_ENCODERS = ("lora_te", "text_encoder", "te1", "te2", "te3", "clip_", "bundle_emb", "cond_stage_model")
 TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")  # of UNets
-DORA = {"lora": 4, "loha": 7, "lokr": 8, "oft": 3, "boft": 3}  # where adapters hold their scale of whole weights
+DORA = {"lora": 4, "loha": 7, "lokr": 8}  # where adapters hold their scale of whole weights
+OTHERS = {"glora": "GLoRA", "oft": "OFT", "boft": "BOFT"}
 NEXT = "Use ComfyUI's Load LoRA for it, on the whole image."
 
 
@@ -100,8 +101,9 @@ def _parts_of(model, clip, weights: dict, phrase: str) -> tuple[AdapterPart, ...
 def _part(model, key, adapter: WeightAdapterBase, who: str) -> AdapterPart:
     name, offset = (key, None) if isinstance(key, str) else key[:2]
     scale, layer = DORA.get(adapter.name), name.removesuffix(".weight")
-    if isinstance(adapter, GLoRAAdapter) or scale is None or adapter.weights[scale] is not None or (adapter.name == "lora" and adapter.weights[5] is not None):
-        kind = {"glora": "GLoRA"}.get(adapter.name, "DoRA" if scale is not None and adapter.weights[scale] is not None else "a kind that reshapes weights")
+    kind = OTHERS.get(adapter.name) or ("DoRA" if scale is None or adapter.weights[scale] is not None else "")
+    kind = kind or ("a kind that reshapes weights" if adapter.name == "lora" and adapter.weights[5] is not None else "")
+    if kind:
         raise ValueError(f"{who} is {kind} ({layer}), which needs whole weights and does not act by token. {NEXT}")
     if offset is not None and offset[0] != 0:
         raise ValueError(f"{who} changes a part of what {layer} is given, which does not act by token. {NEXT}")
