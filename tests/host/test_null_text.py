@@ -24,7 +24,7 @@ from compare import assert_close
 from demo.shapes_world import SHAPES
 from harness.demo_images import SCHEDULER, Studio
 from host import inversions, tiny, tiny_text
-from host.inversions import EMPTY, SOURCE, TARGET, apart, euler, image, interrupting, on_positives, smooth
+from host.inversions import EMPTY, SOURCE, apart, euler, image, interrupting, on_positives, smooth
 from host.sampling import Count, families
 from measures.controlnet import controlled
 from measures.inversion import change, images, prompts
@@ -188,16 +188,17 @@ def test_unfinished_images_keep_their_pooled_vectors():
     assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
 
-def test_unfinished_images_keep_their_own_of_fewer_prompts():
+def test_unfinished_images_keep_their_own_of_fewer_pooled_vectors():
     """ComfyUI repeats the rows of a source over a larger batch."""
-    model, prompts = small("eps"), [SOURCE, TARGET, SOURCE, TARGET]
+    model, clip = tiny_text.denoiser("sdxl"), tiny_text.clip("sdxl")
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("a cat", "two dogs on a red sofa")]
     latent = {"samples": image(4)["samples"] * torch.tensor([1.5, 1.0, 1.5, 0.2]).view(4, 1, 1, 1)}
-    both = [[torch.cat([p[0][0] for p in prompts[:2]]), {}]]
-    loss = losses(invert(model, latent, both, steps=2, inner_steps=0)[0])[1][0]
-    knobs = dict(steps=2, inner_steps=3, early_stop=float(loss.sort().values[-2:].mean()) / threshold(0, 2))
+    both = [[torch.cat([p[0] for p in prompts]), {"pooled_output": torch.cat([p[1]["pooled_output"] for p in prompts])}]]
+    loss = losses(invert(model, latent, both, cfg=3.0, steps=2, inner_steps=0)[0])[1][0]
+    knobs = dict(cfg=3.0, steps=2, inner_steps=3, early_stop=float(loss.sort().values[-2:].mean()) / threshold(0, 2))
     together = invert(model, latent, both, **knobs)[0]
-    alone = [invert(model, {"samples": x[None]}, p, **knobs)[0] for x, p in zip(latent["samples"], prompts)]
-    assert together.trajectory.extras["gradients"][0].count_nonzero() == 1 and together.trajectory.extras["gradients"][0, 3] > 0
+    alone = [invert(model, {"samples": x[None]}, [p], **knobs)[0] for x, p in zip(latent["samples"], prompts * 2)]
+    assert together.trajectory.extras["gradients"][0].tolist()[1] > 0 == together.trajectory.extras["gradients"][0, [0, 2, 3]].max()
     assert_close(together.trajectory.extras["losses"][0], torch.cat([a.trajectory.extras["losses"][0] for a in alone]), atol=1e-6, rtol=1e-3)
     assert_close(together.null[0][0], torch.cat([a.null[0][0] for a in alone]), atol=1e-3, rtol=1e-3)
 
