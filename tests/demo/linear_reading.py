@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from demo import model as demo_model
 
-DECAY = 1e-3  # of squared weights
+DECAYS = (1e-3, 1e-2, 1e-1)  # of squared weights; the one that tells best a fifth of the examples which the others are fitted without
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,18 @@ class LinearReading:
         return self.logits(features) > 0
 
 
-@torch.inference_mode(False)
 def fitted(features: torch.Tensor, shown: torch.Tensor) -> LinearReading:
-    """The reading that tells best whether features (N, F) are of images that show it, bool (N,)."""
+    """The reading that tells best whether features (N, F) are of images that show it, bool (N,), in any order."""
+    apart = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)) % 5 == 0
+
+    def right(decay: float) -> float:
+        return float((_fitted(features[~apart], shown[~apart], decay)(features[apart]) == shown[apart]).float().mean())
+
+    return _fitted(features, shown, max(reversed(DECAYS), key=right))
+
+
+@torch.inference_mode(False)
+def _fitted(features: torch.Tensor, shown: torch.Tensor, decay: float) -> LinearReading:
     features = features.clone().float()
     mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
     weight, bias = (torch.zeros(n, requires_grad=True) for n in (features.shape[1], 1))
@@ -40,7 +49,7 @@ def fitted(features: torch.Tensor, shown: torch.Tensor) -> LinearReading:
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = F.binary_cross_entropy_with_logits(unit @ weight + bias, target) + DECAY * weight.square().sum()
+        value = F.binary_cross_entropy_with_logits(unit @ weight + bias, target) + decay * weight.square().sum()
         value.backward()
         return value
 
