@@ -136,13 +136,12 @@ def test_attention_nodes_act_on_all_noises_of_a_step(clip, monkeypatch, name):
     assert_close(edit(model, **settings), together, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sampling", ["restart", "go on"])
-def test_all_noises_of_a_step_share_the_regions_of_words(clip, monkeypatch, sampling):
+def test_all_noises_of_a_step_share_the_regions_of_words(clip, monkeypatch):
     """They are found under the target alone, at the first level, and act from the next on; an image has those that it has alone."""
     model = tiny.unet("eps", output_scale=0.2, **tiny.ONE_LEVEL)
 
     def edited(given):
-        found, positive, _ = regional(model, clip, encoded(clip, "a dog"), encoded(clip, "the cat"), find_percent=0.0, sampling=sampling)
+        found, positive = regional(model, clip, encoded(clip, "a dog"), encoded(clip, "the cat"), find_percent=0.0)
         channel = Channel(tiny.conditioning(5), 2.0, region="blue star")
         settings = dict(source=encoded(clip, "a blue circle"), positive=positive, source_cfg=1.0, cfg=1.0, n_max=2 / STEPS, n_avg=3)
         return edit(MultiCFGWrapper([channel]).install(found), given, **settings), last_run(found, WordRegions).masks
