@@ -38,10 +38,10 @@ def swapped(old: str, new: str) -> str:
 
 
 VERSIONS = (
-    Version("car → umbrella", PLACED, swapped("car", "umbrella")),
-    Version("red → blue", LAYOUT, swapped("red", "blue")),
-    Version("on grass → in the snow", STYLE, swapped("on grass", "in the snow")),
-    Version("cartoon → watercolor", STYLE, swapped("cartoon style", "watercolor")),
+    Version("car to umbrella", PLACED, swapped("car", "umbrella")),
+    Version("red to blue", LAYOUT, swapped("red", "blue")),
+    Version("grass to snow", STYLE, swapped("on grass", "in the snow")),
+    Version("cartoon to watercolor", STYLE, swapped("cartoon style", "watercolor")),
     Version("+ small", FREE, swapped("a red", "a small red")),
     Version("car, weight 4", WEIGHED, weights="car: 4"),
 )

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from controlled_diffusion.training.demo.illustrated_reader import Reading, Seen
 
 from demo import by_eye
-from demo.illustrated_reader import Reading, Seen
 
 MASK = np.zeros((192, 192), bool)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from controlled_diffusion.training.demo.illustrated_drawings import drawing
+from controlled_diffusion.training.demo.illustrated_reader import Reading, Seen
 
 import edits_image
-from demo.illustrated_reader import Reading, Seen
 from demo.illustrated_world import ILLUSTRATED
 from harness.demo_images import Studio
 from measures import illustrated_edits, illustrated_training
