@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from graphs import models
-from graphs.real import HER, HIM, SUBJECT, VIDEO
+from graphs.real import LORAS, SUBJECT, VIDEO
 
 EMPTY_LAYER = re.compile(r"(?:encoder\.layers|model\.layers|resblocks)\.(?!0\.|1\.)\d+\.|^transformer_blocks\.|embed_tokens")
 LAST_LAYER = ("out.2.weight", "final_layer.linear.weight", "head.head.weight")  # made faint, so that a trajectory stays tame
@@ -148,11 +149,17 @@ def small_ip_adapter() -> dict:
     return {name: torch.empty(shape, **HALF) for name, shape in made.items()}
 
 
-def small_lora() -> dict:
-    """For a layer of `small_sdxl` and one of `small_flux`."""
-    layers = {"middle_block.1.transformer_blocks.0.attn2.to_k": (320, 2048), "double_blocks.0.img_attn.proj": (256, 256)}
-    shapes = {f"{layer}.{side}": shape for layer, (out, width) in layers.items() for side, shape in (("lora_up", (out, 4)), ("lora_down", (4, width)))}
-    return {f"diffusion_model.{name}.weight": torch.empty(shape, **HALF) for name, shape in shapes.items()}
+LORA_LAYERS = {  # of `small_sdxl` and `small_flux`
+    "sdxl": ("middle_block.1.transformer_blocks.0.attn2.to_k", 320, 2048),
+    "flux": ("double_blocks.0.img_attn.proj", 256, 256),
+}
+
+
+def small_lora(model: str) -> dict:
+    """For one layer of a small model."""
+    layer, out, width = LORA_LAYERS[model]
+    shapes = {"lora_up": (out, 4), "lora_down": (4, width)}
+    return {f"diffusion_model.{layer}.{side}.weight": torch.empty(shape, **HALF) for side, shape in shapes.items()}
 
 
 def operations() -> dict:
@@ -223,7 +230,7 @@ FILES: dict[models.Model, Callable[[], dict]] = {
 def offer(base: Path) -> None:
     """The names of all models and LoRAs in ComfyUI's loaders, and in its folder of inputs what templates load: four images and a short video."""
     models.offer(base / "models")
-    for name in (HER, HIM):
+    for name in chain(*LORAS.values()):
         (base / "models" / "loras").mkdir(exist_ok=True)
         (base / "models" / "loras" / name).touch()
     folder = base / "input" / SUBJECT
@@ -253,8 +260,9 @@ def write_small_models(folder: Path, seed: int = 0) -> None:
     models.offer(folder)
     for model, shapes in FILES.items():
         write(folder / model.directory / model.name, shapes(), seed)
-    for name in (HER, HIM):
-        write(folder / "loras" / name, small_lora(), seed)
+    for model, names in LORAS.items():
+        for name in names:
+            write(folder / "loras" / name, small_lora(model), seed)
 
 
 def write(path: Path, shapes: Mapping[str, torch.Tensor], seed: int) -> None:

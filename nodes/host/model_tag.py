@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,13 +56,10 @@ def _kind(family: str, latent_format: str, prediction: str) -> str:
 def _readings(sampling, sigmas: Sequence[float]) -> tuple[tuple[float, ...], ...]:
     """How a network is asked at each sigma and its answer is read: (sigma, timestep, scale of its input, shares of the answer and of x in the
     denoised latent). Two schedules for which these are alike are one there: a flow model's shift only chooses other sigmas."""
-    one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    found = []
-    for sigma in sigmas:
-        at = torch.tensor([sigma])
-        parts = sampling.timestep(at), sampling.calculate_input(at, one), *(sampling.calculate_denoised(at, a, b) for a, b in ((one, none), (none, one)))
-        found.append((float(sigma), *(float(part) for part in parts)))
-    return tuple(found)
+    at, sampling = torch.tensor(list(sigmas)), copy.deepcopy(sampling).cpu()  # the same wherever the model is, and no waiting for a GPU
+    one, none = torch.ones(len(at), 1, 1, 1), torch.zeros(len(at), 1, 1, 1)
+    parts = sampling.timestep(at), sampling.calculate_input(at, one), *(sampling.calculate_denoised(at, a, b) for a, b in ((one, none), (none, one)))
+    return tuple(zip(map(float, sigmas), *(part.flatten().double().tolist() for part in parts)))
 
 
 def _alike(own: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -150,7 +150,7 @@ def _check_socket(kinds: list[str], value, name: str) -> None:
         return
     if isinstance(value, dict) and "LATENT" in kinds:
         _check_latent(value, name)
-    elif "CONDITIONING" in kinds:
+    elif isinstance(value, list) and "CONDITIONING" in kinds:
         _check_conditioning(value, name)
     elif torch.is_tensor(value) or {*kinds} <= _FORMS.keys():
         _check_tensor(value, name, next((k for k in kinds if k in _FORMS and k != "LATENT"), "LATENT"))

@@ -227,7 +227,7 @@ class Cases:
         yield "Word Weights", Case(self.sampled(guider_of(weighing, self._as_wide(positive, 1), self.text(0))), CFG)
         refusing = NegativeAttention.execute(self.model, self.text(2), **defaults(NegativeAttention)).args[0]
         yield "Negative Attention", Case(self.cfg(refusing), CFG)
-        given = defaults(WordRegions) | dict(prompt=SOURCE, phrases="red cat\nmat", anchors=0.1, spread=0)
+        given = defaults(WordRegions) | dict(prompt=SOURCE, phrases="red cat\nmat", find_percent=0.0, start_percent=0.0, anchors=0.1, spread=0)
         finding, positive = WordRegions.execute(self.model, clip, **given).args
         wide = self._as_wide(positive, 1)
         yield "Word Regions", Case(self.sampled(guider_of(finding, wide, self.text(0))), CFG)

@@ -5,7 +5,7 @@ from .thumbnails import Shown
 
 EXAMPLE = "example.png"  # comes with ComfyUI
 SUBJECT, VIDEO = "my_subject", "my_video.mp4"  # a folder and a file of the user
-HER, HIM = "my_woman.safetensors", "my_man.safetensors"  # and LoRAs
+LORAS = {model: tuple(f"my_{who}_{model}.safetensors" for who in ("woman", "man")) for model in ("sdxl", "flux")}  # hers and his, for a model
 DRAWN = "a child's drawing of a girl with yellow hair in a pink dress on a green hill, blue sky"
 
 

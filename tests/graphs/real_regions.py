@@ -2,7 +2,7 @@
 
 from . import models
 from .parts import ksampler, prompt_nodes
-from .real import DRAWN, HER, HIM, before_and_after, checkpoint, image_at, masked_image_at, note, template
+from .real import DRAWN, LORAS, before_and_after, checkpoint, image_at, masked_image_at, note, template
 from .real_flow import flux_parts
 from .thumbnails import Shown
 
@@ -83,9 +83,9 @@ def two_people_note(graph, title: str, needs: str) -> None:
     )
 
 
-def people(graph) -> list:
+def people(graph, model: str) -> list:
     """The LoRA of each."""
-    given = (("her", HER), ("his", HIM))
+    given = zip(("her", "his"), LORAS[model])
     return [
         graph.add("CreateHookLora", title=f"{whose} LoRA", lora_name=lora, strength_model=1.0, strength_clip=0.0) for whose, lora in given
     ]
@@ -111,7 +111,7 @@ def two_people(graph):
         loaded = checkpoint(graph, models.SDXL)
         size = graph.add("EmptyLatentImage", width=1152, height=896, batch_size=1)
     with graph.group("2 Your LoRAs"):
-        regions = people(graph)
+        regions = people(graph, "sdxl")
     with graph.group("3 Negative"):
         (negative,) = prompt_nodes(graph, {"clip": loaded["CLIP"]}, negative="blurry, low quality, extra fingers")
     in_regions(graph, loaded, "two_people", dict(regions=regions), negative, size, steps=30, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras")
@@ -124,7 +124,7 @@ def two_people_flux(graph):
         loaded = flux_parts(graph, models.FLUX)
         size = graph.add("EmptySD3LatentImage", width=1152, height=896, batch_size=1)
     with graph.group("2 Your LoRAs"):
-        regions = people(graph)
+        regions = people(graph, "flux")
     with graph.group("3 The prompt of both"):
         both, empty = prompt_nodes(graph, {"clip": loaded["CLIP"]}, **{"both, as in Word Regions": BOTH, "unused at cfg 1": ""})
         both = graph.add("FluxGuidance", conditioning=both, guidance=3.5)

@@ -44,6 +44,7 @@ def pytest_configure_node(node):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: among the longest by durations.json; only --all runs it")
     if hasattr(config, "workerinput"):
         config.option.quick = config.workerinput["quick"]
     if config.option.measure:
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+    config.addinivalue_line("markers", "slow: among the longest by durations.json; only --all runs it")
     if hasattr(config, "workerinput"):  # the file with the most work begins, so that no core waits for another at the end
         items.sort(key=lambda item: -record.work(file_of(item), not config.option.quick))
 

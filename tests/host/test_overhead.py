@@ -22,7 +22,7 @@ FEW, MORE = dict(transformer_depth=[1, 1]), dict(transformer_depth=[2, 2], trans
 READ_SIGMA = {  # once a step, because something depends on it; all else reads nothing
     "Multi CFG, a schedule", "Multi CFG, 3 channels, schedules, masks, APG", "image guidance, layout", "image guidance, layout, through the denoiser",
     "IP-Adapter, a schedule", "Attention Map Capture, 2 words", "Prompt-to-Prompt, swap", "Prompt-to-Prompt, insert words",
-    "Prompt-to-Prompt, insert words, local blend", "Word Weights",
+    "Prompt-to-Prompt, insert words, local blend", "Word Weights", "Word Regions, a channel",
 }  # fmt: skip
 # Which read what is made on the CPU, and wait for nothing; the last two are ComfyUI's schedulers, by which inverters choose their sigmas.
 ON_THE_CPU = ("sampling.py", "prompt_to_prompt.py", "model_sampling.py", "samplers.py")

@@ -1,11 +1,12 @@
 """The templates for published models run whole on the real server, on small models that ComfyUI's own loaders read."""
 
 import json
+from itertools import chain
 
 import pytest
 
 from graphs import blueprints, models
-from graphs.real import HER, HIM
+from graphs.real import LORAS
 from graphs.real_training import SNOW
 from harness.commands import WORKFLOWS, needs_download
 from harness.environment import ROOT
@@ -95,5 +96,5 @@ def test_every_model_has_a_name_a_folder_and_an_address(small_server):
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             listed = node["properties"].get("models", [])
             files = {value for value in node.get("widgets_values") or [] if str(value).endswith(".safetensors")}
-            assert files - {HER, HIM} == {model["name"] for model in listed}, (path.stem, node["type"])
+            assert files - {*chain(*LORAS.values())} == {model["name"] for model in listed}, (path.stem, node["type"])
             assert all(model in [known.entry for known in models.ALL] for model in listed)
