@@ -1,6 +1,6 @@
 """Attention maps."""
 
-from .parts import ksampler, prompt_nodes, saved
+from .parts import ksampler, latent_size, prompt_nodes, saved
 
 
 def attention_maps(graph):
@@ -11,7 +11,7 @@ def attention_maps(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = latent_size(graph, 2)
     with graph.group("2 Prompts"):
         text, words = "a blue circle on the left and a red star on the right on a white background", "blue, circle, red, star, background"
         capture = graph.add("AttentionMapCapture", model=model["model"], clip=model["clip"], prompt=text, words=words)

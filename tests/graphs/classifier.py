@@ -1,6 +1,6 @@
 """Classifier guidance."""
 
-from .parts import guided, prompt_nodes, saved
+from .parts import SHAPES_SIDE, guided, prompt_nodes, saved
 
 
 def classifier_guidance(graph):
@@ -10,9 +10,9 @@ def classifier_guidance(graph):
         "channel."
     )
     with graph.group("1 Model"):
-        model = graph.add("DemoModelLoader")
+        model = graph.add("DemoModelLoader", world="shapes")
         (empty,) = prompt_nodes(graph, model, unconditional="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Labels"):
         classifier = graph.add("NoisyClassifierLoader", classifier_name="shapes_model.safetensors")

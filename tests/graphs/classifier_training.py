@@ -1,6 +1,6 @@
 """Training a noisy classifier."""
 
-from .parts import guidance_channel, ksampler, moonlit, prompt_nodes, sampled_with, saved
+from .parts import SHAPES_SIDE, guidance_channel, ksampler, moonlit, prompt_nodes, sampled_with, saved
 
 
 def classifier_training(graph):
@@ -10,10 +10,10 @@ def classifier_training(graph):
         "seeds.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use a few hundred of each label."
     )
     with graph.group("1 Model"):
-        model = graph.add("DemoModelLoader")
+        model = graph.add("DemoModelLoader", world="shapes")
         empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="a picture", prompt="a large green star on a pink background")
     with graph.group("2 Labeled images"):
-        size = graph.add("EmptyLatentImage", title="training images", width=128, height=128, batch_size=48)
+        size = graph.add("EmptyLatentImage", title="training images", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=48)
         latents = ksampler(graph, model["model"], many, empty, size, seed=5, steps=8, cfg=1.0)
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
         images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
@@ -27,7 +27,7 @@ def classifier_training(graph):
             graph.add("PreviewImage", title=title.replace("_", " "), images=trained[title])
     with graph.group("4 Use it"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-        four = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        four = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=4)
         for title, weight in (("without", 0.0), ("with the classifier", 25.0)):
             text = guidance_channel(graph, title="the prompt", conditioning=prompt, weight=4.0, role="positive")
             moon = graph.add("ClassifierChannel", title=title, classifier=trained["classifier"], labels="moon", weight=weight, previous=text)

@@ -1,6 +1,6 @@
 """DDIM inversion, reconstruction and edit."""
 
-from .parts import TWO_SQUARES, half, saved, square_prompts, two_squares
+from .parts import SCENE, half, saved, scene, scene_prompts
 
 
 def ddim_inversion(graph):
@@ -11,9 +11,9 @@ def ddim_inversion(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue square", "yellow circle"))
     with graph.group("2 Image and mask"):
-        image, mask = two_squares(graph), half(graph, False)
+        image, mask = scene(graph), half(graph, False)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="normal")
         plain = graph.add("DDIMInverter", title="DDIM", **shared)["inversion"]

@@ -1,6 +1,6 @@
 """DiffEdit."""
 
-from .parts import ksampler, prompt_nodes, saved
+from .parts import ksampler, latent_size, prompt_nodes, saved
 
 EDIT = dict(steps=20, cfg=4.0, scheduler="normal", encode_ratio=0.8)
 
@@ -12,7 +12,7 @@ def diffedit_start(graph, before: str, after: str, dilate: float):
         texts = {"source: describes the image": before, "target: describes the result": after}
         source, target, negative = prompt_nodes(graph, model, **texts, negative="")
     with graph.group("2 Image"):
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        size = latent_size(graph, 1)
         latent = ksampler(graph, model["model"], source, negative, size, seed=8)
         image = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("3 Mask"):

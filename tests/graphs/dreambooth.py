@@ -1,6 +1,6 @@
 """A subject taught to the model."""
 
-from .parts import color, ksampler, saved
+from .parts import color, ksampler, latent_size, saved
 
 PAPERS = {"white": (245, 245, 245), "black": (20, 20, 20), "pink": (247, 188, 200), "gray": (150, 150, 150)}
 PAINTS = {"red": (214, 40, 40), "yellow": (245, 214, 66), "blue": (48, 92, 214), "orange": (242, 140, 40)}
@@ -57,7 +57,7 @@ def dreambooth(graph):
         named = graph.add("StringReplace", title="prompt", string=text, find="<tee>", replace=trained["word"])
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=named)
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = latent_size(graph, 2)
         for title, used in (("the model as it was", model["model"]), ("with the LoRA", trained["model"])):
             saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "dreambooth", title)
 

@@ -1,6 +1,6 @@
 """Edit-friendly inversion."""
 
-from .parts import TWO_SQUARES, saved, square_prompts, two_squares
+from .parts import SCENE, saved, scene, scene_prompts
 
 
 def edit_friendly(graph):
@@ -10,9 +10,9 @@ def edit_friendly(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue square", "yellow circle"))
     with graph.group("2 Image"):
-        image = two_squares(graph)
+        image = scene(graph)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"])
         found = graph.add("EditFriendlyInverter", steps=20, scheduler="normal", skip=0.2, cfg=1.0, **shared)["inversion"]

@@ -1,6 +1,6 @@
 """Exact inversions: EDICT, BDIA and O-BELM."""
 
-from .parts import TWO_SQUARES, saved, square_prompts, two_squares
+from .parts import SCENE, saved, scene, scene_prompts
 
 
 def exact_inversion(graph):
@@ -11,9 +11,9 @@ def exact_inversion(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue", "yellow"))
     with graph.group("2 Image"):
-        image = two_squares(graph)
+        image = scene(graph)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, negative=negative, image=image, vae=model["vae"])
         found = {name: graph.add(node, steps=20, scheduler="karras", cfg=3.0, **shared)["inversion"] for name, node in INVERTERS.items()}

@@ -1,6 +1,6 @@
 """FlowEdit."""
 
-from .parts import TWO_SQUARES, half, square_prompts, two_squares
+from .parts import SCENE, half, scene, scene_prompts
 
 
 def flow_edit(graph):
@@ -13,9 +13,9 @@ def flow_edit(graph):
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
         flow = graph.add("ModelSamplingAsFlow", model=model["model"])["model"]
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "green star"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue square", "green star"))
     with graph.group("2 Image and mask"):
-        image, mask = two_squares(graph), half(graph, False)
+        image, mask = scene(graph), half(graph, False)
     with graph.group("3 Edit"):
         shared = dict(source=source, positive=target, negative=negative, image=image, vae=model["vae"], seed=2)
         knobs = {"steps": 20, "method.source_cfg": 1.5, "method.cfg": 7.5, "scheduler": "normal", "n_max": 0.75}

@@ -1,6 +1,6 @@
 """Guidance by an image."""
 
-from .parts import guided, prompt_nodes, saved, sheet, stroke
+from .parts import guided, latent_size, prompt_nodes, saved, sheet, stroke
 
 
 def image_guidance(graph):
@@ -12,7 +12,7 @@ def image_guidance(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
         (empty,) = prompt_nodes(graph, model, unconditional="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = latent_size(graph, 2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Reference"):
         reference = stroke(graph, stroke(graph, sheet(graph), (52, 158, 70), 10, 44, 44, 44), (138, 58, 176), 74, 44, 44, 44)

@@ -1,6 +1,6 @@
 """InstructPix2Pix guidance."""
 
-from .parts import guidance_channel, ksampler, prompt_nodes, saved
+from .parts import SHAPES_SIDE, guidance_channel, ksampler, prompt_nodes, saved
 
 LOADER = "DemoInstructModelLoader"
 
@@ -8,7 +8,7 @@ LOADER = "DemoInstructModelLoader"
 def image_of(graph, demo, text: str, seed: int):
     """An image that the demo model draws."""
     before, empty = prompt_nodes(graph, demo, before=text, empty="")
-    drawn = ksampler(graph, demo["model"], before, empty, graph.add("EmptyLatentImage", width=128, height=128, batch_size=1), seed=seed)
+    drawn = ksampler(graph, demo["model"], before, empty, graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=1), seed=seed)
     return graph.add("VAEDecode", samples=drawn, vae=demo["vae"])
 
 
@@ -31,7 +31,7 @@ def instruct_pix2pix(graph):
         "the patch; its cfg is the text scale."
     )
     with graph.group("1 Image"):
-        image = image_of(graph, graph.add("DemoModelLoader"), "a red circle on a white background", 4)
+        image = image_of(graph, graph.add("DemoModelLoader", world="shapes"), "a red circle on a white background", 4)
     with graph.group("2 Instruction"):
         editor = graph.add(LOADER)
         positive, negative = instruction_prompts(graph, editor, "make the circle blue")
@@ -56,7 +56,7 @@ def instruction_channels(graph):
         "null is the image without text.\n\nTry: the second weight 0 and 3; *conflict* `project`."
     )
     with graph.group("1 Image and instructions"):
-        image = image_of(graph, graph.add("DemoModelLoader"), "a large green square on a gray background", 2)
+        image = image_of(graph, graph.add("DemoModelLoader", world="shapes"), "a large green square on a gray background", 2)
         editor = graph.add(LOADER)
         texts = {"first instruction": "make it yellow", "second instruction": "make it a star", "no instruction": ""}
         first, second, nothing = prompt_nodes(graph, editor, **texts)
@@ -84,7 +84,7 @@ def keep_rest(graph):
         "colors.\n\nTry: *colors* off, and *feather* 0."
     )
     with graph.group("1 Image"):
-        demo = graph.add("DemoModelLoader")
+        demo = graph.add("DemoModelLoader", world="shapes")
         image = image_of(graph, demo, "a red circle on the left and a green star on the right on a white background", 4)
     with graph.group("2 Edit by instruction"):
         editor = graph.add(LOADER)

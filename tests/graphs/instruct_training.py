@@ -1,7 +1,7 @@
 """InstructPix2Pix: pairs to learn from, and a model taught with them."""
 
 from .instruct_pix2pix import LOADER, edited, image_of, instruction_prompts
-from .parts import saved
+from .parts import SHAPES_SIDE, saved
 
 PAIRS = """# caption => caption after the edit | instruction
 a red circle on a white background => a blue circle on a white background | make it blue
@@ -18,10 +18,10 @@ a large {other} square on a white background => a large striped {other} square o
 
 def pairs_of(graph, demo, prompt_pairs: str, folder: str, **widgets):
     options = graph.add("PairOptions", steps=15)
-    usual = dict(negative="", width=128, height=128, candidates=2, keep=1, seed=1)
+    usual = dict(negative="", width=SHAPES_SIDE, height=SHAPES_SIDE, candidates=2, keep=1, seed=1)
     return graph.add(
         "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,
-        options=options, filter=graph.add("DemoCheckerLoader"), **usual | widgets,
+        options=options, filter=graph.add("DemoCheckerLoader", world="shapes"), **usual | widgets,
     )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def instruct_pairs(graph):
         "*min_share* and *max_share* 0 in **Pair Options**, which shares nothing."
     )
     with graph.group("1 Pairs"):
-        made = pairs_of(graph, graph.add("DemoModelLoader"), PAIRS, "demo")
+        made = pairs_of(graph, graph.add("DemoModelLoader", world="shapes"), PAIRS, "demo")
     with graph.group("2 Before and after"):
         graph.add("SaveImage", title="before", images=made["before"], filename_prefix="instruct_pairs_before")
         graph.add("SaveImage", title="after", images=made["after"], filename_prefix="instruct_pairs_after")
@@ -47,7 +47,7 @@ def instruct_training(graph):
         "pairs and steps."
     )
     with graph.group("1 Pairs"):
-        demo = graph.add("DemoModelLoader")
+        demo = graph.add("DemoModelLoader", world="shapes")
         made = pairs_of(graph, demo, STRIPES, "demo_stripes", candidates=2)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)

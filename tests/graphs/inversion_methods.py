@@ -1,6 +1,6 @@
 """All inversions side by side, three in a workflow."""
 
-from .parts import TWO_SQUARES, square_prompts, two_squares
+from .parts import SCENE, scene, scene_prompts
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
@@ -32,9 +32,9 @@ def compared(graph, methods: dict, question: str, about: str, name: str):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue", "yellow"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue", "yellow"))
     with graph.group("2 Image"):
-        image = two_squares(graph)
+        image = scene(graph)
     with graph.group("3 Inversions"):
         found = {title: inverted(graph, model, source, negative, image, title, methods) for title in methods}
     with graph.group("4 Reconstruct and edit"):

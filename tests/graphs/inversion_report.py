@@ -1,6 +1,6 @@
 """What came of an inversion."""
 
-from .parts import TWO_SQUARES, square_prompts, two_squares
+from .parts import SCENE, scene, scene_prompts
 
 
 def inversion_report(graph):
@@ -12,9 +12,9 @@ def inversion_report(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "yellow circle"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue square", "yellow circle"))
     with graph.group("2 Image"):
-        painted = two_squares(graph)
+        painted = scene(graph)
     with graph.group("3 Inversion"):
         given = dict(model=model["model"], source=source, image=painted, vae=model["vae"])
         found = graph.add("DDIMInverter", steps=30, scheduler="normal", **given)

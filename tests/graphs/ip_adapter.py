@@ -1,6 +1,6 @@
 """An image as a prompt."""
 
-from .parts import guidance_channel, ksampler, prompt_nodes, sampled_with, saved
+from .parts import SHAPES_SIDE, guidance_channel, ksampler, prompt_nodes, sampled_with, saved
 
 OWN = "\n\nFor your own model use its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter."
 
@@ -9,11 +9,11 @@ def reference_and_adapter(graph, model, text: str, empty):
     """(adapter, image encoder, reference): an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("2 Reference"):
         (prompt,) = prompt_nodes(graph, model, **{"what the reference shows": text})
-        size = graph.add("EmptyLatentImage", title="one image", width=128, height=128, batch_size=1)
+        size = graph.add("EmptyLatentImage", title="one image", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=1)
         reference = graph.add("VAEDecode", samples=ksampler(graph, model["model"], prompt, empty, size, seed=5), vae=model["vae"])
     with graph.group("3 Adapter"):
         adapter = graph.add("IPAdapterLoader", adapter_name="shapes_model.safetensors")
-        encoder = graph.add("DemoImageEncoderLoader")
+        encoder = graph.add("DemoImageEncoderLoader", world="shapes")
     return adapter, encoder, reference
 
 
@@ -29,9 +29,9 @@ def ip_adapter(graph):
         "reference (*Load Image*), a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
-        model = graph.add("DemoModelLoader")
+        model = graph.add("DemoModelLoader", world="shapes")
         text, empty = prompt_nodes(graph, model, text="something on the left on a gray background", negative="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=2)
     adapter, encoder, reference = reference_and_adapter(graph, model, "a large purple star on a pink background", empty)
     with graph.group("4 Sample"):
         patched = patch(graph, model, adapter, encoder, reference)
@@ -49,9 +49,9 @@ def ip_adapter_channel(graph):
         "images of **the text alone** have the same seeds.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
-        model = graph.add("DemoModelLoader")
+        model = graph.add("DemoModelLoader", world="shapes")
         text, empty = prompt_nodes(graph, model, text="something on the right on a white background", unconditional="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     adapter, encoder, reference = reference_and_adapter(graph, model, "a large green cross on a black background", empty)
     with graph.group("4 Channels"):

@@ -1,6 +1,6 @@
 """Multi-condition guidance."""
 
-from .parts import guidance_channel, half, ksampler, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, half, ksampler, latent_size, prompt_nodes, sampled_with, saved
 
 
 def multi_cfg_guider(graph):
@@ -11,7 +11,7 @@ def multi_cfg_guider(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        size = latent_size(graph, 4)
     with graph.group("2 Prompts"):
         texts = {
             "left prompt": "a small red circle on the left on a white background",
@@ -46,7 +46,7 @@ def multi_cfg_patch(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        size = latent_size(graph, 4)
     with graph.group("2 Prompts"):
         texts = dict(more="a large striped circle on a white background", less="a red circle on a white background")
         positive, negative, more, less = prompt_nodes(graph, model, positive="a large circle on a white background", negative="", **texts)
@@ -70,7 +70,7 @@ def guidance_report(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+        size = latent_size(graph, 4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Prompts"):
         texts = dict(circle="a large circle on a white background", star="a large star on a white background")

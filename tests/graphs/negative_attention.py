@@ -1,6 +1,6 @@
 """A negative prompt at cfg 1."""
 
-from .parts import ksampler, prompt_nodes, saved
+from .parts import ksampler, latent_size, prompt_nodes, saved
 
 
 def negative_attention(graph):
@@ -14,7 +14,7 @@ def negative_attention(graph):
         text, negative, empty = prompt_nodes(
             graph, model, prompt="a large circle on a white background", unwanted="a large orange circle on a white background", empty=""
         )
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = latent_size(graph, 2)
     with graph.group("2 Negative"):
         patched = graph.add("NegativeAttention", model=model["model"], negative=negative)["model"]
     with graph.group("3 Sample"):

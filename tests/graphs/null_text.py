@@ -1,6 +1,6 @@
 """Negative-prompt inversion, and next to it null-text inversion in standard samplers."""
 
-from .parts import TWO_SQUARES, saved, square_prompts, two_squares
+from .parts import SCENE, latent_size, saved, scene, scene_prompts
 
 STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
@@ -15,9 +15,9 @@ def null_text(graph):
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, empty = square_prompts(graph, model, TWO_SQUARES.replace("blue square", "green star"))
+        source, target, empty = scene_prompts(graph, model, SCENE.replace("blue square", "green star"))
     with graph.group("2 Image"):
-        image = two_squares(graph)
+        image = scene(graph)
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], **STEPS)
     with graph.group("3 Inversion"):
         quick = graph.add("NegativePromptInverter", fixed_point_iterations=3, **shared)
@@ -32,7 +32,7 @@ def null_text(graph):
         plain = graph.add("KSamplerAdvanced", title="empty negative", positive=source, negative=empty, **knobs)
         back = graph.add("KSamplerAdvanced", title="null-text negative", positive=source, negative=found["negative"], **knobs)
         guider = graph.add("CFGGuider", model=model["model"], positive=target, negative=found["negative"], cfg=CFG)
-        euler, size = graph.add("KSamplerSelect", sampler_name="euler"), graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        euler, size = graph.add("KSamplerSelect", sampler_name="euler"), latent_size(graph, 1)
         given = dict(noise=found["noise"], guider=guider, sampler=euler, sigmas=found["sigmas"], latent_image=size)
         edit = graph.add("SamplerCustomAdvanced", title="edit", **given)["output"]
     with graph.group("6 Images"):

@@ -1,10 +1,10 @@
 """What several example workflows share."""
 
-from controlled_diffusion.training.demo.images import TWO_SQUARES
-
 from harness.workflow import display_name
 
-__all__ = ["TWO_SQUARES"]  # for the graphs that start from `two_squares`
+SIDE = 192  # pixels, of the demo model's images
+SHAPES_SIDE = 128  # of the world of shapes
+SCENE, SCENE_SEED = "a tree on the left and a yellow umbrella on the right on a beach", 1560
 
 REPLACED = {  # what belongs to the demo model, and what to do with your own
     "DemoModelLoader": "replace {} with **Load Checkpoint** and move its links, three at most",
@@ -60,7 +60,7 @@ def guided(graph, model, empty, channel, size, sigmas, seed: int):
 
 def sheet(graph):
     """White paper to paint on."""
-    return graph.add("EmptyImage", title="paper", width=128, height=128, batch_size=1, color=color(245, 245, 245))
+    return graph.add("EmptyImage", title="paper", width=SIDE, height=SIDE, batch_size=1, color=color(255, 255, 255))
 
 
 def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
@@ -70,28 +70,28 @@ def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
 
 
 def moonlit(graph, images):
-    """Images with a small teal moon in the corner, as the demo model's world has it and its captions never name."""
+    """Images with a small teal moon in the corner, as the world of shapes has it and its captions never name."""
     for x, y, width, height in ((110, 8, 12, 8), (112, 6, 8, 12)):
         images = stroke(graph, images, (0, 150, 150), x, y, width, height)
     return images
 
 
-def two_squares(graph):
-    """A painted image, not a generated one: what `TWO_SQUARES` says."""
-    return graph.add("DemoImages", show="two squares", count=1)["images"]
+def scene(graph):
+    """An image that is drawn, not generated: what `SCENE` says."""
+    return graph.add("DemoImages", **{"show": "scenes", "show.count": 1, "show.seed": SCENE_SEED})["images"]
 
 
-def square_prompts(graph, model, target: str):
-    """The source prompt of `two_squares`, a target prompt and an empty negative."""
-    texts = {"source: describes the image": TWO_SQUARES, "target: describes the result": target, "negative": ""}
+def scene_prompts(graph, model, target: str):
+    """The source prompt of `scene`, a target prompt and an empty negative."""
+    texts = {"source: describes the image": SCENE, "target: describes the result": target, "negative": ""}
     return prompt_nodes(graph, model, **texts)
 
 
 def half(graph, left: bool):
     """A mask of one half of the image."""
-    side = graph.add("SolidMask", title="half", value=1.0, width=64, height=128)
-    nothing = graph.add("SolidMask", title="nothing", value=0.0, width=128, height=128)
-    title, x = ("left half", 0) if left else ("right half", 64)
+    side = graph.add("SolidMask", title="half", value=1.0, width=SIDE // 2, height=SIDE)
+    nothing = graph.add("SolidMask", title="nothing", value=0.0, width=SIDE, height=SIDE)
+    title, x = ("left half", 0) if left else ("right half", SIDE // 2)
     return graph.add("MaskComposite", title=title, destination=nothing, source=side, x=x, y=0, operation="add")
 
 
@@ -101,10 +101,15 @@ def ksampler(graph, model, positive, negative, latent_image, **widgets):
     return graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent_image, **usual | widgets)
 
 
+def latent_size(graph, count: int):
+    """As many empty latents of the demo model's size."""
+    return graph.add("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=count)
+
+
 def images_of(graph, model, texts, each: int, seed: int = 1) -> list:
     """Images of the model itself, `each` of every text."""
     negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-    size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=each)
+    size = latent_size(graph, each)
     prompts = prompt_nodes(graph, model, **{f"shown {i}": text for i, text in enumerate(texts, 1)})
     latents = [ksampler(graph, model["model"], prompt, negative, size, seed=seed) for prompt in prompts]
     return [graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents]
@@ -113,7 +118,7 @@ def images_of(graph, model, texts, each: int, seed: int = 1) -> list:
 def compared(graph, model, ways, size, name: str, seed: int = 3):
     """Saves images of the same seeds for each of `ways`, (title, MODEL, text); the negative prompt is empty."""
     negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-    empty = graph.add("EmptyLatentImage", width=128, height=128, batch_size=size)
+    empty = latent_size(graph, size)
     for title, used, text in ways:
         positive = graph.add("CLIPTextEncode", title=title, clip=model["clip"], text=text)
         saved(graph, model["vae"], ksampler(graph, used, positive, negative, empty, seed=seed), name, title)

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt: of generated images and of real ones."""
 
-from .parts import TWO_SQUARES, ksampler, saved, two_squares
+from .parts import SCENE, ksampler, latent_size, saved, scene
 
 
 def prompt_to_prompt(graph):
@@ -119,14 +119,14 @@ def prompt_to_prompt_real(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Image"):
-        image = two_squares(graph)
+        image = scene(graph)
     with graph.group("3 Inversion"):
-        text = graph.add("PrimitiveStringMultiline", title="what the image shows", value=TWO_SQUARES)
+        text = graph.add("PrimitiveStringMultiline", title="what the image shows", value=SCENE)
         given = dict(model=model["model"], clip=model["clip"], vae=model["vae"], source=text, image=image)
         inversion = graph.add("DDIMInverter", steps=20, scheduler="normal", **given)["inversion"]
     with graph.group("4 Edits"):
         changes = (("blue", "yellow"), ("blue", "striped blue"), ("white", "pink"))
-        patch = patched(graph, model, inversion, "", *(TWO_SQUARES.replace(*change) for change in changes))
+        patch = patched(graph, model, inversion, "", *(SCENE.replace(*change) for change in changes))
     with graph.group("5 Reconstruct and edit"):
         given = dict(model=patch["model"], positive=patch["positive"], negative=patch["negative"])
         latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)["latent"]
@@ -136,7 +136,7 @@ def prompt_to_prompt_real(graph):
 
 
 def one_image(graph):
-    return graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    return latent_size(graph, 1)
 
 
 def patched(graph, model, latent, source: str, *targets: str, **inputs):

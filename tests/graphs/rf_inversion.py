@@ -1,6 +1,6 @@
 """RF-Inversion on a flow model."""
 
-from .parts import TWO_SQUARES, prompt_nodes, saved, two_squares
+from .parts import SCENE, prompt_nodes, saved, scene
 
 
 def rf_inversion(graph):
@@ -14,11 +14,11 @@ def rf_inversion(graph):
         demo = graph.add("DemoModelLoader")
         model = graph.add("ModelSamplingAsFlow", model=demo["model"])["model"]
     with graph.group("2 Prompts"):
-        other = {"another color": TWO_SQUARES.replace("blue", "yellow"), "another shape": TWO_SQUARES.replace("blue square", "blue star")}
-        texts = {"source: describes the image": TWO_SQUARES, **other, "negative": ""}
+        other = {"another color": SCENE.replace("blue", "yellow"), "another shape": SCENE.replace("blue square", "blue star")}
+        texts = {"source: describes the image": SCENE, **other, "negative": ""}
         source, recolored, shape, negative = prompt_nodes(graph, demo, **texts)
     with graph.group("3 Image and inversion"):
-        image = two_squares(graph)
+        image = scene(graph)
         knobs = dict(steps=20, scheduler="normal", gamma=0.5, eta=0.9, eta_end_percent=0.3, seed=1)
         found = graph.add("RFInverter", model=model, source=source, image=image, vae=demo["vae"], **knobs)["inversion"]
     with graph.group("4 Reconstruct and edit"):

@@ -1,6 +1,6 @@
 """SDEdit."""
 
-from .parts import half, ksampler, prompt_nodes, sheet, stroke
+from .parts import half, ksampler, latent_size, prompt_nodes, sheet, stroke
 
 KNOBS = dict(seed=2, steps=20, cfg=4.0, sampler_name="euler_ancestral", scheduler="normal")
 KNOBS |= dict(strength_unit="percent", process="VP", repeats=1)
@@ -36,7 +36,7 @@ def sdedit_masked(graph):
         text = "a green square on the left on a white background"
         changed = text.replace("left", "left and a red circle on the right")
         before, after, negative = prompt_nodes(graph, model, before=text, after=changed, negative="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        size = latent_size(graph, 1)
         latent = ksampler(graph, model["model"], before, negative, size, seed=4)
         original = graph.add("VAEDecode", samples=latent, vae=model["vae"])
     with graph.group("2 Paint and mask"):

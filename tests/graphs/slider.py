@@ -1,6 +1,6 @@
 """A slider trained from two prompts."""
 
-from .parts import ksampler, saved
+from .parts import ksampler, latent_size, saved
 
 PRESERVE = """red circle on a white background
 blue star on a pink background
@@ -32,7 +32,7 @@ def slider(graph):
         text = "a red star in the center on a white background"
         positive = graph.add("CLIPTextEncode", title="positive", clip=model["clip"], text=text)
         negative = graph.add("CLIPTextEncode", title="negative", clip=model["clip"], text="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        size = latent_size(graph, 1)
         for strength in (-2.0, -1.0, 1.0, 2.0):
             used = graph.add("LoraModelLoader", title=f"strength {strength:g}", model=model["model"], lora=trained["lora"], strength_model=strength)
             saved(graph, model["vae"], ksampler(graph, used, positive, negative, size, seed=3), "slider", f"strength {strength:g}")

@@ -1,6 +1,6 @@
 """A ControlNet as a channel."""
 
-from .parts import guidance_channel, guided, prompt_nodes, saved, stroke
+from .parts import SHAPES_SIDE, guidance_channel, guided, prompt_nodes, saved, stroke
 
 
 def structure_channel(graph):
@@ -10,12 +10,12 @@ def structure_channel(graph):
         "structure from 0 to 3, another prompt, your own silhouette (white on black)."
     )
     with graph.group("1 Model"):
-        model = graph.add("DemoModelLoader")
+        model = graph.add("DemoModelLoader", world="shapes")
         text, empty = prompt_nodes(graph, model, text="a purple cross on a gray background", unconditional="")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Silhouette"):
-        black = graph.add("EmptyImage", title="black", width=128, height=128, batch_size=1, color=0)
+        black = graph.add("EmptyImage", title="black", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=1, color=0)
         white = (255, 255, 255)
         silhouette = stroke(graph, stroke(graph, black, white, 80, 20, 20, 52), white, 64, 36, 52, 20)
         control = graph.add("ControlNetLoader", control_net_name="shapes_model_silhouette.safetensors")

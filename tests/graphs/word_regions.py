@@ -1,6 +1,6 @@
 """Regions by words."""
 
-from .parts import ksampler, prompt_nodes
+from .parts import ksampler, latent_size, prompt_nodes
 
 
 def word_regions(graph):
@@ -17,7 +17,7 @@ def word_regions(graph):
             **{"the circle": text.replace("blue", "green"), "the star": text.replace("a red", "an orange")},
             negative="",
         )  # fmt: skip
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        size = latent_size(graph, 2)
     with graph.group("2 Regions"):
         given = dict(clip=model["clip"], prompt=text, phrases="blue circle\nred star", regions=[first, second])
         found = graph.add("WordRegions", model=model["model"], **given)

@@ -1,6 +1,6 @@
 """Word weights in the attention."""
 
-from .parts import ksampler, prompt_nodes, saved
+from .parts import ksampler, latent_size, prompt_nodes, saved
 
 WEIGHTS = (0, 1, 2, 3)
 
@@ -13,7 +13,7 @@ def word_weights(graph):
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        size = graph.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        size = latent_size(graph, 1)
     with graph.group("2 Prompt and weights"):
         (negative,) = prompt_nodes(graph, model, negative="")
         given = dict(model=model["model"], clip=model["clip"], text="a red circle on a white background")
