@@ -173,8 +173,8 @@ def current(options):
 
 
 def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, torch.Tensor]:
-    """All weights under the names of the demo model's file: matrices of UNet and text tower in 8 bits, all else in 16; of the token table only
-    the rows that captions use."""
+    """All weights under the names of the demo model's file: matrices and convolutions in 8 bits, all else in 16; of the token table only the rows
+    that captions use."""
     mean, deviation = statistics(latents)
     unit = (latents[:200].float() - mean) / deviation
     text = {k: v for k, v in tower.state_dict().items() if "token_embedding" not in k}
@@ -187,7 +187,7 @@ def weights_of(autoencoder, latents: torch.Tensor, unet, tower) -> dict[str, tor
         "first_stage_model.vae_shift": torch.tensor(-mean / (demo.LATENT_SCALE * deviation)),
         "preview_colors": demo_model.preview_colors(unit, recipe_of.images(len(unit))),
     }
-    matrices = {k: v for k, v in weights.items() if v.ndim > 1 and k.startswith(("model.", "cond_stage_model."))}
+    matrices = {k: v for k, v in weights.items() if v.ndim > 1 and k != "preview_colors"}
     small = {k: v.half() for k, v in weights.items() if k not in matrices} | quantized(matrices)
     return small | {"cond_stage_model.token_ids": torch.tensor(new_vocabulary().ids, dtype=torch.int32)}
 
