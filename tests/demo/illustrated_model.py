@@ -2,7 +2,7 @@
 
 `train` goes through VAE, latents, UNet and decoder; stopped, it continues where it was when run again, on a CPU or a GPU, and where there is no
 state from what `keep` kept in the repository. `status` says how far it is, `sheet` draws held-out prompts, `export` writes the weights as one
-file, `measure` has the reader judge what the model draws. The recipe is tests/demo/illustrated_recipe.py.
+file, `measure` has the reader judge what the model draws and with `--write` writes its page. The recipe is tests/demo/illustrated_recipe.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from controlled_diffusion.nodes.host import demo
+from controlled_diffusion.training.demo.files import FILES
 from controlled_diffusion.training.loop import Loop, progress, save_atomically, saving
 from safetensors.torch import load_file
 
@@ -29,9 +30,11 @@ from demo.make_model import Denoiser, load_average, parameters_of, say, shipped,
 from demo.muon import MuonLoop
 from demo.packing import keep_thin, quantized
 from harness.demo_images import Studio
+from measures.script import head, percent, row
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
 KEPT = Path(__file__).parent / "illustrated" / "kept"  # thin states of an unfinished training
+PAGE = FILES["illustrated"].model.with_suffix(".md")
 SAVE_EVERY = 240  # seconds
 GOALS = {"thing": 92, "ground": 97, "color": 95, "place": 90, "style": 90, "both things": 75}
 
@@ -229,36 +232,52 @@ def sheet(options) -> None:
     studio.draw_sheet(images, captions, options.output or options.state / "sheet.png")
 
 
-def table(scores: Counter, asked: Counter, count: int) -> str:
+def table(scores: Counter, asked: Counter, options) -> str:
     """The measured shares as a page of Markdown."""
-    rows = [
-        f"| {fact} | {scores[fact]} | {asked[fact]} | {100 * scores[fact] / asked[fact]:.1f} % | {GOALS.get(fact, '')} |"
-        for fact in sorted(asked)
-    ]
-    head = [
-        "# The illustrated demo model, measured",
-        "",
-        f"`python . run tests/demo/illustrated_model.py measure --count {count}`: held-out prompts through ComfyUI, KSampler, 20 steps, euler,",
-        "normal, cfg 4, fixed seeds; read by `training/demo/illustrated_reader.py`.",
-        "",
-        "| claim | correct | of | share | goal, % |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join([*head, *rows, ""])
+    rows = [row(fact, scores[fact], asked[fact], percent(scores[fact] / asked[fact], 1), goal_of(fact)) for fact in sorted(asked)]
+    return f"""# The illustrated demo model, measured
+
+`python . run tests/demo/illustrated_model.py measure --weights nodes/weights/demo_model.safetensors --count {options.count} --write`: held-out
+prompts through ComfyUI, KSampler, 20 steps, euler, normal, cfg 4, fixed seeds; read by `training/demo/illustrated_reader.py`.
+
+{chr(10).join([head("claim", "correct", "of", "share", "goal"), *rows])}
+"""
+
+
+def goal_of(fact: str) -> str:
+    return f"{GOALS[fact]} %" if fact in GOALS else ""
+
+
+def of_parts(weights: Path) -> str:
+    """What the rest of the page says: autoencoder, size, and how well the reader reads images that need no model."""
+    quality = studio.reconstruct(make_model.shipped(weights, recipe_of.UNET_CONFIG)[0], 64)[0]
+    return f"""
+Autoencoder on {len(quality)} held-out scenes: PSNR mean {quality.mean():.1f} dB, lowest {quality.min():.1f} dB.
+All weights: {weights.stat().st_size / 1e6:.2f} MB, matrices and convolutions in 8 bits.
+
+Its reader, `python . run tests/demo/illustrated_reader.py measure`, on images that no model drew:
+
+{reader.table(reader.load(reader.WEIGHTS))}
+"""
 
 
 def measure(options) -> None:
     """Which claims of held-out prompts hold in the images that the model draws; `--output` takes a sheet, wrong ones in red."""
-    captions, artist, images = studio.held_out(options.count), Studio(weights_file(options), recipe_of.LATENT), []
+    captions, weights, images = studio.held_out(options.count), weights_file(options), []
+    artist = Studio(weights, recipe_of.LATENT)
     for first in range(0, options.count, 32):
         images.extend(artist.draw([caption.text for caption in captions[first : first + 32]], seed=studio.NOISE_SEED + first))
+        say(f"  {len(images)} of {options.count} images")
     verdicts = [reader.judge(reading, caption) for reading, caption in zip(reader.read(reader.load(reader.WEIGHTS), images), captions)]
     scores, asked = Counter(), Counter()
     for verdict in verdicts:
         scores.update(fact for fact, holds in verdict.items() if holds)
         asked.update(verdict.keys())
-    say(table(scores, asked, options.count))
+    report = table(scores, asked, options) + of_parts(weights)
+    say(report)
     say("things alone: " + ", ".join(studio.by_thing(captions, verdicts)))
+    if options.write:
+        PAGE.write_text(report, encoding="utf-8")
     if options.output:
         wrong = tuple(i for i, verdict in enumerate(verdicts) if not all(verdict.values()))
         studio.draw_sheet(images, [caption.text for caption in captions], options.output, wrong=wrong)
@@ -274,6 +293,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="images to draw")
     parser.add_argument("--weights", type=Path, help="file that `export` wrote; the current state if not given")
     parser.add_argument("--output", type=Path, help="file to write")
+    parser.add_argument("--write", action="store_true", help="write the measured page beside the weights")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.workers = recipe_of.workers(options.device)
