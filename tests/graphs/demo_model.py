@@ -5,14 +5,20 @@ from .parts import ksampler, latent_size, prompt_nodes, saved
 
 def demo_model(graph):
     graph.note(
-        "# The demo model\n\nA tiny text-to-image model that ships with the pack: drawn things on ten grounds, 192 x 192, seconds on a laptop.\n\n"
-        "Colors: red, orange, yellow, green, blue, purple. Shapes: circle, square, triangle, star, cross. Backgrounds: white, gray, "
-        "black, pink. Also: striped, dotted, small, large; on the left, on the right, at the top, at the bottom."
+        "# The demo model\n\nA tiny text-to-image model that ships with the pack: nothing to download, seconds per image on a laptop "
+        "without a GPU. All other workflows without a number use it to show what their nodes do.\n\nIt knows these words:\n\n- cat, dog, "
+        "cow, pig, elephant, penguin, owl · car, airplane · house, castle · tree, palm tree, cactus, sunflower, flower, mushroom · apple, "
+        "strawberry, cake · guitar, umbrella, balloon, book, shirt\n- red, orange, yellow, green, blue, purple or pink car, flower, "
+        "umbrella, balloon, book, shirt\n- small, large · on the left, in the middle, on the right · *a … on the left and a … on the "
+        "right*\n- on the beach, on grass, in the snow, at night, on a wooden table, in front of a brick wall, on the water, in the "
+        "desert, in the sky, on a white background\n- *a cartoon of …*, *a 3d render of …*, *a watercolor of …*, *a pencil drawing of "
+        "…*\n\nTry: *a watercolor of a castle in the snow* · *a large purple balloon in the sky* · *a penguin on the left and a cake on "
+        "the right on a wooden table*."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompt"):
-        text = "a large striped blue star and a small red circle on a gray background"
+        text = "a red car on the left and a palm tree on the right on the beach"
         positive, negative = prompt_nodes(graph, model, positive=text, negative="")
         size = latent_size(graph, 4)
     with graph.group("3 Sample"):

@@ -1,13 +1,13 @@
 """InstructPix2Pix: pairs to learn from, and a model taught with them."""
 
 from .instruct_pix2pix import LOADER, edited, image_of, instruction_prompts
-from .parts import SHAPES_SIDE, saved
+from .parts import SHAPES_SIDE, SIDE, saved
 
 PAIRS = """# caption => caption after the edit | instruction
-a red circle on a white background => a blue circle on a white background | make it blue
-a large green square on a gray background => a large green star on a gray background | make it a star
-a yellow square on the left and a blue star on the right on a white background => a yellow square on the left and a red star on the right on a white background | make the star red
-a red cross on a black background => a yellow cross on a black background | make it yellow
+a red car on the beach => a blue car on the beach | make it blue
+a cat on grass => a dog on grass | turn it into a dog
+a castle on grass => a castle in the snow | make it winter
+a tree on the left and a yellow umbrella on the right on the beach => a tree on the left and a red umbrella on the right on the beach | make the umbrella red
 """
 STRIPES = """color = red, blue, green
 other = purple, yellow, orange
@@ -16,23 +16,25 @@ a large {other} square on a white background => a large striped {other} square o
 """
 
 
-def pairs_of(graph, demo, prompt_pairs: str, folder: str, **widgets):
+def pairs_of(graph, demo, prompt_pairs: str, folder: str, world: str, side: int):
     options = graph.add("PairOptions", steps=15)
-    usual = dict(negative="", width=SHAPES_SIDE, height=SHAPES_SIDE, candidates=2, keep=1, seed=1)
+    usual = dict(negative="", width=side, height=side, candidates=2, keep=1, seed=1)
     return graph.add(
         "InstructPix2PixPairs", model=demo["model"], clip=demo["clip"], vae=demo["vae"], prompt_pairs=prompt_pairs, folder=folder,
-        options=options, filter=graph.add("DemoCheckerLoader", world="shapes"), **usual | widgets,
+        options=options, filter=graph.add("DemoCheckerLoader", world=world), **usual,
     )  # fmt: skip
 
 
 def instruct_pairs(graph):
     graph.note(
-        "# InstructPix2Pix Pairs\n\nImages before and after an edit, drawn from pairs of prompts and checked against them. They are kept "
-        "in *output/controlled_diffusion/pairs/demo*. Run it again, and only new prompt pairs are drawn.\n\nTry: your own lines; *keep* 2; "
+        "# InstructPix2Pix Pairs\n\nWhere do you get images before and after an edit, to teach a model to edit? From the model itself: it "
+        "draws both from a pair of prompts, with the attention of the first image in the second, so that only what the words change is "
+        "another. **Load Demo Checker** keeps the pairs in which both images are what their prompts say. They are in "
+        "*output/controlled_diffusion/pairs/demo*; run it again, and only new prompt pairs are drawn.\n\nTry: your own lines; *keep* 2; "
         "*min_share* and *max_share* 0 in **Pair Options**, which shares nothing."
     )
     with graph.group("1 Pairs"):
-        made = pairs_of(graph, graph.add("DemoModelLoader", world="shapes"), PAIRS, "demo")
+        made = pairs_of(graph, graph.add("DemoModelLoader"), PAIRS, "demo", "illustrated", SIDE)
     with graph.group("2 Before and after"):
         graph.add("SaveImage", title="before", images=made["before"], filename_prefix="instruct_pairs_before")
         graph.add("SaveImage", title="after", images=made["after"], filename_prefix="instruct_pairs_after")
@@ -42,13 +44,13 @@ def instruct_pairs(graph):
 def instruct_training(graph):
     graph.note(
         "# Train Instruction Model\n\nThe demo instruction model knows colors, shapes and removal, but no textures. A short training with "
-        "six pairs teaches it *make it striped*. Then it edits a circle in a color that was only a square's, on another background.\n\n"
-        "Try: other instructions in the pairs; *train* all weights; **Load Demo Model** instead of the instruction model, with many more "
-        "pairs and steps."
+        "six pairs teaches it *make it striped*. Then it edits a circle in a color that was only a square's, on another "
+        "background.\n\nTry: other instructions in the pairs; *train* all weights; **Load Demo Model** instead of the instruction model, "
+        "with many more pairs and steps."
     )
     with graph.group("1 Pairs"):
         demo = graph.add("DemoModelLoader", world="shapes")
-        made = pairs_of(graph, demo, STRIPES, "demo_stripes", candidates=2)
+        made = pairs_of(graph, demo, STRIPES, "demo_stripes", "shapes", SHAPES_SIDE)
     with graph.group("2 Training"):
         editor = graph.add(LOADER)
         how = dict(train="every layer", steps=60, batch_size=4, learning_rate=0.003)

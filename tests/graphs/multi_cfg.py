@@ -5,8 +5,9 @@ from .parts import guidance_channel, half, ksampler, latent_size, prompt_nodes, 
 
 def multi_cfg_guider(graph):
     graph.note(
-        "# Multi CFG Guider\n\nTwo prompts, each in its own half of the image, and a negative one. Every channel has its own weight, "
-        "schedule and region. See **weights over the steps**.\n\nTry: swap the masks; set a weight to 0 (the "
+        "# Multi CFG Guider\n\nOne castle, half by night and half by day: two prompts, each in its own half of the image, which no single "
+        "prompt can say. A third, negative one keeps the look of a watercolor away. Every channel has its own weight, schedule and region. "
+        "See **weights over the steps**.\n\nTry: swap the masks; another ground on one side, as *in the snow*; set a weight to 0 (the "
         "channel is not evaluated); set *conflict* to `perpendicular`."
     )
     with graph.group("1 Model"):
@@ -14,21 +15,21 @@ def multi_cfg_guider(graph):
         size = latent_size(graph, 4)
     with graph.group("2 Prompts"):
         texts = {
-            "left prompt": "a small red circle on the left on a white background",
-            "right prompt": "a small blue star on the right on a white background",
-            "unwanted": "a striped circle on a white background",
+            "left prompt": "a large castle in the middle at night",
+            "right prompt": "a large castle in the middle on grass",
+            "unwanted": "a watercolor of a castle",
         }
-        red, blue, striped, empty = prompt_nodes(graph, model, **texts, unconditional="")
+        night, day, watercolor, empty = prompt_nodes(graph, model, **texts, unconditional="")
     with graph.group("3 Regions and time"):
         left, right = half(graph, True), half(graph, False)
         fade = {"shape": "cosine", "shape.first": 1.5, "shape.last": 0.5, "shape.axis": "percent"}
         early = graph.add("GuidanceSchedule", title="fade out", **fade, start_percent=0.0, end_percent=1.0)
     with graph.group("4 Channels"):
         towards = dict(weight=5.0, role="positive", schedule=early)
-        one = guidance_channel(graph, title="left", conditioning=red, name="left: red circle", mask=left, **towards)
-        two = guidance_channel(graph, title="right", conditioning=blue, name="right: blue star", mask=right, previous=one, **towards)
-        away = dict(weight=1.0, role="negative", name="not striped", end_percent=0.7)
-        three = guidance_channel(graph, title="not striped", conditioning=striped, previous=two, **away)
+        one = guidance_channel(graph, title="left", conditioning=night, name="left: night", mask=left, **towards)
+        two = guidance_channel(graph, title="right", conditioning=day, name="right: day", mask=right, previous=one, **towards)
+        away = dict(weight=1.0, role="negative", name="no watercolor", end_percent=0.7)
+        three = guidance_channel(graph, title="no watercolor", conditioning=watercolor, previous=two, **away)
     with graph.group("5 Sample"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
         guider = graph.add("MultiCFGGuider", model=model["model"], unconditional=empty, channels=[three], conflict="sum", sigmas=sigmas)
@@ -40,18 +41,18 @@ def multi_cfg_guider(graph):
 
 def multi_cfg_patch(graph):
     graph.note(
-        "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a circle* of any color; one channel "
-        "guides away from red, another towards *striped*. The images of **alone** are the KSampler's, with the same seeds.\n\nA channel of "
-        "weight 0 costs nothing and changes nothing."
+        "# Multi CFG Patch\n\nThe same channels on top of a plain KSampler: the prompt asks for *a car* of any color; one channel guides "
+        "towards a watercolor, another away from red. The images of **alone** are the KSampler's, with the same seeds.\n\nA channel of "
+        "weight 0 costs nothing and changes nothing. Try other styles: *a pencil drawing of …*, *a 3d render of …*."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
         size = latent_size(graph, 4)
     with graph.group("2 Prompts"):
-        texts = dict(more="a large striped circle on a white background", less="a red circle on a white background")
-        positive, negative, more, less = prompt_nodes(graph, model, positive="a large circle on a white background", negative="", **texts)
+        texts = dict(more="a watercolor of a large car on the beach", less="a red car on the beach")
+        positive, negative, more, less = prompt_nodes(graph, model, positive="a large car on the beach", negative="", **texts)
     with graph.group("3 Channels"):
-        first = guidance_channel(graph, title="more stripes", conditioning=more, weight=4.0, role="positive", name="striped")
+        first = guidance_channel(graph, title="more watercolor", conditioning=more, weight=4.0, role="positive", name="watercolor")
         second = guidance_channel(graph, title="less red", conditioning=less, weight=2.0, role="negative", name="red")
         patch = graph.add("MultiCFGPatch", model=model["model"], channels=[first, second], conflict="sum")
     with graph.group("4 Sample"):
@@ -64,8 +65,8 @@ def multi_cfg_patch(graph):
 
 def guidance_report(graph):
     graph.note(
-        "# Guidance Report\n\nThree prompts that conflict: a circle, a star, and nothing red. The report shows the weight and the "
-        "strength of each channel, and which channels conflict.\n\nTry *conflict* `project` with the circle at priority 1, and look at "
+        "# Guidance Report\n\nThree prompts that conflict: an umbrella, a balloon, and nothing red. The report shows the weight and the "
+        "strength of each channel, and which channels conflict.\n\nTry *conflict* `project` with the umbrella at priority 1, and look at "
         "the report again."
     )
     with graph.group("1 Model"):
@@ -73,11 +74,11 @@ def guidance_report(graph):
         size = latent_size(graph, 4)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Prompts"):
-        texts = dict(circle="a large circle on a white background", star="a large star on a white background")
-        circle, star, red, empty = prompt_nodes(graph, model, **texts, red="a red circle on a white background", unconditional="")
+        texts = dict(umbrella="a large umbrella on the beach", balloon="a large balloon on the beach")
+        umbrella, balloon, red, empty = prompt_nodes(graph, model, **texts, red="a red umbrella on the beach", unconditional="")
     with graph.group("3 Channels"):
-        one = guidance_channel(graph, title="circle", conditioning=circle, weight=4.0, role="positive", name="circle", priority=1)
-        two = guidance_channel(graph, title="star", conditioning=star, weight=2.0, role="positive", name="star", previous=one)
+        one = guidance_channel(graph, title="umbrella", conditioning=umbrella, weight=4.0, role="positive", name="umbrella", priority=1)
+        two = guidance_channel(graph, title="balloon", conditioning=balloon, weight=2.0, role="positive", name="balloon", previous=one)
         away = dict(weight=2.0, role="negative", name="not red", end_percent=0.8)
         three = guidance_channel(graph, title="not red", conditioning=red, previous=two, **away)
     with graph.group("4 Sample"):

@@ -76,9 +76,14 @@ def moonlit(graph, images):
     return images
 
 
-def scene(graph):
-    """An image that is drawn, not generated: what `SCENE` says."""
-    return graph.add("DemoImages", **{"show": "scenes", "show.count": 1, "show.seed": SCENE_SEED})["images"]
+def demo_images(graph, show: str, count: int, seed: int, **title):
+    """Load Demo Images of a kind."""
+    return graph.add("DemoImages", show=show, **{"show.count": count, "show.seed": seed}, **title)
+
+
+def scene(graph, seed: int = SCENE_SEED):
+    """An image that is drawn, not generated: what `SCENE` says, or another."""
+    return demo_images(graph, "scenes", 1, seed)["images"]
 
 
 def scene_prompts(graph, model, target: str):

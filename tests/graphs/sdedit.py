@@ -1,53 +1,57 @@
 """SDEdit."""
 
-from .parts import half, ksampler, latent_size, prompt_nodes, sheet, stroke
+from .parts import SIDE, color, half, prompt_nodes, scene, stroke
 
 KNOBS = dict(seed=2, steps=20, cfg=4.0, sampler_name="euler_ancestral", scheduler="normal")
 KNOBS |= dict(strength_unit="percent", process="VP", repeats=1)
+SKY, SAND, RED = (110, 175, 240), (225, 195, 140), (205, 45, 45)
+
+
+def car_of_paint(graph, image, x: int, y: int):
+    """Two strokes: a body and a roof."""
+    return stroke(graph, stroke(graph, image, RED, x, y, 80, 28), RED, x + 20, y - 22, 44, 22)
 
 
 def sdedit(graph):
     graph.note(
-        "# SDEdit: strokes to image\n\nTwo rough strokes of paint show where things go. The sampler adds noise up to the *strength* and "
-        "denoises with the prompt.\n\nTry strengths from 0.3 (faithful to the strokes) to 0.8 (realistic); *repeats* 2; process VE."
+        "# SDEdit: strokes to image\n\nA few rough strokes of paint show where sky, sand and car go. The sampler adds noise up to the "
+        "*strength* and denoises with the prompt: at 0.4 it is faithful to the strokes, at 0.8 it is free to draw a real car.\n\nTry: "
+        "another prompt, as *a strawberry on the beach*; *repeats* 2; process VE."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
-        text = "a red star on the left and a blue circle on the right on a white background"
-        positive, negative = prompt_nodes(graph, model, positive=text, negative="")
+        positive, negative = prompt_nodes(graph, model, positive="a red car on the beach", negative="")
     with graph.group("2 Paint"):
-        strokes = stroke(graph, stroke(graph, sheet(graph), (214, 40, 40), 14, 42, 42, 40), (48, 92, 214), 74, 44, 40, 42)
+        sky = graph.add("EmptyImage", title="sky", width=SIDE, height=SIDE, batch_size=1, color=color(*SKY))
+        strokes = car_of_paint(graph, stroke(graph, sky, SAND, 0, 96, SIDE, 96), 60, 104)
+        graph.add("PreviewImage", title="strokes", images=strokes)
     with graph.group("3 Sample"):
         given = dict(model=model["model"], positive=positive, negative=negative, guide=strokes, vae=model["vae"])
-        result = graph.add("SDEditSampler", strength=0.65, **given, **KNOBS)
-    with graph.group("4 Image"):
-        graph.add("PreviewImage", title="strokes", images=strokes)
-        graph.add("PreviewImage", title="noisy start", images=graph.add("VAEDecode", samples=result["noisy_start"], vae=model["vae"]))
-        graph.add("SaveImage", title="image", images=result["image"], filename_prefix="sdedit")
+        for strength in (0.4, 0.6, 0.8):
+            result = graph.add("SDEditSampler", title=f"strength {strength}", strength=strength, **given, **KNOBS)
+            graph.add("SaveImage", title=f"image at {strength}", images=result["image"], filename_prefix="sdedit")
 
 
 def sdedit_masked(graph):
     graph.note(
-        "# SDEdit with a mask\n\nAn image from the model, a stroke of paint on its right half, and a mask that allows changes only there. "
-        "The left half stays the same, to the last pixel.\n\nConnect your own image and mask instead (right click, *Open in MaskEditor*)."
+        "# SDEdit with a mask\n\nStrokes of paint on the right half of an image become a car, and a mask allows changes only there: the "
+        "left half stays the same, to the last pixel. **Without the mask** the palm tree changes too.\n\nConnect your own image and mask "
+        "instead (right click, *Open in MaskEditor*)."
     )
     with graph.group("1 Model and image"):
         model = graph.add("DemoModelLoader")
-        text = "a green square on the left on a white background"
-        changed = text.replace("left", "left and a red circle on the right")
-        before, after, negative = prompt_nodes(graph, model, before=text, after=changed, negative="")
-        size = latent_size(graph, 1)
-        latent = ksampler(graph, model["model"], before, negative, size, seed=4)
-        original = graph.add("VAEDecode", samples=latent, vae=model["vae"])
+        text = "a small palm tree on the left and a red car on the right on the beach"
+        positive, negative = prompt_nodes(graph, model, positive=text, negative="")
+        original = scene(graph, 750)
     with graph.group("2 Paint and mask"):
-        painted, mask = stroke(graph, original, (214, 40, 40), 74, 44, 42, 42), half(graph, False)
+        painted, mask = car_of_paint(graph, original, 104, 124), half(graph, False)
+        graph.add("PreviewImage", title="before", images=original)
+        graph.add("PreviewImage", title="painted", images=painted)
     with graph.group("3 Sample"):
-        given = dict(model=model["model"], positive=after, negative=negative, guide=painted, vae=model["vae"])
-        result = graph.add("SDEditSampler", original=original, mask=mask, strength=0.7, **given, **KNOBS)
-    with graph.group("4 Image"):
-        for title, image in (("before", original), ("painted", painted)):
-            graph.add("PreviewImage", title=title, images=image)
-        graph.add("SaveImage", title="after", images=result["image"], filename_prefix="sdedit_masked")
+        given = dict(model=model["model"], positive=positive, negative=negative, guide=painted, vae=model["vae"], original=original)
+        for title, only in (("without the mask", {}), ("after", dict(mask=mask))):
+            result = graph.add("SDEditSampler", title=title, strength=0.7, **only, **given, **KNOBS)
+            graph.add("SaveImage", title=title, images=result["image"], filename_prefix="sdedit_masked")
 
 
 WORKFLOWS = [sdedit, sdedit_masked]

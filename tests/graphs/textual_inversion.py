@@ -1,38 +1,37 @@
 """Textual inversion."""
 
-from .parts import compared, images_of
-
-SHOWN = ("a large striped blue circle on a black background", "a striped red square on a white background")
+from .dreambooth import lesson, with_word
+from .parts import compared
 
 
 def textual_inversion(graph):
-    captions = [text.replace("striped", "<pattern>") for text in SHOWN for _ in range(4)]
     graph.note(
-        "# Textual inversion\n\nEight images have something in common. A new word is trained for it: in the captions it takes the place "
-        "of an adjective, and the captions describe everything else, so the word means only that. Then a prompt uses it for things that "
-        "were in none of the images. The images of **without** have the same seeds.\n\nThe word is a file in the embeddings "
-        "folder: use `embedding:pattern` in any prompt. Try: other images and captions; more vectors; `(embedding:pattern:1.3)`."
+        "# Textual inversion\n\nEight images have a look in common that the demo model has no word for: dark outlines. A new word is "
+        "trained for it; the captions describe everything else, so the word means only that. Nothing else in the model changes. Then a "
+        "prompt uses it for a thing that was in none of the images. The images of **without** have the same seeds.\n\nThe word is a file "
+        "in the embeddings folder: use `embedding:outlined` in any prompt. Try: other images and captions; more vectors; "
+        "`(embedding:outlined:1.3)`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images"):
-        images = graph.add("BatchImagesNode", images=images_of(graph, model, SHOWN, each=4))
+        images, captions = lesson(graph, "outlined", 8, show="an outlined style", named="outlined style")
         graph.add("PreviewImage", title="images to learn from", images=images)
     with graph.group("3 Train a word"):
         options = dict(
-            dataset_options=graph.add("DatasetOptions", captions="\n".join(captions)),
-            validation_options=graph.add("ValidationOptions", cfg=4.0),
+            dataset_options=graph.add("DatasetOptions", captions=captions, caption_dropout=0.0),
+            validation_options=graph.add("ValidationOptions", count=0, cfg=4.0),
         )
         trained = graph.add(
-            "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="pattern", placeholder="<pattern>",
-            steps=100, learning_rate=0.02, validation_prompt="a {} yellow cross on a gray background", **options,
+            "TIEmbeddingTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="outlined",
+            placeholder="<outlined>", initial_words="drawing", vectors=2, steps=100, learning_rate=0.02, validation_prompt="a car on grass, {}", **options,
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
-        text = "a <pattern> green triangle on a pink background"
-        named = graph.add("StringReplace", title="prompt with the word", string=text, find="<pattern>", replace=trained["word"])
-        ways = (("without", model["model"], text.replace(" <pattern>", "")), ("with the word", model["model"], named))
-        compared(graph, model, ways, 4, "textual_inversion")
+        text = "a cat on grass, <outlined>"
+        named = with_word(graph, text, "outlined", trained["word"])
+        ways = (("without", model["model"], text.replace(", <outlined>", "")), ("with the word", model["model"], named))
+        compared(graph, model, ways, 2, "textual_inversion")
 
 
 WORKFLOWS = [textual_inversion]
