@@ -76,9 +76,9 @@ def moonlit(graph, images):
     return images
 
 
-def demo_images(graph, show: str, count: int, seed: int, **title):
+def demo_images(graph, show: str, count: int, seed: int):
     """Load Demo Images of a kind."""
-    return graph.add("DemoImages", show=show, **{"show.count": count, "show.seed": seed}, **title)
+    return graph.add("DemoImages", show=show, count=count, seed=seed)
 
 
 def scene(graph, seed: int = SCENE_SEED):
