@@ -47,7 +47,7 @@ FAMILIES = {
     "wan": Family("Wan", "cross"),
 }
 
-_OURS = "measured on the demo model"
+_OURS = "measured on the demo model of shapes"
 _UNIFORM = {  # evenly spaced timesteps
     "eps": Value("normal", "DDIM's even timesteps, arXiv 2010.02502"),
     "flow": Value("simple", "even timesteps, then the model's shift, arXiv 2403.03206"),
@@ -230,7 +230,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "eps": Value(512, "trained at 512 x 512"),
             "sd2": Value(768, "trained at 768 x 768"),
             "sdxl": Value(1024, "trained at 1024 x 1024"),
-            "demo": Value(128, "trained at 128 x 128"),
+            "demo": Value(192, "trained at 192 x 192; shapes at 128 x 128"),
             "flow": Value(1024, "most image models are trained at 1024 x 1024"),
             "cross": Value(512, "around the size of video models"),
         },
