@@ -19,7 +19,7 @@ from controlled_diffusion.nodes.host import demo
 from controlled_diffusion.nodes.host.model_folder import SHIPPED
 from controlled_diffusion.training import noisy_classifier
 from controlled_diffusion.training.demo import config
-from controlled_diffusion.training.demo.config import HEAD_CHANNELS, UNET_CONFIG
+from controlled_diffusion.training.demo.config import HEAD_CHANNELS
 from controlled_diffusion.training.demo.files import FILES
 from controlled_diffusion.training.instruct_pix2pix import PromptPair
 from controlled_diffusion.training.loop import save_atomically
@@ -27,18 +27,24 @@ from safetensors.torch import load_file, save_file
 
 from checks import refused
 from compare import assert_close
-from demo import illustrated_reader, make_model, world
+from demo import illustrated_reader, make_model
 from demo import model as demo_model
 from demo.packing import quantized
+from demo.worlds import WORLDS
 from host.training import check_deep_copy
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
+@pytest.fixture(scope="module", params=WORLDS.values(), ids=WORLDS)
+def world(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def loaded():
+def loaded(world):
     with torch.inference_mode():
-        return demo.load(FILES["shapes"].model)
+        return demo.load(world.files.model)
 
 
 @pytest.fixture
@@ -50,7 +56,12 @@ def encode(clip, text):
     return nodes.CLIPTextEncode().encode(clip, text)[0]
 
 
-def sample(model, clip, text="a red circle on a white background", steps=4):
+def scenes_of(world, count):
+    """Images that training never saw, (count, 3, H, W)."""
+    return demo_model.as_images([world.image(world.scene(i, 4321)) for i in range(count)])
+
+
+def sample(model, clip, text="a red flower", steps=4):
     empty = {"samples": torch.zeros(1, 4, 16, 16)}
     return nodes.common_ksampler(model, 1, steps, 4.0, "euler", "normal", encode(clip, text), encode(clip, ""), empty)[0]["samples"]
 
@@ -103,19 +114,18 @@ def test_training_reads_weights_in_8_bits(tmp_path):
             assert (part.state_dict()[name] - weight).abs().max() <= weight.abs().max() / 250, name
 
 
-def test_tokens_of_training_are_the_tokens_of_the_host():
+def test_tokens_of_training_are_the_tokens_of_the_host(world):
     tokenizer = SD1Tokenizer()
     tokens = demo_model.Tokens(lambda word: tokenizer.clip_l.tokenizer(word)["input_ids"][1:-1])
     rng = np.random.default_rng(0)
-    texts = [world.random_caption(world.random_scene(rng), rng).text for _ in range(50)] + [""]
+    texts = [world.caption(world.scene(i), rng).text for i in range(50)] + [""]
     for text in texts:
         host = [token for token, _ in tokenizer.tokenize_with_weights(text)["l"][0]]
         assert tokens(text).tolist() == host, text
 
 
-def test_the_text_tower_of_training_is_the_hosts(loaded):
-    clip = loaded[1]
-    text = "a small striped green star above a blue square, pink background"
+def test_the_text_tower_of_training_is_the_hosts(world, loaded):
+    clip, text = loaded[1], world.caption(world.scene(3), np.random.default_rng(0)).text
     ids = torch.tensor([[token for token, _ in clip.tokenize(text)["l"][0]]])
     tower = demo.DemoClip(dtype=torch.float32).clip_l.transformer.text_model
     tower.load_state_dict({k: v.float() for k, v in clip.cond_stage_model.clip_l.transformer.text_model.state_dict().items()})
@@ -136,17 +146,15 @@ def test_words_that_training_never_saw_keep_their_start_values(loaded):
     assert 40 < int(changed.sum()) < 200
 
 
-def test_an_image_survives_the_autoencoder(loaded):
-    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(16)])
-    vae = loaded[2]
-    back = vae.decode(vae.encode(images.movedim(1, -1)))
-    assert demo_model.psnr(back.movedim(-1, 1), images).mean() >= 30
-    assert vae.encode(images.movedim(1, -1)).shape == (16, 4, 16, 16)
+def test_an_image_survives_the_autoencoder(world, loaded):
+    images, vae = scenes_of(world, 8), loaded[2]
+    latents = vae.encode(images.movedim(1, -1))
+    assert latents.shape == (8, 4, world.latent, world.latent)
+    assert demo_model.psnr(vae.decode(latents).movedim(-1, 1), images).mean() >= 30
 
 
-def test_latents_have_the_scale_that_sd15s_format_expects(loaded):
-    images = demo_model.as_images([world.render(demo_model.scene(i, 4321)) for i in range(32)]).movedim(1, -1)
-    latents = loaded[0].model.process_latent_in(loaded[2].encode(images))
+def test_latents_have_the_scale_that_sd15s_format_expects(world, loaded):
+    latents = loaded[0].model.process_latent_in(loaded[2].encode(scenes_of(world, 8).movedim(1, -1)))
     assert latents.mean().abs() < 0.15 and 0.85 < latents.std() < 1.15
 
 
@@ -169,7 +177,7 @@ def test_the_host_can_load_each_part_once_more(loaded, part):
 def test_a_lora_acts(loaded):
     model, clip, _ = loaded
     draw = torch.Generator().manual_seed(0)
-    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
+    key = next(k for k in model.model.state_dict() if k.endswith("attn2.to_v.weight")).removesuffix(".weight")
     out, width = model.model.state_dict()[f"{key}.weight"].shape
     lora = {f"{key}.lora_up.weight": torch.randn(out, 4, generator=draw), f"{key}.lora_down.weight": torch.randn(4, width, generator=draw)}
     patched, _ = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
@@ -178,23 +186,23 @@ def test_a_lora_acts(loaded):
     assert torch.equal(sample(model, clip), before)
 
 
-def test_a_controlnet_acts(loaded):
+def test_a_controlnet_acts(world, loaded):
     model, clip, _ = loaded
-    config = {k: v for k, v in UNET_CONFIG.items() if k not in ("out_channels", "transformer_depth_output")}
+    config = {k: v for k, v in world.unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(hint_channels=3, num_head_channels=HEAD_CHANNELS, device="cpu", **config)
     noisy_classifier.initialize(network, 1)
     control = comfy.controlnet.ControlNet(network, load_device=comfy.model_management.get_torch_device())
     hint = torch.rand(1, 128, 128, 3)
-    prompt, empty = encode(clip, "a red circle"), encode(clip, "")
+    prompt, empty = encode(clip, "a red flower"), encode(clip, "")
     controlled = nodes.ControlNetApplyAdvanced().apply_controlnet(prompt, empty, control, hint, 1.0, 0.0, 1.0)
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
     how = (model, 1, 3, 4.0, "euler", "normal")
     assert not torch.allclose(*(nodes.common_ksampler(*how, *p, latent)[0]["samples"] for p in (controlled, (prompt, empty))))
 
 
-def test_previews_have_the_images_colors(loaded):
+def test_previews_have_the_images_colors(world, loaded):
     model, _, vae = loaded
-    image = demo_model.as_images([world.render(demo_model.scene(5, 4321))])
+    image = scenes_of(world, 6)[5:]
     latent = model.model.process_latent_in(vae.encode(image.movedim(1, -1)))
     layout = model.model.latent_format
     previewer = latent_preview.Latent2RGBPreviewer(layout.latent_rgb_factors, layout.latent_rgb_factors_bias)
