@@ -23,7 +23,7 @@ class AttentionMapCapture(io.ComfyNode):
                 io.Model.Input("model", tooltip="A UNet (SD1.5, SD2, SDXL), or a DiT such as Flux, SD3, Qwen-Image, Z-Image or Wan."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 text("prompt", "", "The positive prompt; a line for each text of the conditioning.", multiline=True, dynamic_prompts=True),
-                text("words", "", "Words or phrases of the prompt between commas ('circle#2' is the second of two). Empty: every word."),
+                text("words", "", "Words or phrases of the prompt between commas ('cat#2' is the second of two). Empty: every word."),
                 *advanced(
                     text("layers", "all", "UNet: all, input, middle, output, output3-5, 1/2 (at most half the latent's side). DiT: all, "
                         "early, middle, late, or blocks, 8-15. Several between commas."),

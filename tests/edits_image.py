@@ -15,22 +15,21 @@ from PIL import Image, ImageDraw, ImageFont
 from demo import worlds
 from demo.illustrated_world import ILLUSTRATED
 from harness.demo_images import Studio
-from measures.prompt_to_prompt import FREE, LAYOUT, PLACED, STYLE, WEIGHED, Edit, drawn
+from measures.prompt_to_prompt import LAYOUT, PLACED, STYLE, Edit, drawn
 from measures.script import options_of, say
 
 OUTPUT = Path(__file__).parents[1] / ".github" / "edits.jpg"
-SOURCE = "a red car in the middle on grass, cartoon style"
+SOURCE = "a red car and a house on grass"
 COLUMNS, GAP, LABEL = 3, 6, 24  # edits in a row; pixels between images, and below each
 
 
 @dataclass(frozen=True)
 class Version:
-    """An edit of the source: its label, what the prompt becomes, weights of words, settings of Prompt-to-Prompt."""
+    """An edit of the source: its label, settings of Prompt-to-Prompt, and what the prompt becomes."""
 
     label: str
     settings: dict
-    target: str = SOURCE
-    weights: str = ""
+    target: str
 
 
 def swapped(old: str, new: str) -> str:
@@ -38,12 +37,12 @@ def swapped(old: str, new: str) -> str:
 
 
 VERSIONS = (
-    Version("car to umbrella", PLACED, swapped("car", "umbrella")),
     Version("red to blue", LAYOUT, swapped("red", "blue")),
+    Version("car to elephant", PLACED, swapped("a red car", "an elephant")),
+    Version("house to castle", PLACED, swapped("house", "castle")),
     Version("grass to snow", STYLE, swapped("on grass", "in the snow")),
-    Version("cartoon to watercolor", STYLE, swapped("cartoon style", "watercolor")),
-    Version("+ small", FREE, swapped("a red", "a small red")),
-    Version("car, weight 4", WEIGHED, weights="car: 4"),
+    Version("day to night", STYLE, swapped("on grass", "at night")),
+    Version("to a watercolor", STYLE, f"a watercolor of {SOURCE}"),
 )
 
 
@@ -52,7 +51,7 @@ def images_of(studio: Studio, seed: int) -> list[np.ndarray]:
     """The source, then every version, uint8 (H, W, 3) each."""
     found: list[np.ndarray] = []
     for version in VERSIONS:
-        source, edited = drawn(studio, seed, SOURCE, [Edit(Caption(version.target), version.weights)], **version.settings)
+        source, edited = drawn(studio, seed, SOURCE, [Edit(Caption(version.target))], **version.settings)
         found = [*(found or [source]), edited]
     return found
 

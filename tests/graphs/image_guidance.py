@@ -1,13 +1,21 @@
 """Guidance by an image."""
 
-from .parts import guided, latent_size, prompt_nodes, saved, sheet, stroke
+from .parts import SIDE, guided, latent_size, prompt_nodes, saved, sheet, stroke
+
+BEACH = (  # paint, x, y, width, height
+    ((96, 160, 236), 0, 0, SIDE, 92),
+    ((36, 108, 196), 0, 84, SIDE, 30),
+    ((232, 202, 150), 0, 112, SIDE, 80),
+    ((214, 44, 44), 104, 52, 72, 40),
+    ((140, 30, 30), 136, 92, 8, 56),
+)
 
 
 def image_guidance(graph):
     graph.note(
-        "# Image guidance\n\nThere is no prompt: the layout of two strokes of paint guides the image at every step. It says where things are; "
-        "their shapes and colors stay free. The images of **without** have the same seeds.\n\nTry *kind* `color` and `brightness`; a prompt as another channel; *through_denoiser* (slower, "
-        "exact)."
+        "# Image guidance\n\nThere is no prompt at all: five strokes of paint say where which color is, and guide the image at every step. "
+        "The model makes of them what it knows, a beach with something red on it. The images of **without** have the same seeds.\n\n"
+        "Try *kind* `color` and `brightness`; a prompt as another channel; *through_denoiser* (slower, exact)."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
@@ -15,7 +23,9 @@ def image_guidance(graph):
         size = latent_size(graph, 2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
     with graph.group("2 Reference"):
-        reference = stroke(graph, stroke(graph, sheet(graph), (52, 158, 70), 10, 44, 44, 44), (138, 58, 176), 74, 44, 44, 44)
+        reference = sheet(graph)
+        for paint, *place in BEACH:
+            reference = stroke(graph, reference, paint, *place)
         like = dict(model=model["model"], vae=model["vae"], kind="layout", image=reference, end_percent=0.9)
         off, on = (graph.add("ImageGuidanceChannel", title=t, weight=w, **like) for t, w in (("switched off", 0.0), ("layout", 8.0)))
     with graph.group("3 Sample"):
