@@ -1,7 +1,9 @@
-"""Draws the pack's icon and banner, which the registry and ComfyUI-Manager show: noise that becomes a scene, along a hand-drawn curve.
+"""Draws the pack's icon and banner, which the registry and ComfyUI-Manager show: noise that becomes images, along a hand-drawn curve.
 
-``python . run tests/icon.py`` writes .github/icon.png (256 x 256) and .github/banner.jpg (1260 x 540, 21:9).
+``python . run tests/icon.py`` writes .github/icon.png, a drawn scene, and .github/banner.jpg, images of the demo model.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +13,16 @@ from harness.environment import ROOT
 FOLDER = ROOT / ".github"
 NIGHT, SKY, SUN, HILL, MEADOW, LINE = (24, 27, 46), (86, 128, 214), (255, 196, 84), (112, 84, 176), (74, 190, 150), (255, 255, 255)
 LARGER = 4  # drawn so many times larger, then scaled down, for smooth edges
+SIZES = {"icon": (256, 256), "banner": (1260, 540)}  # 21:9
+TILE = 180  # pixels of an image on the banner
+PROMPTS = (  # of the images on the banner, row by row
+    "a cat on grass", "a large tree on grass", "a house on grass", "a large yellow umbrella on the beach", "a penguin in the snow",
+    "a large castle at night", "a red car on the beach",
+    "a dog on grass", "a cactus in the desert", "a palm tree on the beach", "a cow on grass", "a large blue balloon in the sky",
+    "a watercolor of a castle on grass", "a 3d render of an elephant on grass",
+    "a pig on grass", "a mushroom on grass", "a guitar on the beach", "a strawberry on a wooden table", "a large sunflower on grass",
+    "a blue car in the snow", "a watercolor of an owl at night",
+)  # fmt: skip
 CURVE = [(x, x**2 * (3 - 2 * x)) for x in np.linspace(0.0, 1.0, 100)]  # of a weight over time
 
 
@@ -55,12 +67,22 @@ def rounded(image: Image.Image, radius: int) -> Image.Image:
     return image
 
 
-def icon(side: int = 256) -> Image.Image:
-    return rounded(with_curve(from_noise(scene(side, side), 4), 9, 17), side // 6)
+def icon() -> Image.Image:
+    width, height = SIZES["icon"]
+    return rounded(with_curve(from_noise(scene(width, height), 4), 9, 17), width // 6)
 
 
-def banner(width: int = 1260, height: int = 540) -> Image.Image:
-    image = with_curve(from_noise(scene(width, height), 9), 10, 20)
+def tiled(images: Sequence[np.ndarray]) -> Image.Image:
+    """Images in rows, as the banner holds them."""
+    paper = Image.new("RGB", SIZES["banner"])
+    for i, image in enumerate(images):
+        row, column = divmod(i, paper.width // TILE)
+        paper.paste(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.LANCZOS), (column * TILE, row * TILE))
+    return paper
+
+
+def banner(images: Sequence[np.ndarray]) -> Image.Image:
+    image = with_curve(from_noise(tiled(images), 9), 10, 20)
     draw = ImageDraw.Draw(image)
     for text, size, y in (("Controlled Diffusion", 80, 44), ("edit, steer and teach your own models in ComfyUI", 32, 146)):
         draw.text((56, y), text, fill=LINE, font=ImageFont.load_default(size), stroke_width=size // 18, stroke_fill=NIGHT)
@@ -68,8 +90,12 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
 
 
 def main() -> None:
+    from demo import worlds
+    from demo.illustrated_world import ILLUSTRATED
+
     icon().quantize(128, dither=Image.Dither.NONE).save(FOLDER / "icon.png", optimize=True)
-    banner().save(FOLDER / "banner.jpg", quality=78, optimize=True)
+    images = worlds.studio(ILLUSTRATED).draw(list(PROMPTS), seed=1)
+    banner(images).save(FOLDER / "banner.jpg", quality=78, optimize=True)
 
 
 if __name__ == "__main__":

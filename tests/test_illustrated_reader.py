@@ -15,7 +15,6 @@ from controlled_diffusion.training.loop import save_atomically
 from demo import illustrated_reader as reader
 
 MASK = np.zeros((192, 192), bool)
-needs_weights = pytest.mark.skipif(not reader.WEIGHTS.exists(), reason="the reader is not trained yet")
 
 
 def seen(name: str, color: str = "red", place: str = "left") -> Seen:
@@ -94,14 +93,12 @@ def test_network_shapes():
     assert ground.shape == (2, 10) and style.shape == (2, len(STYLES))
 
 
-@needs_weights
 @pytest.mark.slow
 def test_clean_scenes_are_read():
-    scores = reader.clean_scores(reader.load(reader.WEIGHTS), 200)
-    assert {fact: share for fact, share in scores.items() if share < 0.97} == {}
+    scores = reader.clean_scores(reader.load(reader.WEIGHTS), 100)
+    assert min(scores[fact] for fact in reader.GOALS) >= 0.98 and min(scores.values()) >= 0.96
 
 
-@needs_weights
 @pytest.mark.slow
 def test_scrambled_things_are_refused():
     assert reader.refused(reader.load(reader.WEIGHTS), 100) > 0.95

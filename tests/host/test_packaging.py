@@ -34,7 +34,7 @@ def test_icon_and_banner_have_the_registrys_shape(key, shape, largest):
     assert place.stat().st_size < 128 * 1024
     with Image.open(place) as image:
         assert image.width * shape[1] == image.height * shape[0] and image.width <= largest
-        assert image.size == getattr(icon, key)().size
+        assert image.size == icon.SIZES[key]
 
 
 def test_the_archive_holds_what_users_need_and_no_more():
