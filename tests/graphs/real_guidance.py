@@ -5,7 +5,7 @@ from .parts import guidance_channel, prompt_nodes
 from .real import EXAMPLE, checkpoint, loading, note, template
 from .thumbnails import Shown
 
-REGIONAL = Shown("Regional prompts\nwith weights", [("multi_cfg_guider", 1, "a red circle  |  a blue star")], "halves")
+REGIONAL = Shown("Regional prompts\nwith weights", [("multi_cfg_guider", 1, "night  |  day")], "halves")
 
 
 def sampled(graph, loaded, guiders, size, sigmas, seed: int = 1):
@@ -67,7 +67,7 @@ def regional_prompts(graph):
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
-@template("06 Several negatives, each with its own weight (SDXL)", Shown.of("Several negatives,\nweighted", "multi_cfg_patch", a_circle=0, not_red_but_striped=3))
+@template("06 Several negatives, each with its own weight (SDXL)", Shown.of("Several negatives,\nweighted", "multi_cfg_patch", any_car=0, not_red_but_painted=2))
 def several_negatives(graph):
     note(
         graph,

@@ -7,7 +7,7 @@ from .real_flow import flux_parts
 from .thumbnails import Shown
 
 
-@template("03 Find the region by words and change only that (SDXL)", Shown.of("Find the region\nby words", "diffedit", blue_circle=0, the_region=1, yellow_circle=3))
+@template("03 Find the region by words and change only that (SDXL)", Shown.of("Find the region\nby words", "diffedit", blue_car=0, the_region=1, red_car=3))
 def region_by_words(graph):
     note(
         graph,
@@ -36,7 +36,7 @@ def region_by_words(graph):
         before_and_after(graph, image, edit["image"], "region_by_words")
 
 
-@template("04 Paint to image (SDXL)", Shown.of("Paint to image", "sdedit", strokes=0, with_noise=1, star_and_circle=2))
+@template("04 Paint to image (SDXL)", Shown.of("Paint to image", "sdedit", strokes=0, a_red_car=3))
 def paint_to_image(graph):
     note(
         graph,
@@ -67,7 +67,7 @@ BOTH = (
     "photo of an ohwx woman and a sks man sitting side by side on a park bench, the ohwx woman on the left, the sks man on the right, autumn trees, "
     "soft light"
 )
-PEOPLE = Shown.of("Two people,\ntwo LoRAs", "word_regions", regions_found=2, a_prompt_each=0)
+PEOPLE = Shown.of("Two people,\ntwo LoRAs", "word_regions", regions_found=2, a_prompt_each=1)
 
 
 def two_people_note(graph, title: str, needs: str) -> None:

@@ -37,12 +37,12 @@ def edit_by_words(graph, model, megapixels: float, needs: str):
         before_and_after(graph, image, edit, "edit_by_words")
 
 
-@template("01 Start here - edit an image by changing words (SDXL)", Shown.of("Start here:\nchange the words", "prompt_to_prompt_real", a_blue_square=0, a_yellow_square=2))
+@template("01 Start here - edit an image by changing words (SDXL)", Shown.of("Start here:\nchange the words", "prompt_to_prompt_real", a_yellow_umbrella=0, a_red_one=1))
 def edit_by_words_sdxl(graph):
     edit_by_words(graph, models.SDXL, 1.0, "about 12 GB of GPU memory, and a minute on an RTX 4070")
 
 
-@template("02 Edit an image by changing words (SD1.5)", Shown.of("Edit an image by\nchanging words", "prompt_to_prompt_real", a_blue_square=0, a_striped_square=3))
+@template("02 Edit an image by changing words (SD1.5)", Shown.of("Edit an image by\nchanging words", "prompt_to_prompt_real", a_tree=0, a_castle=2))
 def edit_by_words_sd15(graph):
     edit_by_words(graph, models.SD15, 0.25, "about 4 GB of GPU memory, and 20 seconds on an RTX 4070")
 
