@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from demo import illustrated_reader, illustrated_studio, worlds
+from demo.illustrated_world import ILLUSTRATED
 from demo.shapes_world import SHAPES
 from harness.demo_images import Studio
 from measures import classifier, controlnet, diffedit, image_guidance, ip_adapter, multi_cfg, sdedit
@@ -13,6 +15,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def studio():
     return Studio()
+
+
+def test_the_illustrated_model_draws_what_it_is_told():
+    captions = illustrated_studio.held_out(8)
+    readings = ILLUSTRATED.read(worlds.studio(ILLUSTRATED).draw([caption.text for caption in captions], seed=illustrated_studio.NOISE_SEED))
+    claims = [holds for reading, caption in zip(readings, captions) for holds in illustrated_reader.judge(reading, caption).values()]
+    assert len(claims) >= 30 and np.mean(claims) >= 0.85
 
 
 def test_a_negative_channel_takes_a_color_away(studio):
