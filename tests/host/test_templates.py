@@ -12,7 +12,7 @@ from harness.commands import WORKFLOWS, needs_download
 from harness.environment import ROOT
 from harness.server import Server
 from harness.workflow import to_prompt
-from small_models import offer, small, write_small_models
+from small_models import few_names, offer, small, write_small_models
 
 pytestmark = pytest.mark.slow
 SHOWN = ("SaveImage", "SaveVideo", "PreviewImage", "ImageCompare")
@@ -83,12 +83,12 @@ def sentences_of(server, written: str | None = None) -> str:
 
 def test_sentences_are_written_by_a_language_model(small_server):
     """By one of random weights: nothing that it writes has the form of a sentence."""
-    assert sentences_of(small_server) == f"{SNOW}\n"
+    assert sentences_of(small_server) == f"{few_names(SNOW)}\n"
 
 
 def test_of_what_a_language_model_writes_the_sentences_are_kept(small_server):
     written = "Sure, here they are:\n\n1. a barn => a barn in snow | make it snow\n- a road => a white road | let it snow\nEnjoy!"
-    assert sentences_of(small_server, written) == f"{SNOW}\na barn => a barn in snow | make it snow\na road => a white road | let it snow"
+    assert sentences_of(small_server, written) == f"{few_names(SNOW)}\na barn => a barn in snow | make it snow\na road => a white road | let it snow"
 
 
 def test_every_model_has_a_name_a_folder_and_an_address(small_server):
