@@ -31,7 +31,7 @@ def test_it_learns_labels_and_knows_less_in_noise(kind):
     network = initialize(NoisyClassifier(4, 2, widths=(8, 16)), 0)
     loop = Loop(dict(network.named_parameters()), steps=60, learning_rate=3e-3, warmup=5, average=0.0)
     list(loop.run(lambda index: batch_loss(network, latents, targets, index, kind=kind, batch=32)))
-    rows = accuracy(network, latents, targets, kind, 5)
+    rows = accuracy(network, latents, targets, kind, shares_as_logits(targets, kind), 5)
     assert [level for level, _ in rows] == [-6.0, -3.0, 0.0, 3.0, 6.0]
     assert rows[-1][1] > 0.97 and rows[0][1] < rows[-1][1]
 
@@ -85,13 +85,34 @@ class Says(torch.nn.Module):
         return self.logits.expand(len(x), -1)
 
 
+def accuracy_of(network, targets, kind="independent"):
+    """Of ten empty latents, at the noisiest level."""
+    rows = accuracy(network, torch.zeros(10, 4, 2, 2), targets, kind, shares_as_logits(targets, kind), 2)
+    return rows[0][1] if rows else None
+
+
 def test_saying_the_same_of_everything_is_chance():
-    latents, rare = torch.zeros(10, 4, 2, 2), torch.tensor([[1.0, 0.0]] + [[0.0, 1.0]] * 9)
+    rare = torch.tensor([[1.0, 0.0]] + [[0.0, 1.0]] * 9)
     for kind, expected in (("independent", 0.5), ("exclusive", 0.9)):
-        assert_close(accuracy(Says(-1.0, 1.0), latents, rare, kind, 2)[0][1], expected)
-    never, one = Says(*[-1.0] * 50), torch.eye(5)[torch.arange(10) % 5]  # labels that some images lack count
-    assert_close(accuracy(never, latents, torch.nn.functional.pad(one, (0, 45)), "independent", 2)[0][1], 0.5)
-    assert accuracy(never, latents, torch.zeros(10, 50), "independent") == []
+        assert_close(accuracy_of(Says(-1.0, 1.0), rare, kind), expected)
+    never, one = Says(*[-9.0] * 50), torch.eye(5)[torch.arange(10) % 5]  # labels that some images lack count
+    assert_close(accuracy_of(never, torch.nn.functional.pad(one, (0, 45))), 0.5)
+    assert accuracy_of(never, torch.zeros(10, 50)) is None
+
+
+def test_a_rare_label_is_said_where_it_is_likelier_than_on_average():
+    class Sees(torch.nn.Module):
+        """A third where the label is, one in a hundred where not: never likelier than not."""
+
+        def __init__(self, has):
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.where(has > 0.5, 1 / 3, 0.01).logit())
+
+        def forward(self, x, log_snr):
+            return self.logits
+
+    has = torch.eye(10)[:, :1]
+    assert_close(accuracy_of(Sees(has), has), 1.0)
 
 
 def test_labels_are_read_between_commas():

@@ -107,12 +107,13 @@ def held_out(count: int, share: float, seed: int) -> tuple[torch.Tensor, torch.T
 
 @torch.no_grad()
 def accuracy(
-    network: torch.nn.Module, latents: torch.Tensor, targets: torch.Tensor, kind: str, levels: int = 9
+    network: torch.nn.Module, latents: torch.Tensor, targets: torch.Tensor, kind: str, known: torch.Tensor, levels: int = 9
 ) -> list[tuple[float, float]]:
     """(log-SNR, accuracy in [0, 1]) over the noise levels; at chance 1 / labels for "exclusive", one half for "independent".
 
     Of "independent" labels it is the mean of the shares right where a label is and where it is not, over labels that have both; no rows
-    where none has.
+    where none has. A label is said where it is likelier than among all images, of which `known` (labels,) are the logits of
+    `shares_as_logits`: a rare one is seldom likelier than not.
     """
     rows, device, tested = [], next(network.parameters()).device, _tested(targets, kind)
     if not bool(tested.any()):
@@ -122,7 +123,7 @@ def accuracy(
         log_snr = torch.full((len(latents),), level)
         parts = zip(noised(latents, log_snr, noise).split(64), log_snr.split(64))
         logits = torch.cat([network(x.to(device), s.to(device)).cpu() for x, s in parts])
-        rows.append((level, _right(logits[:, tested], targets[:, tested], kind)))
+        rows.append((level, _right(logits[:, tested], targets[:, tested], kind, known[tested])))
     return rows
 
 
@@ -132,10 +133,10 @@ def _tested(targets: torch.Tensor, kind: str) -> torch.Tensor:
     return torch.ones_like(has[0]) if kind == "exclusive" else has.any(0) & ~has.all(0)
 
 
-def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str) -> float:
+def _right(logits: torch.Tensor, targets: torch.Tensor, kind: str, known: torch.Tensor) -> float:
     if kind == "exclusive":
         return float((logits.argmax(1) == targets.argmax(1)).float().mean())
-    has, says = targets > 0.5, logits > 0
+    has, says = targets > 0.5, logits > known
     shares = [(says[has[:, k] == v, k] == v).float().mean() for k in range(has.shape[1]) for v in (True, False)]
     return float(torch.stack(shares).mean())
 

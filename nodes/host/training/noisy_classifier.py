@@ -11,7 +11,16 @@ from ....guidance.classifier import LabeledClassifier, NoisyClassifier, as_image
 from ....training import settings
 from ....training.augmentation import Augmentation
 from ....training.loop import Loop
-from ....training.noisy_classifier import LOG_SNR, accuracy, batch_loss, begin_at_shares, held_out, initialize, targets_of
+from ....training.noisy_classifier import (
+    LOG_SNR,
+    accuracy,
+    batch_loss,
+    begin_at_shares,
+    held_out,
+    initialize,
+    shares_as_logits,
+    targets_of,
+)
 from ....training.settings import Data, Validation
 from ....training.textual_inversion import captions_for
 from ..guidance import classifier
@@ -109,7 +118,8 @@ class Task:
 
     def accuracy(self) -> list[tuple[float, float]]:
         """(log-SNR, accuracy) on the images `judged_on`."""
-        return accuracy(self.classifier.network, self.judged.latents, self.judged.targets, self.settings.kind)
+        known = shares_as_logits(self.shown.targets, self.settings.kind)
+        return accuracy(self.classifier.network, self.judged.latents, self.judged.targets, self.settings.kind, known)
 
 
 def prepare(model, vae, images: Sequence[torch.Tensor], labels: Sequence[str], settings: Settings) -> Task:
