@@ -1,6 +1,6 @@
 """Trains the illustrated demo model: `python . run tests/demo/illustrated_model.py train --state DIR`.
 
-`train` goes through VAE, latents, UNet and decoder; stopped, it continues where it was when run again, on a CPU or a GPU, and where there is no
+`train` goes through VAE, latents and UNet; stopped, it continues where it was when run again, on a CPU or a GPU, and where there is no
 state from what `keep` kept in the repository. `status` says how far it is, `sheet` draws held-out prompts, `export` writes the weights as one
 file, `measure` has the reader judge what the model draws and with `--write` writes its page. The recipe is tests/demo/illustrated_recipe.py.
 """
@@ -8,7 +8,6 @@ file, `measure` has the reader judge what the model draws and with `--write` wri
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,26 +59,6 @@ def train_autoencoder(options, recipe) -> torch.nn.Module:
     shown(saving(loop, recipe_of.train_autoencoder(*parts.values(), loop, options.device, batches), state, SAVE_EVERY))
     load_average(state, **parts)
     return autoencoder.requires_grad_(False)
-
-
-def train_decoder(autoencoder, options, recipe) -> None:
-    """Trains the decoder further on the latents of the finished encoder, which keeps all latents as they are."""
-    decoder, state = autoencoder.taesd_decoder, options.state / "decoder.safetensors"
-    parameters = parameters_of(decoder=decoder)
-    matrices = [k for k, p in parameters.items() if p.ndim == 4]
-    loop = MuonLoop(
-        parameters, steps=recipe.decoder_steps, learning_rate=recipe.autoencoder_rate / 2, warmup=60, average=0.995, matrices=matrices
-    )
-    loop.restore(state)
-    say(f"decoder: {loop.done} of {loop.steps} steps done")
-    paint = partial(recipe_of.crops, recipe.autoencoder_scenes)
-    batches = recipe_of.made_ahead(partial(later, paint, recipe.autoencoder_steps), loop.done, loop.steps, options.workers)
-    shown(saving(loop, recipe_of.train_autoencoder(autoencoder.taesd_encoder, decoder, loop, options.device, batches), state, SAVE_EVERY))
-
-
-def later(make: Callable[[int], object], shift: int, index: int) -> object:
-    """make(index + shift): batches that an earlier stage has not seen."""
-    return make(index + shift)
 
 
 def scene_latents(autoencoder, options, count: int) -> torch.Tensor:
@@ -154,7 +133,6 @@ def train(options) -> None:
     for scenes, until in recipe.growth:
         if progress(options.state / "denoiser.safetensors")[0] < until:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
-    train_decoder(autoencoder, options, recipe)
 
 
 def keep(options) -> None:
@@ -168,8 +146,6 @@ def current(options):
     """VAE, UNet and text tower with the averaged weights of the state, which the training may go on writing."""
     autoencoder, (unet, tower) = shipped()[0], new_denoiser("cpu", new_vocabulary().ids)
     load_average(options.state / "vae.safetensors", encoder=autoencoder.taesd_encoder, decoder=autoencoder.taesd_decoder)
-    if (options.state / "decoder.safetensors").exists():
-        load_average(options.state / "decoder.safetensors", decoder=autoencoder.taesd_decoder)
     if (options.state / "denoiser.safetensors").exists():
         load_average(options.state / "denoiser.safetensors", unet=unet, text=tower)
     return autoencoder.requires_grad_(False), unet, tower
@@ -215,7 +191,7 @@ def weights_file(options) -> Path:
 
 def status(options) -> None:
     """How many steps are done, and the PSNR of the VAE on held-out scenes."""
-    for part in ("vae", "denoiser", "decoder"):
+    for part in ("vae", "denoiser"):
         say(f"{part}: {progress(options.state / f'{part}.safetensors')[0]} steps done")
     quality, images, decoded = studio.reconstruct(current(options)[0], options.count)
     say(f"VAE: {quality.mean():.1f} dB on average, lowest {quality.min():.1f} dB")

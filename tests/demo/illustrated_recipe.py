@@ -53,7 +53,6 @@ class Recipe:
     denoiser_steps: int = 15_000
     denoiser_rate: float = 1.3e-3
     batch: int = 32
-    decoder_steps: int = 3000  # of the decoder alone, at the end
 
 
 RECIPES = {  # by device; a training begun on one goes on with the recipe of the other
