@@ -5,13 +5,15 @@ from .parts import SCENE, half, saved, scene, scene_prompts
 
 def ddim_inversion(graph):
     graph.note(
-        "# DDIM inversion\n\nA painted image is inverted to noise and reconstructed: without guidance almost, with fixed-point iterations "
-        "exactly, with guidance hardly. With another prompt and a mask it is edited.\n\nTry: more *steps*; *branches* `direct`; another "
-        "color or shape in the target."
+        "# DDIM inversion: from an image back to its noise\n\nThe model did not make this image. DDIM inversion finds the noise from "
+        "which it *would* make it, so that the image can be edited with a new prompt: **edit in the mask** makes the umbrella red and "
+        "keeps the left half.\n\nThe other images show how exact that noise is. Without guidance it gives almost the same image, with "
+        "fixed-point iterations exactly what the VAE keeps of it; with guidance the result drifts away.\n\nTry: another color, or *a "
+        "yellow balloon*; more *steps*; *branches* `direct`."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue square", "yellow circle"))
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("yellow", "red"))
     with graph.group("2 Image and mask"):
         image, mask = scene(graph), half(graph, False)
     with graph.group("3 Inversion"):

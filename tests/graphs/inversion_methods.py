@@ -1,6 +1,6 @@
 """All inversions side by side, three in a workflow."""
 
-from .parts import SCENE, scene, scene_prompts
+from .parts import SCENE, SCENE_SEED, scene, scene_prompts
 
 STEPS = 16
 EXACT = {"cfg": 3.0, "scheduler": "karras"}
@@ -20,21 +20,26 @@ EXACTLY = {
     "BDIA": ("BDIAInverter", EXACT, 3.0, "source and edit"),
     "O-BELM": ("BELMInverter", EXACT, 3.0, "source and edit"),
 }
+TREE = SCENE_SEED, SCENE, "a tree", "a cactus"
+PIG = 787, "a little pig on the left and an orange flower on the right in a desert", "a little pig", "a little cow"
+UMBRELLA = 3422, "a large orange umbrella on grass, on the right", "orange", "blue"
 BRING_THEIR_OWN = ("NegativePromptInverter", "NullTextInverter")  # negative
 
 
-def compared(graph, methods: dict, question: str, about: str, name: str):
-    """A report of each method's reconstruction and edit, one below the other."""
+def compared(graph, methods: dict, edit: tuple[int, str, str, str], question: str, about: str, name: str):
+    """A report of each method's reconstruction and edit, one below the other; the edit is a scene's seed and caption, old and new words."""
+    seed, caption, old, new = edit
     graph.note(
-        f"# {question}\n\nOne painted image, three inversions, one edit. Each report shows the image, the reconstruction under its own prompt, "
-        f"and the edit under the new one, both from one run of *Inversion Sampler*.\n\n{about} The help page of Inversion Sampler says which "
-        "to use.\n\nTry another color, shape or thing in the target; more steps; your own image."
+        f"# {question}\n\nOne drawn image, three inversions, one edit: *{old}* becomes *{new}*. Each row shows the image, the "
+        "reconstruction under its own prompt, and the edit under the new one, both from one run of *Inversion Sampler*. A higher PSNR is "
+        f"closer to the image.\n\n{about} The help page of Inversion Sampler says which to use.\n\nTry another color or thing in the "
+        "target; more steps; your own image."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = scene_prompts(graph, model, SCENE.replace("blue", "yellow"))
+        source, target, negative = scene_prompts(graph, model, caption.replace(old, new), caption)
     with graph.group("2 Image"):
-        image = scene(graph)
+        image = scene(graph, seed)
     with graph.group("3 Inversions"):
         found = {title: inverted(graph, model, source, negative, image, title, methods) for title in methods}
     with graph.group("4 Reconstruct and edit"):
@@ -51,19 +56,20 @@ def compared(graph, methods: dict, question: str, about: str, name: str):
 
 
 def inversion_methods(graph):
-    about = "DDIM with guidance loses the image. A *fixed point* makes it exact without guidance; *direct* keeps it on its trajectory with any."
-    compared(graph, PLAIN, "Which inversion when: DDIM and what mends it", about, "inversion_methods")
+    about = "DDIM with guidance loses the image. A *fixed point* makes it exact without guidance; *direct* keeps it on its trajectory with "
+    about += "any."
+    compared(graph, PLAIN, TREE, "Which inversion when: DDIM and what mends it", about, "inversion_methods")
 
 
 def inversion_methods_guided(graph):
-    about = "All three reconstruct the image under guidance: *null-text* optimizes a negative for each step, *negative-prompt* sets it to the "
-    about += "source prompt, *edit-friendly* keeps a noise for each step."
-    compared(graph, GUIDED, "Which inversion when: made for guidance", about, "inversion_methods_guided")
+    about = "All three reconstruct the image under guidance: *null-text* optimizes a negative for each step, *negative-prompt* sets it to "
+    about += "the source prompt, *edit-friendly* keeps a noise for each step."
+    compared(graph, GUIDED, PIG, "Which inversion when: made for guidance", about, "inversion_methods_guided")
 
 
 def inversion_methods_exact(graph):
     about = "These reconstruct the image to the last digit with any guidance, and need the same guidance on the way back."
-    compared(graph, EXACTLY, "Which inversion when: exact ones", about, "inversion_methods_exact")
+    compared(graph, EXACTLY, UMBRELLA, "Which inversion when: exact ones", about, "inversion_methods_exact")
 
 
 def inverted(graph, model, source, negative, image, title: str, methods: dict):

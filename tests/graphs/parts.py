@@ -86,9 +86,9 @@ def scene(graph, seed: int = SCENE_SEED):
     return demo_images(graph, "scenes", 1, seed)["images"]
 
 
-def scene_prompts(graph, model, target: str):
-    """The source prompt of `scene`, a target prompt and an empty negative."""
-    texts = {"source: describes the image": SCENE, "target: describes the result": target, "negative": ""}
+def scene_prompts(graph, model, target: str, source: str = SCENE):
+    """The source prompt of a `scene`, a target prompt and an empty negative."""
+    texts = {"source: describes the image": source, "target: describes the result": target, "negative": ""}
     return prompt_nodes(graph, model, **texts)
 
 
