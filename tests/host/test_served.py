@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from controlled_diffusion.training.demo.images import TWO_SQUARES
 from safetensors.torch import save_file
 
 from harness.commands import needs_download
@@ -128,10 +129,25 @@ def save_lora(server) -> None:
     save_file({f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}, server.base / "models" / "loras" / "any.safetensors")
 
 
+def in_shapes(server, workflow: str) -> dict:
+    """The prompt of a workflow that edits an image, for the demo model of shapes, which fits the LoRA and has a ControlNet."""
+    prompt = to_prompt(ROOT / "example_workflows" / f"{workflow}.json", server.object_info())
+    texts = {"source: describes the image": TWO_SQUARES, "target: describes the result": TWO_SQUARES.replace("blue", "yellow")}
+    for part in prompt.values():
+        inputs, title = part["inputs"], part["_meta"]["title"]
+        if part["class_type"] == "DemoModelLoader":
+            inputs["world"] = "shapes"
+        elif part["class_type"] == "DemoImages":
+            part["inputs"] = {"show": "two squares"}
+        elif title in texts:
+            inputs["text"] = texts[title]
+    return prompt
+
+
 def test_null_text_reconstructs_under_lora_and_controlnet(server):
     """A LoRA and a ControlNet, as the server loads them, both change the samples: null-text reconstructs, an empty negative does not."""
     save_lora(server)
-    prompt = to_prompt(ROOT / "example_workflows" / "null_text.json", server.object_info())
+    prompt = in_shapes(server, "null_text")
     (loader,) = (n for n, node in prompt.items() if node["class_type"] == "DemoModelLoader")
     inverter = next(node["inputs"] for node in prompt.values() if node["class_type"] == "NullTextInverter")
     for inputs in (node["inputs"] for node in prompt.values() if "steps" in node["inputs"]):
@@ -170,7 +186,7 @@ def test_exact_inversions_are_exact_under_keyframes_and_a_cache(server):
     save_lora(server)
 
     def prompt() -> dict:
-        found = to_prompt(ROOT / "example_workflows" / "exact_inversion.json", server.object_info())
+        found = in_shapes(server, "exact_inversion")
         for inputs in (part["inputs"] for part in found.values() if "steps" in part["inputs"]):
             inputs["steps"] = 8
         return found
