@@ -1,5 +1,6 @@
 """All inversions side by side, three in a workflow."""
 
+from .inversion_report import report, stitched
 from .parts import SCENE, SCENE_SEED, scene, scene_prompts
 
 STEPS = 16
@@ -77,22 +78,6 @@ def inverted(graph, model, source, negative, image, title: str, methods: dict):
     given = {} if node in ("DDIMInverter", *BRING_THEIR_OWN) else {"negative": negative}
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=STEPS)
     return graph.add(node, title=title, **shared, **given, **{"scheduler": "normal"} | knobs)["inversion"]
-
-
-def report(graph, image, inversion, both, title: str):
-    """A report of the reconstruction and the edit next to the image; `both` holds one of each."""
-    parts = enumerate(("back", "edit"))
-    back, edit = (graph.add("ImageFromBatch", title=f"{title}: {t}", image=both, batch_index=i, length=1) for i, t in parts)
-    given = dict(reference=image, inversion=inversion, reconstruction=back, edit=edit, headline=title)
-    return graph.add("InversionReport", title=title, **given)["report"]
-
-
-def stitched(graph, images):
-    """Images as one, below each other in their own sizes."""
-    whole = images[0]
-    for image in images[1:]:
-        whole = graph.add("ImageStitch", image1=whole, image2=image, direction="down", match_image_size=False)
-    return whole
 
 
 WORKFLOWS = [inversion_methods, inversion_methods_guided, inversion_methods_exact]
