@@ -97,7 +97,7 @@ class DemoImages(io.ComfyNode):
             "Images to train on or to edit, with captions and masks, without any file: scenes of the illustrated demo world, something that no "
             "demo model has seen, a new drawing style, or two painted squares.",
             inputs=[
-                choice("show", KINDS, "'scenes' of the illustrated world; 'a whale' or 'a rocket', in several drawings, and 'an outlined style', "
+                choice("show", KINDS, "'scenes' of the illustrated world; 'a whale' or 'a rocket', a certain one for each seed, and 'an outlined style', "
                     "which no demo model has seen; 'two squares' of the world of shapes. Two squares are 128 x 128, all others 192 x 192."),
                 only_with(whole("count", 4, 1, 64, "How many images. Typical: 1 to edit, 4–12 to train on."), "show", *VARIED),
                 only_with(seed("Other seeds give other images."), "show", *VARIED),

@@ -41,6 +41,15 @@ def test_unseen_things_are_new_and_on_every_ground(name):
     assert all(caption.startswith(f"a {name} ") for caption in captions)
 
 
+@pytest.mark.parametrize("name", ["whale", "rocket"])
+def test_a_seed_shows_one_certain_drawing(name, monkeypatch):
+    drawn, scene_of = [], images.scene_of
+    monkeypatch.setattr(images, "scene_of", lambda *given: drawn.append(given[-1]) or scene_of(*given))
+    for seed in range(8):
+        images.images_of(f"a {name}", 4, seed)
+    assert all(len({*drawn[i : i + 4]}) == 1 for i in range(0, 32, 4)) and {*drawn} == {*CARTOONS}
+
+
 def test_outlined_drawings_are_used_by_no_scene():
     assert "streamline" not in CARTOONS
     captions = [caption for _, caption, _ in images.images_of("an outlined style", 10, 0)]

@@ -40,11 +40,11 @@ def _cycle(options: tuple[str, ...], seed: int, index: int) -> str:
 
 
 def _alone(names: tuple[str, ...], drawings: tuple[str, ...], ending: str = "") -> Callable[[int, int], Image]:
-    """Images of one thing each: in turn all names, drawings and grounds."""
+    """Images of one thing each: in turn all names and grounds, all by one of the drawings."""
 
     def image(seed: int, index: int) -> Image:
-        ground, name, drawing = (_cycle(options, seed, index) for options in (GROUNDS, names, drawings))
-        scene = scene_of(_rng(seed, index), ground, name, drawing)
+        ground, name = (_cycle(options, seed, index) for options in (GROUNDS, names))
+        scene = scene_of(_rng(seed, index), ground, name, _cycle(drawings, seed, 0))
         noun = f"{scene.things[0].color or ''} {name}".strip()
         return _painted(scene, f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {GROUND_WORDS[ground][0]}{ending}")
 
