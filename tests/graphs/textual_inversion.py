@@ -1,6 +1,6 @@
 """Textual inversion."""
 
-from .dreambooth import lesson, with_word
+from .dreambooth import lesson
 from .parts import compared
 
 
@@ -15,7 +15,7 @@ def textual_inversion(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images"):
-        images, captions = lesson(graph, "outlined", 8, show="an outlined style", named="outlined style")
+        images, captions = lesson(graph, "an outlined style", 8, 0, "outlined style", "<outlined>")
         graph.add("PreviewImage", title="images to learn from", images=images)
     with graph.group("3 Train a word"):
         options = dict(
@@ -29,7 +29,7 @@ def textual_inversion(graph):
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("4 Use it"):
         text = "a cat on grass, <outlined>"
-        named = with_word(graph, text, "outlined", trained["word"])
+        named = graph.add("StringReplace", title="prompt with the word", string=text, find="<outlined>", replace=trained["word"])
         ways = (("without", model["model"], text.replace(", <outlined>", "")), ("with the word", model["model"], named))
         compared(graph, model, ways, 2, "textual_inversion")
 
