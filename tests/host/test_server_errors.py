@@ -28,13 +28,16 @@ def bad_guider(change):
     return make
 
 
-def bad_sdedit(**inputs):
-    def make(server):
-        prompt = prompt_of(server, "sdedit")
-        nodes_of(prompt, "SDEditSampler")[0].update(inputs)
-        return prompt
+def sdedit(server, **inputs) -> dict:
+    """The workflow with these inputs at each of its samplers."""
+    prompt = prompt_of(server, "sdedit")
+    for given in nodes_of(prompt, "SDEditSampler"):
+        given.update(inputs)
+    return prompt
 
-    return make
+
+def bad_sdedit(**inputs):
+    return lambda server: sdedit(server, **inputs)
 
 
 def no_channels(prompt):
@@ -71,10 +74,8 @@ def bad(workflow: str, node: str, **inputs):
 
 
 def odd_size(server):
-    prompt = bad_sdedit(fit="refuse")(server)
-    prompt["99"] = {"class_type": "EmptyImage", "inputs": {"width": 100, "height": 75, "batch_size": 1, "color": 255}}
-    nodes_of(prompt, "SDEditSampler")[0]["guide"] = ["99", 0]
-    return prompt
+    odd = {"class_type": "EmptyImage", "inputs": {"width": 100, "height": 75, "batch_size": 1, "color": 255}}
+    return sdedit(server, fit="refuse", guide=["99", 0]) | {"99": odd}
 
 
 @pytest.mark.parametrize(
@@ -104,15 +105,11 @@ def odd_size(server):
 def test_bad_input_is_a_node_error_and_the_next_prompt_runs(server, make, message):
     with pytest.raises(WorkflowError, match=message):
         server.run(json.loads(json.dumps(make(server))))
-    good = prompt_of(server, "sdedit")
-    nodes_of(good, "SDEditSampler")[0].update(steps=1)
-    assert server.images(server.run(good))
+    assert server.images(server.run(sdedit(server, steps=1)))
 
 
 def test_cancel_stops_a_long_edit(server):
-    prompt = prompt_of(server, "sdedit")
-    nodes_of(prompt, "SDEditSampler")[0].update(steps=1000, repeats=100)
-
+    prompt = sdedit(server, steps=1000, repeats=100)
     seen = []
 
     def cancel(kind, data):
