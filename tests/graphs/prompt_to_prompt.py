@@ -119,8 +119,7 @@ def prompt_to_prompt_real(graph):
         given = dict(model=patch["model"], positive=patch["positive"], negative=patch["negative"])
         latent = graph.add("InversionSampler", inversion=inversion, cfg=4.0, branches="direct", **given)["latent"]
     with graph.group("6 Images"):
-        graph.add("PreviewImage", title="image", images=image)
-        saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image again, then the edits")
+        saved(graph, model["vae"], latent, "prompt_to_prompt_real", "the image, then the edits")
 
 
 def one_image(graph):
