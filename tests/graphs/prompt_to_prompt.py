@@ -73,27 +73,28 @@ def prompt_to_prompt_style(graph):
 
 def prompt_to_prompt_blend(graph):
     graph.note(
-        "# Prompt-to-Prompt with a local blend\n\nOnly the balloon is to become yellow. Another thing takes over some of the color without a "
-        "blend, because the model mixes up whose color a word is. With a blend only the places where the changed words look can differ; "
-        "everything else equals the source. The table shows these places over the steps.\n\n"
-        "Try: a lower *threshold* for larger places; *protect_words* `umbrella` with empty *words*."
+        "# Prompt-to-Prompt with a local blend\n\nOnly the car is to become blue. But no word says which color the umbrella has: without a "
+        "blend it changes along. With a blend, only the places where the changed words look can differ; everywhere else the edit is the "
+        "source. The table shows these places over the steps.\n\n"
+        "Try: a lower *threshold* for larger places; *words* empty and *protect_words* `umbrella`."
     )
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Prompts"):
-        source = "a red balloon on the left and a blue umbrella on the right on grass"
-        patch = patched(graph, model, one_image(graph), source, source.replace("red", "yellow"), cross_end=0.2, self_end=0.0)
+        source = "a red car on the left and an umbrella on the right on the beach"
+        patch = patched(graph, model, one_image(graph), source, source.replace("red", "blue"), cross_end=0.2, self_end=0.0)
     with graph.group("3 Blend"):
         blend = graph.add("P2PLocalBlend", model=patch["model"], words="*")
     with graph.group("4 Sample"):
         rest = patch["positive"], patch["negative"], patch["latent"]
-        plain, kept = (ksampler(graph, m["model"], *rest, seed=3) for m in (patch, blend))
+        latents = [ksampler(graph, m["model"], *rest, seed=2) for m in (patch, blend)]
     with graph.group("5 Images"):
-        saved(graph, model["vae"], plain, "prompt_to_prompt_free", "source, then the edit without a blend")
-        saved(graph, model["vae"], kept, "prompt_to_prompt_blend", "source, then the edit with it")
-        images = graph.add("VAEDecode", samples=kept, vae=model["vae"])
-        masks = graph.add("P2PBlendMask", source=blend["model"], latent=kept, image=images)
-        graph.add("SaveImage", title="where they may differ", images=masks["table"], filename_prefix="prompt_to_prompt_masks")
+        plain, kept = (graph.add("VAEDecode", samples=latent, vae=model["vae"]) for latent in latents)
+        for title, images, row in (("source", plain, 0), ("edit without a blend", plain, 1), ("edit with the blend", kept, 1)):
+            one = graph.add("ImageFromBatch", image=images, batch_index=row, length=1)
+            graph.add("SaveImage", title=title, images=one, filename_prefix="prompt_to_prompt_blend")
+        masks = graph.add("P2PBlendMask", source=blend["model"], latent=latents[1], image=kept)
+        graph.add("SaveImage", title="where it may differ", images=masks["table"], filename_prefix="prompt_to_prompt_masks")
 
 
 def prompt_to_prompt_real(graph):
