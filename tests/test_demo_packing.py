@@ -1,16 +1,12 @@
-"""Weights in 8 bits, and states in 16."""
-
-from itertools import islice
+"""Weights in 8 bits."""
 
 import torch
 from controlled_diffusion.training import instruct_pix2pix
 from controlled_diffusion.training.demo import packing
 from controlled_diffusion.training.demo.packing import restored
-from safetensors.torch import load_file
 
 from checks import draw, refused
-from demo.muon import MuonLoop
-from demo.packing import keep_thin, packed, quantized
+from demo.packing import packed, quantized
 
 
 def test_every_weight_comes_back_to_half_a_step_of_its_channel():
@@ -40,24 +36,6 @@ def test_the_instruction_model_is_stored_as_differences():
     trained["input_blocks.0.0.weight"] = instruct_pix2pix.widened(trained["input_blocks.0.0.weight"], 4) + 0.01
     found = packing.unpacked(packed(trained, base), base)
     assert all(torch.allclose(found[k], trained[k], rtol=0, atol=3e-4) for k in trained)
-
-
-def test_training_goes_on_from_a_thin_state(tmp_path):
-    """Averages in 16 bits are its weights; there are no moments, and the curve and the steps stay."""
-    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
-    loop = MuonLoop({"w": weight}, steps=20, learning_rate=0.1, average=0.9, matrices=["w"])
-    list(islice(loop.run(lambda index: weight.square().sum()), 8))
-    loop.save(tmp_path / "state.safetensors")
-    keep_thin(tmp_path / "state.safetensors", tmp_path / "thin.safetensors")
-    assert {v.dtype for k, v in load_file(tmp_path / "thin.safetensors").items() if k.startswith("weight/")} == {torch.float16}
-
-    own = torch.nn.Parameter(torch.zeros(3, 4))
-    other = MuonLoop({"w": own}, steps=20, learning_rate=0.1, average=0.9, matrices=["w"])
-    assert other.restore(tmp_path / "thin.safetensors") and other.done == 8 and len(other.history) == 8
-    assert torch.allclose(own, loop.averages["w"], atol=1e-3) and not torch.allclose(own, weight, atol=1e-3)
-    assert other.averages["w"].dtype == torch.float32
-    list(other.run(lambda index: own.square().sum()))
-    assert other.done == 20 and own.norm() < weight.norm()
 
 
 def test_differences_know_the_denoiser_that_they_are_from():

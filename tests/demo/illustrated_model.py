@@ -1,12 +1,11 @@
 """Trains the illustrated demo model: `python . run tests/demo/illustrated_model.py train --state DIR`.
 
-`train` goes through VAE, latents and UNet; stopped, it continues where it was when run again, on a CPU or a GPU, and where there is no
-state from what `keep` kept in the repository. `status` says how far it is, `sheet` draws held-out prompts, `export` writes the weights as one
-file, `measure` has the reader judge what the model draws and with `--write` writes its page. The recipe is tests/demo/illustrated_recipe.py.
+`train` goes through VAE, latents and UNet; stopped, it continues where it was when run again, on a CPU or a GPU. `status` says how far it is,
+`sheet` draws held-out prompts, `export` writes the weights as one file, `measure` has the reader judge what the model draws and with
+`--write` writes its page. The recipe is tests/demo/illustrated_recipe.py.
 """
 
 import argparse
-import shutil
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -27,12 +26,11 @@ from demo import model as demo_model
 from demo.fast_norm import use_fast_norm
 from demo.make_model import Denoiser, load_average, parameters_of, say, shipped, shown
 from demo.muon import MuonLoop
-from demo.packing import keep_thin, quantized
+from demo.packing import quantized
 from harness.demo_images import Studio
 from measures.script import head, percent, row
 
 STATE = Path(__file__).parents[2] / ".host" / "illustrated_model"
-KEPT = Path(__file__).parent / "illustrated" / "kept"  # thin states of an unfinished training
 PAGE = FILES["illustrated"].model.with_suffix(".md")
 SAVE_EVERY = 240  # seconds
 GOALS = {"thing": 92, "ground": 97, "color": 95, "place": 90, "style": 90, "both things": 75}
@@ -125,21 +123,11 @@ def train_denoiser(latents: torch.Tensor, options, recipe, until: int) -> None:
 def train(options) -> None:
     """All stages; each goes on where it stopped."""
     options.state.mkdir(parents=True, exist_ok=True)
-    for kept in KEPT.glob("*.safetensors"):
-        if not (options.state / kept.name).exists():
-            shutil.copy(kept, options.state)
     recipe = recipe_of.RECIPES[options.device]
     autoencoder = train_autoencoder(options, recipe)
     for scenes, until in recipe.growth:
         if progress(options.state / "denoiser.safetensors")[0] < until:
             train_denoiser(scene_latents(autoencoder, options, scenes), options, recipe, until)
-
-
-def keep(options) -> None:
-    """Keeps VAE, UNet and text tower as they are now in the repository, so that a lost state costs hours and not days."""
-    for name in ("vae", "denoiser"):
-        keep_thin(options.state / f"{name}.safetensors", KEPT / f"{name}.safetensors")
-        say(f"kept {name}: step {progress(KEPT / f'{name}.safetensors')[0]}, {(KEPT / f'{name}.safetensors').stat().st_size / 1e6:.1f} MB")
 
 
 def current(options):
@@ -260,7 +248,7 @@ def measure(options) -> None:
 
 
 def main() -> None:
-    commands = {"train": train, "keep": keep, "status": status, "sheet": sheet, "export": export, "measure": measure}
+    commands = {"train": train, "status": status, "sheet": sheet, "export": export, "measure": measure}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=list(commands))
     parser.add_argument("--state", type=Path, default=STATE, help="folder of the resumable state")

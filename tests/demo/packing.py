@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from controlled_diffusion.training.demo.packing import SCALE, base_of, spread
-from controlled_diffusion.training.loop import save_atomically
-from safetensors import safe_open
 
 
 def packed(weights: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -24,14 +20,3 @@ def quantized(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         made[f"{name}{SCALE}"] = largest.clamp(min=1e-8) / 127
         made[name] = (weight / spread(made[f"{name}{SCALE}"], weight)).round().to(torch.int8)
     return made
-
-
-def keep_thin(state: Path, path: Path) -> None:
-    """Writes a state of a training (`Loop.save`) with its averages in 16 bits as its weights, and without moments. Training goes on from it as
-    from the state; the optimizer begins anew."""
-    average = "average/"
-    with safe_open(state, "pt") as file:
-        names = [k for k in file.keys() if k.startswith((average, "curve/"))]
-        thin = {k.replace(average, "weight/"): file.get_tensor(k) for k in names}
-        facts = file.metadata()
-    save_atomically({k: v.half() if k.startswith("weight/") else v for k, v in thin.items()}, path, facts)
