@@ -17,11 +17,11 @@ SIZES = {"icon": (256, 256), "banner": (1260, 540)}  # 21:9
 TILE = 180  # pixels of an image on the banner
 PROMPTS = (  # of the images on the banner, row by row
     "a cat on grass", "a large tree on grass", "a house on grass", "a large yellow umbrella on the beach", "a penguin in the snow",
-    "a large castle at night", "a red car on the beach",
-    "a dog on grass", "a cactus in the desert", "a palm tree on the beach", "a cow on grass", "a large blue balloon in the sky",
-    "a watercolor of a castle on grass", "a 3d render of an elephant on grass",
-    "a pig on grass", "a mushroom on grass", "a guitar on the beach", "a strawberry on a wooden table", "a large sunflower on grass",
-    "a blue car in the snow", "a watercolor of an owl at night",
+    "a mushroom in the middle at night", "a red car on the beach",
+    "a dog on grass", "a cactus in the desert", "a palm tree on the beach", "a cow on grass", "a red balloon in the middle in the sky",
+    "a watercolor of a purple flower in the middle on grass", "a 3d render of an elephant in the middle on grass",
+    "a pig on grass", "a cake on a wooden table", "a guitar on the beach", "a strawberry on a wooden table", "a sunflower in the middle on grass",
+    "a blue car in the middle in the snow", "a watercolor of an owl at night",
 )  # fmt: skip
 CURVE = [(x, x**2 * (3 - 2 * x)) for x in np.linspace(0.0, 1.0, 100)]  # of a weight over time
 
@@ -95,7 +95,7 @@ def main() -> None:
 
     icon().quantize(128, dither=Image.Dither.NONE).save(FOLDER / "icon.png", optimize=True)
     images = worlds.studio(ILLUSTRATED).draw(list(PROMPTS), seed=1)
-    banner(images).save(FOLDER / "banner.jpg", quality=78, optimize=True)
+    banner(images).save(FOLDER / "banner.jpg", quality=74, optimize=True)
 
 
 if __name__ == "__main__":
