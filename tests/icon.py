@@ -17,7 +17,7 @@ SIZES = {"icon": (256, 256), "banner": (1260, 540)}  # 21:9
 TILE = 180  # pixels of an image on the banner
 PROMPTS = (  # of the images on the banner, row by row
     "a cat on grass", "a large tree on grass", "a house on grass", "a large yellow umbrella on the beach", "a penguin in the snow",
-    "a mushroom in the middle at night", "a red car on the beach",
+    "an apple in the middle on a wooden table", "a red car on the beach",
     "a dog on grass", "a cactus in the desert", "a palm tree on the beach", "a cow on grass", "a red balloon in the middle in the sky",
     "a watercolor of a purple flower in the middle on grass", "a 3d render of an elephant in the middle on grass",
     "a pig on grass", "a cake on a wooden table", "a guitar on the beach", "a strawberry on a wooden table", "a sunflower in the middle on grass",

@@ -42,7 +42,7 @@ def edit_by_words_sdxl(graph):
     edit_by_words(graph, models.SDXL, 1.0, "about 12 GB of GPU memory, and a minute on an RTX 4070")
 
 
-@template("02 Edit an image by changing words (SD1.5)", Shown.of("Edit an image by\nchanging words", "prompt_to_prompt_real", a_tree=0, a_castle=2))
+@template("02 Edit an image by changing words (SD1.5)", Shown.of("Edit an image by\nchanging words", "prompt_to_prompt_real", on_the_beach=0, in_the_snow=3))
 def edit_by_words_sd15(graph):
     edit_by_words(graph, models.SD15, 0.25, "about 4 GB of GPU memory, and 20 seconds on an RTX 4070")
 
