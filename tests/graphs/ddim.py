@@ -25,7 +25,7 @@ def ddim_inversion(graph):
             "back": dict(inversion=plain, cfg=1.0),
             "back, fixed point": dict(inversion=exact, cfg=1.0),
             "back with guidance": dict(inversion=plain, cfg=7.5, negative=negative),
-            "edit in the mask": dict(inversion=plain, cfg=7.5, negative=negative, positive=target, mask=mask),
+            "edit in the mask": dict(inversion=plain, cfg=4.0, negative=negative, positive=target, mask=mask),
         }
         latents = {title: graph.add("InversionSampler", title=title, model=model["model"], **way)["latent"] for title, way in ways.items()}
     with graph.group("5 Images"):

@@ -1,23 +1,22 @@
 """Exact inversions: EDICT, BDIA and O-BELM."""
 
-from .parts import saved, scene, scene_prompts
+from .parts import SCENE, saved, scene, scene_prompts
 
-SEED, HOUSE = 8908, "a house on the left and a green umbrella on the right in a desert"
 INVERTERS = {"EDICT": "EDICTInverter", "BDIA": "BDIAInverter", "O-BELM": "BELMInverter"}
 
 
 def exact_inversion(graph):
     graph.note(
-        "# Exact inversion: back to the last digit\n\nWith guidance, DDIM loses the image: compare **DDIM, back**. EDICT inverts the "
+        "# Exact inversion: back to the last digit\n\nWith guidance, DDIM changes the image: compare **DDIM, back**. EDICT inverts the "
         "same image *with* guidance, and its latent comes back to the last digit; the remaining difference comes from the VAE. Another "
-        "prompt makes the umbrella red and keeps the house. BDIA and O-BELM are as exact at half of EDICT's cost.\n\nTry: *in the snow*; "
-        "cfg 1 in the inverter and 3 in the sampler, which changes more; 10 steps."
+        "prompt makes the tree a cactus and keeps the rest. BDIA and O-BELM are as exact at half of EDICT's cost.\n\nTry: *a palm tree*; "
+        "cfg 1 in the inverter and 3 in the sampler, which changes more and suits other colors; 10 steps."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, negative = scene_prompts(graph, model, HOUSE.replace("green", "red"), HOUSE)
+        source, target, negative = scene_prompts(graph, model, SCENE.replace("a tree", "a cactus"))
     with graph.group("2 Image"):
-        image = scene(graph, SEED)
+        image = scene(graph)
     with graph.group("3 Inversion"):
         shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], steps=20, scheduler="karras")
         found = {name: graph.add(node, cfg=3.0, negative=negative, **shared)["inversion"] for name, node in INVERTERS.items()}

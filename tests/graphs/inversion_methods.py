@@ -4,7 +4,7 @@ from .inversion_report import report, stitched
 from .parts import SCENE, SCENE_SEED, scene, scene_prompts
 
 STEPS = 16
-EXACT = {"cfg": 3.0, "scheduler": "karras"}
+EXACT = {"cfg": 2.0, "scheduler": "karras"}
 # title: inverter, its settings, cfg and branches of Inversion Sampler
 PLAIN = {
     "DDIM": ("DDIMInverter", {}, 7.5, "source and edit"),
@@ -17,13 +17,12 @@ GUIDED = {
     "edit-friendly": ("EditFriendlyInverter", {"cfg": 3.5, "skip": 0.2}, 3.5, "source and edit"),
 }
 EXACTLY = {
-    "EDICT": ("EDICTInverter", EXACT, 3.0, "source and edit"),
-    "BDIA": ("BDIAInverter", EXACT, 3.0, "source and edit"),
-    "O-BELM": ("BELMInverter", EXACT, 3.0, "source and edit"),
+    "EDICT": ("EDICTInverter", EXACT, 2.0, "source and edit"),
+    "BDIA": ("BDIAInverter", EXACT, 2.0, "source and edit"),
+    "O-BELM": ("BELMInverter", EXACT, 2.0, "source and edit"),
 }
 TREE = SCENE_SEED, SCENE, "a tree", "a cactus"
 PIG = 787, "a little pig on the left and an orange flower on the right in a desert", "a little pig", "a little cow"
-UMBRELLA = 3422, "a large orange umbrella on grass, on the right", "orange", "blue"
 BRING_THEIR_OWN = ("NegativePromptInverter", "NullTextInverter")  # negative
 
 
@@ -70,7 +69,7 @@ def inversion_methods_guided(graph):
 
 def inversion_methods_exact(graph):
     about = "These reconstruct the image to the last digit with any guidance, and need the same guidance on the way back."
-    compared(graph, EXACTLY, UMBRELLA, "Which inversion when: exact ones", about, "inversion_methods_exact")
+    compared(graph, EXACTLY, TREE, "Which inversion when: exact ones", about, "inversion_methods_exact")
 
 
 def inverted(graph, model, source, negative, image, title: str, methods: dict):
