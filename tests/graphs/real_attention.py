@@ -28,7 +28,7 @@ def compared(graph, loaded, pairs, negative, name: str, **knobs) -> None:
         before_and_after(graph, *(graph.add("VAEDecode", samples=latent, vae=loaded["vae"]) for latent in latents), name)
 
 
-@template("16 A negative prompt on a turbo model (Z-Image Turbo)", Shown.of("A negative prompt\non a turbo model", "negative_attention", without=0, with_it=2))
+@template("16 A negative prompt on a turbo model (Z-Image Turbo)", Shown.of("A negative prompt\non a turbo model", "negative_attention", a_castle=0, not_at_night=2))
 def negative_on_turbo(graph):
     note(
         graph,
@@ -49,7 +49,7 @@ def negative_on_turbo(graph):
     compared(graph, loaded, pairs, unused, "negative_attention", steps=9, cfg=1.0, sampler_name="res_multistep")
 
 
-@template("17 Words stronger and weaker (Qwen-Image)", Shown.of("Words stronger\nand weaker", "word_weights", weight_1=1, weight_2=2, weight_3=3))
+@template("17 Words stronger and weaker (Qwen-Image)", Shown.of("Words stronger\nand weaker", "word_weights", weight_0=0, weight_1=1, weight_2=2))
 def word_weights_qwen(graph):
     note(
         graph,

@@ -67,7 +67,7 @@ def regional_prompts(graph):
         graph.add("PreviewImage", title="weights over the steps", images=guider["weights"])
 
 
-@template("06 Several negatives, each with its own weight (SDXL)", Shown.of("Several negatives,\nweighted", "multi_cfg_patch", any_car=0, not_red_but_painted=2))
+@template("06 Several negatives, each with its own weight (SDXL)", Shown.of("Several negatives,\nweighted", "multi_cfg_patch", a_car=0, not_red_but_painted=2))
 def several_negatives(graph):
     note(
         graph,

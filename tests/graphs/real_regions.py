@@ -67,7 +67,7 @@ BOTH = (
     "photo of an ohwx woman and a sks man sitting side by side on a park bench, the ohwx woman on the left, the sks man on the right, autumn trees, "
     "soft light"
 )
-PEOPLE = Shown.of("Two people,\ntwo LoRAs", "word_regions", regions_found=2, a_prompt_each=1)
+PEOPLE = Shown.of("Two people,\ntwo LoRAs", "word_regions", both_mixed=0, each_its_own=1)
 
 
 def two_people_note(graph, title: str, needs: str) -> None:
