@@ -2,7 +2,7 @@
 
 from .parts import latent_size, saved, scene, scene_prompts
 
-SEED, FLOWER = 6668, "an orange flower on the left and a cactus on the right on grass"
+SEED, UMBRELLA = 3422, "a large orange umbrella on grass, on the right"
 STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
 
@@ -10,15 +10,15 @@ def null_text(graph):
     graph.note(
         "# Negative-Prompt Inverter and Null-Text Inverter: get the image back under guidance\n\nAn edit needs guidance, and under "
         "guidance plain DDIM inversion loses the drawn image: see **empty negative**. Both nodes bring their own *negative*, with which "
-        "the image comes back at cfg 7.5; then another prompt makes the flower a mushroom.\n\nBegin with *Negative-Prompt Inverter*: it "
+        "the image comes back at cfg 7.5; then another prompt makes the umbrella a mushroom.\n\nBegin with *Negative-Prompt Inverter*: it "
         "optimizes nothing. Here 3 fixed-point iterations make it almost exact; with 0 an edit keeps more. *Null-Text Inverter* gives a "
         "negative that differs for each step, for a standard KSampler; SamplerCustomAdvanced takes the noise and the sigmas, which is "
-        "right for flow models too.\n\nTry: *a sunflower*; *fixed_point_iterations* 0; null-text with *start* `empty` and an empty "
+        "right for flow models too.\n\nTry: *a large sunflower*; *fixed_point_iterations* 0; null-text with *start* `empty` and an empty "
         "prompt as its negative."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
-        source, target, empty = scene_prompts(graph, model, FLOWER.replace("an orange flower", "a mushroom"), FLOWER)
+        source, target, empty = scene_prompts(graph, model, UMBRELLA.replace("orange umbrella", "mushroom"), UMBRELLA)
     with graph.group("2 Image"):
         image = scene(graph, SEED)
     shared = dict(model=model["model"], source=source, image=image, vae=model["vae"], **STEPS)
