@@ -1,4 +1,4 @@
-"""Draws the README's first image: `python . run tests/edits_image.py [--weights FILE] [--seeds 3] [--output .github/edits.jpg]`.
+"""Draws the README's first image: `python . run tests/edits_image.py [--weights FILE] [--seeds 27] [--output .github/edits.jpg]`.
 
 One scene of the illustrated model, and the same edited by words in six ways with Prompt-to-Prompt. Several seeds give a row each, to choose
 from.
@@ -79,7 +79,7 @@ def stacked(papers: list[Image.Image]) -> Image.Image:
 
 
 def main() -> None:
-    seeds = dict(type=int, nargs="+", default=[3], help="of the noise, a row each")
+    seeds = dict(type=int, nargs="+", default=[27], help="of the noise, a row each")
     output = dict(type=Path, default=OUTPUT, help="file to write")
     options = options_of(__doc__, None, worlds.add_places, seeds=seeds, output=output)
     studio = worlds.studio(worlds.placed(ILLUSTRATED, options))
