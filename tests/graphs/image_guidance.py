@@ -29,7 +29,7 @@ def image_guidance(graph):
             reference = stroke(graph, reference, paint, *place)
         words = guidance_channel(graph, title="prompt", conditioning=prompt, weight=4.0, name="an umbrella")
         like = dict(model=model["model"], vae=model["vae"], kind="layout", image=reference, end_percent=0.9, previous=words)
-        off, on = (graph.add("ImageGuidanceChannel", title=t, weight=w, **like) for t, w in (("switched off", 0.0), ("layout", 8.0)))
+        off, on = (graph.add("ImageGuidanceChannel", title=t, weight=w, **like) for t, w in (("switched off", 0.0), ("layout", 16.0)))
     with graph.group("3 Sample"):
         latents = [guided(graph, model, empty, channel, size, sigmas, seed=2) for channel in (off, on)]
     with graph.group("4 Image"):

@@ -18,7 +18,7 @@ def prompt_to_prompt(graph):
     with graph.group("2 Prompts"):
         patch = patched(graph, model, one_image(graph), source, *(source.replace(*change) for change in changes), self_end=0.4)
     with graph.group("3 Sample"):
-        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=5)
+        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=7)
     with graph.group("4 Images"):
         saved(graph, model["vae"], latent, "prompt_to_prompt", "source, then the edits")
 
@@ -26,8 +26,8 @@ def prompt_to_prompt(graph):
 def prompt_to_prompt_weights(graph):
     graph.note(
         "# Words as sliders\n\nOne prompt with *watercolor* at the strengths 0, 2 and 4. Every line of *word_weights* is an image; the "
-        "first image is the source, whose words have strength 1. At 0 the paint and its white edge are gone, at 4 there is more of both, "
-        "and it is the same castle throughout.\n\n"
+        "first image is the source, whose words have strength 1. At 0 the paint and its white edge are gone, at 4 the colors are pale, and "
+        "it is the same castle throughout.\n\n"
         "Try: `watercolor: -1`, the opposite; several words in a line, `watercolor: 2, castle: 0.5`; *self_end* 0.4, which keeps the "
         "outline."
     )
@@ -38,16 +38,16 @@ def prompt_to_prompt_weights(graph):
         given = dict(word_weights=weights, cross_end=1.0, self_end=0.0)
         patch = patched(graph, model, one_image(graph), "a watercolor of a castle on grass", **given)
     with graph.group("3 Sample"):
-        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=1)
+        latent = ksampler(graph, patch["model"], patch["positive"], patch["negative"], patch["latent"], seed=3)
     with graph.group("4 Images"):
         saved(graph, model["vae"], latent, "prompt_to_prompt_weights", "source, then a weight each")
 
 
 def prompt_to_prompt_style(graph):
     graph.note(
-        "# Another style, the same image\n\nA cartoon as a watercolor and as a pencil drawing. At *alpha* 0 nothing is taken over from the "
-        "source: the style is there, on another castle. At 1, in all layers and to the end, it is the same castle, and the style has no "
-        "room. At 0.3 both are there.\n\n"
+        "# Another style, the same image\n\nA cartoon as a pencil drawing and as a watercolor. At *alpha* 0 nothing is taken over from the "
+        "source: the style is there, but clouds and towers are others. At 1, in all layers and to the end, all stays, and the style has "
+        "no room. At 0.3 the style is there on the same castle.\n\n"
         "Try: *alpha* 0.5; `a 3d render of` as another target; *cross_layers* and *self_layers* `1/2`, the coarse layers alone. "
         "All three are inputs of **P2P Options**."
     )
@@ -56,7 +56,7 @@ def prompt_to_prompt_style(graph):
     shares = 0.0, 1.0, 0.3
     with graph.group("2 Prompts"):
         source = "a cartoon of a castle on grass"
-        targets = [source.replace("cartoon", style) for style in ("watercolor", "pencil drawing")]
+        targets = [source.replace("cartoon", style) for style in ("pencil drawing", "watercolor")]
         options = [graph.add("P2POptions", title=f"alpha {a:g}", alpha=a, cross_layers="all", self_layers="all") for a in shares]
         latent, whole = one_image(graph), dict(cross_end=1.0, self_end=1.0)
         patches = [patched(graph, model, latent, source, *targets, options=each, **whole) for each in options]

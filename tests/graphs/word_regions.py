@@ -20,8 +20,8 @@ def word_regions(graph):
         given = dict(clip=model["clip"], prompt=text, phrases="red balloon\nblue umbrella", regions=[first, second])
         found = graph.add("WordRegions", model=model["model"], **given)
     with graph.group("3 Sample"):
-        without = ksampler(graph, model["model"], plain, negative, size, seed=1)
-        latent = ksampler(graph, found["model"], found["positive"], negative, size, seed=1)
+        without = ksampler(graph, model["model"], plain, negative, size, seed=10)
+        latent = ksampler(graph, found["model"], found["positive"], negative, size, seed=10)
     with graph.group("4 Images"):
         saved(graph, model["vae"], without, "word_regions", "without")
         images = graph.add("VAEDecode", samples=latent, vae=model["vae"])
