@@ -43,10 +43,10 @@ def diffedit_ksampler(graph):
         "another dog.\n\nThe mask is enlarged a little (*dilate*) to give the new thing room. Try denoise 0.8."
     )
     before = "a cat in a meadow, in the middle"
-    given, target, found = diffedit_start(graph, 2495, before, before.replace("cat", "dog"), dilate=0.03)
+    given, target, found = diffedit_start(graph, 2495, before, before.replace("cat", "dog"), dilate=0.05)
     with graph.group("4 Sample"):
         twice = graph.add("RepeatLatentBatch", samples=found["latent"], amount=2)
-        latent = ksampler(graph, given["model"], target, given["negative"], twice, seed=3)
+        latent = ksampler(graph, given["model"], target, given["negative"], twice, seed=7)
         saved(graph, given["vae"], latent, "diffedit_ksampler", "after")
 
 

@@ -50,7 +50,7 @@ def sdedit_masked(graph):
     with graph.group("3 Sample"):
         given = dict(model=model["model"], positive=positive, negative=negative, guide=painted, vae=model["vae"], original=original)
         for title, only in (("without the mask", {}), ("after", dict(mask=mask))):
-            result = graph.add("SDEditSampler", title=title, strength=0.7, **only, **given, **KNOBS)
+            result = graph.add("SDEditSampler", title=title, strength=0.6, **only, **given, **KNOBS | {"seed": 8})
             graph.add("SaveImage", title=title, images=result["image"], filename_prefix="sdedit_masked")
 
 
