@@ -63,7 +63,7 @@ def edit_and_compare(graph, loaded, painted, image, prompts: tuple, compared: tu
         before_and_after(graph, image, edit, "flow_edit")
 
 
-@template("07 Edit an image by words without inversion (SD3.5)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_cat=0, a_dog=2))
+@template("07 Edit an image by words without inversion (SD3.5)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_cat=0, a_penguin=2))
 def flow_edit_sd35(graph):
     title = "Edit an image by words without inversion"
     flow_note(graph, title, 0.66, "about 10 GB of GPU memory, and a minute on an RTX 4070")
@@ -76,7 +76,7 @@ def flow_edit_sd35(graph):
     edit_and_compare(graph, loaded, painted, image, (source, target, negative), steps=50, n_max=0.66, **flow_edit_cfg(3.5, 13.5))
 
 
-@template("08 Edit an image by words without inversion (Flux)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_cat=0, a_dog=2))
+@template("08 Edit an image by words without inversion (Flux)", Shown.of("Edit by words,\nno inversion", "flow_edit", a_cat=0, a_penguin=2))
 def flow_edit_flux(graph):
     title = "Edit an image by words without inversion"
     flow_note(graph, title, 0.86, "about 30 GB of memory, a GPU of 12 GB or more, and 2 minutes on an RTX 4070")
@@ -160,7 +160,7 @@ def edit_by_instruction_qwen(graph):
     edit_with_two_scales(graph, loaded, painted, image, prompts, text_scale=4.0, image_scale=1.2)
 
 
-@template("14 Edit a video by words (Wan 2.1)", Shown.of("Edit a video\nby words", "flow_edit", over="film", a_cat=0, a_dog=2))
+@template("14 Edit a video by words (Wan 2.1)", Shown.of("Edit a video\nby words", "flow_edit", over="film", a_cat=0, a_penguin=2))
 def edit_video(graph):
     needs, region = "about 12 GB of GPU memory for 33 frames, and 5 minutes on an RTX 4070", "One region for all frames is found by the prompts."
     flow_note(graph, "Edit a video by words", 0.67, needs, "video", region)

@@ -138,7 +138,7 @@ def in_shapes(server, workflow: str) -> dict:
         if part["class_type"] == "DemoModelLoader":
             inputs["world"] = "shapes"
         elif part["class_type"] == "DemoImages":
-            part["inputs"] = {"show": "two squares"}
+            inputs["show"] = "two squares"
         elif title in texts:
             inputs["text"] = texts[title]
     return prompt
