@@ -57,7 +57,7 @@ def prompt_to_prompt_style(graph):
     with graph.group("2 Prompts"):
         source = "a cartoon of a castle on grass"
         targets = [source.replace("cartoon", style) for style in ("pencil drawing", "watercolor")]
-        options = [graph.add("P2POptions", title=f"alpha {a:g}", alpha=a, cross_layers="all", self_layers="all") for a in shares]
+        options = [graph.add("P2POptions", alpha=a, cross_layers="all", self_layers="all") for a in shares]
         latent, whole = one_image(graph), dict(cross_end=1.0, self_end=1.0)
         patches = [patched(graph, model, latent, source, *targets, options=each, **whole) for each in options]
     with graph.group("3 Sample"):
