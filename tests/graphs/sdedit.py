@@ -35,7 +35,7 @@ def sdedit(graph):
 def sdedit_masked(graph):
     graph.note(
         "# SDEdit with a mask\n\nStrokes of paint on the right half of an image become a car, and a mask allows changes only there: the "
-        "left half stays the same, to the last pixel. **Without the mask** the palm tree changes too.\n\nConnect your own image and mask "
+        "left half stays the same, to the last pixel; **without the mask** the palm tree changes too.\n\nConnect your own image and mask "
         "instead (right click, *Open in MaskEditor*)."
     )
     with graph.group("1 Model and image"):
