@@ -3,13 +3,6 @@
 from .parts import compared, demo_images
 
 
-def lesson(graph, show: str, count: int, seed: int, named: str, word: str):
-    """(images, captions) of Load Demo Images; the captions say a word where they named something."""
-    shown = demo_images(graph, show, count, seed)
-    captions = graph.add("StringReplace", title="captions", string=shown["captions"], find=named, replace=word)
-    return shown["images"], captions
-
-
 def dreambooth(graph):
     graph.note(
         "# DreamBooth\n\nThe demo model has never seen a whale. Six images show one; a LoRA and a new word learn it. Then the word puts "
@@ -20,8 +13,9 @@ def dreambooth(graph):
     with graph.group("1 Model"):
         model = graph.add("DemoModelLoader")
     with graph.group("2 Images of the subject"):
-        images, captions = lesson(graph, "a whale", 6, 3100, "whale", "<whale>")
-        graph.add("PreviewImage", title="the subject", images=images)
+        shown = demo_images(graph, "a whale", 6, 3100)
+        captions = graph.add("StringReplace", title="captions", string=shown["captions"], find="whale", replace="<whale>")
+        graph.add("PreviewImage", title="the subject", images=shown["images"])
     with graph.group("3 Options"):
         options = dict(
             dataset_options=graph.add("DatasetOptions", captions=captions),
@@ -31,8 +25,9 @@ def dreambooth(graph):
         )
     with graph.group("4 Train"):
         trained = graph.add(
-            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=images, name="whale", instance_prompt="a <whale>",
-            steps=120, batch_size=4, learning_rate=0.005, **{"train.rank": 16, "train.layers": "-out.2, -emb"}, **options,
+            "DreamBoothTrainer", **{k: model[k] for k in ("model", "clip", "vae")}, images=shown["images"], name="whale",
+            instance_prompt="a <whale>", steps=120, batch_size=4, learning_rate=0.005,
+            **{"train.rank": 16, "train.layers": "-out.2, -emb"}, **options,
         )  # fmt: skip
         graph.add("PreviewImage", title="loss curve", images=trained["loss_curve"])
     with graph.group("5 Use it"):
