@@ -6,7 +6,7 @@ from .parts import ksampler, latent_size, prompt_nodes, saved
 def demo_model(graph):
     graph.note(
         "# The demo model\n\nA tiny text-to-image model that ships with the pack: nothing to download, seconds per image on a laptop "
-        "without a GPU. All other workflows without a number use it to show what their nodes do.\n\nIt knows these words:\n\n- cat, dog, "
+        "without a GPU. It knows these words:\n\n- cat, dog, "
         "cow, pig, elephant, penguin, owl · car, airplane · house, castle · tree, palm tree, cactus, sunflower, flower, mushroom · apple, "
         "strawberry, cake · guitar, umbrella, balloon, book, shirt\n- red, orange, yellow, green, blue, purple or pink car, flower, "
         "umbrella, balloon, book, shirt\n- small, large · on the left, in the middle, on the right · *a … on the left and a … on the "

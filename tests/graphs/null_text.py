@@ -8,13 +8,12 @@ STEPS, CFG = dict(steps=20, scheduler="normal"), 7.5
 
 def null_text(graph):
     graph.note(
-        "# Negative-Prompt Inverter and Null-Text Inverter: get the image back under guidance\n\nAn edit needs guidance, and under "
+        "# Get the image back under guidance\n\nAn edit needs guidance, and under "
         "guidance plain DDIM inversion loses the drawn image: see **empty negative**. Both nodes bring their own *negative*, with which "
         "the image comes back at cfg 7.5; then another prompt makes the umbrella a mushroom.\n\nBegin with *Negative-Prompt Inverter*: it "
         "optimizes nothing. Here 3 fixed-point iterations make it almost exact; with 0 an edit keeps more. *Null-Text Inverter* gives a "
-        "negative that differs for each step, for a standard KSampler; SamplerCustomAdvanced takes the noise and the sigmas, which is "
-        "right for flow models too.\n\nTry: *a large sunflower*; *fixed_point_iterations* 0; null-text with *start* `empty` and an empty "
-        "prompt as its negative."
+        "negative that differs for each step, for a standard KSampler.\n\nTry: *a large sunflower*; *fixed_point_iterations* 0; null-text "
+        "with *start* `empty` and an empty prompt as its negative."
     )
     with graph.group("1 Model and prompts"):
         model = graph.add("DemoModelLoader")
