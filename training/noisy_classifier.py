@@ -112,8 +112,8 @@ def accuracy(
     """(log-SNR, accuracy in [0, 1]) over the noise levels; at chance 1 / labels for "exclusive", one half for "independent".
 
     Of "independent" labels it is the mean of the shares right where a label is and where it is not, over labels that have both; no rows
-    where none has. A label is said where it is likelier than among all images, of which `known` (labels,) are the logits of
-    `shares_as_logits`: a rare one is seldom likelier than not.
+    where none has. A label is said where its logit is above `known` (labels,), those of `shares_as_logits`: a rare one is seldom likelier than
+    not, but can be likelier than on average.
     """
     rows, device, tested = [], next(network.parameters()).device, _tested(targets, kind)
     if not bool(tested.any()):
