@@ -383,7 +383,7 @@ def test_a_controlnet_stays_with_every_embedding(demo, start, old_node):
         control = comfy.controlnet.load_controlnet(str(SHAPES.files.controlnet))
         source = nodes.ControlNetApply().apply_controlnet(source, control, hints, 1.0)[0]
     else:
-        source = controlled(SHAPES.files.controlnet, source, hints, empty)
+        source = controlled(SHAPES.files.controlnet, source, hints, empty)[0]
     settings = dict(cfg=4.0, scheduler=SCHEDULER, start=start, negative=empty, inner_steps=1)
     found = invert(studio.model, {"samples": latent}, source, **settings)[0]
     first, last = losses(found)

@@ -37,14 +37,29 @@ def test_icon_and_banner_have_the_registrys_shape(key, shape, largest):
         assert image.size == icon.SIZES[key]
 
 
-def test_the_archive_holds_what_users_need_and_no_more():
-    """The registry packs what git holds, without what .comfyignore names."""
-    left_out = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines()]
+LEFT_OUT = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines()]
+
+
+def packed_files() -> list[Path]:
+    """What the registry packs: what git holds, without what .comfyignore names."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    packed = {Path(file).parts[0] for file in files} - set(left_out)
+    return [path for path in map(Path, files) if not any(path.is_relative_to(name) for name in LEFT_OUT)]
+
+
+def test_the_archive_holds_what_users_need_and_no_more():
+    packed = {path.parts[0] for path in packed_files()}
     assert packed >= {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "nodes", "locales", "example_workflows"}
     assert not packed & {"tests", ".github", ".ci", "__main__.py"}
-    assert not [name for name in left_out if not (ROOT / name).exists()]
+    assert not [name for name in LEFT_OUT if not (ROOT / name).exists()]
+
+
+def test_the_archive_holds_the_weights_of_its_workflows_in_40_mb():
+    packed = packed_files()
+    assert sum((ROOT / path).stat().st_size for path in packed if path.suffix == ".safetensors") <= 40e6
+    missing = {Path(name).name for name in LEFT_OUT if name.endswith(".safetensors")} - {path.name for path in packed}
+    workflows = [path for path in packed if path.parts[0] == "example_workflows" and path.suffix == ".json"]
+    assert missing and workflows
+    assert not [(str(path), name) for path in workflows for name in missing if name in (ROOT / path).read_text("utf-8")]
 
 
 def test_the_registry_id_follows_the_registrys_rules():

@@ -1,12 +1,14 @@
 """Structure as a guidance channel on a demo model: `python . run tests/measures/controlnet.py [--world illustrated]`.
 
 The structure channel is the prompt under a ControlNet, compared with the prompt alone; it gets the silhouette of a scene. The text
-channel asks for a color. Told is how well the things fill the silhouette (IoU), and how often the color is the one asked for.
+channel asks for a color. Told is how well the things fill the silhouette (IoU), and how often the color is the one asked for. First the
+ControlNet as ComfyUI applies it, to prompt and negative prompt alike.
 """
 
 from pathlib import Path
 
 import comfy.controlnet
+import comfy.samplers
 import nodes
 import numpy as np
 import torch
@@ -16,17 +18,17 @@ from controlled_diffusion.nodes.host.guidance.multi_cfg import MultiCFG
 from demo import control as demo_control
 from demo import worlds
 from demo.any_world import World, in_one
-from harness.demo_images import Studio
+from harness.demo_images import CFG, Studio
 from measures.script import head, options_of, percent, row, say
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 BATCH, GOAL = 16, 0.8
 
 
-def controlled(file: Path, conditioning, hints: torch.Tensor, empty):
-    """A conditioning under the ControlNet of a file, as the stock node makes it."""
+def controlled(file: Path, conditioning, hints: torch.Tensor, empty) -> tuple:
+    """A conditioning and an empty one under the ControlNet of a file, as the stock node makes them."""
     control = comfy.controlnet.load_controlnet(str(file))
-    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, empty, control, hints, 1.0, 0.0, 1.0)[0]
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, empty, control, hints, 1.0, 0.0, 1.0)
 
 
 class Bench:
@@ -48,21 +50,29 @@ class Bench:
             found.append(float((seen & wanted).sum() / max(1, (seen | wanted).sum())))
         return found
 
+    def guider(self, text, empty, hinted, weight: float | None, rules=Rules(), text_weight: float = CFG, priority=0):
+        """A text channel and a structure channel of this weight; with none, ComfyUI's guider with all under the ControlNet."""
+        if weight is None:
+            guider = comfy.samplers.CFGGuider(self.studio.model)
+            guider.set_conds(*hinted)
+            guider.set_cfg(text_weight)
+            return guider
+        structure = Channel(hinted[0], weight, null=text, name="structure", priority=priority)
+        return MultiCFG(self.studio.model, empty, [Channel(text, text_weight, name="text"), structure], rules)
+
     @torch.inference_mode()
-    def drawn(self, chosen: list, texts: list[str], weight: float, rules=Rules(), text_weight: float = 4.0, priority=0):
-        """Images with a text channel and a structure channel of the silhouettes."""
+    def drawn(self, chosen: list, texts: list[str], weight: float | None, **settings):
+        """Images of the texts with the silhouettes; `settings` are those of `guider`."""
         studio, images = self.studio, []
         for first in range(0, len(chosen), BATCH):
             part = chosen[first : first + BATCH]
             text, empty = studio.prompt(*texts[first : first + BATCH]), studio.prompt("")
             hints = torch.from_numpy(np.stack([demo_control.silhouettes(self.world, s) for s in part])).float() / 255
             hinted = controlled(self.world.files.controlnet, text, hints, empty)
-            structure = Channel(hinted, weight, null=text, name="structure", priority=priority)
-            guider = MultiCFG(studio.model, empty, [Channel(text, text_weight, name="text"), structure], rules)
-            images.extend(studio.draw_with(guider, len(part), seed=7000 + first))
+            images.extend(studio.draw_with(self.guider(text, empty, hinted, weight, **settings), len(part), seed=7000 + first))
         return images
 
-    def trade_off(self, count: int, weight: float) -> tuple[float, float]:
+    def trade_off(self, count: int, weight: float | None) -> tuple[float, float]:
         """(mean IoU with the silhouette, share with the asked color, of those that ask for one)."""
         chosen, rng = self.scenes(count), np.random.default_rng(12)
         texts, colors = zip(*(self.world.wish(s, rng) for s in chosen))
@@ -74,18 +84,20 @@ class Bench:
     def conflict(self, count: int, rule: str) -> float:
         """Mean IoU where the text asks for the opposite side; the structure has the higher priority."""
         chosen = [s for s in self.scenes(3 * count) if self.world.opposite(s)][:count]
-        images = self.drawn(chosen, [self.world.opposite(s) for s in chosen], 1.0, Rules(rule), text_weight=6.0, priority=1)
+        images = self.drawn(chosen, [self.world.opposite(s) for s in chosen], 1.0, rules=Rules(rule), text_weight=6.0, priority=1)
         return float(np.mean(self.overlaps(images, chosen)))
 
 
 def main() -> None:
-    options = options_of(__doc__, None, worlds.add_options, count=(64, "silhouettes for each weight"))
+    weights = dict(nargs="*", type=float, default=WEIGHTS, help="weights of the structure channel beside a text channel of 4")
+    options = options_of(__doc__, None, worlds.add_options, count=(64, "silhouettes for each weight"), channel_weights=weights)
     bench, count, reached = Bench(worlds.chosen(options)), options.count, {}
     say(head(f"weight of the structure channel ({count} silhouettes)", "IoU with the silhouette", "color of the text"))
-    for weight in WEIGHTS:
+    for weight in (None, *options.channel_weights):
         reached[weight], color = bench.trade_off(count, weight)
-        say(row(f"{weight:g}", f"{reached[weight]:.3f}", percent(color)))
-    say(f"\nIoU at weight 1: {reached[1.0]:.3f} (goal {GOAL:g}): {'reached' if reached[1.0] >= GOAL else 'MISSED'}")
+        say(row("ComfyUI's CFG, no channel" if weight is None else f"{weight:g}", f"{reached[weight]:.3f}", percent(color)))
+    goal = f"(goal {GOAL:g}): {'reached' if reached[None] >= GOAL else 'MISSED'}"
+    say(f"\nIoU of the ControlNet as ComfyUI applies it: {reached[None]:.3f} {goal}")
     say("\n" + head("the text asks for the opposite side", "IoU with the silhouette"))
     for rule in ("sum", "project"):
         say(row(f"`{rule}`", f"{bench.conflict(count, rule):.3f}"))
