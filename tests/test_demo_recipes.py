@@ -244,6 +244,16 @@ def test_patch_loss_is_small_where_every_patch_says_what_it_shows(world):
     assert right < 0.1 and wrong > 10 and ip_adapter.patch_loss(0 * tokens, heads, truth) > 1
 
 
+def test_words_have_no_loss_where_a_linear_map_of_the_embedding_tells_them():
+    draw = torch.Generator().manual_seed(1)
+    plain, scale, shift = torch.randn(8, 2, 5, generator=draw), torch.rand(5, generator=draw) + 0.5, torch.randn(5, generator=draw)
+    words = ip_adapter.Words.of(plain * scale + shift, (scale, shift), 10, 2.0)
+    torch.testing.assert_close(words.told, (plain - plain.mean(0)).flatten(1))
+    embeds, picks = torch.linalg.solve(words.head.detach(), words.told.T).T, torch.tensor([3, 0, 5])
+    assert words.loss(embeds[picks], picks) < 1e-6
+    assert words.loss(0 * embeds, torch.arange(8)).item() == pytest.approx(2.0, rel=0.1)
+
+
 def test_masks_move_with_the_images_of_a_batch():
     """A network that reads the thing's mask out of the image itself has no loss left, so masks are mirrored and moved alike."""
     side, size = (ILLUSTRATED.vision_config[k] for k in ("image_size", "patch_size"))

@@ -252,8 +252,8 @@ ILLUSTRATED = Illustrated(
     plans={
         **PLANS,
         "control": replace(PLANS["control"], steps=5000),
-        "encoder": replace(PLANS["encoder"], settings=dict(patches=1.0)),
-        "adapter": Plan(2200, 8e-4, 24),
+        "encoder": replace(PLANS["encoder"], steps=5000, settings=dict(patches=1.0, words=2.0)),
+        "adapter": Plan(3000, 8e-4, 24),
         "train": Plan(6000, 1.2e-3, 24, dict(noisy_share=0.4, pair_share=0.5, focus=2.0)),
         "refine": Plan(800, 1.2e-3, 24, dict(noisy_share=0.7, pair_share=0.75, focus=4.0)),
     },

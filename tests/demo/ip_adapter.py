@@ -73,9 +73,33 @@ def patch_loss(tokens: torch.Tensor, heads: dict[str, torch.Tensor], truth: dict
     return sum(F.cross_entropy((tokens @ heads[k].T).flatten(0, 1), classes.flatten()) for k, classes in truth.items()) / len(truth)
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the encoder learns to tell: the text's tokens for each image, (N, all their channels), which are to be a linear map of the
+    embedding, the head of that map, (channels, F), and the weight of its squared error. The adapter begins with that map."""
+
+    told: torch.Tensor
+    head: torch.Tensor
+    weight: float
+
+    @classmethod
+    def of(cls, words: torch.Tensor, norm: Pair, width: int, weight: float) -> Words:
+        """From `told`, (N, tokens, channels), and the (scale, shift) of the text's last norm; told is their deviation from the mean. `weight` is
+        that of the share of their variance which is not told."""
+        scale, shift = (t.detach() for t in norm)
+        plain = ((words - shift) / scale).flatten(1)
+        (head,) = _heads({"words": plain.shape[1]}, width, SEED + 2).values()
+        apart = plain - plain.mean(0)
+        return cls(apart, head, weight / float(apart.var()))
+
+    def loss(self, embeds: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+        """What the embeddings (B, F) of the images `picks` do not tell."""
+        return self.weight * F.mse_loss(embeds @ self.head.T, self.told[picks])
+
+
 def train_encoder(
     world: World, see: Callable, heads: dict[str, torch.Tensor], images: torch.Tensor, truth: torch.Tensor, loop: Loop, *, batch: int,
-    patches: Patches | None = None,
+    patches: Patches | None = None, words: Words | None = None,
 ) -> Iterator[Step]:
     """`see(pixels) -> embeddings (B, F), tokens of patches (B, patches, W)`; `images` (N, 3, h, w) as the encoder takes them, mirrored at
     random (every look is symmetric) and moved by up to `SHIFT` pixels, a batch as one."""
@@ -92,6 +116,8 @@ def train_encoder(
 
         embeds, tokens = see(moved(images))
         loss = naming_loss(embeds, heads, truth[picks])
+        if words is not None:
+            loss = loss + words.loss(embeds, picks)
         if patches is None:
             return loss
         return loss + patches.weight * patch_loss(tokens, patches.heads, patch_truth(world, moved(patches.masks), truth[picks]))

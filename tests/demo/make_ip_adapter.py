@@ -103,7 +103,13 @@ def naming_share(world: World, encoder, heads, seed: int = recipe.SEED + 1000) -
     return {k: float(((embeds @ heads[k].T).argmax(1) == truth[:, i]).float().mean()) for i, k in enumerate(world.facts)}
 
 
-def train_encoder(world: World, pixels: torch.Tensor) -> torch.nn.Module:
+def words_of(world: World, tower, count: int) -> torch.Tensor:
+    """The text's tokens for the look of the first scenes of one thing, (N, tokens, width)."""
+    encode_text = torch.no_grad()(partial(demo_model.encode_text, tower))
+    return recipe.told(world, [world.single(i, recipe.SEED) for i in range(count)], new_tokens(), encode_text)
+
+
+def train_encoder(world: World, tower, pixels: torch.Tensor) -> torch.nn.Module:
     """The trained encoder; trains it first where its state is not complete."""
     encoder, heads, plan = new_encoder(world), recipe.new_heads(world), world.plans["encoder"]
     parameters, readings = parameters_of(vision=encoder), {f"head.{k}": v for k, v in heads.items()}
@@ -111,13 +117,18 @@ def train_encoder(world: World, pixels: torch.Tensor) -> torch.nn.Module:
     if weight := plan.settings.get("patches"):
         patches = recipe.Patches(encoder_masks(world), recipe.new_patch_heads(world), weight)
         readings |= {f"patch_head.{k}": v for k, v in patches.heads.items()}
+    words = None
+    if weight := plan.settings.get("words"):
+        norm, width = tower.final_layer_norm, world.vision_config["projection_dim"]
+        words = recipe.Words.of(words_of(world, tower, len(pixels)), (norm.weight, norm.bias), width, weight)
+        readings["head.words"] = words.head
     matrices, state = demo_model.matrices_of(parameters), world.state / "ip_adapter_encoder.safetensors"
     loop = MuonLoop(parameters | readings, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices)
     loop.restore(state)
     say(f"encoder: {loop.done} of {plan.steps} steps done")
     truth = recipe.labels(world, [world.single(i, recipe.SEED) for i in range(len(pixels))])
     with mutations_allowed(encoder.parameters):  # ComfyUI's network adds in place
-        run = recipe.train_encoder(world, partial(seen, encoder), heads, pixels, truth, loop, batch=plan.batch, patches=patches)
+        run = recipe.train_encoder(world, partial(seen, encoder), heads, pixels, truth, loop, batch=plan.batch, patches=patches, words=words)
         shown(saving(loop, run, state))
     load_average(state, vision=encoder)
     encoder.load_state_dict(restored(quantized(encoder.state_dict())))  # as the file will have it
@@ -141,7 +152,7 @@ def train_adapter(world: World, unet, tower, about: dict, latents: torch.Tensor,
     """The trained adapter's tensors; trains it first where its state is not complete."""
     tokens, encode_text, plan = new_tokens(), torch.no_grad()(partial(demo_model.encode_text, tower)), world.plans["adapter"]
     layers, norm = {place.key: a for place, a in ip_adapter.transformers(unet)}, tower.final_layer_norm
-    words = recipe.told(world, [world.single(i, recipe.SEED) for i in range(len(features))], tokens, encode_text)
+    words = words_of(world, tower, len(features))
     parts = recipe.start([(a.to_k.weight, a.to_v.weight) for a in layers.values()], features, words, (norm.weight, norm.bias))
     matrices, state = [k for k, p in parts.items() if p.ndim == 2], world.state / "ip_adapter.safetensors"
     loop = MuonLoop(parts, steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.99, matrices=matrices, about=about)
@@ -157,7 +168,7 @@ def make(world: World) -> None:
     """Encoder and adapter, each trained on from where it stopped, and their files."""
     autoencoder, unet, tower = base_model(world)
     pixels = encoder_pixels(world)
-    encoder = train_encoder(world, pixels)
+    encoder = train_encoder(world, tower, pixels)
     with torch.no_grad():
         features = torch.cat([embedded(encoder, part.float()) for part in pixels.split(200)])
     about = learned_on(encoder=autoencoder.taesd_encoder, denoiser=unet, text=tower, vision=encoder)
