@@ -1,20 +1,20 @@
 """Training a noisy classifier."""
 
-from .parts import SHAPES_SIDE, guidance_channel, ksampler, moonlit, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, ksampler, latent_size, moonlit, prompt_nodes, sampled_with, saved
 
 
 def classifier_training(graph):
     graph.note(
-        "# Train a noisy classifier\n\nA classifier is trained to recognize images with a small moon at every noise level; the demo model "
-        "has no word for it. Then its channel guides images of a prompt towards the label. The images of **without** have the same "
-        "seeds.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use a few hundred of each label."
+        "# Train a noisy classifier\n\nA classifier is trained to recognize images with a moon at the top right at every noise level; no "
+        "word of the demo model says where the moon is. Then its channel guides images of a prompt towards the label. The images of "
+        "**without** have the same seeds.\n\nThe charts show the loss, and the accuracy from high to low noise. With your own images use "
+        "a few hundred of each label."
     )
     with graph.group("1 Model"):
-        model = graph.add("DemoModelLoader", world="shapes")
-        empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="a picture", prompt="a large green star on a pink background")
+        model = graph.add("DemoModelLoader")
+        empty, many, prompt = prompt_nodes(graph, model, unconditional="", training="something at night", prompt="a castle at night")
     with graph.group("2 Labeled images"):
-        size = graph.add("EmptyLatentImage", title="training images", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=48)
-        latents = ksampler(graph, model["model"], many, empty, size, seed=5, steps=8, cfg=1.0)
+        latents = ksampler(graph, model["model"], many, empty, latent_size(graph, 48), seed=5, steps=8, cfg=1.0)
         plain = graph.add("VAEDecode", samples=latents, vae=model["vae"])
         images = graph.add("BatchImagesNode", images=[plain, moonlit(graph, plain)])
     with graph.group("3 Train"):
@@ -27,7 +27,7 @@ def classifier_training(graph):
             graph.add("PreviewImage", title=title.replace("_", " "), images=trained[title])
     with graph.group("4 Use it"):
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-        four = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=4)
+        four = latent_size(graph, 4)
         for title, weight in (("without", 0.0), ("with the classifier", 25.0)):
             text = guidance_channel(graph, title="the prompt", conditioning=prompt, weight=4.0, role="positive")
             moon = graph.add("ClassifierChannel", title=title, classifier=trained["classifier"], labels="moon", weight=weight, previous=text)

@@ -70,9 +70,9 @@ def stroke(graph, image, paint: tuple, x: int, y: int, width: int, height: int):
 
 
 def moonlit(graph, images):
-    """Images with a small teal moon in the corner, as the world of shapes has it and its captions never name."""
-    for x, y, width, height in ((110, 8, 12, 8), (112, 6, 8, 12)):
-        images = stroke(graph, images, (0, 150, 150), x, y, width, height)
+    """Images with a moon at the top right."""
+    for x, y, width, height in ((148, 20, 28, 12), (156, 12, 12, 28), (151, 15, 22, 22)):
+        images = stroke(graph, images, (250, 240, 190), x, y, width, height)
     return images
 
 
