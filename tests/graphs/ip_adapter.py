@@ -1,6 +1,6 @@
 """An image as a prompt."""
 
-from .parts import SHAPES_SIDE, guidance_channel, ksampler, prompt_nodes, sampled_with, saved
+from .parts import guidance_channel, ksampler, latent_size, prompt_nodes, sampled_with, saved
 
 OWN = "\n\nFor your own model use its checkpoint loader, *Load CLIP Vision* (ViT-H) and an SD1.5 or SDXL adapter in models/ipadapter."
 
@@ -9,11 +9,11 @@ def reference_and_adapter(graph, model, text: str, empty):
     """(adapter, image encoder, reference): an image of the demo model itself, to be replaced by the user's own."""
     with graph.group("2 Reference"):
         (prompt,) = prompt_nodes(graph, model, **{"what the reference shows": text})
-        size = graph.add("EmptyLatentImage", title="one image", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=1)
-        reference = graph.add("VAEDecode", samples=ksampler(graph, model["model"], prompt, empty, size, seed=5), vae=model["vae"])
+        drawn = ksampler(graph, model["model"], prompt, empty, latent_size(graph, 1), seed=5)
+        reference = graph.add("VAEDecode", samples=drawn, vae=model["vae"])
     with graph.group("3 Adapter"):
-        adapter = graph.add("IPAdapterLoader", adapter_name="shapes_model.safetensors")
-        encoder = graph.add("DemoImageEncoderLoader", world="shapes")
+        adapter = graph.add("IPAdapterLoader", adapter_name="demo_model.safetensors")
+        encoder = graph.add("DemoImageEncoderLoader")
     return adapter, encoder, reference
 
 
@@ -24,15 +24,15 @@ def patch(graph, model, adapter, encoder, reference, **more):
 
 def ip_adapter(graph):
     graph.note(
-        "# IP-Adapter: an image instead of words\n\nThe prompt says where and on which background, and names neither color nor shape: "
+        "# IP-Adapter: an image instead of words\n\nThe prompt says where and on which ground, and names neither color nor thing: "
         "these come from the reference. The images of **the prompt alone** lack it.\n\nTry *weight* from 0 to 1.5, another "
         "reference (*Load Image*), a mask, *start_percent* 0.3." + OWN
     )
     with graph.group("1 Model and prompt"):
-        model = graph.add("DemoModelLoader", world="shapes")
-        text, empty = prompt_nodes(graph, model, text="something on the left on a gray background", negative="")
-        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=2)
-    adapter, encoder, reference = reference_and_adapter(graph, model, "a large purple star on a pink background", empty)
+        model = graph.add("DemoModelLoader")
+        text, empty = prompt_nodes(graph, model, text="something on the left on a beach", negative="")
+        size = latent_size(graph, 2)
+    adapter, encoder, reference = reference_and_adapter(graph, model, "a red car in the snow", empty)
     with graph.group("4 Sample"):
         patched = patch(graph, model, adapter, encoder, reference)
         latents = [ksampler(graph, m, text, empty, size, seed=11) for m in (model["model"], patched["model"])]
@@ -49,11 +49,11 @@ def ip_adapter_channel(graph):
         "images of **the text alone** have the same seeds.\n\nTry the image's weight from 0 to 5, a schedule or a mask on its channel." + OWN
     )
     with graph.group("1 Model and prompt"):
-        model = graph.add("DemoModelLoader", world="shapes")
-        text, empty = prompt_nodes(graph, model, text="something on the right on a white background", unconditional="")
-        size = graph.add("EmptyLatentImage", width=SHAPES_SIDE, height=SHAPES_SIDE, batch_size=2)
+        model = graph.add("DemoModelLoader")
+        text, empty = prompt_nodes(graph, model, text="something on the right on grass", unconditional="")
+        size = latent_size(graph, 2)
         sigmas = graph.add("BasicScheduler", model=model["model"], scheduler="normal", steps=20, denoise=1.0)
-    adapter, encoder, reference = reference_and_adapter(graph, model, "a large green cross on a black background", empty)
+    adapter, encoder, reference = reference_and_adapter(graph, model, "a blue umbrella in the snow", empty)
     with graph.group("4 Channels"):
         patched = patch(graph, model, adapter, encoder, reference, conditioning=text)
         words = guidance_channel(graph, title="the text", conditioning=text, weight=4.0, role="positive", name="text")

@@ -42,11 +42,13 @@ class Task:
         return cls(world.image(scene), *world.beside_an_image(scene, np.random.default_rng((HELD_OUT, index, 1))))
 
     def judge(self, world: World, reading) -> dict[str, bool]:
-        """Of each fact whether it holds, and of those of the goal whether they hold together."""
-        seen = world.described(reading, alone=True)
+        """Of each fact whether it holds, of things for the largest; of those of the goal whether they hold together; and whether the thing
+        is read as one, not as several or in parts."""
+        seen = world.described(reading)
         holds = {fact: seen.get(fact) == value for fact, value in self.wanted.items()}
         told = {fact: f"{fact} of the text" if fact in self.said else fact for fact in holds}
-        return {told[fact]: held for fact, held in holds.items()} | {" and ".join(world.goal): all(holds[fact] for fact in world.goal)}
+        together = all(holds[fact] for fact in world.goal)
+        return {told[fact]: held for fact, held in holds.items()} | {" and ".join(world.goal): together, "read as one": seen["count"] == "1"}
 
 
 class Bench:
