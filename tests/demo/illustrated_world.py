@@ -252,6 +252,7 @@ ILLUSTRATED = Illustrated(
     plans={
         **PLANS,
         "control": replace(PLANS["control"], steps=5000),
+        "classifier": replace(PLANS["classifier"], steps=2000, settings=dict(widths=(24, 48, 96))),
         "encoder": replace(PLANS["encoder"], steps=5000, settings=dict(patches=1.0, words=2.0)),
         "adapter": Plan(3000, 8e-4, 24),
         "train": Plan(6000, 1.2e-3, 24, dict(noisy_share=0.4, pair_share=0.5, focus=2.0)),
@@ -260,12 +261,7 @@ ILLUSTRATED = Illustrated(
     files=FILES["illustrated"],
     weights=FILES["illustrated"].model,
     state=ROOT / ".host" / "illustrated_model",
-    labels={
-        "thing": THINGS,
-        "color": tuple(COLORS),
-        "ground": tuple(words[0] for words in GROUND_WORDS.values()),
-        "style": tuple(STYLES),
-    },
+    labels={"ground": tuple(words[0] for words in GROUND_WORDS.values()), "style": tuple(STYLES)},
     facts={
         "thing": THINGS,
         "color": (*COLORS, "none"),
@@ -280,7 +276,7 @@ ILLUSTRATED = Illustrated(
     kinds=("thing", "color", "ground", "style", "remove"),
     variants=6,
     no_caption=Caption(""),
-    guided=("thing", "color", "ground", "style"),
+    guided=("ground", "style"),
     goal=("thing", "ground"),
     scenes=recipe.RECIPES["cpu"].growth[-1][0],
     singles=10_000,

@@ -71,7 +71,7 @@ def make(world: World) -> None:
     targets = targets_of(world, len(latents))
     learned = len(latents) - int(HELD_OUT * len(latents))
     own = latents[:learned], targets[:learned]
-    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(world.all_labels)), SEED)
+    network = noisy_classifier.initialize(NoisyClassifier(latents.shape[1], len(world.all_labels), **plan.settings), SEED)
     network = use_fast_norm(begin_at_shares(network, own[1], "independent").to(memory_format=torch.channels_last))
     loop = MuonLoop(
         demo_model.trainable(network), steps=plan.steps, learning_rate=plan.rate, warmup=100, average=0.998,
