@@ -1,11 +1,13 @@
 """What the recipes of the demo models' adapters draw: hints, edits, captions, labels; the scripts are tried in tests/host."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from controlled_diffusion.training.demo import illustrated_world as painting
 from controlled_diffusion.training.demo.illustrated_captions import GROUND_WORDS
-from controlled_diffusion.training.demo.illustrated_drawings import THINGS
+from controlled_diffusion.training.demo.illustrated_drawings import COLORS, THINGS
 from controlled_diffusion.training.demo.illustrated_reader import Reading, Seen
 from controlled_diffusion.training.loop import Loop
 
@@ -198,6 +200,21 @@ def test_references_carry_what_the_caption_leaves_open(world):
     for target, reference, caption in seen:
         wanted = world.carried(world.single(target, ip_adapter.SEED), caption)
         assert wanted in world.looks(world.single(reference, ip_adapter.SEED))
+
+
+def test_an_edit_is_right_in_any_color_that_its_instruction_leaves_open():
+    rng, tried = np.random.default_rng(0), set()
+    for i in range(40):
+        edit, _ = instruct.edit(ILLUSTRATED, rng, i)
+        thing = edit.after.things[edit.which] if edit.kind != "remove" else None
+        if thing is None or color_of(edit.after, thing) is None:
+            continue
+        others = [t if t is not thing else replace(t, color=next(c for c in COLORS if c != t.color)) for t in edit.after.things]
+        seen = tuple(Seen(t.name, t.color or "red", t.place, np.zeros((192, 192), bool), 1.0) for t in others)
+        found = ILLUSTRATED.matches(Reading(edit.after.ground, edit.after.style, seen), ILLUSTRATED.wanted(edit))
+        assert found == (edit.kind == "thing")
+        tried.add(edit.kind)
+    assert {"thing", "color"} <= tried
 
 
 @WORLDS

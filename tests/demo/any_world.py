@@ -181,6 +181,10 @@ class World(ABC):
     def shows(self, reading, label: str) -> bool:
         """Whether an image shows what a label of the classifier says."""
 
+    def wanted(self, edit: Edit):
+        """The scene after an edit, without what its instruction leaves open."""
+        return edit.after
+
     @abstractmethod
     def matches(self, reading, scene) -> bool:
         """Whether an image shows just this scene, as far as edits go."""

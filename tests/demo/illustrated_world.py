@@ -29,7 +29,7 @@ from controlled_diffusion.training.demo.illustrated_scenes import (
 
 from demo import illustrated_reader as reader
 from demo import illustrated_recipe as recipe
-from demo.any_world import PLANS, ROOT, Plan, Rng, World, changed, other
+from demo.any_world import PLANS, ROOT, Edit, Plan, Rng, World, changed, other
 from demo.fast_norm import use_fast_norm
 
 UNCOLORED = "pencil drawing"
@@ -209,6 +209,12 @@ class Illustrated(World):
     def shows(self, reading: Reading, label: str) -> bool:
         colors = {thing.color for thing in reading.things if thing.name in COLORABLE}
         return label in {GROUND_WORDS[reading.ground][0], reading.style, *(thing.name for thing in reading.things), *colors}
+
+    def wanted(self, edit: Edit) -> Scene:
+        """Of a new thing no instruction says the color."""
+        if edit.kind != "thing":
+            return edit.after
+        return changed(edit.after, edit.which, replace(edit.after.things[edit.which], color=None))
 
     def matches(self, reading: Reading, scene: Scene) -> bool:
         return len(reading.things) == len(scene.things) and all(reader.judge(reading, reader.truth_of(scene)).values())

@@ -106,7 +106,7 @@ class Judged:
 
 def judged(editor: Editor, asked: list[Edit], text: float = TEXT, image: float = IMAGE) -> Judged:
     images, world = editor.edited(asked, text, image), editor.world
-    right = np.array([world.matches(reading, e.after) for reading, e in zip(world.read(images), asked)])
+    right = np.array([world.matches(reading, world.wanted(e)) for reading, e in zip(world.read(images), asked)])
     return Judged(images, right, np.array([untouched(p, e, world) for p, e in zip(images, asked)]))
 
 
