@@ -125,8 +125,7 @@ class Illustrated(World):
         return random_caption(scene, rng)
 
     def present(self, scene: Scene) -> set[str]:
-        names = {word for thing in scene.things for word in (thing.name, color_of(scene, thing)) if word}
-        return {GROUND_WORDS[scene.ground][0], scene.style, *names}
+        return {GROUND_WORDS[scene.ground][0], scene.style}
 
     def facts_of(self, scene: Scene) -> tuple[str, ...]:
         (thing,) = scene.things
@@ -207,8 +206,7 @@ class Illustrated(World):
         return found | {"thing": thing.name, "place": thing.place} | color
 
     def shows(self, reading: Reading, label: str) -> bool:
-        colors = {thing.color for thing in reading.things if thing.name in COLORABLE}
-        return label in {GROUND_WORDS[reading.ground][0], reading.style, *(thing.name for thing in reading.things), *colors}
+        return label in {GROUND_WORDS[reading.ground][0], reading.style}
 
     def wanted(self, edit: Edit) -> Scene:
         """Of a new thing no instruction says the color."""
